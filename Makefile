@@ -1,0 +1,54 @@
+# `make demo` and `make test` are all that a newcomer needs; both set up what they need first.
+PYTHON ?= python3.11
+VENV := .venv/bin
+PYTEST := $(VENV)/python -m pytest -q
+BENCH_OUT ?= build/bench
+
+.PHONY: help setup demo check test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
+
+help:
+	@echo "make demo         label, store, verify, train and report with a real teacher (16 minutes on 2 busy cores)"
+	@echo "make test         every test, real vLLM and Ray included (over half an hour on 2 busy cores)"
+	@echo "make check        lint, types and the quick tests (under two minutes)"
+	@echo "make bench        every measurement; rewrites benchmarks/RESULTS.md (bench-quick: a small run, writes nothing)"
+	@echo "make bench-check  compares fresh ratios with the committed results"
+	@echo "make clean        removes what demo, tests and benchmarks left; clean-env also .venv and the teacher"
+
+setup:
+	@PYTHON=$(PYTHON) tools/setup.sh
+	@$(VENV)/python -m benchmarks teacher --out .demo/teacher
+
+demo: setup
+	$(VENV)/python -m benchmarks demo
+
+check: lint
+	$(PYTEST) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu"
+
+lint: setup
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/pyright
+
+test: setup system-packages
+	$(PYTEST) -m "not gpu" --durations=25
+
+test-gpu: setup
+	$(PYTEST) -m gpu
+
+bench: setup
+	$(VENV)/python -m benchmarks all --out benchmarks/results --page benchmarks/RESULTS.md
+
+bench-quick: setup
+	$(VENV)/python -m benchmarks all --quick --out $(BENCH_OUT)
+
+bench-check: setup
+	$(VENV)/python -m benchmarks check
+
+system-packages:
+	@tools/system_packages.sh
+
+clean:
+	rm -rf build .demo/labels .demo/student .demo/student-start .demo/report .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+clean-env: clean
+	rm -rf .venv .demo

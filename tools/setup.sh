@@ -1,0 +1,51 @@
+#!/bin/sh
+# Makes .venv from requirements.lock with the project in it (editable), and nothing if that is already so.
+#
+# PYTHON names the interpreter (default: python3.11). Wheels in the folders of PIP_FIND_LINKS or
+# UV_FIND_LINKS are used first; PyTorch's CPU build otherwise comes from PyTorch's own index.
+set -eu
+cd "$(dirname "$0")/.."
+
+UV_VERSION=$(sed -n 's/^uv==//p' requirements.lock)
+TORCH_VERSION=$(sed -n 's/^torch==//p' requirements.lock)
+TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON=${PYTHON:-python3.11}
+
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 2
+}
+
+command -v "$PYTHON" >/dev/null || fail "no interpreter '$PYTHON': the lock is for Python 3.11; install it
+(Debian: apt-get install python3.11 python3.11-venv) or name one: make setup PYTHON=/path/to/python3.11"
+found=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+[ "$found" = 3.11 ] || fail "'$PYTHON' is Python $found, but requirements.lock pins wheels for 3.11; \
+name another with PYTHON=..., or install without the lock: pip install '.[train,label-cpu]'"
+
+digest=$(cat requirements.lock pyproject.toml tools/setup.sh | sha256sum | cut -c1-16)
+stamp=.venv/.penumbra-setup
+if [ "$(cat "$stamp" 2>/dev/null || true)" = "$digest" ] && [ -x .venv/bin/python ]; then
+    exit 0
+fi
+
+echo "setup: installing $(grep -c '==' requirements.lock) pinned packages into .venv"
+if [ ! -x .venv/bin/pip ]; then
+    "$PYTHON" -m venv --clear .venv || fail "'$PYTHON' cannot make a virtual environment; \
+on Debian: apt-get install python3.11-venv"
+fi
+if [ "$(.venv/bin/uv --version 2>/dev/null | cut -d' ' -f2)" != "$UV_VERSION" ]; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "uv==$UV_VERSION"
+fi
+
+UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
+export UV_FIND_LINKS
+export UV_LINK_MODE=${UV_LINK_MODE:-hardlink} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
+install() {
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "$@"
+}
+install "torch==$TORCH_VERSION" 2>/dev/null || install "torch==$TORCH_VERSION" --default-index "$TORCH_INDEX" ||
+    fail "no wheel of torch $TORCH_VERSION in '${UV_FIND_LINKS:-no find-links}' nor on $TORCH_INDEX"
+install -r requirements.lock
+install --no-build-isolation --editable .
+printf '%s\n' "$digest" >"$stamp"
+echo "setup: done"
