@@ -1,0 +1,95 @@
+"""What the commands share: opening stores, progress bars, printing, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.store import LogitStore
+
+OK, PROBLEMS, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_STATUS = """\
+exit status: 0 done; 1 problems found (verify); 2 wrong usage, or the place, input or file named is not
+there or does not fit; 3 the store cannot be read or written; 130 interrupted"""
+
+ProgressCallback = Callable[[str, int, int], None]
+
+
+def open_store(args: argparse.Namespace, uri: str | None = None) -> LogitStore:
+    return LogitStore.open(uri or args.store, storage_options=storage_options(args))
+
+
+def storage_options(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The JSON object of `--storage-options`; credentials may equally come from the environment."""
+    path: Path | None = args.storage_options
+    if path is None:
+        return None
+    try:
+        options = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UnsupportedInputError(
+            f"--storage-options {path} cannot be read as JSON ({type(error).__name__}); give a file that "
+            'holds an object such as {"client_kwargs": {"endpoint_url": "https://..."}}'
+        ) from error
+    if not isinstance(options, dict):
+        raise UnsupportedInputError(f"--storage-options {path} must hold a JSON object")
+    return options
+
+
+@contextlib.contextmanager
+def progress_bar(args: argparse.Namespace) -> Iterator[ProgressCallback | None]:
+    """A bar on standard error; None when quiet or when no person is watching."""
+    if args.quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=max(total, 1))
+
+        yield update
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """A line for people: not with --quiet, and not into the JSON of --json."""
+    if not args.quiet and not getattr(args, "json", False):
+        print(text)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; what is not finite becomes null."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    print(json.dumps(_finite(plain), indent=2, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def size_text(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(num_bytes) < 1000 or unit == "TB":
+            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("the last unit returns")

@@ -1,0 +1,124 @@
+"""Commands that only read: inspect, verify, head, cat."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from itertools import islice
+
+from rich.console import Console
+
+from logitstore.cli import context
+from logitstore.cli.rendering import print_head, print_inspection
+from logitstore.errors import StoreError, StoreNotFoundError
+from logitstore.exchange.tables import write_json_line
+from logitstore.head import head_rows
+from logitstore.inputs import iter_records
+from logitstore.inspection import inspect_store
+from logitstore.manifest import InputInfo
+from logitstore.selection import parse_selection
+from logitstore.store import LogitStore
+from logitstore.verify import Findings, Problem, read_rejects, repair, verify_store
+from logitstore.verify_input import InputCheck
+
+
+def inspect(args: argparse.Namespace) -> int:
+    store = context.open_store(args)
+    with context.progress_bar(args) as progress:
+        found = inspect_store(store, max_rows=args.max_rows, target_mass=args.mass, progress=progress)
+    if args.json:
+        context.print_json(found)
+    elif not args.quiet:
+        print_inspection(found, Console())
+    return context.OK
+
+
+def verify(args: argparse.Namespace) -> int:
+    findings = Findings()
+    removed = num_records = 0
+    try:
+        store = context.open_store(args)
+        with context.progress_bar(args) as progress:
+            findings = verify_store(store, quick=args.quick, grace_sec=args.grace_sec, progress=progress)
+            rejects = read_rejects(store.objects, findings)
+            if args.against is not None:
+                check = InputCheck(findings, [*rejects, *store.rejects()], _input_info(store, args))
+                options = context.storage_options(args)
+                check.run(iter_records(args.against, storage_options=options), progress)
+                num_records = check.num_records
+        removed = repair(store, findings) if args.repair else 0
+    except StoreNotFoundError:
+        raise
+    except (StoreError, RecursionError) as error:
+        # A store that cannot even be listed has one problem, and it is a finding, not a failure.
+        if isinstance(error, OSError) and not isinstance(error, ValueError):
+            raise
+        findings.error("unreadable", args.store, " ".join(str(error).split()))
+    _report(args, findings, num_records, removed)
+    return context.PROBLEMS if findings.errors else context.OK
+
+
+def head(args: argparse.Namespace) -> int:
+    from logitstore.viewer.tokenizer_choice import choose_texts
+
+    store = context.open_store(args)
+    texts, note = choose_texts(store.manifest, args.tokenizer)
+    rows = head_rows(
+        store,
+        num_rows=args.rows,
+        num_alternatives=args.alternatives,
+        temperature=args.temperature,
+        decode=texts.piece,
+    )
+    if args.json:
+        for row in rows:
+            print(json.dumps(dataclasses.asdict(row), ensure_ascii=False))
+        return context.OK
+    if note:
+        context.say(args, note)
+    print_head(list(rows), args.temperature, Console())
+    return context.OK
+
+
+def cat(args: argparse.Namespace) -> int:
+    selection = parse_selection(args.where)
+    stores = [context.open_store(args, uri) for uri in args.stores]
+    sequences = (item for store in stores for item in selection.sequences(store, top_k=args.top_k))
+    for sequence in islice(sequences, args.limit):
+        write_json_line(sequence, sys.stdout)
+    return context.OK
+
+
+def _input_info(store: LogitStore, args: argparse.Namespace) -> InputInfo:
+    info = store.manifest.input
+    return info if args.limit is None else dataclasses.replace(info, limit=args.limit)
+
+
+def _report(args: argparse.Namespace, findings: Findings, num_records: int, removed: int) -> None:
+    if args.json:
+        summary = {
+            "ok": not findings.errors,
+            "num_errors": len(findings.errors),
+            "num_units": findings.num_units,
+            "num_sequences": findings.num_sequences,
+            "num_rows": findings.num_rows,
+            "num_input_records": num_records,
+            "garbage_bytes": sum(info.num_bytes for info in findings.garbage),
+            "num_removed": removed,
+            "problems": [dataclasses.asdict(problem) for problem in findings.problems],
+        }
+        context.print_json(summary)
+        return
+    shown: list[Problem] = findings.errors if args.quiet else findings.problems
+    for problem in shown:
+        print(problem)
+    counted = (
+        f"{findings.num_units} units, {findings.num_sequences} sequences, {findings.num_rows} label rows"
+    )
+    against = f", {num_records} input records" if args.against is not None else ""
+    verdict = f"{len(findings.errors)} errors" if findings.errors else "no errors"
+    context.say(args, f"{verdict}: {counted}{against}")
+    if removed:
+        context.say(args, f"removed {removed} garbage objects")

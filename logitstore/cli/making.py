@@ -1,0 +1,157 @@
+"""Commands that write: export, import, merge, codebook, compact."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from logitstore.cli import context
+from logitstore.codebook_training import train_codebooks
+from logitstore.codebooks import CodebookSet
+from logitstore.errors import StoreChangedError, UnsupportedInputError
+from logitstore.exchange.distillkit import read_distillkit
+from logitstore.exchange.importing import Origin, Source, import_source
+from logitstore.exchange.megatron import read_megatron
+from logitstore.exchange.npz import export_npz, read_npz
+from logitstore.exchange.tables import export_table, read_table
+from logitstore.merge import merge_stores
+from logitstore.selection import parse_selection
+from logitstore.store import LogitStore
+
+
+def export(args: argparse.Namespace) -> int:
+    store = context.open_store(args)
+    path: Path = args.file
+    if not path.resolve().parent.is_dir():
+        raise UnsupportedInputError(f"{path.parent} is no folder; make it, or export to another place")
+    with context.progress_bar(args) as progress:
+        if args.to == "npz":
+            count, what = (
+                export_npz(store, path, selection=parse_selection(args.where), progress=progress),
+                "label rows",
+            )
+        else:
+            count = export_table(
+                store, path, args.to, selection=parse_selection(args.where), progress=progress
+            )
+            what = "sequences"
+    context.say(args, f"{count:,} {what} to {path} ({context.size_text(path.stat().st_size)})")
+    return context.OK
+
+
+def import_store(args: argparse.Namespace) -> int:
+    source = _read_source(args)
+    codebooks = _codebooks_of(args, source.labels.vocab_size) if args.codebook else None
+    origin = Origin(model=args.teacher, revision=args.revision, dtype=args.teacher_dtype)
+    with context.progress_bar(args) as progress:
+        store = import_source(
+            source,
+            args.store,
+            origin=origin,
+            codebooks=codebooks,
+            storage_options=context.storage_options(args),
+            progress=progress,
+        )
+    _say_size(args, store)
+    return context.OK
+
+
+def merge(args: argparse.Namespace) -> int:
+    sources = [context.open_store(args, uri) for uri in args.stores]
+    with context.progress_bar(args) as progress:
+        store = merge_stores(
+            sources,
+            args.out,
+            selection=parse_selection(args.where),
+            storage_options=context.storage_options(args),
+            progress=progress,
+        )
+    _say_size(args, store)
+    return context.OK
+
+
+def codebook(args: argparse.Namespace) -> int:
+    store = context.open_store(args)
+    existing = store.codebooks()
+    if existing is not None and args.copy_from is None and args.out is None:
+        context.say(args, f"the store uses {existing.hash} ({existing.num_codebooks} codebooks) already")
+        return context.OK
+    if args.copy_from is not None:
+        codebooks = context.open_store(args, args.copy_from).codebooks()
+        if codebooks is None:
+            raise UnsupportedInputError(
+                f"{args.copy_from} has no codebook set to copy; train one there first"
+            )
+    else:
+        rows = (sequence.rows for sequence in store.iter_sequences())
+        labels = store.manifest.labels
+        codebooks = train_codebooks(
+            rows, labels, max_codebooks=args.max_codebooks, expected_rows=args.expected_rows
+        )
+    if args.out is not None:
+        args.out.write_bytes(codebooks.to_bytes())
+        context.say(args, f"{codebooks.hash} ({codebooks.num_codebooks} codebooks) to {args.out}")
+        return context.OK
+    winner = store.set_codebooks(codebooks)
+    if winner.hash != codebooks.hash:
+        raise StoreChangedError(f"{store.uri} got the codebook set {winner.hash} meanwhile, which stays")
+    context.say(args, f"later shards of {store.uri} use {winner.hash} ({winner.num_codebooks} codebooks)")
+    return context.OK
+
+
+def compact(args: argparse.Namespace) -> int:
+    result = context.open_store(args).compact()
+    if args.json:
+        context.print_json(result)
+    context.say(
+        args,
+        f"{result.num_records:,} commit records moved, {result.num_late:,} late ones removed; "
+        f"{result.num_entries:,} units in {result.num_segments} segments",
+    )
+    return context.OK
+
+
+def _read_source(args: argparse.Namespace) -> Source:
+    path: Path = args.file
+    if not path.exists():
+        raise UnsupportedInputError(f"{path} is not there; give the {args.form} file to import")
+    if args.form == "npz":
+        return read_npz(path, top_k=args.top_k, value_kind=args.value_kind)
+    if args.top_k is not None or args.value_kind is not None:
+        raise UnsupportedInputError("--top-k and --value-kind apply to --from npz only")
+    if args.form == "distillkit":
+        return read_distillkit(path, config_path=args.config, vocab_size=args.vocab_size)
+    if args.form == "megatron":
+        return read_megatron(path, vocab_size=args.vocab_size, tokens_path=args.tokens)
+    return read_table(path)
+
+
+def _codebooks_of(args: argparse.Namespace, vocab_size: int) -> CodebookSet:
+    """The set of another store, or in a file that `codebook --out` wrote."""
+    path = Path(args.codebook)
+    if path.is_file():
+        codebooks = CodebookSet.from_bytes(path.read_bytes())
+    else:
+        found = context.open_store(args, args.codebook).codebooks()
+        if found is None:
+            raise UnsupportedInputError(
+                f"--codebook {args.codebook} has no codebook set; train one there first"
+            )
+        codebooks = found
+    if codebooks.vocab_size != vocab_size:
+        raise UnsupportedInputError(
+            f"--codebook {args.codebook} is of a vocabulary of {codebooks.vocab_size}, the labels of "
+            f"{vocab_size}; share codebooks only between stores of one teacher"
+        )
+    return codebooks
+
+
+def _say_size(args: argparse.Namespace, store: LogitStore) -> None:
+    shards = store.shards()
+    num_rows = int(shards.column("num_rows").sum())
+    size = int(shards.column("num_bytes").sum())
+    context.say(
+        args,
+        f"{store.uri}: {int(shards.column('num_sequences').sum()):,} sequences, {num_rows:,} label rows, "
+        f"{context.size_text(size)} ({size / max(1, num_rows):.1f} B per label row)",
+    )

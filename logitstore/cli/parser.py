@@ -1,0 +1,270 @@
+"""Arguments of every command, with the examples that `--help` shows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import logitstore
+from logitstore.cli.context import EXIT_STATUS
+from logitstore.inspection import RECOMMENDED_MASS
+from logitstore.verify import DEFAULT_GRACE_SEC
+from logitstore.viewer import cli as viewer_cli
+
+EXPORT_FORMS = ("npz", "parquet", "arrow", "jsonl")
+IMPORT_FORMS = (*EXPORT_FORMS, "distillkit", "megatron")
+
+EPILOG = f"""examples:
+  python -m logitstore inspect build/demo/store
+  python -m logitstore verify s3://bucket/store --against prompts.jsonl
+  python -m logitstore head build/demo/store --rows 20 --tokenizer models/teacher
+  python -m logitstore import --from npz capture.npz build/store --top-k 64
+
+A STORE is a folder or a URL such as s3://bucket/prefix. Credentials and endpoints come from the
+environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or from the JSON file of --storage-options.
+
+{EXIT_STATUS}"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m logitstore",
+        description="Look into, check, convert and join stores of teacher labels.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"logitstore {logitstore.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_inspect(commands)
+    _add_verify(commands)
+    _add_head(commands)
+    _add_cat(commands)
+    _add_export(commands)
+    _add_import(commands)
+    _add_merge(commands)
+    _add_codebook(commands)
+    _add_compact(commands)
+    viewer_cli.add_arguments(commands.add_parser("view", help="show stores as a page in the browser"))
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse names no public type for what add_subparsers returns
+
+
+def _command(commands: _Commands, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+    lines = "\n".join(f"  python -m logitstore {example}" for example in examples)
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n{lines}\n\n{EXIT_STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bar, nothing but what was asked for"
+    )
+    parser.add_argument(
+        "--storage-options", type=Path, metavar="FILE", help="JSON object with options for S3 (never stored)"
+    )
+    return parser
+
+
+def _add_inspect(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        "sizes, entries per row, entropy, tail mass, and the mass each K would keep",
+        "inspect build/demo/store",
+        "inspect s3://bucket/store --max-rows 100000 --json",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument(
+        "--max-rows", type=_positive, help="look at an even choice of shards of about that many rows"
+    )
+    parser.add_argument(
+        "--mass",
+        type=_share,
+        default=RECOMMENDED_MASS,
+        help="mass at T=1 the recommended K keeps (default 0.99)",
+    )
+
+
+def _add_verify(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        "read everything and list every problem, one per line",
+        "verify build/demo/store",
+        "verify s3://bucket/store --against s3://bucket/prompts/ --json",
+        "verify build/demo/store --repair",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--json", action="store_true", help="one JSON object with all problems")
+    parser.add_argument("--quick", action="store_true", help="compare sizes only, read no shard")
+    parser.add_argument(
+        "--against",
+        metavar="INPUT",
+        help="check that every record of this input is labeled or rejected, once",
+    )
+    parser.add_argument(
+        "--limit",
+        type=_positive,
+        help="only the first N records of INPUT belong to the store (default: the job's)",
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="remove garbage: what losing or dead writers left, never live shards",
+    )
+    parser.add_argument(
+        "--grace-sec",
+        type=float,
+        default=DEFAULT_GRACE_SEC,
+        help="uncommitted objects younger than this may have a living writer (default 3600)",
+    )
+
+
+def _add_head(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "head",
+        "the first label rows, with tokens as text where the tokenizer is at hand",
+        "head build/demo/store --rows 20",
+        "head build/demo/store --tokenizer models/teacher --temperature 2 --json",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--json", action="store_true", help="one JSON object per row")
+    parser.add_argument("--rows", type=_positive, default=20)
+    parser.add_argument("--alternatives", type=_positive, default=4, help="entries shown per row")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="folder or tokenizer.json (default: the job's teacher)"
+    )
+
+
+def _add_cat(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "cat",
+        "the sequences of one or several stores as lines of JSON",
+        "cat build/a build/b --limit 10",
+        "cat build/store --top-k 4 --where 'record_id >= doc-100 and record_id < doc-200'",
+    )
+    parser.add_argument("stores", nargs="+", metavar="STORE")
+    parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
+    parser.add_argument("--top-k", type=_positive, help="read only so many entries of each row")
+    parser.add_argument("--limit", type=_positive, help="stop after so many sequences")
+
+
+def _add_export(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "export",
+        "write a store as an npz capture, Parquet, Arrow or JSONL",
+        "export build/store --to npz capture.npz",
+        "export build/store --to parquet labels.parquet --where 'num_tokens <= 512'",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--to", required=True, choices=EXPORT_FORMS)
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
+
+
+def _add_import(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "import",
+        "make a store of labels in another form",
+        "import --from npz capture.npz build/store --top-k 64",
+        "import --from npz capture.npz build/store --codebook build/other-store",
+        "import --from distillkit logits/ build/store --config compression_config.yaml",
+        "import --from megatron logits/ build/store --vocab-size 128256 --tokens samples.npy",
+    )
+    parser.add_argument("--from", required=True, choices=IMPORT_FORMS, dest="form")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a file, or a folder of them (distillkit, megatron)"
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument(
+        "--top-k", type=_positive, help="keep only so many entries per row; the rest joins the tail"
+    )
+    parser.add_argument(
+        "--value-kind", choices=("logit_f16", "gap_f16"), help="default: what loses nothing (npz)"
+    )
+    parser.add_argument(
+        "--codebook", metavar="STORE|FILE", help="code ids with this set instead of training one"
+    )
+    parser.add_argument(
+        "--teacher", default="unknown", help="the teacher's name, where the source does not say it"
+    )
+    parser.add_argument("--revision", help="the teacher's revision")
+    parser.add_argument("--teacher-dtype", default="float32", help="dtype of the teacher's logits")
+    parser.add_argument(
+        "--config", type=Path, help="DistillKit's compression_config.yaml (default: beside FILE)"
+    )
+    parser.add_argument(
+        "--vocab-size", type=_positive, help="width of the teacher's logits (megatron, distillkit)"
+    )
+    parser.add_argument("--tokens", type=Path, help="Megatron's training samples, .npy [samples, length]")
+
+
+def _add_merge(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "merge",
+        "join stores of one teacher, or select from one, into a new store",
+        "merge build/a build/b --out build/both",
+        "merge build/store --out build/short --where 'num_tokens <= 256'",
+    )
+    parser.add_argument("stores", nargs="+", metavar="STORE")
+    parser.add_argument("--out", required=True, metavar="STORE")
+    parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
+
+
+def _add_codebook(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "codebook",
+        "train the codebook set that a store's later shards are coded with, or share another store's",
+        "codebook build/store",
+        "codebook build/new-store --copy-from build/old-store",
+        "codebook build/store --out teacher.codebooks --expected-rows 100000000",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--copy-from", metavar="STORE", help="take that store's set")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the set to a file and leave the store alone"
+    )
+    parser.add_argument("--max-codebooks", type=_positive, default=64)
+    parser.add_argument(
+        "--expected-rows", type=_positive, help="label rows the set will serve (default: those there)"
+    )
+
+
+def _add_compact(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "compact",
+        "move commit records into the index, so that opening stays cheap; safe beside writers",
+        "compact s3://bucket/store",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--json", action="store_true")
+
+
+_WHERE_HELP = "comparisons joined by 'and': record_id, sample_index, num_tokens, num_rows, unit_index, ..."
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} must lie in (0, 1]")
+    return value

@@ -1,0 +1,140 @@
+"""Tables of `inspect` and `head` for a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from logitstore.cli.context import size_text
+from logitstore.head import HeadRow
+from logitstore.inspection import Inspection
+
+_BAR_WIDTH = 30
+
+
+def print_inspection(found: Inspection, console: Console) -> None:
+    labels = found.labels
+    console.print(f"[bold]{found.uri}[/bold]  digest {found.digest}", highlight=False)
+    console.print(f"teacher  {found.teacher}", highlight=False, markup=False)
+    held = {
+        "units": found.num_units,
+        "shards": found.num_shards,
+        "sequences": found.num_sequences,
+        "label rows": found.num_rows,
+        "tokens": found.num_tokens,
+        "rejects": found.num_rejects,
+    }
+    sizes = {"shards": found.shard_bytes, **found.other_bytes}
+    lines = (
+        f"labels   K={labels['top_k']} of V={labels['vocab_size']}, temperatures {labels['temperatures']}, "
+        f"{labels['value_kind']}, mode {labels['mode']}, positions {labels['positions']}",
+        "holds    " + ", ".join(f"{count:,} {name}" for name, count in held.items()),
+        "size     " + ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items()),
+        f"per row  {found.bytes_per_row:.1f} B in shards, {found.store_bytes_per_row:.1f} B in all",
+    )
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    if not found.num_inspected_rows:
+        console.print("no label rows to look at")
+        return
+    console.print(_columns(found))
+    console.print(_entries(found))
+    console.print(_distribution(found))
+    console.print(_mass(found))
+    console.print(_advice(found), highlight=False)
+
+
+def _columns(found: Inspection) -> Table:
+    table = Table("column", "B per label row", "share", "", title="Size by column", box=box.SIMPLE)
+    total = sum(found.column_bytes.values())
+    for name, num_bytes in sorted(found.column_bytes.items(), key=lambda item: -item[1]):
+        share = num_bytes / total
+        bar = "█" * round(share * _BAR_WIDTH)
+        table.add_row(name, f"{num_bytes / found.num_inspected_rows:.2f}", f"{share:.1%}", bar)
+    return table
+
+
+def _entries(found: Inspection) -> Table:
+    table = Table("entries", "rows", "share", "", title="Stored entries per row", box=box.SIMPLE)
+    most_common = sorted(found.entries_histogram.items(), key=lambda item: -item[1])[:12]
+    for count, rows in sorted(most_common):
+        share = rows / found.num_inspected_rows
+        table.add_row(str(count), f"{rows:,}", f"{share:.1%}", "█" * round(share * _BAR_WIDTH))
+    if len(found.entries_histogram) > len(most_common):
+        rest = len(found.entries_histogram) - len(most_common)
+        table.add_row(f"{rest} others", "", "", "")
+    return table
+
+
+def _distribution(found: Inspection) -> Table:
+    names = list(found.entropy.quantiles)
+    table = Table("over label rows", "mean", *names, title="Distribution", box=box.SIMPLE)
+    rows = {"entropy, nats (tail as one outcome)": found.entropy}
+    rows |= {f"tail mass at T={name}": spread for name, spread in found.tail_mass.items()}
+    for name, spread in rows.items():
+        table.add_row(name, f"{spread.mean:.4f}", *(f"{spread.quantiles[key]:.4f}" for key in names))
+    table.caption = (
+        f"actual tokens: mean negative log-likelihood {found.label_nll:.4f} nats, "
+        f"{found.label_top1:.1%} are the teacher's first choice"
+    )
+    return table
+
+
+def _mass(found: Inspection) -> Table:
+    names = list(found.mass_by_k[0].mass)
+    headings = [f"mass at T={name}" for name in names]
+    table = Table(
+        "K", *headings, f"rows ≥ {found.target_mass:g} at T=1", title="Mass kept by K", box=box.SIMPLE
+    )
+    for item in found.mass_by_k:
+        style = "bold" if item.top_k == found.recommended_k else ""
+        cells = [f"{item.mass[name]:.4f}" for name in names]
+        table.add_row(str(item.top_k), *cells, f"{item.rows_above_target:.1%}", style=style)
+    return table
+
+
+def _advice(found: Inspection) -> str:
+    if found.recommended_k is None:
+        return (
+            f"even K={found.mass_by_k[-1].top_k} keeps less than {found.target_mass:g} of the mass at T=1; "
+            "the exact tail still makes the loss right, a larger K would make it sharper"
+        )
+    return f"K={found.recommended_k} keeps {found.target_mass:g} of the mass at T=1 on average"
+
+
+def print_head(rows: list[HeadRow], temperature: float, console: Console) -> None:
+    title = f"label rows, probabilities of alternatives at T={temperature:g}"
+    table = Table(
+        "record", "pos", "token", "p", "rank", "the teacher's choices", "tail", title=title, box=box.SIMPLE
+    )
+    previous = None
+    for row in rows:
+        key = (row.record_id, row.sample_index)
+        alternatives = Text("  ").join(
+            Text(f"{_visible(text)} {probability:.3f}") for _, text, probability in row.alternatives
+        )
+        table.add_row(
+            Text(
+                ""
+                if key == previous
+                else f"{row.record_id[:24]}" + (f"#{row.sample_index}" * bool(row.sample_index))
+            ),
+            str(row.position),
+            Text(_visible(row.token), style="" if row.counts_in_loss else "dim"),
+            "" if row.probability is None else f"{row.probability:.3f}",
+            "" if row.rank is None else str(row.rank),
+            alternatives,
+            f"{row.tail_mass:.3f}",
+        )
+        previous = key
+    console.print(table)
+
+
+def _visible(text: str) -> str:
+    """Token text with its blanks and control characters showing, so that nothing moves the cursor."""
+    shown = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(
+        character if character.isprintable() else f"\\x{ord(character):02x}" for character in shown
+    )

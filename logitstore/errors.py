@@ -1,0 +1,65 @@
+"""The errors of a store: one small picklable tree, each also a standard exception.
+
+Every message states the value found, the rule it breaks and the remedy. The classes take a single
+message so that they survive pickling between Ray processes.
+"""
+
+
+class StoreError(Exception):
+    """Base of every error that a logit store raises on purpose."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """No store lies at this URI."""
+
+
+class StoreExistsError(StoreError, FileExistsError):
+    """A store with another manifest already lies at this URI."""
+
+
+class StoreChangedError(StoreError, ValueError):
+    """The store is not the one that a plan or a saved state was made for."""
+
+
+class CorruptShardError(StoreError, ValueError):
+    """A shard's bytes are not what the format allows or what its checksum says."""
+
+
+class CorruptManifestError(StoreError, ValueError):
+    """A manifest, commit record or index is not what the format allows."""
+
+
+class UnsupportedFormatError(StoreError, ValueError):
+    """The store needs a format version or feature that this reader does not know."""
+
+
+class TemperatureError(StoreError, ValueError):
+    """No normaliser is stored, nor can be interpolated, for the temperature asked for."""
+
+
+class InvalidLabelsError(StoreError, ValueError):
+    """Label rows handed to the writer break the rules of the format."""
+
+
+class ObjectNotFoundError(StoreError, FileNotFoundError):
+    """An object that a manifest, index or commit record names is not there."""
+
+
+class ObjectStoreError(StoreError, OSError):
+    """The disk or object store refused or failed, after bounded retries."""
+
+
+class UnsafeNameError(StoreError, ValueError):
+    """An object name that is absolute, climbs out of the store or holds characters we never write."""
+
+
+class SecretInManifestError(StoreError, ValueError):
+    """A configuration that would put credentials into a store."""
+
+
+class InputNotFoundError(StoreError, FileNotFoundError):
+    """An input path, glob or URL matches no file."""
+
+
+class UnsupportedInputError(StoreError, ValueError):
+    """An input, import or export in a form that is not read or written."""

@@ -1,0 +1,1 @@
+"""Stores to and from other forms: npz captures, tables, and the layouts of other projects."""

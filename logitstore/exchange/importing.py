@@ -1,0 +1,147 @@
+"""What every import shares: sequences in units, a codebook set, and a store at the end.
+
+Shape legend: N label rows, K stored entries, M temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from logitstore import __version__
+from logitstore.codebook_training import train_codebooks
+from logitstore.codebooks import CodebookSet
+from logitstore.errors import StoreChangedError
+from logitstore.manifest import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.records import LabeledSequence
+from logitstore.store import LogitStore
+
+UNIT_ROWS = 65_536
+"""Label rows a unit of an import aims at; the codebook set is trained on the first unit."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Sequences of another form, read on demand, and what is known of them."""
+
+    form: str
+    """"npz", "parquet", "distillkit", ...; the engine that the manifest names."""
+    uri: str
+    labels: LabelSpec
+    sequences: Iterator[LabeledSequence]
+    num_rows: int | None
+    """Label rows in all, if known; for the progress bar and the size of the codebook set."""
+    teacher: TeacherInfo | None = None
+    """Where the source says whose labels these are."""
+    tokenizer: TokenizerInfo | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the caller knows of an import's teacher and the source does not say."""
+
+    model: str = "unknown"
+    revision: str | None = None
+    fingerprint: str = ""
+    dtype: str = "float32"
+
+
+def import_source(
+    source: Source,
+    uri: str,
+    *,
+    origin: Origin,
+    codebooks: CodebookSet | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> LogitStore:
+    """A store of the source's sequences; an interrupted import goes on where it stopped.
+
+    Without `codebooks` a set is trained on the first unit, as large as the rows pay for.
+    Raises InvalidLabelsError for rows that no store can hold, StoreExistsError for another store.
+    """
+    store = LogitStore.create(uri, _manifest(source, origin), storage_options=storage_options)
+    if codebooks is not None:
+        _use_codebooks(store, codebooks)
+    committed = store.committed_units()
+    done_rows = 0
+    for unit_index, sequences in enumerate(units_of(source.sequences)):
+        if store.codebooks() is None:
+            rows = (sequence.rows for sequence in sequences)
+            store.set_codebooks(train_codebooks(rows, source.labels, expected_rows=source.num_rows))
+        unit_id = f"{source.form}-{unit_index:06d}"
+        if unit_id not in committed:
+            store.commit_unit(unit_id, unit_index, sequences, seconds=0.0, worker="import")
+        done_rows += sum(sequence.rows.num_rows for sequence in sequences)
+        if progress:
+            progress("rows", done_rows, source.num_rows or done_rows)
+    store.compact()
+    return store
+
+
+def units_of(sequences: Iterator[LabeledSequence]) -> Iterator[list[LabeledSequence]]:
+    """Whole sequences in groups of about UNIT_ROWS rows."""
+    unit: list[LabeledSequence] = []
+    num_rows = 0
+    for sequence in sequences:
+        if unit and num_rows + sequence.rows.num_rows > UNIT_ROWS:
+            yield unit
+            unit, num_rows = [], 0
+        unit.append(sequence)
+        num_rows += sequence.rows.num_rows
+    if unit:
+        yield unit
+
+
+def choose_value_kind(logits_NK: np.ndarray) -> str:
+    """ "logit_f16" where fp16 holds every logit exactly, as of bf16 and fp16 teachers, else "gap_f16"."""
+    finite = logits_NK[np.isfinite(logits_NK)].astype(np.float32)
+    with np.errstate(over="ignore"):
+        exact = finite.astype(np.float16).astype(np.float32) == finite
+    return "logit_f16" if bool(exact.all()) else "gap_f16"
+
+
+def label_statistics(
+    logits_NK: np.ndarray, ids_NK: np.ndarray, logsumexp_N: np.ndarray, label_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 log-probability and int32 rank of the actual tokens; NaN and 0 where not stored."""
+    hit_NK = ids_NK == label_N[:, None]
+    known_N = hit_NK.any(axis=1) & (label_N >= 0)
+    at_label_N = np.take_along_axis(logits_NK, hit_NK.argmax(axis=1)[:, None], axis=1)[:, 0]
+    rank_N = (logits_NK >= at_label_N[:, None]).sum(axis=1)
+    logprob_N = np.where(known_N, at_label_N - logsumexp_N, np.nan)
+    return np.minimum(logprob_N, 0).astype(np.float32), np.where(known_N, rank_N, 0).astype(np.int32)
+
+
+def _manifest(source: Source, origin: Origin) -> Manifest:
+    teacher = source.teacher or TeacherInfo(
+        model=origin.model,
+        revision=origin.revision,
+        fingerprint=origin.fingerprint,
+        dtype=origin.dtype,
+        quantization=None,
+        engine=source.form,
+        engine_version=__version__,
+        capture="import",
+    )
+    return Manifest(
+        teacher=teacher,
+        tokenizer=source.tokenizer or TokenizerInfo("", source.labels.vocab_size),
+        labels=source.labels,
+        input=InputInfo(uri=source.uri, kind="import", fields={}),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def _use_codebooks(store: LogitStore, codebooks: CodebookSet) -> None:
+    winner = store.set_codebooks(codebooks)
+    if winner.hash != codebooks.hash:
+        raise StoreChangedError(
+            f"{store.uri} already uses the codebook set {winner.hash}, not {codebooks.hash}; import into a "
+            "new store, or leave --codebook out"
+        )

@@ -1,0 +1,292 @@
+"""npz captures: label rows of all sequences one after another, in a few plain arrays.
+
+| array | shape, dtype | meaning |
+|---|---|---|
+| `logits_NK` | [N, K] float32 | the K highest raw logits, descending; -inf where a row has fewer |
+| `token_ids_NK` | [N, K] unsigned | their vocabulary ids |
+| `logsumexp_NT` | [N, T] float32 | logsumexp(l / T) over the whole vocabulary, nats |
+| `log_tail_mass_NT` | [N, T] float32 | log mass outside the K entries; optional in an import |
+| `temperatures` | [T] float32 | the temperatures of the two above |
+| `document_N` | [N] int | which sequence a row belongs to; rows of one lie together, by position |
+| `input_token_N` | [N] int | last token of the row's context: the row is of the token that follows it |
+| `label_token_N` | [N] int | the token that does follow; -1 if none; optional in an import |
+| `record_id` | [S] str | by the values of `document_N` in order; optional in an import |
+| `sample_index` | [S] int | beside `record_id`; optional in an import |
+| `vocab_size` | int | V |
+
+Shape legend: N label rows, K stored entries, T temperatures of the file (M elsewhere), S sequences.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.importing import Source, choose_value_kind, label_statistics
+from logitstore.manifest import LabelSpec
+from logitstore.records import LabeledSequence, LabelRows
+from logitstore.selection import Selection
+from logitstore.store import LogitStore
+
+Progress = Callable[[str, int, int], None]
+PROBE_ROWS = 65_536
+SMALLEST_TAIL = 2.0**-24
+"""Stands for a tail that the capture's float32 normalisers cannot tell from nothing."""
+_ROW_ARRAYS = ("logits_NK", "token_ids_NK", "logsumexp_NT", "document_N", "input_token_N")
+_OPTIONAL_ROW_ARRAYS = ("log_tail_mass_NT", "label_token_N")
+_REQUIRED = (*_ROW_ARRAYS, "temperatures", "vocab_size")
+
+
+def export_npz(
+    store: LogitStore,
+    path: Path,
+    *,
+    selection: Selection | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Write a capture of the selected sequences; the number of rows. Memory stays at one shard."""
+    labels = store.manifest.labels
+    selection = selection or Selection()
+    if selection.comparisons:
+        num_rows = sum(sequence.rows.num_rows for sequence in selection.sequences(store, top_k=1))
+    else:
+        num_rows = int(store.shards().column("num_rows").sum())
+    num_temperatures = len(labels.temperatures)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "logits_NK": ((num_rows, labels.top_k), np.float32),
+        "token_ids_NK": ((num_rows, labels.top_k), np.uint16 if labels.vocab_size <= 2**16 else np.uint32),
+        "logsumexp_NT": ((num_rows, num_temperatures), np.float32),
+        "log_tail_mass_NT": ((num_rows, num_temperatures), np.float32),
+        "document_N": ((num_rows,), np.int64),
+        "input_token_N": ((num_rows,), np.int32),
+        "label_token_N": ((num_rows,), np.int32),
+    }
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        arrays = {name: _create_array(Path(folder, name), *shape) for name, shape in shapes.items()}
+        names, samples, row = [], [], 0
+        for sequence in selection.sequences(store):
+            _fill(arrays, row, len(names), sequence)
+            names.append(sequence.record_id)
+            samples.append(sequence.sample_index)
+            row += sequence.rows.num_rows
+            if progress:
+                progress("rows", row, num_rows)
+        arrays["record_id"] = np.array(names, dtype=np.str_)
+        arrays["sample_index"] = np.array(samples, dtype=np.int32)
+        arrays["temperatures"] = np.array(labels.temperatures, np.float32)
+        arrays["vocab_size"] = np.array(labels.vocab_size)
+        temporary = Path(folder, "npz")
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+        temporary.replace(path)
+    return num_rows
+
+
+def read_npz(path: Path, *, top_k: int | None = None, value_kind: str | None = None) -> Source:
+    """A capture as a source of sequences, cut to `top_k` entries. Raises UnsupportedInputError."""
+    capture = _Capture(path)
+    stored_k = capture.shape("logits_NK")[1]
+    top_k = top_k or stored_k
+    if not 1 <= top_k <= stored_k:
+        raise UnsupportedInputError(f"{path} has {stored_k} entries per row; top_k {top_k} must be 1 to that")
+    temperatures = tuple(float(temperature) for temperature in capture.whole("temperatures"))
+    probe = capture.rows("logits_NK").take(PROBE_ROWS)
+    labels = LabelSpec(
+        vocab_size=int(capture.whole("vocab_size")),
+        top_k=top_k,
+        temperatures=temperatures,
+        value_kind=value_kind or choose_value_kind(probe),
+        mode="score",
+        positions="all",
+    )
+    sequences = _sequences(capture, labels)
+    return Source("npz", path.name, labels, sequences, num_rows=capture.shape("logits_NK")[0])
+
+
+class _Rows:
+    """One array of an npz, read front to back in parts, so that captures may exceed memory."""
+
+    def __init__(self, member: IO[bytes], path: Path, name: str) -> None:
+        self._member, self._where = member, f"{path}: array {name}"
+        try:
+            version = np.lib.format.read_magic(member)
+            read_header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            self.shape, by_columns, self.dtype = read_header(member)
+        except ValueError as error:
+            raise UnsupportedInputError(f"{self._where} is not a numpy array: {error}") from error
+        if self.dtype.hasobject:
+            raise UnsupportedInputError(f"{self._where} holds Python objects; save it as plain numbers")
+        self._rest = self._read_by_columns() if by_columns else None
+
+    def take(self, count: int) -> np.ndarray:
+        """The next rows, at most `count`."""
+        if self._rest is not None:
+            part, self._rest = self._rest[:count], self._rest[count:]
+            return part
+        width = int(np.prod(self.shape[1:]))
+        data = self._member.read(count * width * self.dtype.itemsize)
+        if len(data) % max(1, width * self.dtype.itemsize):
+            raise UnsupportedInputError(f"{self._where} is cut off; make the file again")
+        return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+
+    def _read_by_columns(self) -> np.ndarray:
+        """Whole, since its rows are spread over the file."""
+        data = self._member.read()
+        if len(data) != int(np.prod(self.shape)) * self.dtype.itemsize:
+            raise UnsupportedInputError(f"{self._where} is cut off; make the file again")
+        return np.frombuffer(data, self.dtype).reshape(self.shape, order="F")
+
+
+class _Capture:
+    """The arrays of a capture by name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UnsupportedInputError(f"{path} is not an npz file that can be read: {error}") from error
+        self.names = {name.removesuffix(".npy") for name in self._archive.namelist()}
+        if missing := [name for name in _REQUIRED if name not in self.names]:
+            raise UnsupportedInputError(
+                f"{path} lacks the array {missing[0]!r}; a capture has {', '.join(_REQUIRED)}"
+            )
+        lengths = {name: self.shape(name)[0] for name in _ROW_ARRAYS}
+        if len(set(lengths.values())) != 1:
+            raise UnsupportedInputError(f"{path}: arrays of different lengths {lengths}; make the file again")
+
+    def rows(self, name: str) -> _Rows:
+        return _Rows(self._archive.open(f"{name}.npy"), self._path, name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.rows(name).shape
+
+    def whole(self, name: str) -> np.ndarray:
+        with self._archive.open(f"{name}.npy") as member:
+            try:
+                return np.lib.format.read_array(member, allow_pickle=False)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise UnsupportedInputError(f"{self._path}: array {name} cannot be read: {error}") from error
+
+
+def _create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+
+
+def _fill(arrays: dict[str, np.ndarray], row: int, document: int, sequence: LabeledSequence) -> None:
+    rows, start = sequence.rows, sequence.label_start
+    span = slice(row, row + rows.num_rows)
+    width = rows.logits_NK.shape[1]
+    arrays["logits_NK"][span] = -np.inf
+    arrays["logits_NK"][span, :width] = rows.logits_NK
+    arrays["token_ids_NK"][span, :width] = rows.token_ids_NK
+    arrays["logsumexp_NT"][span] = rows.logsumexp_NM
+    arrays["log_tail_mass_NT"][span] = rows.log_tail_mass_NM
+    arrays["document_N"][span] = document
+    # One unknown token past the end: the last row may be of a token that the sequence does not have.
+    tokens = np.append(sequence.token_ids_T, -1)
+    arrays["input_token_N"][span] = tokens[start - 1 : start - 1 + rows.num_rows]
+    arrays["label_token_N"][span] = tokens[start : start + rows.num_rows]
+
+
+def _sequences(capture: _Capture, labels: LabelSpec) -> Iterator[LabeledSequence]:
+    document_N = capture.whole("document_N")
+    starts = np.flatnonzero(np.append(True, document_N[1:] != document_N[:-1])) if document_N.size else []
+    documents = [int(document_N[start]) for start in starts]
+    if len(set(documents)) != len(documents):
+        raise UnsupportedInputError(
+            "document_N comes back to an earlier document; the rows of one sequence must lie together"
+        )
+    names, samples = _names(capture, documents)
+    present = [name for name in (*_ROW_ARRAYS, *_OPTIONAL_ROW_ARRAYS) if name in capture.names]
+    readers = {name: capture.rows(name) for name in present}
+    for index, document in enumerate(documents):
+        end = starts[index + 1] if index + 1 < len(documents) else len(document_N)
+        part = {name: reader.take(int(end - starts[index])) for name, reader in readers.items()}
+        yield _sequence(names[document], samples[document], part, labels)
+
+
+def _names(capture: _Capture, documents: list[int]) -> tuple[dict[int, str], dict[int, int]]:
+    ordered = sorted(documents)
+    if "record_id" not in capture.names:
+        return {document: f"document-{document}" for document in ordered}, dict.fromkeys(ordered, 0)
+    names = capture.whole("record_id").tolist()
+    samples = capture.whole("sample_index").tolist() if "sample_index" in capture.names else [0] * len(names)
+    if not len(names) == len(samples) == len(ordered):
+        raise UnsupportedInputError(
+            f"record_id names {len(names)} sequences, document_N {len(ordered)}; both must agree"
+        )
+    return (
+        dict(zip(ordered, map(str, names), strict=True)),
+        dict(zip(ordered, map(int, samples), strict=True)),
+    )
+
+
+def _sequence(name: str, sample: int, part: dict[str, np.ndarray], labels: LabelSpec) -> LabeledSequence:
+    token_N = part["input_token_N"].astype(np.int32)
+    label_N = (
+        part["label_token_N"].astype(np.int32) if "label_token_N" in part else np.append(token_N[1:], -1)
+    )
+    # The last label closes the sequence where it is known.
+    token_ids_T = np.append(token_N, label_N[-1:][label_N[-1:] >= 0]).astype(np.int32)
+    logits_NK = part["logits_NK"].astype(np.float32)
+    ids_NK = part["token_ids_NK"].astype(np.int32)
+    logprob_N, rank_N = label_statistics(logits_NK, ids_NK, part["logsumexp_NT"][:, 0], label_N)
+    top_k = labels.top_k
+    tail_NM = cut_log_tail(logits_NK, part["logsumexp_NT"], part.get("log_tail_mass_NT"), labels)
+    rows = LabelRows(
+        logits_NK=logits_NK[:, :top_k],
+        token_ids_NK=ids_NK[:, :top_k],
+        count_N=np.isfinite(logits_NK[:, :top_k]).sum(axis=1).astype(np.int32),
+        logsumexp_NM=part["logsumexp_NT"].astype(np.float32),
+        log_tail_mass_NM=tail_NM,
+        label_logprob_N=logprob_N,
+        label_rank_N=rank_N,
+    )
+    mask_N = np.ones(rows.num_rows, bool)
+    return LabeledSequence(name, sample, token_ids_T, 0, 1, rows, mask_N, "scored")
+
+
+def cut_log_tail(
+    logits_NK: np.ndarray, logsumexp_NM: np.ndarray, log_tail_NM: np.ndarray | None, labels: LabelSpec
+) -> np.ndarray:
+    """float32 [N, M]: log mass outside the first `top_k` entries of a capture that may hold more.
+
+    The entries cut off are summed, which is exact; only what lies outside the capture is, where the
+    capture does not say it, 1 minus the rest, in float64, and at most what V - K ids no likelier than
+    the last entry can have.
+    """
+    parts = []
+    for index, temperature in enumerate(labels.temperatures):
+        log_p_NK = logits_NK.astype(np.float64) / temperature - logsumexp_NM[:, index, None]
+        cut_N = np.exp(log_p_NK[:, labels.top_k :]).sum(axis=1)
+        if log_tail_NM is not None:
+            outside_N = np.exp(log_tail_NM[:, index].astype(np.float64))
+        else:
+            outside_N = _outside(log_p_NK, labels.vocab_size)
+        with np.errstate(divide="ignore"):
+            parts.append(np.log(cut_N + outside_N))
+    return np.minimum(np.stack(parts, axis=1), 0).astype(np.float32)
+
+
+def _outside(log_p_NK: np.ndarray, vocab_size: int) -> np.ndarray:
+    probability_NK = np.exp(log_p_NK)
+    count_N = np.isfinite(log_p_NK).sum(axis=1)
+    last_N = np.take_along_axis(probability_NK, count_N[:, None] - 1, axis=1)[:, 0]
+    most_N = (vocab_size - count_N) * last_N
+    left_N = np.maximum(1 - probability_NK.sum(axis=1), SMALLEST_TAIL)
+    return np.minimum(left_N, most_N)

@@ -1,0 +1,118 @@
+"""What a store says of itself: who labeled what, and how to read it.
+
+The manifest is everything a reader or trainer must check, since neither sees the labeler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FORMAT_VERSION = 1
+VALUE_KINDS = ("logit_f16", "gap_f16")
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherInfo:
+    """Identity of the model that gave the labels."""
+
+    model: str
+    """Hugging Face id, or the folder's name."""
+    revision: str | None
+    fingerprint: str
+    """sha256 over the model's config and weights index."""
+    dtype: str
+    """dtype of the logits' computation: "float32", "bfloat16", "float16"."""
+    quantization: str | None
+    engine: str
+    """"vllm", or the name of an import's source."""
+    engine_version: str
+    capture: str
+    """"in_engine" (normalisers exact at every temperature), "public_api" (only T=1), "import"."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerInfo:
+    """Identity of the tokenizer whose ids the store holds."""
+
+    fingerprint: str
+    """sha256 over the tokenizer's canonical serialisation; "" if unknown (imports)."""
+    vocab_size: int
+    """Ids the tokenizer can produce, special tokens included; may be below the logits' width."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSpec:
+    """What a label row of the store holds."""
+
+    vocab_size: int
+    """V, the width of the teacher's logits; every id is below it."""
+    top_k: int
+    """K, the most entries a row may have."""
+    temperatures: tuple[float, ...]
+    """Temperatures with stored normalisers, ascending from 1.0."""
+    value_kind: str
+    """"logit_f16": raw logits, exact for bf16 and fp16 teachers. "gap_f16": gap to an fp32 top logit."""
+    mode: str
+    """"score" or "generate"."""
+    positions: str
+    """"response" or "all"."""
+    alignment: str = "label"
+    """Always "label": row i is p(x_i | x_<i). Anything else is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputInfo:
+    """Where the records came from and how their ids were made, so that `verify --against` can redo it."""
+
+    uri: str
+    kind: str
+    """"messages", "prompt", "prompt_response", "text", "token_ids", or "import"."""
+    fields: dict[str, str]
+    """Names of the record's fields by role: "id", "messages", "prompt", "response", "text", "token_ids"."""
+    limit: int | None = None
+    """Only this many records from the start of the input belong to the job; None for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The immutable head of a store. Shards and units are listed beside it, not in it."""
+
+    teacher: TeacherInfo
+    tokenizer: TokenizerInfo
+    labels: LabelSpec
+    input: InputInfo
+    created: str
+    """UTC, ISO 8601."""
+    codebooks: str | None = None
+    """Hash that names the store's codebook set; None until one is trained, and for single-codebook shards."""
+    features: tuple[str, ...] = ()
+    """Format features beyond version 1; a reader refuses any it does not know."""
+    config: dict[str, object] = field(default_factory=dict)
+    """The resolved configuration of the job, without secrets."""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One committed work unit: the row that a worker returns, a commit record holds and a manifest lists."""
+
+    unit_id: str
+    unit_index: int
+    """Place of the unit in the plan; the order of shards everywhere."""
+    name: str
+    """Object name of the shard below the store, attempt-unique; "" if every record was rejected."""
+    num_sequences: int
+    num_rows: int
+    """Label rows."""
+    num_tokens: int
+    """Tokens of the sequences, prompts included."""
+    num_bytes: int
+    checksum: str
+    """"blake2b-128:<hex>" of the whole file."""
+    num_rejects: int
+    seconds: float
+    """Engine and writing time spent on the unit."""
+    worker: str
+    """Who wrote it, for people."""
+    committed_sec: float = 0.0
+    """Unix time of the commit by the writer's clock, for people and progress; 0 if unknown."""

@@ -1,0 +1,218 @@
+"""The plain columns of a block, one item per sequence, and where the block's buffers are.
+
+Shape legend: none; lists hold one item per sequence.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from logitstore.arrow_file import ArrowFile, BatchHeader
+from logitstore.manifest import LabelSpec
+from logitstore.records import LabeledSequence
+from logitstore.schema import (
+    MAX_BLOCK_ENTRIES,
+    MAX_BLOCK_SEQUENCES,
+    MAX_BLOCK_TOKENS,
+    SEQUENCE_COLUMNS,
+    packed_columns,
+)
+from logitstore.streams import damaged
+
+Items = dict[str, list]
+"""By column: one str or int per sequence."""
+
+
+def to_items(block: Sequence[LabeledSequence]) -> Items:
+    """The plain columns of a block."""
+    return {
+        "record_id": [sequence.record_id for sequence in block],
+        "sample_index": [int(sequence.sample_index) for sequence in block],
+        "num_tokens": [len(sequence.token_ids_T) for sequence in block],
+        "prompt_length": [int(sequence.prompt_length) for sequence in block],
+        "label_start": [int(sequence.label_start) for sequence in block],
+        "num_rows": [sequence.rows.num_rows for sequence in block],
+        "finish_reason": [sequence.finish_reason for sequence in block],
+        "flags": [json.dumps(list(sequence.flags)) if sequence.flags else "" for sequence in block],
+    }
+
+
+def to_arrays(items: Items) -> list[pa.Array]:
+    """The plain columns as Arrow arrays of one row, in order.
+
+    Made from buffers: `pa.array` of a list imports pandas where it is installed, which takes seconds.
+    """
+    arrays: list[pa.Array] = []
+    for name, dtype in SEQUENCE_COLUMNS:
+        values = items[name]
+        if dtype.value_type == pa.int32():
+            child = pa.Array.from_buffers(
+                pa.int32(), len(values), [None, pa.py_buffer(np.asarray(values, "<i4"))]
+            )
+        else:
+            encoded = [value.encode() for value in values]
+            child = pa.Array.from_buffers(pa.utf8(), len(values), _binary_buffers(encoded))
+        offsets = pa.py_buffer(np.array([0, len(values)], "<i4"))
+        arrays.append(pa.Array.from_buffers(dtype, 1, [None, offsets], children=[child]))
+    return arrays
+
+
+def to_binary_array(value: bytes) -> pa.Array:
+    """A packed column of one row."""
+    return pa.Array.from_buffers(pa.binary(), 1, _binary_buffers([value]))
+
+
+def _binary_buffers(values: Sequence[bytes]) -> list[pa.Buffer | None]:
+    offsets = np.cumsum([0, *(len(value) for value in values)]).astype("<i4")
+    return [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
+
+
+def to_flags(text: str) -> tuple[str, ...]:
+    """The flags of a sequence: "" or a JSON list of strings."""
+    if not text:
+        return ()
+    try:
+        flags = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(f"the flags {text[:80]!r} are not JSON") from error
+    if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
+        raise damaged(f"the flags {text[:80]!r} are not a list of strings")
+    return tuple(flags)
+
+
+def checksum(items: Items) -> int:
+    """CRC-32 over the columns in order: int32 little-endian items, strings as UTF-8 behind a u32 length."""
+    value = 0
+    for name, dtype in SEQUENCE_COLUMNS:
+        if dtype.value_type == pa.int32():
+            data = np.asarray(items[name], "<i4").tobytes()
+        else:
+            encoded = [item.encode() for item in items[name]]
+            data = b"".join(struct.pack("<I", len(item)) + item for item in encoded)
+        value = zlib.crc32(data, value)
+    return value
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Which nodes and buffers of a record batch belong to which column of a shard's schema."""
+
+    first_node: dict[str, int]
+    first_buffer: dict[str, int]
+    num_nodes: int
+    num_buffers: int
+
+    @classmethod
+    def of(cls, labels: LabelSpec, has_choice: bool) -> BlockLayout:
+        first_node: dict[str, int] = {}
+        first_buffer: dict[str, int] = {}
+        nodes = buffers = 0
+        for name, dtype in SEQUENCE_COLUMNS:
+            first_node[name], first_buffer[name] = nodes, buffers
+            nodes += 2
+            buffers += 4 if dtype.value_type == pa.int32() else 5
+        first_node["sequences_checksum"], first_buffer["sequences_checksum"] = nodes, buffers
+        nodes, buffers = nodes + 1, buffers + 2
+        for name in packed_columns(labels, has_choice):
+            first_node[name], first_buffer[name] = nodes, buffers
+            nodes, buffers = nodes + 1, buffers + 3
+        return cls(first_node, first_buffer, nodes, buffers)
+
+
+class BlockBuffers:
+    """The bytes of the first columns of one block, fetched as a single range."""
+
+    def __init__(
+        self, file: ArrowFile, header: BatchHeader, layout: BlockLayout, names: Sequence[str]
+    ) -> None:
+        if len(header.lengths) != layout.num_nodes or len(header.buffers) != layout.num_buffers:
+            raise damaged("a record batch has not the nodes and buffers of its schema")
+        self._header = header
+        self._layout = layout
+        last = max((layout.first_buffer[name] for name in names), default=0)
+        following = [start for start in layout.first_buffer.values() if start > last]
+        stop = min(following, default=layout.num_buffers)
+        end = max((offset + length for offset, length in header.buffers[:stop]), default=0)
+        self._body = file.read(header.body_offset, end)
+
+    def packed(self, name: str) -> memoryview:
+        """The value of a packed column."""
+        first = self._layout.first_buffer[name]
+        start, end = self._integers(first + 1, 2)
+        offset, length = self._header.buffers[first + 2]
+        if not 0 <= start <= end <= length:
+            raise damaged(f"column {name!r} has offsets {start}..{end} in a buffer of {length} bytes")
+        return self._body[offset + start : offset + end]
+
+    def items(self, name: str) -> list:
+        """The items of a plain column."""
+        first, node = self._layout.first_buffer[name], self._layout.first_node[name]
+        start, end = self._integers(first + 1, 2)
+        length = self._header.lengths[node + 1]
+        if not 0 <= start <= end <= min(length, MAX_BLOCK_SEQUENCES):
+            raise damaged(f"column {name!r} has items {start}..{end} of {length}")
+        if dict(SEQUENCE_COLUMNS)[name].value_type == pa.int32():
+            return self._integers(first + 3, end)[start:]
+        return self._strings(name, first + 3, start, end)
+
+    def plain_bytes(self, name: str) -> int:
+        """Stored bytes of a plain column."""
+        first = self._layout.first_buffer[name]
+        count = 4 if dict(SEQUENCE_COLUMNS)[name].value_type == pa.int32() else 5
+        return sum(length for _, length in self._header.buffers[first : first + count])
+
+    def checksum(self) -> int:
+        """The CRC-32 that the block keeps of its plain columns."""
+        return self._integers(self._layout.first_buffer["sequences_checksum"] + 1, 1)[0] & 0xFFFFFFFF
+
+    def _integers(self, buffer: int, count: int) -> list[int]:
+        offset, length = self._header.buffers[buffer]
+        if 4 * count > length:
+            raise damaged(f"a buffer of {length} bytes is too short for {count} integers")
+        return np.frombuffer(self._body, "<i4", count, offset).tolist()
+
+    def _strings(self, name: str, buffer: int, start: int, end: int) -> list[str]:
+        bounds = self._integers(buffer, end + 1)[start:]
+        offset, length = self._header.buffers[buffer + 1]
+        if bounds[0] < 0 or bounds[-1] > length or any(a > b for a, b in pairwise(bounds)):
+            raise damaged(f"column {name!r} has string offsets that fall or leave its {length} bytes")
+        text = bytes(self._body[offset : offset + length])
+        try:
+            return [text[a:b].decode() for a, b in pairwise(bounds)]
+        except UnicodeDecodeError as error:
+            raise damaged(f"column {name!r} is not UTF-8") from error
+
+
+def check_items(items: Items, index: int, labels: LabelSpec) -> None:
+    """Raises CorruptShardError unless the plain columns of block `index` fit each other and the limits."""
+    num_sequences = {len(values) for values in items.values()}
+    rows, tokens = sum(items["num_rows"]), sum(items["num_tokens"])
+    if (
+        len(num_sequences) != 1
+        or min(items["num_rows"] + items["num_tokens"], default=0) < 0
+        or rows * labels.top_k > MAX_BLOCK_ENTRIES
+        or tokens > MAX_BLOCK_TOKENS
+    ):
+        raise damaged(
+            f"block {index} lists {sorted(num_sequences)} sequences with {rows} rows and {tokens} tokens, "
+            "which the format does not allow"
+        )
+    for name, low in (("sample_index", 0), ("prompt_length", 0), ("label_start", 1)):
+        if min(items[name], default=low) < low:
+            raise damaged(f"block {index} has {name} {min(items[name])}, below {low}")
+    for tokens_here, prompt, start, rows_here in zip(
+        items["num_tokens"], items["prompt_length"], items["label_start"], items["num_rows"], strict=True
+    ):
+        if prompt > tokens_here or start + rows_here > tokens_here + 1:
+            raise damaged(
+                f"block {index} has a sequence of {tokens_here} tokens with a prompt of {prompt} and "
+                f"{rows_here} label rows from position {start}"
+            )

@@ -1,0 +1,310 @@
+"""A logit store: a manifest, shards, and commit records that make the shards visible.
+
+Any number of processes may write to and read from one store at once, on a local disk or on S3. Of the
+writers of one unit exactly one wins; a reader sees whole shards or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from logitstore import strict_json
+from logitstore.codebooks import CodebookSet
+from logitstore.commits import CommitRecord, commit_name, decode_commit, encode_commit, shard_name
+from logitstore.compaction import CompactionResult, compact
+from logitstore.errors import (
+    CorruptManifestError,
+    ObjectNotFoundError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+from logitstore.index import CommittedUnits, ShardIndex
+from logitstore.manifest import FORMAT_VERSION, Manifest, ShardEntry
+from logitstore.manifest_io import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    check_version,
+    decode_manifest,
+    encode_manifest,
+    first_difference,
+    identity,
+)
+from logitstore.objects import Objects
+from logitstore.records import LabeledSequence, Reject
+from logitstore.shard import ShardReader, ShardStats, write_shard
+
+CODEBOOKS_PREFIX = "codebooks/"
+CURRENT_CODEBOOKS = "codebooks/current.json"
+MAX_CODEBOOK_BYTES = 512 * 2**20
+_CODEBOOK_HASH = re.compile(r"blake2b-128:[0-9a-f]{32}")
+NO_SHARD = ShardStats(num_sequences=0, num_rows=0, num_tokens=0, num_bytes=0, checksum="")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CodebookPointer:
+    """`codebooks/current.json`: the one set that the store's later shards use."""
+
+    hash: str
+    format_version: int = FORMAT_VERSION
+
+
+class LogitStore:
+    """Made by `create` or `open`. Picklable: a copy opens the store anew in its process."""
+
+    def __init__(self, objects: Objects, manifest: Manifest) -> None:
+        self.objects = objects
+        self._manifest = manifest
+        self._codebooks: CodebookSet | None = None
+        self._codebooks_looked_for = False
+        self._units = CommittedUnits(objects)
+        self.refresh()
+
+    @classmethod
+    def create(
+        cls,
+        uri: str | os.PathLike[str],
+        manifest: Manifest,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> LogitStore:
+        """A new store, or the one already there if it has the same identity: a job resumed.
+
+        Raises StoreExistsError if a store of another teacher, input or label shape lies there.
+        """
+        objects = Objects(uri, storage_options)
+        data = encode_manifest(manifest)
+        if objects.put_if_absent(MANIFEST_NAME, data):
+            return cls(objects, manifest)
+        existing = decode_manifest(objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
+        if identity(existing) != identity(manifest):
+            raise StoreExistsError(
+                f"{objects.uri} already holds another store: {first_difference(existing, manifest)}; "
+                "write to another place, or give the settings the store was made with"
+            )
+        return cls(objects, existing)
+
+    @classmethod
+    def open(
+        cls, uri: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
+    ) -> LogitStore:
+        """An existing store. Raises StoreNotFoundError, UnsupportedFormatError, CorruptManifestError."""
+        objects = Objects(uri, storage_options)
+        try:
+            data = objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+        except ObjectNotFoundError as error:
+            raise StoreNotFoundError(
+                f"no store lies at {objects.uri}: {MANIFEST_NAME} is not there; check the path, or label "
+                "something into it first"
+            ) from error
+        return cls(objects, decode_manifest(data))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (LogitStore, (self.objects, self._manifest))
+
+    def __repr__(self) -> str:
+        return f"LogitStore({self.uri!r}, {len(self.shards())} units)"
+
+    @property
+    def uri(self) -> str:
+        return self.objects.uri
+
+    @property
+    def manifest(self) -> Manifest:
+        """The head, with the hash of the codebook set if the store has one by now."""
+        codebooks = self.codebooks()
+        return dataclasses.replace(self._manifest, codebooks=codebooks.hash if codebooks else None)
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits over the identity and the committed shards; compaction leaves it alone."""
+        hasher = hashlib.blake2b(identity(self._manifest), digest_size=16)
+        self.shards().digest_into(hasher)
+        return hasher.hexdigest()
+
+    def refresh(self) -> None:
+        """See every unit committed before this call."""
+        self._codebooks_looked_for = False
+        self._units.refresh()
+
+    def shards(self) -> ShardIndex:
+        """Entries of the committed units by `unit_index`; a unit without sequences has no shard name."""
+        return self._units.entries()
+
+    def committed_units(self) -> set[str]:
+        return set(self.shards().unit_ids())
+
+    def rejects(self) -> list[Reject]:
+        """Rejected records of the committed units. (The labeler keeps those of its planning itself.)"""
+        return self._units.rejects()
+
+    def late_records(self) -> list[str]:
+        """Names of commit records that lost to the index: garbage that compaction removes."""
+        return list(self._units.late)
+
+    def index_names(self) -> set[str]:
+        """Objects that the index consists of, `index.json` aside."""
+        return {name for info in self._units.pointer.segments for name in (info.name, info.rejects_name)}
+
+    def compact(self) -> CompactionResult:
+        """Move commit records into the index, so that opening stays cheap. Safe beside writers."""
+        result = compact(self.objects)
+        self.refresh()
+        return result
+
+    def commit_unit(
+        self,
+        unit_id: str,
+        unit_index: int,
+        sequences: Sequence[LabeledSequence],
+        rejects: Sequence[Reject] = (),
+        *,
+        seconds: float,
+        worker: str,
+    ) -> tuple[ShardEntry, bool]:
+        """Write a unit's shard and make it visible, unless another writer was first.
+
+        Returns the entry that counts and whether it is this call's. Raises InvalidLabelsError for
+        labels that break the format, ObjectStoreError if the outcome is unknown: then call again.
+        """
+        commit_name(unit_id)  # refuses a bad unit id before anything is written
+        self._codebooks_looked_for = False
+        attempt = secrets.token_hex(8)
+        name, stats = "", NO_SHARD
+        if sequences:
+            name = shard_name(unit_index, unit_id, attempt)
+            buffer = io.BytesIO()
+            stats = write_shard(buffer, sequences, self._manifest.labels, self.codebooks())
+            self.objects.put(name, buffer.getvalue())
+        entry = ShardEntry(
+            unit_id=unit_id,
+            unit_index=unit_index,
+            name=name,
+            num_sequences=stats.num_sequences,
+            num_rows=stats.num_rows,
+            num_tokens=stats.num_tokens,
+            num_bytes=stats.num_bytes,
+            checksum=stats.checksum,
+            num_rejects=len(rejects),
+            seconds=seconds,
+            worker=worker,
+            committed_sec=time.time(),
+        )
+        return self._commit(CommitRecord(attempt=attempt, shard=entry, rejects=tuple(rejects)))
+
+    def open_shard(self, entry: ShardEntry, *, whole: bool = False) -> ShardReader:
+        """A reader of one shard, fetching what it needs, or the whole object in one request.
+
+        Read whole when all of a shard is wanted from S3; the file's own checksum is then the caller's
+        to compare (`verify` does), since blocks carry theirs.
+        """
+        if not entry.name:
+            raise ValueError(f"unit {entry.unit_id} has no shard: every record of it was rejected")
+        if whole:
+            file = io.BytesIO(self.objects.get(entry.name, max_bytes=entry.num_bytes))
+        else:
+            # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
+            file = self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
+        return ShardReader(file, self._manifest.labels, self.codebooks())
+
+    def iter_sequences(self, top_k: int | None = None) -> Iterator[LabeledSequence]:
+        """All sequences by unit, one shard in memory at a time; `top_k` reads only that many entries."""
+        for entry in self.shards():
+            if entry.name:
+                yield from self.open_shard(entry).iter_sequences(top_k=top_k)
+
+    def codebooks(self) -> CodebookSet | None:
+        """The set that new shards are coded with; None until `set_codebooks`, anyone's, gave one.
+
+        Looked for once, and again after `refresh` and before every commit until there is one.
+        """
+        if self._codebooks is None and not self._codebooks_looked_for:
+            self._codebooks_looked_for = True
+            try:
+                data = self.objects.get(CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)
+            except ObjectNotFoundError:
+                return None
+            self._codebooks = self._load_codebooks(_decode_codebook_pointer(data).hash)
+        return self._codebooks
+
+    def set_codebooks(self, codebooks: CodebookSet) -> CodebookSet:
+        """Give the store its codebook set; the first one wins and is returned."""
+        self.objects.put(_codebook_name(codebooks.hash), codebooks.to_bytes())
+        self.objects.put_if_absent(CURRENT_CODEBOOKS, strict_json.encode(CodebookPointer(codebooks.hash)))
+        self._codebooks_looked_for = False
+        winner = self.codebooks()
+        assert winner is not None
+        return winner
+
+    def _load_codebooks(self, codebook_hash: str) -> CodebookSet:
+        name = _codebook_name(codebook_hash)
+        codebooks = CodebookSet.from_bytes(self.objects.get(name, max_bytes=MAX_CODEBOOK_BYTES))
+        if codebooks.hash != codebook_hash:
+            raise CorruptManifestError(
+                f"{name} holds a codebook set with the hash {codebooks.hash}; restore it from a copy of the "
+                "store, since ids cannot be decoded with another set"
+            )
+        return codebooks
+
+    def _commit(self, record: CommitRecord) -> tuple[ShardEntry, bool]:
+        entry = record.shard
+        name = commit_name(entry.unit_id)
+        won = self.objects.put_if_absent(name, encode_commit(record))
+        winner = self._winner(record, won=won)
+        if winner.attempt == record.attempt:
+            return entry, True
+        # The rival's record stands for ever, so nothing can ever refer to what this call wrote.
+        if entry.name:
+            self.objects.delete(entry.name)
+        if won:
+            self.objects.delete(name)
+        return winner.shard, False
+
+    def _winner(self, record: CommitRecord, *, won: bool) -> CommitRecord:
+        """The record that counts for the unit, after this call's put succeeded or not.
+
+        The index, read last, decides: it is published before compaction removes a record, so that even
+        a put that succeeds after the removal finds the unit there.
+        """
+        name = commit_name(record.shard.unit_id)
+        standing = [record] if won else self._read_records([name])
+        while not self._units.refresh_index():
+            pass
+        found = self._units.compacted.find(record.shard.unit_index, record.shard.unit_id)
+        if found is not None:
+            entry, attempt = found
+            return CommitRecord(attempt=attempt, shard=entry)
+        if not standing:
+            raise CorruptManifestError(
+                f"{name} was there, is gone, and the index lacks its unit; something else than this "
+                "software deleted it: label the unit again"
+            )
+        self._units.add(standing[0])
+        return standing[0]
+
+    def _read_records(self, names: list[str]) -> list[CommitRecord]:
+        found = zip(names, self.objects.get_many(names), strict=True)
+        return [decode_commit(data, what=name) for name, data in found if data is not None]
+
+
+def _codebook_name(codebook_hash: str) -> str:
+    return f"{CODEBOOKS_PREFIX}{codebook_hash.removeprefix('blake2b-128:')}.bin"
+
+
+def _decode_codebook_pointer(data: bytes) -> CodebookPointer:
+    value = strict_json.parse_object(data, what=CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)
+    check_version(value, what=CURRENT_CODEBOOKS)
+    pointer = strict_json.decode(CodebookPointer, value, what=CURRENT_CODEBOOKS)
+    if not _CODEBOOK_HASH.fullmatch(pointer.hash):
+        raise CorruptManifestError(
+            f"{CURRENT_CODEBOOKS}: hash {pointer.hash!r:.80} must be 'blake2b-128:' and 32 hexadecimal "
+            "digits; restore the object from a copy of the store"
+        )
+    return pointer

@@ -1,0 +1,161 @@
+"""JSON to frozen dataclasses and back, trusting nothing.
+
+What a store holds may have been written by anyone: sizes are bounded before parsing, keys must be
+exactly the fields of the dataclass, and every value must have the declared type. Numbers must be
+finite, no key may repeat, and integers stay within 63 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, TypeGuard, TypeVar
+
+from logitstore.errors import CorruptManifestError
+
+MAX_INTEGER = 2**63 - 1
+
+Record = TypeVar("Record")
+
+
+def encode(record: Any) -> bytes:
+    """Canonical JSON of a dataclass instance or plain value: sorted keys, no spaces, UTF-8."""
+    plain = dataclasses.asdict(record) if _is_record(record) else record
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8")
+
+
+def _is_record(value: Any) -> TypeGuard[Any]:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def parse_object(data: bytes, *, what: str, max_bytes: int) -> dict[str, Any]:
+    """One JSON object of at most `max_bytes`. Raises CorruptManifestError naming `what`."""
+    if len(data) > max_bytes:
+        raise CorruptManifestError(
+            f"{what} has more than {max_bytes} bytes, the most this reader parses; "
+            "it was not written by this software, or is damaged"
+        )
+    try:
+        value = json.loads(
+            data.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys
+        )
+    except (ValueError, RecursionError) as error:
+        raise CorruptManifestError(
+            f"{what} is not valid JSON ({error}); restore it from a copy of the store"
+        ) from error
+    if not isinstance(value, dict):
+        raise CorruptManifestError(f"{what} is a JSON {type(value).__name__}, but must be an object")
+    return value
+
+
+def decode(record_type: type[Record], value: Any, *, what: str) -> Record:
+    """`value` (parsed JSON) as a `record_type`. Raises CorruptManifestError naming the field."""
+    return _decoder_of(record_type)(value, what)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("an object repeats a key")
+    return result
+
+
+Decoder = Callable[[Any, str], Any]
+
+
+@functools.cache
+def _decoder_of(declared: Any) -> Decoder:
+    """A function (value, where) -> value for one declared type of a dataclass field."""
+    if dataclasses.is_dataclass(declared):
+        return _dataclass_decoder(typing.cast(type, declared))
+    origin, arguments = typing.get_origin(declared), typing.get_args(declared)
+    if origin is types.UnionType:
+        return _optional_decoder(declared, arguments)
+    if origin is tuple:
+        return _tuple_decoder(arguments[0])
+    if origin is dict:
+        return _dict_decoder(arguments[1])
+    if declared in (str, int, float, bool, object):
+        return functools.partial(_scalar, declared)
+    raise TypeError(f"no strict JSON decoder for the declared type {declared!r}")
+
+
+def _dataclass_decoder(record_type: type) -> Decoder:
+    hints = typing.get_type_hints(record_type)
+    fields = {item.name: _decoder_of(hints[item.name]) for item in dataclasses.fields(record_type)}
+    required = {
+        item.name
+        for item in dataclasses.fields(record_type)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    }
+
+    def decode_record(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise _wrong_type(where, value, "an object")
+        if unknown := sorted(value.keys() - fields.keys()):
+            raise CorruptManifestError(f"{where} has the unknown field {unknown[0]!r:.80}; it must not")
+        if missing := sorted(required - value.keys()):
+            raise CorruptManifestError(f"{where} lacks the field {missing[0]!r}, which is required")
+        return record_type(**{key: fields[key](item, f"{where}.{key}") for key, item in value.items()})
+
+    return decode_record
+
+
+def _optional_decoder(declared: Any, arguments: tuple[Any, ...]) -> Decoder:
+    inner = [argument for argument in arguments if argument is not types.NoneType]
+    if len(inner) != 1 or len(arguments) != 2:
+        raise TypeError(f"only `X | None` unions are supported, not {declared!r}")
+    decode_inner = _decoder_of(inner[0])
+    return lambda value, where: None if value is None else decode_inner(value, where)
+
+
+def _tuple_decoder(item_type: Any) -> Decoder:
+    decode_item = _decoder_of(item_type)
+
+    def decode_tuple(value: Any, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise _wrong_type(where, value, "a list")
+        return tuple(decode_item(item, f"{where}[{index}]") for index, item in enumerate(value))
+
+    return decode_tuple
+
+
+def _dict_decoder(value_type: Any) -> Decoder:
+    decode_item = _decoder_of(value_type)
+
+    def decode_dict(value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise _wrong_type(where, value, "an object")
+        return {key: decode_item(item, f"{where}.{key}") for key, item in value.items()}
+
+    return decode_dict
+
+
+def _scalar(declared: type, value: Any, where: str) -> Any:
+    if declared is object:
+        return value
+    if declared is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) <= MAX_INTEGER else math.inf
+    if type(value) is not declared:
+        raise _wrong_type(where, value, {str: "a string", int: "an integer", bool: "a boolean"}.get(declared))
+    if declared is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        raise CorruptManifestError(f"{where} does not fit 63 bits; it must")
+    if declared is float and not math.isfinite(value):
+        raise CorruptManifestError(f"{where} is not finite; it must be")
+    return value
+
+
+def _wrong_type(where: str, value: Any, expected: str | None) -> CorruptManifestError:
+    return CorruptManifestError(
+        f"{where} is {type(value).__name__} {value!r:.60}, but must be {expected or 'a number'}"
+    )

@@ -1,0 +1,1 @@
+"""The page that shows a store: progress of its job, its sequences, and the teacher's distributions."""

@@ -1,0 +1,218 @@
+/* Views by the address: the overview, a page of a store's sequences, one sequence. */
+
+const REFRESH_MILLISECONDS = 2000;
+
+const places = Object.fromEntries(["overview", "list", "sequence"].map((name) => [name, document.getElementById(name)]));
+const notice = document.getElementById("notice");
+const state = { overview: null, route: null, view: null, pages: 1, drawing: 0 };
+
+function parseRoute() {
+  const isBare = !location.href.includes("#");
+  const fields = new URLSearchParams(isBare ? boot.start || "" : location.hash.slice(1));
+  const whole = (name) => (/^\d+$/.test(fields.get(name) || "") ? Number(fields.get(name)) : null);
+  return { store: whole("store"), page: whole("page"), sequence: whole("sequence"), token: whole("token") };
+}
+
+function address(route) {
+  const fields = Object.entries(route).filter(([, value]) => value !== null && value !== undefined);
+  return `#${new URLSearchParams(fields)}`;
+}
+
+function go(route) {
+  location.hash = address(route);
+}
+
+function say(text) {
+  notice.textContent = text;
+  notice.hidden = !text;
+}
+
+async function draw() {
+  const turn = ++state.drawing;
+  const route = parseRoute();
+  const name = route.store === null ? "overview" : route.sequence === null ? "list" : "sequence";
+  try {
+    if (name !== "overview" && !state.overview) state.overview = await source.overview();
+    if (name === "overview") await drawOverview();
+    else if (name === "list") state.pages = (await showList(places.list, route.store, route.page || 0, go)).pages;
+    else await drawSequence(route, turn);
+    say("");
+  } catch (error) {
+    say(error.message);
+  }
+  if (turn !== state.drawing) return;
+  state.route = route;
+  for (const [other, place] of Object.entries(places)) place.hidden = other !== name;
+  const store = state.overview && state.overview.stores[route.store];
+  document.getElementById("subtitle").replaceChildren(...(store ? crumbs(route, store) : []));
+  if (name === "sequence" && state.view) state.view.map.place.focus({ preventScroll: true });
+}
+
+function crumbs(route, store) {
+  const home = element("a", { href: "#" }, "Overview");
+  const list = element("a", { href: address({ store: route.store, page: 0 }), class: "record" }, store.uri);
+  return [home, " › ", list];
+}
+
+async function drawOverview() {
+  const overview = await source.overview();
+  const text = JSON.stringify(overview);
+  if (text === state.overviewText && places.overview.childElementCount) return;
+  state.overview = overview;
+  state.overviewText = text;
+  showOverview(places.overview, overview);
+}
+
+async function refresh() {
+  if (source.live && !document.hidden && parseRoute().store === null) await draw();
+  const slower = state.overview && !isRunning(state.overview) ? 5 : 1;
+  setTimeout(refresh, slower * REFRESH_MILLISECONDS);
+}
+
+async function drawSequence(route, turn) {
+  const payload = await source.sequence(route.store, route.sequence);
+  if (turn !== state.drawing) return;
+  const rows = decodeRows(payload);
+  const view = { route, payload, rows, measure: "entropy", temperature: rows.temperatures[0] };
+  const { total } = payload;
+  const heading = payload.sample_index ? `${payload.record_id} · sample ${payload.sample_index}` : payload.record_id;
+  const text = element("div", {
+    id: "heatmap", class: "heatmap", role: "listbox", tabindex: "0", dir: "auto",
+    "aria-label": "Tokens, coloured by the chosen figure; move with the arrow keys",
+  });
+  const detail = element("aside", { id: "detail", "aria-live": "polite", "aria-label": "The chosen token" });
+  places.sequence.replaceChildren(
+    element(
+      "nav",
+      { class: "bar", "aria-label": "Sequences" },
+      element("h2", { class: "grow record" }, heading),
+      pageButton("Previous", route.sequence > 0, () => go({ store: route.store, sequence: route.sequence - 1 })),
+      element("span", {}, number(route.sequence)),
+      pageButton("Next", route.sequence + 1 < total, () => go({ store: route.store, sequence: route.sequence + 1 })),
+    ),
+    controls(view),
+    element("p", { id: "facts", class: "quiet" }),
+    legend(),
+    element("div", { class: "columns" }, text, detail),
+  );
+  view.detail = new Detail(detail, payload, rows);
+  view.map = new HeatMap(text, payload, rows, (position) => {
+    view.detail.show(position, view.map.rowOf(position), view.temperature);
+    const place = { store: route.store, sequence: route.sequence, token: position };
+    // A frame without an address of its own (srcdoc) may not change it.
+    if (location.protocol !== "about:") history.replaceState(null, "", address(place));
+  });
+  state.view = view;
+  paint(view);
+  view.map.choose(route.token === null ? payload.label_start : route.token);
+}
+
+function controls(view) {
+  const { temperatures } = view.rows;
+  const [low, high] = [temperatures[0], temperatures[temperatures.length - 1]];
+  const slider = element("input", {
+    type: "range", id: "temperature", min: String(low), max: String(high), step: "0.05", value: String(low), list: "stored",
+  });
+  slider.disabled = low === high;
+  slider.addEventListener("input", () => setTemperature(view, Number(slider.value)));
+  const marks = element("datalist", { id: "stored" }, ...temperatures.map((value) => element("option", { value: String(value) })));
+  const choice = element("select", { id: "measure" }, ...Object.entries(MEASURES).map(([name, one]) => element("option", { value: name }, one.label)));
+  choice.addEventListener("change", () => {
+    view.measure = choice.value;
+    paint(view);
+  });
+  return element(
+    "div",
+    { class: "controls" },
+    element("label", { for: "temperature" }, "Temperature"),
+    slider,
+    marks,
+    element("output", { id: "temperature-value", for: "temperature" }),
+    element("span", { class: "pair" }, element("label", { for: "measure" }, "Colour"), choice),
+  );
+}
+
+function legend() {
+  const steps = [];
+  for (let level = 0; level <= LEVELS; level += 2) steps.push(element("span", { class: `t h${level}`, "aria-hidden": "true" }, "\u2007"));
+  return element("p", { class: "legend" }, element("span", { id: "low" }, "0"), element("span", { class: "scale" }, ...steps), element("span", { id: "high" }));
+}
+
+/** Take a temperature, the stored one where the slider stands within half a step of it. */
+function setTemperature(view, temperature) {
+  const { temperatures } = view.rows;
+  const [low, high] = [temperatures[0], temperatures[temperatures.length - 1]];
+  const near = temperatures.find((stored) => Math.abs(stored - temperature) < 0.0251);
+  view.temperature = near === undefined ? Math.min(Math.max(temperature, low), high) : near;
+  document.getElementById("temperature").value = String(view.temperature);
+  if (view.waiting) return;
+  view.waiting = true;
+  requestAnimationFrame(() => {
+    view.waiting = false;
+    paint(view);
+    view.detail.show(view.map.selected, view.map.rowOf(view.map.selected), view.temperature);
+  });
+}
+
+function paint(view) {
+  const { rows, payload, temperature, measure } = view;
+  const values = view.map.paint(measure, temperature);
+  const kind = rows.temperatures.includes(temperature) ? "stored" : "interpolated";
+  const only = rows.temperatures.length === 1 ? "the only one stored" : kind;
+  document.getElementById("temperature-value").textContent = `${number(temperature, 2)} (${only})`;
+  const { label, unit, top } = MEASURES[measure];
+  const most = top(rows);
+  document.getElementById("high").textContent = `${number(most, 1)}${measure === "tail" ? "" : " or more"} ${unit} · ${label}`;
+  const mean = (array) => {
+    const known = [...array].filter((value) => !Number.isNaN(value));
+    return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : NaN;
+  };
+  const facts = [
+    `${number(payload.texts.length)} tokens`,
+    `${number(payload.prompt_length)} of the prompt`,
+    `${number(rows.numRows)} label rows of up to ${number(rows.topK)}`,
+    payload.finish_reason,
+    ...payload.flags,
+    `mean ${label} ${number(mean(values), 3)} ${unit}`,
+    `mean surprise ${number(mean(rows.labelLogprob.map((value) => -value)), 3)} nats`,
+  ];
+  document.getElementById("facts").textContent = facts.join(" · ");
+}
+
+/* Keys that work anywhere in a view; those of the heat map are its own. */
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  const { store, page, sequence } = parseRoute();
+  if (store === null || document.getElementById("keys").open) return;
+  const step = { n: 1, p: -1 }[event.key];
+  if (step && sequence !== null) {
+    const total = state.view ? state.view.payload.total : 0;
+    if (sequence + step >= 0 && sequence + step < total) go({ store, sequence: sequence + step });
+  } else if (step) {
+    const next = (page || 0) + step;
+    if (next >= 0 && next < state.pages) go({ store, page: next });
+  } else if (event.key === "Escape") {
+    go(sequence === null ? {} : { store, page: Math.floor(sequence / PAGE_SIZE) });
+  } else if (event.key === "g") {
+    const jump = document.getElementById("jump");
+    event.preventDefault();
+    if (sequence === null && jump) jump.focus();
+    else go({ store, page: Math.floor(sequence / PAGE_SIZE) });
+  } else if ("+=-".includes(event.key) && sequence !== null && state.view) {
+    setTemperature(state.view, state.view.temperature + (event.key === "-" ? -0.1 : 0.1));
+  }
+});
+
+const themes = ["auto", "light", "dark"];
+const themeButton = document.getElementById("theme");
+themeButton.addEventListener("click", () => {
+  const next = themes[(themes.indexOf(document.documentElement.dataset.theme || "auto") + 1) % themes.length];
+  document.documentElement.dataset.theme = next;
+  themeButton.textContent = `Theme: ${next}`;
+});
+const keys = document.getElementById("keys");
+document.getElementById("help").addEventListener("click", () => keys.showModal());
+keys.querySelector("button").addEventListener("click", () => keys.close());
+
+window.addEventListener("hashchange", draw);
+draw().then(refresh);

@@ -1,0 +1,94 @@
+/* One token: what the teacher gave for its place. */
+
+const SHOWN_ENTRIES = 20;
+
+class Detail {
+  constructor(place, payload, rows) {
+    this.place = place;
+    this.payload = payload;
+    this.rows = rows;
+    this.all = false;
+  }
+
+  show(position, row, temperature) {
+    const { texts, token_ids: tokenIds } = this.payload;
+    const isToken = position < texts.length;
+    const id = isToken ? tokenIds[position] : null;
+    const title = isToken ? pieceText(this.payload.pieces[id]) : "after the last token";
+    const heading = element("h3", { dir: "auto" }, element("bdi", { class: "piece" }, title));
+    const facts = [`position ${number(position)}`];
+    if (isToken) {
+      facts.push(`id ${id}`);
+      if (texts[position] === "") facts.push("part of a character");
+      else if (texts[position] !== this.payload.pieces[id]) facts.push(`completes ${texts[position]}`);
+    }
+    if (row === null) {
+      facts.push(position === 0 ? "the first token has no label" : "not labeled");
+      this.place.replaceChildren(heading, element("p", { class: "facts" }, facts.join(" · ")));
+      return;
+    }
+    const at = rowAt(this.rows, row, temperature);
+    facts.push(`entropy ${number(at.entropy, 3)} nats`, `tail ${probability(at.logTail)}`);
+    const logprob = this.rows.labelLogprob[row];
+    if (isToken && !Number.isNaN(logprob)) {
+      facts.push(`p at T = 1: ${probability(logprob)}`, `surprise ${number(-logprob, 3)} nats`);
+    }
+    if (isToken && this.rows.labelRank[row] > 0) facts.push(`rank ${number(this.rows.labelRank[row])}`);
+    if (!this.rows.lossMask[row]) facts.push("outside the loss");
+    this.place.replaceChildren(
+      heading,
+      element("p", { class: "facts" }, facts.join(" · ")),
+      this.table(row, at, id),
+      ...[this.moreButton(position, row, temperature)].filter(Boolean),
+    );
+  }
+
+  table(row, at, id) {
+    const body = element("tbody");
+    const count = this.all ? at.logprobs.length : Math.min(SHOWN_ENTRIES, at.logprobs.length);
+    const start = row * this.rows.topK;
+    for (let k = 0; k < count; k++) {
+      const other = this.rows.tokenIds[start + k];
+      const text = element("bdi", { class: "piece" }, pieceText(this.payload.pieces[other]));
+      body.append(this.line(String(k + 1), text, String(other), at.logprobs[k], other === id ? "actual" : ""));
+    }
+    if (count < at.logprobs.length) {
+      const rest = at.logprobs.slice(count).reduce((sum, value) => sum + Math.exp(value), 0);
+      body.append(this.line("", `${at.logprobs.length - count} more stored`, "", Math.log(rest), "rest"));
+    }
+    const outside = this.rows.vocabSize - this.rows.count[row];
+    body.append(this.line("", `tail: ${number(outside)} other ids`, "", at.logTail, "tail"));
+    const heads = ["", "alternative", "id", "p", "ln p"].map((text) => element("th", { scope: "col" }, text));
+    return element("table", { class: "alternatives" }, element("thead", {}, element("tr", {}, ...heads)), body);
+  }
+
+  line(rank, text, id, logprob, kind) {
+    const bar = element("span", { class: "fill" });
+    bar.style.width = `${100 * Math.exp(logprob)}%`;
+    return element(
+      "tr",
+      { class: kind },
+      element("td", { class: "right quiet" }, rank),
+      element("td", {}, text, element("span", { class: "track" }, bar)),
+      element("td", { class: "right quiet" }, id),
+      element("td", { class: "right" }, probability(logprob)),
+      element("td", { class: "right quiet" }, Number.isFinite(logprob) ? logprob.toFixed(3) : "−∞"),
+    );
+  }
+
+  moreButton(position, row, temperature) {
+    if (this.rows.count[row] <= SHOWN_ENTRIES) return null;
+    const toggle = () => {
+      this.all = !this.all;
+      this.show(position, row, temperature);
+    };
+    const label = this.all ? `Show ${SHOWN_ENTRIES}` : `Show all ${this.rows.count[row]}`;
+    return element("button", { type: "button", on: { click: toggle } }, label);
+  }
+}
+
+function probability(logprob) {
+  const p = Math.exp(logprob);
+  if (p === 0) return "0";
+  return p < 0.00095 ? p.toExponential(1) : `${(100 * p).toFixed(p < 0.0995 ? 2 : 1)} %`;
+}

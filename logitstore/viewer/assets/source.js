@@ -1,0 +1,82 @@
+/* Where values come from: the page's own server, or the page itself when it is one file. */
+
+const boot = JSON.parse(document.getElementById("data").textContent);
+
+async function ask(path) {
+  let answer;
+  try {
+    answer = await fetch(path, { headers: { Accept: "application/json" } });
+  } catch {
+    throw new Error("The viewer's server does not answer; start it again and reload this page.");
+  }
+  const value = await answer.json();
+  if (!answer.ok) throw new Error(value.error);
+  return value;
+}
+
+const liveSource = {
+  live: true,
+  overview: () => ask("/api/overview"),
+  sequences: (store, start, count) => ask(`/api/stores/${store}/sequences?start=${start}&count=${count}`),
+  sequence: (store, index) => ask(`/api/stores/${store}/sequences/${index}`),
+  rejects: (store, start, count) => ask(`/api/stores/${store}/rejects?start=${start}&count=${count}`),
+};
+
+const embeddedSource = {
+  live: false,
+  overview: async () => boot.overview,
+  sequences: async (store, start, count) => {
+    const all = boot.summaries[store];
+    return { start, total: all.length, sequences: all.slice(start, start + count) };
+  },
+  sequence: async (store, index) => {
+    const found = boot.sequences[store][index];
+    if (!found) throw new Error(`Sequence ${index} is not in this file; it holds the first ${boot.sequences[store].length}.`);
+    return { ...found, total: boot.sequences[store].length };
+  },
+  rejects: async (store, start, count) => {
+    const all = boot.rejects[store];
+    return { ...all, rejects: all.rejects.slice(start, start + count) };
+  },
+};
+
+const source = boot.mode === "live" ? liveSource : embeddedSource;
+
+/**
+ * An element with text and children; the only way this page makes elements. Text goes in as text nodes,
+ * never as markup.
+ */
+function element(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === null || value === undefined) continue;
+    if (name === "class") node.className = value;
+    else if (name === "on") for (const [event, handler] of Object.entries(value)) node.addEventListener(event, handler);
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+function number(value, digits = 0) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+function bytes(value) {
+  const units = ["B", "kB", "MB", "GB", "TB", "PB"];
+  let unit = 0;
+  while (value >= 1000 && unit < units.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  return `${number(value, unit && value < 100 ? 1 : 0)} ${units[unit]}`;
+}
+
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 172800) return `${number(seconds / 3600, 1)} h`;
+  return `${number(seconds / 86400, 1)} d`;
+}

@@ -1,0 +1,90 @@
+"""`python -m logitstore view`: serve the page on loopback, or write it as one file."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+DESCRIPTION = """\
+Show stores as a page: progress, sequences, and the teacher's distribution at every token.
+
+examples:
+  python -m logitstore view runs/demo                      serve on http://127.0.0.1:8400/
+  python -m logitstore view s3://bucket/run --tokenizer models/teacher --port 0
+  python -m logitstore view runs/demo --out labels.html    one file, no server, no network
+
+exit status: 0 done or interrupted, 1 a store cannot be read, 2 wrong usage
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `view`."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("stores", nargs="*", metavar="STORE", help="URI of a store; it may not exist yet")
+    parser.add_argument(
+        "--port", type=int, default=8400, help="loopback port, 0 for any free one (default 8400)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="write one self-contained file instead")
+    parser.add_argument(
+        "--tokenizer", help="folder or tokenizer.json for the tokens' text (default: the job's)"
+    )
+    parser.add_argument("--max-sequences", type=int, default=20, help="sequences of each store in --out")
+    parser.add_argument("--top-k", type=int, default=32, help="entries of each label row in --out (0: all)")
+    parser.add_argument(
+        "--jobs-file", type=Path, help="JSON list of a cluster's jobs, read again at every refresh"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted, or write the file; the exit status."""
+    from logitstore.errors import StoreError
+
+    if not args.stores and args.jobs_file is None:
+        print(
+            "view: name at least one STORE, for example: python -m logitstore view runs/demo", file=sys.stderr
+        )
+        return 2
+    if args.max_sequences < 1 or args.top_k < 0:
+        print("view: --max-sequences must be at least 1 and --top-k at least 0", file=sys.stderr)
+        return 2
+    try:
+        return _write(args) if args.out else _serve(args)
+    except (StoreError, OSError, ModuleNotFoundError) as error:
+        print(f"view: {error}", file=sys.stderr)
+        return 1
+
+
+def _write(args: argparse.Namespace) -> int:
+    from logitstore.viewer.static import write_static_page
+
+    size = write_static_page(
+        args.stores,
+        args.out,
+        max_sequences=args.max_sequences,
+        top_k=args.top_k or None,
+        tokenizer=args.tokenizer,
+    )
+    print(f"{args.out}: {size:,} bytes")
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from logitstore.viewer.overview import StoreView
+    from logitstore.viewer.server import ViewerServer
+
+    views = [StoreView(uri, args.tokenizer) for uri in args.stores]
+    server = ViewerServer(views, args.port, args.jobs_file, args.tokenizer)
+    # SIGTERM ends like Ctrl-C; shutdown() would wait for the very thread that runs the handler.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    print(f"serving {server.address}  (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+    return 0

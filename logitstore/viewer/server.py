@@ -1,0 +1,157 @@
+"""The page's server: GET only, on loopback, for one person on this machine or at the end of a tunnel."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from logitstore.errors import StoreError
+from logitstore.viewer.overview import StoreView
+from logitstore.viewer.page import build_page, script_json
+from logitstore.viewer.payload import Json, rejects_payload, sequence_payload, summary_payload
+
+MAX_PAGE = 500
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+class ViewerServer(ThreadingHTTPServer):
+    """Serves the page and its JSON. `jobs_file` holds a cluster's jobs as JSON, replaced from outside."""
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        views: Sequence[StoreView],
+        port: int,
+        jobs_file: Path | None = None,
+        tokenizer: str | None = None,
+    ) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.views = list(views)
+        self._tokenizer = tokenizer
+        self._adding = threading.Lock()
+        self.jobs_file = jobs_file
+        self.page = build_page({"mode": "live"}, title="Penumbra", connect=True)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+    def overview(self) -> Json:
+        """Every store's card and the cluster's jobs; a job's store is shown from then on."""
+        jobs = []
+        if self.jobs_file is not None and self.jobs_file.is_file():
+            jobs = json.loads(self.jobs_file.read_text(encoding="utf-8"))
+        with self._adding:
+            known = {view.uri for view in self.views}
+            stores = dict.fromkeys(str(job["store"]) for job in jobs if job.get("store"))
+            self.views += [StoreView(uri, self._tokenizer) for uri in stores if uri not in known]
+        return {"jobs": jobs, "stores": [view.describe() for view in self.views]}
+
+    def sequences(self, store: int, start: int, count: int) -> Json:
+        """The list's page from `start`; an empty one where a store holds nothing yet."""
+        view = self.views[store]
+        _, pages = view.open()
+        found = pages.read(start, min(count, MAX_PAGE), top_k=1) if start < pages.total else []
+        summaries = [summary_payload(start + i, sequence, view.texts) for i, sequence in enumerate(found)]
+        return {"start": start, "total": pages.total, "sequences": summaries}
+
+    def sequence(self, store: int, index: int) -> Json:
+        view = self.views[store]
+        opened, pages = view.open()
+        (sequence,) = pages.read(index, 1)
+        return sequence_payload(index, sequence, opened.manifest.labels, view.texts) | {"total": pages.total}
+
+    def rejects(self, store: int, start: int, count: int) -> Json:
+        return rejects_payload(self.views[store].rejects(), start, min(count, MAX_PAGE))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "penumbra"
+    sys_version = ""
+    server: ViewerServer  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_GET(self) -> None:
+        if not self._is_local():
+            # A page elsewhere could point a name of its own at 127.0.0.1 and read the labels.
+            self._reply_json(
+                HTTPStatus.FORBIDDEN, {"error": "this server answers to 127.0.0.1 and localhost only"}
+            )
+            return
+        url = urlsplit(self.path)
+        if url.path == "/":
+            self._reply(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page.html.encode())
+            return
+        for pattern, answer in _ROUTES:
+            match = pattern.fullmatch(url.path)
+            if match:
+                self._answer(answer, [int(text) for text in match.groups()], parse_qs(url.query))
+                return
+        self._reply_json(HTTPStatus.NOT_FOUND, {"error": f"no page {url.path!r}"})
+
+    def _answer(self, answer: _Answer, numbers: list[int], query: dict[str, list[str]]) -> None:
+        try:
+            if numbers and numbers[0] >= len(self.server.views):
+                raise IndexError(f"no store {numbers[0]}: this page shows {len(self.server.views)}")
+            start, count = (_whole(query, name, default) for name, default in (("start", 0), ("count", 50)))
+            value = answer(self.server, numbers, start, count)
+        except IndexError as error:
+            self._reply_json(HTTPStatus.NOT_FOUND, {"error": str(error)})
+        except (StoreError, OSError, ValueError) as error:
+            self._reply_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
+        else:
+            self._reply_json(HTTPStatus.OK, value)
+
+    def _is_local(self) -> bool:
+        port = self.server.server_port
+        return self.headers.get("Host", "") in [f"{host}:{port}" for host in LOOPBACK_HOSTS]
+
+    def _reply_json(self, status: HTTPStatus, value: Json) -> None:
+        self._reply(status, "application/json", script_json(value).encode())
+
+    def _reply(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", self.server.page.policy + "; frame-ancestors 'none'")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are not logged; errors are shown on the page."""
+
+
+_Answer = Callable[[ViewerServer, list[int], int, int], Json]
+_ROUTES: list[tuple[re.Pattern[str], _Answer]] = [
+    (re.compile("/api/overview"), lambda server, numbers, start, count: server.overview()),
+    (
+        re.compile(r"/api/stores/(\d{1,6})/sequences"),
+        lambda server, numbers, start, count: server.sequences(numbers[0], start, count),
+    ),
+    (
+        re.compile(r"/api/stores/(\d{1,6})/sequences/(\d{1,15})"),
+        lambda server, numbers, start, count: server.sequence(numbers[0], numbers[1]),
+    ),
+    (
+        re.compile(r"/api/stores/(\d{1,6})/rejects"),
+        lambda server, numbers, start, count: server.rejects(numbers[0], start, count),
+    ),
+]
+
+
+def _whole(query: dict[str, list[str]], name: str, default: int) -> int:
+    text = query.get(name, [str(default)])[0]
+    if not re.fullmatch(r"\d{1,15}", text):
+        raise ValueError(f"{name}={text!r} must be a whole number of at most 15 digits")
+    return int(text)

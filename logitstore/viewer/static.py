@@ -1,0 +1,83 @@
+"""The page as one file that needs no server and no network, for a report or a mail."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from logitstore.viewer.overview import StoreView
+from logitstore.viewer.page import build_page
+from logitstore.viewer.payload import rejects_payload, sequence_payload, summary_payload
+
+MAX_REJECTS = 1000
+
+
+def write_static_page(
+    stores: str | Sequence[str],
+    path: str | Path,
+    *,
+    max_sequences: int = 20,
+    top_k: int | None = 32,
+    tokenizer: str | None = None,
+    storage_options: dict[str, object] | None = None,
+) -> int:
+    """Write the page with the first sequences of each store inside; returns the file's size in bytes.
+
+    Args:
+        stores: one store's URI or several.
+        path: the HTML file, replaced as a whole.
+        max_sequences: sequences of each store to hold.
+        top_k: entries of each row to hold, with the tail enlarged by the others; None for all.
+        tokenizer: folder or `tokenizer.json` for the tokens' text; the job's own by default, else bare ids.
+        storage_options: how to reach the stores' object store.
+
+    Raises:
+        StoreError: a store is missing or cannot be read.
+        FileNotFoundError: no tokenizer at the given path.
+    """
+    uris = [stores] if isinstance(stores, str) else list(stores)
+    views = [StoreView(uri, tokenizer, storage_options) for uri in uris]
+    html = static_page(views, max_sequences=max_sequences, top_k=top_k)
+    return _replace(Path(path), html.encode("utf-8"))
+
+
+def static_page(
+    views: Sequence[StoreView], *, max_sequences: int, top_k: int | None, start: str | None = None
+) -> str:
+    """The HTML text of a page that holds its own data.
+
+    `start` says where it opens when its address has no fragment, for example "store=0&sequence=0".
+    """
+    summaries, sequences, rejects = [], [], []
+    for view in views:
+        store, pages = view.open()
+        spec = store.manifest.labels
+        found = pages.read(0, max_sequences, top_k=top_k) if pages.total else []
+        summaries.append([summary_payload(i, sequence, view.texts) for i, sequence in enumerate(found)])
+        sequences.append([sequence_payload(i, one, spec, view.texts) for i, one in enumerate(found)])
+        rejects.append(rejects_payload(store.rejects(), 0, MAX_REJECTS))
+    data: dict[str, object] = {
+        "mode": "static",
+        "start": start,
+        "overview": {"jobs": [], "stores": [view.describe() for view in views]},
+        "summaries": summaries,
+        "sequences": sequences,
+        "rejects": rejects,
+    }
+    return build_page(data, title="Penumbra: " + ", ".join(view.uri for view in views), connect=False).html
+
+
+def _replace(path: Path, content: bytes) -> int:
+    """Write beside the file and rename, so that a half-written page is never seen."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return len(content)

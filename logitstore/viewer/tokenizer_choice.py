@@ -1,0 +1,66 @@
+"""Which tokenizer gives a store's ids their text, and what to tell the reader where none does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from logitstore.manifest import Manifest
+from logitstore.tokenizer_identity import tokenizer_fingerprint
+from logitstore.viewer.tokens import TokenTexts, load_token_texts
+
+
+def choose_texts(manifest: Manifest, given: str | None) -> tuple[TokenTexts, str]:
+    """Texts for a store's ids, and a note ("" when there is nothing to say).
+
+    The tokenizer is the given one, else the job's teacher: a folder, or a model in the local Hugging
+    Face cache; nothing is downloaded. One with other ids than the store's is refused, since its texts
+    would be false.
+
+    Raises:
+        FileNotFoundError: nothing at the given path.
+    """
+    path = given or _teacher_folder(manifest)
+    if path is None:
+        return TokenTexts(), (
+            f"Token ids are shown: no tokenizer of {manifest.teacher.model!r} was found on this machine; "
+            "name its folder with --tokenizer."
+        )
+    try:
+        texts = load_token_texts(path)
+    except ModuleNotFoundError as error:
+        return TokenTexts(), f"Token ids are shown: {error}."
+    expected = manifest.tokenizer.fingerprint
+    if expected and tokenizer_fingerprint(texts.vocabulary()) != expected:
+        return TokenTexts(), (
+            f"Token ids are shown: the tokenizer at {path!r} gives ids other meanings than the store's; "
+            "name the teacher's own with --tokenizer."
+        )
+    return texts, ""
+
+
+def _teacher_folder(manifest: Manifest) -> str | None:
+    """Folder or file of the job's tokenizer on this machine."""
+    teacher = manifest.config.get("teacher")
+    configured = teacher.get("model") if isinstance(teacher, dict) else None
+    for name in (configured, manifest.teacher.model):
+        if not isinstance(name, str) or not name:
+            continue
+        if (Path(name) / "tokenizer.json").is_file():
+            return name
+        cached = _in_hub_cache(name, manifest.teacher.revision)
+        if cached is not None:
+            return cached
+    return None
+
+
+def _in_hub_cache(model: str, revision: str | None) -> str | None:
+    """Path of a hub model's tokenizer.json that an earlier download left here."""
+    hub = Path(
+        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
+    )
+    snapshots = hub.expanduser() / f"models--{model.replace('/', '--')}" / "snapshots"
+    if model.count("/") != 1 or ".." in model:
+        return None
+    files = sorted(snapshots.glob(f"{revision or '*'}/tokenizer.json"))
+    return str(files[-1]) if files else None

@@ -1,0 +1,44 @@
+"""Fixtures that several packages' tests share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.s3_server import S3Server, run_s3_server
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere a store can be put: a fresh local directory or a fresh S3 prefix."""
+
+    uri: str
+    storage_options: dict[str, Any] | None
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One SeaweedFS for the session. Mark tests that use it `s3`."""
+    with run_s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_place(s3_server: S3Server) -> Place:
+    return Place(s3_server.uri(f"t-{uuid.uuid4().hex[:12]}/store"), s3_server.storage_options)
+
+
+@pytest.fixture
+def local_place(tmp_path: Path) -> Place:
+    return Place(str(tmp_path / "store"), None)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest) -> Place:
+    """The same test on a local disk and on S3."""
+    return request.getfixturevalue(f"{request.param}_place")

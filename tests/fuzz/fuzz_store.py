@@ -1,0 +1,121 @@
+"""Coverage-guided fuzzing of everything that parses a store's bytes.
+
+    python -m tests.fuzz.fuzz_store manifest -max_total_time=600
+    python -m tests.fuzz.fuzz_store shard build/fuzz/shard -max_total_time=3600 -rss_limit_mb=1024
+
+The first argument names the target; the rest goes to libFuzzer (a folder keeps the corpus). A finding is
+any exception outside the store's own tree, a hang, or more memory than the limit. Not part of the tests:
+an hour's run takes an hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["logitstore"]):  # pyright: ignore[reportAttributeAccessIssue]
+    import pyarrow as pa
+
+    from logitstore import index_segments
+    from logitstore.codebooks import CodebookSet
+    from logitstore.commits import decode_commit, encode_commit
+    from logitstore.errors import StoreError
+    from logitstore.exchange.torch_archive import read_archive
+    from logitstore.index import IndexPointer, SegmentInfo, decode_pointer, encode_pointer
+    from logitstore.manifest_io import decode_manifest, encode_manifest
+    from logitstore.shard import ShardReader, write_shard
+
+from logitstore.codebooks import identity_codebook
+from tests.logitstore.random_labels import VOCAB_SIZE, make_manifest, make_sequence
+from tests.logitstore.test_compaction import make_record
+
+MANIFEST = make_manifest(note="x")
+SEGMENT_ROWS = 3
+
+
+def _manifest(data: bytes) -> None:
+    decode_manifest(data)
+
+
+def _commit(data: bytes) -> None:
+    decode_commit(data, what="commits/u3.json")
+
+
+def _index(data: bytes) -> None:
+    decode_pointer(data)
+
+
+def _segment(data: bytes) -> None:
+    table = index_segments.read_entries(pa.py_buffer(data), what="segment", num_entries=SEGMENT_ROWS)
+    index_segments.table_to_entries(table)
+
+
+def _shard(data: bytes) -> None:
+    for verify in (True, False):  # without checksums the bytes reach every decoder
+        try:
+            reader = ShardReader(io.BytesIO(data), MANIFEST.labels, None, verify_checksums=verify)
+            for sequence in reader.iter_sequences():
+                assert int(sequence.rows.token_ids_NK.max(initial=0)) < VOCAB_SIZE
+        except StoreError:
+            pass
+
+
+def _codebooks(data: bytes) -> None:
+    CodebookSet.from_bytes(data)
+
+
+def _torch(data: bytes) -> None:
+    read_archive(data)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "manifest": _manifest,
+    "commit": _commit,
+    "index": _index,
+    "segment": _segment,
+    "shard": _shard,
+    "codebooks": _codebooks,
+    "torch": _torch,
+}
+
+
+def seeds() -> dict[str, bytes]:
+    """One valid input of each target to start from."""
+    shard = io.BytesIO()
+    write_shard(shard, [make_sequence("a"), make_sequence("b", length=5)], MANIFEST.labels, None)
+    info = SegmentInfo("index/00000000000000aa.arrow", 1, 100, "blake2b-128:" + "0" * 32, "", 0, 0, "")
+    records = [make_record(unit) for unit in range(SEGMENT_ROWS)]
+    return {
+        "manifest": encode_manifest(MANIFEST),
+        "commit": encode_commit(make_record(3, num_rejects=2)),
+        "index": encode_pointer(IndexPointer(1, (info,))),
+        "segment": index_segments.write_segment(index_segments.entries_to_table(records)),
+        "shard": shard.getvalue(),
+        "codebooks": identity_codebook(VOCAB_SIZE).to_bytes(),
+        "torch": b"PK\x03\x04",
+    }
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) < 2 or argv[1] not in TARGETS:
+        sys.exit(f"usage: python -m tests.fuzz.fuzz_store {{{','.join(TARGETS)}}} [libFuzzer arguments]")
+    target = TARGETS[argv[1]]
+
+    def run(data: bytes) -> None:
+        with contextlib.suppress(StoreError):
+            target(data)
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "seed").write_bytes(seeds()[argv[1]])
+        atheris.Setup([argv[0], *argv[2:], folder], run)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,77 @@
+"""Makes the golden files of format version 1: `python -m tests.golden.v1.make_golden [FOLDER]`.
+
+Run once, when the version was frozen. A change of these bytes is a change of the format.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from logitstore.codebook_training import train_codebooks
+from logitstore.codebooks import CodebookSet
+from logitstore.manifest import LabelSpec
+from logitstore.records import LabeledSequence
+from logitstore.shard import write_shard
+from logitstore.temperature import truncate
+from tests.logitstore.capture import load_capture
+
+FOLDER = Path(__file__).parent
+TOP_K = 20
+ROWS = 40
+
+
+def golden_sequences(value_kind: str) -> tuple[LabelSpec, list[LabeledSequence]]:
+    """Three short sequences: plain, ragged with flags and a non-Latin id, empty of rows."""
+    spec, sequences = load_capture(TOP_K, value_kind)
+    first, second = (_head(sequence) for sequence in sequences[:2])
+    second = replace(
+        second,
+        record_id="запись-δ-記録",
+        sample_index=3,
+        prompt_length=7,
+        label_start=5,
+        token_ids_T=np.concatenate([second.token_ids_T, second.token_ids_T[:4]]),
+        rows=truncate(second.rows, spec, 9),
+        loss_mask_N=np.arange(ROWS) % 3 == 0,
+        finish_reason="length",
+        flags=("truncated", "repeated"),
+    )
+    empty = replace(_head(sequences[2], 0), record_id="", finish_reason="stop")
+    return spec, [first, second, empty]
+
+
+def _head(sequence: LabeledSequence, num_rows: int = ROWS) -> LabeledSequence:
+    rows = sequence.rows
+    cut = {name: getattr(rows, name)[:num_rows] for name in rows.__dataclass_fields__}
+    return replace(
+        sequence,
+        token_ids_T=sequence.token_ids_T[:num_rows],
+        rows=replace(rows, **cut),
+        loss_mask_N=sequence.loss_mask_N[:num_rows],
+    )
+
+
+def golden_codebooks() -> CodebookSet:
+    """Four codebooks for the gap shard."""
+    spec, sequences = golden_sequences("gap_f16")
+    books = train_codebooks(
+        (sequence.rows for sequence in sequences), spec, max_codebooks=4, expected_rows=10**6
+    )
+    assert books.num_codebooks == 4
+    return books
+
+
+def main(folder: Path = FOLDER) -> None:
+    books = golden_codebooks()
+    (folder / "codebooks.bin").write_bytes(books.to_bytes())
+    for value_kind, codebooks in (("gap_f16", books), ("logit_f16", None)):
+        spec, sequences = golden_sequences(value_kind)
+        write_shard(str(folder / f"{value_kind}.arrow"), sequences, spec, codebooks)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

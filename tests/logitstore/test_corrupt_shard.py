@@ -1,0 +1,279 @@
+"""Every way a shard or codebook file can be bad ends in one of the format's errors, never in anything else."""
+
+import contextlib
+import io
+import struct
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logitstore.codebooks import MAGIC, CodebookSet
+from logitstore.errors import CorruptShardError, InvalidLabelsError, UnsupportedFormatError
+from logitstore.shard import ShardReader
+from logitstore.streams import pack
+from tests.golden.v1.make_golden import FOLDER, golden_sequences
+
+SPEC = golden_sequences("gap_f16")[0]
+SHARD = (FOLDER / "gap_f16.arrow").read_bytes()
+CODEBOOKS = (FOLDER / "codebooks.bin").read_bytes()
+BOOKS = CodebookSet.from_bytes(CODEBOOKS)
+REFUSED = (CorruptShardError, UnsupportedFormatError)
+
+
+def read_all(data, *, verify_checksums=True):
+    reader = ShardReader(io.BytesIO(data), SPEC, BOOKS, verify_checksums=verify_checksums)
+    return list(reader.iter_sequences())
+
+
+def rewritten(change, data=SHARD, metadata=None):
+    """The shard with its columns (and metadata) changed and written by a general Arrow writer."""
+    reader = pa.ipc.open_file(io.BytesIO(data))
+    values = {name: reader.get_batch(0).column(name)[0].as_py() for name in reader.schema.names}
+    change(values)
+    schema = reader.schema.with_metadata({**reader.schema.metadata, **(metadata or {})})
+    arrays = [pa.array([values[name]], field.type) for name, field in zip(schema.names, schema, strict=True)]
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(arrays, schema=schema))
+    return sink.getvalue()
+
+
+def streams(packed, count):
+    """Raw streams of a packed column."""
+    sizes = struct.unpack_from(f"<{2 * count}I", packed)
+    at, found = 8 * count, []
+    for raw, stored in zip(sizes[::2], sizes[1::2], strict=True):
+        data = packed[at : at + stored]
+        at += stored
+        found.append(np.frombuffer(data if raw == stored else zstandard.decompress(data), np.uint8).copy())
+    return found
+
+
+def test_the_untouched_shard_is_read():
+    assert len(read_all(SHARD)) == 3
+    assert read_all(rewritten(lambda values: None))[0].record_id == "document-0"
+
+
+@pytest.mark.parametrize("length", [0, 1, 31, 100, len(SHARD) // 2, len(SHARD) - 1])
+def test_truncated(length):
+    with pytest.raises(CorruptShardError, match=r"truncated|claims"):
+        read_all(SHARD[:length])
+
+
+@pytest.mark.parametrize("part", range(64))
+def test_a_flipped_bit_is_found_or_harmless(part):
+    """Every 64th of the file in turn; what is not refused (padding, unused header fields) changes nothing."""
+    expected = read_all(SHARD)
+    for offset in range(part, len(SHARD), 64 * 7):
+        damaged = bytearray(SHARD)
+        damaged[offset] ^= 1 << (offset % 8)
+        try:
+            found = read_all(bytes(damaged))
+        except REFUSED:
+            continue
+        for before, after in zip(expected, found, strict=True):
+            assert before.record_id == after.record_id
+            np.testing.assert_array_equal(before.token_ids_T, after.token_ids_T)
+            np.testing.assert_array_equal(before.rows.logits_NK, after.rows.logits_NK)
+            np.testing.assert_array_equal(before.rows.token_ids_NK, after.rows.token_ids_NK)
+            np.testing.assert_array_equal(before.rows.log_tail_mass_NM, after.rows.log_tail_mass_NM)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error", "message"),
+    [
+        ({b"version": b"2"}, UnsupportedFormatError, "version '2'"),
+        ({b"format": b"other"}, UnsupportedFormatError, "format 'other'"),
+        ({b"features": b'["holograms"]'}, UnsupportedFormatError, "holograms"),
+        ({b"features": b"[["}, CorruptShardError, "metadata"),
+        ({b"vocab_size": b"9"}, CorruptShardError, "vocab_size '9'"),
+        ({b"codebooks": b"blake2b-128:00"}, CorruptShardError, "codebooks"),
+        ({b"temperatures": b"[1.0]"}, CorruptShardError, "temperatures"),
+    ],
+)
+def test_foreign_metadata(metadata, error, message):
+    with pytest.raises(error, match=message):
+        read_all(rewritten(lambda values: None, metadata=metadata))
+
+
+def with_streams(column, count, change):
+    def apply(values):
+        parts = streams(values[column], count)
+        values[column] = pack(change(parts) or parts)
+
+    return apply
+
+
+def set_first(value, stream=0, at=0):
+    def change(parts):
+        parts[stream][at] = value
+
+    return change
+
+
+def raise_sizes(values):
+    """A stream that declares far more than the rows need: a decompression bomb."""
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
+    body = struct.pack("<2I", 1 << 28, len(bomb)) + bomb
+    values["loss_mask"] = body + struct.pack("<I", zlib.crc32(body))
+
+
+def lie_about_content(values):
+    """A frame of 2^28 bytes behind an honest raw size."""
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
+    body = struct.pack("<2I", 10, len(bomb)) + bomb
+    values["loss_mask"] = body + struct.pack("<I", zlib.crc32(body))
+
+
+def claim_a_billion_rows(values):
+    values["num_rows"] = [1 << 30, 40, 0]
+
+
+BAD_COLUMNS = {
+    "id beyond the vocabulary": (
+        with_streams("ids_0_8", 4, lambda p: [p[0], set_all(p[1], 255), zeros(0), zeros(2 * p[1].size)]),
+        "sequence|position",
+    ),
+    "codebook choice": (with_streams("codebook_choice", 1, set_first(200)), "codebook 200 of 4"),
+    "class threshold": (with_streams("values_0_8", 4, set_first(0)), "threshold 0"),
+    "NaN normaliser": (with_streams("normalizers", 9, set_first(255, stream=2)), "normaliser"),
+    "infinite top": (
+        with_streams(
+            "top_logits",
+            4,
+            lambda p: [zeros(p[0].size), zeros(p[0].size), set_all(p[2], 128), set_all(p[3], 127)],
+        ),
+        "top logit",
+    ),
+    "label source": (with_streams("label", 7, set_first(77)), "declares|label source"),
+    "count of zero": (
+        with_streams("counts", 4, lambda p: [zeros(1), zeros(80), zeros(80), zeros(80)]),
+        "entries per row",
+    ),
+    "infinite value": (
+        with_streams(
+            "values_0_8", 4, lambda p: [p[0], set_all(p[1], 223), set_all(zeros(p[1].size), 255), zeros(0)]
+        ),
+        "value pattern",
+    ),
+    "bomb": (raise_sizes, "declares 268435456 bytes"),
+    "lying frame": (lie_about_content, "frame declares 268435456"),
+    "rows": (claim_a_billion_rows, "CRC-32"),
+    "stream table": (lambda values: values.update(label=values["label"][:20]), "table of sizes"),
+    "offsets": (lambda values: values.update(tails=values["tails"] + b"x"), "add up"),
+    "checksum": (lambda values: values.update(tails=values["tails"][:-1] + b"\x00"), "CRC-32"),
+    "sequence text": (lambda values: values.update(record_id=["a", "b", "c"]), "CRC-32"),
+    "sequence count": (lambda values: values.update(num_tokens=[1]), "CRC-32"),
+}
+
+
+def zeros(size):
+    return np.zeros(size, np.uint8)
+
+
+def set_all(array, value):
+    return np.full(array.size, value, np.uint8)
+
+
+@pytest.mark.parametrize("name", sorted(BAD_COLUMNS))
+def test_bad_column(name):
+    change, message = BAD_COLUMNS[name]
+    with pytest.raises(CorruptShardError, match=message):
+        read_all(rewritten(change))
+
+
+@pytest.mark.parametrize(
+    ("column", "items", "message"),
+    [
+        ("num_rows", [1 << 30, 40, 0], "does not allow"),
+        ("num_rows", [-1, 81, 0], "does not allow"),
+        ("num_tokens", [5], "does not allow"),
+        ("label_start", [0, 5, 1], "label_start 0"),
+        ("prompt_length", [41, 7, 0], "prompt of 41"),
+        ("flags", ["[1]", "", ""], "list of strings"),
+        ("flags", ["[" * 5000, "", ""], "JSON"),
+    ],
+)
+def test_bad_sequences_are_refused_even_without_checksums(column, items, message):
+    data = rewritten(lambda values: values.update({column: items}))
+    with pytest.raises(CorruptShardError, match=message):
+        read_all(data, verify_checksums=False)
+
+
+def test_duplicate_ids_are_found_by_the_deep_check():
+    def repeat(parts):
+        parts[1][:40] = parts[1][40:80] = 3  # ranks 1 and 2 of the first rows at the same position
+        below = parts[1] < parts[0][0]
+        return [parts[0], np.where(below, parts[1], 3).astype(np.uint8), zeros(0), zeros(0)]
+
+    data = rewritten(with_streams("ids_0_8", 4, repeat))
+    reader = ShardReader(io.BytesIO(data), SPEC, BOOKS)
+    reader.read_block(0)
+    with pytest.raises(CorruptShardError, match="an id twice"):
+        reader.check_block(0)
+
+
+def test_body_compression_is_refused():
+    reader = pa.ipc.open_file(io.BytesIO(SHARD))
+    sink = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(sink, reader.schema, options=options) as writer:
+        writer.write_batch(reader.get_batch(0))
+    with pytest.raises(CorruptShardError, match="body compression"):
+        read_all(sink.getvalue())
+
+
+def test_two_rows_in_a_batch_are_refused():
+    reader = pa.ipc.open_file(io.BytesIO(SHARD))
+    batch = reader.get_batch(0)
+    two = pa.Table.from_batches([batch, batch]).combine_chunks().to_batches()[0]
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, reader.schema) as writer:
+        writer.write_batch(two)
+    with pytest.raises(CorruptShardError, match="exactly one row"):
+        read_all(sink.getvalue())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_fuzzed_shards_are_refused_or_read(data):
+    """Several bytes overwritten, checksums not looked at: only the format's own errors may come out."""
+    damaged = bytearray(SHARD)
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        replacement = data.draw(st.binary(min_size=1, max_size=8))
+        damaged[at : at + len(replacement)] = replacement
+    if data.draw(st.booleans()):
+        del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
+    with contextlib.suppress(REFUSED):
+        read_all(bytes(damaged), verify_checksums=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_fuzzed_codebooks_are_refused_or_read(data):
+    damaged = bytearray(CODEBOOKS)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[at] = data.draw(st.integers(0, 255))
+    body = bytes(damaged[len(MAGIC) + 16 : -4])
+    damaged[-4:] = struct.pack("<I", zlib.crc32(body))
+    with contextlib.suppress(REFUSED):
+        CodebookSet.from_bytes(bytes(damaged))
+
+
+@pytest.mark.parametrize("length", [0, 10, len(MAGIC), len(MAGIC) + 15, 200, len(CODEBOOKS) - 1])
+def test_truncated_codebooks(length):
+    with pytest.raises(REFUSED):
+        CodebookSet.from_bytes(CODEBOOKS[:length])
+
+
+def test_codebooks_of_another_vocabulary_are_refused():
+    with pytest.raises((CorruptShardError, InvalidLabelsError)):
+        ShardReader(io.BytesIO(SHARD), replace(SPEC, vocab_size=50_000), BOOKS)
