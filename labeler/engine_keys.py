@@ -1,0 +1,42 @@
+"""vLLM options that the labeler sets itself, so `[teacher.engine_args]` must not.
+
+A plain tuple: the configuration validates against it without importing vllm.
+"""
+
+from __future__ import annotations
+
+OWNED_ENGINE_ARGS: tuple[str, ...] = (
+    # Named by their own keys of the job file.
+    "model",
+    "tokenizer",
+    "revision",
+    "tokenizer_revision",
+    "dtype",
+    "quantization",
+    "tensor_parallel_size",
+    "max_model_len",
+    "trust_remote_code",
+    # How labels are captured; another value gives wrong labels or none.
+    "logprobs_mode",
+    "max_logprobs",
+    "worker_extension_cls",
+    "worker_cls",
+    "skip_tokenizer_init",
+    "generation_config",
+    "override_generation_config",
+    "kv_sharing_fast_prefill",
+    "enable_prompt_embeds",
+    "logits_processors",
+    "runner",
+    "convert",
+    "task",
+    # Labels must be those of the teacher itself, in this process.
+    "speculative_config",
+    "enable_lora",
+    "data_parallel_size",
+    "pipeline_parallel_size",
+    "distributed_executor_backend",
+    "disable_log_stats",
+    "seed",
+)
+"""Keys refused in `engine_args`."""

@@ -1,0 +1,211 @@
+"""One driver per store: a lease object that the driver renews, and that another can take once it is dead.
+
+No clocks are compared. A driver of this machine is looked up among its processes; one of another machine
+is watched, and is dead when its lease has not changed for as long as it promised to renew it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from logitstore.errors import ObjectNotFoundError, ObjectStoreError
+from logitstore.objects import Objects
+
+LEASE_NAME = "driver.json"
+
+
+class StoreBusyError(RuntimeError):
+    """Another live driver works on the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who drives a store."""
+
+    owner: str
+    """Random name of this one driver."""
+    host: str
+    machine: str
+    """Boot and process-id space, so that a process id means something only where it counts."""
+    process_id: int
+    process_start: str
+    """Start of the process in kernel ticks: process ids are used again."""
+    renew_sec: float
+    """The holder renews more often than this, or is dead."""
+    renewed: str
+    """UTC, ISO 8601, for people."""
+    released: bool = False
+
+    def __str__(self) -> str:
+        return f"process {self.process_id} on {self.host} (last sign of life {self.renewed})"
+
+    @classmethod
+    def here(cls, renew_sec: float) -> Holder:
+        return cls(
+            owner=secrets.token_hex(8),
+            host=socket.gethostname(),
+            machine=_machine(),
+            process_id=os.getpid(),
+            process_start=_process_start(os.getpid()) or "",
+            renew_sec=renew_sec,
+            renewed=_now(),
+        )
+
+    @property
+    def is_on_this_machine(self) -> bool:
+        return self.machine == _machine()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there; only for a holder on this machine."""
+        start = _process_start(self.process_id)
+        return start is not None and start == self.process_start
+
+
+class DriverLease:
+    """Held from `acquire` to `release`; renewed by a thread of its own."""
+
+    def __init__(self, objects: Objects, holder: Holder, etag: str) -> None:
+        self._objects = objects
+        self._holder = holder
+        self._etag = etag
+        self._stop = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._renew_forever, name="driver-lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_lost(self) -> bool:
+        """Another driver has the store now: stop at once."""
+        return self._lost.is_set()
+
+    def release(self) -> None:
+        """Let the next driver in without waiting."""
+        self._stop.set()
+        self._thread.join()
+        if not self.is_lost:
+            released = replace(self._holder, renewed=_now(), released=True)
+            self._objects.put_if_match(LEASE_NAME, _encode(released), self._etag)
+
+    def _renew_forever(self) -> None:
+        renewed_at = time.monotonic()
+        while not self._stop.wait(self._holder.renew_sec / 3):
+            try:
+                if not self._renew():
+                    self._lost.set()
+                    return
+                renewed_at = time.monotonic()
+            except ObjectStoreError:
+                if time.monotonic() - renewed_at > self._holder.renew_sec:
+                    self._lost.set()
+                    return
+
+    def _renew(self) -> bool:
+        holder = replace(self._holder, renewed=_now())
+        replaced = self._objects.put_if_match(LEASE_NAME, _encode(holder), self._etag)
+        content, etag = self._objects.get_with_etag(LEASE_NAME)
+        if not replaced and _decode(content).owner != self._holder.owner:
+            return False
+        self._etag = etag
+        return _decode(content).owner == self._holder.owner
+
+
+def acquire(objects: Objects, renew_sec: float, on_wait: Callable[[str], None]) -> DriverLease:
+    """Become the store's driver. Waits out a driver of another machine that may be dead.
+
+    Raises StoreBusyError at once if the present driver is alive. `on_wait` is told why it takes time.
+    """
+    holder = Holder.here(renew_sec)
+    content = _encode(holder)
+    while True:
+        if objects.put_if_absent(LEASE_NAME, content):
+            break
+        try:
+            found, etag = objects.get_with_etag(LEASE_NAME)
+        except ObjectNotFoundError:
+            continue
+        present = _decode(found)
+        if present.owner == holder.owner:
+            break  # The put had succeeded, only its answer was lost.
+        _refuse_or_outwait(objects, present, etag, on_wait)
+        if objects.put_if_match(LEASE_NAME, content, etag):
+            break
+    content, etag = objects.get_with_etag(LEASE_NAME)
+    if _decode(content).owner != holder.owner:
+        raise _busy(objects, _decode(content))
+    return DriverLease(objects, holder, etag)
+
+
+def present_holder(objects: Objects) -> Holder | None:
+    """Who holds the store's lease, alive or not; None if nobody does."""
+    try:
+        holder = _decode(objects.get(LEASE_NAME))
+    except ObjectNotFoundError:
+        return None
+    return None if holder.released else holder
+
+
+def _refuse_or_outwait(objects: Objects, present: Holder, etag: str, on_wait: Callable[[str], None]) -> None:
+    """Return once the present holder has left or is dead; raise StoreBusyError if it lives."""
+    if present.released:
+        return
+    if present.is_on_this_machine:
+        if present.is_running:
+            raise _busy(objects, present)
+        return
+    on_wait(
+        f"the store's driver was {present}; if it does not renew its lease within {present.renew_sec:.0f} s "
+        "this job takes over"
+    )
+    until = time.monotonic() + present.renew_sec
+    while time.monotonic() < until:
+        time.sleep(min(present.renew_sec / 10, 2.0))
+        try:
+            if objects.get_with_etag(LEASE_NAME)[1] != etag:
+                raise _busy(objects, present)
+        except ObjectNotFoundError:
+            return
+
+
+def _busy(objects: Objects, holder: Holder) -> StoreBusyError:
+    return StoreBusyError(
+        f"the store at {objects.uri} is being labeled by {holder}; a store has one driver at a time: wait "
+        "for it, stop it, or choose another output.uri"
+    )
+
+
+def _encode(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder)).encode()
+
+
+def _decode(content: bytes) -> Holder:
+    return Holder(**json.loads(content))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return ""
+    return f"{boot.read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
+
+
+def _process_start(process_id: int) -> str | None:
+    """Start time of a living process, None if there is none or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]

@@ -1,0 +1,67 @@
+"""What actors tell the driver, and how a job can end before it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from logitstore.manifest import ShardEntry
+
+
+class JobFailedError(RuntimeError):
+    """The job cannot go on; the message says why and what to do."""
+
+
+class EngineDiedError(RuntimeError):
+    """A worker's engine is dead for good. Every lease of the worker fails with this one cause."""
+
+    def __init__(self, reason: str, culprit: int) -> None:
+        super().__init__(reason, culprit)
+        self.reason = reason
+        self.culprit = culprit
+        """The lease that was in the engine when it died."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class StoppedError(RuntimeError):
+    """The job was told to stop before any engine was at work."""
+
+
+class LeaseLostError(RuntimeError):
+    """Another driver has taken over the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitResult:
+    """What became of a lease."""
+
+    lease_id: int
+    outcome: str
+    """"committed", "passed_trial" or "gave_back"."""
+    entry: ShardEntry | None = None
+    """The row that counts for the unit, whoever wrote it."""
+    won: bool = False
+    """Whether this lease's shard is the one that counts."""
+    rejects_by_kind: dict[str, int] = field(default_factory=dict)
+    filtered: dict[str, int] = field(default_factory=dict)
+    """Responses that each filter found, dropped or flagged."""
+    engine_sec: float = 0.0
+    """Time in the engine."""
+    own_sec: float = 0.0
+    """Time reading, filtering, writing and committing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A sign of life."""
+
+    progress: int
+    """Grows whenever a sequence is labeled or a step of a unit is done."""
+    in_engine: int | None
+    """The lease that the engine is labeling; to be blamed should the process die now."""
+    buffered_bytes: int
+    """Labels waiting to be written."""
+    num_sequences: int
+    num_tokens: int
+    """Sequences and tokens labeled since the start, whether committed by now or not."""

@@ -1,0 +1,331 @@
+"""The actors of a job: placed, loaded, watched, ended and replaced.
+
+Ray's own restarts and retries are off: a dead engine is final for its actor, and what a dead actor held
+is for the scheduler to decide. The pool reports what happened as events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from labeler.actor import Worker
+from labeler.config import JobConfig
+from labeler.cores import CoreBook
+from labeler.messages import EngineDiedError, Heartbeat, UnitResult
+from labeler.scheduler import Lease
+from labeler.teacher import TeacherDescription
+
+HEARTBEAT_SEC = 1.0
+DRAIN_POLL_SEC = 5.0
+LONGEST_PAUSE_SEC = 30.0
+LEAVE_SEC = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    worker_id: str
+    description: TeacherDescription
+    load_sec: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """The worker is gone and what it held is free."""
+
+    worker_id: str
+    reason: str
+    engine: bool
+    """Whether its work may be the cause; False where its node or network went."""
+    culprit: int | None
+    """The lease that was in the engine, as far as known."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAlive:
+    worker_id: str
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEnded:
+    worker_id: str
+    result: UnitResult
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFailed:
+    worker_id: str
+    lease_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaGivenUp:
+    """No further actor is started in this place."""
+
+    worker_id: str
+    reason: str
+
+
+PoolEvent = WorkerReady | WorkerDied | WorkerAlive | LeaseEnded | LeaseFailed | ReplicaGivenUp
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The place of one replica, and the actor that is in it now."""
+
+    index: int
+    generation: int = 0
+    state: str = "empty"
+    """"empty", "placing", "loading", "ready", "leaving" or "given_up"."""
+    handle: Any = None
+    node_id: str = ""
+    node_name: str = ""
+    since_sec: float = 0.0
+    not_before_sec: float = 0.0
+    deaths_in_row: int = 0
+    restarts: int = 0
+    leases: dict[int, Lease] = field(default_factory=dict)
+    heartbeat: Heartbeat | None = None
+    next_heartbeat_sec: float = 0.0
+
+    @property
+    def worker_id(self) -> str:
+        return f"worker-{self.index}.{self.generation}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A replica as status and progress show it."""
+
+    name: str
+    node: str
+    state: str
+    unit: str | None
+    restarts: int
+
+
+class ActorPool:
+    """`replicas` places, each with at most one live actor. Call `poll` often."""
+
+    def __init__(self, job: JobConfig, special_ids: frozenset[int]) -> None:
+        self._job = job
+        self._special_ids = special_ids
+        self._slots = [_Slot(index) for index in range(job.workers.replicas)]
+        self._calls: dict[Any, tuple[_Slot, int, str, int]] = {}
+        """Outstanding call -> (place, generation, what, lease id or 0)."""
+        self._cores = CoreBook(job.workers.cores) if job.workers.gpus == 0 else None
+        self._actor_class = ray.remote(Worker)
+        self._closing = False
+        self._any_was_ready = False
+        self._next_drain_poll_sec = 0.0
+
+    @property
+    def num_given_up(self) -> int:
+        return sum(slot.state == "given_up" for slot in self._slots)
+
+    def ready_workers(self) -> list[str]:
+        """Workers that can take units."""
+        return [slot.worker_id for slot in self._slots if slot.state == "ready"]
+
+    def views(self) -> list[WorkerView]:
+        views: list[WorkerView] = []
+        for slot in self._slots:
+            in_engine = slot.heartbeat.in_engine if slot.heartbeat else None
+            lease = slot.leases.get(in_engine) if in_engine is not None else None
+            unit = lease.unit.unit_id if lease is not None else None
+            views.append(WorkerView(slot.worker_id, slot.node_name, slot.state, unit, slot.restarts))
+        return views
+
+    def submit(self, lease: Lease) -> None:
+        slot = self._slot_of(lease.worker_id)
+        slot.leases[lease.lease_id] = lease
+        self._call(slot, "label", slot.handle.label_unit.remote(lease), lease.lease_id)
+
+    def poll(self, timeout_sec: float) -> list[PoolEvent]:
+        """What happened since the last call, waiting for something at most so long."""
+        now = time.monotonic()
+        events: list[PoolEvent] = []
+        for slot in self._slots:
+            self._start_if_empty(slot, now)
+            self._ask_for_heartbeat(slot, now)
+            if slot.state == "loading" and now - slot.since_sec > self._job.workers.start_sec:
+                reason = f"the engine did not load within workers.start_sec = {self._job.workers.start_sec:g}"
+                events += self._lost(slot, reason, engine=True, culprit=None)
+        self._tell_drained_nodes(now)
+        if not self._calls:
+            time.sleep(timeout_sec)
+            return events
+        waiting = list(self._calls)
+        done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_sec)
+        if done:
+            done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        for ref in done:
+            if ref in self._calls:
+                events += self._answered(ref)
+        return events
+
+    def end(self, worker_id: str, reason: str) -> list[PoolEvent]:
+        """End a worker that no longer gets on, and start another in its place."""
+        return self._lost(self._slot_of(worker_id), reason, engine=True, culprit=None)
+
+    def give_up(self, worker_id: str, reason: str) -> list[PoolEvent]:
+        """End a worker that is of no use, and start no other in its place."""
+        slot = self._slot_of(worker_id)
+        events = self._lost(slot, reason, engine=False, culprit=None)
+        slot.state = "given_up"
+        return [*events, ReplicaGivenUp(worker_id, reason)]
+
+    def leave(self) -> None:
+        """Start no further actor and let the present ones begin no further unit."""
+        self._closing = True
+        for slot in self._slots:
+            if slot.state == "ready":
+                slot.handle.leave.remote()
+
+    def close(self) -> None:
+        """End all actors, giving engines a moment to free what they hold."""
+        self._closing = True
+        closing = [slot.handle.close.remote() for slot in self._slots if slot.state in ("ready", "leaving")]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=LEAVE_SEC)
+        for slot in self._slots:
+            if slot.handle is not None:
+                ray.kill(slot.handle)
+        self._calls.clear()
+
+    def _slot_of(self, worker_id: str) -> _Slot:
+        for slot in self._slots:
+            if slot.worker_id == worker_id:
+                return slot
+        raise KeyError(worker_id)
+
+    def _call(self, slot: _Slot, what: str, ref: Any, lease_id: int = 0) -> None:
+        self._calls[ref] = (slot, slot.generation, what, lease_id)
+
+    def _start_if_empty(self, slot: _Slot, now_sec: float) -> None:
+        if slot.state != "empty" or self._closing or now_sec < slot.not_before_sec:
+            return
+        workers = self._job.workers
+        options: dict[str, Any] = {
+            "num_cpus": workers.cores,  # Ray sets OMP_NUM_THREADS to it.
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            # One call per lease, and room for heartbeats beside them.
+            "max_concurrency": workers.leases + 4,
+            "scheduling_strategy": "SPREAD",
+        }
+        if workers.gpus:
+            options["num_gpus"] = workers.gpus
+        if workers.resources:
+            options["resources"] = dict(workers.resources)
+        slot.handle = self._actor_class.options(**options).remote(
+            self._job, slot.worker_id, self._special_ids
+        )
+        slot.state, slot.since_sec = "placing", now_sec
+        self._call(slot, "place", slot.handle.place.remote())
+
+    def _ask_for_heartbeat(self, slot: _Slot, now_sec: float) -> None:
+        if slot.state in ("ready", "leaving") and now_sec >= slot.next_heartbeat_sec:
+            slot.next_heartbeat_sec = float("inf")  # Until this one is answered.
+            self._call(slot, "heartbeat", slot.handle.heartbeat.remote())
+
+    def _answered(self, ref: Any) -> Iterator[PoolEvent]:
+        slot, generation, what, lease_id = self._calls.pop(ref)
+        if generation != slot.generation:
+            return  # The answer of an actor that was ended.
+        try:
+            value: Any = ray.get(ref, timeout=60)
+        except (RayError, EngineDiedError, GetTimeoutError) as error:
+            yield from self._failed(slot, what, lease_id, error)
+            return
+        now = time.monotonic()
+        if what == "place":
+            slot.node_id, slot.node_name = value.node_id, value.host
+            cores = self._cores.take(value, slot.index) if self._cores is not None else None
+            slot.state, slot.since_sec = "loading", now
+            self._call(slot, "start", slot.handle.start.remote(cores))
+        elif what == "start":
+            slot.state, self._any_was_ready = "ready", True
+            yield WorkerReady(slot.worker_id, value, now - slot.since_sec)
+        elif what == "heartbeat":
+            slot.heartbeat, slot.next_heartbeat_sec = value, now + HEARTBEAT_SEC
+            yield WorkerAlive(slot.worker_id, value)
+        elif what == "label":
+            lease = slot.leases.pop(lease_id)
+            if lease.trial is None:
+                slot.deaths_in_row = 0
+            yield LeaseEnded(slot.worker_id, value)
+
+    def _failed(self, slot: _Slot, what: str, lease_id: int, error: Exception) -> list[PoolEvent]:
+        reason = first_cause(error)
+        died = isinstance(error, RayActorError | EngineDiedError)
+        if what == "label" and not died:
+            slot.leases.pop(lease_id, None)
+            return [LeaseFailed(slot.worker_id, lease_id, reason)]
+        culprit = error.culprit if isinstance(error, EngineDiedError) else None
+        engine = not isinstance(error, RayActorError) or self._node_is_alive(slot.node_id)
+        return self._lost(slot, reason, engine=engine, culprit=culprit)
+
+    def _lost(self, slot: _Slot, reason: str, *, engine: bool, culprit: int | None) -> list[PoolEvent]:
+        """The slot's actor is gone or unfit: end it for certain and make room for another."""
+        worker_id, was_ready = slot.worker_id, slot.state in ("ready", "leaving")
+        if culprit is None and slot.heartbeat is not None:
+            culprit = slot.heartbeat.in_engine
+        on_trial = culprit is not None and culprit in slot.leases and slot.leases[culprit].trial is not None
+        ray.kill(slot.handle)
+        if self._cores is not None:
+            self._cores.free(slot.index)
+        if engine and not on_trial:
+            slot.deaths_in_row += 1
+            if not self._any_was_ready:
+                # What fails before any engine ever loaded will rarely load the third time.
+                slot.deaths_in_row = max(slot.deaths_in_row, self._job.workers.restarts)
+        pause = min(2.0 ** (slot.deaths_in_row - 1), LONGEST_PAUSE_SEC) if slot.deaths_in_row else 0.0
+        slot.generation += 1
+        slot.restarts += 1
+        slot.handle, slot.heartbeat, slot.next_heartbeat_sec = None, None, 0.0
+        slot.leases.clear()
+        slot.state, slot.not_before_sec = "empty", time.monotonic() + pause
+        events: list[PoolEvent] = []
+        if was_ready:
+            events.append(WorkerDied(worker_id, reason, engine, culprit))
+        if slot.deaths_in_row > self._job.workers.restarts:
+            slot.state = "given_up"
+            events.append(ReplicaGivenUp(worker_id, reason))
+        return events
+
+    def _node_is_alive(self, node_id: str) -> bool:
+        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+    def _tell_drained_nodes(self, now_sec: float) -> None:
+        """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have."""
+        if now_sec < self._next_drain_poll_sec or self._job.workers.address is None:
+            return
+        self._next_drain_poll_sec = now_sec + DRAIN_POLL_SEC
+        from ray._private.state import state
+
+        draining = state.get_draining_nodes()
+        for slot in self._slots:
+            if slot.state == "ready" and slot.node_id in draining:
+                slot.state = "leaving"
+                slot.handle.leave.remote()
+
+
+def first_cause(error: Exception) -> str:
+    """What went wrong, in one line, without the layers of Ray around it."""
+    cause: BaseException = error
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        cause = error.cause
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if isinstance(error, RayActorError):
+        details = [line for line in lines if not line.startswith(("class_name:", "actor_id:", "namespace:"))]
+        text = "; ".join(details[:4])
+    return f"{type(cause).__name__}: {text}"[:600]

@@ -1,0 +1,133 @@
+"""One driver per store: refused while it lives, replaced once it is dead."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from labeler.lease import LEASE_NAME, Holder, StoreBusyError, acquire, present_holder
+from logitstore.objects import Objects
+
+
+def ignore(_):
+    pass
+
+
+def put_holder(objects, holder):
+    objects.put(LEASE_NAME, json.dumps(asdict(holder)).encode())
+
+
+def test_a_second_driver_is_refused_at_once_with_the_first_ones_name(tmp_path):
+    objects = Objects(tmp_path)
+    lease = acquire(objects, 30.0, ignore)
+    started = time.monotonic()
+    with pytest.raises(StoreBusyError) as caught:
+        acquire(objects, 30.0, ignore)
+    assert time.monotonic() - started < 1
+    assert f"process {os.getpid()}" in str(caught.value)
+    assert "output.uri" in str(caught.value)
+    lease.release()
+    assert present_holder(objects) is None
+    acquire(objects, 30.0, ignore).release()
+
+
+def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path):
+    objects = Objects(tmp_path)
+    code = f"from labeler.lease import acquire; from logitstore.objects import Objects; import os\nacquire(Objects({str(tmp_path)!r}), 30.0, print); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    dead = present_holder(objects)
+    assert dead is not None
+    assert not dead.is_running
+    started = time.monotonic()
+    acquire(objects, 30.0, ignore).release()
+    assert time.monotonic() - started < 2
+
+
+def test_another_process_with_the_same_number_is_not_the_driver(tmp_path):
+    objects = Objects(tmp_path)
+    put_holder(objects, replace(Holder.here(30.0), process_start="1", owner="other"))
+    acquire(objects, 30.0, ignore).release()
+
+
+def test_a_silent_driver_of_another_machine_is_outwaited(tmp_path):
+    objects = Objects(tmp_path)
+    put_holder(objects, replace(Holder.here(0.6), machine="elsewhere", host="far", owner="other"))
+    told: list[str] = []
+    started = time.monotonic()
+    lease = acquire(objects, 0.6, told.append)
+    assert 0.6 <= time.monotonic() - started < 3
+    assert "far" in told[0]
+    lease.release()
+
+
+def test_a_driver_of_another_machine_that_renews_is_refused(tmp_path):
+    objects = Objects(tmp_path)
+    elsewhere = replace(Holder.here(5.0), machine="elsewhere", owner="other")
+    put_holder(objects, elsewhere)
+
+    def renew(_):
+        put_holder(objects, replace(elsewhere, renewed="2026-01-01T00:00:00"))
+
+    import threading
+
+    timer = threading.Timer(0.3, renew, args=(None,))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(StoreBusyError):
+        acquire(objects, 5.0, ignore)
+    assert time.monotonic() - started < 4
+    timer.join()
+
+
+def test_a_driver_notices_that_it_was_replaced(tmp_path):
+    objects = Objects(tmp_path)
+    lease = acquire(objects, 0.3, ignore)
+    time.sleep(0.5)
+    assert not lease.is_lost
+    usurper = replace(Holder.here(30.0), owner="usurper")
+    put_holder(objects, usurper)
+    deadline = time.monotonic() + 5
+    while not lease.is_lost and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert lease.is_lost
+    lease.release()
+    holder = present_holder(objects)
+    assert holder is not None
+    assert holder.owner == "usurper"
+
+
+def test_of_many_drivers_at_once_one_gets_the_store(tmp_path):
+    code = f"""
+import sys, time
+from labeler.lease import StoreBusyError, acquire
+from logitstore.objects import Objects
+objects = Objects({str(tmp_path)!r})
+sys.stdin.readline()
+try:
+    acquire(objects, 30.0, print)
+    print("won", flush=True)
+    sys.stdin.readline()
+except StoreBusyError:
+    print("refused", flush=True)
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outcomes = []
+    for process in processes:
+        assert process.stdout is not None
+        outcomes.append(process.stdout.readline().strip())
+    for process in processes:
+        process.communicate("end\n")
+    assert sorted(outcomes) == ["refused", "refused", "refused", "won"]
