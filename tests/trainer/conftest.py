@@ -1,0 +1,20 @@
+"""A small real store, shared by the trainer's tests, with several blocks per shard."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.stores import make_store
+
+UNITS = (12, 9, 15, 4, 11, 7)
+NUM_SEQUENCES = sum(UNITS)
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("logitstore.shard.BLOCK_ROWS", 30)
+        path = tmp_path_factory.mktemp("stores") / "small"
+        store = make_store(path, UNITS)
+    assert store.open_shard(store.shards()[0]).num_blocks > 2, "the tests want several blocks in a shard"
+    return path

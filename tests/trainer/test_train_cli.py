@@ -1,0 +1,133 @@
+"""The command from configuration to a saved student that transformers loads, and what it refuses."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from logitstore.tokenizer_identity import tokenizer_fingerprint
+from tests.trainer.stores import make_store
+from trainer.__main__ import main
+from trainer.config import ConfigError, load_config, parse_bytes
+
+VOCABULARY = {f"t{index}": index for index in range(64)}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration file, its tokenizer and its store."""
+    model = WordLevel(VOCABULARY, unk_token="t0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="t1", unk_token="t0")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    make_store(
+        tmp_path / "store", (20, 20, 20), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64
+    )
+    path = tmp_path / "train.toml"
+    path.write_text(f"""
+[student]
+tokenizer = "{tmp_path / "teacher"}"
+[student.small]
+hidden_size = 32
+intermediate_size = 64
+num_layers = 1
+num_heads = 2
+[data]
+stores = "{tmp_path / "store"}"
+held_out_fraction = 0.25
+[loss]
+alpha = 0.9
+[training]
+max_steps = 60
+batch_size = 4
+learning_rate = 2e-2
+save_steps = 25
+[output]
+folder = "{tmp_path / "run"}"
+""")
+    return path
+
+
+@pytest.mark.slow
+def test_train_saves_a_better_student_and_says_so(config, tmp_path, capsys):
+    assert main(["train", str(config), "--quiet"]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["after"]["kl"] < 0.6 * metrics["before"]["kl"]
+    assert metrics["num_steps"] == 60
+    assert [entry["step"] for entry in metrics["history"]][-1] == 60
+    assert metrics["alignment_nll"]["+0"] < min(
+        metrics["alignment_nll"]["-1"], metrics["alignment_nll"]["+1"]
+    )
+    assert f"{metrics['after']['kl']:.4f}" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.config.vocab_size == 64
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == VOCABULARY
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert metrics["stores"][0]["digest"] in card
+    assert "tests/random" in card
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    # The saved configuration is a configuration, and evaluation gives the figures of the run.
+    assert main(["eval", str(tmp_path / "run" / "train.json"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert again == pytest.approx(metrics["after"], rel=1e-4)
+    # A finished run is not run again; what it found is said again.
+    written = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["after"] == metrics["after"]
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_store_that_does_not_fit_the_student_is_refused(config, tmp_path, capsys):
+    make_store(tmp_path / "foreign", (10,), fingerprint="sha256:" + "0" * 64, tokenizer_size=64)
+    assert main(["train", str(config), "--quiet", "--set", f"data.stores={tmp_path / 'foreign'}"]) == 2
+    assert "the same id is another token" in capsys.readouterr().err
+    assert main(["train", str(config), "--quiet", "--set", "loss.temperature=9"]) == 2
+    assert "choose one inside, label again with it" in capsys.readouterr().err
+    assert main(["train", str(config), "--quiet", "--set", "data.stores=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_prints_every_setting(config, capsys):
+    assert main(["train", str(config), "--dry-run", "--set", "data.cache_limit=20gb"]) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["data"]["cache_limit"] == 20 * 10**9
+    assert settings["data"]["stores"][0]["weight"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss.alpha=1.5", "loss.alpha = 1.5"),
+        ("loss.alhpa=0.5", "loss.alhpa is not a setting"),
+        ("student.model=x", "give exactly one of student.model"),
+        ("student.small.hidden_size=33", "hidden_size=33 must be a multiple of num_heads=2"),
+        ("data.cache_limit=many", "'many' is not a size"),
+        ("alpha", "must look like section.key=value"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_rule(config, override, words, capsys):
+    assert main(["train", str(config), "--set", override]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_secrets_are_not_in_the_saved_settings(config):
+    from trainer.config import resolved
+
+    store = (
+        '{uri = "s3://b/s", storage_options = {key = "AKIA", client_kwargs = {endpoint_url = "http://x"}}}'
+    )
+    options = resolved(load_config(str(config), [f"data.stores={store}"]))["data"]["stores"][0][
+        "storage_options"
+    ]
+    assert options == {"key": "***", "client_kwargs": {"endpoint_url": "http://x"}}
+
+
+def test_sizes():
+    assert [parse_bytes(size) for size in (None, 7, "5", "1.5kb", "2 MiB", "3g")] == [
+        None, 7, 5, 1500, 2 * 2**20, 3 * 10**9,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="no training file at"):
+        load_config("/nowhere/train.toml")

@@ -1,0 +1,150 @@
+"""Checks before a run: what would otherwise train on nonsense without a sign of it.
+
+Shape legend: N label rows, K stored entries.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from logitstore import temperature as temperatures
+from logitstore.config_file import ConfigError
+from logitstore.errors import TemperatureError
+from logitstore.manifest import LabelSpec, Manifest
+from logitstore.tokenizer_identity import tokenizer_fingerprint
+from trainer.collate import rows_between
+from trainer.samples import Sample
+
+OFFSETS: tuple[int, ...] = (-1, 0, 1)
+ALIGNMENT_ROWS = 4096
+"""Label rows that the alignment check looks at."""
+LEAST_LOG_MASS = -30.0
+"""Stands for an empty tail, so that one impossible token does not decide."""
+
+
+class GuardError(ConfigError):
+    """Store and student do not fit together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Mean negative log-likelihood, under the stored rows, of the token at each offset from the row's."""
+
+    nll_by_offset: dict[int, float]
+    num_rows: int
+
+
+def check_tokenizer(manifest: Manifest, vocabulary: Mapping[str, int], *, where: str) -> None:
+    """The student's tokenizer must give the store's ids the teacher's meaning. `where` names the store."""
+    stored = manifest.tokenizer.fingerprint
+    if not stored:
+        warnings.warn(
+            f"{where} does not say which tokenizer made its ids (it was imported), so nothing tells whether "
+            "the student's is the same; look at it with `python -m logitstore inspect`",
+            stacklevel=2,
+        )
+        return
+    found = tokenizer_fingerprint(vocabulary)
+    if found != stored:
+        raise GuardError(
+            f"the student's tokenizer has {len(vocabulary)} ids and the fingerprint {found[:23]}..., "
+            f"{where} was labeled with one of {manifest.tokenizer.vocab_size} ids and {stored[:23]}...: "
+            f"the same id is another token. Use the tokenizer of the teacher, {manifest.teacher.model}"
+        )
+
+
+def real_vocab_size(
+    manifest: Manifest, student_width: int, policy: Literal["same", "padded"], *, where: str
+) -> int | None:
+    """Ids that take part in the loss; None for all of the student's.
+
+    Raises GuardError unless student and teacher have logits of the same width, or the policy is "padded"
+    and both are as wide as the tokenizer has ids.
+    """
+    teacher_width = manifest.labels.vocab_size
+    if policy == "same":
+        if student_width != teacher_width:
+            raise GuardError(
+                f"the student has {student_width} logits, the teacher of {where} {teacher_width}; if they "
+                "differ by padding only, set loss.vocabulary='padded'; otherwise use a student with the "
+                "teacher's tokenizer"
+            )
+        return None
+    real = manifest.tokenizer.vocab_size or min(student_width, teacher_width)
+    if real > min(student_width, teacher_width):
+        raise GuardError(
+            f"the tokenizer of {where} has {real} ids, but the student has {student_width} logits and the "
+            f"teacher {teacher_width}: more than padding is missing; use one with the teacher's tokenizer"
+        )
+    return real
+
+
+def check_temperature(labels: LabelSpec, temperature: float, tail: str, *, where: str) -> None:
+    """A tail at `temperature` must be stored, or lie between stored ones."""
+    if tail in ("renormalize", "zero"):
+        return
+    low, high = labels.temperatures[0], labels.temperatures[-1]
+    if not low <= temperature <= high:
+        raise TemperatureError(
+            f"loss.temperature={temperature} is outside {low}..{high}, for which {where} stores the mass of "
+            "the tail; choose one inside, label again with it, or set loss.tail='renormalize' to do without"
+        )
+
+
+def check_alignment(samples: Iterable[Sample], *, where: str) -> Alignment:
+    """Rows must predict the token they stand at better than its neighbours.
+
+    Raises GuardError if not: then the rows are shifted against the tokens, which trains a plausible but
+    wrong student.
+    """
+    totals: dict[int, float] = dict.fromkeys(OFFSETS, 0.0)
+    num_rows = 0
+    for sample in samples:
+        nll_by_offset, count = _nll_by_offset(sample)
+        num_rows += count
+        for offset, nll in nll_by_offset.items():
+            totals[offset] += nll
+        if num_rows >= ALIGNMENT_ROWS:
+            break
+    if not num_rows:
+        return Alignment(totals, 0)
+    means = {offset: total / num_rows for offset, total in totals.items()}
+    if means[0] > min(means.values()):
+        best = min(means, key=lambda offset: means[offset])
+        raise GuardError(
+            f"the label rows of {where} predict the token at offset {best:+d} best (mean negative log-"
+            f"likelihood {means[best]:.2f} against {means[0]:.2f} at their own place, {num_rows} rows): they "
+            "are shifted against the tokens. Label, or import, the data again"
+        )
+    return Alignment(means, num_rows)
+
+
+def _nll_by_offset(sample: Sample) -> tuple[dict[int, float], int]:
+    """Sums over the rows that have a neighbour on both sides, and how many these are.
+
+    A token that is not stored counts as if the mass of the tail lay evenly on all such tokens.
+    """
+    sequence = sample.sequence
+    first = sequence.label_start
+    count = min(sequence.rows.num_rows, len(sequence.token_ids_T) - 1 - first)
+    if count <= 0:
+        return dict.fromkeys(OFFSETS, 0.0), 0
+    rows = rows_between(sequence.rows, 0, count)
+    logprobs_NK = temperatures.logprobs(rows, sample.labels, 1.0)
+    tail_N = temperatures.log_tail_mass(rows, sample.labels, 1.0)
+    num_others_N = np.maximum(sample.labels.vocab_size - rows.count_N, 1)
+    other_N = np.maximum(tail_N, LEAST_LOG_MASS) - np.log(num_others_N)
+    real_NK = np.arange(logprobs_NK.shape[1]) < rows.count_N[:, None]
+    sums = {}
+    for offset in OFFSETS:
+        tokens_N = sequence.token_ids_T[first + offset : first + offset + count]
+        match_NK = (rows.token_ids_NK == tokens_N[:, None]) & real_NK
+        found_N = np.where(match_NK, logprobs_NK, -np.inf).max(axis=1)
+        logprob_N = np.where(match_NK.any(axis=1), found_N, other_N)
+        sums[offset] = -float(logprob_N.sum())
+    return sums, count

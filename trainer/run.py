@@ -1,0 +1,310 @@
+"""A training run from its configuration: check, evaluate, train, evaluate, save.
+
+The output folder gets the model and tokenizer, `README.md` (model card), `train.json` (the resolved
+configuration), `metrics.json` (see `RunMetrics`), `checkpoints/` and `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from trainer.collate import CollateSettings, DistillationCollator
+from trainer.config import ConfigError, TrainConfig, resolved
+from trainer.dataset import StoreSpec, StreamingLogitDataset
+from trainer.evaluate import Evaluation, evaluate
+from trainer.guards import check_alignment, check_temperature, check_tokenizer, real_vocab_size
+from trainer.heads import find_head
+from trainer.hf_trainer import (
+    OfflineDistillationConfig,
+    OfflineDistillationTrainer,
+    evaluation_batches,
+    last_checkpoint,
+)
+from trainer.model_card import model_card
+from trainer.sources import HeldOut
+from trainer.student import load_student, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+METRICS_NAME = "metrics.json"
+CONFIG_NAME = "train.json"
+ALIGNMENT_SEQUENCES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RunMetrics:
+    """`metrics.json`."""
+
+    stores: list[dict[str, Any]]
+    """By store: uri, digest, teacher, num_sequences and num_held_out that take part."""
+    before: dict[str, float | int] | None
+    """`trainer.evaluate.Evaluation` of the untrained student; None if not asked for."""
+    after: dict[str, float | int]
+    history: list[dict[str, float | int]]
+    """By logged step: step, epoch, loss, distillation, cross_entropy, teacher_mass, student_mass,
+    top1_agreement, grad_norm, learning_rate. Loss terms are means per label since the last log."""
+    num_steps: int
+    num_parameters: int
+    num_trainable_parameters: int
+    num_tokens: int
+    """Tokens of the batches trained on, padding included; of this process, since its last start."""
+    train_seconds: float
+    """Since the last start, evaluation excluded."""
+    alignment_nll: dict[str, float]
+    """Mean negative log-likelihood of tokens at offsets -1, 0, +1 from the rows, first store."""
+    started: str
+    versions: dict[str, str]
+
+
+def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) -> RunMetrics:
+    """Run it, or go on from the last checkpoint in the output folder, or return what a finished run left.
+
+    Raises ConfigError and GuardError before anything is trained, and StoreError for a store that cannot
+    be read.
+    """
+    folder = Path(config.output.folder)
+    tokenizer = load_tokenizer(config.student)
+    train_set, held_out = datasets(config, tokenizer)
+    finished = None if restart else _finished(folder, config, train_set)
+    if finished is not None:
+        return finished
+    alignment = check_alignment(islice(iter(train_set), ALIGNMENT_SEQUENCES), where=train_set.sources[0].uri)
+    train_set.restart()
+    width = train_set.sources[0].manifest.labels.vocab_size
+    model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
+    arguments = _arguments(config, folder, real_size(config, train_set, model), quiet)
+    trainer = OfflineDistillationTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        data_collator=DistillationCollator(collate_settings(config, tokenizer)),
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
+    checkpoint = None if restart else last_checkpoint(arguments.output_dir or "")
+    before_path = folder / "before.json"
+    before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
+    started, clock = datetime.now(UTC), time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - clock
+    after = trainer.evaluate_student()
+    metrics = RunMetrics(
+        stores=_describe(train_set, held_out),
+        before=before,
+        after=after.to_dict(),
+        history=[entry for entry in trainer.state.log_history if "loss" in entry],
+        num_steps=trainer.state.global_step,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_tokens=int(trainer.state.num_input_tokens_seen),
+        train_seconds=round(seconds, 3),
+        alignment_nll={f"{offset:+d}": nll for offset, nll in alignment.nll_by_offset.items()},
+        started=started.isoformat(timespec="seconds"),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
+    if trainer.is_world_process_zero():
+        _save(folder, config, trainer, train_set, metrics, after)
+    return metrics
+
+
+def evaluate_model(config: TrainConfig, model_path: str) -> Evaluation:
+    """Evaluate a saved student on the held-out records of the configuration's stores."""
+    tokenizer = load_tokenizer(config.student)
+    _, held_out = datasets(config, tokenizer)
+    student = config.student.model_copy(update={"model": model_path, "small": None, "lora": None})
+    model = load_student(student, tokenizer, vocab_size=None, seed=0)
+    collator = DistillationCollator(collate_settings(config, tokenizer))
+    batches = evaluation_batches(held_out, collator, config.evaluation.max_sequences)
+    head = find_head(model) if config.loss.fused else None
+    return evaluate(model, batches, head=head, vocab_size=real_size(config, held_out, model))
+
+
+def datasets(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[StreamingLogitDataset, StreamingLogitDataset]:
+    """(training, held-out), their stores checked against the tokenizer and the loss."""
+    data = config.data
+    make: Callable[..., StreamingLogitDataset] = _dataset_maker(config)
+    train_set = make(batch_size=config.training.batch_size, side="train", top_k=data.top_k)
+    held_out = make(batch_size=config.evaluation.batch_size, side="held_out", top_k=None)
+    for source in train_set.sources:
+        check_tokenizer(source.manifest, tokenizer.get_vocab(), where=source.uri)
+        if config.loss.alpha > 0:
+            check_temperature(
+                source.manifest.labels, config.loss.temperature, config.loss.tail, where=source.uri
+            )
+    if not sum(sum(source.lengths) for source in held_out.sources):
+        raise ConfigError(
+            f"data.held_out_fraction = {data.held_out_fraction} holds no record out of "
+            f"{train_set.num_sequences} sequences; raise it, since students are compared on held-out records"
+        )
+    return train_set, held_out
+
+
+def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
+    data = config.data
+    specs = [StoreSpec(store.uri, store.weight, store.storage_options) for store in data.stores]
+
+    def make(batch_size: int, side: Any, top_k: int | None) -> StreamingLogitDataset:
+        return StreamingLogitDataset(
+            specs,
+            batch_size=batch_size,
+            shuffle=data.shuffle or side == "held_out",
+            seed=data.seed,
+            num_splits=data.num_splits,
+            top_k=top_k,
+            held_out=HeldOut(data.held_out_fraction, side),
+            cache_dir=data.cache_dir,
+            cache_limit=data.cache_limit,
+            predownload=data.predownload,
+            even=side == "train",
+        )
+
+    return make
+
+
+def collate_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> CollateSettings:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return CollateSettings(
+        pad_token_id=pad if isinstance(pad, int) else 0,
+        temperature=config.loss.temperature,
+        renormalize=config.loss.tail in ("renormalize", "zero"),
+        with_teacher=config.loss.alpha > 0,
+        max_length=config.data.max_length,
+        pack_length=config.data.pack_length,
+        packed_attention=config.data.packed_attention,
+    )
+
+
+def real_size(config: TrainConfig, dataset: StreamingLogitDataset, model: Any) -> int | None:
+    """Ids that take part in the loss; None if all do. Raises GuardError for vocabularies that do not fit."""
+    width = model.get_output_embeddings().weight.shape[0]
+    sizes = [
+        real_vocab_size(source.manifest, width, config.loss.vocabulary, where=source.uri)
+        for source in dataset.sources
+    ]
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _arguments(
+    config: TrainConfig, folder: Path, vocab_size: int | None, quiet: bool
+) -> OfflineDistillationConfig:
+    training, loss = config.training, config.loss
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    return OfflineDistillationConfig(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=training.max_steps or -1,
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=config.evaluation.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        adam_beta2=training.adam_beta2,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.precision == "bf16",
+        gradient_checkpointing=training.gradient_checkpointing,
+        seed=training.seed,
+        logging_steps=training.logging_steps,
+        logging_first_step=True,
+        save_strategy="no" if training.save_steps is None else "steps",
+        save_steps=training.save_steps or 500,
+        save_total_limit=training.save_total_limit,
+        report_to=["tensorboard"] if training.tensorboard else [],
+        disable_tqdm=quiet,
+        log_level="error" if quiet else "passive",
+        dataloader_num_workers=config.data.num_workers,
+        include_num_input_tokens_seen="all",
+        temperature=loss.temperature,
+        alpha=loss.alpha,
+        beta=loss.beta,
+        divergence=loss.divergence,
+        tail=loss.tail,
+        vocab_size=vocab_size,
+        foreign_ids="tail" if loss.vocabulary == "padded" else "error",
+        scale_by_temperature_squared=loss.scale_by_temperature_squared,
+        fused=loss.fused,
+        chunk_rows=loss.chunk_rows,
+        max_eval_sequences=config.evaluation.max_sequences,
+    )
+
+
+def _evaluate_before(
+    config: TrainConfig, trainer: OfflineDistillationTrainer, path: Path, *, resuming: bool
+) -> dict[str, float | int] | None:
+    """Of the student as it begins; kept in a file, as a resumed run no longer has that student."""
+    if not config.evaluation.before:
+        return None
+    if resuming and path.exists():
+        return json.loads(path.read_text())
+    before = trainer.evaluate_student().to_dict()
+    if trainer.is_world_process_zero():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(before))
+    return before
+
+
+def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
+    return [
+        {
+            "uri": source.uri,
+            "digest": source.digest,
+            "teacher": source.manifest.teacher.model,
+            "num_sequences": sum(source.lengths),
+            "num_held_out": sum(other.lengths),
+        }
+        for source, other in zip(train_set.sources, held_out.sources, strict=True)
+    ]
+
+
+def _finished(folder: Path, config: TrainConfig, train_set: StreamingLogitDataset) -> RunMetrics | None:
+    """What the same run left when it finished before; None if it did not, or was another."""
+    try:
+        saved_config = json.loads((folder / CONFIG_NAME).read_text())
+        metrics = json.loads((folder / METRICS_NAME).read_text())
+    except FileNotFoundError:
+        return None
+    digests = [store["digest"] for store in metrics["stores"]]
+    if saved_config != resolved(config) or digests != [source.digest for source in train_set.sources]:
+        return None
+    return RunMetrics(**metrics)
+
+
+def _save(
+    folder: Path,
+    config: TrainConfig,
+    trainer: OfflineDistillationTrainer,
+    train_set: StreamingLogitDataset,
+    metrics: RunMetrics,
+    after: Evaluation,
+) -> None:
+    trainer.save_model(str(folder))
+    settings = resolved(config)
+    heads = [({"uri": source.uri, "digest": source.digest}, source.manifest) for source in train_set.sources]
+    before = None if metrics.before is None else Evaluation(**metrics.before)  # type: ignore[arg-type]
+    (folder / "README.md").write_text(model_card(heads, settings, before, after, metrics.num_steps))
+    (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+    # Last, since its presence says that the run is finished.
+    temporary = folder / f"{METRICS_NAME}.tmp"
+    temporary.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")
+    temporary.replace(folder / METRICS_NAME)
