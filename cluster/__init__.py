@@ -1,0 +1,1 @@
+"""Submits labeling jobs to a Ray cluster and describes such clusters."""

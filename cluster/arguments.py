@@ -1,0 +1,150 @@
+"""The command line of `python -m cluster`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster import commands, local, render
+from logitstore import __version__
+
+DESCRIPTION = """\
+Run labeling jobs on a Ray cluster, from a machine that needs neither a GPU nor vLLM.
+
+  python -m cluster up --local 2                     a cluster on this machine, to try things out
+  python -m cluster submit job.toml --follow         check the job, send it, show its log to the end
+  python -m cluster status                           how far it is: units, rows, tokens per second
+  python -m cluster stop ID ; resume ID              drain it; continue where it stopped
+  python -m cluster dashboard http://HEAD:8265       all jobs and what they labeled, as a page
+  python -m cluster down
+
+The cluster is --address, else RAY_API_SERVER_ADDRESS, else the local one that is up.
+
+exit status: 0 done; 1 the job failed, or an answer could not be given; 2 wrong usage, job or setting;
+3 no cluster answers; 4 the job was stopped before its end; 5 no such job; 130 interrupted (a job goes on)
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"penumbra {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary}\n\nexample: python -m cluster {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run, quiet=False, json=False)
+        sub.add_argument("--quiet", action="store_true", help="print only results and errors")
+        return sub
+
+    _add_submit(add)
+    _add_job_commands(add)
+    _add_local(add)
+    page = add(
+        "dashboard",
+        commands.show_dashboard,
+        "Show a store, or a cluster's jobs, as a page",
+        "dashboard runs/demo",
+    )
+    page.add_argument("target", metavar="STORE|ADDRESS", help="URI of a store, or http://HEAD:8265")
+    page.add_argument("--port", type=int, default=8400, help="loopback port, 0 for any (default 8400)")
+    page.add_argument("--tokenizer", help="folder or tokenizer.json for the tokens' text")
+    described = add(
+        "render",
+        render.run,
+        "Describe a cluster: Ray YAML, KubeRay, Slurm, Dockerfile, Grafana",
+        "render cluster.toml",
+    )
+    render.add_arguments(described)
+    return parser
+
+
+Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
+
+
+def _add_submit(add: Add) -> None:
+    sub = add(
+        "submit", commands.submit, "Check a labeling job and run it on a cluster", "submit job.toml --follow"
+    )
+    sub.add_argument("job", metavar="JOB.toml", help="the job file, as for `python -m labeler run`")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
+    )
+    _add_address(sub)
+    _add_staying(sub)
+    sub.add_argument(
+        "--files",
+        choices=("same", "ship"),
+        help="local paths are the same on every node, or input travels along (default: same on this machine)",
+    )
+    sub.add_argument(
+        "--python", help="interpreter on the cluster (default: `python`; on this machine, this one)"
+    )
+    sub.add_argument(
+        "--ship-code", action="store_true", help="send this labeler along, for a cluster without it"
+    )
+    sub.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="environment, no secrets"
+    )
+
+
+def _add_job_commands(add: Add) -> None:
+    status = add(
+        "status", commands.status, "Progress of a job, from its store", "status label-demo-1a2b3c --json"
+    )
+    logs = add("logs", commands.logs, "The log of a job", "logs label-demo-1a2b3c --follow")
+    logs.add_argument("--follow", action="store_true", help="go on until the job has ended")
+    stop = add("stop", commands.stop, "Let a job finish what it is at, and end it", "stop label-demo-1a2b3c")
+    resume = add("resume", commands.resume, "Continue an ended job", "resume label-demo-1a2b3c --follow")
+    for sub in (status, logs, stop, resume):
+        sub.add_argument("id", nargs="?", help="job id (default: the newest job)")
+    _add_staying(resume)
+    listing = add("list", commands.list_jobs, "The labeling jobs of a cluster, newest first", "list --json")
+    cost = add("cost", commands.cost, "What a job will cost, or has cost", "cost job.toml")
+    cost.add_argument("what", metavar="JOB.toml|ID")
+    cost.add_argument(
+        "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
+    )
+    for sub in (status, logs, stop, resume, listing, cost):
+        _add_address(sub)
+    for sub in (status, listing, cost):
+        sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_local(add: Add) -> None:
+    up = add("up", commands.up, "Start a Ray cluster of several nodes on this machine", "up --local 2")
+    up.add_argument(
+        "--local", type=int, required=True, metavar="N", help="number of nodes, the head included"
+    )
+    up.add_argument("--cpus", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="CPUs of each node")
+    up.add_argument("--json", action="store_true", help="print the addresses as JSON")
+    down = add("down", commands.down, "Stop the cluster that `up` started, and nothing else", "down")
+    for sub in (up, down):
+        sub.add_argument(
+            "--state", type=Path, default=local.default_state_folder(), help="where `up` notes what runs"
+        )
+
+
+def _add_address(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--address", help="dashboard of the cluster's head, http://HEAD:8265")
+
+
+def _add_staying(sub: argparse.ArgumentParser) -> None:
+    staying = sub.add_mutually_exclusive_group()
+    staying.add_argument(
+        "--wait", action="store_true", help="return when the job has ended, with its exit status"
+    )
+    staying.add_argument("--follow", action="store_true", help="the same, and show its log")
+    sub.add_argument("--json", action="store_true", help="print the job's id as JSON")

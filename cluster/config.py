@@ -1,0 +1,203 @@
+"""The small TOML that every description of a cluster is rendered from.
+
+Frozen and checked at once. What a field means stands below it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from labeler.config import ConfigError, JobConfig, explain_problem, read_document
+
+NAME = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
+"""Fits Kubernetes labels, EC2 tags and Ray resource names alike."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class HeadConfig(_Section):
+    """The head runs the driver and Ray's own services, never an engine."""
+
+    cores: int = Field(default=4, ge=2)
+    """CPU cores."""
+    memory_gb: int = Field(default=16, ge=4)
+    """Memory; Ray's control store grows with the number of nodes."""
+    machine: str = ""
+    """The cloud's own name of a machine, instead of one chosen from cores and memory."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Your price; None takes a rough list price."""
+
+
+class GroupConfig(_Section):
+    """Machines of one kind. Several groups make a cluster of different GPUs."""
+
+    name: str = Field(pattern=NAME)
+    """Also a Ray resource, `group-NAME`, by which a job asks for this group (`workers.resources`)."""
+    count: int = Field(ge=1)
+    """Most machines."""
+    min_count: int = Field(default=0, ge=0)
+    """Machines kept while idle; 0 pays nothing between jobs."""
+    accelerator: str = ""
+    """GPU model, for example "L4", "A100-80GB", "H100"; "" is a CPU machine."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of each machine."""
+    cores: int = Field(default=8, ge=1)
+    """CPU cores of each machine; clouds choose their own with a GPU."""
+    memory_gb: int = Field(default=32, ge=2)
+    """Memory of each machine."""
+    spot: bool = False
+    """Machines that may be taken away at any time for a lower price; the labeler survives it."""
+    machine: str = ""
+    """The cloud's own name of a machine, instead of one chosen from the accelerator and its number."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Your price of one machine; None takes a rough list price."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GroupConfig:
+        if bool(self.accelerator) != bool(self.gpus):
+            raise ValueError(
+                f"accelerator = {self.accelerator!r} with gpus = {self.gpus}: give both for a GPU machine, "
+                "neither for a CPU machine"
+            )
+        if self.min_count > self.count:
+            raise ValueError(f"min_count = {self.min_count} is above count = {self.count}; lower it")
+        return self
+
+
+class OnPremiseConfig(_Section):
+    """Machines of your own, reached by ssh."""
+
+    head_ip: str = ""
+    """Address of the head."""
+    worker_ips: tuple[str, ...] = ()
+    """Addresses of the workers, all of the first group's kind."""
+    ssh_user: str = "ubuntu"
+    """Who may log in on them."""
+    ssh_private_key: str = "~/.ssh/id_ed25519"
+    """Path of the key on the machine that runs `ray up`."""
+
+
+class KubernetesConfig(_Section):
+    namespace: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    """Namespace of everything rendered."""
+    service_account: str = ""
+    """Account whose role gives access to the object store; "" is the namespace's default."""
+    secret: str = ""
+    """Name of a Secret whose entries become environment variables, for example AWS_ACCESS_KEY_ID."""
+    gpu_label: str = "nvidia.com/gpu.product"
+    """Node label that tells GPU models apart; its value is `gpu_labels.ACCELERATOR`."""
+    gpu_labels: dict[str, str] = Field(default_factory=dict)
+    """Node label values by accelerator, for example {A100-80GB = "NVIDIA-A100-SXM4-80GB"}."""
+    spot_label: str = ""
+    """Node label that marks spot nodes, as "name=value"; "" asks for none."""
+
+
+class SlurmConfig(_Section):
+    partition: str = ""
+    """Partition; "" is the site's default."""
+    account: str = ""
+    """Account to charge; "" is the user's."""
+    hours: float = Field(default=4, gt=0)
+    """Time limit; a job cut off resumes by submitting the script again."""
+    setup: str = ""
+    """Shell lines before anything starts, for example loading modules."""
+
+
+class GcpConfig(_Section):
+    project: str = ""
+    """Project id."""
+    zone: str = ""
+    """Zone within the region, for example "us-central1-a"."""
+
+
+class ClusterConfig(_Section):
+    """A cluster for labeling jobs."""
+
+    name: str = Field(pattern=NAME)
+    """Names the cluster and everything it makes."""
+    image: str = ""
+    """Container image with this project and vLLM installed (`render --kind dockerfile` makes one)."""
+    region: str = "us-east-1"
+    """Region of AWS; GCP's follows from `gcp.zone`."""
+    python: str = "python"
+    """Interpreter with this project, in the image or on the machines."""
+    ray_version: str = "2.60.0"
+    """Ray of the image; the client that submits should have the same."""
+    idle_minutes: int = Field(default=10, ge=1)
+    """Idle machines are given back after this."""
+    currency: str = "USD"
+    """Of the prices."""
+    head: HeadConfig = HeadConfig()
+    groups: Annotated[tuple[GroupConfig, ...], Field(min_length=1)]
+    on_premise: OnPremiseConfig = OnPremiseConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    gcp: GcpConfig = GcpConfig()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ClusterConfig:
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names) or "head" in names:
+            raise ValueError(f"groups are named {names}; names must differ, and none may be 'head'")
+        return self
+
+
+Kind = Literal[
+    "ray-aws",
+    "ray-gcp",
+    "ray-on-premise",
+    "kuberay-cluster",
+    "kuberay-job",
+    "slurm",
+    "dockerfile",
+    "grafana",
+    "prometheus",
+]
+
+
+def load_cluster(path: str) -> ClusterConfig:
+    """The checked description. Raises ConfigError: the value, the rule, the remedy."""
+    document = read_document(path, what="cluster")
+    try:
+        return ClusterConfig.model_validate(document)
+    except ValidationError as error:
+        problems = [explain_problem(problem, what="cluster") for problem in error.errors()]
+        raise ConfigError(f"{path}: {'; '.join(problems)}") from None
+
+
+def check_placement(cluster: ClusterConfig, job: JobConfig) -> list[str]:
+    """How the job's replicas fit the cluster's groups, one line per group that takes some.
+
+    A replica never spans machines: its GPUs must be on one, since tensor parallelism across a network is
+    slower than any smaller engine. A job picks a group by `workers.resources = {"group-NAME" = 0.001}`.
+
+    Raises:
+        ConfigError: not a single group can hold a replica, or not all replicas fit.
+    """
+    workers, wanted = job.workers, job.workers.replicas
+    asked = {name.removeprefix("group-") for name in workers.resources if name.startswith("group-")}
+    if workers.gpus and job.teacher.tensor_parallel_size > workers.gpus:
+        raise ConfigError(
+            f"teacher.tensor_parallel_size is {job.teacher.tensor_parallel_size}, workers.gpus is "
+            f"{workers.gpus:g}; a replica needs a GPU for each part: raise workers.gpus"
+        )
+    lines, room = [], 0
+    for group in cluster.groups:
+        if asked and group.name not in asked:
+            continue
+        by_gpu = int(group.gpus / workers.gpus) if workers.gpus else group.cores
+        each = min(by_gpu, group.cores // workers.cores)
+        if each and (workers.gpus or not group.gpus):
+            lines.append(f"group {group.name}: {each} replicas on each of {group.count} machines")
+            room += each * group.count
+    if room < wanted:
+        fits = "; ".join(lines) or "no group can hold one"
+        raise ConfigError(
+            f"workers.replicas is {wanted}, each with {workers.gpus:g} GPUs and {workers.cores} cores on one "
+            f"machine, but the cluster has room for {room} ({fits}); raise a group's count or lower replicas"
+        )
+    return lines

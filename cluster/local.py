@@ -1,0 +1,265 @@
+"""A Ray cluster of several nodes on this machine, to try things out: up, and down again.
+
+Everything started is written to a state file with its process id and start time, and only that is stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cluster.access import bearer_header, ensure_token, find_token
+from cluster.errors import ClusterError
+
+HEAD_IP = "127.0.0.2"
+"""Ray replaces 127.0.0.1 by the machine's own address, which other machines could reach."""
+START_TIMEOUT_SEC = 180.0
+AGENT_PORTS = (
+    "metrics-export-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+)
+START_TRIES = 2
+"""On a busy machine Ray itself gives up on a node after 15 to 30 seconds; the next try is usually quicker."""
+STOP_TIMEOUT_SEC = 20.0
+OBJECT_STORE_BYTES = 100_000_000
+STATE_FILE = "local-cluster.json"
+NODE_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's control store and nodes listen on every interface: only who has the token may use them.
+    "RAY_AUTH_MODE": "token",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150",
+}
+
+
+class NodeEndedError(ClusterError):
+    """A node's process ended while it was starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """One `ray start --block` and its children, which share a session with it."""
+
+    ip: str
+    pid: int
+    started: str
+    """When the process began, so that a reused process id is not mistaken for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCluster:
+    address: str
+    """Of the dashboard and the Jobs API."""
+    gcs_address: str
+    """For `ray.init(address=...)`."""
+    folder: str
+    """Logs and sockets."""
+    nodes: tuple[LocalNode, ...]
+
+
+def default_state_folder() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "penumbra"
+
+
+def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluster:
+    """Start a head and `num_nodes - 1` further nodes; returns when all have joined.
+
+    Raises:
+        ClusterError: one is already up, or a node did not start; what had started is stopped again.
+    """
+    state_file = state_folder / STATE_FILE
+    state_folder.mkdir(parents=True, exist_ok=True)
+    if state_file.exists():
+        raise ClusterError(
+            f"{state_file} says that a local cluster is up at {read_state(state_folder).address}; use it, or "
+            "stop it first with: python -m cluster down"
+        )
+    ensure_token()
+    folder = Path(tempfile.mkdtemp(prefix="penumbra-ray-"))
+    gcs_port, dashboard_port = _free_port(), _free_port()
+    common = [
+        f"--num-cpus={cpus_per_node}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        "--disable-usage-stats",
+        "--block",
+    ]
+    head = [
+        "--head",
+        f"--node-ip-address={HEAD_IP}",
+        f"--port={gcs_port}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard_port}",
+        f"--temp-dir={folder}",
+        *common,
+    ]
+    cluster = LocalCluster(f"http://127.0.0.1:{dashboard_port}", f"{HEAD_IP}:{gcs_port}", str(folder), ())
+    try:
+        for index in range(num_nodes):  # one after another: nodes that share a folder race at their start
+            ip = HEAD_IP if index == 0 else f"127.0.0.{10 + index}"
+            join = [f"--address={cluster.gcs_address}", f"--node-ip-address={ip}", *common]
+            for tries_left in reversed(range(START_TRIES)):
+                node = _start(ip, head if index == 0 else join, folder)
+                attempt = replace(cluster, nodes=(*cluster.nodes, node))
+                state_file.write_text(json.dumps(asdict(attempt), indent=2), encoding="utf-8")
+                try:
+                    _wait_for_nodes(attempt, folder)
+                    break
+                except NodeEndedError:
+                    _stop_all((node,))
+                    if not tries_left:
+                        raise
+            cluster = attempt
+    except BaseException:
+        if state_file.exists():
+            _stop_all(read_state(state_folder).nodes)
+        state_file.unlink(missing_ok=True)
+        raise
+    return cluster
+
+
+def down(state_folder: Path) -> int:
+    """Stop what `up` started and nothing else; how many nodes were still running.
+
+    Raises:
+        ClusterError: no local cluster is noted in the folder.
+    """
+    cluster = read_state(state_folder)
+    num_running = _stop_all(cluster.nodes)
+    (state_folder / STATE_FILE).unlink()
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+    return num_running
+
+
+def read_state(state_folder: Path) -> LocalCluster:
+    state_file = state_folder / STATE_FILE
+    try:
+        raw = json.loads(state_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ClusterError(
+            f"no local cluster is up: {state_file} does not exist; start one with: "
+            "python -m cluster up --local 2"
+        ) from None
+    nodes = tuple(LocalNode(**node) for node in raw.pop("nodes"))
+    return LocalCluster(**raw, nodes=nodes)
+
+
+def _start(ip: str, arguments: list[str], folder: Path) -> LocalNode:
+    # With ports chosen here a node need not wait for its agents to say theirs, for which Ray allows only
+    # 15 seconds: too little on a busy machine.
+    ports = [f"--{name}={_free_port()}" for name in AGENT_PORTS]
+    environment = os.environ | NODE_ENVIRONMENT
+    with open(folder / f"node-{ip}.log", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *ports],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+    return LocalNode(ip, process.pid, start_time(process.pid) or "")
+
+
+def _wait_for_nodes(cluster: LocalCluster, folder: Path) -> None:
+    """Until the dashboard counts every node started so far as alive."""
+    newest = cluster.nodes[-1]
+    deadline = time.monotonic() + START_TIMEOUT_SEC
+    while time.monotonic() < deadline:
+        _check_alive(newest, folder)
+        if count_alive_nodes(cluster.address) >= len(cluster.nodes):
+            return
+        time.sleep(0.3)
+    raise ClusterError(f"node {newest.ip} did not join in {START_TIMEOUT_SEC:.0f} s; see its log in {folder}")
+
+
+def count_alive_nodes(address: str) -> int:
+    """Nodes that a dashboard counts as alive; 0 while it does not answer yet."""
+    import requests
+
+    try:
+        headers = bearer_header(find_token())
+        answer = requests.get(
+            f"{address}/nodes", params={"view": "summary"}, headers=headers, timeout=5
+        ).json()
+        summary = answer["data"]["summary"]
+    except (requests.RequestException, KeyError, ValueError):
+        return 0
+    return sum(1 for node in summary if node["raylet"].get("state") == "ALIVE")
+
+
+def _check_alive(node: LocalNode, folder: Path) -> None:
+    if start_time(node.pid) != node.started:
+        log = (folder / f"node-{node.ip}.log").read_text(errors="replace")
+        raise NodeEndedError(f"node {node.ip} ended at its start; the end of its log:\n{log[-800:]}")
+
+
+def _stop_all(nodes: tuple[LocalNode, ...]) -> int:
+    """SIGTERM to every node, the head last; SIGKILL to the sessions of those that stay."""
+    started = {node.pid: start_time(node.pid) for node in nodes}
+    running = [node for node in reversed(nodes) if started[node.pid] == node.started]
+    # A process id stays taken while its session has members, so a dead leader's session is still its own.
+    sessions = {
+        node.pid: _session_members(node.pid) for node in nodes if started[node.pid] in (node.started, None)
+    }
+    for node in running:
+        os.kill(node.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_SEC
+    for node in running:
+        while start_time(node.pid) == node.started and time.monotonic() < deadline:
+            _reap(node.pid)
+            time.sleep(0.1)
+    for members in sessions.values():
+        for pid, member_started in members.items():
+            if start_time(pid) == member_started:
+                os.kill(pid, signal.SIGKILL)
+                _reap(pid)
+    return len(running)
+
+
+def _reap(pid: int) -> None:
+    """Collect the process if it is a child of this one; `down` is usually another process than `up`."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def start_time(pid: int) -> str | None:
+    """When the process began, as `ps` says it; None if there is none or only its remains."""
+    done = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    state, _, started = done.stdout.strip().partition(" ")
+    return started.strip() if started and not state.startswith("Z") else None
+
+
+def _session_members(leader: int) -> dict[int, str]:
+    """Process ids and start times of the leader's session."""
+    done = subprocess.run(["ps", "-eo", "pid=,sess="], capture_output=True, text=True, check=True)
+    pids = [
+        int(pid)
+        for pid, session in (line.split() for line in done.stdout.splitlines())
+        if int(session) == leader
+    ]
+    return {pid: started for pid in pids if (started := start_time(pid)) is not None}
+
+
+def _free_port() -> int:
+    """A port free now; ephemeral ones lie outside the range that Ray gives its workers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,59 @@
+"""Progress and cost of a job, asked of the labeler: the store knows them, not Ray.
+
+The labeler is run as a command of its own, so that this package needs nothing of it but its settings.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import ClusterError
+
+TIMEOUT_SEC = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a labeler command said."""
+
+    exit_status: int
+    value: dict[str, Any]
+    """Its JSON; empty where it failed."""
+    error: str
+    """Its last words where it failed."""
+
+
+def store_status(uri: str) -> Answer:
+    """`python -m labeler status URI --json`: of any store that this machine can read."""
+    return _labeler(["status", uri, "--json"])
+
+
+def cost_estimate(job_arguments: list[str]) -> Answer:
+    """`python -m labeler run JOB --dry-run --json`: records, tokens, bytes, time and money, before a run."""
+    return _labeler(["run", *job_arguments, "--dry-run", "--json"])
+
+
+def _labeler(arguments: list[str]) -> Answer:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "labeler", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SEC,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(
+            f"the labeler took more than {TIMEOUT_SEC:.0f} s for {' '.join(arguments)!r}; check that the "
+            "store and the input can be reached from here"
+        ) from None
+    try:
+        value = json.loads(done.stdout) if done.returncode == 0 else {}
+    except json.JSONDecodeError:
+        value = {}
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return Answer(done.returncode, value if isinstance(value, dict) else {}, lines[-1] if lines else "")

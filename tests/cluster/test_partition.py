@@ -1,0 +1,51 @@
+"""A submitted job on three nodes, one of which is cut off in the middle and comes back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import local
+from logitstore.store import LogitStore
+from tests.cluster.namespaces import NamespacedCluster, can_make_namespaces
+from tests.cluster.test_jobs import ALL_IDS, run, stored_ids, wait_until, write_job
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not can_make_namespaces(), reason="needs root and network namespaces"),
+]
+
+
+def test_a_node_cut_off_in_the_middle_loses_and_doubles_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Without a drain at the end, and with leases that expire quickly: the cut node cannot give its units back.
+    job = write_job(tmp_path, seconds_per_token=0.02, fields="lease_sec = 5")
+    store = tmp_path / "store"
+    with NamespacedCluster(num_workers=2) as cluster:
+        address = ("--address", cluster.address, "--files", "same")
+        status, out, err = run(capsys, "submit", str(job), *address, "--python", sys.executable)
+        assert status == 0, err
+        job_id = out.strip()
+        wait_until(
+            lambda: (store / "manifest.json").exists() and len(LogitStore.open(str(store)).shards()) >= 2
+        )
+        cluster.cut(1)
+        num_at_cut = len(LogitStore.open(str(store)).shards())
+        assert num_at_cut < len(ALL_IDS) // 2, "the job was over before the cut"
+        wait_until(lambda: len(LogitStore.open(str(store)).shards()) >= num_at_cut + 3)
+        wait_until(lambda: local.count_alive_nodes(cluster.address) == 2)  # Ray gave the node up
+        cluster.heal(1)
+        assert run(capsys, "logs", job_id, "--address", cluster.address, "--follow")[0] == 0
+        progress = json.loads(run(capsys, "status", job_id, "--address", cluster.address, "--json")[1])[
+            "progress"
+        ]
+    assert stored_ids(store) == ALL_IDS
+    assert progress["state"] == "finished"
+    shards = {entry.name.removeprefix("shards/") for entry in LogitStore.open(str(store)).shards()}
+    assert {path.name for path in (store / "shards").iterdir()} >= shards

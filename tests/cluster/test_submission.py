@@ -1,0 +1,210 @@
+"""What travels to a cluster, what must not, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster import local
+from cluster.__main__ import main
+from cluster.client import is_loopback, normalise_address
+from cluster.dashboard import is_cluster_address
+from cluster.errors import ClusterUnreachableError, JobRefusedError
+from cluster.submission import (
+    JOB_FILE,
+    JOB_KEY,
+    STORE_KEY,
+    Files,
+    SubmitOptions,
+    options_of,
+    parse_env,
+    prepare,
+    submission_id,
+)
+from labeler.config import JobConfig, load_job
+
+
+def job_file(
+    folder: Path, *, uri: str = "s3://bucket/in.jsonl", output: str = "s3://bucket/store", more: str = ""
+) -> str:
+    file = folder / "job.toml"
+    file.write_text(
+        f'[teacher]\nengine = "fake"\n[input]\nuri = "{uri}"\nkind = "text"\n[output]\nuri = "{output}"\n{more}\n'
+    )
+    return str(file)
+
+
+def a_job(folder: Path, **changes: str) -> JobConfig:
+    return load_job(job_file(folder, **changes), environ={})
+
+
+def options(files: Files = "ship", **changes: object) -> SubmitOptions:
+    return SubmitOptions(**{"files": files, "python": "python"} | changes)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def send(tmp_path: Path) -> Path:
+    folder = tmp_path / "send"
+    folder.mkdir()
+    return folder
+
+
+def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n')
+    job = a_job(tmp_path, uri=f"{tmp_path}/*.jsonl")
+    submission = prepare(job, options(), send)
+    sent = load_job(str(send / JOB_FILE), environ={})
+    assert sent.input.uri == "input/*"
+    assert sorted(path.read_text() for path in (send / "input").iterdir()) == [
+        '{"text": "one"}\n',
+        '{"text": "two"}\n',
+    ]
+    assert submission.entrypoint == "python -m labeler run job.json"
+    # What a later `resume` needs is the job as it was here, not as it was sent.
+    assert json.loads(submission.metadata[JOB_KEY])["input"]["uri"] == f"{tmp_path}/*.jsonl"
+    assert options_of(submission.metadata) == options()
+
+
+def test_the_drain_fits_into_rays_patience(tmp_path: Path, send: Path) -> None:
+    job = a_job(tmp_path, more="[workers]\ndrain_sec = 300")
+    environment = prepare(job, options(), send).runtime_env["env_vars"]
+    assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) > 300
+
+
+def test_code_travels_when_asked(tmp_path: Path, send: Path) -> None:
+    prepare(a_job(tmp_path), options(ship_code=True), send)
+    assert (send / "labeler" / "__main__.py").is_file()
+    assert (send / "logitstore" / "store.py").is_file()
+    assert not list(send.rglob("__pycache__"))
+
+
+def test_paths_that_mean_the_same_everywhere_become_absolute(
+    tmp_path: Path, send: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = a_job(tmp_path, uri="in.jsonl", output="runs/store")
+    submission = prepare(job, options("same"), send)
+    sent = load_job(str(send / JOB_FILE), environ={})
+    assert sent.input.uri == str(tmp_path / "in.jsonl")
+    assert sent.output.uri == submission.metadata[STORE_KEY] == str(tmp_path / "runs/store")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"output": "runs/store"}, "lies on this machine"),
+        ({"uri": "nothing-*.jsonl"}, "matches no file"),
+        ({"uri": "s3://me:pw@bucket/in"}, "user name or password"),
+        ({"more": "[workers]\naddress = '10.0.0.1:6379'"}, "remove the setting"),
+        ({"more": "storage_options = {secret = 'abc'}"}, "storage_options.secret is a secret"),
+        ({"more": "storage_options = {client_kwargs = {aws_access_key_id = 'abc'}}"}, "aws_access_key_id"),
+    ],
+)
+def test_what_the_cluster_cannot_reach_or_must_not_see_is_refused(
+    tmp_path: Path, send: Path, changes: dict[str, str], says: str
+) -> None:
+    with pytest.raises(JobRefusedError, match=says):
+        prepare(a_job(tmp_path, **changes), options(), send)
+    assert list(send.iterdir()) == []
+
+
+def test_too_much_input_is_refused(tmp_path: Path, send: Path) -> None:
+    with open(tmp_path / "big.jsonl", "wb") as file:
+        file.truncate(65 * 2**20)
+    with pytest.raises(JobRefusedError, match="68,157,440 bytes"):
+        prepare(a_job(tmp_path, uri=f"{tmp_path}/big.jsonl"), options(), send)
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "db_password"])
+def test_secrets_may_not_travel_in_the_environment(name: str) -> None:
+    with pytest.raises(JobRefusedError, match=name):
+        parse_env([f"{name}=value"])
+    assert parse_env(["NCCL_DEBUG=INFO", "X="]) == (("NCCL_DEBUG", "INFO"), ("X", ""))
+
+
+def test_ids_name_the_store_and_never_repeat() -> None:
+    made = {submission_id("s3://bucket/My Run_7/") for _ in range(50)}
+    assert len(made) == 50
+    assert all(one.startswith("label-my-run-7-") for one in made)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "near"),
+    [
+        ("head", "http://head:8265", False),
+        ("127.0.0.1:9000", "http://127.0.0.1:9000", True),
+        ("http://localhost:8265/", "http://localhost:8265", True),
+        ("https://ray.example", "https://ray.example:443", False),
+    ],
+)
+def test_addresses_are_completed(text: str, whole: str, near: bool) -> None:
+    assert normalise_address(text) == whole
+    assert is_loopback(text) is near
+
+
+@pytest.mark.parametrize("text", ["ftp://head", "http://", "http://head:port", "http://head/path"])
+def test_what_is_no_address_is_told(text: str) -> None:
+    with pytest.raises(ClusterUnreachableError, match="must look like http://HEAD:8265"):
+        normalise_address(text)
+
+
+def test_a_store_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
+    assert is_cluster_address("http://head:8265")
+    assert is_cluster_address("head:8265")
+    for store in ("runs/demo", "s3://bucket/run", str(tmp_path)):
+        assert not is_cluster_address(store)
+
+
+@pytest.fixture
+def not_ray() -> object:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<h1>It works!</h1>")
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow  # imports Ray
+def test_wrong_addresses_exit_with_3_and_say_what_to_check(
+    tmp_path: Path, not_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = f"http://127.0.0.1:{local._free_port()}"
+    for address, says in ((dead, "check that the head runs"), (not_ray, "is no Ray cluster")):
+        for command in (["list"], ["status", "x"], ["stop", "x"], ["resume", "x"], ["logs", "x"]):
+            assert main([*command, "--address", address]) == 3
+            assert says in capsys.readouterr().err
+    assert main(["submit", job_file(tmp_path), "--address", dead, "--files", "ship"]) == 3
+
+
+def test_a_wrong_job_is_refused_before_any_cluster_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = job_file(tmp_path, more="[labels]\ntop_k = 0")
+    assert main(["submit", file, "--address", "http://127.0.0.1:1"]) == 2
+    assert "labels.top_k" in capsys.readouterr().err
+    assert main(["submit", str(tmp_path / "none.toml"), "--address", "http://127.0.0.1:1"]) == 2
+
+
+def test_without_any_cluster_the_remedies_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert main(["list"]) == 2
+    assert "python -m cluster up --local 2" in capsys.readouterr().err
+    assert main(["down", "--state", str(tmp_path)]) == 1
+    assert "no local cluster is up" in capsys.readouterr().err
