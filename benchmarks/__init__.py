@@ -1,0 +1,1 @@
+"""Measurements of labeling, storing and training, and the demo that runs them all once."""

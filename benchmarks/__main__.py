@@ -1,0 +1,99 @@
+"""Command line of the measurements and the demo: `python -m benchmarks PART`.
+
+Exit status: 0 done, 1 a check failed (bench-check lost more than 15%, the demo missed its mark),
+2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import logitstore
+
+MEASUREMENTS = {
+    "storage": "bytes per token and fidelity by K and layout",
+    "decode": "tokens decoded per second by K",
+    "labeling": "labeling rate by K against the fair bound, start-up time",
+    "loading": "tokens streamed per second into a training loop",
+    "training": "time and memory of the losses",
+    "fidelity": "what top-K with an exact tail loses against the full distribution",
+    "faults": "seconds lost to a killed actor, driver or worker",
+    "scale": "cost against the number of units, shards, rows and workers",
+}
+COMMANDS = {
+    "all": "every measurement above, then RESULTS.md",
+    "plan": "bytes, hours and money of a job from measured rates",
+    "check": "compare fresh ratios with the committed results",
+    "demo": "label, store, verify, train and report with the demo teacher",
+    "teacher": "convert the packaged demo teacher to a model folder, once",
+    "student": "make the demo's untrained student of a few layers of its teacher, once",
+}
+MODULES = {
+    "all": "benchmarks.suite",
+    "teacher": "benchmarks.demo_teacher",
+    "student": "benchmarks.demo_student",
+}
+EXAMPLES = """examples:
+  python -m benchmarks storage --top-k 16,64
+  python -m benchmarks all --quick --out build/bench
+  python -m benchmarks plan --tokens 1e12 --top-k 64 --gpus 64 --rate 20000
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser(arguments).parse_args(arguments)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"penumbra-bench: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only the module of the part that was asked for is imported."""
+    parser = argparse.ArgumentParser(
+        prog="penumbra-bench",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=logitstore.__version__)
+    parts = parser.add_subparsers(required=True, metavar="PART")
+    asked_for = next((word for word in arguments if not word.startswith("-")), None)
+    for name, summary in {**MEASUREMENTS, **COMMANDS}.items():
+        part = parts.add_parser(name, help=summary, description=summary)
+        if name != asked_for:
+            continue
+        module = importlib.import_module(MODULES.get(name, f"benchmarks.{name}"))
+        if name in MEASUREMENTS or name == "all":
+            add_common_arguments(part)
+        module.add_arguments(part)
+        part.set_defaults(run=module.run)
+    return parser
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every measurement takes; each adds its own beside these."""
+    parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer repetitions")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON and plots")
+    parser.add_argument("--teacher", default=".demo/teacher", help="Hugging Face id or folder of a model")
+    parser.add_argument("--input", help="JSONL of prompts (messages or prompt_response), or an npz capture")
+    parser.add_argument("--top-k", type=parse_top_k, default=(8, 16, 32, 64, 128), metavar="K,K,...")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
+
+
+def parse_top_k(text: str) -> tuple[int, ...]:
+    """ "8,16" -> (8, 16)."""
+    values = tuple(sorted({int(word) for word in text.split(",")}))
+    if values[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a K below 1; give positive numbers such as 8,16,32")
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())

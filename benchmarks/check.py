@@ -1,0 +1,121 @@
+"""The regression guard: fresh quick measurements against the committed ones.
+
+Only figures that hold across machines are compared: sizes, qualities and quotients of two rates of one
+run. A figure fails if it got worse by more than 15% beyond the noise of both measurements, and if it
+still does after its part was measured anew: the median of all attempts counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.results import Figure, Result, load_all
+from benchmarks.suite import measure
+
+REFERENCE = Path(__file__).parent / "results" / "quick"
+ALLOWED_LOSS = 0.15
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure, now and then."""
+
+    part: str
+    name: str
+    reference: float
+    value: float
+    """Median over the attempts."""
+    loss: float
+    """How much worse it is, relative to the reference; negative where it got better."""
+    noise: float
+    """Relative half range of both measurements together."""
+
+    @property
+    def failed(self) -> bool:
+        return self.loss - self.noise > ALLOWED_LOSS
+
+
+def compare_figures(reference: Figure, attempts: Sequence[Figure], part: str) -> Comparison:
+    """A figure's loss; the attempts are repetitions of one measurement."""
+    value = statistics.median(figure.value for figure in attempts)
+    if reference.value == 0:
+        worse = value if reference.better == "lower" else -value
+        loss = math.inf if worse > 1e-12 else 0.0
+    else:
+        change = (value - reference.value) / abs(reference.value)
+        loss = change if reference.better == "lower" else -change
+    spread = max(figure.spread for figure in attempts)
+    noise = math.hypot(reference.spread, spread) / 2 / (abs(reference.value) or 1.0)
+    return Comparison(part, reference.name, reference.value, value, loss, noise)
+
+
+def compare_results(
+    reference: Mapping[str, Result], attempts: Sequence[Mapping[str, Result]]
+) -> list[Comparison]:
+    """All figures that may be compared, in order; one that is no longer measured counts as lost."""
+    comparisons = []
+    for part, expected in reference.items():
+        for figure in expected.figures:
+            if not figure.is_ratio or figure.better == "neither":
+                continue
+            found = [
+                new for attempt in attempts if part in attempt
+                for new in attempt[part].figures if new.name == figure.name
+            ]  # fmt: skip
+            if found:
+                comparisons.append(compare_figures(figure, found, part))
+            else:
+                lost = Comparison(part, figure.name, figure.value, math.nan, math.inf, 0.0)
+                comparisons.append(lost)
+    return comparisons
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reference", type=Path, default=REFERENCE, help="folder of committed results")
+    parser.add_argument("--out", type=Path, default=Path("build/bench-check"), help="folder of fresh results")
+    parser.add_argument("--parts", type=lambda text: text.split(","), help="only these parts")
+
+
+def run(args: argparse.Namespace) -> int:
+    reference = load_all(args.reference)
+    if args.parts:
+        reference = {name: result for name, result in reference.items() if name in args.parts}
+    if not reference:
+        raise ValueError(
+            f"{args.reference} holds no results to compare with; run `make bench` and commit what it writes"
+        )
+    attempts: list[dict[str, Result]] = []
+    suspects = list(reference)
+    comparisons: list[Comparison] = []
+    for attempt in range(ATTEMPTS):
+        out = args.out / f"attempt-{attempt + 1}"
+        failed = measure(suspects, out, ["--quick", "--quiet"])
+        fresh = load_all(out)
+        attempts.append({name: fresh[name] for name in suspects if name in fresh and name not in failed})
+        comparisons = compare_results(reference, attempts)
+        suspects = sorted({one.part for one in comparisons if one.failed})
+        if not suspects:
+            break
+    show(comparisons)
+    return int(any(one.failed for one in comparisons))
+
+
+def show(comparisons: Sequence[Comparison]) -> None:
+    table = Table("figure", "committed", "now", "loss", "noise", "", title="ratios against committed results")
+    for one in comparisons:
+        verdict = "[red]lost[/red]" if one.failed else "ok"
+        table.add_row(
+            f"{one.part}.{one.name}", f"{one.reference:.4g}", f"{one.value:.4g}", f"{one.loss:+.1%}",
+            f"{one.noise:.1%}", verdict,
+        )  # fmt: skip
+    Console(file=sys.stdout).print(table)

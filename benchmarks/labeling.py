@@ -1,0 +1,313 @@
+"""How much the labels cost on top of the teacher, by K, and how much of that is our own code.
+
+One engine, one run, all variants in turn: ratios of rates are comparable across machines, rates are not.
+The fair bound is the same engine's prefill with one prompt logprob of vLLM's own, since it too must push
+every position through the lm_head. Every variant scores the same sequences.
+
+- rates by K with temperatures 1, 2, 4, and the whole path at K=64 to the bytes of a shard;
+- CPU time of our own code per token, step by step, on real rows, with an engine that costs nothing;
+- labels taken while decoding against scoring the finished response;
+- seconds to start.
+
+Shape legend: T tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.plots import plot
+from benchmarks.results import Figure, Result, publish
+from labeler.config import LabelsConfig, TeacherConfig
+from labeler.label_rows import (
+    ColumnLayout,
+    rows_from_columns,
+)
+from labeler.teacher import PromptError, TokenizedPrompt, labeled_sequence
+from logitstore.manifest import LabelSpec
+from logitstore.records import LabeledSequence
+from logitstore.shard import write_shard
+
+WHOLE_PATH_TOP_K = 64
+TEMPERATURES = (1.0, 2.0, 4.0)
+PROMPT_TOKENS = 256
+PROMPTS_FILE = Path(__file__).parent / "demo_data" / "pairs.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repetitions", type=int, default=5, help="runs of every variant (default 5)")
+    parser.add_argument("--prompts", type=int, default=6, help="sequences of 256 tokens per run (default 6)")
+    parser.add_argument("--cores", default="0", help='logical CPUs of the engine, "" for an accelerator')
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.quick:
+        args.repetitions, args.prompts = min(args.repetitions, 3), min(args.prompts, 2)
+    teacher, start_sec = start_teacher(args)
+    try:
+        prompts = read_prompts(Path(args.input) if args.input else PROMPTS_FILE, args)
+        rates = measure_rates(teacher, prompts, args)
+        own_code = measure_own_code(teacher, prompts, args.repetitions)
+        rescore = [] if args.quick else measure_rescoring(teacher, prompts, args.repetitions)
+    finally:
+        teacher.close()
+    publish(build_result(args, own_code, start_sec, rates, rescore), args.out, quiet=args.quiet)
+    return 0
+
+
+def start_teacher(args: argparse.Namespace) -> tuple[Any, dict[str, float]]:
+    """A teacher for the largest K, and the seconds that importing vLLM and starting the engine took."""
+    from labeler.vllm_engine import prepare_process
+    from labeler.vllm_teacher import VllmTeacher
+
+    labels = LabelsConfig(top_k=max(*args.top_k, WHOLE_PATH_TOP_K), temperatures=TEMPERATURES)
+    config = TeacherConfig(model=args.teacher, max_model_len=1024, capture="in_engine")
+    cores = args.cores or None
+    prepare_process(config, cores)
+    started = time.perf_counter()
+    import vllm.v1.engine.llm_engine  # noqa: F401
+
+    imported = time.perf_counter()
+    teacher = VllmTeacher(config, labels, cores=cores)
+    ready = time.perf_counter()
+    return teacher, {"import": imported - started, "engine": ready - imported}
+
+
+def read_prompts(path: Path, args: argparse.Namespace) -> list[TokenizedPrompt]:
+    """Equally long pieces of the input's text, to be scored as a whole."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+    ids = np.asarray(tokenizer(path.read_text(encoding="utf-8")[:200_000])["input_ids"], np.int32)
+    needed = args.prompts * PROMPT_TOKENS
+    if len(ids) < needed:
+        raise ValueError(f"{path} holds {len(ids)} tokens, the measurement needs {needed}; lower --prompts")
+    pieces = ids[:needed].reshape(args.prompts, PROMPT_TOKENS)
+    empty = np.empty(0, np.int32)
+    return [TokenizedPrompt(f"piece-{index}", empty, piece, 1) for index, piece in enumerate(pieces)]
+
+
+def measure_rates(
+    teacher: Any, prompts: list[TokenizedPrompt], args: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Tokens per second of every variant and repetition, variants in turn within each repetition."""
+    variants: dict[str, Callable[[], object]] = {
+        "none": lambda: prefill(teacher, prompts, None),
+        "one": lambda: prefill(teacher, prompts, 1),
+    }
+    for top_k in sorted({1, WHOLE_PATH_TOP_K, *args.top_k}):
+        variants[f"k{top_k}"] = lambda k=top_k: label(teacher, prompts, k)
+    variants["shard"] = lambda: label_to_shard(teacher, prompts)
+    tokens = sum(prompt.num_tokens for prompt in prompts)
+    rates: dict[str, list[float]] = {name: [] for name in variants}
+    for repetition in range(args.repetitions + 1):
+        for name, call in variants.items():
+            started = time.perf_counter()
+            call()
+            if repetition:  # the first round warms up
+                rates[name].append(tokens / (time.perf_counter() - started))
+    return rates
+
+
+def prefill(teacher: Any, prompts: list[TokenizedPrompt], prompt_logprobs: int | None) -> list[Any]:
+    """The engine alone; its outputs in the order of the prompts."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    for index, prompt in enumerate(prompts):
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            detokenize=False,
+            flat_logprobs=True,
+            prompt_logprobs=prompt_logprobs,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        assert prompt.response_token_ids is not None
+        tokens = {"prompt_token_ids": prompt.response_token_ids.tolist()}
+        teacher.engine.add_request(f"bare-{time.monotonic_ns()}-{index}", tokens, parameters)
+    outputs: list[Any] = []
+    while teacher.engine.has_unfinished_requests():
+        outputs += teacher.engine.step()
+    return sorted(outputs, key=lambda output: int(output.request_id.rpartition("-")[2]))
+
+
+def label(teacher: Any, prompts: list[TokenizedPrompt], top_k: int, **labels: Any) -> list[LabeledSequence]:
+    teacher.change_labels(LabelsConfig(top_k=top_k, temperatures=TEMPERATURES, **labels))
+    sequences = []
+    for item in teacher.label(prompts):
+        if isinstance(item, PromptError):
+            raise ValueError(f"the benchmark's own prompt was refused: {item}")
+        sequences.append(item)
+    return sequences
+
+
+def label_to_shard(teacher: Any, prompts: list[TokenizedPrompt]) -> int:
+    """The whole path: engine, rows, and the packed bytes of a shard."""
+    sequences = label(teacher, prompts, WHOLE_PATH_TOP_K)
+    shard = io.BytesIO()
+    write_shard(shard, sequences, label_spec(teacher.describe().vocab_size, WHOLE_PATH_TOP_K), None)
+    return len(shard.getvalue())
+
+
+def label_spec(vocab_size: int, top_k: int) -> LabelSpec:
+    return LabelSpec(vocab_size, top_k, TEMPERATURES, "gap_f16", "score", "all")
+
+
+def measure_rescoring(teacher: Any, prompts: list[TokenizedPrompt], repetitions: int) -> list[float]:
+    """Seconds of labels at decode time over seconds of generating and then scoring, greedy, 32 new tokens."""
+    openings = [
+        TokenizedPrompt(
+            f"{prompt.record_id}-{part}", prompt.response_token_ids[part * 32 : part * 32 + 24], None, 24
+        )
+        for prompt in prompts
+        if prompt.response_token_ids is not None
+        for part in range(5)
+    ]
+    ratios = []
+    for _ in range(repetitions + 1):
+        seconds = {}
+        for label_at in ("decode", "rescore"):
+            started = time.perf_counter()
+            label(
+                teacher,
+                openings,
+                WHOLE_PATH_TOP_K,
+                mode="generate",
+                temperature=0.0,
+                max_tokens=32,
+                label_at=label_at,
+            )
+            seconds[label_at] = time.perf_counter() - started
+        ratios.append(seconds["decode"] / seconds["rescore"])
+    return ratios[1:]
+
+
+def measure_own_code(
+    teacher: Any, prompts: list[TokenizedPrompt], repetitions: int
+) -> dict[str, list[float]]:
+    """CPU microseconds per token of each step between the engine's tensors and a shard's bytes.
+
+    The engine costs nothing here: its tensors are those of an earlier run on the same prompts.
+    """
+    import torch
+    from vllm.v1.outputs import LogprobsTensors
+
+    from labeler.vllm_outputs import ArrayLogprobsProcessor, columns_of
+
+    teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
+    layout, vocab_size = ColumnLayout(WHOLE_PATH_TOP_K, TEMPERATURES), teacher.describe().vocab_size
+    outputs = prefill(teacher, prompts, layout.num_logprobs)
+    captured = [columns_of(output.prompt_logprobs, layout.num_columns) for output in outputs]
+    tensors = [
+        LogprobsTensors(
+            torch.from_numpy(rows.token_ids_NC),
+            torch.from_numpy(rows.values_NC),
+            torch.from_numpy(rows.ranks_N),
+        )
+        for rows in captured
+    ]
+    num_rows = sum(rows.num_rows for rows in captured)
+    steps: dict[str, list[float]] = {"take over": [], "check and name": [], "record": [], "shard": []}
+    for _ in range(repetitions + 1):
+        clock = [time.process_time()]
+        taken = []
+        for rows in tensors:
+            processor = ArrayLogprobsProcessor(None, None, None, None, None, layout.num_logprobs)
+            processor._update_prompt_logprobs(rows)
+            taken.append(columns_of(processor.prompt_logprobs, layout.num_columns))
+        clock.append(time.process_time())
+        named = [rows_from_columns(rows, layout, vocab_size) for rows in taken]
+        clock.append(time.process_time())
+        sequences = [
+            labeled_sequence(prompt, prompt.response_token_ids, rows, sample_index=0, finish_reason="scored")
+            for prompt, rows in zip(prompts, named, strict=True)
+            if prompt.response_token_ids is not None
+        ]
+        clock.append(time.process_time())
+        write_shard(io.BytesIO(), sequences, label_spec(vocab_size, WHOLE_PATH_TOP_K), None)
+        clock.append(time.process_time())
+        for name, seconds in zip(steps, np.diff(clock), strict=True):
+            steps[name].append(float(seconds) / num_rows * 1e6)
+    return {name: values[1:] for name, values in steps.items()}
+
+
+def build_result(
+    args: argparse.Namespace,
+    own_code: dict[str, list[float]],
+    start_sec: dict[str, float],
+    rates: dict[str, list[float]],
+    rescore: list[float],
+) -> Result:
+    ratios = {name: quotients(values, rates["one"]) for name, values in rates.items()}
+    labels = {"none": "no logprobs", "one": "1 logprob of vLLM's (bound)", "shard": "K=64 to shard bytes"}
+    rows = [
+        (labels.get(name, f"K={name[1:]}"), statistics.median(values), statistics.median(ratios[name]))
+        for name, values in rates.items()
+    ]
+    rows += [
+        (f"our code: {name}, us per token", statistics.median(values), None)
+        for name, values in own_code.items()
+    ]
+    totals = [sum(values) for values in zip(*own_code.values(), strict=True)]
+    rows.append(("our code: total, us per token", statistics.median(totals), None))
+    rows += [(f"start: {name}, s", seconds, None) for name, seconds in start_sec.items()]
+    figures = [Figure.of(f"rate_{name}", values, "tokens/s") for name, values in rates.items()]
+    figures += [
+        Figure.of(f"ratio_{name}", values, "", is_ratio=True, better="higher")
+        for name, values in ratios.items()
+        if name not in ("none", "one")
+    ]
+    figures += [
+        Figure.of(f"own_us_{name.replace(' ', '_')}", values, "us/token") for name, values in own_code.items()
+    ]
+    figures.append(Figure.of("own_us_total", totals, "us/token", better="lower"))
+    figures += [Figure.of(f"start_sec_{name}", seconds, "s") for name, seconds in start_sec.items()]
+    if rescore:
+        figures.append(Figure.of("decode_over_rescore_sec", rescore, "", is_ratio=True))
+        rows.append(("labels at decode / rescoring, time", statistics.median(rescore), None))
+    return Result.of(
+        "labeling",
+        meaning="what exact labels cost on top of a prefill that pays the lm_head",
+        columns=("variant", "tokens/s or value", "ratio to the bound"),
+        rows=rows,
+        figures=figures,
+        plots=draw(args.out, ratios, own_code),
+        notes=(
+            f"{args.prompts} sequences of {PROMPT_TOKENS} tokens, temperatures 1, 2, 4, variants in turn.",
+            "Our own code is timed on the tensors of an earlier run, with no engine at work.",
+            "Start-up is measured on this machine as busy as it is.",
+        ),
+        quick=args.quick,
+        details={"teacher": Path(args.teacher).name, "affinity": sorted(os.sched_getaffinity(0))},
+    )
+
+
+def quotients(rates: list[float], bound: list[float]) -> list[float]:
+    """Repetition by repetition, so that what slows the machine slows both."""
+    return [rate / base for rate, base in zip(rates, bound, strict=True)]
+
+
+def draw(out_dir: Path, ratios: dict[str, list[float]], own_code: dict[str, list[float]]) -> list[str]:
+    by_k = {int(name[1:]): statistics.median(values) for name, values in ratios.items() if name[0] == "k"}
+    with plot(
+        out_dir / "labeling-ratio.svg", "Labels cost next to nothing", "K entries per row", "rate / bound"
+    ) as axes:
+        axes.plot(list(by_k), list(by_k.values()), marker="o", label="labels, exact at T = 1, 2, 4")
+        axes.axhline(
+            statistics.median(ratios["none"]), linestyle=":", color="gray", label="no logprobs at all"
+        )
+        axes.axhline(1.0, color="gray", linewidth=1, label="1 logprob (the bound)")
+        axes.set_ylim(bottom=0)
+    with plot(out_dir / "labeling-own-code.svg", "CPU time of our own code", "", "us per token") as axes:
+        axes.bar(list(own_code), [statistics.median(values) for values in own_code.values()])
+    return ["labeling-ratio.svg", "labeling-own-code.svg"]

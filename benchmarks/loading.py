@@ -1,0 +1,308 @@
+"""How fast labels reach a training loop: this store against the same labels in plain Parquet.
+
+Both end in the same thing: padded batches of tensors with log-probabilities, ready for the loss. The
+Parquet file has one row per sequence and nested lists, and is streamed by Hugging Face `datasets`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from benchmarks.plots import plot
+from benchmarks.results import Figure, Result, publish
+from logitstore.exchange.importing import Origin, Source, import_source
+from logitstore.exchange.npz import read_npz
+from logitstore.records import LabeledSequence
+from logitstore.shard import ShardReader
+from logitstore.store import LogitStore
+from trainer.collate import CollateSettings, DistillationCollator, rows_between
+from trainer.dataset import StoreSpec, StreamingLogitDataset
+from trainer.loader import LogitDataLoader
+
+SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "capture_sample.npz"
+SEQUENCE_TOKENS = 256
+BATCH_SIZE = 8
+RESUME_LIMIT_SEC = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-s3", action="store_true", help="leave out the reads from a local S3 server")
+
+
+def run(args: argparse.Namespace) -> int:
+    top_k = max(args.top_k) if args.top_k else 64
+    num_rows, repetitions = (20_000, 3) if args.quick else (120_000, 5)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        source = Path(args.input) if args.input else SAMPLE
+        store = _make_store(source, folder / "store", top_k, num_rows)
+        parquet = _write_parquet(store, folder / "labels.parquet")
+        rows = sum(entry.num_rows for entry in store.shards())
+        readers: dict[str, Callable[[], Iterable[Any]]] = {
+            "store, local": lambda: _ours(store.uri),
+            "store, local, 2 workers": lambda: _ours(store.uri, num_workers=2),
+            "store, local, K'=16": lambda: _ours(store.uri, top_k=16),
+            "parquet, datasets": lambda: _datasets(parquet),
+        }
+        if not args.no_s3:
+            readers |= _s3_readers(stack, store, folder)
+        cold = {name: _seconds(make) for name, make in readers.items()}
+        # Readers take turns, so that a slow moment of the machine falls on all of them.
+        turns = [{name: _seconds(make) for name, make in readers.items()} for _ in range(repetitions)]
+        warm = {name: [rows / turn[name] for turn in turns] for name in readers}
+        resume = [_resume_seconds(store.uri) for _ in range(repetitions)]
+        bytes_per_row = {k: _bytes_per_row(store, k) for k in (8, 16, 32, top_k) if k <= top_k}
+    _publish(args, rows, top_k, cold, warm, resume, bytes_per_row)
+    return 0 if max(resume) < RESUME_LIMIT_SEC else 1
+
+
+def _publish(
+    args: argparse.Namespace,
+    rows: int,
+    top_k: int,
+    cold: dict[str, float],
+    warm: dict[str, list[float]],
+    resume: list[float],
+    bytes_per_row: dict[int, float],
+) -> None:
+    baseline = warm["parquet, datasets"]
+    ratios = [ours / theirs for ours, theirs in zip(warm["store, local"], baseline, strict=True)]
+    table = [
+        (
+            name,
+            round(rows / cold[name]),
+            round(float(np.median(rates))),
+            f"{np.median(rates) / np.median(baseline):.2f}x",
+        )
+        for name, rates in warm.items()
+    ]
+    figures = [
+        Figure.of("warm_over_parquet", ratios, "x", is_ratio=True, better="higher"),
+        Figure.of("resume_seconds", resume, "s", better="lower"),
+        *(Figure.of(f"tokens_per_second_{_slug(name)}", rates, "tokens/s") for name, rates in warm.items()),
+        *(
+            Figure.of(f"bytes_read_per_token_k{k}", value, "B/token", is_ratio=True, better="lower")
+            for k, value in bytes_per_row.items()
+        ),
+    ]
+    with plot(
+        args.out / "loading-rate.svg", "Tokens that reach the training loop", "", "tokens/s", width=7.5
+    ) as axes:
+        names = list(warm)
+        axes.barh(names, [float(np.median(warm[name])) for name in names])
+        axes.invert_yaxis()
+        axes.set_xlabel("tokens/s, warm")
+        axes.set_ylabel("")
+    result = Result.of(
+        "loading",
+        meaning="How fast labels reach a training loop as batches of tensors, against plain Parquet.",
+        columns=("reader", "first epoch, tokens/s", "later epochs, tokens/s", "against parquet"),
+        rows=table,
+        figures=figures,
+        plots=["loading-rate.svg"],
+        notes=[
+            f"{rows:,} label rows at K={top_k} in sequences of up to {SEQUENCE_TOKENS} tokens, batches of "
+            f"{BATCH_SIZE}, one process unless workers are named.",
+            "The first epoch pays for opening and, with a cache, for the download; the operating system's "
+            "page cache is warm throughout.",
+            f"First batch after resuming in mid-epoch: {np.median(resume):.2f} s, imports not counted.",
+            "Bytes read of a token at K': "
+            + ", ".join(f"{k}: {v:.0f}" for k, v in bytes_per_row.items())
+            + ".",
+        ],
+        quick=args.quick,
+        details={"rows": rows, "top_k": top_k},
+    )
+    publish(result, args.out, quiet=args.quiet)
+
+
+def _make_store(source: Path, folder: Path, top_k: int, num_rows: int) -> LogitStore:
+    """The capture's sequences, repeated under new ids until there are enough rows."""
+    capture = read_npz(source, top_k=top_k)
+    pieces = [piece for sequence in capture.sequences for piece in _pieces(sequence)]
+    total = sum(piece.rows.num_rows for piece in pieces)
+    copies = -(-num_rows // total)
+    repeated = (
+        dataclasses.replace(piece, record_id=f"{piece.record_id}-{copy}-{index}")
+        for copy in range(copies)
+        for index, piece in enumerate(pieces)
+    )
+    many = Source("npz", capture.uri, capture.labels, repeated, num_rows=copies * total)
+    return import_source(many, str(folder), origin=Origin())
+
+
+def _pieces(sequence: LabeledSequence) -> Iterator[LabeledSequence]:
+    """Cuts of a sequence whose rows follow its tokens from the second on."""
+    for start in range(0, len(sequence.token_ids_T) - 1, SEQUENCE_TOKENS):
+        tokens = sequence.token_ids_T[start : start + SEQUENCE_TOKENS]
+        first = start + 1 - sequence.label_start
+        rows = rows_between(sequence.rows, first, first + len(tokens) - 1)
+        if rows.num_rows:
+            yield dataclasses.replace(
+                sequence,
+                token_ids_T=tokens,
+                label_start=1,
+                rows=rows,
+                loss_mask_N=np.ones(rows.num_rows, dtype=bool),
+            )
+
+
+def _write_parquet(store: LogitStore, path: Path) -> Path:
+    """What one writes without a store: a row per sequence, lists of lists, default compression."""
+    records = [
+        {
+            "input_ids": sequence.token_ids_T,
+            "token_ids": list(sequence.rows.token_ids_NK),
+            "logprobs": list(sequence.rows.logits_NK - sequence.rows.logsumexp_NM[:, :1]),
+            "tail": sequence.rows.log_tail_mass_NM[:, 0],
+        }
+        for sequence in store.iter_sequences()
+    ]
+    schema = pa.schema(
+        {
+            "input_ids": pa.list_(pa.int32()),
+            "token_ids": pa.list_(pa.list_(pa.int32())),
+            "logprobs": pa.list_(pa.list_(pa.float32())),
+            "tail": pa.list_(pa.float32()),
+        }
+    )
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), path, row_group_size=64)
+    return path
+
+
+def _ours(
+    uri: str | StoreSpec, *, num_workers: int = 0, top_k: int | None = None, cache_dir: Path | None = None
+) -> LogitDataLoader:
+    reader = StreamingLogitDataset(uri, batch_size=BATCH_SIZE, top_k=top_k, cache_dir=cache_dir)
+    return LogitDataLoader(reader, DistillationCollator(CollateSettings()), num_workers=num_workers)
+
+
+def _datasets(path: Path) -> Iterator[dict[str, Tensor]]:
+    import datasets  # the baseline only
+
+    stream: Any = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    records = iter(stream.with_format("numpy"))
+    while batch := list(itertools.islice(records, BATCH_SIZE)):
+        yield _pad(batch)
+
+
+def _pad(records: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """The same keys as our collator gives."""
+    width = -(-max(len(record["input_ids"]) for record in records) // 8) * 8
+    count, entries = len(records), len(records[0]["token_ids"][0])
+    input_ids = torch.zeros(count, width, dtype=torch.long)
+    attention_mask, labels = torch.zeros_like(input_ids), torch.full_like(input_ids, -100)
+    token_ids = torch.zeros(count, width, entries, dtype=torch.long)
+    logprobs = torch.full((count, width, entries), -torch.inf)
+    tail, mask = torch.zeros(count, width), torch.zeros(count, width, entries, dtype=torch.bool)
+    for row, record in enumerate(records):
+        tokens = torch.from_numpy(np.asarray(record["input_ids"], dtype=np.int64))
+        rows = slice(1, 1 + len(record["tail"]))
+        input_ids[row, : len(tokens)] = tokens
+        attention_mask[row, : len(tokens)] = 1
+        labels[row, 1 : len(tokens)] = tokens[1:]
+        token_ids[row, rows] = torch.from_numpy(np.stack(record["token_ids"]).astype(np.int64))
+        logprobs[row, rows] = torch.from_numpy(np.stack(record["logprobs"]).astype(np.float32))
+        tail[row, rows] = torch.from_numpy(np.asarray(record["tail"], dtype=np.float32))
+        mask[row, rows] = True
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
+        "teacher_token_ids": token_ids,
+        "teacher_logprobs": logprobs,
+        "teacher_tail_logprob": tail,
+        "teacher_mask": mask,
+    }
+
+
+def _s3_readers(stack: ExitStack, store: LogitStore, folder: Path) -> dict[str, Callable[[], Iterable[Any]]]:
+    """The store on a local S3 server, read by ranges and through the cache; nothing without a checkout."""
+    try:
+        from tests.s3_server import run_s3_server
+    except ImportError:
+        return {}
+    server = stack.enter_context(run_s3_server())
+    remote = LogitStore.create(
+        server.uri("loading/store"), store.manifest, storage_options=server.storage_options
+    )
+    codebooks = store.codebooks()
+    if codebooks is not None:
+        remote.set_codebooks(codebooks)
+    for entry in store.shards():
+        with store.open_shard(entry) as reader:
+            sequences = list(reader.iter_sequences())
+        remote.commit_unit(entry.unit_id, entry.unit_index, sequences, seconds=0.0, worker="benchmark")
+    spec = StoreSpec(remote.uri, storage_options=server.storage_options)
+    return {
+        "store, S3 by ranges": lambda: _ours(spec),
+        "store, S3 cached": lambda: _ours(spec, cache_dir=folder / "cache"),
+    }
+
+
+def _seconds(make: Callable[[], Iterable[Any]]) -> float:
+    """Wall-clock time of one epoch, from the URI to the last batch."""
+    start = time.perf_counter()
+    for _ in make():
+        pass
+    return time.perf_counter() - start
+
+
+def _resume_seconds(uri: str) -> float:
+    """From nothing but a URI and a saved state to the first batch, in the middle of an epoch."""
+    state = StreamingLogitDataset(uri, batch_size=BATCH_SIZE).state_dict()
+    start = time.perf_counter()
+    loader = _ours(uri)
+    loader.load_state_dict({**state, "consumed": loader.logit_dataset.epoch_length // 2})
+    batches = iter(loader)
+    next(batches)
+    seconds = time.perf_counter() - start
+    batches.close()  # type: ignore[attr-defined]  # a generator
+    return seconds
+
+
+class _CountingFile(io.FileIO):
+    """Counts the bytes that are read."""
+
+    num_bytes = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = super().read(size) or b""
+        self.num_bytes += len(data)
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer) or 0
+        self.num_bytes += count
+        return count
+
+
+def _bytes_per_row(store: LogitStore, top_k: int) -> float:
+    total = rows = 0
+    for entry in store.shards():
+        with _CountingFile(store.objects.local_path(entry.name)) as file:
+            reader = ShardReader(file, store.manifest.labels, store.codebooks())  # type: ignore[arg-type]
+            for _ in reader.iter_sequences(top_k=top_k):
+                pass
+            total += file.num_bytes
+            rows += entry.num_rows
+    return total / rows
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower()).replace("__", "_")

@@ -1,0 +1,223 @@
+"""The cost model as a calculator, and its comparison with stores that were really labeled.
+
+Sizes come from the committed results of `benchmarks storage` and `decode`, rates from `--rate` or from a
+store (`--from-store`). `--against STORE` compares the model with another store and fails if it is off by
+more than 15%. Prices are the caller's: the defaults are list prices of no particular provider and are
+printed with every estimate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cost_model import Estimate, Prices, Rates, Scale, estimate, figure_by_top_k, interpolate
+from benchmarks.results import load_all
+from logitstore.manifest import ShardEntry
+from logitstore.store import LogitStore
+
+RESULTS = Path(__file__).parent / "results"
+TOLERANCE = 0.15
+
+
+def rates_of_results(directory: Path, top_k: int, tokens_per_sec: float, start_sec: float) -> Rates:
+    """Sizes and decoding from committed results, the labeling rate from the caller."""
+    results = load_all(directory)
+    if "storage" not in results:
+        raise ValueError(
+            f"{directory} has no storage.json to take sizes from; run `python -m benchmarks storage "
+            f"--out {directory}`, or give --bytes-per-token"
+        )
+    sizes = figure_by_top_k(results["storage"], "bytes_per_token")
+    decode = figure_by_top_k(results["decode"], "tokens_per_sec") if "decode" in results else {}
+    return Rates(
+        bytes_per_token=interpolate(sizes, top_k),
+        tokens_per_sec=tokens_per_sec,
+        start_sec=start_sec,
+        decode_tokens_per_sec=interpolate(decode, top_k) if decode else None,
+        origin=f"sizes measured {results['storage'].date[:10]}, rate as given",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledStore:
+    """What a store that was really labeled says about its own making."""
+
+    uri: str
+    top_k: int
+    tokens: int
+    num_bytes: int
+    units: int
+    replicas: int
+    tokens_per_sec: float
+    """Label rows per second of one replica while it worked."""
+    span_sec: float
+    """From the first unit's start to the last one's commit."""
+
+
+def read_store(uri: str) -> LabeledStore:
+    """Add up a store's index. ValueError if it has no timed unit."""
+    store = LogitStore.open(uri)
+    entries = [entry for entry in store.shards() if entry.num_rows]
+    if not entries or not all(entry.committed_sec for entry in entries):
+        raise ValueError(f"{uri} has no units with times; label it with this version to measure rates")
+    workers = {entry.worker for entry in entries}
+    tokens = sum(entry.num_rows for entry in entries)
+    start = min(entry.committed_sec - entry.seconds for entry in entries)
+    return LabeledStore(
+        uri=uri,
+        top_k=store.manifest.labels.top_k,
+        tokens=tokens,
+        num_bytes=sum(entry.num_bytes for entry in entries),
+        units=len(entries),
+        replicas=len(workers),
+        tokens_per_sec=tokens / sum(_busy_sec(entries, worker) for worker in workers),
+        span_sec=max(entry.committed_sec for entry in entries) - start,
+    )
+
+
+def _busy_sec(entries: Sequence[ShardEntry], worker: str) -> float:
+    """Seconds in which a worker had at least one unit at hand; its units may overlap."""
+    busy, end = 0.0, -math.inf
+    own = [entry for entry in entries if entry.worker == worker]
+    for entry in sorted(own, key=lambda entry: entry.committed_sec - entry.seconds):
+        start = max(entry.committed_sec - entry.seconds, end)
+        busy += max(entry.committed_sec - start, 0.0)
+        end = max(end, entry.committed_sec)
+    return busy
+
+
+def compare(rates: Rates, actual: LabeledStore) -> list[tuple[str, float, float]]:
+    """(quantity, predicted, measured) of a labeled store; start-up is left out on both sides."""
+    scale = Scale(
+        tokens=actual.tokens,
+        replicas=actual.replicas,
+        gpus_per_replica=0,
+        unit_tokens=max(actual.tokens // actual.units, 1),
+        months=0,
+        reads=0,
+        availability=1,
+    )
+    working = Rates(rates.bytes_per_token, rates.tokens_per_sec, 0.0, None, rates.origin)
+    predicted = estimate(scale, working, Prices(0, 0, 0, 0, 0))
+    return [
+        ("bytes", predicted.store_bytes, float(actual.num_bytes)),
+        ("labeling seconds", predicted.label_hours * 3600, actual.span_sec),
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    number = parser.add_argument
+    number("--tokens", type=float, default=1e12, help="label rows wanted (default: 1e12)")
+    number("--top-k", type=int, default=64, metavar="K", help="stored entries per row (default: 64)")
+    number("--gpus", type=int, default=64, help="GPUs that label (default: 64)")
+    number("--gpus-per-replica", type=int, default=1, help="GPUs of one engine (default: 1)")
+    number("--rate", type=float, help="label rows per second of one replica, as measured on your hardware")
+    number("--bytes-per-token", type=float, help="instead of the committed measurement")
+    number("--from-store", metavar="STORE", help="take rate and size from a store that was labeled")
+    number("--against", metavar="STORE", help="compare the model with this store; status 1 beyond 15%%")
+    number("--results", type=Path, default=RESULTS, help="folder of measured results")
+    number("--unit-tokens", type=int, default=65_536, help="label rows of a work unit")
+    number("--start-sec", type=float, default=180.0, help="start-up of a replica")
+    number("--availability", type=float, default=0.95, help="share of the time a replica works")
+    number("--months", type=float, default=3.0, help="how long the store is kept")
+    number("--reads", type=float, default=3.0, help="epochs times students")
+    number("--per-gpu-hour", type=float, default=2.5, help="price of a GPU hour")
+    number("--per-gb-month", type=float, default=0.023, help="price of a GB of storage for a month")
+    number("--per-million-puts", type=float, default=5.0)
+    number("--per-million-gets", type=float, default=0.4)
+    number("--per-gb-egress", type=float, default=0.0, help="price of reading a GB, 0 inside a region")
+    number("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    rates = _rates(args)
+    if args.against:
+        return _run_comparison(rates, read_store(args.against), as_json=args.json)
+    scale = Scale(
+        tokens=args.tokens,
+        replicas=max(args.gpus // args.gpus_per_replica, 1),
+        gpus_per_replica=args.gpus_per_replica,
+        unit_tokens=args.unit_tokens,
+        months=args.months,
+        reads=args.reads,
+        availability=args.availability,
+    )
+    prices = Prices(
+        args.per_gpu_hour, args.per_gb_month, args.per_million_puts, args.per_million_gets, args.per_gb_egress
+    )
+    result = estimate(scale, rates, prices)
+    if args.json:
+        parts = {"scale": scale, "rates": rates, "prices": prices, "estimate": result}
+        print(json.dumps({name: asdict(part) for name, part in parts.items()}, indent=1))
+    else:
+        _show(scale, rates, prices, result)
+    return 0
+
+
+def _rates(args: argparse.Namespace) -> Rates:
+    if args.from_store:
+        small = read_store(args.from_store)
+        return Rates(
+            bytes_per_token=args.bytes_per_token or small.num_bytes / small.tokens,
+            tokens_per_sec=args.rate or small.tokens_per_sec,
+            start_sec=args.start_sec,
+            decode_tokens_per_sec=None,
+            origin=f"size and rate of {small.uri}, K={small.top_k}",
+        )
+    if args.rate is None:
+        raise ValueError(
+            "--rate is missing: give the label rows per second of one replica as measured on your hardware "
+            "(`python -m benchmarks labeling --teacher MODEL`), or --from-store STORE"
+        )
+    if args.bytes_per_token:
+        return Rates(args.bytes_per_token, args.rate, args.start_sec, None, "as given")
+    return rates_of_results(args.results, args.top_k, args.rate, args.start_sec)
+
+
+def _run_comparison(rates: Rates, actual: LabeledStore, *, as_json: bool) -> int:
+    rows = compare(rates, actual)
+    errors = {name: predicted / measured - 1 for name, predicted, measured in rows}
+    if as_json:
+        print(json.dumps({"relative_errors": errors, "tolerance": TOLERANCE}))
+    else:
+        table = Table("quantity", "predicted", "measured", "error", title=f"model against {actual.uri}")
+        for name, predicted, measured in rows:
+            table.add_row(name, f"{predicted:,.1f}", f"{measured:,.1f}", f"{errors[name]:+.1%}")
+        Console().print(table)
+    return int(any(abs(error) > TOLERANCE for error in errors.values()))
+
+
+def _show(scale: Scale, rates: Rates, prices: Prices, result: Estimate) -> None:
+    table = Table("quantity", "value", title=f"{scale.tokens:.3g} label rows on {scale.replicas} replicas")
+    rows = [
+        ("store", f"{result.store_bytes / 1e12:,.3f} TB in {result.units:,} shards"),
+        ("labeling", f"{result.label_hours:,.1f} h ({result.label_hours / 24:,.1f} days)"),
+        ("GPU hours", f"{result.gpu_hours:,.0f}"),
+        ("cost of labeling", f"{result.label_cost:,.0f}"),
+        (f"cost of storage, {scale.months:g} months", f"{result.storage_cost:,.0f}"),
+        ("cost of requests", f"{result.request_cost:,.0f}"),
+        (f"cost of reading {scale.reads:g} times", f"{result.read_cost:,.0f}"),
+        ("total", f"{result.total_cost:,.0f}"),
+    ]
+    if result.read_core_hours is not None:
+        rows.append(("decoding, core hours", f"{result.read_core_hours:,.0f}"))
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"  Assumed: {rates.bytes_per_token:.1f} B and {rates.tokens_per_sec:,.0f} rows/s per replica "
+        f"({rates.origin}); {scale.gpus_per_replica:g} GPU per replica, start-up {rates.start_sec:g} s, "
+        f"available {scale.availability:.0%} of the time; {prices.per_gpu_hour:g} per GPU hour, "
+        f"{prices.per_gb_month:g} per GB and month, {prices.per_million_puts:g}/{prices.per_million_gets:g} "
+        f"per million writes/reads, {prices.per_gb_egress:g} per GB read.",
+        highlight=False,
+    )

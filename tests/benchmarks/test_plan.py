@@ -1,0 +1,73 @@
+"""The calculator on real stores: what it reads from one, and how it judges another."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.plan import read_store
+from benchmarks.scale import TOP_K, empty_store, made_up_sequence
+
+ROWS, UNIT_SEC = 32, 0.15
+
+
+def labeled_store(folder: Path, units: int, *, rows: int = ROWS) -> str:
+    """A store whose two workers take turns, each unit committed after the time it says it took."""
+    store, rng = empty_store(folder), np.random.default_rng(1)
+    for unit in range(0, units, 2):
+        time.sleep(UNIT_SEC)
+        for worker in range(2):
+            sequence = made_up_sequence(f"record-{unit}-{worker}", rows, rng)
+            store.commit_unit(
+                f"unit-{unit + worker}",
+                unit + worker,
+                [sequence],
+                seconds=UNIT_SEC,
+                worker=f"worker-{worker}",
+            )
+    return store.uri
+
+
+def test_a_store_says_how_fast_it_was_made(tmp_path: Path) -> None:
+    got = read_store(labeled_store(tmp_path / "store", 8))
+    assert (got.top_k, got.tokens, got.units, got.replicas) == (TOP_K, 8 * ROWS, 8, 2)
+    assert got.tokens_per_sec == pytest.approx(ROWS / UNIT_SEC, rel=0.3)
+    assert got.span_sec >= 4 * UNIT_SEC
+    assert got.num_bytes > 8 * ROWS * TOP_K
+
+
+def test_a_small_run_foretells_the_size_of_a_larger_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, large = (labeled_store(tmp_path / str(units), units) for units in (4, 8))
+    main(["plan", "--from-store", small, "--against", large, "--json"])
+    errors = json.loads(capsys.readouterr().out)["relative_errors"]
+    assert abs(errors["bytes"]) < 0.05
+    assert set(errors) == {"bytes", "labeling seconds"}
+
+
+def test_a_model_that_is_off_fails(tmp_path: Path) -> None:
+    small = labeled_store(tmp_path / "small", 4)
+    doubled = labeled_store(tmp_path / "doubled", 4, rows=4 * ROWS)
+    assert main(["plan", "--from-store", small, "--bytes-per-token", "1000", "--against", doubled]) == 1
+
+
+def test_the_calculator_prints_what_it_assumes(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tokens", "1e12", "--gpus", "64", "--rate", "20000", "--bytes-per-token", "130"]
+    assert main(["plan", *arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["estimate"]["store_bytes"] == 130e12
+    assert printed["scale"]["replicas"] == 64
+    assert printed["rates"]["origin"] == "as given"
+    assert main(["plan", *arguments]) == 0
+    assert "Assumed: 130.0 B and 20,000 rows/s" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_rate_must_come_from_somewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--tokens", "1e9"]) == 2
+    assert "--rate is missing" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""The report: figures where a reader looks for them, and data that can never become markup."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import (
+    Evaluation,
+    Report,
+    Stage,
+    StoreSummary,
+    Training,
+    WrittenShard,
+    labeling_rates,
+    write_report,
+)
+from benchmarks.svg_chart import Series, bar_chart, line_chart
+from logitstore.manifest import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+def a_manifest(model: str) -> Manifest:
+    return Manifest(
+        teacher=TeacherInfo(model, None, "sha256:0", "float32", None, "vllm", "0.32", "in_engine"),
+        tokenizer=TokenizerInfo("sha256:1", 49152),
+        labels=LabelSpec(49152, 64, (1.0, 2.0, 4.0), "gap_f16", "generate", "response"),
+        input=InputInfo("in.jsonl", "prompt", {"prompt": "prompt"}),
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+def a_report(text: str = "teacher", stores: tuple[StoreSummary, ...] | None = None) -> Report:
+    shards = (WrittenShard(text, 100.0, 110.0, 500), WrittenShard("worker 1", 101.0, 121.0, 400))
+    store = StoreSummary(f"labels/{text}", a_manifest(text), 20, 900, 118_000, 3, shards)
+    training = Training(
+        (1, 2, 3),
+        (10.5, 8.0, 6.25),
+        Evaluation(9.876, 10.8, 0.01),
+        Evaluation(3.21, 6.0, 0.25),
+        6_500_000,
+        90.0,
+    )
+    stages = (
+        Stage("label", f"python -m labeler {text}", 61.0),
+        Stage("train", "python -m trainer", 1.0),
+    )
+    return Report(stores or (store,), training, stages, {"cpu": text, "cores": "2", "memory_gib": "8", "gpu": "none", "system": "Linux"}, {"numpy": "2"}, "2026-01-01")  # fmt: skip
+
+
+class Elements(HTMLParser):
+    """Names of the elements and their attributes' names."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def render(report: Report, tmp_path: Path, page: str = "<p>viewer</p>") -> str:
+    path = tmp_path / "report.html"
+    size = write_report(report, page, path)
+    html = path.read_text()
+    assert size == len(html.encode())
+    return html
+
+
+def test_the_page_shows_the_figures(tmp_path: Path) -> None:
+    html = render(a_report(), tmp_path)
+    text = unescape(re.sub(r"<[^>]*>", " ", html))
+    for figure in ("131.1 B", "9.88 → 3.21", "1% → 25%", "6,500,000 parameters", "3 steps in 90 s", "61.0"):
+        assert figure in text
+
+
+def test_nothing_from_data_becomes_markup(tmp_path: Path) -> None:
+    harmless = Elements(render(a_report(), tmp_path))
+    hostile_html = render(a_report(HOSTILE), tmp_path, page=f"<p>{HOSTILE}</p>")
+    hostile = Elements(hostile_html)
+    assert hostile.names == harmless.names
+    assert hostile.attributes == harmless.attributes
+    assert "script" not in hostile.names
+    assert hostile_html.count("&lt;script&gt;alert(1)") >= 6
+
+
+def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
+    html = render(a_report(), tmp_path)
+    assert not re.findall(r"""(?:src|href)\s*=|url\(|@import""", html.replace("srcdoc=", ""))
+
+
+def test_rates_are_rows_over_the_time_since_the_last_unit() -> None:
+    shards = [WrittenShard("a", 100.0, 110.0, 500), WrittenShard("a", 108.0, 118.0, 400), WrittenShard("b", 105.0, 110.0, 50)]  # fmt: skip
+    first, second = labeling_rates(shards)
+    assert first.label == "a"
+    assert list(first.xs) == [0, 0, 0, 10, 10, 10, 10, 18, 18]
+    assert list(first.ys) == [0, 0, 50, 50, 0, 0, 50, 50, 0]
+    assert max(second.ys) == 10
+    area = sum((x1 - x0) * y for x0, x1, y in zip(first.xs, first.xs[1:], first.ys, strict=False))
+    assert area == pytest.approx(900)
+
+
+def test_a_line_chart_scales_its_points() -> None:
+    svg = line_chart("c", [Series("s", [0, 10], [0, 100])], "x", "y")
+    (points,) = re.findall(r'points="([^"]+)"', svg)
+    start, end = ([float(v) for v in point.split(",")] for point in points.split())
+    assert start == [56.0, 216.0]
+    assert end[0] == 390.0
+    assert 28 < end[1] < 50
+    assert line_chart("c", [], "x", "y").count("no data") == 1
+    with pytest.raises(ValueError, match="not finite"):
+        line_chart("c", [Series("s", [0], [float("inf")])], "x", "y")
+
+
+def test_bars_are_proportional() -> None:
+    svg = bar_chart("c", [("a", 4.0), ("b", 1.0), ("c", 0.0)], "y")
+    heights = [float(h) for h in re.findall(r'height="([\d.]+)"', svg)]
+    assert heights[0] == pytest.approx(4 * heights[1], rel=0.01)
+    assert heights[2] == 0
