@@ -1,0 +1,139 @@
+"""The direction of imports, read from the sources and seen in fresh interpreters.
+
+`logitstore` stands alone; `labeler` and `trainer` know only it; `cluster` knows only `labeler.config`.
+Whoever trains needs neither Ray nor vLLM, whoever reads a store not even torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("logitstore", "labeler", "trainer", "cluster", "benchmarks", "tests")
+ENGINES = ("torch", "ray", "vllm", "transformers")
+
+ALLOWED_PREFIXES = {
+    "logitstore": ("logitstore",),
+    "labeler": ("labeler", "logitstore"),
+    "trainer": ("trainer", "logitstore"),
+    "cluster": ("cluster", "labeler.config", "logitstore.__version__"),
+}
+"""What a package may import of ours; `logitstore.__version__` stands for the version string alone."""
+
+VLLM_FILES = {
+    "labeler/vllm_capture.py",
+    "labeler/vllm_engine.py",
+    "labeler/vllm_outputs.py",
+    "labeler/vllm_teacher.py",
+}
+"""The only files of the product that may import vllm; the first runs inside the engine's worker."""
+
+
+def imported_names(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names a file imports, `from a import b` as "a.b", with their lines; relative ones resolved."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node.lineno
+
+
+def forbidden_imports(package: str) -> list[str]:
+    allowed = ALLOWED_PREFIXES[package]
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for name, line in imported_names(path):
+            ours = name.split(".")[0] in OURS
+            if ours and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in allowed):
+                found.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED_PREFIXES))
+def test_packages_import_only_what_lies_below_them(package: str) -> None:
+    assert forbidden_imports(package) == []
+
+
+def test_only_the_teacher_imports_vllm() -> None:
+    importers = {
+        path.relative_to(ROOT).as_posix()
+        for package in ALLOWED_PREFIXES
+        for path in (ROOT / package).rglob("*.py")
+        for name, _ in imported_names(path)
+        if name.split(".")[0] == "vllm"
+    }
+    assert importers <= VLLM_FILES
+
+
+def test_the_import_reader_sees_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    source = tmp_path / "trainer" / "x.py"
+    source.parent.mkdir()
+    source.write_text(
+        "import labeler.run as r\nfrom labeler import plan\nfrom . import order\n"
+        "def f():\n    from cluster.config import C\n"
+    )
+    assert [name for name, _ in imported_names(source)] == [
+        "labeler.run", "labeler.plan", "trainer.order", "cluster.config.C",
+    ]  # fmt: skip
+    assert forbidden_imports("trainer") == [
+        "trainer/x.py:1 imports labeler.run",
+        "trainer/x.py:2 imports labeler.plan",
+        "trainer/x.py:5 imports cluster.config.C",
+    ]
+
+
+def modules(package: str, *, without: tuple[str, ...] = ()) -> list[str]:
+    names = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if not name.endswith("__main__") and name not in without:
+            names.append(name)
+    return names
+
+
+def loaded_after_importing(names: list[str], banned: tuple[str, ...]) -> str:
+    """Import modules in a fresh interpreter where `banned` cannot be found; which engines got loaded."""
+    program = (
+        "import importlib, sys\n"
+        f"for name in {banned!r}: sys.modules[name] = None\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        f"print(sorted(set({(*ENGINES, 'pydantic')!r}) & {{n for n, m in sys.modules.items() if m}}))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout.strip()
+
+
+def test_the_store_loads_no_engine_and_no_pydantic() -> None:
+    banned = (*ENGINES, "pydantic", "labeler", "trainer", "cluster", "benchmarks")
+    assert loaded_after_importing(modules("logitstore"), banned) == "[]"
+
+
+def test_the_cluster_tools_load_no_engine() -> None:
+    banned = (*ENGINES, "trainer", "benchmarks")
+    assert loaded_after_importing(modules("cluster"), banned) in ("['pydantic']", "[]")
+
+
+def test_checking_a_job_file_loads_no_engine() -> None:
+    assert loaded_after_importing(["labeler.config"], ENGINES) == "['pydantic']"
+
+
+@pytest.mark.slow
+def test_the_trainer_needs_neither_ray_nor_vllm() -> None:
+    banned = ("ray", "vllm", "labeler", "cluster", "benchmarks")
+    assert "'torch'" in loaded_after_importing(modules("trainer"), banned)
