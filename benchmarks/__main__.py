@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import logitstore
+from logitstore.extras import explain_missing
 
 MEASUREMENTS = {
     "storage": "bytes per token and fidelity by K and layout",
@@ -46,9 +47,12 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(arguments).parse_args(arguments)
     try:
+        args = build_parser(arguments).parse_args(arguments)
         return args.run(args)
+    except ModuleNotFoundError as error:
+        print(f"penumbra-bench: {explain_missing(error, 'label-cpu,train,bench')}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"penumbra-bench: {error}", file=sys.stderr)
         return 2

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from cluster.arguments import build_parser
 from cluster.errors import ClusterError
 from labeler.config import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run; the exit status (documented in `--help`)."""
-    args: argparse.Namespace = build_parser().parse_args(argv)
     try:
+        from cluster.arguments import build_parser  # here, so that what is not installed is named below
+
+        args = build_parser().parse_args(argv)
         return args.run(args)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("cluster", "labeler", "logitstore"):
+            raise
+        print(
+            f"cluster: the package {error.name!r} is not installed: pip install 'penumbra[cluster]'",
+            file=sys.stderr,
+        )
+        return 2
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return error.exit_status

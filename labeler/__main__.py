@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import logitstore
 from labeler.config import ConfigError, load_job
 from logitstore.errors import StoreError
+from logitstore.extras import explain_missing
 
 EPILOG = """examples:
   python -m labeler run job.toml
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _status(arguments) if arguments.command == "status" else _run(arguments)
     except (ConfigError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {explain_missing(error, 'label')} (without a GPU: label-cpu)", file=sys.stderr)
         return 2
 
 

@@ -137,3 +137,30 @@ def test_checking_a_job_file_loads_no_engine() -> None:
 def test_the_trainer_needs_neither_ray_nor_vllm() -> None:
     banned = ("ray", "vllm", "labeler", "cluster", "benchmarks")
     assert "'torch'" in loaded_after_importing(modules("trainer"), banned)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("trainer", ["train", "configs/demo-train.toml"], "train"),
+        ("labeler", ["run", "configs/demo-score.toml", "--dry-run"], "label"),
+        ("cluster", ["list", "--address", "http://127.0.0.1:1"], "cluster"),
+        ("benchmarks", ["storage", "--quick"], "label-cpu,train,bench"),
+    ],
+)
+def test_a_command_without_its_packages_names_the_extra(
+    package: str, arguments: list[str], extra: str
+) -> None:
+    """As after `pip install .`, which brings what reads a store and checks a configuration."""
+    program = (
+        "import runpy, sys\n"
+        f"for name in {(*ENGINES, 'yaml', 'jinja2', 'matplotlib')!r}: sys.modules[name] = None\n"
+        f"sys.argv = [{package!r}, *{arguments!r}]\n"
+        f"runpy.run_module({package!r}, run_name='__main__')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2, run.stderr[-2000:]
+    assert f"pip install 'penumbra[{extra}]'" in run.stderr
+    assert "Traceback" not in run.stderr

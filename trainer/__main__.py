@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import logitstore
 from logitstore.errors import StoreError
+from logitstore.extras import explain_missing
 from trainer.config import ConfigError, TrainConfig, load_config, resolved
 
 EPILOG = """examples:
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, (FileNotFoundError, ValueError)) else 3
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {explain_missing(error, 'train')}", file=sys.stderr)
         return 2
 
 

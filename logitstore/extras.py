@@ -1,0 +1,17 @@
+"""What to tell a user whose installation lacks an optional part of the project."""
+
+from __future__ import annotations
+
+OURS = ("logitstore", "labeler", "trainer", "cluster", "benchmarks")
+
+
+def explain_missing(error: ModuleNotFoundError, extra: str) -> str:
+    """Which package a command lacks and the extra that brings it.
+
+    Raises `error` again if the missing module is one of the project's own: that is a defect, not an
+    installation without the extra.
+    """
+    name = (error.name or "").split(".")[0]
+    if not name or name in OURS:
+        raise error
+    return f"this command needs the package {name!r}, which is not installed: pip install 'penumbra[{extra}]'"
