@@ -5,6 +5,7 @@ Frozen and checked at once. What a field means stands below it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -46,9 +47,9 @@ class GroupConfig(_Section):
     gpus: int = Field(default=0, ge=0)
     """GPUs of each machine."""
     cores: int = Field(default=8, ge=1)
-    """CPU cores of each machine; clouds choose their own with a GPU."""
+    """CPU cores of each machine; clouds choose their own with a GPU, Kubernetes keeps a tenth for itself."""
     memory_gb: int = Field(default=32, ge=2)
-    """Memory of each machine."""
+    """Memory of each machine; Kubernetes keeps some for itself."""
     spot: bool = False
     """Machines that may be taken away at any time for a lower price; the labeler survives it."""
     machine: str = ""
@@ -107,11 +108,27 @@ class SlurmConfig(_Section):
     """Shell lines before anything starts, for example loading modules."""
 
 
+class AwsConfig(_Section):
+    worker_profile: str = ""
+    """Instance profile of the workers, whose role may read and write the store's bucket."""
+    machine_image: str = (
+        "resolve:ssm:/aws/service/deeplearning/ami/x86_64/"
+        "base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+    )
+    """Image of the machines, with NVIDIA's driver and Docker; AWS looks this name up when it starts one."""
+
+
 class GcpConfig(_Section):
     project: str = ""
     """Project id."""
     zone: str = ""
     """Zone within the region, for example "us-central1-a"."""
+    worker_account: str = ""
+    """E-mail address of the workers' service account, which may read and write the store's bucket."""
+    machine_image: str = (
+        "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
+    )
+    """Image of the machines, with NVIDIA's driver and Docker."""
 
 
 class ClusterConfig(_Section):
@@ -129,6 +146,8 @@ class ClusterConfig(_Section):
     """Ray of the image; the client that submits should have the same."""
     idle_minutes: int = Field(default=10, ge=1)
     """Idle machines are given back after this."""
+    disk_gb: int = Field(default=200, ge=50)
+    """Disk of a cloud's machine: the image and the teacher's weights."""
     currency: str = "USD"
     """Of the prices."""
     head: HeadConfig = HeadConfig()
@@ -136,6 +155,7 @@ class ClusterConfig(_Section):
     on_premise: OnPremiseConfig = OnPremiseConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
     slurm: SlurmConfig = SlurmConfig()
+    aws: AwsConfig = AwsConfig()
     gcp: GcpConfig = GcpConfig()
 
     @model_validator(mode="after")
@@ -169,30 +189,27 @@ def load_cluster(path: str) -> ClusterConfig:
         raise ConfigError(f"{path}: {'; '.join(problems)}") from None
 
 
-def check_placement(cluster: ClusterConfig, job: JobConfig) -> list[str]:
+def check_placement(cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, int]) -> list[str]:
     """How the job's replicas fit the cluster's groups, one line per group that takes some.
 
     A replica never spans machines: its GPUs must be on one, since tensor parallelism across a network is
     slower than any smaller engine. A job picks a group by `workers.resources = {"group-NAME" = 0.001}`.
+    `cores` says how many CPU cores a machine of each group offers to Ray.
 
     Raises:
         ConfigError: not a single group can hold a replica, or not all replicas fit.
     """
     workers, wanted = job.workers, job.workers.replicas
     asked = {name.removeprefix("group-") for name in workers.resources if name.startswith("group-")}
-    if workers.gpus and job.teacher.tensor_parallel_size > workers.gpus:
-        raise ConfigError(
-            f"teacher.tensor_parallel_size is {job.teacher.tensor_parallel_size}, workers.gpus is "
-            f"{workers.gpus:g}; a replica needs a GPU for each part: raise workers.gpus"
-        )
     lines, room = [], 0
     for group in cluster.groups:
         if asked and group.name not in asked:
             continue
-        by_gpu = int(group.gpus / workers.gpus) if workers.gpus else group.cores
-        each = min(by_gpu, group.cores // workers.cores)
+        each = cores[group.name] // workers.cores
+        if workers.gpus:
+            each = min(each, int(group.gpus / workers.gpus))
         if each and (workers.gpus or not group.gpus):
-            lines.append(f"group {group.name}: {each} replicas on each of {group.count} machines")
+            lines.append(f"group {group.name}: up to {each} replicas on each of {group.count} machines")
             room += each * group.count
     if room < wanted:
         fits = "; ".join(lines) or "no group can hold one"

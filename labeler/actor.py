@@ -23,6 +23,7 @@ from labeler.config import JobConfig
 from labeler.cores import Placement
 from labeler.filters import filter_responses
 from labeler.messages import EngineDiedError, Heartbeat, UnitResult
+from labeler.patience import persistently
 from labeler.plan import read_unit
 from labeler.scheduler import Lease
 from labeler.teacher import (
@@ -34,13 +35,10 @@ from labeler.teacher import (
     build_teacher,
 )
 from labeler.units import PlannedRecord
-from logitstore.errors import ObjectStoreError
 from logitstore.manifest import ShardEntry
 from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore
 
-FIRST_RETRY_SEC = 0.5
-LONGEST_RETRY_SEC = 20.0
 MAX_BUFFERED_BYTES = 1 << 30
 Result = TypeVar("Result")
 
@@ -227,19 +225,13 @@ class Worker:
         )
 
     def _persistently(self, use_storage: Callable[[], Result]) -> Result:
-        """Again and again for `output.retry_sec` if the storage fails: labels are dear."""
-        give_up_at = time.monotonic() + self._job.output.retry_sec
-        delay = FIRST_RETRY_SEC
-        while True:
-            try:
-                return use_storage()
-            except (ObjectStoreError, OSError):
-                if time.monotonic() + delay > give_up_at:
-                    raise
-            with self._state:
-                self._progress += 1  # Waiting for storage is no reason to lose the lease.
-            time.sleep(delay)
-            delay = min(2 * delay, LONGEST_RETRY_SEC)
+        """Labels are dear: storage that fails is tried again for `output.retry_sec`."""
+        return persistently(use_storage, self._job.output.retry_sec, self._show_progress)
+
+    def _show_progress(self) -> None:
+        """Waiting for storage is no reason to lose the lease."""
+        with self._state:
+            self._progress += 1
 
     def _wait_for_room(self) -> None:
         """Hold back the engine while more labels wait to be written than memory is set aside for."""

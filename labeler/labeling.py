@@ -19,6 +19,7 @@ from labeler.pool import (
     ReplicaGivenUp,
     WorkerAlive,
     WorkerDied,
+    WorkerLeft,
     WorkerReady,
 )
 from labeler.scheduler import Lease, Scheduler
@@ -127,6 +128,11 @@ class LabelingLoop:
                 self._welcome(event)
             case WorkerDied():
                 self._bury(event)
+            case WorkerLeft(worker_id, node_name):
+                self._log.write("worker_left", worker=worker_id, node=node_name)
+                self._note(f"{worker_id} left {node_name}, which is about to go")
+                self._settle_account(worker_id)
+                self._scheduler.lost_worker(worker_id, now)
             case LeaseEnded():
                 self._settle(event)
             case LeaseFailed(worker_id, lease_id, reason):
@@ -172,13 +178,18 @@ class LabelingLoop:
             leases=[lease.unit.unit_id for lease in self._scheduler.leases_of(event.worker_id)],
         )
         self._tally.count_failure(kind, f"{event.worker_id}: {event.reason}")
-        self._tally.forget(event.worker_id)
-        self._last_progress.pop(event.worker_id, None)
-        self._past_replica_sec += now - self._ready_since.pop(event.worker_id, now)
+        self._settle_account(event.worker_id)
         if event.engine:
             self._scheduler.engine_died(event.worker_id, event.culprit, event.reason, now)
         else:
             self._scheduler.lost_worker(event.worker_id, now)
+
+    def _settle_account(self, worker_id: str) -> None:
+        """Keep what a worker that is gone has done and cost."""
+        self._tally.forget(worker_id)
+        self._last_progress.pop(worker_id, None)
+        now = time.monotonic()
+        self._past_replica_sec += now - self._ready_since.pop(worker_id, now)
 
     def _settle(self, event: LeaseEnded) -> None:
         now, result = time.monotonic(), event.result
@@ -192,7 +203,7 @@ class LabelingLoop:
             self._tally.count_result(result)
             self._setup.committed_one(result.entry)
             if self._tally.units_of_run % COMPACT_EVERY_UNITS == 0:
-                self._setup.compact()
+                self._setup.compact_beside()
             self._check_rejects()
         self._log.write(
             result.outcome,

@@ -1,11 +1,12 @@
 """One driver per store: a lease object that the driver renews, and that another can take once it is dead.
 
-No clocks are compared. A driver of this machine is looked up among its processes; one of another machine
-is watched, and is dead when its lease has not changed for as long as it promised to renew it.
+No clocks are compared. A driver of this machine whose process is gone is replaced at once. Any other is
+watched: it lives if it renews its lease, and is dead when it has not for as long as it promised to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -17,10 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from logitstore.errors import ObjectNotFoundError, ObjectStoreError
+from logitstore.errors import ObjectNotFoundError
 from logitstore.objects import Objects
 
 LEASE_NAME = "driver.json"
+RENEWALS_PER_TERM = 10
+"""So often a driver renews within the time after which it counts as dead: a successor sees it alive soon."""
 
 
 class StoreBusyError(RuntimeError):
@@ -70,6 +73,11 @@ class Holder:
         start = _process_start(self.process_id)
         return start is not None and start == self.process_start
 
+    @property
+    def has_left(self) -> bool:
+        """Whether it is known to work on the store no more."""
+        return self.released or (self.is_on_this_machine and not self.is_running)
+
 
 class DriverLease:
     """Held from `acquire` to `release`; renewed by a thread of its own."""
@@ -94,20 +102,20 @@ class DriverLease:
         self._thread.join()
         if not self.is_lost:
             released = replace(self._holder, renewed=_now(), released=True)
-            self._objects.put_if_match(LEASE_NAME, _encode(released), self._etag)
+            # If storage is away the next driver finds this process gone, or waits out the term.
+            with contextlib.suppress(OSError):
+                self._objects.put_if_match(LEASE_NAME, _encode(released), self._etag)
 
     def _renew_forever(self) -> None:
-        renewed_at = time.monotonic()
-        while not self._stop.wait(self._holder.renew_sec / 3):
+        while not self._stop.wait(self._holder.renew_sec / RENEWALS_PER_TERM):
             try:
                 if not self._renew():
                     self._lost.set()
                     return
-                renewed_at = time.monotonic()
-            except ObjectStoreError:
-                if time.monotonic() - renewed_at > self._holder.renew_sec:
-                    self._lost.set()
-                    return
+            except OSError:
+                # Storage is away. Whether another took the store meanwhile shows when it is back; until
+                # then nothing can go wrong, since commit records decide.
+                continue
 
     def _renew(self) -> bool:
         holder = replace(self._holder, renewed=_now())
@@ -120,9 +128,9 @@ class DriverLease:
 
 
 def acquire(objects: Objects, renew_sec: float, on_wait: Callable[[str], None]) -> DriverLease:
-    """Become the store's driver. Waits out a driver of another machine that may be dead.
+    """Become the store's driver. Waits for a sign of life of a present driver that is not known to be dead.
 
-    Raises StoreBusyError at once if the present driver is alive. `on_wait` is told why it takes time.
+    Raises StoreBusyError as soon as there is one. `on_wait` is told why it takes time.
     """
     holder = Holder.here(renew_sec)
     content = _encode(holder)
@@ -155,25 +163,25 @@ def present_holder(objects: Objects) -> Holder | None:
 
 
 def _refuse_or_outwait(objects: Objects, present: Holder, etag: str, on_wait: Callable[[str], None]) -> None:
-    """Return once the present holder has left or is dead; raise StoreBusyError if it lives."""
-    if present.released:
-        return
-    if present.is_on_this_machine:
-        if present.is_running:
-            raise _busy(objects, present)
+    """Return once the present holder has left or is silent for its term; raise StoreBusyError if it lives."""
+    if present.has_left:
         return
     on_wait(
-        f"the store's driver was {present}; if it does not renew its lease within {present.renew_sec:.0f} s "
+        f"the store's driver was {present}; unless it renews its lease within {present.renew_sec:.0f} s "
         "this job takes over"
     )
     until = time.monotonic() + present.renew_sec
-    while time.monotonic() < until:
-        time.sleep(min(present.renew_sec / 10, 2.0))
+    while time.monotonic() < until and not present.has_left:
+        time.sleep(min(present.renew_sec / RENEWALS_PER_TERM, 1.0))
         try:
-            if objects.get_with_etag(LEASE_NAME)[1] != etag:
-                raise _busy(objects, present)
+            found, now_etag = objects.get_with_etag(LEASE_NAME)
         except ObjectNotFoundError:
             return
+        if now_etag != etag:
+            newest = _decode(found)
+            if newest.has_left:
+                return
+            raise _busy(objects, newest)
 
 
 def _busy(objects: Objects, holder: Holder) -> StoreBusyError:

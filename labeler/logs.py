@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import BinaryIO
 
 
 class JobLog:
-    """Appends events to a file; without a path it takes them and keeps none."""
+    """Appends events to a file; without a path it takes them and keeps none.
+
+    A full disk costs the events that do not fit, never the job; the next one that does says how many.
+    """
 
     def __init__(self, path: str | None) -> None:
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         if path is not None:
-            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            # Unbuffered: what failed once must not be written later, among other events.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._started = time.monotonic()
+        self._num_lost = 0
+        self._is_torn = False
+        """Whether the file ends within a line."""
 
     def write(self, event: str, **fields: object) -> None:
         """One event with its ids and figures."""
@@ -27,7 +34,20 @@ class JobLog:
             "event": event,
             **fields,
         }
-        self._file.write(json.dumps(record, default=str) + "\n")
+        if self._num_lost:
+            record["events_lost_before"] = self._num_lost
+        line = (json.dumps(record, default=str) + "\n").encode()
+        if self._is_torn:
+            line = b"\n" + line
+        try:
+            num_written = self._file.write(line)
+        except OSError:
+            num_written = 0
+        if num_written == len(line):
+            self._num_lost, self._is_torn = 0, False
+        else:
+            self._num_lost += 1
+            self._is_torn = self._is_torn or num_written > 0
 
     def close(self) -> None:
         if self._file is not None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from labeler.config import ConfigError, describe_difference
 from labeler.digests import DigestSet
+from labeler.patience import persistently
 from labeler.units import PlannedRecord, WorkUnit, decode_records, encode_records
 from logitstore.errors import CorruptManifestError, StoreChangedError
 from logitstore.objects import Objects
@@ -117,10 +118,13 @@ class Plan:
             for line in self._objects.get(record["rejects"]).splitlines():
                 yield Reject(**json.loads(line))
 
-    def units(self) -> Iterator[WorkUnit]:
-        """All units in order, one segment in memory at a time."""
-        for name in self._segment_names():
-            segment = _load(self._objects, name)
+    def units(self, retry_sec: float = 0.0) -> Iterator[WorkUnit]:
+        """All units in order, one segment in memory at a time.
+
+        Storage that fails is tried again for `retry_sec`: an iterator that has raised has no more units.
+        """
+        for name in persistently(self._segment_names, retry_sec):
+            segment = persistently(lambda name=name: _load(self._objects, name), retry_sec)
             for place, (unit_id, offset, num_bytes, num_records, num_tokens) in enumerate(segment["units"]):
                 yield WorkUnit(
                     unit_id=unit_id,

@@ -47,6 +47,14 @@ class WorkerDied:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """The worker went as it was asked to, since its node is about to go; what it still held is free."""
+
+    worker_id: str
+    node_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerAlive:
     worker_id: str
     heartbeat: Heartbeat
@@ -73,7 +81,7 @@ class ReplicaGivenUp:
     reason: str
 
 
-PoolEvent = WorkerReady | WorkerDied | WorkerAlive | LeaseEnded | LeaseFailed | ReplicaGivenUp
+PoolEvent = WorkerReady | WorkerDied | WorkerLeft | WorkerAlive | LeaseEnded | LeaseFailed | ReplicaGivenUp
 
 
 @dataclass(slots=True)
@@ -88,6 +96,8 @@ class _Slot:
     node_id: str = ""
     node_name: str = ""
     since_sec: float = 0.0
+    leave_by_sec: float = 0.0
+    """When "leaving": what is not finished by then is given back."""
     not_before_sec: float = 0.0
     deaths_in_row: int = 0
     restarts: int = 0
@@ -158,6 +168,9 @@ class ActorPool:
             if slot.state == "loading" and now - slot.since_sec > self._job.workers.start_sec:
                 reason = f"the engine did not load within workers.start_sec = {self._job.workers.start_sec:g}"
                 events += self._lost(slot, reason, engine=True, culprit=None)
+            if slot.state == "leaving" and (not slot.leases or now >= slot.leave_by_sec):
+                events.append(WorkerLeft(slot.worker_id, slot.node_name))
+                self._vacate(slot, pause_sec=0.0)
         self._tell_drained_nodes(now)
         if not self._calls:
             time.sleep(timeout_sec)
@@ -274,25 +287,18 @@ class ActorPool:
         return self._lost(slot, reason, engine=engine, culprit=culprit)
 
     def _lost(self, slot: _Slot, reason: str, *, engine: bool, culprit: int | None) -> list[PoolEvent]:
-        """The slot's actor is gone or unfit: end it for certain and make room for another."""
+        """The slot's actor is gone or unfit."""
         worker_id, was_ready = slot.worker_id, slot.state in ("ready", "leaving")
         if culprit is None and slot.heartbeat is not None:
             culprit = slot.heartbeat.in_engine
         on_trial = culprit is not None and culprit in slot.leases and slot.leases[culprit].trial is not None
-        ray.kill(slot.handle)
-        if self._cores is not None:
-            self._cores.free(slot.index)
         if engine and not on_trial:
             slot.deaths_in_row += 1
             if not self._any_was_ready:
                 # What fails before any engine ever loaded will rarely load the third time.
                 slot.deaths_in_row = max(slot.deaths_in_row, self._job.workers.restarts)
         pause = min(2.0 ** (slot.deaths_in_row - 1), LONGEST_PAUSE_SEC) if slot.deaths_in_row else 0.0
-        slot.generation += 1
-        slot.restarts += 1
-        slot.handle, slot.heartbeat, slot.next_heartbeat_sec = None, None, 0.0
-        slot.leases.clear()
-        slot.state, slot.not_before_sec = "empty", time.monotonic() + pause
+        self._vacate(slot, pause)
         events: list[PoolEvent] = []
         if was_ready:
             events.append(WorkerDied(worker_id, reason, engine, culprit))
@@ -301,11 +307,25 @@ class ActorPool:
             events.append(ReplicaGivenUp(worker_id, reason))
         return events
 
+    def _vacate(self, slot: _Slot, pause_sec: float) -> None:
+        """End the slot's actor for certain and make room for another."""
+        ray.kill(slot.handle)
+        if self._cores is not None:
+            self._cores.free(slot.index)
+        slot.generation += 1
+        slot.restarts += 1
+        slot.handle, slot.heartbeat, slot.next_heartbeat_sec = None, None, 0.0
+        slot.leases.clear()
+        slot.state, slot.not_before_sec = "empty", time.monotonic() + pause_sec
+
     def _node_is_alive(self, node_id: str) -> bool:
         return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
     def _tell_drained_nodes(self, now_sec: float) -> None:
-        """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have."""
+        """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have begun.
+
+        Ray places no actor on such a node: the ones that follow come up elsewhere.
+        """
         if now_sec < self._next_drain_poll_sec or self._job.workers.address is None:
             return
         self._next_drain_poll_sec = now_sec + DRAIN_POLL_SEC
@@ -314,7 +334,7 @@ class ActorPool:
         draining = state.get_draining_nodes()
         for slot in self._slots:
             if slot.state == "ready" and slot.node_id in draining:
-                slot.state = "leaving"
+                slot.state, slot.leave_by_sec = "leaving", now_sec + self._job.workers.drain_sec
                 slot.handle.leave.remote()
 
 

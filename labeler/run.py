@@ -19,13 +19,14 @@ from labeler.cost import Cost, cost_of
 from labeler.lease import DriverLease, StoreBusyError, acquire
 from labeler.logs import JobLog
 from labeler.messages import JobFailedError, LeaseLostError, StoppedError
+from labeler.patience import persistently
 from labeler.plan import KnownRecords, Plan, PlanTakenError, PlanTotals, SegmentWriter, TooManyRejectsError
 from labeler.planner import Planner
 from labeler.preflight import Prepared, prepare
 from labeler.progress import ProgressView
 from labeler.prompts import PromptBuilder
 from labeler.scheduler import LeasePolicy, Scheduler
-from labeler.status import JobStatus, Tally, snapshot, utc_now
+from labeler.status import STATUS_NAME, JobStatus, Tally, snapshot, utc_now
 from labeler.status_writer import StatusWriter
 from labeler.stop import StopRequest
 from labeler.store_setup import StoreSetup, TeacherMismatchError
@@ -118,10 +119,12 @@ class _Run:
             state, exit_status, message = "stopped", ExitStatus.INTERRUPTED, str(error)
         except (LeaseLostError, PlanTakenError) as error:
             exit_status, message = ExitStatus.BUSY, str(error)
-        if exit_status is not ExitStatus.BUSY:
-            self._write_rejects(setup)
+        except OSError as error:
+            message = (
+                f"the storage fails: {error}. What is labeled stays; run the same command again to go on"
+            )
         status = self._look(state, [], 0, message)
-        self._status.close(status if exit_status is not ExitStatus.BUSY else None)
+        self._write_last_words(setup, status, is_driver=exit_status is not ExitStatus.BUSY)
         self._log.write("ended", state=state, exit_status=int(exit_status), message=message)
         if exit_status in (ExitStatus.FAILED, ExitStatus.WRONG, ExitStatus.BUSY):
             self._view.note(f"error: {message}", trouble=True)
@@ -176,12 +179,12 @@ class _Run:
         )
         workers = self._job.workers
         policy = LeasePolicy(leases_per_worker=workers.leases, lease_sec=workers.lease_sec)
-        scheduler = Scheduler(self._plan.units(), done.__contains__, policy)
+        units = self._plan.units(self._job.output.retry_sec)
+        scheduler = Scheduler(units, done.__contains__, policy)
         if scheduler.is_finished:
             return "finished", ExitStatus.DONE, "everything was labeled before"
         all_done = self._run_workers(scheduler, setup)
         setup.finish()
-        setup.compact()
         if not all_done:
             return "stopped", ExitStatus.INTERRUPTED, "run the same command again to go on"
         if scheduler.failed:
@@ -223,6 +226,19 @@ class _Run:
 
     def _trouble(self, text: str) -> None:
         self._view.note(text, trouble=True)
+
+    def _write_last_words(self, setup: StoreSetup | None, status: JobStatus, *, is_driver: bool) -> None:
+        """Rejects and status, unless another driver has the store now."""
+
+        def write() -> None:
+            if is_driver:
+                self._write_rejects(setup)
+            self._status.close(status if is_driver else None)
+
+        try:
+            persistently(write, self._job.output.retry_sec)
+        except OSError as error:
+            self._trouble(f"{REJECTS_NAME} and {STATUS_NAME} of the store could not be written: {error}")
 
     def _write_rejects(self, setup: StoreSetup | None) -> None:
         """All rejects of planning and of the engines in one file, for people."""

@@ -69,7 +69,7 @@ class TeacherConfig(_Section):
     head_dtype: Literal["auto", "float32"] = "auto"
     """"float32" computes the logits in fp32 also for a bf16 model, whose logits are else 0.125 apart."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs that one engine spans."""
+    """GPUs, or on a CPU groups of cores, that one engine spans."""
     max_model_len: int | None = Field(default=None, ge=2)
     """Longest sequence, prompt and response, in tokens; None is the model's own limit."""
     trust_remote_code: bool = False
@@ -294,6 +294,17 @@ class JobConfig(_Section):
             )
         if kind == "text" and self.labels.positions == "response":
             raise ValueError('labels.positions = "response" needs a response; plain text has none: set "all"')
+        return self
+
+    @model_validator(mode="after")
+    def _replica_holds_engine(self) -> JobConfig:
+        ranks = self.teacher.tensor_parallel_size
+        name, devices = ("gpus", self.workers.gpus) if self.workers.gpus else ("cores", self.workers.cores)
+        if ranks > devices:
+            raise ValueError(
+                f"teacher.tensor_parallel_size = {ranks} needs as many {name} in a replica, "
+                f"workers.{name} is {devices:g}; raise it to at least {ranks}"
+            )
         return self
 
     @property

@@ -6,7 +6,6 @@ import contextlib
 import threading
 
 from labeler.status import STATUS_NAME, JobStatus
-from logitstore.errors import ObjectStoreError
 from logitstore.objects import Objects
 
 WRITE_EVERY_SEC = 2.0
@@ -28,7 +27,7 @@ class StatusWriter:
         self._changed.set()
 
     def close(self, last: JobStatus | None) -> None:
-        """Stop, and write the last word; None leaves the object alone."""
+        """Stop, and write the last word; None leaves the object alone. Raises OSError if storage fails."""
         self._closing.set()
         self._changed.set()
         self._thread.join()
@@ -41,6 +40,6 @@ class StatusWriter:
             status = self._latest
             if status is not None:
                 # The next one tells more; commits report storage that stays away.
-                with contextlib.suppress(ObjectStoreError):
+                with contextlib.suppress(OSError):
                     self._objects.put(STATUS_NAME, status.as_json().encode())
             self._closing.wait(WRITE_EVERY_SEC)

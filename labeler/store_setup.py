@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labeler.config import JobConfig, resolved
+from labeler.patience import persistently
 from labeler.plan import PlanTotals
 from labeler.preflight import Prepared
 from labeler.status import utc_now
@@ -33,6 +35,7 @@ class StoreSetup:
     _description: TeacherDescription | None = None
     _first_entries: list[ShardEntry] = field(default_factory=list)
     _training: threading.Thread | None = None
+    _compacting: threading.Thread | None = None
 
     def open_existing(self) -> LogitStore | None:
         """The store if anything was labeled before."""
@@ -53,10 +56,11 @@ class StoreSetup:
                     "of a store are made alike: use the same software on every node"
                 )
             return False
-        output = self.job.output
+        output, manifest = self.job.output, self._manifest(description)
         try:
-            self.store = LogitStore.create(
-                output.uri, self._manifest(description), storage_options=output.storage_options
+            self.store = persistently(
+                lambda: LogitStore.create(output.uri, manifest, storage_options=output.storage_options),
+                output.retry_sec,
             )
         except StoreExistsError as error:
             self.store = None
@@ -75,14 +79,25 @@ class StoreSetup:
         self._training = threading.Thread(target=self._train_codebooks, name="codebooks", daemon=True)
         self._training.start()
 
-    def compact(self) -> None:
-        if self.store is not None:
-            self.store.compact()
+    def compact_beside(self) -> None:
+        """Compact the store's index while the job goes on, unless that is at work already."""
+        if self._compacting is None or not self._compacting.is_alive():
+            self._compacting = threading.Thread(target=self._compact_or_leave, name="compact", daemon=True)
+            self._compacting.start()
 
     def finish(self) -> None:
-        """Wait for what goes on in the background."""
-        if self._training is not None:
-            self._training.join()
+        """Wait for what goes on in the background, and compact the index for the last time."""
+        for thread in (self._training, self._compacting):
+            if thread is not None:
+                thread.join()
+        if self.store is not None:
+            persistently(self.store.compact, self.job.output.retry_sec)
+
+    def _compact_or_leave(self) -> None:
+        assert self.store is not None
+        # The next compaction takes up what this one leaves.
+        with contextlib.suppress(StoreError, OSError):
+            self.store.compact()
 
     def _train_codebooks(self) -> None:
         store = self.store

@@ -35,6 +35,12 @@ def parse_cores(cores: str) -> list[int]:
     return numbers
 
 
+def cores_by_rank(numbers: list[int], num_ranks: int) -> str:
+    """The cores as vLLM wants them for a tensor-parallel engine, a list for each rank: "0,1|2,3"."""
+    shares = [numbers[rank::num_ranks] or [numbers[rank % len(numbers)]] for rank in range(num_ranks)]
+    return "|".join(",".join(str(number) for number in share) for share in shares)
+
+
 def prepare_process(teacher_config: TeacherConfig, cores: str | None) -> None:
     """Environment and core binding of this process. Takes effect only before torch and vllm are imported.
 
@@ -47,7 +53,7 @@ def prepare_process(teacher_config: TeacherConfig, cores: str | None) -> None:
     if cores is None:
         return
     numbers = parse_cores(cores)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_by_rank(numbers, teacher_config.tensor_parallel_size)
     if teacher_config.tensor_parallel_size == 1:
         os.sched_setaffinity(0, numbers)
         os.environ["OMP_NUM_THREADS"] = str(len(numbers))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +17,7 @@ import yaml
 from cluster import grafana, kuberay, ray_yaml
 from cluster.__main__ import main
 from cluster.config import ClusterConfig, ConfigError, GroupConfig, Kind, check_placement
+from cluster.errors import JobRefusedError
 from cluster.machines import CATALOGS, machine_for, price_lines
 from cluster.render import _checked_kuberay, _checked_ray_yaml, render
 from labeler.config import JobConfig
@@ -28,7 +31,8 @@ TWO_KINDS = {
         {"name": "l4", "count": 4, "accelerator": "L4", "gpus": 4, "cores": 48, "spot": True},
         {"name": "h100", "count": 2, "min_count": 1, "accelerator": "H100", "gpus": 8, "cores": 192},
     ],
-    "gcp": {"project": "a-project", "zone": "us-central1-a"},
+    "aws": {"worker_profile": "labeler"},
+    "gcp": {"project": "a-project", "zone": "us-central1-a", "worker_account": "labeler@a-project.example"},
     "kubernetes": {
         "namespace": "distill",
         "service_account": "labeler",
@@ -39,7 +43,7 @@ TWO_KINDS = {
 }
 ONE_KIND = TWO_KINDS | {
     "groups": TWO_KINDS["groups"][:1],
-    "on_premise": {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2", "10.0.0.3"]},
+    "on_premise": {"head_ip": "10.0.0.1", "worker_ips": [f"10.0.0.{i}" for i in range(2, 6)]},
     "slurm": {"partition": "gpu", "account": "lab", "hours": 1.5, "setup": "module load cuda"},
 }
 
@@ -63,6 +67,9 @@ def a_job(replicas: int = 8, gpus: float = 2, tensor_parallel: int = 2, **worker
     )
 
 
+CORES = {"l4": 48, "h100": 192}
+
+
 def comments(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.startswith("#"))
 
@@ -75,7 +82,7 @@ def test_ray_accepts_its_yaml_and_the_groups_are_in_it(kind: Kind) -> None:
     assert config["cluster_name"] == "distill"
     assert config["docker"]["image"] == "registry.example/penumbra:1"
     assert "Needs:" in comments(text)
-    assert re.search(r"in all|price unknown", comments(text))
+    assert re.search(r"in all, with every machine up: \d+\.\d\d USD/h", comments(text))
     assert "replicas on each of 4 machines" in comments(text)
     if kind != "ray-on-premise":
         types = config["available_node_types"]
@@ -94,6 +101,24 @@ def test_spot_machines_are_asked_for_as_each_cloud_says_it() -> None:
     assert "InstanceMarketOptions" not in aws["available_node_types"]["h100"]["node_config"]
     scheduling = gcp["available_node_types"]["l4"]["node_config"]["scheduling"]
     assert scheduling == [{"preemptible": True, "onHostMaintenance": "TERMINATE"}]
+
+
+@pytest.mark.parametrize("make", [ray_yaml.aws, ray_yaml.gcp])
+def test_a_clouds_machines_have_a_driver_and_rights_and_install_nothing(make: Any) -> None:
+    from ray.autoscaler._private.util import prepare_config
+
+    written = make(two_kinds())
+    filled = prepare_config(
+        yaml.safe_load(yaml.safe_dump(written))
+    )  # with Ray's defaults, as `ray up` reads it
+    installs = [filled[name] for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")]
+    assert installs == [[], [], []]
+    types = written["available_node_types"]
+    for name in ("l4", "h100"):
+        config = types[name]["node_config"]
+        assert "labeler" in json.dumps(config.get("IamInstanceProfile") or config["serviceAccounts"])
+    assert {"IamInstanceProfile", "serviceAccounts"}.isdisjoint(types["head"]["node_config"])
+    assert json.dumps(types).count("nvidia") == 3  # each machine's image has NVIDIA's driver
 
 
 @pytest.mark.parametrize(
@@ -185,16 +210,55 @@ def test_a_job_in_kubernetes_needs_a_store_outside_its_pods() -> None:
         kuberay.ray_job(two_kinds(), job)
 
 
+def test_a_job_in_kubernetes_carries_no_secret() -> None:
+    output = a_job().output.model_copy(update={"storage_options": {"secret": "abc"}})
+    with pytest.raises(JobRefusedError, match=r"output\.storage_options\.secret"):
+        kuberay.ray_job(two_kinds(), a_job().model_copy(update={"output": output}))
+
+
+def test_pods_fit_their_nodes_and_have_time_to_drain() -> None:
+    _, ray = kuberay.ray_job(two_kinds(), a_job(drain_sec=300))
+    for template in pod_templates(ray):
+        spec = template["spec"]
+        variables = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+        assert (
+            spec["terminationGracePeriodSeconds"]
+            > int(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            > 300
+        )
+    from ray._private import ray_constants
+
+    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"), "this Ray has no such variable"
+    limits = [one["spec"]["containers"][0]["resources"]["limits"] for one in pod_templates(ray)]
+    assert [(one["cpu"], one["memory"]) for one in limits] == [("3", "13Gi"), ("43", "27Gi"), ("172", "27Gi")]
+    assert [one.get("nvidia.com/gpu") for one in limits] == [None, "4", "8"]
+
+
+@pytest.mark.parametrize(
+    ("kubernetes", "says"),
+    [
+        ({"spot_label": "a=b"}, "no value for 'L4'"),
+        ({"gpu_labels": {"L4": "a", "H100": "b"}}, "spot_label is missing"),
+    ],
+)
+def test_nodes_that_cannot_be_told_apart_are_refused(kubernetes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        kuberay.ray_cluster(two_kinds(kubernetes=kubernetes))
+
+
 def test_the_slurm_script_is_bash_and_drains_before_the_time_is_up(tmp_path: Path) -> None:
-    text = render(one_kind(), "slurm", a_job(), job_file="runs/my job.toml")
+    text = render(one_kind(), "slurm", a_job(drain_sec=100), job_file="runs/my job.toml")
     script = tmp_path / "job.sh"
     script.write_text(text)
     assert text.startswith("#!/bin/bash\n")
-    assert subprocess.run(["bash", "-n", str(script)], capture_output=True, check=False).stderr == b""
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
     head = text.split("set -euo pipefail")[0]
     for directive in (
         "--nodes=4",
         "--gpus-per-node=4",
+        "--signal=B:TERM@160",
         "--time=01:30:00",
         "--partition=gpu",
         "--account=lab",
@@ -221,6 +285,7 @@ def fake_slurm(folder: Path, job_status: str) -> dict[str, str]:
         "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_JOB_NUM_NODES": "4",
         "SLURM_JOB_ID": "77",
+        "SLURM_CPUS_PER_TASK": "48",
     }
 
 
@@ -235,7 +300,7 @@ def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(tmp_pat
         if notes.exists() and "labeler run" in notes.read_text():
             break
         time.sleep(0.1)
-    time.sleep(0.5)  # the stand-in for the job sets its trap
+    time.sleep(0.2)  # the stand-in for the job sets its trap
     process.terminate()
     assert process.wait(timeout=30) == 4
     said = notes.read_text()
@@ -260,9 +325,18 @@ def test_a_dockerfile_copies_only_what_there_is() -> None:
         if name == "COPY" and "--from" not in rest:
             for source in rest.split()[:-1]:
                 assert source == "README.md" or (root / source).exists(), source
-    assert '".[label]"' in text
-    cpu_only = one_kind(groups=[{"name": "cpu", "count": 1}])
-    assert '".[label-cpu]"' in render(cpu_only, "dockerfile", None, job_file="job.toml")
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    cpu_only = render(one_kind(groups=[{"name": "cpu", "count": 1}]), "dockerfile", None, job_file="job.toml")
+    for one, extra in ((text, "label"), (cpu_only, "label-cpu")):
+        assert f"--extra {extra} " in one
+        assert any(name.startswith("ray[default]") for name in extras[extra])
+    # Ray's launcher and KubeRay start Ray from login shells, where Debian sets the path anew.
+    profile = re.search(r"RUN echo '(.*)' > /etc/profile\.d/\S+\.sh\n", text)
+    assert profile is not None
+    path = subprocess.run(
+        ["bash", "-c", f'PATH=/bin; {profile[1]}; echo "$PATH"'], capture_output=True, text=True, check=True
+    )
+    assert path.stdout == "/opt/venv/bin:/bin\n"
 
 
 def test_grafana_panels_do_not_overlap_and_have_queries() -> None:
@@ -292,18 +366,24 @@ def test_prometheus_reads_rays_list_of_targets() -> None:
 
 
 def test_replicas_fit_or_the_rule_is_named() -> None:
-    assert check_placement(two_kinds(), a_job(replicas=16)) == [
-        "group l4: 2 replicas on each of 4 machines",
-        "group h100: 4 replicas on each of 2 machines",
+    assert check_placement(two_kinds(), a_job(replicas=16), CORES) == [
+        "group l4: up to 2 replicas on each of 4 machines",
+        "group h100: up to 4 replicas on each of 2 machines",
     ]
-    only = check_placement(two_kinds(), a_job(replicas=2, gpus=8, resources={"group-h100": 0.001}))
-    assert only == ["group h100: 1 replicas on each of 2 machines"]
+    only = check_placement(two_kinds(), a_job(replicas=2, gpus=8, resources={"group-h100": 0.001}), CORES)
+    assert only == ["group h100: up to 1 replicas on each of 2 machines"]
     with pytest.raises(ConfigError, match="room for 16"):
-        check_placement(two_kinds(), a_job(replicas=17))
+        check_placement(two_kinds(), a_job(replicas=17), CORES)
     with pytest.raises(ConfigError, match="no group can hold one"):
-        check_placement(two_kinds(), a_job(replicas=1, gpus=16, tensor_parallel=16))
-    with pytest.raises(ConfigError, match=r"raise workers\.gpus"):
-        check_placement(two_kinds(), a_job(gpus=1, tensor_parallel=4))
+        check_placement(two_kinds(), a_job(replicas=1, gpus=16, tensor_parallel=16), CORES)
+
+
+def test_what_kubernetes_keeps_for_itself_is_not_counted() -> None:
+    cpu = two_kinds(groups=[{"name": "cpu", "count": 1, "cores": 8}])
+    job = a_job(replicas=8, gpus=0, tensor_parallel=1)
+    assert "up to 8 replicas" in render(cpu, "ray-aws", job, job_file="job.toml")
+    with pytest.raises(ConfigError, match="room for 7"):
+        render(cpu, "kuberay-cluster", job, job_file="job.toml")
 
 
 def test_prices_add_up_and_yours_replace_ours() -> None:
@@ -311,7 +391,9 @@ def test_prices_add_up_and_yours_replace_ours() -> None:
     l4 = machine_for(two_kinds().groups[0], "aws").price_per_hour * 0.4 * 4
     h100 = machine_for(two_kinds().groups[1], "aws").price_per_hour * 2
     assert f"{0.5 + l4 + h100:.2f} USD/h" in lines[-1]
-    assert "price unknown" in price_lines(two_kinds(), None)[0]
+    assert price_lines(two_kinds(), None)[1].endswith("at AWS's price; set price_per_hour")
+    unknown = two_kinds(groups=[{"name": "own", "count": 1, "accelerator": "MI300X", "gpus": 8}])
+    assert price_lines(unknown, None, head=False) == ["own: 1 machines, price unknown (set price_per_hour)"]
 
 
 @pytest.mark.parametrize("cloud", sorted(CATALOGS))
@@ -346,7 +428,7 @@ def test_the_command_writes_every_kind(tmp_path: Path, kind: Kind) -> None:
     file, job, out = tmp_path / "cluster.toml", tmp_path / "job.toml", tmp_path / "out"
     file.write_text(
         'name = "small"\nimage = "i:1"\n[[groups]]\nname = "cpu"\ncount = 2\n[gcp]\nproject = "p"\nzone = "z-1-a"\n'
-        '[on_premise]\nhead_ip = "10.0.0.1"\nworker_ips = ["10.0.0.2"]\n'
+        '[on_premise]\nhead_ip = "10.0.0.1"\nworker_ips = ["10.0.0.2", "10.0.0.3"]\n'
     )
     job.write_text(
         '[teacher]\nengine = "fake"\n[input]\nuri = "s3://b/in"\nkind = "text"\n[output]\nuri = "s3://b/o"\n'

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from labeler.status import JobStatus, read_status
 from logitstore.errors import StoreNotFoundError
@@ -156,11 +157,19 @@ def status_of(store: Path) -> JobStatus | None:
         return None
 
 
+def events(store: Path, name: str) -> list[dict[str, Any]]:
+    """The events of that name in the logs of all the store's runs."""
+    found: list[dict[str, Any]] = []
+    for path in sorted((store / "logs").glob("*.jsonl")):
+        found += [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [event for event in found if event["event"] == name]
+
+
 def labeled_ids(store: Path) -> list[str]:
     return [sequence.record_id for sequence in LogitStore.open(store).iter_sequences()]
 
 
-def verify(store: Path, input_file: Path) -> subprocess.CompletedProcess[str]:
+def verify(store: Path | str, input_file: Path) -> subprocess.CompletedProcess[str]:
     """`python -m logitstore verify STORE --against INPUT`."""
     arguments = [sys.executable, "-m", "logitstore", "verify", str(store), "--against", str(input_file)]
     return subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_SEC, check=False)

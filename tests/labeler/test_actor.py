@@ -143,7 +143,7 @@ def test_failing_storage_is_tried_again_with_the_labels_kept(tmp_path, monkeypat
         return commit(self, *args, **kwargs)
 
     monkeypatch.setattr(LogitStore, "commit_unit", flaky)
-    monkeypatch.setattr("labeler.actor.FIRST_RETRY_SEC", 0.01)
+    monkeypatch.setattr("labeler.patience.FIRST_PAUSE_SEC", 0.01)
     result = worker.label_unit(Lease(0, units[0], "w"))
     assert (result.outcome, len(failures)) == ("committed", 2)
     assert worker.heartbeat().num_sequences == 4, "labeled once"
@@ -156,7 +156,7 @@ def test_storage_that_stays_away_fails_the_unit_in_set_time(tmp_path, monkeypatc
         raise ObjectStoreError("no route")
 
     monkeypatch.setattr(LogitStore, "commit_unit", dead)
-    monkeypatch.setattr("labeler.actor.FIRST_RETRY_SEC", 0.05)
+    monkeypatch.setattr("labeler.patience.FIRST_PAUSE_SEC", 0.05)
     with pytest.raises(ObjectStoreError, match="no route"):
         worker.label_unit(Lease(0, units[0], "w"))
     assert worker.heartbeat().buffered_bytes == 0

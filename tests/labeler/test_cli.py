@@ -89,7 +89,7 @@ class TestRefused:
             run(folder)
 
     def test_a_store_that_another_driver_has(self, folder, capsys):
-        lease = acquire(Objects(folder / "store"), 30.0, print)
+        lease = acquire(Objects(folder / "store"), 1.0, print)
         try:
             assert run(folder) == 3
         finally:

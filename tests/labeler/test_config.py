@@ -31,6 +31,7 @@ def load(*overrides, environ=None):
         ("input.kind=chat", ["input.kind = 'chat'", "'messages'"]),
         ("teacher.model=", ["model is missing", "teacher.model"]),
         ("labels.top_p=1.5", ["labels.top_p = 1.5", "less than or equal to 1"]),
+        ("teacher.tensor_parallel_size=2", ["tensor_parallel_size = 2", "workers.cores is 1", "at least 2"]),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(override, words):

@@ -15,6 +15,7 @@ import pytest
 from logitstore.store import LogitStore
 from tests.labeler.jobs import (
     assert_exactly_once,
+    events,
     labeled_ids,
     overrides_for,
     run_job,
@@ -34,13 +35,6 @@ SLOW = ("teacher.fake.seconds_per_token=0.002", "output.unit_size=4")
 def folder(tmp_path):
     write_records(tmp_path / "in.jsonl", RECORDS)
     return tmp_path
-
-
-def events(store: Path, name: str) -> list[dict]:
-    found = []
-    for path in sorted((store / "logs").glob("*.jsonl")):
-        found += [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [event for event in found if event["event"] == name]
 
 
 def recovery_sec(store: Path, fault_at: float) -> float:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import pytest
@@ -21,18 +23,59 @@ def put_holder(objects, holder):
     objects.put(LEASE_NAME, json.dumps(asdict(holder)).encode())
 
 
-def test_a_second_driver_is_refused_at_once_with_the_first_ones_name(tmp_path):
+def test_a_second_driver_is_refused_with_the_first_sign_of_life_of_the_first(tmp_path):
     objects = Objects(tmp_path)
-    lease = acquire(objects, 30.0, ignore)
+    lease = acquire(objects, 2.0, ignore)
+    told: list[str] = []
     started = time.monotonic()
     with pytest.raises(StoreBusyError) as caught:
-        acquire(objects, 30.0, ignore)
+        acquire(objects, 2.0, told.append)
     assert time.monotonic() - started < 1
+    assert f"process {os.getpid()}" in told[0]
+    assert "within 2 s" in told[0]
     assert f"process {os.getpid()}" in str(caught.value)
     assert "output.uri" in str(caught.value)
     lease.release()
     assert present_holder(objects) is None
     acquire(objects, 30.0, ignore).release()
+
+
+@contextmanager
+def silent_driver(tmp_path, renew_sec):
+    """A live process that holds the lease and does not renew it, as one does that hangs."""
+    code = f"""
+import os, signal
+from labeler.lease import acquire
+from logitstore.objects import Objects
+acquire(Objects({str(tmp_path)!r}), {renew_sec}, print)
+print("held", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_driver_of_this_machine_that_hangs_is_outwaited(tmp_path):
+    objects = Objects(tmp_path)
+    with silent_driver(tmp_path, 0.6):
+        started = time.monotonic()
+        lease = acquire(objects, 0.6, ignore)
+        assert 0.5 <= time.monotonic() - started < 3
+        lease.release()
+
+
+def test_a_driver_that_dies_while_it_is_watched_is_replaced_at_once(tmp_path):
+    objects = Objects(tmp_path)
+    with silent_driver(tmp_path, 30.0) as process:
+        started = time.monotonic()
+        acquire(objects, 30.0, lambda _: process.kill()).release()
+        assert time.monotonic() - started < 5
 
 
 def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path):
@@ -72,8 +115,6 @@ def test_a_driver_of_another_machine_that_renews_is_refused(tmp_path):
     def renew(_):
         put_holder(objects, replace(elsewhere, renewed="2026-01-01T00:00:00"))
 
-    import threading
-
     timer = threading.Timer(0.3, renew, args=(None,))
     timer.start()
     started = time.monotonic()
@@ -108,7 +149,7 @@ from logitstore.objects import Objects
 objects = Objects({str(tmp_path)!r})
 sys.stdin.readline()
 try:
-    acquire(objects, 30.0, print)
+    acquire(objects, 3.0, lambda _: None)
     print("won", flush=True)
     sys.stdin.readline()
 except StoreBusyError:
