@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster import access
@@ -62,6 +62,16 @@ class ClusterClient:
         _require_ray()
         with _reached(self.address):
             self._client = _connect(self.address)
+
+    def head_is_here(self) -> bool:
+        """Whether the head is this machine and not at the other end of a tunnel, so that files and
+        interpreter are the same."""
+        if not is_loopback(self.address):
+            return False
+        with _reached(self.address):
+            nodes = list_nodes(self.address)
+        heads = [node for node in nodes if node["raylet"].get("isHeadNode")]
+        return any(head["raylet"]["nodeManagerHostname"] == socket.gethostname() for head in heads)
 
     def submit(self, submission: Submission) -> str:
         with _reached(self.address):
@@ -167,8 +177,17 @@ def normalise_address(address: str) -> str:
     return f"{parts.scheme}://{parts.hostname}:{port or (443 if parts.scheme == 'https' else DEFAULT_PORT)}"
 
 
+def list_nodes(address: str) -> list[dict[str, Any]]:
+    """The nodes as the dashboard describes them. Raises requests.RequestException, KeyError, ValueError."""
+    import requests
+
+    headers = bearer_header(find_token())
+    answer = requests.get(f"{address}/nodes", params={"view": "summary"}, headers=headers, timeout=5)
+    return answer.json()["data"]["summary"]
+
+
 def is_loopback(address: str) -> bool:
-    """Whether the cluster's head is this machine, so that files and interpreter are the same."""
+    """Whether the address is this machine's own; another machine may be behind it, through a tunnel."""
     host = urlsplit(normalise_address(address)).hostname or ""
     return host == "localhost" or host.startswith("127.") or host == "::1"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import dashboard, local, progress
-from cluster.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob, is_loopback
+from cluster.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.submission import (
     JOB_KEY,
@@ -27,8 +27,8 @@ from labeler.config import JobConfig, load_job
 def submit(args: argparse.Namespace) -> int:
     """Check the job here, send it, and stay with it if asked to."""
     job = load_job(args.job, args.set, environ={})
-    address = _address(args)
-    near = is_loopback(address)
+    client = ClusterClient(_address(args))
+    near = client.head_is_here()
     options = SubmitOptions(
         files=args.files or ("same" if near else "ship"),
         python=args.python or (sys.executable if near else "python"),
@@ -36,8 +36,7 @@ def submit(args: argparse.Namespace) -> int:
         env_vars=parse_env(args.env),
     )
     with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
-        submission = prepare(job, options, Path(folder))  # before connecting: a wrong job costs nothing
-        client = ClusterClient(address)
+        submission = prepare(job, options, Path(folder))
         _refuse_busy_store(client, submission.metadata["penumbra.store"])
         submission_id = client.submit(submission)
     return _submitted(client, submission_id, args)

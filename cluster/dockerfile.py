@@ -18,23 +18,30 @@ FROM {base}
 ENV DEBIAN_FRONTEND=noninteractive \\
     RAY_USAGE_STATS_ENABLED=0 \\
     UV_PYTHON_INSTALL_DIR=/opt/python \\
+    VIRTUAL_ENV=/opt/venv \\
     PATH=/opt/venv/bin:$PATH
 # rsync, ssh and sudo are what Ray's launcher and KubeRay expect; wget serves KubeRay's probes.
 RUN apt-get update \\
  && apt-get install -y --no-install-recommends ca-certificates curl wget git gcc g++ libnuma1 \\
     rsync openssh-client sudo \\
  && rm -rf /var/lib/apt/lists/*
+# Ray's launcher starts Ray from login shells, whose path is not that of the image.
+RUN echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/penumbra.sh
 COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
 RUN uv venv --python 3.11 /opt/venv
 WORKDIR /opt/penumbra
-# Dependencies first: they change less often than the project.
-COPY pyproject.toml README.md LICENSE ./
+# Dependencies first: they change less often than the project. The last two are what a head on AWS or
+# Google Cloud needs to start workers.
+COPY pyproject.toml ./
+RUN uv pip install --no-cache -r pyproject.toml --extra {extra} \\
+    "ray[default]=={cluster.ray_version}" boto3 google-api-python-client
+COPY README.md LICENSE ./
 COPY logitstore ./logitstore
 COPY labeler ./labeler
 COPY cluster ./cluster
 COPY trainer ./trainer
 COPY benchmarks ./benchmarks
-RUN uv pip install --python /opt/venv/bin/python ".[{extra}]" "ray[default]=={cluster.ray_version}"
+RUN uv pip install --no-cache --no-deps .
 RUN useradd --create-home --uid 1000 ray && echo "ray ALL=(ALL) NOPASSWD:ALL" > /etc/sudoers.d/ray
 USER ray
 WORKDIR /home/ray

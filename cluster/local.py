@@ -17,7 +17,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cluster.access import bearer_header, ensure_token, find_token
+from cluster.access import ensure_token
+from cluster.client import list_nodes
 from cluster.errors import ClusterError
 
 HEAD_IP = "127.0.0.2"
@@ -191,14 +192,10 @@ def count_alive_nodes(address: str) -> int:
     import requests
 
     try:
-        headers = bearer_header(find_token())
-        answer = requests.get(
-            f"{address}/nodes", params={"view": "summary"}, headers=headers, timeout=5
-        ).json()
-        summary = answer["data"]["summary"]
+        nodes = list_nodes(address)
     except (requests.RequestException, KeyError, ValueError):
         return 0
-    return sum(1 for node in summary if node["raylet"].get("state") == "ALIVE")
+    return sum(1 for node in nodes if node["raylet"].get("state") == "ALIVE")
 
 
 def _check_alive(node: LocalNode, folder: Path) -> None:

@@ -107,23 +107,38 @@ def machine_for(wanted: GroupConfig | HeadConfig, cloud: str) -> Machine:
     )
 
 
-def price_lines(cluster: ClusterConfig, cloud: str | None) -> list[str]:
-    """What the cluster costs an hour, group by group and in all; `cloud` None knows only given prices."""
+def price_lines(cluster: ClusterConfig, cloud: str | None, *, head: bool = True) -> list[str]:
+    """What the cluster costs an hour, group by group and in all.
+
+    `cloud` None is a place whose prices are not known: what AWS asks for such machines stands in. Without
+    `head`, the head runs on one of the group's machines.
+    """
     lines, total, unknown = [], 0.0, False
     parts: list[tuple[str, HeadConfig | GroupConfig, int, bool]] = [("head", cluster.head, 1, False)]
     parts += [(group.name, group, group.count, group.spot) for group in cluster.groups]
-    for name, part, count, spot in parts:
-        price = part.price_per_hour
-        if price is None and cloud is not None:
-            price = machine_for(part, cloud).price_per_hour * (SPOT_SHARE if spot else 1)
+    for name, part, count, spot in parts if head else parts[1:]:
+        price, source = part.price_per_hour, ""
+        if price is None:
+            price = _list_price(part, cloud or "aws") * (SPOT_SHARE if spot else 1)
+            source = "" if cloud else " at AWS's price; set price_per_hour"
         if not price and part.price_per_hour is None:
             lines.append(f"{name}: {count} machines, price unknown (set price_per_hour)")
             unknown = True
             continue
-        total += (price or 0.0) * count
+        total += price * count
         kind = " spot" if spot else ""
-        lines.append(f"{name}: {count}{kind} x {price:.2f} = {(price or 0) * count:.2f} {cluster.currency}/h")
+        lines.append(
+            f"{name}: {count}{kind} x {price:.2f} = {price * count:.2f} {cluster.currency}/h{source}"
+        )
     if total or not unknown:
         at_least = "at least " if unknown else ""
         lines.append(f"in all, with every machine up: {at_least}{total:.2f} {cluster.currency}/h (rough)")
     return lines
+
+
+def _list_price(wanted: GroupConfig | HeadConfig, cloud: str) -> float:
+    """Dollars an hour on demand; 0 where none is known."""
+    try:
+        return machine_for(wanted, cloud).price_per_hour
+    except ConfigError:
+        return 0.0

@@ -8,32 +8,31 @@ from cluster.config import ClusterConfig, GroupConfig
 from cluster.machines import machine_for
 from labeler.config import ConfigError
 
-DASHBOARD_PORT = 8265
-HEAD_START = [
-    "ray stop",
-    "ray start --head --port=6379 --dashboard-host=127.0.0.1 --metrics-export-port=8080 "
-    "--autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats",
-]
-WORKER_START = [
-    "ray stop",
-    "ray start --address=$RAY_HEAD_IP:6379 --metrics-export-port=8080 --disable-usage-stats",
-]
-DISK_GB = 200
-"""Room for the image and a teacher's weights."""
+HEAD_START = (
+    "ulimit -n 65536; ray start --head --port=6379 --dashboard-host=127.0.0.1 --metrics-export-port=8080 "
+    "--autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+)
+WORKER_START = (
+    "ulimit -n 65536; ray start --address=$RAY_HEAD_IP:6379 --metrics-export-port=8080 --disable-usage-stats"
+)
+DOCKER_ACCESS = ["sudo usermod -aG docker $USER || true", "sleep 15"]
+"""So that the ssh user may run docker; the pause outlives the connection that has not got the right yet."""
 
 
 def aws(cluster: ClusterConfig) -> dict[str, Any]:
-    def node(name: str, spot: bool) -> dict[str, Any]:
-        disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": DISK_GB, "VolumeType": "gp3"}}
-        config: dict[str, Any] = {"InstanceType": name, "BlockDeviceMappings": [disk]}
-        if spot:
-            config["InstanceMarketOptions"] = {"MarketType": "spot"}
-        return config
+    def node(name: str) -> dict[str, Any]:
+        disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": cluster.disk_gb, "VolumeType": "gp3"}}
+        return {"InstanceType": name, "ImageId": cluster.aws.machine_image, "BlockDeviceMappings": [disk]}
 
-    types: dict[str, Any] = {"head": _head(node(machine_for(cluster.head, "aws").name, False))}
+    types: dict[str, Any] = {"head": _head(node(machine_for(cluster.head, "aws").name))}
     for group in cluster.groups:
         machine = machine_for(group, "aws")
-        types[group.name] = _group(group, machine.cores, node(machine.name, group.spot))
+        config = node(machine.name)
+        if group.spot:
+            config["InstanceMarketOptions"] = {"MarketType": "spot"}
+        if cluster.aws.worker_profile:  # Ray gives the head a profile of its own, and the workers none
+            config["IamInstanceProfile"] = {"Name": cluster.aws.worker_profile}
+        types[group.name] = _group(group, machine.cores, config)
     provider = {"type": "aws", "region": cluster.region, "cache_stopped_nodes": False}
     return _whole(cluster, provider, {"ssh_user": "ubuntu"}, types)
 
@@ -44,14 +43,14 @@ def gcp(cluster: ClusterConfig) -> dict[str, Any]:
 
     def node(group: GroupConfig | None) -> dict[str, Any]:
         machine = machine_for(group or cluster.head, "gcp")
-        image = (
-            "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
-        )
         disk = {
             "boot": True,
             "autoDelete": True,
             "type": "PERSISTENT",
-            "initializeParams": {"diskSizeGb": DISK_GB, "sourceImage": image},
+            "initializeParams": {
+                "diskSizeGb": cluster.disk_gb,
+                "sourceImage": cluster.gcp.machine_image,
+            },
         }
         config: dict[str, Any] = {"machineType": machine.name, "disks": [disk]}
         if group is None:
@@ -65,6 +64,9 @@ def gcp(cluster: ClusterConfig) -> dict[str, Any]:
         if group.gpus:
             scheduling["onHostMaintenance"] = "TERMINATE"
         config["scheduling"] = [scheduling]
+        if cluster.gcp.worker_account:  # Ray gives the head an account of its own, and the workers none
+            scopes = ["https://www.googleapis.com/auth/cloud-platform"]
+            config["serviceAccounts"] = [{"email": cluster.gcp.worker_account, "scopes": scopes}]
         return config
 
     types: dict[str, Any] = {"head": _head(node(None))}
@@ -91,8 +93,13 @@ def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
             f"{len(cluster.groups)} groups, but Ray's on-premise launcher knows one kind of worker; describe "
             "a cluster per kind, or use Kubernetes or Slurm"
         )
+    if group.count != len(place.worker_ips):
+        raise ConfigError(
+            f"group {group.name} has count = {group.count}, but on_premise.worker_ips names "
+            f"{len(place.worker_ips)} machines; make them equal"
+        )
     resources = f'{{"group-{group.name}": 1}}'
-    start = f"{WORKER_START[1]} --num-cpus={group.cores} --num-gpus={group.gpus} --resources='{resources}'"
+    start = f"{WORKER_START} --num-cpus={group.cores} --num-gpus={group.gpus} --resources='{resources}'"
     config = {
         "cluster_name": cluster.name,
         "provider": {
@@ -103,9 +110,8 @@ def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
         "auth": {"ssh_user": place.ssh_user, "ssh_private_key": place.ssh_private_key},
         "min_workers": len(place.worker_ips),
         "max_workers": len(place.worker_ips),
-        "idle_timeout_minutes": cluster.idle_minutes,
-        "head_start_ray_commands": [HEAD_START[0], f"{HEAD_START[1]} --num-cpus=0 --num-gpus=0"],
-        "worker_start_ray_commands": [WORKER_START[0], start],
+        "head_start_ray_commands": ["ray stop", f"{HEAD_START} --num-cpus=0 --num-gpus=0"],
+        "worker_start_ray_commands": ["ray stop", start],
     }
     return config | _docker(cluster)
 
@@ -137,8 +143,13 @@ def _whole(
         "auth": auth,
         "available_node_types": types,
         "head_node_type": "head",
-        "head_start_ray_commands": HEAD_START,
-        "worker_start_ray_commands": WORKER_START,
+        # Ray's defaults would install packages, a nightly build of Ray among them: all is in the image.
+        "initialization_commands": DOCKER_ACCESS if cluster.image else [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": ["ray stop", HEAD_START],
+        "worker_start_ray_commands": ["ray stop", WORKER_START],
     }
     return config | _docker(cluster)
 

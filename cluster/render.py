@@ -18,10 +18,11 @@ import yaml
 
 from cluster import dockerfile, grafana, kuberay, ray_yaml, slurm
 from cluster.config import ClusterConfig, Kind, check_placement, load_cluster
-from cluster.machines import price_lines
-from labeler.config import ConfigError, JobConfig, load_job
+from cluster.machines import machine_for, price_lines
+from labeler.config import ConfigError, JobConfig, WorkersConfig, load_job
 
 DEFAULT_JOB_FILE = "job.toml"
+CLOUDS = {"ray-aws": "aws", "ray-gcp": "gcp"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +61,7 @@ def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_fil
         "ray-on-premise": lambda: _checked_ray_yaml(ray_yaml.on_premise(cluster)),
         "kuberay-cluster": lambda: _checked_kuberay([kuberay.ray_cluster(cluster)]),
         "kuberay-job": lambda: _checked_kuberay(kuberay.ray_job(cluster, _needed(job))),
-        "slurm": lambda: slurm.script(cluster, job_file),
+        "slurm": lambda: slurm.script(cluster, job_file, (job.workers if job else WorkersConfig()).drain_sec),
         "dockerfile": lambda: dockerfile.dockerfile(cluster),
         "grafana": lambda: json.dumps(grafana.dashboard(cluster), indent=2) + "\n",
         "prometheus": lambda: _yaml([grafana.prometheus(cluster)]),
@@ -74,36 +75,51 @@ def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_fil
     return head + body
 
 
+RAY_UP = "ray up FILE; ray dashboard FILE (tunnel to 8265); python -m cluster submit job.toml; ray down FILE"
 NEEDS: dict[str, tuple[str, ...]] = {
     "ray-aws": (
-        "AWS credentials that may start instances (for example AWS_PROFILE), boto3, quota for the GPUs",
-        "an instance profile `ray-autoscaler-v1` with access to the store's bucket (Ray makes the profile)",
-        "ray up FILE; ray dashboard FILE (tunnel to 8265); python -m cluster submit job.toml; ray down FILE",
+        "here: AWS credentials that may start instances and make roles (for example AWS_PROFILE), boto3",
+        "quota for the machines; `image` where they may pull it, or the project in `aws.machine_image`",
+        "workers: `aws.worker_profile`, an instance profile that may use the store's bucket",
+        "head: Ray makes the role ray-autoscaler-v1 (EC2, S3); add iam:PassRole for the workers' profile",
+        RAY_UP,
     ),
     "ray-gcp": (
-        "gcloud credentials, google-api-python-client, quota for the GPUs",
-        "a service account with access to the store's bucket",
-        "ray up FILE; ray dashboard FILE (tunnel to 8265); python -m cluster submit job.toml; ray down FILE",
+        "here: gcloud credentials (application-default), google-api-python-client",
+        "quota for the machines; `image` where they may pull it, or the project in `gcp.machine_image`",
+        "workers: `gcp.worker_account`, a service account that may pull the image",
+        "a store on S3, with its keys in the machines' environment: the labeler does not write to gs:// yet",
+        RAY_UP,
     ),
     "ray-on-premise": (
-        "ssh from here to every machine, the same Python and Ray everywhere, a store that all reach",
-        "ray up FILE; ray dashboard FILE (tunnel to 8265); python -m cluster submit job.toml; ray down FILE",
+        "ssh from here to every machine; `ray` on the path of an ssh login there, or Docker and `image`",
+        "a store that every machine reaches: S3, or a shared file system at the same path",
+        RAY_UP,
     ),
     "kuberay-cluster": (
         "the KubeRay operator, version 1.3 or later, and NVIDIA's device plugin",
+        "access to the store: `kubernetes.service_account` with a role, or keys in `kubernetes.secret`",
         "kubectl apply -f FILE; kubectl port-forward svc/NAME-head-svc 8265",
-        "python -m cluster submit job.toml --address http://127.0.0.1:8265 --files ship --python python",
+        "python -m cluster submit job.toml --address http://127.0.0.1:8265",
     ),
     "kuberay-job": (
         "the KubeRay operator, version 1.3 or later, and NVIDIA's device plugin",
-        "kubectl apply -f FILE; deleting the RayJob stops it, applying it again resumes on the same store",
+        "access to the store: `kubernetes.service_account` with a role, or keys in `kubernetes.secret`",
+        "kubectl apply -f FILE; kubectl delete -f FILE stops it; applying it again goes on with the store",
     ),
     "slurm": (
-        "the project installed at the same path on every node, a store that all reach",
-        "sbatch FILE; at the time limit the job drains and is queued again",
+        "Slurm 20.11 or later; the project installed at the same path on every node",
+        "a store that every node reaches: a shared file system, or S3 with its keys in the environment",
+        "sbatch FILE; before the time limit the job drains and is queued again",
     ),
-    "dockerfile": ("docker build -f FILE -t IMAGE . in the project's folder",),
-    "prometheus": ("prometheus --config.file=FILE on the head; targets come from Ray's own file",),
+    "dockerfile": (
+        "docker build -f FILE -t IMAGE . in the project's folder, then docker push IMAGE",
+        "gated teachers: HF_TOKEN in the environment of the machines, never in the image",
+    ),
+    "prometheus": (
+        "prometheus --config.file=FILE on the head; targets come from Ray's own file",
+        "on Kubernetes instead a PodMonitor on the pods' port `metrics`",
+    ),
     "grafana": (),
 }
 
@@ -115,16 +131,25 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None) -> str:
         "Needs:",
     ]
     lines += [f"  - {need}" for need in NEEDS[kind]]
-    placement = check_placement(cluster, job) if job is not None else []
+    placement = check_placement(cluster, job, _cores_offered(cluster, kind)) if job is not None else []
     if placement:
         lines += [
             "Placement of the job's replicas, each on one machine:",
             *(f"  - {line}" for line in placement),
         ]
     if kind not in ("dockerfile", "grafana", "prometheus"):
-        cloud = {"ray-aws": "aws", "ray-gcp": "gcp"}.get(kind)
-        lines += ["Cost:", *(f"  - {line}" for line in price_lines(cluster, cloud))]
+        prices = price_lines(cluster, CLOUDS.get(kind), head=kind != "slurm")
+        lines += ["Cost:", *(f"  - {line}" for line in prices)]
     return "".join(f"# {line}\n" for line in lines)
+
+
+def _cores_offered(cluster: ClusterConfig, kind: Kind) -> dict[str, int]:
+    """CPU cores that a machine of each group has for replicas."""
+    if kind in CLOUDS:
+        return {group.name: machine_for(group, CLOUDS[kind]).cores for group in cluster.groups}
+    if kind.startswith("kuberay"):
+        return {group.name: kuberay.pod_cores(group.cores) for group in cluster.groups}
+    return {group.name: group.cores for group in cluster.groups}
 
 
 def _needed(job: JobConfig | None) -> JobConfig:
@@ -160,10 +185,17 @@ def _checked_kuberay(documents: list[dict[str, Any]]) -> str:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """YAML without anchors, which people and some tools stumble over."""
+    """YAML without anchors, which people and some tools stumble over, and with whole lines of a text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_PlainDumper.add_representer(str, _text)
 
 
 def _yaml(documents: list[dict[str, Any]]) -> str:

@@ -8,12 +8,12 @@ from cluster.config import ClusterConfig
 from labeler.config import ConfigError
 
 PORT = 6379
-DRAIN_SEC = 120
-"""Slurm's warning before the end of the time limit; longer than `workers.drain_sec`."""
+WARNING_MARGIN_SEC = 60
+"""Slurm warns this long before the end of the time limit, beyond `workers.drain_sec`."""
 
 
-def script(cluster: ClusterConfig, job_file: str) -> str:
-    """The script for `sbatch`. The first node is also Ray's head.
+def script(cluster: ClusterConfig, job_file: str, drain_sec: float) -> str:
+    """The script for `sbatch`. The first node is also Ray's head; `drain_sec` is the job's.
 
     Raises:
         ConfigError: several groups; one allocation has machines of one kind.
@@ -33,7 +33,7 @@ def script(cluster: ClusterConfig, job_file: str) -> str:
         f"--cpus-per-task={group.cores}",
         f"--mem={group.memory_gb}G",
         f"--time={minutes // 60:02d}:{minutes % 60:02d}:00",
-        f"--signal=B:TERM@{DRAIN_SEC}",
+        f"--signal=B:TERM@{int(drain_sec) + WARNING_MARGIN_SEC}",
         "--requeue",
         "--output=%x-%j.log",
     ]
@@ -65,6 +65,8 @@ _SCRIPT = """\
 {directives}
 set -euo pipefail
 export RAY_USAGE_STATS_ENABLED=0
+# Since Slurm 22.05 steps no longer take over the job's cores per task by themselves.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 # Ray listens on the nodes' network: only this job's own steps have the token.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')

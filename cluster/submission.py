@@ -74,7 +74,8 @@ def prepare(
         JobRefusedError: a secret, or a path that the cluster cannot reach.
     """
     document = resolved(job)
-    _refuse_secrets(document, options)
+    refuse_secrets(document)
+    parse_env([f"{name}={value}" for name, value in options.env_vars])
     if job.workers.address is not None:
         raise JobRefusedError(
             f"workers.address is {job.workers.address!r}, but the job runs on the cluster it is submitted "
@@ -140,20 +141,21 @@ def parse_env(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _refuse_secrets(document: dict[str, Any], options: SubmitOptions) -> None:
+def refuse_secrets(document: dict[str, Any]) -> None:
+    """Raise JobRefusedError where a job, as `resolved` gives it, holds what others must not read."""
     for section in ("input", "output"):
         blanked = _blanked(document[section]["storage_options"])
         if blanked:
             raise JobRefusedError(
-                f"{section}.storage_options.{blanked[0]} is a secret; a submitted job is shown on the "
-                "cluster's dashboard: remove it and set AWS_ACCESS_KEY_ID and the like on the cluster's nodes"
+                f"{section}.storage_options.{blanked[0]} is a secret, and a job's settings are shown to "
+                "everyone who reaches the cluster: remove it and set AWS_ACCESS_KEY_ID and the like on the "
+                "cluster's nodes"
             )
         if urlsplit(document[section]["uri"]).username is not None:
             raise JobRefusedError(
                 f"{section}.uri holds a user name or password; remove it and set credentials on the "
                 "cluster's nodes"
             )
-    parse_env([f"{name}={value}" for name, value in options.env_vars])
 
 
 def _blanked(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -330,7 +330,7 @@ def test_a_dockerfile_copies_only_what_there_is() -> None:
     for one, extra in ((text, "label"), (cpu_only, "label-cpu")):
         assert f"--extra {extra} " in one
         assert any(name.startswith("ray[default]") for name in extras[extra])
-    # Ray's launcher and KubeRay start Ray from login shells, where Debian sets the path anew.
+    # Ray's launcher starts Ray from login shells, where Debian sets the path anew.
     profile = re.search(r"RUN echo '(.*)' > /etc/profile\.d/\S+\.sh\n", text)
     assert profile is not None
     path = subprocess.run(
