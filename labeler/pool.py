@@ -22,6 +22,8 @@ from labeler.scheduler import Lease
 from labeler.teacher import TeacherDescription
 
 HEARTBEAT_SEC = 1.0
+HEARTBEATS_PER_SEC = 100
+"""Of all workers together, so that a thousand do not keep the driver busy with them."""
 DRAIN_POLL_SEC = 5.0
 LONGEST_PAUSE_SEC = 30.0
 LEAVE_SEC = 10.0
@@ -124,14 +126,16 @@ class WorkerView:
 class ActorPool:
     """`replicas` places, each with at most one live actor. Call `poll` often."""
 
-    def __init__(self, job: JobConfig, special_ids: frozenset[int]) -> None:
+    def __init__(self, job: JobConfig, special_ids: frozenset[int], actor_class: Any = None) -> None:
+        """`actor_class` stands in for the actors of `Worker`, for measurements of the driver alone."""
         self._job = job
         self._special_ids = special_ids
         self._slots = [_Slot(index) for index in range(job.workers.replicas)]
         self._calls: dict[Any, tuple[_Slot, int, str, int]] = {}
         """Outstanding call -> (place, generation, what, lease id or 0)."""
         self._cores = CoreBook(job.workers.cores) if job.workers.gpus == 0 else None
-        self._actor_class = ray.remote(Worker)
+        self._actor_class = actor_class or ray.remote(Worker)
+        self._heartbeat_sec = max(HEARTBEAT_SEC, job.workers.replicas / HEARTBEATS_PER_SEC)
         self._closing = False
         self._any_was_ready = False
         self._next_drain_poll_sec = 0.0
@@ -268,7 +272,7 @@ class ActorPool:
             slot.state, self._any_was_ready = "ready", True
             yield WorkerReady(slot.worker_id, value, now - slot.since_sec)
         elif what == "heartbeat":
-            slot.heartbeat, slot.next_heartbeat_sec = value, now + HEARTBEAT_SEC
+            slot.heartbeat, slot.next_heartbeat_sec = value, now + self._heartbeat_sec
             yield WorkerAlive(slot.worker_id, value)
         elif what == "label":
             lease = slot.leases.pop(lease_id)

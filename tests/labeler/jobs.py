@@ -1,23 +1,19 @@
-"""Labeling jobs as a user starts them: `python -m labeler run` in a process of its own, and its parts to kill."""
+"""Labeling jobs as a user starts them, and what a store holds after them."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.running_job import WAIT_LIMIT_SEC, started, units_done, verify, wait_for
 from labeler.status import JobStatus, read_status
 from logitstore.errors import StoreNotFoundError
 from logitstore.store import LogitStore
 
-TIMEOUT_SEC = 110.0
+__all__ = ["started", "units_done", "verify", "wait_for"]
 
 
 def write_records(path: Path, count: int, *, start: int = 0, response_bytes: int = 40) -> None:
@@ -43,111 +39,13 @@ def overrides_for(tmp_path: Path, *more: str) -> list[str]:
     return [*base, *more]
 
 
-def command(overrides: Sequence[str], *flags: str) -> list[str]:
-    sets = [part for override in overrides for part in ("--set", override)]
-    return [sys.executable, "-m", "labeler", "run", *sets, *flags]
-
-
-def environment() -> dict[str, str]:
-    dropped = ("RAY_ADDRESS",)
-    return {name: value for name, value in os.environ.items() if name not in dropped}
-
-
 def run_job(
-    overrides: Sequence[str], *flags: str, timeout_sec: float = TIMEOUT_SEC
+    overrides: Sequence[str], *flags: str, timeout_sec: float = WAIT_LIMIT_SEC
 ) -> subprocess.CompletedProcess[str]:
     """The job to its end; a timeout ends it and what it started."""
     with started(overrides, *flags) as job:
         out, err = job.process.communicate(timeout=timeout_sec)
         return subprocess.CompletedProcess(job.process.args, job.process.returncode, out, err)
-
-
-class Job:
-    """A running `python -m labeler run`."""
-
-    def __init__(self, overrides: Sequence[str], *flags: str) -> None:
-        # A session of its own, so that whatever is left of it can be ended as a group.
-        self.process = subprocess.Popen(
-            command(overrides, *flags),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-            start_new_session=True,
-        )
-
-    def processes(self) -> list[tuple[int, str]]:
-        """(process id, command line) of everything the job started, however deep."""
-        children: dict[int, list[int]] = {}
-        lines: dict[int, str] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                lines[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(folder.name))
-        found: list[int] = []
-        waiting = [self.process.pid]
-        while waiting:
-            descendants = children.get(waiting.pop(), [])
-            found += descendants
-            waiting += descendants
-        return [(process_id, lines[process_id]) for process_id in found if process_id in lines]
-
-    def actors(self) -> list[int]:
-        """Process ids of the workers' actors."""
-        return [process_id for process_id, line in self.processes() if line.startswith("ray::Worker")]
-
-    def ray_parts(self, name: str) -> list[int]:
-        """Process ids of "raylet" or "gcs_server"."""
-        return [
-            process_id for process_id, line in self.processes() if line.split(" ")[0].endswith(f"/{name}")
-        ]
-
-    def finish(self, timeout_sec: float = TIMEOUT_SEC) -> tuple[int, str]:
-        """Exit status and everything it said."""
-        out, err = self.process.communicate(timeout=timeout_sec)
-        return self.process.returncode, out + err
-
-    def kill(self) -> None:
-        """`kill -9` of the driver alone."""
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
-
-
-@contextmanager
-def started(overrides: Sequence[str], *flags: str) -> Iterator[Job]:
-    """A job, of which nothing is left afterwards."""
-    job = Job(overrides, *flags)
-    try:
-        yield job
-    finally:
-        for process_id, _ in [*job.processes(), (job.process.pid, "")]:
-            try:
-                os.kill(process_id, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        job.process.wait(10)
-        for stream in (job.process.stdout, job.process.stderr):
-            if stream is not None:
-                stream.close()
-
-
-def wait_for(what: Callable[[], bool], job: Job, timeout_sec: float = TIMEOUT_SEC) -> None:
-    """Until `what` holds. Fails if the job ends before, or the time is up."""
-    deadline = time.monotonic() + timeout_sec
-    while not what():
-        if job.process.poll() is not None:
-            raise AssertionError(f"the job ended with {job.process.returncode}: {job.finish()[1]}")
-        if time.monotonic() > deadline:
-            raise AssertionError("it did not happen in time")
-        time.sleep(0.05)
-
-
-def units_done(store: Path) -> int:
-    """Commit records on disk, cheaply."""
-    return len(list((store / "commits").glob("*.json"))) if (store / "commits").exists() else 0
 
 
 def status_of(store: Path) -> JobStatus | None:
@@ -167,12 +65,6 @@ def events(store: Path, name: str) -> list[dict[str, Any]]:
 
 def labeled_ids(store: Path) -> list[str]:
     return [sequence.record_id for sequence in LogitStore.open(store).iter_sequences()]
-
-
-def verify(store: Path | str, input_file: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m logitstore verify STORE --against INPUT`."""
-    arguments = [sys.executable, "-m", "logitstore", "verify", str(store), "--against", str(input_file)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_SEC, check=False)
 
 
 def assert_exactly_once(tmp_path: Path, count: int) -> None:

@@ -57,7 +57,7 @@ def join(cluster: local.LocalCluster, ip: str) -> subprocess.Popen[bytes]:
 
 
 def end(node: subprocess.Popen[bytes]) -> None:
-    for process_id in local._session_members(node.pid):
+    for process_id in local.node_processes(node.pid):
         os.kill(process_id, 9)
     node.wait(10)
 

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from tests.labeler.jobs import environment
-
 SCRIPT = """
 import json, sys, time, urllib.request
 import ray
@@ -46,7 +44,6 @@ def test_prometheus_finds_rate_depth_bytes_and_failures_by_kind():
         text=True,
         timeout=110,
         check=True,
-        env=environment(),
     )
     lines = json.loads(result.stdout.splitlines()[-1])
     values = {line.split("{")[0].removeprefix("ray_"): float(line.rsplit(" ", 1)[1]) for line in lines}
