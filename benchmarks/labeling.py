@@ -4,7 +4,7 @@ One engine, one run, all variants in turn: ratios of rates are comparable across
 The fair bound is the same engine's prefill with one prompt logprob of vLLM's own, since it too must push
 every position through the lm_head. Every variant scores the same sequences.
 
-- rates by K with temperatures 1, 2, 4, and the whole path at K=64 to the bytes of a shard;
+- rates by K with temperatures 1, 2, 4, and of a whole job at K=64, from its plan to commits on disk;
 - CPU time of our own code per token, step by step, on real rows, with an engine that costs nothing;
 - labels taken while decoding against scoring the finished response;
 - seconds to start.
@@ -15,7 +15,6 @@ Shape legend: T tokens.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import statistics
 import time
@@ -25,20 +24,18 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.labeling_path import label_to_disk, measure_own_code
 from benchmarks.plots import plot
 from benchmarks.results import Figure, Result, publish
 from labeler.config import LabelsConfig, TeacherConfig
-from labeler.label_rows import (
-    ColumnLayout,
-    rows_from_columns,
-)
-from labeler.teacher import PromptError, TokenizedPrompt, labeled_sequence
+from labeler.label_rows import CapturedColumns, ColumnLayout
+from labeler.teacher import PromptError, TokenizedPrompt
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabeledSequence
-from logitstore.shard import write_shard
 
 WHOLE_PATH_TOP_K = 64
 TEMPERATURES = (1.0, 2.0, 4.0)
+LAYOUT = ColumnLayout(WHOLE_PATH_TOP_K, TEMPERATURES)
 PROMPT_TOKENS = 256
 PROMPTS_FILE = Path(__file__).parent / "demo_data" / "pairs.jsonl"
 
@@ -46,7 +43,7 @@ PROMPTS_FILE = Path(__file__).parent / "demo_data" / "pairs.jsonl"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="runs of every variant (default 5)")
     parser.add_argument("--prompts", type=int, default=6, help="sequences of 256 tokens per run (default 6)")
-    parser.add_argument("--cores", default="0", help='logical CPUs of the engine, "" for an accelerator')
+    parser.add_argument("--cores", default="0", help="logical CPUs of the engine, where it has no GPU")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         prompts = read_prompts(Path(args.input) if args.input else PROMPTS_FILE, args)
         rates = measure_rates(teacher, prompts, args)
-        own_code = measure_own_code(teacher, prompts, args.repetitions)
+        own_code = measure_own_code(
+            captured_rows(teacher, prompts), prompts, LAYOUT, label_spec(teacher), args.repetitions
+        )
         rescore = [] if args.quick else measure_rescoring(teacher, prompts, args.repetitions)
     finally:
         teacher.close()
@@ -71,7 +70,7 @@ def start_teacher(args: argparse.Namespace) -> tuple[Any, dict[str, float]]:
 
     labels = LabelsConfig(top_k=max(*args.top_k, WHOLE_PATH_TOP_K), temperatures=TEMPERATURES)
     config = TeacherConfig(model=args.teacher, max_model_len=1024, capture="in_engine")
-    cores = args.cores or None
+    cores = None if args.gpus else args.cores
     prepare_process(config, cores)
     started = time.perf_counter()
     import vllm.v1.engine.llm_engine  # noqa: F401
@@ -106,7 +105,7 @@ def measure_rates(
     }
     for top_k in sorted({1, WHOLE_PATH_TOP_K, *args.top_k}):
         variants[f"k{top_k}"] = lambda k=top_k: label(teacher, prompts, k)
-    variants["shard"] = lambda: label_to_shard(teacher, prompts)
+    variants["job"] = lambda: run_job(teacher, prompts)
     tokens = sum(prompt.num_tokens for prompt in prompts)
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for repetition in range(args.repetitions + 1):
@@ -151,16 +150,24 @@ def label(teacher: Any, prompts: list[TokenizedPrompt], top_k: int, **labels: An
     return sequences
 
 
-def label_to_shard(teacher: Any, prompts: list[TokenizedPrompt]) -> int:
-    """The whole path: engine, rows, and the packed bytes of a shard."""
-    sequences = label(teacher, prompts, WHOLE_PATH_TOP_K)
-    shard = io.BytesIO()
-    write_shard(shard, sequences, label_spec(teacher.describe().vocab_size, WHOLE_PATH_TOP_K), None)
-    return len(shard.getvalue())
+def run_job(teacher: Any, prompts: list[TokenizedPrompt]) -> None:
+    teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
+    label_to_disk(teacher, prompts, label_spec(teacher))
 
 
-def label_spec(vocab_size: int, top_k: int) -> LabelSpec:
-    return LabelSpec(vocab_size, top_k, TEMPERATURES, "gap_f16", "score", "all")
+def captured_rows(teacher: Any, prompts: list[TokenizedPrompt]) -> list[CapturedColumns]:
+    """The rows of every prompt as they leave the engine."""
+    from labeler.vllm_outputs import columns_of
+
+    teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
+    outputs = prefill(teacher, prompts, LAYOUT.num_logprobs)
+    return [columns_of(output.prompt_logprobs, LAYOUT.num_columns) for output in outputs]
+
+
+def label_spec(teacher: Any) -> LabelSpec:
+    description = teacher.describe()
+    kind = description.value_kind
+    return LabelSpec(description.vocab_size, WHOLE_PATH_TOP_K, TEMPERATURES, kind, "score", "all")
 
 
 def measure_rescoring(teacher: Any, prompts: list[TokenizedPrompt], repetitions: int) -> list[float]:
@@ -192,55 +199,6 @@ def measure_rescoring(teacher: Any, prompts: list[TokenizedPrompt], repetitions:
     return ratios[1:]
 
 
-def measure_own_code(
-    teacher: Any, prompts: list[TokenizedPrompt], repetitions: int
-) -> dict[str, list[float]]:
-    """CPU microseconds per token of each step between the engine's tensors and a shard's bytes.
-
-    The engine costs nothing here: its tensors are those of an earlier run on the same prompts.
-    """
-    import torch
-    from vllm.v1.outputs import LogprobsTensors
-
-    from labeler.vllm_outputs import ArrayLogprobsProcessor, columns_of
-
-    teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
-    layout, vocab_size = ColumnLayout(WHOLE_PATH_TOP_K, TEMPERATURES), teacher.describe().vocab_size
-    outputs = prefill(teacher, prompts, layout.num_logprobs)
-    captured = [columns_of(output.prompt_logprobs, layout.num_columns) for output in outputs]
-    tensors = [
-        LogprobsTensors(
-            torch.from_numpy(rows.token_ids_NC),
-            torch.from_numpy(rows.values_NC),
-            torch.from_numpy(rows.ranks_N),
-        )
-        for rows in captured
-    ]
-    num_rows = sum(rows.num_rows for rows in captured)
-    steps: dict[str, list[float]] = {"take over": [], "check and name": [], "record": [], "shard": []}
-    for _ in range(repetitions + 1):
-        clock = [time.process_time()]
-        taken = []
-        for rows in tensors:
-            processor = ArrayLogprobsProcessor(None, None, None, None, None, layout.num_logprobs)
-            processor._update_prompt_logprobs(rows)
-            taken.append(columns_of(processor.prompt_logprobs, layout.num_columns))
-        clock.append(time.process_time())
-        named = [rows_from_columns(rows, layout, vocab_size) for rows in taken]
-        clock.append(time.process_time())
-        sequences = [
-            labeled_sequence(prompt, prompt.response_token_ids, rows, sample_index=0, finish_reason="scored")
-            for prompt, rows in zip(prompts, named, strict=True)
-            if prompt.response_token_ids is not None
-        ]
-        clock.append(time.process_time())
-        write_shard(io.BytesIO(), sequences, label_spec(vocab_size, WHOLE_PATH_TOP_K), None)
-        clock.append(time.process_time())
-        for name, seconds in zip(steps, np.diff(clock), strict=True):
-            steps[name].append(float(seconds) / num_rows * 1e6)
-    return {name: values[1:] for name, values in steps.items()}
-
-
 def build_result(
     args: argparse.Namespace,
     own_code: dict[str, list[float]],
@@ -249,7 +207,7 @@ def build_result(
     rescore: list[float],
 ) -> Result:
     ratios = {name: quotients(values, rates["one"]) for name, values in rates.items()}
-    labels = {"none": "no logprobs", "one": "1 logprob of vLLM's (bound)", "shard": "K=64 to shard bytes"}
+    labels = {"none": "no logprobs", "one": "1 logprob of vLLM's (bound)", "job": "K=64, whole job to disk"}
     rows = [
         (labels.get(name, f"K={name[1:]}"), statistics.median(values), statistics.median(ratios[name]))
         for name, values in rates.items()

@@ -1,0 +1,127 @@
+"""From the engine's tensors to bytes on disk: a job's whole path, and the CPU time of our own steps."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from labeler.actor import Worker
+from labeler.config import InputConfig, JobConfig, OutputConfig, TeacherConfig
+from labeler.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
+from labeler.plan import KnownRecords, Plan, SegmentWriter
+from labeler.scheduler import Lease
+from labeler.teacher import TeacherDescription, TokenizedPrompt, labeled_sequence
+from labeler.units import PlannedRecord, unit_id_of
+from logitstore.codebook_training import train_codebooks
+from logitstore.manifest import InputInfo, LabelSpec, Manifest, TokenizerInfo
+from logitstore.objects import Objects
+from logitstore.shard import write_shard
+from logitstore.store import LogitStore
+
+LEASES = 2
+"""Units in flight, as an actor has them by default: one in the engine while the other is written."""
+UNIT_PROMPTS = 2
+
+
+class StartedWorker(Worker):
+    """The job's own worker with a teacher that is loaded already."""
+
+    def __init__(self, job: JobConfig, teacher: Any) -> None:
+        super().__init__(job, "benchmark", frozenset())
+        self._teacher = teacher
+
+
+def label_to_disk(teacher: Any, prompts: Sequence[TokenizedPrompt], labels: LabelSpec) -> None:
+    """A job but for its start: plan, leases, engine, checks, shards, commits, as the teacher is set."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"{folder}/store"
+        job = JobConfig(
+            teacher=TeacherConfig(engine="fake"),  # the real one is handed in, and labels as it was told
+            input=InputConfig(uri="memory", kind="token_ids"),
+            output=OutputConfig(uri=uri),
+        )
+        LogitStore.create(uri, _manifest(teacher.describe(), labels))
+        _write_plan(uri, prompts)
+        worker = StartedWorker(job, teacher)
+        leases = [Lease(i, unit, "benchmark") for i, unit in enumerate(Plan(Objects(uri)).units())]
+        with ThreadPoolExecutor(LEASES) as threads:
+            results = list(threads.map(worker.label_unit, leases))
+    committed = sum(result.entry.num_sequences for result in results if result.entry is not None)
+    if committed != len(prompts):
+        raise RuntimeError(f"{committed} of {len(prompts)} sequences were committed")
+
+
+def _write_plan(uri: str, prompts: Sequence[TokenizedPrompt]) -> None:
+    writer = SegmentWriter(Objects(uri), KnownRecords())
+    for start in range(0, len(prompts), UNIT_PROMPTS):
+        records = [PlannedRecord(prompt, "memory", 1) for prompt in prompts[start : start + UNIT_PROMPTS]]
+        writer.add(unit_id_of([record.prompt.record_id for record in records]), records, 0, b"", b"")
+    writer.flush()
+
+
+def _manifest(description: TeacherDescription, labels: LabelSpec) -> Manifest:
+    return Manifest(
+        teacher=description.info,
+        tokenizer=TokenizerInfo("", description.vocab_size),
+        labels=labels,
+        input=InputInfo("memory", "token_ids", {"token_ids": "token_ids"}),
+        created="1970-01-01T00:00:00+00:00",
+    )
+
+
+def measure_own_code(
+    captured: Sequence[CapturedColumns],
+    prompts: Sequence[TokenizedPrompt],
+    layout: ColumnLayout,
+    labels: LabelSpec,
+    repetitions: int,
+) -> dict[str, list[float]]:
+    """CPU microseconds per token of each step between the engine's tensors and a shard's bytes.
+
+    The engine costs nothing here: its tensors are those of an earlier run on the same prompts. Shards are
+    coded with shared codebooks, as a job does after its first units.
+    """
+    import torch
+    from vllm.v1.outputs import LogprobsTensors
+
+    from labeler.vllm_outputs import ArrayLogprobsProcessor, columns_of
+
+    tensors = [
+        LogprobsTensors(
+            torch.from_numpy(rows.token_ids_NC),
+            torch.from_numpy(rows.values_NC),
+            torch.from_numpy(rows.ranks_N),
+        )
+        for rows in captured
+    ]
+    named = [rows_from_columns(rows, layout, labels.vocab_size) for rows in captured]
+    codebooks = train_codebooks(named, labels, expected_rows=10**6)
+    num_rows = sum(rows.num_rows for rows in captured)
+    steps: dict[str, list[float]] = {"take over": [], "check and name": [], "record": [], "shard": []}
+    for _ in range(repetitions + 1):
+        clock = [time.process_time()]
+        taken = []
+        for rows in tensors:
+            processor = ArrayLogprobsProcessor(None, None, None, None, None, layout.num_logprobs)
+            processor._update_prompt_logprobs(rows)
+            taken.append(columns_of(processor.prompt_logprobs, layout.num_columns))
+        clock.append(time.process_time())
+        named = [rows_from_columns(rows, layout, labels.vocab_size) for rows in taken]
+        clock.append(time.process_time())
+        sequences = [
+            labeled_sequence(prompt, prompt.response_token_ids, rows, sample_index=0, finish_reason="scored")
+            for prompt, rows in zip(prompts, named, strict=True)
+            if prompt.response_token_ids is not None
+        ]
+        clock.append(time.process_time())
+        write_shard(io.BytesIO(), sequences, labels, codebooks)
+        clock.append(time.process_time())
+        for name, seconds in zip(steps, np.diff(clock), strict=True):
+            steps[name].append(float(seconds) / num_rows * 1e6)
+    return {name: values[1:] for name, values in steps.items()}
