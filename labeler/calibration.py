@@ -46,6 +46,7 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> dict[
         "expected_bytes": num_bytes,
         "expected_seconds": round(engine_sec / replicas + load_sec, 1),
         "cost": cost.as_record(),
+        "cost_in_words": str(cost),
     }
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from labeler.config import JobConfig, resolved
 from labeler.plan import KnownRecords, Plan, PlanTotals
 from labeler.preflight import Prepared, prepare
+from labeler.progress import duration
 from labeler.run import new_planner, read_input
 
 BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
@@ -20,7 +23,7 @@ def dry_run(job: JobConfig, *, calibrate: int, as_json: bool) -> str:
     """The report of `--dry-run`; writes nothing into the store. Raises ConfigError as a run would."""
     prepared = prepare(job)
     totals, rejects = _count(job, prepared)
-    estimate: dict[str, object] = {
+    estimate: dict[str, Any] = {
         **asdict(totals),
         "num_rejects": totals.num_rejects,
         "estimated_bytes": round(totals.num_labels * bytes_per_row(job.labels.top_k)),
@@ -31,10 +34,31 @@ def dry_run(job: JobConfig, *, calibrate: int, as_json: bool) -> str:
         estimate["calibration"] = calibrate_job(job, totals, calibrate)
     if as_json:
         return json.dumps({"job": resolved(job), "plan": estimate, "first_rejects": rejects}, indent=1)
-    lines = [json.dumps(resolved(job), indent=1), ""]
-    lines += [f"{name.replace('_', ' ')}: {_shown(value)}" for name, value in estimate.items()]
+    lines = [json.dumps(resolved(job), indent=1), "", *describe(job, totals, estimate)]
     lines += [f"  {reject}" for reject in rejects]
     return "\n".join(lines)
+
+
+def describe(job: JobConfig, totals: PlanTotals, estimate: Mapping[str, Any]) -> list[str]:
+    """Plan and estimate in words."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(totals.rejects_by_kind.items()))
+    at_most = "at most " if job.labels.mode == "generate" else ""
+    lines = [
+        f"{totals.num_records:,} records read: {totals.num_planned:,} in {totals.num_units:,} units, "
+        f"{totals.num_rejects:,} rejected" + (f" ({kinds})" if kinds else ""),
+        f"{totals.num_tokens:,} tokens of input, {at_most}{totals.num_labels:,} label rows, "
+        f"{at_most or 'about '}{estimate['estimated_bytes'] / 1e6:,.2f} MB",
+    ]
+    if "calibration" in estimate:
+        found = estimate["calibration"]
+        lines += [
+            f"{found['records_tried']:,} records tried: "
+            f"{found['tokens_per_second_per_replica']:,} tokens/s per "
+            f"replica, {found['bytes_per_token']:,} B per label row",
+            f"expected with {job.workers.replicas} replicas: {found['expected_tokens']:,} tokens in "
+            f"{duration(found['expected_seconds'])}, {found['cost_in_words']}",
+        ]
+    return lines
 
 
 def bytes_per_row(top_k: int) -> float:
@@ -55,9 +79,3 @@ def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, list[str]]:
     totals = planner.run(read_input(job), lambda _: None)
     examples = [f"{reject.file}:{reject.line}: {reject.reason}" for reject in planner.rejects.examples]
     return totals, examples
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items()) or "none"
-    return f"{value:,}" if isinstance(value, int | float) else str(value)

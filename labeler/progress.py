@@ -1,4 +1,4 @@
-"""What a person sees of a job: a live line in a terminal, a plain line now and then in a log file."""
+"""What a person sees of a job: a live picture in a terminal, a plain line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class ProgressView:
         self._live: Live | None = None
         self._next_plain_sec = 0.0
         self._last_plain = ""
+        self._last_state = ""
 
     def __enter__(self) -> ProgressView:
         if self._console.is_terminal and not self._quiet:
@@ -54,9 +55,10 @@ class ProgressView:
             return
         now = time.monotonic()
         line = one_line(status)
-        if now >= self._next_plain_sec and line != self._last_plain:
+        is_due = now >= self._next_plain_sec and line != self._last_plain
+        if is_due or status.state != self._last_state:
             self._next_plain_sec = now + PLAIN_EVERY_SEC
-            self._last_plain = line
+            self._last_plain, self._last_state = line, status.state
             self._console.print(line, soft_wrap=True, markup=False)
 
     def note(self, text: str, *, trouble: bool = False) -> None:
@@ -67,6 +69,8 @@ class ProgressView:
 
 def render(status: JobStatus) -> Group:
     """The live picture: a bar, the figures, and what each worker does."""
+    if status.state == "planning":
+        return Group(Text(one_line(status)))
     head = Table.grid(padding=(0, 1))
     total = max(status.units_total, 1)
     head.add_row(
@@ -84,6 +88,8 @@ def render(status: JobStatus) -> Group:
 
 
 def one_line(status: JobStatus) -> str:
+    if status.state == "planning":
+        return f"planning: {status.message}"
     left = f", {duration(status.seconds_left)} left" if status.state in ACTIVE_STATES else ""
     return f"{status.state}: {status.units_done}/{status.units_total} units, {figures(status)}{left}"
 

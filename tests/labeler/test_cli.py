@@ -134,6 +134,17 @@ def test_a_dry_run_shows_settings_and_plan_and_writes_nothing(folder, capsys):
     assert not (folder / "store").exists()
 
 
+@pytest.mark.usefixtures("no_ray")
+def test_a_dry_run_tells_the_plan_in_words(folder, capsys):
+    with (folder / "in.jsonl").open("a") as file:
+        file.write("not json\n")
+    assert run(folder, flags=["--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert '"top_k": 8' in said
+    assert "21 records read: 20 in 3 units, 1 rejected (1 invalid_record)" in said
+    assert "in.jsonl:21: " in said
+
+
 def test_the_status_of_no_store_is_an_error(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 2
     assert "no store lies at" in error_of(capsys)

@@ -74,6 +74,17 @@ def test_a_log_file_gets_a_line_now_and_then_and_quiet_gets_trouble_only():
     assert silent.getvalue() == "look here\n"
 
 
+def test_a_log_file_gets_every_state_at_once():
+    plain = io.StringIO()
+    with ProgressView(quiet=False, stream=plain) as view:
+        view.show(status("planning", message="40 records read"))
+        view.show(status("starting"))
+        view.show(status("running"))
+    lines = plain.getvalue().splitlines()
+    assert lines[0] == "planning: 40 records read"
+    assert [line.split(":")[0] for line in lines[1:]] == ["starting", "running"]
+
+
 def test_watching_ends_with_the_job():
     states = iter([status("starting"), status("running"), status("finished", done=8)])
     last = watch(lambda: next(states), every_sec=0.01, stream=io.StringIO())
