@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest -q
 BENCH_OUT ?= build/bench
+# Logits to measure sizes on beside what the labeler makes; without any, a small packaged sample.
+CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 
 .PHONY: help setup demo check test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
 
@@ -36,7 +38,8 @@ test-gpu: setup
 	$(PYTEST) -m gpu
 
 bench: setup
-	$(VENV)/python -m benchmarks all --out benchmarks/results --page benchmarks/RESULTS.md
+	$(VENV)/python -m benchmarks all --out benchmarks/results --page benchmarks/RESULTS.md --quotes \
+		--reference benchmarks/results/quick $(if $(CAPTURE),--capture $(CAPTURE))
 
 bench-quick: setup
 	$(VENV)/python -m benchmarks all --quick --out $(BENCH_OUT)

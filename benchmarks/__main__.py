@@ -1,7 +1,7 @@
 """Command line of the measurements and the demo: `python -m benchmarks PART`.
 
-Exit status: 0 done, 1 a check failed (bench-check lost more than 15%, the demo missed its mark),
-2 wrong usage or configuration.
+Exit status: 0 done, 1 a check failed (bench-check lost more than 15%, the demo missed its mark, a part of
+`all` failed), 2 wrong usage or configuration, or a measurement that could not be made.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logitstore
 from logitstore.extras import explain_missing
 
 MEASUREMENTS = {
+    "recommend": "K, disk, cost and workers for your teacher, prompts, tokens and deadline",
     "storage": "bytes per token and fidelity by K and layout",
     "decode": "tokens decoded per second by K",
     "labeling": "labeling rate by K against the fair bound, start-up time",
@@ -29,6 +30,9 @@ COMMANDS = {
     "all": "every measurement above, then RESULTS.md",
     "plan": "bytes, hours and money of a job from measured rates",
     "check": "compare fresh ratios with the committed results",
+    "agreement": "a store's labels against transformers in float32",
+    "storm": "a real job while its workers are killed at random, against the same job left alone",
+    "leases": "what the labeler's driver costs per unit with a thousand replicas that do nothing",
     "demo": "label, store, verify, train and report with the demo teacher",
     "teacher": "convert the packaged demo teacher to a model folder, once",
     "student": "make the demo's untrained student of a few layers of its teacher, once",
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"penumbra-bench: {explain_missing(error, 'label-cpu,train,bench')}", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"penumbra-bench: {error}", file=sys.stderr)
         return 2
 
@@ -86,9 +90,23 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer repetitions")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON and plots")
     parser.add_argument("--teacher", default=".demo/teacher", help="Hugging Face id or folder of a model")
-    parser.add_argument("--input", help="JSONL of prompts (messages or prompt_response), or an npz capture")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of one engine; 0 runs it on a CPU core")
+    parser.add_argument("--input", help="prompts: JSONL, Parquet or Arrow (default: those of the demo)")
+    parser.add_argument("--fields", type=parse_fields, default={}, metavar="ROLE=NAME,...",
+                        help="the input's fields, such as prompt=question,response=answer")  # fmt: skip
+    parser.add_argument("--capture", type=Path, help="npz of logits to measure sizes and reading on as well")
+    parser.add_argument("--capture-only", action="store_true",
+                        help="measure those on the capture alone, which needs no teacher")  # fmt: skip
     parser.add_argument("--top-k", type=parse_top_k, default=(8, 16, 32, 64, 128), metavar="K,K,...")
     parser.add_argument("--quiet", action="store_true", help="print no table")
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """ "prompt=question,response=answer" -> {"prompt": "question", "response": "answer"}."""
+    pairs = [word.partition("=") for word in text.split(",")]
+    if not all(role and name for role, _, name in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROLE=NAME,...; for example prompt=question")
+    return {role: name for role, _, name in pairs}
 
 
 def parse_top_k(text: str) -> tuple[int, ...]:

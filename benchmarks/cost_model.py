@@ -2,7 +2,9 @@
 
     hours   = (tokens / (replicas * rate) + start-up) / availability
     bytes   = tokens * bytes per token (measured at this K, or between two measured K)
-    money   = GPU hours + months of storage + one PUT per object written + one GET per object read
+    money   = device hours + months of storage + one PUT per object written + one GET per object read
+
+A device is a GPU, or a CPU core where engines run on cores.
 
 `plan.py` makes a calculator of it and compares it with stores that were really labeled.
 """
@@ -24,11 +26,11 @@ class Rates:
     """What was measured, or given by hand."""
 
     bytes_per_token: float
-    """Of a label row in a finished store at the job's K."""
+    """Of a label row in a finished store at the job's K, everything included."""
     tokens_per_sec: float
     """Label rows per second of one replica."""
     start_sec: float
-    """Seconds from starting a replica to its first unit."""
+    """Seconds of a job in which a replica labels nothing: starting and ending."""
     decode_tokens_per_sec: float | None
     """Label rows that one core decodes per second; None if nobody measured it."""
     origin: str
@@ -42,7 +44,7 @@ class Scale:
     tokens: float
     """Label rows."""
     replicas: int
-    gpus_per_replica: float
+    devices_per_replica: float
     unit_tokens: int
     """Label rows of a work unit."""
     months: float
@@ -57,7 +59,7 @@ class Scale:
 class Prices:
     """Money, in one currency."""
 
-    per_gpu_hour: float
+    per_device_hour: float
     per_gb_month: float
     per_million_puts: float
     per_million_gets: float
@@ -73,7 +75,7 @@ class Estimate:
     units: int
     label_hours: float
     """Wall clock."""
-    gpu_hours: float
+    device_hours: float
     label_cost: float
     storage_cost: float
     request_cost: float
@@ -94,9 +96,9 @@ def estimate(scale: Scale, rates: Rates, prices: Prices) -> Estimate:
     idle_tokens = min(scale.unit_tokens, tokens_per_replica) / 2 if units > scale.replicas else 0
     seconds = (tokens_per_replica + idle_tokens) / rates.tokens_per_sec + rates.start_sec
     label_hours = seconds / 3600 / scale.availability
-    gpu_hours = label_hours * scale.replicas * scale.gpus_per_replica
+    device_hours = label_hours * scale.replicas * scale.devices_per_replica
     store_bytes = scale.tokens * rates.bytes_per_token
-    label_cost = gpu_hours * prices.per_gpu_hour
+    label_cost = device_hours * prices.per_device_hour
     storage_cost = store_bytes / 1e9 * prices.per_gb_month * scale.months
     requests = units * OBJECTS_PER_UNIT * prices.per_million_puts / 1e6
     requests += units * scale.reads * prices.per_million_gets / 1e6
@@ -106,7 +108,7 @@ def estimate(scale: Scale, rates: Rates, prices: Prices) -> Estimate:
         store_bytes=store_bytes,
         units=units,
         label_hours=label_hours,
-        gpu_hours=gpu_hours,
+        device_hours=device_hours,
         label_cost=label_cost,
         storage_cost=storage_cost,
         request_cost=requests,
@@ -114,6 +116,23 @@ def estimate(scale: Scale, rates: Rates, prices: Prices) -> Estimate:
         total_cost=label_cost + storage_cost + requests + read_cost,
         read_core_hours=scale.tokens * scale.reads / decode / 3600 if decode else None,
     )
+
+
+def replicas_for(
+    deadline_hours: float, tokens: float, unit_tokens: int, availability: float, rates: Rates
+) -> int:
+    """The fewest replicas that `estimate` lets finish in time.
+
+    ValueError if the deadline leaves no time to label.
+    """
+    working_sec = deadline_hours * 3600 * availability - rates.start_sec
+    labeling_sec = working_sec - min(unit_tokens, tokens) / 2 / rates.tokens_per_sec
+    if labeling_sec <= 0:
+        raise ValueError(
+            f"a deadline of {deadline_hours:g} h leaves no time to label after {rates.start_sec:.0f} s of "
+            "start-up and half a unit of waiting; give more hours or smaller units"
+        )
+    return math.ceil(tokens / (rates.tokens_per_sec * labeling_sec))
 
 
 def figure_by_top_k(result: Result, prefix: str) -> dict[int, float]:

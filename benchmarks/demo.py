@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.environment import describe_hardware, package_versions
 from benchmarks.report import (
     SEQUENCES_PER_STORE,
     Evaluation,
@@ -31,7 +32,6 @@ from benchmarks.report import (
     summarise_store,
     write_report,
 )
-from benchmarks.results import describe_hardware, package_versions
 from labeler.config import load_job
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.static import static_page

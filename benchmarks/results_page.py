@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.results import Result, format_cell
+from benchmarks.results import Figure, Result, format_cell
 
 HEAD = """# Results
 
@@ -15,44 +15,58 @@ only within one run. Each section has its figures with units in a JSON file of t
 """
 
 
-def write_page(results: Mapping[str, Result], order: tuple[str, ...], results_dir: Path, page: Path) -> None:
-    """Write the page with links to the plots in `results_dir`, relative to the page's folder."""
+def write_page(
+    results: Mapping[str, Result],
+    order: tuple[str, ...],
+    results_dir: Path,
+    page: Path,
+    failed: Sequence[str] = (),
+) -> None:
+    """Write the page with links to the plots in `results_dir`, relative to the page's folder.
+
+    `failed` names parts that could not be measured this time: the page says so.
+    """
     plots_prefix = os.path.relpath(results_dir, page.parent)
+    head = [HEAD]
+    if failed:
+        head.append(f"**Failed in the last run, so missing or older than the rest: {', '.join(failed)}.**\n")
     sections = [section(results[name], plots_prefix) for name in order if name in results]
     page.parent.mkdir(parents=True, exist_ok=True)
     partial = page.with_suffix(".md.partial")
-    partial.write_text("\n".join([HEAD, *sections]))
+    partial.write_text("\n".join([*head, *sections]))
     partial.replace(page)
 
 
 def section(result: Result, plots_prefix: str) -> str:
-    """One benchmark in Markdown: meaning, table, plots, figures of several repetitions, how to repeat it."""
-    lines = [f"## {result.benchmark}", "", f"{result.meaning}", ""]
-    lines += [_row(result.columns), _row(["---:"] * len(result.columns))]
-    lines += [_row([format_cell(cell) for cell in row]) for row in result.rows]
-    lines.append("")
+    """One benchmark in Markdown: meaning, plots, tables, every figure with an anchor, how to repeat it."""
+    lines = [f"## {result.benchmark}", "", result.meaning, ""]
     for plot in result.plots:
         lines += [f"![{Path(plot).stem}]({plots_prefix}/{plot})", ""]
-    repeated = [figure for figure in result.figures if figure.repetitions > 1]
-    if repeated:
-        lines += [
-            "Medians of repeated measurements, with the range between the largest and the smallest:",
-            "",
-        ]
-        lines += [
-            f"- {figure.name}: {format_cell(figure.value)} {figure.unit} "
-            f"(range {format_cell(figure.spread)}, {figure.repetitions} times)"
-            for figure in repeated
-        ]
+    for table in result.tables:
+        lines += [f"**{table.title}**", ""] if table.title else []
+        lines += [_row(table.columns), _row([":---", *["---:"] * (len(table.columns) - 1)])]
+        lines += [_row([format_cell(cell) for cell in row]) for row in table.rows]
         lines.append("")
     lines += [f"- {note}" for note in result.notes]
-    if result.notes:
-        lines.append("")
+    lines += ["", "<details><summary>Every figure</summary>", ""]
+    lines += [
+        _row(("figure", "median", "unit", "times", "range")),
+        _row([":---", "---:", ":---", "---:", "---:"]),
+    ]
+    lines += [_figure_row(result.benchmark, figure) for figure in result.figures]
+    lines += ["", "</details>", ""]
     hardware = ", ".join(f"{name} {value}" for name, value in result.hardware.items())
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     lines += [f"`{result.command}`  ", f"{result.date}; {hardware}; {versions}", ""]
     return "\n".join(lines)
 
 
-def _row(cells: list[str] | tuple[str, ...]) -> str:
+def _figure_row(benchmark: str, figure: Figure) -> str:
+    """With an anchor that documents link to when they quote the figure (`benchmarks.quotes`)."""
+    name = f'<a id="{benchmark}.{figure.name}"></a>{figure.name}'
+    value, spread = format_cell(figure.value), format_cell(figure.spread) if figure.repetitions > 1 else "-"
+    return _row([name, value, figure.unit, str(figure.repetitions), spread])
+
+
+def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,7 +1,7 @@
-"""What grows with the size of a job, and how fast: units, rows per shard, and workers.
+"""What grows with the size of a job, and how fast: units, shards, rows and workers.
 
-Three questions. Does committing and opening a store stay cheap as its units grow in number? Does a row
-cost the same in a small shard as in a large one? How many workers can one driver's scheduler feed?
+Does committing and opening a store stay cheap as its units grow in number? Does a row cost the same in many
+shards as in one, and in a small shard as in a large one? How many workers can one driver feed?
 
 Shape legend: N label rows, V vocabulary, K stored entries.
 """
@@ -11,25 +11,72 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.plots import plot
-from benchmarks.results import Cell, Figure, Result, publish
-from labeler.scheduler import LeasePolicy, Scheduler
-from labeler.units import WorkUnit
+from benchmarks.results import Figure, Result, ResultTable, publish, time_calls
+from benchmarks.scale_workers import SECONDS_PER_TOKEN, feed, schedule
 from logitstore.manifest import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.store import LogitStore
 
 VOCAB_SIZE, TOP_K = 512, 8
-UNIT_COUNTS = {False: (500, 2_000, 6_000), True: (250, 750)}
-"""By --quick."""
-SHARD_ROWS = {False: (256, 4_096, 65_536), True: (256, 4_096)}
-WORKER_COUNTS = {False: (1, 16, 256, 2_048), True: (1, 256)}
-UNITS_TO_SCHEDULE = {False: 200_000, True: 20_000}
+SEQUENCE_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The sizes that are measured."""
+
+    units: tuple[int, ...]
+    rows_to_split: int
+    shards: tuple[int, ...]
+    """Into so many shards the rows are split."""
+    shard_rows: tuple[int, ...]
+    scheduled_workers: tuple[int, ...]
+    scheduled_units: int
+    actors: tuple[int, ...]
+    """Of real jobs."""
+
+
+FULL = Plan(
+    (500, 2_000, 6_000),
+    16_384,
+    (1, 16, 256),
+    (256, 4_096, 65_536),
+    (1, 16, 256, 2_048),
+    200_000,
+    (1, 2, 4, 8),
+)
+QUICK = Plan((250, 750), 4_096, (1, 64), (256, 4_096), (1, 256), 20_000, (1, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A store of so many small units."""
+
+    count: int
+    commit_ms: float
+    """Of one unit, its shard coded and written."""
+    open_ms: float
+    """Before compaction: every commit record is read."""
+    compacted_ms: float
+    index_bytes: float
+    """Per unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A store of so many rows in so many shards, per row."""
+
+    shards: int
+    rows: int
+    write_us: float
+    read_us: float
+    file_bytes: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,57 +84,92 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rng = np.random.default_rng(0)
-    rows: list[tuple[Cell, ...]] = []
-    figures: list[Figure] = []
-    with tempfile.TemporaryDirectory() as folder:
-        opening = [_measure_units(Path(folder), count, rng) for count in UNIT_COUNTS[args.quick]]
-        writing = [_measure_rows(Path(folder), count, rng) for count in SHARD_ROWS[args.quick]]
-    for count, commit_ms, open_ms, compacted_ms, index_bytes in opening:
-        rows.append((f"{count:,} units", "commit of a unit, ms", commit_ms))
-        rows.append((f"{count:,} units", "open before compaction, ms", open_ms))
-        rows.append((f"{count:,} units", "open after compaction, ms", compacted_ms))
-        rows.append((f"{count:,} units", "index, B per unit", index_bytes))
-    for count, write_us, read_us in writing:
-        rows.append((f"{count:,} rows in a shard", "write, us per row", write_us))
-        rows.append((f"{count:,} rows in a shard", "read, us per row", read_us))
-    scheduling = [
-        (count, _schedule(count, UNITS_TO_SCHEDULE[args.quick])) for count in WORKER_COUNTS[args.quick]
-    ]
-    rows += [(f"{count:,} workers", "units scheduled per second", rate) for count, rate in scheduling]
+    plan, rng = QUICK if args.quick else FULL, np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        units = [_measure_units(folder, count, rng) for count in plan.units]
+        split = [_measure_rows(folder, count, plan.rows_to_split, rng) for count in plan.shards]
+        sizes = [_measure_rows(folder, 1, count, rng) for count in plan.shard_rows]
+        scheduled = [(count, schedule(count, plan.scheduled_units)) for count in plan.scheduled_workers]
+        fed = [(count, feed(count, folder)) for count in plan.actors]
+    publish(_result(args, plan, units, split, sizes, scheduled, fed), args.out, quiet=args.quiet)
+    return 0
 
-    small, large = opening[0], opening[-1]
-    figures += [
-        Figure.of("commit_growth", large[1] / small[1], ""),
-        Figure.of("open_us_per_unit_compacted", 1000 * large[3] / large[0], "us"),
-        Figure.of("open_speedup_by_compaction", large[2] / large[3], ""),
-        Figure.of("index_bytes_per_unit", large[4], "B", is_ratio=True, better="lower"),
-        Figure.of("units_per_sec_scheduled", scheduling[-1][1], "units/s"),
-        Figure.of("scheduler_growth", scheduling[0][1] / scheduling[-1][1], ""),
-    ]  # fmt: skip
-    with plot(
-        args.out / "scale-open.svg", "A store opens fast however many units it has", "units in the store",
-        "time to open, ms",
-    ) as axes:  # fmt: skip
-        axes.loglog(
-            [one[0] for one in opening], [one[2] for one in opening], marker="o", label="commit records"
-        )
-        axes.loglog([one[0] for one in opening], [one[3] for one in opening], marker="o", label="compacted")
-    result = Result.of(
+
+def _result(
+    args: argparse.Namespace,
+    plan: Plan,
+    units: list[Units],
+    split: list[Rows],
+    sizes: list[Rows],
+    scheduled: list[tuple[int, float]],
+    fed: list[tuple[int, float]],
+) -> Result:
+    efficiency = [rate / count / fed[0][1] * fed[0][0] for count, rate in fed]
+    growth = units[-1].commit_ms / units[0].commit_ms
+    return Result.of(
         "scale",
-        meaning="A unit costs the same in a large job as in a small one, and one driver feeds every worker.",
-        columns=("size", "quantity", "value"),
-        rows=rows,
-        figures=figures,
-        plots=["scale-open.svg"],
+        meaning=f"A unit costs {growth:.2f} times as much in a store of {units[-1].count:,} as in one of "
+        f"{units[0].count:,}; {fed[-1][0]} workers do {fed[-1][1] / fed[0][1]:.1f} times the work of one.",
+        columns=("units in the store", "commit of one, ms", "open, ms", "compacted, ms", "index, B/unit"),
+        rows=[(one.count, one.commit_ms, one.open_ms, one.compacted_ms, one.index_bytes) for one in units],
+        more_tables=[
+            _rows_table(f"The same {plan.rows_to_split:,} rows in more shards", split),
+            _rows_table("More rows in one shard", sizes),
+            ResultTable.of(
+                "The scheduler alone", ("workers", "units leased and settled per second"), scheduled
+            ),
+            ResultTable.of(
+                "A real job with the stand-in teacher",
+                ("workers", "rows/s of all", "share of the rate of one, per worker"),
+                [(count, rate, share) for (count, rate), share in zip(fed, efficiency, strict=True)],
+            ),
+        ],
+        figures=[
+            Figure.of("commit_growth", growth, ""),
+            Figure.of("open_us_per_unit_compacted", 1000 * units[-1].compacted_ms / units[-1].count, "us"),
+            Figure.of("open_speedup_by_compaction", units[-1].open_ms / units[-1].compacted_ms, ""),
+            Figure.of("index_bytes_per_unit", units[-1].index_bytes, "B", is_ratio=True, better="lower"),
+            Figure.of(
+                "bytes_growth_by_shards", split[-1].file_bytes / split[0].file_bytes, "",
+                is_ratio=True, better="lower",
+            ),
+            Figure.of("units_per_sec_scheduled", scheduled[-1][1], "units/s"),
+            Figure.of("worker_efficiency", efficiency[-1], "", is_ratio=True, better="higher"),
+        ],
+        plots=_plots(args.out, units, fed),
         notes=[
-            "Local disk, made-up labels; commit of a unit includes coding and writing its shard.",
-            f"Scheduling leases and settles {UNITS_TO_SCHEDULE[args.quick]:,} units, without Ray.",
+            "Local disk and made-up labels, K=8; commit of a unit includes coding and writing its shard.",
+            f"Scheduling leases and settles {plan.scheduled_units:,} units, without Ray.",
+            "The real job: Ray actors that wait "
+            f"{1000 * SECONDS_PER_TOKEN:g} ms a token as an engine would, while all of them work.",
         ],
         quick=args.quick,
-    )
-    publish(result, args.out, quiet=args.quiet)
-    return 0
+    )  # fmt: skip
+
+
+def _rows_table(title: str, measured: list[Rows]) -> ResultTable:
+    columns = ("shards", "rows in all", "write, us/row", "read, us/row", "file, B/row")
+    rows = [(one.shards, one.rows, one.write_us, one.read_us, one.file_bytes) for one in measured]
+    return ResultTable.of(title, columns, rows)
+
+
+def _plots(out: Path, units: list[Units], fed: list[tuple[int, float]]) -> list[str]:
+    with plot(
+        out / "scale-open.svg", "Time to open a store by its units", "units in the store", "time to open, ms"
+    ) as axes:
+        counts = [one.count for one in units]
+        axes.loglog(counts, [one.open_ms for one in units], marker="o", label="commit records")
+        axes.loglog(counts, [one.compacted_ms for one in units], marker="o", label="compacted")
+    with plot(
+        out / "scale-workers.svg", "Work done by one driver's workers", "workers", "label rows per second"
+    ) as axes:
+        counts = [count for count, _ in fed]
+        axes.plot(counts, [rate for _, rate in fed], marker="o", label="measured")
+        ideal = [fed[0][1] / fed[0][0] * count for count in counts]
+        axes.plot(counts, ideal, linestyle=":", color="gray", label="each as fast as one alone")
+        axes.set_ylim(bottom=0)
+    return ["scale-open.svg", "scale-workers.svg"]
 
 
 def made_up_rows(num_rows: int, rng: np.random.Generator) -> LabelRows:
@@ -134,10 +216,7 @@ def empty_store(folder: Path) -> LogitStore:
     return LogitStore.create(str(folder), manifest)
 
 
-def _measure_units(
-    folder: Path, count: int, rng: np.random.Generator
-) -> tuple[int, float, float, float, float]:
-    """(units, ms per commit, ms to open before and after compaction, index bytes per unit)."""
+def _measure_units(folder: Path, count: int, rng: np.random.Generator) -> Units:
     store = empty_store(folder / f"units-{count}")
     sequence = made_up_sequence("record", 4, rng)
     started = time.perf_counter()
@@ -148,7 +227,7 @@ def _measure_units(
     store.compact()
     after_ms = _open_ms(store.uri)
     index_bytes = sum(file.stat().st_size for file in Path(store.uri).glob("index*/**/*") if file.is_file())
-    return count, commit_ms, before_ms, after_ms, index_bytes / count
+    return Units(count, commit_ms, before_ms, after_ms, index_bytes / count)
 
 
 def _open_ms(uri: str) -> float:
@@ -161,36 +240,24 @@ def _open_ms(uri: str) -> float:
     return 1000 * min(seconds)
 
 
-def _measure_rows(folder: Path, count: int, rng: np.random.Generator) -> tuple[int, float, float]:
-    """(rows in the shard, microseconds per row to write, to read)."""
-    store = empty_store(folder / f"rows-{count}")
-    sequences = [made_up_sequence(f"record-{i}", 256, rng) for i in range(count // 256)]
+def _measure_rows(folder: Path, num_shards: int, num_rows: int, rng: np.random.Generator) -> Rows:
+    """Write rows into shards of one size and read the store."""
+    store = empty_store(folder / f"rows-{num_shards}-{num_rows}")
+    sequences = [
+        made_up_sequence(f"record-{i}", SEQUENCE_ROWS, rng) for i in range(num_rows // SEQUENCE_ROWS)
+    ]
+    per_shard = len(sequences) // num_shards
     started = time.perf_counter()
-    entry, _ = store.commit_unit("unit", 0, sequences, seconds=1.0, worker="worker")
-    written = time.perf_counter()
-    num_read = sum(one.rows.num_rows for one in store.open_shard(entry).iter_sequences())
-    ended = time.perf_counter()
-    assert num_read == count
-    return count, 1e6 * (written - started) / count, 1e6 * (ended - written) / count
-
-
-def _schedule(num_workers: int, num_units: int) -> float:
-    """Units per second that the scheduler leases and settles for so many workers."""
-
-    def units() -> Iterator[WorkUnit]:
-        for index in range(num_units):
-            yield WorkUnit(f"unit-{index}", index, "segment", 0, 1, 64, 16_384)
-
-    scheduler = Scheduler(units(), lambda unit_id: False, LeasePolicy())
-    workers = [f"worker-{index}" for index in range(num_workers)]
-    for worker in workers:
-        scheduler.add_worker(worker)
-    done, started = 0, time.perf_counter()
-    while done < num_units:
-        for worker in workers:
-            while scheduler.next_lease(worker, float(done)) is not None:
-                pass
-        for worker in workers:
-            for lease in scheduler.leases_of(worker):
-                done += scheduler.committed(lease.lease_id, float(done))
-    return num_units / (time.perf_counter() - started)
+    for index in range(num_shards):
+        unit = sequences[index * per_shard : (index + 1) * per_shard]
+        store.commit_unit(f"unit-{index}", index, unit, seconds=1.0, worker="worker")
+    write_sec = time.perf_counter() - started
+    read_sec = min(time_calls(lambda: list(store.iter_sequences()), repetitions=3))
+    num_bytes = sum(entry.num_bytes for entry in store.shards())
+    return Rows(
+        shards=num_shards,
+        rows=num_rows,
+        write_us=1e6 * write_sec / num_rows,
+        read_us=1e6 * read_sec / num_rows,
+        file_bytes=num_bytes / num_rows,
+    )

@@ -1,7 +1,8 @@
 """Every measurement in turn, each in a process of its own, and the results page.
 
-A part that fails does not stop the others; the exit status is then 1. A full run also measures the quick
-sizes into `<out>/quick`: the reference that `benchmarks check` compares with.
+A part that fails or takes too long does not stop the others; it is named at the end and the exit status
+is then 1. With `--reference` the quick sizes are measured too, of what is always there (the demo's teacher
+and prompts, the packaged capture): what `benchmarks check` compares with.
 """
 
 from __future__ import annotations
@@ -10,49 +11,94 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import recommend
+from benchmarks.processes import end_session
+from benchmarks.quotes import DOCUMENTS, rewrite
 from benchmarks.results import load_all
 from benchmarks.results_page import write_page
 
-PARTS = ("storage", "decode", "fidelity", "labeling", "loading", "training", "faults", "scale")
-PART_LIMIT_SEC = 900
+PARTS = (
+    "recommend", "storage", "decode", "fidelity", "labeling", "loading", "training", "faults", "scale",
+)  # fmt: skip
+"""`recommend` labels what `storage`, `decode` and `loading` then measure, so it comes first."""
+PART_LIMIT_SEC = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", type=lambda text: tuple(text.split(",")), default=PARTS, metavar="A,B,...")
     parser.add_argument("--page", type=Path, help="results page to write (default: OUT/RESULTS.md)")
+    parser.add_argument("--reference", type=Path, help="folder for the quick results of `benchmarks check`")
+    parser.add_argument(
+        "--quotes", action="store_true", help="bring the figures that documents quote up to date"
+    )
+    recommend.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    options = ["--teacher", args.teacher, "--top-k", ",".join(map(str, args.top_k))]
-    options += ["--input", args.input] if args.input else []
-    options += ["--quiet"] if args.quiet else []
-    failed = measure(args.parts, args.out, [*options, *(["--quick"] if args.quick else [])])
-    if not args.quick:
-        failed += measure(args.parts, args.out / "quick", [*options, "--quick", "--quiet"])
+    only = {"recommend": _recommend_options(args)}
+    failed = measure(args.parts, args.out, _common_options(args), only)
+    if args.reference:
+        failed += [f"{part} --quick" for part in measure(args.parts, args.reference, ["--quick", "--quiet"])]
     page = args.page or args.out / "RESULTS.md"
-    write_page(load_all(args.out), PARTS, args.out, page)
-    print(f"results: {page}" + (f"; failed: {', '.join(failed)}" if failed else ""), file=sys.stderr)
+    results = load_all(args.out)
+    write_page(results, PARTS, args.out, page, failed)
+    for document in DOCUMENTS if args.quotes else ():
+        rewrite(document, results)
+    print(f"bench: results in {page}", file=sys.stderr)
+    if failed:
+        print(f"bench: FAILED: {', '.join(failed)}; their older results, if any, stand", file=sys.stderr)
     return int(bool(failed))
 
 
-def measure(parts: Sequence[str], out: Path, options: Sequence[str]) -> list[str]:
-    """Run parts one after the other with their results below `out`; the names of those that failed."""
+def _common_options(args: argparse.Namespace) -> list[str]:
+    given = {
+        "--teacher": args.teacher,
+        "--gpus": f"{args.gpus:g}",
+        "--input": args.input,
+        "--fields": ",".join(f"{role}={name}" for role, name in args.fields.items()),
+        "--capture": args.capture and str(args.capture),
+        "--top-k": ",".join(map(str, args.top_k)),
+    }
+    options = [word for name, value in given.items() if value for word in (name, value)]
+    flags = {"--quick": args.quick, "--quiet": args.quiet, "--capture-only": args.capture_only}
+    return options + [name for name, is_set in flags.items() if is_set]
+
+
+def _recommend_options(args: argparse.Namespace) -> list[str]:
+    """The options that only `recommend` takes, as this command was given them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    recommend.add_arguments(parser)
+    names = vars(parser.parse_args([]))
+    return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+
+
+def measure(
+    parts: Sequence[str], out: Path, options: Sequence[str], only: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """Run parts one after the other with their results below `out`; the names of those that failed.
+
+    `only` has further options by part.
+    """
     failed = []
     for part in parts:
         started = time.perf_counter()
         print(f"bench: {part} ...", file=sys.stderr)
-        command = [sys.executable, "-m", "benchmarks", part, "--out", str(out), *options]
+        extra = (only or {}).get(part, ())
+        command = [sys.executable, "-m", "benchmarks", part, "--out", str(out), *options, *extra]
+        process = subprocess.Popen(command, start_new_session=True)
         try:
-            status = subprocess.run(command, timeout=PART_LIMIT_SEC, check=False).returncode
+            status = process.wait(timeout=PART_LIMIT_SEC)
         except subprocess.TimeoutExpired:
             status = 1
             print(f"bench: {part} took more than {PART_LIMIT_SEC} s and was stopped", file=sys.stderr)
+        finally:
+            end_session(process)
         if status:
             failed.append(part)
         print(f"bench: {part} status {status}, {time.perf_counter() - started:.0f} s", file=sys.stderr)

@@ -14,10 +14,10 @@ RATES = Rates(
     bytes_per_token=130.0, tokens_per_sec=20_000.0, start_sec=180.0, decode_tokens_per_sec=1e6, origin="test"
 )
 SCALE = Scale(
-    tokens=1e12, replicas=32, gpus_per_replica=2, unit_tokens=100_000, months=2, reads=3, availability=0.8
+    tokens=1e12, replicas=32, devices_per_replica=2, unit_tokens=100_000, months=2, reads=3, availability=0.8
 )
 PRICES = Prices(
-    per_gpu_hour=2.0, per_gb_month=0.02, per_million_puts=5.0, per_million_gets=0.4, per_gb_egress=0.01
+    per_device_hour=2.0, per_gb_month=0.02, per_million_puts=5.0, per_million_gets=0.4, per_gb_egress=0.01
 )
 
 
@@ -27,8 +27,8 @@ def test_a_trillion_tokens_add_up() -> None:
     assert got.units == 10_000_000
     seconds = (1e12 / 32 + 50_000) / 20_000 + 180
     assert got.label_hours == pytest.approx(seconds / 3600 / 0.8)
-    assert got.gpu_hours == pytest.approx(got.label_hours * 64)
-    assert got.label_cost == pytest.approx(got.gpu_hours * 2.0)
+    assert got.device_hours == pytest.approx(got.label_hours * 64)
+    assert got.label_cost == pytest.approx(got.device_hours * 2.0)
     assert got.storage_cost == pytest.approx(130_000 * 0.02 * 2)
     assert got.request_cost == pytest.approx(10 * 2 * 5.0 + 10 * 3 * 0.4)
     assert got.read_cost == pytest.approx(130_000 * 3 * 0.01)

@@ -48,7 +48,7 @@ def test_a_small_run_foretells_the_size_of_a_larger_one(
     main(["plan", "--from-store", small, "--against", large, "--json"])
     errors = json.loads(capsys.readouterr().out)["relative_errors"]
     assert abs(errors["bytes"]) < 0.05
-    assert set(errors) == {"bytes", "labeling seconds"}
+    assert abs(errors["seconds of labeling"]) < 0.15
 
 
 def test_a_model_that_is_off_fails(tmp_path: Path) -> None:
