@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
             Figure.of(f"{source}_over_parquet_k{top_k}", ratios, "", is_ratio=True, better="higher"),
         ]
     with plot(
-        args.out / "decode.svg", "Rows read back on one core", "K entries stored", "rows per second"
+        args.out / "decode.svg", "Rows read back on one core", "K entries stored", "thousand rows per second"
     ) as axes:
         first = [(k, rates) for source, k, rates in measured if source == sources[0].name]
         for name, label in (("decode", "this format"), ("parquet", "plain Parquet, zstd")):
-            medians = [statistics.median(rates[name]) for _, rates in first]
+            medians = [statistics.median(rates[name]) / 1000 for _, rates in first]
             axes.plot([k for k, _ in first], medians, marker="o", label=label)
         axes.set_ylim(bottom=0)
     publish(

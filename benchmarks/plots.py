@@ -27,6 +27,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "axes.prop_cycle": cycler(color=COLOURS),
     "grid.alpha": 0.3,
     "legend.frameon": False,

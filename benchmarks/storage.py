@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.label_sources import LabelSource, label_sources
-from benchmarks.layouts import COLUMN_PARTS, GAPS, NEEDED_PARTS, PLAIN_LAYOUTS, column_bytes, encode_shard
-from benchmarks.plots import plot
+from benchmarks.layouts import COLUMN_PARTS, PLAIN_LAYOUTS
 from benchmarks.results import Cell, Figure, Result, ResultTable, publish
 from benchmarks.storage_fidelity import (
-    OURS,
     PREFIX_TOP_K,
     TEMPERATURES,
     Fidelity,
     layout_fidelity,
     prefix_fidelity,
 )
-from benchmarks.storage_sizes import MANY_ROWS, Sizes, measure_sizes
+from benchmarks.storage_plots import draw
+from benchmarks.storage_sizes import CodebookPoint, Sizes, codebook_curve, measure_sizes
 from logitstore.codebook_training import train_codebooks
-
-CODEBOOK_NUMBERS = (1, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True, slots=True)
-class CodebookPoint:
-    """What so many codebooks are worth to documents that they were not trained on."""
-
-    num_codebooks: int
-    train_sec: float
-    bytes_per_token: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,31 +40,9 @@ def run(args: argparse.Namespace) -> int:
         largest = whole.cut(max(args.top_k))
         if max(args.top_k) > PREFIX_TOP_K:
             fidelities.append((whole.name, PREFIX_TOP_K, prefix_fidelity(largest, books)))
-        curves[whole.name] = _codebook_curve(largest)
+        curves[whole.name] = codebook_curve(largest)
     publish(_result(args, sources, sizes, fidelities, curves), args.out, quiet=args.quiet)
     return 0
-
-
-def _codebook_curve(source: LabelSource) -> list[CodebookPoint]:
-    """Trained on half of the documents, measured on the other half."""
-    points = []
-    held_out = source.sequences[1::2]
-    num_rows = sum(sequence.rows.num_rows for sequence in held_out)
-    for number in CODEBOOK_NUMBERS:
-        start = time.perf_counter()
-        books = train_codebooks(
-            (sequence.rows for sequence in source.sequences[::2]),
-            source.spec,
-            max_codebooks=number,
-            expected_rows=MANY_ROWS,
-        )
-        seconds = time.perf_counter() - start
-        if points and books.num_codebooks <= points[-1].num_codebooks:
-            break  # more do not pay for themselves on so few rows
-        sizes = column_bytes(encode_shard(source.spec, held_out, books), source.spec, books)
-        needed = sum(sizes[part] for part in NEEDED_PARTS)
-        points.append(CodebookPoint(books.num_codebooks, seconds, needed / num_rows))
-    return points
 
 
 def _result(
@@ -89,7 +52,7 @@ def _result(
     fidelities: Sequence[tuple[str, int, Fidelity]],
     curves: dict[str, list[CodebookPoint]],
 ) -> Result:
-    largest = sizes[-1]
+    largest = max((one for one in sizes if one.source == sources[0].name), key=lambda one: one.top_k)
     saved = 1 - largest.needed / largest.plain[PLAIN_LAYOUTS[0].name]
     return Result.of(
         "storage",
@@ -106,7 +69,7 @@ def _result(
         rows=[(one.source, one.top_k, one.file, one.needed, one.alone, *one.plain.values()) for one in sizes],
         more_tables=[_column_table(sizes), _fidelity_table(fidelities), _codebook_table(curves)],
         figures=[*_size_figures(sizes), *_fidelity_figures(fidelities), *_codebook_figures(curves)],
-        plots=_plots(args.out, sizes, fidelities, curves),
+        plots=draw(args.out, sizes, fidelities, curves),
         notes=[
             *(f"{source.name}: {source.num_rows:,} label rows, {source.origin}." for source in sources),
             "Shard file and its columns: codebooks trained on other documents "
@@ -197,59 +160,3 @@ def _codebook_figures(curves: dict[str, list[CodebookPoint]]) -> list[Figure]:
         )
         for source, points in curves.items()
     ]
-
-
-def _plots(
-    out: Path,
-    sizes: Sequence[Sizes],
-    fidelities: Sequence[tuple[str, int, Fidelity]],
-    curves: dict[str, list[CodebookPoint]],
-) -> list[str]:
-    """Of the first source; the tables have the others."""
-    first = sizes[0].source
-    sizes = [one for one in sizes if one.source == first]
-    ks = [one.top_k for one in sizes]
-    with plot(
-        out / "storage-bytes.svg", "A row against the layouts in use", "K entries stored", "B per token"
-    ) as axes:
-        axes.plot(ks, [one.needed for one in sizes], marker="o", label=f"{OURS}: ids, values, normaliser")
-        axes.plot(ks, [one.file for one in sizes], marker="o", linestyle="--", label=f"{OURS}: everything")
-        for name in _plain_names():
-            if not name.startswith("JSONL"):  # seven times as large: it would hide the others
-                axes.plot(ks, [one.plain[name] for one in sizes], marker=".", linewidth=1.2, label=name)
-    with plot(
-        out / "storage-columns.svg", "Where the bytes of a row are", "K entries stored", "B per token"
-    ) as axes:
-        bottom = [0.0] * len(sizes)
-        for part in COLUMN_PARTS:
-            axes.bar([str(k) for k in ks], [one.columns[part] for one in sizes], bottom=bottom, label=part)
-            bottom = [low + one.columns[part] for low, one in zip(bottom, sizes, strict=True)]
-    with plot(
-        out / "storage-fidelity.svg", "What is wrong with labels as read, at T=2", "K entries stored",
-        "KL to what was written, nats",
-    ) as axes:  # fmt: skip
-        for slug, label in (("this", f"{OURS}: exact tail"), (GAPS.slug, "plain layouts: renormalised")):
-            points = [
-                (k, found.kl_by_temperature[2.0])
-                for source, k, found in fidelities
-                if source == first and found.slug == slug and 2.0 in found.kl_by_temperature
-            ]
-            axes.plot([k for k, _ in points], [kl for _, kl in points], marker="o", label=label)
-        axes.set_yscale("log")
-    with plot(
-        out / "storage-codebooks.svg",
-        "What more codebooks gain and cost",
-        "seconds of training",
-        "B per token",
-    ) as axes:
-        for source, points in curves.items():
-            axes.plot(
-                [p.train_sec for p in points], [p.bytes_per_token for p in points], marker="o", label=source
-            )
-            for point in points:
-                axes.annotate(
-                    f"{point.num_codebooks}", (point.train_sec, point.bytes_per_token), (4, 4),
-                    textcoords="offset points",
-                )  # fmt: skip
-        axes.set_ylim(bottom=0)
-    return ["storage-bytes.svg", "storage-columns.svg", "storage-fidelity.svg", "storage-codebooks.svg"]
