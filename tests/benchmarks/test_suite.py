@@ -1,0 +1,92 @@
+"""The whole: what fails is named and loses nothing of the others, and nothing runs on for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import check, suite
+from benchmarks.__main__ import MEASUREMENTS, build_parser, main
+from benchmarks.processes import end_session
+from benchmarks.results import load, save
+
+PART = ["--capture-only", "--top-k", "8"]
+
+
+def test_every_measurement_is_a_part_of_the_whole() -> None:
+    assert set(suite.PARTS) == set(MEASUREMENTS)
+    for part in ("all", "recommend"):
+        assert build_parser([part]).parse_args([part, "--quick", "--temperature", "2"]).temperature == 2
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_loses_nothing_of_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["all", "--quick", *PART, "--parts", "storage", "--out", str(tmp_path)]
+    missing = ["--capture", str(tmp_path / "missing.npz")]
+    assert main([*arguments, "--quiet"]) == 0
+    before = load(tmp_path / "storage.json")
+    assert main([*arguments, *missing]) == 1
+    said = capfd.readouterr().err
+    assert "FAILED: storage; their older results, if any, stand" in said
+    assert "missing.npz is not an npz file" in said
+    assert load(tmp_path / "storage.json") == before
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "Failed in the last run, so missing or older than the rest: storage." in page
+    assert '<a id="storage.capture_label_bytes_k8"></a>' in page
+
+
+def test_a_part_that_hangs_is_stopped_with_all_it_started(tmp_path: Path) -> None:
+    inner = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, flush=True)"
+    leader = subprocess.Popen(
+        [sys.executable, "-c", f"{inner}; import time; time.sleep(60)"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert leader.stdout is not None
+    sleeper = psutil.Process(int(leader.stdout.readline()))
+    end_session(leader)
+    assert leader.returncode == -9
+    assert sleeper.status() == psutil.STATUS_ZOMBIE or not sleeper.is_running()
+    leader.stdout.close()
+
+
+def test_the_time_limit_of_a_part_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "PART_LIMIT_SEC", 0.3)
+    assert suite.measure(["storage"], tmp_path, PART) == ["storage"]
+    assert not (tmp_path / "storage.json").exists()
+
+
+@pytest.mark.slow
+def test_the_guard_measures_anew_and_fails_where_a_figure_was_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real part, against its own result and against one in which a size was a fifth smaller."""
+
+    def measure(parts: list[str], out: Path, options: list[str]) -> list[str]:
+        return [part for part in parts if main([part, "--out", str(out), *options, *PART])]
+
+    monkeypatch.setattr(check, "measure", measure)
+    reference = tmp_path / "reference"
+    assert measure(["storage"], reference, ["--quick", "--quiet"]) == []
+    arguments = ["check", "--reference", str(reference), "--out", str(tmp_path / "fresh")]
+    assert main(arguments) == 0
+
+    result = load(reference / "storage.json")
+    figures = [
+        dataclasses.replace(figure, value=figure.value * 0.8)
+        if figure.name == "capture_label_bytes_k8"
+        else figure
+        for figure in result.figures
+    ]
+    save(dataclasses.replace(result, figures=tuple(figures)), reference)
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "lost more than 15% in 3 attempts: storage.capture_label_bytes_k8" in printed.err
+    assert "+25.0%" in printed.out
