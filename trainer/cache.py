@@ -2,8 +2,8 @@
 
 Files are named by content (the shard's checksum), so stores and runs can share a folder. Locks are the
 kernel's (`flock` on the files themselves): a process that dies leaves none behind, and nothing is kept
-in shared memory. A file being read is locked shared and never evicted; a partial download is locked
-exclusively and continued by whoever comes next.
+in shared memory. A copy being read is locked shared, a download exclusively; neither is evicted. What a
+dead process had downloaded is continued by whoever needs it, or evicted like a copy.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ READ_ATTEMPTS = 5
 DOWNLOAD_ATTEMPTS = 3
 """Whole downloads whose checksum may be wrong before the shard is called corrupt."""
 BACKOFF_SEC = 0.2
+ROOM_WAIT_SEC = 20.0
+"""How long a reader waits for others to be done with their shards before it calls the cache too small."""
+ROOM_POLL_SEC = 0.05
 
 
 class CacheTooSmallError(ConfigError):
@@ -57,9 +60,15 @@ class ShardCache:
 
     @contextmanager
     def open(self, objects: Objects, entry: ShardEntry) -> Iterator[BinaryIO]:
-        """The shard's file, downloaded if need be; it stays in the cache at least until the end."""
-        for _ in range(DOWNLOAD_ATTEMPTS):
-            self.fetch(objects, entry)
+        """The shard's file, downloaded if need be; it stays in the cache at least until the end.
+
+        Other processes may be reading all that could be evicted: raises CacheTooSmallError if none of
+        them moves on within ROOM_WAIT_SEC.
+        """
+        self.require(entry.num_bytes, f"the shard {entry.name} alone")
+        num_wrong = 0
+        while num_wrong < DOWNLOAD_ATTEMPTS:
+            self._fetch_patiently(objects, entry)
             with _shared(self._path(entry)) as file:
                 if file is None:
                     continue  # evicted in between
@@ -68,19 +77,35 @@ class ShardCache:
                     yield file
                     return
             self._path(entry).unlink(missing_ok=True)
+            num_wrong += 1
         raise CorruptShardError(
             f"{entry.name}: {DOWNLOAD_ATTEMPTS} copies in {self.directory} did not keep their checksum "
             f"{entry.checksum}; check the disk, or give another cache_dir"
         )
 
     def fetch(self, objects: Objects, entry: ShardEntry) -> None:
-        """Have a copy in the cache. Waits for another process that downloads the same shard."""
+        """Have a copy in the cache. Waits for another process that downloads the same shard.
+
+        Raises CacheTooSmallError at once where there is no room for it now.
+        """
         path = self._path(entry)
         while not path.exists():
+            self._claim_room(entry)
             with _exclusive(self._partial_path(entry)) as partial:
                 if partial is not None:
                     self._download(objects, entry, partial)
-                    os.rename(self._partial_path(entry), path)
+                    with self._counting():
+                        os.rename(self._partial_path(entry), path)
+
+    def _fetch_patiently(self, objects: Objects, entry: ShardEntry) -> None:
+        deadline = time.monotonic() + ROOM_WAIT_SEC
+        while True:
+            try:
+                return self.fetch(objects, entry)
+            except CacheTooSmallError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(ROOM_POLL_SEC)
 
     def num_bytes(self) -> int:
         """Bytes that the copies take or, where a download is going on, will take."""
@@ -94,7 +119,6 @@ class ShardCache:
         return self._path(entry).with_suffix(f".{entry.num_bytes}.part")
 
     def _download(self, objects: Objects, entry: ShardEntry, partial: BinaryIO) -> None:
-        self._make_room(entry)
         for _ in range(DOWNLOAD_ATTEMPTS):
             _continue_download(objects, entry, partial)
             if _checksum(partial) == entry.checksum:
@@ -106,23 +130,34 @@ class ShardCache:
             f"checksum {entry.checksum} of its commit record; run `python -m logitstore verify {objects.uri}`"
         )
 
-    def _make_room(self, entry: ShardEntry) -> None:
-        """Remove the copies used longest ago that nobody reads, until the shard fits."""
-        if self.limit_bytes is None:
-            return
-        self.require(entry.num_bytes, f"the shard {entry.name} alone")
+    def _claim_room(self, entry: ShardEntry) -> None:
+        """Make the shard's partial file, evicting what was used longest ago until all of it fits."""
+        with self._counting():
+            if self._path(entry).exists():
+                return
+            if self.limit_bytes is not None:
+                self._evict(self.limit_bytes - entry.num_bytes, entry)
+            self._partial_path(entry).touch()
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """One process at a time adds or renames files, so that none is missed when bytes are counted."""
         with open(self.directory / "evict.lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # The download itself is already among the files, by the size in its name.
-            files = self._files()
-            excess = sum(size for _, size, _ in files) - self.limit_bytes
-            for path, size, _ in sorted(files, key=lambda item: item[2]):
-                if excess > 0 and path.suffix == ".arrow" and _remove_unread(path):
-                    excess -= size
+            yield
+
+    def _evict(self, limit_bytes: int, entry: ShardEntry) -> None:
+        own_path = self._partial_path(entry)
+        files = [file for file in self._files() if file[0] != own_path]
+        excess = sum(size for _, size, _ in files) - limit_bytes
+        for path, size, _ in sorted(files, key=lambda item: item[2]):
+            if excess > 0 and _remove_unused(path):
+                excess -= size
         if excess > 0:
             raise CacheTooSmallError(
-                f"cache_limit is {self.limit_bytes:,} bytes and {self.directory} is {excess:,} over it with "
-                f"{entry.name}, while every other copy is being read; raise cache_limit or lower num_splits"
+                f"cache_limit is {self.limit_bytes:,} bytes and {self.directory} would be {excess:,} over it "
+                f"with {entry.name}, while every other copy is being read; raise cache_limit, or lower "
+                "num_splits or the number of workers"
             )
 
     def _files(self) -> list[tuple[Path, int, float]]:
@@ -190,8 +225,13 @@ def _shared(path: Path) -> Iterator[BinaryIO | None]:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
-    """The file, made if missing, under an exclusive lock; None if it was renamed or removed meanwhile."""
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+    """The file under an exclusive lock; None if it was renamed or removed meanwhile."""
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             same = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
@@ -200,8 +240,8 @@ def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
         yield file if same else None
 
 
-def _remove_unread(path: Path) -> bool:
-    """Remove a copy unless someone reads it."""
+def _remove_unused(path: Path) -> bool:
+    """Remove a copy that nobody reads, or a partial one that nobody downloads."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

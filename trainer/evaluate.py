@@ -5,14 +5,14 @@ Shape legend: B batch, T tokens, H hidden size, V vocabulary, N rows that count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.heads import MODEL_KEYS, Head, hidden_states
+from trainer.heads import MODEL_KEYS, Head, head_replaced
 from trainer.loss_inputs import LossSettings, TeacherTargets
 from trainer.losses import topk_distillation_loss
 
@@ -28,6 +28,7 @@ class Evaluation:
     """Means over the label rows; everything at temperature 1, logarithms natural."""
 
     num_sequences: int
+    """Sequences with label rows."""
     num_rows: int
     kl: float
     """KL(teacher || student) over the stored entries and one bucket for the rest, with the exact tail."""
@@ -129,7 +130,7 @@ def evaluate(
     try:
         for batch in batches:
             on_device = {key: value.to(device) for key, value in batch.items()}
-            sums.num_sequences += batch["input_ids"].shape[0]
+            sums.num_sequences += int((batch["labels"] != settings.ignore_index).any(dim=1).sum())
             _add_batch(sums, model, on_device, head, settings)
     finally:
         model.train(was_training)
@@ -142,18 +143,25 @@ def _add_batch(
 ) -> None:
     inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
     if head is None:
-        outputs_BT = model(**inputs, use_cache=False).logits
-    else:
-        with hidden_states(head) as taken:
-            model(**inputs, use_cache=False)
-        outputs_BT = taken[0]
+        _add_rows(sums, model(**inputs, use_cache=False).logits, Tensor.float, batch, settings)
+        return
+    with head_replaced(head, lambda hidden_BTH: _add_rows(sums, hidden_BTH, head.logits, batch, settings)):
+        model(**inputs, use_cache=False)
+
+
+def _add_rows(
+    sums: _Sums,
+    outputs_BT: Tensor,
+    to_logits: Callable[[Tensor], Tensor],
+    batch: Mapping[str, Tensor],
+    settings: LossSettings,
+) -> None:
+    """`to_logits` makes float32 [T, V] of the outputs at some tokens of a sequence."""
     targets = TeacherTargets.from_batch(batch)
     for row in range(outputs_BT.shape[0]):
         for start in range(0, outputs_BT.shape[1] - 1, PIECE_TOKENS):
             piece = slice(start, start + PIECE_TOKENS + 1)
-            logits_TV = (
-                outputs_BT[row, piece].float() if head is None else head.logits(outputs_BT[row, piece])
-            )
+            logits_TV = to_logits(outputs_BT[row, piece])
             sums.add_piece(logits_TV, batch["labels"][row, piece], _slice(targets, row, piece), settings)
 
 

@@ -85,9 +85,10 @@ def fused_linear_topk_distillation_loss(
     """`topk_distillation_loss` of softcap(scale (hidden weight^T + bias)), without the logits.
 
     `hidden_BTH` is what the head gets (after the final norm), unshifted; `weight_VH` may be tied to the
-    embedding, frozen, or a sharded DTensor (gathered once). `logit_scale` is Cohere's, or 1 / Granite's
-    scaling; `logit_softcap` is Gemma's: cap tanh(z / cap). Products are in the autocast dtype where autocast
-    is on, else in the weight's; everything else in float32, as is the weight's gradient until the end.
+    embedding, frozen, or a sharded DTensor (gathered once, gradients averaged). `logit_scale` is Cohere's, or
+    1 / Granite's scaling; `logit_softcap` is Gemma's: cap tanh(z / cap). Products are in the autocast dtype
+    where autocast is on, else in the weight's; everything else in float32, as is the weight's gradient until
+    the end.
     `chunk_rows` bounds the rows projected at a time, None takes what fits `CHUNK_BYTES`.
     """
     if chunk_rows is not None and chunk_rows < 1:
@@ -259,9 +260,21 @@ def _concatenate(chunks: list[RowLosses], like: Tensor) -> RowLosses:
 
 
 def _whole(parameter: Tensor) -> Tensor:
-    """The whole of a sharded parameter (DTensor, FSDP2), differentiably; anything else as it is."""
-    full_tensor = getattr(parameter, "full_tensor", None)
-    return parameter if full_tensor is None else full_tensor()
+    """The whole of a sharded parameter (DTensor), differentiably; anything else as it is.
+
+    Its gradient is the mean over the ranks that hold it: right where they see different data (FSDP2), and
+    where they see the same (tensor parallelism).
+    """
+    if not hasattr(parameter, "full_tensor"):
+        return parameter
+    from torch.distributed.tensor import DTensor, Partial  # takes seconds to import
+
+    assert isinstance(parameter, DTensor)
+    mesh = parameter.device_mesh
+    whole = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if whole.requires_grad:
+        whole.register_hook(lambda gradient: gradient / mesh.size())
+    return whole
 
 
 def _product_dtype(weight_VH: Tensor) -> torch.dtype:

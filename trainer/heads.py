@@ -3,16 +3,16 @@
 Shape legend: B batch, T tokens, H hidden size, V vocabulary.
 
 The fused loss wants what the output head gets, not what it gives. The model is still called as a whole
-(through DistributedDataParallel, FSDP, peft), so gradients are reduced as ever; a hook on the head takes
-its input and hands it an empty one.
+(through DistributedDataParallel, FSDP, peft), and the loss is computed in place of the head's forward:
+there its weight is whole, whatever shards it, and gradients are reduced as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from trainer.losses import topk_distillation_loss
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")
 """Keys of a batch that go into the model; labels stay outside, or it would compute a loss of its own."""
 _CHECK_TOLERANCE = 1e-3
+
+Result = TypeVar("Result")
 
 
 class UnsupportedHeadError(ConfigError):
@@ -73,9 +75,9 @@ def _check(model: Any, head: Head) -> None:
         vocab_size = head.module.weight.shape[0]
         input_ids = torch.arange(4, device=head.module.weight.device).unsqueeze(0) % vocab_size
         expected_BTV = model(input_ids=input_ids, use_cache=False).logits.float()
-        with hidden_states(head) as taken:
+        with head_replaced(head, head.logits) as taken:
             model(input_ids=input_ids, use_cache=False)
-        found_BTV = head.logits(taken[0])
+        (found_BTV,) = taken
     finally:
         model.train(was_training)
     error = float((expected_BTV - found_BTV).abs().max() / expected_BTV.abs().max().clamp(min=1e-6))
@@ -87,19 +89,30 @@ def _check(model: Any, head: Head) -> None:
 
 
 @contextmanager
-def hidden_states(head: Head) -> Iterator[list[Tensor]]:
-    """While it lasts, calls of the model append the head's input [B, T, H] and skip the projection."""
-    taken: list[Tensor] = []
+def head_replaced(head: Head, compute: Callable[[Tensor], Result]) -> Iterator[list[Result]]:
+    """While it lasts, calls of the model append compute(the head's input [B, T, H]) instead of projecting.
 
-    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        taken.append(inputs[0])
-        return (inputs[0][:, :0], *inputs[1:])
+    What the model then returns as logits is meaningless. If the result has a loss, the head's output
+    carries it, as sharded modules gather their weights for the backward pass when a gradient reaches
+    what they returned.
+    """
+    taken: list[Result] = []
 
-    handle = head.module.register_forward_pre_hook(take)
+    def forward(hidden_BTH: Tensor) -> Tensor:
+        result = compute(hidden_BTH)
+        if isinstance(result, LossOutput):
+            output_111 = result.loss.view(1, 1, 1)
+            result = replace(result, loss=output_111.view(()))
+        else:
+            output_111 = hidden_BTH[:1, :1, :1]
+        taken.append(result)
+        return output_111
+
+    head.module.forward = forward  # type: ignore[method-assign]
     try:
         yield taken
     finally:
-        handle.remove()
+        del head.module.forward
 
 
 def batch_loss(
@@ -119,17 +132,21 @@ def batch_loss(
         return topk_distillation_loss(
             logits_BTV, batch["labels"], targets, settings, num_items_in_batch=num_items_in_batch
         )
-    with hidden_states(head) as taken:
+
+    def fused_loss(hidden_BTH: Tensor) -> LossOutput:
+        return fused_linear_topk_distillation_loss(
+            hidden_BTH,
+            head.module.weight,
+            batch["labels"],
+            targets,
+            settings,
+            bias_V=head.module.bias,
+            logit_scale=head.scale,
+            logit_softcap=head.softcap,
+            chunk_rows=chunk_rows,
+            num_items_in_batch=num_items_in_batch,
+        )
+
+    with head_replaced(head, fused_loss) as taken:
         model(**inputs, use_cache=False)
-    return fused_linear_topk_distillation_loss(
-        taken[0],
-        head.module.weight,
-        batch["labels"],
-        targets,
-        settings,
-        bias_V=head.module.bias,
-        logit_scale=head.scale,
-        logit_softcap=head.softcap,
-        chunk_rows=chunk_rows,
-        num_items_in_batch=num_items_in_batch,
-    )
+    return taken[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -230,6 +230,11 @@ class OfflineDistillationTrainer(Trainer):
                 "construct it after TrainingArguments (which starts torch.distributed), or give rank and "
                 "world_size"
             )
+        if dataset.topology.world_size > 1 and not dataset.even:
+            raise ValueError(
+                f"an epoch may give some of {num_processes} processes one step more than others, which would "
+                "then wait for ever; construct the dataset with even=True"
+            )
         if dataset.batch_size != self._train_batch_size:
             raise ValueError(
                 f"the dataset has batch_size={dataset.batch_size}, training "
@@ -239,18 +244,29 @@ class OfflineDistillationTrainer(Trainer):
 
 def evaluation_batches(
     dataset: StreamingLogitDataset, collator: DistillationCollator, max_sequences: int | None
-) -> Any:
-    """Padded batches at temperature 1, the same ones at each call."""
+) -> Iterator[dict[str, Tensor]]:
+    """Padded batches at temperature 1, the same ones at each call, and as many on every process.
+
+    Sharded models need all processes to call them equally often: one that gets nothing of the last step
+    gets a batch without labels instead.
+    """
     settings = collator.settings
-    plain = CollateSettings(
-        pad_token_id=settings.pad_token_id,
-        max_length=settings.token_limit,
-        pad_to_multiple_of=settings.pad_to_multiple_of,
+    plain = DistillationCollator(
+        CollateSettings(
+            pad_token_id=settings.pad_token_id,
+            max_length=settings.token_limit,
+            pad_to_multiple_of=settings.pad_to_multiple_of,
+        )
     )
     dataset.set_epoch(0)
     dataset.restart()
-    num_batches = None if max_sequences is None else -(-max_sequences // dataset.step_size)
-    return islice(LogitDataLoader(dataset, DistillationCollator(plain)), num_batches)
+    num_steps = -(-dataset.epoch_length // dataset.step_size)
+    if max_sequences is not None:
+        num_steps = min(num_steps, -(-max_sequences // dataset.step_size))
+    yield from islice(LogitDataLoader(dataset, plain), num_steps)
+    if dataset.steps_per_epoch < num_steps:
+        batch = plain([dataset[0]])
+        yield {**batch, "labels": torch.full_like(batch["labels"], settings.ignore_index)}
 
 
 def make_compute_loss_func(model: nn.Module, settings: LossSettings) -> Callable[..., Tensor]:

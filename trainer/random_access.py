@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -11,6 +12,15 @@ import numpy as np
 from logitstore.records import LabeledSequence
 from trainer.samples import Sample
 from trainer.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Decoded sequences, and which of their shard they are."""
+
+    shard: tuple[int, int]
+    places: range
+    sequences: list[LabeledSequence]
 
 
 class RandomAccess:
@@ -23,7 +33,7 @@ class RandomAccess:
             (store, shard) for store, source in enumerate(sources) for shard in range(len(source.entries))
         ]
         self._ends = list(accumulate(length for source in sources for length in source.lengths))
-        self._block: tuple[tuple[int, int, int], list[LabeledSequence]] | None = None
+        self._block: _Block | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -39,9 +49,9 @@ class RandomAccess:
         return Sample(self._read(store, shard, int(source.kept(shard)[within])), source.manifest.labels)
 
     def _read(self, store: int, shard: int, place: int) -> LabeledSequence:
-        with self._sources[store].open(shard) as reader:
-            block = int(np.searchsorted(reader.block_starts, place, side="right")) - 1
-            key = (store, shard, block)
-            if self._block is None or self._block[0] != key:
-                self._block = (key, reader.read_block(block, top_k=self._top_k))
-            return self._block[1][place - reader.block_starts[block]]
+        if self._block is None or self._block.shard != (store, shard) or place not in self._block.places:
+            with self._sources[store].open(shard) as reader:
+                block = int(np.searchsorted(reader.block_starts, place, side="right")) - 1
+                start, sequences = reader.block_starts[block], reader.read_block(block, top_k=self._top_k)
+            self._block = _Block((store, shard), range(start, start + len(sequences)), sequences)
+        return self._block.sequences[place - self._block.places.start]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
 from logitstore.records import LabeledSequence
 from logitstore.shard import ShardReader
+from trainer.cache import CacheTooSmallError
 from trainer.order import EpochOrder, Visit, Window
 from trainer.sources import Source
 
@@ -32,10 +33,11 @@ class Fetcher:
                 self._fetches[key] = self._pool.submit(self._sources[visit.store].fetch, visit.shard)
 
     def wait(self, visit: Visit) -> None:
-        """Until the shard is there; raises what its download raised."""
+        """Until the shard is there, or there was no room for it ahead of time; raises what went wrong."""
         fetch = self._fetches.pop((visit.store, visit.shard), None)
         if fetch is not None:
-            fetch.result()
+            with suppress(CacheTooSmallError):
+                fetch.result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from logitstore.manifest import Manifest, ShardEntry
 from logitstore.shard import ShardReader
 from logitstore.store import LogitStore
 from trainer.cache import ShardCache
+
+HELD_OUT_THREADS = 16
+"""Shards whose record ids are read side by side when a part is held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ class Source:
         # Per shard, the sequences that take part; None is all of them.
         self._kept: list[np.ndarray] | None = None
         if held_out is not None and (held_out.fraction > 0 or held_out.side == "held_out"):
-            self._kept = [self._find_kept(shard, held_out) for shard in range(len(self.entries))]
+            with ThreadPoolExecutor(HELD_OUT_THREADS, thread_name_prefix="logit-held-out") as pool:
+                self._kept = list(pool.map(lambda entry: self._find_kept(entry, held_out), self.entries))
 
     @property
     def lengths(self) -> list[int]:
@@ -73,7 +78,14 @@ class Source:
             with self._cache.open(self._objects, entry) as file:
                 yield ShardReader(file, self.manifest.labels, self._codebooks)
             return
-        with self._objects.open(entry.name, num_bytes=entry.num_bytes) as file:
+        with self._open_remotely(entry) as reader:
+            yield reader
+
+    @contextmanager
+    def _open_remotely(self, entry: ShardEntry) -> Iterator[ShardReader]:
+        """Without the cache: only what is read of the shard is fetched."""
+        # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
+        with self._objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512) as file:
             yield ShardReader(file, self.manifest.labels, self._codebooks)
 
     def fetch(self, shard: int) -> None:
@@ -87,8 +99,8 @@ class Source:
             return np.arange(self.entries[shard].num_sequences)
         return self._kept[shard]
 
-    def _find_kept(self, shard: int, held_out: HeldOut) -> np.ndarray:
-        with self.open(shard) as reader:
+    def _find_kept(self, entry: ShardEntry, held_out: HeldOut) -> np.ndarray:
+        with self._open_remotely(entry) as reader:
             keeps = [
                 held_out.keeps(record_id)
                 for block in range(reader.num_blocks)

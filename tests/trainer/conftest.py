@@ -1,8 +1,10 @@
 """A small real store, shared by the trainer's tests, with several blocks per shard."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 from tests.trainer.stores import make_store
 
@@ -18,3 +20,14 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store = make_store(path, UNITS)
     assert store.open_shard(store.shards()[0]).num_blocks > 2, "the tests want several blocks in a shard"
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_is_left() -> Iterator[None]:
+    """Whatever needs a process group runs in processes of its own (`two_processes.py`).
+
+    The tests of the labeler may have left vLLM's: tests must not depend on there being none.
+    """
+    before = distributed.is_initialized()
+    yield
+    assert distributed.is_initialized() == before, "the test started or ended torch.distributed"

@@ -1,5 +1,6 @@
 """The local cache: bounded, checked, shared, and an error where it cannot work."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -38,6 +39,10 @@ class CutConnection(Objects):
             self.corrupt -= 1
             return bytes(len(data))
         return data
+
+
+def record_id(samples):
+    return samples[0].sequence.record_id
 
 
 def copies(directory: Path):
@@ -133,17 +138,75 @@ def test_threads_download_a_shard_once(remote, tmp_path):
     assert len(objects.ranges) == 1
 
 
-def test_a_dataset_reads_an_epoch_through_a_cache_of_a_few_shards(remote, tmp_path):
-    largest = max(entry.num_bytes for entry in remote.shards())
-    limit = 2 * largest
+def test_a_reader_waits_for_room_that_others_are_about_to_give(remote, tmp_path):
+    entries = list(remote.shards())
+    cache = ShardCache(tmp_path / "c", max(entry.num_bytes for entry in entries) + 10)
+    with contextlib.ExitStack() as first:
+        first.enter_context(cache.open(remote.objects, entries[0]))
+        threading.Timer(0.3, first.close).start()
+        with cache.open(remote.objects, entries[1]) as file:
+            assert file.read() == remote.objects.get(entries[1].name)
+
+
+def test_a_reader_without_room_gives_up_in_time(remote, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.cache, "ROOM_WAIT_SEC", 0.2)
+    entries = list(remote.shards())
+    cache = ShardCache(tmp_path / "c", max(entry.num_bytes for entry in entries) + 10)
+    with (
+        cache.open(remote.objects, entries[0]),
+        pytest.raises(CacheTooSmallError, match="would be"),
+        cache.open(remote.objects, entries[1]),
+    ):
+        pass
+
+
+def test_what_a_dead_process_left_unfinished_makes_room(remote, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.cache, "READ_ATTEMPTS", 1)
+    entries = list(remote.shards())
+    cache = ShardCache(tmp_path / "c", max(entry.num_bytes for entry in entries) + 10)
+    with pytest.raises(ConnectionResetError):
+        cache.fetch(CutConnection(remote.objects, cuts=[True]), entries[0])
+    assert cache.num_bytes() == entries[0].num_bytes, "its room stays claimed until someone needs it"
+    cache.fetch(remote.objects, entries[1])
+    assert copies(tmp_path / "c") == [entries[1].checksum.partition(":")[2] + ".arrow"]
+
+
+class BytesOnDisk(threading.Thread):
+    """Looks at a folder all the time and remembers the most bytes it held."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.most, self.looks, self.stopped = folder, 0, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            total = 0
+            for path in self.folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # evicted since the listing
+                    total += path.stat().st_size
+            self.most, self.looks = max(self.most, total), self.looks + 1
+
+    def __enter__(self) -> "BytesOnDisk":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.join()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_dataset_reads_an_epoch_through_a_cache_of_a_few_shards(remote, tmp_path, num_workers):
+    limit = 2 * max(entry.num_bytes for entry in remote.shards())
     reader = StreamingLogitDataset(
         remote.uri, num_splits=1, cache_dir=tmp_path / "c", cache_limit=limit, predownload=1
     )
-    names = []
-    for sample in reader:
-        names.append(sample.sequence.record_id)
-        assert sum(path.stat().st_size for path in (tmp_path / "c").iterdir()) <= limit
-    assert sorted(names) == sorted(f"r{n}" for n in range(24))
+    loader = LogitDataLoader(reader, record_id, num_workers=num_workers)
+    with BytesOnDisk(tmp_path / "c") as seen:
+        names = [name for _ in range(3) for name in loader]
+    assert sorted(names) == sorted([f"r{n}" for n in range(24)] * 3)
+    assert max(entry.num_bytes for entry in remote.shards()) < seen.most <= limit
+    assert seen.looks > 20
 
 
 def test_a_cache_below_what_an_epoch_needs_is_refused_at_once(remote, tmp_path):
@@ -164,8 +227,5 @@ def test_epochs_from_s3_with_and_without_a_cache(s3_place, tmp_path):
     for settings in choices:
         for num_workers in (0, 2):
             reader = StreamingLogitDataset(spec, num_splits=2, **settings)
-            loader = LogitDataLoader(
-                reader, lambda samples: samples[0].sequence.record_id, num_workers=num_workers
-            )
-            assert list(loader) == expected
+            assert list(LogitDataLoader(reader, record_id, num_workers=num_workers)) == expected
     assert len(copies(tmp_path / "c")) == 3

@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tests.trainer.stores import label_spec, labeled_sequence
+from tests.trainer.stores import label_spec, labeled_sequence, make_store
 from tests.trainer.students import tiny_student
 from trainer import evaluate as evaluate_module
 from trainer.collate import CollateSettings, DistillationCollator
+from trainer.dataset import StreamingLogitDataset
 from trainer.evaluate import NUM_BINS, evaluate
 from trainer.heads import UnsupportedHeadError, batch_loss, find_head
+from trainer.hf_trainer import evaluation_batches
 from trainer.loss_inputs import LossSettings
 from trainer.samples import Sample
 
@@ -80,6 +82,28 @@ def test_evaluation_is_that_of_the_definitions(monkeypatch, with_head, piece_tok
     ]
     assert figures == pytest.approx(reference(model, samples), rel=2e-3)
     assert model.training
+
+
+def test_every_process_evaluates_equally_often(tmp_path):
+    """Or sharded models would wait for ever; what fills up the last step does not count."""
+    make_store(tmp_path / "s", (9, 8))
+    alone = None
+    for world_size in (1, 2, 4):
+        held_out = [
+            StreamingLogitDataset(
+                tmp_path / "s", batch_size=2, num_splits=2, rank=rank, world_size=world_size
+            )
+            for rank in range(world_size)
+        ]
+        of_ranks = [
+            list(evaluation_batches(reader, DistillationCollator(CollateSettings()), None))
+            for reader in held_out
+        ]
+        assert {len(of_rank) for of_rank in of_ranks} == {-(-17 // (2 * world_size))}
+        found = evaluate(tiny_student(), [batch for of_rank in of_ranks for batch in of_rank])
+        alone = alone or found
+        assert found.num_sequences == 17
+        assert found.to_dict() == pytest.approx(alone.to_dict(), rel=1e-5)
 
 
 def test_nothing_to_evaluate_on_is_an_error():

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -342,26 +341,3 @@ def test_inside_a_compiled_step():
     expected = torch.autograd.grad(step(head.hidden), (head.hidden, head.weight))
     found = torch.autograd.grad(compiled(head.hidden), (head.hidden, head.weight))
     torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.slow
-def test_sharded_weight(tmp_path):
-    """An FSDP2 head is a DTensor: it is gathered once, and its gradient is sharded again."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-
-    case = make_case(31, dtype=torch.float32)
-    head = Head(case, dtype=torch.float32)
-    arguments = (case.labels, case.targets, LossSettings())
-    expected = torch.autograd.grad(
-        fused_linear_topk_distillation_loss(head.hidden, head.weight, *arguments).loss, head.weight
-    )[0]
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        sharded = nn.Parameter(distribute_tensor(head.weight.detach(), mesh, [Shard(0)]))
-        fused_linear_topk_distillation_loss(head.hidden, sharded, *arguments).loss.backward()
-        assert isinstance(sharded.grad, DTensor)
-        torch.testing.assert_close(sharded.grad.full_tensor(), expected)
-    finally:
-        dist.destroy_process_group()

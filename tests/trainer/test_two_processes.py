@@ -61,6 +61,17 @@ def reference(store):
     return [int(sample.sequence.record_id[1:]) for sample in reader]
 
 
+def test_rank_comes_from_the_launcher(seen):
+    assert [rank["launched"] for rank in seen[0]] == [[0, 2], [1, 2]]
+
+
+def test_sharded_weights_get_the_gradients_of_whole_ones(seen):
+    """A DTensor head, FSDP2 around the whole model, and FSDP2 around the head alone."""
+    for rank in seen[0]:
+        assert set(rank["sharded"]) == {"weight", "root", "head"}
+        assert max(rank["sharded"].values()) < 1e-5
+
+
 def test_dividing_divided_data_again_is_refused_not_silent(seen):
     ranks, _ = seen
     for rank in ranks:
@@ -90,6 +101,10 @@ def test_accelerate_may_divide_what_is_not_divided(seen, small_store):
     assert line[:NUM_SEQUENCES] == reference(small_store)
 
 
+def test_processes_that_would_take_unequal_steps_are_refused(seen):
+    assert all("construct the dataset with even=True" in rank["uneven"] for rank in seen[0])
+
+
 def test_two_processes_train_as_one(seen, small_store, tmp_path):
     (first, second), _ = seen
     assert first["weights"] == second["weights"]
@@ -103,10 +118,11 @@ def test_two_processes_train_as_one(seen, small_store, tmp_path):
     assert first["history"] == pytest.approx(history, rel=1e-3)
     assert first["kl"] == pytest.approx(evaluation["eval_kl"], rel=1e-4)
     assert first["num_rows"] == evaluation["eval_num_rows"]
+    assert first["num_sequences"] == evaluation["eval_num_sequences"]
 
 
 def test_one_process_goes_on_where_two_stopped(seen, small_store, tmp_path):
     (first, _), folder = seen
     alone = tiny_trainer(small_store, tmp_path, model=tiny_student(seed=5), batch_size=4, max_steps=9)
-    alone.train(resume_from_checkpoint=str(folder / "half" / "checkpoint-5"))
+    alone.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-5"))
     assert torch.allclose(torch.tensor(first["weights"]), weights(alone.model), atol=2e-5)
