@@ -12,6 +12,7 @@ from benchmarks.storage_fidelity import (
     PREFIX_TOP_K,
     TEMPERATURES,
     Fidelity,
+    interpolated_fidelity,
     layout_fidelity,
     prefix_fidelity,
 )
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         largest = whole.cut(max(args.top_k))
         if max(args.top_k) > PREFIX_TOP_K:
             fidelities.append((whole.name, PREFIX_TOP_K, prefix_fidelity(largest, books)))
+        if interpolated := interpolated_fidelity(largest):
+            fidelities.append((whole.name, largest.spec.top_k, interpolated))
         curves[whole.name] = codebook_curve(largest)
     publish(_result(args, sources, sizes, fidelities, curves), args.out, quiet=args.quiet)
     return 0
@@ -126,6 +129,7 @@ def _size_figures(sizes: Sequence[Sizes]) -> list[Figure]:
             "label_bytes": one.needed,
             "own_codebooks_bytes": one.alone,
             "id_bytes": one.columns["ids"],
+            "mass_bytes": one.columns["other temperatures and tails"],
         }
         for name, value in named.items():
             figures.append(
@@ -142,7 +146,7 @@ def _size_figures(sizes: Sequence[Sizes]) -> list[Figure]:
 def _fidelity_figures(fidelities: Sequence[tuple[str, int, Fidelity]]) -> list[Figure]:
     figures = []
     for source, top_k, found in fidelities:
-        better = "lower" if found.slug in ("this", "prefix") else "neither"
+        better = "lower" if found.slug in ("this", "prefix", "interpolated") else "neither"
         end = f"{found.slug}_k{top_k}"
         for name, value in (("mean_error", found.mean_error), ("largest_error", found.largest_error)):
             figures.append(Figure.of(f"{source}_{name}_{end}", value, "nats", is_ratio=True, better=better))

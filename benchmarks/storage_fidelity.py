@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,26 @@ def prefix_fidelity(source: LabelSource, codebooks: CodebookSet) -> Fidelity:
     written = _of_rows([sequence.rows for sequence in cut.sequences], cut.spec)
     name = f"{OURS}, {PREFIX_TOP_K} read of {source.spec.top_k}"
     return _compare(name, "prefix", cut.spec, written, _read(data, source.spec, codebooks, PREFIX_TOP_K))
+
+
+def interpolated_fidelity(source: LabelSource) -> Fidelity | None:
+    """T=2 as the other stored temperatures foretell it, against T=2 as stored; None where it is not stored.
+
+    The hardest case there is: in practice a temperature between neighbours of 1, 2 and 4 is interpolated.
+    """
+    spec, rows = source.spec, [sequence.rows for sequence in source.sequences]
+    kept = [index for index, temperature in enumerate(spec.temperatures) if temperature != 2.0]
+    if len(kept) == len(spec.temperatures) or not spec.temperatures[0] < 2.0 < spec.temperatures[-1]:
+        return None
+    others = replace(spec, temperatures=tuple(spec.temperatures[index] for index in kept))
+    without = [
+        replace(
+            part, logsumexp_NM=part.logsumexp_NM[:, kept], log_tail_mass_NM=part.log_tail_mass_NM[:, kept]
+        )
+        for part in rows
+    ]
+    name = f"T=2 interpolated from T={', '.join(f'{temperature:g}' for temperature in others.temperatures)}"
+    return _compare(name, "interpolated", spec, _of_rows(rows, spec), _of_rows(without, others))
 
 
 def _compare(layout: str, slug: str, spec: LabelSpec, written: Distribution, read: Distribution) -> Fidelity:
