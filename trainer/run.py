@@ -34,6 +34,7 @@ from trainer.hf_trainer import (
     last_checkpoint,
 )
 from trainer.model_card import model_card
+from trainer.progress import show_progress
 from trainer.sources import HeldOut
 from trainer.student import load_student, load_tokenizer
 
@@ -98,8 +99,13 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     checkpoint = None if restart else last_checkpoint(arguments.output_dir or "")
     before_path = folder / "before.json"
     before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
+    progress = show_progress(trainer, quiet=quiet)
     started, clock = datetime.now(UTC), time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        if progress is not None:
+            progress.close()
     seconds = time.monotonic() - clock
     after = trainer.evaluate_student()
     metrics = RunMetrics(

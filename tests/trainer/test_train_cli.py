@@ -1,6 +1,7 @@
 """The command from configuration to a saved student that transformers loads, and what it refuses."""
 
 import json
+import re
 
 import pytest
 from tokenizers import Tokenizer
@@ -131,3 +132,14 @@ def test_sizes():
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="no training file at"):
         load_config("/nowhere/train.toml")
+
+
+@pytest.mark.slow
+def test_stdout_is_the_metrics_alone_and_stderr_tells_the_steps(config, capsys):
+    few = ["--set", "training.max_steps=4", "--set", "training.logging_steps=2"]
+    assert main(["train", str(config), *few, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_steps"] == 4
+    assert main(["train", str(config), *few, "--restart"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split(":")[0] for line in lines] == ["step 1/4", "step 2/4", "step 4/4"]
+    assert re.search(r"loss \d+\.\d{3}, distillation \d+\.\d{3}, .*top-1 agreement \d+\.\d%", lines[-1])

@@ -1,0 +1,89 @@
+"""How a training run shows itself: a live bar in a terminal, a line per logged step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+SHOWN = (
+    ("loss", "loss", ".3f"),
+    ("distillation", "distillation", ".3f"),
+    ("cross_entropy", "cross-entropy", ".3f"),
+    ("top1_agreement", "top-1 agreement", ".1%"),
+    ("learning_rate", "lr", ".2e"),
+)
+"""What is shown of a logged step: its name in the log, its name for people, its format."""
+
+
+class TrainingProgress(TrainerCallback):
+    """Of the first process only. Writes to stderr, so that stdout is left to results."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._console = Console(file=stream or sys.stderr, highlight=False)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}"),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+        self._bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+            return
+        words = ", ".join(f"{label} {logs[name]:{form}}" for name, label, form in SHOWN if name in logs)
+        if self._bar is not None:
+            self._bar.update(self._task, description=words)
+        else:
+            self._console.print(f"step {state.global_step}/{state.max_steps}: {words}", soft_wrap=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar, also where training broke off; calling it again does nothing."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def show_progress(trainer: Trainer, *, quiet: bool) -> TrainingProgress | None:
+    """Replace what transformers shows, which prints dictionaries to stdout; None if `quiet`."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if quiet:
+        return None
+    progress = TrainingProgress()
+    trainer.add_callback(progress)
+    return progress
