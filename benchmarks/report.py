@@ -6,6 +6,7 @@ a sandboxed frame, so what a prompt holds can reach neither the report nor the n
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks.svg_chart import Series, bar_chart, line_chart
+from benchmarks.svg_chart import Bar, Series, bar_chart, line_chart
+from logitstore.inspection import MassAtK, inspect_store
 from logitstore.manifest import Manifest, ShardEntry
 from logitstore.store import LogitStore
 
 PLAIN_BYTES_PER_ENTRY = 6
 """A float16 value and a 32-bit id, as a plain array would hold each entry."""
 SEQUENCES_PER_STORE = 12
+INSPECTED_ROWS = 100_000
+"""Rows of a store that the mass by K is a mean over, at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class StoreSummary:
     num_rejects: int
     shards: tuple[WrittenShard, ...]
     """In order of their end."""
+    mass_by_k: tuple[MassAtK, ...]
+    """What fewer entries would keep, ascending in K."""
 
     @property
     def bytes_per_row(self) -> float:
@@ -97,7 +103,7 @@ class Report:
 
 
 def summarise_store(uri: str) -> StoreSummary:
-    """Add up a store's index; no shard is read."""
+    """Add up a store's index, and read an even choice of its shards for the mass by K."""
     store = LogitStore.open(uri)
     entries = list(store.shards())
     return StoreSummary(
@@ -108,6 +114,7 @@ def summarise_store(uri: str) -> StoreSummary:
         num_bytes=sum(entry.num_bytes for entry in entries),
         num_rejects=sum(entry.num_rejects for entry in entries),
         shards=_written_shards(entries),
+        mass_by_k=tuple(inspect_store(store, max_rows=INSPECTED_ROWS).mass_by_k),
     )
 
 
@@ -168,9 +175,9 @@ def _charts(report: Report) -> dict[str, Markup]:
     """The page's charts by name. They escape what they are given, so they are markup."""
     training, stores = report.training, report.stores
     before, after = training.before, training.after
-    bytes_bars = [(_short_name(store), store.bytes_per_row) for store in stores]
+    bytes_bars = [Bar(_short_name(store), store.bytes_per_row) for store in stores]
     top_k = max(store.manifest.labels.top_k for store in stores)
-    bytes_bars.append(("plain arrays", float(top_k * PLAIN_BYTES_PER_ENTRY)))
+    bytes_bars.append(Bar("plain arrays", float(top_k * PLAIN_BYTES_PER_ENTRY), color=1))
     charts = {
         "loss": line_chart(
             "training loss over steps", [Series("loss", training.steps, training.losses)], "step", "loss"
@@ -178,11 +185,13 @@ def _charts(report: Report) -> dict[str, Markup]:
         "student": bar_chart(
             "distance of the student from the teacher",
             [
-                ("KL before", before.kl), ("KL after", after.kl),
-                ("CE before", before.cross_entropy), ("CE after", after.cross_entropy),
+                Bar("KL", before.kl), Bar("KL", after.kl, color=1), Bar("cross-entropy", before.cross_entropy),
+                Bar("cross-entropy", after.cross_entropy, color=1),
             ],
             "nats per token",
+            ("before", "after training"),
         ),
+        "mass": mass_chart(stores[0]),
         "bytes": bar_chart("bytes per label row", bytes_bars, "bytes per token"),
     }  # fmt: skip
     for index, store in enumerate(stores):
@@ -191,6 +200,17 @@ def _charts(report: Report) -> dict[str, Markup]:
             "label rows per second",
         )  # fmt: skip
     return {name: Markup(svg) for name, svg in charts.items()}
+
+
+def mass_chart(store: StoreSummary) -> str:
+    """The mass that the first K entries hold against K, a line per temperature; K on a logarithmic axis."""
+    places = [math.log2(at.top_k) for at in store.mass_by_k]
+    lines = [
+        Series(f"T = {temperature}", places, [at.mass[temperature] for at in store.mass_by_k])
+        for temperature in store.mass_by_k[0].mass
+    ]
+    names = {place: str(at.top_k) for place, at in zip(places, store.mass_by_k, strict=True)}
+    return line_chart("the teacher's mass on the first K entries", lines, "K", "mean mass", names)
 
 
 def _short_name(store: StoreSummary) -> str:

@@ -6,7 +6,7 @@ Everything that comes from data is escaped. Sizes are in units of the viewBox, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -44,8 +44,17 @@ class _Scale:
         return [(first + i) * step for i in range(count)]
 
 
-def line_chart(name: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Lines over a common x axis; y starts at zero. `name` is what a screen reader says."""
+def line_chart(
+    name: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    x_names: Mapping[float, str] | None = None,
+) -> str:
+    """Lines over a common x axis; y starts at zero. `name` is what a screen reader says.
+
+    `x_names` are ticks with texts of their own, for an axis that is not linear in what it shows.
+    """
     points = [(x, y) for one in series for x, y in zip(one.xs, one.ys, strict=True)]
     if not points:
         return _no_data(name)
@@ -55,7 +64,8 @@ def line_chart(name: str, series: Sequence[Series], x_label: str, y_label: str) 
     y_high = max(max(y for _, y in points), 0.0) or 1.0
     x = _Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, WIDTH - RIGHT)
     y = _Scale(0.0, y_high * 1.06, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, x_label, y_label, x_ticks=x.ticks(5))]
+    ticks = x_names or {tick: _number(tick) for tick in x.ticks(5)}
+    parts = [_axes(x, y, x_label, y_label, ticks)]
     for index, one in enumerate(series):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(one.xs, one.ys, strict=True))
         parts.append(f'<polyline class="line c{index % 6}" points="{path}"/>')
@@ -64,34 +74,46 @@ def line_chart(name: str, series: Sequence[Series], x_label: str, y_label: str) 
     return _svg(name, parts)
 
 
-def bar_chart(name: str, bars: Sequence[tuple[str, float]], y_label: str, number_format: str = ".3g") -> str:
-    """One bar per label with its value written above; y starts at zero."""
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar with its value written above."""
+
+    label: str
+    value: float
+    color: int = 0
+    """Bars of one meaning share a colour."""
+
+
+def bar_chart(name: str, bars: Sequence[Bar], y_label: str, colors: Sequence[str] = ()) -> str:
+    """Bars side by side; y starts at zero. `colors` names what each colour means."""
     if not bars:
         return _no_data(name)
     x = _Scale(0, len(bars), LEFT, WIDTH - RIGHT)
-    y = _Scale(0.0, (max(value for _, value in bars) or 1.0) * 1.15, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, "", y_label, x_ticks=[])]
-    for index, (label, value) in enumerate(bars):
-        left, width, top = x(index + 0.2), x(0.6) - x(0), y(value)
+    y = _Scale(0.0, (max(bar.value for bar in bars) or 1.0) * 1.15, HEIGHT - BOTTOM, TOP)
+    parts = [_axes(x, y, "", y_label, {})]
+    for index, bar in enumerate(bars):
+        left, width, top = x(index + 0.2), x(0.6) - x(0), y(bar.value)
         middle = left + width / 2
         parts.append(
-            f'<rect class="bar c{index % 6}" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" '
+            f'<rect class="bar c{bar.color % 6}" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" '
             f'height="{y(0) - top:.1f}"/>'
-            f'<text class="value" x="{middle:.1f}" y="{top - 5:.1f}">{value:{number_format}}</text>'
+            f'<text class="value" x="{middle:.1f}" y="{top - 5:.1f}">{bar.value:.3g}</text>'
         )
-        for row, words in enumerate(label.split("\n")):
+        for row, words in enumerate(bar.label.split("\n")):
             parts.append(f'<text x="{middle:.1f}" y="{y(0) + 16 + 14 * row:.1f}">{escape(words)}</text>')
+    if colors:
+        parts.append(_legend(colors))
     return _svg(name, parts)
 
 
-def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str, *, x_ticks: list[float]) -> str:
+def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str, x_names: Mapping[float, str]) -> str:
     parts = []
     for tick in y.ticks(4):
         at = y(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text class="y" x="{LEFT - 6}" y="{at + 4:.1f}">{_number(tick)}</text>')
-    for tick in x_ticks:
-        parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 16}">{_number(tick)}</text>')
+    for tick, text in x_names.items():
+        parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 16}">{escape(text)}</text>')
     middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text class="label" x="{middle_x}" y="{HEIGHT - 8}">{escape(x_label)}</text>')
     parts.append(

@@ -17,9 +17,11 @@ from benchmarks.report import (
     Training,
     WrittenShard,
     labeling_rates,
+    mass_chart,
     write_report,
 )
-from benchmarks.svg_chart import Series, bar_chart, line_chart
+from benchmarks.svg_chart import Bar, Series, bar_chart, line_chart
+from logitstore.inspection import MassAtK
 from logitstore.manifest import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
@@ -37,7 +39,8 @@ def a_manifest(model: str) -> Manifest:
 
 def a_report(text: str = "teacher", stores: tuple[StoreSummary, ...] | None = None) -> Report:
     shards = (WrittenShard(text, 100.0, 110.0, 500), WrittenShard("worker 1", 101.0, 121.0, 400))
-    store = StoreSummary(f"labels/{text}", a_manifest(text), 20, 900, 118_000, 3, shards)
+    mass = (MassAtK(1, {"1": 0.5, "2": 0.1}, 0.0), MassAtK(4, {"1": 0.75, "2": 0.2}, 0.1))
+    store = StoreSummary(f"labels/{text}", a_manifest(text), 20, 900, 118_000, 3, shards, mass)
     training = Training(
         (1, 2, 3),
         (10.5, 8.0, 6.25),
@@ -121,7 +124,17 @@ def test_a_line_chart_scales_its_points() -> None:
 
 
 def test_bars_are_proportional() -> None:
-    svg = bar_chart("c", [("a", 4.0), ("b", 1.0), ("c", 0.0)], "y")
+    svg = bar_chart("c", [Bar("a", 4.0), Bar("b", 1.0), Bar("c", 0.0)], "y")
     heights = [float(h) for h in re.findall(r'height="([\d.]+)"', svg)]
     assert heights[0] == pytest.approx(4 * heights[1], rel=0.01)
     assert heights[2] == 0
+
+
+def test_the_mass_is_drawn_over_the_logarithm_of_k() -> None:
+    (store,) = a_report().stores
+    svg = mass_chart(store)
+    first, second = re.findall(r'points="([^"]+)"', svg)
+    assert [float(point.split(",")[0]) for point in first.split()] == [56.0, 390.0]
+    ys = [216 - float(point.split(",")[1]) for line in (first, second) for point in line.split()]
+    assert ys == pytest.approx([ys[1] * mass / 0.75 for mass in (0.5, 0.75, 0.1, 0.2)], abs=0.2)
+    assert re.findall(r'<text x="(?:56|390)\.0" y="232">(\d)</text>', svg) == ["1", "4"]
