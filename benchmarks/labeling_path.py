@@ -13,6 +13,7 @@ import numpy as np
 
 from labeler.actor import Worker
 from labeler.config import InputConfig, JobConfig, OutputConfig, TeacherConfig
+from labeler.engine_feed import EngineFeed
 from labeler.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
 from labeler.plan import KnownRecords, Plan, SegmentWriter
 from labeler.scheduler import Lease
@@ -34,7 +35,7 @@ class StartedWorker(Worker):
 
     def __init__(self, job: JobConfig, teacher: Any) -> None:
         super().__init__(job, "benchmark", frozenset())
-        self._teacher = teacher
+        self._feed = EngineFeed(lambda: teacher, 1, self._count_labeled)
 
 
 def label_to_disk(teacher: Any, prompts: Sequence[TokenizedPrompt], labels: LabelSpec) -> None:

@@ -79,7 +79,7 @@ class StandIn:
         return "ready"
 
     def heartbeat(self) -> Heartbeat:
-        return Heartbeat(0, None, 0, 0, 0)
+        return Heartbeat(0, (), 0, 0, 0)
 
     def label_unit(self, lease: Lease) -> UnitResult:
         unit = lease.unit

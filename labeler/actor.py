@@ -1,8 +1,8 @@
 """The worker: one teacher in one Ray actor, units in, committed shards out.
 
-The class is plain Python, made an actor by `pool.py`, so that tests drive it without Ray. Of its threads
-one alone touches the engine; the others read units, filter, write and commit, so that the engine goes on
-while the last unit is being written. Labels never leave the process: only a commit's row does.
+The class is plain Python, made an actor by `pool.py`, so that tests drive it without Ray. Its threads read
+units, filter, write and commit while the engine goes on with the next unit (`engine_feed.py`). Labels never
+leave the process: only a commit's row does.
 """
 
 from __future__ import annotations
@@ -12,28 +12,20 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TypeVar
 
 import ray
 
 from labeler.config import JobConfig
 from labeler.cores import Placement
+from labeler.engine_feed import EngineFeed, FedUnit
 from labeler.filters import filter_responses
-from labeler.messages import EngineDiedError, Heartbeat, UnitResult
+from labeler.messages import Heartbeat, UnitResult
 from labeler.patience import persistently
 from labeler.plan import read_unit
 from labeler.scheduler import Lease
-from labeler.teacher import (
-    PromptError,
-    Teacher,
-    TeacherDescription,
-    TeacherDiedError,
-    TokenizedPrompt,
-    build_teacher,
-)
+from labeler.teacher import PromptError, TeacherDescription, TokenizedPrompt, build_teacher
 from labeler.units import PlannedRecord
 from logitstore.manifest import ShardEntry
 from logitstore.records import LabeledSequence, Reject
@@ -43,13 +35,6 @@ MAX_BUFFERED_BYTES = 1 << 30
 Result = TypeVar("Result")
 
 
-@dataclass(slots=True)
-class _Labeled:
-    sequences: list[LabeledSequence]
-    rejects: list[Reject]
-    num_bytes: int
-
-
 class Worker:
     """Labels leases with one teacher. Its methods may be called from several threads at once."""
 
@@ -57,13 +42,10 @@ class Worker:
         self._job = job
         self._name = name
         self._special_ids = special_ids
-        self._teacher: Teacher | None = None
+        self._feed: EngineFeed | None = None
         self._store: LogitStore | None = None
-        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._leaving = threading.Event()
         self._state = threading.Condition()
-        self._in_engine: int | None = None
-        self._death: EngineDiedError | None = None
         self._progress = 0
         self._buffered_bytes = 0
         self._num_sequences = 0
@@ -81,11 +63,12 @@ class Worker:
     def start(self, cores: str | None) -> TeacherDescription:
         """Load the teacher, bound to `cores`. Takes as long as the model takes to load."""
 
-        def load() -> TeacherDescription:
-            self._teacher = build_teacher(self._job.teacher, self._job.labels, cores=cores)
-            return self._teacher.describe()
-
-        return self._engine_thread.submit(load).result()
+        self._feed = EngineFeed(
+            lambda: build_teacher(self._job.teacher, self._job.labels, cores=cores),
+            self._job.labels_per_record,
+            self._count_labeled,
+        )
+        return self._feed.teacher.describe()
 
     def label_unit(self, lease: Lease) -> UnitResult:
         """Label a unit and commit it; on a trial only label. Raises EngineDiedError: replace this actor."""
@@ -95,104 +78,67 @@ class Worker:
         prompts = _prompts_of(planned, lease)
         read_sec = time.perf_counter() - started
         self._wait_for_room()
-        labeled = self._engine_thread.submit(self._run_engine, lease, planned, prompts).result()
-        if labeled is None:
-            return UnitResult(lease.lease_id, "gave_back")
-        engine_sec, labeled = labeled
+        assert self._feed is not None, "start() comes first"
+        fed = FedUnit.of(lease.lease_id, prompts, self._job.labels_per_record)
         try:
+            if not self._feed.run(fed):
+                return UnitResult(lease.lease_id, "gave_back")
             if lease.trial is not None:
-                return UnitResult(lease.lease_id, "passed_trial", engine_sec=engine_sec)
-            result = self._finish(store, lease, planned, labeled, engine_sec, read_sec)
+                return UnitResult(lease.lease_id, "passed_trial", engine_sec=fed.engine_sec)
+            return self._finish(store, lease, planned, fed, read_sec)
         finally:
             with self._state:
-                self._buffered_bytes -= labeled.num_bytes
+                self._buffered_bytes -= sum(_num_bytes(sequence) for sequence in fed.sequences)
                 self._progress += 1
                 self._state.notify_all()
-        return result
 
     def heartbeat(self) -> Heartbeat:
         with self._state:
             return Heartbeat(
                 progress=self._progress,
-                in_engine=self._in_engine,
+                in_engine=self._feed.in_engine if self._feed is not None else (),
                 buffered_bytes=self._buffered_bytes,
                 num_sequences=self._num_sequences,
                 num_tokens=self._num_tokens,
             )
 
     def leave(self) -> None:
-        """Begin no further unit; the one in the engine is finished, the others are given back."""
+        """Begin no further unit; what is in the engine is finished, the rest is given back."""
         self._leaving.set()
+        if self._feed is not None:
+            self._feed.leave()
 
     def close(self) -> None:
         """Free the engine."""
-        self._leaving.set()
-        if self._teacher is not None:
-            self._engine_thread.submit(self._teacher.close).result()
+        self.leave()
+        if self._feed is not None:
+            self._feed.close()
 
-    def _run_engine(
-        self, lease: Lease, planned: list[PlannedRecord], prompts: list[TokenizedPrompt]
-    ) -> tuple[float, _Labeled] | None:
-        """Runs in the engine's thread. None if this worker is about to leave."""
-        if self._leaving.is_set():
-            return None
-        assert self._teacher is not None, "start() comes first"
-        started = time.perf_counter()
-        if self._death is not None:
-            raise self._death
+    def _count_labeled(self, sequence: LabeledSequence) -> None:
         with self._state:
-            self._in_engine = lease.lease_id
-        try:
-            labeled = self._collect(self._teacher.label(prompts), planned)
-        except TeacherDiedError as error:
-            self._death = EngineDiedError(f"{type(error).__name__}: {error}", lease.lease_id)
-            raise self._death from error
-        with self._state:
-            self._in_engine = None
+            self._buffered_bytes += _num_bytes(sequence)
             self._progress += 1
-        return time.perf_counter() - started, labeled
-
-    def _collect(
-        self, results: Iterable[LabeledSequence | PromptError], planned: list[PlannedRecord]
-    ) -> _Labeled:
-        by_id = {record.prompt.record_id: record for record in planned}
-        labeled = _Labeled([], [], 0)
-        for result in results:
-            if isinstance(result, PromptError):
-                record = by_id[result.record_id]
-                labeled.rejects.append(
-                    Reject(record.file, record.line, result.record_id, result.reason, result.kind)
-                )
-                continue
-            labeled.sequences.append(result)
-            num_bytes = result.rows.logits_NK.nbytes + result.rows.token_ids_NK.nbytes
-            labeled.num_bytes += num_bytes
-            with self._state:
-                self._buffered_bytes += num_bytes
-                self._progress += 1
-                self._num_sequences += 1
-                self._num_tokens += len(result.token_ids_T)
-        return labeled
+            self._num_sequences += 1
+            self._num_tokens += len(sequence.token_ids_T)
 
     def _finish(
         self,
         store: LogitStore,
         lease: Lease,
         planned: list[PlannedRecord],
-        labeled: _Labeled,
-        engine_sec: float,
+        fed: FedUnit,
         read_sec: float,
     ) -> UnitResult:
         started = time.perf_counter()
-        rejects = [*labeled.rejects, *_killers(planned, lease)]
-        sequences, filtered = labeled.sequences, Counter[str]()
+        rejects = [*_refused(fed.errors, planned), *_killers(planned, lease)]
+        sequences, filtered = fed.sequences, Counter[str]()
         if self._job.labels.mode == "generate":
             outcome = filter_responses(sequences, self._job.filters, self._special_ids)
             sequences, filtered = outcome.kept, outcome.counts
             rejects += _dropped(outcome.dropped, planned, self._job.labels.n)
         sequences = _in_plan_order(sequences, planned)
         filtered_sec = time.perf_counter() - started
-        spent_sec = read_sec + engine_sec + filtered_sec
+        spent_sec = read_sec + fed.engine_sec + filtered_sec
         entry, won = self._commit(store, lease, sequences, rejects, spent_sec)
         return UnitResult(
             lease_id=lease.lease_id,
@@ -201,7 +147,7 @@ class Worker:
             won=won,
             rejects_by_kind=dict(Counter(reject.kind for reject in rejects)),
             filtered=dict(filtered),
-            engine_sec=engine_sec,
+            engine_sec=fed.engine_sec,
             own_sec=read_sec + time.perf_counter() - started,
         )
 
@@ -251,6 +197,19 @@ def _prompts_of(planned: list[PlannedRecord], lease: Lease) -> list[TokenizedPro
     skipped = {position for position, _ in lease.skip}
     wanted = range(len(planned)) if lease.trial is None else lease.trial
     return [planned[position].prompt for position in wanted if position not in skipped]
+
+
+def _num_bytes(sequence: LabeledSequence) -> int:
+    return sequence.rows.logits_NK.nbytes + sequence.rows.token_ids_NK.nbytes
+
+
+def _refused(errors: list[PromptError], planned: list[PlannedRecord]) -> list[Reject]:
+    by_id = {record.prompt.record_id: record for record in planned}
+    rejects: list[Reject] = []
+    for error in errors:
+        record = by_id[error.record_id]
+        rejects.append(Reject(record.file, record.line, error.record_id, error.reason, error.kind))
+    return rejects
 
 
 def _killers(planned: list[PlannedRecord], lease: Lease) -> list[Reject]:

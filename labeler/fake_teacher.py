@@ -10,7 +10,7 @@ Shape legend: T tokens, N label rows, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from labeler.teacher import (
     TokenizedPrompt,
     check_prompt,
     labeled_sequence,
-    longest_first,
     sample_seed,
 )
 from logitstore.manifest import TeacherInfo
@@ -72,9 +71,9 @@ class FakeTeacher:
             value_kind="gap_f16",
         )
 
-    def label(self, prompts: Sequence[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
+    def label(self, prompts: Iterable[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
         generate = self._labels.mode == "generate"
-        for prompt in longest_first(prompts):
+        for prompt in prompts:
             if self._dead:
                 raise TeacherDiedError("the engine has died before; start a new teacher")
             limit = self._max_model_len - 1 if generate else self._max_model_len

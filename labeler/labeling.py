@@ -180,7 +180,7 @@ class LabelingLoop:
         self._tally.count_failure(kind, f"{event.worker_id}: {event.reason}")
         self._settle_account(event.worker_id)
         if event.engine:
-            self._scheduler.engine_died(event.worker_id, event.culprit, event.reason, now)
+            self._scheduler.engine_died(event.worker_id, event.culprits, event.reason, now)
         else:
             self._scheduler.lost_worker(event.worker_id, now)
 

@@ -14,11 +14,11 @@ class JobFailedError(RuntimeError):
 class EngineDiedError(RuntimeError):
     """A worker's engine is dead for good. Every lease of the worker fails with this one cause."""
 
-    def __init__(self, reason: str, culprit: int) -> None:
-        super().__init__(reason, culprit)
+    def __init__(self, reason: str, culprits: tuple[int, ...]) -> None:
+        super().__init__(reason, culprits)
         self.reason = reason
-        self.culprit = culprit
-        """The lease that was in the engine when it died."""
+        self.culprits = culprits
+        """The leases that were in the engine when it died, oldest first."""
 
     def __str__(self) -> str:
         return self.reason
@@ -58,8 +58,8 @@ class Heartbeat:
 
     progress: int
     """Grows whenever a sequence is labeled or a step of a unit is done."""
-    in_engine: int | None
-    """The lease that the engine is labeling; to be blamed should the process die now."""
+    in_engine: tuple[int, ...]
+    """The leases that the engine is labeling, oldest first; to be suspected should the process die now."""
     buffered_bytes: int
     """Labels waiting to be written."""
     num_sequences: int

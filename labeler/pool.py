@@ -44,8 +44,8 @@ class WorkerDied:
     reason: str
     engine: bool
     """Whether its work may be the cause; False where its node or network went."""
-    culprit: int | None
-    """The lease that was in the engine, as far as known."""
+    culprits: tuple[int, ...]
+    """The leases that were in the engine, oldest first, as far as known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +151,9 @@ class ActorPool:
     def views(self) -> list[WorkerView]:
         views: list[WorkerView] = []
         for slot in self._slots:
-            in_engine = slot.heartbeat.in_engine if slot.heartbeat else None
-            lease = slot.leases.get(in_engine) if in_engine is not None else None
-            unit = lease.unit.unit_id if lease is not None else None
+            in_engine = slot.heartbeat.in_engine if slot.heartbeat else ()
+            units = [slot.leases[lease_id].unit.unit_id for lease_id in in_engine if lease_id in slot.leases]
+            unit = units[0] if units else None
             views.append(WorkerView(slot.worker_id, slot.node_name, slot.state, unit, slot.restarts))
         return views
 
@@ -171,7 +171,7 @@ class ActorPool:
             self._ask_for_heartbeat(slot, now)
             if slot.state == "loading" and now - slot.since_sec > self._job.workers.start_sec:
                 reason = f"the engine did not load within workers.start_sec = {self._job.workers.start_sec:g}"
-                events += self._lost(slot, reason, engine=True, culprit=None)
+                events += self._lost(slot, reason, engine=True)
             if slot.state == "leaving" and (not slot.leases or now >= slot.leave_by_sec):
                 events.append(WorkerLeft(slot.worker_id, slot.node_name))
                 self._vacate(slot, pause_sec=0.0)
@@ -190,12 +190,12 @@ class ActorPool:
 
     def end(self, worker_id: str, reason: str) -> list[PoolEvent]:
         """End a worker that no longer gets on, and start another in its place."""
-        return self._lost(self._slot_of(worker_id), reason, engine=True, culprit=None)
+        return self._lost(self._slot_of(worker_id), reason, engine=True)
 
     def give_up(self, worker_id: str, reason: str) -> list[PoolEvent]:
         """End a worker that is of no use, and start no other in its place."""
         slot = self._slot_of(worker_id)
-        events = self._lost(slot, reason, engine=False, culprit=None)
+        events = self._lost(slot, reason, engine=False)
         slot.state = "given_up"
         return [*events, ReplicaGivenUp(worker_id, reason)]
 
@@ -286,16 +286,18 @@ class ActorPool:
         if what == "label" and not died:
             slot.leases.pop(lease_id, None)
             return [LeaseFailed(slot.worker_id, lease_id, reason)]
-        culprit = error.culprit if isinstance(error, EngineDiedError) else None
+        culprits = error.culprits if isinstance(error, EngineDiedError) else ()
         engine = not isinstance(error, RayActorError) or self._node_is_alive(slot.node_id)
-        return self._lost(slot, reason, engine=engine, culprit=culprit)
+        return self._lost(slot, reason, engine=engine, culprits=culprits)
 
-    def _lost(self, slot: _Slot, reason: str, *, engine: bool, culprit: int | None) -> list[PoolEvent]:
+    def _lost(
+        self, slot: _Slot, reason: str, *, engine: bool, culprits: tuple[int, ...] = ()
+    ) -> list[PoolEvent]:
         """The slot's actor is gone or unfit."""
         worker_id, was_ready = slot.worker_id, slot.state in ("ready", "leaving")
-        if culprit is None and slot.heartbeat is not None:
-            culprit = slot.heartbeat.in_engine
-        on_trial = culprit is not None and culprit in slot.leases and slot.leases[culprit].trial is not None
+        if not culprits and slot.heartbeat is not None:
+            culprits = slot.heartbeat.in_engine
+        on_trial = any(lease.trial is not None for lease in slot.leases.values())
         if engine and not on_trial:
             slot.deaths_in_row += 1
             if not self._any_was_ready:
@@ -305,7 +307,7 @@ class ActorPool:
         self._vacate(slot, pause)
         events: list[PoolEvent] = []
         if was_ready:
-            events.append(WorkerDied(worker_id, reason, engine, culprit))
+            events.append(WorkerDied(worker_id, reason, engine, culprits))
         if slot.deaths_in_row > self._job.workers.restarts:
             slot.state = "given_up"
             events.append(ReplicaGivenUp(worker_id, reason))

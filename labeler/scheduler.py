@@ -48,6 +48,9 @@ class Lease:
     """Positions of records that killed engines, with the reason: they become rejects of the unit."""
     trial: tuple[int, ...] | None = None
     """Not None: label only these positions and throw the labels away (bisection)."""
+    alone: bool = False
+    """The unit is suspected of killing engines: its worker holds no other, so that the outcome is beyond
+    doubt. Always so for a trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,10 @@ class _Trouble:
     last_reason: str = ""
     bisection: Bisection | None = None
     skip: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.kills > 0 or self.bisection is not None
 
 
 @dataclass(slots=True)
@@ -121,7 +128,7 @@ class Scheduler:
     def next_lease(self, worker_id: str, now_sec: float) -> Lease | None:
         """A unit for the worker, or None if it has its share or nothing is to be done."""
         own = self._leases_of_worker[worker_id]
-        if len(own) >= self._policy.leases_per_worker or self._is_on_trial(own):
+        if len(own) >= self._policy.leases_per_worker or self._holds_suspect(own):
             return None
         unit = self._take_returned(now_sec, alone=not own) or self._take_fresh()
         if unit is None:
@@ -136,6 +143,7 @@ class Scheduler:
             worker_id=worker_id,
             skip=tuple(trouble.skip) if trouble else (),
             trial=trouble.bisection.trial if trouble and trouble.bisection else None,
+            alone=trouble is not None and trouble.is_suspect,
         )
         self._next_lease_id += 1
         self._held[lease.lease_id] = _Holding(lease, now_sec, now_sec + self._policy.lease_sec)
@@ -196,14 +204,16 @@ class Scheduler:
         self.events["worker_lost"] += 1
         self._return_all(worker_id, now_sec)
 
-    def engine_died(self, worker_id: str, culprit: int | None, reason: str, now_sec: float) -> None:
-        """The worker's engine died while labeling the lease `culprit` (None: unknown, so the oldest)."""
+    def engine_died(self, worker_id: str, culprits: tuple[int, ...], reason: str, now_sec: float) -> None:
+        """The worker's engine died with the leases `culprits` in it (if none is known: the oldest).
+
+        All of them are suspects, and each is leased alone until it is committed or kills again.
+        """
         self.events["engine_died"] += 1
         lease_ids = self._leases_of_worker.get(worker_id, set())
-        if culprit not in lease_ids:
-            culprit = min(lease_ids, default=None)
-        if culprit is not None:
-            self._blame(self._held[culprit].lease, reason)
+        suspects = [lease_id for lease_id in culprits if lease_id in lease_ids] or sorted(lease_ids)[:1]
+        for lease_id in suspects:
+            self._blame(self._held[lease_id].lease, reason)
         self._return_all(worker_id, now_sec)
 
     def expired(self, now_sec: float) -> list[Lease]:
@@ -274,18 +284,17 @@ class Scheduler:
         self._trouble.pop(unit.unit_id, None)
         self.failed.append(FailedUnit(unit, reason))
 
-    def _is_on_trial(self, lease_ids: set[int]) -> bool:
-        return any(self._held[lease_id].lease.trial is not None for lease_id in lease_ids)
+    def _holds_suspect(self, lease_ids: set[int]) -> bool:
+        return any(self._held[lease_id].lease.alone for lease_id in lease_ids)
 
     def _take_returned(self, now_sec: float, *, alone: bool) -> WorkUnit | None:
-        """A unit that came back and may go out again; a trial only to a worker that holds nothing else,
-        so that its outcome is beyond doubt."""
+        """A unit that came back and may go out again; a suspect only to a worker that holds nothing else."""
         for _ in range(len(self._returned)):
             unit = self._returned.popleft()
             trouble = self._trouble.get(unit.unit_id)
             if trouble is None:
                 return unit
-            if trouble.not_before_sec <= now_sec and (alone or trouble.bisection is None):
+            if trouble.not_before_sec <= now_sec and (alone or not trouble.is_suspect):
                 return unit
             self._returned.append(unit)
         return None
@@ -317,7 +326,7 @@ class Scheduler:
                 return None
             lease = holding.lease
             alone = len(self._leases_of_unit[lease.unit.unit_id]) == 1
-            if alone and lease.worker_id != worker_id and lease.trial is None:
+            if alone and lease.worker_id != worker_id and not lease.alone:
                 return lease.unit
         return None
 

@@ -9,7 +9,7 @@ Shape legend: T tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -68,10 +68,12 @@ class TeacherDiedError(RuntimeError):
 class PromptError(ValueError):
     """One prompt that the teacher cannot label. The message holds the value, the rule and the remedy."""
 
-    def __init__(self, record_id: str, reason: str, kind: str) -> None:
-        super().__init__(record_id, reason, kind)
+    def __init__(self, record_id: str, reason: str, kind: str, sample_index: int | None = None) -> None:
+        super().__init__(record_id, reason, kind, sample_index)
         self.record_id = record_id
         self.reason = reason
+        self.sample_index = sample_index
+        """The one sample that failed; None where the prompt gives none at all."""
         self.kind = kind
         """A stable word to count by: "too_long", "bad_token_id", "empty", "bad_prompt", "bad_labels"."""
 
@@ -84,12 +86,16 @@ class Teacher(Protocol):
 
     def describe(self) -> TeacherDescription: ...
 
-    def label(self, prompts: Sequence[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
+    def label(self, prompts: Iterable[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
         """Label `prompts`, each result as soon as it is complete, in any order.
 
-        Mode "score" gives one sequence per prompt, "generate" n of them. A prompt that cannot be
-        labeled gives one `PromptError` *as an item*, so that the others go on; nothing is ever left
-        out. Closing the iterator early gives up the unfinished prompts and leaves the teacher usable.
+        `prompts` is drawn from as the engine has room, in order (long ones first leaves none to run alone
+        at the end). An iterator that had no more is asked again as long as anything is unfinished, so that
+        it may bring further work to an engine that is emptying.
+
+        Mode "score" gives one sequence per prompt, "generate" n of them. A prompt, or a sample of it, that
+        cannot be labeled gives one `PromptError` *as an item*, so that the others go on; nothing is ever
+        left out. Closing the iterator early gives up the unfinished prompts and leaves the teacher usable.
 
         Raises:
             TeacherDiedError: the engine is dead; every further call raises it too.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +29,6 @@ from labeler.teacher import (
     TokenizedPrompt,
     check_prompt,
     labeled_sequence,
-    longest_first,
     sample_seed,
 )
 from labeler.vllm_engine import engine_args, prepare_process, start_engine, stop_engine
@@ -132,7 +131,7 @@ class VllmTeacher:
         # The engine always samples one token more than it scores.
         self._max_tokens: int = config.model_config.max_model_len - 1
         self._step_tokens: int = config.scheduler_config.max_num_batched_tokens
-        self._max_requests: int = 2 * config.scheduler_config.max_num_seqs
+        self._max_requests: int = config.scheduler_config.max_num_seqs * 5 // 4
         if self._labels.top_k > self._vocab_size:
             raise ValueError(
                 f"labels.top_k is {self._labels.top_k}, the teacher's vocabulary has {self._vocab_size} ids; "
@@ -156,7 +155,7 @@ class VllmTeacher:
         ids_T = np.linspace(0, self._vocab_size - 1, SELF_TEST_TOKENS, dtype=np.int32)
         ids_T = ids_T[: self._max_tokens]
         prompt = TokenizedPrompt("self-test", ids_T[:0], ids_T, 1)
-        results = list(self._run([Work(prompt, 0, ids_T, "score")]))
+        results = list(self._run(iter(()), deque([Work(prompt, 0, ids_T, "score")])))
         result = results[0]
         if isinstance(result, PromptError):
             return f"the self-test failed: {result.reason}"
@@ -232,28 +231,16 @@ class VllmTeacher:
             self._engine = None
         self._dead = self._dead or "it was closed"
 
-    def label(self, prompts: Sequence[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
-        generate = self._labels.mode == "generate"
-        # A response needs room for one token.
-        limit = self._max_tokens - 1 if generate else self._max_tokens
-        works: list[Work] = []
-        for prompt in longest_first(prompts):
-            error = check_prompt(prompt, self._vocab_size, limit, self._labels.mode)
-            if error is not None:
-                yield error
-            elif generate:
-                tokens_T = prompt.prompt_token_ids.astype(np.int32)
-                works.extend(Work(prompt, index, tokens_T, "decode") for index in range(self._labels.n))
-            else:
-                parts = [prompt.prompt_token_ids, prompt.response_token_ids]
-                works.append(Work(prompt, 0, np.concatenate(parts).astype(np.int32), "score"))
-        yield from self._run(works)
+    def label(self, prompts: Iterable[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
+        yield from self._run(iter(prompts), deque())
 
-    def _run(self, works: Sequence[Work]) -> Iterator[LabeledSequence | PromptError]:
-        waiting, running = deque(works), dict[str, Work]()
+    def _run(
+        self, prompts: Iterator[TokenizedPrompt], waiting: deque[Work]
+    ) -> Iterator[LabeledSequence | PromptError]:
+        running: dict[str, Work] = {}
         try:
-            while waiting or running:
-                yield from self._feed(waiting, running)
+            yield from self._feed(prompts, waiting, running)
+            while running:
                 for output in self._step():
                     work = running.pop(output.request_id)
                     result = self._result(work, output)
@@ -261,26 +248,51 @@ class VllmTeacher:
                         waiting.appendleft(result)
                     else:
                         yield result
+                yield from self._feed(prompts, waiting, running)
         finally:
             if running and self._dead is None:
                 self._engine.abort_request(list(running))
 
-    def _feed(self, waiting: deque[Work], running: dict[str, Work]) -> Iterator[PromptError]:
-        """Hand requests over until the engine has enough to do; those that it refuses come back."""
+    def _feed(
+        self, prompts: Iterator[TokenizedPrompt], waiting: deque[Work], running: dict[str, Work]
+    ) -> Iterator[PromptError]:
+        """Hand requests over until the engine has enough to do; those that are refused come back."""
         # A decoding request keeps its place for long but has its prompt behind it: only the count bounds it.
         tokens = sum(len(work.tokens_T) for work in running.values() if work.stage == "score")
-        while waiting and len(running) < self._max_requests:
+        while len(running) < self._max_requests:
             if running and tokens >= QUEUED_BATCHES * self._step_tokens:
                 return
+            if not waiting:
+                prompt = next(prompts, None)
+                if prompt is None:
+                    return
+                error = self._refused(prompt)
+                if error is not None:
+                    yield error
+                    continue
+                waiting.extend(self._works_of(prompt))
             work = waiting.popleft()
             request_id = f"{self._next_request}"
             self._next_request += 1
             refusal = self._add(request_id, work)
             if refusal is not None:
-                yield PromptError(work.prompt.record_id, f"vLLM refuses it: {refusal}", "bad_prompt")
+                yield _error(work, f"vLLM refuses it: {refusal}", "bad_prompt")
                 continue
             running[request_id] = work
             tokens += len(work.tokens_T) if work.stage == "score" else 0
+
+    def _refused(self, prompt: TokenizedPrompt) -> PromptError | None:
+        # A response needs room for one token.
+        limit = self._max_tokens - 1 if self._labels.mode == "generate" else self._max_tokens
+        return check_prompt(prompt, self._vocab_size, limit, self._labels.mode)
+
+    def _works_of(self, prompt: TokenizedPrompt) -> list[Work]:
+        """The requests that a prompt makes."""
+        if prompt.response_token_ids is None:
+            tokens_T = prompt.prompt_token_ids.astype(np.int32)
+            return [Work(prompt, index, tokens_T, "decode") for index in range(self._labels.n)]
+        parts = [prompt.prompt_token_ids, prompt.response_token_ids]
+        return [Work(prompt, 0, np.concatenate(parts).astype(np.int32), "score")]
 
     def _add(self, request_id: str, work: Work) -> str | None:
         """Hand one request over; why vLLM will not have it, or None."""
@@ -354,7 +366,7 @@ class VllmTeacher:
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             reason = f"the engine ended it with {completion.finish_reason!r}; look at the engine's log"
-            return PromptError(work.prompt.record_id, reason, "bad_prompt")
+            return _error(work, reason, "bad_prompt")
         tokens_T, finish_reason = work.tokens_T, work.finish_reason
         if work.stage == "decode":
             tokens_T = np.concatenate([tokens_T, np.asarray(completion.token_ids, np.int32)])
@@ -364,7 +376,7 @@ class VllmTeacher:
         try:
             rows = self._rows(work, output, tokens_T)
         except InvalidLabelsError as error:
-            return PromptError(work.prompt.record_id, str(error), "bad_labels")
+            return _error(work, str(error), "bad_labels")
         return labeled_sequence(
             work.prompt, tokens_T, rows, sample_index=work.sample_index, finish_reason=finish_reason
         )
@@ -395,6 +407,10 @@ class VllmTeacher:
         if self._layout is None:
             return rows_from_logprobs(captured, self._labels.top_k, self._vocab_size)
         return rows_from_columns(captured, self._layout, self._vocab_size)
+
+
+def _error(work: Work, reason: str, kind: str) -> PromptError:
+    return PromptError(work.prompt.record_id, reason, kind, work.sample_index)
 
 
 def _require_rows(captured: CapturedColumns, expected: int) -> None:

@@ -69,7 +69,7 @@ def test_a_unit_is_committed_in_the_order_of_the_input(tmp_path):
     assert sequences[0].rows.num_rows == 10
     assert teacher.describe().vocab_size == prepared.limits.vocab_size
     heartbeat = worker.heartbeat()
-    assert (heartbeat.num_sequences, heartbeat.in_engine, heartbeat.buffered_bytes) == (4, None, 0)
+    assert (heartbeat.num_sequences, heartbeat.in_engine, heartbeat.buffered_bytes) == (4, (), 0)
     assert heartbeat.num_tokens == result.entry.num_tokens
 
 
@@ -105,9 +105,9 @@ def test_a_fatal_token_ends_the_worker_for_good(tmp_path):
     for lease_id in range(2):
         with pytest.raises(EngineDiedError, match="fatal token 126") as caught:
             worker.label_unit(Lease(lease_id, units[0], "w"))
-        assert caught.value.culprit == 0, "the second lease is not to blame"
-        assert pickle.loads(pickle.dumps(caught.value)).culprit == 0
-    assert worker.heartbeat().in_engine == 0, "the driver must know whom to blame"
+        assert caught.value.culprits == (0,), "the second lease is not to blame"
+        assert pickle.loads(pickle.dumps(caught.value)).culprits == (0,)
+    assert worker.heartbeat().in_engine == (0,), "the driver must know whom to blame"
 
 
 def test_filtered_responses_are_listed_and_the_others_flagged(tmp_path):
@@ -174,7 +174,7 @@ def test_the_engine_waits_while_too_many_labels_wait_to_be_written(tmp_path, mon
     monkeypatch.setattr(LogitStore, "commit_unit", slow)
     first = threading.Thread(target=worker.label_unit, args=(Lease(0, units[0], "w"),))
     first.start()
-    while worker.heartbeat().buffered_bytes == 0 or worker.heartbeat().in_engine is not None:
+    while worker.heartbeat().buffered_bytes == 0 or worker.heartbeat().in_engine:
         pass
     second = threading.Thread(target=worker.label_unit, args=(Lease(1, units[1], "w"),))
     second.start()

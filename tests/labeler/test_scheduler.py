@@ -130,7 +130,7 @@ def run_with_killers(killers, num_records, deaths_by_chance=0):
             labeled = set(range(num_records) if lease.trial is None else lease.trial) - skipped
             if labeled & set(killers) or deaths < deaths_by_chance:
                 deaths += 1
-                scheduler.engine_died(worker_id, lease.lease_id, "SIGSEGV", 0.0)
+                scheduler.engine_died(worker_id, (lease.lease_id,), "SIGSEGV", 0.0)
                 break
             if lease.trial is not None:
                 scheduler.passed_trial(lease.lease_id, 0.0)
@@ -167,27 +167,47 @@ def test_a_unit_that_kills_only_as_a_whole_is_given_up():
             scheduler.passed_trial(lease.lease_id, 0.0)
         if lease is None:
             break
-        scheduler.engine_died(worker_id, lease.lease_id, "out of memory", 0.0)
+        scheduler.engine_died(worker_id, (lease.lease_id,), "out of memory", 0.0)
     assert scheduler.is_finished
     assert "not with any of its records: out of memory" in scheduler.failed[0].reason
 
 
-def test_the_oldest_lease_is_blamed_where_nothing_is_known_and_tried_alone():
+def test_the_oldest_lease_is_suspected_where_nothing_is_known_and_tried_alone():
     scheduler = scheduler_of(2)
-    for generation in range(2):
-        scheduler.add_worker(f"w{generation}")
-        oldest = lease_to(scheduler, f"w{generation}")
-        other = lease_to(scheduler, f"w{generation}")
-        scheduler.engine_died(f"w{generation}", None, "killed", 0.0)
+    scheduler.add_worker("w0")
+    oldest, other = lease_to(scheduler, "w0"), lease_to(scheduler, "w0")
+    scheduler.engine_died("w0", (), "killed", 0.0)
+    scheduler.add_worker("w1")
+    again = lease_to(scheduler, "w1")
+    assert (again.unit, again.trial, again.alone) == (oldest.unit, None, True)
+    assert scheduler.next_lease("w1", 0.0) is None, "a suspect is alone, so that the outcome is beyond doubt"
+    scheduler.engine_died("w1", (), "killed", 0.0)
     scheduler.add_worker("w2")
-    trial = lease_to(scheduler, "w2")
-    assert (trial.unit, trial.trial) == (oldest.unit, (0, 1, 2, 3))
-    assert scheduler.next_lease("w2", 0.0) is None, "a trial is alone, so that its outcome is beyond doubt"
     scheduler.add_worker("w3")
     assert lease_to(scheduler, "w3").unit == other.unit
-    scheduler.passed_trial(trial.lease_id, 0.0)
     assert scheduler.next_lease("w3", 0.0) is None, "w3 holds another unit"
+    trial = lease_to(scheduler, "w2")
+    assert (trial.unit, trial.trial) == (oldest.unit, (0, 1, 2, 3))
+    assert scheduler.next_lease("w2", 0.0) is None
+    scheduler.passed_trial(trial.lease_id, 0.0)
     assert lease_to(scheduler, "w2").trial == (4, 5)
+
+
+def test_of_two_units_in_a_dying_engine_the_innocent_one_is_cleared_without_a_bisection():
+    scheduler = scheduler_of(2, num_records=4)
+    scheduler.add_worker("w0")
+    innocent, killer = lease_to(scheduler, "w0"), lease_to(scheduler, "w0")
+    scheduler.engine_died("w0", (innocent.lease_id, killer.lease_id), "SIGSEGV", 0.0)
+    scheduler.add_worker("w1")
+    alone = lease_to(scheduler, "w1")
+    assert (alone.unit, alone.alone, alone.trial) == (innocent.unit, True, None)
+    assert scheduler.committed(alone.lease_id, 1.0)
+    alone = lease_to(scheduler, "w1")
+    assert (alone.unit, alone.alone, alone.trial) == (killer.unit, True, None)
+    scheduler.engine_died("w1", (alone.lease_id,), "SIGSEGV", 1.0)
+    scheduler.add_worker("w2")
+    assert lease_to(scheduler, "w2", 1.0).trial == (0, 1)
+    assert scheduler.events["bisected"] == 1
 
 
 def test_leaving_gives_back_everything():
@@ -224,7 +244,7 @@ def test_whatever_happens_every_unit_is_committed_once_or_given_up(seed):
             scheduler.lost_worker(worker_id, now)
             names.remove(worker_id)
         elif action < 0.04:
-            scheduler.engine_died(worker_id, lease.lease_id if lease else None, "died", now)
+            scheduler.engine_died(worker_id, (lease.lease_id,) if lease else (), "died", now)
             names.remove(worker_id)
         elif lease is None:
             continue

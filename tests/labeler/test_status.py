@@ -23,7 +23,7 @@ def result(index, **fields):
 
 
 def beat(tokens):
-    return Heartbeat(progress=tokens, in_engine=None, buffered_bytes=0, num_sequences=1, num_tokens=tokens)
+    return Heartbeat(progress=tokens, in_engine=(), buffered_bytes=0, num_sequences=1, num_tokens=tokens)
 
 
 def status_from(tally, state="running"):

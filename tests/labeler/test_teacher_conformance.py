@@ -183,6 +183,34 @@ def test_an_abandoned_iterator_leaves_the_teacher_usable(case: Case) -> None:
     assert len(engines.labeled(teacher, prompts)) == len(prompts)
 
 
+def test_work_that_comes_while_the_last_is_unfinished_is_taken_up(case: Case) -> None:
+    """An iterator that had no more is asked again, as the labeler's next unit comes to a busy engine."""
+    first, second = _scored_prompts(3), TokenizedPrompt("late", _ids(1, 2, 3), _ids(*range(9, 40)), 3)
+    later: list[TokenizedPrompt] = []
+
+    class Source:
+        def __init__(self) -> None:
+            self.waiting = list(first)
+
+        def __iter__(self) -> Source:
+            return self
+
+        def __next__(self) -> TokenizedPrompt:
+            if self.waiting:
+                return self.waiting.pop(0)
+            if not later:
+                raise StopIteration
+            return later.pop()
+
+    found: list[str] = []
+    for item in case.score().label(Source()):
+        assert isinstance(item, LabeledSequence)
+        found.append(item.record_id)
+        if len(found) == 1:
+            later.append(second)
+    assert sorted(found) == sorted([*(prompt.record_id for prompt in first), "late"])
+
+
 def test_nothing_in_nothing_out(case: Case) -> None:
     assert list(case.score().label([])) == []
 

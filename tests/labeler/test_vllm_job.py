@@ -1,48 +1,60 @@
-"""A job with the real engine: two actors on Ray, one of them killed in the middle."""
+"""Jobs with the real engine on Ray: every process of an engine killed in the middle."""
+
+from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from logitstore.store import LogitStore
-from tests.labeler.jobs import assert_exactly_once, overrides_for, started, units_done, wait_for
+from tests.labeler import engines
+from tests.labeler.jobs import (
+    assert_exactly_once,
+    events,
+    overrides_for,
+    started,
+    units_done,
+    wait_for,
+    write_records,
+)
 
-TEACHER = Path(__file__).parents[2] / ".demo" / "teacher"
-RECORDS = 24
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.skipif(
-        not TEACHER.exists(), reason="no demo teacher in .demo/teacher; `make setup` makes it"
+        not engines.MODEL.exists(), reason="no demo teacher in .demo/teacher; `make setup` makes it"
     ),
 ]
 
 
-def test_a_killed_engine_is_replaced_and_every_record_has_its_labels_once(tmp_path):
+def vllm_overrides(tmp_path: Path, model: Path, *more: str) -> list[str]:
+    vllm = ("teacher.engine=vllm", f"teacher.model='{model}'", "labels.top_k=16", "teacher.max_model_len=256")
+    return overrides_for(tmp_path, *vllm, *more)
+
+
+def test_a_killed_actor_is_replaced_and_every_record_has_its_labels_once(tmp_path: Path) -> None:
+    num_records = 24
     with (tmp_path / "in.jsonl").open("w") as file:
-        for i in range(RECORDS):
+        for i in range(num_records):
             question = f"Tom has {i + 3} apples and eats {i % 3 + 1}. How many are left?"
             answer = f"He had {i + 3} and ate {i % 3 + 1}, so {i + 3 - (i % 3 + 1)} apples are left."
             file.write(json.dumps({"uid": str(i), "prompt": question, "response": answer}) + "\n")
-    vllm = (
-        "teacher.engine=vllm",
-        f"teacher.model='{TEACHER}'",
-        "labels.top_k=16",
-        "teacher.max_model_len=256",
-    )
     store = tmp_path / "store"
-    with started(overrides_for(tmp_path, *vllm, "output.unit_size=2")) as job:
+    with started(vllm_overrides(tmp_path, engines.MODEL, "output.unit_size=2")) as job:
         wait_for(lambda: units_done(store) >= 2, job, timeout_sec=240)
         os.kill(job.actors()[0], signal.SIGKILL)
         exit_status, output = job.finish(timeout_sec=240)
     assert exit_status == 0, output
     assert "1 engine_died" in output
-    assert_exactly_once(tmp_path, RECORDS)
+    assert_exactly_once(tmp_path, num_records)
     manifest = LogitStore.open(store).manifest
     assert (manifest.teacher.engine, manifest.teacher.capture) == ("vllm", "in_engine")
     assert manifest.labels.temperatures == (1.0, 2.0, 4.0)
@@ -50,3 +62,85 @@ def test_a_killed_engine_is_replaced_and_every_record_has_its_labels_once(tmp_pa
         assert sequence.rows.num_rows == len(sequence.token_ids_T) - sequence.prompt_length
         # The answers follow from the questions, so a model that reads them finds them likely.
         assert sequence.rows.label_logprob_N.mean() > -3
+
+
+@pytest.fixture(scope="module")
+def even_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of random weights whose heads two ranks can share (the demo teacher has nine)."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for path in engines.MODEL.iterdir():
+        if "token" in path.name or path.suffix in (".txt", ".jinja"):
+            shutil.copy(path, folder)
+    return folder
+
+
+def test_an_engine_over_two_ranks_survives_the_death_of_each_of_its_processes(
+    tmp_path: Path, even_model: Path
+) -> None:
+    """One replica: a vLLM worker, the engine core, then the actor is killed; labels as transformers has them."""
+    num_records = 400
+    write_records(tmp_path / "in.jsonl", num_records, response_bytes=200)
+    store = tmp_path / "store"
+    two_ranks = (
+        "teacher.tensor_parallel_size=2",
+        "workers.cores=2",
+        "workers.replicas=1",
+        "output.unit_size=4",
+        "teacher.engine_args={kv_cache_memory_bytes = 67108864}",
+    )
+    with started(vllm_overrides(tmp_path, even_model, *two_ranks)) as job:
+        for number, part in enumerate(("VLLM::Worker", "VLLM::EngineCore", "ray::Worker")):
+            wait_for(lambda n=number: units_done(store) >= 2 * (n + 1), job, timeout_sec=150)
+            engine = [*job.named("VLLM::"), *job.actors()]
+            assert len(engine) == 4, "the actor, the engine core and a worker for each rank"
+            os.kill(job.named(part)[0], signal.SIGKILL)
+            killed_at = time.monotonic()
+            wait_for(lambda n=number: len(events(store, "worker_ready")) == n + 2, job, timeout_sec=150)
+            print(f"{part} killed: an engine is ready again after {time.monotonic() - killed_at:.1f} s")
+            assert not [pid for pid in engine if is_alive(pid)], "nothing is left of the engine that died"
+        exit_status, output = job.finish(timeout_sec=150)
+    assert exit_status == 0, output
+    assert "3 engine_died" in output
+    assert_exactly_once(tmp_path, num_records)
+    assert_labels_are_those_of_transformers(store, even_model)
+
+
+def is_alive(process_id: int) -> bool:
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+def assert_labels_are_those_of_transformers(store: Path, model_folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    for sequence in LogitStore.open(store).iter_sequences():
+        with torch.inference_mode():
+            logits_TV = model(torch.as_tensor(sequence.token_ids_T[None].astype(np.int64))).logits[0]
+        logits_NV = logits_TV[sequence.label_start - 1 : -1].double().numpy()
+        theirs_NK = np.take_along_axis(logits_NV, sequence.rows.token_ids_NK.astype(np.int64), 1)
+        assert np.abs(theirs_NK - sequence.rows.logits_NK).max() < 1e-2
+        np.testing.assert_array_equal(sequence.rows.token_ids_NK[:, 0], logits_NV.argmax(axis=1))
+        for index, temperature in enumerate((1.0, 2.0, 4.0)):
+            whole_N = np.logaddexp.reduce(logits_NV / temperature, axis=1)
+            assert np.abs(sequence.rows.logsumexp_NM[:, index] - whole_N).max() < 1e-3
