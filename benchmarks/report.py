@@ -185,7 +185,8 @@ def _charts(report: Report) -> dict[str, Markup]:
         "student": bar_chart(
             "distance of the student from the teacher",
             [
-                Bar("KL", before.kl), Bar("KL", after.kl, color=1), Bar("cross-entropy", before.cross_entropy),
+                Bar("KL", before.kl), Bar("KL", after.kl, color=1),
+                Bar("cross-entropy", before.cross_entropy),
                 Bar("cross-entropy", after.cross_entropy, color=1),
             ],
             "nats per token",
