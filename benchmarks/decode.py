@@ -14,6 +14,7 @@ from benchmarks.layouts import Entries, encode_shard, from_parquet, to_parquet
 from benchmarks.plots import plot
 from benchmarks.results import Cell, Figure, Result, publish
 from logitstore.codebook_training import train_codebooks
+from logitstore.loops import use_compiled_loops
 from logitstore.shard import ShardReader
 
 MIN_SECONDS = 0.05
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     repetitions = args.repetitions or (5 if args.quick else 9)
+    use_compiled_loops()
     sources = list(label_sources(args))
     measured = [
         (source.name, top_k, _rates(source.cut(top_k), repetitions))

@@ -18,6 +18,7 @@ from logitstore import rowcodes, values
 from logitstore.bytecodes import NUM_STREAMS, IntegerReader, encode_integers
 from logitstore.codebooks import CodebookSet
 from logitstore.id_codes import IdDecoder, sort_ties, spread, to_tie_codes
+from logitstore.loops import loops_for
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabelRows
 from logitstore.schema import CODEBOOK_CHOICE, TOP_LOGITS, ids_column, rank_groups, values_column
@@ -29,7 +30,7 @@ VALUE_THRESHOLD = 128
 CHOICE_RANKS = 64
 """Entries by which the writer judges the codebook of a row."""
 
-PART_ENTRIES = 1 << 16
+PART_ENTRIES = 1 << 17
 """Entries that are decoded at once, to stay in cache."""
 
 OpenColumn = Callable[[str, int], Unpacker]
@@ -152,7 +153,8 @@ class BlockCodec:
         at = np.flatnonzero(derived)
         if (rank_N[at] > count_N[at]).any():
             raise damaged("a label's log-probability refers to an entry that its row does not have")
-        logprob_N[at] = np.minimum(logits_NG[at, rank_N[at] - 1] - logsumexp_N[at], 0)
+        places = at * logits_NG.shape[1] + rank_N[at] - 1
+        logprob_N[at] = np.minimum(logits_NG.reshape(-1).take(places) - logsumexp_N[at], 0)
         return rank_N, logprob_N
 
     def _decode_entries(
@@ -163,27 +165,29 @@ class BlockCodec:
         In parts of PART_ENTRIES, so that the intermediate arrays stay in cache.
         """
         groups = [group for group in rank_groups(self.labels.top_k) if group[0] < top_k]
-        num_rows = count_N.shape[0]
-        logits_GN = np.empty((groups[-1][1], num_rows), np.float32)
-        ids_GN = np.empty((groups[-1][1], num_rows), np.int32)
-        choice_N = None
+        num_rows, width = count_N.shape[0], groups[-1][1]
+        loops = loops_for(num_rows * width)
+        logits_NG = np.empty((num_rows, width), np.float32)
+        ids_NG = np.empty((num_rows, width), np.int32)
+        choice_N = np.zeros(num_rows, np.uint8)
         if self.codebooks.num_codebooks > 1:
             choice_N = open_column(CODEBOOK_CHOICE, 1).take(num_rows)
-        ids = IdDecoder(self.codebooks, choice_N, has_ties=not self.is_gap)
+        ids = IdDecoder(self.codebooks, choice_N, loops, has_ties=not self.is_gap)
         top_N = rowcodes.decode_top_logits(open_column(TOP_LOGITS, 4), num_rows) if self.is_gap else None
-        decoder = values.ValueDecoder(self.labels.value_kind, top_N)
+        decoder = values.ValueDecoder(self.labels.value_kind, top_N, loops)
         fewest = int(count_N.min(initial=self.labels.top_k))
-        ranks_per_part = max(1, PART_ENTRIES // max(1, num_rows))
+        ranks_per_part = min(max(1, PART_ENTRIES // max(1, num_rows)), values.MAX_STEPS)
         for group in groups:
             num_entries = int((np.clip(count_N, *group) - group[0]).sum(dtype=np.int64))
             name, ids_name = values_column(group), ids_column(group)
-            steps = IntegerReader(open_column(name, NUM_STREAMS), num_entries, name)
-            codes = IntegerReader(open_column(ids_name, NUM_STREAMS), num_entries, ids_name)
+            steps = IntegerReader(open_column(name, NUM_STREAMS), num_entries, name, loops)
+            codes = IntegerReader(open_column(ids_name, NUM_STREAMS), num_entries, ids_name, loops)
             for start in range(group[0], group[1], ranks_per_part):
                 end = min(start + ranks_per_part, group[1])
                 real_GN = np.arange(start, end)[:, None] < count_N if fewest < end else None
                 size = (end - start) * num_rows if real_GN is None else int(np.count_nonzero(real_GN))
                 steps_GN = spread(steps.take(size), real_GN, (end - start, num_rows))
-                ids.decode(codes.take(size), steps_GN, real_GN, out_GN=ids_GN[start:end])
-                decoder.decode(steps_GN, out_KN=logits_GN[start:end])
-        return np.ascontiguousarray(logits_GN.T), np.ascontiguousarray(ids_GN.T)
+                codes_GN = spread(codes.take(size), real_GN, steps_GN.shape)
+                ids.decode(codes_GN, steps_GN, real_GN, ids_NG, start)
+                decoder.decode(steps_GN, logits_NG, start)
+        return logits_NG, ids_NG

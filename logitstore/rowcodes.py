@@ -67,9 +67,7 @@ def encode_normalizers(
 
 def decode_normalizers(unpacker: Unpacker, num_rows: int, num_temperatures: int) -> np.ndarray:
     """float32 [M, N]: logsumexp(l / T) - top / T."""
-    codes_MN = np.empty((num_temperatures, num_rows), np.uint32)
-    for index in range(num_temperatures):
-        codes_MN[index] = take_planes(unpacker, num_rows, 3)
+    codes_MN = _take_codes(unpacker, num_rows, num_temperatures)
     if codes_MN.size and int(codes_MN.max()) >= _FLOAT24_INFINITY:
         raise damaged("a normaliser is infinite or NaN")
     return from_float24(codes_MN)
@@ -86,12 +84,15 @@ def encode_tails(log_tail_mass_NM: np.ndarray) -> list[np.ndarray]:
 
 def decode_tails(unpacker: Unpacker, num_rows: int, num_temperatures: int) -> np.ndarray:
     """float32 [M, N]: the log of the mass outside the stored entries."""
-    tails_MN = np.empty((num_temperatures, num_rows), np.float32)
-    for index in range(num_temperatures):
-        codes = take_planes(unpacker, num_rows, 3)
-        np.multiply(codes, np.float32(-1 / TAIL_STEPS_PER_NAT), out=tails_MN[index], casting="unsafe")
-        tails_MN[index][codes == NO_TAIL] = -np.inf
+    codes_MN = _take_codes(unpacker, num_rows, num_temperatures)
+    tails_MN = codes_MN.astype(np.float32) * np.float32(-1 / TAIL_STEPS_PER_NAT)  # both exact
+    tails_MN[codes_MN == NO_TAIL] = -np.inf
     return tails_MN
+
+
+def _take_codes(unpacker: Unpacker, num_rows: int, num_temperatures: int) -> np.ndarray:
+    """uint32 [M, N] of three planes per temperature."""
+    return np.stack([take_planes(unpacker, num_rows, 3) for _ in range(num_temperatures)])
 
 
 def encode_top_logits(top_N: np.ndarray) -> list[np.ndarray]:

@@ -5,6 +5,8 @@ FORMAT.md is the normative text; this module is its list of constants.
 
 from __future__ import annotations
 
+import functools
+
 import pyarrow as pa
 
 from logitstore.manifest import LabelSpec
@@ -83,9 +85,10 @@ def packed_columns(labels: LabelSpec, has_choice: bool) -> list[str]:
     return names
 
 
-def shard_schema(labels: LabelSpec, has_choice: bool, metadata: dict[str, str]) -> pa.Schema:
-    """The Arrow schema of a shard. A record batch has one row: a block."""
+@functools.lru_cache(maxsize=64)
+def shard_schema(labels: LabelSpec, has_choice: bool) -> pa.Schema:
+    """The Arrow schema of a shard, without its metadata. A record batch has one row: a block."""
     fields = [pa.field(name, dtype, nullable=False) for name, dtype in SEQUENCE_COLUMNS]
     fields.append(pa.field("sequences_checksum", pa.uint32(), nullable=False))
     fields += [pa.field(name, pa.binary(), nullable=False) for name in packed_columns(labels, has_choice)]
-    return pa.schema(fields, metadata=metadata)
+    return pa.schema(fields)

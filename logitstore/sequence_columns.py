@@ -5,6 +5,7 @@ Shape legend: none; lists hold one item per sequence.
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 import zlib
@@ -111,6 +112,7 @@ class BlockLayout:
     num_buffers: int
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def of(cls, labels: LabelSpec, has_choice: bool) -> BlockLayout:
         first_node: dict[str, int] = {}
         first_buffer: dict[str, int] = {}

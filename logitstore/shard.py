@@ -81,7 +81,8 @@ def write_shard(
             return write_shard(file, sequences, labels, codebooks)
     codec = BlockCodec(labels, codebooks or identity_codebook(labels.vocab_size))
     _check_codebooks(codec.codebooks, labels)
-    schema = shard_schema(labels, codec.codebooks.num_codebooks > 1, _metadata(labels, codebooks))
+    schema = shard_schema(labels, codec.codebooks.num_codebooks > 1)
+    schema = schema.with_metadata(_metadata(labels, codebooks))
     sink = _HashingWriter(path_or_file)
     num_sequences = num_rows = num_tokens = 0
     with pa.ipc.new_file(pa.PythonFile(sink, "w"), schema) as writer:
@@ -412,6 +413,6 @@ def _check_schema(schema: pa.Schema, labels: LabelSpec, codebooks: CodebookSet |
             )
     books = codebooks or identity_codebook(labels.vocab_size)
     _check_codebooks(books, labels)
-    if not schema.equals(shard_schema(labels, books.num_codebooks > 1, {})):
+    if not schema.equals(shard_schema(labels, books.num_codebooks > 1)):
         raise damaged("the shard's columns are not those of its format")
     return books

@@ -10,6 +10,7 @@ hostile file cannot make a reader allocate more than its own limits.
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ ZSTD_LEVEL = 1
 
 _MIN_SAVING = 1 / 64
 """Share that compression must save for a stream not to be stored as it is."""
+_of_thread = threading.local()
 _FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -65,6 +67,13 @@ def stored_sizes(packed: memoryview, num_streams: int, name: str) -> list[tuple[
     return sizes
 
 
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """This thread's own: making one costs more than inflating a small stream."""
+    if not hasattr(_of_thread, "decompressor"):
+        _of_thread.decompressor = zstandard.ZstdDecompressor()
+    return _of_thread.decompressor
+
+
 class Unpacker:
     """The streams of one packed column, taken in order with their expected sizes."""
 
@@ -73,7 +82,6 @@ class Unpacker:
         self._name = name
         self._sizes = iter(stored_sizes(packed, num_streams, name))
         self._offset = 8 * num_streams
-        self._decompressor = zstandard.ZstdDecompressor()
         if verify_checksum:
             found, stored = zlib.crc32(packed[:-4]), struct.unpack_from("<I", packed, len(packed) - 4)[0]
             if found != stored:
@@ -100,7 +108,7 @@ class Unpacker:
             declared = zstandard.frame_content_size(stored)
             if declared != raw_bytes:
                 raise zstandard.ZstdError(f"frame declares {declared} bytes")
-            raw = self._decompressor.decompress(stored, max_output_size=raw_bytes, allow_extra_data=False)
+            raw = _decompressor().decompress(stored, max_output_size=raw_bytes, allow_extra_data=False)
         except (zstandard.ZstdError, ValueError) as error:
             raise damaged(
                 f"a stream of column {self._name!r} does not decompress to {raw_bytes} bytes ({error})"
@@ -120,7 +128,7 @@ def to_planes(values: np.ndarray, num_planes: int) -> list[np.ndarray]:
 
 def take_planes(unpacker: Unpacker, num_values: int, num_planes: int) -> np.ndarray:
     """The uint32 values whose bytes the next `num_planes` streams are."""
-    little = np.zeros((num_values, 4), np.uint8)
-    for plane in range(num_planes):
-        little[:, plane] = unpacker.take(num_values)
-    return little.view("<u4").reshape(-1)
+    values = unpacker.take(num_values).astype(np.uint32)
+    for plane in range(1, num_planes):
+        values |= unpacker.take(num_values).astype(np.uint32) << (8 * plane)
+    return values

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from logitstore.errors import InvalidLabelsError
+from logitstore.loops import Loops, half_to_single
 from logitstore.streams import damaged
 
 LOGIT_F16 = "logit_f16"
@@ -20,8 +21,8 @@ GAP_F16 = "gap_f16"
 _FIRST_FINITE = {LOGIT_F16: 0x0400, GAP_F16: 0x0000}
 _LAST_FINITE = {LOGIT_F16: 0xFBFF, GAP_F16: 0x7BFF}
 _FIRST_NEGATIVE = 0x8000
-_HALF_TO_SINGLE = np.float32(2.0**112)
-"""fp16 bits shifted left by 13 are the value's fp32 bits but for the exponents' biases, 127 - 15."""
+MAX_STEPS = 1 << 14
+"""Steps of 16 bits that add up to less than 31 bits."""
 
 
 def to_patterns(logits_NK: np.ndarray, real_NK: np.ndarray, value_kind: str) -> np.ndarray:
@@ -60,35 +61,32 @@ def _gap_patterns(logits_NK: np.ndarray, real_NK: np.ndarray) -> np.ndarray:
     return gaps_NK.view(np.uint16)
 
 
-def to_logits(
-    patterns_KN: np.ndarray, top_logits_N: np.ndarray | None, out_KN: np.ndarray | None = None
-) -> np.ndarray:
+def to_logits(patterns_KN: np.ndarray, top_logits_N: np.ndarray | None) -> np.ndarray:
     """float32 logits [K, N] of checked int32 patterns; `top_logits_N` is given for gaps."""
     if top_logits_N is not None:
-        gaps_KN = np.left_shift(patterns_KN, 13).view(np.float32)
-        gaps_KN *= _HALF_TO_SINGLE
-        return np.subtract(top_logits_N, gaps_KN, out=out_KN)
+        return top_logits_N - half_to_single(patterns_KN)
     if int(patterns_KN.max(initial=0)) < _FIRST_NEGATIVE:
-        bits_KN = (_FIRST_NEGATIVE - 1 - patterns_KN) << 13
-    else:
-        is_negative_KN = patterns_KN >= _FIRST_NEGATIVE
-        magnitude_KN = np.where(
-            is_negative_KN, patterns_KN - _FIRST_NEGATIVE, _FIRST_NEGATIVE - 1 - patterns_KN
-        )
-        bits_KN = (magnitude_KN << 13) | (is_negative_KN.astype(np.int32) << 31)
-    return np.multiply(bits_KN.view(np.float32), _HALF_TO_SINGLE, out=out_KN)
+        return half_to_single(_FIRST_NEGATIVE - 1 - patterns_KN)
+    is_negative_KN = patterns_KN >= _FIRST_NEGATIVE
+    magnitudes_KN = half_to_single(
+        np.where(is_negative_KN, patterns_KN - _FIRST_NEGATIVE, _FIRST_NEGATIVE - 1 - patterns_KN)
+    )
+    return np.where(is_negative_KN, -magnitudes_KN, magnitudes_KN)
 
 
 class ValueDecoder:
     """Steps back to logits, rank after rank."""
 
-    def __init__(self, value_kind: str, top_logits_N: np.ndarray | None) -> None:
+    def __init__(self, value_kind: str, top_logits_N: np.ndarray | None, loops: Loops) -> None:
         self._kind = value_kind
+        self._subtract_gaps = loops.subtract_gaps
         self._top_logits_N = top_logits_N
         self._last_N: np.ndarray | None = None
 
-    def decode(self, steps_KN: np.ndarray, out_KN: np.ndarray) -> None:
-        """Fills `out_KN` with the float32 logits of the next ranks; `steps_KN` (int32) is overwritten.
+    def decode(self, steps_KN: np.ndarray, out_NK: np.ndarray, start: int) -> None:
+        """Fills the columns of `out_NK` from `start` on with the float32 logits of the next ranks.
+
+        `steps_KN` (int32, at most MAX_STEPS ranks) is overwritten.
 
         Raises:
             CorruptShardError: a step is beyond 16 bits, or a pattern is not a finite number.
@@ -103,7 +101,10 @@ class ValueDecoder:
             steps_KN[rank] += steps_KN[rank - 1]
         self._last_N = last_N = steps_KN[-1].copy()
         self._check(_FIRST_FINITE[self._kind], int(last_N.max(initial=0)))
-        to_logits(steps_KN, self._top_logits_N, out_KN)
+        if self._top_logits_N is not None:
+            self._subtract_gaps(steps_KN, self._top_logits_N, out_NK, start)
+        else:
+            out_NK[:, start : start + len(steps_KN)] = to_logits(steps_KN, None).T
 
     def _check(self, lowest: int, highest: int) -> None:
         first, last = _FIRST_FINITE[self._kind], _LAST_FINITE[self._kind]
