@@ -11,8 +11,8 @@ from labeler.lease import DriverLease
 from labeler.logs import JobLog
 from labeler.messages import JobFailedError, LeaseLostError
 from labeler.plan import check_reject_share
-from labeler.pool import (
-    ActorPool,
+from labeler.pool import ActorPool
+from labeler.pool_events import (
     LeaseEnded,
     LeaseFailed,
     PoolEvent,

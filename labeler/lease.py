@@ -24,6 +24,8 @@ from logitstore.objects import Objects
 LEASE_NAME = "driver.json"
 RENEWALS_PER_TERM = 10
 """So often a driver renews within the time after which it counts as dead: a successor sees it alive soon."""
+PROOF_SEC = 5.0
+"""Longer than a driver renews its lease while it hears nothing of its cluster."""
 
 
 class StoreBusyError(RuntimeError):
@@ -86,6 +88,8 @@ class DriverLease:
         self._objects = objects
         self._holder = holder
         self._etag = etag
+        self.is_working: Callable[[], bool] = lambda: True
+        """Whether the driver gets on; it shows no sign of life while this says no. May be replaced."""
         self._stop = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._renew_forever, name="driver-lease", daemon=True)
@@ -108,6 +112,8 @@ class DriverLease:
 
     def _renew_forever(self) -> None:
         while not self._stop.wait(self._holder.renew_sec / RENEWALS_PER_TERM):
+            if not self.is_working():
+                continue
             try:
                 if not self._renew():
                     self._lost.set()
@@ -144,7 +150,7 @@ def acquire(objects: Objects, renew_sec: float, on_wait: Callable[[str], None]) 
         present = _decode(found)
         if present.owner == holder.owner:
             break  # The put had succeeded, only its answer was lost.
-        _refuse_or_outwait(objects, present, etag, on_wait)
+        etag = _refuse_or_outwait(objects, present, etag, on_wait)
         if objects.put_if_match(LEASE_NAME, content, etag):
             break
     content, etag = objects.get_with_etag(LEASE_NAME)
@@ -162,26 +168,30 @@ def present_holder(objects: Objects) -> Holder | None:
     return None if holder.released else holder
 
 
-def _refuse_or_outwait(objects: Objects, present: Holder, etag: str, on_wait: Callable[[str], None]) -> None:
-    """Return once the present holder has left or is silent for its term; raise StoreBusyError if it lives."""
+def _refuse_or_outwait(objects: Objects, present: Holder, etag: str, on_wait: Callable[[str], None]) -> str:
+    """The tag to replace, once the present holder has left or was silent for its term.
+
+    Raises StoreBusyError if it lives. What it says within the first seconds is no proof: a driver whose
+    cluster has just gone may not know it yet.
+    """
     if present.has_left:
-        return
+        return etag
     on_wait(
         f"the store's driver was {present}; unless it renews its lease within {present.renew_sec:.0f} s "
         "this job takes over"
     )
-    until = time.monotonic() + present.renew_sec
-    while time.monotonic() < until and not present.has_left:
+    began = heard = time.monotonic()
+    while time.monotonic() - heard < present.renew_sec and not present.has_left:
         time.sleep(min(present.renew_sec / RENEWALS_PER_TERM, 1.0))
-        try:
-            found, now_etag = objects.get_with_etag(LEASE_NAME)
-        except ObjectNotFoundError:
-            return
+        found, now_etag = objects.get_with_etag(LEASE_NAME)
+        newest = _decode(found)
+        if newest.released:
+            return now_etag
         if now_etag != etag:
-            newest = _decode(found)
-            if newest.has_left:
-                return
-            raise _busy(objects, newest)
+            etag, heard = now_etag, time.monotonic()
+            if newest.owner != present.owner or heard - began >= min(PROOF_SEC, present.renew_sec / 2):
+                raise _busy(objects, newest)
+    return etag
 
 
 def _busy(objects: Objects, holder: Holder) -> StoreBusyError:

@@ -11,6 +11,10 @@ class JobFailedError(RuntimeError):
     """The job cannot go on; the message says why and what to do."""
 
 
+class ClusterLostError(JobFailedError):
+    """The Ray cluster is gone: nothing can be asked of it any more, not even to end."""
+
+
 class EngineDiedError(RuntimeError):
     """A worker's engine is dead for good. Every lease of the worker fails with this one cause."""
 

@@ -17,9 +17,20 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from labeler.actor import Worker
 from labeler.config import JobConfig
 from labeler.cores import CoreBook
-from labeler.messages import EngineDiedError, Heartbeat, UnitResult
+from labeler.head_watch import HeadWatch
+from labeler.messages import EngineDiedError, Heartbeat
+from labeler.pool_events import (
+    LeaseEnded,
+    LeaseFailed,
+    PoolEvent,
+    ReplicaGivenUp,
+    WorkerAlive,
+    WorkerDied,
+    WorkerLeft,
+    WorkerReady,
+    WorkerView,
+)
 from labeler.scheduler import Lease
-from labeler.teacher import TeacherDescription
 
 HEARTBEAT_SEC = 1.0
 HEARTBEATS_PER_SEC = 100
@@ -27,63 +38,6 @@ HEARTBEATS_PER_SEC = 100
 DRAIN_POLL_SEC = 5.0
 LONGEST_PAUSE_SEC = 30.0
 LEAVE_SEC = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerReady:
-    worker_id: str
-    description: TeacherDescription
-    load_sec: float
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerDied:
-    """The worker is gone and what it held is free."""
-
-    worker_id: str
-    reason: str
-    engine: bool
-    """Whether its work may be the cause; False where its node or network went."""
-    culprits: tuple[int, ...]
-    """The leases that were in the engine, oldest first, as far as known."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLeft:
-    """The worker went as it was asked to, since its node is about to go; what it still held is free."""
-
-    worker_id: str
-    node_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerAlive:
-    worker_id: str
-    heartbeat: Heartbeat
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseEnded:
-    worker_id: str
-    result: UnitResult
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseFailed:
-    worker_id: str
-    lease_id: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaGivenUp:
-    """No further actor is started in this place."""
-
-    worker_id: str
-    reason: str
-
-
-PoolEvent = WorkerReady | WorkerDied | WorkerLeft | WorkerAlive | LeaseEnded | LeaseFailed | ReplicaGivenUp
 
 
 @dataclass(slots=True)
@@ -112,17 +66,6 @@ class _Slot:
         return f"worker-{self.index}.{self.generation}"
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """A replica as status and progress show it."""
-
-    name: str
-    node: str
-    state: str
-    unit: str | None
-    restarts: int
-
-
 class ActorPool:
     """`replicas` places, each with at most one live actor. Call `poll` often."""
 
@@ -139,6 +82,12 @@ class ActorPool:
         self._closing = False
         self._any_was_ready = False
         self._next_drain_poll_sec = 0.0
+        self._head = HeadWatch(ray.get_runtime_context().gcs_address)
+
+    @property
+    def is_in_contact(self) -> bool:
+        """Whether the cluster has answered of late."""
+        return self._head.is_in_contact
 
     @property
     def num_given_up(self) -> int:
@@ -178,6 +127,7 @@ class ActorPool:
         self._tell_drained_nodes(now)
         if not self._calls:
             time.sleep(timeout_sec)
+            self._head.note(any_answer=False)
             return events
         waiting = list(self._calls)
         done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_sec)
@@ -186,6 +136,7 @@ class ActorPool:
         for ref in done:
             if ref in self._calls:
                 events += self._answered(ref)
+        self._head.note(any_answer=bool(done))
         return events
 
     def end(self, worker_id: str, reason: str) -> list[PoolEvent]:
@@ -208,6 +159,8 @@ class ActorPool:
 
     def close(self) -> None:
         """End all actors, giving engines a moment to free what they hold."""
+        if self._head.is_gone:
+            return
         self._closing = True
         closing = [slot.handle.close.remote() for slot in self._slots if slot.state in ("ready", "leaving")]
         if closing:

@@ -218,11 +218,14 @@ class _Run:
                 self._status.put(status)
                 metrics.update(status)
 
+            self._lease.is_working = lambda: pool.is_in_contact
             try:
-                return loop.run(self._stop, self._lease, show)
+                all_done = loop.run(self._stop, self._lease, show)
             finally:
                 self._replica_sec = loop.replica_sec
                 pool.close()
+            self._lease.is_working = lambda: True
+            return all_done
 
     def _trouble(self, text: str) -> None:
         self._view.note(text, trouble=True)

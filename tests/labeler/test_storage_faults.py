@@ -59,7 +59,7 @@ def test_a_job_outlasts_s3_that_errs_answers_slowly_and_cuts_uploads(
     """Every fault in turn under one job, all requests of driver and workers through the proxy."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    write_records(tmp_path / "in.jsonl", 240, response_bytes=400)
+    write_records(tmp_path / "in.jsonl", 160, response_bytes=400)
     faults = Faults()
 
     def outlast(name, job, is_over):
@@ -76,7 +76,7 @@ def test_a_job_outlasts_s3_that_errs_answers_slowly_and_cuts_uploads(
             f"output.uri='{s3_place.uri}'",
             "output.storage_options={config_kwargs = {retries = {max_attempts = 2}}}",
             "output.unit_size=4",
-            "teacher.fake.seconds_per_token=0.001",
+            "teacher.fake.seconds_per_token=0.0008",
             "workers.driver_lease_sec=2",
         )
         with started(overrides) as job:
@@ -99,7 +99,7 @@ def test_a_job_outlasts_s3_that_errs_answers_slowly_and_cuts_uploads(
     assert faults.counts["cuts"] == 4
     store = LogitStore.open(s3_place.uri, storage_options=s3_place.storage_options)
     ids = [sequence.record_id for sequence in store.iter_sequences()]
-    assert sorted(ids, key=int) == [str(i) for i in range(240)]
+    assert sorted(ids, key=int) == [str(i) for i in range(160)]
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     check = verify(s3_place.uri, tmp_path / "in.jsonl")
     assert check.returncode == 0, check.stdout + check.stderr
@@ -128,7 +128,7 @@ def test_an_outage_longer_than_all_retries_fails_the_unit_and_a_later_lease_comm
         assert took < 20
         faults.errors_left = 0
         assert worker.label_unit(Lease(2, units[1], "w")).won
-    assert worker.heartbeat().num_sequences == 24, "the failed unit was labeled twice, the other once"
+    assert worker.heartbeat().num_sequences == 16, "a unit that cannot be read is not labeled"
     check = LogitStore.open(s3_place.uri, storage_options=s3_place.storage_options)
     assert [sequence.record_id for sequence in check.iter_sequences()] == [str(i) for i in range(16)]
 
