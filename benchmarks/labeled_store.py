@@ -26,7 +26,7 @@ from logitstore.store import LogitStore
 DEMO_PROMPTS = Path(__file__).parent / "demo_data" / "pairs.jsonl"
 STORES = Path("build/bench-labels")
 TEMPERATURES = (1.0, 2.0, 4.0)
-UNIT_RECORDS = 8
+UNIT_RECORDS = 4
 QUICK_RECORDS = 48
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
 """Defaults for the job's processes: nothing is reported anywhere, one thread per core."""

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cost_model import Estimate, Prices, Rates, Scale, estimate, figure_by_top_k, interpolate
+from benchmarks.labeled_times import LabeledStore, read_store
 from benchmarks.results import Result, load_all
-from logitstore.manifest import ShardEntry
-from logitstore.store import LogitStore
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 0.15
@@ -54,77 +52,27 @@ def _first_found(results: Mapping[str, Result], part: str, quantity: str) -> dic
     return {}
 
 
-@dataclass(frozen=True, slots=True)
-class LabeledStore:
-    """What a store that was really labeled says about its own making."""
-
-    uri: str
-    top_k: int
-    tokens: int
-    num_bytes: int
-    units: int
-    replicas: int
-    tokens_per_sec: float
-    """Label rows per second of one replica while it worked."""
-    span_sec: float
-    """From the first unit's start to the last one's commit."""
-
-
-def read_store(uri: str) -> LabeledStore:
-    """Add up a store's index. ValueError if it has no timed unit."""
-    store = LogitStore.open(uri)
-    entries = [entry for entry in store.shards() if entry.num_rows]
-    if not entries or not all(entry.committed_sec for entry in entries):
-        raise ValueError(f"{uri} has no units with times; label it with this version to measure rates")
-    workers = {entry.worker for entry in entries}
-    tokens = sum(entry.num_rows for entry in entries)
-    start = min(entry.committed_sec - entry.seconds for entry in entries)
-    return LabeledStore(
-        uri=uri,
-        top_k=store.manifest.labels.top_k,
-        tokens=tokens,
-        num_bytes=sum(entry.num_bytes for entry in entries),
-        units=len(entries),
-        replicas=len(workers),
-        tokens_per_sec=tokens / sum(_busy_sec(entries, worker) for worker in workers),
-        span_sec=max(entry.committed_sec for entry in entries) - start,
-    )
-
-
-def _busy_sec(entries: Sequence[ShardEntry], worker: str) -> float:
-    """Seconds in which a worker had at least one unit at hand; its units may overlap."""
-    busy, end = 0.0, -math.inf
-    own = [entry for entry in entries if entry.worker == worker]
-    for entry in sorted(own, key=lambda entry: entry.committed_sec - entry.seconds):
-        start = max(entry.committed_sec - entry.seconds, end)
-        busy += max(entry.committed_sec - start, 0.0)
-        end = max(end, entry.committed_sec)
-    return busy
-
-
 def compare(
     rates: Rates, actual: LabeledStore, command_sec: float | None = None
 ) -> list[tuple[str, float, float]]:
-    """(quantity, predicted, measured) of a labeled store.
-
-    `command_sec`, the whole job's time, is compared with start-up; without it only the labeling is.
-    """
+    """(quantity, predicted, measured) of a labeled store, and of the whole command that labeled it."""
     scale = Scale(
-        tokens=actual.tokens,
+        tokens=actual.rows,
         replicas=actual.replicas,
         devices_per_replica=0,
-        unit_tokens=max(actual.tokens // actual.units, 1),
+        unit_tokens=max(actual.rows // actual.units, 1),
         months=0,
         reads=0,
         availability=1,
     )
     predicted = estimate(scale, rates, Prices(0, 0, 0, 0, 0))
-    job_sec = predicted.label_hours * 3600
     rows = [
         ("bytes", predicted.store_bytes, float(actual.num_bytes)),
-        ("seconds of labeling", job_sec - rates.start_sec, actual.span_sec),
+        ("rows per second", actual.replicas * rates.tokens_per_sec, actual.all_rows_per_sec),
     ]
-    return rows if command_sec is None else [*rows, ("seconds of the job", job_sec, command_sec)]
+    if command_sec is not None:
+        rows.append(("seconds of the job", predicted.label_hours * 3600, command_sec))
+    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -214,8 +162,8 @@ def _rates(args: argparse.Namespace) -> Rates:
     if args.from_store:
         small = read_store(args.from_store)
         return Rates(
-            bytes_per_token=args.bytes_per_token or small.num_bytes / small.tokens,
-            tokens_per_sec=args.rate or small.tokens_per_sec,
+            bytes_per_token=args.bytes_per_token or small.num_bytes / small.rows,
+            tokens_per_sec=args.rate or small.rows_per_sec,
             start_sec=args.start_sec,
             decode_tokens_per_sec=None,
             origin=f"size and rate of {small.uri}, K={small.top_k}",

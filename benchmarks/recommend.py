@@ -18,13 +18,13 @@ import numpy as np
 from benchmarks.cost_model import Estimate, Rates, Scale, estimate, replicas_for
 from benchmarks.label_sources import LabelSource, store_source
 from benchmarks.labeled_store import UNIT_RECORDS, LabelingJob, label
+from benchmarks.labeled_times import read_store
 from benchmarks.plan import (
     TOLERANCE,
     add_price_arguments,
     assumptions,
     compare,
     prices_of,
-    read_store,
     scale_of,
 )
 from benchmarks.plots import plot
@@ -34,7 +34,7 @@ from logitstore.store import LogitStore
 from logitstore.temperature import log_tail_mass, logprobs
 from logitstore.viewer.entropy import entropy
 
-TRIAL_UNITS = {False: 4, True: 2}
+TRIAL_UNITS = {False: 8, True: 4}
 """By --quick."""
 FOLDS = 2
 
@@ -96,11 +96,11 @@ def run(args: argparse.Namespace) -> int:
 def _rates(trial: LabelingJob, command_sec: float) -> Rates:
     store = read_store(str(trial.store))
     return Rates(
-        bytes_per_token=store.num_bytes / store.tokens,
-        tokens_per_sec=store.tokens_per_sec,
-        start_sec=command_sec - store.span_sec,
+        bytes_per_token=store.num_bytes / store.rows,
+        tokens_per_sec=store.rows_per_sec,
+        start_sec=max(command_sec - store.rows / store.rows_per_sec, 0.0),
         decode_tokens_per_sec=None,
-        origin=f"a trial of {store.tokens:,} rows at K={store.top_k}",
+        origin=f"a trial of {store.rows:,} rows at K={store.top_k}",
     )
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.labeled_store import run_job
+from benchmarks.labeled_times import read_store
 from labeler.config import InputConfig, JobConfig, LabelsConfig, OutputConfig, TeacherConfig, WorkersConfig
 from labeler.scheduler import LeasePolicy, Scheduler
 from labeler.settings import FakeTeacherConfig
 from labeler.units import WorkUnit
-from logitstore.manifest import ShardEntry
-from logitstore.store import LogitStore
 
 SECONDS_PER_TOKEN = 0.01
 """Slow enough that dozens of stand-ins share two cores and still only wait."""
@@ -58,31 +57,4 @@ def feed(num_workers: int, folder: Path) -> float:
         workers=WorkersConfig(replicas=num_workers),
     )
     run_job(job, folder / f"job-{num_workers}.json")
-    return rate_while_all_work(list(LogitStore.open(store).shards()))
-
-
-def rate_while_all_work(entries: Sequence[ShardEntry]) -> float:
-    """Rows per second between the last worker's first start and the first worker's last commit."""
-    by_worker: dict[str, list[ShardEntry]] = {}
-    for entry in sorted(entries, key=lambda entry: entry.committed_sec):
-        by_worker.setdefault(entry.worker, []).append(entry)
-    start = max(min(_started(entry) for entry in units) for units in by_worker.values())
-    end = min(max(entry.committed_sec for entry in units) for units in by_worker.values())
-    if end <= start:
-        raise RuntimeError(
-            f"{len(by_worker)} workers were never all at work; give the measurement more units per worker"
-        )
-    rows = 0.0
-    for units in by_worker.values():
-        previous = 0.0
-        for entry in units:
-            # A unit waits in its worker's queue first: it is labeled from the one before on.
-            began = max(_started(entry), previous)
-            inside = max(0.0, min(entry.committed_sec, end) - max(began, start))
-            rows += entry.num_rows * inside / (entry.committed_sec - began)
-            previous = entry.committed_sec
-    return rows / (end - start)
-
-
-def _started(entry: ShardEntry) -> float:
-    return entry.committed_sec - entry.seconds
+    return read_store(str(store)).all_rows_per_sec
