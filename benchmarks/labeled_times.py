@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from logitstore.manifest import ShardEntry
 from logitstore.store import LogitStore
@@ -34,8 +34,7 @@ def read_store(uri: str) -> LabeledStore:
     if not entries or not all(entry.committed_sec for entry in entries):
         raise ValueError(f"{uri} has no units with times; label it with this version to measure rates")
     workers = by_worker(entries)
-    warm = [units[1:] if len(units) > 1 else units for units in workers]
-    warm_rows = sum(entry.num_rows for units in warm for entry in units)
+    warm_rows = sum(entry.num_rows for units in workers for entry in (units[1:] or units))
     return LabeledStore(
         uri=uri,
         top_k=store.manifest.labels.top_k,
@@ -43,8 +42,7 @@ def read_store(uri: str) -> LabeledStore:
         num_bytes=sum(entry.num_bytes for entry in entries),
         units=len(entries),
         replicas=len(workers),
-        rows_per_sec=warm_rows
-        / sum(_busy_sec(units, after=own[0]) for units, own in zip(warm, workers, strict=True)),
+        rows_per_sec=warm_rows / sum(map(_busy_sec, workers)),
         all_rows_per_sec=rate_of_all(workers),
     )
 
@@ -70,7 +68,7 @@ def rate_of_all(workers: Sequence[Sequence[ShardEntry]]) -> float:
         )
     rows = 0.0
     for units in workers:
-        for before, entry in zip(units, units[1:], strict=False):
+        for before, entry in pairwise(units):
             # A unit waits in its worker's queue first: it is labeled from the commit before on.
             began = max(_started(entry), before.committed_sec)
             inside = max(0.0, min(entry.committed_sec, end) - max(began, start))
@@ -78,13 +76,13 @@ def rate_of_all(workers: Sequence[Sequence[ShardEntry]]) -> float:
     return rows / (end - start)
 
 
-def _busy_sec(units: Sequence[ShardEntry], *, after: ShardEntry) -> float:
-    """Seconds in which a worker had at least one of the units at hand; they may overlap."""
-    busy, end = 0.0, -math.inf if units[0] is after else after.committed_sec
-    for entry in units:
-        busy += max(entry.committed_sec - max(_started(entry), end), 0.0)
-        end = entry.committed_sec
-    return busy
+def _busy_sec(units: Sequence[ShardEntry]) -> float:
+    """Seconds in which a worker had a unit at hand, from its first commit on; units may overlap."""
+    if len(units) == 1:
+        return units[0].seconds
+    return sum(
+        entry.committed_sec - max(_started(entry), before.committed_sec) for before, entry in pairwise(units)
+    )
 
 
 def _started(entry: ShardEntry) -> float:
