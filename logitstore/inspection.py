@@ -14,6 +14,7 @@ import numpy as np
 from logitstore.errors import CorruptShardError
 from logitstore.manifest import ShardEntry
 from logitstore.records import LabeledSequence, LabelRows
+from logitstore.schema import CODEBOOK_CHOICE, TOP_LOGITS
 from logitstore.shard import ShardReader
 from logitstore.store import LogitStore
 
@@ -72,6 +73,9 @@ class Inspection:
     """Bytes of the store beside the shards: "manifest", "index and records", "codebooks"."""
     bytes_per_row: float
     """Shards only, per label row."""
+    needed_bytes_per_row: float
+    """Of the inspected shards, what decoding entries and the T=1 normaliser takes: no tokens, tails, other
+    temperatures or actual tokens."""
     store_bytes_per_row: float
     """Shards, manifest, index, records and codebooks, per label row."""
     num_inspected_rows: int
@@ -241,6 +245,7 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
         shard_bytes=totals["num_bytes"],
         other_bytes=other,
         bytes_per_row=totals["num_bytes"] / num_rows,
+        needed_bytes_per_row=_needed_bytes(sums.columns) / max(1, sums.num_rows),
         store_bytes_per_row=(totals["num_bytes"] + sum(other.values())) / num_rows,
         num_inspected_rows=sums.num_rows,
         column_bytes=sums.columns,
@@ -252,6 +257,13 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
         mass_by_k=mass_by_k,
         target_mass=target_mass,
         recommended_k=next((item.top_k for item in mass_by_k if item.mass[names[0]] >= target_mass), None),
+    )
+
+
+def _needed_bytes(column_bytes: dict[str, int]) -> int:
+    exact = ("counts", TOP_LOGITS, CODEBOOK_CHOICE, "normalizers[1]")
+    return sum(
+        size for name, size in column_bytes.items() if name in exact or name.startswith(("ids_", "values_"))
     )
 
 

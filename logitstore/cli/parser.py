@@ -51,12 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
 _Commands = argparse._SubParsersAction  # argparse names no public type for what add_subparsers returns
 
 
-def _command(commands: _Commands, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+def _command(
+    commands: _Commands, name: str, summary: str, explanation: str, *examples: str
+) -> argparse.ArgumentParser:
     lines = "\n".join(f"  python -m logitstore {example}" for example in examples)
     parser = commands.add_parser(
         name,
         help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
+        description=f"{summary[0].upper()}{summary[1:]}.\n\n{explanation}",
         epilog=f"examples:\n{lines}\n\n{EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -74,16 +76,23 @@ def _add_inspect(commands: _Commands) -> None:
         commands,
         "inspect",
         "sizes, entries per row, entropy, tail mass, and the mass each K would keep",
+        "The last table says how much of the teacher's distribution each K would keep, and which is the\n"
+        "least that keeps --mass of it. Bytes are what lies in the store; `per row` also names what the\n"
+        "entries and the T=1 normaliser alone take.",
         "inspect build/demo/store",
         "inspect s3://bucket/store --max-rows 100000 --json",
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.add_argument(
-        "--max-rows", type=_positive, help="look at an even choice of shards of about that many rows"
+        "--max-rows",
+        metavar="N",
+        type=_positive,
+        help="look at an even choice of shards of about that many rows",
     )
     parser.add_argument(
         "--mass",
+        metavar="SHARE",
         type=_share,
         default=RECOMMENDED_MASS,
         help="mass at T=1 the recommended K keeps (default 0.99)",
@@ -95,6 +104,9 @@ def _add_verify(commands: _Commands) -> None:
         commands,
         "verify",
         "read everything and list every problem, one per line",
+        "Checks names, sizes and checksums of every object, every rule of FORMAT.md for every row, that no\n"
+        "record is labeled twice, and with --against that every record of the input is labeled or rejected.\n"
+        "Status 1 if anything is wrong. Garbage (losing or dead writers' objects) is listed, but no error.",
         "verify build/demo/store",
         "verify s3://bucket/store --against s3://bucket/prompts/ --json",
         "verify build/demo/store --repair",
@@ -109,6 +121,7 @@ def _add_verify(commands: _Commands) -> None:
     )
     parser.add_argument(
         "--limit",
+        metavar="N",
         type=_positive,
         help="only the first N records of INPUT belong to the store (default: the job's)",
     )
@@ -119,6 +132,7 @@ def _add_verify(commands: _Commands) -> None:
     )
     parser.add_argument(
         "--grace-sec",
+        metavar="SEC",
         type=float,
         default=DEFAULT_GRACE_SEC,
         help="uncommitted objects younger than this may have a living writer (default 3600)",
@@ -130,14 +144,21 @@ def _add_head(commands: _Commands) -> None:
         commands,
         "head",
         "the first label rows, with tokens as text where the tokenizer is at hand",
+        "A row is one position: the token that stands there (dim where a loss would not count it), the\n"
+        "teacher's probability and rank of it, the teacher's own first choices, and the mass outside all\n"
+        "stored entries.",
         "head build/demo/store --rows 20",
         "head build/demo/store --tokenizer models/teacher --temperature 2 --json",
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
-    parser.add_argument("--rows", type=_positive, default=20)
-    parser.add_argument("--alternatives", type=_positive, default=4, help="entries shown per row")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--rows", metavar="N", type=_positive, default=20, help="rows shown (default 20)")
+    parser.add_argument(
+        "--alternatives", metavar="N", type=_positive, default=4, help="choices shown per row (default 4)"
+    )
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=1.0, help="of the probabilities (default 1)"
+    )
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="folder or tokenizer.json (default: the job's teacher)"
     )
@@ -148,13 +169,14 @@ def _add_cat(commands: _Commands) -> None:
         commands,
         "cat",
         "the sequences of one or several stores as lines of JSON",
+        "The lines are those of `export --to jsonl`; numbers that JSON lacks (-inf, NaN) become null.",
         "cat build/a build/b --limit 10",
         "cat build/store --top-k 4 --where 'record_id >= doc-100 and record_id < doc-200'",
     )
     parser.add_argument("stores", nargs="+", metavar="STORE")
     parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
-    parser.add_argument("--top-k", type=_positive, help="read only so many entries of each row")
-    parser.add_argument("--limit", type=_positive, help="stop after so many sequences")
+    parser.add_argument("--top-k", metavar="K", type=_positive, help="read only so many entries of each row")
+    parser.add_argument("--limit", metavar="N", type=_positive, help="stop after so many sequences")
 
 
 def _add_export(commands: _Commands) -> None:
@@ -162,12 +184,14 @@ def _add_export(commands: _Commands) -> None:
         commands,
         "export",
         "write a store as an npz capture, Parquet, Arrow or JSONL",
+        "npz holds all rows in a few plain arrays: logits, ids, logsumexp and log tail mass by temperature,\n"
+        "tokens. The others hold one sequence per row, with list columns. `import` takes each of them back.",
         "export build/store --to npz capture.npz",
         "export build/store --to parquet labels.parquet --where 'num_tokens <= 512'",
     )
     parser.add_argument("store", metavar="STORE")
-    parser.add_argument("--to", required=True, choices=EXPORT_FORMS)
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--to", required=True, choices=EXPORT_FORMS, help="the form of FILE")
+    parser.add_argument("file", type=Path, metavar="FILE", help="written whole or not at all")
     parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
 
 
@@ -176,18 +200,22 @@ def _add_import(commands: _Commands) -> None:
         commands,
         "import",
         "make a store of labels in another form",
+        "npz: a capture of top-K logits, ids and logsumexp by temperature (the layout stands in\n"
+        "logitstore/exchange/npz.py). parquet, arrow, jsonl: what `export` wrote. distillkit: DistillKit's\n"
+        "compressed captures. megatron: Megatron-LM's cached logits. The last two know T=1 only, with the\n"
+        "tail that their rounded values leave. An interrupted import goes on when the command is repeated.",
         "import --from npz capture.npz build/store --top-k 64",
         "import --from npz capture.npz build/store --codebook build/other-store",
         "import --from distillkit logits/ build/store --config compression_config.yaml",
         "import --from megatron logits/ build/store --vocab-size 128256 --tokens samples.npy",
     )
-    parser.add_argument("--from", required=True, choices=IMPORT_FORMS, dest="form")
+    parser.add_argument("--from", required=True, choices=IMPORT_FORMS, dest="form", help="the form of FILE")
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="a file, or a folder of them (distillkit, megatron)"
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument(
-        "--top-k", type=_positive, help="keep only so many entries per row; the rest joins the tail"
+        "--top-k", metavar="K", type=_positive, help="keep K entries per row; the rest joins the tail (npz)"
     )
     parser.add_argument(
         "--value-kind", choices=("logit_f16", "gap_f16"), help="default: what loses nothing (npz)"
@@ -196,17 +224,30 @@ def _add_import(commands: _Commands) -> None:
         "--codebook", metavar="STORE|FILE", help="code ids with this set instead of training one"
     )
     parser.add_argument(
-        "--teacher", default="unknown", help="the teacher's name, where the source does not say it"
+        "--teacher",
+        metavar="NAME",
+        default="unknown",
+        help="the teacher's name, where the source does not say it",
     )
-    parser.add_argument("--revision", help="the teacher's revision")
-    parser.add_argument("--teacher-dtype", default="float32", help="dtype of the teacher's logits")
+    parser.add_argument("--revision", metavar="NAME", help="the teacher's revision")
     parser.add_argument(
-        "--config", type=Path, help="DistillKit's compression_config.yaml (default: beside FILE)"
+        "--teacher-dtype", metavar="DTYPE", default="float32", help="of its logits (default float32)"
     )
     parser.add_argument(
-        "--vocab-size", type=_positive, help="width of the teacher's logits (megatron, distillkit)"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="DistillKit's compression_config.yaml (default: beside FILE)",
     )
-    parser.add_argument("--tokens", type=Path, help="Megatron's training samples, .npy [samples, length]")
+    parser.add_argument(
+        "--vocab-size",
+        metavar="V",
+        type=_positive,
+        help="width of the teacher's logits (megatron, distillkit)",
+    )
+    parser.add_argument(
+        "--tokens", metavar="FILE", type=Path, help="Megatron's training samples, .npy [samples, length]"
+    )
 
 
 def _add_merge(commands: _Commands) -> None:
@@ -214,11 +255,13 @@ def _add_merge(commands: _Commands) -> None:
         commands,
         "merge",
         "join stores of one teacher, or select from one, into a new store",
+        "Stores must agree in teacher, tokenizer, temperatures and value kind; K may differ. Their records\n"
+        "must be distinct. The new store uses the codebook set of the first that has one.",
         "merge build/a build/b --out build/both",
         "merge build/store --out build/short --where 'num_tokens <= 256'",
     )
     parser.add_argument("stores", nargs="+", metavar="STORE")
-    parser.add_argument("--out", required=True, metavar="STORE")
+    parser.add_argument("--out", required=True, metavar="STORE", help="the new store")
     parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
 
 
@@ -227,6 +270,9 @@ def _add_codebook(commands: _Commands) -> None:
         commands,
         "codebook",
         "train the codebook set that a store's later shards are coded with, or share another store's",
+        "A set of orders of the vocabulary, fitted to kinds of label rows, makes ids smaller. It is never\n"
+        "changed once set; shards written before stay as they are. Stores of one teacher can share a set:\n"
+        "it serves documents it was not trained on nearly as well. More expected rows pay for more.",
         "codebook build/store",
         "codebook build/new-store --copy-from build/old-store",
         "codebook build/store --out teacher.codebooks --expected-rows 100000000",
@@ -236,9 +282,14 @@ def _add_codebook(commands: _Commands) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the set to a file and leave the store alone"
     )
-    parser.add_argument("--max-codebooks", type=_positive, default=64)
     parser.add_argument(
-        "--expected-rows", type=_positive, help="label rows the set will serve (default: those there)"
+        "--max-codebooks", metavar="N", type=_positive, default=64, help="at most so many (default 64)"
+    )
+    parser.add_argument(
+        "--expected-rows",
+        metavar="N",
+        type=_positive,
+        help="label rows the set will serve (default: those there)",
     )
 
 
@@ -247,13 +298,17 @@ def _add_compact(commands: _Commands) -> None:
         commands,
         "compact",
         "move commit records into the index, so that opening stays cheap; safe beside writers",
+        "A labeling job does it by itself. Nothing that a reader sees changes.",
         "compact s3://bucket/store",
     )
     parser.add_argument("store", metavar="STORE")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
 
 
-_WHERE_HELP = "comparisons joined by 'and': record_id, sample_index, num_tokens, num_rows, unit_index, ..."
+_WHERE_HELP = (
+    "comparisons (= != < <= > >=) joined by 'and' of record_id, sample_index, num_tokens, num_rows, "
+    "prompt_length, finish_reason, unit_index, unit_id; the last two skip whole shards unread"
+)
 
 
 def _positive(text: str) -> int:

@@ -12,6 +12,8 @@ from logitstore.head import HeadRow
 from logitstore.inspection import Inspection
 
 _BAR_WIDTH = 30
+_SMALL_SHARE = 0.001
+"""Columns below this share of the bytes are shown as one."""
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -32,7 +34,8 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"{labels['value_kind']}, mode {labels['mode']}, positions {labels['positions']}",
         "holds    " + ", ".join(f"{count:,} {name}" for name, count in held.items()),
         "size     " + ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items()),
-        f"per row  {found.bytes_per_row:.1f} B in shards, {found.store_bytes_per_row:.1f} B in all",
+        f"per row  {found.bytes_per_row:.1f} B in shards, of which {found.needed_bytes_per_row:.1f} B are "
+        f"entries and the T=1 normaliser; {found.store_bytes_per_row:.1f} B in all",
     )
     for line in lines:
         console.print(line, highlight=False, markup=False)
@@ -49,7 +52,11 @@ def print_inspection(found: Inspection, console: Console) -> None:
 def _columns(found: Inspection) -> Table:
     table = Table("column", "B per label row", "share", "", title="Size by column", box=box.SIMPLE)
     total = sum(found.column_bytes.values())
-    for name, num_bytes in sorted(found.column_bytes.items(), key=lambda item: -item[1]):
+    sizes = {name: size for name, size in found.column_bytes.items() if size >= _SMALL_SHARE * total}
+    small = total - sum(sizes.values())
+    ordered = sorted(sizes.items(), key=lambda item: -item[1])
+    others = len(found.column_bytes) - len(sizes)
+    for name, num_bytes in [*ordered, *([(f"{others} others", small)] if others else [])]:
         share = num_bytes / total
         bar = "█" * round(share * _BAR_WIDTH)
         table.add_row(name, f"{num_bytes / found.num_inspected_rows:.2f}", f"{share:.1%}", bar)
@@ -105,27 +112,26 @@ def _advice(found: Inspection) -> str:
 
 
 def print_head(rows: list[HeadRow], temperature: float, console: Console) -> None:
-    title = f"label rows, probabilities of alternatives at T={temperature:g}"
-    table = Table(
-        "record", "pos", "token", "p", "rank", "the teacher's choices", "tail", title=title, box=box.SIMPLE
-    )
+    title = f"label rows, probabilities of the teacher's choices at T={temperature:g}"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1), collapse_padding=True)
+    for name in ("record", "pos", "token", "p", "rank"):
+        table.add_column(name, no_wrap=True)
+    for place in range(max((len(row.alternatives) for row in rows), default=0)):
+        table.add_column(f"#{place + 1}")  # these give way where the terminal is narrow
+    table.add_column("tail", no_wrap=True)
     previous = None
     for row in rows:
         key = (row.record_id, row.sample_index)
-        alternatives = Text("  ").join(
-            Text(f"{_visible(text)} {probability:.3f}") for _, text, probability in row.alternatives
-        )
+        name = f"{row.record_id[:24]}" + f"#{row.sample_index}" * bool(row.sample_index)
+        choices = [Text(f"{_visible(text)} {probability:.3f}") for _, text, probability in row.alternatives]
         table.add_row(
-            Text(
-                ""
-                if key == previous
-                else f"{row.record_id[:24]}" + (f"#{row.sample_index}" * bool(row.sample_index))
-            ),
+            Text("" if key == previous else name),
             str(row.position),
             Text(_visible(row.token), style="" if row.counts_in_loss else "dim"),
             "" if row.probability is None else f"{row.probability:.3f}",
             "" if row.rank is None else str(row.rank),
-            alternatives,
+            *choices,
+            *[""] * (len(table.columns) - 6 - len(choices)),
             f"{row.tail_mass:.3f}",
         )
         previous = key

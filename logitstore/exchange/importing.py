@@ -22,6 +22,8 @@ from logitstore.store import LogitStore
 
 UNIT_ROWS = 65_536
 """Label rows a unit of an import aims at; the codebook set is trained on the first unit."""
+CODEBOOK_USES = 4
+"""A set is kept for further stores of its teacher: it may cost as much as that many of this size repay."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -62,7 +64,7 @@ def import_source(
 ) -> LogitStore:
     """A store of the source's sequences; an interrupted import goes on where it stopped.
 
-    Without `codebooks` a set is trained on the first unit, as large as the rows pay for.
+    Without `codebooks` a set is trained on the first unit, as large as CODEBOOK_USES such imports pay for.
     Raises InvalidLabelsError for rows that no store can hold, StoreExistsError for another store.
     """
     store = LogitStore.create(uri, _manifest(source, origin), storage_options=storage_options)
@@ -72,8 +74,7 @@ def import_source(
     done_rows = 0
     for unit_index, sequences in enumerate(units_of(source.sequences)):
         if store.codebooks() is None:
-            rows = (sequence.rows for sequence in sequences)
-            store.set_codebooks(train_codebooks(rows, source.labels, expected_rows=source.num_rows))
+            store.set_codebooks(_train(sequences, source))
         unit_id = f"{source.form}-{unit_index:06d}"
         if unit_id not in committed:
             store.commit_unit(unit_id, unit_index, sequences, seconds=0.0, worker="import")
@@ -82,6 +83,13 @@ def import_source(
             progress("rows", done_rows, source.num_rows or done_rows)
     store.compact()
     return store
+
+
+def _train(sequences: list[LabeledSequence], source: Source) -> CodebookSet:
+    """A set from the first unit, for this import and others of its teacher."""
+    num_rows = source.num_rows or sum(sequence.rows.num_rows for sequence in sequences)
+    rows = (sequence.rows for sequence in sequences)
+    return train_codebooks(rows, source.labels, expected_rows=CODEBOOK_USES * num_rows)
 
 
 def units_of(sequences: Iterator[LabeledSequence]) -> Iterator[list[LabeledSequence]]:
