@@ -85,7 +85,7 @@ def label(job: LabelingJob) -> float:
     """Label into a fresh store; seconds of the whole command."""
     shutil.rmtree(job.store, ignore_errors=True)
     STORES.mkdir(parents=True, exist_ok=True)
-    return run_job(_configuration(job), job.store.with_suffix(".json"))
+    return run_job(configuration(job), job.store.with_suffix(".json"))
 
 
 def run_job(config: JobConfig, file: Path) -> float:
@@ -113,7 +113,11 @@ def _is_finished(store: Path) -> bool:
     return status.exists() and json.loads(status.read_text())["state"] == "finished"
 
 
-def _configuration(job: LabelingJob) -> JobConfig:
+def configuration(job: LabelingJob) -> JobConfig:
+    """The labeler's own configuration of the job, read off the first record of its input.
+
+    ValueError where no record can be read, or none of its fields is a prompt or text.
+    """
     record = _first_record(job.input)
     kind = _kind_of(record, job)
     generates = kind == "prompt" or (kind == "messages" and record["messages"][-1]["role"] != "assistant")
