@@ -34,13 +34,19 @@ def filter_responses(
 ) -> FilterOutcome:
     """Apply the filters to generated sequences. `special_ids` are markers that are no text."""
     outcome = FilterOutcome()
+    actions = {
+        "truncated": config.truncated,
+        "empty": config.empty,
+        "repeated": config.repeated,
+        "too_short": config.length,
+        "too_long": config.length,
+    }
     for sequence in sequences:
         flags: list[str] = []
         drop: tuple[str, str] | None = None
         for kind, reason in _findings(sequence, config, special_ids):
             outcome.counts[kind] += 1
-            action = {"truncated": config.truncated, "empty": config.empty, "repeated": config.repeated}
-            if action.get(kind, "drop") == "drop":
+            if actions[kind] == "drop":
                 drop = drop or (kind, reason)
             else:
                 flags.append(kind)

@@ -192,9 +192,11 @@ class FiltersConfig(_Section):
     repeated_tokens: int = Field(default=64, ge=16)
     """Tokens at the end of a response that are looked at for a loop."""
     min_tokens: int = Field(default=0, ge=0)
-    """Generate: drop responses shorter than this; 0 is off."""
+    """Generate: responses shorter than this are too short; 0 is off."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Generate: drop responses longer than this."""
+    """Generate: responses longer than this are too long."""
+    length: Literal["flag", "drop"] = "drop"
+    """Generate: what happens to a response that is too short or too long."""
     duplicate_prompts: Literal["keep", "drop"] = "keep"
     """Generate: a prompt that is, token for token, an earlier record's."""
 

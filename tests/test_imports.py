@@ -30,6 +30,7 @@ VLLM_FILES = {
     "labeler/vllm_capture.py",
     "labeler/vllm_engine.py",
     "labeler/vllm_outputs.py",
+    "labeler/vllm_requests.py",
     "labeler/vllm_teacher.py",
 }
 """The only files of the product that may import vllm; the first runs inside the engine's worker."""

@@ -74,7 +74,8 @@ def _start(labels: LabelsConfig, engine_args: dict[str, object]) -> VllmTeacher:
 
 @cache
 def _roomy_teacher() -> VllmTeacher:
-    return _start(GENERATE, {"kv_cache_memory_bytes": 256 << 20})
+    # Blocks of the cache small enough for the prompts here to fill some.
+    return _start(GENERATE, {"kv_cache_memory_bytes": 256 << 20, "block_size": 32})
 
 
 def score_teacher() -> VllmTeacher:

@@ -62,6 +62,11 @@ def test_too_short_and_too_long_count_text_tokens_without_the_end_marker():
     assert outcome_of([5, 6, END], max_tokens=2)[1] == []
 
 
+def test_a_length_out_of_bounds_can_be_flagged_instead():
+    assert outcome_of([5, END], min_tokens=2, length="flag") == (("too_short",), [], {"too_short": 1})
+    assert outcome_of([5, 6, 7], max_tokens=2, length="flag") == (("too_long",), [], {"too_long": 1})
+
+
 def test_a_loop_is_flagged_with_its_period():
     looping = [9, 8, 7, *[1, 2, 3] * 8]
     assert outcome_of(looping, "length", repeated_tokens=24)[0] == ("truncated", "repeated")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -134,7 +135,7 @@ def assert_labels_are_those_of_transformers(store: Path, model_folder: Path) -> 
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    for sequence in LogitStore.open(store).iter_sequences():
+    for sequence in itertools.islice(LogitStore.open(store).iter_sequences(), 0, None, 10):
         with torch.inference_mode():
             logits_TV = model(torch.as_tensor(sequence.token_ids_T[None].astype(np.int64))).logits[0]
         logits_NV = logits_TV[sequence.label_start - 1 : -1].double().numpy()

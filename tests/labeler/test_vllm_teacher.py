@@ -5,6 +5,7 @@ Shape legend: T tokens, N label rows, K stored entries, M temperatures, V vocabu
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from labeler.config import TeacherConfig
 from labeler.label_rows import ColumnLayout
 from labeler.teacher import PromptError, TeacherDiedError, TokenizedPrompt
+from labeler.vllm_requests import Requests
 from logitstore.records import LabeledSequence
 from tests.labeler import engines
 
@@ -100,10 +102,23 @@ def test_sampled_labels_are_of_the_raw_logits() -> None:
     assert np.abs(item.rows.logsumexp_NM[:, 0] - _logsumexp(logits_NV)).max() < 1e-2
 
 
-def test_generating_and_scoring_give_the_same_labels() -> None:
-    """n = 2, a stop string, sampling and a cached prompt, against plain scoring."""
+def test_generating_and_scoring_give_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """n = 2, a stop string, sampling and prompts read from the prefix cache, against plain scoring."""
+    num_cached: list[int] = []
+    original = Requests.result
+
+    def counting(requests: Requests, work: Any, output: Any) -> Any:
+        num_cached.append(output.num_cached_tokens or 0)
+        return original(requests, work, output)
+
+    monkeypatch.setattr(Requests, "result", counting)
     written = list(engines.labeled(engines.generate_teacher(), engines.question_prompts()).values())
+    assert sum(num_cached) >= 32 * len(written) // 2, (
+        "the cache was not used, so this test tests nothing of it"
+    )
+    num_cached.clear()
     again = engines.scored_again(written, engines.score_teacher())
+    assert sum(num_cached) == 0, "scored positions must all be computed"
     worst = max(_difference(item, again[f"{item.record_id}/{item.sample_index}"]) for item in written)
     assert worst < BATCH_TOLERANCE
 
@@ -165,44 +180,45 @@ def test_cached_positions_are_refused_rather_than_stored(monkeypatch: pytest.Mon
     teacher: Any = engines.generate_teacher()
     prompt = TokenizedPrompt("cached", np.arange(200, dtype=np.int32), None, 1)
     engines.labeled(teacher, [prompt])
-    original = teacher._sampling
+    original = Requests.sampling
 
-    def reading_the_cache(work: Any) -> SamplingParams:
-        parameters = original(work)
+    def reading_the_cache(requests: Requests, work: Any) -> SamplingParams:
+        parameters = original(requests, work)
         parameters.skip_reading_prefix_cache = False
         return parameters
 
-    monkeypatch.setattr(teacher, "_sampling", reading_the_cache)
+    monkeypatch.setattr(Requests, "sampling", reading_the_cache)
     items = list(teacher.label([prompt]))
     assert [type(item) for item in items] == [PromptError, PromptError]
     assert all(item.kind == "bad_labels" and "prefix cache" in item.reason for item in items)
 
 
-def test_the_public_api_rows_agree_at_temperature_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fallback's arithmetic on what the engine computes without the capture, on the same engine."""
+def test_where_the_capture_is_not_known_labels_fall_back_loudly_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real engine through the public API: exact at T=1 only, and described so."""
     import torch
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    import vllm
 
-    from labeler.label_rows import rows_from_logprobs
-    from labeler.vllm_outputs import columns_of
+    from labeler import vllm_capture
+    from labeler.vllm_teacher import VllmTeacher
 
-    teacher: Any = engines.score_teacher()
     prompt = engines.text_prompts()[0]
-    ours = engines.labeled(teacher, [prompt])[prompt.record_id, 0].rows
-    runner = teacher.engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-    monkeypatch.setattr(runner.model_config, "logprobs_mode", "raw_logprobs")
-    parameters = SamplingParams(
-        temperature=0.0, max_tokens=1, detokenize=False, flat_logprobs=True, prompt_logprobs=64,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )  # fmt: skip
-    assert prompt.response_token_ids is not None
-    teacher.engine.add_request("public", {"prompt_token_ids": prompt.response_token_ids.tolist()}, parameters)
-    outputs = []
+    ours = engines.labeled(engines.score_teacher(), [prompt])[prompt.record_id, 0].rows
+    monkeypatch.setattr(vllm_capture, "SOURCES_BY_VERSION", {"0.0.1": {}})
+    config = TeacherConfig(
+        model=str(engines.MODEL), max_model_len=256, engine_args={"kv_cache_memory_bytes": 64 << 20}
+    )
     with torch.compiler.set_stance("force_eager"):  # vLLM would spend half a minute compiling its ranks
-        while not outputs:
-            outputs = teacher.engine.step()
-    public = rows_from_logprobs(columns_of(outputs[0].prompt_logprobs, 65), 64, 49_152)
+        teacher = VllmTeacher(config, engines.SCORE)
+        # Closing one of several engines of a process would take the others' groups along.
+        atexit.register(teacher.close)
+        public = engines.labeled(teacher, [prompt])[prompt.record_id, 0].rows
+    assert f"vLLM {vllm.__version__} is not among the versions" in caplog.text
+    assert "LABELS WILL BE EXACT AT T=1 ONLY" in caplog.text
+    description = teacher.describe()
+    assert (description.exact_temperatures, description.info.capture) == ((1.0,), "public_api")
+    assert public.logsumexp_NM.shape == (ours.num_rows, 1)
     np.testing.assert_allclose(public.logits_NK, ours.logits_NK - ours.logsumexp_NM[:, :1], atol=1e-3)
     np.testing.assert_allclose(
         np.exp(public.log_tail_mass_NM[:, 0]), np.exp(ours.log_tail_mass_NM[:, 0]), atol=5e-5
