@@ -27,7 +27,10 @@ DEMO_PROMPTS = Path(__file__).parent / "demo_data" / "pairs.jsonl"
 STORES = Path("build/bench-labels")
 TEMPERATURES = (1.0, 2.0, 4.0)
 UNIT_RECORDS = 4
-QUICK_RECORDS = 48
+RECORDS = {False: 256, True: 48}
+"""From the start of the input, by --quick, where --records does not say it."""
+MAX_NEW_TOKENS = 128
+"""Of a response that the teacher writes; enough to see its distribution and rate."""
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
 """Defaults for the job's processes: nothing is reported anywhere, one thread per core."""
 
@@ -42,8 +45,8 @@ class LabelingJob:
     """Names of the record's fields by role, where they differ."""
     top_k: int
     temperatures: tuple[float, ...]
-    limit: int | None
-    """Records from the start of the input; None for all."""
+    limit: int
+    """Records from the start of the input."""
     replicas: int
     gpus: float
     """GPUs of a replica; 0 runs on the CPU."""
@@ -68,7 +71,7 @@ class LabelingJob:
             fields=args.fields,
             top_k=max(args.top_k),
             temperatures=TEMPERATURES if within else tuple(sorted({*TEMPERATURES, temperature})),
-            limit=QUICK_RECORDS if args.quick else None,
+            limit=args.records or RECORDS[args.quick],
             replicas=1 if args.gpus or len(os.sched_getaffinity(0)) < 2 else 2,
             gpus=args.gpus,
         )
@@ -125,7 +128,10 @@ def configuration(job: LabelingJob) -> JobConfig:
         teacher=TeacherConfig(model=job.teacher),
         input=InputConfig(uri=job.input, kind=kind, fields=job.fields, limit=job.limit),
         labels=LabelsConfig(
-            mode="generate" if generates else "score", top_k=job.top_k, temperatures=job.temperatures
+            mode="generate" if generates else "score",
+            top_k=job.top_k,
+            temperatures=job.temperatures,
+            max_tokens=MAX_NEW_TOKENS,
         ),
         output=OutputConfig(uri=str(job.store), unit_size=UNIT_RECORDS),
         workers=WorkersConfig(replicas=job.replicas, gpus=job.gpus),

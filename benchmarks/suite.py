@@ -62,6 +62,7 @@ def _common_options(args: argparse.Namespace) -> list[str]:
         "--gpus": f"{args.gpus:g}",
         "--input": args.input,
         "--fields": ",".join(f"{role}={name}" for role, name in args.fields.items()),
+        "--records": args.records and str(args.records),
         "--capture": args.capture and str(args.capture),
         "--top-k": ",".join(map(str, args.top_k)),
     }
