@@ -21,7 +21,8 @@ Run labeling jobs on a Ray cluster, from a machine that needs neither a GPU nor 
   python -m cluster down
 
 The cluster is --address, else RAY_API_SERVER_ADDRESS, else the local one that is up.
-
+"""
+EXIT_STATUSES = """\
 exit status: 0 done; 1 the job failed, or an answer could not be given; 2 wrong usage, job or setting;
 3 no cluster answers; 4 the job was stopped before its end; 5 no such job; 130 interrupted (a job goes on)
 """
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cluster",
         description=DESCRIPTION,
+        epilog=EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"penumbra {__version__}")
@@ -43,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=f"{summary}\n\nexample: python -m cluster {example}",
+            epilog=EXIT_STATUSES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=run, quiet=False, json=False)

@@ -36,23 +36,40 @@ def serve(target: str, viewer_arguments: Sequence[str]) -> int:
         ClusterUnreachableError: nothing answers at an address.
     """
     if not is_cluster_address(target):
-        return _run_viewer([target, *viewer_arguments], None, Path())
+        return _run_viewer([target, *viewer_arguments], None)
     client = ClusterClient(target)
     with tempfile.TemporaryDirectory(prefix="penumbra-dashboard-") as folder:
-        jobs_file = Path(folder) / "jobs.json"
-        write_jobs(jobs_file, client.jobs())
-        return _run_viewer(["--jobs-file", str(jobs_file), *viewer_arguments], client, jobs_file)
+        jobs = _JobsFile(client, Path(folder) / "jobs.json")
+        return _run_viewer(["--jobs-file", str(jobs.path), *viewer_arguments], jobs)
+
+
+class _JobsFile:
+    """The cluster's jobs in a file; the last known ones while the cluster does not answer."""
+
+    def __init__(self, client: ClusterClient, path: Path) -> None:
+        self.path = path
+        self._client = client
+        self._jobs = client.jobs()
+        write_jobs(path, self._jobs)
+
+    def update(self) -> None:
+        problem = ""
+        try:
+            self._jobs = self._client.jobs()
+        except ClusterError as error:
+            problem = str(error)
+        write_jobs(self.path, self._jobs, problem)
 
 
 def write_jobs(path: Path, jobs: Sequence[ClusterJob], problem: str = "") -> None:
-    """Replace the file that the viewer reads; `problem` is shown with every job."""
+    """Replace the file that the viewer reads; `problem` says why nothing is known of what has not ended."""
     rows = [
         {
             "id": job.submission_id,
-            "state": job.state,
+            "state": "UNKNOWN" if problem and not job.has_ended else job.state,
             "store": job.store,
             "started": job.started,
-            "message": problem or job.message,
+            "message": problem if problem and not job.has_ended else job.message,
         }
         for job in jobs
     ]
@@ -61,22 +78,16 @@ def write_jobs(path: Path, jobs: Sequence[ClusterJob], problem: str = "") -> Non
     os.replace(temporary, path)
 
 
-def _run_viewer(arguments: Sequence[str], client: ClusterClient | None, jobs_file: Path) -> int:
+def _run_viewer(arguments: Sequence[str], jobs: _JobsFile | None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the viewer never outlives this
     viewer = subprocess.Popen([sys.executable, "-m", "logitstore", "view", *arguments])
-    jobs = client.jobs() if client else []
     try:
         while True:
             try:
                 return viewer.wait(timeout=REFRESH_SEC)
             except subprocess.TimeoutExpired:
-                if client is None:
-                    continue
-            try:
-                jobs = client.jobs()
-                write_jobs(jobs_file, jobs)
-            except ClusterError as error:
-                write_jobs(jobs_file, jobs, problem=str(error))
+                if jobs is not None:
+                    jobs.update()
     except KeyboardInterrupt:
         return 0
     finally:

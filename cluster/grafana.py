@@ -124,7 +124,7 @@ def dashboard(cluster: ClusterConfig) -> dict[str, Any]:
                 "description": panel.description,
                 "datasource": source,
                 "gridPos": position,
-                "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+                "fieldConfig": {"defaults": _scale(panel.unit), "overrides": []},
                 "targets": [
                     {"refId": chr(ord("A") + i), "expr": query, "legendFormat": legend, "datasource": source}
                     for i, (query, legend) in enumerate(panel.queries)
@@ -154,6 +154,11 @@ def dashboard(cluster: ClusterConfig) -> dict[str, Any]:
         "templating": {"list": choices},
         "panels": panels,
     }
+
+
+def _scale(unit: str) -> dict[str, Any]:
+    most = {"percentunit": {"max": 1}, "percent": {"max": 100}}.get(unit, {})
+    return {"unit": unit, "min": 0, **most}
 
 
 def prometheus(cluster: ClusterConfig) -> dict[str, Any]:

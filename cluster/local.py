@@ -40,6 +40,8 @@ NODE_ENVIRONMENT = {
     # Ray's control store and nodes listen on every interface: only who has the token may use them.
     "RAY_AUTH_MODE": "token",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150",
+    # `down` ends at once; who wants a job to drain first says `stop`.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 
 
@@ -49,7 +51,7 @@ class NodeEndedError(ClusterError):
 
 @dataclass(frozen=True, slots=True)
 class LocalNode:
-    """One `ray start --block` and its children, which share a session with it."""
+    """One `ray start --block`; its children share a session with it, but for the drivers of jobs."""
 
     ip: str
     pid: int
@@ -205,13 +207,14 @@ def _check_alive(node: LocalNode, folder: Path) -> None:
 
 
 def _stop_all(nodes: tuple[LocalNode, ...]) -> int:
-    """SIGTERM to every node, the head last; SIGKILL to the sessions of those that stay."""
+    """SIGTERM to every node, the head last; SIGKILL to what stays of them, drivers of jobs included."""
     started = {node.pid: start_time(node.pid) for node in nodes}
     running = [node for node in reversed(nodes) if started[node.pid] == node.started]
     # A process id stays taken while its session has members, so a dead leader's session is still its own.
-    sessions = {
-        node.pid: _session_members(node.pid) for node in nodes if started[node.pid] in (node.started, None)
-    }
+    members: dict[int, str] = {}
+    for node in nodes:
+        if started[node.pid] in (node.started, None):
+            members |= node_processes(node.pid)
     for node in running:
         os.kill(node.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_SEC
@@ -219,11 +222,10 @@ def _stop_all(nodes: tuple[LocalNode, ...]) -> int:
         while start_time(node.pid) == node.started and time.monotonic() < deadline:
             _reap(node.pid)
             time.sleep(0.1)
-    for members in sessions.values():
-        for pid, member_started in members.items():
-            if start_time(pid) == member_started:
-                os.kill(pid, signal.SIGKILL)
-                _reap(pid)
+    for pid, member_started in members.items():
+        if start_time(pid) == member_started:
+            os.kill(pid, signal.SIGKILL)
+            _reap(pid)
     return len(running)
 
 
@@ -244,15 +246,16 @@ def start_time(pid: int) -> str | None:
     return started.strip() if started and not state.startswith("Z") else None
 
 
-def _session_members(leader: int) -> dict[int, str]:
-    """Process ids and start times of the leader's session."""
-    done = subprocess.run(["ps", "-eo", "pid=,sess="], capture_output=True, text=True, check=True)
-    pids = [
-        int(pid)
-        for pid, session in (line.split() for line in done.stdout.splitlines())
-        if int(session) == leader
-    ]
-    return {pid: started for pid in pids if (started := start_time(pid)) is not None}
+def node_processes(leader: int) -> dict[int, str]:
+    """Process ids and start times of a node: the leader's session, and what descends from it."""
+    done = subprocess.run(["ps", "-eo", "pid=,ppid=,sess="], capture_output=True, text=True, check=True)
+    table = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    found = {pid for pid, _, session in table if session == leader}
+    size = 0
+    while size < len(found):
+        size = len(found)
+        found |= {pid for pid, parent, _ in table if parent in found}
+    return {pid: started for pid in found if (started := start_time(pid)) is not None}
 
 
 def _free_port() -> int:

@@ -5,6 +5,7 @@ The teacher is the labeler's stand-in, so that no engine has to load; everything
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,12 +103,46 @@ def test_a_submitted_job_is_followed_to_its_end(
     assert progress["state"] == "finished"
     assert progress["sequences"] == NUM_RECORDS
     assert run(capsys, "logs", job_id, *address)[1].strip() == log.strip()
-    assert run(capsys, "cost", job_id, *address)[0] == 0
+    status, out, _ = run(capsys, "cost", job_id, *address, "--json")
+    assert status == 0
+    assert json.loads(out) == progress["cost"]
+    assert_the_page_shows(cluster, job_id, tmp_path / "store")
+    assert_nowhere(SECRET, cluster, job_id, tmp_path / "store", log)
 
+
+def assert_the_page_shows(cluster: local.LocalCluster, job_id: str, store: Path) -> None:
+    viewer = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "dashboard", cluster.address, "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert viewer.stdout is not None
+        url = re.search(r"http://\S+", viewer.stdout.readline())
+        assert url is not None
+        overview = json.loads(urllib.request.urlopen(f"{url[0]}api/overview", timeout=30).read())
+        (job,) = (one for one in overview["jobs"] if one["id"] == job_id)
+        assert (job["state"], job["store"]) == ("SUCCEEDED", str(store))
+        card = next(one for one in overview["stores"] if one["uri"].endswith(str(store)))
+        assert card["status"]["state"] == "finished"
+        assert card["status"]["cost"]["device_sec"] > 0
+        assert card["totals"]["num_sequences"] == NUM_RECORDS
+    finally:
+        viewer.terminate()
+        viewer.wait(timeout=20)
+
+
+def assert_nowhere(secret: str, cluster: local.LocalCluster, job_id: str, store: Path, log: str) -> None:
+    """Neither in what Ray tells of its jobs, nor in the job's log, nor in anything that the store holds."""
     ask = urllib.request.Request(f"{cluster.address}/api/jobs/", headers=bearer_header(find_token()))
-    everything = urllib.request.urlopen(ask, timeout=30).read().decode() + log
-    assert job_id in everything
-    assert SECRET not in everything
+    told = urllib.request.urlopen(ask, timeout=30).read().decode() + log
+    assert job_id in told
+    assert secret not in told
+    held = {
+        path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()
+    }
+    assert {"manifest.json", "status.json", "job.json"} <= held.keys()
+    assert [name for name, content in held.items() if secret.encode() in content] == []
 
 
 def test_without_the_token_nobody_gets_in(
@@ -135,7 +170,7 @@ def test_stop_drains_and_resume_labels_only_the_rest(
     status, out, err = run(capsys, "submit", str(job), *address)
     assert status == 0, err
     job_id = out.strip()
-    wait_until(lambda: (store / "manifest.json").exists() and len(LogitStore.open(str(store)).shards()) >= 2)
+    wait_until(lambda: num_shards(store) >= 2)
 
     status, _, err = run(capsys, "submit", str(job), *address)
     assert status == 2
@@ -148,10 +183,8 @@ def test_stop_drains_and_resume_labels_only_the_rest(
     done = LogitStore.open(str(store))
     before = {entry.unit_id: entry.name for entry in done.shards()}
     assert 2 <= len(before) < NUM_RECORDS // 2
-    on_disk = sorted(path.name for path in (store / "shards").iterdir())
-    assert on_disk == sorted(name.removeprefix("shards/") for name in before.values()), (
-        "something half-written"
-    )
+    on_disk = sorted(f"shards/{path.name}" for path in (store / "shards").iterdir())
+    assert on_disk == sorted(before.values()), "something half-written"
     assert run(capsys, "status", job_id, *address)[0] == 4
     assert run(capsys, "stop", job_id, *address)[0] == 0  # stopping what has ended is no error
 
@@ -174,90 +207,62 @@ def test_a_failing_job_says_why(
     assert "reject" in out
 
 
-def test_metrics_that_the_dashboard_asks_for_are_exported(
-    cluster: local.LocalCluster, tmp_path: Path
-) -> None:
-    job = write_job(tmp_path, seconds_per_token=0.03)
-    assert main(["submit", str(job), "--address", cluster.address]) == 0
-    queries = " ".join(query for panel in PANELS for query, _ in panel.queries)
-    asked = set(re.findall(r"ray_penumbra_\w+", queries))
-    only_on_trouble = {"ray_penumbra_failures_total", "ray_penumbra_rejects_total"}
-    listed = Path(cluster.folder) / "prom_metrics_service_discovery.json"
-
-    def exported() -> set[str]:
-        text = ""
-        for target in json.loads(listed.read_text())[0]["targets"]:
-            try:
-                text += urllib.request.urlopen(f"http://{target}/metrics", timeout=10).read().decode()
-            except urllib.error.URLError:
-                continue  # Ray also lists parts of itself that are switched off
-        return set(re.findall(r"^(ray_\w+)\{", text, re.MULTILINE))
-
-    wait_until(lambda: asked - only_on_trouble <= exported())
-    assert "ray_node_cpu_utilization" in exported()
-
-
-def test_the_dashboard_of_a_cluster_shows_its_jobs(cluster: local.LocalCluster, tmp_path: Path) -> None:
-    assert main(["submit", str(write_job(tmp_path)), "--address", cluster.address, "--wait", "--quiet"]) == 0
-    viewer = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "dashboard", cluster.address, "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert viewer.stdout is not None
-        url = re.search(r"http://\S+", viewer.stdout.readline())
-        assert url is not None
-        overview = json.loads(urllib.request.urlopen(f"{url[0]}api/overview", timeout=30).read())
-        newest = overview["jobs"][0]
-        assert (newest["state"], newest["store"]) == ("SUCCEEDED", str(tmp_path / "store"))
-        shown = {store["uri"]: store for store in overview["stores"]}
-        card = next(store for uri, store in shown.items() if uri.endswith(str(tmp_path / "store")))
-        assert card["status"]["state"] == "finished"
-        assert card["totals"]["num_sequences"] == NUM_RECORDS
-    finally:
-        viewer.terminate()
-        viewer.wait(timeout=20)
-
-
-def test_a_head_that_dies_under_a_followed_job_is_told(
+def test_a_running_job_is_measured_and_a_head_that_dies_under_it_is_told(
     cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Last: it ends the cluster. The same job file then finishes on another cluster, here a private one."""
-    job = write_job(tmp_path, seconds_per_token=0.05)
-    store = tmp_path / "store"
-    head = cluster.nodes[0]
+    job, store = write_job(tmp_path, seconds_per_token=0.05), tmp_path / "store"
+    address = ("--address", cluster.address)
+    status, out, err = run(capsys, "submit", str(job), *address)
+    assert status == 0, err
+    asked = set(
+        re.findall(r"ray_penumbra_\w+", " ".join(query for panel in PANELS for query, _ in panel.queries))
+    )
+    only_on_trouble = {"ray_penumbra_failures_total", "ray_penumbra_rejects_total"}
+    wait_until(lambda: asked - only_on_trouble <= exported_metrics(cluster))
+    assert "ray_node_cpu_utilization" in exported_metrics(cluster)
+    wait_until(lambda: num_shards(store) >= 1)
 
-    def kill_when_under_way() -> None:
-        wait_until(
-            lambda: (store / "manifest.json").exists() and len(LogitStore.open(str(store)).shards()) >= 1
-        )
-        for pid in local._session_members(head.pid):
-            os.kill(pid, 9)
-
-    killer = threading.Thread(target=kill_when_under_way)
+    head = local.node_processes(cluster.nodes[0].pid)  # the job's driver too, as when the machine goes
+    killer = threading.Timer(1.0, kill, [head])
     killer.start()
-    status, _, err = run(capsys, "submit", str(job), "--address", cluster.address, "--follow")
+    status, _, err = run(capsys, "logs", out.strip(), *address, "--follow")
     killer.join()
     assert status == 3, err
     assert "submitting the same job file again" in err
+    assert run(capsys, "status", *address)[0] == 3
+    again = [sys.executable, "-m", "labeler", "run", str(job), "--quiet"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "labeler",
-            "run",
-            str(job),
-            "--quiet",
-            "--set",
-            "teacher.fake.seconds_per_token=0",
-        ],
+        [*again, "--set", "teacher.fake.seconds_per_token=0"],
         env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
         timeout=200,
         check=False,
     )
     assert done.returncode == 0
     assert stored_ids(store) == ALL_IDS
+
+
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # some end with the one killed before them
+            os.kill(pid, 9)
+
+
+def exported_metrics(cluster: local.LocalCluster) -> set[str]:
+    """Names on the endpoints that Ray's own list for Prometheus gives."""
+    text = ""
+    listed = Path(cluster.folder) / "prom_metrics_service_discovery.json"
+    for target in json.loads(listed.read_text())[0]["targets"]:
+        try:
+            text += urllib.request.urlopen(f"http://{target}/metrics", timeout=10).read().decode()
+        except urllib.error.URLError:
+            continue  # Ray also lists parts of itself that are switched off
+    return set(re.findall(r"^(ray_\w+)\{", text, re.MULTILINE))
+
+
+def num_shards(store: Path) -> int:
+    """Shards committed so far; 0 before there is a store."""
+    return len(LogitStore.open(str(store)).shards()) if (store / "manifest.json").exists() else 0
 
 
 def wait_until(condition: object, timeout_sec: float = 120.0) -> None:

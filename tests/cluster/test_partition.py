@@ -11,7 +11,7 @@ import pytest
 from cluster import local
 from logitstore.store import LogitStore
 from tests.cluster.namespaces import NamespacedCluster, can_make_namespaces
-from tests.cluster.test_jobs import ALL_IDS, run, stored_ids, wait_until, write_job
+from tests.cluster.test_jobs import ALL_IDS, num_shards, run, stored_ids, wait_until, write_job
 
 pytestmark = [
     pytest.mark.ray,
@@ -32,13 +32,11 @@ def test_a_node_cut_off_in_the_middle_loses_and_doubles_nothing(
         status, out, err = run(capsys, "submit", str(job), *address, "--python", sys.executable)
         assert status == 0, err
         job_id = out.strip()
-        wait_until(
-            lambda: (store / "manifest.json").exists() and len(LogitStore.open(str(store)).shards()) >= 2
-        )
+        wait_until(lambda: num_shards(store) >= 2)
         cluster.cut(1)
-        num_at_cut = len(LogitStore.open(str(store)).shards())
+        num_at_cut = num_shards(store)
         assert num_at_cut < len(ALL_IDS) // 2, "the job was over before the cut"
-        wait_until(lambda: len(LogitStore.open(str(store)).shards()) >= num_at_cut + 3)
+        wait_until(lambda: num_shards(store) >= num_at_cut + 3)
         wait_until(lambda: local.count_alive_nodes(cluster.address) == 2)  # Ray gave the node up
         cluster.heal(1)
         assert run(capsys, "logs", job_id, "--address", cluster.address, "--follow")[0] == 0

@@ -1,7 +1,8 @@
-"""The README's section for teams, followed word by word."""
+"""The README's section for teams, followed word by word: up, submit, status, stop, resume, down, train."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,9 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from labeler.config import load_job
+from labeler.tokenization import load_tokenizer
 from logitstore.store import LogitStore
+from logitstore.tokenizer_identity import tokenizer_fingerprint
 
 ROOT = Path(__file__).parents[2]
+STORE, STUDENT = ROOT / "build" / "team-trial", ROOT / "build" / "team-student"
+STOPPED = 4
+"""What `status` exits with where the job had been stopped already."""
 
 
 def commands_of(heading: str) -> list[list[str]]:
@@ -23,31 +30,54 @@ def commands_of(heading: str) -> list[list[str]]:
     return [[line.split("  #")[0].strip() for line in block.splitlines() if line.strip()] for block in blocks]
 
 
+def test_the_byte_tokenizer_is_the_stand_in_teachers() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    shipped = tokenizers.Tokenizer.from_file(str(ROOT / "configs" / "byte-tokenizer" / "tokenizer.json"))
+    own = load_tokenizer(load_job(str(ROOT / "configs" / "team-trial.toml"), environ={}).teacher)
+    assert tokenizer_fingerprint(shipped.get_vocab()) == own.info.fingerprint
+    text = "naïve 你好 <|start|>user<|end|> 🙂\n"
+    assert shipped.encode(text).ids == own.encode(text, add_special_tokens=False)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_section_for_teams(tmp_path: Path) -> None:
     trial, rendered = commands_of("On a cluster that a team shares")
-    assert trial[0] == "python -m cluster up --local 2"
-    assert trial[-1] == "python -m cluster down"
-    store = ROOT / "build" / "team-trial"
-    shutil.rmtree(store, ignore_errors=True)
+    up, down = "python -m cluster up --local 2", "python -m cluster down"
+    assert trial[0] == up
+    assert down in trial
+    for folder in (STORE, STUDENT):
+        shutil.rmtree(folder, ignore_errors=True)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "XDG_STATE_HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
-    environment.pop("RAY_API_SERVER_ADDRESS", None)
-    expected = {"python -m cluster status": {0, 4}}  # 4 where the job had been stopped already
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        environment.pop(name, None)
+    said: dict[str, str] = {}
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+
     try:
-        for command in trial[:-1] + rendered:
-            done = subprocess.run(
-                command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-            )
-            assert done.returncode in expected.get(command, {0}), f"{command}\n{done.stdout}\n{done.stderr}"
+        for command in trial + rendered:
+            done = run(command)
+            allowed = {0, STOPPED} if command == "python -m cluster status" else {0}
+            assert done.returncode in allowed, f"{command}\n{done.stdout}\n{done.stderr}"
+            said[command] = done.stdout
+            if command == "python -m cluster stop":
+                num_at_stop = len(LogitStore.open(str(STORE)).shards())
     finally:
-        down = subprocess.run(trial[-1], shell=True, cwd=ROOT, env=environment, check=False)
-    assert down.returncode == 0
+        if down not in said:
+            run(down)
     records = (ROOT / "benchmarks" / "demo_data" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    labeled = [sequence.record_id for sequence in LogitStore.open(str(store)).iter_sequences()]
+    store = LogitStore.open(str(STORE))
+    labeled = [sequence.record_id for sequence in store.iter_sequences()]
     assert len(labeled) == len(set(labeled)) == len(records)
+    assert 0 < num_at_stop < len(store.shards()), "the job was over before it was stopped"
+    metrics = json.loads((STUDENT / "metrics.json").read_text())
+    assert metrics["after"]["kl"] < metrics["before"]["kl"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 
 from cluster import local
 from cluster.__main__ import main
-from cluster.client import is_loopback, normalise_address
-from cluster.dashboard import is_cluster_address
-from cluster.errors import ClusterUnreachableError, JobRefusedError
+from cluster.client import EXIT_STATUS_OF_STATE, ClusterJob, is_loopback, normalise_address
+from cluster.dashboard import is_cluster_address, write_jobs
+from cluster.errors import ClusterError, ClusterUnreachableError, JobNotFoundError, JobRefusedError
 from cluster.submission import (
     JOB_FILE,
     JOB_KEY,
@@ -160,6 +161,19 @@ def test_a_store_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
         assert not is_cluster_address(store)
 
 
+def test_a_job_whose_cluster_is_gone_is_not_called_running(tmp_path: Path) -> None:
+    jobs = [
+        ClusterJob(name, state, "as Ray said", "s3://b/store", "", 1.0, None, None, {})
+        for name, state in (("a", "RUNNING"), ("b", "SUCCEEDED"))
+    ]
+    write_jobs(tmp_path / "jobs.json", jobs, problem="no Ray cluster answers")
+    rows = json.loads((tmp_path / "jobs.json").read_text())
+    assert [(row["state"], row["message"]) for row in rows] == [
+        ("UNKNOWN", "no Ray cluster answers"),
+        ("SUCCEEDED", "as Ray said"),
+    ]
+
+
 @pytest.fixture
 def not_ray() -> object:
     class Page(BaseHTTPRequestHandler):
@@ -188,6 +202,16 @@ def test_wrong_addresses_exit_with_3_and_say_what_to_check(
             assert main([*command, "--address", address]) == 3
             assert says in capsys.readouterr().err
     assert main(["submit", job_file(tmp_path), "--address", dead, "--files", "ship"]) == 3
+
+
+@pytest.mark.parametrize("command", [(), ("submit",), ("status",), ("stop",), ("up",)])
+def test_exit_statuses_are_documented(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    errors = (ClusterError, JobRefusedError, ClusterUnreachableError, JobNotFoundError)
+    for status in {*(error.exit_status for error in errors), *EXIT_STATUS_OF_STATE.values()}:
+        assert re.search(rf"[:;] {status} \w", shown), status
 
 
 def test_a_wrong_job_is_refused_before_any_cluster_is_asked(
