@@ -105,8 +105,7 @@ def _status(raw: dict, state: str, message: str) -> Json:
     numbers = ("units_done", "units_total", "failures", "rejects", "tokens_per_second", "seconds_left")
     status: Json = {"state": state, "message": message, "cost": None}
     for name in numbers:
-        value = raw.get(name)
-        status[name] = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        status[name] = _number(raw.get(name))
     causes = raw.get("causes")
     status["causes"] = [str(cause) for cause in causes] if isinstance(causes, list) else []
     workers = raw.get("workers")
@@ -117,19 +116,20 @@ def _status(raw: dict, state: str, message: str) -> Json:
     ]
     cost = raw.get("cost")
     if isinstance(cost, dict):
-        amounts = {name: cost.get(name) for name in ("so_far", "estimate")}
-        status["cost"] = {"currency": str(cost.get("currency", ""))} | {
-            name: value if isinstance(value, int | float) else None for name, value in amounts.items()
-        }
+        words = {name: str(cost.get(name, "")) for name in ("device", "currency")}
+        amounts = {name: _number(cost.get(name)) for name in ("device_sec", "compute", "storage_per_month")}
+        status["cost"] = words | amounts
     return status
+
+
+def _number(value: object) -> int | float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _totals(store: LogitStore) -> Json:
     shards = store.shards()
     counted = ("num_sequences", "num_rows", "num_tokens", "num_bytes", "num_rejects")
-    totals: Json = {name: int(shards.column(name).sum()) for name in counted}
-    totals["num_shards"] = int((shards.column("num_sequences") > 0).sum())
-    return totals
+    return {name: int(shards.column(name).sum()) for name in counted}
 
 
 def _age_sec(updated: object, now: datetime) -> float | None:

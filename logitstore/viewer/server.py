@@ -104,8 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
             value = answer(self.server, numbers, start, count)
         except IndexError as error:
             self._reply_json(HTTPStatus.NOT_FOUND, {"error": str(error)})
-        except (StoreError, OSError, ValueError) as error:
+        except (StoreError, OSError) as error:
             self._reply_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
+        except ValueError as error:
+            self._reply_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         else:
             self._reply_json(HTTPStatus.OK, value)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
@@ -27,9 +28,6 @@ from logitstore.viewer.server import ViewerServer
 from logitstore.viewer.static import static_page
 from tests.logitstore.test_viewer_tokens import byte_level_tokenizer
 from tests.logitstore.viewer_records import manifest_of, sequence_of
-
-playwright_api = pytest.importorskip("playwright.sync_api")
-Page, expect = playwright_api.Page, playwright_api.expect
 
 CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
 pytestmark = [
@@ -89,8 +87,8 @@ def address(stored: Stored) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    with playwright_api.sync_playwright() as playwright:
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
@@ -99,19 +97,21 @@ def browser() -> Iterator[object]:
 
 
 @pytest.fixture
-def page(browser: object, request: pytest.FixtureRequest) -> Iterator[Page]:
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page whose console stays empty and which reaches nothing but this machine."""
     options = getattr(request, "param", {"viewport": {"width": 1280, "height": 800}})
-    context = browser.new_context(**options)  # pyright: ignore[reportAttributeAccessIssue]
+    context = browser.new_context(**options)
     made = context.new_page()
     problems: list[str] = []
     made.on("console", lambda message: problems.append(message.text))
     made.on("pageerror", lambda error: problems.append(str(error)))
     made.on("dialog", lambda dialog: problems.append(f"dialog {dialog.message}"))
-    made.on("request", lambda asked: outside(asked.url) and problems.append(f"asked for {asked.url}"))
+    asked: list[str] = []
+    made.on("request", lambda request: asked.append(request.url))
     yield made
     context.close()
     assert problems == []
+    assert [url for url in asked if outside(url)] == []
 
 
 def outside(url: str) -> bool:
@@ -171,6 +171,26 @@ def test_numbers_on_the_page_are_the_stores(
     keep(page, f"sequence-{temperature}")
 
 
+def test_colours_span_the_sequence_or_all_that_there_can_be(page: Page, address: str, stored: Stored) -> None:
+    open_sequence(page, address, 0)
+    set_temperature(page, 2.75)  # where the entropies lie close together, near their bound
+    values = np.sort(entropy(stored.sequences[0].rows, stored.spec, 2.75))
+    low, high = (values[round(share * (len(values) - 1))] for share in (0.02, 0.98))
+    assert page.locator("#low").inner_text() == f"entropy: {low:.2f}"
+    assert page.locator("#high").inner_text() == f"{high:.2f} nats"
+    fitted = levels(page)
+    assert (min(fitted), max(fitted)) == (0, 24)
+    page.get_by_label("fit to sequence").uncheck()
+    assert page.locator("#high").inner_text() == f"{np.log(VOCAB):.2f} nats"
+    assert levels(page) == [round(value / np.log(VOCAB) * 24) for value in shown_values(page)]
+
+
+def levels(page: Page) -> list[int]:
+    return page.eval_on_selector_all(
+        "#heatmap [data-value]", r"cells => cells.map((cell) => Number(/\bh(\d+)/.exec(cell.className)[1]))"
+    )
+
+
 def test_markup_in_a_prompt_is_text(page: Page, address: str, stored: Stored) -> None:
     page.goto(address)
     page.get_by_role("link", name="Open the sequences").click()
@@ -192,7 +212,7 @@ def test_other_scripts_are_whole_though_their_tokens_are_bytes(
         "cells => cells.map((cell) => cell.textContent)",
     )
     assert len(shown) == len(TEXTS[2].encode())
-    assert "".join(text for text in shown if text != "·") == TEXTS[2]
+    assert "".join(shown) == TEXTS[2]
     first_of_ni = len("naïve ".encode())
     page.locator(f"#p{first_of_ni}").click()
     assert "part of a character" in page.locator("#detail").inner_text()
@@ -212,7 +232,7 @@ def test_everything_can_be_done_by_keyboard(page: Page, address: str, stored: St
     start = stored.sequences[1].label_start
 
     def chosen() -> int:
-        return int(page.locator("#heatmap .chosen").get_attribute("data-position"))
+        return page.eval_on_selector("#heatmap .chosen", "cell => Number(cell.dataset.position)")
 
     assert chosen() == start
     for key, position in (("ArrowRight", start + 1), ("ArrowLeft", start), ("Home", 0), ("End", None)):
@@ -322,6 +342,9 @@ def test_one_file_works_without_server_and_in_a_narrow_frame(
     assert np.abs(np.array(shown_values(page)) - full).mean() < 0.2
     page.get_by_role("link", name="Overview").click()
     page.wait_for_selector(".card")
+    page.goto(f"{(tmp_path / 'labels.html').as_uri()}#store=0&sequence=3")
+    expect(page.locator("#notice")).to_contain_text("it holds the first 2")
+    assert page.locator("main section:visible").count() == 0, "another sequence is left under this address"
 
     frame_file = tmp_path / "report.html"
     source = html.replace("&", "&amp;").replace('"', "&quot;")

@@ -134,7 +134,7 @@ def test_rejects_are_counted_and_paged(server: ViewerServer) -> None:
         ("/api/stores/0/sequences/15", 404, "the store has 15"),
         ("/api/stores/5/sequences", 404, "no store 5"),
         ("/api/stores/1/sequences", 500, "no store lies at"),
-        ("/api/stores/0/sequences?start=-1", 500, "whole number"),
+        ("/api/stores/0/sequences?start=-1", 400, "whole number"),
         ("/etc/passwd", 404, "no page"),
     ],
 )
@@ -243,7 +243,7 @@ def test_status_of_a_dead_driver_is_silent(tmp_path: Path) -> None:
         "units_total": 4,
         "tokens_per_second": 9.5,
         "workers": [{"name": "w0", "node": 3}],
-        "cost": {"currency": "EUR", "so_far": 1.5, "estimate": None},
+        "cost": {"currency": "EUR", "device": "gpu", "device_sec": 7200, "compute": 5.5, "num_bytes": 10},
     }
     for age_sec, state in ((5, "running"), (600, "silent")):
         updated = (datetime.now(UTC) - timedelta(seconds=age_sec)).isoformat()
@@ -253,7 +253,8 @@ def test_status_of_a_dead_driver_is_silent(tmp_path: Path) -> None:
         assert status["state"] == state
         assert status["units_total"] == 4
         assert status["workers"] == [{"name": "w0", "node": "3", "state": "", "unit": "", "restarts": ""}]
-        assert status["cost"] == {"currency": "EUR", "so_far": 1.5, "estimate": None}
+        cost = {"currency": "EUR", "device": "gpu", "device_sec": 7200, "compute": 5.5}
+        assert status["cost"] == cost | {"storage_per_month": None}
     store.objects.put("status.json", b"{")
     broken = view.describe()["status"]
     assert isinstance(broken, dict)

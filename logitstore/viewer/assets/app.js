@@ -4,7 +4,7 @@ const REFRESH_MILLISECONDS = 2000;
 
 const places = Object.fromEntries(["overview", "list", "sequence"].map((name) => [name, document.getElementById(name)]));
 const notice = document.getElementById("notice");
-const state = { overview: null, route: null, view: null, pages: 1, drawing: 0 };
+const state = { overview: null, view: null, pages: 1, drawing: 0, isFitted: true };
 
 function parseRoute() {
   const isBare = !location.href.includes("#");
@@ -31,21 +31,23 @@ async function draw() {
   const turn = ++state.drawing;
   const route = parseRoute();
   const name = route.store === null ? "overview" : route.sequence === null ? "list" : "sequence";
+  let problem = "";
   try {
     if (name !== "overview" && !state.overview) state.overview = await source.overview();
     if (name === "overview") await drawOverview();
     else if (name === "list") state.pages = (await showList(places.list, route.store, route.page || 0, go)).pages;
     else await drawSequence(route, turn);
-    say("");
   } catch (error) {
-    say(error.message);
+    problem = error.message;
   }
   if (turn !== state.drawing) return;
-  state.route = route;
-  for (const [other, place] of Object.entries(places)) place.hidden = other !== name;
+  say(problem);
+  // What could not be drawn must not leave another place's content under its address.
+  const isShown = !problem || name === "overview";
+  for (const [other, place] of Object.entries(places)) place.hidden = other !== name || !isShown;
   const store = state.overview && state.overview.stores[route.store];
   document.getElementById("subtitle").replaceChildren(...(store ? crumbs(route, store) : []));
-  if (name === "sequence" && state.view) state.view.map.place.focus({ preventScroll: true });
+  if (name === "sequence" && isShown) state.view.map.place.focus({ preventScroll: true });
 }
 
 function crumbs(route, store) {
@@ -64,7 +66,9 @@ async function drawOverview() {
 }
 
 async function refresh() {
-  if (source.live && !document.hidden && parseRoute().store === null) await draw();
+  const route = parseRoute();
+  const isAwaited = route.store === null || (route.sequence === null && !places.list.querySelector("table"));
+  if (source.live && !document.hidden && isAwaited) await draw();
   const slower = state.overview && !isRunning(state.overview) ? 5 : 1;
   setTimeout(refresh, slower * REFRESH_MILLISECONDS);
 }
@@ -73,8 +77,9 @@ async function drawSequence(route, turn) {
   const payload = await source.sequence(route.store, route.sequence);
   if (turn !== state.drawing) return;
   const rows = decodeRows(payload);
-  const view = { route, payload, rows, measure: "entropy", temperature: rows.temperatures[0] };
+  const view = { payload, rows, measure: "entropy", temperature: rows.temperatures[0] };
   const { total } = payload;
+  const turnTo = (symbol, label, index) => pageButton(symbol, label, index >= 0 && index < total, () => go({ store: route.store, sequence: index }));
   const heading = payload.sample_index ? `${payload.record_id} · sample ${payload.sample_index}` : payload.record_id;
   const text = element("div", {
     id: "heatmap", class: "heatmap", role: "listbox", tabindex: "0", dir: "auto",
@@ -86,13 +91,17 @@ async function drawSequence(route, turn) {
       "nav",
       { class: "bar", "aria-label": "Sequences" },
       element("h2", { class: "grow record" }, heading),
-      pageButton("Previous", route.sequence > 0, () => go({ store: route.store, sequence: route.sequence - 1 })),
-      element("span", {}, number(route.sequence)),
-      pageButton("Next", route.sequence + 1 < total, () => go({ store: route.store, sequence: route.sequence + 1 })),
+      element(
+        "span",
+        { class: "pager" },
+        turnTo("‹", "Previous", route.sequence - 1),
+        element("span", { title: "sequences are numbered from 0" }, `${number(route.sequence)} / ${number(total - 1)}`),
+        turnTo("›", "Next", route.sequence + 1),
+      ),
     ),
-    controls(view),
     element("p", { id: "facts", class: "quiet" }),
-    legend(),
+    controls(view),
+    legend(payload),
     element("div", { class: "columns" }, text, detail),
   );
   view.detail = new Detail(detail, payload, rows);
@@ -121,6 +130,12 @@ function controls(view) {
     view.measure = choice.value;
     paint(view);
   });
+  const fit = element("input", { type: "checkbox", id: "fit" });
+  fit.checked = state.isFitted;
+  fit.addEventListener("change", () => {
+    state.isFitted = fit.checked;
+    paint(view);
+  });
   return element(
     "div",
     { class: "controls" },
@@ -129,13 +144,22 @@ function controls(view) {
     marks,
     element("output", { id: "temperature-value", for: "temperature" }),
     element("span", { class: "pair" }, element("label", { for: "measure" }, "Colour"), choice),
+    element("span", { class: "pair" }, fit, element("label", { for: "fit" }, "fit to sequence")),
   );
 }
 
-function legend() {
+function legend(payload) {
   const steps = [];
   for (let level = 0; level <= LEVELS; level += 2) steps.push(element("span", { class: `t h${level}`, "aria-hidden": "true" }, "\u2007"));
-  return element("p", { class: "legend" }, element("span", { id: "low" }, "0"), element("span", { class: "scale" }, ...steps), element("span", { id: "high" }));
+  const mark = element("span", { class: "mark", "aria-hidden": "true" });
+  return element(
+    "p",
+    { class: "legend" },
+    element("span", { id: "low" }),
+    element("span", { class: "scale" }, ...steps),
+    element("span", { id: "high" }),
+    payload.prompt_length ? element("span", { class: "pair" }, mark, "the response begins") : null,
+  );
 }
 
 /** Take a temperature, the stored one where the slider stands within half a step of it. */
@@ -156,27 +180,29 @@ function setTemperature(view, temperature) {
 
 function paint(view) {
   const { rows, payload, temperature, measure } = view;
-  const values = view.map.paint(measure, temperature);
+  const { values, low, high } = view.map.paint(measure, temperature, state.isFitted);
   const kind = rows.temperatures.includes(temperature) ? "stored" : "interpolated";
   const only = rows.temperatures.length === 1 ? "the only one stored" : kind;
   document.getElementById("temperature-value").textContent = `${number(temperature, 2)} (${only})`;
-  const { label, unit, top } = MEASURES[measure];
-  const most = top(rows);
-  document.getElementById("high").textContent = `${number(most, 1)}${measure === "tail" ? "" : " or more"} ${unit} · ${label}`;
-  const mean = (array) => {
-    const known = [...array].filter((value) => !Number.isNaN(value));
-    return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : NaN;
-  };
+  const { label, unit } = MEASURES[measure];
+  document.getElementById("low").textContent = `${label}: ${number(low, 2)}`;
+  document.getElementById("high").textContent = `${number(high, 2)} ${unit}`;
   const facts = [
     `${number(payload.texts.length)} tokens`,
-    `${number(payload.prompt_length)} of the prompt`,
-    `${number(rows.numRows)} label rows of up to ${number(rows.topK)}`,
+    payload.prompt_length ? `${number(payload.prompt_length)} of the prompt` : "",
+    `${number(rows.numRows)} label rows of up to ${number(rows.topK)} entries`,
     payload.finish_reason,
     ...payload.flags,
     `mean ${label} ${number(mean(values), 3)} ${unit}`,
-    `mean surprise ${number(mean(rows.labelLogprob.map((value) => -value)), 3)} nats`,
+    measure === "surprise" ? "" : `mean surprise ${number(mean(rows.labelLogprob.map((value) => -value)), 3)} nats`,
   ];
-  document.getElementById("facts").textContent = facts.join(" · ");
+  document.getElementById("facts").textContent = facts.filter(Boolean).join(" · ");
+}
+
+/** Of the values that are known. */
+function mean(values) {
+  const known = values.filter((value) => !Number.isNaN(value));
+  return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : NaN;
 }
 
 /* Keys that work anywhere in a view; those of the heat map are its own. */

@@ -22,25 +22,26 @@ class Detail {
       if (texts[position] === "") facts.push("part of a character");
       else if (texts[position] !== this.payload.pieces[id]) facts.push(`completes ${texts[position]}`);
     }
-    if (row === null) {
-      facts.push(position === 0 ? "the first token has no label" : "not labeled");
-      this.place.replaceChildren(heading, element("p", { class: "facts" }, facts.join(" · ")));
-      return;
-    }
+    if (row === null) facts.push(position === 0 ? "the first token has no label" : "not labeled");
+    else if (!this.rows.lossMask[row]) facts.push("outside the loss");
+    this.place.replaceChildren(heading, element("p", { class: "facts" }, facts.join(" · ")));
+    if (row === null) return;
     const at = rowAt(this.rows, row, temperature);
-    facts.push(`entropy ${number(at.entropy, 3)} nats`, `tail ${probability(at.logTail)}`);
-    const logprob = this.rows.labelLogprob[row];
-    if (isToken && !Number.isNaN(logprob)) {
-      facts.push(`p at T = 1: ${probability(logprob)}`, `surprise ${number(-logprob, 3)} nats`);
-    }
-    if (isToken && this.rows.labelRank[row] > 0) facts.push(`rank ${number(this.rows.labelRank[row])}`);
-    if (!this.rows.lossMask[row]) facts.push("outside the loss");
-    this.place.replaceChildren(
-      heading,
-      element("p", { class: "facts" }, facts.join(" · ")),
+    this.place.append(
+      figures(this.figuresOf(row, at, isToken), "small"),
       this.table(row, at, id),
       ...[this.moreButton(position, row, temperature)].filter(Boolean),
     );
+  }
+
+  figuresOf(row, at, isToken) {
+    const pairs = [["entropy, nats", number(at.entropy, 3)], ["tail", probability(at.logTail)]];
+    const logprob = this.rows.labelLogprob[row];
+    if (isToken && !Number.isNaN(logprob)) {
+      pairs.push(["its p at T = 1", probability(logprob)], ["surprise, nats", number(-logprob, 3)]);
+    }
+    if (isToken && this.rows.labelRank[row] > 0) pairs.push(["rank", number(this.rows.labelRank[row])]);
+    return pairs;
   }
 
   table(row, at, id) {
@@ -58,8 +59,8 @@ class Detail {
     }
     const outside = this.rows.vocabSize - this.rows.count[row];
     body.append(this.line("", `tail: ${number(outside)} other ids`, "", at.logTail, "tail"));
-    const heads = ["", "alternative", "id", "p", "ln p"].map((text) => element("th", { scope: "col" }, text));
-    return element("table", { class: "alternatives" }, element("thead", {}, element("tr", {}, ...heads)), body);
+    const heads = [["", "right"], ["alternative", ""], ["id", "right"], ["p", "right"], ["ln p", "right"]];
+    return element("table", { class: "alternatives" }, tableHead(heads), body);
   }
 
   line(rank, text, id, logprob, kind) {

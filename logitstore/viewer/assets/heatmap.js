@@ -3,10 +3,23 @@
 const LEVELS = 24;
 
 const MEASURES = {
-  entropy: { label: "entropy", unit: "nats", top: (rows) => Math.min(8, Math.log(rows.vocabSize)) },
-  surprise: { label: "surprise at T = 1", unit: "nats", top: () => 8 },
+  entropy: { label: "entropy", unit: "nats", top: (rows) => Math.log(rows.vocabSize) },
+  surprise: { label: "surprise at T = 1", unit: "nats", top: (rows) => Math.log(rows.vocabSize) },
   tail: { label: "mass of the tail", unit: "", top: () => 1 },
 };
+const FITTED_SHARE = 0.02;
+
+/**
+ * The values that the palest and the strongest colour stand for: nothing and the most there can be, or,
+ * fitted, what all but a few tokens of the sequence lie between.
+ */
+function colourRange(values, measure, rows, isFitted) {
+  const known = values.filter((value) => !Number.isNaN(value)).sort();
+  if (!isFitted || !known.length) return [0, MEASURES[measure].top(rows)];
+  const at = (share) => known[Math.round(share * (known.length - 1))];
+  const [low, high] = [at(FITTED_SHARE), at(1 - FITTED_SHARE)];
+  return high > low ? [low, high] : [0, MEASURES[measure].top(rows)];
+}
 
 /** The figure of every row, by measure; NaN where it is not known. */
 function measureRows(rows, measure, temperature) {
@@ -54,30 +67,33 @@ class HeatMap {
       cell.setAttribute("role", "option");
       cell.append(cellText(position < texts.length ? texts[position] : null));
       cell.dataset.kind = position >= texts.length ? "next" : position < promptLength ? "prompt" : "token";
+      if (texts[position] === "") cell.dataset.part = "";
+      if (position === promptLength && position > 0) cell.dataset.first = "";
       this.cells.push(cell);
       fragment.append(cell);
     }
     this.place.replaceChildren(fragment);
   }
 
-  /** Colour by a measure at a temperature. */
-  paint(measure, temperature) {
+  /** Colour by a measure at a temperature; the values, and those of the palest and the strongest colour. */
+  paint(measure, temperature, isFitted) {
     const values = measureRows(this.rows, measure, temperature);
-    const top = MEASURES[measure].top(this.rows);
+    const [low, high] = colourRange(values, measure, this.rows, isFitted);
     for (let position = 0; position < this.cells.length; position++) {
       const cell = this.cells[position];
       const row = this.rowOf(position);
       let name = "t";
       if (row === null || Number.isNaN(values[row])) delete cell.dataset.value;
       else {
-        const level = Math.round((Math.min(Math.max(values[row], 0), top) / top) * LEVELS);
+        const share = (values[row] - low) / (high - low);
+        const level = Math.round(Math.min(Math.max(share, 0), 1) * LEVELS);
         name = `t h${level}`;
         cell.dataset.value = values[row].toFixed(4);
         if (!this.rows.lossMask[row]) name += " unmasked";
       }
       cell.className = position === this.selected ? `${name} chosen` : name;
     }
-    return values;
+    return { values, low, high };
   }
 
   choose(position) {
@@ -128,10 +144,12 @@ class HeatMap {
   }
 }
 
-/** What stands for a token in the running text: null for the place after the last token. */
+/**
+ * What stands for a token in the running text: null for the place after the last token. A token that is a
+ * part of a character is an empty cell, so that letters still join.
+ */
 function cellText(text) {
   if (text === null) return "▸ next";
-  if (text === "") return "·";
   return text.replace(/\n/g, "⏎\n").replace(/\t/g, "⇥\t");
 }
 

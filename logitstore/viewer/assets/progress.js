@@ -7,7 +7,7 @@ function showOverview(place, overview) {
   const opened = new Set([...place.querySelectorAll("details[open]")].map((node) => node.dataset.key));
   const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   place.replaceChildren(
-    ...(overview.jobs.length ? [jobTable(overview.jobs)] : []),
+    ...(overview.jobs.length ? [jobList(overview.jobs, overview.stores)] : []),
     ...overview.stores.map((store, index) => storeCard(store, index)),
   );
   for (const node of place.querySelectorAll("[data-key]")) {
@@ -21,46 +21,38 @@ function isRunning(overview) {
   return overview.stores.some((store) => !store.status || !ENDED.has(store.status.state));
 }
 
-function jobTable(jobs) {
-  const body = element("tbody");
+function jobList(jobs, stores) {
+  const list = element("ul", { class: "jobs" });
   for (const job of jobs) {
-    body.append(
+    const index = stores.findIndex((store) => store.uri === job.store);
+    const isOpen = index >= 0 && stores[index].totals && stores[index].totals.num_sequences;
+    const store = isOpen ? element("a", { href: `#store=${index}&page=0` }, job.store) : job.store || "–";
+    const isWorthSaying = !["RUNNING", "SUCCEEDED"].includes(job.state);
+    list.append(
       element(
-        "tr",
+        "li",
         {},
-        element("td", { class: "record" }, job.id),
-        element("td", {}, badge(job.state)),
-        element("td", { class: "record" }, job.store || "–"),
-        element("td", {}, job.started || "–"),
-        element("td", {}, job.message || ""),
+        element("span", { class: "row" }, element("strong", { class: "record grow" }, job.id), badge(job.state)),
+        element("span", { class: "quiet" }, store, job.started ? ` · started ${when(job.started)}` : ""),
+        isWorthSaying && job.message ? element("span", { class: "record" }, job.message) : null,
       ),
     );
   }
-  const heads = ["job", "state", "store", "started", "message"].map((text) => element("th", { scope: "col" }, text));
-  return element(
-    "section",
-    { class: "card", "aria-label": "Jobs of the cluster" },
-    element("h2", {}, "Jobs"),
-    element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...heads)), body)),
-  );
+  return element("section", { class: "card", "aria-label": "Jobs of the cluster" }, element("h2", {}, "Jobs"), list);
 }
 
 function badge(state) {
-  const known = { running: "go", succeeded: "good", finished: "good", failed: "bad", stopped: "calm", draining: "calm" };
+  const known = {
+    running: "go", succeeded: "good", finished: "good", failed: "bad", silent: "bad", interrupted: "bad", unreadable: "bad",
+  };
   return element("span", { class: `badge ${known[state.toLowerCase()] || "calm"}` }, state.toLowerCase());
 }
 
 function storeCard(store, index) {
-  const status = store.status;
+  const { status, totals } = store;
   const card = element("section", { class: "card", "aria-label": `Store ${store.uri}`, "data-store": String(index) });
-  card.append(
-    element(
-      "h2",
-      { class: "row" },
-      element("span", { class: "record grow" }, store.uri),
-      badge(status ? status.state : store.problem ? "not ready" : "no running job"),
-    ),
-  );
+  const state = status ? status.state : store.problem ? "not ready" : "no job";
+  card.append(element("h2", { class: "row" }, element("span", { class: "record grow" }, store.uri), badge(state)));
   if (store.problem) card.append(element("p", { class: "problem" }, store.problem));
   if (status && status.units_total) {
     const label = `${number(status.units_done)} of ${number(status.units_total)} units`;
@@ -68,44 +60,64 @@ function storeCard(store, index) {
     card.append(element("div", { class: "row" }, bar, element("span", {}, label)));
   }
   if (status && status.message) card.append(element("p", {}, status.message));
-  if (store.totals) card.append(figures(store), teacherLine(store.manifest));
+  if (status) card.append(figures(jobFigures(status), "job"));
+  if (totals) {
+    const rejects = status && status.rejects !== null ? status.rejects : totals.num_rejects;
+    card.append(figures(storeFigures(totals, rejects, status && status.cost), ""), teacherLine(store.manifest));
+  }
   if (store.tokenizer_note) card.append(element("p", { class: "quiet" }, store.tokenizer_note));
   if (status && status.causes.length) card.append(causeList(status.causes, index));
   if (status && status.workers.length) card.append(workerTable(status.workers, index));
-  if (store.totals && store.totals.num_rejects) card.append(rejectList(store.totals.num_rejects, index));
-  if (store.totals && store.totals.num_sequences) {
-    card.append(element("p", {}, element("a", { class: "button", href: `#store=${index}&page=0`, "data-key": `open${index}` }, "Open the sequences")));
+  if (totals && totals.num_rejects) card.append(rejectList(totals.num_rejects, index));
+  if (totals && totals.num_sequences) {
+    const open = { class: "button", href: `#store=${index}&page=0`, "data-key": `open${index}` };
+    card.append(element("p", {}, element("a", open, "Open the sequences")));
   }
   return card;
 }
 
-function money(value, currency) {
-  return value === null ? "–" : `${number(value, 2)} ${currency}`;
+/** What the job's driver last told, without what it does not know. */
+function jobFigures(status) {
+  const { cost } = status;
+  const ready = status.workers.filter((worker) => worker.state === "ready").length;
+  const isRunning = !ENDED.has(status.state);
+  const pairs = [
+    ["tokens per second", isRunning ? status.tokens_per_second : null, number],
+    ["time left", isRunning ? status.seconds_left : null, duration],
+    ["workers ready", status.workers.length ? ready : null, (value) => `${value} of ${status.workers.length}`],
+    ["failures", status.failures, number],
+  ];
+  if (cost) {
+    pairs.push([`${cost.device === "gpu" ? "GPU" : "core"} time`, cost.device_sec, duration]);
+    const money = (value) => `${number(value, 2)} ${cost.currency}`;
+    if (cost.compute) {
+      pairs.push(["cost so far", cost.compute, money]);
+      const share = status.units_total ? status.units_done / status.units_total : 0;
+      if (isRunning && share) pairs.push(["cost in all, about", cost.compute / share, money]);
+    }
+  }
+  return pairs.filter(([, value]) => value !== null).map(([label, value, show]) => [label, show(value), label === "failures" && value > 0]);
 }
 
-function figures(store) {
-  const { totals, status } = store;
+function storeFigures(totals, rejects, cost) {
   const pairs = [
     ["sequences", number(totals.num_sequences)],
     ["label rows", number(totals.num_rows)],
     ["tokens", number(totals.num_tokens)],
     ["size", bytes(totals.num_bytes)],
     ["bytes per label row", totals.num_rows ? number(totals.num_bytes / totals.num_rows, 1) : "–"],
-    ["shards", number(totals.num_shards)],
-    ["rejected records", number(status && status.rejects !== null ? status.rejects : totals.num_rejects)],
+    ["rejected records", number(rejects), rejects > 0],
   ];
-  if (status) {
-    const told = (label, value, show) => value !== null && pairs.push([label, show(value)]);
-    told("tokens per second", status.tokens_per_second, number);
-    told("time left", status.seconds_left, duration);
-    told("failures", status.failures, number);
-    if (status.cost) {
-      pairs.push(["cost so far", money(status.cost.so_far, status.cost.currency)]);
-      pairs.push(["cost in all", money(status.cost.estimate, status.cost.currency)]);
-    }
+  if (cost && cost.storage_per_month) pairs.push(["storage, a month", `${number(cost.storage_per_month, 2)} ${cost.currency}`]);
+  return pairs;
+}
+
+/** Pairs of label and value; a third true marks trouble. */
+function figures(pairs, kind) {
+  const list = element("dl", { class: `figures ${kind}` });
+  for (const [term, value, isTrouble] of pairs) {
+    list.append(element("div", {}, element("dt", {}, term), element("dd", { class: isTrouble ? "problem" : null }, value)));
   }
-  const list = element("dl", { class: "figures" });
-  for (const [term, value] of pairs) list.append(element("div", {}, element("dt", {}, term), element("dd", {}, value)));
   return list;
 }
 

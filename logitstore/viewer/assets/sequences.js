@@ -1,6 +1,7 @@
 /* The list of a store's sequences, a page at a time. */
 
 const PAGE_SIZE = 50;
+const EMPTY = "No sequence is committed yet. A unit appears here when its worker has finished it.";
 
 async function showList(place, store, page, go) {
   const answer = await source.sequences(store, page * PAGE_SIZE, PAGE_SIZE);
@@ -8,39 +9,42 @@ async function showList(place, store, page, go) {
   const last = answer.start + answer.sequences.length;
   const range = answer.sequences.length
     ? `${number(answer.start)} to ${number(last - 1)} of ${number(answer.total)}`
-    : "none committed yet";
+    : "0 of 0";
+  const turn = (symbol, label, enabled, target) => pageButton(symbol, label, enabled, () => go({ store, page: target }));
   place.replaceChildren(
-    element("h2", {}, "Sequences"),
     element(
       "nav",
       { class: "bar", "aria-label": "Pages" },
-      pageButton("First", page > 0, () => go({ store, page: 0 })),
-      pageButton("Previous", page > 0, () => go({ store, page: page - 1 })),
-      element("span", { class: "grow", id: "range" }, range),
+      element("h2", { class: "grow" }, "Sequences"),
       jumpForm(answer.total, (index) => go({ store, sequence: index })),
-      pageButton("Next", page + 1 < pages, () => go({ store, page: page + 1 })),
-      pageButton("Last", page + 1 < pages, () => go({ store, page: pages - 1 })),
+      element(
+        "span",
+        { class: "pager" },
+        turn("«", "First", page > 0, 0),
+        turn("‹", "Previous", page > 0, page - 1),
+        element("span", { id: "range" }, range),
+        turn("›", "Next", page + 1 < pages, page + 1),
+        turn("»", "Last", page + 1 < pages, pages - 1),
+      ),
     ),
-    sequenceTable(answer.sequences, store),
+    answer.sequences.length ? sequenceTable(answer.sequences, store) : element("p", { class: "quiet" }, EMPTY),
   );
   return { pages };
 }
 
-function pageButton(label, enabled, action) {
-  const button = element("button", { type: "button", on: { click: action } }, label);
+function pageButton(symbol, label, enabled, action) {
+  const button = element("button", { type: "button", "aria-label": label, title: label, on: { click: action } }, symbol);
   button.disabled = !enabled;
   return button;
 }
 
 function jumpForm(total, jump) {
   const input = element("input", {
-    type: "number", id: "jump", min: "0", max: String(Math.max(0, total - 1)), inputmode: "numeric",
+    type: "number", id: "jump", min: "0", max: String(Math.max(0, total - 1)), required: "", inputmode: "numeric",
     "aria-label": "Number of a sequence to open", placeholder: "number",
   });
   const open = () => {
-    const index = Number.parseInt(input.value, 10);
-    if (input.value !== "" && index >= 0 && index < total) jump(index);
-    else input.select();
+    if (input.reportValidity()) jump(Number(input.value)); // else the browser says what is wrong
   };
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter") open();
@@ -66,6 +70,12 @@ function sequenceTable(sequences, store) {
       ),
     );
   }
-  const heads = ["#", "record", "tokens", "rows", "end", "text"].map((text) => element("th", { scope: "col" }, text));
-  return element("div", { class: "scroll" }, element("table", { class: "sequences" }, element("thead", {}, element("tr", {}, ...heads)), body));
+  const heads = [["#", "right"], ["record", ""], ["tokens", "right"], ["rows", "right"], ["end", ""], ["text", ""]];
+  return element("div", { class: "scroll" }, element("table", { class: "sequences" }, tableHead(heads), body));
+}
+
+/** Column heads from pairs of text and class. */
+function tableHead(heads) {
+  const cells = heads.map(([text, name]) => element("th", { scope: "col", class: name || null }, text));
+  return element("thead", {}, element("tr", {}, ...cells));
 }

@@ -73,6 +73,14 @@ function bytes(value) {
   return `${number(value, unit && value < 100 ? 1 : 0)} ${units[unit]}`;
 }
 
+/** A moment given in ISO 8601, without the year. */
+function when(iso) {
+  const moment = new Date(iso);
+  if (Number.isNaN(moment.getTime())) return iso;
+  const form = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hour12: false, timeZone: "UTC" };
+  return `${moment.toLocaleString("en-GB", form)} UTC`;
+}
+
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 90) return `${Math.round(seconds)} s`;
