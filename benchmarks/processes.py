@@ -7,6 +7,8 @@ import subprocess
 
 import psutil
 
+WAIT_SEC = 5
+
 
 def session_processes(session: int) -> list[psutil.Process]:
     """Processes of a session: what its leader started, even where the parent is gone."""
@@ -26,9 +28,11 @@ def end_session(leader: subprocess.Popen[bytes]) -> None:
         descendants = psutil.Process(leader.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         descendants = []
-    for process in {*descendants, *session_processes(leader.pid)}:
+    left = {*descendants, *session_processes(leader.pid)}
+    for process in left:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
     leader.wait()
+    psutil.wait_procs([process for process in left if process.pid != leader.pid], timeout=WAIT_SEC)
