@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,13 @@ from tests.labeler.jobs import overrides_for, write_records
 class Pool:
     """Tells what it was given to tell, one poll after the other, and notes what it is asked."""
 
-    def __init__(self, *polls: list[PoolEvent]) -> None:
+    def __init__(self, *polls: Sequence[PoolEvent]) -> None:
         self._polls = list(polls)
         self.ready: list[str] = []
         self.submitted: list[Lease] = []
         self.num_given_up = 0
 
-    def poll(self, timeout_sec: float) -> list[PoolEvent]:
+    def poll(self, timeout_sec: float) -> Sequence[PoolEvent]:
         events = self._polls.pop(0)
         for event in events:
             if isinstance(event, WorkerReady):
@@ -66,7 +67,7 @@ class Pool:
 class Driver:
     """A loop over two units with its parts."""
 
-    def __init__(self, folder: Path, *polls: list[PoolEvent]) -> None:
+    def __init__(self, folder: Path, *polls: Sequence[PoolEvent]) -> None:
         write_records(folder / "in.jsonl", 4)
         self.job = load_job(None, overrides_for(folder), {})
         prepared = prepare(self.job)
