@@ -7,7 +7,7 @@ import subprocess
 
 import psutil
 
-WAIT_SEC = 5
+WAIT_SEC = 2
 
 
 def session_processes(session: int) -> list[psutil.Process]:
