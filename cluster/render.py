@@ -114,6 +114,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     ),
     "dockerfile": (
         "docker build -f FILE -t IMAGE . in the project's folder, then docker push IMAGE",
+        "on GPU machines NVIDIA's driver 580 or later, for CUDA 13",
         "gated teachers: HF_TOKEN in the environment of the machines, never in the image",
     ),
     "prometheus": (
