@@ -23,6 +23,8 @@ from benchmarks.results import Result, load_all
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 0.15
+GPU_HOUR, CORE_HOUR = 2.5, 0.05
+"""Default prices."""
 
 
 def rates_of_results(directory: Path, top_k: int, tokens_per_sec: float, start_sec: float) -> Rates:
@@ -98,7 +100,7 @@ def add_price_arguments(parser: argparse.ArgumentParser) -> None:
     number("--availability", type=float, default=0.95, help="share of the time a replica works")
     number("--months", type=float, default=3.0, help="how long the store is kept")
     number("--reads", type=float, default=3.0, help="epochs times students")
-    number("--per-device-hour", type=float, default=2.5, help="price of an hour of a GPU, or of a core")
+    number("--per-device-hour", type=float, help="price of a GPU hour (default 2.5) or core hour (0.05)")
     number("--per-gb-month", type=float, default=0.023, help="price of a GB of storage for a month")
     number("--per-million-puts", type=float, default=5.0)
     number("--per-million-gets", type=float, default=0.4)
@@ -118,12 +120,15 @@ def scale_of(args: argparse.Namespace, *, replicas: int, devices_per_replica: fl
 
 
 def prices_of(args: argparse.Namespace) -> Prices:
+    per_device_hour = args.per_device_hour
+    if per_device_hour is None:
+        per_device_hour = GPU_HOUR if args.gpus else CORE_HOUR
     return Prices(
-        args.per_device_hour,
-        args.per_gb_month,
-        args.per_million_puts,
-        args.per_million_gets,
-        args.per_gb_egress,
+        per_device_hour=per_device_hour,
+        per_gb_month=args.per_gb_month,
+        per_million_puts=args.per_million_puts,
+        per_million_gets=args.per_million_gets,
+        per_gb_egress=args.per_gb_egress,
     )
 
 

@@ -76,7 +76,8 @@ def _recommend_options(args: argparse.Namespace) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False)
     recommend.add_arguments(parser)
     names = vars(parser.parse_args([]))
-    return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def measure(
