@@ -1,7 +1,6 @@
 """How fast labels reach a training loop: this store against the same labels in plain Parquet.
 
-Both end in the same thing: padded batches of tensors with log-probabilities, ready for the loss. The
-Parquet file has one row per sequence and nested lists, and is streamed by Hugging Face `datasets`.
+Both end in the same thing: padded batches of tensors with log-probabilities, ready for the loss.
 """
 
 from __future__ import annotations
@@ -9,25 +8,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from benchmarks.label_sources import LabelSource, label_sources
+from benchmarks.loading_parquet import arrow_batches, record_batches, write_parquet
 from benchmarks.plots import plot
 from benchmarks.results import Figure, Result, publish
 from logitstore.exchange.importing import Origin, Source, import_source
-from logitstore.records import LabeledSequence
+from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard import ShardReader
 from logitstore.store import LogitStore
 from trainer.collate import CollateSettings, DistillationCollator, rows_between
@@ -37,6 +32,7 @@ from trainer.loader import LogitDataLoader
 SEQUENCE_TOKENS = 256
 BATCH_SIZE = 8
 RESUME_LIMIT_SEC = 2.0
+PARQUET, PARQUET_ARROW = "parquet, datasets", "parquet, datasets, Arrow tables"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,24 +45,33 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         store = _make_store(next(label_sources(args)).cut(top_k), folder / "store", num_rows)
-        parquet = _write_parquet(store, folder / "labels.parquet")
+        parquet = write_parquet(store, folder / "labels.parquet")
         rows = sum(entry.num_rows for entry in store.shards())
         readers: dict[str, Callable[[], Iterable[Any]]] = {
             "store, local": lambda: _ours(store.uri),
             "store, local, 2 workers": lambda: _ours(store.uri, num_workers=2),
             "store, local, K'=16": lambda: _ours(store.uri, top_k=16),
-            "parquet, datasets": lambda: _datasets(parquet),
+            PARQUET: lambda: record_batches(parquet, BATCH_SIZE),
+            PARQUET_ARROW: lambda: arrow_batches(parquet, BATCH_SIZE),
         }
-        if not args.no_s3:
-            readers |= _s3_readers(stack, store, folder)
+        spec = None if args.no_s3 else _copy_to_s3(stack, store)
+        if spec is not None:
+            readers |= {
+                "store, S3 by ranges": lambda: _ours(spec),
+                "store, S3 cached": lambda: _ours(spec, cache_dir=folder / "cache"),
+            }
         cold = {name: _seconds(make) for name, make in readers.items()}
         # Readers take turns, so that a slow moment of the machine falls on all of them.
         turns = [{name: _seconds(make) for name, make in readers.items()} for _ in range(repetitions)]
         warm = {name: [rows / turn[name] for turn in turns] for name in readers}
-        resume = [_resume_seconds(store.uri) for _ in range(repetitions)]
+        resume = {
+            place: [_resume_seconds(uri) for _ in range(repetitions)]
+            for place, uri in (("local", store.uri), ("S3", spec))
+            if uri is not None
+        }
         bytes_per_row = {k: _bytes_per_row(store, k) for k in (8, 16, 32, top_k) if k <= top_k}
     _publish(args, rows, top_k, cold, warm, resume, bytes_per_row)
-    return 0 if max(resume) < RESUME_LIMIT_SEC else 1
+    return 0 if max(map(max, resume.values())) < RESUME_LIMIT_SEC else 1
 
 
 def _publish(
@@ -75,11 +80,14 @@ def _publish(
     top_k: int,
     cold: dict[str, float],
     warm: dict[str, list[float]],
-    resume: list[float],
+    resume: dict[str, list[float]],
     bytes_per_row: dict[int, float],
 ) -> None:
-    baseline = warm["parquet, datasets"]
-    ratios = [ours / theirs for ours, theirs in zip(warm["store, local"], baseline, strict=True)]
+    baseline = warm[PARQUET]
+    ratios, arrow_ratios = (
+        [ours / theirs for ours, theirs in zip(warm["store, local"], warm[name], strict=True)]
+        for name in (PARQUET, PARQUET_ARROW)
+    )
     table = [
         (
             name,
@@ -91,7 +99,11 @@ def _publish(
     ]
     figures = [
         Figure.of("warm_over_parquet", ratios, "x", is_ratio=True, better="higher"),
-        Figure.of("resume_seconds", resume, "s", better="lower"),
+        Figure.of("warm_over_parquet_arrow", arrow_ratios, "x", is_ratio=True, better="higher"),
+        *(
+            Figure.of(f"resume_seconds_{_slug(place)}", seconds, "s", better="lower")
+            for place, seconds in resume.items()
+        ),
         *(Figure.of(f"tokens_per_second_{_slug(name)}", rates, "tokens/s") for name, rates in warm.items()),
         *(
             Figure.of(f"bytes_read_per_token_k{k}", value, "B/token", is_ratio=True, better="lower")
@@ -118,7 +130,9 @@ def _publish(
             f"{BATCH_SIZE}, one process unless workers are named.",
             "The first epoch pays for opening and, with a cache, for the download; the operating system's "
             "page cache is warm throughout.",
-            f"First batch after resuming in mid-epoch: {np.median(resume):.2f} s, imports not counted.",
+            "First batch after resuming in mid-epoch, imports not counted: "
+            + ", ".join(f"{place} {np.median(seconds):.2f} s" for place, seconds in resume.items())
+            + ".",
             "Bytes read of a token at K': "
             + ", ".join(f"{k}: {v:.0f}" for k, v in bytes_per_row.items())
             + ".",
@@ -130,12 +144,16 @@ def _publish(
 
 
 def _make_store(source: LabelSource, folder: Path, num_rows: int) -> LogitStore:
-    """The source's sequences, repeated under new ids until there are enough rows."""
+    """The source's sequences, repeated under new ids until there are enough rows.
+
+    Each copy has its rows in another order: equal copies would compress as no labels do.
+    """
     pieces = [piece for sequence in source.sequences for piece in _pieces(sequence)]
     total = sum(piece.rows.num_rows for piece in pieces)
     copies = -(-num_rows // total)
+    rng = np.random.default_rng(0)
     repeated = (
-        dataclasses.replace(piece, record_id=f"{piece.record_id}-{copy}-{index}")
+        dataclasses.replace(_shuffled(piece, rng), record_id=f"{piece.record_id}-{copy}-{index}")
         for copy in range(copies)
         for index, piece in enumerate(pieces)
     )
@@ -160,27 +178,16 @@ def _pieces(sequence: LabeledSequence) -> Iterator[LabeledSequence]:
             )
 
 
-def _write_parquet(store: LogitStore, path: Path) -> Path:
-    """What one writes without a store: a row per sequence, lists of lists, default compression."""
-    records = [
-        {
-            "input_ids": sequence.token_ids_T,
-            "token_ids": list(sequence.rows.token_ids_NK),
-            "logprobs": list(sequence.rows.logits_NK - sequence.rows.logsumexp_NM[:, :1]),
-            "tail": sequence.rows.log_tail_mass_NM[:, 0],
-        }
-        for sequence in store.iter_sequences()
-    ]
-    schema = pa.schema(
-        {
-            "input_ids": pa.list_(pa.int32()),
-            "token_ids": pa.list_(pa.list_(pa.int32())),
-            "logprobs": pa.list_(pa.list_(pa.float32())),
-            "tail": pa.list_(pa.float32()),
-        }
+def _shuffled(sequence: LabeledSequence, rng: np.random.Generator) -> LabeledSequence:
+    """The sequence with its labeled tokens, and their rows, in another order."""
+    order_N = rng.permutation(sequence.rows.num_rows)
+    rows = LabelRows(
+        *(getattr(sequence.rows, field.name)[order_N] for field in dataclasses.fields(LabelRows))
     )
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), path, row_group_size=64)
-    return path
+    tokens_T = sequence.token_ids_T.copy()
+    labeled = slice(sequence.label_start, sequence.label_start + len(order_N))
+    tokens_T[labeled] = tokens_T[labeled][order_N]
+    return dataclasses.replace(sequence, token_ids_T=tokens_T, rows=rows)
 
 
 def _ours(
@@ -190,51 +197,12 @@ def _ours(
     return LogitDataLoader(reader, DistillationCollator(CollateSettings()), num_workers=num_workers)
 
 
-def _datasets(path: Path) -> Iterator[dict[str, Tensor]]:
-    import datasets  # the baseline only
-
-    stream: Any = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-    records = iter(stream.with_format("numpy"))
-    while batch := list(itertools.islice(records, BATCH_SIZE)):
-        yield _pad(batch)
-
-
-def _pad(records: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """The same keys as our collator gives."""
-    width = -(-max(len(record["input_ids"]) for record in records) // 8) * 8
-    count, entries = len(records), len(records[0]["token_ids"][0])
-    input_ids = torch.zeros(count, width, dtype=torch.long)
-    attention_mask, labels = torch.zeros_like(input_ids), torch.full_like(input_ids, -100)
-    token_ids = torch.zeros(count, width, entries, dtype=torch.long)
-    logprobs = torch.full((count, width, entries), -torch.inf)
-    tail, mask = torch.zeros(count, width), torch.zeros(count, width, entries, dtype=torch.bool)
-    for row, record in enumerate(records):
-        tokens = torch.from_numpy(np.asarray(record["input_ids"], dtype=np.int64))
-        rows = slice(1, 1 + len(record["tail"]))
-        input_ids[row, : len(tokens)] = tokens
-        attention_mask[row, : len(tokens)] = 1
-        labels[row, 1 : len(tokens)] = tokens[1:]
-        token_ids[row, rows] = torch.from_numpy(np.stack(record["token_ids"]).astype(np.int64))
-        logprobs[row, rows] = torch.from_numpy(np.stack(record["logprobs"]).astype(np.float32))
-        tail[row, rows] = torch.from_numpy(np.asarray(record["tail"], dtype=np.float32))
-        mask[row, rows] = True
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "labels": labels,
-        "teacher_token_ids": token_ids,
-        "teacher_logprobs": logprobs,
-        "teacher_tail_logprob": tail,
-        "teacher_mask": mask,
-    }
-
-
-def _s3_readers(stack: ExitStack, store: LogitStore, folder: Path) -> dict[str, Callable[[], Iterable[Any]]]:
-    """The store on a local S3 server, read by ranges and through the cache; nothing without a checkout."""
+def _copy_to_s3(stack: ExitStack, store: LogitStore) -> StoreSpec | None:
+    """The store on a local S3 server; None without a checkout, which holds the server."""
     try:
         from tests.s3_server import run_s3_server
     except ImportError:
-        return {}
+        return None
     server = stack.enter_context(run_s3_server())
     remote = LogitStore.create(
         server.uri("loading/store"), store.manifest, storage_options=server.storage_options
@@ -246,11 +214,7 @@ def _s3_readers(stack: ExitStack, store: LogitStore, folder: Path) -> dict[str, 
         with store.open_shard(entry) as reader:
             sequences = list(reader.iter_sequences())
         remote.commit_unit(entry.unit_id, entry.unit_index, sequences, seconds=0.0, worker="benchmark")
-    spec = StoreSpec(remote.uri, storage_options=server.storage_options)
-    return {
-        "store, S3 by ranges": lambda: _ours(spec),
-        "store, S3 cached": lambda: _ours(spec, cache_dir=folder / "cache"),
-    }
+    return StoreSpec(remote.uri, storage_options=server.storage_options)
 
 
 def _seconds(make: Callable[[], Iterable[Any]]) -> float:
@@ -261,7 +225,7 @@ def _seconds(make: Callable[[], Iterable[Any]]) -> float:
     return time.perf_counter() - start
 
 
-def _resume_seconds(uri: str) -> float:
+def _resume_seconds(uri: str | StoreSpec) -> float:
     """From nothing but a URI and a saved state to the first batch, in the middle of an epoch."""
     state = StreamingLogitDataset(uri, batch_size=BATCH_SIZE).state_dict()
     start = time.perf_counter()

@@ -52,7 +52,9 @@ class StreamingLogitDataset(IterableDataset[Sample]):
 
     Construct it after torch.distributed is initialised, or give rank and world_size. Iterating goes on
     from where the consumer is, into the next epoch after the end of one; `set_epoch` and `restart`
-    move it. `ds[i]` is the i-th of `num_sequences` in storage order, whatever the rank.
+    move it. Under a DataLoader with workers other than `LogitDataLoader` only the workers' copies move:
+    use `track`, or call `set_epoch` before every epoch, as ever with PyTorch. `ds[i]` is the i-th of
+    `num_sequences` in storage order, whatever the rank.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         self.epoch = 0
         self.consumed = 0
         self._consumed_is_workers = False
+        self._is_just_loaded = False
         self._order_of_epoch: EpochOrder | None = None
         self._random_access = RandomAccess(self.sources, top_k)
         self._check_top_k()
@@ -149,19 +152,29 @@ class StreamingLogitDataset(IterableDataset[Sample]):
     # ---- State ----
 
     def set_epoch(self, epoch: int) -> None:
-        """Read this epoch: from its start, or on from the present place if it is the present epoch."""
+        """Read this epoch: from its start, or on from the present place if it is the present epoch.
+
+        Raises ValueError for an epoch before the one of a state that was just loaded.
+        """
         refuse_resharding(self.topology)
+        if self._is_just_loaded and epoch < self.epoch:
+            raise ValueError(
+                f"the state that was loaded stands in epoch {self.epoch}; set_epoch({epoch}) would read its "
+                f"data again. A loader that counts epochs by itself (accelerate's does) must be told: call "
+                f"its set_epoch({self.epoch}) before iterating; restart() goes back on purpose"
+            )
         if epoch != self.epoch or self._is_finished():
             self.epoch, self.consumed = epoch, 0
 
     def begin(self) -> None:
         """Go to the next epoch if this one is over, as iterating does."""
+        self._is_just_loaded = False
         if self._is_finished():
             self.epoch, self.consumed = self.epoch + 1, 0
 
     def restart(self) -> None:
         """Go back to the start of the epoch."""
-        self.consumed = 0
+        self.consumed, self._is_just_loaded = 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer is. In a worker: where this worker's next step begins."""
@@ -198,6 +211,9 @@ class StreamingLogitDataset(IterableDataset[Sample]):
                 )
         self.epoch, self.consumed = int(saved["epoch"]), int(saved["consumed"])
         self._consumed_is_workers = get_worker_info() is not None
+        if not self._consumed_is_workers:
+            self.begin()
+            self._is_just_loaded = True
 
     def track(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass on the batches of a loader of this dataset, counting each one when it is handed over.
@@ -216,11 +232,12 @@ class StreamingLogitDataset(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         refuse_resharding(self.topology)
-        self.begin()
         worker = get_worker_info()
         stride = self.step_size * (1 if worker is None else worker.num_workers)
-        if worker is not None and not self._consumed_is_workers:
-            self.consumed = min(self.consumed + worker.id * self.step_size, self.epoch_length)
+        if not self._consumed_is_workers:  # a worker that has done its part of the epoch adds nothing to it
+            self.begin()
+            if worker is not None:
+                self.consumed = min(self.consumed + worker.id * self.step_size, self.epoch_length)
         self._consumed_is_workers = False
         return self._iterate(range(self.consumed, self.epoch_length, stride))
 

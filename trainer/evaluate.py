@@ -5,14 +5,18 @@ Shape legend: B batch, T tokens, H hidden size, V vocabulary, N rows that count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.collate import CollateSettings, DistillationCollator
+from trainer.dataset import StreamingLogitDataset
 from trainer.heads import MODEL_KEYS, Head, head_replaced
+from trainer.loader import LogitDataLoader
 from trainer.loss_inputs import LossSettings, TeacherTargets
 from trainer.losses import topk_distillation_loss
 
@@ -107,6 +111,33 @@ class _Sums:
             teacher_mass=teacher,
             student_mass=student,
         )
+
+
+def evaluation_batches(
+    dataset: StreamingLogitDataset, collator: DistillationCollator, max_sequences: int | None
+) -> Iterator[dict[str, Tensor]]:
+    """Padded batches at temperature 1, the same ones at each call, and as many on every process.
+
+    Sharded models need all processes to call them equally often: one that gets nothing of the last step
+    gets a batch without labels instead.
+    """
+    settings = collator.settings
+    plain = DistillationCollator(
+        CollateSettings(
+            pad_token_id=settings.pad_token_id,
+            max_length=settings.token_limit,
+            pad_to_multiple_of=settings.pad_to_multiple_of,
+        )
+    )
+    dataset.set_epoch(0)
+    dataset.restart()
+    num_steps = -(-dataset.epoch_length // dataset.step_size)
+    if max_sequences is not None:
+        num_steps = min(num_steps, -(-max_sequences // dataset.step_size))
+    yield from islice(LogitDataLoader(dataset, plain), num_steps)
+    if dataset.steps_per_epoch < num_steps:
+        batch = plain([dataset[0]])
+        yield {**batch, "labels": torch.full_like(batch["labels"], settings.ignore_index)}
 
 
 @torch.no_grad()

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from trainer.collate import TEACHER_KEYS, CollateSettings, DistillationCollator
+from trainer.collate import TEACHER_KEYS, DistillationCollator
 from trainer.dataset import StreamingLogitDataset
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluate import Evaluation, evaluate, evaluation_batches
 from trainer.heads import Head, batch_loss, find_head
 from trainer.loader import LogitDataLoader
 from trainer.loss_inputs import Divergence, ForeignIds, LossOutput, LossSettings, Tail, TeacherTargets
@@ -191,7 +190,6 @@ class OfflineDistillationTrainer(Trainer):
                 "zero would train on data twice. Resume from a checkpoint of OfflineDistillationTrainer"
             )
         self.logit_dataset.load_state_dict(json.loads(path.read_text()))
-        self.logit_dataset.begin()
         if self.state.global_step >= max_steps:
             return num_train_epochs, 0  # finished; Trainer would take one step more
         return self.logit_dataset.epoch, 0
@@ -240,33 +238,6 @@ class OfflineDistillationTrainer(Trainer):
                 f"the dataset has batch_size={dataset.batch_size}, training "
                 f"per_device_train_batch_size={self._train_batch_size}; give both the same"
             )
-
-
-def evaluation_batches(
-    dataset: StreamingLogitDataset, collator: DistillationCollator, max_sequences: int | None
-) -> Iterator[dict[str, Tensor]]:
-    """Padded batches at temperature 1, the same ones at each call, and as many on every process.
-
-    Sharded models need all processes to call them equally often: one that gets nothing of the last step
-    gets a batch without labels instead.
-    """
-    settings = collator.settings
-    plain = DistillationCollator(
-        CollateSettings(
-            pad_token_id=settings.pad_token_id,
-            max_length=settings.token_limit,
-            pad_to_multiple_of=settings.pad_to_multiple_of,
-        )
-    )
-    dataset.set_epoch(0)
-    dataset.restart()
-    num_steps = -(-dataset.epoch_length // dataset.step_size)
-    if max_sequences is not None:
-        num_steps = min(num_steps, -(-max_sequences // dataset.step_size))
-    yield from islice(LogitDataLoader(dataset, plain), num_steps)
-    if dataset.steps_per_epoch < num_steps:
-        batch = plain([dataset[0]])
-        yield {**batch, "labels": torch.full_like(batch["labels"], settings.ignore_index)}
 
 
 def make_compute_loss_func(model: nn.Module, settings: LossSettings) -> Callable[..., Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainer.model_card import TITLES
-from trainer.run import RunMetrics
+from trainer.run_output import RunMetrics
 
 
 def evaluation_table(before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:

@@ -6,13 +6,10 @@ configuration), `metrics.json` (see `RunMetrics`), `checkpoints/` and `tensorboa
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -20,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from trainer.collate import CollateSettings, DistillationCollator
-from trainer.config import ConfigError, TrainConfig, resolved
+from trainer.config import ConfigError, TrainConfig
 from trainer.dataset import StoreSpec, StreamingLogitDataset
 from trainer.evaluate import Evaluation, evaluate
 from trainer.guards import check_alignment, check_temperature, check_tokenizer, real_vocab_size
@@ -33,42 +31,15 @@ from trainer.hf_trainer import (
     evaluation_batches,
     last_checkpoint,
 )
-from trainer.model_card import model_card
 from trainer.progress import show_progress
+from trainer.run_output import RunMetrics, finished_run, open_tensorboard, save_run, write_evaluations
 from trainer.sources import HeldOut
 from trainer.student import load_student, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-METRICS_NAME = "metrics.json"
-CONFIG_NAME = "train.json"
 ALIGNMENT_SEQUENCES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class RunMetrics:
-    """`metrics.json`."""
-
-    stores: list[dict[str, Any]]
-    """By store: uri, digest, teacher, num_sequences and num_held_out that take part."""
-    before: dict[str, float | int] | None
-    """`trainer.evaluate.Evaluation` of the untrained student; None if not asked for."""
-    after: dict[str, float | int]
-    history: list[dict[str, float | int]]
-    """By logged step: step, epoch, loss, distillation, cross_entropy, teacher_mass, student_mass,
-    top1_agreement, grad_norm, learning_rate. Loss terms are means per label since the last log."""
-    num_steps: int
-    num_parameters: int
-    num_trainable_parameters: int
-    num_tokens: int
-    """Tokens of the batches trained on, padding included; of this process, since its last start."""
-    train_seconds: float
-    """Since the last start, evaluation excluded."""
-    alignment_nll: dict[str, float]
-    """Mean negative log-likelihood of tokens at offsets -1, 0, +1 from the rows, first store."""
-    started: str
-    versions: dict[str, str]
 
 
 def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) -> RunMetrics:
@@ -80,7 +51,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     folder = Path(config.output.folder)
     tokenizer = load_tokenizer(config.student)
     train_set, held_out = datasets(config, tokenizer)
-    finished = None if restart else _finished(folder, config, train_set)
+    finished = None if restart else finished_run(folder, config, train_set)
     if finished is not None:
         return finished
     alignment = check_alignment(islice(iter(train_set), ALIGNMENT_SEQUENCES), where=train_set.sources[0].uri)
@@ -88,6 +59,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     width = train_set.sources[0].manifest.labels.vocab_size
     model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
     arguments = _arguments(config, folder, real_size(config, train_set, model), quiet)
+    board = open_tensorboard(config, folder, arguments)
     trainer = OfflineDistillationTrainer(
         model=model,
         args=arguments,
@@ -95,6 +67,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         data_collator=DistillationCollator(collate_settings(config, tokenizer)),
         eval_dataset=held_out,
         processing_class=tokenizer,
+        callbacks=[] if board is None else [TensorBoardCallback(board)],
     )
     checkpoint = None if restart else last_checkpoint(arguments.output_dir or "")
     before_path = folder / "before.json"
@@ -107,11 +80,10 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         if progress is not None:
             progress.close()
     seconds = time.monotonic() - clock
-    after = trainer.evaluate_student()
     metrics = RunMetrics(
         stores=_describe(train_set, held_out),
         before=before,
-        after=after.to_dict(),
+        after=trainer.evaluate_student().to_dict(),
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
         num_steps=trainer.state.global_step,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -126,8 +98,11 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
             "transformers": transformers.__version__,
         },
     )
+    trainer.save_model(str(folder))  # on every process, as sharded weights are gathered
     if trainer.is_world_process_zero():
-        _save(folder, config, trainer, train_set, metrics, after)
+        save_run(folder, config, train_set, metrics)
+    if board is not None:
+        write_evaluations(board, metrics)
     return metrics
 
 
@@ -214,7 +189,6 @@ def _arguments(
     config: TrainConfig, folder: Path, vocab_size: int | None, quiet: bool
 ) -> OfflineDistillationConfig:
     training, loss = config.training, config.loss
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
     return OfflineDistillationConfig(
         output_dir=str(folder / "checkpoints"),
         max_steps=training.max_steps or -1,
@@ -236,7 +210,7 @@ def _arguments(
         save_strategy="no" if training.save_steps is None else "steps",
         save_steps=training.save_steps or 500,
         save_total_limit=training.save_total_limit,
-        report_to=["tensorboard"] if training.tensorboard else [],
+        report_to=[],  # TensorBoard gets a callback: there is no argument for its folder
         disable_tqdm=quiet,
         log_level="error" if quiet else "passive",
         dataloader_num_workers=config.data.num_workers,
@@ -281,36 +255,3 @@ def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset)
         }
         for source, other in zip(train_set.sources, held_out.sources, strict=True)
     ]
-
-
-def _finished(folder: Path, config: TrainConfig, train_set: StreamingLogitDataset) -> RunMetrics | None:
-    """What the same run left when it finished before; None if it did not, or was another."""
-    try:
-        saved_config = json.loads((folder / CONFIG_NAME).read_text())
-        metrics = json.loads((folder / METRICS_NAME).read_text())
-    except FileNotFoundError:
-        return None
-    digests = [store["digest"] for store in metrics["stores"]]
-    if saved_config != resolved(config) or digests != [source.digest for source in train_set.sources]:
-        return None
-    return RunMetrics(**metrics)
-
-
-def _save(
-    folder: Path,
-    config: TrainConfig,
-    trainer: OfflineDistillationTrainer,
-    train_set: StreamingLogitDataset,
-    metrics: RunMetrics,
-    after: Evaluation,
-) -> None:
-    trainer.save_model(str(folder))
-    settings = resolved(config)
-    heads = [({"uri": source.uri, "digest": source.digest}, source.manifest) for source in train_set.sources]
-    before = None if metrics.before is None else Evaluation(**metrics.before)  # type: ignore[arg-type]
-    (folder / "README.md").write_text(model_card(heads, settings, before, after, metrics.num_steps))
-    (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
-    # Last, since its presence says that the run is finished.
-    temporary = folder / f"{METRICS_NAME}.tmp"
-    temporary.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")
-    temporary.replace(folder / METRICS_NAME)

@@ -137,7 +137,7 @@ def test_torchdata_resumes_and_its_state_loads_under_any_topology(small_store, n
     def make():
         return StatefulDataLoader(dataset(small_store), batch_size=4, collate_fn=ids, num_workers=num_workers)
 
-    for stop in (1, 2, 5):
+    for stop in (1, 5, 14, 15):  # of 15 steps: at the end some workers are done, then all
         loader = make()
         iterator = iter(loader)
         seen = [name for _ in range(stop) for name in next(iterator)]
@@ -147,8 +147,8 @@ def test_torchdata_resumes_and_its_state_loads_under_any_topology(small_store, n
         assert seen + [name for batch in same for name in batch] == line
         elsewhere = dataset(small_store, batch_size=2)
         elsewhere.load_state_dict(state)
-        assert elsewhere.consumed == 4 * stop
-        assert seen + ids(elsewhere) == line
+        assert (elsewhere.epoch, elsewhere.consumed) == ((0, 4 * stop) if stop < 15 else (1, 0))
+        assert seen[: 4 * stop] + (ids(elsewhere) if stop < 15 else []) == line
 
 
 def test_plain_loader_with_workers_is_tracked(small_store):
@@ -202,6 +202,21 @@ def test_set_epoch_keeps_the_place_within_the_epoch(small_store):
     reader.set_epoch(2)
     assert (reader.epoch, reader.consumed) == (2, 0)
     assert reader.steps_left == len(LogitDataLoader(reader, ids))
+
+
+def test_a_loaded_state_is_not_lost_to_a_loader_that_counts_epochs_from_zero(small_store):
+    """accelerate calls set_epoch(0) at the first iteration after a resume: data of epoch 0, once more."""
+    reader = dataset(small_store)
+    list(itertools.islice(LogitDataLoader(reader, ids), 15))
+    later = dataset(small_store)
+    later.load_state_dict(reader.state_dict())
+    assert (later.epoch, later.consumed) == (1, 0), "a finished epoch is not begun again"
+    with pytest.raises(ValueError, match=r"call its set_epoch\(1\) before iterating"):
+        later.set_epoch(0)
+    later.set_epoch(1)
+    assert ids(later) == ids(itertools.islice(reader, NUM_SEQUENCES))
+    later.set_epoch(0)
+    assert ids(later) == ids(dataset(small_store))
 
 
 def test_weights_and_several_stores(tmp_path, small_store):

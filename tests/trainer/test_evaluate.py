@@ -12,9 +12,8 @@ from tests.trainer.students import tiny_student
 from trainer import evaluate as evaluate_module
 from trainer.collate import CollateSettings, DistillationCollator
 from trainer.dataset import StreamingLogitDataset
-from trainer.evaluate import NUM_BINS, evaluate
+from trainer.evaluate import NUM_BINS, evaluate, evaluation_batches
 from trainer.heads import UnsupportedHeadError, batch_loss, find_head
-from trainer.hf_trainer import evaluation_batches
 from trainer.loss_inputs import LossSettings
 from trainer.samples import Sample
 
