@@ -168,10 +168,10 @@ def _result(
     return Result.of(
         "recommend",
         meaning=f"Take K={best.top_k}: {best.mass_at_temperature:.0%} of the mass at T={args.temperature:g}, "
-        f"{best.kl:.2g} nats unsaid; {args.tokens:.3g} rows take {found.store_bytes / 1e12:.3g} TB and "
+        f"{best.kl:.2g} nats unsaid; {args.tokens:,.0f} rows take {found.store_bytes / 1e12:.3g} TB and "
         f"{replicas:,} replicas for {args.deadline_hours:g} h.",
         columns=("K", "mass at T=1", f"mass at T={args.temperature:g}", "KL unsaid, nats",
-                 "renormalised: wrong by, nats", "B/token", f"TB of {args.tokens:.3g} rows"),
+                 "renormalised: wrong by, nats", "B/token", "TB of all"),
         rows=[
             (one.top_k, one.mass, one.mass_at_temperature, one.kl, one.renormalised, one.bytes_per_token,
              one.bytes_per_token * args.tokens / 1e12)
@@ -207,7 +207,7 @@ def _job_table(args: argparse.Namespace, scale: Scale, found: Estimate) -> Resul
         ),
         ("total", f"{found.total_cost:,.0f}"),
     ]
-    title = f"{args.tokens:.3g} label rows in {args.deadline_hours:g} h"
+    title = f"{args.tokens:,.0f} label rows in {args.deadline_hours:g} h"
     return ResultTable.of(title, ("quantity", "value"), rows)
 
 
@@ -249,6 +249,6 @@ def _draw(args: argparse.Namespace, coverages: Sequence[Coverage]) -> str:
         axes.plot([one.bytes_per_token for one in coverages], [one.kl for one in coverages], marker="o")
         for one in coverages:
             axes.annotate(f"K={one.top_k}", (one.bytes_per_token, one.kl), (4, 4), textcoords="offset points")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(one.kl for one in coverages))
         axes.set_xlim(left=0)
     return "recommend.svg"

@@ -161,6 +161,8 @@ def _plots(out: Path, units: list[Units], fed: list[tuple[int, float]]) -> list[
         counts = [one.count for one in units]
         axes.loglog(counts, [one.open_ms for one in units], marker="o", label="commit records")
         axes.loglog(counts, [one.compacted_ms for one in units], marker="o", label="compacted")
+        axes.minorticks_off()
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
     with plot(
         out / "scale-workers.svg", "Work done by one driver's workers", "workers", "label rows per second"
     ) as axes:
