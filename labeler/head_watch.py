@@ -26,23 +26,26 @@ class HeadWatch:
         """Whether something in the cluster has answered of late."""
         return time.monotonic() - self._heard_sec < 2 * SILENCE_SEC
 
+    def answers(self) -> bool:
+        """Whether the head takes connections now. Calls to it without one block for a minute."""
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=SILENCE_SEC).close()
+        except OSError:
+            return False
+        self._heard_sec = time.monotonic()
+        return True
+
     def note(self, *, any_answer: bool) -> None:
         """Raises ClusterLostError once the head has not answered for too long."""
         silent_sec = time.monotonic() - self._heard_sec
-        if any_answer or (silent_sec > SILENCE_SEC and _takes_connections(self._address)):
+        if any_answer:
             self._heard_sec = time.monotonic()
+        elif silent_sec > SILENCE_SEC and self.answers():
+            return
         elif silent_sec > HEAD_PATIENCE_SEC:
             self.is_gone = True
             raise ClusterLostError(
                 f"Ray's head at {self._address} has not answered for {HEAD_PATIENCE_SEC:.0f} s. Start a "
                 "cluster and run the same command again; what is labeled stays"
             )
-
-
-def _takes_connections(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SILENCE_SEC).close()
-    except OSError:
-        return False
-    return True

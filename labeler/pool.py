@@ -180,7 +180,12 @@ class ActorPool:
         self._calls[ref] = (slot, slot.generation, what, lease_id)
 
     def _start_if_empty(self, slot: _Slot, now_sec: float) -> None:
-        if slot.state != "empty" or self._closing or now_sec < slot.not_before_sec:
+        if (
+            slot.state != "empty"
+            or self._closing
+            or now_sec < slot.not_before_sec
+            or not self._head.answers()
+        ):
             return
         workers = self._job.workers
         options: dict[str, Any] = {
@@ -268,7 +273,8 @@ class ActorPool:
 
     def _vacate(self, slot: _Slot, pause_sec: float) -> None:
         """End the slot's actor for certain and make room for another."""
-        ray.kill(slot.handle)
+        if self._head.answers():
+            ray.kill(slot.handle)
         if self._cores is not None:
             self._cores.free(slot.index)
         slot.generation += 1
@@ -278,7 +284,9 @@ class ActorPool:
         slot.state, slot.not_before_sec = "empty", time.monotonic() + pause_sec
 
     def _node_is_alive(self, node_id: str) -> bool:
-        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+        return self._head.answers() and any(
+            node["NodeID"] == node_id and node["Alive"] for node in ray.nodes()
+        )
 
     def _tell_drained_nodes(self, now_sec: float) -> None:
         """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have begun.
@@ -288,6 +296,8 @@ class ActorPool:
         if now_sec < self._next_drain_poll_sec or self._job.workers.address is None:
             return
         self._next_drain_poll_sec = now_sec + DRAIN_POLL_SEC
+        if not self._head.answers():
+            return
         from ray._private.state import state
 
         draining = state.get_draining_nodes()

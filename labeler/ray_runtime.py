@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from labeler.config import ConfigError, JobConfig
+from labeler.messages import ClusterLostError
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Small: labels never go through Ray, only rows of commits do."""
@@ -29,8 +31,14 @@ def ray_for(job: JobConfig) -> Iterator[None]:
     _connect(job)
     try:
         yield
-    finally:
+    except ClusterLostError:
+        # There is nobody to take leave of, now or at the process's end, and trying blocks for a minute.
+        atexit.unregister(ray.shutdown)
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def _connect(job: JobConfig) -> None:

@@ -79,7 +79,10 @@ class Runs:
             thread = threading.Thread(target=self._run, args=(one,))
             thread.start()
             self._threads.append(thread)
-            self.wait(lambda one=one: one in self.feed._waiting or one.lease_id in self.feed.in_engine)
+            self.wait(lambda one=one: one in self.feed._waiting or one.missing == 0 or self.has_begun(one))
+
+    def has_begun(self, one: FedUnit) -> bool:
+        return one.lease_id in self.feed.in_engine
 
     def _run(self, one: FedUnit) -> None:
         try:
