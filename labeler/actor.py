@@ -145,7 +145,7 @@ class Worker:
             outcome="committed",
             entry=entry,
             won=won,
-            rejects_by_kind=dict(Counter(reject.kind for reject in rejects)),
+            rejects=tuple(rejects),
             filtered=dict(filtered),
             engine_sec=fed.engine_sec,
             own_sec=read_sec + time.perf_counter() - started,

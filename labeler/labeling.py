@@ -201,6 +201,8 @@ class LabelingLoop:
             assert result.entry is not None
             self._failures_in_row = 0
             self._tally.count_result(result)
+            for reject in result.rejects:
+                self._log.write("rejected", unit=result.entry.unit_id, **asdict(reject))
             self._setup.committed_one(result.entry)
             if self._tally.units_of_run % COMPACT_EVERY_UNITS == 0:
                 self._setup.compact_beside()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from logitstore.manifest import ShardEntry
+from logitstore.records import Reject
 
 
 class JobFailedError(RuntimeError):
@@ -47,13 +49,18 @@ class UnitResult:
     """The row that counts for the unit, whoever wrote it."""
     won: bool = False
     """Whether this lease's shard is the one that counts."""
-    rejects_by_kind: dict[str, int] = field(default_factory=dict)
+    rejects: tuple[Reject, ...] = ()
+    """Records of the unit without labels."""
     filtered: dict[str, int] = field(default_factory=dict)
     """Responses that each filter found, dropped or flagged."""
     engine_sec: float = 0.0
     """Time in the engine."""
     own_sec: float = 0.0
     """Time reading, filtering, writing and committing."""
+
+    @property
+    def rejects_by_kind(self) -> Counter[str]:
+        return Counter(reject.kind for reject in self.rejects)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,8 @@ def test_a_record_that_kills_engines_is_found_and_the_rest_is_labeled(tmp_path):
         ("poison", 25, "killed_engine")
     ]
     assert "fatal token 126" in rejects[0].reason
+    logged = events(tmp_path / "store", "rejected")
+    assert [(event["record_id"], event["kind"]) for event in logged] == [("poison", "killed_engine")]
     assert "1 killed_engine" in result.stdout
     deaths = len(events(tmp_path / "store", "engine_died"))
     print(f"a killer among 8 records cost {deaths} engines")

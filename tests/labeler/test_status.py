@@ -12,6 +12,7 @@ from labeler.status_writer import StatusWriter
 from logitstore.errors import StoreNotFoundError
 from logitstore.manifest import ShardEntry
 from logitstore.objects import Objects
+from logitstore.records import Reject
 
 
 def entry(index, tokens=100, rows=40, num_bytes=4000):
@@ -32,8 +33,9 @@ def status_from(tally, state="running"):
 
 def test_units_of_earlier_runs_count_as_done_but_not_as_this_runs_work():
     tally = Tally(units_total=4)
+    reject = Reject("in.jsonl", 1, "r", "it is long", "too_long")
     tally.count_stored(entry(0))
-    tally.count_result(result(1, rejects_by_kind={"too_long": 2}, filtered={"truncated": 3}, engine_sec=2.0))
+    tally.count_result(result(1, rejects=(reject, reject), filtered={"truncated": 3}, engine_sec=2.0))
     assert (tally.units_done, tally.units_of_run, tally.tokens, tally.rows) == (2, 1, 200, 80)
     assert tally.bytes_per_token == 100
     status = status_from(tally)
