@@ -22,7 +22,7 @@ from labeler.units import PlannedRecord, unit_id_of
 from logitstore.codebook_training import train_codebooks
 from logitstore.manifest import InputInfo, LabelSpec, Manifest, TokenizerInfo
 from logitstore.objects import Objects
-from logitstore.shard import write_shard
+from logitstore.shard_writer import write_shard
 from logitstore.store import LogitStore
 
 LEASES = 2

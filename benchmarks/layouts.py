@@ -23,7 +23,8 @@ import zstandard
 from logitstore.codebooks import CodebookSet
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabeledSequence
-from logitstore.shard import ShardReader, write_shard
+from logitstore.shard import ShardReader
+from logitstore.shard_writer import write_shard
 
 MICROBATCH_ROWS = 4096
 """Rows of a member of Megatron-LM's tar files, where its layout is smallest."""

@@ -126,6 +126,7 @@ class BlockCodec:
     def _decode_counts(self, unpacker: Unpacker, num_rows: int) -> np.ndarray:
         full = int(unpacker.take(1)[0])
         if full == 1:
+            take_planes(unpacker, 0, 3)
             return np.full(num_rows, self.labels.top_k, np.int32)
         count_N = take_planes(unpacker, num_rows, 3).astype(np.int32)
         if full != 0 or (num_rows and not 1 <= int(count_N.min()) <= int(count_N.max()) <= self.labels.top_k):
@@ -150,6 +151,8 @@ class BlockCodec:
         """Rank and log-probability of the actual tokens, read off the entries where not stored."""
         column = open_column("label", rowcodes.LABEL_STREAMS)
         rank_N, logprob_N, derived = rowcodes.decode_labels(column, count_N.shape[0])
+        if int(rank_N.max(initial=0)) > self.labels.vocab_size:
+            raise damaged(f"a label has rank {int(rank_N.max())} in a vocabulary of {self.labels.vocab_size}")
         at = np.flatnonzero(derived)
         if (rank_N[at] > count_N[at]).any():
             raise damaged("a label's log-probability refers to an entry that its row does not have")

@@ -39,7 +39,8 @@ from logitstore.manifest_io import (
 )
 from logitstore.objects import Objects
 from logitstore.records import LabeledSequence, Reject
-from logitstore.shard import ShardReader, ShardStats, write_shard
+from logitstore.shard import ShardReader
+from logitstore.shard_writer import ShardStats, write_shard
 
 CODEBOOKS_PREFIX = "codebooks/"
 CURRENT_CODEBOOKS = "codebooks/current.json"

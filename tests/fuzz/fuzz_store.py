@@ -29,7 +29,8 @@ with atheris.instrument_imports(include=["logitstore"]):  # pyright: ignore[repo
     from logitstore.exchange.torch_archive import read_archive
     from logitstore.index import IndexPointer, SegmentInfo, decode_pointer, encode_pointer
     from logitstore.manifest_io import decode_manifest, encode_manifest
-    from logitstore.shard import ShardReader, write_shard
+    from logitstore.shard import ShardReader
+    from logitstore.shard_writer import write_shard
 
 from logitstore.codebooks import identity_codebook
 from tests.logitstore.random_labels import VOCAB_SIZE, make_manifest, make_sequence

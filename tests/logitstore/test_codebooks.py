@@ -8,7 +8,8 @@ import pytest
 from logitstore.codebook_training import train_codebooks
 from logitstore.codebooks import CodebookSet, band_starts, identity_codebook, sort_in_bands
 from logitstore.errors import InvalidLabelsError
-from logitstore.shard import ShardReader, write_shard
+from logitstore.shard import ShardReader
+from logitstore.shard_writer import write_shard
 from tests.logitstore.capture import load_capture
 
 

@@ -92,7 +92,12 @@ def test_a_flipped_bit_is_found_or_harmless(part):
         ({b"format": b"other"}, UnsupportedFormatError, "format 'other'"),
         ({b"features": b'["holograms"]'}, UnsupportedFormatError, "holograms"),
         ({b"features": b"[["}, CorruptShardError, "metadata"),
-        ({b"vocab_size": b"9"}, CorruptShardError, "vocab_size '9'"),
+        ({b"features": b"[[]]"}, CorruptShardError, "list of strings"),
+        ({b"features": b"5"}, CorruptShardError, "list of strings"),
+        ({b"vocab_size": b"9"}, CorruptShardError, "vocab_size 9"),
+        ({b"top_k": b"many"}, CorruptShardError, "metadata"),
+        ({b"top_k": b"\xff"}, CorruptShardError, "UTF-8"),
+        ({b"temperatures": b"1.0"}, CorruptShardError, "metadata"),
         ({b"codebooks": b"blake2b-128:00"}, CorruptShardError, "codebooks"),
         ({b"temperatures": b"[1.0]"}, CorruptShardError, "temperatures"),
     ],
@@ -100,6 +105,12 @@ def test_a_flipped_bit_is_found_or_harmless(part):
 def test_foreign_metadata(metadata, error, message):
     with pytest.raises(error, match=message):
         read_all(rewritten(lambda values: None, metadata=metadata))
+
+
+def test_numbers_in_metadata_are_compared_as_numbers():
+    """Another writer's JSON may have other spaces and no decimal points."""
+    metadata = {b"temperatures": b"[1,2, 4.00]"}
+    assert len(read_all(rewritten(lambda values: None, metadata=metadata))) == 3
 
 
 def with_streams(column, count, change):
@@ -115,6 +126,13 @@ def set_first(value, stream=0, at=0):
         parts[stream][at] = value
 
     return change
+
+
+def set_ranks(parts):
+    """All ranks that are stored beside the entries become 2^24 - 1."""
+    assert parts[1].size
+    for plane in (1, 2, 3):
+        parts[plane][:] = 255
 
 
 def raise_sizes(values):
@@ -152,6 +170,11 @@ BAD_COLUMNS = {
         "top logit",
     ),
     "label source": (with_streams("label", 7, set_first(77)), "declares|label source"),
+    "label rank": (with_streams("label", 7, set_ranks), "in a vocabulary of"),
+    "counts beside full rows": (
+        with_streams("counts", 4, lambda p: [np.ones(1, np.uint8), zeros(80), zeros(80), zeros(80)]),
+        "declares 80 bytes",
+    ),
     "count of zero": (
         with_streams("counts", 4, lambda p: [zeros(1), zeros(80), zeros(80), zeros(80)]),
         "entries per row",
@@ -251,7 +274,7 @@ def test_fuzzed_shards_are_refused_or_read(data):
         damaged[at : at + len(replacement)] = replacement
     if data.draw(st.booleans()):
         del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
-    with contextlib.suppress(REFUSED):
+    with contextlib.suppress(*REFUSED):
         read_all(bytes(damaged), verify_checksums=False)
 
 
@@ -264,7 +287,7 @@ def test_fuzzed_codebooks_are_refused_or_read(data):
         damaged[at] = data.draw(st.integers(0, 255))
     body = bytes(damaged[len(MAGIC) + 16 : -4])
     damaged[-4:] = struct.pack("<I", zlib.crc32(body))
-    with contextlib.suppress(REFUSED):
+    with contextlib.suppress(*REFUSED):
         CodebookSet.from_bytes(bytes(damaged))
 
 

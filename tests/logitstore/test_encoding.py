@@ -18,7 +18,8 @@ from logitstore.errors import InvalidLabelsError
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.schema import packed_columns
-from logitstore.shard import ShardReader, write_shard
+from logitstore.shard import ShardReader
+from logitstore.shard_writer import write_shard
 from logitstore.streams import Unpacker, pack
 from tests.logitstore.capture import load_capture
 

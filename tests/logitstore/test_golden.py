@@ -8,7 +8,8 @@ import pytest
 import zstandard
 
 from logitstore.codebooks import CodebookSet
-from logitstore.shard import ShardReader, write_shard
+from logitstore.shard import ShardReader
+from logitstore.shard_writer import write_shard
 from tests.golden.v1.make_golden import FOLDER, golden_codebooks, golden_sequences
 
 DIGESTS = {

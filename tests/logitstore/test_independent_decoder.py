@@ -16,7 +16,8 @@ import pytest
 import zstandard
 
 from logitstore.codebook_training import train_codebooks
-from logitstore.shard import ShardReader, write_shard
+from logitstore.shard import ShardReader
+from logitstore.shard_writer import write_shard
 from logitstore.temperature import truncate
 from tests.logitstore.capture import load_capture
 
@@ -37,7 +38,7 @@ def streams_of(packed: bytes, count: int) -> list[np.ndarray]:
 
 
 def planes(streams: list[np.ndarray]) -> np.ndarray:
-    return sum(stream.astype(np.uint32) << (8 * place) for place, stream in enumerate(streams))
+    return np.sum([stream.astype(np.uint32) << (8 * place) for place, stream in enumerate(streams)], axis=0)
 
 
 def float24(codes: np.ndarray) -> np.ndarray:

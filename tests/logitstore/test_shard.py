@@ -5,7 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from logitstore.shard import ShardReader, write_shard
+from logitstore.shard import ShardReader
+from logitstore.shard_writer import write_shard
 from tests.logitstore.capture import load_capture
 
 
@@ -42,11 +43,11 @@ def test_logit_round_trip_is_exact_and_only_orders_ties_anew():
     data, _ = written(sequences, spec)
     for before, after in zip(sequences, read(data, spec), strict=True):
         np.testing.assert_array_equal(after.rows.logits_NK, before.rows.logits_NK)
-        by_logit_then_id = [
+        given_ids, found_ids = (
             np.take_along_axis(rows.token_ids_NK, np.lexsort((rows.token_ids_NK, -rows.logits_NK)), axis=1)
             for rows in (before.rows, after.rows)
-        ]
-        np.testing.assert_array_equal(*by_logit_then_id)
+        )
+        np.testing.assert_array_equal(found_ids, given_ids)
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 16, 100])

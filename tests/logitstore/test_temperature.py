@@ -12,7 +12,8 @@ import pytest
 from logitstore.errors import TemperatureError
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabelRows
-from logitstore.shard import ShardReader, write_shard
+from logitstore.shard import ShardReader
+from logitstore.shard_writer import write_shard
 from logitstore.temperature import log_tail_mass, logprobs, tail_sum_polynomial, truncate
 from tests.logitstore.capture import load_capture
 

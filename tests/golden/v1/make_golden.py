@@ -15,7 +15,7 @@ from logitstore.codebook_training import train_codebooks
 from logitstore.codebooks import CodebookSet
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabeledSequence
-from logitstore.shard import write_shard
+from logitstore.shard_writer import write_shard
 from logitstore.temperature import truncate
 from tests.logitstore.capture import load_capture
 
