@@ -26,6 +26,8 @@ class CommitRecord:
 
     attempt: str
     """16 hexadecimal digits drawn by the writer: tells its own record from a rival's."""
+    manifest: str
+    """`manifest_hash` of the store it was made for."""
     shard: ShardEntry
     rejects: tuple[Reject, ...] = ()
     format_version: int = FORMAT_VERSION
@@ -82,6 +84,15 @@ def decode_commit(data: bytes, *, what: str) -> CommitRecord:
     if what.startswith(COMMITS_PREFIX) and unit_id_of(what) != record.shard.unit_id:
         raise CorruptManifestError(f"{what} holds the record of unit {record.shard.unit_id}, not its own")
     return record
+
+
+def check_manifest_hash(found: str, expected: str, *, what: str) -> None:
+    """Raise CorruptManifestError if something was made for another manifest than the one beside it."""
+    if found != expected:
+        raise CorruptManifestError(
+            f"{what} was made for the manifest {found!r:.40}, the one here is {expected!r}: manifest.json or "
+            f"{what} is of another teacher, input or label shape; restore it from a copy of the store"
+        )
 
 
 def check_entry(entry: ShardEntry, attempt: str, *, what: str) -> None:

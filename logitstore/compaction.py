@@ -42,12 +42,14 @@ class CompactionResult:
     """Records of units that the index already had, removed."""
 
 
-def compact(objects: Objects) -> CompactionResult:
+def compact(objects: Objects, manifest: str) -> CompactionResult:
     """Move all commit records into the index. Safe to interrupt and to run anywhere at any time.
+
+    `manifest` is the store's `manifest_hash`.
 
     Raises StoreChangedError if other compactors keep winning, and what reading the index raises.
     """
-    units = CommittedUnits(objects)
+    units = CommittedUnits(objects, manifest)
     for _ in range(MAX_SWAP_TRIES):
         units.refresh()
         records = list(units.tail.values())
@@ -56,7 +58,7 @@ def compact(objects: Objects) -> CompactionResult:
             return _result(units.pointer, 0, len(units.late))
         kept, merged = _split_segments(units.pointer, len(records))
         segment = _write_merged(objects, units, merged, records)
-        pointer = IndexPointer(units.pointer.generation + 1, (*kept, segment))
+        pointer = IndexPointer(units.pointer.generation + 1, manifest, (*kept, segment))
         if _swap(objects, units.pointer_etag, pointer):
             # Whatever record a unit of the index has is garbage by now, this one's or a late rival's.
             objects.delete_many([commit_name(record.shard.unit_id) for record in records] + units.late)

@@ -16,7 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from logitstore import index_segments, strict_json
-from logitstore.commits import COMMITS_PREFIX, CommitRecord, commit_name, decode_commit, unit_id_of
+from logitstore.commits import (
+    COMMITS_PREFIX,
+    CommitRecord,
+    check_manifest_hash,
+    commit_name,
+    decode_commit,
+    unit_id_of,
+)
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
 from logitstore.manifest import FORMAT_VERSION, ShardEntry
 from logitstore.manifest_io import check_version
@@ -53,6 +60,8 @@ class IndexPointer:
     """`index.json`: replaced by compare-and-swap, so it always names one consistent set of segments."""
 
     generation: int
+    manifest: str
+    """`manifest_hash` of the store's manifest."""
     segments: tuple[SegmentInfo, ...] = ()
     format_version: int = FORMAT_VERSION
 
@@ -143,9 +152,10 @@ class ShardIndex(Sequence[ShardEntry]):
 class CommittedUnits:
     """The reader's side: a cached view that `refresh` brings up to date with few requests."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, manifest: str) -> None:
+        """`manifest` is the store's `manifest_hash`; records and indexes of another are refused."""
         self._objects = objects
-        self.pointer = IndexPointer(generation=0)
+        self.pointer = IndexPointer(generation=0, manifest=manifest)
         self.pointer_etag: str | None = None
         """None while the store has no `index.json`."""
         self._segments: dict[str, pa.Table] = {}
@@ -177,6 +187,7 @@ class CommittedUnits:
         if etag == self.pointer_etag:
             return True
         pointer = decode_pointer(data)
+        check_manifest_hash(pointer.manifest, self.pointer.manifest, what=INDEX_NAME)
         try:
             segments = {
                 info.name: self._segments[info.name] if info.name in self._segments else self._load(info)
@@ -191,6 +202,12 @@ class CommittedUnits:
         self.compacted = ShardIndex(pa.concat_tables(tables))
         self._all = None
         return True
+
+    def decode_record(self, data: bytes, name: str) -> CommitRecord:
+        """An untrusted commit record. Raises CorruptManifestError and its siblings."""
+        record = decode_commit(data, what=name)
+        check_manifest_hash(record.manifest, self.pointer.manifest, what=name)
+        return record
 
     def segment_table(self, name: str) -> pa.Table:
         return self._segments[name]
@@ -250,7 +267,7 @@ class CommittedUnits:
         for name, data in zip(unseen, self._objects.get_many(unseen), strict=True):
             if data is None:
                 return False
-            record = decode_commit(data, what=name)
+            record = self.decode_record(data, name)
             self.tail[record.shard.unit_id] = record
         for unit, record in list(self.tail.items()):
             if self.compacted.find(record.shard.unit_index, unit) is not None:

@@ -161,6 +161,7 @@ def first_difference(left: Manifest, right: Manifest) -> str | None:
 
 
 def manifest_hash(manifest: Manifest) -> str:
+    """32 hexadecimal digits of `identity`, by which commit records and indexes name their manifest."""
     return hashlib.blake2b(identity(manifest), digest_size=16).hexdigest()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from logitstore import strict_json
 from logitstore.codebooks import CodebookSet
-from logitstore.commits import CommitRecord, commit_name, decode_commit, encode_commit, shard_name
+from logitstore.commits import CommitRecord, commit_name, encode_commit, shard_name
 from logitstore.compaction import CompactionResult, compact
 from logitstore.errors import (
     CorruptManifestError,
@@ -36,6 +36,7 @@ from logitstore.manifest_io import (
     encode_manifest,
     first_difference,
     identity,
+    manifest_hash,
 )
 from logitstore.objects import Objects
 from logitstore.records import LabeledSequence, Reject
@@ -65,7 +66,8 @@ class LogitStore:
         self._manifest = manifest
         self._codebooks: CodebookSet | None = None
         self._codebooks_looked_for = False
-        self._units = CommittedUnits(objects)
+        self._manifest_hash = manifest_hash(manifest)
+        self._units = CommittedUnits(objects, self._manifest_hash)
         self.refresh()
 
     @classmethod
@@ -156,7 +158,7 @@ class LogitStore:
 
     def compact(self) -> CompactionResult:
         """Move commit records into the index, so that opening stays cheap. Safe beside writers."""
-        result = compact(self.objects)
+        result = compact(self.objects, self._manifest_hash)
         self.refresh()
         return result
 
@@ -198,7 +200,9 @@ class LogitStore:
             worker=worker,
             committed_sec=time.time(),
         )
-        return self._commit(CommitRecord(attempt=attempt, shard=entry, rejects=tuple(rejects)))
+        return self._commit(
+            CommitRecord(attempt=attempt, manifest=self._manifest_hash, shard=entry, rejects=tuple(rejects))
+        )
 
     def open_shard(self, entry: ShardEntry, *, whole: bool = False) -> ShardReader:
         """A reader of one shard, fetching what it needs, or the whole object in one request.
@@ -281,7 +285,7 @@ class LogitStore:
         found = self._units.compacted.find(record.shard.unit_index, record.shard.unit_id)
         if found is not None:
             entry, attempt = found
-            return CommitRecord(attempt=attempt, shard=entry)
+            return CommitRecord(attempt=attempt, manifest=self._manifest_hash, shard=entry)
         if not standing:
             raise CorruptManifestError(
                 f"{name} was there, is gone, and the index lacks its unit; something else than this "
@@ -292,7 +296,7 @@ class LogitStore:
 
     def _read_records(self, names: list[str]) -> list[CommitRecord]:
         found = zip(names, self.objects.get_many(names), strict=True)
-        return [decode_commit(data, what=name) for name, data in found if data is not None]
+        return [self._units.decode_record(data, name) for name, data in found if data is not None]
 
 
 def _codebook_name(codebook_hash: str) -> str:

@@ -95,7 +95,7 @@ def seeds() -> dict[str, bytes]:
     return {
         "manifest": encode_manifest(MANIFEST),
         "commit": encode_commit(make_record(3, num_rejects=2)),
-        "index": encode_pointer(IndexPointer(1, (info,))),
+        "index": encode_pointer(IndexPointer(1, "0" * 32, (info,))),
         "segment": index_segments.write_segment(index_segments.entries_to_table(records)),
         "shard": shard.getvalue(),
         "codebooks": identity_codebook(VOCAB_SIZE).to_bytes(),

@@ -18,11 +18,14 @@ from logitstore.commits import CommitRecord, commit_name, encode_commit, shard_n
 from logitstore.compaction import compact
 from logitstore.index import CommittedUnits, IndexPointer, SegmentInfo, encode_pointer
 from logitstore.manifest import ShardEntry
+from logitstore.manifest_io import manifest_hash
 from logitstore.objects import Objects
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from tests.conftest import Place
 from tests.logitstore.random_labels import make_manifest, make_unit
+
+MANIFEST = manifest_hash(make_manifest())
 
 
 def make_record(unit_index: int, num_rejects: int = 0) -> CommitRecord:
@@ -43,7 +46,7 @@ def make_record(unit_index: int, num_rejects: int = 0) -> CommitRecord:
         1.5,
         "w",
     )
-    return CommitRecord(attempt, entry, rejects)
+    return CommitRecord(attempt, MANIFEST, entry, rejects)
 
 
 def fill(store: LogitStore, units: range) -> None:
@@ -83,7 +86,7 @@ def test_interrupted_compaction_loses_nothing(
         target = "put_if_absent" if step == "before the swap" else "delete_many"
         patched.setattr(store.objects, target, _die)
         with pytest.raises(KeyboardInterrupt):
-            compact(store.objects)
+            compact(store.objects, MANIFEST)
     assert LogitStore.open(local_place.uri).digest == digest
     assert len(store.objects.list("commits/")) == 4
     result = store.compact()
@@ -102,7 +105,7 @@ def test_a_reader_caught_by_compaction_reads_again(
     """Compaction between a reader's listing and its reading of the records."""
     store = LogitStore.create(local_place.uri, make_manifest())
     fill(store, range(3))
-    reader = CommittedUnits(Objects(local_place.uri))
+    reader = CommittedUnits(Objects(local_place.uri), MANIFEST)
     get_many, calls = reader._objects.get_many, []
 
     def compact_first(names: list[str]) -> list[bytes | None]:
@@ -133,8 +136,8 @@ def test_segments_stay_few_and_rewrites_rare(tmp_path: Path) -> None:
     for unit_index in range(300):
         record = make_record(unit_index)
         objects.put_if_absent(commit_name(record.shard.unit_id), encode_commit(record))
-        compact(objects)
-        units = CommittedUnits(objects)
+        compact(objects, MANIFEST)
+        units = CommittedUnits(objects, MANIFEST)
         units.refresh()
         sizes.append([info.num_entries for info in units.pointer.segments])
     assert sum(sizes[-1]) == 300
@@ -201,7 +204,7 @@ def write_large_index(folder: Path, num_units: int, num_segments: int) -> None:
         name = f"index/{len(infos):016x}.arrow"
         objects.put(name, data)
         infos.append(SegmentInfo(name, count, len(data), index_segments.checksum(data), "", 0, 0, ""))
-    objects.put("index.json", encode_pointer(IndexPointer(1, tuple(infos))))
+    objects.put("index.json", encode_pointer(IndexPointer(1, MANIFEST, tuple(infos))))
 
 
 _OPEN_AND_REPORT = """

@@ -25,11 +25,12 @@ from logitstore.errors import (
     UnsupportedFormatError,
 )
 from logitstore.index import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer, encode_pointer
+from logitstore.manifest_io import encode_manifest
 from logitstore.store import CURRENT_CODEBOOKS, LogitStore
 from logitstore.verify import verify_store
 from tests.conftest import Place
 from tests.logitstore.random_labels import make_manifest, make_unit
-from tests.logitstore.test_compaction import make_record
+from tests.logitstore.test_compaction import MANIFEST, make_record
 
 WHAT = "commits/u3.json"
 RECORD = make_record(3, num_rejects=2)
@@ -96,14 +97,14 @@ SEGMENT = SegmentInfo("index/00000000000000aa.arrow", 1, 100, "blake2b-128:" + "
     ],
 )
 def test_each_bad_index_pointer_has_its_message(changes: dict, message: str) -> None:
-    data = encode_pointer(IndexPointer(1, (dataclasses.replace(SEGMENT, **changes),)))
+    data = encode_pointer(IndexPointer(1, MANIFEST, (dataclasses.replace(SEGMENT, **changes),)))
     with pytest.raises(CorruptManifestError, match=message):
         decode_pointer(data)
 
 
 def test_an_index_that_names_a_segment_twice() -> None:
     with pytest.raises(CorruptManifestError, match="names a segment twice"):
-        decode_pointer(encode_pointer(IndexPointer(1, (SEGMENT, SEGMENT))))
+        decode_pointer(encode_pointer(IndexPointer(1, MANIFEST, (SEGMENT, SEGMENT))))
 
 
 def stream(table: pa.Table, **options: Any) -> pa.Buffer:
@@ -195,13 +196,26 @@ def test_a_shard_of_another_teacher(store: LogitStore, tmp_path: Path) -> None:
     assert next(problem.kind for problem in verify_store(store).errors) in ("wrong_size", "corrupt_shard")
 
 
-def test_a_manifest_swapped_for_another_teachers(store: LogitStore) -> None:
-    digest = store.digest
-    other = make_manifest(model="other")
-    from logitstore.manifest_io import encode_manifest
+@pytest.mark.parametrize("what", ["index.json", "commits/unit-0005.json"])
+def test_a_manifest_swapped_for_another_teachers(store: LogitStore, what: str) -> None:
+    """Same vocabulary, same K: only the names of the manifest tell."""
+    if what != "index.json":
+        store.objects.delete("index.json")
+        _, sequences = make_unit(5)
+        LogitStore.open(store.uri).commit_unit("unit-0005", 5, sequences, seconds=0, worker="w")
+    store.objects.put("manifest.json", encode_manifest(make_manifest(model="other")))
+    with pytest.raises(CorruptManifestError, match=f"{what} was made for the manifest"):
+        LogitStore.open(store.uri)
 
-    store.objects.put("manifest.json", encode_manifest(other))
-    assert LogitStore.open(store.uri).digest != digest
+
+def test_a_record_of_another_teacher_is_no_winner(store: LogitStore, tmp_path: Path) -> None:
+    other = LogitStore.create(tmp_path / "other", make_manifest(model="other"))
+    unit_id, sequences = make_unit(5)
+    other.commit_unit(unit_id, 5, sequences, seconds=0, worker="w")
+    name = f"commits/{unit_id}.json"
+    store.objects.put(name, other.objects.get(name))
+    with pytest.raises(CorruptManifestError, match=f"{name} was made for the manifest"):
+        store.commit_unit(unit_id, 5, sequences, seconds=0, worker="w")
 
 
 @pytest.mark.parametrize(
