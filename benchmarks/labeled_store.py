@@ -27,7 +27,7 @@ DEMO_PROMPTS = Path(__file__).parent / "demo_data" / "pairs.jsonl"
 STORES = Path("build/bench-labels")
 TEMPERATURES = (1.0, 2.0, 4.0)
 UNIT_RECORDS = 4
-RECORDS = {False: 256, True: 48}
+RECORDS = {False: 256, True: 128}
 """From the start of the input, by --quick, where --records does not say it."""
 MAX_NEW_TOKENS = 128
 """Of a response that the teacher writes; enough to see its distribution and rate."""

@@ -21,10 +21,13 @@ class LabeledStore:
     num_bytes: int
     units: int
     replicas: int
-    rows_per_sec: float
-    """Of one replica while it works."""
     all_rows_per_sec: float
     """Of all replicas while all of them work."""
+
+    @property
+    def rows_per_sec(self) -> float:
+        """Of one replica beside the others."""
+        return self.all_rows_per_sec / self.replicas
 
 
 def read_store(uri: str) -> LabeledStore:
@@ -34,7 +37,6 @@ def read_store(uri: str) -> LabeledStore:
     if not entries or not all(entry.committed_sec for entry in entries):
         raise ValueError(f"{uri} has no units with times; label it with this version to measure rates")
     workers = by_worker(entries)
-    warm_rows = sum(entry.num_rows for units in workers for entry in (units[1:] or units))
     return LabeledStore(
         uri=uri,
         top_k=store.manifest.labels.top_k,
@@ -42,7 +44,6 @@ def read_store(uri: str) -> LabeledStore:
         num_bytes=sum(entry.num_bytes for entry in entries),
         units=len(entries),
         replicas=len(workers),
-        rows_per_sec=warm_rows / sum(map(_busy_sec, workers)),
         all_rows_per_sec=rate_of_all(workers),
     )
 
@@ -74,15 +75,6 @@ def rate_of_all(workers: Sequence[Sequence[ShardEntry]]) -> float:
             inside = max(0.0, min(entry.committed_sec, end) - max(began, start))
             rows += entry.num_rows * inside / (entry.committed_sec - began)
     return rows / (end - start)
-
-
-def _busy_sec(units: Sequence[ShardEntry]) -> float:
-    """Seconds in which a worker had a unit at hand, from its first commit on; units may overlap."""
-    if len(units) == 1:
-        return units[0].seconds
-    return sum(
-        entry.committed_sec - max(_started(entry), before.committed_sec) for before, entry in pairwise(units)
-    )
 
 
 def _started(entry: ShardEntry) -> float:
