@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import agreement
 from labeler.config import TeacherConfig
 from labeler.label_rows import ColumnLayout
 from labeler.teacher import PromptError, TeacherDiedError, TokenizedPrompt
@@ -35,16 +36,7 @@ def _reference_model() -> Any:
 
 def _reference_logits(item: LabeledSequence) -> np.ndarray:
     """float64 [N, V], from transformers in fp32, of the labeled positions."""
-    import torch
-
-    with torch.inference_mode():
-        ids = torch.as_tensor(item.token_ids_T[None].astype(np.int64))
-        logits_TV = _reference_model()(ids).logits[0]
-    return logits_TV[item.label_start - 1 : -1].double().numpy()
-
-
-def _logsumexp(x_NV: np.ndarray) -> np.ndarray:
-    return np.logaddexp.reduce(x_NV, axis=1)
+    return agreement.reference_logits(_reference_model(), item)
 
 
 def _difference(a: LabeledSequence, b: LabeledSequence) -> float:
@@ -61,36 +53,17 @@ def _difference(a: LabeledSequence, b: LabeledSequence) -> float:
 
 
 def test_labels_agree_with_transformers() -> None:
-    items = list(engines.labeled(engines.score_teacher(), engines.text_prompts()).values())
-    same_top, same_set, gaps, errors = [], [], [], {"lse": [], "tail": [], "label": []}
+    items = engines.labeled(engines.score_teacher(), engines.text_prompts()).values()
+    found: dict[str, list[np.ndarray]] = {}
     for item in items:
-        rows, logits_NV = item.rows, _reference_logits(item)
-        order_NK = np.argsort(-logits_NV, axis=1)[:, :64]
-        same_top.extend(order_NK[:, 0] == rows.token_ids_NK[:, 0])
-        same_set.extend(
-            set(a) == set(b) for a, b in zip(order_NK.tolist(), rows.token_ids_NK.tolist(), strict=True)
-        )
-        ours_NK = rows.logits_NK.astype(np.float16).astype(np.float64)
-        theirs_NK = np.take_along_axis(logits_NV, rows.token_ids_NK.astype(np.int64), 1)
-        spacing_NK = np.spacing(np.abs(rows.logits_NK).astype(np.float16)).astype(np.float64)
-        gaps.append((np.abs(ours_NK - theirs_NK) - spacing_NK / 2).max())
-        outside_NV = logits_NV.copy()
-        np.put_along_axis(outside_NV, rows.token_ids_NK.astype(np.int64), -np.inf, 1)
-        for index, temperature in enumerate((1.0, 2.0, 4.0)):
-            whole_N = _logsumexp(logits_NV / temperature)
-            errors["lse"].append(np.abs(rows.logsumexp_NM[:, index] - whole_N).max())
-            tail_N = _logsumexp(outside_NV / temperature) - whole_N
-            errors["tail"].append(np.abs(rows.log_tail_mass_NM[:, index] - tail_N).max())
-        actual_N = item.token_ids_T[item.label_start :]
-        label_N = logits_NV[np.arange(len(logits_NV)), actual_N] - _logsumexp(logits_NV)
-        errors["label"].append(np.abs(rows.label_logprob_N - label_N).max())
-    assert len(same_top) > 250
-    assert np.mean(same_top) >= 0.999
-    assert np.mean(same_set) >= 0.99
-    assert max(gaps) <= 1e-2
-    assert {name: max(values) < 1e-3 for name, values in errors.items()} == dict.fromkeys(errors, True), (
-        errors
-    )
+        for name, values in agreement.compare(item, _reference_logits(item), (1.0, 2.0, 4.0)).items():
+            found.setdefault(name, []).append(values)
+    rows = {name: np.concatenate(values) for name, values in found.items()}
+    assert len(rows["same_top"]) > 250
+    assert rows["same_top"].mean() >= agreement.LEAST_SAME_TOP
+    assert rows["same_set"].mean() >= agreement.LEAST_SAME_SET
+    assert rows["excess"].max() <= agreement.MOST_EXCESS
+    assert max(rows["normaliser"].max(), rows["tail"].max(), rows["label"].max()) < 1e-3
 
 
 def test_sampled_labels_are_of_the_raw_logits() -> None:
@@ -99,7 +72,7 @@ def test_sampled_labels_are_of_the_raw_logits() -> None:
     logits_NV = _reference_logits(item)
     theirs_NK = np.take_along_axis(logits_NV, item.rows.token_ids_NK.astype(np.int64), 1)
     assert np.abs(theirs_NK - item.rows.logits_NK).max() < 1e-2
-    assert np.abs(item.rows.logsumexp_NM[:, 0] - _logsumexp(logits_NV)).max() < 1e-2
+    assert np.abs(item.rows.logsumexp_NM[:, 0] - np.logaddexp.reduce(logits_NV, axis=1)).max() < 1e-2
 
 
 def test_generating_and_scoring_give_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
