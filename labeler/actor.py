@@ -62,7 +62,6 @@ class Worker:
 
     def start(self, cores: str | None) -> TeacherDescription:
         """Load the teacher, bound to `cores`. Takes as long as the model takes to load."""
-
         self._feed = EngineFeed(
             lambda: build_teacher(self._job.teacher, self._job.labels, cores=cores),
             self._job.labels_per_record,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -103,10 +103,12 @@ class EngineFeed:
                 with self._lock:
                     self._death = EngineDiedError(f"{type(error).__name__}: {error}", tuple(self._inside))
             except Exception as error:
-                self._fail(self._inside.values(), error)
+                self._fail(list(self._inside.values()), error)
         if self._death is not None:
-            self._fail([*self._inside.values(), *self._waiting], self._death)
-            self._waiting.clear()
+            with self._lock:
+                units = [*self._inside.values(), *self._waiting]
+                self._waiting.clear()
+            self._fail(units, self._death)
 
     def _next_prompt(self) -> TokenizedPrompt | None:
         """The next prompt of the unit begun last, else of the next unit; None if none waits now."""
@@ -150,8 +152,8 @@ class EngineFeed:
         self._forget(unit)
         unit.done.set_result(True)
 
-    def _fail(self, units: Iterable[FedUnit], error: Exception) -> None:
-        for unit in list(units):
+    def _fail(self, units: list[FedUnit], error: Exception) -> None:
+        for unit in units:
             self._forget(unit)
             unit.done.set_exception(error)
 
