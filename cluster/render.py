@@ -82,6 +82,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
         "quota for the machines; `image` where they may pull it, or the project in `aws.machine_image`",
         "workers: `aws.worker_profile`, an instance profile that may use the store's bucket",
         "head: Ray makes the role ray-autoscaler-v1 (EC2, S3); add iam:PassRole for the workers' profile",
+        "and ssm:GetParameters, with which AWS looks up the machines' image",
         RAY_UP,
     ),
     "ray-gcp": (
