@@ -182,7 +182,8 @@ def _result(
         plots=[_draw(args, coverages)],
         notes=[
             f"K={best.top_k} is {choice.why}.",
-            f"Measured on {source.num_rows:,} rows of {source.origin}.",
+            f"Measured on {source.num_rows:,} rows of {source.origin}; more rows train better codebooks, so "
+            "a large store takes less than these B/token.",
             "KL unsaid: what is lost of the teacher when the tail's exact mass is kept and its shape is not.",
             assumptions(scale, rates, prices),
             f"The check: a trial of {TRIAL_UNITS} units on {job.replicas} engines foretells the job to "
