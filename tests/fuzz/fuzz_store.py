@@ -1,11 +1,11 @@
 """Coverage-guided fuzzing of everything that parses a store's bytes.
 
     python -m tests.fuzz.fuzz_store manifest -max_total_time=600
-    python -m tests.fuzz.fuzz_store shard build/fuzz/shard -max_total_time=3600 -rss_limit_mb=1024
+    python -m tests.fuzz.fuzz_store gap_f16 build/fuzz/gap_f16 -max_total_time=3600 -rss_limit_mb=1024
 
 The first argument names the target; the rest goes to libFuzzer (a folder keeps the corpus). A finding is
-any exception outside the store's own tree, a hang, or more memory than the limit. Not part of the tests:
-an hour's run takes an hour.
+any exception outside the store's own tree, a crash, a hang, or more memory than the limit. Shards are read
+with the compiled loops, which check nothing themselves. Not part of the tests: an hour's run takes an hour.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ with atheris.instrument_imports(include=["logitstore"]):  # pyright: ignore[repo
     from logitstore.index import IndexPointer, SegmentInfo, decode_pointer, encode_pointer
     from logitstore.manifest_io import decode_manifest, encode_manifest
     from logitstore.shard import ShardReader
-    from logitstore.shard_writer import write_shard
 
-from logitstore.codebooks import identity_codebook
-from tests.logitstore.random_labels import VOCAB_SIZE, make_manifest, make_sequence
+from logitstore.loops import use_compiled_loops
+from logitstore.manifest import VALUE_KINDS
+from tests.golden.v1.make_golden import FOLDER, golden_sequences
+from tests.logitstore.random_labels import make_manifest
 from tests.logitstore.test_compaction import make_record
 
 MANIFEST = make_manifest(note="x")
@@ -57,14 +58,20 @@ def _segment(data: bytes) -> None:
     index_segments.table_to_entries(table)
 
 
-def _shard(data: bytes) -> None:
-    for verify in (True, False):  # without checksums the bytes reach every decoder
-        try:
-            reader = ShardReader(io.BytesIO(data), MANIFEST.labels, None, verify_checksums=verify)
-            for sequence in reader.iter_sequences():
-                assert int(sequence.rows.token_ids_NK.max(initial=0)) < VOCAB_SIZE
-        except StoreError:
-            pass
+def _shard_target(value_kind: str) -> Callable[[bytes], None]:
+    spec, _ = golden_sequences(value_kind)
+    books = CodebookSet.from_bytes((FOLDER / "codebooks.bin").read_bytes())
+
+    def read(data: bytes) -> None:
+        for verify in (True, False):  # without checksums the bytes reach every decoder
+            for top_k in (None, 3):
+                with contextlib.suppress(StoreError):
+                    reader = ShardReader(io.BytesIO(data), spec, books, verify_checksums=verify)
+                    for sequence in reader.iter_sequences(top_k=top_k):
+                        assert int(sequence.rows.token_ids_NK.max(initial=0)) < spec.vocab_size
+                        assert int(sequence.rows.count_N.min(initial=1)) >= 1
+
+    return read
 
 
 def _codebooks(data: bytes) -> None:
@@ -80,27 +87,31 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "commit": _commit,
     "index": _index,
     "segment": _segment,
-    "shard": _shard,
+    **{value_kind: _shard_target(value_kind) for value_kind in VALUE_KINDS},
     "codebooks": _codebooks,
     "torch": _torch,
 }
 
 
-def seeds() -> dict[str, bytes]:
-    """One valid input of each target to start from."""
-    shard = io.BytesIO()
-    write_shard(shard, [make_sequence("a"), make_sequence("b", length=5)], MANIFEST.labels, None)
+def seed(target: str) -> bytes:
+    """One valid input to start from."""
+    if target in VALUE_KINDS:
+        return (FOLDER / f"{target}.arrow").read_bytes()
+    if target == "torch":
+        import torch
+
+        saved = io.BytesIO()
+        torch.save({"values": [torch.zeros(2, 3).half()], "bit_17": [torch.ones(4).bool()]}, saved)
+        return saved.getvalue()
     info = SegmentInfo("index/00000000000000aa.arrow", 1, 100, "blake2b-128:" + "0" * 32, "", 0, 0, "")
     records = [make_record(unit) for unit in range(SEGMENT_ROWS)]
     return {
-        "manifest": encode_manifest(MANIFEST),
-        "commit": encode_commit(make_record(3, num_rejects=2)),
-        "index": encode_pointer(IndexPointer(1, "0" * 32, (info,))),
-        "segment": index_segments.write_segment(index_segments.entries_to_table(records)),
-        "shard": shard.getvalue(),
-        "codebooks": identity_codebook(VOCAB_SIZE).to_bytes(),
-        "torch": b"PK\x03\x04",
-    }
+        "manifest": lambda: encode_manifest(MANIFEST),
+        "commit": lambda: encode_commit(make_record(3, num_rejects=2)),
+        "index": lambda: encode_pointer(IndexPointer(1, "0" * 32, (info,))),
+        "segment": lambda: index_segments.write_segment(index_segments.entries_to_table(records)),
+        "codebooks": (FOLDER / "codebooks.bin").read_bytes,
+    }[target]()
 
 
 def main(argv: list[str]) -> None:
@@ -113,7 +124,8 @@ def main(argv: list[str]) -> None:
             target(data)
 
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "seed").write_bytes(seeds()[argv[1]])
+        Path(folder, "seed").write_bytes(seed(argv[1]))
+        use_compiled_loops()
         atheris.Setup([argv[0], *argv[2:], folder], run)
         atheris.Fuzz()
 

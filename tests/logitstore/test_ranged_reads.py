@@ -10,8 +10,8 @@ import pytest
 from logitstore.records import LabeledSequence
 from logitstore.remote_objects import S3Backend
 from logitstore.store import LogitStore
-from tests.conftest import Place
 from tests.logitstore.random_labels import make_manifest, make_rows
+from tests.s3_server import S3Server
 
 
 @pytest.fixture
@@ -41,13 +41,14 @@ def make_long_sequence(number: int) -> LabeledSequence:
     return LabeledSequence(f"r{number}", 0, token_ids_T, 0, 1, rows, np.ones(500, bool), "scored")
 
 
-@pytest.fixture
-def store(s3_place: Place) -> LogitStore:
+@pytest.fixture(scope="module")
+def store(s3_server: S3Server) -> LogitStore:
     """One shard of 10,000 rows at K=128, three blocks."""
     manifest = make_manifest()
     labels = dataclasses.replace(manifest.labels, vocab_size=VOCAB_SIZE, top_k=128)
     manifest = dataclasses.replace(manifest, labels=labels)
-    store = LogitStore.create(s3_place.uri, manifest, storage_options=s3_place.storage_options)
+    uri = s3_server.uri("ranged-reads/store")
+    store = LogitStore.create(uri, manifest, storage_options=s3_server.storage_options)
     sequences = [make_long_sequence(number) for number in range(20)]
     store.commit_unit("u", 0, sequences, seconds=0, worker="w")
     return store
