@@ -8,6 +8,7 @@ and prompts, the packaged capture): what `benchmarks check` compares with.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part is ended with its processes
     only = {"recommend": _recommend_options(args)}
     failed = measure(args.parts, args.out, _common_options(args), only)
     if args.reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -55,6 +56,19 @@ def test_a_part_that_hangs_is_stopped_with_all_it_started(tmp_path: Path) -> Non
     assert leader.returncode == -9
     assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
     leader.stdout.close()
+
+
+def test_a_suite_that_is_told_to_stop_ends_its_part(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "all", "--parts", "scale", "--out", str(tmp_path)]
+    whole = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert whole.stderr is not None
+    assert whole.stderr.readline() == "bench: scale ...\n"
+    while not (parts := psutil.Process(whole.pid).children()):
+        time.sleep(0.01)
+    whole.terminate()
+    assert whole.wait(20) == 143
+    assert not parts[0].is_running() or parts[0].status() == psutil.STATUS_ZOMBIE
+    whole.stderr.close()
 
 
 def test_the_time_limit_of_a_part_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
