@@ -161,8 +161,8 @@ def _plots(out: Path, units: list[Units], fed: list[tuple[int, float]]) -> list[
         counts = [one.count for one in units]
         axes.loglog(counts, [one.open_ms for one in units], marker="o", label="commit records")
         axes.loglog(counts, [one.compacted_ms for one in units], marker="o", label="compacted")
-        axes.minorticks_off()
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.set_xticks([], minor=True)
     with plot(
         out / "scale-workers.svg", "Work done by one driver's workers", "workers", "label rows per second"
     ) as axes:
@@ -170,6 +170,7 @@ def _plots(out: Path, units: list[Units], fed: list[tuple[int, float]]) -> list[
         axes.plot(counts, [rate for _, rate in fed], marker="o", label="measured")
         ideal = [fed[0][1] / fed[0][0] * count for count in counts]
         axes.plot(counts, ideal, linestyle=":", color="gray", label="each as fast as one alone")
+        axes.set_xticks(counts)
         axes.set_ylim(bottom=0)
     return ["scale-open.svg", "scale-workers.svg"]
 
