@@ -94,7 +94,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", help="prompts: JSONL, Parquet or Arrow (default: those of the demo)")
     parser.add_argument("--fields", type=parse_fields, default={}, metavar="ROLE=NAME,...",
                         help="the input's fields, such as prompt=question,response=answer")  # fmt: skip
-    parser.add_argument("--records", type=int, help="of the input that are labeled (default 256, quick 128)")
+    parser.add_argument("--records", type=int, help="of the input that are labeled (default 128)")
     parser.add_argument("--capture", type=Path, help="npz of logits to measure sizes and reading on as well")
     parser.add_argument("--capture-only", action="store_true",
                         help="measure those on the capture alone, which needs no teacher")  # fmt: skip

@@ -27,8 +27,8 @@ DEMO_PROMPTS = Path(__file__).parent / "demo_data" / "pairs.jsonl"
 STORES = Path("build/bench-labels")
 TEMPERATURES = (1.0, 2.0, 4.0)
 UNIT_RECORDS = 4
-RECORDS = {False: 256, True: 128}
-"""From the start of the input, by --quick, where --records does not say it."""
+RECORDS = 128
+"""From the start of the input, where --records does not say it."""
 MAX_NEW_TOKENS = 128
 """Of a response that the teacher writes; enough to see its distribution and rate."""
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
@@ -71,7 +71,7 @@ class LabelingJob:
             fields=args.fields,
             top_k=max(args.top_k),
             temperatures=TEMPERATURES if within else tuple(sorted({*TEMPERATURES, temperature})),
-            limit=args.records or RECORDS[args.quick],
+            limit=args.records or RECORDS,
             replicas=1 if args.gpus or len(os.sched_getaffinity(0)) < 2 else 2,
             gpus=args.gpus,
         )
