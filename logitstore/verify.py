@@ -164,14 +164,16 @@ def _check_shard(
             info = store.objects.stat(entry.name)
         except ObjectNotFoundError:
             findings.error(
-                "missing_shard", entry.name, f"unit {entry.unit_id} is committed but its shard is gone"
+                "missing_shard",
+                entry.name,
+                f"unit {entry.unit_id} is committed but its shard is gone; {_remedy(entry)}",
             )
             return
     if info.num_bytes != entry.num_bytes:
         findings.error(
             "wrong_size",
             entry.name,
-            f"the shard has {info.num_bytes} bytes, its entry says {entry.num_bytes}",
+            f"the shard has {info.num_bytes} bytes, its entry says {entry.num_bytes}; {_remedy(entry)}",
         )
         return
     if quick:
@@ -186,7 +188,9 @@ def _read_shard(store: LogitStore, entry: ShardEntry, findings: Findings) -> Non
     data = store.objects.get(entry.name, max_bytes=entry.num_bytes)
     checksum = "blake2b-128:" + hashlib.blake2b(data, digest_size=16).hexdigest()
     if checksum != entry.checksum:
-        raise CorruptShardError(f"the shard's checksum is {checksum}, its entry says {entry.checksum}")
+        raise CorruptShardError(
+            f"the shard's checksum is {checksum}, its entry says {entry.checksum}; {_remedy(entry)}"
+        )
     reader = ShardReader(io.BytesIO(data), store.manifest.labels, store.codebooks())
     names: list[tuple[str, int]] = []
     num_rows = num_tokens = 0
@@ -200,11 +204,18 @@ def _read_shard(store: LogitStore, entry: ShardEntry, findings: Findings) -> Non
     said = (entry.num_sequences, entry.num_rows, entry.num_tokens)
     if found != said:
         raise CorruptShardError(
-            f"the shard holds (sequences, rows, tokens) {found}, its entry says {said}; label the unit again"
+            f"the shard holds (sequences, rows, tokens) {found}, its entry says {said}; {_remedy(entry)}"
         )
     findings.labeled.add(entry.unit_index, names)
     findings.num_sequences += len(names)
     findings.num_rows += num_rows
+
+
+def _remedy(entry: ShardEntry) -> str:
+    return (
+        "restore it from a copy of the store, or go on without the unit: "
+        f"`merge STORE --out NEW --where 'unit_index != {entry.unit_index}'`"
+    )
 
 
 def _check_tokens(sequence: LabeledSequence, vocab_size: int, entry: ShardEntry, findings: Findings) -> None:

@@ -87,6 +87,10 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def count_text(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def size_text(num_bytes: float) -> str:
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(num_bytes) < 1000 or unit == "TB":

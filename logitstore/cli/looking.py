@@ -114,11 +114,11 @@ def _report(args: argparse.Namespace, findings: Findings, num_records: int, remo
     shown: list[Problem] = findings.errors if args.quiet else findings.problems
     for problem in shown:
         print(problem)
-    counted = (
-        f"{findings.num_units} units, {findings.num_sequences} sequences, {findings.num_rows} label rows"
-    )
-    against = f", {num_records} input records" if args.against is not None else ""
-    verdict = f"{len(findings.errors)} errors" if findings.errors else "no errors"
-    context.say(args, f"{verdict}: {counted}{against}")
+    counts = {"unit": findings.num_units, "sequence": findings.num_sequences, "label row": findings.num_rows}
+    if args.against is not None:
+        counts["input record"] = num_records
+    verdict = context.count_text(len(findings.errors), "error") if findings.errors else "no errors"
+    seen = ", ".join(context.count_text(count, name) for name, count in counts.items())
+    context.say(args, f"{verdict}: {seen}")
     if removed:
-        context.say(args, f"removed {removed} garbage objects")
+        context.say(args, f"removed {context.count_text(removed, 'garbage object')}")

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from logitstore.cli.context import size_text
+from logitstore.cli.context import count_text, size_text
 from logitstore.head import HeadRow
 from logitstore.inspection import Inspection
 
@@ -21,18 +21,18 @@ def print_inspection(found: Inspection, console: Console) -> None:
     console.print(f"[bold]{found.uri}[/bold]  digest {found.digest}", highlight=False)
     console.print(f"teacher  {found.teacher}", highlight=False, markup=False)
     held = {
-        "units": found.num_units,
-        "shards": found.num_shards,
-        "sequences": found.num_sequences,
-        "label rows": found.num_rows,
-        "tokens": found.num_tokens,
-        "rejects": found.num_rejects,
+        "unit": found.num_units,
+        "shard": found.num_shards,
+        "sequence": found.num_sequences,
+        "label row": found.num_rows,
+        "token": found.num_tokens,
+        "reject": found.num_rejects,
     }
     sizes = {"shards": found.shard_bytes, **found.other_bytes}
     lines = (
         f"labels   K={labels['top_k']} of V={labels['vocab_size']}, temperatures {labels['temperatures']}, "
         f"{labels['value_kind']}, mode {labels['mode']}, positions {labels['positions']}",
-        "holds    " + ", ".join(f"{count:,} {name}" for name, count in held.items()),
+        "holds    " + ", ".join(count_text(count, name) for name, count in held.items()),
         "size     " + ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items()),
         f"per row  {found.bytes_per_row:.1f} B in shards, of which {found.needed_bytes_per_row:.1f} B are "
         f"entries and the T=1 normaliser; {found.store_bytes_per_row:.1f} B in all",

@@ -78,7 +78,7 @@ def test_verify_against_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     name = record_id({"text": "a"}, store.manifest.input)
     store.commit_unit("u", 0, [make_sequence(name)], seconds=0, worker="w")
     assert main(["verify", store.uri, "--against", str(path), "--limit", "1"]) == 0
-    assert "no errors: 1 units, 1 sequences, 11 label rows, 1 input records" in capsys.readouterr().out
+    assert "no errors: 1 unit, 1 sequence, 11 label rows, 1 input record" in capsys.readouterr().out
     assert main(["verify", store.uri, "--against", str(path)]) == 1
     assert "error: input.jsonl:2: record" in capsys.readouterr().out
     assert main(["verify", store.uri, "--against", str(tmp_path / "none.jsonl")]) == 2
