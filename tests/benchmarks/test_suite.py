@@ -14,7 +14,7 @@ import pytest
 from benchmarks import check, suite
 from benchmarks.__main__ import MEASUREMENTS, build_parser, main
 from benchmarks.processes import end_session
-from benchmarks.results import load, save
+from benchmarks.results import load, load_all, save
 
 PART = ["--capture-only", "--top-k", "8"]
 
@@ -23,6 +23,12 @@ def test_every_measurement_is_a_part_of_the_whole() -> None:
     assert set(suite.PARTS) == set(MEASUREMENTS)
     for part in ("all", "recommend"):
         assert build_parser([part]).parse_args([part, "--quick", "--temperature", "2"]).temperature == 2
+
+
+def test_the_reference_holds_all_that_can_be_compared() -> None:
+    for part, result in load_all(check.REFERENCE.parent).items():
+        comparable = any(check.is_comparable(figure) for figure in result.figures)
+        assert comparable == (part in suite.REFERENCE_PARTS), part
 
 
 @pytest.mark.slow
