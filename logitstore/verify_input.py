@@ -7,10 +7,10 @@ from itertools import islice
 
 import numpy as np
 
+from logitstore.findings import Findings, Progress, digest_of
 from logitstore.inputs import RawRecord, record_id
 from logitstore.manifest import InputInfo
 from logitstore.records import Reject
-from logitstore.verify import Findings, Progress, digest_of
 
 BATCH_RECORDS = 4096
 MAX_LISTED = 1000

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from logitstore.findings import Findings
 from logitstore.inputs import iter_records, record_id
 from logitstore.records import Reject
 from logitstore.store import LogitStore
-from logitstore.verify import Findings, read_rejects, repair, verify_store
+from logitstore.verify import read_rejects, repair, verify_store
 from logitstore.verify_input import InputCheck
 from tests.conftest import Place
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
