@@ -8,8 +8,13 @@ import pytest
 import zstandard
 
 from logitstore.codebooks import CodebookSet
+from logitstore.commits import decode_commit, encode_commit
+from logitstore.index import decode_pointer, encode_pointer
+from logitstore.manifest_io import decode_manifest, encode_manifest
 from logitstore.shard import ShardReader
 from logitstore.shard_writer import write_shard
+from logitstore.store import LogitStore
+from logitstore.verify import verify_store
 from tests.golden.v1.make_golden import FOLDER, golden_codebooks, golden_sequences
 
 DIGESTS = {
@@ -92,3 +97,47 @@ def test_training_still_gives_these_codebooks():
 def test_a_codebook_file_starts_with_these_bytes():
     data = (FOLDER / "codebooks.bin").read_bytes()
     assert data.startswith(b"logitstore-codebooks-1\n\x00\xc0\x00\x00")
+
+
+STORE_FILES = {
+    "manifest.json": "a4141258120758407ae80a440d4ccf2b",
+    "index.json": "21617f9cba1a0485e724227d89997082",
+    "commits/unit-0002.json": "a2e783f7c274f5546aad0d5e2d8a3c09",
+    "index/7150f31b90cda115.arrow": "9c4f2a57e081dda4b2c2fb4b686806d0",
+    "index/7150f31b90cda115-rejects.arrow": "fd22ccb076c46928d5aeb38237e10911",
+}
+
+
+@pytest.mark.parametrize("name", STORE_FILES)
+def test_golden_store_is_untouched(name):
+    data = (FOLDER / "store" / name).read_bytes()
+    assert hashlib.blake2b(data, digest_size=16).hexdigest() == STORE_FILES[name]
+
+
+def test_golden_store_is_read_as_it_was_written():
+    store = LogitStore.open(FOLDER / "store")
+    assert store.digest == "2902ac50a8c7a30020e00265d412f9aa"
+    assert [(entry.unit_index, entry.unit_id, entry.num_rows, entry.worker) for entry in store.shards()] == [
+        (0, "unit-0000", 11, "worker-0"),
+        (1, "unit-0001", 0, "worker-1"),
+        (2, "unit-0002", 11, "worker-1"),
+    ]
+    assert [(reject.line, reject.kind) for reject in store.rejects()] == [
+        (7, "invalid_json"),
+        (8, "invalid_json"),
+    ]
+    assert [sequence.record_id for sequence in store.iter_sequences()] == ["record-0", "record-2"]
+    assert verify_store(store).problems == []
+
+
+def test_what_a_store_keeps_as_json_is_still_written_in_these_bytes():
+    folder = FOLDER / "store"
+    manifest = (folder / "manifest.json").read_bytes()
+    assert encode_manifest(decode_manifest(manifest)) == manifest
+    commit = (folder / "commits/unit-0002.json").read_bytes()
+    assert encode_commit(decode_commit(commit, what="commits/unit-0002.json")) == commit
+    assert commit.startswith(
+        b'{"attempt":"6ce579198598ddd0","format_version":1,"manifest":"c6b5b1b1f84f1927909cd39860cf22bc",'
+    )
+    index = (folder / "index.json").read_bytes()
+    assert encode_pointer(decode_pointer(index)) == index

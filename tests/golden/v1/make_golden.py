@@ -1,6 +1,7 @@
 """Makes the golden files of format version 1: `python -m tests.golden.v1.make_golden [FOLDER]`.
 
-Run once, when the version was frozen. A change of these bytes is a change of the format.
+Run once, when the version was frozen. A change of these bytes is a change of the format. (Names of a
+store's shards are drawn, so that a second run gives another store of the same kind.)
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import numpy as np
 from logitstore.codebook_training import train_codebooks
 from logitstore.codebooks import CodebookSet
 from logitstore.manifest import LabelSpec
-from logitstore.records import LabeledSequence
+from logitstore.records import LabeledSequence, Reject
 from logitstore.shard_writer import write_shard
+from logitstore.store import LogitStore
 from logitstore.temperature import truncate
 from tests.logitstore.capture import load_capture
+from tests.logitstore.random_labels import make_manifest, make_unit
 
 FOLDER = Path(__file__).parent
 TOP_K = 20
@@ -65,12 +68,25 @@ def golden_codebooks() -> CodebookSet:
     return books
 
 
+def make_store(folder: Path) -> None:
+    """A store of three units: one in the index, with a reject; one that is all rejects; one still a record."""
+    store = LogitStore.create(folder, make_manifest(note="golden"))
+    reject = Reject("input.jsonl", 7, None, "the line is not valid JSON", "invalid_json")
+    unit_id, sequences = make_unit(0, 1)
+    store.commit_unit(unit_id, 0, sequences, [reject], seconds=1.5, worker="worker-0")
+    store.commit_unit("unit-0001", 1, [], [replace(reject, line=8)], seconds=0.5, worker="worker-1")
+    store.compact()
+    unit_id, sequences = make_unit(2, 1)
+    store.commit_unit(unit_id, 2, sequences, seconds=2.5, worker="worker-1")
+
+
 def main(folder: Path = FOLDER) -> None:
     books = golden_codebooks()
     (folder / "codebooks.bin").write_bytes(books.to_bytes())
     for value_kind, codebooks in (("gap_f16", books), ("logit_f16", None)):
         spec, sequences = golden_sequences(value_kind)
         write_shard(str(folder / f"{value_kind}.arrow"), sequences, spec, codebooks)
+    make_store(folder / "store")
 
 
 if __name__ == "__main__":
