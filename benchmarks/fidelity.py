@@ -22,6 +22,7 @@ from trainer.loss_inputs import LossSettings, TeacherTargets
 
 DEMO_TEXT = ("pairs.jsonl", "prompts.jsonl")
 FULL, TEXT = "full, live", "text"
+TAILS = (("bucket", "exact tail"), ("renormalize", "renormalised"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     _plot_kl(args.out / "fidelity-kl.svg", qualities)
     result = Result.of(
         "fidelity",
-        meaning="what a student loses to training on stored top-K labels, on held-out text at T=1",
+        meaning=_meaning(qualities),
         columns=("learns from", "T", "seeds", "KL", "+-", "x full", "CE", "agree", "ECE"),
         rows=_rows(qualities),
         figures=_figures(qualities),
@@ -95,7 +96,7 @@ def _variants(quick: bool, num_seeds: int) -> list[tuple[Variant, int]]:
             continue
         seeds = 1 if temperature == 4 else num_seeds
         variants.append((Variant(FULL, temperature), seeds))
-        for tail, label in (("bucket", "exact tail"), ("renormalize", "renormalised")):
+        for tail, label in TAILS:
             for top_k in top_ks[-1:] if quick else top_ks:
                 variants.append((Variant(f"{label} K={top_k}", temperature, top_k, tail), seeds))
         if temperature == 1:
@@ -122,6 +123,16 @@ def _over_full(variant: Variant, qualities: dict[Variant, list[Quality]]) -> lis
     """KL over that of the student with the same seed and temperature on the full distribution."""
     full = qualities[Variant(FULL, variant.temperature)]
     return [own.kl / other.kl for own, other in zip(qualities[variant], full, strict=True)]
+
+
+def _meaning(qualities: dict[Variant, list[Quality]]) -> str:
+    exact, renormalised = (
+        mean(_over_full(Variant(f"{label} K=64", 2.0, 64, tail), qualities)) for tail, label in TAILS
+    )
+    return (
+        f"Students at T=2 on labels of K=64 end at {exact:.2f} times the KL of those on the whole "
+        f"distribution with the exact tail, at {renormalised:.2f} times with renormalised labels."
+    )
 
 
 def _rows(qualities: dict[Variant, list[Quality]]) -> list[Sequence[Cell]]:

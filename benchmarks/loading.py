@@ -120,7 +120,8 @@ def _publish(
         axes.set_ylabel("")
     result = Result.of(
         "loading",
-        meaning="How fast labels reach a training loop as batches of tensors, against plain Parquet.",
+        meaning=f"Labels reach a training loop {np.median(ratios):.1f} times as fast as plain Parquet's "
+        f"records, {np.median(arrow_ratios):.1f} times as fast as its Arrow batches.",
         columns=("reader", "first epoch, tokens/s", "later epochs, tokens/s", "against parquet"),
         rows=table,
         figures=figures,
