@@ -13,8 +13,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logitstore.arrow_file import ArrowFile
 from logitstore.codebooks import MAGIC, CodebookSet
 from logitstore.errors import CorruptShardError, InvalidLabelsError, UnsupportedFormatError
+from logitstore.sequence_columns import BlockLayout
 from logitstore.shard import ShardReader
 from logitstore.streams import pack
 from tests.golden.v1.make_golden import FOLDER, golden_sequences
@@ -68,7 +70,7 @@ def test_truncated(length):
 
 @pytest.mark.parametrize("part", range(64))
 def test_a_flipped_bit_is_found_or_harmless(part):
-    """Every 64th of the file in turn; what is not refused (padding, unused header fields) changes nothing."""
+    """A seventh of all bytes, in 64 turns; what is not refused (padding, unused header fields) changes nothing."""
     expected = read_all(SHARD)
     for offset in range(part, len(SHARD), 64 * 7):
         damaged = bytearray(SHARD)
@@ -300,3 +302,41 @@ def test_truncated_codebooks(length):
 def test_codebooks_of_another_vocabulary_are_refused():
     with pytest.raises((CorruptShardError, InvalidLabelsError)):
         ShardReader(io.BytesIO(SHARD), replace(SPEC, vocab_size=50_000), BOOKS)
+
+
+def with_offsets(column, buffer, offsets):
+    """The shard with an offsets buffer of a column overwritten in place, as no library would write it."""
+    header = ArrowFile(io.BytesIO(SHARD)).batch_header(0)
+    first = BlockLayout.of(SPEC, True).first_buffer[column]
+    at = header.body_offset + header.buffers[first + buffer][0]
+    data = bytearray(SHARD)
+    struct.pack_into(f"<{len(offsets)}i", data, at, *offsets)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("column", "buffer", "offsets", "message"),
+    [
+        ("record_id", 3, [0, 10, 5, 29], "string offsets that fall"),
+        ("record_id", 3, [-4, 0, 5, 29], "string offsets that fall"),
+        ("record_id", 3, [0, 10, 29, 1 << 30], "string offsets that fall or leave"),
+        ("num_rows", 1, [3, 0], r"items 3\.\.0 of 3"),
+        ("num_rows", 1, [0, 1 << 30], r"items 0\.\.1073741824 of 3"),
+        ("tails", 1, [8, 4], r"offsets 8\.\.4"),
+        ("tails", 1, [0, 1 << 30], r"offsets 0\.\.1073741824"),
+    ],
+)
+def test_offsets_that_go_backwards_or_too_far(column, buffer, offsets, message):
+    with pytest.raises(CorruptShardError, match=message):
+        read_all(with_offsets(column, buffer, offsets), verify_checksums=False)
+
+
+@pytest.mark.parametrize("offset", [0, -(1 << 40), 1 << 40])
+def test_blocks_that_overlap_or_leave_the_file(offset):
+    """The footer keeps (offset i64, metadata bytes i32, padding, body bytes i64) of each record batch."""
+    data = bytearray(SHARD)
+    footer = len(data) - 10 - struct.unpack_from("<i", data, len(data) - 10)[0]
+    (block,) = ArrowFile(io.BytesIO(SHARD)).blocks
+    struct.pack_into("<q", data, data.index(struct.pack("<qi", *block[:2]), footer), offset)
+    with pytest.raises(CorruptShardError, match="outside the file or over the block before it"):
+        read_all(bytes(data))
