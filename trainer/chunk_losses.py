@@ -121,7 +121,7 @@ def _take_statistics(
 
 
 def _exponentials(logits_NV: Tensor, scratch_NV: Tensor, temperature: float) -> None:
-    """exp(z / T) in place of the logits, exp(z) in the scratch; two squares are cheaper than an exponential."""
+    """exp(z / T) in place of the logits, exp(z) in the scratch; squares are cheaper than an exponential."""
     if temperature in (2, 4):
         torch.square(logits_NV.mul_(1 / temperature).exp_(), out=scratch_NV)
         if temperature == 4:

@@ -17,12 +17,16 @@ from logitstore.config_file import ConfigError
 from logitstore.errors import TemperatureError
 from logitstore.manifest import LabelSpec, Manifest
 from logitstore.tokenizer_identity import tokenizer_fingerprint
-from trainer.collate import rows_between
+from trainer.collate import CollateSettings, rows_between
+from trainer.dataset import StreamingLogitDataset
+from trainer.loss_inputs import LossSettings
 from trainer.samples import Sample
 
 OFFSETS: tuple[int, ...] = (-1, 0, 1)
 ALIGNMENT_ROWS = 4096
 """Label rows that the alignment check looks at."""
+ALIGNMENT_SEQUENCES = 64
+"""Sequences of each store that it looks at, at most."""
 LEAST_LOG_MASS = -30.0
 """Stands for an empty tail, so that one impossible token does not decide."""
 
@@ -37,6 +41,56 @@ class Alignment:
 
     nll_by_offset: dict[int, float]
     num_rows: int
+
+
+def check_student(
+    dataset: StreamingLogitDataset,
+    loss: LossSettings,
+    collate: CollateSettings,
+    *,
+    student_width: int,
+    vocabulary: Mapping[str, int] | None,
+) -> list[Alignment]:
+    """Everything below, for each store of the dataset; returns the alignment of each.
+
+    `student_width` is the number of the student's logits. `vocabulary` is that of its tokenizer; None
+    leaves it unchecked. Widths may differ if `loss` says how: by `vocab_size` or foreign_ids="tail".
+    """
+    check_collation(loss, collate)
+    for source in dataset.sources:
+        if vocabulary is not None:
+            check_tokenizer(source.manifest, vocabulary, where=source.uri)
+        if loss.vocab_size is None and loss.foreign_ids == "error":
+            real_vocab_size(source.manifest, student_width, "same", where=source.uri)
+        if loss.alpha > 0:
+            check_temperature(source.manifest.labels, loss.temperature, loss.tail, where=source.uri)
+    alignments, first = [], 0
+    for source in dataset.sources:
+        length = sum(source.lengths)
+        samples = (dataset[index] for index in range(first, first + min(length, ALIGNMENT_SEQUENCES)))
+        alignments.append(check_alignment(samples, where=source.uri))
+        first += length
+    return alignments
+
+
+def check_collation(loss: LossSettings, collate: CollateSettings) -> None:
+    """Batches must be what the loss takes them for."""
+    for name, wanted in (
+        ("ignore_index", loss.ignore_index),
+        ("alignment", "label"),
+        *([("temperature", loss.temperature), ("with_teacher", True)] if loss.alpha > 0 else []),
+    ):
+        found = getattr(collate, name)
+        if found != wanted:
+            raise GuardError(
+                f"the collator's {name} is {found!r}, the loss takes its batches to have {wanted!r}: give "
+                f"CollateSettings {name}={wanted!r}"
+            )
+    if loss.alpha > 0 and collate.renormalize and loss.tail in ("bucket", "uniform"):
+        raise GuardError(
+            f"the collator renormalises over the stored entries, tail={loss.tail!r} needs the mass outside "
+            "them: give CollateSettings renormalize=False, or set tail='renormalize'"
+        )
 
 
 def check_tokenizer(manifest: Manifest, vocabulary: Mapping[str, int], *, where: str) -> None:

@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trainer.collate import TEACHER_KEYS, DistillationCollator
 from trainer.dataset import StreamingLogitDataset
 from trainer.evaluate import Evaluation, evaluate, evaluation_batches
+from trainer.guards import check_student
 from trainer.heads import Head, batch_loss, find_head
 from trainer.loader import LogitDataLoader
 from trainer.loss_inputs import Divergence, ForeignIds, LossOutput, LossSettings, Tail, TeacherTargets
@@ -67,7 +68,11 @@ class OfflineDistillationConfig(TrainingArguments):
 
 
 class OfflineDistillationTrainer(Trainer):
-    """Trainer for a causal language model on stored teacher labels."""
+    """Trainer for a causal language model on stored teacher labels.
+
+    Raises GuardError and the like (`trainer.guards`) if store, student and loss do not fit together;
+    `processing_class` is the student's tokenizer, which is not checked without it.
+    """
 
     args: OfflineDistillationConfig
 
@@ -100,6 +105,13 @@ class OfflineDistillationTrainer(Trainer):
         self._means = _TokenMeans()
         self.add_callback(_TrueEpoch(train_dataset))
         self._check_dataset()
+        self.alignments = check_student(
+            train_dataset,
+            self.loss_settings,
+            data_collator.settings,
+            student_width=self.model.get_output_embeddings().weight.shape[0],  # type: ignore[union-attr]
+            vocabulary=None if processing_class is None else processing_class.get_vocab(),
+        )
 
     def get_train_dataloader(self) -> LogitDataLoader:  # type: ignore[override]  # a DataLoader
         return self._loader(self.logit_dataset, self.collator)

@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from trainer.collate import CollateSettings, DistillationCollator
 from trainer.config import ConfigError, TrainConfig
 from trainer.dataset import StoreSpec, StreamingLogitDataset
 from trainer.evaluate import Evaluation, evaluate
-from trainer.guards import check_alignment, check_temperature, check_tokenizer, real_vocab_size
+from trainer.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.heads import find_head
 from trainer.hf_trainer import (
     OfflineDistillationConfig,
@@ -39,8 +38,6 @@ from trainer.student import load_student, load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ALIGNMENT_SEQUENCES = 64
-
 
 def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) -> RunMetrics:
     """Run it, or go on from the last checkpoint in the output folder, or return what a finished run left.
@@ -54,8 +51,6 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     finished = None if restart else finished_run(folder, config, train_set)
     if finished is not None:
         return finished
-    alignment = check_alignment(islice(iter(train_set), ALIGNMENT_SEQUENCES), where=train_set.sources[0].uri)
-    train_set.restart()
     width = train_set.sources[0].manifest.labels.vocab_size
     model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
     arguments = _arguments(config, folder, real_size(config, train_set, model), quiet)
@@ -90,7 +85,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         num_tokens=int(trainer.state.num_input_tokens_seen),
         train_seconds=round(seconds, 3),
-        alignment_nll={f"{offset:+d}": nll for offset, nll in alignment.nll_by_offset.items()},
+        alignment_nll={f"{offset:+d}": nll for offset, nll in trainer.alignments[0].nll_by_offset.items()},
         started=started.isoformat(timespec="seconds"),
         versions={
             "python": platform.python_version(),

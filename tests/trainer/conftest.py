@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from torch import distributed
 
 from tests.trainer.stores import make_store
@@ -20,6 +21,15 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store = make_store(path, UNITS)
     assert store.open_shard(store.shards()[0]).num_blocks > 2, "the tests want several blocks in a shard"
     return path
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On models as small as these, threads spend their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

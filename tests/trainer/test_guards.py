@@ -8,14 +8,19 @@ import pytest
 
 from logitstore.errors import TemperatureError
 from logitstore.tokenizer_identity import tokenizer_fingerprint
-from tests.trainer.stores import label_spec, labeled_sequence, manifest
+from tests.trainer.stores import label_spec, labeled_sequence, make_store, manifest
+from trainer.collate import CollateSettings
+from trainer.dataset import StreamingLogitDataset
 from trainer.guards import (
     GuardError,
     check_alignment,
+    check_collation,
+    check_student,
     check_temperature,
     check_tokenizer,
     real_vocab_size,
 )
+from trainer.loss_inputs import LossSettings
 from trainer.samples import Sample
 
 SPEC = label_spec()
@@ -84,3 +89,45 @@ def test_a_temperature_without_a_tail_is_refused_unless_no_tail_is_wanted(temper
         check_temperature(SPEC, temperature, "bucket", where="store")
     check_temperature(SPEC, temperature, "renormalize", where="store")
     check_temperature(SPEC, 2.5, "bucket", where="store")
+
+
+@pytest.mark.parametrize(
+    ("collate", "words"),
+    [
+        ({"temperature": 1.0}, "temperature is 1.0, the loss takes its batches to have 2.0"),
+        ({"with_teacher": False}, "with_teacher=True"),
+        ({"alignment": "logit"}, "alignment='label'"),
+        ({"ignore_index": -1}, "ignore_index=-100"),
+        ({"renormalize": True}, "needs the mass outside"),
+    ],
+)
+def test_batches_that_are_not_what_the_loss_takes_them_for_are_refused(collate, words):
+    with pytest.raises(GuardError, match=re.escape(words)):
+        check_collation(
+            LossSettings(temperature=2.0), dataclasses.replace(CollateSettings(temperature=2.0), **collate)
+        )
+    check_collation(LossSettings(temperature=2.0), CollateSettings(temperature=2.0))
+    check_collation(LossSettings(alpha=0.0), CollateSettings(with_teacher=False))
+
+
+def test_each_store_of_a_dataset_is_checked(tmp_path, small_store):
+    """The second store's rows are one place off; nothing of the first tells."""
+    store = make_store(tmp_path / "shifted", (1,), prefix="other")
+    moved = [shifted(sequence, 1) for sequence in store.iter_sequences()] * 4
+    renamed = [dataclasses.replace(sequence, record_id=f"s{n}") for n, sequence in enumerate(moved)]
+    store.commit_unit("unit-1", 1, renamed, seconds=0.0, worker="test")
+    good, both = (
+        StreamingLogitDataset(stores, num_splits=2) for stores in ([small_store], [small_store, store.uri])
+    )
+
+    def check(dataset, student_width=64, temperature=1.0):
+        loss, collate = LossSettings(temperature=temperature), CollateSettings(temperature=temperature)
+        return check_student(dataset, loss, collate, student_width=student_width, vocabulary=None)
+
+    assert len(check(good)) == 1
+    with pytest.raises(GuardError, match="shifted predict the token at offset"):
+        check(both)
+    with pytest.raises(GuardError, match="the student has 96 logits"):
+        check(good, student_width=96)
+    with pytest.raises(TemperatureError, match=r"9\.0 is outside"):
+        check(good, temperature=9.0)
