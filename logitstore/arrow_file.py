@@ -142,7 +142,9 @@ def _parse_batch(message: _Table, body_offset: int, body_bytes: int) -> BatchHea
         raise damaged("a record batch names buffers outside its body")
     if (buffers.sum(axis=1) > body_bytes).any():
         raise damaged("a record batch names buffers outside its body")
-    return BatchHeader(body_offset, nodes[:, 0].tolist(), [(int(o), int(n)) for o, n in buffers])
+    return BatchHeader(
+        body_offset, nodes[:, 0].tolist(), [(start, length) for start, length in buffers.tolist()]
+    )
 
 
 class _Table:
