@@ -73,7 +73,7 @@ def watch(job: RunningJob, rng: random.Random | None, kill_every_sec: float) -> 
     exit_status, output = job.finish()
     if exit_status:
         raise RuntimeError(f"the job ended with {exit_status}: {output[-2000:]}")
-    print(output.splitlines()[-1].strip(), file=sys.stderr)
+    print(output.splitlines()[0], file=sys.stderr)
     return num_kills
 
 

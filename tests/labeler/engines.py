@@ -61,15 +61,25 @@ STRESS_ARGS = {
 """Prompts in pieces of at most 48 tokens, and a KV cache of 352 tokens that several answers overflow."""
 
 
-def _start(labels: LabelsConfig, engine_args: dict[str, object]) -> VllmTeacher:
-    # In this process, as an actor with cores of its own has it, but without binding the tests to a core.
+def start(config: TeacherConfig, labels: LabelsConfig) -> VllmTeacher:
+    """An engine in this process, as an actor with cores of its own has it, but bound to no core.
+
+    It is closed when the tests end: closing one of several would take the others' groups along.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    try:
+        teacher = VllmTeacher(config, labels, cores=None)
+    finally:
+        del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    atexit.register(teacher.close)
+    return teacher
+
+
+def _start(labels: LabelsConfig, engine_args: dict[str, object]) -> VllmTeacher:
     config = TeacherConfig(
         model=str(MODEL), max_model_len=MAX_MODEL_LEN, capture="in_engine", engine_args=engine_args
     )
-    teacher = VllmTeacher(config, labels, cores=None)
-    atexit.register(teacher.close)
-    return teacher
+    return start(config, labels)
 
 
 @cache

@@ -5,7 +5,6 @@ Shape legend: T tokens, N label rows, K stored entries, M temperatures, V vocabu
 
 from __future__ import annotations
 
-import atexit
 from functools import cache
 from typing import Any
 
@@ -174,7 +173,6 @@ def test_where_the_capture_is_not_known_labels_fall_back_loudly_and_say_so(
     import vllm
 
     from labeler import vllm_capture
-    from labeler.vllm_teacher import VllmTeacher
 
     prompt = engines.text_prompts()[0]
     ours = engines.labeled(engines.score_teacher(), [prompt])[prompt.record_id, 0].rows
@@ -183,9 +181,7 @@ def test_where_the_capture_is_not_known_labels_fall_back_loudly_and_say_so(
         model=str(engines.MODEL), max_model_len=256, engine_args={"kv_cache_memory_bytes": 64 << 20}
     )
     with torch.compiler.set_stance("force_eager"):  # vLLM would spend half a minute compiling its ranks
-        teacher = VllmTeacher(config, engines.SCORE)
-        # Closing one of several engines of a process would take the others' groups along.
-        atexit.register(teacher.close)
+        teacher = engines.start(config, engines.SCORE)
         public = engines.labeled(teacher, [prompt])[prompt.record_id, 0].rows
     assert f"vLLM {vllm.__version__} is not among the versions" in caplog.text
     assert "LABELS WILL BE EXACT AT T=1 ONLY" in caplog.text
