@@ -10,6 +10,7 @@ Shape legend: N label rows, K stored entries, G ranks decoded at once.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,10 +68,17 @@ def use_compiled_loops() -> bool:
 
 @functools.cache
 def compiled_loops() -> Loops | None:
-    """None where numba is not installed."""
+    """None where numba is not installed (the extra `fast`) or finds no place for what it compiles."""
     try:
         from logitstore import compiled_loops
     except ImportError:
+        return None
+    except RuntimeError as error:
+        warnings.warn(
+            f"the loops of decoding cannot be compiled, so numpy reads at half the speed ({error}); set "
+            "NUMBA_CACHE_DIR to a folder that can be written",
+            stacklevel=2,
+        )
         return None
     return Loops(compiled_loops.expand, compiled_loops.look_up, compiled_loops.subtract_gaps)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from dataclasses import fields
 
 import numpy as np
@@ -103,3 +106,21 @@ def test_a_process_loads_them_when_it_reads_much(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loops, "compiled_loops", lambda: None)
     assert loops.loops_for(1) is NUMPY_LOOPS
     assert not use_compiled_loops()
+
+
+def test_without_numba_reading_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "logitstore.compiled_loops", None)
+    monkeypatch.delattr("logitstore.compiled_loops", raising=False)
+    assert loops.compiled_loops.__wrapped__() is None
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_compiled_a_warning_says_what_to_do() -> None:
+    """As in a package that cannot be written, without a home: numba has nowhere to keep machine code."""
+    script = "from logitstore.loops import use_compiled_loops; print(use_compiled_loops())"
+    environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "IPythonCacheLocator"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.stdout == "False\n", done.stderr
+    assert "set NUMBA_CACHE_DIR" in done.stderr
