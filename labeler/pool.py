@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from labeler.actor import Worker
 from labeler.config import JobConfig
 from labeler.cores import CoreBook
+from labeler.failure_causes import first_cause
 from labeler.head_watch import HeadWatch
 from labeler.messages import EngineDiedError, Heartbeat
 from labeler.pool_events import (
@@ -305,16 +306,3 @@ class ActorPool:
             if slot.state == "ready" and slot.node_id in draining:
                 slot.state, slot.leave_by_sec = "leaving", now_sec + self._job.workers.drain_sec
                 slot.handle.leave.remote()
-
-
-def first_cause(error: Exception) -> str:
-    """What went wrong, in one line, without the layers of Ray around it."""
-    cause: BaseException = error
-    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        cause = error.cause
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    if isinstance(error, RayActorError):
-        details = [line for line in lines if not line.startswith(("class_name:", "actor_id:", "namespace:"))]
-        text = "; ".join(details[:4])
-    return f"{type(cause).__name__}: {text}"[:600]

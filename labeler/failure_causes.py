@@ -1,0 +1,35 @@
+"""What went wrong in an actor, in one line, without the layers of Ray around it."""
+
+from __future__ import annotations
+
+import re
+
+from ray.exceptions import RayActorError, RayTaskError
+
+MAX_LENGTH = 600
+
+
+def first_cause(error: Exception) -> str:
+    """The kind of the innermost error and its first line, or what became of the actor."""
+    if isinstance(error, RayActorError):
+        return actor_death(str(error))
+    cause: BaseException = error
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        cause = error.cause
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else ''}"[:MAX_LENGTH]
+
+
+def actor_death(text: str) -> str:
+    """Ray's account of an actor's death in a few words; its own, shortened, where it is of no known form."""
+    if "node has died" in text or "node was marked dead" in text:
+        return "its node has died or was cut off"
+    process = re.search(r"pid: (\d+)", text)
+    exit_type = re.search(r"Worker exit type: (\w+)", text)
+    if process is not None and exit_type is not None and exit_type[1] == "SYSTEM_ERROR":
+        host = re.search(r"ip: (\S+)", text)
+        where = f" on {host[1]}" if host is not None else ""
+        return f"its process {process[1]}{where} was killed or crashed; dmesg there tells of lack of memory"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    details = [line for line in lines if not line.startswith(("class_name:", "actor_id:", "namespace:"))]
+    return "; ".join(details[:4])[:MAX_LENGTH]
