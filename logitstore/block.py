@@ -150,14 +150,15 @@ class BlockCodec:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rank and log-probability of the actual tokens, read off the entries where not stored."""
         column = open_column("label", rowcodes.LABEL_STREAMS)
-        rank_N, logprob_N, derived = rowcodes.decode_labels(column, count_N.shape[0])
+        rank_N, logprob_N, is_derived_N = rowcodes.decode_labels(column, count_N.shape[0])
         if int(rank_N.max(initial=0)) > self.labels.vocab_size:
             raise damaged(f"a label has rank {int(rank_N.max())} in a vocabulary of {self.labels.vocab_size}")
-        at = np.flatnonzero(derived)
-        if (rank_N[at] > count_N[at]).any():
+        if (is_derived_N & (rank_N > count_N)).any():
             raise damaged("a label's log-probability refers to an entry that its row does not have")
-        places = at * logits_NG.shape[1] + rank_N[at] - 1
-        logprob_N[at] = np.minimum(logits_NG.reshape(-1).take(places) - logsumexp_N[at], 0)
+        num_rows, width = logits_NG.shape
+        places_N = np.arange(num_rows) * width + np.where(is_derived_N, rank_N - 1, 0)
+        derived_N = np.minimum(logits_NG.reshape(-1).take(places_N) - logsumexp_N, 0)
+        logprob_N = np.where(is_derived_N, derived_N, logprob_N)
         return rank_N, logprob_N
 
     def _decode_entries(

@@ -140,9 +140,8 @@ def decode_labels(unpacker: Unpacker, num_rows: int) -> tuple[np.ndarray, np.nda
     logprob_N = np.full(num_rows, np.nan, np.float32)
     rank_N[explicit] = take_planes(unpacker, explicit.size, 3)
     logprob_N[explicit] = -from_float24(take_planes(unpacker, explicit.size, 3))
-    derived = (source_N > LABEL_UNKNOWN) & (source_N != LABEL_EXPLICIT)
-    if derived.any() and int(source_N[derived].max()) > MAX_DERIVED_RANK:
-        raise damaged(
-            f"a label source is {int(source_N[derived].max())}, not 0..{MAX_DERIVED_RANK} or {LABEL_EXPLICIT}"
-        )
-    return rank_N, logprob_N, derived
+    is_derived_N = (source_N > LABEL_UNKNOWN) & (source_N != LABEL_EXPLICIT)
+    highest = int((source_N * is_derived_N).max(initial=0))
+    if highest > MAX_DERIVED_RANK:
+        raise damaged(f"a label source is {highest}, not 0..{MAX_DERIVED_RANK} or {LABEL_EXPLICIT}")
+    return rank_N, logprob_N, is_derived_N
