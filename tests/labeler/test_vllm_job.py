@@ -95,7 +95,7 @@ def test_an_engine_over_two_ranks_survives_the_death_of_each_of_its_processes(
     tmp_path: Path, even_model: Path
 ) -> None:
     """One replica: a vLLM worker, then the engine core is killed; the labels are those of transformers."""
-    num_records = 400
+    num_records = 200
     write_records(tmp_path / "in.jsonl", num_records, response_bytes=200)
     store = tmp_path / "store"
     two_ranks = (
