@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +41,20 @@ _LITERALS = {
 }  # fmt: skip
 _VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _IGNORED = {"PROTO", "FRAME", "STOP"}
+MAX_DIMENSIONS = 64
+_REFUSED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,  # also encrypted members, unknown compression and too deep a recursion
+    TypeError,
+    ValueError,
+)
+"""What zipfile, pickletools and a program that mixes up its stack raise."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ def read_archive(data: bytes) -> Any:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _Machine(archive).run()
-    except (zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError, EOFError) as error:
+    except _REFUSED as error:
         raise UnsupportedInputError(
             f"this is not a torch.save file of plain tensors ({type(error).__name__}: {error})"
         ) from error
@@ -65,7 +81,9 @@ def read_archive(data: bytes) -> Any:
 class _Machine:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
-        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        if name is None:
+            raise ValueError("the zip has no member data.pkl")
         self._root = name.removesuffix("data.pkl")
         if archive.getinfo(name).file_size > MAX_DESCRIPTION_BYTES:
             raise ValueError(f"its description has more than {MAX_DESCRIPTION_BYTES} bytes")
@@ -117,10 +135,10 @@ class _Machine:
             stack[-1].extend(items)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            stack[-1][key] = value
+            stack[-1][_plain_key(key)] = value
         elif name == "SETITEMS":
             items = self._since_mark()
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            stack[-1].update(zip(map(_plain_key, items[::2]), items[1::2], strict=True))
         elif name == "BINPERSID":
             stack.append(self._storage(stack.pop()))
         elif name == "REDUCE":
@@ -158,11 +176,22 @@ class _Machine:
         raise ValueError(f"its description calls {function.text}, which plain tensors do not need")
 
 
+def _plain_key(key: Any) -> str | int:
+    """Tuples are refused: nested in themselves they take for ever to hash."""
+    if not isinstance(key, str | int):
+        raise ValueError(f"a dictionary has a key of type {type(key).__name__}")
+    return key
+
+
 def _strided(storage: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
     """A view that is shown to lie inside the storage."""
     numbers = (offset, *shape, *stride)
-    if any(type(number) is not int or number < 0 for number in numbers) or len(shape) != len(stride):
-        raise ValueError(f"a tensor of shape {shape} and strides {stride} is not plain")
+    if (
+        len(shape) != len(stride)
+        or len(shape) > MAX_DIMENSIONS
+        or any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers)
+    ):
+        raise ValueError(f"a tensor with {len(shape)} sizes and {len(stride)} strides is not plain")
     if math.prod(shape) == 0:
         return np.zeros(shape, storage.dtype)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))

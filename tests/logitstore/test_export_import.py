@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,30 @@ def test_a_torch_file_is_never_executed() -> None:
     for data in (b"", b"PK", saved.getvalue()[:100]):
         with pytest.raises(UnsupportedInputError):
             read_archive(data)
+
+
+def zipped(program: bytes, name: str = "archive/data.pkl") -> bytes:
+    saved = io.BytesIO()
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr(name, program)
+    return saved.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (zipped(b"", "other.txt"), "no member data.pkl"),
+        (zipped(b""), "EOFError|ValueError|exhausted"),
+        (zipped(b"\x80\x02K\x01K\x02a."), "AttributeError"),  # 1.append(2)
+        (zipped(b"\x80\x02}" + b")" + b"q\x00h\x00h\x00\x86" * 60 + b"K\x01s."), "key of type tuple"),
+        (zipped(b"\x80\x02(0."), "torch"),
+        (zipped(b"\x80\x02cos\nsystem\n(X\x02\x00\x00\x00idtR."), "calls os.system"),
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_each_bad_torch_file_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(UnsupportedInputError, match=message):
+        read_archive(data)
 
 
 def test_torch_tensors_of_any_stride() -> None:
