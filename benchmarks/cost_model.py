@@ -35,6 +35,8 @@ class Rates:
     """Label rows that one core decodes per second; None if nobody measured it."""
     origin: str
     """Where the figures come from, for people."""
+    rows_per_token: float = 1.0
+    """Where the rate was measured: label rows per token of the engine; below 1 where prompts have none."""
 
 
 @dataclass(frozen=True, slots=True)

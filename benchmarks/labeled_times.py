@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from logitstore.manifest import ShardEntry
 from logitstore.store import LogitStore
@@ -17,17 +16,23 @@ class LabeledStore:
     uri: str
     top_k: int
     rows: int
-    """Label rows, the model's tokens."""
+    """Label rows."""
+    tokens: int
+    """What the engines read and wrote: prompts have tokens and no rows."""
     num_bytes: int
     units: int
     replicas: int
-    all_rows_per_sec: float
-    """Of all replicas while all of them work."""
+    tokens_per_sec: float
+    """Of all replicas together, each beside the others."""
+
+    @property
+    def rows_per_token(self) -> float:
+        return self.rows / self.tokens
 
     @property
     def rows_per_sec(self) -> float:
-        """Of one replica beside the others."""
-        return self.all_rows_per_sec / self.replicas
+        """Label rows of all replicas."""
+        return self.tokens_per_sec * self.rows_per_token
 
 
 def read_store(uri: str) -> LabeledStore:
@@ -41,10 +46,11 @@ def read_store(uri: str) -> LabeledStore:
         uri=uri,
         top_k=store.manifest.labels.top_k,
         rows=sum(entry.num_rows for entry in entries),
+        tokens=sum(entry.num_tokens for entry in entries),
         num_bytes=sum(entry.num_bytes for entry in entries),
         units=len(entries),
         replicas=len(workers),
-        all_rows_per_sec=rate_of_all(workers),
+        tokens_per_sec=rate_of_all(workers),
     )
 
 
@@ -57,25 +63,16 @@ def by_worker(entries: Sequence[ShardEntry]) -> list[list[ShardEntry]]:
 
 
 def rate_of_all(workers: Sequence[Sequence[ShardEntry]]) -> float:
-    """Rows per second between the last worker's first commit and the first worker's last commit.
+    """Tokens per second: the sum of every worker's own rate from its first commit to its last.
 
-    ValueError if the workers were never all at work.
+    ValueError if no worker committed two units, or none that took time.
     """
-    start = max(units[0].committed_sec for units in workers)
-    end = min(units[-1].committed_sec for units in workers)
-    if end <= start:
-        raise ValueError(
-            f"the {len(workers)} workers were never all at work after their first units; label more units"
-        )
-    rows = 0.0
-    for units in workers:
-        for before, entry in pairwise(units):
-            # A unit waits in its worker's queue first: it is labeled from the commit before on.
-            began = max(_started(entry), before.committed_sec)
-            inside = max(0.0, min(entry.committed_sec, end) - max(began, start))
-            rows += entry.num_rows * inside / (entry.committed_sec - began)
-    return rows / (end - start)
-
-
-def _started(entry: ShardEntry) -> float:
-    return entry.committed_sec - entry.seconds
+    rates = [
+        sum(entry.num_tokens for entry in units[1:]) / (units[-1].committed_sec - units[0].committed_sec)
+        for units in workers
+        if units[-1].committed_sec > units[0].committed_sec
+    ]
+    if not rates:
+        raise ValueError("no worker labeled a second unit, so no rate can be told; label more units")
+    # Those that came too late for a second unit are taken to be as fast as the others.
+    return sum(rates) / len(rates) * len(workers)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -58,6 +58,8 @@ def compare(
     rates: Rates, actual: LabeledStore, command_sec: float | None = None
 ) -> list[tuple[str, float, float]]:
     """(quantity, predicted, measured) of a labeled store, and of the whole command that labeled it."""
+    # The engine's speed is per token, and how many of the job's tokens get rows its plan says beforehand.
+    rows_per_sec = rates.tokens_per_sec * actual.rows_per_token / rates.rows_per_token
     scale = Scale(
         tokens=actual.rows,
         replicas=actual.replicas,
@@ -67,10 +69,10 @@ def compare(
         reads=0,
         availability=1,
     )
-    predicted = estimate(scale, rates, Prices(0, 0, 0, 0, 0))
+    predicted = estimate(scale, replace(rates, tokens_per_sec=rows_per_sec), Prices(0, 0, 0, 0, 0))
     rows = [
         ("bytes", predicted.store_bytes, float(actual.num_bytes)),
-        ("rows per second", actual.replicas * rates.tokens_per_sec, actual.all_rows_per_sec),
+        ("rows per second", actual.replicas * rows_per_sec, actual.rows_per_sec),
     ]
     if command_sec is not None:
         rows.append(("seconds of the job", predicted.label_hours * 3600, command_sec))
@@ -168,10 +170,11 @@ def _rates(args: argparse.Namespace) -> Rates:
         small = read_store(args.from_store)
         return Rates(
             bytes_per_token=args.bytes_per_token or small.num_bytes / small.rows,
-            tokens_per_sec=args.rate or small.rows_per_sec,
+            tokens_per_sec=args.rate or small.rows_per_sec / small.replicas,
             start_sec=args.start_sec,
             decode_tokens_per_sec=None,
             origin=f"size and rate of {small.uri}, K={small.top_k}",
+            rows_per_token=small.rows_per_token,
         )
     if args.rate is None:
         raise ValueError(

@@ -97,10 +97,11 @@ def _rates(trial: LabelingJob, command_sec: float) -> Rates:
     store = read_store(str(trial.store))
     return Rates(
         bytes_per_token=store.num_bytes / store.rows,
-        tokens_per_sec=store.rows_per_sec,
-        start_sec=max(command_sec - store.rows / store.all_rows_per_sec, 0.0),
+        tokens_per_sec=store.rows_per_sec / store.replicas,
+        start_sec=max(command_sec - store.rows / store.rows_per_sec, 0.0),
         decode_tokens_per_sec=None,
         origin=f"a trial of {store.rows:,} rows at K={store.top_k}",
+        rows_per_token=store.rows_per_token,
     )
 
 

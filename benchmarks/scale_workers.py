@@ -57,4 +57,4 @@ def feed(num_workers: int, folder: Path) -> float:
         workers=WorkersConfig(replicas=num_workers),
     )
     run_job(job, folder / f"job-{num_workers}.json")
-    return read_store(str(store)).all_rows_per_sec
+    return read_store(str(store)).rows_per_sec
