@@ -67,7 +67,7 @@ class IndexPointer:
 
 
 class ShardIndex(Sequence[ShardEntry]):
-    """Committed shard entries by unit, made on demand from columns: a million cost 0.1 GB, not 1 GB."""
+    """Committed shard entries by unit, made on demand from columns: a million cost 0.2 GB, not 1 GB."""
 
     def __init__(self, table: pa.Table) -> None:
         unit_index = table.column("unit_index").to_numpy()
