@@ -72,7 +72,7 @@ class LabelingJob:
             top_k=max(args.top_k),
             temperatures=TEMPERATURES if within else tuple(sorted({*TEMPERATURES, temperature})),
             limit=args.records or RECORDS,
-            replicas=1 if args.gpus or len(os.sched_getaffinity(0)) < 2 else 2,
+            replicas=1 if args.quick or args.gpus or len(os.sched_getaffinity(0)) < 2 else 2,
             gpus=args.gpus,
         )
 

@@ -17,7 +17,7 @@ from labeler.units import WorkUnit
 SECONDS_PER_TOKEN = 0.01
 """Slow enough that dozens of stand-ins share two cores and still only wait."""
 UNIT_RECORDS = 2
-UNITS_PER_WORKER = 8
+UNITS_PER_WORKER = 6
 TEXT = "One record of the measurement of many workers, number {:06d}."
 
 
