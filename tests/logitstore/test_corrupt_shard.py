@@ -254,6 +254,34 @@ def test_body_compression_is_refused():
         read_all(sink.getvalue())
 
 
+def nullable_counts(fields):
+    return [field.with_nullable(True) if field.name == "counts" else field for field in fields]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nullable_counts,
+        lambda fields: fields[:-1],
+        lambda fields: [*fields[:-2], fields[-1], fields[-2]],
+        lambda fields: [*fields, pa.field("sampled_ids", pa.binary(), nullable=False)],
+    ],
+    ids=["nullable", "one less", "another order", "one more"],
+)
+def test_columns_that_are_not_those_of_the_format(change):
+    reader = pa.ipc.open_file(io.BytesIO(SHARD))
+    fields = change(list(reader.schema))
+    held = set(reader.schema.names)
+    arrays = [
+        reader.get_batch(0).column(field.name) if field.name in held else pa.array([b""]) for field in fields
+    ]
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, pa.schema(fields, metadata=reader.schema.metadata)) as writer:
+        writer.write_batch(pa.record_batch(arrays, schema=pa.schema(fields)))
+    with pytest.raises(CorruptShardError, match="columns are not those of its format"):
+        read_all(sink.getvalue())
+
+
 def test_two_rows_in_a_batch_are_refused():
     reader = pa.ipc.open_file(io.BytesIO(SHARD))
     batch = reader.get_batch(0)
