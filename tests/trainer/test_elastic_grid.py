@@ -63,7 +63,7 @@ def run_until_killed(store, topology, state, log: Path, kill_after: int | None) 
             time.sleep(0.002)
         time.sleep(random.Random(repr((topology, kill_after))).uniform(0, 2 * STEP_SEC))
         process.kill()
-    process.join(timeout=60)
+    process.join()  # with a timeout it would wait for orphaned workers too, which notice within 5 s
     assert process.exitcode == (0 if kill_after is None else -signal.SIGKILL)
     lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []  # a torn line was not trained on
     return [json.loads(line) for line in lines]
