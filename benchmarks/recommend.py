@@ -187,7 +187,7 @@ def _result(
             "a large store takes less than these B/token.",
             "KL unsaid: what is lost of the teacher when the tail's exact mass is kept and its shape is not.",
             assumptions(scale, rates, prices),
-            f"The check: a trial of {TRIAL_UNITS} units on {job.replicas} engines, as the job, foretells it to "
+            f"The check: a trial of {TRIAL_UNITS} units on {job.replicas} engines foretells the same job to "
             f"within {TOLERANCE:.0%}, or this part fails.",
         ],
         quick=args.quick,
