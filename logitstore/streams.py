@@ -108,16 +108,11 @@ class Unpacker:
             declared = zstandard.frame_content_size(stored)
             if declared != raw_bytes:
                 raise zstandard.ZstdError(f"frame declares {declared} bytes")
-            raw = _decompressor().decompress(stored, max_output_size=raw_bytes, allow_extra_data=False)
+            return _decompressor().decompress(stored, max_output_size=raw_bytes, allow_extra_data=False)
         except (zstandard.ZstdError, ValueError) as error:
             raise damaged(
                 f"a stream of column {self._name!r} does not decompress to {raw_bytes} bytes ({error})"
             ) from error
-        if len(raw) != raw_bytes:
-            raise damaged(
-                f"a stream of column {self._name!r} decompresses to {len(raw)} bytes, not {raw_bytes}"
-            )
-        return raw
 
 
 def to_planes(values: np.ndarray, num_planes: int) -> list[np.ndarray]:

@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore.arrow_file import ArrowFile
+from logitstore.bytecodes import encode_integers
 from logitstore.codebooks import MAGIC, CodebookSet
 from logitstore.errors import CorruptShardError, InvalidLabelsError, UnsupportedFormatError
 from logitstore.sequence_columns import BlockLayout
 from logitstore.shard import ShardReader
+from logitstore.shard_writer import write_shard
 from logitstore.streams import pack
 from tests.golden.v1.make_golden import FOLDER, golden_sequences
+from tests.logitstore.capture import load_capture
 
 SPEC = golden_sequences("gap_f16")[0]
 SHARD = (FOLDER / "gap_f16.arrow").read_bytes()
@@ -186,6 +189,10 @@ BAD_COLUMNS = {
             "values_0_8", 4, lambda p: [p[0], set_all(p[1], 223), set_all(zeros(p[1].size), 255), zeros(0)]
         ),
         "value pattern",
+    ),
+    "value step": (
+        with_streams("values_0_8", 4, lambda p: [p[0], set_all(p[1], 255), zeros(0), zeros(2 * p[1].size)]),
+        "beyond 16 bits",
     ),
     "bomb": (raise_sizes, "declares 268435456 bytes"),
     "lying frame": (lie_about_content, "frame declares 268435456"),
@@ -368,3 +375,84 @@ def test_blocks_that_overlap_or_leave_the_file(offset):
     struct.pack_into("<q", data, data.index(struct.pack("<qi", *block[:2]), footer), offset)
     with pytest.raises(CorruptShardError, match="outside the file or over the block before it"):
         read_all(bytes(data))
+
+
+HEADER = ArrowFile(io.BytesIO(SHARD)).batch_header(0)
+((BLOCK, METADATA_BYTES, BODY_BYTES),) = ArrowFile(io.BytesIO(SHARD)).blocks
+FOOTER = len(SHARD) - 10 - struct.unpack_from("<i", SHARD, len(SHARD) - 10)[0]
+LAYOUT = BlockLayout.of(SPEC, True)
+FAR = 0xFFFFFFF0
+
+
+def at_buffer(column, buffer):
+    """Where the header keeps the (offset i64, length i64) of one buffer."""
+    found = HEADER.buffers[LAYOUT.first_buffer[column] + buffer]
+    return SHARD.index(struct.pack("<qq", *found), BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "value", "message"),
+    [
+        (len(SHARD) - 10, "<i", len(SHARD), "footer claims"),
+        (len(SHARD) - 10, "<i", -1, "footer claims"),
+        (0, "<I", 0, "does not start as an Arrow IPC file"),
+        (12, "<i", 1 << 30, "schema cannot be read"),
+        (FOOTER, "<I", FAR, "footer cannot be parsed"),
+        (BLOCK, "<I", 0, "does not start with an Arrow message"),
+        (BLOCK + 4, "<i", METADATA_BYTES, "does not start with an Arrow message"),
+        (BLOCK + 8, "<I", FAR, "header of block 0 cannot be parsed"),
+        (SHARD.index(struct.pack("<qi", BLOCK, METADATA_BYTES), FOOTER) + 16, "<q", BODY_BYTES - 8, "footer says"),
+        (at_buffer("tails", 2), "<q", 1 << 40, "buffers outside its body"),
+        (at_buffer("tails", 2), "<q", BODY_BYTES - 1, "buffers outside its body"),
+        (at_buffer("num_rows", 3) + 8, "<q", 4, "too short for 3 integers"),
+        (SHARD.index(struct.pack("<I", LAYOUT.num_buffers), BLOCK), "<I", 7, "nodes and buffers of its schema"),
+        (HEADER.body_offset + HEADER.buffers[LAYOUT.first_buffer["record_id"] + 4][0], "<B", 255, "not UTF-8"),
+    ],
+)  # fmt: skip
+def test_framing_that_lies(at, form, value, message):
+    data = bytearray(SHARD)
+    struct.pack_into(form, data, at, value)
+    with pytest.raises(CorruptShardError, match=message):
+        read_all(bytes(data), verify_checksums=False)
+
+
+def test_dictionaries_are_refused():
+    sink = io.BytesIO()
+    table = pa.table({"a": pa.array(["x", "x"]).dictionary_encode()})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(CorruptShardError, match="dictionaries"):
+        read_all(sink.getvalue())
+
+
+def test_a_label_that_refers_to_an_entry_that_is_not_there():
+    spec, sequences = load_capture(4)
+    buffer = io.BytesIO()
+    write_shard(buffer, sequences[:1], spec, None)
+    change = with_streams("label", 7, lambda p: [set_all(p[0], 7), *[zeros(0)] * 6])
+    reader = ShardReader(io.BytesIO(rewritten(change, buffer.getvalue())), spec, None)
+    with pytest.raises(CorruptShardError, match="an entry that its row does not have"):
+        reader.read_block(0)
+
+
+def codebook_file(sizes, listed=(), ranks=()):
+    parts = [encode_integers(np.array(values, np.int32), 128) for values in (listed, ranks)]
+    return MAGIC + struct.pack("<4I", *sizes) + pack(parts[0] + parts[1])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (codebook_file((0, 0, 1, 0)), "vocabulary 0"),
+        (codebook_file((100, 101, 1, 0)), "101 listed ids"),
+        (codebook_file((100, 0, 257, 1)), "257 heads"),
+        (codebook_file((1 << 20, 0, 256, 1 << 15)), "outside the limits"),
+        (codebook_file((100, 2, 1, 0), [3, 100]), "beyond its vocabulary of 100"),
+        (codebook_file((100, 2, 1, 0), [3, 3]), "an id twice"),
+        (codebook_file((100, 0, 1, 2), [], [3, 100]), "beyond its vocabulary of 100"),
+        (codebook_file((100, 0, 1, 2), [], [3, 3]), "an id twice"),
+    ],
+)
+def test_each_bad_codebook_file_has_its_message(data, message):
+    with pytest.raises(CorruptShardError, match=message):
+        CodebookSet.from_bytes(data)
