@@ -9,7 +9,7 @@ CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 .PHONY: help setup demo check test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
 
 help:
-	@echo "make demo         label, store, verify, train and report with a real teacher (16 minutes on 2 busy cores)"
+	@echo "make demo         label, store, verify, train and report with a real teacher (9 minutes on 2 busy cores)"
 	@echo "make test         every test, real vLLM and Ray included (over half an hour on 2 busy cores)"
 	@echo "make check        lint, types and the quick tests (under two minutes)"
 	@echo "make bench        every measurement; rewrites benchmarks/RESULTS.md (bench-quick: a small run, writes nothing)"
