@@ -55,7 +55,7 @@ class IntegerReader:
         num_wide = int(np.count_nonzero(self._classes >= WIDE_CLASS))
         num_large = int(np.count_nonzero(self._classes >= self._threshold))
         self._low = np.append(unpacker.take(num_large - num_wide), np.uint8(0))
-        self._wide = unpacker.take(2 * num_wide).view("<u2")
+        self._wide = unpacker.take(2 * num_wide).view("<u2").astype(np.uint16)  # aligned
 
     def take(self, num_values: int) -> np.ndarray:
         """The next values, int32."""
