@@ -87,7 +87,7 @@ class ActorPool:
 
     @property
     def is_in_contact(self) -> bool:
-        """Whether the cluster has answered of late."""
+        """Whether the cluster's head has answered of late."""
         return self._head.is_in_contact
 
     @property
@@ -113,7 +113,11 @@ class ActorPool:
         self._call(slot, "label", slot.handle.label_unit.remote(lease), lease.lease_id)
 
     def poll(self, timeout_sec: float) -> list[PoolEvent]:
-        """What happened since the last call, waiting for something at most so long."""
+        """What happened since the last call, waiting for something at most so long.
+
+        Raises ClusterLostError: nothing more will happen.
+        """
+        self._head.note()
         now = time.monotonic()
         events: list[PoolEvent] = []
         for slot in self._slots:
@@ -128,7 +132,6 @@ class ActorPool:
         self._tell_drained_nodes(now)
         if not self._calls:
             time.sleep(timeout_sec)
-            self._head.note(any_answer=False)
             return events
         waiting = list(self._calls)
         done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_sec)
@@ -137,7 +140,6 @@ class ActorPool:
         for ref in done:
             if ref in self._calls:
                 events += self._answered(ref)
-        self._head.note(any_answer=bool(done))
         return events
 
     def end(self, worker_id: str, reason: str) -> list[PoolEvent]:
