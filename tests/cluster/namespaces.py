@@ -1,4 +1,4 @@
-"""A Ray cluster whose nodes are alone in network, process and mount namespaces, so that one can be cut off.
+"""A Ray cluster whose nodes are as good as machines: alone in network, process, mount and name namespaces.
 
 Nothing but the namespaces and the bridge made here is touched; leaving the context removes them.
 """
@@ -97,12 +97,13 @@ class NamespacedCluster:
         own, shared = self._folder / f"node{index}", self._folder / "mnt"
         own.mkdir()
         script = (
+            f"echo node{index} > /proc/sys/kernel/hostname && "
             f"mount --bind {own} {shared} && mount -t tmpfs -o size=1g tmpfs /dev/shm && "
             f"exec {sys.executable} -m ray.scripts.scripts start {arguments} "
             f"--node-ip-address={self._net}.1{index} --object-store-memory=100000000 --disable-usage-stats --block --temp-dir={shared}"
         )
         in_namespaces = (
-            f"ip netns exec {self._namespaces[index]} unshare -p -f --kill-child=KILL --mount-proc"
+            f"ip netns exec {self._namespaces[index]} unshare -u -p -f --kill-child=KILL --mount-proc"
         )
         with open(self._folder / f"node{index}.log", "wb") as log:
             process = subprocess.Popen(

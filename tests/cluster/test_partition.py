@@ -1,4 +1,4 @@
-"""A submitted job on three nodes, one of which is cut off in the middle and comes back."""
+"""Nodes that are not this machine: reached through a tunnel, and one of three cut off in the middle of a job."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cluster import local
 from logitstore.store import LogitStore
 from tests.cluster.namespaces import NamespacedCluster, can_make_namespaces
 from tests.cluster.test_jobs import ALL_IDS, num_shards, run, stored_ids, wait_until, write_job
+from tests.fault_proxy import Faults, fault_proxy
 
 pytestmark = [
     pytest.mark.ray,
@@ -28,6 +29,10 @@ def test_a_node_cut_off_in_the_middle_loses_and_doubles_nothing(
     job = write_job(tmp_path, seconds_per_token=0.02, fields="lease_sec = 5")
     store = tmp_path / "store"
     with NamespacedCluster(num_workers=2) as cluster:
+        with fault_proxy(cluster.address, Faults()) as tunnel:  # as at the near end of `ssh -L`
+            status, _, err = run(capsys, "submit", str(job), "--address", tunnel)
+        assert status == 2
+        assert "lies on this machine" in err
         address = ("--address", cluster.address, "--files", "same")
         status, out, err = run(capsys, "submit", str(job), *address, "--python", sys.executable)
         assert status == 0, err

@@ -79,7 +79,9 @@ def test_the_section_for_teams(tmp_path: Path) -> None:
     records = (ROOT / "benchmarks" / "demo_data" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     store = LogitStore.open(str(STORE))
     labeled = [sequence.record_id for sequence in store.iter_sequences()]
-    assert len(labeled) == len(set(labeled)) == len(records)
+    # An answer of the stand-in may be empty; such a record is rejected by name.
+    rejected = [str(reject.record_id) for reject in store.rejects()]
+    assert sorted([*labeled, *rejected]) == sorted(json.loads(record)["id"] for record in records)
     assert 0 < num_at_stop < len(store.shards()), "the job was over before it was stopped"
     metrics = json.loads((STUDENT / "metrics.json").read_text())
     assert metrics["after"]["kl"] < metrics["before"]["kl"]
