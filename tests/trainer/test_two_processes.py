@@ -75,8 +75,10 @@ def test_sharded_weights_get_the_gradients_of_whole_ones(seen):
 def test_dividing_divided_data_again_is_refused_not_silent(seen):
     ranks, _ = seen
     for rank in ranks:
-        assert "IterableDatasetShard divides this dataset among processes" in rank["shard"]
-    assert "DataLoaderDispatcher divides this dataset among processes" in ranks[0]["dispatch"]
+        for name in ("shard", "split"):
+            assert "IterableDatasetShard divides this dataset among processes" in rank[name]
+        for name in ("dispatch", "dispatch, worker"):
+            assert "DataLoaderDispatcher divides this dataset among processes" in rank[name]
 
 
 def test_our_loader_is_left_alone_by_accelerate(seen, small_store):

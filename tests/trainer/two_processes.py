@@ -36,22 +36,25 @@ def record_numbers(samples: Any) -> dict[str, torch.Tensor]:
 
 
 def dataset(store: str, **settings: Any) -> StreamingLogitDataset:
-    return StreamingLogitDataset(store, batch_size=3, num_splits=3, seed=1, **settings)
+    return StreamingLogitDataset(store, **{"batch_size": 3, "num_splits": 3, "seed": 1, **settings})
 
 
 def accelerate_scenarios(store: str) -> dict[str, Any]:
     """What accelerate makes of a loader over a dataset that is divided already, and over one that is not."""
     seen: dict[str, Any] = {}
-    for name, dispatch in (("shard", False), ("dispatch", True)):
-        accelerator = Accelerator(
-            cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=dispatch)
+    for name, options, num_workers in (
+        ("shard", {"dispatch_batches": False}, 0),
+        ("split", {"dispatch_batches": False, "split_batches": True}, 0),
+        ("dispatch", {"dispatch_batches": True}, 0),
+        ("dispatch, worker", {"dispatch_batches": True}, 1),
+    ):
+        accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**options))
+        plain = DataLoader(
+            dataset(store, batch_size=4), 4, collate_fn=record_numbers, num_workers=num_workers
         )
-        plain = DataLoader(dataset(store), batch_size=3, collate_fn=record_numbers)
         prepared: Any = accelerator.prepare(plain)
         try:
-            # With dispatch the first process reads for all, so it alone can notice: it must not start.
-            if accelerator.is_main_process or not dispatch:
-                next(iter(prepared))
+            next(iter(prepared))
             seen[name] = "silent"
         except ReshardingError as error:
             seen[name] = str(error)
