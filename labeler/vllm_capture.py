@@ -228,8 +228,6 @@ def _reduce_block(
     token_ids_BC[:, 1 : top_k + 1], values_BC[:, 1 : top_k + 1] = ids_BK, head_BK
     # -inf among the stored entries means that nothing lies outside them; any finite reference will do.
     reference_B1 = head_BK[:, -1:].nan_to_num(neginf=0.0)
-    torch.sub(logits_BV, reference_B1, out=scratch_BV)
-    scratch_BV.scatter_(1, ids_BK, -torch.inf)
     previous = None
     for index in reversed(range(num_temperatures)):
         temperature = layout.temperatures[index]
@@ -237,11 +235,9 @@ def _reduce_block(
             # exp(x / T) from exp(x / 2T): one exponential serves temperatures 4, 2 and 1.
             scratch_BV.mul_(scratch_BV)
         else:
-            if previous is not None:
-                torch.sub(logits_BV, reference_B1, out=scratch_BV)
-                scratch_BV.scatter_(1, ids_BK, -torch.inf)
-            if temperature != 1.0:
-                scratch_BV.mul_(1.0 / temperature)
+            # (x - reference) / T in one pass over memory.
+            torch.add(reference_B1 / -temperature, logits_BV, alpha=1.0 / temperature, out=scratch_BV)
+            scratch_BV.scatter_(1, ids_BK, -torch.inf)
             scratch_BV.exp_()
         previous = temperature
         log_tail_B = scratch_BV.sum(dim=1).log() + reference_B1[:, 0] / temperature
@@ -266,7 +262,7 @@ def top_entries(logits_BV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torc
     whole = num_chunks * CHUNK
     chunks_BNC = logits_BV[:, :whole].unflatten(1, (num_chunks, CHUNK))
     chosen_BK = chunks_BNC.amax(dim=2).topk(top_k, dim=1, sorted=False).indices
-    candidates = chunks_BNC.gather(1, chosen_BK.unsqueeze(2).expand(-1, -1, CHUNK)).flatten(1)
+    candidates = chunks_BNC[torch.arange(len(logits_BV)).unsqueeze(1), chosen_BK].flatten(1)
     columns = torch.arange(CHUNK)
     candidate_ids = (chosen_BK.unsqueeze(2) * CHUNK + columns).flatten(1)
     if whole < vocab_size:
