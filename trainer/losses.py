@@ -23,42 +23,21 @@ from torch.nn import functional
 
 from trainer.divergences import RowLosses, StudentStatistics, row_losses, weighted_sum
 from trainer.loss_inputs import (
-    Divergence,
-    ForeignIds,
     LossMetrics,
     LossOutput,
     LossRows,
     LossSettings,
-    Tail,
     TeacherTargets,
     select_rows,
 )
 
 
 class TopKDistillationLoss(nn.Module):
-    """`topk_distillation_loss` with its settings bound; see `LossSettings` for their meaning."""
+    """`topk_distillation_loss` with its settings bound."""
 
-    def __init__(
-        self,
-        temperature: float = 1.0,
-        alpha: float = 0.5,
-        beta: float = 0.0,
-        *,
-        divergence: Divergence = "generalized_jsd",
-        tail: Tail = "bucket",
-        vocab_size: int | None = None,
-        foreign_ids: ForeignIds = "error",
-    ) -> None:
+    def __init__(self, settings: LossSettings) -> None:
         super().__init__()
-        self.settings = LossSettings(
-            temperature=temperature,
-            alpha=alpha,
-            beta=beta,
-            divergence=divergence,
-            tail=tail,
-            vocab_size=vocab_size,
-            foreign_ids=foreign_ids,
-        )
+        self.settings = settings
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from logitstore import temperature as temperatures
 from logitstore.errors import TemperatureError
 from tests.trainer.stores import label_spec, labeled_sequence
 from trainer.collate import COLUMN_ALIASES, TEACHER_KEYS, CollateSettings, DistillationCollator
-from trainer.loss_inputs import TeacherTargets
+from trainer.loss_inputs import LossSettings, TeacherTargets
 from trainer.losses import TopKDistillationLoss
 from trainer.samples import Sample
 
@@ -129,7 +129,8 @@ def test_packing_does_not_change_the_loss():
     for settings in ({}, {"pack_length": 40}):
         batch = collate(given, **settings)
         logits = model(**{key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")}).logits
-        losses.append(TopKDistillationLoss()(logits, batch["labels"], TeacherTargets.from_batch(batch)).loss)
+        loss_of = TopKDistillationLoss(LossSettings())
+        losses.append(loss_of(logits, batch["labels"], TeacherTargets.from_batch(batch)).loss)
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
 
 

@@ -335,7 +335,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_module_binds_its_settings():
     case = make_case(53, temperature=2.0)
-    module = TopKDistillationLoss(temperature=2.0, alpha=0.25, beta=0.5)
+    module = TopKDistillationLoss(LossSettings(temperature=2.0, alpha=0.25, beta=0.5))
     expected = topk_distillation_loss(
         case.student_logits, case.labels, case.targets, LossSettings(temperature=2.0, alpha=0.25, beta=0.5)
     )
