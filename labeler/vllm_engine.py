@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ CPU_BATCHED_TOKENS = 512
 DEVICE_BATCHED_TOKENS = 2048
 """Tokens of one step. The V1 runner makes a [tokens, V] float32 copy of the logits of each prompt, which
 the memory profile does not foresee: 2,048 x 152k x 4 B = 1.2 GB, where vLLM's default of 16,384 takes 10."""
+ENGINE_CHECK_SEC = 1.0
 CPU_SEQUENCES = 32
 DEVICE_SEQUENCES = 256
 
@@ -125,10 +128,32 @@ def start_engine(arguments: dict[str, Any]) -> Any:
         # Takes effect also where torch was imported before the environment was set.
         set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     finally:
         # A CPU worker inside this process leaves a stub in its place.
         torch.set_num_threads = set_num_threads
+    _wake_when_dead(engine.engine_core)
+    return engine
+
+
+def _wake_when_dead(client: Any) -> None:
+    """End the wait for an engine process that was killed, which vLLM 0.32's synchronous client never does.
+
+    Its monitor marks the engine dead and closes the socket, and nothing comes out of the queue any more.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if not hasattr(client, "outputs_queue"):
+        return  # The engine runs in this process.
+    resources, outputs_queue, finalizer = client.resources, client.outputs_queue, client._finalizer
+
+    def watch() -> None:
+        while finalizer.alive and not resources.engine_dead:
+            time.sleep(ENGINE_CHECK_SEC)
+        if resources.engine_dead:
+            outputs_queue.put(EngineDeadError())
+
+    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
 
 
 def stop_engine(engine: Any) -> None:
