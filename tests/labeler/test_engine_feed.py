@@ -175,6 +175,7 @@ def test_the_units_times_add_up_to_the_engines() -> None:
     units = [unit(0, "a1", "a2"), unit(1, "b1", "b2")]
     began = time.perf_counter()
     runs.hand_over(*units)
+    runs.wait(lambda: runs.engine.steps)
     time.sleep(0.05)
     runs.finish()
     took = time.perf_counter() - began
