@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
         plots=["training-memory.svg"],
         notes=[
             f"Hidden size {HIDDEN_SIZE}, K={TOP_K}, fp32, one thread; forward and backward of the head only.",
-            "Quotients of time are medians over steps that alternate between the losses in one process.",
+            "Seconds are the processor's. Quotients are medians over steps that alternate between the losses "
+            "in one process.",
             "Peak: largest resident size during one step in a process of its own, less weights and inputs; "
             "the weight's gradient is in it. Its single step is cold, so its seconds are not quoted.",
             *skipped,
