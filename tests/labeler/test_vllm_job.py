@@ -1,9 +1,11 @@
-"""Jobs with the real engine on Ray: every process of an engine killed in the middle."""
+"""A job with the real engine on Ray, over two ranks: its processes killed in the middle.
+
+The actor itself is killed in `test_faults.py`, and with real engines by `python -m benchmarks storm`.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -41,37 +43,13 @@ def vllm_overrides(tmp_path: Path, model: Path, *more: str) -> list[str]:
     return overrides_for(tmp_path, *vllm, *more)
 
 
-def test_a_killed_actor_is_replaced_and_every_record_has_its_labels_once(tmp_path: Path) -> None:
-    num_records = 24
-    with (tmp_path / "in.jsonl").open("w") as file:
-        for i in range(num_records):
-            question = f"Tom has {i + 3} apples and eats {i % 3 + 1}. How many are left?"
-            answer = f"He had {i + 3} and ate {i % 3 + 1}, so {i + 3 - (i % 3 + 1)} apples are left."
-            file.write(json.dumps({"uid": str(i), "prompt": question, "response": answer}) + "\n")
-    store = tmp_path / "store"
-    with started(vllm_overrides(tmp_path, engines.MODEL, "output.unit_size=2")) as job:
-        wait_for(lambda: units_done(store) >= 2, job, timeout_sec=240)
-        os.kill(job.actors()[0], signal.SIGKILL)
-        exit_status, output = job.finish(timeout_sec=240)
-    assert exit_status == 0, output
-    assert "1 engine_died" in output
-    assert_exactly_once(tmp_path, num_records)
-    manifest = LogitStore.open(store).manifest
-    assert (manifest.teacher.engine, manifest.teacher.capture) == ("vllm", "in_engine")
-    assert manifest.labels.temperatures == (1.0, 2.0, 4.0)
-    for sequence in LogitStore.open(store).iter_sequences():
-        assert sequence.rows.num_rows == len(sequence.token_ids_T) - sequence.prompt_length
-        # The answers follow from the questions, so a model that reads them finds them likely.
-        assert sequence.rows.label_logprob_N.mean() > -3
-
-
-@pytest.fixture(scope="module")
-def even_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def even_model(tmp_path: Path) -> Path:
     """A small model of random weights whose heads two ranks can share (the demo teacher has nine)."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("model")
+    folder = tmp_path / "model"
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49_152,
