@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,13 +33,20 @@ def ray_for(job: JobConfig) -> Iterator[None]:
     try:
         yield
     except ClusterLostError:
-        # There is nobody to take leave of, now or at the process's end, and trying blocks for a minute.
-        atexit.unregister(ray.shutdown)
+        # There is nobody to take leave of: trying blocks for a minute, and Ray's own end without it crashes.
+        atexit.register(_end_without_ray)
         raise
     except BaseException:
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+def _end_without_ray() -> None:
+    """Ends the process, whose job has failed; runs before what Ray registered."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _connect(job: JobConfig) -> None:
