@@ -23,7 +23,7 @@ from labeler.teacher import (
 from logitstore.records import LabeledSequence
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class FedUnit:
     """A unit on its way through the engine, and what has come out of it."""
 

@@ -79,10 +79,13 @@ class Runs:
             thread = threading.Thread(target=self._run, args=(one,))
             thread.start()
             self._threads.append(thread)
-            self.wait(lambda one=one: one in self.feed._waiting or one.missing == 0 or self.has_begun(one))
+            self.wait(lambda one=one: self.is_known(one))
 
-    def has_begun(self, one: FedUnit) -> bool:
-        return one.lease_id in self.feed.in_engine
+    def is_known(self, one: FedUnit) -> bool:
+        """Whether the feed has the unit, or has had it."""
+        with self.feed._lock:
+            waiting = any(one is other for other in self.feed._waiting)
+        return waiting or one.missing == 0 or one.lease_id in self.feed.in_engine
 
     def _run(self, one: FedUnit) -> None:
         try:
