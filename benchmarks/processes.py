@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterable
 
 import psutil
 
@@ -24,15 +25,27 @@ def session_processes(session: int) -> list[psutil.Process]:
 
 def end_session(leader: subprocess.Popen[bytes]) -> None:
     """Kill what is left of a session, and the leader's descendants, which may have their own sessions."""
+    left = {*_descendants(leader.pid), *session_processes(leader.pid)}
+    _kill(left)
+    leader.wait()
+    psutil.wait_procs([process for process in left if process.pid != leader.pid], timeout=WAIT_SEC)
+
+
+def end_descendants() -> None:
+    """Kill everything below this process, also what is only just being started."""
+    _kill(_descendants(os.getpid()))
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
     try:
-        descendants = psutil.Process(leader.pid).children(recursive=True)
+        return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        descendants = []
-    left = {*descendants, *session_processes(leader.pid)}
-    for process in left:
+        return []
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    leader.wait()
-    psutil.wait_procs([process for process in left if process.pid != leader.pid], timeout=WAIT_SEC)

@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from benchmarks import recommend
-from benchmarks.processes import end_session
+from benchmarks.processes import end_descendants, end_session
 from benchmarks.quotes import DOCUMENTS, rewrite
 from benchmarks.results import load_all
 from benchmarks.results_page import write_page
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part is ended with its processes
+    signal.signal(signal.SIGTERM, _stop)
     only = {"recommend": _recommend_options(args)}
     failed = measure(args.parts, args.out, _common_options(args), only)
     if args.reference:
@@ -83,6 +85,12 @@ def _recommend_options(args: argparse.Namespace) -> list[str]:
     names = vars(parser.parse_args([]))
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _stop(signal_number: int, _: FrameType | None) -> NoReturn:
+    """End the running part with this process; `measure` may not know yet that it has started it."""
+    end_descendants()
+    sys.exit(128 + signal_number)
 
 
 def measure(
