@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster import local
+from logitstore.__main__ import main as verify_store
 from logitstore.store import LogitStore
 from tests.cluster.namespaces import NamespacedCluster, can_make_namespaces
 from tests.cluster.test_jobs import ALL_IDS, num_shards, run, stored_ids, wait_until, write_job
@@ -41,13 +43,17 @@ def test_a_node_cut_off_in_the_middle_loses_and_doubles_nothing(
         cluster.cut(1)
         num_at_cut = num_shards(store)
         assert num_at_cut < len(ALL_IDS) // 2, "the job was over before the cut"
+        cut_at = time.monotonic()
+        # Two leases of the other node at the most, then more than it held at the cut.
         wait_until(lambda: num_shards(store) >= num_at_cut + 3)
+        print(f"recovery: the third unit after the cut was labeled {time.monotonic() - cut_at:.1f} s after it")
         wait_until(lambda: local.count_alive_nodes(cluster.address) == 2)  # Ray gave the node up
         cluster.heal(1)
         assert run(capsys, "logs", job_id, "--address", cluster.address, "--follow")[0] == 0
         progress = json.loads(run(capsys, "status", job_id, "--address", cluster.address, "--json")[1])[
             "progress"
         ]
+    assert verify_store(["verify", str(store), "--against", str(tmp_path / "in.jsonl")]) == 0
     assert stored_ids(store) == ALL_IDS
     assert progress["state"] == "finished"
     shards = {entry.name.removeprefix("shards/") for entry in LogitStore.open(str(store)).shards()}
