@@ -46,7 +46,9 @@ def test_a_node_cut_off_in_the_middle_loses_and_doubles_nothing(
         cut_at = time.monotonic()
         # Two leases of the other node at the most, then more than it held at the cut.
         wait_until(lambda: num_shards(store) >= num_at_cut + 3)
-        print(f"recovery: the third unit after the cut was labeled {time.monotonic() - cut_at:.1f} s after it")
+        print(
+            f"recovery: the third unit after the cut was labeled {time.monotonic() - cut_at:.1f} s after it"
+        )
         wait_until(lambda: local.count_alive_nodes(cluster.address) == 2)  # Ray gave the node up
         cluster.heal(1)
         assert run(capsys, "logs", job_id, "--address", cluster.address, "--follow")[0] == 0
