@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 WAIT_LIMIT_SEC = 110.0
 
 
@@ -54,13 +56,17 @@ class RunningJob:
             waiting += descendants
         return [(process_id, lines[process_id]) for process_id in found if process_id in lines]
 
-    def named(self, start: str) -> list[int]:
-        """Process ids of the job's processes whose command line starts so."""
-        return [process_id for process_id, line in self.processes() if line.startswith(start)]
-
     def actors(self) -> list[int]:
         """Process ids of the workers' actors: Ray names such a process after its class."""
-        return self.named("ray::Worker")
+        return [process_id for process_id, line in self.processes() if line.startswith("ray::Worker")]
+
+    def engine_parts(self) -> tuple[list[int], list[int]]:
+        """Process ids of the engine cores below the actors, and of the vLLM workers below those.
+
+        By descent: the titles that vLLM gives them do not appear in every environment.
+        """
+        cores = [core for actor in self.actors() for core in _children(actor)]
+        return cores, [worker for core in cores for worker in _children(core)]
 
     def ray_parts(self, name: str) -> list[int]:
         """Process ids of "raylet" or "gcs_server"."""
@@ -77,6 +83,15 @@ class RunningJob:
         """`kill -9` of the driver alone."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
+
+
+def _children(process_id: int) -> list[int]:
+    """Direct children but for multiprocessing's own helper, which tracks resources."""
+    try:
+        found = psutil.Process(process_id).children()
+        return [child.pid for child in found if "resource_tracker" not in " ".join(child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
 
 
 @contextmanager

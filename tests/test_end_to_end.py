@@ -149,7 +149,6 @@ def test_bad_records_are_counted_with_their_line_and_reason(tmp_path: Path) -> N
         "limits.max_reject_share=0.9", f"output.uri={tmp_path / 'store'}",
     ]  # fmt: skip
     printed = run_module("labeler", "run", *(w for s in settings for w in ("--set", s)), "--dry-run")
-    assert "num records: 11" in printed
-    assert "num planned: 4" in printed
-    assert "num rejects: 7" in printed
+    assert "11 records read: 4 in 1 units, 7 rejected" in printed
+    assert "damaged.jsonl:4: field 'response' is missing" in printed
     assert not (tmp_path / "store" / "commits").exists()

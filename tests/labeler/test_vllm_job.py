@@ -84,11 +84,12 @@ def test_an_engine_over_two_ranks_survives_the_death_of_each_of_its_processes(
         "teacher.engine_args={kv_cache_memory_bytes = 67108864}",
     )
     with started(vllm_overrides(tmp_path, even_model, *two_ranks)) as job:
-        for number, part in enumerate(("VLLM::Worker", "VLLM::EngineCore")):
+        for number, part in enumerate(("vLLM worker", "engine core")):
             wait_for(lambda n=number: units_done(store) >= 2 * (n + 1), job, timeout_sec=150)
-            engine = [*job.named("VLLM::"), *job.actors()]
-            assert len(engine) == 4, "the actor, the engine core and a worker for each rank"
-            os.kill(job.named(part)[0], signal.SIGKILL)
+            actors, (cores, workers) = job.actors(), job.engine_parts()
+            assert (len(actors), len(cores), len(workers)) == (1, 1, 2)
+            engine = [*actors, *cores, *workers]
+            os.kill(workers[0] if part == "vLLM worker" else cores[0], signal.SIGKILL)
             killed_at = time.monotonic()
             wait_for(lambda n=number: len(events(store, "worker_ready")) == n + 2, job, timeout_sec=150)
             print(f"{part} killed: an engine is ready again after {time.monotonic() - killed_at:.1f} s")
