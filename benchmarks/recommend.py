@@ -166,15 +166,16 @@ def _result(
     prices = prices_of(args)
     found = estimate(scale, rates, prices)
     best = choice.coverage
+    temperatures = (1.0,) if args.temperature == 1 else (1.0, args.temperature)
     return Result.of(
         "recommend",
         meaning=f"Take K={best.top_k}: {best.mass_at_temperature:.0%} of the mass at T={args.temperature:g}, "
         f"{best.kl:.2g} nats unsaid; {args.tokens:,.0f} rows take {found.store_bytes / 1e12:.3g} TB and "
         f"{replicas:,} replicas for {args.deadline_hours:g} h.",
-        columns=("K", "mass at T=1", f"mass at T={args.temperature:g}", "KL unsaid, nats",
+        columns=("K", *(f"mass at T={temperature:g}" for temperature in temperatures), "KL unsaid, nats",
                  "renormalised: wrong by, nats", "B/token", "TB of all"),
         rows=[
-            (one.top_k, one.mass, one.mass_at_temperature if args.temperature != 1 else None, one.kl,
+            (one.top_k, *(one.mass, one.mass_at_temperature)[: len(temperatures)], one.kl,
              one.renormalised, one.bytes_per_token, one.bytes_per_token * args.tokens / 1e12)
             for one in coverages
         ],
