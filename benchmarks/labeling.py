@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.labeling_path import label_to_disk, measure_own_code
+from benchmarks.labeling_path import RunningWorker, measure_own_code
 from benchmarks.plots import plot
 from benchmarks.results import Figure, Result, publish
 from labeler.config import LabelsConfig, TeacherConfig
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     teacher, start_sec = start_teacher(args)
     try:
         prompts = read_prompts(Path(args.input) if args.input else PROMPTS_FILE, args)
-        rates = measure_rates(teacher, prompts, args)
+        with tempfile.TemporaryDirectory() as folder:
+            worker = start_worker(teacher, prompts, args.repetitions + 1, Path(folder))
+            rates = measure_rates(teacher, prompts, args, worker)
         own_code = measure_own_code(
             captured_rows(teacher, prompts), prompts, LAYOUT, label_spec(teacher), args.repetitions
         )
@@ -96,7 +99,7 @@ def read_prompts(path: Path, args: argparse.Namespace) -> list[TokenizedPrompt]:
 
 
 def measure_rates(
-    teacher: Any, prompts: list[TokenizedPrompt], args: argparse.Namespace
+    teacher: Any, prompts: list[TokenizedPrompt], args: argparse.Namespace, worker: RunningWorker
 ) -> dict[str, list[float]]:
     """Tokens per second of every variant and repetition, variants in turn within each repetition."""
     variants: dict[str, Callable[[], object]] = {
@@ -105,7 +108,7 @@ def measure_rates(
     }
     for top_k in sorted({1, WHOLE_PATH_TOP_K, *args.top_k}):
         variants[f"k{top_k}"] = lambda k=top_k: label(teacher, prompts, k)
-    variants["job"] = lambda: run_job(teacher, prompts)
+    variants["job"] = lambda: run_job(teacher, worker)
     tokens = sum(prompt.num_tokens for prompt in prompts)
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for repetition in range(args.repetitions + 1):
@@ -150,9 +153,16 @@ def label(teacher: Any, prompts: list[TokenizedPrompt], top_k: int, **labels: An
     return sequences
 
 
-def run_job(teacher: Any, prompts: list[TokenizedPrompt]) -> None:
+def start_worker(
+    teacher: Any, prompts: list[TokenizedPrompt], num_rounds: int, folder: Path
+) -> RunningWorker:
     teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
-    label_to_disk(teacher, prompts, label_spec(teacher))
+    return RunningWorker(teacher, prompts, label_spec(teacher), num_rounds, folder)
+
+
+def run_job(teacher: Any, worker: RunningWorker) -> None:
+    teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
+    worker.label_round()
 
 
 def captured_rows(teacher: Any, prompts: list[TokenizedPrompt]) -> list[CapturedColumns]:

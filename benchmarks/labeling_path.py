@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-import tempfile
+import itertools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,39 +32,51 @@ LEASES = 2
 UNIT_PROMPTS = 2
 
 
-class StartedWorker(Worker):
-    """The job's own worker with a teacher that is loaded already."""
+class RunningWorker(Worker):
+    """A job's worker in the middle of its job: teacher, thread, store and plan are there.
 
-    def __init__(self, job: JobConfig, teacher: Any) -> None:
-        super().__init__(job, "benchmark", frozenset())
-        self._feed = EngineFeed(lambda: teacher, 1, self._count_labeled)
+    The plan has the prompts once for every round, so that each round labels units of its own.
+    """
 
-
-def label_to_disk(teacher: Any, prompts: Sequence[TokenizedPrompt], labels: LabelSpec) -> None:
-    """A job but for its start: plan, leases, engine, checks, shards, commits, as the teacher is set."""
-    with tempfile.TemporaryDirectory() as folder:
-        uri = f"{folder}/store"
+    def __init__(
+        self,
+        teacher: Any,
+        prompts: Sequence[TokenizedPrompt],
+        labels: LabelSpec,
+        num_rounds: int,
+        folder: Path,
+    ) -> None:
+        uri = str(folder / "store")
         job = JobConfig(
             teacher=TeacherConfig(engine="fake"),  # the real one is handed in, and labels as it was told
             input=InputConfig(uri="memory", kind="token_ids"),
             output=OutputConfig(uri=uri),
         )
+        super().__init__(job, "benchmark", frozenset())
         LogitStore.create(uri, _manifest(teacher.describe(), labels))
-        _write_plan(uri, prompts)
-        worker = StartedWorker(job, teacher)
-        leases = [Lease(i, unit, "benchmark") for i, unit in enumerate(Plan(Objects(uri)).units())]
-        with ThreadPoolExecutor(LEASES) as threads:
-            results = list(threads.map(worker.label_unit, leases))
-    committed = sum(result.entry.num_sequences for result in results if result.entry is not None)
-    if committed != len(prompts):
-        raise RuntimeError(f"{committed} of {len(prompts)} sequences were committed")
+        _write_plan(uri, prompts, num_rounds)
+        self._feed = EngineFeed(lambda: teacher, 1, self._count_labeled)
+        self._units = enumerate(Plan(Objects(uri)).units())
+        self._num_prompts = len(prompts)
+        self._threads = ThreadPoolExecutor(LEASES)
+
+    def label_round(self) -> None:
+        """The next round from leases to commits on disk."""
+        units = itertools.islice(self._units, -(-self._num_prompts // UNIT_PROMPTS))
+        leases = [Lease(number, unit, "benchmark") for number, unit in units]
+        results = list(self._threads.map(self.label_unit, leases))
+        committed = sum(result.entry.num_sequences for result in results if result.entry is not None)
+        if committed != self._num_prompts:
+            raise RuntimeError(f"{committed} of {self._num_prompts} sequences were committed")
 
 
-def _write_plan(uri: str, prompts: Sequence[TokenizedPrompt]) -> None:
+def _write_plan(uri: str, prompts: Sequence[TokenizedPrompt], num_rounds: int) -> None:
     writer = SegmentWriter(Objects(uri), KnownRecords())
-    for start in range(0, len(prompts), UNIT_PROMPTS):
-        records = [PlannedRecord(prompt, "memory", 1) for prompt in prompts[start : start + UNIT_PROMPTS]]
-        writer.add(unit_id_of([record.prompt.record_id for record in records]), records, 0, b"", b"")
+    for number in range(num_rounds):
+        renamed = [replace(prompt, record_id=f"{number}-{prompt.record_id}") for prompt in prompts]
+        for start in range(0, len(renamed), UNIT_PROMPTS):
+            records = [PlannedRecord(prompt, "memory", 1) for prompt in renamed[start : start + UNIT_PROMPTS]]
+            writer.add(unit_id_of([record.prompt.record_id for record in records]), records, 0, b"", b"")
     writer.flush()
 
 
