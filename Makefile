@@ -10,9 +10,9 @@ CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 
 help:
 	@echo "make demo         label, store, verify, train and report with a real teacher (9 minutes on 2 busy cores)"
-	@echo "make test         every test, real vLLM and Ray included (over half an hour on 2 busy cores)"
+	@echo "make test         every test, real vLLM and Ray included (18 minutes on 2 cores)"
 	@echo "make check        lint, types and the quick tests (under two minutes)"
-	@echo "make bench        every measurement; rewrites benchmarks/RESULTS.md (bench-quick: a small run, writes nothing)"
+	@echo "make bench        every measurement (half an hour on 2 cores); rewrites benchmarks/RESULTS.md (bench-quick: a small run, writes nothing)"
 	@echo "make bench-check  compares fresh ratios with the committed results"
 	@echo "make clean        removes what demo, tests and benchmarks left; clean-env also .venv and the teacher"
 
