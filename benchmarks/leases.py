@@ -23,6 +23,7 @@ from labeler.labeling import LabelingLoop
 from labeler.lease import DriverLease, acquire
 from labeler.logs import JobLog
 from labeler.messages import Heartbeat, UnitResult
+from labeler.plan import PlanTotals
 from labeler.pool import ActorPool
 from labeler.ray_runtime import ray_for
 from labeler.scheduler import Lease, LeasePolicy, Scheduler
@@ -111,6 +112,9 @@ class NoStore:
 
     store = "in place of one"
 
+    def __init__(self, num_units: int) -> None:
+        self.totals = PlanTotals(num_units, num_units, num_units, 0, 0)
+
     def take_description(self, description: str) -> bool:
         return False
 
@@ -152,7 +156,7 @@ def drive(job: JobConfig, lease: DriverLease, num_units: int) -> Size:
     pool = ActorPool(job, frozenset(), SharedActors(handles))
     scheduler = TimedScheduler(units(num_units), lambda unit_id: False, LeasePolicy())
     tally = Tally(units_total=num_units)
-    setup: Any = NoStore()
+    setup: Any = NoStore(num_units)
     loop = LabelingLoop(job, scheduler, pool, setup, tally, JobLog(None), print)
     all_ready: list[tuple[float, int, float]] = []
 
@@ -181,7 +185,7 @@ def build_result(sizes: list[Size], replicas: int, out: Path) -> Result:
     counts = [size.num_units for size in sizes]
     with plot(
         out / "leases.svg",
-        "A unit costs the driver the same in a large job",
+        "What a unit costs the driver",
         "units",
         "microseconds per unit",
     ) as axes:
@@ -189,7 +193,8 @@ def build_result(sizes: list[Size], replicas: int, out: Path) -> Result:
         axes.loglog(counts, [size.scheduler_us_per_unit for size in sizes], marker="o", label="scheduler")
     return Result.of(
         "leases",
-        meaning="One driver's cost per unit and its memory do not grow with the job.",
+        meaning=f"A unit costs the driver {sizes[-1].us_per_unit:.0f} us in a job of {counts[-1]:,}, "
+        f"{sizes[-1].us_per_unit / sizes[0].us_per_unit:.2f} times what it costs in one of {counts[0]:,}.",
         columns=("units", "units/s", "us per unit", "of it scheduler, us", "driver's memory, MiB"),
         rows=[
             (
