@@ -165,6 +165,7 @@ def test_a_leaving_feed_ends_what_is_inside_and_gives_back_the_rest() -> None:
     runs = Runs()
     first, second = unit(0, "a1", "a2", "a3"), unit(1, "b1")
     runs.hand_over(first, second)
+    runs.wait(lambda: runs.engine.steps)
     runs.feed.leave()
     runs.finish()
     assert runs.outcomes == {0: True, 1: False}
