@@ -47,7 +47,7 @@ def manifest_payload(manifest: Manifest) -> Json:
 def summary_payload(index: int, sequence: LabeledSequence, texts: TokenTexts) -> Json:
     """One row of the list of sequences."""
     tokens = sequence.token_ids_T[:PREVIEW_TOKENS].tolist()
-    more = len(sequence.token_ids_T) > PREVIEW_TOKENS
+    has_more = len(sequence.token_ids_T) > PREVIEW_TOKENS
     return {
         "index": index,
         "record_id": sequence.record_id,
@@ -56,7 +56,7 @@ def summary_payload(index: int, sequence: LabeledSequence, texts: TokenTexts) ->
         "num_rows": sequence.rows.num_rows,
         "finish_reason": sequence.finish_reason,
         "flags": list(sequence.flags),
-        "preview": "".join(texts.sequence(tokens)) + ("…" if more else ""),
+        "preview": "".join(texts.sequence(tokens, is_whole=not has_more)) + ("…" if has_more else ""),
     }
 
 

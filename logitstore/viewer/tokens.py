@@ -60,14 +60,15 @@ def piece_text(raw: bytes) -> str:
         return "".join(parts).replace("⟩⟨", " ")
 
 
-def stream_texts(pieces: Iterable[bytes]) -> list[str]:
+def stream_texts(pieces: Iterable[bytes], *, is_whole: bool = True) -> list[str]:
     """Text of each token of a sequence; "" for a token whose character a later token completes.
 
-    Bytes that no later token completes appear as `\\xNN`, as in Python.
+    Bytes that no later token completes appear as `\\xNN`, as in Python; where the sequence goes on after
+    `pieces`, a character that only begins in them is left out.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
     texts = [visible(decoder.decode(raw)) for raw in pieces]
-    rest = decoder.decode(b"", final=True)
+    rest = decoder.decode(b"", final=True) if is_whole else ""
     if rest:
         texts[-1] += rest
     return texts
@@ -105,8 +106,9 @@ class TokenTexts:
     def piece(self, token_id: int) -> str:
         return piece_text(self.raw(token_id))
 
-    def sequence(self, token_ids: Sequence[int]) -> list[str]:
-        return stream_texts(map(self.raw, token_ids)) if token_ids else []
+    def sequence(self, token_ids: Sequence[int], *, is_whole: bool = True) -> list[str]:
+        """Each token's text; `is_whole` false for ids that are only the beginning of a sequence."""
+        return stream_texts(map(self.raw, token_ids), is_whole=is_whole) if token_ids else []
 
     def _look_up(self, token_id: int) -> bytes:
         token = None if self._vocabulary is None else self._vocabulary.id_to_token(token_id)

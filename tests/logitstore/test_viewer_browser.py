@@ -295,6 +295,19 @@ WIDER_THAN_THE_WINDOW = """() => {
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "has_touch": True}
 
 
+@pytest.mark.parametrize("page", [{"viewport": {"width": 1280, "height": 800}}, PHONE], indirect=True)
+def test_an_address_with_a_token_opens_with_it_in_view(page: Page, address: str) -> None:
+    page.goto(f"{address}#store=0&sequence=3&token=6000")
+    token = page.locator("#p6000.chosen")
+    expect(token).to_be_in_viewport(ratio=1)
+    box = token.bounding_box()
+    assert box is not None
+    on_top = page.evaluate(
+        "([x, y]) => document.elementFromPoint(x, y).id", [box["x"] + 1, box["y"] + box["height"] / 2]
+    )
+    assert on_top == "p6000", "the token that is described is covered"
+
+
 @pytest.mark.parametrize(
     "page", [PHONE | {"color_scheme": scheme} for scheme in ("light", "dark")], indirect=True
 )
@@ -309,6 +322,8 @@ def test_a_phone_shows_it_without_sideways_scrolling(page: Page, address: str) -
         page.wait_for_selector(selector)
         assert page.evaluate(WIDER_THAN_THE_WINDOW) == [], name
         keep(page, f"phone-{scheme}-{name}")
+    tops = page.eval_on_selector_all("#detail .figures > div", "all => all.map((one) => one.offsetTop)")
+    assert (len(tops), len(set(tops))) == (5, 1), "the token's figures take more than a line"
     assert contrast(page, "body") > 7
     assert contrast(page, "#detail .quiet") > 4.4
     page.eval_on_selector("#p5", "cell => { cell.className = 't h24'; }")  # the strongest colour

@@ -47,12 +47,15 @@ async function draw() {
   for (const [other, place] of Object.entries(places)) place.hidden = other !== name || !isShown;
   const store = state.overview && state.overview.stores[route.store];
   document.getElementById("subtitle").replaceChildren(...(store ? crumbs(route, store) : []));
-  if (name === "sequence" && isShown) state.view.map.place.focus({ preventScroll: true });
+  if (name === "sequence" && isShown) {
+    state.view.map.place.focus({ preventScroll: true });
+    state.view.map.reveal(); // only now that it has a place on the page
+  }
 }
 
 function crumbs(route, store) {
   const home = element("a", { href: "#" }, "Overview");
-  const list = element("a", { href: address({ store: route.store, page: 0 }), class: "record" }, store.uri);
+  const list = element("a", { href: address({ store: route.store, page: 0 }), class: "record" }, ...breakable(store.uri));
   return [home, " › ", list];
 }
 
@@ -193,8 +196,8 @@ function paint(view) {
     `${number(rows.numRows)} label rows of up to ${number(rows.topK)} entries`,
     payload.finish_reason,
     ...payload.flags,
-    `mean ${label} ${number(mean(values), 3)} ${unit}`,
-    measure === "surprise" ? "" : `mean surprise ${number(mean(rows.labelLogprob.map((value) => -value)), 3)} nats`,
+    `mean ${label}: ${number(mean(values), 3)} ${unit}`,
+    measure === "surprise" ? "" : `mean surprise: ${number(mean(rows.labelLogprob.map((value) => -value)), 3)} nats`,
   ];
   document.getElementById("facts").textContent = facts.filter(Boolean).join(" · ");
 }

@@ -108,8 +108,13 @@ class HeatMap {
     cell.classList.add("chosen");
     cell.setAttribute("aria-selected", "true");
     this.place.setAttribute("aria-activedescendant", cell.id);
-    cell.scrollIntoView({ block: "nearest" });
+    this.reveal();
     this.select(position);
+  }
+
+  /** Bring the chosen token into view. */
+  reveal() {
+    this.cells[this.selected].scrollIntoView({ block: "nearest" });
   }
 
   key(event) {

@@ -52,7 +52,7 @@ function storeCard(store, index) {
   const { status, totals } = store;
   const card = element("section", { class: "card", "aria-label": `Store ${store.uri}`, "data-store": String(index) });
   const state = status ? status.state : store.problem ? "not ready" : "no job";
-  card.append(element("h2", { class: "row" }, element("span", { class: "record grow" }, store.uri), badge(state)));
+  card.append(element("h2", { class: "row" }, element("span", { class: "record grow" }, ...breakable(store.uri)), badge(state)));
   if (store.problem) card.append(element("p", { class: "problem" }, store.problem));
   if (status && status.units_total) {
     const label = `${number(status.units_done)} of ${number(status.units_total)} units`;

@@ -16,7 +16,7 @@ async function showList(place, store, page, go) {
       "nav",
       { class: "bar", "aria-label": "Pages" },
       element("h2", { class: "grow" }, "Sequences"),
-      jumpForm(answer.total, (index) => go({ store, sequence: index })),
+      answer.total ? jumpForm(answer.total, (index) => go({ store, sequence: index })) : null,
       element(
         "span",
         { class: "pager" },
@@ -40,7 +40,7 @@ function pageButton(symbol, label, enabled, action) {
 
 function jumpForm(total, jump) {
   const input = element("input", {
-    type: "number", id: "jump", min: "0", max: String(Math.max(0, total - 1)), required: "", inputmode: "numeric",
+    type: "number", id: "jump", min: "0", max: String(total - 1), required: "", inputmode: "numeric",
     "aria-label": "Number of a sequence to open", placeholder: "number",
   });
   const open = () => {

@@ -58,6 +58,11 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
+/** A path or URL that may break after a slash, as children of an element. */
+function breakable(uri) {
+  return uri.split(/(?<=\/)(?=[^/])/).flatMap((part) => [part, element("wbr")]);
+}
+
 function number(value, digits = 0) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
