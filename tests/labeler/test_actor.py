@@ -3,6 +3,7 @@
 import json
 import pickle
 import threading
+import time
 
 import pytest
 
@@ -168,19 +169,19 @@ def test_the_engine_waits_while_too_many_labels_wait_to_be_written(tmp_path, mon
     commit, gate = LogitStore.commit_unit, threading.Event()
 
     def slow(self, *args, **kwargs):
-        gate.wait(10)
+        gate.wait(60)
         return commit(self, *args, **kwargs)
 
     monkeypatch.setattr(LogitStore, "commit_unit", slow)
     first = threading.Thread(target=worker.label_unit, args=(Lease(0, units[0], "w"),))
     first.start()
     while worker.heartbeat().buffered_bytes == 0 or worker.heartbeat().in_engine:
-        pass
+        time.sleep(0.001)
     second = threading.Thread(target=worker.label_unit, args=(Lease(1, units[1], "w"),))
     second.start()
     second.join(0.5)
     assert worker.heartbeat().num_sequences == 4, "the second unit is not in the engine yet"
     gate.set()
-    first.join(10)
-    second.join(10)
+    first.join(60)
+    second.join(60)
     assert len(store_of(tmp_path).shards()) == 2

@@ -88,8 +88,9 @@ class TestRefused:
         with pytest.raises(AssertionError, match="Ray was started"):
             run(folder)
 
-    def test_a_store_that_another_driver_has(self, folder, capsys):
-        lease = acquire(Objects(folder / "store"), 1.0, print)
+    def test_a_store_that_another_driver_has(self, folder, capsys, monkeypatch):
+        monkeypatch.setattr("labeler.lease.PROOF_SEC", 0.5)
+        lease = acquire(Objects(folder / "store"), 15.0, print)
         try:
             assert run(folder) == 3
         finally:

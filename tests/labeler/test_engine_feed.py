@@ -94,7 +94,7 @@ class Runs:
             self.outcomes[one.lease_id] = error
 
     def wait(self, what: Any) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not what():
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -102,7 +102,7 @@ class Runs:
     def finish(self) -> None:
         self.engine.gate.release(1000)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
 
 def names_of(one: FedUnit) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,8 +60,9 @@ def test_a_fatal_token_kills_the_teacher_for_good() -> None:
         list(teacher.label([_prompt("b", [3, 4])]))
 
 
-def test_slowness_is_what_was_asked_for() -> None:
+def test_slowness_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = _teacher(seconds_per_token=0.01)
-    started = time.perf_counter()
+    slept: list[float] = []
+    monkeypatch.setattr("labeler.fake_teacher.time", SimpleNamespace(sleep=slept.append))
     list(teacher.label([_prompt("a", list(range(18)))]))
-    assert 0.2 <= time.perf_counter() - started < 1.0
+    assert slept == [pytest.approx(0.2)]

@@ -19,20 +19,42 @@ def ignore(_):
     pass
 
 
+def wait_until_lost(lease):
+    deadline = time.monotonic() + 60
+    while not lease.is_lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def put_holder(objects, holder):
     objects.put(LEASE_NAME, json.dumps(asdict(holder)).encode())
 
 
+def replace_holder(objects, holder):
+    """As a successor does, which never writes over what it has not seen."""
+    while not objects.put_if_match(
+        LEASE_NAME, json.dumps(asdict(holder)).encode(), objects.get_with_etag(LEASE_NAME)[1]
+    ):
+        pass
+
+
+@pytest.fixture
+def soon_convinced(monkeypatch):
+    """A second of watching is enough, so that a term can be long beside any pause of a busy machine."""
+    monkeypatch.setattr("labeler.lease.PROOF_SEC", 1.0)
+
+
+@pytest.mark.usefixtures("soon_convinced")
 def test_a_second_driver_is_refused_with_the_first_sign_of_life_of_the_first(tmp_path):
     objects = Objects(tmp_path)
-    lease = acquire(objects, 2.0, ignore)
+    lease = acquire(objects, 15.0, ignore)
     told: list[str] = []
     started = time.monotonic()
     with pytest.raises(StoreBusyError) as caught:
-        acquire(objects, 2.0, told.append)
-    assert 1 <= time.monotonic() - started < 2, "half a term is watched, one renewal is proof"
+        acquire(objects, 15.0, told.append)
+    assert 1 <= time.monotonic() - started < 15, "the first second proves nothing, one renewal after it does"
     assert f"process {os.getpid()}" in told[0]
-    assert "within 2 s" in told[0]
+    assert "within 15 s" in told[0]
     assert f"process {os.getpid()}" in str(caught.value)
     assert "output.uri" in str(caught.value)
     lease.release()
@@ -43,16 +65,13 @@ def test_a_second_driver_is_refused_with_the_first_sign_of_life_of_the_first(tmp
 def test_a_driver_that_does_not_get_on_shows_no_sign_of_life(tmp_path):
     """It is alive and would renew, but its cluster is gone: another takes over after its term."""
     objects = Objects(tmp_path)
-    stuck = acquire(objects, 1.0, ignore)
+    stuck = acquire(objects, 2.0, ignore)
     stuck.is_working = lambda: False
     started = time.monotonic()
-    lease = acquire(objects, 1.0, ignore)
-    assert 0.9 <= time.monotonic() - started < 3
+    lease = acquire(objects, 2.0, ignore)
+    assert time.monotonic() - started >= 2
     stuck.is_working = lambda: True
-    deadline = time.monotonic() + 5
-    while not stuck.is_lost and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert stuck.is_lost
+    wait_until_lost(stuck)
     stuck.release()
     lease.release()
 
@@ -64,7 +83,9 @@ def silent_driver(tmp_path, renew_sec):
 import os, signal
 from labeler.lease import acquire
 from logitstore.objects import Objects
-acquire(Objects({str(tmp_path)!r}), {renew_sec}, print)
+lease = acquire(Objects({str(tmp_path)!r}), {renew_sec}, print)
+lease._stop.set()
+lease._thread.join()
 print("held", flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 """
@@ -83,7 +104,7 @@ def test_a_driver_of_this_machine_that_hangs_is_outwaited(tmp_path):
     with silent_driver(tmp_path, 0.6):
         started = time.monotonic()
         lease = acquire(objects, 0.6, ignore)
-        assert 0.5 <= time.monotonic() - started < 3
+        assert time.monotonic() - started >= 0.6
         lease.release()
 
 
@@ -92,7 +113,7 @@ def test_a_driver_that_dies_while_it_is_watched_is_replaced_at_once(tmp_path):
     with silent_driver(tmp_path, 30.0) as process:
         started = time.monotonic()
         acquire(objects, 30.0, lambda _: process.kill()).release()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path):
@@ -104,7 +125,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path):
     assert not dead.is_running
     started = time.monotonic()
     acquire(objects, 30.0, ignore).release()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
 
 
 def test_another_process_with_the_same_number_is_not_the_driver(tmp_path):
@@ -119,14 +140,15 @@ def test_a_silent_driver_of_another_machine_is_outwaited(tmp_path):
     told: list[str] = []
     started = time.monotonic()
     lease = acquire(objects, 0.6, told.append)
-    assert 0.6 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 0.6
     assert "far" in told[0]
     lease.release()
 
 
+@pytest.mark.usefixtures("soon_convinced")
 def test_a_driver_of_another_machine_that_renews_is_refused(tmp_path):
     objects = Objects(tmp_path)
-    elsewhere = replace(Holder.here(2.0), machine="elsewhere", owner="other")
+    elsewhere = replace(Holder.here(15.0), machine="elsewhere", owner="other")
     put_holder(objects, elsewhere)
     ended = threading.Event()
 
@@ -136,12 +158,12 @@ def test_a_driver_of_another_machine_that_renews_is_refused(tmp_path):
 
     renewing = threading.Thread(target=renew)
     renewing.start()
-    started = time.monotonic()
-    with pytest.raises(StoreBusyError):
-        acquire(objects, 2.0, ignore)
-    assert time.monotonic() - started < 3
-    ended.set()
-    renewing.join()
+    try:
+        with pytest.raises(StoreBusyError):
+            acquire(objects, 15.0, ignore)
+    finally:
+        ended.set()
+        renewing.join()
 
 
 def test_a_driver_notices_that_it_was_replaced(tmp_path):
@@ -150,11 +172,8 @@ def test_a_driver_notices_that_it_was_replaced(tmp_path):
     time.sleep(0.5)
     assert not lease.is_lost
     usurper = replace(Holder.here(30.0), owner="usurper")
-    put_holder(objects, usurper)
-    deadline = time.monotonic() + 5
-    while not lease.is_lost and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert lease.is_lost
+    replace_holder(objects, usurper)
+    wait_until_lost(lease)
     lease.release()
     holder = present_holder(objects)
     assert holder is not None
@@ -163,13 +182,16 @@ def test_a_driver_notices_that_it_was_replaced(tmp_path):
 
 def test_of_many_drivers_at_once_one_gets_the_store(tmp_path):
     code = f"""
-import sys, time
+import sys
+from labeler import lease
 from labeler.lease import StoreBusyError, acquire
 from logitstore.objects import Objects
 objects = Objects({str(tmp_path)!r})
+lease.PROOF_SEC = 1.0
+print("ready", flush=True)
 sys.stdin.readline()
 try:
-    acquire(objects, 3.0, lambda _: None)
+    acquire(objects, 20.0, lambda _: None)
     print("won", flush=True)
     sys.stdin.readline()
 except StoreBusyError:
@@ -181,14 +203,19 @@ except StoreBusyError:
         )
         for _ in range(4)
     ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outcomes = []
-    for process in processes:
-        assert process.stdout is not None
-        outcomes.append(process.stdout.readline().strip())
-    for process in processes:
-        process.communicate("end\n")
+    try:
+        assert [said_by(process) for process in processes] == ["ready"] * 4
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        outcomes = [said_by(process) for process in processes]
+    finally:
+        for process in processes:
+            process.communicate("end\n")
     assert sorted(outcomes) == ["refused", "refused", "refused", "won"]
+
+
+def said_by(process):
+    assert process.stdout is not None
+    return process.stdout.readline().strip()

@@ -1,7 +1,6 @@
 """Storage that fails for a while is used again, for a set time and not longer; a log never ends a job."""
 
 import json
-import time
 
 import pytest
 
@@ -31,23 +30,23 @@ def failing(times, error):
 
 def test_what_fails_is_tried_again_and_each_pause_is_told():
     pauses = []
-    assert persistently(failing(3, ObjectStoreError("503")), 5, lambda: pauses.append(1)) == "done"
+    assert persistently(failing(3, ObjectStoreError("503")), 60, lambda: pauses.append(1)) == "done"
     assert len(pauses) == 3
 
 
 def test_the_last_error_comes_out_when_the_time_is_up():
-    began = time.monotonic()
+    pauses = []
     with pytest.raises(OSError, match="full"):
-        persistently(failing(99, OSError("disk full")), 0.2)
-    assert time.monotonic() - began < 0.3
+        persistently(failing(99, OSError("disk full")), 0.2, lambda: pauses.append(1))
+    assert len(pauses) <= 4, "after 10, 20, 40 and 80 ms a pause of 160 would be too long"
 
 
 @pytest.mark.parametrize("error", [ObjectNotFoundError("gone"), StoreExistsError("other"), ValueError("bug")])
 def test_what_waiting_does_not_mend_is_raised_at_once(error):
-    began = time.monotonic()
+    pauses = []
     with pytest.raises(type(error)):
-        persistently(failing(1, error), 60)
-    assert time.monotonic() - began < 1
+        persistently(failing(1, error), 60, lambda: pauses.append(1))
+    assert not pauses
 
 
 def test_a_plan_read_from_failing_storage_loses_no_unit(tmp_path, monkeypatch):
@@ -62,7 +61,7 @@ def test_a_plan_read_from_failing_storage_loses_no_unit(tmp_path, monkeypatch):
         return get(self, name, **options)
 
     monkeypatch.setattr(Objects, "get", flaky)
-    assert [unit.unit_id for unit in Plan(objects).units(5)] == ["u0"]
+    assert [unit.unit_id for unit in Plan(objects).units(60)] == ["u0"]
 
 
 def test_a_full_disk_costs_events_and_not_the_job(tmp_path):
