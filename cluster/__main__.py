@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 2
-    except TimeoutError as error:
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a file that cannot be written, or a job that takes longer than it may
         print(f"cluster: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "render",
         render.run,
         "Describe a cluster: Ray YAML, KubeRay, Slurm, Dockerfile, Grafana",
-        "render cluster.toml",
+        "render cluster.toml --kind kuberay-cluster",
     )
     render.add_arguments(described)
     return parser
@@ -112,7 +112,8 @@ def _add_job_commands(add: Add) -> None:
     stop = add("stop", commands.stop, "Let a job finish what it is at, and end it", "stop label-demo-1a2b3c")
     resume = add("resume", commands.resume, "Continue an ended job", "resume label-demo-1a2b3c --follow")
     for sub in (status, logs, stop, resume):
-        sub.add_argument("id", nargs="?", help="job id (default: the newest job)")
+        default = "the one that has not ended" if sub is stop else "the newest job"
+        sub.add_argument("id", nargs="?", help=f"job id (default: {default})")
     _add_staying(resume)
     listing = add("list", commands.list_jobs, "The labeling jobs of a cluster, newest first", "list --json")
     cost = add("cost", commands.cost, "What a job will cost, or has cost", "cost job.toml")
@@ -129,9 +130,12 @@ def _add_job_commands(add: Add) -> None:
 def _add_local(add: Add) -> None:
     up = add("up", commands.up, "Start a Ray cluster of several nodes on this machine", "up --local 2")
     up.add_argument(
-        "--local", type=int, required=True, metavar="N", help="number of nodes, the head included"
+        "--local", type=_count, required=True, metavar="N", help="number of nodes, the head included"
     )
-    up.add_argument("--cpus", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="CPUs of each node")
+    default_cpus = max(1, (os.cpu_count() or 1) // 2)
+    up.add_argument(
+        "--cpus", type=_count, default=default_cpus, help=f"CPUs of each node (default {default_cpus})"
+    )
     up.add_argument("--json", action="store_true", help="print the addresses as JSON")
     down = add("down", commands.down, "Stop the cluster that `up` started, and nothing else", "down")
     for sub in (up, down):
@@ -140,8 +144,18 @@ def _add_local(add: Add) -> None:
         )
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
+    return int(text)
+
+
 def _add_address(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--address", help="dashboard of the cluster's head, http://HEAD:8265")
+    sub.add_argument(
+        "--address",
+        help="dashboard of the cluster's head, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, else the "
+        "local cluster that is up)",
+    )
 
 
 def _add_staying(sub: argparse.ArgumentParser) -> None:

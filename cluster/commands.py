@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def logs(args: argparse.Namespace) -> int:
 def stop(args: argparse.Namespace) -> int:
     """Drain: units at work are finished within `workers.drain_sec`, the rest is left for `resume`."""
     client = ClusterClient(_address(args))
-    job = _chosen(client, args.id)
+    job = (None if args.id else only_one_at_work(client.jobs())) or _chosen(client, args.id)
     if job.has_ended:
         _say(args, f"{job.submission_id} had ended already: {job.state.lower()}")
         return 0
@@ -215,6 +216,19 @@ def _chosen(client: ClusterClient, submission_id: str | None) -> ClusterJob:
     if not jobs:
         raise JobRefusedError(f"{client.address} has no labeling job; submit one")
     return jobs[0]
+
+
+def only_one_at_work(jobs: Sequence[ClusterJob]) -> ClusterJob | None:
+    """The job meant by a `stop` without an id: on a shared cluster the newest may be someone else's.
+
+    Raises:
+        JobRefusedError: several have not ended.
+    """
+    at_work = [job for job in jobs if not job.has_ended]
+    if len(at_work) > 1:
+        names = ", ".join(job.submission_id for job in at_work)
+        raise JobRefusedError(f"{len(at_work)} jobs have not ended; name the one to stop: {names}")
+    return at_work[0] if at_work else None
 
 
 def _row(job: ClusterJob) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import json
+import os
 import re
 import secrets
 import shlex
@@ -32,7 +33,8 @@ JOB_FILE = "job.json"
 INPUT_FOLDER = "input"
 STOP_MARGIN_SEC = 30
 """Time beyond `workers.drain_sec` that a stopped driver has before Ray kills it."""
-SECRET_NAME = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)
+SECRET_NAME = re.compile(r"key|secret|token(?!iz)|passw|credential", re.IGNORECASE)
+"""TOKENIZERS_PARALLELISM and its like are no secrets."""
 BLANK = "***"
 
 STORE_KEY = "penumbra.store"
@@ -73,7 +75,7 @@ def prepare(
     Raises:
         JobRefusedError: a secret, or a path that the cluster cannot reach.
     """
-    document = resolved(job)
+    document = _with_absolute_paths(resolved(job))
     refuse_secrets(document)
     parse_env([f"{name}={value}" for name, value in options.env_vars])
     if job.workers.address is not None:
@@ -82,7 +84,7 @@ def prepare(
             "to; remove the setting"
         )
     metadata = {
-        STORE_KEY: job.output.uri,
+        STORE_KEY: document["output"]["uri"],
         JOB_KEY: json.dumps(document),
         OPTIONS_KEY: json.dumps(
             {"files": options.files, "python": options.python, "ship_code": options.ship_code}
@@ -91,11 +93,7 @@ def prepare(
     }
     if resumes is not None:
         metadata[RESUMES_KEY] = resumes
-    if options.files == "same":
-        document = _with_absolute_paths(document)
-        metadata[STORE_KEY] = document["output"]["uri"]
-        metadata[JOB_KEY] = json.dumps(document)
-    else:
+    if options.files == "ship":
         document = _ship_input(document, folder)
     (folder / JOB_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
     if options.ship_code:
@@ -170,27 +168,28 @@ def _blanked(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def is_local_path(uri: str) -> bool:
-    return "://" not in uri
+    return "://" not in uri or uri.startswith("file://")
 
 
 def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
     """The same job whatever folder it runs in."""
     changed = json.loads(json.dumps(document))
     for section in ("input", "output"):
-        if is_local_path(changed[section]["uri"]):
-            changed[section]["uri"] = str(Path(changed[section]["uri"]).absolute())
-    if Path(changed["teacher"]["model"]).is_dir() and changed["teacher"]["model"]:
-        changed["teacher"]["model"] = str(Path(changed["teacher"]["model"]).absolute())
+        uri = changed[section]["uri"]
+        if is_local_path(uri):
+            changed[section]["uri"] = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    if os.path.isdir(changed["teacher"]["model"]):
+        changed["teacher"]["model"] = os.path.abspath(changed["teacher"]["model"])
     return changed
 
 
 def _ship_input(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy local input files into the folder; refuse paths that cannot travel."""
+    """Copy local input files into the folder; refuse paths that cannot travel. Local paths are absolute."""
     changed = json.loads(json.dumps(document))
     remedy = "use an s3:// address, or --files same if every node sees the path as this machine does"
     if is_local_path(changed["output"]["uri"]):
         raise JobRefusedError(f"output.uri {changed['output']['uri']!r} lies on this machine; {remedy}")
-    if changed["teacher"]["model"] and Path(changed["teacher"]["model"]).is_dir():
+    if os.path.isdir(changed["teacher"]["model"]):
         raise JobRefusedError(
             f"teacher.model {changed['teacher']['model']!r} is a folder of this machine; name a Hugging Face "
             "id, or use --files same if every node has the folder at the same path"

@@ -13,6 +13,7 @@ import pytest
 from cluster import local
 from cluster.__main__ import main
 from cluster.client import EXIT_STATUS_OF_STATE, ClusterJob, is_loopback, normalise_address
+from cluster.commands import only_one_at_work
 from cluster.dashboard import is_cluster_address, write_jobs
 from cluster.errors import ClusterError, ClusterUnreachableError, JobNotFoundError, JobRefusedError
 from cluster.submission import (
@@ -88,17 +89,31 @@ def test_paths_that_mean_the_same_everywhere_become_absolute(
     tmp_path: Path, send: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = a_job(tmp_path, uri="in.jsonl", output="runs/store")
-    submission = prepare(job, options("same"), send)
-    sent = load_job(str(send / JOB_FILE), environ={})
-    assert sent.input.uri == str(tmp_path / "in.jsonl")
-    assert sent.output.uri == submission.metadata[STORE_KEY] == str(tmp_path / "runs/store")
+    monkeypatch.setenv("HOME", "/home/me")
+    for uri, output, whole in (
+        ("in.jsonl", "runs/store", f"{tmp_path}/runs/store"),
+        ("file://in.jsonl", "~/runs/store", "/home/me/runs/store"),
+    ):
+        submission = prepare(a_job(tmp_path, uri=uri, output=output), options("same"), send)
+        sent = load_job(str(send / JOB_FILE), environ={})
+        assert sent.input.uri == str(tmp_path / "in.jsonl")
+        assert sent.output.uri == submission.metadata[STORE_KEY] == whole
+
+
+def test_a_job_sent_from_one_folder_can_be_resumed_from_another(
+    tmp_path: Path, send: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n')
+    monkeypatch.chdir(tmp_path)
+    submission = prepare(a_job(tmp_path, uri="in.jsonl"), options(), send)
+    assert json.loads(submission.metadata[JOB_KEY])["input"]["uri"] == str(tmp_path / "in.jsonl")
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"output": "runs/store"}, "lies on this machine"),
+        ({"output": "file:///runs/store"}, "lies on this machine"),
         ({"uri": "nothing-*.jsonl"}, "matches no file"),
         ({"uri": "s3://me:pw@bucket/in"}, "user name or password"),
         ({"more": "[workers]\naddress = '10.0.0.1:6379'"}, "remove the setting"),
@@ -126,6 +141,7 @@ def test_secrets_may_not_travel_in_the_environment(name: str) -> None:
     with pytest.raises(JobRefusedError, match=name):
         parse_env([f"{name}=value"])
     assert parse_env(["NCCL_DEBUG=INFO", "X="]) == (("NCCL_DEBUG", "INFO"), ("X", ""))
+    assert parse_env(["TOKENIZERS_PARALLELISM=false"]) == (("TOKENIZERS_PARALLELISM", "false"),)
 
 
 def test_ids_name_the_store_and_never_repeat() -> None:
@@ -161,11 +177,23 @@ def test_a_store_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
         assert not is_cluster_address(store)
 
 
-def test_a_job_whose_cluster_is_gone_is_not_called_running(tmp_path: Path) -> None:
-    jobs = [
+def cluster_jobs(**states: str) -> list[ClusterJob]:
+    return [
         ClusterJob(name, state, "as Ray said", "s3://b/store", "", 1.0, None, None, {})
-        for name, state in (("a", "RUNNING"), ("b", "SUCCEEDED"))
+        for name, state in states.items()
     ]
+
+
+def test_without_an_id_only_a_lone_job_is_stopped() -> None:
+    alone = cluster_jobs(newest="SUCCEEDED", older="RUNNING", oldest="STOPPED")
+    assert only_one_at_work(alone) == alone[1]
+    assert only_one_at_work(cluster_jobs(newest="SUCCEEDED")) is None
+    with pytest.raises(JobRefusedError, match="name the one to stop: mine, theirs"):
+        only_one_at_work(cluster_jobs(mine="PENDING", theirs="RUNNING"))
+
+
+def test_a_job_whose_cluster_is_gone_is_not_called_running(tmp_path: Path) -> None:
+    jobs = cluster_jobs(a="RUNNING", b="SUCCEEDED")
     write_jobs(tmp_path / "jobs.json", jobs, problem="no Ray cluster answers")
     rows = json.loads((tmp_path / "jobs.json").read_text())
     assert [(row["state"], row["message"]) for row in rows] == [
@@ -221,6 +249,14 @@ def test_a_wrong_job_is_refused_before_any_cluster_is_asked(
     assert main(["submit", file, "--address", "http://127.0.0.1:1"]) == 2
     assert "labels.top_k" in capsys.readouterr().err
     assert main(["submit", str(tmp_path / "none.toml"), "--address", "http://127.0.0.1:1"]) == 2
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_cluster_has_at_least_one_node(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["up", "--local", count])
+    assert ended.value.code == 2
+    assert "a whole number from 1 on" in capsys.readouterr().err
 
 
 def test_without_any_cluster_the_remedies_are_named(
