@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from cluster.config import ClusterConfig, GroupConfig, HeadConfig
@@ -47,7 +48,7 @@ def ray_job(cluster: ClusterConfig, job: JobConfig) -> list[dict[str, Any]]:
         "kind": "RayJob",
         "metadata": _metadata(cluster),
         "spec": {
-            "entrypoint": f"{cluster.python} -m labeler run {JOB_FOLDER}/job.json",
+            "entrypoint": f"{shlex.quote(cluster.python)} -m labeler run {JOB_FOLDER}/job.json",
             "submissionMode": "K8sJobMode",
             "runtimeEnvYAML": f'env_vars:\n  RAY_JOB_STOP_WAIT_TIME_S: "{stop_sec}"\n',
             "shutdownAfterJobFinishes": True,

@@ -75,7 +75,15 @@ def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_fil
     return head + body
 
 
-RAY_UP = "ray up FILE; ray dashboard FILE (tunnel to 8265); python -m cluster submit job.toml; ray down FILE"
+RAY_UP = (
+    "ray up FILE; in another terminal: ray dashboard FILE, a tunnel to the head's port 8265",
+    "python -m cluster submit job.toml --address http://127.0.0.1:8265; at the end: ray down FILE",
+)
+KUBERAY = (
+    "the KubeRay operator 1.3 or later, NVIDIA's device plugin and, for its label, GPU feature discovery",
+    "access to the store: `kubernetes.service_account` with a role, or keys in `kubernetes.secret`",
+    "a NetworkPolicy where others share Kubernetes: who reaches the head's service may run anything on it",
+)
 NEEDS: dict[str, tuple[str, ...]] = {
     "ray-aws": (
         "here: AWS credentials that may start instances and make roles (for example AWS_PROFILE), boto3",
@@ -83,35 +91,34 @@ NEEDS: dict[str, tuple[str, ...]] = {
         "workers: `aws.worker_profile`, an instance profile that may use the store's bucket",
         "head: Ray makes the role ray-autoscaler-v1 (EC2, S3); add iam:PassRole for the workers' profile",
         "and ssm:GetParameters, with which AWS looks up the machines' image",
-        RAY_UP,
+        *RAY_UP,
     ),
     "ray-gcp": (
         "here: gcloud credentials (application-default), google-api-python-client",
         "quota for the machines; `image` where they may pull it, or the project in `gcp.machine_image`",
         "workers: `gcp.worker_account`, a service account that may pull the image",
         "a store on S3, with its keys in the machines' environment: the labeler does not write to gs:// yet",
-        RAY_UP,
+        *RAY_UP,
     ),
     "ray-on-premise": (
         "ssh from here to every machine; `ray` on the path of an ssh login there, or Docker and `image`",
+        "a network of your own: whoever reaches the head's port 6379 may run anything on the machines",
         "a store that every machine reaches: S3, or a shared file system at the same path",
-        RAY_UP,
+        *RAY_UP,
     ),
     "kuberay-cluster": (
-        "the KubeRay operator, version 1.3 or later, and NVIDIA's device plugin",
-        "access to the store: `kubernetes.service_account` with a role, or keys in `kubernetes.secret`",
-        "kubectl apply -f FILE; kubectl port-forward svc/NAME-head-svc 8265",
+        *KUBERAY,
+        "kubectl apply -f FILE; kubectl -n {namespace} port-forward svc/{name}-head-svc 8265",
         "python -m cluster submit job.toml --address http://127.0.0.1:8265",
     ),
     "kuberay-job": (
-        "the KubeRay operator, version 1.3 or later, and NVIDIA's device plugin",
-        "access to the store: `kubernetes.service_account` with a role, or keys in `kubernetes.secret`",
+        *KUBERAY,
         "kubectl apply -f FILE; kubectl delete -f FILE stops it; applying it again goes on with the store",
     ),
     "slurm": (
         "Slurm 20.11 or later; the project installed at the same path on every node",
         "a store that every node reaches: a shared file system, or S3 with its keys in the environment",
-        "sbatch FILE; before the time limit the job drains and is queued again",
+        "sbatch FILE; before the time limit the job drains and is queued again; scancel ends it for good",
     ),
     "dockerfile": (
         "docker build -f FILE -t IMAGE . in the project's folder, then docker push IMAGE",
@@ -119,7 +126,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
         "gated teachers: HF_TOKEN in the environment of the machines, never in the image",
     ),
     "prometheus": (
-        "prometheus --config.file=FILE on the head; targets come from Ray's own file",
+        "prometheus --config.file=FILE on the head, in its container if it has one: Ray lists the targets",
         "on Kubernetes instead a PodMonitor on the pods' port `metrics`",
     ),
     "grafana": (),
@@ -132,7 +139,8 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None) -> str:
         f"Rendered by `python -m cluster render --kind {kind}` for the cluster {cluster.name!r}.",
         "Needs:",
     ]
-    lines += [f"  - {need}" for need in NEEDS[kind]]
+    names = {"name": cluster.name, "namespace": cluster.kubernetes.namespace}
+    lines += [f"  - {need.format(**names)}" for need in NEEDS[kind]]
     placement = check_placement(cluster, job, _cores_offered(cluster, kind)) if job is not None else []
     if placement:
         lines += [

@@ -69,7 +69,7 @@ export RAY_USAGE_STATS_ENABLED=0
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 # Ray listens on the nodes' network: only this job's own steps have the token.
 export RAY_AUTH_MODE=token
-RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
 export RAY_AUTH_TOKEN
 {setup}
 
@@ -107,8 +107,9 @@ while kill -0 "$job" 2>/dev/null; do
 done
 kill "${{steps[@]}}" 2>/dev/null || true
 wait "${{steps[@]}}" 2>/dev/null || true
-# 4: the job was interrupted before its end; ask Slurm for another turn, which goes on where it stopped.
-if [ "$status" -eq 4 ]; then
+# 4: the job was interrupted before its end; unless it was cancelled, ask Slurm for another turn, which goes
+# on where it stopped.
+if [ "$status" -eq 4 ] && [[ "$(scontrol show job "$SLURM_JOB_ID")" == *JobState=RUNNING* ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

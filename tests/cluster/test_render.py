@@ -267,10 +267,11 @@ def test_the_slurm_script_is_bash_and_drains_before_the_time_is_up(tmp_path: Pat
     assert "'runs/my job.toml'" in text
 
 
-def fake_slurm(folder: Path, job_status: str) -> dict[str, str]:
+def fake_slurm(folder: Path, job_status: str, slurm_state: str) -> dict[str, str]:
     """scontrol, srun and a python that note how they were called; the job waits for its signal."""
     tools = {
-        "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else echo "scontrol $*" >> "$NOTES"; fi',
+        "scontrol": 'case "$*" in "show hostnames"*) printf "n1\\nn2\\n";; '
+        f'"show job"*) echo "   JobState={slurm_state} Reason=None";; *) echo "scontrol $*" >> "$NOTES";; esac',
         "srun": 'echo "srun $*" >> "$NOTES"; case "$*" in *hostname*) echo 10.0.0.1;; *) sleep 60;; esac',
         "python": 'echo "python $*" >> "$NOTES"\n'
         f'case "$*" in *labeler*) trap \'echo drained >> "$NOTES"; exit {job_status}\' TERM; '
@@ -289,11 +290,14 @@ def fake_slurm(folder: Path, job_status: str) -> dict[str, str]:
     }
 
 
-def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("slurm_state", "num_turns"), [("RUNNING", 1), ("CANCELLED", 0)])
+def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(
+    tmp_path: Path, slurm_state: str, num_turns: int
+) -> None:
     script = tmp_path / "job.sh"
     cluster = one_kind(slurm={"setup": 'echo setup >> "$NOTES"'})
     script.write_text(render(cluster, "slurm", None, job_file="job.toml"))
-    environment = fake_slurm(tmp_path, job_status="4")
+    environment = fake_slurm(tmp_path, job_status="4", slurm_state=slurm_state)
     process = subprocess.Popen(["bash", str(script)], env=environment)
     notes = tmp_path / "notes"
     for _ in range(100):
@@ -306,7 +310,7 @@ def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(tmp_pat
     said = notes.read_text()
     assert said.startswith("setup\n")
     assert "drained" in said
-    assert "scontrol requeue 77" in said
+    assert said.count("scontrol requeue 77") == num_turns
     assert said.count("start --address=10.0.0.1:6456") == 1
     assert "srun --nodes=3" in said
 
@@ -337,6 +341,27 @@ def test_a_dockerfile_copies_only_what_there_is() -> None:
         ["bash", "-c", f'PATH=/bin; {profile[1]}; echo "$PATH"'], capture_output=True, text=True, check=True
     )
     assert path.stdout == "/opt/venv/bin:/bin\n"
+
+
+def test_commands_in_a_rendered_file_can_be_typed_as_they_stand() -> None:
+    forward = "kubectl -n distill port-forward svc/distill-head-svc 8265"
+    submit = "python -m cluster submit job.toml --address http://127.0.0.1:8265"
+    said: list[tuple[Kind, str]] = [
+        ("kuberay-cluster", forward),
+        ("kuberay-cluster", submit),
+        ("ray-aws", submit),
+    ]
+    for kind, command in said:
+        assert command in comments(render(two_kinds(), kind, None, job_file="job.toml"))
+    entrypoint = kuberay.ray_job(two_kinds(python="/opt/my python"), a_job())[1]["spec"]["entrypoint"]
+    assert entrypoint == "'/opt/my python' -m labeler run /etc/penumbra/job.json"
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text('name = "a"\n[[groups]]\nname = "cpu"\ncount = 2\n')
+    assert main(["render", str(file), "--kind", "grafana", "--out", str(tmp_path / "none" / "file")]) == 1
+    assert "none/file" in capsys.readouterr().err
 
 
 def test_grafana_panels_do_not_overlap_and_have_queries() -> None:
