@@ -2,7 +2,7 @@
 
 A part that fails or takes too long does not stop the others; it is named at the end and the exit status
 is then 1. With `--reference` the quick sizes are measured too, of what is always there (the demo's teacher
-and prompts, the packaged capture): what `benchmarks check` compares with.
+and prompts, the packaged capture), without plots: what `benchmarks check` compares with.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.reference:
         parts = [part for part in args.parts if part in REFERENCE_PARTS]
         failed += [f"{part} --quick" for part in measure(parts, args.reference, ["--quick", "--quiet"])]
+        for unread in args.reference.glob("*.svg"):
+            unread.unlink()
     page = args.page or args.out / "RESULTS.md"
     results = load_all(args.out)
     write_page(results, PARTS, args.out, page, failed)

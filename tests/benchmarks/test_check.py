@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,14 @@ def test_the_median_of_the_attempts_counts() -> None:
 def test_a_reference_of_zero_allows_only_zero() -> None:
     assert not compare_figures(figure(0.0), [figure(0.0)], "storage").failed
     assert compare_figures(figure(0.0), [figure(0.1)], "storage").loss == math.inf
+
+
+def test_what_rounding_does_to_a_tiny_error_is_no_loss() -> None:
+    reference = Figure("kl", 3e-14, "nats", 1, 0.0, True, "lower")
+    assert compare_figures(reference, [replace(reference, value=9e-7)], "storage").loss == 0
+    assert compare_figures(reference, [replace(reference, value=2e-6)], "storage").failed
+    bytes_per_token = figure(131.0)
+    assert compare_figures(bytes_per_token, [figure(131.0 + 1e-7)], "storage").loss > 0
 
 
 def test_rates_are_not_compared_and_missing_figures_are_lost() -> None:
