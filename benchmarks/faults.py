@@ -47,13 +47,13 @@ def run(args: argparse.Namespace) -> int:
         Figure.of("driver_back_sec", driver_sec, "s"),
         Figure.of("driver_kill_costs_sec", max(driver_total - undisturbed, 0.0), "s"),
     ]
-    with plot(args.out / "faults.svg", "Seconds until work goes on", "", "seconds") as axes:
-        axes.bar(["actor killed", "driver killed,\nstarted again"], [actor_sec, driver_sec], width=0.5)
+    with plot(args.out / "faults.svg", "Time until work goes on", "what is killed", "seconds") as axes:
+        axes.bar(["one of two actors", "the driver, then started again"], [actor_sec, driver_sec], width=0.5)
     result = Result.of(
         "faults",
         meaning=f"Work goes on {actor_sec:.0f} s after an actor is killed and {driver_sec:.0f} s after a "
         "killed driver is started again.",
-        columns=("what is killed", "seconds until a new unit is at work", "seconds of the whole job"),
+        columns=("what is killed", "seconds until work goes on", "seconds of the whole job"),
         rows=[
             ("nothing", None, undisturbed),
             ("one of two actors", actor_sec, actor_total),
@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             f"{num_records} records in units of {UNIT_SIZE}, two actors with the stand-in teacher: a real "
             "model's loading comes on top for the actor.",
             "Afterwards every record was there exactly once (`logitstore verify --against`).",
+            "Work goes on when a replacement of the actor is ready, or when the second driver leases a unit; "
+            "each was measured once.",
             "The second driver runs on the same machine, so it need not wait for the lease of the first.",
         ],
         quick=args.quick,

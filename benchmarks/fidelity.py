@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         plots=["fidelity-kl.svg"],
         notes=[
             f"Teacher cut to {teacher.vocab_size} ids; {int((~held_out).sum())} windows of "
-            f"{token_ids_WT.shape[1]} tokens to train on, {int(held_out.sum())} held out; {num_steps} steps.",
+            f"{token_ids_WT.shape[1]} tokens to train on, {int(held_out.sum())} held out; {num_steps} steps, "
+            "a short training: compare the rows, and with their spread.",
             "KL and cross-entropy (CE) on the text in nats per token; +- is half the range over seeds; "
             "'x full' is the mean over seeds of the KL over that of the student of the same seed and T on "
             "the full distribution.",
@@ -130,8 +131,8 @@ def _meaning(qualities: dict[Variant, list[Quality]]) -> str:
         mean(_over_full(Variant(f"{label} K=64", 2.0, 64, tail), qualities)) for tail, label in TAILS
     )
     return (
-        f"Students at T=2 on labels of K=64 end at {exact:.2f} times the KL of those on the whole "
-        f"distribution with the exact tail, at {renormalised:.2f} times with renormalised labels."
+        f"A student trained at T=2 on labels of K=64 ends with {exact:.2f} times the KL of one that saw the "
+        f"whole distribution if the tail is exact, with {renormalised:.2f} times if it is renormalised away."
     )
 
 

@@ -57,7 +57,8 @@ def label_sources(args: argparse.Namespace) -> Iterator[LabelSource]:
 
 def capture_source(path: Path) -> LabelSource:
     source = read_npz(path)
-    return LabelSource("capture", path.name, source.labels, list(source.sequences))
+    origin = path.name if path == SAMPLE else f"{path.name}, which is not in the repository"
+    return LabelSource("capture", origin, source.labels, list(source.sequences))
 
 
 def store_source(store: LogitStore, prompts: str | None) -> LabelSource:

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.labeling_path import RunningWorker, measure_own_code
 from benchmarks.plots import plot
-from benchmarks.results import Figure, Result, publish
+from benchmarks.results import Figure, Result, ResultTable, publish
 from labeler.config import LabelsConfig, TeacherConfig
 from labeler.label_rows import CapturedColumns, ColumnLayout
 from labeler.teacher import PromptError, TokenizedPrompt
@@ -222,13 +222,8 @@ def build_result(
         (labels.get(name, f"K={name[1:]}"), statistics.median(values), statistics.median(ratios[name]))
         for name, values in rates.items()
     ]
-    rows += [
-        (f"our code: {name}, us per token", statistics.median(values), None)
-        for name, values in own_code.items()
-    ]
     totals = [sum(values) for values in zip(*own_code.values(), strict=True)]
-    rows.append(("our code: total, us per token", statistics.median(totals), None))
-    rows += [(f"start: {name}, s", seconds, None) for name, seconds in start_sec.items()]
+    steps = [(name, statistics.median(values)) for name, values in {**own_code, "total": totals}.items()]
     figures = [Figure.of(f"rate_{name}", values, "tokens/s") for name, values in rates.items()]
     figures += [
         Figure.of(f"ratio_{name}", values, "", is_ratio=True, better="higher")
@@ -242,24 +237,35 @@ def build_result(
     figures += [Figure.of(f"start_sec_{name}", seconds, "s") for name, seconds in start_sec.items()]
     if rescore:
         figures.append(Figure.of("decode_over_rescore_sec", rescore, "", is_ratio=True))
-        rows.append(("labels at decode / rescoring, time", statistics.median(rescore), None))
     return Result.of(
         "labeling",
         meaning=f"Exact labels of K={WHOLE_PATH_TOP_K} keep "
         f"{statistics.median(ratios[f'k{WHOLE_PATH_TOP_K}']):.0%} of the rate of a prefill that pays the "
         "lm_head.",
-        columns=("variant", "tokens/s or value", "ratio to the bound"),
+        columns=("variant", "tokens/s", "ratio to the bound"),
         rows=rows,
+        more_tables=(
+            ResultTable.of("CPU time of our own code, by step", ("step", "us per token"), steps),
+            ResultTable.of("Start-up", ("step", "s"), list(start_sec.items())),
+        ),
         figures=figures,
         plots=draw(args.out, ratios, own_code),
         notes=(
             f"{args.prompts} sequences of {PROMPT_TOKENS} tokens, temperatures 1, 2, 4, variants in turn.",
             "Our own code is timed on the tensors of an earlier run, with no engine at work.",
-            "Start-up is measured on this machine as busy as it is.",
+            "Start-up is measured once, on this machine as busy as it is.",
+            *_rescoring_note(rescore),
         ),
         quick=args.quick,
         details={"teacher": Path(args.teacher).name, "affinity": sorted(os.sched_getaffinity(0))},
     )
+
+
+def _rescoring_note(rescore: list[float]) -> list[str]:
+    if not rescore:
+        return []
+    ratio = statistics.median(rescore)
+    return [f"Labels taken while decoding take {ratio:.2f} times as long as generating, then scoring."]
 
 
 def quotients(rates: list[float], bound: list[float]) -> list[float]:
@@ -271,16 +277,19 @@ def draw(out_dir: Path, ratios: dict[str, list[float]], own_code: dict[str, list
     by_k = {int(name[1:]): statistics.median(values) for name, values in ratios.items() if name[0] == "k"}
     with plot(
         out_dir / "labeling-ratio.svg",
-        "The rate that labels leave, by K",
-        "K entries per row",
-        "rate / bound",
+        "Labeling rate as a share of the bound, by K",
+        "K entries stored",
+        "rate / rate of the bound",
     ) as axes:
-        axes.plot(list(by_k), list(by_k.values()), marker="o", label="labels, exact at T = 1, 2, 4")
+        axes.plot(list(by_k), list(by_k.values()), marker="o", label="labels with exact tails at T = 1, 2, 4")
         axes.axhline(
-            statistics.median(ratios["none"]), linestyle=":", color="gray", label="no logprobs at all"
+            statistics.median(ratios["none"]), linestyle=":", color="gray", label="prefill without logprobs"
         )
-        axes.axhline(1.0, color="gray", linewidth=1, label="1 logprob (the bound)")
+        axes.axhline(1.0, color="gray", linewidth=1, label="prefill with 1 logprob: the bound")
+        axes.set_xticks(list(by_k))
         axes.set_ylim(bottom=0)
-    with plot(out_dir / "labeling-own-code.svg", "CPU time of our own code", "", "us per token") as axes:
+    with plot(
+        out_dir / "labeling-own-code.svg", "CPU time of our own code, by step", "", "microseconds per token"
+    ) as axes:
         axes.bar(list(own_code), [statistics.median(values) for values in own_code.values()])
     return ["labeling-ratio.svg", "labeling-own-code.svg"]

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -115,6 +116,22 @@ def _part_of(column: str) -> str:
 
 def to_parquet(entries: Entries) -> bytes:
     """Plain Parquet: zstd, list<int32> and list<float16> columns, and the normaliser."""
+    return _parquet(entries, compression="zstd")
+
+
+def to_tuned_parquet(entries: Entries) -> bytes:
+    """The same with the options that make it smallest and fastest here: every byte of a number in a stream of
+    its own, no dictionaries, more work for zstd. Whoever writes plain Parquet does not set them."""
+    return _parquet(
+        entries,
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=False,
+        use_byte_stream_split=["ids.list.element", "gaps.list.element"],
+    )
+
+
+def _parquet(entries: Entries, **options: Any) -> bytes:
     offsets = pa.array(np.arange(len(entries.ids_NK) + 1, dtype=np.int32) * entries.ids_NK.shape[1])
     table = pa.table(
         {
@@ -124,12 +141,12 @@ def to_parquet(entries: Entries) -> bytes:
         }
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, **options)
     return buffer.getvalue()
 
 
 def from_parquet(data: bytes, top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, gaps and normaliser of `to_parquet`, read on one thread."""
+    """Ids, gaps and normaliser of either Parquet, read on one thread."""
     table = pq.read_table(pa.BufferReader(data), use_threads=False)
     flat = [table[name].combine_chunks().values for name in ("ids", "gaps")]
     ids, gaps = (values.to_numpy(zero_copy_only=False).reshape(-1, top_k) for values in flat)
@@ -191,6 +208,7 @@ PLAIN_VALUES = (
 )
 PLAIN_LAYOUTS = (
     PlainLayout("plain Parquet, zstd", "parquet", lambda entries: len(to_parquet(entries))),
+    PlainLayout("tuned Parquet, zstd", "tuned_parquet", lambda entries: len(to_tuned_parquet(entries))),
     PlainLayout("JSONL, 4 decimals", "jsonl", _json_lines_bytes),
     PlainLayout("raw numpy, i32 + f16", "numpy", _raw_bytes),
     PlainLayout("torch.save, zstd", "torch", _torch_bytes),

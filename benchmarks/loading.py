@@ -33,6 +33,7 @@ SEQUENCE_TOKENS = 256
 BATCH_SIZE = 8
 RESUME_LIMIT_SEC = 2.0
 PARQUET, PARQUET_ARROW = "parquet, datasets", "parquet, datasets, Arrow tables"
+TUNED_ARROW = "tuned parquet, datasets, Arrow tables"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         store = _make_store(next(label_sources(args)).cut(top_k), folder / "store", num_rows)
-        parquet = write_parquet(store, folder / "labels.parquet")
+        parquet, tuned = folder / "labels.parquet", folder / "tuned.parquet"
+        write_parquet(store, parquet, tuned)
         rows = sum(entry.num_rows for entry in store.shards())
         readers: dict[str, Callable[[], Iterable[Any]]] = {
             "store, local": lambda: _ours(store.uri),
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             "store, local, K'=16": lambda: _ours(store.uri, top_k=16),
             PARQUET: lambda: record_batches(parquet, BATCH_SIZE),
             PARQUET_ARROW: lambda: arrow_batches(parquet, BATCH_SIZE),
+            TUNED_ARROW: lambda: arrow_batches(tuned, BATCH_SIZE),
         }
         spec = None if args.no_s3 else _copy_to_s3(stack, store)
         if spec is not None:
@@ -84,9 +87,9 @@ def _publish(
     bytes_per_row: dict[int, float],
 ) -> None:
     baseline = warm[PARQUET]
-    ratios, arrow_ratios = (
+    ratios, arrow_ratios, tuned_ratios = (
         [ours / theirs for ours, theirs in zip(warm["store, local"], warm[name], strict=True)]
-        for name in (PARQUET, PARQUET_ARROW)
+        for name in (PARQUET, PARQUET_ARROW, TUNED_ARROW)
     )
     table = [
         (
@@ -100,6 +103,7 @@ def _publish(
     figures = [
         Figure.of("warm_over_parquet", ratios, "x", is_ratio=True, better="higher"),
         Figure.of("warm_over_parquet_arrow", arrow_ratios, "x", is_ratio=True, better="higher"),
+        Figure.of("warm_over_tuned_parquet_arrow", tuned_ratios, "x", is_ratio=True, better="higher"),
         *(
             Figure.of(f"resume_seconds_{_slug(place)}", seconds, "s", better="lower")
             for place, seconds in resume.items()
@@ -110,18 +114,12 @@ def _publish(
             for k, value in bytes_per_row.items()
         ),
     ]
-    with plot(
-        args.out / "loading-rate.svg", "Tokens that reach the training loop", "", "tokens/s", width=7.5
-    ) as axes:
-        names = list(warm)
-        axes.barh(names, [float(np.median(warm[name])) for name in names])
-        axes.invert_yaxis()
-        axes.set_xlabel("tokens/s, warm")
-        axes.set_ylabel("")
+    _draw(args.out / "loading-rate.svg", warm)
     result = Result.of(
         "loading",
         meaning=f"Labels reach a training loop {np.median(ratios):.1f} times as fast as plain Parquet's "
-        f"records, {np.median(arrow_ratios):.1f} times as fast as its Arrow batches.",
+        f"records, {np.median(arrow_ratios):.1f} times as fast as its Arrow batches and "
+        f"{np.median(tuned_ratios):.1f} times as fast as those of tuned Parquet.",
         columns=("reader", "first epoch, tokens/s", "later epochs, tokens/s", "against parquet"),
         rows=table,
         figures=figures,
@@ -129,6 +127,10 @@ def _publish(
         notes=[
             f"{rows:,} label rows at K={top_k} in sequences of up to {SEQUENCE_TOKENS} tokens, batches of "
             f"{BATCH_SIZE}, one process unless workers are named.",
+            "Every epoch opens what it reads. Parquet is pyarrow's defaults with int32 ids and fp32 log-"
+            "probabilities; tuned: fp16, byte stream split, no dictionaries, zstd level 9.",
+            "Workers hand batches from process to process, which costs more than reading one here; they pay "
+            "where the training loop keeps its own core busy.",
             "The first epoch pays for opening and, with a cache, for the download; the operating system's "
             "page cache is warm throughout.",
             "First batch after resuming in mid-epoch, imports not counted: "
@@ -142,6 +144,17 @@ def _publish(
         details={"rows": rows, "top_k": top_k},
     )
     publish(result, args.out, quiet=args.quiet)
+
+
+def _draw(path: Path, warm: dict[str, list[float]]) -> None:
+    title = "Tokens that reach the training loop, later epochs"
+    with plot(path, title, "thousand tokens/s (line: range)", "", width=7.5) as axes:
+        for name, rates in warm.items():
+            middle = float(np.median(rates))
+            ends = [[middle - min(rates)], [max(rates) - middle]]
+            colour = "C1" if "parquet" in name else "C0"
+            axes.barh(name, middle / 1000, xerr=np.divide(ends, 1000), color=colour)
+        axes.invert_yaxis()
 
 
 def _make_store(source: LabelSource, folder: Path, num_rows: int) -> LogitStore:

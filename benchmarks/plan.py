@@ -138,7 +138,7 @@ def assumptions(scale: Scale, rates: Rates, prices: Prices) -> str:
     """Everything an estimate rests on, in one sentence."""
     return (
         f"Assumed: {rates.bytes_per_token:.1f} B and {rates.tokens_per_sec:,.0f} rows/s per replica "
-        f"({rates.origin}); {scale.devices_per_replica:g} devices per replica, "
+        f"({rates.origin}); devices per replica: {scale.devices_per_replica:g}, "
         f"start-up {rates.start_sec:.0f} s, available {scale.availability:.0%} of the time, "
         f"units of {scale.unit_tokens:,} rows; "
         f"{prices.per_device_hour:g} per device hour, {prices.per_gb_month:g} per GB and month for "

@@ -49,7 +49,7 @@ class Coverage:
     mass_at_temperature: float
     kl: float
     """KL(teacher || what the labels say) at the temperature, the tail spread evenly over the other ids, nats:
-    the shape of the tail is all that labels with its exact mass leave unsaid."""
+    the shape of the tail is all that labels with its exact mass lose."""
     renormalised: float
     """What leaving the tail out would be wrong by: -log of the mass at the temperature, nats."""
     bytes_per_token: float
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number = parser.add_argument
     number("--temperature", type=float, default=1.0, help="of the distillation (default: 1)")
     number("--min-mass", type=float, default=0.9, help="share of the teacher's mass that K has to cover, or")
-    number("--max-kl", type=float, default=0.4, help="nats that labels of K may leave unsaid")
+    number("--max-kl", type=float, default=0.4, help="nats that labels of K may lose of the teacher")
     number("--tokens", type=float, default=1e9, help="label rows wanted (default: 1e9)")
     number("--deadline-hours", type=float, default=24.0, help="time for labeling them (default: 24)")
     add_price_arguments(parser)
@@ -136,18 +136,18 @@ def _mass_and_kl(source: LabelSource, cut: LabelSource, temperature: float) -> t
 
 
 def choose(coverages: Sequence[Coverage], temperature: float, min_mass: float, max_kl: float) -> Choice:
-    """The smallest K that covers enough or leaves little unsaid; else the largest, said so."""
+    """The smallest K that covers enough or loses little; else the largest, said so."""
     for coverage in sorted(coverages, key=lambda one: one.top_k):
         if coverage.mass_at_temperature >= min_mass or coverage.kl <= max_kl:
             why = (
-                f"the smallest tried that covers {min_mass:.0%} of the mass at T={temperature:g} or leaves "
-                f"at most {max_kl:g} nats unsaid"
+                f"the smallest tried that covers {min_mass:.0%} of the mass at T={temperature:g} or loses "
+                f"at most {max_kl:g} nats"
             )
             return Choice(coverage, True, why)
     largest = max(coverages, key=lambda one: one.top_k)
     why = (
-        f"the largest tried: none covers {min_mass:.0%} of the mass at T={temperature:g} or leaves at most "
-        f"{max_kl:g} nats unsaid; its exact tail matters here, and a larger --top-k may be tried"
+        f"the largest tried: none covers {min_mass:.0%} of the mass at T={temperature:g} or loses at most "
+        f"{max_kl:g} nats; its exact tail matters here, and a larger --top-k may be tried"
     )
     return Choice(largest, False, why)
 
@@ -170,10 +170,10 @@ def _result(
     return Result.of(
         "recommend",
         meaning=f"Take K={best.top_k}: {best.mass_at_temperature:.0%} of the mass at T={args.temperature:g}, "
-        f"{best.kl:.2g} nats unsaid; {args.tokens:,.0f} rows take {found.store_bytes / 1e12:.3g} TB and "
+        f"{best.kl:.2g} nats lost; {args.tokens:,.0f} rows take {found.store_bytes / 1e12:.3g} TB and "
         f"{replicas:,} replicas for {args.deadline_hours:g} h.",
-        columns=("K", *(f"mass at T={temperature:g}" for temperature in temperatures), "KL unsaid, nats",
-                 "renormalised: wrong by, nats", "B/token", "TB of all"),
+        columns=("K", *(f"mass at T={temperature:g}" for temperature in temperatures), "KL lost, nats",
+                 "wrong by, if renormalised, nats", "B/token", "TB of all"),
         rows=[
             (one.top_k, *(one.mass, one.mass_at_temperature)[: len(temperatures)], one.kl,
              one.renormalised, one.bytes_per_token, one.bytes_per_token * args.tokens / 1e12)
@@ -186,7 +186,10 @@ def _result(
             f"K={best.top_k} is {choice.why}.",
             f"Measured on {source.num_rows:,} rows of {source.origin}; more rows train better codebooks, so "
             "a large store takes less than these B/token.",
-            "KL unsaid: what is lost of the teacher when the tail's exact mass is kept and its shape is not.",
+            "KL lost: KL(teacher || labels), with the exact tail spread evenly over the other ids. Training "
+            "does not see this detail, and is not misled by it.",
+            "Wrong by, if renormalised: KL(labels || teacher) where the tail is left out. Training goes "
+            "towards this error, so the two columns are not on one scale.",
             assumptions(scale, rates, prices),
             f"The check: a trial of {TRIAL_UNITS} units on {job.replicas} engines foretells the same job to "
             f"within {TOLERANCE:.0%}, or this part fails.",
@@ -246,8 +249,8 @@ def _check_figures(checked: Sequence[tuple[str, float, float]]) -> list[Figure]:
 
 def _draw(args: argparse.Namespace, coverages: Sequence[Coverage]) -> str:
     with plot(
-        args.out / "recommend.svg", f"What more bytes say of the teacher at T={args.temperature:g}",
-        "B per token", "KL unsaid, nats",
+        args.out / "recommend.svg", f"What labels lose of the teacher at T={args.temperature:g}, by size",
+        "B per token", "KL lost, nats",
     ) as axes:  # fmt: skip
         axes.plot([one.bytes_per_token for one in coverages], [one.kl for one in coverages], marker="o")
         for one in coverages:

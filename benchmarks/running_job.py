@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-WAIT_LIMIT_SEC = 110.0
+WAIT_LIMIT_SEC = 200.0
 
 
 def command(overrides: Sequence[str], *flags: str) -> list[str]:
@@ -44,7 +44,7 @@ class RunningJob:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                lines[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                lines[int(folder.name)] = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
             except OSError:
                 continue
             children.setdefault(parent, []).append(int(folder.name))
@@ -82,16 +82,21 @@ class RunningJob:
     def kill(self) -> None:
         """`kill -9` of the driver alone."""
         os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def _children(process_id: int) -> list[int]:
     """Direct children but for multiprocessing's own helper, which tracks resources."""
     try:
-        found = psutil.Process(process_id).children()
-        return [child.pid for child in found if "resource_tracker" not in " ".join(child.cmdline())]
+        children = psutil.Process(process_id).children()
     except psutil.NoSuchProcess:
         return []
+    found: list[int] = []
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 @contextmanager
@@ -106,7 +111,7 @@ def started(overrides: Sequence[str], *flags: str) -> Iterator[RunningJob]:
                 os.kill(process_id, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        job.process.wait(10)
+        job.process.wait(60)
         for stream in (job.process.stdout, job.process.stderr):
             if stream is not None:
                 stream.close()

@@ -110,7 +110,8 @@ def _result(
     return Result.of(
         "scale",
         meaning=f"A unit costs {growth:.2f} times as much in a store of {units[-1].count:,} as in one of "
-        f"{units[0].count:,}; {fed[-1][0]} workers do {fed[-1][1] / fed[0][1]:.1f} times the work of one.",
+        f"{units[0].count:,}; one driver keeps {fed[-1][0]} stand-in workers busy, with "
+        f"{fed[-1][1] / fed[0][1]:.1f} times the work of one.",
         columns=("units in the store", "commit of one, ms", "open, ms", "compacted, ms", "index, B/unit"),
         rows=[(one.count, one.commit_ms, one.open_ms, one.compacted_ms, one.index_bytes) for one in units],
         more_tables=[
@@ -164,7 +165,10 @@ def _plots(out: Path, units: list[Units], fed: list[tuple[int, float]]) -> list[
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
         axes.set_xticks([], minor=True)
     with plot(
-        out / "scale-workers.svg", "Work done by one driver's workers", "workers", "label rows per second"
+        out / "scale-workers.svg",
+        "Rows labeled by one driver's stand-in workers",
+        "workers",
+        "label rows per second",
     ) as axes:
         counts = [count for count, _ in fed]
         axes.plot(counts, [rate for _, rate in fed], marker="o", label="measured")

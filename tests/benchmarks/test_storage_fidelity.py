@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from benchmarks.label_sources import SAMPLE, LabelSource, capture_source
-from benchmarks.layouts import COLUMN_PARTS, PLAIN_LAYOUTS, Entries, column_bytes, encode_shard
+from benchmarks.layouts import (
+    COLUMN_PARTS,
+    PLAIN_LAYOUTS,
+    Entries,
+    column_bytes,
+    encode_shard,
+    from_parquet,
+    to_parquet,
+    to_tuned_parquet,
+)
 from benchmarks.storage_fidelity import interpolated_fidelity, layout_fidelity, prefix_fidelity
 from logitstore.codebook_training import train_codebooks
 from logitstore.temperature import log_tail_mass
@@ -46,4 +55,14 @@ def test_columns_add_up_to_the_file_and_plain_sizes_are_what_they_must_be(source
     assert sum(sizes.values()) == len(data)
     by_slug = {one.slug: one.num_bytes(Entries.of(source.sequences)) for one in PLAIN_LAYOUTS}
     assert by_slug["numpy"] == source.num_rows * (6 * TOP_K + 4)
-    assert by_slug["megatron"] < by_slug["torch"] < by_slug["parquet"] < by_slug["numpy"] < by_slug["jsonl"]
+    order = ("tuned_parquet", "megatron", "torch", "parquet", "numpy", "jsonl")
+    assert sorted(by_slug, key=by_slug.__getitem__) == list(order)
+
+
+def test_both_parquets_give_back_what_was_written(source: LabelSource) -> None:
+    entries = Entries.of(source.sequences)
+    for write in (to_parquet, to_tuned_parquet):
+        ids_NK, gaps_NK, normaliser_N = from_parquet(write(entries), TOP_K)
+        np.testing.assert_array_equal(ids_NK, entries.ids_NK)
+        np.testing.assert_array_equal(gaps_NK, entries.gaps_NK)
+        np.testing.assert_array_equal(normaliser_N, entries.normaliser_N)
