@@ -19,6 +19,7 @@ from torch.utils.data import get_worker_info
 from logitstore import temperature as temperatures
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabelRows
+from trainer.batch_memory import Layout, zeros
 from trainer.packing import Place, first_fit, one_per_row
 from trainer.samples import ANY_STEP, Sample
 
@@ -103,19 +104,47 @@ class DistillationCollator:
             places, shape_BT = one_per_row(lengths, settings.pad_to_multiple_of)
         else:
             places, shape_BT = first_fit(lengths, settings.pack_length)
-        batch = _token_keys(samples, places, shape_BT, settings)
+        batch = zeros(_layout(samples, shape_BT, settings))
+        arrays = {key: tensor.numpy() for key, tensor in batch.items()}
+        _fill_token_keys(arrays, samples, places, settings)
         if settings.with_teacher:
-            batch |= _teacher_keys(samples, places, shape_BT, settings)
-        aliases = settings.column_aliases
-        return {aliases.get(key, key): torch.from_numpy(array) for key, array in batch.items()}
+            _fill_teacher_keys(arrays, samples, places, settings)
+        return {settings.column_aliases.get(key, key): tensor for key, tensor in batch.items()}
 
 
-def _token_keys(
-    samples: Sequence[Sample], places: Sequence[Place], shape_BT: tuple[int, int], settings: CollateSettings
-) -> dict[str, np.ndarray]:
-    input_ids_BT = np.full(shape_BT, settings.pad_token_id, dtype=np.int64)
-    labels_BT = np.full(shape_BT, settings.ignore_index, dtype=np.int64)
-    position_ids_BT = np.tile(np.arange(shape_BT[1]), (shape_BT[0], 1))
+def _layout(samples: Sequence[Sample], shape_BT: tuple[int, int], settings: CollateSettings) -> Layout:
+    layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "input_ids": (shape_BT, torch.int64),
+        "labels": (shape_BT, torch.int64),
+        "position_ids": (shape_BT, torch.int64),
+    }
+    if settings.pack_length is None:
+        layout["attention_mask"] = (shape_BT, torch.int64)
+    elif settings.packed_attention == "block_diagonal":
+        layout["attention_mask"] = ((shape_BT[0], 1, shape_BT[1], shape_BT[1]), torch.bool)
+    if settings.with_teacher:
+        num_entries = max(sample.sequence.rows.token_ids_NK.shape[1] for sample in samples)
+        shape_BTK = (*shape_BT, num_entries)
+        layout |= {
+            "teacher_token_ids": (shape_BTK, torch.int64),
+            "teacher_logprobs": (shape_BTK, torch.float32),
+            "teacher_tail_logprob": (shape_BT, torch.float32),
+            "teacher_mask": (shape_BTK, torch.bool),
+        }
+    return layout
+
+
+def _fill_token_keys(
+    arrays: Mapping[str, np.ndarray],
+    samples: Sequence[Sample],
+    places: Sequence[Place],
+    settings: CollateSettings,
+) -> None:
+    input_ids_BT, labels_BT = arrays["input_ids"], arrays["labels"]
+    position_ids_BT, shape_BT = arrays["position_ids"], input_ids_BT.shape
+    input_ids_BT[...] = settings.pad_token_id
+    labels_BT[...] = settings.ignore_index
+    position_ids_BT[...] = np.arange(shape_BT[1])
     document_BT = np.full(shape_BT, -1, dtype=np.int32)
     for document, (sample, place) in enumerate(zip(samples, places, strict=True)):
         sequence, row = sample.sequence, place.row
@@ -128,12 +157,10 @@ def _token_keys(
         first, count = sequence.label_start, _rows_within(sample, place)
         counted = np.flatnonzero(sequence.loss_mask_N[:count]) + first
         labels_BT[row, place.start + counted] = sequence.token_ids_T[counted]
-    keys = {"input_ids": input_ids_BT, "labels": labels_BT, "position_ids": position_ids_BT}
     if settings.pack_length is None:
-        keys["attention_mask"] = (document_BT >= 0).astype(np.int64)
+        arrays["attention_mask"][...] = document_BT >= 0
     elif settings.packed_attention == "block_diagonal":
-        keys["attention_mask"] = _block_diagonal(document_BT)
-    return keys
+        arrays["attention_mask"][...] = _block_diagonal(document_BT)
 
 
 def _block_diagonal(document_BT: np.ndarray) -> np.ndarray:
@@ -146,15 +173,14 @@ def _block_diagonal(document_BT: np.ndarray) -> np.ndarray:
     return (same_BTT & causal_TT & real_BTT)[:, None]
 
 
-def _teacher_keys(
-    samples: Sequence[Sample], places: Sequence[Place], shape_BT: tuple[int, int], settings: CollateSettings
-) -> dict[str, np.ndarray]:
-    num_entries = max(sample.sequence.rows.token_ids_NK.shape[1] for sample in samples)
-    shape_BTK = (*shape_BT, num_entries)
-    token_ids_BTK = np.zeros(shape_BTK, dtype=np.int64)
-    logprobs_BTK = np.full(shape_BTK, -np.inf, dtype=np.float32)
-    tail_BT = np.zeros(shape_BT, dtype=np.float32)
-    mask_BTK = np.zeros(shape_BTK, dtype=bool)
+def _fill_teacher_keys(
+    arrays: Mapping[str, np.ndarray],
+    samples: Sequence[Sample],
+    places: Sequence[Place],
+    settings: CollateSettings,
+) -> None:
+    token_ids_BTK, logprobs_BTK, tail_BT, mask_BTK = (arrays[key] for key in TEACHER_KEYS)
+    logprobs_BTK[...] = -np.inf
     shift = 1 if settings.alignment == "logit" else 0
     for sample, place in zip(samples, places, strict=True):
         count = _rows_within(sample, place)
@@ -165,7 +191,6 @@ def _teacher_keys(
         token_ids_BTK[where][:, :width] = rows.token_ids_NK
         logprobs_BTK[where][:, :width], tail_BT[where] = _distributions(rows, sample.labels, settings)
         mask_BTK[where][:, :width] = np.arange(width) < rows.count_N[:, None]
-    return dict(zip(TEACHER_KEYS, (token_ids_BTK, logprobs_BTK, tail_BT, mask_BTK), strict=True))
 
 
 def _distributions(

@@ -129,7 +129,9 @@ class DataConfig(_Section):
     shuffle: bool = True
     seed: int = 0
     num_splits: int = Field(default=16, ge=1)
-    """Shards read side by side. More mixes better and keeps more workers apart; each holds a shard open."""
+    """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
+    multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the
+    same block, but at an epoch's end; otherwise several do."""
     held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of records, chosen by a hash of their id, kept from training for evaluation."""
     max_length: int | None = Field(default=None, ge=2)
@@ -139,7 +141,10 @@ class DataConfig(_Section):
     packed_attention: Literal["block_diagonal", "position_ids"] = "block_diagonal"
     """How packed documents are kept apart: a mask for SDPA, or positions for FlashAttention."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that decode and collate. 0 uses one background thread."""
+    """Processes that decode and collate. 0 does it in the training process, with one background thread: right
+    as long as the student learns more slowly than a process reads, which is nearly always. Batches of a
+    worker cross shared memory, which costs more processor time in all but less in the training process: take
+    1 or 2 where that is busy itself, with processor cores to spare."""
     cache_dir: str | None = None
     """Folder for copies of the shards of remote or slow stores; None reads what is needed each time."""
     cache_limit: Annotated[int | None, BeforeValidator(parse_bytes)] = None

@@ -118,6 +118,15 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         return sum(sum(source.lengths) for source in self.sources)
 
     @property
+    def num_entries(self) -> int:
+        """Entries of the stores' label rows that this rank reads in an epoch, about."""
+        stored = 0.0
+        for source, spec in zip(self.sources, self._specs, strict=True):
+            num_rows = sum(entry.num_rows for entry in source.entries)
+            stored += spec.weight * num_rows * (self.top_k or source.manifest.labels.top_k)
+        return int(stored) // self.topology.world_size
+
+    @property
     def epoch_length(self) -> int:
         """Sequences of the epoch's line, over all ranks; weights count."""
         return self._order().num_sequences

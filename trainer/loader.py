@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from logitstore import loops
 from trainer.dataset import StreamingLogitDataset
 from trainer.samples import Sample
 
@@ -47,6 +48,9 @@ class LogitDataLoader(DataLoader):
         yield from self.logit_dataset.track(self._batches())
 
     def _batches(self) -> Iterator[Any]:
+        # Workers are new in every epoch: what they are forked with they need not load again.
+        if self.num_workers and self.logit_dataset.num_entries >= loops.LOAD_AFTER_ENTRIES:
+            loops.use_compiled_loops()
         yield from super().__iter__()
 
     def __len__(self) -> int:

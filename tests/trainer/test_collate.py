@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from logitstore import temperature as temperatures
@@ -170,3 +171,32 @@ def test_logit_alignment_moves_the_teacher_one_to_the_left():
 
 def test_hard_labels_need_no_teacher_keys():
     assert not set(collate(samples(), with_teacher=False)) & set(TEACHER_KEYS)
+
+
+class BatchesOf(IterableDataset):
+    def __init__(self, given, settings):
+        self.given, self.settings = given, settings
+
+    def __iter__(self):
+        yield collate(self.given, **self.settings)
+
+
+@pytest.mark.parametrize("pack_length", [None, 24])
+def test_a_workers_batch_is_one_piece_of_shared_memory(pack_length):
+    given, settings = samples(), {"pack_length": pack_length, "column_aliases": COLUMN_ALIASES["axolotl"]}
+    here = collate(given, **settings)
+    (there,) = DataLoader(BatchesOf(given, settings), batch_size=None, num_workers=1)
+    assert list(there) == list(here)
+    for key, tensor in here.items():
+        assert torch.equal(there[key], tensor), key
+        assert (there[key].dtype, there[key].is_contiguous()) == (tensor.dtype, True), key
+    assert len({tensor.untyped_storage().data_ptr() for tensor in there.values()}) == 1
+    assert len({tensor.untyped_storage().data_ptr() for tensor in here.values()}) == len(here)
+
+
+def test_a_workers_batch_can_be_changed_key_by_key():
+    given = samples()
+    (there,) = DataLoader(BatchesOf(given, {}), batch_size=None, num_workers=1)
+    others = {key: tensor.clone() for key, tensor in there.items() if key != "labels"}
+    there["labels"].fill_(-100)
+    assert all(torch.equal(there[key], tensor) for key, tensor in others.items())

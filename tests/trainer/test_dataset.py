@@ -10,6 +10,7 @@ import pytest
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from logitstore import loops
 from logitstore.errors import StoreChangedError
 from logitstore.store import LogitStore
 from tests.trainer.conftest import NUM_SEQUENCES
@@ -97,6 +98,25 @@ def refusal(samples):
 def test_a_batch_size_that_is_not_the_datasets_is_refused_with_workers(small_store):
     loader = DataLoader(dataset(small_store, batch_size=1), batch_size=4, collate_fn=refusal, num_workers=2)
     assert "give StreamingLogitDataset the DataLoader's batch_size (4)" in next(iter(loader))
+
+
+@pytest.mark.parametrize(("load_after", "expected"), [(1, True), (10**9, False)])
+def test_workers_need_not_load_the_compiled_loops_for_a_long_epoch(
+    small_store, monkeypatch, load_after, expected
+):
+    monkeypatch.setattr(loops, "LOAD_AFTER_ENTRIES", load_after)
+    monkeypatch.setattr(loops, "_entries_read", 0)
+    loops.compiled_loops.cache_clear()
+    loader = LogitDataLoader(dataset(small_store), ids, num_workers=1)
+    assert sorted(itertools.chain(*loader)) == sorted(f"r{n}" for n in range(NUM_SEQUENCES))
+    assert bool(loops.compiled_loops.cache_info().currsize) == expected
+
+
+def test_entries_of_an_epoch_are_those_that_are_read(small_store):
+    num_entries = sum(sample.sequence.rows.logits_NK.size for sample in dataset(small_store))
+    assert dataset(small_store).num_entries == num_entries
+    assert dataset(small_store, top_k=2, rank=1, world_size=4).num_entries == num_entries // 16
+    assert dataset(StoreSpec(str(small_store), weight=2.5)).num_entries == int(2.5 * num_entries)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -124,3 +124,28 @@ def test_line_refuses_places_outside_the_epoch():
     order = EpochOrder(key(), [[5]], [1.0])
     with pytest.raises(ValueError, match=r"\[0, 6\) is not within the epoch's 5 sequences"):
         list(order.runs(0, 6))
+
+
+def readers_of_a_split(num_splits, batch_size, world_size, num_workers):
+    """Most readers (rank, worker) that any split has, in an epoch of equal shards."""
+    order = EpochOrder(key(num_splits=num_splits), [[64] * 48], [1.0])
+    readers = [set() for _ in order.splits]
+    step_size = batch_size * world_size
+    for step, start in enumerate(range(0, order.num_sequences, step_size)):
+        stop = min(start + step_size, order.num_sequences)
+        for rank in range(world_size):
+            for run in order.runs(*rank_slice(start, stop, rank, world_size)):
+                readers[run.split].add((rank, step % num_workers))
+    return max(map(len, readers))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "num_workers"), [(8, 1, 2), (8, 4, 3), (16, 2, 3), (24, 2, 2), (32, 3, 1)]
+)
+def test_no_two_readers_decode_a_block_under_the_rule_of_num_splits(batch_size, world_size, num_workers):
+    num_splits = batch_size // GROUP * world_size * num_workers
+    assert 48 % num_splits == 0, "equal splits"
+    assert readers_of_a_split(num_splits, batch_size, world_size, num_workers) == 1
+    if num_splits > 2:
+        assert readers_of_a_split(num_splits - 1, batch_size, world_size, num_workers) > 1
+    assert readers_of_a_split(num_splits, GROUP // 2, world_size, num_workers) > 1
