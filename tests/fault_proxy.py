@@ -56,7 +56,8 @@ class _Proxy:
         faults = self._faults
         faults.counts["requests"] += 1
         if faults.errors_left:
-            faults.errors_left -= 1 if faults.errors_left > 0 else 0
+            if faults.errors_left > 0:
+                faults.errors_left -= 1
             faults.counts["errors"] += 1
             code = b"SlowDown" if faults.error_status == 503 else b"InternalError"
             body = BODY % code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Sequence
@@ -57,10 +58,27 @@ def status_of(store: Path) -> JobStatus | None:
 
 def events(store: Path, name: str) -> list[dict[str, Any]]:
     """The events of that name in the logs of all the store's runs."""
-    found: list[dict[str, Any]] = []
+    return [event for run in runs(store) for event in run if event["event"] == name]
+
+
+def runs(store: Path) -> list[list[dict[str, Any]]]:
+    """The events of each of the store's runs, but for those that are only half written."""
+    logs: list[list[dict[str, Any]]] = []
     for path in sorted((store / "logs").glob("*.jsonl")):
-        found += [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [event for event in found if event["event"] == name]
+        logs.append([])
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                logs[-1].append(json.loads(line))
+    return logs
+
+
+def is_alive(process_id: int) -> bool:
+    """A process that runs; not one that nobody has asked for yet since its end."""
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
 
 
 def labeled_ids(store: Path) -> list[str]:
