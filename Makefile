@@ -12,8 +12,11 @@ help:
 	@echo "make demo         label, store, verify, train and report with a real teacher (9 minutes on 2 busy cores)"
 	@echo "make test         every test, real vLLM and Ray included (18 minutes on 2 cores)"
 	@echo "make check        lint, types and the quick tests (under two minutes)"
-	@echo "make bench        every measurement (half an hour on 2 cores); rewrites benchmarks/RESULTS.md (bench-quick: a small run, writes nothing)"
-	@echo "make bench-check  compares fresh ratios with the committed results"
+	@echo "make test-gpu     the tests that need a GPU"
+	@echo "make bench        every measurement (half an hour on 2 cores); rewrites benchmarks/RESULTS.md"
+	@echo "make bench-quick  the same with small inputs, into $(BENCH_OUT) (8 minutes)"
+	@echo "make bench-check  small measurements against the committed ones; fails if a ratio lost more than 15%"
+	@echo "make setup        only .venv and the demo's teacher, which the others make where they are missing"
 	@echo "make clean        removes what demo, tests and benchmarks left; clean-env also .venv and the teacher"
 
 setup:
@@ -30,6 +33,7 @@ lint: setup
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/pyright
+	$(VENV)/shellcheck tools/*.sh .ci/run
 
 test: setup system-packages
 	$(PYTEST) -m "not gpu" --durations=25

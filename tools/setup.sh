@@ -16,6 +16,8 @@ fail() {
     exit 2
 }
 
+[ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || fail "requirements.lock pins wheels for Linux on x86-64, \
+this is $(uname -s) on $(uname -m); install without the lock, for example to train: pip install '.[train]'"
 command -v "$PYTHON" >/dev/null || fail "no interpreter '$PYTHON': the lock is for Python 3.11; install it
 (Debian: apt-get install python3.11 python3.11-venv) or name one: make setup PYTHON=/path/to/python3.11"
 found=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -34,18 +36,21 @@ if [ ! -x .venv/bin/pip ]; then
 on Debian: apt-get install python3.11-venv"
 fi
 if [ "$(.venv/bin/uv --version 2>/dev/null | cut -d' ' -f2)" != "$UV_VERSION" ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "uv==$UV_VERSION"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "uv==$UV_VERSION" ||
+        fail "pip cannot install uv $UV_VERSION, see above; a mirror is named by PIP_INDEX_URL, a folder of \
+wheels by PIP_FIND_LINKS"
 fi
 
 UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 export UV_FIND_LINKS
-export UV_LINK_MODE=${UV_LINK_MODE:-hardlink} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
+export UV_LINK_MODE="${UV_LINK_MODE:-hardlink}" UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-180}"
 install() {
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "$@"
 }
 install "torch==$TORCH_VERSION" 2>/dev/null || install "torch==$TORCH_VERSION" --default-index "$TORCH_INDEX" ||
     fail "no wheel of torch $TORCH_VERSION in '${UV_FIND_LINKS:-no find-links}' nor on $TORCH_INDEX"
-install -r requirements.lock
+install -r requirements.lock || fail "not every package of requirements.lock could be installed, see above; \
+a mirror is named by UV_DEFAULT_INDEX, a folder of wheels by UV_FIND_LINKS"
 install --no-build-isolation --editable .
 printf '%s\n' "$digest" >"$stamp"
 echo "setup: done"
