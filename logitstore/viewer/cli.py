@@ -77,7 +77,12 @@ def _serve(args: argparse.Namespace) -> int:
     from logitstore.viewer.server import ViewerServer
 
     views = [StoreView(uri, args.tokenizer) for uri in args.stores]
-    server = ViewerServer(views, args.port, args.jobs_file, args.tokenizer)
+    try:
+        server = ViewerServer(views, args.port, args.jobs_file, args.tokenizer)
+    except (OSError, OverflowError) as error:
+        raise OSError(
+            f"port {args.port} of 127.0.0.1 cannot be had ({error}); choose another with --port, or 0 for any"
+        ) from None
     # SIGTERM ends like Ctrl-C; shutdown() would wait for the very thread that runs the handler.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     print(f"serving {server.address}  (Ctrl-C ends it)", flush=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from logitstore.__main__ import main
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.viewer.overview import StoreView
@@ -142,6 +143,17 @@ def test_bad_requests_are_told_what_is_wrong(server: ViewerServer, path: str, st
     got, _, body = get(server, path)
     assert got == status
     assert says in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("port", ["taken", "70000"])
+def test_a_port_that_cannot_be_had_names_the_remedy(
+    server: ViewerServer, store_uri: str, port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = str(server.server_port) if port == "taken" else port
+    assert main(["view", store_uri, "--port", port]) == 1
+    said = capsys.readouterr().err
+    assert f"port {port} of 127.0.0.1" in said
+    assert "--port, or 0 for any" in said
 
 
 def test_only_local_names_are_answered(server: ViewerServer) -> None:
