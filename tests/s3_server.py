@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecretvalue"
-START_TIMEOUT_SEC = 40.0
+START_TIMEOUT_SEC = 120.0
+START_TRIES = 3
+"""A port may be taken between its choice and the server's start."""
 STOP_TIMEOUT_SEC = 20.0
 GRPC_OFFSET = 10_000
 """Each SeaweedFS service also listens for gRPC at its HTTP port plus this."""
@@ -58,9 +60,26 @@ class S3Server:
         return f"s3://{self.bucket}/{prefix}"
 
 
+class NotStartedError(RuntimeError):
+    """The server ended at its start, or answered nothing."""
+
+
 @contextlib.contextmanager
 def run_s3_server() -> Iterator[S3Server]:
     """Start, wait until a request is answered, stop by pid. Six sockets go into the temp folder."""
+    with contextlib.ExitStack() as running:
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                server = running.enter_context(_started())
+                break
+            except NotStartedError:
+                if not tries_left:
+                    raise
+        yield server
+
+
+@contextlib.contextmanager
+def _started() -> Iterator[S3Server]:
     folder = Path(tempfile.mkdtemp(prefix="s3-"))
     ports = _free_ports(5)
     log_file = folder / "weed.log"
@@ -136,7 +155,7 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> Non
     deadline = time.monotonic() + START_TIMEOUT_SEC
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(
+            raise NotStartedError(
                 f"weed exited with {process.returncode}:\n{server.log_file.read_text()[-3000:]}"
             )
         with contextlib.suppress(StoreError):
@@ -144,6 +163,6 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> Non
             Objects(server.uri("ready"), server.storage_options).put("probe", b"1")
             return
         time.sleep(0.1)
-    raise RuntimeError(
+    raise NotStartedError(
         f"weed did not answer in {START_TIMEOUT_SEC} s:\n{server.log_file.read_text()[-3000:]}"
     )

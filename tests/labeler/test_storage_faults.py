@@ -5,7 +5,6 @@ test prints how long the recovery took (`pytest -s`).
 """
 
 import contextlib
-import json
 import os
 import subprocess
 import time
@@ -23,7 +22,7 @@ from logitstore.errors import ObjectStoreError
 from logitstore.objects import Objects
 from logitstore.store import LogitStore
 from tests.fault_proxy import Faults, fault_proxy
-from tests.labeler.jobs import overrides_for, started, verify, wait_for, write_records
+from tests.labeler.jobs import events, overrides_for, started, verify, wait_for, write_records
 
 
 def started_worker(job):
@@ -110,7 +109,7 @@ def test_a_job_outlasts_s3_that_errs_answers_slowly_and_cuts_uploads(
 def test_an_outage_longer_than_all_retries_fails_the_unit_and_a_later_lease_commits_it(
     tmp_path, s3_server, s3_place
 ):
-    """The retries of s3fs multiply those of botocore; here is how long both together take at most."""
+    """The retries of s3fs multiply those of botocore; here is how many both together are at most."""
     write_records(tmp_path / "in.jsonl", 16)
     faults = Faults()
     with fault_proxy(s3_server.endpoint, faults) as endpoint:
@@ -123,9 +122,9 @@ def test_an_outage_longer_than_all_retries_fails_the_unit_and_a_later_lease_comm
         began = time.monotonic()
         with pytest.raises(ObjectStoreError, match="after bounded retries"):
             worker.label_unit(Lease(1, units[1], "w"))
-        took = time.monotonic() - began
-        print(f"a permanent 503 was given up after {took:.1f} s and {faults.counts['errors']} requests")
-        assert took < 20
+        took, num_requests = time.monotonic() - began, faults.counts["errors"]
+        print(f"a permanent 503 was given up after {took:.1f} s and {num_requests} requests")
+        assert num_requests <= 10
         faults.errors_left = 0
         assert worker.label_unit(Lease(2, units[1], "w")).won
     assert worker.heartbeat().num_sequences == 16, "a unit that cannot be read is not labeled"
@@ -149,12 +148,23 @@ def small_disk(tmp_path):
 
 def fill(path):
     """Write until the disk is full."""
-    file = os.open(path, os.O_CREAT | os.O_WRONLY)
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     block = b"x" * 4096
     with contextlib.suppress(OSError):
         while os.write(file, block):
             continue
     os.close(file)
+
+
+def fill_for_good(path, done):
+    """Until nothing is committed for a while: what was half written makes room again when it is removed."""
+    for _ in range(10):
+        before = done()
+        fill(path)
+        time.sleep(4)
+        if done() == before:
+            return before
+    raise AssertionError("units are committed on a full disk")
 
 
 @pytest.mark.ray
@@ -176,22 +186,19 @@ def test_a_full_disk_holds_the_job_up_until_there_is_room(tmp_path, small_disk):
 
     with started(overrides) as job:
         wait_for(lambda: done() >= 3, job)
-        fill(small_disk / "ballast")
-        full_at = done()
-        time.sleep(5)
-        assert done() <= full_at + 1
+        full_at = fill_for_good(small_disk / "ballast", done)
+        assert full_at < 16, "the job was over before the disk was full"
         assert job.process.poll() is None, "the driver outlives a full disk"
         (small_disk / "ballast").unlink()
         freed_at = time.monotonic()
-        wait_for(lambda: done() > full_at + 1, job)
+        wait_for(lambda: done() > full_at, job)
         print(f"full disk: the next unit is committed {time.monotonic() - freed_at:.1f} s after it has room")
         exit_status, output = job.finish()
     assert exit_status == 0, output
     check = verify(store, tmp_path / "in.jsonl")
     assert check.returncode == 0, check.stdout + check.stderr
     assert not list(store.rglob(".tmp-*[0-9a-f]")), "no half-written file is left"
-    events = [json.loads(line) for path in store.glob("logs/*.jsonl") for line in path.open()]
-    assert events[-1]["event"] == "ended"
+    assert len(events(store, "ended")) == 1
 
 
 @pytest.mark.slow
