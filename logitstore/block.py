@@ -18,7 +18,7 @@ from logitstore import rowcodes, values
 from logitstore.bytecodes import NUM_STREAMS, IntegerReader, encode_integers
 from logitstore.codebooks import CodebookSet
 from logitstore.id_codes import IdDecoder, sort_ties, spread, to_tie_codes
-from logitstore.loops import loops_for
+from logitstore.loops import Loops
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabelRows
 from logitstore.schema import CODEBOOK_CHOICE, TOP_LOGITS, ids_column, rank_groups, values_column
@@ -69,7 +69,13 @@ class BlockCodec:
         return columns
 
     def decode(
-        self, columns: Mapping[str, memoryview], num_rows: int, top_k: int, *, verify_checksums: bool
+        self,
+        columns: Mapping[str, memoryview],
+        num_rows: int,
+        top_k: int,
+        loops: Loops,
+        *,
+        verify_checksums: bool,
     ) -> LabelRows:
         """The first `top_k` entries of the block's rows; `columns` must hold the groups they need."""
 
@@ -78,14 +84,16 @@ class BlockCodec:
 
         temperatures_M = np.asarray(self.labels.temperatures, np.float32)
         num_planes = 3 * len(temperatures_M)
-        count_N = self._decode_counts(open_column("counts", 4), num_rows)
+        count_N = self._decode_counts(open_column("counts", 4), num_rows, loops)
         above_MN = rowcodes.decode_normalizers(
-            open_column("normalizers", num_planes), num_rows, len(temperatures_M)
+            open_column("normalizers", num_planes), num_rows, len(temperatures_M), loops
         )
-        tails_MN = rowcodes.decode_tails(open_column("tails", num_planes), num_rows, len(temperatures_M))
-        logits_NG, ids_NG = self._decode_entries(open_column, count_N, top_k)
+        tails_MN = rowcodes.decode_tails(
+            open_column("tails", num_planes), num_rows, len(temperatures_M), loops
+        )
+        logits_NG, ids_NG = self._decode_entries(open_column, count_N, top_k, loops)
         logsumexp_MN = logits_NG[:, 0] / temperatures_M[:, None] + above_MN
-        rank_N, logprob_N = self._decode_labels(open_column, logits_NG, logsumexp_MN[0], count_N)
+        rank_N, logprob_N = self._decode_labels(open_column, logits_NG, logsumexp_MN[0], count_N, loops)
         rows = LabelRows(
             logits_NK=logits_NG[:, :top_k],
             token_ids_NK=ids_NG[:, :top_k],
@@ -123,12 +131,12 @@ class BlockCodec:
             return [np.array([1], np.uint8), *[np.zeros(0, np.uint8)] * 3]
         return [np.array([0], np.uint8), *to_planes(count_N, 3)]
 
-    def _decode_counts(self, unpacker: Unpacker, num_rows: int) -> np.ndarray:
+    def _decode_counts(self, unpacker: Unpacker, num_rows: int, loops: Loops) -> np.ndarray:
         full = int(unpacker.take(1)[0])
         if full == 1:
-            take_planes(unpacker, 0, 3)
+            take_planes(unpacker, 0, loops)
             return np.full(num_rows, self.labels.top_k, np.int32)
-        count_N = take_planes(unpacker, num_rows, 3).astype(np.int32)
+        count_N = take_planes(unpacker, num_rows, loops).astype(np.int32)
         if full != 0 or (num_rows and not 1 <= int(count_N.min()) <= int(count_N.max()) <= self.labels.top_k):
             raise damaged(f"entries per row are not all in 1..{self.labels.top_k}, the shard's top_k")
         return count_N
@@ -146,23 +154,25 @@ class BlockCodec:
         return rowcodes.encode_labels(rank_N, rows.label_logprob_N, derived_N)
 
     def _decode_labels(
-        self, open_column: OpenColumn, logits_NG: np.ndarray, logsumexp_N: np.ndarray, count_N: np.ndarray
+        self,
+        open_column: OpenColumn,
+        logits_NG: np.ndarray,
+        logsumexp_N: np.ndarray,
+        count_N: np.ndarray,
+        loops: Loops,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rank and log-probability of the actual tokens, read off the entries where not stored."""
         column = open_column("label", rowcodes.LABEL_STREAMS)
-        rank_N, logprob_N, is_derived_N = rowcodes.decode_labels(column, count_N.shape[0])
+        rank_N, logprob_N, is_derived_N = rowcodes.decode_labels(column, count_N.shape[0], loops)
         if int(rank_N.max(initial=0)) > self.labels.vocab_size:
             raise damaged(f"a label has rank {int(rank_N.max())} in a vocabulary of {self.labels.vocab_size}")
         if (is_derived_N & (rank_N > count_N)).any():
             raise damaged("a label's log-probability refers to an entry that its row does not have")
-        num_rows, width = logits_NG.shape
-        places_N = np.arange(num_rows) * width + np.where(is_derived_N, rank_N - 1, 0)
-        derived_N = np.minimum(logits_NG.reshape(-1).take(places_N) - logsumexp_N, 0)
-        logprob_N = np.where(is_derived_N, derived_N, logprob_N)
+        loops.read_label(is_derived_N, rank_N, logits_NG, logsumexp_N, logprob_N)
         return rank_N, logprob_N
 
     def _decode_entries(
-        self, open_column: OpenColumn, count_N: np.ndarray, top_k: int
+        self, open_column: OpenColumn, count_N: np.ndarray, top_k: int, loops: Loops
     ) -> tuple[np.ndarray, np.ndarray]:
         """Logits float32 and ids int32, [N, G], of every rank group that starts below top_k.
 
@@ -170,19 +180,22 @@ class BlockCodec:
         """
         groups = [group for group in rank_groups(self.labels.top_k) if group[0] < top_k]
         num_rows, width = count_N.shape[0], groups[-1][1]
-        loops = loops_for(num_rows * width)
         logits_NG = np.empty((num_rows, width), np.float32)
         ids_NG = np.empty((num_rows, width), np.int32)
         choice_N = np.zeros(num_rows, np.uint8)
         if self.codebooks.num_codebooks > 1:
             choice_N = open_column(CODEBOOK_CHOICE, 1).take(num_rows)
         ids = IdDecoder(self.codebooks, choice_N, loops, has_ties=not self.is_gap)
-        top_N = rowcodes.decode_top_logits(open_column(TOP_LOGITS, 4), num_rows) if self.is_gap else None
+        top_N = None
+        if self.is_gap:
+            top_N = rowcodes.decode_top_logits(open_column(TOP_LOGITS, 4), num_rows, loops)
         decoder = values.ValueDecoder(self.labels.value_kind, top_N, loops)
         fewest = int(count_N.min(initial=self.labels.top_k))
         ranks_per_part = min(max(1, PART_ENTRIES // max(1, num_rows)), values.MAX_STEPS)
         for group in groups:
-            num_entries = int((np.clip(count_N, *group) - group[0]).sum(dtype=np.int64))
+            num_entries = num_rows * (group[1] - group[0])
+            if fewest < group[1]:
+                num_entries = int((np.clip(count_N, *group) - group[0]).sum(dtype=np.int64))
             name, ids_name = values_column(group), ids_column(group)
             steps = IntegerReader(open_column(name, NUM_STREAMS), num_entries, name, loops)
             codes = IntegerReader(open_column(ids_name, NUM_STREAMS), num_entries, ids_name, loops)

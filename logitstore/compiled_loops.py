@@ -2,7 +2,7 @@
 
 Indices are unsigned, which spares a test for negative ones, and steps are masks rather than branches: half
 of the entries take another path than the one before, and a mispredicted branch costs more than all the
-rest. Nothing is checked here: who calls has done it (IntegerReader, IdDecoder, ValueDecoder).
+rest. Nothing is checked here: who calls has done it (IntegerReader, IdDecoder, ValueDecoder, BlockCodec).
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _SHORTS = types.Array(types.uint16, 1, "C", readonly=True)
 _ORDER = types.Array(_INT32, 1, "C", readonly=True)
 _FLOATS = types.Array(types.float32, 1, "C", readonly=True)
+_FLAGS = types.Array(types.boolean, 1, "C", readonly=True)
 _ROWS = types.Array(_INT32, 2, "C")
 _WIDE = np.uint8(WIDE_CLASS)
+
+
+@njit(types.void(_BYTES, _BYTES, _BYTES, types.uint32[::1]), nogil=True, cache=True)
+def join(low, middle, high, out):  # noqa: ANN001, ANN201 - numba has the types
+    for at in range(np.uint64(out.size)):
+        out[at] = low[at] | np.uint32(middle[at]) << np.uint32(8) | np.uint32(high[at]) << np.uint32(16)
 
 
 @njit(
@@ -26,7 +33,7 @@ _WIDE = np.uint8(WIDE_CLASS)
     nogil=True,
     cache=True,
 )
-def expand(classes, low, wide, threshold):  # noqa: ANN001, ANN201 - numba has the types
+def expand(classes, low, wide, threshold):  # noqa: ANN001, ANN201
     base, mask = np.zeros(256, np.int32), np.zeros(256, np.uint8)
     first_wide = threshold + 256 * (WIDE_CLASS - threshold)
     for code in range(256):
@@ -72,3 +79,11 @@ def subtract_gaps(patterns_GN, top_N, out_NK, start):  # noqa: ANN001, ANN201
         for rank in range(num_ranks):
             gap = np.int32(patterns_GN[rank, row] << 13).view(np.float32) * HALF_TO_SINGLE
             out_NK[row, first + rank] = top - gap
+
+
+@njit(types.void(_FLAGS, _ORDER, types.float32[:, ::1], _FLOATS, types.float32[::1]), nogil=True, cache=True)
+def read_label(which_N, rank_N, logits_NK, logsumexp_N, out_N):  # noqa: ANN001, ANN201
+    for row in range(np.uint64(out_N.size)):
+        if which_N[row]:
+            logprob = logits_NK[row, np.uint32(rank_N[row] - 1)] - logsumexp_N[row]
+            out_N[row] = min(logprob, np.float32(0))

@@ -38,6 +38,8 @@ def wide_from(threshold: int) -> int:
 class Loops:
     """One form of the loops."""
 
+    join: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
+    """(low, middle and high bytes, uint8 [n], out uint32 [n])."""
     expand: Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, int, int]]
     """(classes uint8 [n], low uint8, wide uint16, threshold) to int32 [n] and how many of low and wide
     were used. `low` holds at least one byte more than is used."""
@@ -48,6 +50,9 @@ class Loops:
     subtract_gaps: Callable[[np.ndarray, np.ndarray, np.ndarray, int], None]
     """(patterns int32 [G, N], top_N float32, out float32 [N, K], start): columns from `start` on become the
     top less the fp16 number that has these bits, which must be finite and not negative."""
+    read_label: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
+    """(which rows bool [N], rank_N int32, logits float32 [N, K], logsumexp_N float32, out float32 [N]): the
+    log-probability, at most 0, of the entry at the rank 1, 2, ... of each of these rows."""
 
 
 def loops_for(num_entries: int) -> Loops:
@@ -80,7 +85,20 @@ def compiled_loops() -> Loops | None:
             stacklevel=2,
         )
         return None
-    return Loops(compiled_loops.expand, compiled_loops.look_up, compiled_loops.subtract_gaps)
+    return Loops(
+        compiled_loops.join,
+        compiled_loops.expand,
+        compiled_loops.look_up,
+        compiled_loops.subtract_gaps,
+        compiled_loops.read_label,
+    )
+
+
+def _join(low: np.ndarray, middle: np.ndarray, high: np.ndarray, out: np.ndarray) -> None:
+    out[:] = high
+    for plane in (middle, low):
+        out <<= 8
+        out |= plane
 
 
 def _expand(
@@ -124,5 +142,17 @@ def _subtract_gaps(patterns_GN: np.ndarray, top_N: np.ndarray, out_NK: np.ndarra
     out_NK[:, start : start + len(patterns_GN)] = gaps_GN.T
 
 
-NUMPY_LOOPS = Loops(_expand, _look_up, _subtract_gaps)
+def _read_label(
+    which_N: np.ndarray,
+    rank_N: np.ndarray,
+    logits_NK: np.ndarray,
+    logsumexp_N: np.ndarray,
+    out_N: np.ndarray,
+) -> None:
+    rows = np.flatnonzero(which_N)
+    logprobs = logits_NK[rows, rank_N[rows] - 1] - logsumexp_N[rows]
+    out_N[rows] = np.minimum(logprobs, 0)
+
+
+NUMPY_LOOPS = Loops(_join, _expand, _look_up, _subtract_gaps, _read_label)
 _entries_read = 0

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from logitstore.errors import InvalidLabelsError
+from logitstore.loops import Loops
 from logitstore.records import LabelRows
 from logitstore.streams import Unpacker, damaged, take_planes, to_planes
 
@@ -65,9 +66,9 @@ def encode_normalizers(
     return streams
 
 
-def decode_normalizers(unpacker: Unpacker, num_rows: int, num_temperatures: int) -> np.ndarray:
+def decode_normalizers(unpacker: Unpacker, num_rows: int, num_temperatures: int, loops: Loops) -> np.ndarray:
     """float32 [M, N]: logsumexp(l / T) - top / T."""
-    codes_MN = _take_codes(unpacker, num_rows, num_temperatures)
+    codes_MN = _take_codes(unpacker, num_rows, num_temperatures, loops)
     if codes_MN.size and int(codes_MN.max()) >= _FLOAT24_INFINITY:
         raise damaged("a normaliser is infinite or NaN")
     return from_float24(codes_MN)
@@ -82,17 +83,20 @@ def encode_tails(log_tail_mass_NM: np.ndarray) -> list[np.ndarray]:
     return [plane for column in codes_NM.T for plane in to_planes(column, 3)]
 
 
-def decode_tails(unpacker: Unpacker, num_rows: int, num_temperatures: int) -> np.ndarray:
+def decode_tails(unpacker: Unpacker, num_rows: int, num_temperatures: int, loops: Loops) -> np.ndarray:
     """float32 [M, N]: the log of the mass outside the stored entries."""
-    codes_MN = _take_codes(unpacker, num_rows, num_temperatures)
+    codes_MN = _take_codes(unpacker, num_rows, num_temperatures, loops)
     tails_MN = codes_MN.astype(np.float32) * np.float32(-1 / TAIL_STEPS_PER_NAT)  # both exact
     tails_MN[codes_MN == NO_TAIL] = -np.inf
     return tails_MN
 
 
-def _take_codes(unpacker: Unpacker, num_rows: int, num_temperatures: int) -> np.ndarray:
+def _take_codes(unpacker: Unpacker, num_rows: int, num_temperatures: int, loops: Loops) -> np.ndarray:
     """uint32 [M, N] of three planes per temperature."""
-    return np.stack([take_planes(unpacker, num_rows, 3) for _ in range(num_temperatures)])
+    codes_MN = np.empty((num_temperatures, num_rows), np.uint32)
+    for codes_N in codes_MN:
+        take_planes(unpacker, num_rows, loops, codes_N)
+    return codes_MN
 
 
 def encode_top_logits(top_N: np.ndarray) -> list[np.ndarray]:
@@ -100,9 +104,11 @@ def encode_top_logits(top_N: np.ndarray) -> list[np.ndarray]:
     return to_planes(np.ascontiguousarray(top_N, np.float32).view(np.uint32), 4)
 
 
-def decode_top_logits(unpacker: Unpacker, num_rows: int) -> np.ndarray:
+def decode_top_logits(unpacker: Unpacker, num_rows: int, loops: Loops) -> np.ndarray:
     """float32 [N]."""
-    top_N = take_planes(unpacker, num_rows, 4).view(np.float32)
+    bits_N = take_planes(unpacker, num_rows, loops)
+    bits_N |= unpacker.take(num_rows).astype(np.uint32) << 24
+    top_N = bits_N.view(np.float32)
     if not np.isfinite(top_N).all():
         raise damaged("a top logit is infinite or NaN")
     return top_N
@@ -132,14 +138,16 @@ def encode_labels(rank_N: np.ndarray, logprob_N: np.ndarray, derived_N: np.ndarr
 LABEL_STREAMS = 7
 
 
-def decode_labels(unpacker: Unpacker, num_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def decode_labels(
+    unpacker: Unpacker, num_rows: int, loops: Loops
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rank int32 [N], log-probability float32 [N] (NaN where derived, unknown), and which rows derive it."""
     source_N = unpacker.take(num_rows)
     explicit = np.flatnonzero(source_N == LABEL_EXPLICIT)
     rank_N = source_N.astype(np.int32)
     logprob_N = np.full(num_rows, np.nan, np.float32)
-    rank_N[explicit] = take_planes(unpacker, explicit.size, 3)
-    logprob_N[explicit] = -from_float24(take_planes(unpacker, explicit.size, 3))
+    rank_N[explicit] = take_planes(unpacker, explicit.size, loops)
+    logprob_N[explicit] = -from_float24(take_planes(unpacker, explicit.size, loops))
     is_derived_N = (source_N > LABEL_UNKNOWN) & (source_N != LABEL_EXPLICIT)
     highest = int((source_N * is_derived_N).max(initial=0))
     if highest > MAX_DERIVED_RANK:

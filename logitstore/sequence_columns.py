@@ -9,9 +9,10 @@ import functools
 import json
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,42 +29,102 @@ from logitstore.schema import (
 )
 from logitstore.streams import damaged
 
-Items = dict[str, list]
-"""By column: one str or int per sequence."""
+_LENGTH = struct.Struct("<I")
 
 
-def to_items(block: Sequence[LabeledSequence]) -> Items:
-    """The plain columns of a block."""
-    return {
-        "record_id": [sequence.record_id for sequence in block],
-        "sample_index": [int(sequence.sample_index) for sequence in block],
-        "num_tokens": [len(sequence.token_ids_T) for sequence in block],
-        "prompt_length": [int(sequence.prompt_length) for sequence in block],
-        "label_start": [int(sequence.label_start) for sequence in block],
-        "num_rows": [sequence.rows.num_rows for sequence in block],
-        "finish_reason": [sequence.finish_reason for sequence in block],
-        "flags": [json.dumps(list(sequence.flags)) if sequence.flags else "" for sequence in block],
-    }
+@dataclass(frozen=True, slots=True)
+class PlainColumns:
+    """One item per sequence of a block; the fields are those of LabeledSequence and of FORMAT.md.
 
-
-def to_arrays(items: Items) -> list[pa.Array]:
-    """The plain columns as Arrow arrays of one row, in order.
-
-    Made from buffers: `pa.array` of a list imports pandas where it is installed, which takes seconds.
+    Numbers are int32 little-endian arrays.
     """
-    arrays: list[pa.Array] = []
-    for name, dtype in SEQUENCE_COLUMNS:
-        values = items[name]
-        if dtype.value_type == pa.int32():
-            child = pa.Array.from_buffers(
-                pa.int32(), len(values), [None, pa.py_buffer(np.asarray(values, "<i4"))]
+
+    record_id: list[str]
+    sample_index: np.ndarray
+    num_tokens: np.ndarray
+    prompt_length: np.ndarray
+    label_start: np.ndarray
+    num_rows: np.ndarray
+    finish_reason: list[str]
+    flags: list[str]
+    """Empty, or a JSON list of strings."""
+
+    @classmethod
+    def of(cls, block: Sequence[LabeledSequence]) -> PlainColumns:
+        def integers(values: Iterable[int]) -> np.ndarray:
+            return np.fromiter(values, "<i4", len(block))
+
+        return cls(
+            record_id=[sequence.record_id for sequence in block],
+            sample_index=integers(sequence.sample_index for sequence in block),
+            num_tokens=integers(len(sequence.token_ids_T) for sequence in block),
+            prompt_length=integers(sequence.prompt_length for sequence in block),
+            label_start=integers(sequence.label_start for sequence in block),
+            num_rows=integers(sequence.rows.num_rows for sequence in block),
+            finish_reason=[sequence.finish_reason for sequence in block],
+            flags=[json.dumps(list(sequence.flags)) if sequence.flags else "" for sequence in block],
+        )
+
+    def in_order(self) -> Iterator[list[str] | np.ndarray]:
+        """The columns in the order of the file."""
+        return (getattr(self, name) for name, _ in SEQUENCE_COLUMNS)
+
+    def checksum(self) -> int:
+        """CRC-32 over the columns in order: integers as they are, strings as UTF-8 behind a u32 length."""
+        value = 0
+        for values in self.in_order():
+            if isinstance(values, np.ndarray):
+                data = values.tobytes()
+            else:
+                encoded = [item.encode() for item in values]
+                data = b"".join([part for item in encoded for part in (_LENGTH.pack(len(item)), item)])
+            value = zlib.crc32(data, value)
+        return value
+
+    def to_arrays(self) -> list[pa.Array]:
+        """Arrow arrays of one row, in order.
+
+        Made from buffers: `pa.array` of a list imports pandas where it is installed, which takes seconds.
+        """
+        arrays: list[pa.Array] = []
+        for values, (_, dtype) in zip(self.in_order(), SEQUENCE_COLUMNS, strict=True):
+            if isinstance(values, np.ndarray):
+                child = pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
+            else:
+                encoded = [value.encode() for value in values]
+                child = pa.Array.from_buffers(pa.utf8(), len(values), _binary_buffers(encoded))
+            offsets = pa.py_buffer(np.array([0, len(values)], "<i4"))
+            arrays.append(pa.Array.from_buffers(dtype, 1, [None, offsets], children=[child]))
+        return arrays
+
+    def check(self, index: int, labels: LabelSpec) -> None:
+        """Raises CorruptShardError unless the columns of block `index` fit each other and the limits."""
+        num_sequences = {len(values) for values in self.in_order()}
+        rows, tokens = int(self.num_rows.sum(dtype=np.int64)), int(self.num_tokens.sum(dtype=np.int64))
+        if (
+            len(num_sequences) != 1
+            or int(self.num_rows.min(initial=0)) < 0
+            or int(self.num_tokens.min(initial=0)) < 0
+            or rows * labels.top_k > MAX_BLOCK_ENTRIES
+            or tokens > MAX_BLOCK_TOKENS
+        ):
+            raise damaged(
+                f"block {index} lists {sorted(num_sequences)} sequences with {rows} rows and {tokens} "
+                "tokens, which the format does not allow"
             )
-        else:
-            encoded = [value.encode() for value in values]
-            child = pa.Array.from_buffers(pa.utf8(), len(values), _binary_buffers(encoded))
-        offsets = pa.py_buffer(np.array([0, len(values)], "<i4"))
-        arrays.append(pa.Array.from_buffers(dtype, 1, [None, offsets], children=[child]))
-    return arrays
+        for name, low in (("sample_index", 0), ("prompt_length", 0), ("label_start", 1)):
+            found = int(getattr(self, name).min(initial=low))
+            if found < low:
+                raise damaged(f"block {index} has {name} {found}, below {low}")
+        end = self.label_start.astype(np.int64) + self.num_rows
+        beyond = (self.prompt_length > self.num_tokens) | (end > self.num_tokens + 1)
+        if beyond.any():
+            at = int(beyond.argmax())
+            raise damaged(
+                f"block {index} has a sequence of {self.num_tokens[at]} tokens with a prompt of "
+                f"{self.prompt_length[at]} and {self.num_rows[at]} label rows from position "
+                f"{self.label_start[at]}"
+            )
 
 
 def to_binary_array(value: bytes) -> pa.Array:
@@ -87,19 +148,6 @@ def to_flags(text: str) -> tuple[str, ...]:
     if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
         raise damaged(f"the flags {text[:80]!r} are not a list of strings")
     return tuple(flags)
-
-
-def checksum(items: Items) -> int:
-    """CRC-32 over the columns in order: int32 little-endian items, strings as UTF-8 behind a u32 length."""
-    value = 0
-    for name, dtype in SEQUENCE_COLUMNS:
-        if dtype.value_type == pa.int32():
-            data = np.asarray(items[name], "<i4").tobytes()
-        else:
-            encoded = [item.encode() for item in items[name]]
-            data = b"".join(struct.pack("<I", len(item)) + item for item in encoded)
-        value = zlib.crc32(data, value)
-    return value
 
 
 @dataclass(frozen=True)
@@ -148,16 +196,20 @@ class BlockBuffers:
     def packed(self, name: str) -> memoryview:
         """The value of a packed column."""
         first = self._layout.first_buffer[name]
-        start, end = self._integers(first + 1, 2)
+        start, end = self._integers(first + 1, 2).tolist()
         offset, length = self._header.buffers[first + 2]
         if not 0 <= start <= end <= length:
             raise damaged(f"column {name!r} has offsets {start}..{end} in a buffer of {length} bytes")
         return self._body[offset + start : offset + end]
 
-    def items(self, name: str) -> list:
-        """The items of a plain column."""
+    def plain(self) -> PlainColumns:
+        """The plain columns, unchecked."""
+        return PlainColumns(*(self.items(name) for name, _ in SEQUENCE_COLUMNS))
+
+    def items(self, name: str) -> Any:
+        """The items of a plain column, as in PlainColumns."""
         first, node = self._layout.first_buffer[name], self._layout.first_node[name]
-        start, end = self._integers(first + 1, 2)
+        start, end = self._integers(first + 1, 2).tolist()
         length = self._header.lengths[node + 1]
         if not 0 <= start <= end <= min(length, MAX_BLOCK_SEQUENCES):
             raise damaged(f"column {name!r} has items {start}..{end} of {length}")
@@ -173,16 +225,17 @@ class BlockBuffers:
 
     def checksum(self) -> int:
         """The CRC-32 that the block keeps of its plain columns."""
-        return self._integers(self._layout.first_buffer["sequences_checksum"] + 1, 1)[0] & 0xFFFFFFFF
+        buffer = self._layout.first_buffer["sequences_checksum"] + 1
+        return int(self._integers(buffer, 1).view("<u4")[0])
 
-    def _integers(self, buffer: int, count: int) -> list[int]:
+    def _integers(self, buffer: int, count: int) -> np.ndarray:
         offset, length = self._header.buffers[buffer]
         if 4 * count > length:
             raise damaged(f"a buffer of {length} bytes is too short for {count} integers")
-        return np.frombuffer(self._body, "<i4", count, offset).tolist()
+        return np.frombuffer(self._body, "<i4", count, offset)
 
     def _strings(self, name: str, buffer: int, start: int, end: int) -> list[str]:
-        bounds = self._integers(buffer, end + 1)[start:]
+        bounds = self._integers(buffer, end + 1)[start:].tolist()
         offset, length = self._header.buffers[buffer + 1]
         if bounds[0] < 0 or bounds[-1] > length or any(a > b for a, b in pairwise(bounds)):
             raise damaged(f"column {name!r} has string offsets that fall or leave its {length} bytes")
@@ -191,30 +244,3 @@ class BlockBuffers:
             return [text[a:b].decode() for a, b in pairwise(bounds)]
         except UnicodeDecodeError as error:
             raise damaged(f"column {name!r} is not UTF-8") from error
-
-
-def check_items(items: Items, index: int, labels: LabelSpec) -> None:
-    """Raises CorruptShardError unless the plain columns of block `index` fit each other and the limits."""
-    num_sequences = {len(values) for values in items.values()}
-    rows, tokens = sum(items["num_rows"]), sum(items["num_tokens"])
-    if (
-        len(num_sequences) != 1
-        or min(items["num_rows"] + items["num_tokens"], default=0) < 0
-        or rows * labels.top_k > MAX_BLOCK_ENTRIES
-        or tokens > MAX_BLOCK_TOKENS
-    ):
-        raise damaged(
-            f"block {index} lists {sorted(num_sequences)} sequences with {rows} rows and {tokens} tokens, "
-            "which the format does not allow"
-        )
-    for name, low in (("sample_index", 0), ("prompt_length", 0), ("label_start", 1)):
-        if min(items[name], default=low) < low:
-            raise damaged(f"block {index} has {name} {min(items[name])}, below {low}")
-    for tokens_here, prompt, start, rows_here in zip(
-        items["num_tokens"], items["prompt_length"], items["label_start"], items["num_rows"], strict=True
-    ):
-        if prompt > tokens_here or start + rows_here > tokens_here + 1:
-            raise damaged(
-                f"block {index} has a sequence of {tokens_here} tokens with a prompt of {prompt} and "
-                f"{rows_here} label rows from position {start}"
-            )

@@ -16,6 +16,7 @@ from logitstore.arrow_file import ArrowFile, BatchHeader
 from logitstore.block import BlockCodec
 from logitstore.codebooks import CodebookSet
 from logitstore.errors import InvalidLabelsError
+from logitstore.loops import loops_for
 from logitstore.manifest import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.schema import (
@@ -25,14 +26,7 @@ from logitstore.schema import (
     rank_groups,
     values_column,
 )
-from logitstore.sequence_columns import (
-    BlockBuffers,
-    BlockLayout,
-    Items,
-    check_items,
-    checksum,
-    to_flags,
-)
+from logitstore.sequence_columns import BlockBuffers, BlockLayout, PlainColumns, to_flags
 from logitstore.shard_metadata import check_schema
 from logitstore.streams import Unpacker, damaged, stored_sizes, take_planes
 from logitstore.validation import check_sequence, check_spec
@@ -118,11 +112,11 @@ class ShardReader:
         }
         wanted = [name for name in self._packed if name not in skipped]
         buffers = self._buffers(index, wanted)
-        items = {name: buffers.items(name) for name, _ in SEQUENCE_COLUMNS}
-        if self._verify and checksum(items) != buffers.checksum():
+        plain = buffers.plain()
+        if self._verify and plain.checksum() != buffers.checksum():
             raise damaged(f"the sequence columns of block {index} do not match their CRC-32")
-        check_items(items, index, self._labels)
-        return self._decode(items, {name: buffers.packed(name) for name in wanted}, top_k)
+        plain.check(index, self._labels)
+        return self._decode(plain, {name: buffers.packed(name) for name in wanted}, top_k)
 
     def iter_sequences(self, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
         """All sequences of the shard, block after block."""
@@ -175,31 +169,34 @@ class ShardReader:
     def _buffers(self, index: int, names: Sequence[str]) -> BlockBuffers:
         return BlockBuffers(self._arrow, self._header(index), self._layout, names)
 
-    def _decode(self, items: Items, columns: dict[str, memoryview], top_k: int) -> list[LabeledSequence]:
-        num_rows, num_tokens = sum(items["num_rows"]), sum(items["num_tokens"])
+    def _decode(
+        self, plain: PlainColumns, columns: dict[str, memoryview], top_k: int
+    ) -> list[LabeledSequence]:
+        num_rows, num_tokens = int(plain.num_rows.sum()), int(plain.num_tokens.sum())
         mask = Unpacker(columns["loss_mask"], 1, "loss_mask", verify_checksum=self._verify)
         mask_N = np.unpackbits(mask.take((num_rows + 7) // 8), count=num_rows).view(bool)
         tokens = Unpacker(columns["token_ids"], 3, "token_ids", verify_checksum=self._verify)
-        token_ids_T = take_planes(tokens, num_tokens, 3).astype(np.int32)
-        rows = self._codec.decode(columns, num_rows, top_k, verify_checksums=self._verify)
+        loops = loops_for(num_rows * top_k)
+        token_ids_T = take_planes(tokens, num_tokens, loops).view(np.int32)
+        rows = self._codec.decode(columns, num_rows, top_k, loops, verify_checksums=self._verify)
         sequences: list[LabeledSequence] = []
         row = token = 0
-        for values in zip(*(items[name] for name, _ in SEQUENCE_COLUMNS), strict=True):
-            record_id, sample_index, tokens_here, prompt_length, label_start, rows_here, finish, flags = (
-                values
-            )
+        for record_id, sample_index, tokens_here, prompt_length, label_start, rows_here, finish, flags in zip(
+            *(values if isinstance(values, list) else values.tolist() for values in plain.in_order()),
+            strict=True,
+        ):
             span = slice(row, row + rows_here)
             sequences.append(
-                LabeledSequence(
-                    record_id=record_id,
-                    sample_index=sample_index,
-                    token_ids_T=token_ids_T[token : token + tokens_here],
-                    prompt_length=prompt_length,
-                    label_start=label_start,
-                    rows=_slice_rows(rows, span),
-                    loss_mask_N=mask_N[span],
-                    finish_reason=finish,
-                    flags=to_flags(flags),
+                LabeledSequence(  # by position, in half the time: blocks have hundreds of sequences
+                    record_id,
+                    sample_index,
+                    token_ids_T[token : token + tokens_here],
+                    prompt_length,
+                    label_start,
+                    _slice_rows(rows, span),
+                    mask_N[span],
+                    finish,
+                    to_flags(flags),
                 )
             )
             row += rows_here

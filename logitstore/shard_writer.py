@@ -26,7 +26,7 @@ from logitstore.schema import (
     MAX_BLOCK_TOKENS,
     shard_schema,
 )
-from logitstore.sequence_columns import checksum, to_arrays, to_binary_array, to_items
+from logitstore.sequence_columns import PlainColumns, to_binary_array
 from logitstore.shard_metadata import check_codebooks, metadata_of
 from logitstore.streams import pack, to_planes
 from logitstore.validation import check_sequence, check_spec
@@ -129,12 +129,13 @@ def _blocks(sequences: Iterable[LabeledSequence], labels: LabelSpec) -> Iterator
 
 
 def _encode_block(block: Sequence[LabeledSequence], codec: BlockCodec, schema: pa.Schema) -> pa.RecordBatch:
-    items = to_items(block)
+    plain = PlainColumns.of(block)
     columns = codec.encode(_concatenate([sequence.rows for sequence in block], codec.labels))
     columns["loss_mask"] = pack([np.packbits(np.concatenate([sequence.loss_mask_N for sequence in block]))])
     columns["token_ids"] = pack(to_planes(np.concatenate([sequence.token_ids_T for sequence in block]), 3))
-    arrays = to_arrays(items)
-    arrays.append(pa.Array.from_buffers(pa.uint32(), 1, [None, pa.py_buffer(np.uint32(checksum(items)))]))
+    arrays = plain.to_arrays()
+    checksum = np.uint32(plain.checksum())
+    arrays.append(pa.Array.from_buffers(pa.uint32(), 1, [None, pa.py_buffer(checksum)]))
     arrays += [to_binary_array(columns[name]) for name in schema.names[len(arrays) :]]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 

@@ -83,6 +83,26 @@ def test_every_finite_gap_is_subtracted_alike() -> None:
         np.testing.assert_array_equal(out_NK, expected.T)
 
 
+def test_planes_are_joined_alike() -> None:
+    expected = np.array([0, 1, 255, 256, 65_535, 65_536, 0xFFFFFF, 0x123456], np.uint32)
+    low, middle, high = ((expected >> shift).astype(np.uint8) for shift in (0, 8, 16))
+    for form in (NUMPY_LOOPS, compiled()):
+        found = np.full(len(expected), 0xDEADBEEF, np.uint32)
+        form.join(low, middle, high, found)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_labels_are_read_off_the_entries_alike() -> None:
+    """Of the rows asked for, at their rank, never above 0; the others stay as they are."""
+    logits_NK = np.array([[3, 2, 1], [5, 4, 0], [7, 6, 5]], np.float32)
+    logsumexp_N = np.array([4, 4.5, 8], np.float32)
+    for form in (NUMPY_LOOPS, compiled()):
+        out_N = np.full(3, np.nan, np.float32)
+        which_N, rank_N = np.array([True, True, False]), np.array([3, 1, 99], np.int32)
+        form.read_label(which_N, rank_N, logits_NK, logsumexp_N, out_N)
+        np.testing.assert_array_equal(out_N, np.array([-3, 0, np.nan], np.float32))
+
+
 @pytest.mark.parametrize("value_kind", ["gap_f16", "logit_f16"])
 @pytest.mark.parametrize("top_k", [5, None])
 def test_shards_are_read_alike(value_kind: str, top_k: int | None) -> None:
