@@ -34,10 +34,13 @@ def labeled_store(folder: Path, units: int, *, rows: int = ROWS) -> str:
 
 
 def test_a_store_says_how_fast_it_was_made(tmp_path: Path) -> None:
-    got = read_store(labeled_store(tmp_path / "store", 8))
+    began = time.time()
+    uri = labeled_store(tmp_path / "store", 8)
+    took = time.time() - began
+    got = read_store(uri)
     assert (got.top_k, got.rows, got.units, got.replicas) == (TOP_K, 8 * ROWS, 8, 2)
-    # Committing takes time too, more on a busy machine.
-    assert 0.3 < got.rows_per_sec / (2 * ROWS / UNIT_SEC) < 1.05
+    # Three units of each worker after its first; committing takes time too, more on a busy machine.
+    assert 6 * ROWS / took < got.rows_per_sec < 1.05 * 2 * ROWS / UNIT_SEC
     assert got.rows_per_token == ROWS / (ROWS + 1)
     assert got.num_bytes > 8 * ROWS * TOP_K
 

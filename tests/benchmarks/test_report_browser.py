@@ -70,7 +70,7 @@ def test_the_report_fits_and_shows_its_charts_and_tokens(
     page.on("request", lambda request: requests.append(request.url))
     page.goto(report_path.as_uri())
     frame = page.frames[1]
-    frame.wait_for_selector("#sequence:not([hidden])", timeout=20_000)
+    frame.wait_for_selector("#sequence:not([hidden])", timeout=60_000)
     tokens = frame.locator("#sequence").inner_text()
     page.locator("iframe").scroll_into_view_if_needed()
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)

@@ -134,7 +134,7 @@ def test_threads_download_a_shard_once(remote, tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=60)
     assert len(objects.ranges) == 1
 
 
@@ -179,8 +179,9 @@ class BytesOnDisk(threading.Thread):
         self.folder, self.most, self.looks, self.stopped = folder, 0, 0, threading.Event()
 
     def run(self) -> None:
-        while not self.stopped.is_set():
-            total = 0
+        is_last = False
+        while not is_last:
+            is_last, total = self.stopped.is_set(), 0
             for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):  # evicted since the listing
                     total += path.stat().st_size
@@ -204,9 +205,10 @@ def test_a_dataset_reads_an_epoch_through_a_cache_of_a_few_shards(remote, tmp_pa
     loader = LogitDataLoader(reader, record_id, num_workers=num_workers)
     with BytesOnDisk(tmp_path / "c") as seen:
         names = [name for _ in range(3) for name in loader]
+        while seen.looks <= 20:  # on a busy machine
+            list(loader)
     assert sorted(names) == sorted([f"r{n}" for n in range(24)] * 3)
     assert max(entry.num_bytes for entry in remote.shards()) < seen.most <= limit
-    assert seen.looks > 20
 
 
 def test_a_cache_below_what_an_epoch_needs_is_refused_at_once(remote, tmp_path):

@@ -26,8 +26,13 @@ def record_ids(samples):
     return [sample.sequence.record_id for sample in samples]
 
 
-def read(store: Path, world_size: int, num_workers: int, state: dict | None, log: Path) -> None:
-    """All ranks of a job in lockstep; a line for every step they have trained on."""
+def read(
+    store: Path, world_size: int, num_workers: int, state: dict | None, log: Path, *, until_killed: bool
+) -> None:
+    """All ranks of a job in lockstep; a line for every step they have trained on.
+
+    `until_killed` waits at the end for a kill that comes late, as it may on a busy machine.
+    """
     loaders = [
         LogitDataLoader(
             StreamingLogitDataset(
@@ -46,17 +51,23 @@ def read(store: Path, world_size: int, num_workers: int, state: dict | None, log
             for loader in loaders:
                 loader.logit_dataset.begin()
             if loaders[0].logit_dataset.epoch == NUM_EPOCHS:
-                return
+                break
             iterators = [iter(loader) for loader in loaders]
             while step := [batch for batch in (next(iterator, None) for iterator in iterators) if batch]:
                 file.write(json.dumps({"batches": step, "state": loaders[0].state_dict()}) + "\n")
                 file.flush()
                 time.sleep(STEP_SEC)
+    while until_killed:
+        time.sleep(1)
 
 
 def run_until_killed(store, topology, state, log: Path, kill_after: int | None) -> list[dict]:
     """Steps trained on by a job that gets SIGKILL some time after `kill_after` of them, or ends by itself."""
-    process = multiprocessing.get_context("fork").Process(target=read, args=(store, *topology, state, log))
+    process = multiprocessing.get_context("fork").Process(
+        target=read,
+        args=(store, *topology, state, log),
+        kwargs={"until_killed": kill_after is not None},
+    )
     process.start()
     if kill_after is not None:
         while process.is_alive() and (not log.exists() or log.read_bytes().count(b"\n") < kill_after):
@@ -70,6 +81,7 @@ def run_until_killed(store, topology, state, log: Path, kill_after: int | None) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*fork.*:DeprecationWarning")
 def test_grid_of_topologies_and_kills(small_store, tmp_path, capsys):
     reference = StreamingLogitDataset(small_store, num_splits=4, seed=3)

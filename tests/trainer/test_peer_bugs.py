@@ -58,7 +58,8 @@ def test_temperature_squared_only_in_the_reported_value(loss_of):
     case = make_case(1, temperature=2.0)
     settings = LossSettings(temperature=2.0, alpha=1.0)
     arguments = (case.labels, case.targets, settings)
-    direction = torch.randn_like(case.student_logits)
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(case.student_logits.shape, generator=generator, dtype=torch.float64)
     step = 1e-6
     rise = loss_of(case.student_logits + step * direction, *arguments).loss
     fall = loss_of(case.student_logits - step * direction, *arguments).loss

@@ -19,12 +19,19 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def seen(small_store, tmp_path_factory):
+def reserved_port():
+    """Bound but not listening, so that nobody else is given the port and the first process can take it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        yield probe
+
+
+@pytest.fixture(scope="module")
+def seen(small_store, tmp_path_factory, reserved_port):
     """What each of two processes saw, and the folder where they trained."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserved_port.getsockname()[1]
     environment = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
