@@ -28,7 +28,7 @@ from tests.labeler.jobs import (
     write_records,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 RECORDS = 120
 SLOW = ("teacher.fake.seconds_per_token=0.0015", "output.unit_size=4")
 SLOWER = ("teacher.fake.seconds_per_token=0.005", "output.unit_size=4")

@@ -51,7 +51,7 @@ def units_done(place):
 @pytest.mark.s3
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_job_outlasts_s3_that_errs_answers_slowly_and_cuts_uploads(
     tmp_path, s3_server, s3_place, monkeypatch
 ):
@@ -169,7 +169,7 @@ def fill_for_good(path, done):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_full_disk_holds_the_job_up_until_there_is_room(tmp_path, small_disk):
     write_records(tmp_path / "in.jsonl", 64, response_bytes=100)
     store = small_disk / "store"

@@ -14,7 +14,7 @@ from tests.trainer.conftest import NUM_SEQUENCES
 from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.dataset import StreamingLogitDataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 
 
@@ -55,7 +55,7 @@ def seen(small_store, tmp_path_factory, reserved_port):
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=280)[0] for process in processes]
+        outputs = [process.communicate(timeout=560)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
