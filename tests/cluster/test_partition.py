@@ -28,7 +28,7 @@ def test_a_node_cut_off_in_the_middle_loses_and_doubles_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Without a drain at the end, and with leases that expire quickly: the cut node cannot give its units back.
-    job = write_job(tmp_path, seconds_per_token=0.02, fields="lease_sec = 5")
+    job = write_job(tmp_path, seconds_per_token=0.04, fields="lease_sec = 5")
     store = tmp_path / "store"
     with NamespacedCluster(num_workers=2) as cluster:
         with fault_proxy(cluster.address, Faults()) as tunnel:  # as at the near end of `ssh -L`

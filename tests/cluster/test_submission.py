@@ -145,8 +145,8 @@ def test_secrets_may_not_travel_in_the_environment(name: str) -> None:
 
 
 def test_ids_name_the_store_and_never_repeat() -> None:
-    made = {submission_id("s3://bucket/My Run_7/") for _ in range(50)}
-    assert len(made) == 50
+    made = {submission_id("s3://bucket/My Run_7/") for _ in range(8)}
+    assert len(made) == 8
     assert all(one.startswith("label-my-run-7-") for one in made)
 
 
