@@ -5,8 +5,10 @@ Everything started is written to a state file with its process id and start time
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,6 +32,8 @@ AGENT_PORTS = (
     "dashboard-agent-grpc-port",
     "runtime-env-agent-port",
 )
+PORTS = range(20_000, 32_000)
+"""Above the range that Ray gives its workers by default, and below the kernel's ephemeral ports."""
 START_TRIES = 2
 """On a busy machine Ray itself gives up on a node after 15 to 30 seconds; the next try is usually quicker."""
 STOP_TIMEOUT_SEC = 20.0
@@ -90,7 +94,7 @@ def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluste
         )
     ensure_token()
     folder = Path(tempfile.mkdtemp(prefix="penumbra-ray-"))
-    gcs_port, dashboard_port = _free_port(), _free_port()
+    gcs_port, dashboard_port = _free_ports(2)
     common = [
         f"--num-cpus={cpus_per_node}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
@@ -163,7 +167,8 @@ def read_state(state_folder: Path) -> LocalCluster:
 def _start(ip: str, arguments: list[str], folder: Path) -> LocalNode:
     # With ports chosen here a node need not wait for its agents to say theirs, for which Ray allows only
     # 15 seconds: too little on a busy machine.
-    ports = [f"--{name}={_free_port()}" for name in AGENT_PORTS]
+    numbers = _free_ports(len(AGENT_PORTS))
+    ports = [f"--{name}={port}" for name, port in zip(AGENT_PORTS, numbers, strict=True)]
     environment = os.environ | NODE_ENVIRONMENT
     with open(folder / f"node-{ip}.log", "ab") as log:
         process = subprocess.Popen(
@@ -258,8 +263,15 @@ def node_processes(leader: int) -> dict[int, str]:
     return {pid: started for pid in found if (started := start_time(pid)) is not None}
 
 
-def _free_port() -> int:
-    """A port free now; ephemeral ones lie outside the range that Ray gives its workers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _free_ports(count: int) -> list[int]:
+    """Different ports that are free now, and most likely still when Ray comes to them."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise ClusterError(
+        f"no {count} ports are free between {PORTS.start} and {PORTS.stop}; end what holds them"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,6 +28,8 @@ START_TRIES = 3
 STOP_TIMEOUT_SEC = 20.0
 GRPC_OFFSET = 10_000
 """Each SeaweedFS service also listens for gRPC at its HTTP port plus this."""
+PORTS = range(20_000, 22_700)
+"""Here both are below the ports that the kernel gives to connections."""
 
 
 @dataclass(frozen=True)
@@ -131,21 +134,15 @@ def _command(folder: Path, s3: int, master: int, volume: int, filer: int, admin:
 
 def _free_ports(count: int) -> list[int]:
     """Ports that are free now, as are the gRPC ports that belong to them."""
-    with contextlib.ExitStack() as held:
-        found: list[int] = []
-        while len(found) < count:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            if port + GRPC_OFFSET > 65_535:
-                continue
-            second = held.enter_context(socket.socket())
-            try:
-                second.bind(("127.0.0.1", port + GRPC_OFFSET))
-            except OSError:
-                continue
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + GRPC_OFFSET))
             found.append(port)
-        return found
+        if len(found) == count:
+            break
+    return found
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> None:

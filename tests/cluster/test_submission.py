@@ -224,7 +224,7 @@ def not_ray() -> object:
 def test_wrong_addresses_exit_with_3_and_say_what_to_check(
     tmp_path: Path, not_ray: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dead = f"http://127.0.0.1:{local._free_port()}"
+    dead = f"http://127.0.0.1:{local._free_ports(1)[0]}"
     for address, says in ((dead, "check that the head runs"), (not_ray, "is no Ray cluster")):
         for command in (["list"], ["status", "x"], ["stop", "x"], ["resume", "x"], ["logs", "x"]):
             assert main([*command, "--address", address]) == 3
