@@ -31,9 +31,7 @@ def draw(
 def _bytes(path: Path, sizes: Sequence[Sizes]) -> None:
     ks = [one.top_k for one in sizes]
     with plot(path, "Bytes of a label row, by layout", "K entries stored", "B per token") as axes:
-        (line,) = axes.plot(
-            ks, [one.needed for one in sizes], marker="o", label=f"{OURS}: what those hold too"
-        )
+        (line,) = axes.plot(ks, [one.needed for one in sizes], marker="o", label=f"{OURS}: the same content")
         everything = [one.file for one in sizes]
         axes.plot(ks, everything, "o--", color=line.get_color(), label=f"{OURS}: with tails and tokens")
         for layout in PLAIN_LAYOUTS:
