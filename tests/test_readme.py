@@ -1,33 +1,53 @@
-"""The README's commands for one's own prompts, typed as they stand but for the teacher, which is the stand-in."""
+"""The README's commands for one's own prompts are accepted; the first work with the stand-in as the teacher."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import build_parser
+from labeler.config import load_job
+
 README = Path(__file__).parents[1] / "README.md"
 HEADING = "## Your own teacher and prompts\n"
 TEACHER = "teacher.model=Qwen/Qwen3-0.6B"
 
 
-def commands() -> list[str]:
-    """The lines of the section's first block, continued ones joined and comments cut off."""
-    section = README.read_text(encoding="utf-8").split(HEADING)[1]
-    block = section.split("```\n")[1].replace("\\\n", "")
+def typed(text: str) -> list[str]:
+    """Lines of the first block of shell, continued ones joined and comments cut off."""
+    block = text.split("```\n")[1].replace("\\\n", "")
     return [line.split("  #")[0].strip() for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("heading", ["Your own teacher and prompts", "Choosing K, and what it costs"])
+def test_every_job_and_measurement_of_the_readme_is_accepted(heading: str) -> None:
+    section = README.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = re.findall(
+        r"^python -m (labeler run|benchmarks) (.*)$", section.replace("\\\n", ""), re.MULTILINE
+    )
+    assert len(lines) >= 2
+    for module, rest in lines:
+        words = shlex.split(rest, comments=True)
+        if module == "benchmarks":
+            assert build_parser(words).parse_args(words).run
+            continue
+        overrides = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
+        load_job(words[0] if words[0].endswith(".toml") else None, overrides, {})
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_prompts_without_ids_are_labeled_by_the_commands_of_the_readme(tmp_path: Path) -> None:
-    label, status, inspect, verify, view = commands()
+    label, status, inspect, verify, view = typed(README.read_text(encoding="utf-8").split(HEADING)[1])
     assert TEACHER in label
     assert re.fullmatch(r"python -m logitstore view \S+", view)
     prompts = ["Why is the sky blue?", "Name three rivers.", "为什么天空是蓝色的?"]
