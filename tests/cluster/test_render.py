@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -273,9 +274,9 @@ def fake_slurm(folder: Path, job_status: str, slurm_state: str) -> dict[str, str
         "scontrol": 'case "$*" in "show hostnames"*) printf "n1\\nn2\\n";; '
         f'"show job"*) echo "   JobState={slurm_state} Reason=None";; *) echo "scontrol $*" >> "$NOTES";; esac',
         "srun": 'echo "srun $*" >> "$NOTES"; case "$*" in *hostname*) echo 10.0.0.1;; *) sleep 60;; esac',
-        "python": 'echo "python $*" >> "$NOTES"\n'
-        f'case "$*" in *labeler*) trap \'echo drained >> "$NOTES"; exit {job_status}\' TERM; '
-        "for _ in $(seq 100); do sleep 0.1; done; exit 0;; esac",
+        "python": f'case "$*" in *labeler*) trap \'echo drained >> "$NOTES"; exit {job_status}\' TERM;; esac\n'
+        'echo "python $*" >> "$NOTES"\n'
+        'case "$*" in *labeler*) for _ in $(seq 1200); do sleep 0.1; done;; esac',
     }
     for name, body in tools.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -290,6 +291,12 @@ def fake_slurm(folder: Path, job_status: str, slurm_state: str) -> dict[str, str
     }
 
 
+def traps_sigterm(process_id: int) -> bool:
+    status = Path(f"/proc/{process_id}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught & 1 << (signal.SIGTERM - 1))
+
+
 @pytest.mark.parametrize(("slurm_state", "num_turns"), [("RUNNING", 1), ("CANCELLED", 0)])
 def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(
     tmp_path: Path, slurm_state: str, num_turns: int
@@ -300,13 +307,16 @@ def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(
     environment = fake_slurm(tmp_path, job_status="4", slurm_state=slurm_state)
     process = subprocess.Popen(["bash", str(script)], env=environment)
     notes = tmp_path / "notes"
-    for _ in range(100):
-        if notes.exists() and "labeler run" in notes.read_text():
-            break
-        time.sleep(0.1)
-    time.sleep(0.2)  # the stand-in for the job sets its trap
+
+    def is_under_way() -> bool:
+        said = notes.read_text() if notes.exists() else ""
+        return "labeler run" in said and "start --address" in said and traps_sigterm(process.pid)
+
+    while not is_under_way():
+        assert process.poll() is None
+        time.sleep(0.05)
     process.terminate()
-    assert process.wait(timeout=30) == 4
+    assert process.wait(timeout=60) == 4
     said = notes.read_text()
     assert said.startswith("setup\n")
     assert "drained" in said
