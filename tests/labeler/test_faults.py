@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 RECORDS = 120
 SLOW = ("teacher.fake.seconds_per_token=0.0015", "output.unit_size=4")
 SLOWER = ("teacher.fake.seconds_per_token=0.005", "output.unit_size=4")
-"""Long enough for another driver to come and be refused meanwhile."""
+"""Long enough for both workers to come, and another driver, before it is over."""
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_killed_actors_are_replaced_while_a_second_driver_is_refused(folder):
 
 def test_a_killed_driver_is_followed_by_another_with_the_same_command(folder):
     store = folder / "store"
-    overrides = overrides_for(folder, *SLOW)
+    overrides = overrides_for(folder, *SLOWER)
     with started(overrides) as job:
         wait_for(lambda: units_done(store) >= 5 and both_are_ready(store), job)
         actors, raylets = job.actors(), job.ray_parts("raylet")
