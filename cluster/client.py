@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -213,6 +214,7 @@ def _require_ray() -> None:
             f"submitting needs Ray's client ({error.name} is missing): pip install 'ray[default]' in the "
             "cluster's version"
         ) from None
+    logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of every upload and connection
 
 
 def _connect(address: str) -> tuple[JobSubmissionClient, dict[str, str]]:

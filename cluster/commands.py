@@ -116,16 +116,17 @@ def list_jobs(args: argparse.Namespace) -> int:
 
 def cost(args: argparse.Namespace) -> int:
     """An estimate for a job file; for a job on the cluster, what its store says it has cost so far."""
-    if Path(args.what).is_file():
+    if args.what.endswith((".toml", ".json")):
         overrides = [part for one in args.set for part in ("--set", one)]
-        answer = progress.cost_estimate([args.what, *overrides])
+        answer, name, words = progress.cost_estimate([args.what, *overrides]), "plan", progress.plan_in_words
     else:
-        answer = progress.store_status(ClusterClient(_address(args)).job(args.what).store)
-    if not answer.value:
-        print(f"cost: {answer.error}", file=sys.stderr)
+        store = ClusterClient(_address(args)).job(args.what).store
+        answer, name, words = progress.store_status(store), "cost", progress.cost_in_words
+    found = answer.value.get(name)
+    if not found:
+        print(f"cost: {answer.error or 'nothing is known yet'}", file=sys.stderr)
         return answer.exit_status or 1
-    found = answer.value.get("cost", answer.value)
-    print(json.dumps(found) if args.json else _pairs(found))
+    print(json.dumps(found) if args.json else words(answer.value))
     return 0
 
 
@@ -267,12 +268,6 @@ def _progress_line(value: dict[str, Any]) -> str:
         if value.get(name) is not None:
             parts.append(f"{value[name]:,.0f} {unit}")
     return f"  {value.get('state', 'unknown')}: " + ", ".join(parts)
-
-
-def _pairs(found: Any) -> str:
-    if not isinstance(found, dict):
-        return str(found)
-    return "\n".join(f"{name}: {value}" for name, value in found.items())
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

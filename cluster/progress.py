@@ -37,6 +37,37 @@ def cost_estimate(job_arguments: list[str]) -> Answer:
     return _labeler(["run", *job_arguments, "--dry-run", "--json"])
 
 
+def plan_in_words(estimate: dict[str, Any]) -> str:
+    """What `cost_estimate` found. Time and price need a trial with the teacher, which may not be here."""
+    plan, job = estimate["plan"], estimate["job"]
+    at_most = "at most " if job["labels"]["mode"] == "generate" else ""
+    num_bytes = plan["estimated_bytes"]
+    kept = _monthly(num_bytes / 1e9 * job["cost"]["per_gb_month"], job["cost"])
+    lines = [
+        f"{plan['num_planned']:,} records in {plan['num_units']:,} units, {plan['num_rejects']:,} rejected",
+        f"{plan['num_tokens']:,} tokens of input, {at_most}{plan['num_labels']:,} label rows",
+        f"{at_most or 'about '}{num_bytes / 1e6:,.2f} MB{kept}",
+        "time and price: python -m labeler run JOB.toml --dry-run --calibrate 50, where the teacher can run",
+    ]
+    return "\n".join(lines)
+
+
+def cost_in_words(status: dict[str, Any]) -> str:
+    """What the latest run on a store has cost."""
+    cost = status["cost"]
+    device = "GPU" if cost["device"] == "gpu" else cost["device"]
+    rate = f"{cost['device_sec_per_million_tokens']:,.0f} per million tokens"
+    price = f", {cost['compute']:,.2f} {cost['currency']}" if cost["compute"] else ""
+    kept = _monthly(cost["storage_per_month"], cost)
+    return (
+        f"{cost['device_sec']:,.0f} {device} seconds ({rate}){price}\n{cost['num_bytes'] / 1e6:,.2f} MB{kept}"
+    )
+
+
+def _monthly(price: float, cost: dict[str, Any]) -> str:
+    return f", {price:,.2f} {cost['currency']} a month to keep" if price else ""
+
+
 def _labeler(arguments: list[str]) -> Answer:
     try:
         done = subprocess.run(
