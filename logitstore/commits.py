@@ -61,7 +61,13 @@ def check_unit_id(unit_id: str) -> str:
 def encode_commit(record: CommitRecord) -> bytes:
     """JSON of a valid record. Raises CorruptManifestError, UnsafeNameError."""
     check_entry(record.shard, record.attempt, what=f"the record of unit {record.shard.unit_id}")
-    data = strict_json.encode(record)
+    try:
+        data = strict_json.encode(record)
+    except ValueError as error:
+        raise CorruptManifestError(
+            f"the commit record of unit {record.shard.unit_id} is no JSON ({error}); give its rejects "
+            "Unicode text and finite numbers"
+        ) from error
     if len(data) > MAX_COMMIT_BYTES:
         raise CorruptManifestError(
             f"the commit record of unit {record.shard.unit_id} has {len(data)} bytes, at most "

@@ -47,7 +47,7 @@ def compact(objects: Objects, manifest: str) -> CompactionResult:
 
     `manifest` is the store's `manifest_hash`.
 
-    Raises StoreChangedError if other compactors keep winning, and what reading the index raises.
+    Raises StoreChangedError if other compactors keep winning, and what reading the store raises.
     """
     units = CommittedUnits(objects, manifest)
     for _ in range(MAX_SWAP_TRIES):
@@ -56,6 +56,7 @@ def compact(objects: Objects, manifest: str) -> CompactionResult:
         if not records:
             objects.delete_many(units.late)
             return _result(units.pointer, 0, len(units.late))
+        units.entries()  # refuses two units in one place, which no reader could tell apart afterwards
         kept, merged = _split_segments(units.pointer, len(records))
         segment = _write_merged(objects, units, merged, records)
         pointer = IndexPointer(units.pointer.generation + 1, manifest, (*kept, segment))

@@ -7,17 +7,14 @@ unit is in both, the index wins: the record is a late rival's, and garbage.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
 
-import numpy as np
 import pyarrow as pa
 
 from logitstore import index_segments, strict_json
 from logitstore.commits import (
     COMMITS_PREFIX,
+    MAX_COMMIT_BYTES,
     CommitRecord,
     check_manifest_hash,
     commit_name,
@@ -25,19 +22,18 @@ from logitstore.commits import (
     unit_id_of,
 )
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
-from logitstore.manifest import FORMAT_VERSION, ShardEntry
+from logitstore.manifest import FORMAT_VERSION
 from logitstore.manifest_io import check_version
-from logitstore.objects import Objects
+from logitstore.objects import MAX_TAGGED_BYTES, ObjectInfo, Objects
 from logitstore.records import Reject
+from logitstore.shard_index import ShardIndex, of_another_plan
 
 INDEX_NAME = "index.json"
 INDEX_PREFIX = "index/"
-MAX_INDEX_BYTES = 4 * 2**20
+MAX_INDEX_BYTES = MAX_TAGGED_BYTES
 MAX_SEGMENT_BYTES = 4 * 2**30
 MAX_SEGMENT_ENTRIES = 2**24
 MAX_REFRESH_TRIES = 20
-_ITERATION_BATCH = 1024
-_DIGEST_BATCH = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,89 +62,6 @@ class IndexPointer:
     format_version: int = FORMAT_VERSION
 
 
-class ShardIndex(Sequence[ShardEntry]):
-    """Committed shard entries by unit, made on demand from columns: a million cost 0.2 GB, not 1 GB."""
-
-    def __init__(self, table: pa.Table) -> None:
-        unit_index = table.column("unit_index").to_numpy()
-        self._order = np.argsort(unit_index, kind="stable")
-        self._unit_index = unit_index[self._order]
-        self._table = table
-        self._batches = table.to_batches()
-        self._batch_starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        repeated = np.flatnonzero(np.diff(self._unit_index) == 0)
-        if repeated.size:
-            raise CorruptManifestError(
-                f"the store lists unit index {self._unit_index[repeated[0]]} twice; each unit must have one "
-                "entry: run `verify`"
-            )
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    @overload
-    def __getitem__(self, position: int) -> ShardEntry: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[ShardEntry]: ...
-    def __getitem__(self, position: int | slice) -> ShardEntry | list[ShardEntry]:
-        if isinstance(position, slice):
-            return index_segments.table_to_entries(self._rows(self._order[position]))
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"shard {position} of {len(self)}")
-        return index_segments.table_to_entries(self._rows(self._order[[position]]))[0]
-
-    def __iter__(self) -> Iterator[ShardEntry]:
-        for start in range(0, len(self), _ITERATION_BATCH):
-            yield from self[start : start + _ITERATION_BATCH]
-
-    def column(self, name: str) -> np.ndarray:
-        """One numeric field of all entries in their order, for example `num_rows`."""
-        return self._table.column(name).to_numpy()[self._order]
-
-    def unit_ids(self) -> list[str]:
-        starts = range(0, len(self), _DIGEST_BATCH)
-        parts = (self._rows(self._order[start : start + _DIGEST_BATCH], ["unit_id"]) for start in starts)
-        return [unit_id for part in parts for unit_id in part.column("unit_id").to_pylist()]
-
-    def find(self, unit_index: int, unit_id: str) -> tuple[ShardEntry, str] | None:
-        """Entry and attempt of a unit. Raises StoreChangedError if its place holds another unit."""
-        position = int(np.searchsorted(self._unit_index, unit_index))
-        if position == len(self) or self._unit_index[position] != unit_index:
-            return None
-        entry = self[position]
-        if entry.unit_id != unit_id:
-            raise StoreChangedError(
-                f"unit index {unit_index} is {entry.unit_id} in the store and {unit_id} in the plan; "
-                "the plan must be the one the store was started with"
-            )
-        attempt = self._rows(self._order[[position]]).column("attempt")[0].as_py().hex()
-        return entry, attempt
-
-    def _rows(self, rows: np.ndarray, names: list[str] | None = None) -> pa.Table:
-        """Rows of the table by number. (Arrow's own `take` copies whole string columns each time.)"""
-        batch_of_row = np.searchsorted(self._batch_starts, rows, side="right") - 1
-        parts, places = [], []
-        for number in np.unique(batch_of_row):
-            place = np.flatnonzero(batch_of_row == number)
-            batch = self._batches[number] if names is None else self._batches[number].select(names)
-            parts.append(batch.take(pa.array(rows[place] - self._batch_starts[number])))
-            places.append(place)
-        if not parts:
-            return self._table.slice(0, 0)
-        return pa.Table.from_batches(parts).take(pa.array(np.argsort(np.concatenate(places))))
-
-    def digest_into(self, hasher: hashlib.blake2b) -> None:
-        """Feed what identifies the committed data, independent of how it is divided into segments."""
-        for name in ("unit_index", "num_sequences", "num_rows", "num_tokens", "num_bytes"):
-            hasher.update(self.column(name).astype("<i8").tobytes())
-        for start in range(0, len(self), _DIGEST_BATCH):
-            part = self._table.select(["unit_id", "checksum"]).take(
-                self._order[start : start + _DIGEST_BATCH]
-            )
-            hasher.update("".join(f"{unit_id}\n" for unit_id in part.column("unit_id").to_pylist()).encode())
-            hasher.update(b"".join(part.column("checksum").to_pylist()))
-
-
 class CommittedUnits:
     """The reader's side: a cached view that `refresh` brings up to date with few requests."""
 
@@ -169,21 +82,43 @@ class CommittedUnits:
     def refresh(self) -> None:
         """See every unit committed before this call. Raises CorruptManifestError and its siblings."""
         for _ in range(MAX_REFRESH_TRIES):
-            names = self._objects.list(COMMITS_PREFIX)
-            if self.refresh_index() and self._read_records(names):
+            listed = self._objects.list_info(COMMITS_PREFIX)
+            if self._read_index() and self._read_records(listed):
                 self._all = None
                 return
-        raise StoreChangedError(
+        raise self._unsteady()
+
+    def refresh_index(self) -> None:
+        """See what is in the index, and not the commit records that came after it."""
+        for _ in range(MAX_REFRESH_TRIES):
+            if self._read_index():
+                return
+        raise self._unsteady()
+
+    def check_place(self, unit_index: int, unit_id: str) -> None:
+        """Raises StoreChangedError if the unit's place is known to hold another unit."""
+        self.compacted.find(unit_index, unit_id)
+        for record in self.tail.values():
+            if record.shard.unit_index == unit_index and record.shard.unit_id != unit_id:
+                raise of_another_plan(unit_index, record.shard.unit_id, unit_id)
+
+    def _unsteady(self) -> StoreChangedError:
+        return StoreChangedError(
             f"{self._objects.uri}: the index changed {MAX_REFRESH_TRIES} times while it was being read; "
             "try again, and compact less often"
         )
 
-    def refresh_index(self) -> bool:
+    def _read_index(self) -> bool:
         """Read `index.json` and what segments are new; False if one was compacted away meanwhile."""
         try:
             data, etag = self._objects.get_with_etag(INDEX_NAME)
-        except ObjectNotFoundError:
-            return self.pointer_etag is None
+        except ObjectNotFoundError as error:
+            if self.pointer_etag is None:
+                return True
+            raise StoreChangedError(
+                f"{self._objects.uri}: {INDEX_NAME} was there and is gone, which nothing of this software "
+                "does; restore the store from a copy, or begin it anew"
+            ) from error
         if etag == self.pointer_etag:
             return True
         pointer = decode_pointer(data)
@@ -257,9 +192,16 @@ class CommittedUnits:
             )
         return data
 
-    def _read_records(self, names: list[str]) -> bool:
+    def _read_records(self, listed: list[ObjectInfo]) -> bool:
         """Read what is new of the listed records; False if one vanished into the index meanwhile."""
+        names = [info.name for info in listed]
         units = {unit for name in names if (unit := unit_id_of(name)) is not None}
+        for info in listed:
+            if info.num_bytes > MAX_COMMIT_BYTES and unit_id_of(info.name) is not None:
+                raise CorruptManifestError(
+                    f"{info.name} has {info.num_bytes} bytes, a commit record at most {MAX_COMMIT_BYTES}; "
+                    "it was not written by this software, or is damaged"
+                )
         self.tail = {unit: record for unit, record in self.tail.items() if unit in units}
         late = set(self.late).intersection(names)
         unseen = sorted(commit_name(unit) for unit in units - self.tail.keys())

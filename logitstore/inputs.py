@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from logitstore.errors import InputNotFoundError, UnsupportedInputError
 from logitstore.manifest import InputInfo
 from logitstore.objects import is_local_uri
+from logitstore.strict_json import SURROGATE_ESCAPE
 
 MAX_LINE_BYTES = 64 * 2**20
 ROWS_AT_ONCE = 1024
@@ -231,6 +232,8 @@ def _read_lines(file: BinaryIO, name: str) -> Iterator[RawRecord]:
 def _parse_line(line: bytes, name: str, number: int) -> RawRecord:
     try:
         value = json.loads(line)
+        if SURROGATE_ESCAPE.search(line):
+            json.dumps(value, ensure_ascii=False).encode()  # refuses half of a pair
     except (ValueError, RecursionError) as error:
         return RawRecord(
             name, number, None, f"the line is not valid JSON ({error!s:.200}); write one JSON object per line"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError
-from logitstore.objects import TEMPORARY_PREFIX, ObjectInfo
+from logitstore.objects import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
 
 LOCK_NAME = TEMPORARY_PREFIX + "lock"
 
@@ -30,7 +30,7 @@ class LocalBackend:
             return file.read(-1 if end is None else end - start)
 
     def get_with_etag(self, name: str) -> tuple[bytes, str]:
-        data = self.get_range(name, 0, None)
+        data = self.get_range(name, 0, MAX_TAGGED_BYTES + 1)
         return data, _etag(data)
 
     def get_many(self, names: list[str]) -> list[bytes | None]:

@@ -20,6 +20,8 @@ from logitstore.errors import ObjectStoreError, UnsafeNameError
 
 MAX_NAME_LENGTH = 512
 READ_BUFFER_BYTES = 64 * 1024
+MAX_TAGGED_BYTES = 4 * 2**20
+"""Most that `get_with_etag` reads: what is swapped is small, and a hostile object need not be."""
 TEMPORARY_PREFIX = ".tmp-"
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -88,7 +90,10 @@ class Objects:
         return self._backend.get_range(check_name(name), start, end) if end > start else b""
 
     def get_with_etag(self, name: str) -> tuple[bytes, str]:
-        """The object and a tag of this very content, for `put_if_match`."""
+        """A small object and a tag of this very content, for `put_if_match`.
+
+        At most MAX_TAGGED_BYTES + 1 bytes of it, for the caller to refuse.
+        """
         return self._backend.get_with_etag(check_name(name))
 
     def get_many(self, names: Iterable[str]) -> list[bytes | None]:

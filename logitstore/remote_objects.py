@@ -15,7 +15,7 @@ import fsspec
 from fsspec.asyn import sync
 
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError
-from logitstore.objects import ObjectInfo
+from logitstore.objects import MAX_TAGGED_BYTES, ObjectInfo
 
 S3_SCHEMES = ("s3", "s3a")
 EXCLUSIVE_CREATE_SCHEMES = ("memory", "gs", "gcs")
@@ -57,7 +57,7 @@ class RemoteBackend:
             return b""
 
     def get_with_etag(self, name: str) -> tuple[bytes, str]:
-        data = self.get_range(name, 0, None)
+        data = self.get_range(name, 0, MAX_TAGGED_BYTES + 1)
         return data, hashlib.blake2b(data, digest_size=16).hexdigest()
 
     def get_many(self, names: list[str]) -> list[bytes | None]:
@@ -179,8 +179,11 @@ class S3Backend(RemoteBackend):
 
         async def fetch() -> tuple[bytes, str]:
             reply = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
+            data = bytearray()
             async with reply["Body"] as body:
-                return await body.read(), reply["ETag"]
+                while len(data) <= MAX_TAGGED_BYTES and (part := await body.read(MAX_TAGGED_BYTES + 1)):
+                    data += part
+            return bytes(data[: MAX_TAGGED_BYTES + 1]), reply["ETag"]
 
         with self._translated(name):
             found: Any = sync(self._fs.loop, fetch)

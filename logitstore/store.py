@@ -23,10 +23,11 @@ from logitstore.compaction import CompactionResult, compact
 from logitstore.errors import (
     CorruptManifestError,
     ObjectNotFoundError,
+    StoreChangedError,
     StoreExistsError,
     StoreNotFoundError,
 )
-from logitstore.index import CommittedUnits, ShardIndex
+from logitstore.index import CommittedUnits
 from logitstore.manifest import FORMAT_VERSION, Manifest, ShardEntry
 from logitstore.manifest_io import (
     MANIFEST_NAME,
@@ -41,6 +42,7 @@ from logitstore.manifest_io import (
 from logitstore.objects import Objects
 from logitstore.records import LabeledSequence, Reject
 from logitstore.shard import ShardReader
+from logitstore.shard_index import ShardIndex
 from logitstore.shard_writer import ShardStats, write_shard
 
 CODEBOOKS_PREFIX = "codebooks/"
@@ -175,9 +177,11 @@ class LogitStore:
         """Write a unit's shard and make it visible, unless another writer was first.
 
         Returns the entry that counts and whether it is this call's. Raises InvalidLabelsError for
-        labels that break the format, ObjectStoreError if the outcome is unknown: then call again.
+        labels that break the format, StoreChangedError for a unit whose place holds another, of another
+        plan, ObjectStoreError if the outcome is unknown: then call again.
         """
-        commit_name(unit_id)  # refuses a bad unit id before anything is written
+        commit_name(unit_id)  # both refuse before anything is written
+        self._units.check_place(unit_index, unit_id)
         self._codebooks_looked_for = False
         attempt = secrets.token_hex(8)
         name, stats = "", NO_SHARD
@@ -223,7 +227,8 @@ class LogitStore:
         """All sequences by unit, one shard in memory at a time; `top_k` reads only that many entries."""
         for entry in self.shards():
             if entry.name:
-                yield from self.open_shard(entry).iter_sequences(top_k=top_k)
+                with self.open_shard(entry) as reader:
+                    yield from reader.iter_sequences(top_k=top_k)
 
     def codebooks(self) -> CodebookSet | None:
         """The set that new shards are coded with; None until `set_codebooks`, anyone's, gave one.
@@ -231,10 +236,10 @@ class LogitStore:
         Looked for once, and again after `refresh` and before every commit until there is one.
         """
         if self._codebooks is None and not self._codebooks_looked_for:
-            self._codebooks_looked_for = True
             try:
                 data = self.objects.get(CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)
             except ObjectNotFoundError:
+                self._codebooks_looked_for = True
                 return None
             self._codebooks = self._load_codebooks(_decode_codebook_pointer(data).hash)
         return self._codebooks
@@ -265,12 +270,15 @@ class LogitStore:
         winner = self._winner(record, won=won)
         if winner.attempt == record.attempt:
             return entry, True
-        # The rival's record stands for ever, so nothing can ever refer to what this call wrote.
-        if entry.name:
-            self.objects.delete(entry.name)
-        if won:
-            self.objects.delete(name)
+        self._discard(record, won=won)
         return winner.shard, False
+
+    def _discard(self, record: CommitRecord, *, won: bool) -> None:
+        """Another's record stands for ever, so nothing can ever refer to what this call wrote."""
+        if record.shard.name:
+            self.objects.delete(record.shard.name)
+        if won:
+            self.objects.delete(commit_name(record.shard.unit_id))
 
     def _winner(self, record: CommitRecord, *, won: bool) -> CommitRecord:
         """The record that counts for the unit, after this call's put succeeded or not.
@@ -280,9 +288,12 @@ class LogitStore:
         """
         name = commit_name(record.shard.unit_id)
         standing = [record] if won else self._read_records([name])
-        while not self._units.refresh_index():
-            pass
-        found = self._units.compacted.find(record.shard.unit_index, record.shard.unit_id)
+        self._units.refresh_index()
+        try:
+            found = self._units.compacted.find(record.shard.unit_index, record.shard.unit_id)
+        except StoreChangedError:
+            self._discard(record, won=won)
+            raise
         if found is not None:
             entry, attempt = found
             return CommitRecord(attempt=attempt, manifest=self._manifest_hash, shard=entry)

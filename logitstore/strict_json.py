@@ -2,7 +2,7 @@
 
 What a store holds may have been written by anyone: sizes are bounded before parsing, keys must be
 exactly the fields of the dataclass, and every value must have the declared type. Numbers must be
-finite, no key may repeat, and integers stay within 63 bits.
+finite, no key may repeat, integers stay within 63 bits, and text is Unicode: no half of a surrogate pair.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -19,12 +20,17 @@ from typing import Any, TypeGuard, TypeVar
 from logitstore.errors import CorruptManifestError
 
 MAX_INTEGER = 2**63 - 1
+SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""The only way in which JSON can say half of a surrogate pair, which is no Unicode text."""
 
 Record = TypeVar("Record")
 
 
 def encode(record: Any) -> bytes:
-    """Canonical JSON of a dataclass instance or plain value: sorted keys, no spaces, UTF-8."""
+    """Canonical JSON of a dataclass instance or plain value: sorted keys, no spaces, UTF-8.
+
+    Raises ValueError for numbers that are not finite and text that is not Unicode.
+    """
     plain = dataclasses.asdict(record) if _is_record(record) else record
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8")
@@ -45,6 +51,8 @@ def parse_object(data: bytes, *, what: str, max_bytes: int) -> dict[str, Any]:
         value = json.loads(
             data.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys
         )
+        if SURROGATE_ESCAPE.search(data):
+            encode(value)  # refuses half of a pair
     except (ValueError, RecursionError) as error:
         raise CorruptManifestError(
             f"{what} is not valid JSON ({error}); restore it from a copy of the store"

@@ -47,6 +47,14 @@ def check_sequence(sequence: LabeledSequence, labels: LabelSpec) -> None:
 
 
 def _check_shape(sequence: LabeledSequence) -> None:
+    for name in ("record_id", "finish_reason"):
+        text = getattr(sequence, name)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidLabelsError(
+                f"{name} {text!r:.80}; the format wants Unicode text ({error})"
+            ) from error
     num_tokens, num_rows = len(sequence.token_ids_T), sequence.rows.num_rows
     start = sequence.label_start
     _require(start >= 1, f"label_start {start}", "at least 1 (position 0 has no label)")

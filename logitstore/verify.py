@@ -10,11 +10,11 @@ import time
 import numpy as np
 
 from logitstore import strict_json
-from logitstore.codebooks import CodebookSet
 from logitstore.commits import COMMITS_PREFIX, SHARDS_PREFIX, unit_id_of
 from logitstore.errors import CorruptShardError, ObjectNotFoundError, StoreError
 from logitstore.findings import Findings, Problem, Progress, digest_of
-from logitstore.index import INDEX_NAME, INDEX_PREFIX
+from logitstore.index import INDEX_NAME
+from logitstore.index_segments import valid_segment_name
 from logitstore.manifest import ShardEntry
 from logitstore.manifest_io import MANIFEST_NAME
 from logitstore.objects import ObjectInfo, Objects
@@ -30,6 +30,7 @@ JOB_PREFIXES = ("plan/", "logs/")
 """What a labeling job keeps beside its labels; not the store's business."""
 DEFAULT_GRACE_SEC = 3600.0
 """Uncommitted objects younger than this may belong to a writer that is alive."""
+_CODEBOOK_NAME = re.compile(r"codebooks/[0-9a-f]{32}\.bin")
 _SHARD_NAME = re.compile(r"shards/\d{8,}-(.+)-[0-9a-f]{16}\.arrow")
 
 
@@ -56,11 +57,12 @@ def verify_store(
             _check_shard(store, entry, objects.get(entry.name), findings, quick=quick)
     if progress:
         progress("shards", len(entries), len(entries))
-    _check_codebooks(store, objects, findings)
+    oldest_live = time.time() - grace_sec
+    _check_codebooks(store, objects, findings, oldest_live)
     _check_repeats(store, findings)
     # Objects were listed first: a shard of the listing whose unit is committed by now, under another
     # name, can never become part of the store.
-    _find_garbage(store, objects, findings, grace_sec)
+    _find_garbage(store, objects, findings, oldest_live)
     return findings
 
 
@@ -130,15 +132,16 @@ def _read_shard(store: LogitStore, entry: ShardEntry, findings: Findings) -> Non
         raise CorruptShardError(
             f"the shard's checksum is {checksum}, its entry says {entry.checksum}; {_remedy(entry)}"
         )
-    reader = ShardReader(io.BytesIO(data), store.manifest.labels, store.codebooks())
+    labels = store.manifest.labels
+    reader = ShardReader(io.BytesIO(data), labels, store.codebooks())
     names: list[tuple[str, int]] = []
     num_rows = num_tokens = 0
     for sequence in reader.iter_sequences():
-        check_sequence(sequence, store.manifest.labels)  # ids distinct, masses of one distribution
+        check_sequence(sequence, labels)  # ids distinct, masses of one distribution
         names.append((sequence.record_id, sequence.sample_index))
         num_rows += sequence.rows.num_rows
         num_tokens += len(sequence.token_ids_T)
-        _check_tokens(sequence, store.manifest.labels.vocab_size, entry, findings)
+        _check_tokens(sequence, labels.vocab_size, entry, findings)
     found = (len(names), num_rows, num_tokens)
     said = (entry.num_sequences, entry.num_rows, entry.num_tokens)
     if found != said:
@@ -167,7 +170,9 @@ def _check_tokens(sequence: LabeledSequence, vocab_size: int, entry: ShardEntry,
         )
 
 
-def _check_codebooks(store: LogitStore, objects: dict[str, ObjectInfo], findings: Findings) -> None:
+def _check_codebooks(
+    store: LogitStore, objects: dict[str, ObjectInfo], findings: Findings, oldest_live: float
+) -> None:
     current = None
     if CURRENT_CODEBOOKS in objects:
         try:
@@ -177,14 +182,12 @@ def _check_codebooks(store: LogitStore, objects: dict[str, ObjectInfo], findings
             findings.error("corrupt_codebooks", CURRENT_CODEBOOKS, str(error))
             return
     for name, info in objects.items():
-        if name.startswith(CODEBOOKS_PREFIX) and name != CURRENT_CODEBOOKS:
-            if name == f"{CODEBOOKS_PREFIX}{current}.bin":
-                continue
-            try:
-                CodebookSet.from_bytes(store.objects.get(name))
-            except StoreError as error:
-                findings.error("corrupt_codebooks", name, str(error))
+        if not _CODEBOOK_NAME.fullmatch(name) or name == f"{CODEBOOKS_PREFIX}{current}.bin":
+            continue
+        if current is not None:
             _note_garbage(findings, info, "a codebook set that lost to the store's own")
+        elif info.modified_sec < oldest_live:  # otherwise perhaps of a writer about to name it
+            _note_garbage(findings, info, "a codebook set that the store does not name")
 
 
 def _check_repeats(store: LogitStore, findings: Findings) -> None:
@@ -217,12 +220,11 @@ def _name_of(store: LogitStore, unit_index: int, digest: bytes) -> str:
 
 
 def _find_garbage(
-    store: LogitStore, objects: dict[str, ObjectInfo], findings: Findings, grace_sec: float
+    store: LogitStore, objects: dict[str, ObjectInfo], findings: Findings, oldest_live: float
 ) -> None:
     live = {entry.name for entry in store.shards()}
     committed = store.committed_units()
     late = set(store.late_records())
-    oldest_live = time.time() - grace_sec
     for name, info in objects.items():
         reason = _garbage_reason(name, info.modified_sec < oldest_live, live, committed, late, store)
         if reason:
@@ -248,7 +250,7 @@ def _garbage_reason(
         return "" if match else None  # young: perhaps of a writer about to commit
     if name.startswith(COMMITS_PREFIX):
         return "a record of a unit that the index already has" if name in late else None
-    if name.startswith(INDEX_PREFIX) and name not in store.index_names():
+    if valid_segment_name(name) and name not in store.index_names():
         return "an index segment that is not in use" if is_old else ""
     return None
 
@@ -259,7 +261,9 @@ def _is_known(name: str) -> bool:
     return (
         name in (MANIFEST_NAME, INDEX_NAME, CURRENT_CODEBOOKS)
         or name in JOB_NAMES
-        or name.startswith((*JOB_PREFIXES, INDEX_PREFIX, CODEBOOKS_PREFIX))
+        or name.startswith(JOB_PREFIXES)
+        or valid_segment_name(name)
+        or _CODEBOOK_NAME.fullmatch(name) is not None
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
 
+from logitstore.errors import StoreChangedError
 from logitstore.store import LogitStore
 from tests.conftest import Place
 from tests.logitstore.random_labels import make_manifest, make_unit
@@ -94,6 +96,31 @@ def test_a_late_record_left_by_a_dead_writer_is_not_read(place: Place) -> None:
     assert (rival, won) == (first, False)
     assert reader.compact().num_late == 1
     assert store.objects.list("commits/") == []
+
+
+def test_a_unit_of_another_plan_leaves_nothing(place: Place) -> None:
+    """Its place is taken: refused before anything is written, or taken back where the index tells later."""
+    store = LogitStore.create(place.uri, make_manifest(), storage_options=place.storage_options)
+    stale = LogitStore.open(place.uri, storage_options=place.storage_options)
+    first, _ = store.commit_unit("unit-a", 0, make_unit(0)[1], seconds=0, worker="w")
+    with pytest.raises(StoreChangedError, match="unit index 0 is unit-a in the store and unit-b in the plan"):
+        store.commit_unit("unit-b", 0, make_unit(1)[1], seconds=0, worker="w")
+    store.compact()
+    with pytest.raises(StoreChangedError, match="unit index 0 is unit-a in the store and unit-b in the plan"):
+        stale.commit_unit("unit-b", 0, make_unit(1)[1], seconds=0, worker="w")
+    assert store.objects.list("commits/") == []
+    assert store.objects.list("shards/") == [first.name]
+    assert list(LogitStore.open(place.uri, storage_options=place.storage_options).shards()) == [first]
+
+
+def test_a_writer_whose_index_is_gone_ends(local_place: Place) -> None:
+    """As when somebody deletes the store below a running job."""
+    store = LogitStore.create(local_place.uri, make_manifest())
+    store.commit_unit("unit-a", 0, make_unit(0)[1], seconds=0, worker="w")
+    store.compact()
+    shutil.rmtree(local_place.uri)
+    with pytest.raises(StoreChangedError, match=r"index\.json was there and is gone"):
+        store.commit_unit("unit-b", 1, make_unit(1)[1], seconds=0, worker="w")
 
 
 def test_a_lost_reply_is_not_a_lost_race(local_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitstore import index_segments
+from logitstore import index, index_segments
 from logitstore.commits import decode_commit, encode_commit
 from logitstore.errors import (
     CorruptManifestError,
@@ -26,6 +26,7 @@ from logitstore.errors import (
 )
 from logitstore.index import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer, encode_pointer
 from logitstore.manifest_io import encode_manifest
+from logitstore.objects import Objects
 from logitstore.store import CURRENT_CODEBOOKS, LogitStore
 from logitstore.verify import verify_store
 from tests.conftest import Place
@@ -70,6 +71,7 @@ def test_a_record_round_trips() -> None:
         ({"rejects": [{"file": "f"}], "shard_num_rejects": 1}, CorruptManifestError, "lacks the field 'kind'"),
         ({"format_version": 9}, UnsupportedFormatError, "format version 9"),
         ({"surprise": 1}, CorruptManifestError, "unknown field 'surprise'"),
+        ({"shard_worker": "\ud800"}, CorruptManifestError, "surrogates not allowed"),
     ],
 )  # fmt: skip
 def test_each_bad_record_has_its_message(changes: dict, error: type[Exception], message: str) -> None:
@@ -180,8 +182,25 @@ def test_two_units_in_one_place(store: LogitStore) -> None:
     store.commit_unit("unit-0005", 5, sequences, seconds=0, worker="w")
     data = rival.objects.get("commits/unit-0005.json").replace(b"unit-0005", b"unit-5555")
     rival.objects.put("commits/unit-5555.json", data)
-    with pytest.raises(CorruptManifestError, match="lists unit index 5 twice"):
-        LogitStore.open(store.uri).shards()
+    hurt = LogitStore.open(store.uri)
+    message = r"'unit-0005', 'unit-5555'\] of the store have one unit_index, 5"
+    with pytest.raises(CorruptManifestError, match=message):
+        hurt.shards()
+    with pytest.raises(CorruptManifestError, match=message):
+        hurt.compact()  # refused before the index names both, which no reader could undo
+    rival.objects.delete("commits/unit-5555.json")
+    hurt.compact()
+    assert [entry.unit_id for entry in hurt.shards()][-1] == "unit-0005"
+
+
+def test_a_commit_record_beyond_its_limit_is_not_read(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.objects.put("commits/huge.json", b"x" * 2000)
+    monkeypatch.setattr(index, "MAX_COMMIT_BYTES", 1999)
+    monkeypatch.setattr(Objects, "get_many", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(CorruptManifestError, match=r"commits/huge\.json has 2000 bytes, a commit record"):
+        LogitStore.open(store.uri)
 
 
 def test_a_shard_of_another_teacher(store: LogitStore, tmp_path: Path) -> None:

@@ -174,6 +174,18 @@ def test_fingerprint_changes_with_the_files(tmp_path: Path) -> None:
         input_fingerprint(str(tmp_path / "none"))
 
 
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    """Tokenizers, Parquet and UTF-8 all refuse it, so the record is bad and the job goes on."""
+    (tmp_path / "a.jsonl").write_text(
+        '{"a": "\\ud83d"}\n{"a": ["\\udE00"]}\n{"\\uD83D": 1}\n{"a": "\\ud83d\\ude00"}'
+    )
+    *bad, good = iter_records(str(tmp_path / "a.jsonl"))
+    assert good == RawRecord("a.jsonl", 4, {"a": "😀"}, None)
+    for raw in bad:
+        assert raw.record is None
+        assert "surrogates not allowed" in str(raw.error)
+
+
 def test_raw_records_are_plain_values(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}')
     assert list(iter_records(f"file://{tmp_path}/a.jsonl")) == [RawRecord("a.jsonl", 1, {"a": 1}, None)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeNameError
-from logitstore.objects import Objects, normalise_uri
+from logitstore.objects import MAX_TAGGED_BYTES, Objects, normalise_uri
 from tests.conftest import Place
 
 
@@ -60,6 +60,14 @@ def test_put_if_match_replaces_only_what_was_seen(objects: Objects) -> None:
     objects.delete("lease.json")
     assert not objects.put_if_match("lease.json", b"d", etag)
     assert not objects.exists("lease.json")
+
+
+def test_what_is_swapped_is_read_up_to_a_limit(objects: Objects) -> None:
+    objects.put("lease.json", bytes(MAX_TAGGED_BYTES + 1000))
+    assert len(objects.get_with_etag("lease.json")[0]) == MAX_TAGGED_BYTES + 1
+    exact = bytes(range(256)) * (MAX_TAGGED_BYTES // 256)
+    objects.put("lease.json", exact)
+    assert objects.get_with_etag("lease.json")[0] == exact
 
 
 def test_list_is_sorted_and_by_folder(objects: Objects) -> None:

@@ -6,8 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from logitstore.codebooks import CodebookSet, identity_codebook
 from logitstore.findings import Findings
 from logitstore.inputs import iter_records, record_id
 from logitstore.records import Reject
@@ -124,6 +126,51 @@ def test_garbage_is_told_from_what_may_live(store: LogitStore) -> None:
     assert live <= {f"shards/{path.name}" for path in (root / "shards").iterdir()}
     after = verify_store(store)
     assert (after.errors, after.garbage) == ([], [])
+
+
+def test_repair_leaves_what_no_store_writes(store: LogitStore) -> None:
+    """Files of people and other programs between the store's own, old ones and ones with odd names."""
+    names = ["codebooks/README.md", "codebooks/a b.bin", "index/my notes.txt", "index/notes.arrow"]
+    for name in names:
+        path = Path(store.uri, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"mine")
+        age(path)
+    findings = verify_store(store)
+    assert sorted(problem.where for problem in findings.problems if problem.kind == "foreign_object") == names
+    assert (findings.errors, repair(store, findings)) == ([], 0)
+    assert all(Path(store.uri, name).exists() for name in names)
+
+
+def test_codebooks_about_to_be_named_are_left_alone(store: LogitStore) -> None:
+    """`set_codebooks` puts a set and then names it; `verify --repair` may run in between."""
+    first, second = identity_codebook(101), small_codebooks()
+    path = Path(store.uri, "codebooks", f"{first.hash.removeprefix('blake2b-128:')}.bin")
+    store.objects.put(str(path.relative_to(store.uri)), first.to_bytes())
+    assert verify_store(store).problems == []
+    age(path)
+    assert [info.name for info in verify_store(store).garbage] == [str(path.relative_to(store.uri))]
+    store.set_codebooks(second)
+    os.utime(path)
+    findings = verify_store(store)  # by now it has lost, however young
+    assert (findings.errors, repair(store, findings), path.exists()) == ([], 1, False)
+    assert LogitStore.open(store.uri).codebooks() is not None
+
+
+def test_codebooks_that_are_gone_are_told_as_such(local_place: Place) -> None:
+    store = LogitStore.create(local_place.uri, make_manifest())
+    name = f"{store.set_codebooks(small_codebooks()).hash.removeprefix('blake2b-128:')}.bin"
+    for unit_index in range(2):
+        unit_id, sequences = make_unit(unit_index)
+        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    store.objects.delete(f"codebooks/{name}")
+    findings = verify_store(LogitStore.open(store.uri))
+    assert kinds(findings) == ["corrupt_shard", "corrupt_shard", "corrupt_codebooks"]
+    assert all(f"{name} does not exist" in problem.message for problem in findings.errors)
+
+
+def small_codebooks() -> CodebookSet:
+    return CodebookSet(np.arange(101, dtype=np.int32)[::-1].copy(), np.zeros((1, 0), np.int32), 101)
 
 
 def test_repair_leaves_a_corrupt_but_live_shard(store: LogitStore) -> None:
