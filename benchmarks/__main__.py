@@ -1,7 +1,7 @@
 """Command line of the measurements and the demo: `python -m benchmarks PART`.
 
 Exit status: 0 done, 1 a check failed (bench-check lost more than 15%, the demo missed its mark, a part of
-`all` failed), 2 wrong usage or configuration, or a measurement that could not be made.
+`all` failed), 2 wrong usage or configuration, or a measurement that could not be made, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -60,12 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"penumbra-bench: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("penumbra-bench: interrupted", file=sys.stderr)
+        return 130
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; only the module of the part that was asked for is imported."""
     parser = argparse.ArgumentParser(
-        prog="penumbra-bench",
+        prog="python -m benchmarks",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,7 +101,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--capture", type=Path, help="npz of logits to measure sizes and reading on as well")
     parser.add_argument("--capture-only", action="store_true",
                         help="measure those on the capture alone, which needs no teacher")  # fmt: skip
-    parser.add_argument("--top-k", type=parse_top_k, default=(8, 16, 32, 64, 128), metavar="K,K,...")
+    parser.add_argument("--top-k", type=parse_top_k, default=(8, 16, 32, 64, 128), metavar="K,K,...",
+                        help="stored entries to measure at (default 8,16,32,64,128)")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print no table")
 
 

@@ -71,7 +71,7 @@ class Steps:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the demo-*.toml")
-    parser.add_argument("--report", type=Path, default=Path(".demo/report/report.html"))
+    parser.add_argument("--report", type=Path, default=Path(".demo/report/report.html"), help="page to write")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -37,8 +37,10 @@ PROCESSES = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--units", type=int, nargs="+", default=[10_000, 100_000], help="sizes of the job")
-    parser.add_argument("--replicas", type=int, default=1000)
+    parser.add_argument(
+        "--units", type=int, nargs="+", default=[10_000, 100_000], help="of each job (default 10000 100000)"
+    )
+    parser.add_argument("--replicas", type=int, default=1000, help="that are played (default 1000)")
     parser.add_argument("--out", type=Path, default=Path("build/leases"), help="folder of JSON and plot")
     parser.add_argument("--quiet", action="store_true", help="print no table")
 

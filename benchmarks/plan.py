@@ -104,8 +104,8 @@ def add_price_arguments(parser: argparse.ArgumentParser) -> None:
     number("--reads", type=float, default=3.0, help="epochs times students")
     number("--per-device-hour", type=float, help="price of a GPU hour (default 2.5) or core hour (0.05)")
     number("--per-gb-month", type=float, default=0.023, help="price of a GB of storage for a month")
-    number("--per-million-puts", type=float, default=5.0)
-    number("--per-million-gets", type=float, default=0.4)
+    number("--per-million-puts", type=float, default=5.0, help="price of writing a million objects")
+    number("--per-million-gets", type=float, default=0.4, help="price of reading a million objects")
     number("--per-gb-egress", type=float, default=0.0, help="price of reading a GB, 0 inside a region")
 
 

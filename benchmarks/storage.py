@@ -23,7 +23,10 @@ from logitstore.codebook_training import train_codebooks
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--folds", type=int, default=4, help="parts of the documents to train codebooks on others"
+        "--folds",
+        type=int,
+        default=4,
+        help="parts of the documents, each coded with codebooks of the others (default 4)",
     )
 
 

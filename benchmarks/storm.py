@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kill-every", type=float, default=20.0, metavar="SEC", help="mean time (default 20)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the times and victims of the kills")
     parser.add_argument("--out", type=Path, default=Path("build/storm"), help="folder of stores and JSON")
     parser.add_argument("--quiet", action="store_true", help="print no table")
 

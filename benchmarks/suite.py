@@ -33,7 +33,8 @@ PART_LIMIT_SEC = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--parts", type=lambda text: tuple(text.split(",")), default=PARTS, metavar="A,B,...")
+    parser.add_argument("--parts", type=lambda text: tuple(text.split(",")), default=PARTS, metavar="A,B,...",
+                        help="only these")  # fmt: skip
     parser.add_argument("--page", type=Path, help="results page to write (default: OUT/RESULTS.md)")
     parser.add_argument("--reference", type=Path, help="folder for the quick results of `benchmarks check`")
     parser.add_argument(
@@ -46,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    signal.signal(signal.SIGTERM, _stop)
     only = {"recommend": _recommend_options(args)}
     failed = measure(args.parts, args.out, _common_options(args), only)
     if args.reference:
@@ -102,21 +102,25 @@ def measure(
 
     `only` has further options by part.
     """
-    failed = []
-    for part in parts:
-        started = time.perf_counter()
-        print(f"bench: {part} ...", file=sys.stderr)
-        extra = (only or {}).get(part, ())
-        command = [sys.executable, "-m", "benchmarks", part, "--out", str(out), *options, *extra]
-        process = subprocess.Popen(command, start_new_session=True)
-        try:
-            status = process.wait(timeout=PART_LIMIT_SEC)
-        except subprocess.TimeoutExpired:
-            status = 1
-            print(f"bench: {part} took more than {PART_LIMIT_SEC} s and was stopped", file=sys.stderr)
-        finally:
-            end_session(process)
-        if status:
-            failed.append(part)
-        print(f"bench: {part} status {status}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    return failed
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return [part for part in parts if _run_part(part, out, [*options, *(only or {}).get(part, ())])]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run_part(part: str, out: Path, options: Sequence[str]) -> int:
+    """One part in a session of its own, of which nothing is left afterwards; its exit status."""
+    started = time.perf_counter()
+    print(f"bench: {part} ...", file=sys.stderr)
+    command = [sys.executable, "-m", "benchmarks", part, "--out", str(out), *options]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        status = process.wait(timeout=PART_LIMIT_SEC)
+    except subprocess.TimeoutExpired:
+        status = 1
+        print(f"bench: {part} took more than {PART_LIMIT_SEC} s and was stopped", file=sys.stderr)
+    finally:
+        end_session(process)
+    print(f"bench: {part} status {status}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    return status

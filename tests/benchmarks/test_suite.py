@@ -72,8 +72,9 @@ def test_a_part_that_hangs_is_stopped_with_all_it_started(tmp_path: Path) -> Non
     leader.stdout.close()
 
 
-def test_a_suite_that_is_told_to_stop_ends_its_part(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "all", "--parts", "scale", "--out", str(tmp_path)]
+@pytest.mark.parametrize("name", ["all", "check"])
+def test_a_suite_that_is_told_to_stop_ends_its_part(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", name, "--parts", "scale", "--out", str(tmp_path)]
     whole = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert whole.stderr is not None
     assert whole.stderr.readline() == "bench: scale ...\n"
@@ -83,6 +84,14 @@ def test_a_suite_that_is_told_to_stop_ends_its_part(tmp_path: Path) -> None:
     assert whole.wait(60) == 143
     wait_for_the_end(parts[0])
     whole.stderr.close()
+
+
+def test_an_interrupt_has_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "measure", interrupted)
+    assert main(["all", "--out", str(tmp_path), *PART]) == 130
 
 
 def test_the_time_limit_of_a_part_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
