@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from logitstore.errors import InvalidLabelsError, StoreChangedError
-from logitstore.exchange.importing import units_of
+from logitstore.exchange.importing import check_no_others, unit_id_of, units_of
 from logitstore.manifest import InputInfo, Manifest
 from logitstore.manifest_io import teacher_identity
 from logitstore.records import LabeledSequence, Reject
@@ -29,25 +29,27 @@ def merge_stores(
     """A store of the selected sequences of all sources, in their order; goes on where it was interrupted.
 
     Rejects come along unless a selection is given. Raises StoreChangedError for stores of different
-    teachers or label shapes, InvalidLabelsError for a sequence that two of them hold.
+    teachers or label shapes and for a target begun with another selection or other sources,
+    InvalidLabelsError for a sequence that two of them hold.
     """
     selection = selection or Selection()
     target = LogitStore.create(uri, merged_manifest(sources), storage_options=storage_options)
     codebooks = next((found for source in sources if (found := source.codebooks()) is not None), None)
     if codebooks is not None:
         target.set_codebooks(codebooks)
-    committed = target.committed_units()
+    committed, names = target.committed_units(), set[str]()
     rejects = [] if selection.comparisons else [reject for source in sources for reject in source.rejects()]
     num_rows = sum(int(source.shards().column("num_rows").sum()) for source in sources)
     done_rows = 0
     sequences = _distinct(sources, selection)
     for unit_index, unit in enumerate(units_of(sequences)):
-        _commit(target, unit_index, unit, rejects if unit_index == 0 else [], committed)
+        names.add(_commit(target, unit_index, unit, rejects if unit_index == 0 else [], committed))
         done_rows += sum(sequence.rows.num_rows for sequence in unit)
         if progress:
             progress("rows", done_rows, num_rows)
     if not done_rows and rejects:
-        _commit(target, 0, [], rejects, committed)
+        names.add(_commit(target, 0, [], rejects, committed))
+    check_no_others(target, committed - names)
     target.compact()
     return target
 
@@ -90,10 +92,11 @@ def _commit(
     unit: list[LabeledSequence],
     rejects: list[Reject],
     committed: set[str],
-) -> None:
-    unit_id = f"merged-{unit_index:06d}"
+) -> str:
+    unit_id = unit_id_of("merged", unit_index, unit)
     if unit_id not in committed:
         target.commit_unit(unit_id, unit_index, unit, rejects, seconds=0.0, worker="merge")
+    return unit_id
 
 
 def _distinct(sources: Sequence[LogitStore], selection: Selection) -> Iterator[LabeledSequence]:

@@ -78,9 +78,8 @@ class Selection:
         """The selected sequences in the store's order."""
         for entry in store.shards():
             if entry.name and self.takes_unit(entry):
-                for sequence in store.open_shard(entry).iter_sequences(top_k=top_k):
-                    if self.takes(sequence):
-                        yield sequence
+                with store.open_shard(entry) as reader:
+                    yield from filter(self.takes, reader.iter_sequences(top_k=top_k))
 
 
 def parse_selection(text: str | None) -> Selection:

@@ -5,7 +5,8 @@ Shape legend: N label rows, K stored entries, M temperatures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -65,24 +66,46 @@ def import_source(
     """A store of the source's sequences; an interrupted import goes on where it stopped.
 
     Without `codebooks` a set is trained on the first unit, as large as CODEBOOK_USES such imports pay for.
-    Raises InvalidLabelsError for rows that no store can hold, StoreExistsError for another store.
+    Raises InvalidLabelsError for rows that no store can hold, StoreExistsError for another store,
+    StoreChangedError for a store with units that the source does not give.
     """
     store = LogitStore.create(uri, _manifest(source, origin), storage_options=storage_options)
     if codebooks is not None:
         _use_codebooks(store, codebooks)
-    committed = store.committed_units()
+    committed, names = store.committed_units(), set[str]()
     done_rows = 0
     for unit_index, sequences in enumerate(units_of(source.sequences)):
         if store.codebooks() is None:
             store.set_codebooks(_train(sequences, source))
-        unit_id = f"{source.form}-{unit_index:06d}"
+        unit_id = unit_id_of(source.form, unit_index, sequences)
+        names.add(unit_id)
         if unit_id not in committed:
             store.commit_unit(unit_id, unit_index, sequences, seconds=0.0, worker="import")
         done_rows += sum(sequence.rows.num_rows for sequence in sequences)
         if progress:
             progress("rows", done_rows, source.num_rows or done_rows)
+    check_no_others(store, committed - names)
     store.compact()
     return store
+
+
+def unit_id_of(kind: str, unit_index: int, sequences: Sequence[LabeledSequence]) -> str:
+    """A name that holds a hash of the labels: whoever goes on with other ones than before is refused."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for sequence in sequences:
+        hasher.update(f"{sequence.record_id}\n{sequence.sample_index}\n".encode())
+        for array in (sequence.token_ids_T, sequence.rows.token_ids_NK, sequence.rows.logits_NK):
+            hasher.update(array.tobytes())
+    return f"{kind}-{unit_index:06d}-{hasher.hexdigest()}"
+
+
+def check_no_others(store: LogitStore, others: set[str]) -> None:
+    """Raise StoreChangedError if the store was begun with `others`, units of another source or selection."""
+    if others:
+        raise StoreChangedError(
+            f"{store.uri} holds {len(others)} units of another source or selection, such as {min(others)}; "
+            "write to a new store"
+        )
 
 
 def _train(sequences: list[LabeledSequence], source: Source) -> CodebookSet:

@@ -17,6 +17,7 @@ import torch
 import zstandard
 
 from logitstore.errors import InvalidLabelsError, StoreChangedError, UnsupportedInputError
+from logitstore.exchange import importing
 from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, import_source
 from logitstore.exchange.megatron import read_megatron
@@ -308,6 +309,32 @@ def test_merge_and_select(store: LogitStore, tmp_path: Path) -> None:
     stranger = LogitStore.create(tmp_path / "stranger", make_manifest(model="other"))
     with pytest.raises(StoreChangedError, match="only stores of one teacher"):
         merge_stores([store, stranger], str(tmp_path / "mixed"))
+
+
+def test_a_target_begun_with_other_labels_is_refused(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on; another selection or a changed source must not keep what is there."""
+    monkeypatch.setattr(importing, "UNIT_ROWS", 20)  # a sequence a unit
+    target = str(tmp_path / "target")
+    digest = merge_stores([store], target).digest
+    assert merge_stores([store], target).digest == digest
+    for text, message in (
+        ("record_id != 'record-0'", r"unit index 0 is merged-000000-\w+ in the store"),
+        ("unit_index = 0", "holds 3 units of another source or selection"),
+    ):
+        with pytest.raises(StoreChangedError, match=message):
+            merge_stores([store], target, selection=parse_selection(text))
+    assert LogitStore.open(target).digest == digest
+
+    path = tmp_path / "labels.npz"
+    export_npz(store, path)
+    origin = Origin()
+    digest = import_source(read_npz(path), str(tmp_path / "imported"), origin=origin).digest
+    assert import_source(read_npz(path), str(tmp_path / "imported"), origin=origin).digest == digest
+    export_npz(store, path, selection=parse_selection("unit_index = 1"))
+    with pytest.raises(StoreChangedError, match="unit index 0 is npz-000000"):
+        import_source(read_npz(path), str(tmp_path / "imported"), origin=origin)
 
 
 @pytest.mark.parametrize(
