@@ -388,6 +388,23 @@ def test_one_file_works_without_server_and_in_a_narrow_frame(
     keep(page, "frame")
 
 
+def test_a_page_around_the_frame_stays_where_it_is(page: Page, stored: Stored, tmp_path: Path) -> None:
+    html = static_page(
+        [StoreView(stored.uri)], max_sequences=4, top_k=1, start="store=0&sequence=3&token=6000"
+    )
+    source = html.replace("&", "&amp;").replace('"', "&quot;")
+    report = tmp_path / "report.html"
+    report.write_text(
+        '<meta charset="utf-8"><p style="height: 3000px">Plots</p>'
+        f'<iframe sandbox="allow-scripts" width="900" height="600" srcdoc="{source}"></iframe>',
+        encoding="utf-8",
+    )
+    page.goto(report.as_uri())
+    page.frame_locator("iframe").locator("#p6000.chosen").wait_for()
+    assert page.frames[1].evaluate("document.getElementById('heatmap').scrollTop") > 0
+    assert page.evaluate("scrollY") == 0
+
+
 def test_a_job_is_watched_to_its_end_without_reloading(page: Page, stored: Stored, tmp_path: Path) -> None:
     uri = tmp_path / "running"
     server = ViewerServer([StoreView(str(uri))], 0)

@@ -190,6 +190,7 @@ function paint(view) {
   const { label, unit } = MEASURES[measure];
   document.getElementById("low").textContent = `${label}: ${number(low, 2)}`;
   document.getElementById("high").textContent = `${number(high, 2)} ${unit}`;
+  const surprise = mean(rows.labelLogprob.map((value) => -value));
   const facts = [
     `${number(payload.texts.length)} tokens`,
     payload.prompt_length ? `${number(payload.prompt_length)} of the prompt` : "",
@@ -197,7 +198,7 @@ function paint(view) {
     payload.finish_reason,
     ...payload.flags,
     `mean ${label}: ${number(mean(values), 3)} ${unit}`,
-    measure === "surprise" ? "" : `mean surprise: ${number(mean(rows.labelLogprob.map((value) => -value)), 3)} nats`,
+    measure === "surprise" || Number.isNaN(surprise) ? "" : `mean surprise: ${number(surprise, 3)} nats`,
   ];
   document.getElementById("facts").textContent = facts.filter(Boolean).join(" · ");
 }

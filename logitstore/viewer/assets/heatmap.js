@@ -112,9 +112,20 @@ class HeatMap {
     this.select(position);
   }
 
-  /** Bring the chosen token into view. */
+  /** Bring the chosen token into view: in this page only, where scrollIntoView would move a page around it too. */
   reveal() {
-    this.cells[this.selected].scrollIntoView({ block: "nearest" });
+    const cell = this.cells[this.selected];
+    const { scrollMarginTop, scrollMarginBottom } = getComputedStyle(cell);
+    const missing = (top, bottom) => {
+      const box = cell.getClientRects()[0];
+      if (!box) return 0; // nothing is shown yet
+      const above = box.top - parseFloat(scrollMarginTop) - top;
+      const below = box.bottom + parseFloat(scrollMarginBottom) - bottom;
+      return above < 0 ? above : Math.max(below, 0);
+    };
+    const { top, bottom } = this.place.getBoundingClientRect();
+    this.place.scrollTop += missing(top, bottom);
+    window.scrollBy(0, missing(0, window.innerHeight));
   }
 
   key(event) {
