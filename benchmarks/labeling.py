@@ -55,14 +55,15 @@ def run(args: argparse.Namespace) -> int:
         prompts = read_prompts(Path(args.input) if args.input else PROMPTS_FILE, args)
         with tempfile.TemporaryDirectory() as folder:
             worker = start_worker(teacher, prompts, args.repetitions + 1, Path(folder))
-            rates = measure_rates(teacher, prompts, args, worker)
+            rates, ratios = measure_rates(teacher, prompts, args, worker)
         own_code = measure_own_code(
             captured_rows(teacher, prompts), prompts, LAYOUT, label_spec(teacher), args.repetitions
         )
         rescore = [] if args.quick else measure_rescoring(teacher, prompts, args.repetitions)
     finally:
         teacher.close()
-    publish(build_result(args, own_code, start_sec, rates, rescore), args.out, quiet=args.quiet)
+    result = build_result(args, own_code, start_sec, rates, ratios, rescore)
+    publish(result, args.out, quiet=args.quiet)
     return 0
 
 
@@ -100,24 +101,32 @@ def read_prompts(path: Path, args: argparse.Namespace) -> list[TokenizedPrompt]:
 
 def measure_rates(
     teacher: Any, prompts: list[TokenizedPrompt], args: argparse.Namespace, worker: RunningWorker
-) -> dict[str, list[float]]:
-    """Tokens per second of every variant and repetition, variants in turn within each repetition."""
-    variants: dict[str, Callable[[], object]] = {
-        "none": lambda: prefill(teacher, prompts, None),
-        "one": lambda: prefill(teacher, prompts, 1),
-    }
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Tokens per second of the bound and of every variant, and a variant's rate over that of the bound.
+
+    Variants take turns, each right after the bound: what slows the machine for a while slows both.
+    """
+    variants: dict[str, Callable[[], object]] = {"none": lambda: prefill(teacher, prompts, None)}
     for top_k in sorted({1, WHOLE_PATH_TOP_K, *args.top_k}):
         variants[f"k{top_k}"] = lambda k=top_k: label(teacher, prompts, k)
     variants["job"] = lambda: run_job(teacher, worker)
     tokens = sum(prompt.num_tokens for prompt in prompts)
-    rates: dict[str, list[float]] = {name: [] for name in variants}
+
+    def rate(call: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        call()
+        return tokens / (time.perf_counter() - started)
+
+    rates: dict[str, list[float]] = {name: [] for name in ("one", *variants)}
+    ratios: dict[str, list[float]] = {name: [] for name in variants}
     for repetition in range(args.repetitions + 1):
         for name, call in variants.items():
-            started = time.perf_counter()
-            call()
+            bound, own = rate(lambda: prefill(teacher, prompts, 1)), rate(call)
             if repetition:  # the first round warms up
-                rates[name].append(tokens / (time.perf_counter() - started))
-    return rates
+                rates["one"].append(bound)
+                rates[name].append(own)
+                ratios[name].append(own / bound)
+    return rates, ratios
 
 
 def prefill(teacher: Any, prompts: list[TokenizedPrompt], prompt_logprobs: int | None) -> list[Any]:
@@ -214,12 +223,16 @@ def build_result(
     own_code: dict[str, list[float]],
     start_sec: dict[str, float],
     rates: dict[str, list[float]],
+    ratios: dict[str, list[float]],
     rescore: list[float],
 ) -> Result:
-    ratios = {name: quotients(values, rates["one"]) for name, values in rates.items()}
     labels = {"none": "no logprobs", "one": "1 logprob of vLLM's (bound)", "job": "K=64, whole job to disk"}
     rows = [
-        (labels.get(name, f"K={name[1:]}"), statistics.median(values), statistics.median(ratios[name]))
+        (
+            labels.get(name, f"K={name[1:]}"),
+            statistics.median(values),
+            statistics.median(ratios.get(name, [1.0])),
+        )
         for name, values in rates.items()
     ]
     totals = [sum(values) for values in zip(*own_code.values(), strict=True)]
@@ -228,7 +241,7 @@ def build_result(
     figures += [
         Figure.of(f"ratio_{name}", values, "", is_ratio=True, better="higher")
         for name, values in ratios.items()
-        if name not in ("none", "one")
+        if name != "none"
     ]
     figures += [
         Figure.of(f"own_us_{name.replace(' ', '_')}", values, "us/token") for name, values in own_code.items()
@@ -251,7 +264,8 @@ def build_result(
         figures=figures,
         plots=draw(args.out, ratios, own_code),
         notes=(
-            f"{args.prompts} sequences of {PROMPT_TOKENS} tokens, temperatures 1, 2, 4, variants in turn.",
+            f"{args.prompts} sequences of {PROMPT_TOKENS} tokens, temperatures 1, 2, 4; variants take turns, "
+            "each right after the bound.",
             "Our own code is timed on the tensors of an earlier run, with no engine at work.",
             "Start-up is measured once, on this machine as busy as it is.",
             *_rescoring_note(rescore),
@@ -266,11 +280,6 @@ def _rescoring_note(rescore: list[float]) -> list[str]:
         return []
     ratio = statistics.median(rescore)
     return [f"Labels taken while decoding take {ratio:.2f} times as long as generating, then scoring."]
-
-
-def quotients(rates: list[float], bound: list[float]) -> list[float]:
-    """Repetition by repetition, so that what slows the machine slows both."""
-    return [rate / base for rate, base in zip(rates, bound, strict=True)]
 
 
 def draw(out_dir: Path, ratios: dict[str, list[float]], own_code: dict[str, list[float]]) -> list[str]:
