@@ -214,7 +214,8 @@ def _require_ray() -> None:
             f"submitting needs Ray's client ({error.name} is missing): pip install 'ray[default]' in the "
             "cluster's version"
         ) from None
-    logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of every upload and connection
+    for handler in logging.getLogger("ray").handlers:  # else it tells of every upload and connection
+        handler.setLevel(logging.WARNING)
 
 
 def _connect(address: str) -> tuple[JobSubmissionClient, dict[str, str]]:

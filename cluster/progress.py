@@ -46,7 +46,7 @@ def plan_in_words(estimate: dict[str, Any]) -> str:
     lines = [
         f"{plan['num_planned']:,} records in {plan['num_units']:,} units, {plan['num_rejects']:,} rejected",
         f"{plan['num_tokens']:,} tokens of input, {at_most}{plan['num_labels']:,} label rows",
-        f"{at_most or 'about '}{num_bytes / 1e6:,.2f} MB{kept}",
+        f"about {num_bytes / 1e6:,.2f} MB{kept}",
         "time and price: python -m labeler run JOB.toml --dry-run --calibrate 50, where the teacher can run",
     ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -231,6 +232,17 @@ def test_wrong_addresses_exit_with_3_and_say_what_to_check(
             assert main([*command, "--address", address]) == 3
             assert says in capsys.readouterr().err
     assert main(["submit", job_file(tmp_path), "--address", dead, "--files", "ship"]) == 3
+
+
+@pytest.mark.slow  # imports Ray
+def test_rays_client_speaks_up_in_trouble_only(not_ray: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--address", not_ray]) == 3
+    logger = logging.getLogger("ray.dashboard.modules.dashboard_sdk")
+    logger.info("Uploading package")
+    logger.warning("something is wrong")
+    err = capfd.readouterr().err
+    assert "Uploading" not in err
+    assert "something is wrong" in err
 
 
 @pytest.mark.parametrize("command", [(), ("submit",), ("status",), ("stop",), ("up",)])
