@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from trainer.divergences import RowLosses, StudentStatistics, row_losses, weighted_sum
-from trainer.loss_inputs import LossRows, LossSettings
+from trainer.loss_inputs import LossRows
+from trainer.loss_settings import LossSettings
 
 
 def needs_two_softmaxes(rows: LossRows, settings: LossSettings) -> bool:

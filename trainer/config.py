@@ -18,6 +18,7 @@ from logitstore.config_file import (
     read_document,
     without_secrets,
 )
+from trainer.loss_settings import LossSettings, Tail
 
 __all__ = ["ConfigError", "TrainConfig", "load_config", "parse_bytes", "resolved"]
 
@@ -96,6 +97,11 @@ class StudentConfig(_Section):
             )
         if self.small is not None and self.tokenizer is None:
             raise ValueError("a small student has no tokenizer; set student.tokenizer to the teacher's model")
+        if self.small is not None and self.lora is not None:
+            raise ValueError(
+                "student.lora saves adapters alone, so a small student, which begins at random, could not be "
+                "loaded again; remove student.lora, or start from student.model"
+            )
         return self
 
 
@@ -132,7 +138,7 @@ class DataConfig(_Section):
     """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
     multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the
     same block, but at an epoch's end; otherwise several do."""
-    held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
+    held_out_fraction: float = Field(default=0.05, gt=0, lt=1)
     """Share of records, chosen by a hash of their id, kept from training for evaluation."""
     max_length: int | None = Field(default=None, ge=2)
     """Tokens kept of each sequence."""
@@ -160,8 +166,9 @@ class LossConfig(_Section):
     """Weight of distillation against cross-entropy on the labels. 0 trains on hard labels alone."""
     beta: float = Field(default=0.0, ge=0, le=1)
     """0 KL(teacher, student), 1 the reverse, between them the generalised Jensen-Shannon divergence."""
-    divergence: Literal["generalized_jsd", "total_variation", "sampled"] = "generalized_jsd"
-    tail: Literal["bucket", "renormalize", "zero", "uniform"] = "bucket"
+    divergence: Literal["generalized_jsd", "total_variation"] = "generalized_jsd"
+    """The family of `beta`, or half the absolute differences."""
+    tail: Tail = "bucket"
     """What becomes of the mass outside the stored entries; only "bucket" is exact."""
     scale_by_temperature_squared: bool = True
     vocabulary: Literal["same", "padded"] = "same"
@@ -171,6 +178,17 @@ class LossConfig(_Section):
     """Project, compute loss and gradient by chunks of rows: [batch, tokens, vocabulary] never exists."""
     chunk_rows: int | None = Field(default=None, ge=1)
     """Rows per chunk of the fused loss; None takes as many as fit its buffer."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> LossConfig:
+        LossSettings(
+            temperature=self.temperature,
+            alpha=self.alpha,
+            beta=self.beta,
+            divergence=self.divergence,
+            tail=self.tail,
+        )
+        return self
 
 
 class TrainingConfig(_Section):

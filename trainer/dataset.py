@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from logitstore.config_file import ConfigError
 from logitstore.errors import StoreChangedError
 from trainer.cache import ShardCache
 from trainer.order import GROUP, ORDER_VERSION, EpochOrder, OrderKey, rank_slice
@@ -202,7 +203,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         """Go on where the state was taken, whatever the number of ranks and workers was then.
 
         Takes a state of this class or any nesting that holds some, such as the state of torchdata's
-        StatefulDataLoader. Raises StoreChangedError for other stores, ValueError for another order.
+        StatefulDataLoader. Raises StoreChangedError for other stores, ConfigError for another order.
         """
         saved = find_state(state)
         if saved["digest"] != self.digest:
@@ -214,7 +215,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         for name in ("version", "seed", "num_splits", "shuffle"):
             mine = self.state_dict()[name]
             if saved[name] != mine:
-                raise ValueError(
+                raise ConfigError(
                     f"the state was saved with {name}={saved[name]!r}, this dataset has {mine!r}: another "
                     f"order. Construct the dataset with {name}={saved[name]!r}"
                 )
@@ -311,7 +312,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         for source in self.sources:
             stored = source.manifest.labels.top_k
             if self.top_k is not None and not 1 <= self.top_k <= stored:
-                raise ValueError(
+                raise ConfigError(
                     f"top_k={self.top_k} must lie in 1..{stored}, the entries that {source.uri} stores of "
                     "a row; lower it, or leave it out to read all"
                 )

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.loss_inputs import LossRows, LossSettings
+from trainer.loss_inputs import LossRows
+from trainer.loss_settings import LossSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitstore.config_file import ConfigError
 from trainer.collate import CollateSettings, DistillationCollator
 from trainer.dataset import StreamingLogitDataset
 from trainer.heads import MODEL_KEYS, Head, head_replaced
 from trainer.loader import LogitDataLoader
-from trainer.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss_inputs import TeacherTargets
+from trainer.loss_settings import LossSettings
 from trainer.losses import topk_distillation_loss
 
 NUM_BINS = 15
@@ -94,7 +96,7 @@ class _Sums:
     def evaluation(self) -> Evaluation:
         num_rows = int(self.rows_6[0])
         if not num_rows:
-            raise ValueError(
+            raise ConfigError(
                 "there is no label row to evaluate on: no record is held out, or their labels are all "
                 "masked; raise data.held_out_fraction"
             )

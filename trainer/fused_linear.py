@@ -22,7 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from trainer.chunk_losses import losses_in_place, needs_two_softmaxes
 from trainer.divergences import RowLosses, weighted_sum
-from trainer.loss_inputs import LossOutput, LossRows, LossSettings, TeacherTargets, select_rows
+from trainer.loss_inputs import LossOutput, LossRows, TeacherTargets, select_rows
+from trainer.loss_settings import LossSettings
 from trainer.losses import per_item
 
 CHUNK_BYTES = 128 * 2**20

@@ -1,6 +1,6 @@
 """Checks before a run: what would otherwise train on nonsense without a sign of it.
 
-Shape legend: N label rows, K stored entries.
+Shape legend: N label rows, K stored entries, O offsets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from logitstore.manifest import LabelSpec, Manifest
 from logitstore.tokenizer_identity import tokenizer_fingerprint
 from trainer.collate import CollateSettings, rows_between
 from trainer.dataset import StreamingLogitDataset
-from trainer.loss_inputs import LossSettings
+from trainer.loss_settings import LossSettings
 from trainer.samples import Sample
 
 OFFSETS: tuple[int, ...] = (-1, 0, 1)
@@ -27,6 +27,8 @@ ALIGNMENT_ROWS = 4096
 """Label rows that the alignment check looks at."""
 ALIGNMENT_SEQUENCES = 64
 """Sequences of each store that it looks at, at most."""
+EVIDENT_ERRORS = 4.0
+"""Standard errors by which the mean at a neighbour must be better for rows to count as shifted."""
 LEAST_LOG_MASS = -30.0
 """Stands for an empty tail, so that one impossible token does not decide."""
 
@@ -56,6 +58,11 @@ def check_student(
     `student_width` is the number of the student's logits. `vocabulary` is that of its tokenizer; None
     leaves it unchecked. Widths may differ if `loss` says how: by `vocab_size` or foreign_ids="tail".
     """
+    if loss.divergence == "sampled" and loss.alpha > 0:
+        raise GuardError(
+            "divergence='sampled' is for entries drawn from the teacher, but stores hold its top ones: all "
+            "other ids would be unlearned. Use divergence='generalized_jsd'"
+        )
     check_collation(loss, collate)
     for source in dataset.sources:
         if vocabulary is not None:
@@ -100,7 +107,7 @@ def check_tokenizer(manifest: Manifest, vocabulary: Mapping[str, int], *, where:
         warnings.warn(
             f"{where} does not say which tokenizer made its ids (it was imported), so nothing tells whether "
             "the student's is the same; look at it with `python -m logitstore inspect`",
-            stacklevel=2,
+            stacklevel=1,  # one place for every caller, so that it is said once
         )
         return
     found = tokenizer_fingerprint(vocabulary)
@@ -151,25 +158,24 @@ def check_temperature(labels: LabelSpec, temperature: float, tail: str, *, where
 
 
 def check_alignment(samples: Iterable[Sample], *, where: str) -> Alignment:
-    """Rows must predict the token they stand at better than its neighbours.
+    """Rows must not predict a neighbour of the token they stand at evidently better than this token.
 
-    Raises GuardError if not: then the rows are shifted against the tokens, which trains a plausible but
-    wrong student.
+    Raises GuardError if they do: then they are shifted against the tokens, which trains a plausible but
+    wrong student. Of a few rows, or those of an untrained teacher, chance may favour a neighbour.
     """
-    totals: dict[int, float] = dict.fromkeys(OFFSETS, 0.0)
-    num_rows = 0
+    nll_ON, num_rows = [], 0
     for sample in samples:
-        nll_by_offset, count = _nll_by_offset(sample)
-        num_rows += count
-        for offset, nll in nll_by_offset.items():
-            totals[offset] += nll
+        nll_ON.append(_nll_by_offset(sample))
+        num_rows += nll_ON[-1].shape[1]
         if num_rows >= ALIGNMENT_ROWS:
             break
     if not num_rows:
-        return Alignment(totals, 0)
-    means = {offset: total / num_rows for offset, total in totals.items()}
-    if means[0] > min(means.values()):
-        best = min(means, key=lambda offset: means[offset])
+        return Alignment(dict.fromkeys(OFFSETS, 0.0), 0)
+    nll_by_offset = dict(zip(OFFSETS, np.concatenate(nll_ON, axis=1), strict=True))
+    means = {offset: float(nll_N.mean()) for offset, nll_N in nll_by_offset.items()}
+    best = min(means, key=lambda offset: means[offset])
+    gain_N = nll_by_offset[0] - nll_by_offset[best]
+    if gain_N.mean() > EVIDENT_ERRORS * gain_N.std() / num_rows**0.5:
         raise GuardError(
             f"the label rows of {where} predict the token at offset {best:+d} best (mean negative log-"
             f"likelihood {means[best]:.2f} against {means[0]:.2f} at their own place, {num_rows} rows): they "
@@ -178,27 +184,24 @@ def check_alignment(samples: Iterable[Sample], *, where: str) -> Alignment:
     return Alignment(means, num_rows)
 
 
-def _nll_by_offset(sample: Sample) -> tuple[dict[int, float], int]:
-    """Sums over the rows that have a neighbour on both sides, and how many these are.
+def _nll_by_offset(sample: Sample) -> np.ndarray:
+    """float64 [O, N], negative log-likelihoods, of the rows that have a neighbour on both sides.
 
     A token that is not stored counts as if the mass of the tail lay evenly on all such tokens.
     """
     sequence = sample.sequence
     first = sequence.label_start
-    count = min(sequence.rows.num_rows, len(sequence.token_ids_T) - 1 - first)
-    if count <= 0:
-        return dict.fromkeys(OFFSETS, 0.0), 0
+    count = max(0, min(sequence.rows.num_rows, len(sequence.token_ids_T) - 1 - first))
     rows = rows_between(sequence.rows, 0, count)
     logprobs_NK = temperatures.logprobs(rows, sample.labels, 1.0)
     tail_N = temperatures.log_tail_mass(rows, sample.labels, 1.0)
     num_others_N = np.maximum(sample.labels.vocab_size - rows.count_N, 1)
     other_N = np.maximum(tail_N, LEAST_LOG_MASS) - np.log(num_others_N)
     real_NK = np.arange(logprobs_NK.shape[1]) < rows.count_N[:, None]
-    sums = {}
-    for offset in OFFSETS:
+    nll_ON = np.empty((len(OFFSETS), count))
+    for row, offset in enumerate(OFFSETS):
         tokens_N = sequence.token_ids_T[first + offset : first + offset + count]
         match_NK = (rows.token_ids_NK == tokens_N[:, None]) & real_NK
         found_N = np.where(match_NK, logprobs_NK, -np.inf).max(axis=1)
-        logprob_N = np.where(match_NK.any(axis=1), found_N, other_N)
-        sums[offset] = -float(logprob_N.sum())
-    return sums, count
+        nll_ON[row] = -np.where(match_NK.any(axis=1), found_N, other_N)
+    return nll_ON

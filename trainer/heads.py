@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from logitstore.config_file import ConfigError
 from trainer.fused_linear import fused_linear_topk_distillation_loss
-from trainer.loss_inputs import LossOutput, LossSettings, TeacherTargets
+from trainer.loss_inputs import LossOutput, TeacherTargets
+from trainer.loss_settings import LossSettings
 from trainer.losses import topk_distillation_loss
 
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")

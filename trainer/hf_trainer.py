@@ -25,7 +25,8 @@ from trainer.evaluate import Evaluation, evaluate, evaluation_batches
 from trainer.guards import check_student
 from trainer.heads import Head, batch_loss, find_head
 from trainer.loader import LogitDataLoader
-from trainer.loss_inputs import Divergence, ForeignIds, LossOutput, LossSettings, Tail, TeacherTargets
+from trainer.loss_inputs import LossOutput, TeacherTargets
+from trainer.loss_settings import Divergence, ForeignIds, LossSettings, Tail
 from trainer.losses import topk_distillation_loss
 from trainer.topology import ReshardingError
 
@@ -234,6 +235,11 @@ class OfflineDistillationTrainer(Trainer):
 
     def _check_dataset(self) -> None:
         dataset, num_processes = self.logit_dataset, self.args.world_size
+        if self.args.n_gpu > 1:
+            raise ReshardingError(
+                f"this process has {self.args.n_gpu} GPUs and would divide each batch among them; start one "
+                f"for each, `torchrun --nproc-per-node {self.args.n_gpu} ...`, or set CUDA_VISIBLE_DEVICES=0"
+            )
         if dataset.num_readers != num_processes:
             raise ReshardingError(
                 f"the dataset is divided among {dataset.num_readers} processes, but {num_processes} train; "

@@ -22,14 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.divergences import RowLosses, StudentStatistics, row_losses, weighted_sum
-from trainer.loss_inputs import (
-    LossMetrics,
-    LossOutput,
-    LossRows,
-    LossSettings,
-    TeacherTargets,
-    select_rows,
-)
+from trainer.loss_inputs import LossMetrics, LossOutput, LossRows, TeacherTargets, select_rows
+from trainer.loss_settings import LossSettings
 
 
 class TopKDistillationLoss(nn.Module):
@@ -106,8 +100,7 @@ def per_item(
 ) -> LossOutput:
     """Divide the weighted sum and its parts by the item count; no label that counts gives 0, not NaN."""
     num_items = len(rows) if num_items_in_batch is None else num_items_in_batch
-    if not isinstance(num_items, Tensor):
-        num_items = max(num_items, 1)
+    num_items = num_items.clamp(min=1) if isinstance(num_items, Tensor) else max(num_items, 1)
     return LossOutput(
         loss=total / num_items,
         distillation=losses.distillation_N.detach().sum() / num_items,

@@ -23,6 +23,8 @@ from itertools import accumulate
 
 import numpy as np
 
+from logitstore.config_file import ConfigError
+
 ORDER_VERSION = 1
 GROUP = 8
 """Sequences taken from one split before the next has its turn."""
@@ -191,7 +193,7 @@ def _deal(visits: Sequence[Visit], num_splits: int) -> list[list[Visit]]:
         splits[index].append(visit)
         heapq.heapreplace(heap, (size + visit.length, index))
     if not splits:
-        raise ValueError(
+        raise ConfigError(
             "no sequence is left to read: the stores are empty, their weights are 0, or the held-out "
             "fraction takes everything; check [data]"
         )

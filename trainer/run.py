@@ -28,10 +28,18 @@ from trainer.hf_trainer import (
     OfflineDistillationConfig,
     OfflineDistillationTrainer,
     evaluation_batches,
-    last_checkpoint,
 )
 from trainer.progress import show_progress
-from trainer.run_output import RunMetrics, finished_run, open_tensorboard, save_run, write_evaluations
+from trainer.run_output import (
+    CHECKPOINTS_NAME,
+    RunMetrics,
+    begin_run,
+    finished_run,
+    open_tensorboard,
+    save_run,
+    unfinished_run,
+    write_evaluations,
+)
 from trainer.sources import HeldOut
 from trainer.student import load_student, load_tokenizer
 
@@ -51,6 +59,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     finished = None if restart else finished_run(folder, config, train_set)
     if finished is not None:
         return finished
+    checkpoint = None if restart else unfinished_run(folder, config)
     width = train_set.sources[0].manifest.labels.vocab_size
     model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
     arguments = _arguments(config, folder, real_size(config, train_set, model), quiet)
@@ -64,7 +73,8 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         processing_class=tokenizer,
         callbacks=[] if board is None else [TensorBoardCallback(board)],
     )
-    checkpoint = None if restart else last_checkpoint(arguments.output_dir or "")
+    if trainer.is_world_process_zero():
+        begin_run(folder, config, restart=restart)
     before_path = folder / "before.json"
     before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
     progress = show_progress(trainer, quiet=quiet)
@@ -106,7 +116,9 @@ def evaluate_model(config: TrainConfig, model_path: str) -> Evaluation:
     tokenizer = load_tokenizer(config.student)
     _, held_out = datasets(config, tokenizer)
     student = config.student.model_copy(update={"model": model_path, "small": None, "lora": None})
-    model = load_student(student, tokenizer, vocab_size=None, seed=0)
+    model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
     collator = DistillationCollator(collate_settings(config, tokenizer))
     batches = evaluation_batches(held_out, collator, config.evaluation.max_sequences)
     head = find_head(model) if config.loss.fused else None
@@ -185,7 +197,7 @@ def _arguments(
 ) -> OfflineDistillationConfig:
     training, loss = config.training, config.loss
     return OfflineDistillationConfig(
-        output_dir=str(folder / "checkpoints"),
+        output_dir=str(folder / CHECKPOINTS_NAME),
         max_steps=training.max_steps or -1,
         num_train_epochs=training.epochs,
         per_device_train_batch_size=training.batch_size,
@@ -198,6 +210,7 @@ def _arguments(
         adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,
         bf16=training.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),  # without it, transformers refuses bf16 there
         gradient_checkpointing=training.gradient_checkpointing,
         seed=training.seed,
         logging_steps=training.logging_steps,

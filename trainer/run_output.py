@@ -1,18 +1,21 @@
-"""What a run leaves in its output folder, and whether it is finished."""
+"""What a run leaves in its output folder, and whether it is finished or may go on."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.config import TrainConfig, resolved
+from trainer.config import ConfigError, TrainConfig, resolved
 from trainer.dataset import StreamingLogitDataset
 from trainer.evaluate import Evaluation
+from trainer.hf_trainer import last_checkpoint
 from trainer.model_card import model_card
 
 if TYPE_CHECKING:
@@ -20,6 +23,28 @@ if TYPE_CHECKING:
 
 METRICS_NAME = "metrics.json"
 CONFIG_NAME = "train.json"
+CHECKPOINTS_NAME = "checkpoints"
+MAY_CHANGE = (
+    "student.trust_remote_code",
+    "data.stores",  # a checkpoint names their contents and weights by digest
+    "data.num_workers",
+    "data.cache_",
+    "data.predownload",
+    "loss.fused",
+    "loss.chunk_rows",
+    "training.max_steps",
+    "training.epochs",
+    "training.batch_size",
+    "training.gradient_accumulation_steps",
+    "training.gradient_checkpointing",
+    "training.logging_steps",
+    "training.save_",
+    "training.tensorboard",
+    "evaluation.",
+    "output.",
+)
+"""Settings, or beginnings of their names, with which a run may go on from a checkpoint made with others: they
+say how far and on what machines, not what is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +101,41 @@ def finished_run(folder: Path, config: TrainConfig, train_set: StreamingLogitDat
     return RunMetrics(**metrics)
 
 
+def unfinished_run(folder: Path, config: TrainConfig) -> str | None:
+    """The checkpoint to go on from, if there is one. Raises ConfigError if its run was another."""
+    checkpoint = last_checkpoint(folder / CHECKPOINTS_NAME)
+    if checkpoint is None or not (folder / CONFIG_NAME).exists():
+        return checkpoint
+    then, now = _flat(json.loads((folder / CONFIG_NAME).read_text())), _flat(resolved(config))
+    differences = [
+        f"{name}: {then.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted(then | now)
+        if then.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+    ]
+    if differences:
+        raise ConfigError(
+            f"{folder} holds checkpoints of a run with other settings ({'; '.join(differences)}). Restore "
+            "these, choose another output.folder, or give --restart, which removes the checkpoints"
+        )
+    return checkpoint
+
+
+def begin_run(folder: Path, config: TrainConfig, *, restart: bool) -> None:
+    """Say in the folder what runs now, and take away what would pass for its result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METRICS_NAME).unlink(missing_ok=True)
+    if restart and (folder / CHECKPOINTS_NAME).exists():
+        shutil.rmtree(folder / CHECKPOINTS_NAME)
+    (folder / CONFIG_NAME).write_text(json.dumps(resolved(config), indent=2) + "\n")
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
 def save_run(
     folder: Path, config: TrainConfig, train_set: StreamingLogitDataset, metrics: RunMetrics
 ) -> None:
@@ -88,7 +148,6 @@ def save_run(
     )
     assert after is not None
     (folder / "README.md").write_text(model_card(heads, settings, before, after, metrics.num_steps))
-    (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
     # Last, since its presence says that the run is finished.
     temporary = folder / f"{METRICS_NAME}.tmp"
     temporary.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")

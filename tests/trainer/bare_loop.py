@@ -13,7 +13,8 @@ from trainer.collate import CollateSettings, DistillationCollator
 from trainer.dataset import StreamingLogitDataset
 from trainer.fused_linear import FusedLinearTopKDistillationLoss
 from trainer.loader import LogitDataLoader
-from trainer.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss_inputs import TeacherTargets
+from trainer.loss_settings import LossSettings
 
 TEMPERATURE, NUM_EPOCHS, SAVE_EVERY = 2.0, 2, 4
 

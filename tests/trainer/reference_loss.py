@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss_inputs import TeacherTargets
+from trainer.loss_settings import LossSettings
 
 
 @dataclass(frozen=True)

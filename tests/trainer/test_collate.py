@@ -12,7 +12,8 @@ from logitstore import temperature as temperatures
 from logitstore.errors import TemperatureError
 from tests.trainer.stores import label_spec, labeled_sequence
 from trainer.collate import COLUMN_ALIASES, TEACHER_KEYS, CollateSettings, DistillationCollator
-from trainer.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss_inputs import TeacherTargets
+from trainer.loss_settings import LossSettings
 from trainer.losses import TopKDistillationLoss
 from trainer.samples import Sample
 

@@ -14,7 +14,7 @@ from trainer.collate import CollateSettings, DistillationCollator
 from trainer.dataset import StreamingLogitDataset
 from trainer.evaluate import NUM_BINS, evaluate, evaluation_batches
 from trainer.heads import UnsupportedHeadError, batch_loss, find_head
-from trainer.loss_inputs import LossSettings
+from trainer.loss_settings import LossSettings
 from trainer.samples import Sample
 
 SPEC = label_spec()

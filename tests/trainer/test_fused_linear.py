@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainer.reference_loss import Case, make_case
 from trainer.fused_linear import FusedLinearTopKDistillationLoss, fused_linear_topk_distillation_loss
-from trainer.loss_inputs import LossOutput, LossSettings
+from trainer.loss_inputs import LossOutput
+from trainer.loss_settings import LossSettings
 from trainer.losses import topk_distillation_loss
 
 KINDS: list[dict[str, Any]] = [

@@ -8,7 +8,7 @@ import pytest
 
 from logitstore.errors import TemperatureError
 from logitstore.tokenizer_identity import tokenizer_fingerprint
-from tests.trainer.stores import label_spec, labeled_sequence, make_store, manifest
+from tests.trainer.stores import label_rows, label_spec, labeled_sequence, make_store, manifest
 from trainer.collate import CollateSettings
 from trainer.dataset import StreamingLogitDataset
 from trainer.guards import (
@@ -20,7 +20,7 @@ from trainer.guards import (
     check_tokenizer,
     real_vocab_size,
 )
-from trainer.loss_inputs import LossSettings
+from trainer.loss_settings import LossSettings
 from trainer.samples import Sample
 
 SPEC = label_spec()
@@ -50,8 +50,28 @@ def test_rows_one_place_off_are_refused(offset):
         check_alignment(samples(offset), where="store")
 
 
+def untrained(rng, record_id, length):
+    """Labels of a teacher whose logits are noise: no row knows its token, and chance favours some offset."""
+    sequence = labeled_sequence(rng, record_id, SPEC, length, 0)
+    logits_NV = rng.normal(0, 0.02, (length - 1, SPEC.vocab_size))
+    rows = label_rows(logits_NV, sequence.token_ids_T[1:], SPEC.top_k)
+    return Sample(dataclasses.replace(sequence, rows=rows), SPEC)
+
+
+@pytest.mark.parametrize("length", [4, 40])
+def test_rows_of_an_untrained_teacher_are_not_taken_for_shifted(length):
+    rng = np.random.default_rng(5)
+    best = [
+        check_alignment([untrained(rng, f"r{n}", length) for n in range(8)], where="store").nll_by_offset
+        for _ in range(20)
+    ]
+    assert any(nll[0] > min(nll.values()) for nll in best), "chance should have favoured a neighbour"
+
+
 def test_no_rows_are_no_reason_to_refuse():
     assert check_alignment([], where="store").num_rows == 0
+    short = labeled_sequence(np.random.default_rng(0), "r", SPEC, 2, 0)
+    assert check_alignment([Sample(short, SPEC)], where="store").num_rows == 0
 
 
 def test_tokenizer_of_the_teacher_passes_and_another_is_refused():
@@ -112,7 +132,7 @@ def test_batches_that_are_not_what_the_loss_takes_them_for_are_refused(collate, 
 
 def test_each_store_of_a_dataset_is_checked(tmp_path, small_store):
     """The second store's rows are one place off; nothing of the first tells."""
-    store = make_store(tmp_path / "shifted", (1,), prefix="other")
+    store = make_store(tmp_path / "shifted", (6,), prefix="other")
     moved = [shifted(sequence, 1) for sequence in store.iter_sequences()] * 4
     renamed = [dataclasses.replace(sequence, record_id=f"s{n}") for n, sequence in enumerate(moved)]
     store.commit_unit("unit-1", 1, renamed, seconds=0.0, worker="test")
@@ -131,3 +151,9 @@ def test_each_store_of_a_dataset_is_checked(tmp_path, small_store):
         check(good, student_width=96)
     with pytest.raises(TemperatureError, match=r"9\.0 is outside"):
         check(good, temperature=9.0)
+
+
+def test_top_entries_are_not_taken_for_drawn_ones(small_store):
+    dataset, loss = StreamingLogitDataset(small_store), LossSettings(divergence="sampled")
+    with pytest.raises(GuardError, match="all other ids would be unlearned"):
+        check_student(dataset, loss, CollateSettings(), student_width=64, vocabulary=None)

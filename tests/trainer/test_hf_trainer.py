@@ -13,9 +13,15 @@ from tests.trainer.stores import make_store
 from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.collate import CollateSettings, DistillationCollator
 from trainer.dataset import StreamingLogitDataset
-from trainer.hf_trainer import DATASET_STATE_NAME, last_checkpoint, make_compute_loss_func
+from trainer.hf_trainer import (
+    DATASET_STATE_NAME,
+    OfflineDistillationConfig,
+    last_checkpoint,
+    make_compute_loss_func,
+)
 from trainer.loader import LogitDataLoader
-from trainer.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss_inputs import TeacherTargets
+from trainer.loss_settings import LossSettings
 from trainer.losses import topk_distillation_loss
 from trainer.sources import HeldOut
 from trainer.topology import ReshardingError
@@ -216,6 +222,12 @@ def test_what_does_not_fit_the_arguments_is_refused(small_store, tmp_path):
         tiny_trainer(small_store, tmp_path, tail="zero", beta=1.0)
     with pytest.raises(ValueError, match="leave it off"):
         tiny_trainer(small_store, tmp_path, dataloader_persistent_workers=True, dataloader_num_workers=1)
+
+
+def test_one_process_with_several_gpus_is_refused(small_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(OfflineDistillationConfig, "n_gpu", 2)
+    with pytest.raises(ReshardingError, match="torchrun --nproc-per-node 2"):
+        tiny_trainer(small_store, tmp_path)
 
 
 def test_checkpoint_folders_hold_the_place_before_anything_else(small_store, tmp_path):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tests.trainer.reference_loss import make_case, make_targets, reference_loss
-from trainer.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss_inputs import TeacherTargets
+from trainer.loss_settings import LossSettings
 from trainer.losses import TopKDistillationLoss, naive_topk_loss, topk_distillation_loss
 
 KINDS = [
@@ -250,6 +251,19 @@ def test_batch_without_labels_is_zero_with_a_gradient():
     assert output.loss.item() == 0
     assert logits.grad is not None
     assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("num_items", [0, torch.tensor(0)])
+def test_step_without_labels_is_zero_however_it_is_counted(num_items):
+    case = make_case(31)
+    logits = case.student_logits.requires_grad_()
+    labels = torch.full_like(case.labels, -100)
+    output = topk_distillation_loss(
+        logits, labels, case.targets, LossSettings(), num_items_in_batch=num_items
+    )
+    output.loss.backward()
+    assert logits.grad is not None
+    assert (output.loss.item(), output.cross_entropy.item(), logits.grad.abs().max().item()) == (0, 0, 0)
 
 
 def test_padded_student_vocabulary_takes_no_probability():

@@ -15,7 +15,8 @@ import torch
 
 from tests.trainer.reference_loss import make_case, reference_loss
 from trainer.fused_linear import fused_linear_topk_distillation_loss
-from trainer.loss_inputs import LossOutput, LossSettings, Tail, TeacherTargets
+from trainer.loss_inputs import LossOutput, TeacherTargets
+from trainer.loss_settings import LossSettings, Tail
 from trainer.losses import naive_topk_loss, topk_distillation_loss
 
 Loss = Callable[..., LossOutput]

@@ -80,6 +80,43 @@ def test_train_saves_a_better_student_and_says_so(config, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_its_own_settings_only(config, tmp_path, capsys):
+    def run(*overrides):
+        given = [word for override in overrides for word in ("--set", override)]
+        return main(["train", str(config), "--json", *given])
+
+    few = ("training.max_steps=4", "training.save_steps=2", "evaluation.before=false")
+    assert run(*few) == 0
+    first = json.loads(capsys.readouterr().out)
+    # Its checkpoint is not passed off as the result of other settings.
+    assert run(*few, "loss.temperature=2.0", "data.seed=3") == 2
+    said = capsys.readouterr().err
+    assert "data.seed: 0 there, 3 now; loss.temperature: 1.0 there, 2.0 now" in said
+    assert "Restore these" in said
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["loss"]["temperature"] == 1.0
+    # How far and how it trains may change.
+    assert run("training.max_steps=6", "training.save_steps=2", "training.batch_size=2") == 0
+    longer = json.loads(capsys.readouterr().out)
+    assert longer["num_steps"] == 6
+    assert longer["history"][0] == first["history"][0]
+    # Begun anew, nothing of it is left to go on from.
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert (checkpoints / "checkpoint-6").exists()
+    restarted = ("training.max_steps=2", "training.save_steps=2", "evaluation.before=false", "data.seed=3")
+    given = [word for override in restarted for word in ("--set", override)]
+    assert main(["train", str(config), "--json", "--restart", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["num_steps"] == 2
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.slow
+def test_half_precision_is_tried_without_a_gpu_too(config, capsys):
+    given = ["--set", "training.max_steps=2", "--set", "training.precision=bf16"]
+    assert main(["train", str(config), "--json", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["num_steps"] == 2
+
+
+@pytest.mark.slow
 def test_a_store_that_does_not_fit_the_student_is_refused(config, tmp_path, capsys):
     make_store(tmp_path / "foreign", (10,), fingerprint="sha256:" + "0" * 64, tokenizer_size=64)
     assert main(["train", str(config), "--quiet", "--set", f"data.stores={tmp_path / 'foreign'}"]) == 2
@@ -88,6 +125,8 @@ def test_a_store_that_does_not_fit_the_student_is_refused(config, tmp_path, caps
     assert "choose one inside, label again with it" in capsys.readouterr().err
     assert main(["train", str(config), "--quiet", "--set", "data.stores=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
+    assert main(["train", str(config), "--quiet", "--set", "data.top_k=9"]) == 2
+    assert "top_k=9 must lie in 1..8" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -107,10 +146,15 @@ def test_dry_run_prints_every_setting(config, capsys):
         ("student.small.hidden_size=33", "hidden_size=33 must be a multiple of num_heads=2"),
         ("data.cache_limit=many", "'many' is not a size"),
         ("alpha", "must look like section.key=value"),
+        ("loss.beta=0.5 loss.divergence=total_variation", "loss: beta=0.5 means nothing to divergence"),
+        ("loss.divergence=sampled", "loss.divergence = 'sampled'"),
+        ("student.lora.rank=4", "remove student.lora, or start from student.model"),
+        ("data.held_out_fraction=0", "data.held_out_fraction = 0: Input should be greater than 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(config, override, words, capsys):
-    assert main(["train", str(config), "--set", override]) == 2
+    overrides = [word for setting in override.split() for word in ("--set", setting)]
+    assert main(["train", str(config), *overrides]) == 2
     assert words in capsys.readouterr().err
 
 

@@ -26,7 +26,7 @@ from trainer.dataset import StreamingLogitDataset
 from trainer.fused_linear import fused_linear_topk_distillation_loss
 from trainer.heads import batch_loss, find_head
 from trainer.loader import LogitDataLoader
-from trainer.loss_inputs import LossSettings
+from trainer.loss_settings import LossSettings
 from trainer.losses import topk_distillation_loss
 from trainer.topology import ReshardingError
 
