@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from logitstore.errors import InvalidLabelsError, UnsupportedFormatError
 from logitstore.manifest import LabelSpec
 from logitstore.schema import KNOWN_FEATURES, SHARD_FORMAT, SHARD_VERSION, shard_schema
 from logitstore.streams import damaged
+
+_DECIMAL = re.compile(r"[0-9]{1,18}")
 
 
 def metadata_of(labels: LabelSpec, codebooks: CodebookSet | None) -> dict[str, str]:
@@ -65,11 +68,11 @@ def _parse_metadata(metadata: dict[bytes, bytes]) -> dict[str, Any]:
             f"reader knows {SHARD_FORMAT!r} version {SHARD_VERSION}: update logitstore"
         )
     try:
-        features, temperatures = json.loads(texts["features"]), json.loads(texts["temperatures"])
+        features = json.loads(texts["features"])
         found = {
-            "vocab_size": int(texts["vocab_size"]),
-            "top_k": int(texts["top_k"]),
-            "temperatures": [float(temperature) for temperature in temperatures],
+            "vocab_size": _decimal(texts["vocab_size"]),
+            "top_k": _decimal(texts["top_k"]),
+            "temperatures": _numbers(json.loads(texts["temperatures"])),
             "value_kind": texts["value_kind"],
             "codebooks": texts["codebooks"],
         }
@@ -80,6 +83,18 @@ def _parse_metadata(metadata: dict[bytes, bytes]) -> dict[str, Any]:
     if unknown := [feature for feature in features if feature not in KNOWN_FEATURES]:
         raise UnsupportedFormatError(f"the shard needs features {unknown!r:.120}; update logitstore")
     return found
+
+
+def _decimal(text: str) -> int:
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError(f"{text!r:.40} is no decimal number")
+    return int(text)
+
+
+def _numbers(values: Any) -> list[float]:
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{values!r:.80} is no list of numbers")
+    return [float(value) for value in values]
 
 
 def check_codebooks(codebooks: CodebookSet, labels: LabelSpec) -> None:

@@ -101,18 +101,13 @@ def _decoder_of(declared: Any) -> Decoder:
 def _dataclass_decoder(record_type: type) -> Decoder:
     hints = typing.get_type_hints(record_type)
     fields = {item.name: _decoder_of(hints[item.name]) for item in dataclasses.fields(record_type)}
-    required = {
-        item.name
-        for item in dataclasses.fields(record_type)
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    }
 
     def decode_record(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _wrong_type(where, value, "an object")
         if unknown := sorted(value.keys() - fields.keys()):
             raise CorruptManifestError(f"{where} has the unknown field {unknown[0]!r:.80}; it must not")
-        if missing := sorted(required - value.keys()):
+        if missing := sorted(fields.keys() - value.keys()):
             raise CorruptManifestError(f"{where} lacks the field {missing[0]!r}, which is required")
         return record_type(**{key: fields[key](item, f"{where}.{key}") for key, item in value.items()})
 

@@ -110,9 +110,9 @@ def prefix_log_tail_mass(
     for index, temperature in enumerate(temperatures):
         above_N = above_MN[index, rows].astype(np.float64)
         others_N = np.exp(gaps_NK / np.float32(temperature)).sum(axis=1, dtype=np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             left_N = np.log(np.maximum(np.expm1(above_N) - others_N, 0)) - above_N
-        tail_MN[index, rows] = np.maximum(left_N, stored_MN[index, rows])
+        tail_MN[index, rows] = np.maximum(np.minimum(left_N, 0), stored_MN[index, rows])
     return tail_MN
 
 

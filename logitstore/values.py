@@ -89,10 +89,12 @@ class ValueDecoder:
         `steps_KN` (int32, at most MAX_STEPS ranks) is overwritten.
 
         Raises:
-            CorruptShardError: a step is beyond 16 bits, or a pattern is not a finite number.
+            CorruptShardError: a step is beyond 16 bits, a pattern is not a finite number, or the first gap
+                is not 0.
         """
         if int(steps_KN.max(initial=0)) > 0xFFFF:
             raise damaged("a value step is beyond 16 bits")
+        is_first = self._last_N is None
         if self._last_N is None:
             self._check(int(steps_KN[0].min(initial=_LAST_FINITE[self._kind])), 0)
         else:
@@ -101,6 +103,8 @@ class ValueDecoder:
             steps_KN[rank] += steps_KN[rank - 1]
         self._last_N = last_N = steps_KN[-1].copy()
         self._check(_FIRST_FINITE[self._kind], int(last_N.max(initial=0)))
+        if is_first and self._kind == GAP_F16 and steps_KN[0].any():
+            raise damaged("a row starts with a gap other than 0, though its first entry is its top logit")
         if self._top_logits_N is not None:
             self._subtract_gaps(steps_KN, self._top_logits_N, out_NK, start)
         else:

@@ -1,11 +1,13 @@
 """Coverage-guided fuzzing of everything that parses a store's bytes.
 
     python -m tests.fuzz.fuzz_store manifest -max_total_time=600
-    python -m tests.fuzz.fuzz_store gap_f16 build/fuzz/gap_f16 -max_total_time=3600 -rss_limit_mb=1024
+    python -m tests.fuzz.fuzz_store gap_f16 build/fuzz/gap_f16 -runs=200000 -rss_limit_mb=1024
 
 The first argument names the target; the rest goes to libFuzzer (a folder keeps the corpus). A finding is
 any exception outside the store's own tree, a crash, a hang, or more memory than the limit. Shards are read
 with the compiled loops, which check nothing themselves. Not part of the tests: an hour's run takes an hour.
+The instrumentation keeps some memory of every shard read (without it none is kept), so long runs of shards go
+in parts as above: the folder hands on what each has found.
 """
 
 from __future__ import annotations

@@ -105,6 +105,10 @@ def test_a_flipped_bit_is_found_or_harmless(part):
         ({b"temperatures": b"1.0"}, CorruptShardError, "metadata"),
         ({b"codebooks": b"blake2b-128:00"}, CorruptShardError, "codebooks"),
         ({b"temperatures": b"[1.0]"}, CorruptShardError, "temperatures"),
+        ({b"temperatures": b'["1", "2", "4"]'}, CorruptShardError, "no list of numbers"),
+        ({b"temperatures": b'{"1": 0, "2": 0, "4": 0}'}, CorruptShardError, "no list of numbers"),
+        ({b"top_k": f" {SPEC.top_k}".encode()}, CorruptShardError, "no decimal number"),
+        ({b"vocab_size": f"{SPEC.vocab_size:_d}".encode()}, CorruptShardError, "no decimal number"),
     ],
 )
 def test_foreign_metadata(metadata, error, message):
@@ -165,7 +169,10 @@ BAD_COLUMNS = {
     ),
     "codebook choice": (with_streams("codebook_choice", 1, set_first(200)), "codebook 200 of 4"),
     "class threshold": (with_streams("values_0_8", 4, set_first(0)), "threshold 0"),
-    "NaN normaliser": (with_streams("normalizers", 9, set_first(255, stream=2)), "normaliser"),
+    "NaN normaliser": (
+        with_streams("normalizers", 9, set_first(255, stream=2)),
+        "normaliser is infinite or NaN",
+    ),
     "infinite top": (
         with_streams(
             "top_logits",
@@ -190,6 +197,7 @@ BAD_COLUMNS = {
         ),
         "value pattern",
     ),
+    "first gap": (with_streams("values_0_8", 4, set_first(1, stream=1)), "starts with a gap other than 0"),
     "value step": (
         with_streams("values_0_8", 4, lambda p: [p[0], set_all(p[1], 255), zeros(0), zeros(2 * p[1].size)]),
         "beyond 16 bits",
@@ -236,6 +244,17 @@ def test_bad_sequences_are_refused_even_without_checksums(column, items, message
     data = rewritten(lambda values: values.update({column: items}))
     with pytest.raises(CorruptShardError, match=message):
         read_all(data, verify_checksums=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_absurd_normaliser_is_read_in_silence():
+    """Finite, so a block's checksum is all that could tell; a mass is at most 1 whatever it says."""
+    high = with_streams("normalizers", 9, lambda p: [set_all(plane, 254) for plane in p])
+    reader = ShardReader(io.BytesIO(rewritten(high)), SPEC, BOOKS)
+    for sequence in reader.iter_sequences(top_k=3):
+        assert (sequence.rows.log_tail_mass_NM <= 0).all()
+    with pytest.raises(CorruptShardError, match="mass"):
+        reader.check_block(0)
 
 
 def test_duplicate_ids_are_found_by_the_deep_check():
