@@ -87,10 +87,11 @@ def _publish(
     bytes_per_row: dict[int, float],
 ) -> None:
     baseline = warm[PARQUET]
-    ratios, arrow_ratios, tuned_ratios = (
-        [ours / theirs for ours, theirs in zip(warm["store, local"], warm[name], strict=True)]
+    ratios = {
+        name: [ours / theirs for ours, theirs in zip(warm["store, local"], warm[name], strict=True)]
         for name in (PARQUET, PARQUET_ARROW, TUNED_ARROW)
-    )
+    }
+    over_records, over_arrow, over_tuned = (float(np.median(values)) for values in ratios.values())
     table = [
         (
             name,
@@ -100,39 +101,25 @@ def _publish(
         )
         for name, rates in warm.items()
     ]
-    figures = [
-        Figure.of("warm_over_parquet", ratios, "x", is_ratio=True, better="higher"),
-        Figure.of("warm_over_parquet_arrow", arrow_ratios, "x", is_ratio=True, better="higher"),
-        Figure.of("warm_over_tuned_parquet_arrow", tuned_ratios, "x", is_ratio=True, better="higher"),
-        *(
-            Figure.of(f"resume_seconds_{_slug(place)}", seconds, "s", better="lower")
-            for place, seconds in resume.items()
-        ),
-        *(Figure.of(f"tokens_per_second_{_slug(name)}", rates, "tokens/s") for name, rates in warm.items()),
-        *(
-            Figure.of(f"bytes_read_per_token_k{k}", value, "B/token", is_ratio=True, better="lower")
-            for k, value in bytes_per_row.items()
-        ),
-    ]
     _draw(args.out / "loading-rate.svg", warm)
     result = Result.of(
         "loading",
-        meaning=f"Labels reach a training loop {np.median(ratios):.1f} times as fast as plain Parquet's "
-        f"records, {np.median(arrow_ratios):.1f} times as fast as its Arrow batches and "
-        f"{np.median(tuned_ratios):.1f} times as fast as those of tuned Parquet.",
+        meaning=f"Labels reach a training loop {over_records:.1f} times as fast as plain Parquet's "
+        f"records, {over_arrow:.1f} times as fast as its Arrow batches and "
+        f"{over_tuned:.1f} times as fast as those of tuned Parquet.",
         columns=("reader", "first epoch, tokens/s", "later epochs, tokens/s", "against parquet"),
         rows=table,
-        figures=figures,
+        figures=_figures(warm, ratios, resume, bytes_per_row),
         plots=["loading-rate.svg"],
         notes=[
             f"{rows:,} label rows at K={top_k} in sequences of up to {SEQUENCE_TOKENS} tokens, batches of "
             f"{BATCH_SIZE}, one process unless workers are named.",
-            "Every epoch opens what it reads. Parquet is pyarrow's defaults with int32 ids and fp32 log-"
+            "Plain Parquet: pyarrow's defaults, int32 ids and fp32 log-"
             "probabilities; tuned: fp16, byte stream split, no dictionaries, zstd level 9.",
             "Workers hand batches from process to process, which costs more than reading one here; they pay "
             "where the training loop keeps its own core busy.",
-            "The first epoch pays for opening and, with a cache, for the download; the operating system's "
-            "page cache is warm throughout.",
+            "Every epoch opens what it reads; the first also warms up and, with a cache, downloads. The "
+            "operating system's page cache is warm throughout.",
             "First batch after resuming in mid-epoch, imports not counted: "
             + ", ".join(f"{place} {np.median(seconds):.2f} s" for place, seconds in resume.items())
             + ".",
@@ -144,6 +131,30 @@ def _publish(
         details={"rows": rows, "top_k": top_k},
     )
     publish(result, args.out, quiet=args.quiet)
+
+
+def _figures(
+    warm: dict[str, list[float]],
+    ratios: dict[str, list[float]],
+    resume: dict[str, list[float]],
+    bytes_per_row: dict[int, float],
+) -> list[Figure]:
+    names = ("warm_over_parquet", "warm_over_parquet_arrow", "warm_over_tuned_parquet_arrow")
+    return [
+        *(
+            Figure.of(name, values, "x", is_ratio=True, better="higher")
+            for name, values in zip(names, ratios.values(), strict=True)
+        ),
+        *(
+            Figure.of(f"resume_seconds_{_slug(place)}", seconds, "s", better="lower")
+            for place, seconds in resume.items()
+        ),
+        *(Figure.of(f"tokens_per_second_{_slug(name)}", rates, "tokens/s") for name, rates in warm.items()),
+        *(
+            Figure.of(f"bytes_read_per_token_k{k}", value, "B/token", is_ratio=True, better="lower")
+            for k, value in bytes_per_row.items()
+        ),
+    ]
 
 
 def _draw(path: Path, warm: dict[str, list[float]]) -> None:
