@@ -15,7 +15,7 @@ help:
 	@echo "make test-gpu     the tests that need a GPU"
 	@echo "make bench        every measurement (half an hour on 2 cores); rewrites benchmarks/RESULTS.md"
 	@echo "make bench-quick  the same with small inputs, into $(BENCH_OUT) (8 minutes)"
-	@echo "make bench-check  small measurements against the committed ones; fails if a ratio lost more than 15%"
+	@echo "make bench-check  small measurements against the committed ones (6 minutes); fails if a ratio lost 15%"
 	@echo "make setup        only .venv and the demo's teacher, which the others make where they are missing"
 	@echo "make clean        removes what demo, tests and benchmarks left; clean-env also .venv and the teacher"
 

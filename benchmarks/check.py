@@ -122,10 +122,10 @@ def run(args: argparse.Namespace) -> int:
     show(comparisons)
     lost = [f"{one.part}.{one.name}" for one in comparisons if one.failed]
     if lost:
-        print(
-            f"check: lost more than {ALLOWED_LOSS:.0%} in {len(attempts)} attempts: {', '.join(lost)}",
-            file=sys.stderr,
-        )
+        verdict = f"lost more than {ALLOWED_LOSS:.0%} in {len(attempts)} attempts: {', '.join(lost)}"
+    else:
+        verdict = f"none of {len(comparisons)} ratios lost more than {ALLOWED_LOSS:.0%} beyond its noise"
+    print(f"check: {verdict}", file=sys.stderr)
     return int(bool(lost))
 
 

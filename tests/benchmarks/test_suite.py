@@ -114,6 +114,7 @@ def test_the_guard_measures_anew_and_fails_where_a_figure_was_better(
     assert measure(["storage"], reference, ["--quick", "--quiet"]) == []
     arguments = ["check", "--reference", str(reference), "--out", str(tmp_path / "fresh")]
     assert main(arguments) == 0
+    assert "ratios lost more than 15% beyond its noise" in capsys.readouterr().err
 
     result = load(reference / "storage.json")
     figures = [
