@@ -23,6 +23,7 @@ from labeler.engine_feed import EngineFeed, FedUnit
 from labeler.filters import filter_responses
 from labeler.messages import Heartbeat, UnitResult
 from labeler.patience import persistently
+from labeler.placement import other_nodes_of_replica
 from labeler.plan import read_unit
 from labeler.scheduler import Lease
 from labeler.teacher import PromptError, TeacherDescription, TokenizedPrompt, build_teacher
@@ -58,12 +59,15 @@ class Worker:
             host=socket.gethostname(),
             process_id=os.getpid(),
             cores=tuple(sorted(os.sched_getaffinity(0))),
+            other_node_ids=other_nodes_of_replica(),
         )
 
     def start(self, cores: str | None) -> TeacherDescription:
         """Load the teacher, bound to `cores`. Takes as long as the model takes to load."""
         self._feed = EngineFeed(
-            lambda: build_teacher(self._job.teacher, self._job.labels, cores=cores),
+            lambda: build_teacher(
+                self._job.teacher, self._job.labels, cores=cores, machines=self._job.workers.machines
+            ),
             self._job.labels_per_record,
             self._count_labeled,
         )

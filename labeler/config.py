@@ -86,14 +86,19 @@ def identity(job: JobConfig) -> dict[str, Any]:
     """The settings that a store's labels depend on, by dotted name; others may change between runs.
 
     Places count by what they are, not by how they are written: a model's folder by its name (the store's
-    manifest has its fingerprint), an input by its absolute path.
+    manifest has its fingerprint), an input by its absolute path. A teacher in more stages is the same.
     """
     flat = _flatten({name: resolved(job)[name] for name in ("teacher", "labels", "input", "filters")})
     if os.path.isdir(job.teacher.model):
         flat["teacher.model"] = os.path.basename(os.path.abspath(job.teacher.model))
     if "://" not in job.input.uri:
         flat["input.uri"] = os.path.abspath(job.input.uri)
-    changeable = ("input.storage_options", "teacher.fake.", "filters.repeated_tokens")
+    changeable = (
+        "input.storage_options",
+        "teacher.fake.",
+        "teacher.pipeline_parallel_size",
+        "filters.repeated_tokens",
+    )
     return {name: value for name, value in flat.items() if not name.startswith(changeable)}
 
 

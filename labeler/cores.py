@@ -17,6 +17,8 @@ class Placement:
     process_id: int
     cores: tuple[int, ...]
     """Logical CPUs the process may run on."""
+    other_node_ids: tuple[str, ...] = ()
+    """Of the replica's further machines."""
 
 
 class CoreBook:

@@ -47,8 +47,8 @@ class Cost:
 
 
 def devices_per_replica(job: JobConfig) -> float:
-    """GPUs, or CPU cores where a replica has no GPU."""
-    return job.workers.gpus or job.workers.cores
+    """GPUs, or CPU cores where a replica has no GPU, on all of its machines."""
+    return (job.workers.gpus or job.workers.cores) * job.workers.machines
 
 
 def cost_of(job: JobConfig, *, replica_sec: float, num_tokens: int, num_bytes: int) -> Cost:

@@ -14,6 +14,7 @@ OWNED_ENGINE_ARGS: tuple[str, ...] = (
     "dtype",
     "quantization",
     "tensor_parallel_size",
+    "pipeline_parallel_size",
     "max_model_len",
     "trust_remote_code",
     # How labels are captured; another value gives wrong labels or none.
@@ -30,12 +31,15 @@ OWNED_ENGINE_ARGS: tuple[str, ...] = (
     "runner",
     "convert",
     "task",
-    # Labels must be those of the teacher itself, in this process.
+    # Labels must be those of the teacher itself, in an engine that the labeler starts and ends.
     "speculative_config",
     "enable_lora",
     "data_parallel_size",
-    "pipeline_parallel_size",
     "distributed_executor_backend",
+    "nnodes",
+    "node_rank",
+    "master_addr",
+    "master_port",
     "disable_log_stats",
     "seed",
 )

@@ -17,6 +17,7 @@ from labeler.pool_events import (
     LeaseFailed,
     PoolEvent,
     ReplicaGivenUp,
+    ReplicasWait,
     WorkerAlive,
     WorkerDied,
     WorkerLeft,
@@ -140,6 +141,9 @@ class LabelingLoop:
                 self._tally.count_failure("unit_failed", reason)
                 self._scheduler.failed_unit(lease_id, reason, now)
                 self._count_failure_in_row(reason)
+            case ReplicasWait(reason):
+                self._log.write("replicas_wait", reason=reason)
+                self._note(reason)
             case ReplicaGivenUp(worker_id, reason):
                 self._log.write("replica_given_up", worker=worker_id, reason=reason)
                 self._note(f"{worker_id} is given up after repeated failures: {reason}")

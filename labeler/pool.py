@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.placement_group import PlacementGroup
 
 from labeler.actor import Worker
 from labeler.config import JobConfig
@@ -20,11 +21,13 @@ from labeler.cores import CoreBook
 from labeler.failure_causes import first_cause
 from labeler.head_watch import HeadWatch
 from labeler.messages import EngineDiedError, Heartbeat
+from labeler.placement import actor_options, lack_of_room, release, reserve
 from labeler.pool_events import (
     LeaseEnded,
     LeaseFailed,
     PoolEvent,
     ReplicaGivenUp,
+    ReplicasWait,
     WorkerAlive,
     WorkerDied,
     WorkerLeft,
@@ -39,6 +42,8 @@ HEARTBEATS_PER_SEC = 100
 DRAIN_POLL_SEC = 5.0
 LONGEST_PAUSE_SEC = 30.0
 LEAVE_SEC = 10.0
+ROOM_PATIENCE_SEC = 30.0
+"""A replica without room for so long is mentioned."""
 
 
 @dataclass(slots=True)
@@ -50,7 +55,10 @@ class _Slot:
     state: str = "empty"
     """"empty", "placing", "loading", "ready", "leaving" or "given_up"."""
     handle: Any = None
-    node_id: str = ""
+    group: PlacementGroup | None = None
+    """What holds the replica's machines, where it has several."""
+    node_ids: tuple[str, ...] = ()
+    """Of its machines, the actor's first."""
     node_name: str = ""
     since_sec: float = 0.0
     leave_by_sec: float = 0.0
@@ -82,6 +90,7 @@ class ActorPool:
         self._heartbeat_sec = max(HEARTBEAT_SEC, job.workers.replicas / HEARTBEATS_PER_SEC)
         self._closing = False
         self._any_was_ready = False
+        self._is_lack_told = False
         self._next_drain_poll_sec = 0.0
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
 
@@ -129,6 +138,7 @@ class ActorPool:
             if slot.state == "leaving" and (not slot.leases or now >= slot.leave_by_sec):
                 events.append(WorkerLeft(slot.worker_id, slot.node_name))
                 self._vacate(slot, pause_sec=0.0)
+        events += self._waiting_for_room(now)
         self._tell_drained_nodes(now)
         if not self._calls:
             time.sleep(timeout_sec)
@@ -171,6 +181,7 @@ class ActorPool:
         for slot in self._slots:
             if slot.handle is not None:
                 ray.kill(slot.handle)
+                release(slot.group)
         self._calls.clear()
 
     def _slot_of(self, worker_id: str) -> _Slot:
@@ -190,19 +201,8 @@ class ActorPool:
             or not self._head.answers()
         ):
             return
-        workers = self._job.workers
-        options: dict[str, Any] = {
-            "num_cpus": workers.cores,  # Ray sets OMP_NUM_THREADS to it.
-            "max_restarts": 0,
-            "max_task_retries": 0,
-            # One call per lease, and room for heartbeats beside them.
-            "max_concurrency": workers.leases + 4,
-            "scheduling_strategy": "SPREAD",
-        }
-        if workers.gpus:
-            options["num_gpus"] = workers.gpus
-        if workers.resources:
-            options["resources"] = dict(workers.resources)
+        slot.group = reserve(self._job.workers)
+        options = actor_options(self._job.workers, slot.group)
         slot.handle = self._actor_class.options(**options).remote(
             self._job, slot.worker_id, self._special_ids
         )
@@ -225,7 +225,7 @@ class ActorPool:
             return
         now = time.monotonic()
         if what == "place":
-            slot.node_id, slot.node_name = value.node_id, value.host
+            slot.node_ids, slot.node_name = (value.node_id, *value.other_node_ids), value.host
             cores = self._cores.take(value, slot.index) if self._cores is not None else None
             slot.state, slot.since_sec = "loading", now
             self._call(slot, "start", slot.handle.start.remote(cores))
@@ -248,7 +248,8 @@ class ActorPool:
             slot.leases.pop(lease_id, None)
             return [LeaseFailed(slot.worker_id, lease_id, reason)]
         culprits = error.culprits if isinstance(error, EngineDiedError) else ()
-        engine = not isinstance(error, RayActorError) or self._node_is_alive(slot.node_id)
+        may_be_node = isinstance(error, RayActorError) or len(slot.node_ids) > 1
+        engine = not may_be_node or self._are_alive(slot.node_ids)
         return self._lost(slot, reason, engine=engine, culprits=culprits)
 
     def _lost(
@@ -278,18 +279,31 @@ class ActorPool:
         """End the slot's actor for certain and make room for another."""
         if self._head.answers():
             ray.kill(slot.handle)
+            release(slot.group)
         if self._cores is not None:
             self._cores.free(slot.index)
         slot.generation += 1
         slot.restarts += 1
-        slot.handle, slot.heartbeat, slot.next_heartbeat_sec = None, None, 0.0
+        slot.handle, slot.group, slot.node_ids = None, None, ()
+        slot.heartbeat, slot.next_heartbeat_sec = None, 0.0
         slot.leases.clear()
         slot.state, slot.not_before_sec = "empty", time.monotonic() + pause_sec
 
-    def _node_is_alive(self, node_id: str) -> bool:
-        return self._head.answers() and any(
-            node["NodeID"] == node_id and node["Alive"] for node in ray.nodes()
-        )
+    def _are_alive(self, node_ids: tuple[str, ...]) -> bool:
+        if not self._head.answers():
+            return False
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}.issuperset(node_ids)
+
+    def _waiting_for_room(self, now_sec: float) -> list[PoolEvent]:
+        """Tells of replicas that have long found no room, once until all have had some again."""
+        placing = [slot for slot in self._slots if slot.state == "placing"]
+        if not placing:
+            self._is_lack_told = False
+        longest_sec = max((now_sec - slot.since_sec for slot in placing), default=0.0)
+        if self._is_lack_told or longest_sec < ROOM_PATIENCE_SEC or not self._head.answers():
+            return []
+        self._is_lack_told = True
+        return [ReplicasWait(lack_of_room(self._job.workers, len(placing), ray.nodes()))]
 
     def _tell_drained_nodes(self, now_sec: float) -> None:
         """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have begun.
@@ -305,6 +319,6 @@ class ActorPool:
 
         draining = state.get_draining_nodes()
         for slot in self._slots:
-            if slot.state == "ready" and slot.node_id in draining:
+            if slot.state == "ready" and any(node_id in draining for node_id in slot.node_ids):
                 slot.state, slot.leave_by_sec = "leaving", now_sec + self._job.workers.drain_sec
                 slot.handle.leave.remote()

@@ -62,7 +62,23 @@ class ReplicaGivenUp:
     reason: str
 
 
-PoolEvent = WorkerReady | WorkerDied | WorkerLeft | WorkerAlive | LeaseEnded | LeaseFailed | ReplicaGivenUp
+@dataclass(frozen=True, slots=True)
+class ReplicasWait:
+    """Replicas have long found no room in the cluster."""
+
+    reason: str
+
+
+PoolEvent = (
+    WorkerReady
+    | WorkerDied
+    | WorkerLeft
+    | WorkerAlive
+    | LeaseEnded
+    | LeaseFailed
+    | ReplicaGivenUp
+    | ReplicasWait
+)
 
 
 @dataclass(frozen=True, slots=True)

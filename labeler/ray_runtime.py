@@ -22,13 +22,18 @@ START_ATTEMPTS = 3
 def ray_for(job: JobConfig) -> Iterator[None]:
     """Connect, and disconnect at the end; a cluster started here ends with it.
 
-    Raises ConfigError if the cluster named by the job cannot be reached.
+    Raises ConfigError if the cluster named by the job cannot be reached, or none is named and one is needed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it Ray 2.60 leaves every GPU visible to actors that asked for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
+    if job.workers.machines > 1 and job.workers.address is None:
+        raise ConfigError(
+            f"workers.machines = {job.workers.machines} needs a Ray cluster of that many; set "
+            "workers.address or RAY_ADDRESS to one"
+        )
     _connect(job)
     try:
         yield

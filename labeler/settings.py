@@ -29,6 +29,8 @@ SETTING_OF_ENGINE_ARG: dict[str, str] = {
     "dtype": "teacher.dtype",
     "quantization": "teacher.quantization",
     "tensor_parallel_size": "teacher.tensor_parallel_size",
+    "pipeline_parallel_size": "teacher.pipeline_parallel_size",
+    "nnodes": "workers.machines",
     "max_model_len": "teacher.max_model_len",
     "trust_remote_code": "teacher.trust_remote_code",
     "seed": "labels.seed",
@@ -69,7 +71,9 @@ class TeacherConfig(_Section):
     head_dtype: Literal["auto", "float32"] = "auto"
     """"float32" computes the logits in fp32 also for a bf16 model, whose logits are else 0.125 apart."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs, or on a CPU groups of cores, that one engine spans."""
+    """GPUs, or on a CPU groups of cores, that share every layer of the model. They are on one machine."""
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    """Stages, of `tensor_parallel_size` GPUs each, that the model's layers are divided among."""
     max_model_len: int | None = Field(default=None, ge=2)
     """Longest sequence, prompt and response, in tokens; None is the model's own limit."""
     trust_remote_code: bool = False
@@ -81,6 +85,11 @@ class TeacherConfig(_Section):
     """Further vLLM engine arguments; refuses the ones that other settings own."""
     fake: FakeTeacherConfig = FakeTeacherConfig()
     """Settings of `engine = "fake"`."""
+
+    @property
+    def num_ranks(self) -> int:
+        """GPUs, or groups of cores, of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @field_validator("engine_args")
     @classmethod
@@ -219,12 +228,16 @@ class OutputConfig(_Section):
 class WorkersConfig(_Section):
     replicas: int = Field(default=1, ge=1)
     """Engines that run side by side, one per Ray actor."""
+    machines: int = Field(default=1, ge=1)
+    """Machines of a replica, for a teacher too large for one: a Ray placement group holds them. The stages of
+    `teacher.pipeline_parallel_size` are divided among them evenly."""
     gpus: float = Field(default=0, ge=0)
-    """GPUs of a replica; 0 runs on the CPU."""
+    """GPUs of a replica on each of its machines; 0 runs on the CPU."""
     cores: int = Field(default=1, ge=1)
-    """CPU cores of a replica. Without GPUs each engine is bound to cores of its own."""
+    """CPU cores of a replica on each of its machines. Without GPUs an engine on one machine is bound to cores
+    of its own."""
     resources: dict[str, float] = Field(default_factory=dict)
-    """Further Ray resources of a replica, for example {"teacher-node" = 0.01}."""
+    """Further Ray resources of a replica on each of its machines, for example {"teacher-node" = 0.01}."""
     address: str | None = None
     """Ray cluster to join; None takes RAY_ADDRESS, or starts a cluster on this machine for the job alone."""
     restarts: int = Field(default=3, ge=0)
@@ -300,12 +313,23 @@ class JobConfig(_Section):
 
     @model_validator(mode="after")
     def _replica_holds_engine(self) -> JobConfig:
-        ranks = self.teacher.tensor_parallel_size
-        name, devices = ("gpus", self.workers.gpus) if self.workers.gpus else ("cores", self.workers.cores)
-        if ranks > devices:
+        teacher, machines = self.teacher, self.workers.machines
+        if teacher.pipeline_parallel_size % machines:
             raise ValueError(
-                f"teacher.tensor_parallel_size = {ranks} needs as many {name} in a replica, "
-                f"workers.{name} is {devices:g}; raise it to at least {ranks}"
+                f"workers.machines = {machines} does not divide teacher.pipeline_parallel_size = "
+                f"{teacher.pipeline_parallel_size}: each machine of a replica has the same number of stages; "
+                f"set teacher.pipeline_parallel_size to {machines} or a multiple of it"
+            )
+        name, devices = ("gpus", self.workers.gpus) if self.workers.gpus else ("cores", self.workers.cores)
+        ranks = teacher.num_ranks // machines
+        if ranks > devices:
+            stages = teacher.pipeline_parallel_size // machines
+            sizes = f"teacher.tensor_parallel_size = {teacher.tensor_parallel_size}"
+            if stages > 1:
+                sizes += f" and {stages} stages"
+            raise ValueError(
+                f"{sizes} on a machine need as many {name} as {ranks} there, workers.{name} is {devices:g}; "
+                f"raise it to at least {ranks}"
             )
         return self
 

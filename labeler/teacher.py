@@ -174,13 +174,14 @@ def sample_seed(seed: int, record_id: str, sample_index: int) -> int:
 
 
 def build_teacher(
-    teacher_config: TeacherConfig, labels_config: LabelsConfig, *, cores: str | None
+    teacher_config: TeacherConfig, labels_config: LabelsConfig, *, cores: str | None, machines: int = 1
 ) -> Teacher:
     """Start the teacher a job names, in this process.
 
     `cores` binds the process and the engine's threads to logical CPUs, written as vLLM does ("0", "0-3",
     "0,2"); None leaves them alone. It must be set where several CPU engines share a machine: vLLM's own
-    choice puts every engine on the same core.
+    choice puts every engine on the same core. On several `machines` this process is an actor in the first
+    bundle of a placement group with as many.
     """
     if teacher_config.engine == "fake":
         from labeler.fake_teacher import FakeTeacher
@@ -188,4 +189,4 @@ def build_teacher(
         return FakeTeacher(teacher_config, labels_config)
     from labeler.vllm_teacher import VllmTeacher
 
-    return VllmTeacher(teacher_config, labels_config, cores=cores)
+    return VllmTeacher(teacher_config, labels_config, cores=cores, machines=machines)

@@ -14,6 +14,7 @@ from typing import Any
 
 from labeler.config import LabelsConfig, TeacherConfig
 from labeler.model_identity import own_dtype
+from labeler.orphans import start_guard
 
 CPU_KV_CACHE_BYTES = 1 << 30
 """KV cache of a CPU engine unless `engine_args` says otherwise: an explicit size skips the measuring run."""
@@ -39,27 +40,38 @@ def parse_cores(cores: str) -> list[int]:
 
 
 def cores_by_rank(numbers: list[int], num_ranks: int) -> str:
-    """The cores as vLLM wants them for a tensor-parallel engine, a list for each rank: "0,1|2,3"."""
+    """The cores as vLLM wants them for an engine of several ranks, a list for each: "0,1|2,3"."""
     shares = [numbers[rank::num_ranks] or [numbers[rank % len(numbers)]] for rank in range(num_ranks)]
     return "|".join(",".join(str(number) for number in share) for share in shares)
 
 
-def prepare_process(teacher_config: TeacherConfig, cores: str | None) -> None:
+def prepare_process(teacher_config: TeacherConfig, cores: str | None, machines: int = 1) -> None:
     """Environment and core binding of this process. Takes effect only before torch and vllm are imported.
 
     An engine on CPU cores of its own runs inside this process: it starts several times faster than one in a
     process tree of its own, and labels as fast. Elsewhere the engine keeps its own process, so that
-    the accelerator works on while this process handles results.
+    the accelerator works on while this process handles results, and ends with this process.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if cores is None:
-        return
-    numbers = parse_cores(cores)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_by_rank(numbers, teacher_config.tensor_parallel_size)
-    if teacher_config.tensor_parallel_size == 1:
-        os.sched_setaffinity(0, numbers)
-        os.environ["OMP_NUM_THREADS"] = str(len(numbers))
+    if machines > 1:
+        import ray
+
+        # The address by which Ray's nodes know each other, where a machine has several.
+        os.environ["VLLM_HOST_IP"] = ray.util.get_node_ip_address()
+        # On a CPU: the driver hands out cores only to engines on one machine.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    elif cores is not None:
+        _bind(parse_cores(cores), teacher_config.num_ranks)
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
+        start_guard()
+
+
+def _bind(cores: list[int], num_ranks: int) -> None:
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_by_rank(cores, num_ranks)
+    if num_ranks == 1:
+        os.sched_setaffinity(0, cores)
+        os.environ["OMP_NUM_THREADS"] = str(len(cores))
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
@@ -98,6 +110,7 @@ def engine_args(
         dtype=own_dtype(folder) if teacher_config.dtype == "auto" else teacher_config.dtype,
         quantization=teacher_config.quantization,
         tensor_parallel_size=teacher_config.tensor_parallel_size,
+        pipeline_parallel_size=teacher_config.pipeline_parallel_size,
         max_model_len=teacher_config.max_model_len,
         trust_remote_code=teacher_config.trust_remote_code,
         logprobs_mode="raw_logits" if in_engine else "raw_logprobs",
@@ -121,6 +134,7 @@ def start_engine(arguments: dict[str, Any]) -> Any:
     """A vLLM `LLMEngine` with these arguments."""
     import torch
     from vllm import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
     set_num_threads = torch.set_num_threads
@@ -133,6 +147,9 @@ def start_engine(arguments: dict[str, Any]) -> Any:
         # A CPU worker inside this process leaves a stub in its place.
         torch.set_num_threads = set_num_threads
     _wake_when_dead(engine.engine_core)
+    if current_platform.is_cpu() and arguments["pipeline_parallel_size"] > 1:
+        # vLLM 0.32's CPU engine skips the warm-up that gives later stages their buffers.
+        engine.collective_rpc("execute_dummy_batch")
     return engine
 
 

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from labeler.vllm_engine import engine_args, prepare_process, start_engine, stop
 from labeler.vllm_requests import EngineLimits, Requests, Work, request_error
 from logitstore.manifest import TeacherInfo
 from logitstore.records import LabeledSequence
+
+if TYPE_CHECKING:
+    from labeler.vllm_machines import Followers
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +40,23 @@ class VllmTeacher:
     _requests: Requests
 
     def __init__(
-        self, teacher_config: TeacherConfig, labels_config: LabelsConfig, *, cores: str | None = None
+        self,
+        teacher_config: TeacherConfig,
+        labels_config: LabelsConfig,
+        *,
+        cores: str | None = None,
+        machines: int = 1,
     ) -> None:
-        """Start the engine and test it.
+        """Start the engine and test it. See `build_teacher` for `cores` and `machines`.
 
         Raises:
             FileNotFoundError: no such model.
             RuntimeError: `capture = "in_engine"` and the capture does not work here.
         """
-        prepare_process(teacher_config, cores)
+        prepare_process(teacher_config, cores, machines)
         self._teacher = teacher_config
+        self._machines = machines
+        self._followers: Followers | None = None
         self._folder = find_model_folder(teacher_config.model, teacher_config.revision)
         self._dead: str | None = None
         self._next_request = 0
@@ -76,9 +86,7 @@ class VllmTeacher:
             'capture = "public_api" and holds no other temperature.',
             reason,
         )
-        if self._engine is not None:
-            stop_engine(self._engine)
-            self._engine = None
+        self._stop()
         return False
 
     def _start_public_api(self, labels: LabelsConfig) -> None:
@@ -98,12 +106,13 @@ class VllmTeacher:
         arguments = engine_args(
             self._teacher, labels, self._folder, num_logprobs, in_engine=layout is not None
         )
-        self._engine = start_engine(arguments)
+        self._engine = self._start_everywhere(arguments)
         config = self._engine.vllm_config
         limits = EngineLimits(
             vocab_size=config.model_config.get_vocab_size(),
             max_tokens=config.model_config.max_model_len - 1,
-            step_tokens=config.scheduler_config.max_num_batched_tokens,
+            # Every stage of a pipeline has a batch of its own.
+            step_tokens=config.scheduler_config.max_num_batched_tokens * self._teacher.pipeline_parallel_size,
             # A few more than can be at work, so that a place that falls free is taken at once.
             max_requests=config.scheduler_config.max_num_seqs * 5 // 4,
             max_logprobs=num_logprobs,
@@ -114,6 +123,32 @@ class VllmTeacher:
                 "set top_k to at most that"
             )
         self._requests = Requests(labels, layout, limits, end_token_ids(self._folder), keeps_arrays)
+
+    def _start_everywhere(self, arguments: dict[str, Any]) -> Any:
+        """The engine, on the further machines as well where it has some."""
+        if self._machines == 1:
+            return start_engine(arguments)
+        from labeler.vllm_machines import Followers
+
+        followers = self._followers = Followers(self._teacher, arguments)
+        try:
+            return start_engine(followers.leader_arguments)
+        except Exception as error:
+            failure = followers.failure()
+            followers.close()
+            if failure is None:
+                raise
+            raise RuntimeError(failure) from error
+
+    def _stop(self) -> None:
+        if self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        if self._followers is not None:
+            self._followers.expect_end()
+        stop_engine(engine)
+        if self._followers is not None:
+            self._followers.close()
 
     def _refusal(self) -> str | None:
         import vllm
@@ -202,9 +237,7 @@ class VllmTeacher:
         return self._engine
 
     def close(self) -> None:
-        if self._engine is not None:
-            stop_engine(self._engine)
-            self._engine = None
+        self._stop()
         self._dead = self._dead or "it was closed"
 
     def label(self, prompts: Iterable[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
@@ -281,7 +314,8 @@ class VllmTeacher:
 
     def _died(self, error: Exception) -> TeacherDiedError:
         """EngineDeadError, or in-process whatever the engine stumbled over: no request survives either."""
-        self._dead = f"{type(error).__name__}: {error}"
+        lost = self._followers.failure() if self._followers is not None else None
+        self._dead = lost or f"{type(error).__name__}: {error}"
         return TeacherDiedError(f"the engine died ({self._dead}); start a new teacher")
 
     def _raise_if_dead(self) -> None:

@@ -29,6 +29,7 @@ ALLOWED_PREFIXES = {
 VLLM_FILES = {
     "labeler/vllm_capture.py",
     "labeler/vllm_engine.py",
+    "labeler/vllm_machines.py",
     "labeler/vllm_outputs.py",
     "labeler/vllm_requests.py",
     "labeler/vllm_teacher.py",

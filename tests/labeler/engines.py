@@ -7,7 +7,9 @@ before every use.
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from labeler.config import LabelsConfig, TeacherConfig
 from labeler.teacher import PromptError, Teacher, TokenizedPrompt
 from labeler.vllm_teacher import VllmTeacher
 from logitstore.records import LabeledSequence
+from logitstore.store import LogitStore
 
 MODEL = Path(__file__).parents[2] / ".demo" / "teacher"
 MAX_MODEL_LEN = 256
@@ -163,3 +166,45 @@ def scored_again(sequences: list[LabeledSequence], teacher: Teacher) -> dict[str
         for item in sequences
     ]
     return {key[0]: value for key, value in labeled(teacher, prompts).items()}
+
+
+def write_even_model(folder: Path) -> Path:
+    """A small model of random weights whose heads two ranks can share (the demo teacher has nine)."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for path in MODEL.iterdir():
+        if "token" in path.name or path.suffix in (".txt", ".jinja"):
+            shutil.copy(path, folder)
+    return folder
+
+
+def assert_labels_are_those_of_transformers(store: Path, model_folder: Path) -> None:
+    """Every tenth sequence of a store, at temperatures 1, 2 and 4."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    for sequence in itertools.islice(LogitStore.open(store).iter_sequences(), 0, None, 10):
+        with torch.inference_mode():
+            logits_TV = model(torch.as_tensor(sequence.token_ids_T[None].astype(np.int64))).logits[0]
+        logits_NV = logits_TV[sequence.label_start - 1 : -1].double().numpy()
+        theirs_NK = np.take_along_axis(logits_NV, sequence.rows.token_ids_NK.astype(np.int64), 1)
+        assert np.abs(theirs_NK - sequence.rows.logits_NK).max() < 1e-2
+        np.testing.assert_array_equal(sequence.rows.token_ids_NK[:, 0], logits_NV.argmax(axis=1))
+        for index, temperature in enumerate((1.0, 2.0, 4.0)):
+            whole_N = np.logaddexp.reduce(logits_NV / temperature, axis=1)
+            assert np.abs(sequence.rows.logsumexp_NM[:, index] - whole_N).max() < 1e-3

@@ -32,6 +32,9 @@ def load(*overrides, environ=None):
         ("teacher.model=", ["model is missing", "teacher.model"]),
         ("labels.top_p=1.5", ["labels.top_p = 1.5", "less than or equal to 1"]),
         ("teacher.tensor_parallel_size=2", ["tensor_parallel_size = 2", "workers.cores is 1", "at least 2"]),
+        ("teacher.pipeline_parallel_size=2", ["= 1 and 2 stages", "workers.cores is 1", "at least 2"]),
+        ("workers.machines=2", ["pipeline_parallel_size = 1", "to 2 or a multiple of it"]),
+        ("teacher.engine_args.nnodes=2", ["'nnodes'", "set workers.machines instead"]),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(override, words):
@@ -124,6 +127,8 @@ def test_ray_address_comes_from_the_environment_unless_set():
 def test_identity_ignores_what_does_not_change_labels_and_shows_what_does():
     before = identity(load())
     assert identity(load("workers.replicas=4", "output.unit_size=8", "workers.gpus=1")) == before
+    more_machines = ("teacher.pipeline_parallel_size=2", "workers.machines=2", "workers.gpus=1")
+    assert identity(load(*more_machines)) == before
     changes = describe_difference(before, identity(load("labels.top_k=16", "teacher.engine_args.x=1")))
     assert "labels.top_k: 64 in the store, 16 now" in changes
     assert "teacher.engine_args.x: None in the store, 1 now" in changes

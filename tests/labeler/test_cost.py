@@ -23,6 +23,11 @@ def test_gpu_seconds_are_counted_and_priced():
     assert cost.as_record()["device_sec_per_million_tokens"] == 500
 
 
+def test_gpus_of_all_machines_of_a_replica_are_counted():
+    job = job_for("workers.gpus=8", "workers.machines=2", "teacher.pipeline_parallel_size=2")
+    assert cost_of(job, replica_sec=10, num_tokens=1, num_bytes=0).device_sec == 160
+
+
 def test_replicas_without_gpus_cost_cores():
     job = job_for("workers.cores=4", "cost.per_gpu_hour=99", "cost.per_core_hour=0.036")
     cost = cost_of(job, replica_sec=100, num_tokens=0, num_bytes=0)

@@ -18,10 +18,17 @@ NODE_DIED = """The actor died unexpectedly before finishing this task.
 \tip: 10.0.0.7
 The actor died because its node has died. Node Id: 0fd2"""
 
+UNMADE = """The actor died because of an error raised in its creation task, \x1b[36mray::Worker.__init__()\x1b[39m (pid=9, ip=10.0.0.7)
+  File "actor.py", line 3, in __init__
+    import labeler
+ModuleNotFoundError: No module named 'labeler'
+"""
+
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (UNMADE, "it could not be made: ModuleNotFoundError: No module named 'labeler'"),
         (
             KILLED,
             "its process 18320 on 10.0.0.7 was killed or crashed; dmesg there tells of lack of memory",

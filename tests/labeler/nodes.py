@@ -1,0 +1,125 @@
+"""A Ray cluster on this machine whose nodes come, go, and claim what resources a test wants."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from cluster import local
+from cluster.access import bearer_header, find_token
+from cluster.client import list_nodes
+
+
+class RayNodes:
+    """A head without room for anything, and the nodes that have joined it."""
+
+    def __init__(self, cluster: local.LocalCluster) -> None:
+        self._cluster = cluster
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def gcs_address(self) -> str:
+        return self._cluster.gcs_address
+
+    def join(self, ip: str, *, cpus: int = 1, gpus: int = 0) -> None:
+        """Start a node and wait until it counts. GPUs are only claimed."""
+        arguments = [f"--address={self.gcs_address}", f"--node-ip-address={ip}"]
+        sizes = [f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
+        sizes.append(f"--object-store-memory={local.OBJECT_STORE_BYTES}")
+        deadline = time.monotonic() + local.START_TIMEOUT_SEC
+        while not self._is_alive(ip):
+            assert time.monotonic() < deadline, (
+                f"node {ip} did not join; see its log in {self._cluster.folder}"
+            )
+            # On a busy machine Ray itself may give up on a node.
+            if ip not in self._nodes or self._nodes[ip].poll() is not None:
+                with open(Path(self._cluster.folder) / f"node-{ip}.log", "ab") as log:
+                    self._nodes[ip] = subprocess.Popen(
+                        _ray("start", *arguments, *sizes, "--disable-usage-stats", "--block"),
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+            time.sleep(0.3)
+
+    def _is_alive(self, ip: str) -> bool:
+        try:
+            raylets = [
+                node["raylet"] for node in list_nodes(self._cluster.address, bearer_header(find_token()))
+            ]
+        except (requests.RequestException, KeyError, ValueError):
+            return False
+        return any(
+            (raylet.get("nodeManagerAddress"), raylet.get("state")) == (ip, "ALIVE") for raylet in raylets
+        )
+
+    def end(self, ip: str) -> None:
+        """`kill -9` of a node and all that runs on it."""
+        node = self._nodes.pop(ip)
+        for process_id in local.node_processes(node.pid):
+            os.kill(process_id, 9)
+        node.wait(10)
+
+    def end_all(self) -> None:
+        for ip in list(self._nodes):
+            self.end(ip)
+
+    def give_notice(self, node_id: str, seconds: int) -> None:
+        """What an autoscaler tells Ray of a spot node that is about to be taken back."""
+        done = subprocess.run(
+            _ray(
+                *("drain-node", "--address", self.gcs_address, "--node-id", node_id),
+                *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"),
+                *("--deadline-remaining-seconds", str(seconds)),
+            ),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def ask(self, expression: str) -> Any:
+        """What a Python expression of `ray` and `placement_group_table` comes to, by way of JSON."""
+        code = (
+            "import json, ray; from ray.util import placement_group_table; "
+            f"ray.init({self.gcs_address!r}, log_to_driver=False, logging_level='ERROR'); "
+            f"print(json.dumps({expression}))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything on the nodes that have joined."""
+        ids = {process_id for node in self._nodes.values() for process_id in local.node_processes(node.pid)}
+        return [psutil.Process(process_id) for process_id in sorted(ids) if psutil.pid_exists(process_id)]
+
+    def node_id(self, ip: str) -> str:
+        return self.ask(f"[n['NodeID'] for n in ray.nodes() if n['NodeManagerAddress'] == {ip!r}][0]")
+
+
+@contextmanager
+def ray_nodes(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
+    """A cluster of which nothing is left afterwards; its token is in the environment."""
+    for name, value in local.NODE_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    cluster = RayNodes(local.up(1, state, cpus_per_node=0))
+    try:
+        yield cluster
+    finally:
+        cluster.end_all()
+        local.down(state)
+
+
+def _ray(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ray.scripts.scripts", *arguments]

@@ -1,0 +1,47 @@
+"""What a killed process leaves behind is ended; that the guard is started is seen in `test_vllm_job.py`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import psutil
+
+from labeler.orphans import end_orphans
+
+PARENT = """
+import subprocess, sys, time
+code = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+print(child.pid, child.stdout.readline().strip(), flush=True)
+time.sleep(600)
+"""
+
+
+class Watched(psutil.Process):
+    looked_at: threading.Event
+
+    def children(self, recursive: bool = False) -> list[psutil.Process]:
+        found = super().children(recursive)
+        if len(found) == 2:
+            self.looked_at.set()
+        return found
+
+
+def test_children_and_their_children_do_not_outlive_a_killed_process() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    below = [psutil.Process(int(process_id)) for process_id in parent.stdout.readline().split()]
+    watched = Watched(parent.pid)
+    watched.looked_at = threading.Event()
+    guard = threading.Thread(target=end_orphans, args=(watched,))
+    guard.start()
+    assert watched.looked_at.wait(60)
+    assert [process.is_running() for process in below] == [True, True]
+    parent.kill()
+    guard.join(60)
+    assert not guard.is_alive()
+    parent.wait(60)
+    gone, alive = psutil.wait_procs(below, timeout=60)
+    assert (len(gone), alive) == (2, [])
