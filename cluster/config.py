@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from labeler.config import ConfigError, JobConfig, explain_problem, read_document
+from labeler.config import ConfigError, JobConfig, WorkersConfig, explain_problem, read_document
 
 NAME = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 """Fits Kubernetes labels, EC2 tags and Ray resource names alike."""
@@ -49,7 +49,7 @@ class GroupConfig(_Section):
     cores: int = Field(default=8, ge=1)
     """CPU cores of each machine; clouds choose their own with a GPU, Kubernetes keeps a tenth for itself."""
     memory_gb: int = Field(default=32, ge=2)
-    """Memory of each machine; Kubernetes keeps some for itself."""
+    """Memory of each machine; Slurm is asked for all of it, Kubernetes keeps some for itself."""
     spot: bool = False
     """Machines that may be taken away at any time for a lower price; the labeler survives it."""
     machine: str = ""
@@ -192,29 +192,63 @@ def load_cluster(path: str) -> ClusterConfig:
 def check_placement(cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, int]) -> list[str]:
     """How the job's replicas fit the cluster's groups, one line per group that takes some.
 
-    A replica never spans machines: its GPUs must be on one, since tensor parallelism across a network is
-    slower than any smaller engine. A job picks a group by `workers.resources = {"group-NAME" = 0.001}`.
-    `cores` says how many CPU cores a machine of each group offers to Ray.
+    A replica is on one machine, or on `workers.machines` different ones of a group at once, with the same
+    share on each. A job picks a group by `workers.resources = {"group-NAME" = 0.001}`. `cores` says how many
+    CPU cores a machine of each group offers to Ray.
 
     Raises:
         ConfigError: not a single group can hold a replica, or not all replicas fit.
     """
-    workers, wanted = job.workers, job.workers.replicas
-    asked = {name.removeprefix("group-") for name in workers.resources if name.startswith("group-")}
-    lines, room = [], 0
+    workers = job.workers
+    asked = _asked_group(cluster, workers)
+    rooms: dict[str, int] = {}
+    lines = []
     for group in cluster.groups:
-        if asked and group.name not in asked:
+        each = _shares_of_a_machine(group, workers, cores[group.name])
+        if asked not in (None, group.name) or not each or group.count < workers.machines:
             continue
-        each = cores[group.name] // workers.cores
-        if workers.gpus:
-            each = min(each, int(group.gpus / workers.gpus))
-        if each and (workers.gpus or not group.gpus):
-            lines.append(f"group {group.name}: up to {each} replicas on each of {group.count} machines")
-            room += each * group.count
-    if room < wanted:
-        fits = "; ".join(lines) or "no group can hold one"
+        rooms[group.name] = each * group.count // workers.machines
+        if workers.machines == 1:
+            lines.append(f"group {group.name}: up to {each} on each of {group.count} machines")
+        else:
+            place = f"each on {workers.machines} of {group.count} machines at once"
+            lines.append(f"group {group.name}: up to {rooms[group.name]}, {place}")
+    if workers.machines > 1 and len(rooms) > 1:
         raise ConfigError(
-            f"workers.replicas is {wanted}, each with {workers.gpus:g} GPUs and {workers.cores} cores on one "
-            f"machine, but the cluster has room for {room} ({fits}); raise a group's count or lower replicas"
+            f"a replica on {workers.machines} machines could be given some of each of the groups "
+            f"{', '.join(rooms)}; choose one: workers.resources = {{ group-{min(rooms)} = 0.001 }}"
+        )
+    if sum(rooms.values()) < workers.replicas:
+        fits = "; ".join(lines) or "no group can hold one"
+        place = "one machine" if workers.machines == 1 else f"each of {workers.machines} machines of a group"
+        raise ConfigError(
+            f"workers.replicas is {workers.replicas}, each with {workers.gpus:g} GPUs and {workers.cores} "
+            f"cores on {place}, but the cluster has room for {sum(rooms.values())} ({fits}); raise a group's "
+            "count or lower replicas"
         )
     return lines
+
+
+def _asked_group(cluster: ClusterConfig, workers: WorkersConfig) -> str | None:
+    """The group that a job picks; None where any will do."""
+    asked = sorted(name.removeprefix("group-") for name in workers.resources if name.startswith("group-"))
+    known = [group.name for group in cluster.groups]
+    if len(asked) > 1 or not set(asked) <= set(known):
+        raise ConfigError(
+            f"workers.resources asks for {', '.join(asked)}, but a machine is in one group, of the groups "
+            f"{', '.join(known)}; name one of them"
+        )
+    return asked[0] if asked else None
+
+
+def _shares_of_a_machine(group: GroupConfig, workers: WorkersConfig, cores: int) -> int:
+    """How many replicas, or parts of replicas on several machines, fit on a machine of the group."""
+    if group.gpus and not workers.gpus:
+        return 0  # a GPU is not paid for to idle
+    limits = [float(cores // workers.cores)]
+    if workers.gpus:
+        limits.append(group.gpus / workers.gpus)
+    part = workers.resources.get(f"group-{group.name}")
+    if part:
+        limits.append(1 / part)
+    return int(min(limits))

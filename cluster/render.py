@@ -141,12 +141,9 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None) -> str:
     ]
     names = {"name": cluster.name, "namespace": cluster.kubernetes.namespace}
     lines += [f"  - {need.format(**names)}" for need in NEEDS[kind]]
-    placement = check_placement(cluster, job, _cores_offered(cluster, kind)) if job is not None else []
-    if placement:
-        lines += [
-            "Placement of the job's replicas, each on one machine:",
-            *(f"  - {line}" for line in placement),
-        ]
+    if job is not None:
+        placement = check_placement(cluster, job, _cores_offered(cluster, kind))
+        lines += ["Placement of the job's replicas:", *(f"  - {line}" for line in placement)]
     if kind not in ("dockerfile", "grafana", "prometheus"):
         prices = price_lines(cluster, CLOUDS.get(kind), head=kind != "slurm")
         lines += ["Cost:", *(f"  - {line}" for line in prices)]

@@ -60,7 +60,11 @@ def one_kind(**changes: Any) -> ClusterConfig:
 def a_job(replicas: int = 8, gpus: float = 2, tensor_parallel: int = 2, **workers: Any) -> JobConfig:
     return JobConfig.model_validate(
         {
-            "teacher": {"model": "org/teacher", "tensor_parallel_size": tensor_parallel},
+            "teacher": {
+                "model": "org/teacher",
+                "tensor_parallel_size": tensor_parallel,
+                "pipeline_parallel_size": workers.get("machines", 1),
+            },
             "input": {"uri": "s3://bucket/prompts.jsonl", "kind": "text"},
             "output": {"uri": "s3://bucket/store"},
             "workers": {"replicas": replicas, "gpus": gpus} | workers,
@@ -84,7 +88,7 @@ def test_ray_accepts_its_yaml_and_the_groups_are_in_it(kind: Kind) -> None:
     assert config["docker"]["image"] == "registry.example/penumbra:1"
     assert "Needs:" in comments(text)
     assert re.search(r"in all, with every machine up: \d+\.\d\d USD/h", comments(text))
-    assert "replicas on each of 4 machines" in comments(text)
+    assert "on each of 4 machines" in comments(text)
     if kind != "ray-on-premise":
         types = config["available_node_types"]
         assert {name: (node.get("min_workers"), node.get("max_workers")) for name, node in types.items()} == {
@@ -402,21 +406,75 @@ def test_prometheus_reads_rays_list_of_targets() -> None:
 
 def test_replicas_fit_or_the_rule_is_named() -> None:
     assert check_placement(two_kinds(), a_job(replicas=16), CORES) == [
-        "group l4: up to 2 replicas on each of 4 machines",
-        "group h100: up to 4 replicas on each of 2 machines",
+        "group l4: up to 2 on each of 4 machines",
+        "group h100: up to 4 on each of 2 machines",
     ]
     only = check_placement(two_kinds(), a_job(replicas=2, gpus=8, resources={"group-h100": 0.001}), CORES)
-    assert only == ["group h100: up to 1 replicas on each of 2 machines"]
+    assert only == ["group h100: up to 1 on each of 2 machines"]
     with pytest.raises(ConfigError, match="room for 16"):
         check_placement(two_kinds(), a_job(replicas=17), CORES)
     with pytest.raises(ConfigError, match="no group can hold one"):
         check_placement(two_kinds(), a_job(replicas=1, gpus=16, tensor_parallel=16), CORES)
 
 
+def large_teacher(replicas: int, machines: int, gpus: int) -> tuple[ClusterConfig, JobConfig]:
+    """Five machines of eight GPUs, and a job of `machines` stages of `gpus` GPUs each."""
+    cluster = one_kind(groups=[TWO_KINDS["groups"][1] | {"count": 5}], kubernetes={})
+    return cluster, a_job(replicas=replicas, gpus=gpus, tensor_parallel=gpus, machines=machines)
+
+
+@pytest.mark.parametrize("kind", ["ray-aws", "kuberay-job", "slurm"])
+@pytest.mark.parametrize(
+    ("replicas", "machines", "gpus", "says"),
+    [
+        (2, 2, 8, "up to 2, each on 2 of 5 machines at once"),
+        (5, 2, 4, "up to 5, each on 2 of 5 machines at once"),
+        (1, 5, 8, "up to 1, each on 5 of 5 machines at once"),
+    ],
+)
+def test_replicas_of_several_machines_are_placed(
+    kind: Kind, replicas: int, machines: int, gpus: int, says: str
+) -> None:
+    cluster, job = large_teacher(replicas, machines, gpus)
+    assert f"group h100: {says}" in comments(render(cluster, kind, job, job_file="job.toml"))
+
+
+@pytest.mark.parametrize(
+    ("replicas", "machines", "gpus", "says"),
+    [
+        (3, 2, 8, "8 GPUs and 1 cores on each of 2 machines of a group, but the cluster has room for 2"),
+        (1, 6, 1, "no group can hold one"),
+    ],
+)
+def test_replicas_of_more_machines_than_there_are_are_refused(
+    replicas: int, machines: int, gpus: int, says: str
+) -> None:
+    cluster, job = large_teacher(replicas, machines, gpus)
+    with pytest.raises(ConfigError, match=says):
+        render(cluster, "ray-aws", job, job_file="job.toml")
+
+
+def test_a_replica_is_not_spread_over_different_machines() -> None:
+    with pytest.raises(ConfigError, match=r"each of the groups l4, h100; choose one: .* group-h100 = 0\.001"):
+        check_placement(two_kinds(), a_job(replicas=1, machines=2), CORES)
+    chosen = a_job(replicas=4, machines=2, resources={"group-l4": 0.001})
+    assert check_placement(two_kinds(), chosen, CORES) == [
+        "group l4: up to 4, each on 2 of 4 machines at once"
+    ]
+
+
+def test_a_group_that_is_asked_for_must_exist_and_have_enough_of_its_resource() -> None:
+    for resources in ({"group-a100": 0.001}, {"group-l4": 0.001, "group-h100": 0.001}):
+        with pytest.raises(ConfigError, match="of the groups l4, h100; name one"):
+            check_placement(two_kinds(), a_job(replicas=1, resources=resources), CORES)
+    half = a_job(replicas=4, gpus=1, tensor_parallel=1, resources={"group-h100": 0.5})
+    assert check_placement(two_kinds(), half, CORES) == ["group h100: up to 2 on each of 2 machines"]
+
+
 def test_what_kubernetes_keeps_for_itself_is_not_counted() -> None:
     cpu = two_kinds(groups=[{"name": "cpu", "count": 1, "cores": 8}])
     job = a_job(replicas=8, gpus=0, tensor_parallel=1)
-    assert "up to 8 replicas" in render(cpu, "ray-aws", job, job_file="job.toml")
+    assert "up to 8" in render(cpu, "ray-aws", job, job_file="job.toml")
     with pytest.raises(ConfigError, match="room for 7"):
         render(cpu, "kuberay-cluster", job, job_file="job.toml")
 
