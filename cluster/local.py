@@ -165,14 +165,10 @@ def read_state(state_folder: Path) -> LocalCluster:
 
 
 def _start(ip: str, arguments: list[str], folder: Path) -> LocalNode:
-    # With ports chosen here a node need not wait for its agents to say theirs, for which Ray allows only
-    # 15 seconds: too little on a busy machine.
-    numbers = _free_ports(len(AGENT_PORTS))
-    ports = [f"--{name}={port}" for name, port in zip(AGENT_PORTS, numbers, strict=True)]
     environment = os.environ | NODE_ENVIRONMENT
     with open(folder / f"node-{ip}.log", "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *ports],
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *agent_ports()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -261,6 +257,16 @@ def node_processes(leader: int) -> dict[int, str]:
         size = len(found)
         found |= {pid for pid, parent, _ in table if parent in found}
     return {pid: started for pid in found if (started := start_time(pid)) is not None}
+
+
+def agent_ports() -> list[str]:
+    """Arguments of `ray start`.
+
+    With ports chosen here a node need not wait for its agents to say theirs, for which Ray allows only
+    15 seconds: too little on a busy machine.
+    """
+    ports = _free_ports(len(AGENT_PORTS))
+    return [f"--{name}={port}" for name, port in zip(AGENT_PORTS, ports, strict=True)]
 
 
 def _free_ports(count: int) -> list[int]:

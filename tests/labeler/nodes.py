@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class RayNodes:
 
     def join(self, ip: str, *, cpus: int = 1, gpus: int = 0) -> None:
         """Start a node and wait until it counts. GPUs are only claimed."""
-        arguments = [f"--address={self.gcs_address}", f"--node-ip-address={ip}"]
+        arguments = [f"--address={self.gcs_address}", f"--node-ip-address={ip}", *local.agent_ports()]
         sizes = [f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
         sizes.append(f"--object-store-memory={local.OBJECT_STORE_BYTES}")
         deadline = time.monotonic() + local.START_TIMEOUT_SEC
@@ -68,8 +68,9 @@ class RayNodes:
         """`kill -9` of a node and all that runs on it."""
         node = self._nodes.pop(ip)
         for process_id in local.node_processes(node.pid):
-            os.kill(process_id, 9)
-        node.wait(10)
+            with suppress(ProcessLookupError):  # some end with the one killed before them
+                os.kill(process_id, 9)
+        node.wait(60)
 
     def end_all(self) -> None:
         for ip in list(self._nodes):
@@ -99,10 +100,15 @@ class RayNodes:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         return json.loads(done.stdout.strip().splitlines()[-1])
 
-    def processes(self) -> list[psutil.Process]:
-        """Everything on the nodes that have joined."""
-        ids = {process_id for node in self._nodes.values() for process_id in local.node_processes(node.pid)}
-        return [psutil.Process(process_id) for process_id in sorted(ids) if psutil.pid_exists(process_id)]
+    def processes(self, *names: str) -> list[psutil.Process]:
+        """What runs on the nodes that have joined and is named like that from the start."""
+        found: list[psutil.Process] = []
+        for process_id in {pid for node in self._nodes.values() for pid in local.node_processes(node.pid)}:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(process_id)
+                if process.name().startswith(names):
+                    found.append(process)
+        return found
 
     def node_id(self, ip: str) -> str:
         return self.ask(f"[n['NodeID'] for n in ray.nodes() if n['NodeManagerAddress'] == {ip!r}][0]")

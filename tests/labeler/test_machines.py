@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,13 @@ def test_a_replica_holds_two_machines_and_its_successor_others(
         assert cluster.ask("ray.available_resources().get('GPU', 0)") == 0, "the other replica takes nothing"
         wait_for(lambda: bool(events(store, "replicas_wait")), job)
         (waiting,) = events(store, "replicas_wait")
-        assert "1 of 2 replicas wait for room: each takes 2 machines with 1 CPU, 2 GPU" in waiting["reason"]
+        # One of them, or both if the start was slow.
+        assert "of 2 replicas wait for room: each takes 2 machines with 1 CPU, 2 GPU" in waiting["reason"]
         assert "2 of the cluster's 3 are that large; they are in use" in waiting["reason"]
-        (actor,) = [child for child in cluster.processes() if child.name().startswith("ray::Worker")]
+        (actor,) = cluster.processes("ray::Worker")
         actor.kill()
         wait_for(lambda: len(events(store, "worker_ready")) == 2, job)
-        assert group_id not in groups(cluster, "CREATED")
+        wait_for(lambda: group_id not in groups(cluster, "CREATED"), job)
         for ip in ("127.0.0.33", "127.0.0.34"):
             cluster.join(ip, cpus=1, gpus=2)
         wait_for(lambda: len(events(store, "worker_ready")) == 3, job)
@@ -116,8 +117,19 @@ def test_a_replica_holds_two_machines_and_its_successor_others(
         job.process.send_signal(signal.SIGTERM)
         exit_status, output = job.finish()
     assert exit_status == 4, output
-    assert groups(cluster, "CREATED") == groups(cluster, "PENDING") == {}
-    assert cluster.ask("ray.available_resources()['GPU']") == 8
+    wait_until(lambda: groups(cluster, "CREATED") == groups(cluster, "PENDING") == {})
+    wait_until(lambda: cluster.ask("ray.available_resources().get('GPU')") == 8)
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def have_ended(processes: list[psutil.Process]) -> bool:
+    return not any(is_alive(process.pid) for process in processes)
 
 
 def groups(cluster: nodes.RayNodes, state: str) -> dict[str, Any]:
@@ -155,7 +167,7 @@ def test_an_engine_over_two_machines_survives_the_death_of_each_process_on_the_s
     with started(overrides) as job:
         for number, part in enumerate(("stage", "actor")):
             wait_for(lambda n=number: units_done(store) >= 2 * (n + 1), job, timeout_sec=400)
-            (follower,) = [child for child in cluster.processes() if child.name().startswith("ray::Follower")]
+            (follower,) = cluster.processes("ray::Follower")
             engine = engine_processes(cluster)
             # Beside it are small helpers; titles depend on the environment.
             stage = max(follower.children(), key=lambda child: child.memory_info().rss)
@@ -163,9 +175,8 @@ def test_an_engine_over_two_machines_survives_the_death_of_each_process_on_the_s
             killed_at = time.monotonic()
             wait_for(lambda n=number: len(events(store, "worker_ready")) == n + 2, job, timeout_sec=400)
             print(f"{part} killed: an engine is ready again after {time.monotonic() - killed_at:.1f} s")
-            assert not [child for child in engine if is_alive(child.pid)], (
-                "nothing is left of the engine that died"
-            )
+            # Nothing is left of the engine that died.
+            wait_for(lambda parts=engine: have_ended(parts), job)
         engine = engine_processes(cluster)
         exit_status, output = job.finish(timeout_sec=400)
     assert exit_status == 0, output
@@ -176,16 +187,11 @@ def test_an_engine_over_two_machines_survives_the_death_of_each_process_on_the_s
     ]
     assert_exactly_once(tmp_path, RECORDS)
     engines.assert_labels_are_those_of_transformers(store, model)
-    assert groups(cluster, "CREATED") == {}
-    deadline = time.monotonic() + 60
-    while left := [child for child in engine if is_alive(child.pid)]:
-        assert time.monotonic() < deadline, f"{left} outlive the job"
-        time.sleep(0.2)
+    wait_until(lambda: groups(cluster, "CREATED") == {})
+    wait_until(lambda: have_ended(engine))
 
 
 def engine_processes(cluster: nodes.RayNodes) -> list[psutil.Process]:
     """The replica's actors and all below them."""
-    actors = [
-        child for child in cluster.processes() if child.name().startswith(("ray::Worker", "ray::Follower"))
-    ]
+    actors = cluster.processes("ray::Worker", "ray::Follower")
     return [*actors, *(child for actor in actors for child in actor.children(recursive=True))]
