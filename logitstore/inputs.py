@@ -14,6 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -21,7 +22,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore.errors import InputNotFoundError, UnsupportedInputError
+from logitstore.errors import (
+    InputNotFoundError,
+    ObjectStoreError,
+    StoreError,
+    UnsupportedInputError,
+)
 from logitstore.manifest import InputInfo
 from logitstore.objects import is_local_uri
 from logitstore.strict_json import SURROGATE_ESCAPE
@@ -59,7 +65,15 @@ def iter_records(uri: str, *, storage_options: Mapping[str, Any] | None = None) 
 
 
 def list_files(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
-    """(path or URL, name relative to the input) of every file of the input, sorted."""
+    """(path or URL, name relative to the input) of every file of the input, sorted.
+
+    Raises InputNotFoundError if nothing matches, ObjectStoreError if the input is out of reach.
+    """
+    with _reached(uri):
+        return _list_files(uri, storage_options)
+
+
+def _list_files(uri: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     file_system, root = _file_system(uri, storage_options)
     if pattern := _GLOB.search(root):
         base = root[: pattern.start()].rpartition("/")[0]
@@ -81,12 +95,13 @@ def list_files(uri: str, *, storage_options: Mapping[str, Any] | None = None) ->
 def input_fingerprint(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> str:
     """32 hexadecimal digits over names, sizes and times or ETags of the files; nothing is read.
 
-    Raises InputNotFoundError if nothing matches.
+    Raises InputNotFoundError if nothing matches, ObjectStoreError if the input is out of reach.
     """
     hasher = hashlib.blake2b(digest_size=16)
     for path, relative in list_files(uri, storage_options=storage_options):
         file_system, plain = _file_system(path, storage_options)
-        info = file_system.info(plain)
+        with _reached(path):
+            info = file_system.info(plain)
         version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
         hasher.update(f"{relative}\n{info.get('size')}\n{version}\n".encode())
     return hasher.hexdigest()
@@ -157,6 +172,20 @@ def _file_system(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[A
         raise UnsupportedInputError(
             f"the input URL {uri.split('?')[0]} cannot be opened: {error}; use a path, s3:// or another "
             "scheme that fsspec knows"
+        ) from error
+
+
+@contextmanager
+def _reached(uri: str) -> Iterator[None]:
+    """Errors of a cloud's library, which have no class in common, as ours; they hold no credentials."""
+    try:
+        yield
+    except (StoreError, OSError):
+        raise
+    except Exception as error:
+        raise ObjectStoreError(
+            f"{uri.split('?')[0]} is out of reach ({type(error).__name__}: {error!s:.300}); "
+            "check the endpoint, the network and the credentials"
         ) from error
 
 

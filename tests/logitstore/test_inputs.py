@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from logitstore import inputs
-from logitstore.errors import InputNotFoundError, UnsupportedInputError
+from logitstore.errors import InputNotFoundError, ObjectStoreError, UnsupportedInputError
 from logitstore.inputs import RawRecord, input_fingerprint, iter_records, record_id
 from logitstore.manifest import InputInfo
 from tests.s3_server import S3Server
@@ -128,6 +128,19 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         iter_records(str(tmp_path / "a.csv"))
     with pytest.raises(UnsupportedInputError, match="nosuch"):
         iter_records("nosuch://bucket/a.jsonl")
+
+
+def test_an_input_without_credentials_is_one_of_our_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    # An endpoint where nothing listens: the request fails before, when it is to be signed.
+    options = {"endpoint_url": "http://127.0.0.1:1"}
+    with pytest.raises(ObjectStoreError, match=r"s3://bucket/in\.jsonl is out of reach .*credentials"):
+        input_fingerprint("s3://bucket/in.jsonl", storage_options=options)
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
