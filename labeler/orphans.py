@@ -21,8 +21,10 @@ CHECK_SEC = 1.0
 @cache
 def start_guard() -> None:
     """From now on nothing below this process outlives it, but for what it starts in its last second."""
+    # It leaves the family at once: Ray ends the children of an actor that it kills.
     command = [sys.executable, __file__, str(os.getpid())]
-    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    quiet = subprocess.DEVNULL
+    subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True, check=True)
 
 
 def end_orphans(parent: psutil.Process) -> None:
@@ -30,12 +32,25 @@ def end_orphans(parent: psutil.Process) -> None:
     known: set[psutil.Process] = set()
     with suppress(psutil.NoSuchProcess):
         while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-            known.update(parent.children(recursive=True))
+            known.update(descendants(parent.pid))
             time.sleep(CHECK_SEC)
-    for process in known - {psutil.Process()}:
+    for process in known - {psutil.Process()}:  # The first look may still find this process among them.
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
+def descendants(process_id: int) -> list[psutil.Process]:
+    """All below a process. psutil's own `children` leaves out what seems older than it, as clocks are set."""
+    children: dict[int, list[psutil.Process]] = {}
+    for process in psutil.process_iter(["ppid"]):
+        children.setdefault(process.info["ppid"], []).append(process)
+    found = children.get(process_id, [])
+    for process in found:
+        found += children.get(process.pid, [])
+    return found
+
+
 if __name__ == "__main__":
-    end_orphans(psutil.Process(int(sys.argv[1])))
+    watched = psutil.Process(int(sys.argv[1]))
+    if os.fork() == 0:
+        end_orphans(watched)

@@ -7,8 +7,10 @@ import sys
 import threading
 
 import psutil
+import pytest
 
-from labeler.orphans import end_orphans
+from labeler import orphans
+from labeler.orphans import descendants
 
 PARENT = """
 import subprocess, sys, time
@@ -19,25 +21,24 @@ time.sleep(600)
 """
 
 
-class Watched(psutil.Process):
-    looked_at: threading.Event
-
-    def children(self, recursive: bool = False) -> list[psutil.Process]:
-        found = super().children(recursive)
-        if len(found) == 2:
-            self.looked_at.set()
-        return found
-
-
-def test_children_and_their_children_do_not_outlive_a_killed_process() -> None:
+def test_children_and_their_children_do_not_outlive_a_killed_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     below = [psutil.Process(int(process_id)) for process_id in parent.stdout.readline().split()]
-    watched = Watched(parent.pid)
-    watched.looked_at = threading.Event()
-    guard = threading.Thread(target=end_orphans, args=(watched,))
+    has_looked = threading.Event()
+
+    def look(process_id: int) -> list[psutil.Process]:
+        found = descendants(process_id)
+        if set(below) == set(found):
+            has_looked.set()
+        return found
+
+    monkeypatch.setattr(orphans, "descendants", look)
+    guard = threading.Thread(target=orphans.end_orphans, args=(psutil.Process(parent.pid),))
     guard.start()
-    assert watched.looked_at.wait(60)
+    assert has_looked.wait(60)
     assert [process.is_running() for process in below] == [True, True]
     parent.kill()
     guard.join(60)
