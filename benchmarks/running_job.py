@@ -14,8 +14,6 @@ from pathlib import Path
 import psutil
 
 WAIT_LIMIT_SEC = 200.0
-HELPERS = ("multiprocessing.resource_tracker", "labeler/orphans.py")
-"""In the command lines of processes beside an engine's own."""
 
 
 def command(overrides: Sequence[str], *flags: str) -> list[str]:
@@ -88,7 +86,7 @@ class RunningJob:
 
 
 def _children(process_id: int) -> list[int]:
-    """Direct children but for small helpers: multiprocessing's resource tracker, the labeler's guard."""
+    """Direct children but for multiprocessing's own helper, which tracks resources."""
     try:
         children = psutil.Process(process_id).children()
     except psutil.NoSuchProcess:
@@ -96,8 +94,7 @@ def _children(process_id: int) -> list[int]:
     found: list[int] = []
     for child in children:
         with suppress(psutil.NoSuchProcess):
-            line = " ".join(child.cmdline())
-            if not any(helper in line for helper in HELPERS):
+            if "resource_tracker" not in " ".join(child.cmdline()):
                 found.append(child.pid)
     return found
 
