@@ -40,14 +40,8 @@ def end_orphans(parent: psutil.Process) -> None:
 
 
 def descendants(process_id: int) -> list[psutil.Process]:
-    """All below a process. psutil's own `children` leaves out what seems older than it, as clocks are set."""
-    children: dict[int, list[psutil.Process]] = {}
-    for process in psutil.process_iter(["ppid"]):
-        children.setdefault(process.info["ppid"], []).append(process)
-    found = children.get(process_id, [])
-    for process in found:
-        found += children.get(process.pid, [])
-    return found
+    """All below a process."""
+    return psutil.Process(process_id).children(recursive=True)
 
 
 if __name__ == "__main__":
