@@ -49,7 +49,8 @@ install() {
 }
 install "torch==$TORCH_VERSION" 2>/dev/null || install "torch==$TORCH_VERSION" --default-index "$TORCH_INDEX" ||
     fail "no wheel of torch $TORCH_VERSION in '${UV_FIND_LINKS:-no find-links}' nor on $TORCH_INDEX"
-install -r requirements.lock || fail "not every package of requirements.lock could be installed, see above; \
+# Compiled here once: Ray's and vLLM's many processes would each do it anew where Python may not write.
+install --compile-bytecode -r requirements.lock || fail "not every package of requirements.lock could be installed, see above; \
 a mirror is named by UV_DEFAULT_INDEX, a folder of wheels by UV_FIND_LINKS"
 install --no-build-isolation --editable .
 printf '%s\n' "$digest" >"$stamp"
