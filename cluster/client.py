@@ -220,15 +220,13 @@ def _require_ray() -> None:
 
 def _connect(address: str) -> tuple[JobSubmissionClient, dict[str, str]]:
     """The client, and the headers by which the cluster knows it."""
-    from ray.exceptions import AuthenticationError
+    import requests
     from ray.job_submission import JobSubmissionClient
 
-    try:
-        return JobSubmissionClient(address), {}
-    except AuthenticationError:
-        # Only now, so that the token is not shown to a server that never asked for one.
-        headers = bearer_header(find_token())
-        return JobSubmissionClient(address, headers=headers), headers
+    # The token is not shown to a server that does not ask for one.
+    asks = requests.get(f"{address}/api/version", timeout=5).status_code == requests.codes.unauthorized
+    headers = bearer_header(find_token()) if asks else {}
+    return JobSubmissionClient(address, headers=headers), headers
 
 
 @contextmanager

@@ -160,6 +160,23 @@ def test_without_the_token_nobody_gets_in(
         assert "asks for a token" in err
 
 
+def test_where_ray_sends_the_token_itself_the_rest_of_the_client_has_it_too(
+    cluster: local.LocalCluster,
+) -> None:
+    """Ray's documentation has people export this, as a node's environment does."""
+    code = (
+        f"from cluster.client import ClusterClient; print(ClusterClient({cluster.address!r}).head_is_here())"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (asked.returncode, asked.stdout) == (0, "True\n"), asked.stderr
+
+
 def test_stop_drains_and_resume_labels_only_the_rest(
     cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
