@@ -22,6 +22,9 @@ from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 
 MODEL = Path(__file__).parents[2] / ".demo" / "teacher"
+needs_model = pytest.mark.skipif(
+    not MODEL.exists(), reason="no demo teacher in .demo/teacher; `make setup` makes it"
+)
 MAX_MODEL_LEN = 256
 TEXTS = (
     "The moon pulls at the water on both sides of the Earth, which is why there are two tides a day.",
@@ -170,7 +173,8 @@ def scored_again(sequences: list[LabeledSequence], teacher: Teacher) -> dict[str
 
 def write_even_model(folder: Path) -> Path:
     """A small model of random weights whose heads two ranks can share (the demo teacher has nine)."""
-    import torch
+    import pytest
+import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

@@ -140,9 +140,7 @@ def groups(cluster: nodes.RayNodes, state: str) -> dict[str, Any]:
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.skipif(
-    not engines.MODEL.exists(), reason="no demo teacher in .demo/teacher; `make setup` makes it"
-)
+@engines.needs_model
 def test_an_engine_over_two_machines_survives_the_death_of_each_process_on_the_second(
     cluster: nodes.RayNodes, tmp_path: Path
 ) -> None:

@@ -29,9 +29,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        not engines.MODEL.exists(), reason="no demo teacher in .demo/teacher; `make setup` makes it"
-    ),
+    engines.needs_model,
 ]
 
 
