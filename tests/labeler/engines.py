@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from labeler.config import LabelsConfig, TeacherConfig
 from labeler.teacher import PromptError, Teacher, TokenizedPrompt
@@ -173,8 +174,7 @@ def scored_again(sequences: list[LabeledSequence], teacher: Teacher) -> dict[str
 
 def write_even_model(folder: Path) -> Path:
     """A small model of random weights whose heads two ranks can share (the demo teacher has nine)."""
-    import pytest
-import torch
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
