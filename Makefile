@@ -9,8 +9,8 @@ CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 .PHONY: help setup demo check test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
 
 help:
-	@echo "make demo         label, store, verify, train and report with a real teacher (9 minutes on 2 busy cores)"
-	@echo "make test         every test, real vLLM and Ray included (under half an hour on 2 cores)"
+	@echo "make demo         label, store, verify, train and report with a real teacher (5 minutes on 2 cores)"
+	@echo "make test         every test, real vLLM and Ray included (21 minutes on 2 cores)"
 	@echo "make check        lint, types and the quick tests (under two minutes)"
 	@echo "make test-gpu     the tests that need a GPU"
 	@echo "make bench        every measurement (half an hour on 2 cores); rewrites benchmarks/RESULTS.md"
