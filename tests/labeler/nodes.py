@@ -20,6 +20,8 @@ from cluster import local
 from cluster.access import bearer_header, find_token
 from cluster.client import list_nodes
 
+JOIN_TRY_SEC = 60.0
+
 
 class RayNodes:
     """A head without room for anything, and the nodes that have joined it."""
@@ -34,19 +36,24 @@ class RayNodes:
 
     def join(self, ip: str, *, cpus: int = 1, gpus: int = 0) -> None:
         """Start a node and wait until it counts. GPUs are only claimed."""
-        arguments = [f"--address={self.gcs_address}", f"--node-ip-address={ip}", *local.agent_ports()]
+        arguments = [f"--address={self.gcs_address}", f"--node-ip-address={ip}"]
         sizes = [f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
         sizes.append(f"--object-store-memory={local.OBJECT_STORE_BYTES}")
-        deadline = time.monotonic() + local.START_TIMEOUT_SEC
+        log_path = Path(self._cluster.folder) / f"node-{ip}.log"
+        deadline, next_try = time.monotonic() + local.START_TIMEOUT_SEC, 0.0
         while not self._is_alive(ip):
-            assert time.monotonic() < deadline, (
-                f"node {ip} did not join; see its log in {self._cluster.folder}"
-            )
-            # On a busy machine Ray itself may give up on a node.
-            if ip not in self._nodes or self._nodes[ip].poll() is not None:
-                with open(Path(self._cluster.folder) / f"node-{ip}.log", "ab") as log:
+            assert time.monotonic() < deadline, f"node {ip} did not join: {log_path.read_text()[-2000:]}"
+            # On a busy machine Ray itself may give up on a node, or wait for it in vain.
+            if ip in self._nodes and (self._nodes[ip].poll() is not None or time.monotonic() >= next_try):
+                self.end(ip)
+            if ip not in self._nodes:
+                next_try = time.monotonic() + JOIN_TRY_SEC
+                with open(log_path, "ab") as log:
                     self._nodes[ip] = subprocess.Popen(
-                        _ray("start", *arguments, *sizes, "--disable-usage-stats", "--block"),
+                        _ray(
+                            *("start", *arguments, *local.agent_ports(), *sizes),
+                            *("--disable-usage-stats", "--block"),
+                        ),
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
