@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import logitstore
-from logitstore.extras import explain_missing
+from logitstore.common.extras import explain_missing
 
 MEASUREMENTS = {
     "recommend": "K, disk, cost and workers for your teacher, prompts, tokens and deadline",
@@ -38,10 +38,26 @@ COMMANDS = {
     "student": "make the demo's untrained student of a few layers of its teacher, once",
 }
 MODULES = {
+    "storage": "benchmarks.sizes.storage",
+    "decode": "benchmarks.sizes.decode",
+    "labeling": "benchmarks.labels.labeling",
+    "loading": "benchmarks.students.loading",
+    "training": "benchmarks.students.training",
+    "fidelity": "benchmarks.students.fidelity",
+    "faults": "benchmarks.jobs.faults",
+    "scale": "benchmarks.jobs.scale",
     "all": "benchmarks.suite",
-    "teacher": "benchmarks.demo_teacher",
-    "student": "benchmarks.demo_student",
+    "plan": "benchmarks.advice.plan",
+    "recommend": "benchmarks.advice.recommend",
+    "check": "benchmarks.report.check",
+    "agreement": "benchmarks.labels.agreement",
+    "storm": "benchmarks.jobs.storm",
+    "leases": "benchmarks.jobs.leases",
+    "demo": "benchmarks.demo.demo",
+    "teacher": "benchmarks.demo.demo_teacher",
+    "student": "benchmarks.demo.demo_student",
 }
+"""The module behind each part; only the one asked for is imported."""
 EXAMPLES = """examples:
   python -m benchmarks storage --top-k 16,64
   python -m benchmarks all --quick --out build/bench
@@ -80,7 +96,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         part = parts.add_parser(name, help=summary, description=summary)
         if name != asked_for:
             continue
-        module = importlib.import_module(MODULES.get(name, f"benchmarks.{name}"))
+        module = importlib.import_module(MODULES[name])
         if name in MEASUREMENTS or name == "all":
             add_common_arguments(part)
         module.add_arguments(part)

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import recommend
-from benchmarks.processes import end_descendants, end_session
-from benchmarks.quotes import DOCUMENTS, rewrite
-from benchmarks.results import load_all
-from benchmarks.results_page import write_page
+from benchmarks.advice import recommend
+from benchmarks.jobs.processes import end_descendants, end_session
+from benchmarks.report.quotes import DOCUMENTS, rewrite
+from benchmarks.report.results import load_all
+from benchmarks.report.results_page import write_page
 
 PARTS = (
     "recommend", "storage", "decode", "fidelity", "labeling", "loading", "training", "faults", "scale",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cluster.errors import ClusterError
-from labeler.config import ConfigError
+from labeler.config.loading import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

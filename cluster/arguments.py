@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster import commands, local, render
+from cluster.describe import render
+from cluster.jobs import commands, local
 from logitstore import __version__
 
 DESCRIPTION = """\

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 import logitstore
-from labeler.config import ConfigError, load_job
+from labeler.config.loading import ConfigError, load_job
+from logitstore.common.extras import explain_missing
 from logitstore.errors import StoreError
-from logitstore.extras import explain_missing
 
 EPILOG = """examples:
   python -m labeler run job.toml
@@ -74,12 +74,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.calibrate and not arguments.dry_run:
         raise ConfigError("--calibrate estimates what a job will cost; give it together with --dry-run")
     if arguments.dry_run:
-        from labeler.dry_run import dry_run
+        from labeler.job.dry_run import dry_run
 
         print(dry_run(job, calibrate=arguments.calibrate, as_json=arguments.json))
         return 0
-    from labeler.progress import report
-    from labeler.run import RunOptions, run
+    from labeler.driver.progress import report
+    from labeler.driver.run import RunOptions, run
 
     quiet = arguments.quiet or arguments.json
     exit_status, status = run(job, RunOptions(quiet=quiet, log_file=arguments.log_file))
@@ -91,8 +91,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from labeler.progress import report, watch
-    from labeler.status import read_status
+    from labeler.driver.progress import report, watch
+    from labeler.job.status import read_status
 
     if arguments.watch:
         status = watch(lambda: read_status(arguments.store), every_sec=1.0)

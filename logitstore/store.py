@@ -16,10 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from logitstore import strict_json
-from logitstore.codebooks import CodebookSet
-from logitstore.commits import CommitRecord, commit_name, encode_commit, shard_name
-from logitstore.compaction import CompactionResult, compact
+from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import (
     CorruptManifestError,
     ObjectNotFoundError,
@@ -27,9 +24,13 @@ from logitstore.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
-from logitstore.index import CommittedUnits
-from logitstore.manifest import FORMAT_VERSION, Manifest, ShardEntry
-from logitstore.manifest_io import (
+from logitstore.index.commits import CommitRecord, commit_name, encode_commit, shard_name
+from logitstore.index.committed import CommittedUnits
+from logitstore.index.compaction import CompactionResult, compact
+from logitstore.index.entries import ShardIndex
+from logitstore.manifest import strict_json
+from logitstore.manifest.fields import FORMAT_VERSION, Manifest, ShardEntry
+from logitstore.manifest.reading import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     check_version,
@@ -39,11 +40,10 @@ from logitstore.manifest_io import (
     identity,
     manifest_hash,
 )
-from logitstore.objects import Objects
+from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence, Reject
-from logitstore.shard import ShardReader
-from logitstore.shard_index import ShardIndex
-from logitstore.shard_writer import ShardStats, write_shard
+from logitstore.shard.reader import ShardReader
+from logitstore.shard.writer import ShardStats, write_shard
 
 CODEBOOKS_PREFIX = "codebooks/"
 CURRENT_CODEBOOKS = "codebooks/current.json"

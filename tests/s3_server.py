@@ -147,7 +147,7 @@ def _free_ports(count: int) -> list[int]:
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> None:
     from logitstore.errors import StoreError
-    from logitstore.objects import Objects
+    from logitstore.objects.opening import Objects
 
     deadline = time.monotonic() + START_TIMEOUT_SEC
     while time.monotonic() < deadline:

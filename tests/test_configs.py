@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import load_cluster
-from labeler.config import JobConfig, load_job
-from trainer.config import TrainConfig, load_config
+from cluster.describe.config import load_cluster
+from labeler.config.loading import JobConfig, load_job
+from trainer.run.config import TrainConfig, load_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import build_parser
-from labeler.config import load_job
+from labeler.config.loading import load_job
 
 README = Path(__file__).parents[1] / "README.md"
 HEADING = "## Your own teacher and prompts\n"

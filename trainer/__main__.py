@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 import logitstore
+from logitstore.common.extras import explain_missing
 from logitstore.errors import StoreError
-from logitstore.extras import explain_missing
-from trainer.config import ConfigError, TrainConfig, load_config, resolved
+from trainer.run.config import ConfigError, TrainConfig, load_config, resolved
 
 EPILOG = """examples:
   python -m trainer train train.toml --set training.max_steps=200
@@ -76,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(config: TrainConfig, arguments: argparse.Namespace) -> int:
-    from trainer.report import training_table  # torch and transformers take seconds to import
-    from trainer.run import train
+    from trainer.run.report import training_table  # torch and transformers take seconds to import
+    from trainer.run.train import train
 
     metrics = train(config, restart=arguments.restart, quiet=arguments.quiet or arguments.json)
     if arguments.json:
@@ -88,8 +88,8 @@ def _train(config: TrainConfig, arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(config: TrainConfig, arguments: argparse.Namespace) -> int:
-    from trainer.report import evaluation_table
-    from trainer.run import evaluate_model
+    from trainer.run.report import evaluation_table
+    from trainer.run.train import evaluate_model
 
     evaluation = evaluate_model(config, arguments.model or config.output.folder)
     print(

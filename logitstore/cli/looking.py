@@ -14,15 +14,15 @@ from logitstore.cli import context
 from logitstore.cli.rendering import print_head, print_inspection
 from logitstore.errors import StoreError, StoreNotFoundError
 from logitstore.exchange.tables import write_json_line
-from logitstore.findings import Findings, Problem
-from logitstore.head import head_rows
-from logitstore.inputs import iter_records
-from logitstore.inspection import inspect_store
-from logitstore.manifest import InputInfo
-from logitstore.selection import parse_selection
+from logitstore.inputs.reading import iter_records
+from logitstore.manifest.fields import InputInfo
+from logitstore.rows.selection import parse_selection
 from logitstore.store import LogitStore
-from logitstore.verify import read_rejects, repair, verify_store
-from logitstore.verify_input import InputCheck
+from logitstore.tools.findings import Findings, Problem
+from logitstore.tools.head import head_rows
+from logitstore.tools.inspection import inspect_store
+from logitstore.tools.verify import read_rejects, repair, verify_store
+from logitstore.tools.verify_input import InputCheck
 
 
 def inspect(args: argparse.Namespace) -> int:

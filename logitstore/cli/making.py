@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 
 from logitstore.cli import context
-from logitstore.codebook_training import train_codebooks
-from logitstore.codebooks import CodebookSet
+from logitstore.codec.codebook_training import train_codebooks
+from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import StoreChangedError, UnsupportedInputError
 from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.exchange.megatron import read_megatron
+from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.npz import export_npz, read_npz
 from logitstore.exchange.tables import export_table, read_table
-from logitstore.merge import merge_stores
-from logitstore.selection import parse_selection
+from logitstore.rows.selection import parse_selection
 from logitstore.store import LogitStore
 
 

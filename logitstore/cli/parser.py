@@ -7,8 +7,8 @@ from pathlib import Path
 
 import logitstore
 from logitstore.cli.context import EXIT_STATUS
-from logitstore.inspection import RECOMMENDED_MASS
-from logitstore.verify import DEFAULT_GRACE_SEC
+from logitstore.tools.inspection import RECOMMENDED_MASS
+from logitstore.tools.verify import DEFAULT_GRACE_SEC
 from logitstore.viewer import cli as viewer_cli
 
 EXPORT_FORMS = ("npz", "parquet", "arrow", "jsonl")

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from logitstore.cli.context import count_text, size_text
-from logitstore.head import HeadRow
-from logitstore.inspection import Inspection
+from logitstore.tools.head import HeadRow
+from logitstore.tools.inspection import Inspection
 
 _BAR_WIDTH = 30
 _SMALL_SHARE = 0.001

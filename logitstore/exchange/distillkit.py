@@ -28,9 +28,9 @@ import numpy as np
 from logitstore.errors import CorruptManifestError, UnsupportedInputError
 from logitstore.exchange.importing import Source
 from logitstore.exchange.rows import rows_from_logprobs
-from logitstore.inputs import RawRecord, iter_records
-from logitstore.manifest import LabelSpec
-from logitstore.manifest_io import check_labels
+from logitstore.inputs.reading import RawRecord, iter_records
+from logitstore.manifest.fields import LabelSpec
+from logitstore.manifest.reading import check_labels
 from logitstore.records import LabeledSequence
 
 CONFIG_NAME = "compression_config.yaml"

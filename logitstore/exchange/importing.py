@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from logitstore import __version__
-from logitstore.codebook_training import train_codebooks
-from logitstore.codebooks import CodebookSet
+from logitstore.codec.codebook_training import train_codebooks
+from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import StoreChangedError
-from logitstore.manifest import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 

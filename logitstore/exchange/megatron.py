@@ -30,7 +30,7 @@ from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source
 from logitstore.exchange.rows import rows_from_logprobs
 from logitstore.exchange.torch_archive import read_archive
-from logitstore.manifest import LabelSpec
+from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
 
 MAX_VOCAB_SIZE = 2**17

@@ -29,9 +29,9 @@ import numpy as np
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source, choose_value_kind, label_statistics
-from logitstore.manifest import LabelSpec
+from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
-from logitstore.selection import Selection
+from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
 
 Progress = Callable[[str, int, int], None]

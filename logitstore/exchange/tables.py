@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore import strict_json
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source
-from logitstore.inputs import RawRecord, iter_records
-from logitstore.manifest import Manifest
-from logitstore.manifest_io import decode_manifest
+from logitstore.inputs.reading import RawRecord, iter_records
+from logitstore.manifest import strict_json
+from logitstore.manifest.fields import Manifest
+from logitstore.manifest.reading import decode_manifest
 from logitstore.records import LabeledSequence, LabelRows
-from logitstore.selection import Selection
+from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
 
 Progress = Callable[[str, int, int], None]

@@ -12,10 +12,10 @@ from collections import OrderedDict
 
 import numpy as np
 
-from logitstore.manifest import ShardEntry
+from logitstore.index.entries import ShardIndex
+from logitstore.manifest.fields import ShardEntry
 from logitstore.records import LabeledSequence
-from logitstore.shard import ShardReader
-from logitstore.shard_index import ShardIndex
+from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 
 MAX_OPEN_SHARDS = 8

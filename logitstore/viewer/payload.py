@@ -3,7 +3,7 @@
 Shape legend: T tokens of one sequence, N label rows, K stored entries per row, M temperatures.
 Arrays travel as base64 of their little-endian bytes, so that 8,192 rows of 128 entries stay quick; the
 page computes probabilities at any temperature from them (assets/temperature.js), exactly like
-`logitstore.temperature`.
+`logitstore.rows.temperature`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from logitstore.manifest import LabelSpec, Manifest
+from logitstore.manifest.fields import LabelSpec, Manifest
 from logitstore.records import LabeledSequence, LabelRows, Reject
 from logitstore.viewer.tokens import TokenTexts
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from logitstore.manifest import Manifest
-from logitstore.tokenizer_identity import tokenizer_fingerprint
+from logitstore.manifest.fields import Manifest
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.viewer.tokens import TokenTexts, load_token_texts
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.check import compare_figures, compare_results
-from benchmarks.results import Better, Figure, Result
+from benchmarks.report.check import compare_figures, compare_results
+from benchmarks.report.results import Better, Figure, Result
 
 
 def figure(value: float, *, spread: float = 0.0, better: Better = "lower", is_ratio: bool = True) -> Figure:

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from benchmarks.cost_model import Prices, Rates, Scale, estimate, figure_by_top_k, interpolate
-from benchmarks.results import Figure, Result
+from benchmarks.advice.cost_model import Prices, Rates, Scale, estimate, figure_by_top_k, interpolate
+from benchmarks.report.results import Figure, Result
 
 RATES = Rates(
     bytes_per_token=130.0, tokens_per_sec=20_000.0, start_sec=180.0, decode_tokens_per_sec=1e6, origin="test"

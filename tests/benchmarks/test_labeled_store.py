@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import build_parser
-from benchmarks.labeled_store import DEMO_PROMPTS, LabelingJob, configuration
+from benchmarks.labels.labeled_store import DEMO_PROMPTS, LabelingJob, configuration
 
 
 def job_for(tmp_path: Path, record: Mapping[str, object], *options: str) -> LabelingJob:

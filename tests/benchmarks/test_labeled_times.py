@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.labeled_times import by_worker, rate_of_all
-from logitstore.manifest import ShardEntry
+from benchmarks.labels.labeled_times import by_worker, rate_of_all
+from logitstore.manifest.fields import ShardEntry
 
 
 def entry(worker: str, committed_sec: float, *, rows: int = 100, seconds: float = 1.0) -> ShardEntry:

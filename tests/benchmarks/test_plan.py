@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.labeled_times import read_store
-from benchmarks.scale import TOP_K, empty_store, made_up_sequence
+from benchmarks.jobs.scale import TOP_K, empty_store, made_up_sequence
+from benchmarks.labels.labeled_times import read_store
 
 ROWS, UNIT_SEC = 32, 0.15
 

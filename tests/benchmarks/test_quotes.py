@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quotes import DOCUMENTS, LINK, quoted, rewrite, wrong_quotes
-from benchmarks.results import Figure, Result, load_all
+from benchmarks.report.quotes import DOCUMENTS, LINK, quoted, rewrite, wrong_quotes
+from benchmarks.report.results import Figure, Result, load_all
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 MEASURED = re.compile(

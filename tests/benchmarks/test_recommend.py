@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.cost_model import Prices, Rates, estimate, replicas_for
-from benchmarks.label_sources import LabelSource
-from benchmarks.recommend import Coverage, choose, cover
-from benchmarks.scale import made_up_sequence
-from labeler.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
-from logitstore.manifest import LabelSpec
+from benchmarks.advice.cost_model import Prices, Rates, estimate, replicas_for
+from benchmarks.advice.recommend import Coverage, choose, cover
+from benchmarks.jobs.scale import made_up_sequence
+from benchmarks.labels.label_sources import LabelSource
+from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
+from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
 from tests.benchmarks.test_cost_model import SCALE
 

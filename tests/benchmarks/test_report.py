@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import (
+from benchmarks.demo.report import (
     Evaluation,
     Report,
     Stage,
@@ -20,9 +20,9 @@ from benchmarks.report import (
     mass_chart,
     write_report,
 )
-from benchmarks.svg_chart import Bar, Series, bar_chart, line_chart
-from logitstore.inspection import MassAtK
-from logitstore.manifest import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from benchmarks.demo.svg_chart import Bar, Series, bar_chart, line_chart
+from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.tools.inspection import MassAtK
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 

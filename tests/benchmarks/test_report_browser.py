@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.report import SEQUENCES_PER_STORE, summarise_store, write_report
-from benchmarks.scale import empty_store, made_up_sequence
+from benchmarks.demo.report import SEQUENCES_PER_STORE, summarise_store, write_report
+from benchmarks.jobs.scale import empty_store, made_up_sequence
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.static import static_page
 from tests.benchmarks.test_report import a_report

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import Figure, Result, load, load_all, publish, save, time_calls
+from benchmarks.report.results import Figure, Result, load, load_all, publish, save, time_calls
 
 
 def a_result(**changes: object) -> Result:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.label_sources import SAMPLE, LabelSource, capture_source
-from benchmarks.layouts import (
+from benchmarks.labels.label_sources import SAMPLE, LabelSource, capture_source
+from benchmarks.sizes.layouts import (
     COLUMN_PARTS,
     PLAIN_LAYOUTS,
     Entries,
@@ -16,9 +16,13 @@ from benchmarks.layouts import (
     to_parquet,
     to_tuned_parquet,
 )
-from benchmarks.storage_fidelity import interpolated_fidelity, layout_fidelity, prefix_fidelity
-from logitstore.codebook_training import train_codebooks
-from logitstore.temperature import log_tail_mass
+from benchmarks.sizes.storage_fidelity import (
+    interpolated_fidelity,
+    layout_fidelity,
+    prefix_fidelity,
+)
+from logitstore.codec.codebook_training import train_codebooks
+from logitstore.rows.temperature import log_tail_mass
 
 TOP_K = 32
 

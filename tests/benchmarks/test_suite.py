@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import check, suite
+from benchmarks import suite
 from benchmarks.__main__ import MEASUREMENTS, build_parser, main
-from benchmarks.processes import end_session
-from benchmarks.results import load, load_all, save
+from benchmarks.jobs.processes import end_session
+from benchmarks.report import check
+from benchmarks.report.results import load, load_all, save
 
 PART = ["--capture-only", "--top-k", "8"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from labeler.config import load_job
-from labeler.tokenization import load_tokenizer
+from labeler.config.loading import load_job
+from labeler.planning.tokenization import load_tokenizer
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.store import LogitStore
-from logitstore.tokenizer_identity import tokenizer_fingerprint
 
 ROOT = Path(__file__).parents[2]
 STORE, STUDENT = ROOT / "build" / "team-trial", ROOT / "build" / "team-student"

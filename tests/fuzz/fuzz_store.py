@@ -24,20 +24,20 @@ import atheris
 with atheris.instrument_imports(include=["logitstore"]):  # pyright: ignore[reportAttributeAccessIssue]
     import pyarrow as pa
 
-    from logitstore import index_segments
-    from logitstore.codebooks import CodebookSet
-    from logitstore.commits import decode_commit, encode_commit
+    from logitstore.codec.codebooks import CodebookSet
     from logitstore.errors import StoreError
     from logitstore.exchange.torch_archive import read_archive
-    from logitstore.index import IndexPointer, SegmentInfo, decode_pointer, encode_pointer
-    from logitstore.manifest_io import decode_manifest, encode_manifest
-    from logitstore.shard import ShardReader
+    from logitstore.index import segments as index_segments
+    from logitstore.index.commits import decode_commit, encode_commit
+    from logitstore.index.committed import IndexPointer, SegmentInfo, decode_pointer, encode_pointer
+    from logitstore.manifest.reading import decode_manifest, encode_manifest
+    from logitstore.shard.reader import ShardReader
 
-from logitstore.loops import use_compiled_loops
-from logitstore.manifest import VALUE_KINDS
+from logitstore.codec.loops import use_compiled_loops
+from logitstore.manifest.fields import VALUE_KINDS
 from tests.golden.v1.make_golden import FOLDER, golden_sequences
+from tests.logitstore.index.test_compaction import make_record
 from tests.logitstore.random_labels import make_manifest
-from tests.logitstore.test_compaction import make_record
 
 MANIFEST = make_manifest(note="x")
 SEGMENT_ROWS = 3

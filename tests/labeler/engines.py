@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler.config import LabelsConfig, TeacherConfig
-from labeler.teacher import PromptError, Teacher, TokenizedPrompt
-from labeler.vllm_teacher import VllmTeacher
+from labeler.config.loading import LabelsConfig, TeacherConfig
+from labeler.teacher.protocol import PromptError, Teacher, TokenizedPrompt
+from labeler.teacher.vllm.teacher import VllmTeacher
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 

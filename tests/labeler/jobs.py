@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.running_job import WAIT_LIMIT_SEC, started, units_done, verify, wait_for
-from labeler.status import JobStatus, read_status
+from benchmarks.jobs.running_job import WAIT_LIMIT_SEC, started, units_done, verify, wait_for
+from labeler.job.status import JobStatus, read_status
 from logitstore.errors import StoreNotFoundError
 from logitstore.store import LogitStore
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import requests
 
-from cluster import local
-from cluster.access import bearer_header, find_token
-from cluster.client import list_nodes
+from cluster.jobs import local
+from cluster.jobs.access import bearer_header, find_token
+from cluster.jobs.client import list_nodes
 
 JOIN_TRY_SEC = 60.0
 

@@ -10,9 +10,9 @@ import pytest
 
 import logitstore
 from labeler.__main__ import main
-from labeler.lease import acquire
-from labeler.prompts import PromptBuilder
-from logitstore.objects import Objects
+from labeler.job.driver_lease import acquire
+from labeler.planning.prompts import PromptBuilder
+from logitstore.objects.opening import Objects
 from tests.labeler.jobs import overrides_for, write_records
 
 
@@ -23,9 +23,9 @@ def no_ray(monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("Ray was started")
 
-    import labeler.ray_runtime
+    import labeler.on_ray.runtime
 
-    monkeypatch.setattr(labeler.ray_runtime, "ray_for", refuse)
+    monkeypatch.setattr(labeler.on_ray.runtime, "ray_for", refuse)
 
 
 def run(tmp_path, *overrides, flags=()):
@@ -89,7 +89,7 @@ class TestRefused:
             run(folder)
 
     def test_a_store_that_another_driver_has(self, folder, capsys, monkeypatch):
-        monkeypatch.setattr("labeler.lease.PROOF_SEC", 0.5)
+        monkeypatch.setattr("labeler.job.driver_lease.PROOF_SEC", 0.5)
         lease = acquire(Objects(folder / "store"), 15.0, print)
         try:
             assert run(folder) == 3
@@ -105,8 +105,8 @@ class TestRefused:
 @pytest.mark.usefixtures("no_ray")
 def test_a_signal_while_planning_stops_the_job_and_keeps_what_is_planned(tmp_path, monkeypatch):
     write_records(tmp_path / "in.jsonl", 40)
-    monkeypatch.setattr("labeler.planner.CHECK_EVERY_RECORDS", 16)
-    monkeypatch.setattr("labeler.plan.SEGMENT_UNITS", 1)
+    monkeypatch.setattr("labeler.planning.planner.CHECK_EVERY_RECORDS", 16)
+    monkeypatch.setattr("labeler.planning.plan.SEGMENT_UNITS", 1)
     real = PromptBuilder.build
     built = []
 

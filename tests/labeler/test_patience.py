@@ -5,11 +5,11 @@ import json
 import pytest
 
 from labeler import patience
-from labeler.logs import JobLog
+from labeler.job.logs import JobLog
 from labeler.patience import persistently
-from labeler.plan import Plan
+from labeler.planning.plan import Plan
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, StoreExistsError
-from logitstore.objects import Objects
+from logitstore.objects.opening import Objects
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from logitstore.manifest import LabelSpec
+from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 
 CAPTURE_SAMPLE = Path(__file__).parents[1] / "data" / "capture_sample.npz"

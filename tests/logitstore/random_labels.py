@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from logitstore.manifest import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence, LabelRows
 
 VOCAB_SIZE = 101

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import zstandard
 
-from logitstore.codebooks import CodebookSet
-from logitstore.commits import decode_commit, encode_commit
-from logitstore.index import decode_pointer, encode_pointer
-from logitstore.manifest_io import decode_manifest, encode_manifest
-from logitstore.shard import ShardReader
-from logitstore.shard_writer import write_shard
+from logitstore.codec.codebooks import CodebookSet
+from logitstore.index.commits import decode_commit, encode_commit
+from logitstore.index.committed import decode_pointer, encode_pointer
+from logitstore.manifest.reading import decode_manifest, encode_manifest
+from logitstore.shard.reader import ShardReader
+from logitstore.shard.writer import write_shard
 from logitstore.store import LogitStore
-from logitstore.verify import verify_store
+from logitstore.tools.verify import verify_store
 from tests.golden.v1.make_golden import FOLDER, golden_codebooks, golden_sequences
 
 DIGESTS = {

@@ -14,8 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitstore import index, index_segments
-from logitstore.commits import decode_commit, encode_commit
 from logitstore.errors import (
     CorruptManifestError,
     CorruptShardError,
@@ -24,14 +22,23 @@ from logitstore.errors import (
     UnsafeNameError,
     UnsupportedFormatError,
 )
-from logitstore.index import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer, encode_pointer
-from logitstore.manifest_io import encode_manifest
-from logitstore.objects import Objects
+from logitstore.index import committed as index
+from logitstore.index import segments as index_segments
+from logitstore.index.commits import decode_commit, encode_commit
+from logitstore.index.committed import (
+    INDEX_NAME,
+    IndexPointer,
+    SegmentInfo,
+    decode_pointer,
+    encode_pointer,
+)
+from logitstore.manifest.reading import encode_manifest
+from logitstore.objects.opening import Objects
 from logitstore.store import CURRENT_CODEBOOKS, LogitStore
-from logitstore.verify import verify_store
+from logitstore.tools.verify import verify_store
 from tests.conftest import Place
+from tests.logitstore.index.test_compaction import MANIFEST, make_record
 from tests.logitstore.random_labels import make_manifest, make_unit
-from tests.logitstore.test_compaction import MANIFEST, make_record
 
 WHAT = "commits/u3.json"
 RECORD = make_record(3, num_rejects=2)
@@ -252,7 +259,7 @@ def test_each_bad_codebook_pointer(store: LogitStore, value: dict, message: str)
 
 
 def test_codebooks_under_anothers_name(store: LogitStore) -> None:
-    from logitstore.codebooks import identity_codebook
+    from logitstore.codec.codebooks import identity_codebook
 
     store.objects.put("codebooks/" + "0" * 32 + ".bin", identity_codebook(101).to_bytes())
     pointer = {"hash": "blake2b-128:" + "0" * 32, "format_version": 1}

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from logitstore.codebook_training import train_codebooks
-from logitstore.shard import ShardReader
-from logitstore.shard_writer import write_shard
-from logitstore.temperature import truncate
+from logitstore.codec.codebook_training import train_codebooks
+from logitstore.rows.temperature import truncate
+from logitstore.shard.reader import ShardReader
+from logitstore.shard.writer import write_shard
 from tests.logitstore.capture import load_capture
 
 

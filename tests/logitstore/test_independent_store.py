@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from logitstore.codebooks import CodebookSet
+from logitstore.codec.codebooks import CodebookSet
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_unit

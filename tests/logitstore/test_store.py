@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from logitstore.codebook_training import train_codebooks
+from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import (
     CorruptManifestError,
     InvalidLabelsError,
@@ -15,7 +15,7 @@ from logitstore.errors import (
     StoreNotFoundError,
     UnsafeNameError,
 )
-from logitstore.objects import Objects
+from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore
 from tests.conftest import Place

@@ -16,7 +16,7 @@ NUM_SEQUENCES = sum(UNITS)
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("logitstore.shard_writer.BLOCK_ROWS", 30)
+        patch.setattr("logitstore.shard.writer.BLOCK_ROWS", 30)
         path = tmp_path_factory.mktemp("stores") / "small"
         store = make_store(path, UNITS)
     assert store.open_shard(store.shards()[0]).num_blocks > 2, "the tests want several blocks in a shard"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from logitstore.manifest import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.store import LogitStore
 

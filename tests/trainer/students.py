@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.collate import CollateSettings, DistillationCollator
-from trainer.dataset import StreamingLogitDataset
-from trainer.hf_trainer import OfflineDistillationConfig, OfflineDistillationTrainer
-from trainer.sources import HeldOut
+from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.sources import HeldOut
+from trainer.hf.trainer import OfflineDistillationConfig, OfflineDistillationTrainer
 
 VOCAB_SIZE = 64
 

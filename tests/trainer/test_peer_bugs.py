@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.reference_loss import make_case, reference_loss
-from trainer.fused_linear import fused_linear_topk_distillation_loss
-from trainer.loss_inputs import LossOutput, TeacherTargets
-from trainer.loss_settings import LossSettings, Tail
-from trainer.losses import naive_topk_loss, topk_distillation_loss
+from tests.trainer.loss.reference_loss import make_case, reference_loss
+from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
+from trainer.loss.loss_inputs import LossOutput, TeacherTargets
+from trainer.loss.loss_settings import LossSettings, Tail
+from trainer.loss.losses import naive_topk_loss, topk_distillation_loss
 
 Loss = Callable[..., LossOutput]
 KINDS: list[dict[str, Any]] = [{}, {"beta": 1.0}, {"beta": 0.5}, {"divergence": "total_variation"}]

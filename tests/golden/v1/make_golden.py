@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from logitstore.codebook_training import train_codebooks
-from logitstore.codebooks import CodebookSet
-from logitstore.manifest import LabelSpec
+from logitstore.codec.codebook_training import train_codebooks
+from logitstore.codec.codebooks import CodebookSet
+from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, Reject
-from logitstore.shard_writer import write_shard
+from logitstore.rows.temperature import truncate
+from logitstore.shard.writer import write_shard
 from logitstore.store import LogitStore
-from logitstore.temperature import truncate
 from tests.logitstore.capture import load_capture
 from tests.logitstore.random_labels import make_manifest, make_unit
 

@@ -1,0 +1,1 @@
+"""Which K, what cost: the calculators."""

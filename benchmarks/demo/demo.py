@@ -1,0 +1,167 @@
+"""The demo: the commands a user would type, one after the other, and a report at the end.
+
+Two jobs label into two stores (the teacher answers prompts; given answers are scored), both stores are
+verified against their inputs, a small student learns from them, and a page shows what came of it. Every
+step is a public command in a process of its own. A second run finds the labels finished and the student
+trained on the same labels with the same settings, so it only verifies and reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.demo.report import (
+    SEQUENCES_PER_STORE,
+    Evaluation,
+    Report,
+    Stage,
+    StoreSummary,
+    Training,
+    summarise_store,
+    write_report,
+)
+from benchmarks.report.environment import describe_hardware, package_versions
+from labeler.config.loading import load_job
+from logitstore.viewer.overview import StoreView
+from logitstore.viewer.static import static_page
+from trainer.run.config import load_config
+
+REQUIRED_KL_FALL = 0.5
+"""The demo fails if KL(teacher, student) on held-out records does not fall by more than this share."""
+
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
+"""Defaults for the demo's processes: nothing is fetched and nothing is reported anywhere."""
+
+
+class StepFailedError(RuntimeError):
+    """A command of the demo ended with another status than 0."""
+
+
+@dataclass(slots=True)
+class Steps:
+    """Runs commands of the project and keeps how long each took."""
+
+    console: Console
+    done: list[Stage] = field(default_factory=list)
+
+    def run(self, name: str, module: str, *arguments: str) -> None:
+        """`python -m module arguments`, with its output on this terminal."""
+        command = " ".join(["python -m", module, *arguments])
+        self.console.rule(f"[bold]{name}")
+        self.console.print(f"$ {command}", style="dim", markup=False, highlight=False)
+        started = time.perf_counter()
+        status = subprocess.run(
+            [sys.executable, "-m", module, *arguments], env={**ENVIRONMENT, **os.environ}, check=False
+        ).returncode
+        self.done.append(Stage(name, command, time.perf_counter() - started))
+        if status:
+            raise StepFailedError(f"`{command}` ended with status {status}; its message stands above")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the demo-*.toml")
+    parser.add_argument("--report", type=Path, default=Path(".demo/report/report.html"), help="page to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    console = Console()
+    job_files = [args.configs / "demo-generate.toml", args.configs / "demo-score.toml"]
+    train_file = args.configs / "demo-train.toml"
+    jobs = [load_job(str(file)) for file in job_files]
+    train = load_config(str(train_file))
+    steps = Steps(console)
+    try:
+        for file, job in zip(job_files, jobs, strict=True):
+            steps.run(f"label: {job.labels.mode}", "labeler", "run", str(file))
+        for job in jobs:
+            steps.run("verify", "logitstore", "verify", job.output.uri, "--against", job.input.uri)
+        if train.student.model is not None:
+            steps.run("student", "benchmarks", "student", "--out", train.student.model)
+        steps.run("train", "trainer", "train", str(train_file))
+    except StepFailedError as error:
+        console.print(f"demo: {error}", style="red", markup=False)
+        return 1
+    report = Report(
+        stores=tuple(summarise_store(job.output.uri) for job in jobs),
+        training=read_training(Path(train.output.folder)),
+        stages=tuple(steps.done),
+        hardware=describe_hardware(),
+        versions=package_versions(),
+        date=datetime.now(UTC).isoformat(sep=" ", timespec="minutes"),
+    )
+    views = [StoreView(job.output.uri, job.teacher.model, None) for job in jobs]
+    page = static_page(views, max_sequences=SEQUENCES_PER_STORE, top_k=16, start="store=0&sequence=0")
+    num_bytes = write_report(report, page, args.report)
+    summarise(console, report)
+    console.print(f"\nreport: {args.report} ({num_bytes / 1e6:.1f} MB)", highlight=False)
+    return _judge(console, report.training)
+
+
+def read_training(folder: Path) -> Training:
+    """What the trainer wrote in `metrics.json` of its output folder."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    history = [entry for entry in metrics["history"] if "loss" in entry]
+    return Training(
+        steps=tuple(entry["step"] for entry in history),
+        losses=tuple(entry["loss"] for entry in history),
+        before=_evaluation(metrics["before"]),
+        after=_evaluation(metrics["after"]),
+        num_parameters=metrics["num_parameters"],
+        seconds=metrics["train_seconds"],
+    )
+
+
+def _evaluation(metrics: dict[str, float]) -> Evaluation:
+    return Evaluation(metrics["kl"], metrics["cross_entropy"], metrics["top1_agreement"])
+
+
+def summarise(console: Console, report: Report) -> None:
+    """The same figures as the page's, for the terminal."""
+    console.rule("[bold]summary")
+    steps = Table("step", "seconds", box=None, padding=(0, 2))
+    for stage in report.stages:
+        steps.add_row(stage.name, f"{stage.seconds:.0f}")
+    stores = Table("store", "sequences", "label rows", "B per row", "rejected", box=None, padding=(0, 2))
+    for store in report.stores:
+        stores.add_row(*_store_row(store))
+    student = Table("held-out rows", "before", "after", box=None, padding=(0, 2))
+    before, after = report.training.before, report.training.after
+    student.add_row("KL(teacher, student), nats", f"{before.kl:.3f}", f"{after.kl:.3f}")
+    student.add_row("cross-entropy, nats", f"{before.cross_entropy:.3f}", f"{after.cross_entropy:.3f}")
+    student.add_row("top-1 agreement", f"{before.top1_agreement:.1%}", f"{after.top1_agreement:.1%}")
+    for table in (steps, stores, student):
+        console.print(table, "")
+
+
+def _store_row(store: StoreSummary) -> tuple[str, ...]:
+    return (
+        store.uri,
+        f"{store.num_sequences:,}",
+        f"{store.num_rows:,}",
+        f"{store.bytes_per_row:.1f}",
+        str(store.num_rejects),
+    )
+
+
+def _judge(console: Console, training: Training) -> int:
+    fall = 1 - training.after.kl / training.before.kl
+    if fall > REQUIRED_KL_FALL:
+        console.print(f"KL(teacher, student) fell by {fall:.0%}", style="green", highlight=False)
+        return 0
+    console.print(
+        f"demo: KL(teacher, student) fell by {fall:.0%} only, not by more than {REQUIRED_KL_FALL:.0%}; train "
+        "longer (training.max_steps in configs/demo-train.toml)",
+        style="red",
+    )
+    return 1

@@ -1,0 +1,1 @@
+"""Real jobs under faults and at scale."""

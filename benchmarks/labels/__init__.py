@@ -1,0 +1,1 @@
+"""The rate of labeling, and the labels that other measurements use."""

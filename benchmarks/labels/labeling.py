@@ -1,0 +1,304 @@
+"""How much the labels cost on top of the teacher, by K, and how much of that is our own code.
+
+One engine, one run, all variants in turn: ratios of rates are comparable across machines, rates are not.
+The fair bound is the same engine's prefill with one prompt logprob of vLLM's own, since it too must push
+every position through the lm_head. Every variant scores the same sequences.
+
+- rates by K with temperatures 1, 2, 4, and of a whole job at K=64, from its plan to commits on disk;
+- CPU time of our own code per token, step by step, on real rows, with an engine that costs nothing;
+- labels taken while decoding against scoring the finished response;
+- seconds to start.
+
+Shape legend: T tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.labels.labeling_path import RunningWorker, measure_own_code
+from benchmarks.report.plots import plot
+from benchmarks.report.results import Figure, Result, ResultTable, publish
+from labeler.config.loading import LabelsConfig, TeacherConfig
+from labeler.teacher.label_rows import CapturedColumns, ColumnLayout
+from labeler.teacher.protocol import PromptError, TokenizedPrompt
+from logitstore.manifest.fields import LabelSpec
+from logitstore.records import LabeledSequence
+
+WHOLE_PATH_TOP_K = 64
+TEMPERATURES = (1.0, 2.0, 4.0)
+LAYOUT = ColumnLayout(WHOLE_PATH_TOP_K, TEMPERATURES)
+PROMPT_TOKENS = 256
+PROMPTS_FILE = Path(__file__).parents[1] / "demo_data" / "pairs.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repetitions", type=int, default=5, help="runs of every variant (default 5)")
+    parser.add_argument("--prompts", type=int, default=6, help="sequences of 256 tokens per run (default 6)")
+    parser.add_argument("--cores", default="0", help="logical CPUs of the engine, where it has no GPU")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.quick:
+        args.repetitions, args.prompts = min(args.repetitions, 3), min(args.prompts, 2)
+    teacher, start_sec = start_teacher(args)
+    try:
+        prompts = read_prompts(Path(args.input) if args.input else PROMPTS_FILE, args)
+        with tempfile.TemporaryDirectory() as folder:
+            worker = start_worker(teacher, prompts, args.repetitions + 1, Path(folder))
+            rates, ratios = measure_rates(teacher, prompts, args, worker)
+        own_code = measure_own_code(
+            captured_rows(teacher, prompts), prompts, LAYOUT, label_spec(teacher), args.repetitions
+        )
+        rescore = [] if args.quick else measure_rescoring(teacher, prompts, args.repetitions)
+    finally:
+        teacher.close()
+    result = build_result(args, own_code, start_sec, rates, ratios, rescore)
+    publish(result, args.out, quiet=args.quiet)
+    return 0
+
+
+def start_teacher(args: argparse.Namespace) -> tuple[Any, dict[str, float]]:
+    """A teacher for the largest K, and the seconds that importing vLLM and starting the engine took."""
+    from labeler.teacher.vllm.engine import prepare_process
+    from labeler.teacher.vllm.teacher import VllmTeacher
+
+    labels = LabelsConfig(top_k=max(*args.top_k, WHOLE_PATH_TOP_K), temperatures=TEMPERATURES)
+    config = TeacherConfig(model=args.teacher, max_model_len=1024, capture="in_engine")
+    cores = None if args.gpus else args.cores
+    prepare_process(config, cores)
+    started = time.perf_counter()
+    import vllm.v1.engine.llm_engine  # noqa: F401
+
+    imported = time.perf_counter()
+    teacher = VllmTeacher(config, labels, cores=cores)
+    ready = time.perf_counter()
+    return teacher, {"import": imported - started, "engine": ready - imported}
+
+
+def read_prompts(path: Path, args: argparse.Namespace) -> list[TokenizedPrompt]:
+    """Equally long pieces of the input's text, to be scored as a whole."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+    ids = np.asarray(tokenizer(path.read_text(encoding="utf-8")[:200_000])["input_ids"], np.int32)
+    needed = args.prompts * PROMPT_TOKENS
+    if len(ids) < needed:
+        raise ValueError(f"{path} holds {len(ids)} tokens, the measurement needs {needed}; lower --prompts")
+    pieces = ids[:needed].reshape(args.prompts, PROMPT_TOKENS)
+    empty = np.empty(0, np.int32)
+    return [TokenizedPrompt(f"piece-{index}", empty, piece, 1) for index, piece in enumerate(pieces)]
+
+
+def measure_rates(
+    teacher: Any, prompts: list[TokenizedPrompt], args: argparse.Namespace, worker: RunningWorker
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Tokens per second of the bound and of every variant, and a variant's rate over that of the bound.
+
+    Variants take turns, each right after the bound: what slows the machine for a while slows both.
+    """
+    variants: dict[str, Callable[[], object]] = {"none": lambda: prefill(teacher, prompts, None)}
+    for top_k in sorted({1, WHOLE_PATH_TOP_K, *args.top_k}):
+        variants[f"k{top_k}"] = lambda k=top_k: label(teacher, prompts, k)
+    variants["job"] = lambda: run_job(teacher, worker)
+    tokens = sum(prompt.num_tokens for prompt in prompts)
+
+    def rate(call: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        call()
+        return tokens / (time.perf_counter() - started)
+
+    rates: dict[str, list[float]] = {name: [] for name in ("one", *variants)}
+    ratios: dict[str, list[float]] = {name: [] for name in variants}
+    for repetition in range(args.repetitions + 1):
+        for name, call in variants.items():
+            bound, own = rate(lambda: prefill(teacher, prompts, 1)), rate(call)
+            if repetition:  # the first round warms up
+                rates["one"].append(bound)
+                rates[name].append(own)
+                ratios[name].append(own / bound)
+    return rates, ratios
+
+
+def prefill(teacher: Any, prompts: list[TokenizedPrompt], prompt_logprobs: int | None) -> list[Any]:
+    """The engine alone; its outputs in the order of the prompts."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    for index, prompt in enumerate(prompts):
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            detokenize=False,
+            flat_logprobs=True,
+            prompt_logprobs=prompt_logprobs,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        assert prompt.response_token_ids is not None
+        tokens = {"prompt_token_ids": prompt.response_token_ids.tolist()}
+        teacher.engine.add_request(f"bare-{time.monotonic_ns()}-{index}", tokens, parameters)
+    outputs: list[Any] = []
+    while teacher.engine.has_unfinished_requests():
+        outputs += teacher.engine.step()
+    return sorted(outputs, key=lambda output: int(output.request_id.rpartition("-")[2]))
+
+
+def label(teacher: Any, prompts: list[TokenizedPrompt], top_k: int, **labels: Any) -> list[LabeledSequence]:
+    teacher.change_labels(LabelsConfig(top_k=top_k, temperatures=TEMPERATURES, **labels))
+    sequences = []
+    for item in teacher.label(prompts):
+        if isinstance(item, PromptError):
+            raise ValueError(f"the benchmark's own prompt was refused: {item}")
+        sequences.append(item)
+    return sequences
+
+
+def start_worker(
+    teacher: Any, prompts: list[TokenizedPrompt], num_rounds: int, folder: Path
+) -> RunningWorker:
+    teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
+    return RunningWorker(teacher, prompts, label_spec(teacher), num_rounds, folder)
+
+
+def run_job(teacher: Any, worker: RunningWorker) -> None:
+    teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
+    worker.label_round()
+
+
+def captured_rows(teacher: Any, prompts: list[TokenizedPrompt]) -> list[CapturedColumns]:
+    """The rows of every prompt as they leave the engine."""
+    from labeler.teacher.vllm.outputs import columns_of
+
+    teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
+    outputs = prefill(teacher, prompts, LAYOUT.num_logprobs)
+    return [columns_of(output.prompt_logprobs, LAYOUT.num_columns) for output in outputs]
+
+
+def label_spec(teacher: Any) -> LabelSpec:
+    description = teacher.describe()
+    kind = description.value_kind
+    return LabelSpec(description.vocab_size, WHOLE_PATH_TOP_K, TEMPERATURES, kind, "score", "all")
+
+
+def measure_rescoring(teacher: Any, prompts: list[TokenizedPrompt], repetitions: int) -> list[float]:
+    """Seconds of labels at decode time over seconds of generating and then scoring, greedy, 32 new tokens."""
+    openings = [
+        TokenizedPrompt(
+            f"{prompt.record_id}-{part}", prompt.response_token_ids[part * 32 : part * 32 + 24], None, 24
+        )
+        for prompt in prompts
+        if prompt.response_token_ids is not None
+        for part in range(5)
+    ]
+    ratios = []
+    for _ in range(repetitions + 1):
+        seconds = {}
+        for label_at in ("decode", "rescore"):
+            started = time.perf_counter()
+            label(
+                teacher,
+                openings,
+                WHOLE_PATH_TOP_K,
+                mode="generate",
+                temperature=0.0,
+                max_tokens=32,
+                label_at=label_at,
+            )
+            seconds[label_at] = time.perf_counter() - started
+        ratios.append(seconds["decode"] / seconds["rescore"])
+    return ratios[1:]
+
+
+def build_result(
+    args: argparse.Namespace,
+    own_code: dict[str, list[float]],
+    start_sec: dict[str, float],
+    rates: dict[str, list[float]],
+    ratios: dict[str, list[float]],
+    rescore: list[float],
+) -> Result:
+    labels = {"none": "no logprobs", "one": "1 logprob of vLLM's (bound)", "job": "K=64, whole job to disk"}
+    rows = [
+        (
+            labels.get(name, f"K={name[1:]}"),
+            statistics.median(values),
+            statistics.median(ratios.get(name, [1.0])),
+        )
+        for name, values in rates.items()
+    ]
+    totals = [sum(values) for values in zip(*own_code.values(), strict=True)]
+    steps = [(name, statistics.median(values)) for name, values in {**own_code, "total": totals}.items()]
+    figures = [Figure.of(f"rate_{name}", values, "tokens/s") for name, values in rates.items()]
+    figures += [
+        Figure.of(f"ratio_{name}", values, "", is_ratio=True, better="higher")
+        for name, values in ratios.items()
+        if name != "none"
+    ]
+    figures += [
+        Figure.of(f"own_us_{name.replace(' ', '_')}", values, "us/token") for name, values in own_code.items()
+    ]
+    figures.append(Figure.of("own_us_total", totals, "us/token", better="lower"))
+    figures += [Figure.of(f"start_sec_{name}", seconds, "s") for name, seconds in start_sec.items()]
+    if rescore:
+        figures.append(Figure.of("decode_over_rescore_sec", rescore, "", is_ratio=True))
+    return Result.of(
+        "labeling",
+        meaning=f"Exact labels of K={WHOLE_PATH_TOP_K} keep "
+        f"{statistics.median(ratios[f'k{WHOLE_PATH_TOP_K}']):.0%} of the rate of a prefill that pays the "
+        "lm_head.",
+        columns=("variant", "tokens/s", "ratio to the bound"),
+        rows=rows,
+        more_tables=(
+            ResultTable.of("CPU time of our own code, by step", ("step", "us per token"), steps),
+            ResultTable.of("Start-up", ("step", "s"), list(start_sec.items())),
+        ),
+        figures=figures,
+        plots=draw(args.out, ratios, own_code),
+        notes=(
+            f"{args.prompts} sequences of {PROMPT_TOKENS} tokens, temperatures 1, 2, 4; variants take turns, "
+            "each right after the bound.",
+            "Our own code is timed on the tensors of an earlier run, with no engine at work.",
+            "Start-up is measured once, on this machine as busy as it is.",
+            *_rescoring_note(rescore),
+        ),
+        quick=args.quick,
+        details={"teacher": Path(args.teacher).name, "affinity": sorted(os.sched_getaffinity(0))},
+    )
+
+
+def _rescoring_note(rescore: list[float]) -> list[str]:
+    if not rescore:
+        return []
+    ratio = statistics.median(rescore)
+    return [f"Labels taken while decoding take {ratio:.2f} times as long as generating, then scoring."]
+
+
+def draw(out_dir: Path, ratios: dict[str, list[float]], own_code: dict[str, list[float]]) -> list[str]:
+    by_k = {int(name[1:]): statistics.median(values) for name, values in ratios.items() if name[0] == "k"}
+    with plot(
+        out_dir / "labeling-ratio.svg",
+        "Labeling rate as a share of the bound, by K",
+        "K entries stored",
+        "rate / rate of the bound",
+    ) as axes:
+        axes.plot(list(by_k), list(by_k.values()), marker="o", label="labels with exact tails at T = 1, 2, 4")
+        axes.axhline(
+            statistics.median(ratios["none"]), linestyle=":", color="gray", label="prefill without logprobs"
+        )
+        axes.axhline(1.0, color="gray", linewidth=1, label="prefill with 1 logprob: the bound")
+        axes.set_xticks(list(by_k))
+        axes.set_ylim(bottom=0)
+    with plot(
+        out_dir / "labeling-own-code.svg", "CPU time of our own code, by step", "", "microseconds per token"
+    ) as axes:
+        axes.bar(list(own_code), [statistics.median(values) for values in own_code.values()])
+    return ["labeling-ratio.svg", "labeling-own-code.svg"]

@@ -1,0 +1,142 @@
+"""From the engine's tensors to bytes on disk: a job's whole path, and the CPU time of our own steps."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labeler.config.loading import InputConfig, JobConfig, OutputConfig, TeacherConfig
+from labeler.driver.scheduler import Lease
+from labeler.planning.plan import KnownRecords, Plan, SegmentWriter
+from labeler.planning.units import PlannedRecord, unit_id_of
+from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
+from labeler.teacher.protocol import TeacherDescription, TokenizedPrompt, labeled_sequence
+from labeler.worker.actor import Worker
+from labeler.worker.engine_feed import EngineFeed
+from logitstore.codec.codebook_training import train_codebooks
+from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TokenizerInfo
+from logitstore.objects.opening import Objects
+from logitstore.shard.writer import write_shard
+from logitstore.store import LogitStore
+
+LEASES = 2
+"""Units in flight, as an actor has them by default: one in the engine while the other is written."""
+UNIT_PROMPTS = 2
+
+
+class RunningWorker(Worker):
+    """A job's worker in the middle of its job: teacher, thread, store and plan are there.
+
+    The plan has the prompts once for every round, so that each round labels units of its own.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        prompts: Sequence[TokenizedPrompt],
+        labels: LabelSpec,
+        num_rounds: int,
+        folder: Path,
+    ) -> None:
+        uri = str(folder / "store")
+        job = JobConfig(
+            teacher=TeacherConfig(engine="fake"),  # the real one is handed in, and labels as it was told
+            input=InputConfig(uri="memory", kind="token_ids"),
+            output=OutputConfig(uri=uri),
+        )
+        super().__init__(job, "benchmark", frozenset())
+        LogitStore.create(uri, _manifest(teacher.describe(), labels))
+        _write_plan(uri, prompts, num_rounds)
+        self._feed = EngineFeed(lambda: teacher, 1, self._count_labeled)
+        self._units = enumerate(Plan(Objects(uri)).units())
+        self._num_prompts = len(prompts)
+        self._threads = ThreadPoolExecutor(LEASES)
+
+    def label_round(self) -> None:
+        """The next round from leases to commits on disk."""
+        units = itertools.islice(self._units, -(-self._num_prompts // UNIT_PROMPTS))
+        leases = [Lease(number, unit, "benchmark") for number, unit in units]
+        results = list(self._threads.map(self.label_unit, leases))
+        committed = sum(result.entry.num_sequences for result in results if result.entry is not None)
+        if committed != self._num_prompts:
+            raise RuntimeError(f"{committed} of {self._num_prompts} sequences were committed")
+
+
+def _write_plan(uri: str, prompts: Sequence[TokenizedPrompt], num_rounds: int) -> None:
+    writer = SegmentWriter(Objects(uri), KnownRecords())
+    for number in range(num_rounds):
+        renamed = [replace(prompt, record_id=f"{number}-{prompt.record_id}") for prompt in prompts]
+        for start in range(0, len(renamed), UNIT_PROMPTS):
+            records = [PlannedRecord(prompt, "memory", 1) for prompt in renamed[start : start + UNIT_PROMPTS]]
+            writer.add(unit_id_of([record.prompt.record_id for record in records]), records, 0, b"", b"")
+    writer.flush()
+
+
+def _manifest(description: TeacherDescription, labels: LabelSpec) -> Manifest:
+    return Manifest(
+        teacher=description.info,
+        tokenizer=TokenizerInfo("", description.vocab_size),
+        labels=labels,
+        input=InputInfo("memory", "token_ids", {"token_ids": "token_ids"}),
+        created="1970-01-01T00:00:00+00:00",
+    )
+
+
+def measure_own_code(
+    captured: Sequence[CapturedColumns],
+    prompts: Sequence[TokenizedPrompt],
+    layout: ColumnLayout,
+    labels: LabelSpec,
+    repetitions: int,
+) -> dict[str, list[float]]:
+    """CPU microseconds per token of each step between the engine's tensors and a shard's bytes.
+
+    The engine costs nothing here: its tensors are those of an earlier run on the same prompts. Shards are
+    coded with shared codebooks, as a job does after its first units.
+    """
+    import torch
+    from vllm.v1.outputs import LogprobsTensors
+
+    from labeler.teacher.vllm.outputs import ArrayLogprobsProcessor, columns_of
+
+    tensors = [
+        LogprobsTensors(
+            torch.from_numpy(rows.token_ids_NC),
+            torch.from_numpy(rows.values_NC),
+            torch.from_numpy(rows.ranks_N),
+        )
+        for rows in captured
+    ]
+    named = [rows_from_columns(rows, layout, labels.vocab_size) for rows in captured]
+    codebooks = train_codebooks(named, labels, expected_rows=10**6)
+    num_rows = sum(rows.num_rows for rows in captured)
+    steps: dict[str, list[float]] = {"take over": [], "check and name": [], "record": [], "shard": []}
+    for _ in range(repetitions + 1):
+        clock = [time.process_time()]
+        taken = []
+        for rows in tensors:
+            processor = ArrayLogprobsProcessor(None, None, None, None, None, layout.num_logprobs)
+            processor._update_prompt_logprobs(rows)
+            taken.append(columns_of(processor.prompt_logprobs, layout.num_columns))
+        clock.append(time.process_time())
+        named = [rows_from_columns(rows, layout, labels.vocab_size) for rows in taken]
+        clock.append(time.process_time())
+        sequences = [
+            labeled_sequence(prompt, prompt.response_token_ids, rows, sample_index=0, finish_reason="scored")
+            for prompt, rows in zip(prompts, named, strict=True)
+            if prompt.response_token_ids is not None
+        ]
+        clock.append(time.process_time())
+        write_shard(io.BytesIO(), sequences, labels, codebooks)
+        clock.append(time.process_time())
+        for name, seconds in zip(steps, np.diff(clock), strict=True):
+            steps[name].append(float(seconds) / num_rows * 1e6)
+    return {name: values[1:] for name, values in steps.items()}

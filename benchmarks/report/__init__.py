@@ -1,0 +1,1 @@
+"""Results: their one form, the page, the quotes, the regression check."""

@@ -1,0 +1,1 @@
+"""Bytes per token and decoding, by K and layout."""

@@ -1,0 +1,1 @@
+"""Loading, training steps and what students lose."""

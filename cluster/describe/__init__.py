@@ -1,0 +1,1 @@
+"""Descriptions of clusters, rendered for whoever starts them."""

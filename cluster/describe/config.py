@@ -1,0 +1,260 @@
+"""The small TOML that every description of a cluster is rendered from.
+
+Frozen and checked at once. What a field means stands below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from labeler.config.loading import (
+    ConfigError,
+    JobConfig,
+    WorkersConfig,
+    explain_problem,
+    read_document,
+)
+
+NAME = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
+"""Fits Kubernetes labels, EC2 tags and Ray resource names alike."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class HeadConfig(_Section):
+    """The head runs the driver and Ray's own services, never an engine."""
+
+    cores: int = Field(default=4, ge=2)
+    """CPU cores."""
+    memory_gb: int = Field(default=16, ge=4)
+    """Memory; Ray's control store grows with the number of nodes."""
+    machine: str = ""
+    """The cloud's own name of a machine, instead of one chosen from cores and memory."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Your price; None takes a rough list price."""
+
+
+class GroupConfig(_Section):
+    """Machines of one kind. Several groups make a cluster of different GPUs."""
+
+    name: str = Field(pattern=NAME)
+    """Also a Ray resource, `group-NAME`, by which a job asks for this group (`workers.resources`)."""
+    count: int = Field(ge=1)
+    """Most machines."""
+    min_count: int = Field(default=0, ge=0)
+    """Machines kept while idle; 0 pays nothing between jobs."""
+    accelerator: str = ""
+    """GPU model, for example "L4", "A100-80GB", "H100"; "" is a CPU machine."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of each machine."""
+    cores: int = Field(default=8, ge=1)
+    """CPU cores of each machine; clouds choose their own with a GPU, Kubernetes keeps a tenth for itself."""
+    memory_gb: int = Field(default=32, ge=2)
+    """Memory of each machine; Slurm is asked for all of it, Kubernetes keeps some for itself."""
+    spot: bool = False
+    """Machines that may be taken away at any time for a lower price; the labeler survives it."""
+    machine: str = ""
+    """The cloud's own name of a machine, instead of one chosen from the accelerator and its number."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Your price of one machine; None takes a rough list price."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GroupConfig:
+        if bool(self.accelerator) != bool(self.gpus):
+            raise ValueError(
+                f"accelerator = {self.accelerator!r} with gpus = {self.gpus}: give both for a GPU machine, "
+                "neither for a CPU machine"
+            )
+        if self.min_count > self.count:
+            raise ValueError(f"min_count = {self.min_count} is above count = {self.count}; lower it")
+        return self
+
+
+class OnPremiseConfig(_Section):
+    """Machines of your own, reached by ssh."""
+
+    head_ip: str = ""
+    """Address of the head."""
+    worker_ips: tuple[str, ...] = ()
+    """Addresses of the workers, all of the first group's kind."""
+    ssh_user: str = "ubuntu"
+    """Who may log in on them."""
+    ssh_private_key: str = "~/.ssh/id_ed25519"
+    """Path of the key on the machine that runs `ray up`."""
+
+
+class KubernetesConfig(_Section):
+    namespace: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    """Namespace of everything rendered."""
+    service_account: str = ""
+    """Account whose role gives access to the object store; "" is the namespace's default."""
+    secret: str = ""
+    """Name of a Secret whose entries become environment variables, for example AWS_ACCESS_KEY_ID."""
+    gpu_label: str = "nvidia.com/gpu.product"
+    """Node label that tells GPU models apart; its value is `gpu_labels.ACCELERATOR`."""
+    gpu_labels: dict[str, str] = Field(default_factory=dict)
+    """Node label values by accelerator, for example {A100-80GB = "NVIDIA-A100-SXM4-80GB"}."""
+    spot_label: str = ""
+    """Node label that marks spot nodes, as "name=value"; "" asks for none."""
+
+
+class SlurmConfig(_Section):
+    partition: str = ""
+    """Partition; "" is the site's default."""
+    account: str = ""
+    """Account to charge; "" is the user's."""
+    hours: float = Field(default=4, gt=0)
+    """Time limit; a job cut off resumes by submitting the script again."""
+    setup: str = ""
+    """Shell lines before anything starts, for example loading modules."""
+
+
+class AwsConfig(_Section):
+    worker_profile: str = ""
+    """Instance profile of the workers, whose role may read and write the store's bucket."""
+    machine_image: str = (
+        "resolve:ssm:/aws/service/deeplearning/ami/x86_64/"
+        "base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+    )
+    """Image of the machines, with NVIDIA's driver and Docker; AWS looks this name up when it starts one."""
+
+
+class GcpConfig(_Section):
+    project: str = ""
+    """Project id."""
+    zone: str = ""
+    """Zone within the region, for example "us-central1-a"."""
+    worker_account: str = ""
+    """E-mail address of the workers' service account, which may read and write the store's bucket."""
+    machine_image: str = (
+        "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
+    )
+    """Image of the machines, with NVIDIA's driver and Docker."""
+
+
+class ClusterConfig(_Section):
+    """A cluster for labeling jobs."""
+
+    name: str = Field(pattern=NAME)
+    """Names the cluster and everything it makes."""
+    image: str = ""
+    """Container image with this project and vLLM installed (`render --kind dockerfile` makes one)."""
+    region: str = "us-east-1"
+    """Region of AWS; GCP's follows from `gcp.zone`."""
+    python: str = "python"
+    """Interpreter with this project, in the image or on the machines."""
+    ray_version: str = "2.60.0"
+    """Ray of the image; the client that submits should have the same."""
+    idle_minutes: int = Field(default=10, ge=1)
+    """Idle machines are given back after this."""
+    disk_gb: int = Field(default=200, ge=50)
+    """Disk of a cloud's machine: the image and the teacher's weights."""
+    currency: str = "USD"
+    """Of the prices."""
+    head: HeadConfig = HeadConfig()
+    groups: Annotated[tuple[GroupConfig, ...], Field(min_length=1)]
+    on_premise: OnPremiseConfig = OnPremiseConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    aws: AwsConfig = AwsConfig()
+    gcp: GcpConfig = GcpConfig()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ClusterConfig:
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names) or "head" in names:
+            raise ValueError(f"groups are named {names}; names must differ, and none may be 'head'")
+        return self
+
+
+Kind = Literal[
+    "ray-aws",
+    "ray-gcp",
+    "ray-on-premise",
+    "kuberay-cluster",
+    "kuberay-job",
+    "slurm",
+    "dockerfile",
+    "grafana",
+    "prometheus",
+]
+
+
+def load_cluster(path: str) -> ClusterConfig:
+    """The checked description. Raises ConfigError: the value, the rule, the remedy."""
+    document = read_document(path, what="cluster")
+    try:
+        return ClusterConfig.model_validate(document)
+    except ValidationError as error:
+        problems = [explain_problem(problem, what="cluster") for problem in error.errors()]
+        raise ConfigError(f"{path}: {'; '.join(problems)}") from None
+
+
+def check_placement(cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, int]) -> list[str]:
+    """How the job's replicas fit the cluster's groups, one line per group that takes some.
+
+    A replica is on one machine, or on `workers.machines` different ones of a group at once, with the same
+    share on each. A job picks a group by `workers.resources = {"group-NAME" = 0.001}`. `cores` says how many
+    CPU cores a machine of each group offers to Ray.
+
+    Raises:
+        ConfigError: not a single group can hold a replica, or not all replicas fit.
+    """
+    workers = job.workers
+    asked = _asked_group(cluster, workers)
+    rooms: dict[str, int] = {}
+    lines = []
+    for group in cluster.groups:
+        each = _shares_of_a_machine(group, workers, cores[group.name])
+        if asked not in (None, group.name) or not each or group.count < workers.machines:
+            continue
+        rooms[group.name] = each * group.count // workers.machines
+        if workers.machines == 1:
+            lines.append(f"group {group.name}: up to {each} on each of {group.count} machines")
+        else:
+            place = f"each on {workers.machines} of {group.count} machines at once"
+            lines.append(f"group {group.name}: up to {rooms[group.name]}, {place}")
+    if workers.machines > 1 and len(rooms) > 1:
+        raise ConfigError(
+            f"a replica on {workers.machines} machines could be given some of each of the groups "
+            f"{', '.join(rooms)}; choose one: workers.resources = {{ group-{min(rooms)} = 0.001 }}"
+        )
+    if sum(rooms.values()) < workers.replicas:
+        fits = "; ".join(lines) or "no group can hold one"
+        place = "one machine" if workers.machines == 1 else f"each of {workers.machines} machines of a group"
+        raise ConfigError(
+            f"workers.replicas is {workers.replicas}, each with {workers.gpus:g} GPUs and {workers.cores} "
+            f"cores on {place}, but the cluster has room for {sum(rooms.values())} ({fits}); raise a group's "
+            "count or lower replicas"
+        )
+    return lines
+
+
+def _asked_group(cluster: ClusterConfig, workers: WorkersConfig) -> str | None:
+    """The group that a job picks; None where any will do."""
+    asked = sorted(name.removeprefix("group-") for name in workers.resources if name.startswith("group-"))
+    known = [group.name for group in cluster.groups]
+    if len(asked) > 1 or not set(asked) <= set(known):
+        raise ConfigError(
+            f"workers.resources asks for {', '.join(asked)}, but a machine is in one group, of the groups "
+            f"{', '.join(known)}; name one of them"
+        )
+    return asked[0] if asked else None
+
+
+def _shares_of_a_machine(group: GroupConfig, workers: WorkersConfig, cores: int) -> int:
+    """How many replicas, or parts of replicas on several machines, fit on a machine of the group."""
+    if group.gpus and not workers.gpus:
+        return 0  # a GPU is not paid for to idle
+    limits = [float(cores // workers.cores)]
+    if workers.gpus:
+        limits.append(group.gpus / workers.gpus)
+    part = workers.resources.get(f"group-{group.name}")
+    if part:
+        limits.append(1 / part)
+    return int(min(limits))

@@ -1,0 +1,183 @@
+"""Kubernetes through KubeRay: a RayCluster to submit to, or a RayJob that brings its own. Pure."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from cluster.describe.config import ClusterConfig, GroupConfig, HeadConfig
+from cluster.jobs.submission import STOP_MARGIN_SEC, is_local_path, refuse_secrets
+from labeler.config.loading import ConfigError, JobConfig, resolved
+
+API_VERSION = "ray.io/v1"
+JOB_FOLDER = "/etc/penumbra"
+GRACE_SEC = 120
+"""From the notice that a pod must go to its end, at least: time for its actors to finish their units."""
+GRACE_MARGIN_SEC = 15
+CORES_SHARE, MEMORY_SHARE = 0.9, 0.85
+"""Of a node's, for a pod that is to have the node alone: the rest is Kubernetes' own and its daemons'."""
+
+
+def ray_cluster(cluster: ClusterConfig) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "RayCluster",
+        "metadata": _metadata(cluster),
+        "spec": _cluster_spec(cluster, GRACE_SEC, job_volume=False),
+    }
+
+
+def ray_job(cluster: ClusterConfig, job: JobConfig) -> list[dict[str, Any]]:
+    """The job's settings as a ConfigMap, and the RayJob that reads them. Deleting it drains the job."""
+    document = resolved(job)
+    refuse_secrets(document)
+    stop_sec = int(job.workers.drain_sec) + STOP_MARGIN_SEC
+    if is_local_path(job.output.uri):
+        raise ConfigError(f"output.uri {job.output.uri!r} is a path, which is lost with its pod; use s3://")
+    if is_local_path(job.input.uri):
+        raise ConfigError(f"input.uri {job.input.uri!r} is a path, which no pod has; use s3://")
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(cluster, "-job"),
+        "data": {"job.json": json.dumps(document, indent=2)},
+    }
+    ray = {
+        "apiVersion": API_VERSION,
+        "kind": "RayJob",
+        "metadata": _metadata(cluster),
+        "spec": {
+            "entrypoint": f"{shlex.quote(cluster.python)} -m labeler run {JOB_FOLDER}/job.json",
+            "submissionMode": "K8sJobMode",
+            "runtimeEnvYAML": f'env_vars:\n  RAY_JOB_STOP_WAIT_TIME_S: "{stop_sec}"\n',
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 60 * cluster.idle_minutes,
+            "backoffLimit": 3,  # each attempt resumes on the same store
+            "rayClusterSpec": _cluster_spec(cluster, max(GRACE_SEC, stop_sec + 30), job_volume=True),
+        },
+    }
+    return [config_map, ray]
+
+
+def pod_cores(cores: int) -> int:
+    """CPU cores of a pod on a node with so many."""
+    return max(1, int(cores * CORES_SHARE))
+
+
+def _cluster_spec(cluster: ClusterConfig, grace_sec: int, *, job_volume: bool) -> dict[str, Any]:
+    if not cluster.image:
+        raise ConfigError("image is missing; Kubernetes needs one (render --kind dockerfile makes it)")
+    _require_labels(cluster)
+    head = _container(cluster, "ray-head", _resources(cluster.head), grace_sec)
+    head["ports"] = [
+        {"containerPort": port, "name": name}
+        for port, name in ((6379, "gcs-server"), (8265, "dashboard"), (8080, "metrics"))
+    ]
+    return {
+        "rayVersion": cluster.ray_version,
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {"idleTimeoutSeconds": 60 * cluster.idle_minutes, "upscalingMode": "Default"},
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", "metrics-export-port": "8080"},
+            "template": _pod(cluster, head, {}, grace_sec, job_volume),
+        },
+        "workerGroupSpecs": [_worker_group(cluster, group, grace_sec) for group in cluster.groups],
+    }
+
+
+def _require_labels(cluster: ClusterConfig) -> None:
+    """Nodes that cannot be told apart would give a group's pods to any GPU, or to nodes at full price."""
+    gpu_groups = [group for group in cluster.groups if group.gpus]
+    for group in gpu_groups if len(gpu_groups) > 1 else []:
+        if group.accelerator not in cluster.kubernetes.gpu_labels:
+            raise ConfigError(
+                f"kubernetes.gpu_labels has no value for {group.accelerator!r}; with several kinds of GPUs "
+                f"each needs the value that its nodes have for the label {cluster.kubernetes.gpu_label!r}"
+            )
+    for group in cluster.groups:
+        if group.spot and not cluster.kubernetes.spot_label:
+            raise ConfigError(
+                f"group {group.name} is spot, but kubernetes.spot_label is missing; set it to the label of "
+                "your spot nodes, for example 'cloud.google.com/gke-spot=true'"
+            )
+
+
+def _resources(part: HeadConfig | GroupConfig) -> dict[str, str]:
+    memory_gb = max(1, int(part.memory_gb * MEMORY_SHARE))
+    return {"cpu": str(pod_cores(part.cores)), "memory": f"{memory_gb}Gi"}
+
+
+def _worker_group(cluster: ClusterConfig, group: GroupConfig, grace_sec: int) -> dict[str, Any]:
+    resources = _resources(group)
+    pod: dict[str, Any] = {}
+    selector: dict[str, str] = {}
+    if group.gpus:
+        resources["nvidia.com/gpu"] = str(group.gpus)
+        label = cluster.kubernetes.gpu_labels.get(group.accelerator)
+        if label:
+            selector[cluster.kubernetes.gpu_label] = label
+        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if group.spot:
+        name, _, value = cluster.kubernetes.spot_label.partition("=")
+        selector[name] = value
+        spot = {"key": name, "operator": "Equal", "value": value, "effect": "NoSchedule"}
+        pod["tolerations"] = [*pod.get("tolerations", []), spot]
+    if selector:
+        pod["nodeSelector"] = selector
+    named = json.dumps(json.dumps({f"group-{group.name}": 1}))  # KubeRay wants JSON inside quotes
+    return {
+        "groupName": group.name,
+        "replicas": group.min_count,
+        "minReplicas": group.min_count,
+        "maxReplicas": group.count,
+        "rayStartParams": {"resources": named, "metrics-export-port": "8080"},
+        "template": _pod(cluster, _container(cluster, "ray-worker", resources, grace_sec), pod, grace_sec),
+    }
+
+
+def _container(
+    cluster: ClusterConfig, name: str, resources: dict[str, str], grace_sec: int
+) -> dict[str, Any]:
+    environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A node told to go takes no more work, and ends when its actors have, or after so many seconds.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(grace_sec - GRACE_MARGIN_SEC),
+    }
+    container: dict[str, Any] = {
+        "name": name,
+        "image": cluster.image,
+        "resources": {"requests": resources, "limits": resources},
+        "env": [{"name": variable, "value": value} for variable, value in environment.items()],
+        # vLLM's workers talk through shared memory, of which a pod has 64 MB by default.
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+    }
+    if cluster.kubernetes.secret:
+        container["envFrom"] = [{"secretRef": {"name": cluster.kubernetes.secret}}]
+    return container
+
+
+def _pod(
+    cluster: ClusterConfig,
+    container: dict[str, Any],
+    more: dict[str, Any],
+    grace_sec: int,
+    job_volume: bool = False,
+) -> dict[str, Any]:
+    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    if job_volume:
+        volumes.append({"name": "job", "configMap": {"name": f"{cluster.name}-job"}})
+        container["volumeMounts"].append({"name": "job", "mountPath": JOB_FOLDER, "readOnly": True})
+    spec = {
+        "containers": [container],
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": grace_sec,
+        **more,
+    }
+    if cluster.kubernetes.service_account:
+        spec["serviceAccountName"] = cluster.kubernetes.service_account
+    return {"metadata": {"labels": {"app.kubernetes.io/name": "penumbra"}}, "spec": spec}
+
+
+def _metadata(cluster: ClusterConfig, suffix: str = "") -> dict[str, Any]:
+    return {"name": cluster.name + suffix, "namespace": cluster.kubernetes.namespace}

@@ -1,0 +1,163 @@
+"""Ray's own cluster launcher (`ray up`): AWS, GCP, and machines of your own. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.describe.config import ClusterConfig, GroupConfig
+from cluster.describe.machines import machine_for
+from labeler.config.loading import ConfigError
+
+HEAD_START = (
+    "ulimit -n 65536; ray start --head --port=6379 --dashboard-host=127.0.0.1 --metrics-export-port=8080 "
+    "--autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+)
+WORKER_START = (
+    "ulimit -n 65536; ray start --address=$RAY_HEAD_IP:6379 --metrics-export-port=8080 --disable-usage-stats"
+)
+DOCKER_ACCESS = ["sudo usermod -aG docker $USER || true", "sleep 15"]
+"""So that the ssh user may run docker; the pause outlives the connection that has not got the right yet."""
+
+
+def aws(cluster: ClusterConfig) -> dict[str, Any]:
+    def node(name: str) -> dict[str, Any]:
+        disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": cluster.disk_gb, "VolumeType": "gp3"}}
+        return {"InstanceType": name, "ImageId": cluster.aws.machine_image, "BlockDeviceMappings": [disk]}
+
+    types: dict[str, Any] = {"head": _head(node(machine_for(cluster.head, "aws").name))}
+    for group in cluster.groups:
+        machine = machine_for(group, "aws")
+        config = node(machine.name)
+        if group.spot:
+            config["InstanceMarketOptions"] = {"MarketType": "spot"}
+        if cluster.aws.worker_profile:  # Ray gives the head a profile of its own, and the workers none
+            config["IamInstanceProfile"] = {"Name": cluster.aws.worker_profile}
+        types[group.name] = _group(group, machine.cores, config)
+    provider = {"type": "aws", "region": cluster.region, "cache_stopped_nodes": False}
+    return _whole(cluster, provider, {"ssh_user": "ubuntu"}, types)
+
+
+def gcp(cluster: ClusterConfig) -> dict[str, Any]:
+    if not cluster.gcp.project or not cluster.gcp.zone:
+        raise ConfigError("gcp.project and gcp.zone are missing; a GCP cluster needs both")
+
+    def node(group: GroupConfig | None) -> dict[str, Any]:
+        machine = machine_for(group or cluster.head, "gcp")
+        disk = {
+            "boot": True,
+            "autoDelete": True,
+            "type": "PERSISTENT",
+            "initializeParams": {
+                "diskSizeGb": cluster.disk_gb,
+                "sourceImage": cluster.gcp.machine_image,
+            },
+        }
+        config: dict[str, Any] = {"machineType": machine.name, "disks": [disk]}
+        if group is None:
+            return config
+        if machine.gpu_type:
+            place = f"projects/{cluster.gcp.project}/zones/{cluster.gcp.zone}/acceleratorTypes"
+            config["guestAccelerators"] = [
+                {"acceleratorType": f"{place}/{machine.gpu_type}", "acceleratorCount": group.gpus}
+            ]
+        scheduling: dict[str, Any] = {"preemptible": group.spot}
+        if group.gpus:
+            scheduling["onHostMaintenance"] = "TERMINATE"
+        config["scheduling"] = [scheduling]
+        if cluster.gcp.worker_account:  # Ray gives the head an account of its own, and the workers none
+            scopes = ["https://www.googleapis.com/auth/cloud-platform"]
+            config["serviceAccounts"] = [{"email": cluster.gcp.worker_account, "scopes": scopes}]
+        return config
+
+    types: dict[str, Any] = {"head": _head(node(None))}
+    for group in cluster.groups:
+        types[group.name] = _group(group, machine_for(group, "gcp").cores, node(group))
+    provider = {
+        "type": "gcp",
+        "region": cluster.gcp.zone.rpartition("-")[0],
+        "availability_zone": cluster.gcp.zone,
+        "project_id": cluster.gcp.project,
+        "cache_stopped_nodes": False,
+    }
+    return _whole(cluster, provider, {"ssh_user": "ubuntu"}, types)
+
+
+def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
+    """All workers are of the first group's kind: Ray's local provider knows a single kind."""
+    place = cluster.on_premise
+    if not place.head_ip or not place.worker_ips:
+        raise ConfigError("on_premise.head_ip and on_premise.worker_ips are missing; name your machines")
+    group, *others = cluster.groups
+    if others:
+        raise ConfigError(
+            f"{len(cluster.groups)} groups, but Ray's on-premise launcher knows one kind of worker; describe "
+            "a cluster per kind, or use Kubernetes or Slurm"
+        )
+    if group.count != len(place.worker_ips):
+        raise ConfigError(
+            f"group {group.name} has count = {group.count}, but on_premise.worker_ips names "
+            f"{len(place.worker_ips)} machines; make them equal"
+        )
+    resources = f'{{"group-{group.name}": 1}}'
+    start = f"{WORKER_START} --num-cpus={group.cores} --num-gpus={group.gpus} --resources='{resources}'"
+    config = {
+        "cluster_name": cluster.name,
+        "provider": {
+            "type": "local",
+            "head_ip": place.head_ip,
+            "worker_ips": list(place.worker_ips),
+        },
+        "auth": {"ssh_user": place.ssh_user, "ssh_private_key": place.ssh_private_key},
+        "min_workers": len(place.worker_ips),
+        "max_workers": len(place.worker_ips),
+        "head_start_ray_commands": ["ray stop", f"{HEAD_START} --num-cpus=0 --num-gpus=0"],
+        "worker_start_ray_commands": ["ray stop", start],
+    }
+    return config | _docker(cluster)
+
+
+def _head(node_config: dict[str, Any]) -> dict[str, Any]:
+    return {"resources": {"CPU": 0}, "min_workers": 0, "max_workers": 0, "node_config": node_config}
+
+
+def _group(group: GroupConfig, cores: int, node_config: dict[str, Any]) -> dict[str, Any]:
+    resources = {"CPU": cores, f"group-{group.name}": 1}
+    if group.gpus:
+        resources["GPU"] = group.gpus
+    return {
+        "resources": resources,
+        "min_workers": group.min_count,
+        "max_workers": group.count,
+        "node_config": node_config,
+    }
+
+
+def _whole(
+    cluster: ClusterConfig, provider: dict[str, Any], auth: dict[str, Any], types: dict[str, Any]
+) -> dict[str, Any]:
+    config = {
+        "cluster_name": cluster.name,
+        "max_workers": sum(group.count for group in cluster.groups),
+        "idle_timeout_minutes": cluster.idle_minutes,
+        "provider": provider,
+        "auth": auth,
+        "available_node_types": types,
+        "head_node_type": "head",
+        # Ray's defaults would install packages, a nightly build of Ray among them: all is in the image.
+        "initialization_commands": DOCKER_ACCESS if cluster.image else [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": ["ray stop", HEAD_START],
+        "worker_start_ray_commands": ["ray stop", WORKER_START],
+    }
+    return config | _docker(cluster)
+
+
+def _docker(cluster: ClusterConfig) -> dict[str, Any]:
+    """Without an image the machines must have the project installed already."""
+    if not cluster.image:
+        return {}
+    options = ["--ulimit nofile=65536:65536"]
+    docker = {"image": cluster.image, "container_name": "penumbra", "run_options": options}
+    return {"docker": docker | {"pull_before_run": True}}

@@ -1,0 +1,209 @@
+"""`python -m cluster render`: one small TOML becomes what each kind of cluster wants to be told.
+
+Everything is validated before it is written: Ray's own validator for its YAML, our field schema for
+KubeRay. The head of each file says what it needs and what it will roughly cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, slurm
+from cluster.describe.config import ClusterConfig, Kind, check_placement, load_cluster
+from cluster.describe.machines import machine_for, price_lines
+from labeler.config.loading import ConfigError, JobConfig, WorkersConfig, load_job
+
+DEFAULT_JOB_FILE = "job.toml"
+CLOUDS = {"ray-aws": "aws", "ray-gcp": "gcp"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cluster", metavar="CLUSTER.toml", help="the description of the cluster")
+    parser.add_argument("--kind", choices=get_args(Kind), required=True, help="what to render")
+    parser.add_argument(
+        "--job", metavar="JOB.toml", help="check that this job fits; part of kuberay-job and slurm"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write here instead of printing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit status; the text goes to standard output or --out."""
+    cluster = load_cluster(args.cluster)
+    job = load_job(args.job, environ={}) if args.job else None
+    text = render(cluster, args.kind, job, job_file=args.job or DEFAULT_JOB_FILE)
+    if args.out is None:
+        sys.stdout.write(text)
+    else:
+        args.out.write_text(text, encoding="utf-8")
+        if not args.quiet:
+            print(f"wrote {args.out}")
+    return 0
+
+
+def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_file: str) -> str:
+    """The whole text of a description.
+
+    Raises:
+        ConfigError: the job does not fit the cluster, or the cluster lacks what the kind needs.
+    """
+    head = _heading(cluster, kind, job)
+    makers: dict[str, Callable[[], str]] = {
+        "ray-aws": lambda: _checked_ray_yaml(ray_yaml.aws(cluster)),
+        "ray-gcp": lambda: _checked_ray_yaml(ray_yaml.gcp(cluster)),
+        "ray-on-premise": lambda: _checked_ray_yaml(ray_yaml.on_premise(cluster)),
+        "kuberay-cluster": lambda: _checked_kuberay([kuberay.ray_cluster(cluster)]),
+        "kuberay-job": lambda: _checked_kuberay(kuberay.ray_job(cluster, _needed(job))),
+        "slurm": lambda: slurm.script(cluster, job_file, (job.workers if job else WorkersConfig()).drain_sec),
+        "dockerfile": lambda: dockerfile.dockerfile(cluster),
+        "grafana": lambda: json.dumps(grafana.dashboard(cluster), indent=2) + "\n",
+        "prometheus": lambda: _yaml([grafana.prometheus(cluster)]),
+    }
+    body = makers[kind]()
+    if kind == "grafana":  # JSON has no comments
+        return body
+    if body.startswith("#!"):
+        first, _, rest = body.partition("\n")
+        return f"{first}\n{head}{rest}"
+    return head + body
+
+
+RAY_UP = (
+    "ray up FILE; in another terminal: ray dashboard FILE, a tunnel to the head's port 8265",
+    "python -m cluster submit job.toml --address http://127.0.0.1:8265; at the end: ray down FILE",
+)
+KUBERAY = (
+    "the KubeRay operator 1.3 or later, NVIDIA's device plugin and, for its label, GPU feature discovery",
+    "access to the store: `kubernetes.service_account` with a role, or keys in `kubernetes.secret`",
+    "a NetworkPolicy where others share Kubernetes: who reaches the head's service may run anything on it",
+)
+NEEDS: dict[str, tuple[str, ...]] = {
+    "ray-aws": (
+        "here: AWS credentials that may start instances and make roles (for example AWS_PROFILE), boto3",
+        "quota for the machines; `image` where they may pull it, or the project in `aws.machine_image`",
+        "workers: `aws.worker_profile`, an instance profile that may use the store's bucket",
+        "head: Ray makes the role ray-autoscaler-v1 (EC2, S3); add iam:PassRole for the workers' profile",
+        "and ssm:GetParameters, with which AWS looks up the machines' image",
+        *RAY_UP,
+    ),
+    "ray-gcp": (
+        "here: gcloud credentials (application-default), google-api-python-client",
+        "quota for the machines; `image` where they may pull it, or the project in `gcp.machine_image`",
+        "workers: `gcp.worker_account`, a service account that may pull the image",
+        "a store on S3, with its keys in the machines' environment: the labeler does not write to gs:// yet",
+        *RAY_UP,
+    ),
+    "ray-on-premise": (
+        "ssh from here to every machine; `ray` on the path of an ssh login there, or Docker and `image`",
+        "a network of your own: whoever reaches the head's port 6379 may run anything on the machines",
+        "a store that every machine reaches: S3, or a shared file system at the same path",
+        *RAY_UP,
+    ),
+    "kuberay-cluster": (
+        *KUBERAY,
+        "kubectl apply -f FILE; kubectl -n {namespace} port-forward svc/{name}-head-svc 8265",
+        "python -m cluster submit job.toml --address http://127.0.0.1:8265",
+    ),
+    "kuberay-job": (
+        *KUBERAY,
+        "kubectl apply -f FILE; kubectl delete -f FILE stops it; applying it again goes on with the store",
+    ),
+    "slurm": (
+        "Slurm 20.11 or later; the project installed at the same path on every node",
+        "a store that every node reaches: a shared file system, or S3 with its keys in the environment",
+        "sbatch FILE; before the time limit the job drains and is queued again; scancel ends it for good",
+    ),
+    "dockerfile": (
+        "docker build -f FILE -t IMAGE . in the project's folder, then docker push IMAGE",
+        "on GPU machines NVIDIA's driver 580 or later, for CUDA 13",
+        "gated teachers: HF_TOKEN in the environment of the machines, never in the image",
+    ),
+    "prometheus": (
+        "prometheus --config.file=FILE on the head, in its container if it has one: Ray lists the targets",
+        "on Kubernetes instead a PodMonitor on the pods' port `metrics`",
+    ),
+    "grafana": (),
+}
+
+
+def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None) -> str:
+    """Comment lines: what it needs, where the replicas go, what it costs."""
+    lines = [
+        f"Rendered by `python -m cluster render --kind {kind}` for the cluster {cluster.name!r}.",
+        "Needs:",
+    ]
+    names = {"name": cluster.name, "namespace": cluster.kubernetes.namespace}
+    lines += [f"  - {need.format(**names)}" for need in NEEDS[kind]]
+    if job is not None:
+        placement = check_placement(cluster, job, _cores_offered(cluster, kind))
+        lines += ["Placement of the job's replicas:", *(f"  - {line}" for line in placement)]
+    if kind not in ("dockerfile", "grafana", "prometheus"):
+        prices = price_lines(cluster, CLOUDS.get(kind), head=kind != "slurm")
+        lines += ["Cost:", *(f"  - {line}" for line in prices)]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _cores_offered(cluster: ClusterConfig, kind: Kind) -> dict[str, int]:
+    """CPU cores that a machine of each group has for replicas."""
+    if kind in CLOUDS:
+        return {group.name: machine_for(group, CLOUDS[kind]).cores for group in cluster.groups}
+    if kind.startswith("kuberay"):
+        return {group.name: kuberay.pod_cores(group.cores) for group in cluster.groups}
+    return {group.name: group.cores for group in cluster.groups}
+
+
+def _needed(job: JobConfig | None) -> JobConfig:
+    if job is None:
+        raise ConfigError("--kind kuberay-job carries the job in it; name the job file with --job")
+    return job
+
+
+def _checked_ray_yaml(config: dict[str, Any]) -> str:
+    """Ray's own validation on a filled-in copy; what is written stays small."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = _yaml([config])
+    try:
+        validate_config(prepare_config(yaml.safe_load(text)))
+    except Exception as error:  # Ray raises several unrelated types, click's among them
+        raise ConfigError(f"Ray refuses the description: {error}") from error
+    return text
+
+
+def _checked_kuberay(documents: list[dict[str, Any]]) -> str:
+    import jsonschema
+
+    schema = json.loads((files("cluster.describe") / "kuberay_schema.json").read_text(encoding="utf-8"))
+    for document in documents:
+        if document["apiVersion"] != kuberay.API_VERSION:
+            continue
+        try:
+            jsonschema.validate(document, schema)
+        except jsonschema.ValidationError as error:
+            raise ConfigError(f"not a {document['kind']}: {error.json_path}: {error.message}") from None
+    return _yaml(documents)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """YAML without anchors, which people and some tools stumble over, and with whole lines of a text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_PlainDumper.add_representer(str, _text)
+
+
+def _yaml(documents: list[dict[str, Any]]) -> str:
+    return yaml.dump_all(documents, Dumper=_PlainDumper, sort_keys=False, width=110)

@@ -1,0 +1,275 @@
+"""What each subcommand does; `__main__.py` parses and calls these."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError, JobRefusedError
+from cluster.jobs import dashboard, local, progress
+from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
+from cluster.jobs.submission import (
+    JOB_KEY,
+    STOP_MARGIN_SEC,
+    SubmitOptions,
+    options_of,
+    parse_env,
+    prepare,
+)
+from labeler.config.loading import JobConfig, load_job
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Check the job here, send it, and stay with it if asked to."""
+    job = load_job(args.job, args.set, environ={})
+    client = ClusterClient(_address(args))
+    near = client.head_is_here()
+    options = SubmitOptions(
+        files=args.files or ("same" if near else "ship"),
+        python=args.python or (sys.executable if near else "python"),
+        ship_code=args.ship_code,
+        env_vars=parse_env(args.env),
+    )
+    with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
+        submission = prepare(job, options, Path(folder))
+        _refuse_busy_store(client, submission.metadata["penumbra.store"])
+        submission_id = client.submit(submission)
+    return _submitted(client, submission_id, args)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Submit an ended job again: the same settings, the same store, only what is missing gets labeled."""
+    client = ClusterClient(_address(args))
+    earlier = _chosen(client, args.id)
+    if not earlier.has_ended:
+        raise JobRefusedError(
+            f"job {earlier.submission_id} is {earlier.state.lower()}; follow it with `logs --follow`, "
+            "or stop it first"
+        )
+    _refuse_busy_store(client, earlier.store)
+    with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
+        job = _job_of(earlier, Path(folder))
+        target = Path(folder) / "send"
+        target.mkdir()
+        submission = prepare(job, options_of(earlier.metadata), target, resumes=earlier.submission_id)
+        submission_id = client.submit(submission)
+    return _submitted(client, submission_id, args)
+
+
+def status(args: argparse.Namespace) -> int:
+    """Ray's state and the store's progress of a job, or of the newest one."""
+    client = ClusterClient(_address(args))
+    job = _chosen(client, args.id)
+    answer = progress.store_status(job.store)
+    if args.json:
+        print(json.dumps(_row(job) | {"progress": answer.value or None, "progress_error": answer.error}))
+    else:
+        print(_line(job))
+        if job.message and job.has_ended:
+            print(f"  {job.message}")
+        if answer.value:
+            print(_progress_line(answer.value))
+        else:
+            print(f"  progress unknown here: {answer.error}")
+    return EXIT_STATUS_OF_STATE.get(job.state, 0)
+
+
+def logs(args: argparse.Namespace) -> int:
+    client = ClusterClient(_address(args))
+    job = _chosen(client, args.id)
+    if not args.follow:
+        sys.stdout.write(client.logs(job.submission_id))
+        return 0
+    return _follow(client, job.submission_id)
+
+
+def stop(args: argparse.Namespace) -> int:
+    """Drain: units at work are finished within `workers.drain_sec`, the rest is left for `resume`."""
+    client = ClusterClient(_address(args))
+    job = (None if args.id else only_one_at_work(client.jobs())) or _chosen(client, args.id)
+    if job.has_ended:
+        _say(args, f"{job.submission_id} had ended already: {job.state.lower()}")
+        return 0
+    drain_sec = json.loads(job.metadata[JOB_KEY])["workers"]["drain_sec"]
+    client.stop(job.submission_id)
+    _say(args, f"asked {job.submission_id} to stop; units at work get {drain_sec:g} s to finish")
+    patience_sec = drain_sec + 2 * STOP_MARGIN_SEC
+    ended = client.wait(job.submission_id, timeout_sec=patience_sec, on_change=lambda _: None)
+    _say(args, f"{job.submission_id} has ended: {ended.state.lower()}; continue it with `resume`")
+    return 0
+
+
+def list_jobs(args: argparse.Namespace) -> int:
+    jobs = ClusterClient(_address(args)).jobs()
+    if args.json:
+        print(json.dumps([_row(job) for job in jobs]))
+    else:
+        print("\n".join(map(_line, jobs)) or "no labeling job on this cluster")
+    return 0
+
+
+def cost(args: argparse.Namespace) -> int:
+    """An estimate for a job file; for a job on the cluster, what its store says it has cost so far."""
+    if args.what.endswith((".toml", ".json")):
+        overrides = [part for one in args.set for part in ("--set", one)]
+        answer, name, words = progress.cost_estimate([args.what, *overrides]), "plan", progress.plan_in_words
+    else:
+        store = ClusterClient(_address(args)).job(args.what).store
+        answer, name, words = progress.store_status(store), "cost", progress.cost_in_words
+    found = answer.value.get(name)
+    if not found:
+        print(f"cost: {answer.error or 'nothing is known yet'}", file=sys.stderr)
+        return answer.exit_status or 1
+    print(json.dumps(found) if args.json else words(answer.value))
+    return 0
+
+
+def show_dashboard(args: argparse.Namespace) -> int:
+    arguments = [f"--port={args.port}"]
+    if args.tokenizer:
+        arguments.append(f"--tokenizer={args.tokenizer}")
+    return dashboard.serve(args.target, arguments)
+
+
+def up(args: argparse.Namespace) -> int:
+    cluster = local.up(args.local, args.state, cpus_per_node=args.cpus)
+    if args.json:
+        print(json.dumps({"address": cluster.address, "gcs_address": cluster.gcs_address}))
+    else:
+        _say(args, f"{args.local} nodes are up; logs in {cluster.folder}")
+        print(cluster.address)
+    return 0
+
+
+def down(args: argparse.Namespace) -> int:
+    _say(args, f"stopped {local.down(args.state)} nodes")
+    return 0
+
+
+def _address(args: argparse.Namespace) -> str:
+    """The cluster meant: as given, from Ray's variable, or the local one that is up."""
+    found = args.address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if found:
+        return found
+    try:
+        return local.read_state(local.default_state_folder()).address
+    except ClusterError:
+        raise JobRefusedError(
+            "no cluster is named: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, or start a "
+            "local one with: python -m cluster up --local 2"
+        ) from None
+
+
+def _refuse_busy_store(client: ClusterClient, store: str) -> None:
+    for job in client.jobs():
+        if job.store == store and not job.has_ended:
+            raise JobRefusedError(
+                f"job {job.submission_id} is {job.state.lower()} on the store {store}; follow or stop it, or "
+                "write to another store: two jobs on one store would only wait for each other"
+            )
+
+
+def _job_of(earlier: ClusterJob, folder: Path) -> JobConfig:
+    """The configuration that the cluster keeps with an earlier job."""
+    file = folder / "earlier.json"
+    file.write_text(earlier.metadata[JOB_KEY], encoding="utf-8")
+    return load_job(str(file), environ={})
+
+
+def _submitted(client: ClusterClient, submission_id: str, args: argparse.Namespace) -> int:
+    if args.json:
+        print(json.dumps({"id": submission_id, "address": client.address}), flush=True)
+    else:
+        print(submission_id, flush=True)
+    if args.follow:
+        return _follow(client, submission_id)
+    if args.wait:
+        job = client.wait(submission_id, on_change=lambda job: _say(args, _line(job)))
+        return _ended(job)
+    return 0
+
+
+def _follow(client: ClusterClient, submission_id: str) -> int:
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    client.job(submission_id)
+    return _ended(client.follow(submission_id, write))
+
+
+def _ended(job: ClusterJob) -> int:
+    if job.state == "FAILED":
+        print(f"{job.submission_id} failed: {job.message}", file=sys.stderr)
+    return EXIT_STATUS_OF_STATE[job.state]
+
+
+def _chosen(client: ClusterClient, submission_id: str | None) -> ClusterJob:
+    if submission_id is not None:
+        return client.job(submission_id)
+    jobs = client.jobs()
+    if not jobs:
+        raise JobRefusedError(f"{client.address} has no labeling job; submit one")
+    return jobs[0]
+
+
+def only_one_at_work(jobs: Sequence[ClusterJob]) -> ClusterJob | None:
+    """The job meant by a `stop` without an id: on a shared cluster the newest may be someone else's.
+
+    Raises:
+        JobRefusedError: several have not ended.
+    """
+    at_work = [job for job in jobs if not job.has_ended]
+    if len(at_work) > 1:
+        names = ", ".join(job.submission_id for job in at_work)
+        raise JobRefusedError(f"{len(at_work)} jobs have not ended; name the one to stop: {names}")
+    return at_work[0] if at_work else None
+
+
+def _row(job: ClusterJob) -> dict[str, Any]:
+    return {
+        "id": job.submission_id,
+        "state": job.state,
+        "store": job.store,
+        "started": job.started,
+        "seconds": round(job.seconds, 1),
+        "exit_code": job.exit_code,
+        "message": job.message,
+        "resumes": job.resumes,
+    }
+
+
+def _line(job: ClusterJob) -> str:
+    return (
+        f"{job.submission_id}  {job.state:<9}  {job.started or '-':<20}  {job.seconds:>7.0f} s  {job.store}"
+    )
+
+
+def _progress_line(value: dict[str, Any]) -> str:
+    parts = []
+    if value.get("units_total"):
+        parts.append(f"{value.get('units_done')} of {value['units_total']} units")
+    names = {
+        "sequences": "sequences",
+        "rows": "label rows",
+        "tokens_per_second": "tokens/s",
+        "bytes_per_token": "B/token",
+        "rejects": "rejects",
+        "failures": "failures",
+        "seconds_left": "s left",
+    }
+    for name, unit in names.items():
+        if value.get(name) is not None:
+            parts.append(f"{value[name]:,.0f} {unit}")
+    return f"  {value.get('state', 'unknown')}: " + ", ".join(parts)
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if not args.quiet and not getattr(args, "json", False):
+        print(text, flush=True)

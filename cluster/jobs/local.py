@@ -1,0 +1,283 @@
+"""A Ray cluster of several nodes on this machine, to try things out: up, and down again.
+
+Everything started is written to a state file with its process id and start time, and only that is stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.jobs.access import bearer_header, ensure_token, find_token
+from cluster.jobs.client import list_nodes
+
+HEAD_IP = "127.0.0.2"
+"""Ray replaces 127.0.0.1 by the machine's own address, which other machines could reach."""
+START_TIMEOUT_SEC = 180.0
+AGENT_PORTS = (
+    "metrics-export-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+)
+PORTS = range(20_000, 32_000)
+"""Above the range that Ray gives its workers by default, and below the kernel's ephemeral ports."""
+START_TRIES = 2
+"""On a busy machine Ray itself gives up on a node after 15 to 30 seconds; the next try is usually quicker."""
+STOP_TIMEOUT_SEC = 20.0
+OBJECT_STORE_BYTES = 100_000_000
+STATE_FILE = "local-cluster.json"
+NODE_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's control store and nodes listen on every interface: only who has the token may use them.
+    "RAY_AUTH_MODE": "token",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150",
+    # `down` ends at once; who wants a job to drain first says `stop`.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
+
+
+class NodeEndedError(ClusterError):
+    """A node's process ended while it was starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """One `ray start --block`; its children share a session with it, but for the drivers of jobs."""
+
+    ip: str
+    pid: int
+    started: str
+    """When the process began, so that a reused process id is not mistaken for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCluster:
+    address: str
+    """Of the dashboard and the Jobs API."""
+    gcs_address: str
+    """For `ray.init(address=...)`."""
+    folder: str
+    """Logs and sockets."""
+    nodes: tuple[LocalNode, ...]
+
+
+def default_state_folder() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "penumbra"
+
+
+def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluster:
+    """Start a head and `num_nodes - 1` further nodes; returns when all have joined.
+
+    Raises:
+        ClusterError: one is already up, or a node did not start; what had started is stopped again.
+    """
+    state_file = state_folder / STATE_FILE
+    state_folder.mkdir(parents=True, exist_ok=True)
+    if state_file.exists():
+        raise ClusterError(
+            f"{state_file} says that a local cluster is up at {read_state(state_folder).address}; use it, or "
+            "stop it first with: python -m cluster down"
+        )
+    ensure_token()
+    folder = Path(tempfile.mkdtemp(prefix="penumbra-ray-"))
+    gcs_port, dashboard_port = _free_ports(2)
+    common = [
+        f"--num-cpus={cpus_per_node}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        "--disable-usage-stats",
+        "--block",
+    ]
+    head = [
+        "--head",
+        f"--node-ip-address={HEAD_IP}",
+        f"--port={gcs_port}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard_port}",
+        f"--temp-dir={folder}",
+        *common,
+    ]
+    cluster = LocalCluster(f"http://127.0.0.1:{dashboard_port}", f"{HEAD_IP}:{gcs_port}", str(folder), ())
+    try:
+        for index in range(num_nodes):  # one after another: nodes that share a folder race at their start
+            ip = HEAD_IP if index == 0 else f"127.0.0.{10 + index}"
+            join = [f"--address={cluster.gcs_address}", f"--node-ip-address={ip}", *common]
+            for tries_left in reversed(range(START_TRIES)):
+                node = _start(ip, head if index == 0 else join, folder)
+                attempt = replace(cluster, nodes=(*cluster.nodes, node))
+                state_file.write_text(json.dumps(asdict(attempt), indent=2), encoding="utf-8")
+                try:
+                    _wait_for_nodes(attempt, folder)
+                    break
+                except NodeEndedError:
+                    _stop_all((node,))
+                    if not tries_left:
+                        raise
+            cluster = attempt
+    except BaseException:
+        if state_file.exists():
+            _stop_all(read_state(state_folder).nodes)
+        state_file.unlink(missing_ok=True)
+        raise
+    return cluster
+
+
+def down(state_folder: Path) -> int:
+    """Stop what `up` started and nothing else; how many nodes were still running.
+
+    Raises:
+        ClusterError: no local cluster is noted in the folder.
+    """
+    cluster = read_state(state_folder)
+    num_running = _stop_all(cluster.nodes)
+    (state_folder / STATE_FILE).unlink()
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+    return num_running
+
+
+def read_state(state_folder: Path) -> LocalCluster:
+    state_file = state_folder / STATE_FILE
+    try:
+        raw = json.loads(state_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ClusterError(
+            f"no local cluster is up: {state_file} does not exist; start one with: "
+            "python -m cluster up --local 2"
+        ) from None
+    nodes = tuple(LocalNode(**node) for node in raw.pop("nodes"))
+    return LocalCluster(**raw, nodes=nodes)
+
+
+def _start(ip: str, arguments: list[str], folder: Path) -> LocalNode:
+    environment = os.environ | NODE_ENVIRONMENT
+    with open(folder / f"node-{ip}.log", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *agent_ports()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+    return LocalNode(ip, process.pid, start_time(process.pid) or "")
+
+
+def _wait_for_nodes(cluster: LocalCluster, folder: Path) -> None:
+    """Until the dashboard counts every node started so far as alive."""
+    newest = cluster.nodes[-1]
+    deadline = time.monotonic() + START_TIMEOUT_SEC
+    while time.monotonic() < deadline:
+        _check_alive(newest, folder)
+        if count_alive_nodes(cluster.address) >= len(cluster.nodes):
+            return
+        time.sleep(0.3)
+    raise ClusterError(f"node {newest.ip} did not join in {START_TIMEOUT_SEC:.0f} s; see its log in {folder}")
+
+
+def count_alive_nodes(address: str) -> int:
+    """Nodes that a dashboard counts as alive; 0 while it does not answer yet."""
+    import requests
+
+    try:
+        nodes = list_nodes(address, bearer_header(find_token()))
+    except (requests.RequestException, KeyError, ValueError):
+        return 0
+    return sum(1 for node in nodes if node["raylet"].get("state") == "ALIVE")
+
+
+def _check_alive(node: LocalNode, folder: Path) -> None:
+    if start_time(node.pid) != node.started:
+        log = (folder / f"node-{node.ip}.log").read_text(errors="replace")
+        raise NodeEndedError(f"node {node.ip} ended at its start; the end of its log:\n{log[-800:]}")
+
+
+def _stop_all(nodes: tuple[LocalNode, ...]) -> int:
+    """SIGTERM to every node, the head last; SIGKILL to what stays of them, drivers of jobs included."""
+    started = {node.pid: start_time(node.pid) for node in nodes}
+    running = [node for node in reversed(nodes) if started[node.pid] == node.started]
+    # A process id stays taken while its session has members, so a dead leader's session is still its own.
+    members: dict[int, str] = {}
+    for node in nodes:
+        if started[node.pid] in (node.started, None):
+            members |= node_processes(node.pid)
+    for node in running:
+        os.kill(node.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_SEC
+    for node in running:
+        while start_time(node.pid) == node.started and time.monotonic() < deadline:
+            _reap(node.pid)
+            time.sleep(0.1)
+    for pid, member_started in members.items():
+        if start_time(pid) == member_started:
+            os.kill(pid, signal.SIGKILL)
+            _reap(pid)
+    return len(running)
+
+
+def _reap(pid: int) -> None:
+    """Collect the process if it is a child of this one; `down` is usually another process than `up`."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def start_time(pid: int) -> str | None:
+    """When the process began, as `ps` says it; None if there is none or only its remains."""
+    done = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    state, _, started = done.stdout.strip().partition(" ")
+    return started.strip() if started and not state.startswith("Z") else None
+
+
+def node_processes(leader: int) -> dict[int, str]:
+    """Process ids and start times of a node: the leader's session, and what descends from it."""
+    done = subprocess.run(["ps", "-eo", "pid=,ppid=,sess="], capture_output=True, text=True, check=True)
+    table = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    found = {pid for pid, _, session in table if session == leader}
+    size = 0
+    while size < len(found):
+        size = len(found)
+        found |= {pid for pid, parent, _ in table if parent in found}
+    return {pid: started for pid in found if (started := start_time(pid)) is not None}
+
+
+def agent_ports() -> list[str]:
+    """Arguments of `ray start`.
+
+    With ports chosen here a node need not wait for its agents to say theirs, for which Ray allows only
+    15 seconds: too little on a busy machine.
+    """
+    ports = _free_ports(len(AGENT_PORTS))
+    return [f"--{name}={port}" for name, port in zip(AGENT_PORTS, ports, strict=True)]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Different ports that are free now, and most likely still when Ray comes to them."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise ClusterError(
+        f"no {count} ports are free between {PORTS.start} and {PORTS.stop}; end what holds them"
+    )

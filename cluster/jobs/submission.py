@@ -1,0 +1,228 @@
+"""A job made ready for a cluster: what travels, what must already be there, what is refused. Pure.
+
+A cluster sees neither this machine's files nor its environment. Input files may travel along when they are
+small; a teacher's folder and the store must lie where every node reaches them. Secrets never travel: what
+is submitted can be read by everyone who reaches the cluster's dashboard.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from cluster.errors import JobRefusedError
+from labeler.config.loading import JobConfig, resolved
+
+Files = Literal["same", "ship"]
+"""Where the job's local paths mean something: "same" on every node as here, "ship" only here."""
+
+MAX_SHIPPED_BYTES = 64 * 2**20
+"""Ray's upload ends at 100 MiB; the rest is room for code."""
+JOB_FILE = "job.json"
+INPUT_FOLDER = "input"
+STOP_MARGIN_SEC = 30
+"""Time beyond `workers.drain_sec` that a stopped driver has before Ray kills it."""
+SECRET_NAME = re.compile(r"key|secret|token(?!iz)|passw|credential", re.IGNORECASE)
+"""TOKENIZERS_PARALLELISM and its like are no secrets."""
+BLANK = "***"
+
+STORE_KEY = "penumbra.store"
+JOB_KEY = "penumbra.job"
+OPTIONS_KEY = "penumbra.options"
+RESUMES_KEY = "penumbra.resumes"
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """How a job is run on the cluster, apart from the job itself."""
+
+    files: Files
+    """Whether local paths are the same on every node, or must travel."""
+    python: str
+    """The interpreter on the cluster that has this project (and vLLM) installed."""
+    ship_code: bool = False
+    """Send this machine's labeler and logitstore along instead of using the cluster's."""
+    env_vars: tuple[tuple[str, str], ...] = ()
+    """Environment of the job; never secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What Ray's Jobs API gets."""
+
+    submission_id: str
+    entrypoint: str
+    runtime_env: dict[str, Any]
+    metadata: dict[str, str]
+
+
+def prepare(
+    job: JobConfig, options: SubmitOptions, folder: Path, *, resumes: str | None = None
+) -> Submission:
+    """Fill `folder` with what travels and describe the submission.
+
+    Raises:
+        JobRefusedError: a secret, or a path that the cluster cannot reach.
+    """
+    document = _with_absolute_paths(resolved(job))
+    refuse_secrets(document)
+    parse_env([f"{name}={value}" for name, value in options.env_vars])
+    if job.workers.address is not None:
+        raise JobRefusedError(
+            f"workers.address is {job.workers.address!r}, but the job runs on the cluster it is submitted "
+            "to; remove the setting"
+        )
+    metadata = {
+        STORE_KEY: document["output"]["uri"],
+        JOB_KEY: json.dumps(document),
+        OPTIONS_KEY: json.dumps(
+            {"files": options.files, "python": options.python, "ship_code": options.ship_code}
+            | {"env_vars": dict(options.env_vars)}
+        ),
+    }
+    if resumes is not None:
+        metadata[RESUMES_KEY] = resumes
+    if options.files == "ship":
+        document = _ship_input(document, folder)
+    (folder / JOB_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
+    if options.ship_code:
+        _ship_code(folder)
+    stop_wait_sec = int(job.workers.drain_sec) + STOP_MARGIN_SEC
+    return Submission(
+        submission_id=submission_id(job.output.uri),
+        entrypoint=f"{shlex.quote(options.python)} -m labeler run {JOB_FILE}",
+        runtime_env={
+            "working_dir": str(folder),
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_sec), "PYTHONUNBUFFERED": "1"}
+            | dict(options.env_vars),
+        },
+        metadata=metadata,
+    )
+
+
+def options_of(metadata: Mapping[str, str]) -> SubmitOptions:
+    """The options an earlier job was submitted with."""
+    raw = json.loads(metadata[OPTIONS_KEY])
+    return SubmitOptions(raw["files"], raw["python"], raw["ship_code"], tuple(raw["env_vars"].items()))
+
+
+def submission_id(store_uri: str) -> str:
+    """A new id that a person recognises: the store's last name and six random digits."""
+    name = re.sub(r"[^a-z0-9]+", "-", store_uri.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
+    return f"label-{name[:40] or 'store'}-{secrets.token_hex(3)}"
+
+
+def parse_env(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """`NAME=VALUE` arguments. Raises JobRefusedError for names that hold secrets."""
+    found = []
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise JobRefusedError(f"--env {name!r} must look like NAME=VALUE")
+        if SECRET_NAME.search(name):
+            raise JobRefusedError(
+                f"--env {name}: a job's environment is shown on the cluster's dashboard, so secrets may not "
+                "travel in it; set the variable on the cluster's nodes, or give them a role that needs none"
+            )
+        found.append((name, value))
+    return tuple(found)
+
+
+def refuse_secrets(document: dict[str, Any]) -> None:
+    """Raise JobRefusedError where a job, as `resolved` gives it, holds what others must not read."""
+    for section in ("input", "output"):
+        blanked = _blanked(document[section]["storage_options"])
+        if blanked:
+            raise JobRefusedError(
+                f"{section}.storage_options.{blanked[0]} is a secret, and a job's settings are shown to "
+                "everyone who reaches the cluster: remove it and set AWS_ACCESS_KEY_ID and the like on the "
+                "cluster's nodes"
+            )
+        if urlsplit(document[section]["uri"]).username is not None:
+            raise JobRefusedError(
+                f"{section}.uri holds a user name or password; remove it and set credentials on the "
+                "cluster's nodes"
+            )
+
+
+def _blanked(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names of the settings that `resolved` blanked, that is: that held secrets."""
+    found = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _blanked(value, f"{prefix}{name}.")
+        elif value == BLANK:
+            found.append(prefix + name)
+    return found
+
+
+def is_local_path(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
+    """The same job whatever folder it runs in."""
+    changed = json.loads(json.dumps(document))
+    for section in ("input", "output"):
+        uri = changed[section]["uri"]
+        if is_local_path(uri):
+            changed[section]["uri"] = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    if os.path.isdir(changed["teacher"]["model"]):
+        changed["teacher"]["model"] = os.path.abspath(changed["teacher"]["model"])
+    return changed
+
+
+def _ship_input(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Copy local input files into the folder; refuse paths that cannot travel. Local paths are absolute."""
+    changed = json.loads(json.dumps(document))
+    remedy = "use an s3:// address, or --files same if every node sees the path as this machine does"
+    if is_local_path(changed["output"]["uri"]):
+        raise JobRefusedError(f"output.uri {changed['output']['uri']!r} lies on this machine; {remedy}")
+    if os.path.isdir(changed["teacher"]["model"]):
+        raise JobRefusedError(
+            f"teacher.model {changed['teacher']['model']!r} is a folder of this machine; name a Hugging Face "
+            "id, or use --files same if every node has the folder at the same path"
+        )
+    uri = changed["input"]["uri"]
+    if not is_local_path(uri):
+        return changed
+    files = sorted(path for path in map(Path, glob.glob(uri, recursive=True)) if path.is_file())
+    if Path(uri).is_dir():
+        files = sorted(path for path in Path(uri).rglob("*") if path.is_file())
+    if not files:
+        raise JobRefusedError(f"input.uri {uri!r} matches no file; correct the path")
+    num_bytes = sum(path.stat().st_size for path in files)
+    if num_bytes > MAX_SHIPPED_BYTES:
+        raise JobRefusedError(
+            f"input.uri {uri!r} has {num_bytes:,} bytes and at most {MAX_SHIPPED_BYTES:,} travel with a job; "
+            + remedy
+        )
+    target = folder / INPUT_FOLDER
+    target.mkdir()
+    for path in files:
+        if (target / path.name).exists():
+            raise JobRefusedError(f"input.uri {uri!r} matches two files named {path.name}; rename one")
+        shutil.copyfile(path, target / path.name)
+    changed["input"]["uri"] = f"{INPUT_FOLDER}/{files[0].name}" if len(files) == 1 else f"{INPUT_FOLDER}/*"
+    return changed
+
+
+def _ship_code(folder: Path) -> None:
+    """Copy the packages that a job runs; the job's own folder comes first on Python's path."""
+    for package in ("labeler", "logitstore"):
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise JobRefusedError(f"--ship-code: the package {package} is not installed here")
+        source = Path(next(iter(spec.submodule_search_locations)))
+        shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))

@@ -1,0 +1,1 @@
+"""The settings of a labeling job and how they are read."""

@@ -1,0 +1,122 @@
+"""The configuration of a labeling job: one TOML file, checked before anything starts.
+
+Imports neither ray, vllm nor torch, so that `cluster` can check a job where none of them is installed.
+The models are in `settings.py`; `load_job` reads a file and `--set` overrides, and `resolved` is what a
+store keeps in `job.json`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from labeler.config.settings import (
+    CostConfig,
+    FakeTeacherConfig,
+    FiltersConfig,
+    InputConfig,
+    JobConfig,
+    LabelsConfig,
+    LimitsConfig,
+    OutputConfig,
+    TeacherConfig,
+    WorkersConfig,
+)
+from logitstore.common.config_file import (
+    ConfigError,
+    apply_override,
+    explain_problem,
+    read_document,
+    without_secrets,
+)
+
+__all__ = [
+    "ConfigError",
+    "CostConfig",
+    "FakeTeacherConfig",
+    "FiltersConfig",
+    "InputConfig",
+    "JobConfig",
+    "LabelsConfig",
+    "LimitsConfig",
+    "OutputConfig",
+    "TeacherConfig",
+    "WorkersConfig",
+    "describe_difference",
+    "identity",
+    "load_job",
+    "resolved",
+]
+
+
+def load_job(
+    path: str | None, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+) -> JobConfig:
+    """The job of a TOML (or resolved .json) file with `section.key=value` overrides, checked.
+
+    Raises ConfigError naming the value, the rule and the remedy. `environ` gives RAY_ADDRESS.
+    """
+    document = read_document(path, what="job") if path is not None else {}
+    for override in overrides:
+        apply_override(document, override)
+    address = environ.get("RAY_ADDRESS")
+    workers = document.setdefault("workers", {})
+    if address and isinstance(workers, dict) and not workers.get("address"):
+        workers["address"] = address
+    try:
+        return JobConfig.model_validate(document)
+    except ValidationError as error:
+        where = path if path is not None else "--set"
+        lines = [explain_problem(problem, what="job") for problem in error.errors()]
+        raise ConfigError(f"{where}: {'; '.join(lines)}") from None
+
+
+def resolved(job: JobConfig) -> dict[str, Any]:
+    """Every setting of the job as JSON values, secrets blanked: what `job.json` and the manifest keep."""
+    document = job.model_dump(mode="json")
+    for section in ("input", "output"):
+        document[section]["storage_options"] = without_secrets(document[section]["storage_options"])
+    return document
+
+
+def identity(job: JobConfig) -> dict[str, Any]:
+    """The settings that a store's labels depend on, by dotted name; others may change between runs.
+
+    Places count by what they are, not by how they are written: a model's folder by its name (the store's
+    manifest has its fingerprint), an input by its absolute path. A teacher in more stages is the same.
+    """
+    flat = _flatten({name: resolved(job)[name] for name in ("teacher", "labels", "input", "filters")})
+    if os.path.isdir(job.teacher.model):
+        flat["teacher.model"] = os.path.basename(os.path.abspath(job.teacher.model))
+    if "://" not in job.input.uri:
+        flat["input.uri"] = os.path.abspath(job.input.uri)
+    changeable = (
+        "input.storage_options",
+        "teacher.fake.",
+        "teacher.pipeline_parallel_size",
+        "filters.repeated_tokens",
+    )
+    return {name: value for name, value in flat.items() if not name.startswith(changeable)}
+
+
+def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per setting in which two `identity` records differ."""
+    names = sorted(set(stored) | set(now))
+    return [
+        f"{name}: {stored.get(name)!r} in the store, {now.get(name)!r} now"
+        for name in names
+        if stored.get(name) != now.get(name)
+    ]
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

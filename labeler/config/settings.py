@@ -1,0 +1,349 @@
+"""The settings of a labeling job, section by section, with their rules.
+
+Imports neither ray, vllm nor torch. What a field means stands below it. `config.py` reads a job from a
+file and `--set`; import the models from there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from labeler.config.engine_keys import OWNED_ENGINE_ARGS
+
+InputKind = Literal["messages", "prompt", "prompt_response", "text", "token_ids"]
+
+FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt": ("prompt",),
+    "prompt_response": ("prompt", "response"),
+    "text": ("text",),
+    "token_ids": ("token_ids",),
+}
+"""Roles that every record of a kind must have; `token_ids` records may also have `response_token_ids`."""
+
+SETTING_OF_ENGINE_ARG: dict[str, str] = {
+    "model": "teacher.model",
+    "revision": "teacher.revision",
+    "dtype": "teacher.dtype",
+    "quantization": "teacher.quantization",
+    "tensor_parallel_size": "teacher.tensor_parallel_size",
+    "pipeline_parallel_size": "teacher.pipeline_parallel_size",
+    "nnodes": "workers.machines",
+    "max_model_len": "teacher.max_model_len",
+    "trust_remote_code": "teacher.trust_remote_code",
+    "seed": "labels.seed",
+    "max_logprobs": "labels.top_k",
+    "logprobs_mode": "teacher.capture",
+}
+"""The setting to use instead of an engine argument that the labeler sets itself."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FakeTeacherConfig(_Section):
+    """The stand-in teacher of `engine = "fake"`: hash-made logits over bytes, for trying out a job."""
+
+    vocab_size: int = Field(default=512, ge=260)
+    """Width of the made-up logits; ids 0..255 are bytes, 256..259 mark turns and ends."""
+    seconds_per_token: float = Field(default=0.0, ge=0)
+    """Slowness to imitate."""
+    load_sec: float = Field(default=0.0, ge=0)
+    """Time that loading pretends to take."""
+    fatal_token_id: int | None = None
+    """A token whose presence in a sequence kills the engine, to rehearse what a job does about it."""
+
+
+class TeacherConfig(_Section):
+    engine: Literal["vllm", "fake"] = "vllm"
+    """"fake" labels with a stand-in that needs no model, GPU or vLLM: for trying out a job's settings."""
+    model: str = ""
+    """Hugging Face id or folder of the teacher."""
+    revision: str | None = None
+    """Commit or tag of a Hugging Face id; None is the newest."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights and activations; "auto" is the model's own."""
+    quantization: str | None = None
+    """vLLM's name of a quantisation to apply; None is the model's own."""
+    head_dtype: Literal["auto", "float32"] = "auto"
+    """"float32" computes the logits in fp32 also for a bf16 model, whose logits are else 0.125 apart."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs, or on a CPU groups of cores, that share every layer of the model. They are on one machine."""
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    """Stages, of `tensor_parallel_size` GPUs each, that the model's layers are divided among."""
+    max_model_len: int | None = Field(default=None, ge=2)
+    """Longest sequence, prompt and response, in tokens; None is the model's own limit."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    capture: Literal["auto", "in_engine", "public_api"] = "auto"
+    """Where normalisers come from: inside the engine (exact at every temperature), or vLLM's public API
+    (exact at T=1 only). "auto" takes the first and falls back, loudly, to the second."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further vLLM engine arguments; refuses the ones that other settings own."""
+    fake: FakeTeacherConfig = FakeTeacherConfig()
+    """Settings of `engine = "fake"`."""
+
+    @property
+    def num_ranks(self) -> int:
+        """GPUs, or groups of cores, of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @field_validator("engine_args")
+    @classmethod
+    def _not_owned(cls, engine_args: dict[str, Any]) -> dict[str, Any]:
+        for name in engine_args:
+            if name in OWNED_ENGINE_ARGS:
+                setting = SETTING_OF_ENGINE_ARG.get(name)
+                remedy = f"set {setting} instead" if setting else "remove it"
+                raise ValueError(f"{name!r} is not allowed here, since the labeler sets it itself; {remedy}")
+        return engine_args
+
+    @model_validator(mode="after")
+    def _model_named(self) -> TeacherConfig:
+        if self.engine == "vllm" and not self.model:
+            raise ValueError(
+                "model is missing: a job needs a teacher; set teacher.model to a Hugging Face id or a folder "
+                '(or teacher.engine = "fake" to try out a job without one)'
+            )
+        return self
+
+
+class InputConfig(_Section):
+    uri: str = Field(min_length=1)
+    """Path, glob or URL (local, s3://) of JSONL (also .gz, .zst), Parquet or Arrow files."""
+    kind: InputKind
+    """What a record holds."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Names of the record's fields by role, for example {prompt = "question", response = "answer"}; a role
+    not named here is a field of the role's own name. Dots reach into nested objects. Where a prompt is a
+    list of strings (turns), its first is the prompt."""
+    id: str | None = None
+    """Field holding a record's id; None makes a stable id from the content."""
+    chat_template: bool = True
+    """Put prompts and messages into the tokenizer's chat template; false concatenates plain text."""
+    system_prompt: str | None = None
+    """A system message put before prompts that have none; needs the chat template."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only the first so many records of the input."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """fsspec options of the input's storage, such as endpoint_url; credentials come from the environment."""
+
+    @model_validator(mode="after")
+    def _roles(self) -> InputConfig:
+        known = set(FIELDS_BY_KIND[self.kind])
+        if self.kind == "token_ids":
+            known.add("response_token_ids")
+        if unknown := sorted(set(self.fields) - known):
+            raise ValueError(
+                f"fields names the role {unknown[0]!r}, but kind {self.kind!r} has only "
+                f"{', '.join(sorted(known))}; remove it or change input.kind"
+            )
+        if self.system_prompt is not None and not self.chat_template:
+            raise ValueError("system_prompt needs chat_template = true: plain text has no system message")
+        return self
+
+    def field_names(self) -> dict[str, str]:
+        """The record's field for every role of the kind, "id" included where it is given."""
+        names = {role: self.fields.get(role, role) for role in FIELDS_BY_KIND[self.kind]}
+        names.update(self.fields)
+        if self.id is not None:
+            names["id"] = self.id
+        return names
+
+
+class LabelsConfig(_Section):
+    mode: Literal["score", "generate"] = "score"
+    """"score" labels the given response or text; "generate" lets the teacher write the response."""
+    top_k: int = Field(default=64, ge=1)
+    """K, the stored entries of a label row."""
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Temperatures with exact stored normalisers, ascending from 1."""
+    positions: Literal["auto", "response", "all"] = "auto"
+    """Which tokens get labels; "auto" is "all" for text and token_ids without a response, else "response"."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Generate: sampling temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Generate: nucleus sampling."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Generate: most tokens of a response."""
+    n: int = Field(default=1, ge=1)
+    """Generate: responses per prompt."""
+    seed: int = Field(default=0, ge=0)
+    """Generate: the same seed samples the same responses, whichever actor does it."""
+    stop: tuple[str, ...] = ()
+    """Generate: strings that end a response."""
+    label_at: Literal["auto", "decode", "rescore"] = "auto"
+    """Generate: take labels while decoding, or score the finished response afterwards; "auto" is faster."""
+
+    @field_validator("temperatures")
+    @classmethod
+    def _ascending_from_one(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        if not temperatures or temperatures[0] != 1.0 or list(temperatures) != sorted(set(temperatures)):
+            raise ValueError(
+                f"temperatures {list(temperatures)} must ascend from 1.0; for example [1.0, 2.0, 4.0]"
+            )
+        return temperatures
+
+
+class FiltersConfig(_Section):
+    """What happens to responses that are poor training text. All are counted and listed, never silent."""
+
+    truncated: Literal["keep", "flag", "drop"] = "flag"
+    """Generate: a response that hit max_tokens."""
+    empty: Literal["keep", "flag", "drop"] = "drop"
+    """Generate: a response without a token besides the end marker."""
+    repeated: Literal["keep", "flag", "drop"] = "flag"
+    """Generate: a response that ends in a loop: its last `repeated_tokens` tokens have a period of at most
+    an eighth of that."""
+    repeated_tokens: int = Field(default=64, ge=16)
+    """Tokens at the end of a response that are looked at for a loop."""
+    min_tokens: int = Field(default=0, ge=0)
+    """Generate: responses shorter than this are too short; 0 is off."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Generate: responses longer than this are too long."""
+    length: Literal["flag", "drop"] = "drop"
+    """Generate: what happens to a response that is too short or too long."""
+    duplicate_prompts: Literal["keep", "drop"] = "keep"
+    """Generate: a prompt that is, token for token, an earlier record's."""
+
+
+class OutputConfig(_Section):
+    uri: str = Field(min_length=1)
+    """Folder or URL (s3://) of the store."""
+    unit_size: int = Field(default=64, ge=1)
+    """Records of a work unit, which becomes one shard."""
+    unit_tokens: int = Field(default=65_536, ge=1)
+    """Most tokens of a work unit: long records make smaller units, which bounds an actor's memory."""
+    codebook_units: int = Field(default=2, ge=0)
+    """Units after which the store's shared codebooks are trained; 0 leaves each shard one of its own."""
+    retry_sec: float = Field(default=120, ge=0)
+    """How long an actor tries to write finished labels again while the storage fails."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """fsspec options of the store's storage, such as endpoint_url; credentials come from the environment."""
+
+
+class WorkersConfig(_Section):
+    replicas: int = Field(default=1, ge=1)
+    """Engines that run side by side, one per Ray actor."""
+    machines: int = Field(default=1, ge=1)
+    """Machines of a replica, for a teacher too large for one: a Ray placement group holds them. The stages of
+    `teacher.pipeline_parallel_size` are divided among them evenly."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs of a replica on each of its machines; 0 runs on the CPU."""
+    cores: int = Field(default=1, ge=1)
+    """CPU cores of a replica on each of its machines. Without GPUs an engine on one machine is bound to cores
+    of its own."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Further Ray resources of a replica on each of its machines, for example {"teacher-node" = 0.01}."""
+    address: str | None = None
+    """Ray cluster to join; None takes RAY_ADDRESS, or starts a cluster on this machine for the job alone."""
+    restarts: int = Field(default=3, ge=0)
+    """Engine deaths in a row, without a finished unit between, after which a replica is given up."""
+    leases: int = Field(default=2, ge=1, le=8)
+    """Units that an actor holds at a time: one in the engine, the others waiting or being written."""
+    lease_sec: float = Field(default=900, gt=0)
+    """A lease expires when its actor has shown no progress for so long; the unit then goes to another."""
+    start_sec: float = Field(default=1800, gt=0)
+    """Longest time an engine may take to load."""
+    drain_sec: float = Field(default=60, ge=0)
+    """On SIGTERM: time to finish the units at work before they are given back."""
+    driver_lease_sec: float = Field(default=30, gt=0)
+    """A driver that has not renewed its lease on the store for so long may be replaced by another."""
+
+
+class LimitsConfig(_Section):
+    max_reject_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of the records that may be rejected before the job stops."""
+    min_records: int = Field(default=20, ge=1)
+    """Rejects are judged as a share of at least so many records: one bad record of three is no stop."""
+
+
+class CostConfig(_Section):
+    """Prices for the estimate of `--dry-run` and the sum at the end; 0 leaves the money out."""
+
+    per_gpu_hour: float = Field(default=0.0, ge=0)
+    """Price of an hour of one GPU."""
+    per_core_hour: float = Field(default=0.0, ge=0)
+    """Price of an hour of one CPU core, counted for replicas without GPUs."""
+    per_gb_month: float = Field(default=0.0, ge=0)
+    """Price of a month of one GB (10^9 bytes) of storage."""
+    currency: str = "USD"
+    """Name of the money."""
+
+
+class JobConfig(_Section):
+    """A labeling job."""
+
+    teacher: TeacherConfig
+    """Which model gives the labels."""
+    input: InputConfig
+    """What gets labeled."""
+    labels: LabelsConfig = LabelsConfig()
+    """What a label is."""
+    filters: FiltersConfig = FiltersConfig()
+    """Which responses are flagged or dropped."""
+    output: OutputConfig
+    """Where labels go."""
+    workers: WorkersConfig = WorkersConfig()
+    """How many engines, and how they are looked after."""
+    limits: LimitsConfig = LimitsConfig()
+    """When to stop."""
+    cost: CostConfig = CostConfig()
+    """What it costs."""
+
+    @model_validator(mode="after")
+    def _kind_fits_mode(self) -> JobConfig:
+        kind, mode = self.input.kind, self.labels.mode
+        if mode == "score" and kind == "prompt":
+            raise ValueError(
+                'input.kind = "prompt" has no response to score; set labels.mode = "generate", or '
+                'input.kind = "prompt_response" with input.fields.response'
+            )
+        if mode == "generate" and kind == "text":
+            raise ValueError(
+                'input.kind = "text" has no prompt to answer; set labels.mode = "score", or '
+                'input.kind = "prompt" with input.chat_template = false to continue plain text'
+            )
+        if kind == "text" and self.labels.positions == "response":
+            raise ValueError('labels.positions = "response" needs a response; plain text has none: set "all"')
+        return self
+
+    @model_validator(mode="after")
+    def _replica_holds_engine(self) -> JobConfig:
+        teacher, machines = self.teacher, self.workers.machines
+        if teacher.pipeline_parallel_size % machines:
+            raise ValueError(
+                f"workers.machines = {machines} does not divide teacher.pipeline_parallel_size = "
+                f"{teacher.pipeline_parallel_size}: each machine of a replica has the same number of stages; "
+                f"set teacher.pipeline_parallel_size to {machines} or a multiple of it"
+            )
+        name, devices = ("gpus", self.workers.gpus) if self.workers.gpus else ("cores", self.workers.cores)
+        ranks = teacher.num_ranks // machines
+        if ranks > devices:
+            stages = teacher.pipeline_parallel_size // machines
+            sizes = f"teacher.tensor_parallel_size = {teacher.tensor_parallel_size}"
+            if stages > 1:
+                sizes += f" and {stages} stages"
+            raise ValueError(
+                f"{sizes} on a machine need as many {name} as {ranks} there, workers.{name} is {devices:g}; "
+                f"raise it to at least {ranks}"
+            )
+        return self
+
+    @property
+    def positions(self) -> Literal["response", "all"]:
+        """`labels.positions` with "auto" resolved."""
+        if self.labels.positions != "auto":
+            return self.labels.positions
+        if self.input.kind == "text":
+            return "all"
+        without_response = "response_token_ids" not in self.input.fields and self.labels.mode == "score"
+        return "all" if self.input.kind == "token_ids" and without_response else "response"
+
+    @property
+    def labels_per_record(self) -> int:
+        """Sequences that one record makes."""
+        return self.labels.n if self.labels.mode == "generate" else 1

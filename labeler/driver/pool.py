@@ -1,0 +1,324 @@
+"""The actors of a job: placed, loaded, watched, ended and replaced.
+
+Ray's own restarts and retries are off: a dead engine is final for its actor, and what a dead actor held
+is for the scheduler to decide. The pool reports what happened as events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.placement_group import PlacementGroup
+
+from labeler.config.loading import JobConfig
+from labeler.driver.pool_events import (
+    LeaseEnded,
+    LeaseFailed,
+    PoolEvent,
+    ReplicaGivenUp,
+    ReplicasWait,
+    WorkerAlive,
+    WorkerDied,
+    WorkerLeft,
+    WorkerReady,
+    WorkerView,
+)
+from labeler.driver.scheduler import Lease
+from labeler.on_ray.cores import CoreBook
+from labeler.on_ray.failure_causes import first_cause
+from labeler.on_ray.head_watch import HeadWatch
+from labeler.on_ray.placement import actor_options, lack_of_room, release, reserve
+from labeler.records import EngineDiedError, Heartbeat
+from labeler.worker.actor import Worker
+
+HEARTBEAT_SEC = 1.0
+HEARTBEATS_PER_SEC = 100
+"""Of all workers together, so that a thousand do not keep the driver busy with them."""
+DRAIN_POLL_SEC = 5.0
+LONGEST_PAUSE_SEC = 30.0
+LEAVE_SEC = 10.0
+ROOM_PATIENCE_SEC = 30.0
+"""A replica without room for so long is mentioned."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The place of one replica, and the actor that is in it now."""
+
+    index: int
+    generation: int = 0
+    state: str = "empty"
+    """"empty", "placing", "loading", "ready", "leaving" or "given_up"."""
+    handle: Any = None
+    group: PlacementGroup | None = None
+    """What holds the replica's machines, where it has several."""
+    node_ids: tuple[str, ...] = ()
+    """Of its machines, the actor's first."""
+    node_name: str = ""
+    since_sec: float = 0.0
+    leave_by_sec: float = 0.0
+    """When "leaving": what is not finished by then is given back."""
+    not_before_sec: float = 0.0
+    deaths_in_row: int = 0
+    restarts: int = 0
+    leases: dict[int, Lease] = field(default_factory=dict)
+    heartbeat: Heartbeat | None = None
+    next_heartbeat_sec: float = 0.0
+
+    @property
+    def worker_id(self) -> str:
+        return f"worker-{self.index}.{self.generation}"
+
+
+class ActorPool:
+    """`replicas` places, each with at most one live actor. Call `poll` often."""
+
+    def __init__(self, job: JobConfig, special_ids: frozenset[int], actor_class: Any = None) -> None:
+        """`actor_class` stands in for the actors of `Worker`, for measurements of the driver alone."""
+        self._job = job
+        self._special_ids = special_ids
+        self._slots = [_Slot(index) for index in range(job.workers.replicas)]
+        self._calls: dict[Any, tuple[_Slot, int, str, int]] = {}
+        """Outstanding call -> (place, generation, what, lease id or 0)."""
+        self._cores = CoreBook(job.workers.cores) if job.workers.gpus == 0 else None
+        self._actor_class = actor_class or ray.remote(Worker)
+        self._heartbeat_sec = max(HEARTBEAT_SEC, job.workers.replicas / HEARTBEATS_PER_SEC)
+        self._closing = False
+        self._any_was_ready = False
+        self._is_lack_told = False
+        self._next_drain_poll_sec = 0.0
+        self._head = HeadWatch(ray.get_runtime_context().gcs_address)
+
+    @property
+    def is_in_contact(self) -> bool:
+        """Whether the cluster's head has answered of late."""
+        return self._head.is_in_contact
+
+    @property
+    def num_given_up(self) -> int:
+        return sum(slot.state == "given_up" for slot in self._slots)
+
+    def ready_workers(self) -> list[str]:
+        """Workers that can take units."""
+        return [slot.worker_id for slot in self._slots if slot.state == "ready"]
+
+    def views(self) -> list[WorkerView]:
+        views: list[WorkerView] = []
+        for slot in self._slots:
+            in_engine = slot.heartbeat.in_engine if slot.heartbeat else ()
+            units = [slot.leases[lease_id].unit.unit_id for lease_id in in_engine if lease_id in slot.leases]
+            unit = units[0] if units else None
+            views.append(WorkerView(slot.worker_id, slot.node_name, slot.state, unit, slot.restarts))
+        return views
+
+    def submit(self, lease: Lease) -> None:
+        slot = self._slot_of(lease.worker_id)
+        slot.leases[lease.lease_id] = lease
+        self._call(slot, "label", slot.handle.label_unit.remote(lease), lease.lease_id)
+
+    def poll(self, timeout_sec: float) -> list[PoolEvent]:
+        """What happened since the last call, waiting for something at most so long.
+
+        Raises ClusterLostError: nothing more will happen.
+        """
+        self._head.note()
+        now = time.monotonic()
+        events: list[PoolEvent] = []
+        for slot in self._slots:
+            self._start_if_empty(slot, now)
+            self._ask_for_heartbeat(slot, now)
+            if slot.state == "loading" and now - slot.since_sec > self._job.workers.start_sec:
+                reason = f"the engine did not load within workers.start_sec = {self._job.workers.start_sec:g}"
+                events += self._lost(slot, reason, engine=True)
+            if slot.state == "leaving" and (not slot.leases or now >= slot.leave_by_sec):
+                events.append(WorkerLeft(slot.worker_id, slot.node_name))
+                self._vacate(slot, pause_sec=0.0)
+        events += self._waiting_for_room(now)
+        self._tell_drained_nodes(now)
+        if not self._calls:
+            time.sleep(timeout_sec)
+            return events
+        waiting = list(self._calls)
+        done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_sec)
+        if done:
+            done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        for ref in done:
+            if ref in self._calls:
+                events += self._answered(ref)
+        return events
+
+    def end(self, worker_id: str, reason: str) -> list[PoolEvent]:
+        """End a worker that no longer gets on, and start another in its place."""
+        return self._lost(self._slot_of(worker_id), reason, engine=True)
+
+    def give_up(self, worker_id: str, reason: str) -> list[PoolEvent]:
+        """End a worker that is of no use, and start no other in its place."""
+        slot = self._slot_of(worker_id)
+        events = self._lost(slot, reason, engine=False)
+        slot.state = "given_up"
+        return [*events, ReplicaGivenUp(worker_id, reason)]
+
+    def leave(self) -> None:
+        """Start no further actor and let the present ones begin no further unit."""
+        self._closing = True
+        for slot in self._slots:
+            if slot.state == "ready":
+                slot.handle.leave.remote()
+
+    def close(self) -> None:
+        """End all actors, giving engines a moment to free what they hold."""
+        if self._head.is_gone:
+            return
+        self._closing = True
+        closing = [slot.handle.close.remote() for slot in self._slots if slot.state in ("ready", "leaving")]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=LEAVE_SEC)
+        for slot in self._slots:
+            if slot.handle is not None:
+                ray.kill(slot.handle)
+                release(slot.group)
+        self._calls.clear()
+
+    def _slot_of(self, worker_id: str) -> _Slot:
+        for slot in self._slots:
+            if slot.worker_id == worker_id:
+                return slot
+        raise KeyError(worker_id)
+
+    def _call(self, slot: _Slot, what: str, ref: Any, lease_id: int = 0) -> None:
+        self._calls[ref] = (slot, slot.generation, what, lease_id)
+
+    def _start_if_empty(self, slot: _Slot, now_sec: float) -> None:
+        if (
+            slot.state != "empty"
+            or self._closing
+            or now_sec < slot.not_before_sec
+            or not self._head.answers()
+        ):
+            return
+        slot.group = reserve(self._job.workers)
+        options = actor_options(self._job.workers, slot.group)
+        slot.handle = self._actor_class.options(**options).remote(
+            self._job, slot.worker_id, self._special_ids
+        )
+        slot.state, slot.since_sec = "placing", now_sec
+        self._call(slot, "place", slot.handle.place.remote())
+
+    def _ask_for_heartbeat(self, slot: _Slot, now_sec: float) -> None:
+        if slot.state in ("ready", "leaving") and now_sec >= slot.next_heartbeat_sec:
+            slot.next_heartbeat_sec = float("inf")  # Until this one is answered.
+            self._call(slot, "heartbeat", slot.handle.heartbeat.remote())
+
+    def _answered(self, ref: Any) -> Iterator[PoolEvent]:
+        slot, generation, what, lease_id = self._calls.pop(ref)
+        if generation != slot.generation:
+            return  # The answer of an actor that was ended.
+        try:
+            value: Any = ray.get(ref, timeout=60)
+        except (RayError, EngineDiedError, GetTimeoutError) as error:
+            yield from self._failed(slot, what, lease_id, error)
+            return
+        now = time.monotonic()
+        if what == "place":
+            slot.node_ids, slot.node_name = (value.node_id, *value.other_node_ids), value.host
+            cores = self._cores.take(value, slot.index) if self._cores is not None else None
+            slot.state, slot.since_sec = "loading", now
+            self._call(slot, "start", slot.handle.start.remote(cores))
+        elif what == "start":
+            slot.state, self._any_was_ready = "ready", True
+            yield WorkerReady(slot.worker_id, value, now - slot.since_sec)
+        elif what == "heartbeat":
+            slot.heartbeat, slot.next_heartbeat_sec = value, now + self._heartbeat_sec
+            yield WorkerAlive(slot.worker_id, value)
+        elif what == "label":
+            lease = slot.leases.pop(lease_id)
+            if lease.trial is None:
+                slot.deaths_in_row = 0
+            yield LeaseEnded(slot.worker_id, value)
+
+    def _failed(self, slot: _Slot, what: str, lease_id: int, error: Exception) -> list[PoolEvent]:
+        reason = first_cause(error)
+        died = isinstance(error, RayActorError | EngineDiedError)
+        if what == "label" and not died:
+            slot.leases.pop(lease_id, None)
+            return [LeaseFailed(slot.worker_id, lease_id, reason)]
+        culprits = error.culprits if isinstance(error, EngineDiedError) else ()
+        may_be_node = isinstance(error, RayActorError) or len(slot.node_ids) > 1
+        engine = not may_be_node or self._are_alive(slot.node_ids)
+        return self._lost(slot, reason, engine=engine, culprits=culprits)
+
+    def _lost(
+        self, slot: _Slot, reason: str, *, engine: bool, culprits: tuple[int, ...] = ()
+    ) -> list[PoolEvent]:
+        """The slot's actor is gone or unfit."""
+        worker_id, was_ready = slot.worker_id, slot.state in ("ready", "leaving")
+        if not culprits and slot.heartbeat is not None:
+            culprits = slot.heartbeat.in_engine
+        on_trial = any(lease.trial is not None for lease in slot.leases.values())
+        if engine and not on_trial:
+            slot.deaths_in_row += 1
+            if not self._any_was_ready:
+                # What fails before any engine ever loaded will rarely load the third time.
+                slot.deaths_in_row = max(slot.deaths_in_row, self._job.workers.restarts)
+        pause = min(2.0 ** (slot.deaths_in_row - 1), LONGEST_PAUSE_SEC) if slot.deaths_in_row else 0.0
+        self._vacate(slot, pause)
+        events: list[PoolEvent] = []
+        if was_ready:
+            events.append(WorkerDied(worker_id, reason, engine, culprits))
+        if slot.deaths_in_row > self._job.workers.restarts:
+            slot.state = "given_up"
+            events.append(ReplicaGivenUp(worker_id, reason))
+        return events
+
+    def _vacate(self, slot: _Slot, pause_sec: float) -> None:
+        """End the slot's actor for certain and make room for another."""
+        if self._head.answers():
+            ray.kill(slot.handle)
+            release(slot.group)
+        if self._cores is not None:
+            self._cores.free(slot.index)
+        slot.generation += 1
+        slot.restarts += 1
+        slot.handle, slot.group, slot.node_ids = None, None, ()
+        slot.heartbeat, slot.next_heartbeat_sec = None, 0.0
+        slot.leases.clear()
+        slot.state, slot.not_before_sec = "empty", time.monotonic() + pause_sec
+
+    def _are_alive(self, node_ids: tuple[str, ...]) -> bool:
+        if not self._head.answers():
+            return False
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}.issuperset(node_ids)
+
+    def _waiting_for_room(self, now_sec: float) -> list[PoolEvent]:
+        """Tells of replicas that have long found no room, once until all have had some again."""
+        placing = [slot for slot in self._slots if slot.state == "placing"]
+        if not placing:
+            self._is_lack_told = False
+        longest_sec = max((now_sec - slot.since_sec for slot in placing), default=0.0)
+        if self._is_lack_told or longest_sec < ROOM_PATIENCE_SEC or not self._head.answers():
+            return []
+        self._is_lack_told = True
+        return [ReplicasWait(lack_of_room(self._job.workers, len(placing), ray.nodes()))]
+
+    def _tell_drained_nodes(self, now_sec: float) -> None:
+        """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have begun.
+
+        Ray places no actor on such a node: the ones that follow come up elsewhere.
+        """
+        if now_sec < self._next_drain_poll_sec or self._job.workers.address is None:
+            return
+        self._next_drain_poll_sec = now_sec + DRAIN_POLL_SEC
+        if not self._head.answers():
+            return
+        from ray._private.state import state
+
+        draining = state.get_draining_nodes()
+        for slot in self._slots:
+            if slot.state == "ready" and any(node_id in draining for node_id in slot.node_ids):
+                slot.state, slot.leave_by_sec = "leaving", now_sec + self._job.workers.drain_sec
+                slot.handle.leave.remote()

@@ -1,0 +1,320 @@
+"""A labeling job from its configuration to a finished store: check, plan, label, sum up.
+
+Running it again goes on where it stopped: what is committed is never labeled again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from labeler.config.loading import JobConfig, identity, resolved
+from labeler.driver.progress import ProgressView
+from labeler.driver.scheduler import LeasePolicy, Scheduler
+from labeler.driver.stop import StopRequest
+from labeler.job.cost import Cost, cost_of
+from labeler.job.driver_lease import DriverLease, StoreBusyError, acquire
+from labeler.job.logs import JobLog
+from labeler.job.status import STATUS_NAME, JobStatus, Tally, snapshot, utc_now
+from labeler.job.status_writer import StatusWriter
+from labeler.job.store_setup import StoreSetup, TeacherMismatchError
+from labeler.patience import persistently
+from labeler.planning.plan import (
+    KnownRecords,
+    Plan,
+    PlanTakenError,
+    PlanTotals,
+    SegmentWriter,
+    TooManyRejectsError,
+)
+from labeler.planning.planner import Planner
+from labeler.planning.preflight import Prepared, prepare
+from labeler.planning.prompts import PromptBuilder
+from labeler.records import JobFailedError, LeaseLostError, StoppedError
+from logitstore.errors import StoreChangedError
+from logitstore.inputs.reading import RawRecord, iter_records
+
+JOB_NAME = "job.json"
+REJECTS_NAME = "rejects.jsonl"
+
+
+class ExitStatus(IntEnum):
+    """What the command's exit status means."""
+
+    DONE = 0
+    FAILED = 1
+    """Units failed, or more records were rejected than limits.max_reject_share."""
+    WRONG = 2
+    """The configuration, input or store is wrong; nothing was started."""
+    BUSY = 3
+    """Another live driver works on the store."""
+    INTERRUPTED = 4
+    """Stopped by a signal; the same command goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a run shows itself."""
+
+    quiet: bool = False
+    log_file: str | None = None
+
+
+def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus | None]:
+    """Label everything of the job that is not labeled yet.
+
+    Raises ConfigError or StoreError for what is wrong before anything starts.
+    """
+    with ProgressView(quiet=options.quiet) as view, StopRequest() as stop:
+        prepared = prepare(job)
+        try:
+            lease = acquire(prepared.objects, job.workers.driver_lease_sec, view.note)
+        except StoreBusyError as error:
+            view.note(f"error: {error}", trouble=True)
+            return ExitStatus.BUSY, None
+        log = JobLog(_log_path(job, prepared, options))
+        try:
+            return _Run(job, prepared, lease, view, stop, log).run()
+        finally:
+            log.close()
+            lease.release()
+
+
+class _Run:
+    """One run of a job that holds the driver's lease."""
+
+    def __init__(
+        self,
+        job: JobConfig,
+        prepared: Prepared,
+        lease: DriverLease,
+        view: ProgressView,
+        stop: StopRequest,
+        log: JobLog,
+    ) -> None:
+        self._job = job
+        self._prepared = prepared
+        self._lease = lease
+        self._view = view
+        self._stop = stop
+        self._log = log
+        self._plan = Plan(prepared.objects)
+        self._tally = Tally()
+        self._started = utc_now()
+        self._replica_sec = 0.0
+        self._status = StatusWriter(prepared.objects)
+
+    def run(self) -> tuple[ExitStatus, JobStatus]:
+        state, exit_status, message = "failed", ExitStatus.FAILED, ""
+        setup: StoreSetup | None = None
+        self._log.write("started", job=resolved(self._job))
+        try:
+            totals = self._make_plan()
+            setup = StoreSetup(self._job, self._prepared, totals, self._view.note)
+            state, exit_status, message = self._label(totals, setup)
+        except (StoreChangedError, TeacherMismatchError) as error:
+            exit_status, message = ExitStatus.WRONG, str(error)
+        except (TooManyRejectsError, JobFailedError) as error:
+            message = str(error)
+        except StoppedError as error:
+            state, exit_status, message = "stopped", ExitStatus.INTERRUPTED, str(error)
+        except (LeaseLostError, PlanTakenError) as error:
+            exit_status, message = ExitStatus.BUSY, str(error)
+        except OSError as error:
+            message = (
+                f"the storage fails: {error}. What is labeled stays; run the same command again to go on"
+            )
+        status = self._look(state, [], 0, message)
+        self._write_last_words(setup, status, is_driver=exit_status is not ExitStatus.BUSY)
+        self._log.write("ended", state=state, exit_status=int(exit_status), message=message)
+        if exit_status in (ExitStatus.FAILED, ExitStatus.WRONG, ExitStatus.BUSY):
+            self._view.note(f"error: {message}", trouble=True)
+        return exit_status, status
+
+    def _make_plan(self) -> PlanTotals:
+        """The plan of the present input, from the store or by a pass over the input."""
+        objects = self._prepared.objects
+        anything_labeled = objects.exists("manifest.json")
+        self._plan.claim(identity(self._job), anything_labeled=anything_labeled)
+        objects.put(JOB_NAME, json.dumps(resolved(self._job), indent=1).encode())
+        totals = self._plan.totals()
+        if totals is not None and self._plan.is_current(self._prepared.fingerprint):
+            return totals
+        self._view.note(f"planning: reading {self._job.input.uri}")
+        known = self._plan.known()
+        planner = new_planner(self._job, self._prepared, known, SegmentWriter(objects, known))
+        try:
+            totals = planner.run(read_input(self._job), self._show_planning)
+        except TooManyRejectsError:
+            self._tally.rejects_by_kind.update(planner.rejects.by_kind)
+            if not anything_labeled:
+                self._plan.discard()
+                objects.put(REJECTS_NAME, planner.rejects.content())
+            raise
+        self._plan.finish_pass(self._prepared.fingerprint, totals, planner.rejects.content())
+        self._log.write("planned", **asdict(totals))
+        return totals
+
+    def _show_planning(self, num_records: int) -> None:
+        message = f"{num_records:,} records read"
+        status = self._look("planning", [], 0, message)
+        self._status.put(status)
+        self._view.show(status)
+        if self._stop.requested:
+            raise StoppedError("stopped while planning; run the same command again to go on")
+
+    def _label(self, totals: PlanTotals, setup: StoreSetup) -> tuple[str, ExitStatus, str]:
+        tally = self._tally
+        tally.units_total, tally.tokens_total = totals.num_units, totals.num_tokens
+        tally.rejects_by_kind.update(totals.rejects_by_kind)
+        done: set[str] = set()
+        store = setup.open_existing()
+        if store is not None:
+            for entry in store.shards():
+                tally.count_stored(entry)
+                done.add(entry.unit_id)
+            tally.rejects_by_kind.update(reject.kind for reject in store.rejects())
+        self._view.note(
+            f"{totals.num_planned:,} records in {totals.num_units:,} units, {tally.units_done:,} done, "
+            f"{totals.num_rejects:,} rejected; {self._job.workers.replicas} replicas"
+        )
+        workers = self._job.workers
+        policy = LeasePolicy(leases_per_worker=workers.leases, lease_sec=workers.lease_sec)
+        units = self._plan.units(self._job.output.retry_sec)
+        scheduler = Scheduler(units, done.__contains__, policy)
+        if scheduler.is_finished:
+            return "finished", ExitStatus.DONE, "everything was labeled before"
+        all_done = self._run_workers(scheduler, setup)
+        setup.finish()
+        if not all_done:
+            return "stopped", ExitStatus.INTERRUPTED, "run the same command again to go on"
+        if scheduler.failed:
+            shown = (f"unit {failed.unit.unit_id}: {failed.reason}" for failed in scheduler.failed[:3])
+            message = (
+                f"{len(scheduler.failed)} units could not be labeled, for example {'; '.join(shown)}. "
+                "Correct the cause and run the same command again, what is labeled stays"
+            )
+            return "failed", ExitStatus.FAILED, message
+        return "finished", ExitStatus.DONE, str(self._cost())
+
+    def _run_workers(self, scheduler: Scheduler, setup: StoreSetup) -> bool:
+        """True if every unit was committed or given up; False if the job was told to stop."""
+        # Ray and what hangs on it take seconds to import, which a finished job need not pay.
+        from labeler.driver.loop import LabelingLoop
+        from labeler.driver.metrics import JobMetrics
+        from labeler.driver.pool import ActorPool
+        from labeler.on_ray.runtime import ray_for
+
+        with ray_for(self._job):
+            self._stop.take_again()
+            pool = ActorPool(_with_absolute_paths(self._job), self._prepared.tokenizer.special_ids)
+            loop = LabelingLoop(self._job, scheduler, pool, setup, self._tally, self._log, self._trouble)
+            metrics = JobMetrics(self._job.output.uri)
+
+            def show() -> None:
+                self._replica_sec = loop.replica_sec
+                views = [asdict(view) for view in pool.views()]
+                status = self._look(loop.state, views, scheduler.num_held, "")
+                self._view.show(status)
+                self._status.put(status)
+                metrics.update(status)
+
+            self._lease.is_working = lambda: pool.is_in_contact
+            try:
+                all_done = loop.run(self._stop, self._lease, show)
+            finally:
+                self._replica_sec = loop.replica_sec
+                pool.close()
+            self._lease.is_working = lambda: True
+            return all_done
+
+    def _trouble(self, text: str) -> None:
+        self._view.note(text, trouble=True)
+
+    def _write_last_words(self, setup: StoreSetup | None, status: JobStatus, *, is_driver: bool) -> None:
+        """Rejects and status, unless another driver has the store now."""
+
+        def write() -> None:
+            if is_driver:
+                self._write_rejects(setup)
+            self._status.close(status if is_driver else None)
+
+        try:
+            persistently(write, self._job.output.retry_sec)
+        except OSError as error:
+            self._trouble(f"{REJECTS_NAME} and {STATUS_NAME} of the store could not be written: {error}")
+
+    def _write_rejects(self, setup: StoreSetup | None) -> None:
+        """All rejects of planning and of the engines in one file, for people."""
+        if setup is None:
+            return
+        store = setup.open_existing()
+        if store is not None:
+            store.refresh()
+        from_engines = store.rejects() if store is not None else []
+        lines = [
+            json.dumps(asdict(reject), ensure_ascii=False)
+            for reject in itertools.chain(self._plan.rejects(), from_engines)
+        ]
+        content = "".join(f"{line}\n" for line in lines)
+        self._prepared.objects.put(REJECTS_NAME, content.encode("utf-8", "replace"))
+
+    def _cost(self) -> Cost:
+        return cost_of(
+            self._job,
+            replica_sec=self._replica_sec,
+            num_tokens=self._tally.tokens_seen,
+            num_bytes=self._tally.bytes,
+        )
+
+    def _look(
+        self, state: str, workers: list[dict[str, object]], queue_depth: int, message: str
+    ) -> JobStatus:
+        return snapshot(
+            self._tally,
+            state=state,
+            started=self._started,
+            workers=workers,
+            queue_depth=queue_depth,
+            cost=self._cost().as_record(),
+            message=message,
+        )
+
+
+def new_planner(
+    job: JobConfig, prepared: Prepared, known: KnownRecords, writer: SegmentWriter | None
+) -> Planner:
+    builder = PromptBuilder(job, prepared.tokenizer, prepared.limits)
+    return Planner(job, builder, prepared.input_info, known, writer)
+
+
+def read_input(job: JobConfig) -> Iterator[RawRecord]:
+    raw = iter_records(job.input.uri, storage_options=job.input.storage_options)
+    return itertools.islice(raw, job.input.limit)
+
+
+def _with_absolute_paths(job: JobConfig) -> JobConfig:
+    """The job as actors need it, which may run in another folder."""
+    teacher, output = job.teacher, job.output
+    if os.path.isdir(teacher.model):
+        teacher = teacher.model_copy(update={"model": os.path.abspath(teacher.model)})
+    if "://" not in output.uri:
+        output = output.model_copy(update={"uri": os.path.abspath(output.uri)})
+    return job.model_copy(update={"teacher": teacher, "output": output})
+
+
+def _log_path(job: JobConfig, prepared: Prepared, options: RunOptions) -> str | None:
+    """The file asked for, else one in a local store's folder; a remote store keeps none by itself."""
+    if options.log_file is not None:
+        return options.log_file
+    if not prepared.objects.is_local:
+        return None
+    folder = Path(prepared.objects.uri) / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"run-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl")

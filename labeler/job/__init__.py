@@ -1,0 +1,1 @@
+"""What a job keeps in its store and says of itself: lease, status, logs, cost, dry run."""

@@ -1,0 +1,61 @@
+"""A short trial of a job's own teacher on its own first records, to know time, bytes and cost beforehand."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from labeler.config.loading import ConfigError, JobConfig
+from labeler.driver.run import ExitStatus, RunOptions, run
+from labeler.job.cost import cost_of, devices_per_replica
+from labeler.planning.plan import Plan, PlanTotals
+from logitstore.objects.opening import Objects
+
+UNITS = 4
+
+
+def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> dict[str, Any]:
+    """Label `num_records` records with one replica into a store that is thrown away, and extrapolate.
+
+    The job is expected to take, per token of the plan, what the trial's engine took per token of its own;
+    loading is counted once per replica. Raises ConfigError if the trial fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
+        trial = _trial_of(job, f"{folder}/store", num_records)
+        exit_status, status = run(trial, RunOptions(quiet=True))
+        if exit_status is not ExitStatus.DONE or status is None or status.cost is None:
+            raise ConfigError(
+                "the calibration did not end well, so nothing can be estimated; see the error above"
+            )
+        trial_totals = Plan(Objects(f"{folder}/store")).totals()
+    assert trial_totals is not None
+    ratio = totals.num_tokens / trial_totals.num_tokens
+    replicas = job.workers.replicas
+    held_sec = status.cost["device_sec"] / devices_per_replica(job)
+    load_sec = max(held_sec - status.engine_sec, 0.0)
+    engine_sec = status.engine_sec * ratio
+    num_tokens, num_bytes = round(status.tokens * ratio), round(status.bytes * ratio)
+    cost = cost_of(
+        job, replica_sec=engine_sec + load_sec * replicas, num_tokens=num_tokens, num_bytes=num_bytes
+    )
+    return {
+        "records_tried": num_records,
+        "tokens_per_second_per_replica": round(status.tokens / status.engine_sec, 1),
+        "bytes_per_token": status.bytes_per_token,
+        "expected_tokens": num_tokens,
+        "expected_bytes": num_bytes,
+        "expected_seconds": round(engine_sec / replicas + load_sec, 1),
+        "cost": cost.as_record(),
+        "cost_in_words": str(cost),
+    }
+
+
+def _trial_of(job: JobConfig, uri: str, num_records: int) -> JobConfig:
+    output = {"uri": uri, "storage_options": {}, "unit_size": max(num_records // UNITS, 1)}
+    return job.model_copy(
+        update={
+            "input": job.input.model_copy(update={"limit": num_records}),
+            "output": job.output.model_copy(update=output),
+            "workers": job.workers.model_copy(update={"replicas": 1}),
+        }
+    )

@@ -1,0 +1,229 @@
+"""One driver per store: a lease object that the driver renews, and that another can take once it is dead.
+
+No clocks are compared. A driver of this machine whose process is gone is replaced at once. Any other is
+watched: it lives if it renews its lease, and is dead when it has not for as long as it promised to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from logitstore.errors import ObjectNotFoundError
+from logitstore.objects.opening import Objects
+
+LEASE_NAME = "driver.json"
+RENEWALS_PER_TERM = 10
+"""So often a driver renews within the time after which it counts as dead: a successor sees it alive soon."""
+PROOF_SEC = 5.0
+"""Longer than a driver renews its lease while it hears nothing of its cluster."""
+
+
+class StoreBusyError(RuntimeError):
+    """Another live driver works on the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who drives a store."""
+
+    owner: str
+    """Random name of this one driver."""
+    host: str
+    machine: str
+    """Boot and process-id space, so that a process id means something only where it counts."""
+    process_id: int
+    process_start: str
+    """Start of the process in kernel ticks: process ids are used again."""
+    renew_sec: float
+    """The holder renews more often than this, or is dead."""
+    renewed: str
+    """UTC, ISO 8601, for people."""
+    released: bool = False
+
+    def __str__(self) -> str:
+        return f"process {self.process_id} on {self.host} (last sign of life {self.renewed})"
+
+    @classmethod
+    def here(cls, renew_sec: float) -> Holder:
+        return cls(
+            owner=secrets.token_hex(8),
+            host=socket.gethostname(),
+            machine=_machine(),
+            process_id=os.getpid(),
+            process_start=_process_start(os.getpid()) or "",
+            renew_sec=renew_sec,
+            renewed=_now(),
+        )
+
+    @property
+    def is_on_this_machine(self) -> bool:
+        return self.machine == _machine()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there; only for a holder on this machine."""
+        start = _process_start(self.process_id)
+        return start is not None and start == self.process_start
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it is known to work on the store no more."""
+        return self.released or (self.is_on_this_machine and not self.is_running)
+
+
+class DriverLease:
+    """Held from `acquire` to `release`; renewed by a thread of its own."""
+
+    def __init__(self, objects: Objects, holder: Holder, etag: str) -> None:
+        self._objects = objects
+        self._holder = holder
+        self._etag = etag
+        self.is_working: Callable[[], bool] = lambda: True
+        """Whether the driver gets on; it shows no sign of life while this says no. May be replaced."""
+        self._stop = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._renew_forever, name="driver-lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_lost(self) -> bool:
+        """Another driver has the store now: stop at once."""
+        return self._lost.is_set()
+
+    def release(self) -> None:
+        """Let the next driver in without waiting."""
+        self._stop.set()
+        self._thread.join()
+        if not self.is_lost:
+            released = replace(self._holder, renewed=_now(), released=True)
+            # If storage is away the next driver finds this process gone, or waits out the term.
+            with contextlib.suppress(OSError):
+                self._objects.put_if_match(LEASE_NAME, _encode(released), self._etag)
+
+    def _renew_forever(self) -> None:
+        while not self._stop.wait(self._holder.renew_sec / RENEWALS_PER_TERM):
+            if not self.is_working():
+                continue
+            try:
+                if not self._renew():
+                    self._lost.set()
+                    return
+            except OSError:
+                # Storage is away. Whether another took the store meanwhile shows when it is back; until
+                # then nothing can go wrong, since commit records decide.
+                continue
+
+    def _renew(self) -> bool:
+        holder = replace(self._holder, renewed=_now())
+        replaced = self._objects.put_if_match(LEASE_NAME, _encode(holder), self._etag)
+        content, etag = self._objects.get_with_etag(LEASE_NAME)
+        if not replaced and _decode(content).owner != self._holder.owner:
+            return False
+        self._etag = etag
+        return _decode(content).owner == self._holder.owner
+
+
+def acquire(objects: Objects, renew_sec: float, on_wait: Callable[[str], None]) -> DriverLease:
+    """Become the store's driver. Waits for a sign of life of a present driver that is not known to be dead.
+
+    Raises StoreBusyError as soon as there is one. `on_wait` is told why it takes time.
+    """
+    holder = Holder.here(renew_sec)
+    content = _encode(holder)
+    while True:
+        if objects.put_if_absent(LEASE_NAME, content):
+            break
+        try:
+            found, etag = objects.get_with_etag(LEASE_NAME)
+        except ObjectNotFoundError:
+            continue
+        present = _decode(found)
+        if present.owner == holder.owner:
+            break  # The put had succeeded, only its answer was lost.
+        etag = _refuse_or_outwait(objects, present, etag, on_wait)
+        if objects.put_if_match(LEASE_NAME, content, etag):
+            break
+    content, etag = objects.get_with_etag(LEASE_NAME)
+    if _decode(content).owner != holder.owner:
+        raise _busy(objects, _decode(content))
+    return DriverLease(objects, holder, etag)
+
+
+def present_holder(objects: Objects) -> Holder | None:
+    """Who holds the store's lease, alive or not; None if nobody does."""
+    try:
+        holder = _decode(objects.get(LEASE_NAME))
+    except ObjectNotFoundError:
+        return None
+    return None if holder.released else holder
+
+
+def _refuse_or_outwait(objects: Objects, present: Holder, etag: str, on_wait: Callable[[str], None]) -> str:
+    """The tag to replace, once the present holder has left or was silent for its term.
+
+    Raises StoreBusyError if it lives. What it says within the first seconds is no proof: a driver whose
+    cluster has just gone may not know it yet.
+    """
+    if present.has_left:
+        return etag
+    on_wait(
+        f"the store's driver was {present}; unless it renews its lease within {present.renew_sec:.0f} s "
+        "this job takes over"
+    )
+    began = heard = time.monotonic()
+    while time.monotonic() - heard < present.renew_sec and not present.has_left:
+        time.sleep(min(present.renew_sec / RENEWALS_PER_TERM, 1.0))
+        found, now_etag = objects.get_with_etag(LEASE_NAME)
+        newest = _decode(found)
+        if newest.released:
+            return now_etag
+        if now_etag != etag:
+            etag, heard = now_etag, time.monotonic()
+            if newest.owner != present.owner or heard - began >= min(PROOF_SEC, present.renew_sec / 2):
+                raise _busy(objects, newest)
+    return etag
+
+
+def _busy(objects: Objects, holder: Holder) -> StoreBusyError:
+    return StoreBusyError(
+        f"the store at {objects.uri} is being labeled by {holder}; a store has one driver at a time: wait "
+        "for it, stop it, or choose another output.uri"
+    )
+
+
+def _encode(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder)).encode()
+
+
+def _decode(content: bytes) -> Holder:
+    return Holder(**json.loads(content))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return ""
+    return f"{boot.read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
+
+
+def _process_start(process_id: int) -> str | None:
+    """Start time of a living process, None if there is none or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]

@@ -1,0 +1,138 @@
+"""The store of a job: made when the first teacher is known, given codebooks after its first units."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from labeler.config.loading import JobConfig, resolved
+from labeler.job.status import utc_now
+from labeler.patience import persistently
+from labeler.planning.plan import PlanTotals
+from labeler.planning.preflight import Prepared
+from labeler.teacher.protocol import TeacherDescription
+from logitstore.codec.codebook_training import train_codebooks
+from logitstore.errors import StoreError, StoreExistsError
+from logitstore.manifest.fields import LabelSpec, Manifest, ShardEntry
+from logitstore.store import LogitStore
+
+
+class TeacherMismatchError(RuntimeError):
+    """A teacher is not the one that the store was labeled with."""
+
+
+@dataclass(slots=True)
+class StoreSetup:
+    """Makes, opens and tends the store."""
+
+    job: JobConfig
+    prepared: Prepared
+    totals: PlanTotals
+    note: Callable[[str], None]
+    store: LogitStore | None = None
+    _description: TeacherDescription | None = None
+    _first_entries: list[ShardEntry] = field(default_factory=list)
+    _training: threading.Thread | None = None
+    _compacting: threading.Thread | None = None
+
+    def open_existing(self) -> LogitStore | None:
+        """The store if anything was labeled before."""
+        if self.store is None and self.prepared.objects.exists("manifest.json"):
+            output = self.job.output
+            self.store = LogitStore.open(output.uri, storage_options=output.storage_options)
+        return self.store
+
+    def take_description(self, description: TeacherDescription) -> bool:
+        """Check a worker's teacher; the first one makes the store, or is checked against it.
+
+        True for the first. Raises TeacherMismatchError.
+        """
+        if self._description is not None:
+            if description != self._description:
+                raise TeacherMismatchError(
+                    f"its teacher is {description}, the other workers have {self._description}; all labels "
+                    "of a store are made alike: use the same software on every node"
+                )
+            return False
+        output, manifest = self.job.output, self._manifest(description)
+        try:
+            self.store = persistently(
+                lambda: LogitStore.create(output.uri, manifest, storage_options=output.storage_options),
+                output.retry_sec,
+            )
+        except StoreExistsError as error:
+            self.store = None
+            raise TeacherMismatchError(str(error)) from None
+        self._description = description
+        return True
+
+    def committed_one(self, entry: ShardEntry) -> None:
+        """After `output.codebook_units` units with labels, train the store's codebooks in the background."""
+        wanted = self.job.output.codebook_units
+        if not wanted or self._training is not None or not entry.name or self.store is None:
+            return
+        self._first_entries.append(entry)
+        if len(self._first_entries) < wanted:
+            return
+        self._training = threading.Thread(target=self._train_codebooks, name="codebooks", daemon=True)
+        self._training.start()
+
+    def compact_beside(self) -> None:
+        """Compact the store's index while the job goes on, unless that is at work already."""
+        if self._compacting is None or not self._compacting.is_alive():
+            self._compacting = threading.Thread(target=self._compact_or_leave, name="compact", daemon=True)
+            self._compacting.start()
+
+    def finish(self) -> None:
+        """Wait for what goes on in the background, and compact the index for the last time."""
+        for thread in (self._training, self._compacting):
+            if thread is not None:
+                thread.join()
+        if self.store is not None:
+            persistently(self.store.compact, self.job.output.retry_sec)
+
+    def _compact_or_leave(self) -> None:
+        assert self.store is not None
+        # The next compaction takes up what this one leaves.
+        with contextlib.suppress(StoreError, OSError):
+            self.store.compact()
+
+    def _train_codebooks(self) -> None:
+        store = self.store
+        assert store is not None
+        try:
+            if store.codebooks() is not None:
+                return
+            rows = (
+                sequence.rows
+                for entry in self._first_entries
+                for sequence in store.open_shard(entry).iter_sequences()
+            )
+            store.set_codebooks(
+                train_codebooks(rows, store.manifest.labels, expected_rows=max(self.totals.num_labels, 1))
+            )
+        except (StoreError, OSError) as error:
+            self.note(f"no shared codebooks: {error}; shards keep their own, which costs some bytes")
+
+    def _manifest(self, description: TeacherDescription) -> Manifest:
+        config = resolved(self.job)
+        for section in ("input", "output"):
+            del config[section]["storage_options"]
+        labels = self.job.labels
+        return Manifest(
+            teacher=description.info,
+            tokenizer=self.prepared.tokenizer.info,
+            labels=LabelSpec(
+                vocab_size=description.vocab_size,
+                top_k=labels.top_k,
+                temperatures=description.exact_temperatures,
+                value_kind=description.value_kind,
+                mode=labels.mode,
+                positions=self.job.positions,
+            ),
+            input=self.prepared.input_info,
+            created=utc_now(),
+            config=config,
+        )

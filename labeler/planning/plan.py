@@ -1,0 +1,267 @@
+"""The unit plan of a store: which records make which work unit, decided once and only ever added to.
+
+Below `plan/` of the store:
+
+- `head.json` holds the settings that labels depend on; a job with others is refused.
+- `segments/000000.json`, ... list up to `SEGMENT_UNITS` units each and name the data object beside them that
+  holds the units' tokenised records (`units.py`). Written with put-if-absent, data first.
+- `input.json` describes the last complete pass over the input: its fingerprint, totals and rejects. While
+  the input's fingerprint stays the same a resumed job does not read the input again; when it changed,
+  records that are not planned yet make new units after the old ones.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from labeler.config.loading import ConfigError, describe_difference
+from labeler.patience import persistently
+from labeler.planning.digests import DigestSet
+from labeler.planning.units import PlannedRecord, WorkUnit, decode_records, encode_records
+from logitstore.errors import CorruptManifestError, StoreChangedError
+from logitstore.objects.opening import Objects
+from logitstore.records import Reject
+
+HEAD_NAME = "plan/head.json"
+INPUT_NAME = "plan/input.json"
+SEGMENTS_PREFIX = "plan/segments/"
+SEGMENT_UNITS = 1024
+SEGMENT_BYTES = 16 * 2**20
+
+
+class PlanTakenError(RuntimeError):
+    """Another driver wrote to the plan at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTotals:
+    """What one complete pass over the input found, units planned by earlier passes included."""
+
+    num_records: int
+    """Records read."""
+    num_planned: int
+    """Records in the units of the plan."""
+    num_units: int
+    num_tokens: int
+    """Tokens of prompts and given responses in the units."""
+    num_labels: int
+    """Label rows that the units will have; an upper bound where the teacher writes responses."""
+    rejects_by_kind: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_rejects(self) -> int:
+        return sum(self.rejects_by_kind.values())
+
+
+@dataclass(slots=True)
+class KnownRecords:
+    """What earlier passes planned."""
+
+    ids: DigestSet = field(default_factory=DigestSet)
+    prompts: DigestSet = field(default_factory=DigestSet)
+    num_planned: int = 0
+    num_units: int = 0
+    num_tokens: int = 0
+    num_labels: int = 0
+
+
+class Plan:
+    """The plan of the store below `objects`."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def claim(self, identity: Mapping[str, Any], *, anything_labeled: bool) -> None:
+        """Make this the plan of a job with these settings.
+
+        A plan for other settings is refused with StoreChangedError if anything was labeled by it, and
+        thrown away if not.
+        """
+        content = json.dumps(identity, sort_keys=True).encode()
+        if self._objects.put_if_absent(HEAD_NAME, content):
+            return
+        stored = _load(self._objects, HEAD_NAME)
+        difference = describe_difference(stored, json.loads(content))
+        if not difference:
+            return
+        if anything_labeled:
+            raise StoreChangedError(
+                f"the store at {self._objects.uri} was labeled with other settings: {'; '.join(difference)}. "
+                "All labels of a store are made alike: restore these settings, or choose another output.uri"
+            )
+        self.discard()
+        self._objects.put(HEAD_NAME, content)
+
+    def discard(self) -> None:
+        """Forget everything planned."""
+        self._objects.delete_many(self._objects.list("plan/"))
+
+    def is_current(self, fingerprint: str) -> bool:
+        """Whether the plan holds all of the input with this fingerprint."""
+        record = self._input_record()
+        return record is not None and record["fingerprint"] == fingerprint
+
+    def totals(self) -> PlanTotals | None:
+        """Of the last complete pass; None if there was none."""
+        record = self._input_record()
+        return None if record is None else PlanTotals(**record["totals"])
+
+    def rejects(self) -> Iterator[Reject]:
+        """Records of the last complete pass that are in no unit."""
+        record = self._input_record()
+        if record is not None and record["rejects"]:
+            for line in self._objects.get(record["rejects"]).splitlines():
+                yield Reject(**json.loads(line))
+
+    def units(self, retry_sec: float = 0.0) -> Iterator[WorkUnit]:
+        """All units in order, one segment in memory at a time.
+
+        Storage that fails is tried again for `retry_sec`: an iterator that has raised has no more units.
+        """
+        for name in persistently(self._segment_names, retry_sec):
+            segment = persistently(lambda name=name: _load(self._objects, name), retry_sec)
+            for place, (unit_id, offset, num_bytes, num_records, num_tokens) in enumerate(segment["units"]):
+                yield WorkUnit(
+                    unit_id=unit_id,
+                    unit_index=segment["first_unit_index"] + place,
+                    segment=segment["data"],
+                    offset=offset,
+                    num_bytes=num_bytes,
+                    num_records=num_records,
+                    num_tokens=num_tokens,
+                )
+
+    def known(self) -> KnownRecords:
+        """What the segments hold, for a pass that adds to them."""
+        known = KnownRecords()
+        for name in self._segment_names():
+            segment = _load(self._objects, name)
+            for target, part in ((known.ids, "ids"), (known.prompts, "prompts")):
+                start, end = segment[part]
+                target.add_many(self._objects.get_range(segment["data"], start, end))
+            known.num_units += len(segment["units"])
+            known.num_planned += sum(unit[3] for unit in segment["units"])
+            known.num_tokens += sum(unit[4] for unit in segment["units"])
+            known.num_labels += segment["num_labels"]
+        return known
+
+    def finish_pass(self, fingerprint: str, totals: PlanTotals, rejects: bytes) -> None:
+        """Record that the whole input is planned. `rejects` is JSON lines."""
+        name = f"plan/rejects-{secrets.token_hex(4)}.jsonl" if rejects else ""
+        if rejects:
+            self._objects.put(name, rejects)
+        record = {"fingerprint": fingerprint, "totals": asdict(totals), "rejects": name}
+        self._objects.put(INPUT_NAME, json.dumps(record).encode())
+
+    def _input_record(self) -> dict[str, Any] | None:
+        return _load(self._objects, INPUT_NAME) if self._objects.exists(INPUT_NAME) else None
+
+    def _segment_names(self) -> list[str]:
+        return [name for name in self._objects.list(SEGMENTS_PREFIX) if name.endswith(".json")]
+
+
+class SegmentWriter:
+    """Appends units to a plan, a segment at a time."""
+
+    def __init__(self, objects: Objects, known: KnownRecords) -> None:
+        self._objects = objects
+        self._next_unit_index = known.num_units
+        names = [name for name in objects.list(SEGMENTS_PREFIX) if name.endswith(".json")]
+        self._next_segment = len(names)
+        self._start_segment()
+
+    def add(
+        self, unit_id: str, records: list[PlannedRecord], num_labels: int, ids: bytes, prompts: bytes
+    ) -> None:
+        """`ids` and `prompts` are the digests of the records' ids and (where a filter asks) prompts."""
+        content = encode_records(records)
+        num_tokens = sum(record.prompt.num_tokens for record in records)
+        self._units.append((unit_id, self._num_bytes, len(content), len(records), num_tokens))
+        self._parts.append(content)
+        self._num_bytes += len(content)
+        self._num_labels += num_labels
+        self._ids.append(ids)
+        self._prompts.append(prompts)
+        if len(self._units) >= SEGMENT_UNITS or self._num_bytes >= SEGMENT_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the segment begun. Raises PlanTakenError if another driver wrote it meanwhile."""
+        if not self._units:
+            return
+        ids, prompts = b"".join(self._ids), b"".join(self._prompts)
+        ids_end = self._num_bytes + len(ids)
+        number = f"{self._next_segment:06d}"
+        data_name = f"{SEGMENTS_PREFIX}{number}-{secrets.token_hex(4)}.units"
+        self._objects.put(data_name, b"".join([*self._parts, ids, prompts]))
+        segment = {
+            "data": data_name,
+            "first_unit_index": self._next_unit_index,
+            "num_labels": self._num_labels,
+            "ids": [self._num_bytes, ids_end],
+            "prompts": [ids_end, ids_end + len(prompts)],
+            "units": self._units,
+        }
+        name = f"{SEGMENTS_PREFIX}{number}.json"
+        content = json.dumps(segment).encode()
+        if not self._objects.put_if_absent(name, content) and self._objects.get(name) != content:
+            raise PlanTakenError(
+                f"{name} of the store at {self._objects.uri} was written by another driver; run one job at a "
+                "time on a store"
+            )
+        self._next_unit_index += len(self._units)
+        self._next_segment += 1
+        self._start_segment()
+
+    def _start_segment(self) -> None:
+        self._units: list[tuple[str, int, int, int, int]] = []
+        self._parts: list[bytes] = []
+        self._ids: list[bytes] = []
+        self._prompts: list[bytes] = []
+        self._num_bytes = 0
+        self._num_labels = 0
+
+
+def read_unit(objects: Objects, unit: WorkUnit) -> list[PlannedRecord]:
+    """The tokenised records of a unit, in one ranged request."""
+    return decode_records(objects.get_range(unit.segment, unit.offset, unit.offset + unit.num_bytes))
+
+
+def check_reject_share(
+    num_records: int,
+    rejects: Mapping[str, int],
+    examples: list[Reject],
+    *,
+    max_share: float,
+    min_records: int,
+) -> None:
+    """Raise TooManyRejectsError if more than the allowed share of the records is rejected."""
+    num_rejects = sum(rejects.values())
+    if num_rejects <= max_share * max(num_records, min_records):
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(rejects).most_common())
+    shown = "; ".join(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)
+    raise TooManyRejectsError(
+        f"{num_rejects} of {num_records} records cannot be labeled ({kinds}), more than "
+        f"limits.max_reject_share = {max_share:g} allows. For example {shown}. Correct the input or "
+        "input.fields, or raise limits.max_reject_share"
+    )
+
+
+class TooManyRejectsError(ConfigError):
+    """More records were rejected than the job allows."""
+
+
+def _load(objects: Objects, name: str) -> Any:
+    try:
+        return json.loads(objects.get(name))
+    except ValueError as error:
+        raise CorruptManifestError(
+            f"{name} of the store at {objects.uri} is not valid JSON ({error}); if nothing is labeled yet, "
+            "delete the store's plan/ and start again"
+        ) from None

@@ -1,0 +1,193 @@
+"""One pass over the input: every record goes into a unit of the plan or among the rejects.
+
+Memory does not grow with the input but for 16 bytes per record, by which repeated ids are found.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+
+from labeler.config.loading import JobConfig
+from labeler.planning.digests import DigestSet, digest_of
+from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter, check_reject_share
+from labeler.planning.prompts import BadRecordError, PromptBuilder
+from labeler.planning.units import PlannedRecord, unit_id_of
+from labeler.teacher.protocol import TokenizedPrompt
+from logitstore.inputs.reading import RawRecord, record_id
+from logitstore.manifest.fields import InputInfo
+from logitstore.records import Reject
+
+NUM_EXAMPLES = 3
+CHECK_EVERY_RECORDS = 10_000
+SPOOL_BYTES = 8 * 2**20
+
+
+class RejectLog:
+    """Rejects of one pass, counted by kind; the lines themselves spill to disk."""
+
+    def __init__(self) -> None:
+        self.by_kind: Counter[str] = Counter()
+        self.examples: list[Reject] = []
+        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
+
+    def add(self, reject: Reject) -> None:
+        if len(self.examples) < NUM_EXAMPLES:
+            self.examples.append(reject)
+        self.by_kind[reject.kind] += 1
+        self._file.write(json.dumps(asdict(reject), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+
+    def content(self) -> bytes:
+        """All of them as JSON lines."""
+        self._file.seek(0)
+        return self._file.read()
+
+
+class Planner:
+    """Plans the records of one pass. Without a writer it only counts, for `--dry-run`."""
+
+    def __init__(
+        self,
+        job: JobConfig,
+        builder: PromptBuilder,
+        input_info: InputInfo,
+        known: KnownRecords,
+        writer: SegmentWriter | None,
+    ) -> None:
+        self.rejects = RejectLog()
+        self._job = job
+        self._builder = builder
+        self._input_info = input_info
+        self._known = known
+        self._writer = writer
+        self._seen = DigestSet()
+        self._seen_prompts = DigestSet()
+        self._num_records = 0
+        self._num_planned = known.num_planned
+        self._num_units = known.num_units
+        self._num_tokens = known.num_tokens
+        self._num_labels = known.num_labels
+        self._drop_repeated_prompts = (
+            job.labels.mode == "generate" and job.filters.duplicate_prompts == "drop"
+        )
+        self._start_unit()
+
+    def run(self, raw_records: Iterable[RawRecord], on_progress: Callable[[int], None]) -> PlanTotals:
+        """Plan all records. Raises TooManyRejectsError, also in the middle of a long input."""
+        for raw in raw_records:
+            self._num_records += 1
+            self._take(raw)
+            if self._num_records % CHECK_EVERY_RECORDS == 0:
+                self._check_rejects()
+                on_progress(self._num_records)
+        self._check_rejects()
+        self._close_unit()
+        if self._writer is not None:
+            self._writer.flush()
+        on_progress(self._num_records)
+        return PlanTotals(
+            num_records=self._num_records,
+            num_planned=self._num_planned,
+            num_units=self._num_units,
+            num_tokens=self._num_tokens,
+            num_labels=self._num_labels,
+            rejects_by_kind=dict(self.rejects.by_kind),
+        )
+
+    def _take(self, raw: RawRecord) -> None:
+        if raw.record is None:
+            self._reject(raw, None, raw.error or "it cannot be read", "invalid_record")
+            return
+        try:
+            name = record_id(raw.record, self._input_info)
+        except ValueError as error:
+            self._reject(raw, None, str(error), "bad_id")
+            return
+        id_digest = digest_of(name.encode("utf-8", errors="surrogatepass"))
+        if id_digest in self._known.ids and self._seen.add(id_digest):
+            return
+        try:
+            prompt = self._builder.build(name, raw.record)
+        except BadRecordError as error:
+            self._reject(raw, name, error.reason, error.kind)
+            return
+        if not self._seen.add(id_digest):
+            reason = (
+                f"the id {name!r} stands earlier in the input; ids must differ: correct it, remove the copy, "
+                "or choose another field with input.id"
+            )
+            self._reject(raw, name, reason, "duplicate_id")
+            return
+        prompt_digest = digest_of(prompt.prompt_token_ids.tobytes()) if self._drop_repeated_prompts else b""
+        if prompt_digest and not self._is_new_prompt(prompt_digest):
+            reason = (
+                "its prompt is, token for token, an earlier record's; "
+                'filters.duplicate_prompts = "keep" labels it'
+            )
+            self._reject(raw, name, reason, "duplicate_prompt")
+            return
+        self._plan(PlannedRecord(prompt, raw.file, raw.line), id_digest, prompt_digest)
+
+    def _is_new_prompt(self, prompt_digest: bytes) -> bool:
+        return prompt_digest not in self._known.prompts and self._seen_prompts.add(prompt_digest)
+
+    def _plan(self, record: PlannedRecord, id_digest: bytes, prompt_digest: bytes) -> None:
+        num_tokens = self._work_of(record.prompt)
+        output = self._job.output
+        if self._unit and (
+            len(self._unit) >= output.unit_size or self._unit_tokens + num_tokens > output.unit_tokens
+        ):
+            self._close_unit()
+        self._unit.append(record)
+        self._unit_tokens += num_tokens
+        self._unit_ids.append(id_digest)
+        self._unit_prompts.append(prompt_digest)
+        self._num_planned += 1
+        self._num_tokens += record.prompt.num_tokens
+
+    def _close_unit(self) -> None:
+        if not self._unit:
+            return
+        num_labels = sum(self._labels_of(record.prompt) for record in self._unit)
+        if self._writer is not None:
+            unit_id = unit_id_of([record.prompt.record_id for record in self._unit])
+            self._writer.add(
+                unit_id, self._unit, num_labels, b"".join(self._unit_ids), b"".join(self._unit_prompts)
+            )
+        self._num_units += 1
+        self._num_labels += num_labels
+        self._start_unit()
+
+    def _start_unit(self) -> None:
+        self._unit: list[PlannedRecord] = []
+        self._unit_ids: list[bytes] = []
+        self._unit_prompts: list[bytes] = []
+        self._unit_tokens = 0
+
+    def _work_of(self, prompt: TokenizedPrompt) -> int:
+        """Tokens that the record's sequences may have."""
+        labels = self._job.labels
+        written = labels.max_tokens if labels.mode == "generate" else 0
+        return (prompt.num_tokens + written) * self._job.labels_per_record
+
+    def _labels_of(self, prompt: TokenizedPrompt) -> int:
+        per_sequence = max(prompt.num_tokens - prompt.label_start, 0)
+        if self._job.labels.mode == "generate":
+            per_sequence += self._job.labels.max_tokens
+        return per_sequence * self._job.labels_per_record
+
+    def _reject(self, raw: RawRecord, name: str | None, reason: str, kind: str) -> None:
+        self.rejects.add(Reject(raw.file, raw.line, name, reason, kind))
+
+    def _check_rejects(self) -> None:
+        limits = self._job.limits
+        check_reject_share(
+            self._num_records,
+            self.rejects.by_kind,
+            self.rejects.examples,
+            max_share=limits.max_reject_share,
+            min_records=limits.min_records,
+        )

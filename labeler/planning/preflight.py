@@ -1,0 +1,135 @@
+"""Checks of everything that can be wrong before an engine, or Ray, starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from labeler.config.loading import ConfigError, JobConfig, TeacherConfig
+from labeler.job.driver_lease import LEASE_NAME
+from labeler.planning.prompts import ContextLimits
+from labeler.planning.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from logitstore.errors import InputNotFoundError, StoreError
+from logitstore.inputs.reading import input_fingerprint
+from logitstore.manifest.fields import InputInfo
+from logitstore.objects.opening import Objects
+
+FAKE_MAX_MODEL_LEN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the driver needs besides the job itself."""
+
+    tokenizer: Tokenizer
+    limits: ContextLimits
+    input_info: InputInfo
+    fingerprint: str
+    """Of the input's files; a change means that there may be new records."""
+    objects: Objects
+    """The store's objects; the store itself may not exist yet."""
+
+
+def prepare(job: JobConfig) -> Prepared:
+    """Check input, output and teacher, cheapest first. Raises ConfigError."""
+    fingerprint = _check_input(job)
+    objects = _check_output(job)
+    limits = context_limits(job.teacher)
+    if job.labels.top_k > limits.vocab_size:
+        raise ConfigError(
+            f"labels.top_k = {job.labels.top_k} is above the teacher's vocabulary of {limits.vocab_size} "
+            "ids; set it to at most that"
+        )
+    tokenizer = load_tokenizer(job.teacher)
+    _check_chat_template(job, tokenizer)
+    info = InputInfo(
+        uri=job.input.uri, kind=job.input.kind, fields=job.input.field_names(), limit=job.input.limit
+    )
+    return Prepared(tokenizer, limits, info, f"{fingerprint}/{job.input.limit}", objects)
+
+
+def context_limits(teacher: TeacherConfig) -> ContextLimits:
+    """Vocabulary and context of the teacher, from its config.json alone. Raises ConfigError."""
+    if teacher.engine == "fake":
+        return ContextLimits(teacher.fake.vocab_size, teacher.max_model_len or FAKE_MAX_MODEL_LEN)
+    if os.path.isdir(teacher.model) and not (Path(teacher.model) / "config.json").is_file():
+        raise ConfigError(
+            f"teacher.model = {teacher.model!r} is a folder without config.json; give the folder that holds "
+            "the model's config and weights"
+        )
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().split("\n", 1)[0]
+        raise ConfigError(
+            f"teacher.model = {teacher.model!r} is neither a folder here nor a model that Hugging Face can "
+            f"be asked for ({first_line}); check the path, the name, teacher.revision and the network"
+        ) from None
+    text_config = config.get_text_config()
+    own_limit = getattr(text_config, "max_position_embeddings", None)
+    wanted = teacher.max_model_len
+    if own_limit is not None and wanted is not None and wanted > own_limit:
+        raise ConfigError(
+            f"teacher.max_model_len = {wanted} is above the model's own {own_limit}; lower it or leave it out"
+        )
+    return ContextLimits(int(text_config.vocab_size), int(wanted or own_limit or 2**31 - 1))
+
+
+def _check_input(job: JobConfig) -> str:
+    try:
+        return input_fingerprint(job.input.uri, storage_options=job.input.storage_options)
+    except InputNotFoundError as error:
+        raise ConfigError(f"input.uri: {error}") from None
+    except (StoreError, OSError) as error:
+        raise ConfigError(
+            f"input.uri = {job.input.uri!r} cannot be read ({error}); check the address, "
+            "input.storage_options and the credentials in the environment"
+        ) from None
+
+
+def _check_output(job: JobConfig) -> Objects:
+    """The store's place answers, and is no other folder with something in it."""
+    try:
+        objects = Objects(job.output.uri, job.output.storage_options)
+        is_ours = objects.exists("manifest.json") or objects.exists(LEASE_NAME)
+        if objects.is_local and not is_ours:
+            _check_local_folder(Path(objects.uri))
+    except (StoreError, OSError) as error:
+        raise ConfigError(
+            f"output.uri = {job.output.uri!r} cannot be used ({error}); check the path or address, "
+            "output.storage_options and the credentials in the environment"
+        ) from None
+    return objects
+
+
+def _check_local_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output.uri = {str(folder)!r} is a file; give a folder for the store")
+    allowed = {"driver.json", "job.json", "status.json", "plan", "logs"}
+    others = (
+        sorted(path.name for path in folder.iterdir() if path.name not in allowed) if folder.exists() else []
+    )
+    if others:
+        raise ConfigError(
+            f"output.uri = {str(folder)!r} is a folder with other things in it, such as {others[0]!r}; give "
+            "a new or empty folder"
+        )
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(
+            f"output.uri = {str(folder)!r}: {parent} is not writable; choose another place or its permissions"
+        )
+
+
+def _check_chat_template(job: JobConfig, tokenizer: Tokenizer) -> None:
+    needs_template = job.input.chat_template and job.input.kind in ("messages", "prompt", "prompt_response")
+    if needs_template and isinstance(tokenizer, HuggingFaceTokenizer) and not tokenizer.has_chat_template:
+        raise ConfigError(
+            f"teacher.model = {job.teacher.model!r} has no chat template; set input.chat_template = false to "
+            "join plain text, or take the model's instruction-tuned version"
+        )

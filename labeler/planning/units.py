@@ -1,0 +1,126 @@
+"""Work units: the slices of the plan that are leased, retried and committed, and their tokenised records.
+
+A unit's records travel as one Arrow stream inside a segment of the plan, so that an actor reads exactly
+its unit with one ranged request and needs neither the input nor a tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from labeler.teacher.protocol import TokenizedPrompt
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("file", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("prompt_token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("response_token_ids", pa.list_(pa.int32())),
+        pa.field("label_start", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRecord:
+    """One record of a unit: its ids, and where it came from."""
+
+    prompt: TokenizedPrompt
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUnit:
+    """Where a unit's records lie, and how much work they are."""
+
+    unit_id: str
+    """Hash of the ids of its records: the same input and configuration give the same unit."""
+    unit_index: int
+    """Place in the plan."""
+    segment: str
+    """Name of the plan object that holds the records."""
+    offset: int
+    """First byte of the unit in the segment."""
+    num_bytes: int
+    num_records: int
+    num_tokens: int
+    """Tokens of prompts and given responses."""
+
+
+def unit_id_of(record_ids: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for record_id in record_ids:
+        encoded = record_id.encode("utf-8", errors="surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def encode_records(records: Sequence[PlannedRecord]) -> bytes:
+    """The records as an Arrow stream, zstd-compressed."""
+    prompts = [record.prompt for record in records]
+    columns: list[pa.Array] = [
+        pa.array([prompt.record_id for prompt in prompts], pa.string()),
+        pa.array([record.file for record in records], pa.string()).dictionary_encode(),
+        pa.array([record.line for record in records], pa.int64()),
+        _lists([prompt.prompt_token_ids for prompt in prompts]),
+        _lists([prompt.response_token_ids for prompt in prompts]),
+        pa.array([prompt.label_start for prompt in prompts], pa.int32()),
+    ]
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, _SCHEMA, options=options) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+    return sink.getvalue().to_pybytes()
+
+
+def decode_records(content: bytes) -> list[PlannedRecord]:
+    """The records of a unit. Raises ValueError where the bytes are not what `encode_records` wrote."""
+    try:
+        with pa.ipc.open_stream(content) as reader:
+            if reader.schema != _SCHEMA:
+                raise ValueError(f"a unit of the plan has the columns {reader.schema.names}")
+            batch = reader.read_next_batch()
+            batch.validate(full=True)
+    except (pa.ArrowInvalid, StopIteration, OSError) as error:
+        raise ValueError(f"a unit of the plan cannot be read ({error}); delete the store's plan/") from None
+    columns: dict[str, Any] = {name: batch.column(name) for name in _SCHEMA.names}
+    prompts, responses = columns["prompt_token_ids"], columns["response_token_ids"]
+    files, lines = columns["file"].to_pylist(), columns["line"].to_pylist()
+    return [
+        PlannedRecord(
+            prompt=TokenizedPrompt(
+                record_id=record_id,
+                prompt_token_ids=_ids(prompts, i),
+                response_token_ids=_ids(responses, i) if responses[i].is_valid else None,
+                label_start=int(columns["label_start"][i].as_py()),
+            ),
+            file=files[i],
+            line=lines[i],
+        )
+        for i, record_id in enumerate(columns["record_id"].to_pylist())
+    ]
+
+
+def _lists(arrays: Sequence[np.ndarray | None]) -> pa.Array:
+    lengths = [0 if array is None else len(array) for array in arrays]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    present = [array for array in arrays if array is not None]
+    values = np.concatenate(present) if present else np.zeros(0, np.int32)
+    missing = np.array([array is None for array in arrays])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets),
+        pa.array(values.astype(np.int32, copy=False)),
+        mask=pa.array(missing) if missing.any() else None,
+    )
+
+
+def _ids(column: Any, i: int) -> np.ndarray:
+    return np.asarray(column[i].values.to_numpy(zero_copy_only=False), dtype=np.int32)

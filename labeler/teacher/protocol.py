@@ -1,0 +1,192 @@
+"""What a teacher is: token ids in, labeled sequences out.
+
+The records and the protocol that the job drives and that every teacher obeys (`VllmTeacher` and
+`FakeTeacher` pass the same conformance tests). Nothing here imports torch, ray or vllm.
+
+Shape legend: T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from logitstore.manifest.fields import TeacherInfo
+from logitstore.records import LabeledSequence, LabelRows
+
+if TYPE_CHECKING:
+    from labeler.config.loading import LabelsConfig, TeacherConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """One input record as the teacher takes it: ids only, so that no teacher tokenises on its own."""
+
+    record_id: str
+    """Id of the input record, unique among the prompts of one `label` call."""
+    prompt_token_ids: np.ndarray
+    """int32 [T], what stands before the response; empty for plain text that is scored as a whole."""
+    response_token_ids: np.ndarray | None
+    """int32 [T], the given response (mode "score"); None where the teacher writes it ("generate")."""
+    label_start: int
+    """First labeled position of prompt + response, at least 1, at most the sequence's length."""
+    loss_mask_T: np.ndarray | None = None
+    """bool over prompt + given response: positions a training loss counts. None: every labeled one.
+    In mode "generate" it covers the prompt, and every generated token counts."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the engine is given: prompt plus given response."""
+        response = 0 if self.response_token_ids is None else len(self.response_token_ids)
+        return len(self.prompt_token_ids) + response
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherDescription:
+    """What a started teacher really is; known for certain only after its self-test."""
+
+    info: TeacherInfo
+    vocab_size: int
+    """V, the width of the logits; every id of a prompt must lie below it."""
+    max_model_len: int
+    """Most tokens of prompt plus response, generated ones included."""
+    exact_temperatures: tuple[float, ...]
+    """Temperatures at which `logsumexp` and tail mass are exact, ascending from 1.0. Only (1.0,) where
+    the labels come through the public API."""
+    value_kind: str
+    """How a store should keep the logits: "logit_f16" for bf16 and fp16 teachers, "gap_f16" for fp32."""
+
+
+class TeacherDiedError(RuntimeError):
+    """The engine is gone for good: replace the process that held it and lease its work again."""
+
+
+class PromptError(ValueError):
+    """One prompt that the teacher cannot label. The message holds the value, the rule and the remedy."""
+
+    def __init__(self, record_id: str, reason: str, kind: str, sample_index: int | None = None) -> None:
+        super().__init__(record_id, reason, kind, sample_index)
+        self.record_id = record_id
+        self.reason = reason
+        self.sample_index = sample_index
+        """The one sample that failed; None where the prompt gives none at all."""
+        self.kind = kind
+        """A stable word to count by: "too_long", "bad_token_id", "empty", "bad_prompt", "bad_labels"."""
+
+    def __str__(self) -> str:
+        return f"record {self.record_id!r}: {self.reason}"
+
+
+class Teacher(Protocol):
+    """An engine with its model loaded, used by one thread of one process."""
+
+    def describe(self) -> TeacherDescription: ...
+
+    def label(self, prompts: Iterable[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
+        """Label `prompts`, each result as soon as it is complete, in any order.
+
+        `prompts` is drawn from as the engine has room, in order (long ones first leaves none to run alone
+        at the end). An iterator that had no more is asked again as long as anything is unfinished, so that
+        it may bring further work to an engine that is emptying.
+
+        Mode "score" gives one sequence per prompt, "generate" n of them. A prompt, or a sample of it, that
+        cannot be labeled gives one `PromptError` *as an item*, so that the others go on; nothing is ever
+        left out. Closing the iterator early gives up the unfinished prompts and leaves the teacher usable.
+
+        Raises:
+            TeacherDiedError: the engine is dead; every further call raises it too.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine and its processes. Calling it twice does nothing."""
+        ...
+
+
+def check_prompt(prompt: TokenizedPrompt, vocab_size: int, max_tokens: int, mode: str) -> PromptError | None:
+    """The reason why `prompt` cannot be labeled in `mode`, or None. `max_tokens` is the most it may hold."""
+    num_tokens, name = prompt.num_tokens, prompt.record_id
+    if num_tokens == 0:
+        return PromptError(name, "it holds no token; give it at least one", "empty")
+    if (prompt.response_token_ids is None) != (mode == "generate"):
+        reason = (
+            f'mode "{mode}" and a response that is {"missing" if mode == "score" else "given"} do not fit'
+        )
+        return PromptError(name, f"{reason}; change labels.mode or the record", "bad_prompt")
+    if num_tokens > max_tokens:
+        reason = (
+            f"it holds {num_tokens} tokens, the teacher takes at most {max_tokens} here; "
+            "shorten it or raise the teacher's max_model_len"
+        )
+        return PromptError(name, reason, "too_long")
+    if prompt.label_start < 1 or (mode == "score" and prompt.label_start >= num_tokens):
+        reason = (
+            f"label_start is {prompt.label_start} of {num_tokens} tokens, it must be at least 1 and leave "
+            "a token to label; a sequence needs two tokens and a response one"
+        )
+        return PromptError(name, reason, "empty")
+    for ids in (prompt.prompt_token_ids, prompt.response_token_ids):
+        if ids is None or len(ids) == 0:
+            continue
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= vocab_size:
+            reason = (
+                f"token id {lowest if lowest < 0 else highest} is outside the teacher's vocabulary of "
+                f"{vocab_size}; tokenise with the teacher's own tokenizer"
+            )
+            return PromptError(name, reason, "bad_token_id")
+    return None
+
+
+def labeled_sequence(
+    prompt: TokenizedPrompt, tokens_T: np.ndarray, rows: LabelRows, *, sample_index: int, finish_reason: str
+) -> LabeledSequence:
+    """The finished record of `prompt`, whose `rows` begin at `prompt.label_start`."""
+    loss_mask_N = np.ones(rows.num_rows, bool)
+    if prompt.loss_mask_T is not None:
+        given_N = prompt.loss_mask_T[prompt.label_start : prompt.label_start + rows.num_rows]
+        loss_mask_N[: len(given_N)] = given_N
+    return LabeledSequence(
+        record_id=prompt.record_id,
+        sample_index=sample_index,
+        token_ids_T=tokens_T,
+        prompt_length=len(prompt.prompt_token_ids),
+        label_start=prompt.label_start,
+        rows=rows,
+        loss_mask_N=loss_mask_N,
+        finish_reason=finish_reason,
+    )
+
+
+def longest_first(prompts: Sequence[TokenizedPrompt]) -> list[TokenizedPrompt]:
+    """`prompts` by falling length, so that no long one is left to run alone at the end."""
+    return sorted(prompts, key=lambda prompt: -prompt.num_tokens)
+
+
+def sample_seed(seed: int, record_id: str, sample_index: int) -> int:
+    """31-bit seed of one response: the same whichever engine samples it, and however often."""
+    digest = hashlib.blake2b(f"{seed}/{sample_index}/{record_id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def build_teacher(
+    teacher_config: TeacherConfig, labels_config: LabelsConfig, *, cores: str | None, machines: int = 1
+) -> Teacher:
+    """Start the teacher a job names, in this process.
+
+    `cores` binds the process and the engine's threads to logical CPUs, written as vLLM does ("0", "0-3",
+    "0,2"); None leaves them alone. It must be set where several CPU engines share a machine: vLLM's own
+    choice puts every engine on the same core. On several `machines` this process is an actor in the first
+    bundle of a placement group with as many.
+    """
+    if teacher_config.engine == "fake":
+        from labeler.teacher.fake import FakeTeacher
+
+        return FakeTeacher(teacher_config, labels_config)
+    from labeler.teacher.vllm.teacher import VllmTeacher
+
+    return VllmTeacher(teacher_config, labels_config, cores=cores, machines=machines)

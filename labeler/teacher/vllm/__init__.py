@@ -1,0 +1,1 @@
+"""The real teacher: the only room that imports vllm."""

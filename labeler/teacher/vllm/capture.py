@@ -1,0 +1,293 @@
+"""Runs inside vLLM's workers: adds exact normalisers and tail masses to the logprobs of every row.
+
+vLLM returns the top entries of a row but nothing of what lies outside them. While the full logits exist,
+one function per model runner reduces them to the rows that leave the worker:
+
+- V1 runner: `Sampler.gather_logprobs(scores, num_logprobs, token_ids)`, shadowed on `runner.sampler`;
+- V2 runner: `compute_topk_scores(logits, num_logprobs, sampled_token_ids, ...)`, replaced in its importers.
+
+The replacement gives the same shapes, dtypes and order, with the layout of `labeler.teacher.label_rows` in
+the columns, so request ids, positions, chunked prefill, preemption and tensor parallelism are vLLM's own.
+Calls that ask for another number of entries, or for given ids, go to the original.
+
+It is only installed where `known_sources` recognises the replaced source; see `SOURCES_BY_VERSION`.
+
+Shape legend: N rows, B rows of a block, V vocabulary, K stored entries, M temperatures, C columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from labeler.teacher.label_rows import CHECKSUM_MASK, ColumnLayout
+
+if TYPE_CHECKING:
+    from vllm.v1.outputs import LogprobsTensors
+
+CPU_BLOCK_ROWS = 8
+"""Rows per block on a CPU: 8 x 49,152 x 4 B stay in the second-level cache through all the passes."""
+DEVICE_BLOCK_BYTES = 256 << 20
+"""Scratch memory of a block on an accelerator."""
+CHUNK = 64
+"""Columns per chunk of the two-level top-K."""
+V2_IMPORTERS = (
+    "vllm.v1.worker.gpu.sample.sampler",
+    "vllm.v1.worker.gpu.sample.prompt_logprob",
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler",
+)
+"""Modules of the V2 runner that call `compute_topk_scores` by their own name for it."""
+REPLACED = {
+    "v1": ("vllm.v1.sample.sampler", "Sampler.gather_logprobs"),
+    "v2": ("vllm.v1.worker.gpu.sample.logprob", "compute_topk_scores"),
+}
+SOURCES_BY_VERSION: dict[str, dict[str, str]] = {
+    "0.32.0": {
+        "v1": "ca39ba3c4e61572e6f8e8a9d8c14389e8f7d3f965cf9eab21c6c94bf36bfd890",
+        "v2": "16a0e64b66a7a120456e1bf7b9f16747a7cdc185e6154340401c4855d6874782",
+    },
+}
+"""sha256 of the source of each replaced function, by vLLM version: what the capture was written for."""
+
+
+def source_hash(runner: str) -> str:
+    """sha256 of the source of the function that is replaced in `runner` ("v1" or "v2")."""
+    module_name, qualified_name = REPLACED[runner]
+    target: Any = importlib.import_module(module_name)
+    for part in qualified_name.split("."):
+        target = getattr(target, part)
+    return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()
+
+
+def refusal(version: str, runner: str) -> str | None:
+    """Why the capture must not be installed in this vLLM, or None."""
+    known = SOURCES_BY_VERSION.get(version)
+    if known is None:
+        return f"vLLM {version} is not among the versions the capture knows ({', '.join(SOURCES_BY_VERSION)})"
+    if source_hash(runner) != known[runner]:
+        return f"{'.'.join(REPLACED[runner])} of this vLLM {version} is not the released one"
+    return None
+
+
+class CaptureExtension:
+    """Mixed into vLLM's worker (`worker_extension_cls`); called through `collective_rpc`."""
+
+    if TYPE_CHECKING:
+        model_runner: Any
+        use_v2_model_runner: bool
+
+    def penumbra_install(self, top_k: int, temperatures: list[float]) -> dict[str, str]:
+        """Install the capture for rows of this layout. Calling it again replaces the layout."""
+        import vllm
+
+        runner = "v2" if getattr(self, "use_v2_model_runner", False) else "v1"
+        reason = refusal(vllm.__version__, runner)
+        if reason is None:
+            layout = ColumnLayout(top_k, tuple(temperatures))
+            if runner == "v1":
+                install_v1(self.model_runner.sampler, layout)
+            else:
+                install_v2(layout)
+        return {"runner": runner, "version": vllm.__version__, "refusal": reason or ""}
+
+
+def install_v1(sampler: Any, layout: ColumnLayout) -> None:
+    """Shadow the static method on the runner's sampler."""
+    original = type(sampler).gather_logprobs
+
+    def gather_logprobs(
+        logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor
+    ) -> LogprobsTensors:
+        if num_logprobs != layout.num_logprobs:
+            return original(logprobs, num_logprobs, token_ids)
+        from vllm.v1.outputs import LogprobsTensors
+
+        rows = reduce_logits(logprobs, token_ids, layout)
+        # int32 ids and ranks of the V1 runner; the caller copies them into buffers of that type.
+        return LogprobsTensors(rows.token_ids_NC, rows.values_NC, rows.ranks_N)
+
+    sampler.gather_logprobs = gather_logprobs
+
+
+def install_v2(layout: ColumnLayout) -> None:
+    """Replace the function in the modules that imported it by name."""
+    source = importlib.import_module(REPLACED["v2"][0])
+    wrapped = wrap_v2(source.compute_topk_scores, layout)
+    for name in V2_IMPORTERS:
+        importlib.import_module(name).compute_topk_scores = wrapped  # type: ignore[attr-defined]
+
+
+def wrap_v2(original: Callable[..., LogprobsTensors], layout: ColumnLayout) -> Callable[..., LogprobsTensors]:
+    """The V2 runner's function, capturing where rows of `layout` are asked for."""
+
+    def compute_topk_scores(
+        logits: torch.Tensor,
+        num_logprobs: int,
+        sampled_token_ids: torch.Tensor,
+        cu_num_logits: list[int] | torch.Tensor | None = None,
+        logprob_token_ids_state: Any = None,
+        expanded_idx_mapping: torch.Tensor | None = None,
+        max_per_req_token_ids: int = 0,
+        logits_mode: bool = False,
+    ) -> LogprobsTensors:
+        if num_logprobs != layout.num_logprobs or max_per_req_token_ids or not logits_mode:
+            return original(
+                logits,
+                num_logprobs,
+                sampled_token_ids,
+                cu_num_logits,
+                logprob_token_ids_state,
+                expanded_idx_mapping,
+                max_per_req_token_ids,
+                logits_mode,
+            )
+        from vllm.v1.outputs import LogprobsTensors
+
+        rows = reduce_logits(logits, sampled_token_ids, layout)
+        on_device = isinstance(cu_num_logits, torch.Tensor)
+        return LogprobsTensors(
+            logprob_token_ids=rows.token_ids_NC.to(torch.int64),
+            logprobs=rows.values_NC,
+            selected_token_ranks=rows.ranks_N.to(torch.int64),
+            cu_num_generated_tokens=None if on_device else cu_num_logits,  # type: ignore[arg-type]
+            cu_num_generated_tokens_tensor=cu_num_logits if on_device else None,  # type: ignore[arg-type]
+        )
+
+    return compute_topk_scores
+
+
+@dataclass(frozen=True, slots=True)
+class ReducedRows:
+    """Full logits reduced to the columns that leave the worker."""
+
+    token_ids_NC: torch.Tensor
+    """int32."""
+    values_NC: torch.Tensor
+    """float32."""
+    ranks_N: torch.Tensor
+    """int32."""
+
+
+def reduce_logits(logits_NV: torch.Tensor, label_ids_N: torch.Tensor, layout: ColumnLayout) -> ReducedRows:
+    """Top entries, `logsumexp(l / T)` and log tail mass of every row, block by block.
+
+    The tail is summed directly, with the stored entries masked out and the smallest of them as the
+    reference, so that it neither cancels nor underflows; `logsumexp` is then head and tail together.
+    """
+    num_rows, vocab_size = logits_NV.shape
+    values_NC = logits_NV.new_empty((num_rows, layout.num_columns), dtype=torch.float32)
+    token_ids_NC = logits_NV.new_empty((num_rows, layout.num_columns), dtype=torch.int32)
+    ranks_N = logits_NV.new_empty(num_rows, dtype=torch.int32)
+    block_rows = _block_rows(logits_NV)
+    scratch_BV = logits_NV.new_empty((min(block_rows, num_rows), vocab_size), dtype=torch.float32)
+    for start in range(0, num_rows, block_rows):
+        block = slice(start, min(start + block_rows, num_rows))
+        # float32 logits are used where they are: a copy would cost a pass over memory.
+        logits_BV = logits_NV[block].float()
+        label_B1 = label_ids_N[block].unsqueeze(1)
+        _reduce_block(
+            logits_BV,
+            label_B1,
+            layout,
+            scratch_BV[: logits_BV.shape[0]],
+            token_ids_NC[block],
+            values_NC[block],
+        )
+        ranks_N[block] = _ranks(logits_BV, values_NC[block], layout.top_k)
+    token_ids_NC[:, layout.top_k + 1 :] = torch.arange(
+        -1, -layout.num_tail_columns - 1, -1, device=logits_NV.device
+    )
+    values_NC[:, -1] = _checksum(token_ids_NC, values_NC)
+    return ReducedRows(token_ids_NC, values_NC, ranks_N)
+
+
+def _block_rows(logits_NV: torch.Tensor) -> int:
+    if logits_NV.device.type == "cpu":
+        return CPU_BLOCK_ROWS
+    return max(1, DEVICE_BLOCK_BYTES // (4 * logits_NV.shape[1]))
+
+
+def _reduce_block(
+    logits_BV: torch.Tensor,
+    label_ids_B1: torch.Tensor,
+    layout: ColumnLayout,
+    scratch_BV: torch.Tensor,
+    token_ids_BC: torch.Tensor,
+    values_BC: torch.Tensor,
+) -> None:
+    """Fill all columns of a block but the sentinels and the checksum. Overwrites `scratch_BV`."""
+    top_k, num_temperatures = layout.top_k, layout.num_temperatures
+    head_BK, ids_BK = top_entries(logits_BV, top_k)
+    token_ids_BC[:, :1], values_BC[:, :1] = label_ids_B1, logits_BV.gather(1, label_ids_B1)
+    token_ids_BC[:, 1 : top_k + 1], values_BC[:, 1 : top_k + 1] = ids_BK, head_BK
+    # -inf among the stored entries means that nothing lies outside them; any finite reference will do.
+    reference_B1 = head_BK[:, -1:].nan_to_num(neginf=0.0)
+    previous = None
+    for index in reversed(range(num_temperatures)):
+        temperature = layout.temperatures[index]
+        if previous == 2 * temperature:
+            # exp(x / T) from exp(x / 2T): one exponential serves temperatures 4, 2 and 1.
+            scratch_BV.mul_(scratch_BV)
+        else:
+            # (x - reference) / T in one pass over memory.
+            torch.add(reference_B1 / -temperature, logits_BV, alpha=1.0 / temperature, out=scratch_BV)
+            scratch_BV.scatter_(1, ids_BK, -torch.inf)
+            scratch_BV.exp_()
+        previous = temperature
+        log_tail_B = scratch_BV.sum(dim=1).log() + reference_B1[:, 0] / temperature
+        log_head_B = torch.logsumexp(head_BK / temperature, dim=1)
+        logsumexp_B = torch.logaddexp(log_head_B, log_tail_B)
+        values_BC[:, top_k + 1 + index] = logsumexp_B
+        mass_B = (log_tail_B - logsumexp_B).clamp(max=0.0)
+        values_BC[:, top_k + 1 + num_temperatures + index] = mass_B
+
+
+def top_entries(logits_BV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.topk`, on a CPU through the maxima of chunks.
+
+    The K highest entries lie in the K chunks with the highest maxima, and finding those reads the row
+    once at full speed, where a partial sort of the whole row does not.
+    """
+    vocab_size = logits_BV.shape[1]
+    num_chunks = vocab_size // CHUNK
+    if logits_BV.device.type != "cpu" or num_chunks < 4 * top_k:
+        values_BK, ids_BK = torch.topk(logits_BV, top_k, dim=1)
+        return values_BK, ids_BK
+    whole = num_chunks * CHUNK
+    chunks_BNC = logits_BV[:, :whole].unflatten(1, (num_chunks, CHUNK))
+    chosen_BK = chunks_BNC.amax(dim=2).topk(top_k, dim=1, sorted=False).indices
+    candidates = chunks_BNC[torch.arange(len(logits_BV)).unsqueeze(1), chosen_BK].flatten(1)
+    columns = torch.arange(CHUNK)
+    candidate_ids = (chosen_BK.unsqueeze(2) * CHUNK + columns).flatten(1)
+    if whole < vocab_size:
+        rest = torch.arange(whole, vocab_size).expand(logits_BV.shape[0], -1)
+        candidates = torch.cat([candidates, logits_BV[:, whole:]], dim=1)
+        candidate_ids = torch.cat([candidate_ids, rest], dim=1)
+    values_BK, places_BK = candidates.topk(top_k, dim=1)
+    return values_BK, candidate_ids.gather(1, places_BK)
+
+
+def _ranks(logits_BV: torch.Tensor, values_BC: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Ids with a logit of at least the label's, for every row of a block."""
+    label_B1, head_BK = values_BC[:, :1], values_BC[:, 1 : top_k + 1]
+    if logits_BV.device.type != "cpu":
+        return (logits_BV >= label_B1).sum(dim=1, dtype=torch.int32)
+    ranks_B = (head_BK >= label_B1).sum(dim=1, dtype=torch.int32)
+    # A label above the last stored entry has everything that ranks with it among them.
+    outside = (label_B1 <= head_BK[:, -1:])[:, 0].nonzero()[:, 0]
+    for row in outside.tolist():
+        ranks_B[row] = (logits_BV[row] >= label_B1[row]).sum()
+    return ranks_B
+
+
+def _checksum(token_ids_NC: torch.Tensor, values_NC: torch.Tensor) -> torch.Tensor:
+    """The same sum as `labeler.teacher.label_rows.checksum`."""
+    mixed_NC = (values_NC[:, :-1].view(torch.int32) ^ token_ids_NC[:, :-1]).to(torch.int64)
+    weights_C = 2 * torch.arange(mixed_NC.shape[1], device=mixed_NC.device) + 1
+    return ((mixed_NC * weights_C).sum(dim=1) & CHECKSUM_MASK).to(torch.float32)

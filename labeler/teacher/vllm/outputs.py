@@ -1,0 +1,87 @@
+"""Keeps label rows as arrays in vLLM's front end. Imports vllm: only `vllm_teacher.py` imports this.
+
+The stock `LogprobsProcessor` turns every entry of every row into Python objects. The one here keeps the
+arrays that come from the engine; where vLLM's own class has changed, `flat_columns` reads the arrays back
+out of the stock lists, slower but equal.
+
+Shape legend: C columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from typing import Any
+
+import numpy as np
+import vllm.v1.engine.output_processor as output_processor
+from vllm.logprobs import FlatLogprobs
+from vllm.v1.engine.logprobs import LogprobsProcessor
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+
+from labeler.teacher.label_rows import CapturedColumns, concatenate
+
+KNOWN_PROCESSORS = frozenset({"1ea97a520599bc1e7f66587dce1facabe8977ab2d6648600b9b158b9cf1d99d6"})
+"""sha256 of the source of every `LogprobsProcessor` that `ArrayLogprobsProcessor` can stand in for."""
+
+
+class ArrayRows:
+    """Rows of one request, in order, in the arrays they came in."""
+
+    def __init__(self) -> None:
+        self.parts: list[CapturedColumns] = []
+
+
+class ArrayLogprobsProcessor(LogprobsProcessor):
+    """Collects `ArrayRows` where the stock class makes lists; `cumulative_logprob` is not kept."""
+
+    def _update_sample_logprobs(self, logprobs_lists: LogprobsLists) -> None:
+        if not isinstance(self.logprobs, ArrayRows):
+            self.logprobs = ArrayRows()  # type: ignore[assignment]
+        ids_NC, values_NC, ranks_N, _ = logprobs_lists
+        # Copied: these are slices of a whole batch, or of a received message, that must not be kept alive.
+        part = CapturedColumns(np.array(ids_NC), np.array(values_NC), np.array(ranks_N))
+        self.logprobs.parts.append(part)  # type: ignore[union-attr]
+
+    def _update_prompt_logprobs(self, prompt_logprobs_tensors: LogprobsTensors) -> None:
+        ids_NC, values_NC, ranks_N, *_ = prompt_logprobs_tensors
+        rows = ArrayRows()
+        rows.parts.append(CapturedColumns(ids_NC.numpy(), values_NC.numpy(), ranks_N.numpy()))
+        self.prompt_logprobs = rows  # type: ignore[assignment]
+
+
+def stock_processor_hash() -> str:
+    """sha256 of the source of vLLM's own class."""
+    return hashlib.sha256(inspect.getsource(LogprobsProcessor).encode()).hexdigest()
+
+
+def keep_arrays() -> bool:
+    """Put `ArrayLogprobsProcessor` into vLLM's place for all engines of this process, if it fits."""
+    if stock_processor_hash() not in KNOWN_PROCESSORS:
+        return False
+    output_processor.LogprobsProcessor = ArrayLogprobsProcessor  # type: ignore[misc]
+    return True
+
+
+def columns_of(rows: Any, num_columns: int) -> CapturedColumns:
+    """The rows of a request's `logprobs` or `prompt_logprobs`, whichever class collected them."""
+    if isinstance(rows, ArrayRows):
+        return concatenate(rows.parts) if rows.parts else _empty(num_columns)
+    if isinstance(rows, FlatLogprobs):
+        return flat_columns(rows, num_columns)
+    return _empty(num_columns)
+
+
+def flat_columns(flat: FlatLogprobs, num_columns: int) -> CapturedColumns:
+    """Rows of equal width out of vLLM's flat lists. A prompt's first position has no entries."""
+    count = len(flat.token_ids)
+    ids_NC = np.fromiter(flat.token_ids, np.int64, count).reshape(-1, num_columns)
+    values_NC = np.fromiter(flat.logprobs, np.float32, count).reshape(-1, num_columns)
+    ranks_N = np.fromiter((rank or 0 for rank in flat.ranks[::num_columns]), np.int64, len(ids_NC))
+    return CapturedColumns(ids_NC, values_NC, ranks_N)
+
+
+def _empty(num_columns: int) -> CapturedColumns:
+    return CapturedColumns(
+        np.empty((0, num_columns), np.int32), np.empty((0, num_columns), np.float32), np.empty(0, np.int32)
+    )

@@ -1,0 +1,191 @@
+"""The requests that a prompt makes of a vLLM engine, and what becomes of their outputs.
+
+Shape legend: T tokens, N label rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from labeler.config.loading import LabelsConfig
+from labeler.teacher.label_rows import (
+    CapturedColumns,
+    ColumnLayout,
+    concatenate,
+    rows_from_columns,
+    rows_from_logprobs,
+)
+from labeler.teacher.protocol import (
+    PromptError,
+    TokenizedPrompt,
+    check_prompt,
+    labeled_sequence,
+    sample_seed,
+)
+from logitstore.errors import InvalidLabelsError
+from logitstore.records import LabeledSequence, LabelRows
+
+
+@dataclass(slots=True)
+class Work:
+    """One request on its way through the engine."""
+
+    prompt: TokenizedPrompt
+    sample_index: int
+    tokens_T: np.ndarray
+    """int32, what the engine is given."""
+    stage: Literal["score", "decode"]
+    finish_reason: str = "scored"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What a started engine takes."""
+
+    vocab_size: int
+    max_tokens: int
+    """Most tokens of prompt plus response; the engine always samples one more than it scores."""
+    step_tokens: int
+    """Tokens of one step."""
+    max_requests: int
+    """Requests worth handing over at a time."""
+    max_logprobs: int
+    """Most entries of a row that it was started for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Requests for labels of one kind, to one engine."""
+
+    labels: LabelsConfig
+    layout: ColumnLayout | None
+    """None where the labels come through the public API."""
+    limits: EngineLimits
+    end_ids: tuple[int, ...]
+    """Ids that end a response."""
+    keeps_arrays: bool
+    """Whether rows stay arrays in vLLM's front end."""
+
+    @property
+    def num_logprobs(self) -> int:
+        """Entries to ask the engine for."""
+        return self.labels.top_k if self.layout is None else self.layout.num_logprobs
+
+    @property
+    def exact_temperatures(self) -> tuple[float, ...]:
+        """Temperatures at which the rows' masses are exact."""
+        return (1.0,) if self.layout is None else self.labels.temperatures
+
+    @property
+    def labels_at_decode(self) -> bool:
+        if self.labels.stop and not self.keeps_arrays:
+            # To find stop strings vLLM turns every id in its own lists into text; sentinels have none.
+            return False
+        return self.labels.label_at != "rescore"
+
+    def refused(self, prompt: TokenizedPrompt) -> PromptError | None:
+        """Why the prompt cannot be labeled, or None."""
+        # A response needs room for one token.
+        limit = self.limits.max_tokens - 1 if self.labels.mode == "generate" else self.limits.max_tokens
+        return check_prompt(prompt, self.limits.vocab_size, limit, self.labels.mode)
+
+    def works_of(self, prompt: TokenizedPrompt) -> list[Work]:
+        """The requests that a prompt makes."""
+        if prompt.response_token_ids is None:
+            tokens_T = prompt.prompt_token_ids.astype(np.int32)
+            return [Work(prompt, index, tokens_T, "decode") for index in range(self.labels.n)]
+        parts = [prompt.prompt_token_ids, prompt.response_token_ids]
+        return [Work(prompt, 0, np.concatenate(parts).astype(np.int32), "score")]
+
+    def sampling(self, work: Work) -> Any:
+        """vLLM's parameters of a request."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        common = {"output_kind": RequestOutputKind.FINAL_ONLY, "flat_logprobs": True, "skip_clone": True}
+        if work.stage == "score":
+            # prompt_logprobs must be given to the constructor: it switches the prefix cache off there.
+            return SamplingParams(
+                temperature=0.0, max_tokens=1, detokenize=False, prompt_logprobs=self.num_logprobs, **common
+            )
+        labels = self.labels
+        seed = (
+            sample_seed(labels.seed, work.prompt.record_id, work.sample_index) if labels.temperature else None
+        )
+        at_decode = self.labels_at_decode
+        prompt_rows = at_decode and work.prompt.label_start < len(work.tokens_T)
+        return SamplingParams(
+            temperature=labels.temperature,
+            top_p=labels.top_p,
+            max_tokens=min(labels.max_tokens, self.limits.max_tokens - len(work.tokens_T)),
+            seed=seed,
+            stop=list(labels.stop) or None,
+            stop_token_ids=list(self.end_ids),
+            detokenize=bool(labels.stop),
+            logprobs=self.num_logprobs if at_decode else None,
+            prompt_logprobs=self.num_logprobs if prompt_rows else None,
+            **common,
+        )
+
+    def result(self, work: Work, output: Any) -> LabeledSequence | PromptError | Work:
+        """What a finished request gives: a sequence, the reason why not, or a response to score."""
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            reason = f"the engine ended it with {completion.finish_reason!r}; look at the engine's log"
+            return request_error(work, reason, "bad_prompt")
+        tokens_T, finish_reason = work.tokens_T, work.finish_reason
+        if work.stage == "decode":
+            tokens_T = np.concatenate([tokens_T, np.asarray(completion.token_ids, np.int32)])
+            finish_reason = completion.finish_reason
+            if not self.labels_at_decode:
+                return Work(work.prompt, work.sample_index, tokens_T, "score", finish_reason)
+        try:
+            rows = self._rows(work, output, tokens_T)
+        except InvalidLabelsError as error:
+            return request_error(work, str(error), "bad_labels")
+        return labeled_sequence(
+            work.prompt, tokens_T, rows, sample_index=work.sample_index, finish_reason=finish_reason
+        )
+
+    def _rows(self, work: Work, output: Any, tokens_T: np.ndarray) -> LabelRows:
+        """Rows of positions `label_start`.. of a finished sequence."""
+        from labeler.teacher.vllm.outputs import columns_of
+
+        width = self.num_logprobs + 1
+        given, start = len(work.tokens_T), work.prompt.label_start
+        parts: list[CapturedColumns] = []
+        if start < given:
+            if output.num_cached_tokens:
+                raise InvalidLabelsError(
+                    f"{output.num_cached_tokens} positions came from the prefix cache, which keeps no "
+                    "logits; set enable_prefix_caching = false in engine_args"
+                )
+            prompt_rows = columns_of(output.prompt_logprobs, width)
+            _require_rows(prompt_rows, given - 1)
+            parts.append(prompt_rows.slice(start - 1, given - 1))
+        if work.stage == "decode":
+            response_rows = columns_of(output.outputs[0].logprobs, width)
+            _require_rows(response_rows, len(tokens_T) - given)
+            parts.append(response_rows)
+        captured = concatenate(parts)
+        if not np.array_equal(captured.token_ids_NC[:, 0], tokens_T[len(tokens_T) - captured.num_rows :]):
+            raise InvalidLabelsError("the engine's rows are not those of the sequence's tokens")
+        if self.layout is None:
+            return rows_from_logprobs(captured, self.labels.top_k, self.limits.vocab_size)
+        return rows_from_columns(captured, self.layout, self.limits.vocab_size)
+
+
+def request_error(work: Work, reason: str, kind: str) -> PromptError:
+    """What a request that gave no labels becomes."""
+    return PromptError(work.prompt.record_id, reason, kind, work.sample_index)
+
+
+def _require_rows(captured: CapturedColumns, expected: int) -> None:
+    if captured.num_rows != expected:
+        raise InvalidLabelsError(
+            f"the engine returned {captured.num_rows} label rows where {expected} positions were asked for; "
+            "report the engine's version and arguments"
+        )

@@ -1,0 +1,1 @@
+"""What runs in a worker: units in, committed shards out."""

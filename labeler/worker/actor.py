@@ -1,0 +1,246 @@
+"""The worker: one teacher in one Ray actor, units in, committed shards out.
+
+The class is plain Python, made an actor by `pool.py`, so that tests drive it without Ray. Its threads read
+units, filter, write and commit while the engine goes on with the next unit (`engine_feed.py`). Labels never
+leave the process: only a commit's row does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
+
+import ray
+
+from labeler.config.loading import JobConfig
+from labeler.driver.scheduler import Lease
+from labeler.on_ray.cores import Placement
+from labeler.on_ray.placement import other_nodes_of_replica
+from labeler.patience import persistently
+from labeler.planning.plan import read_unit
+from labeler.planning.units import PlannedRecord
+from labeler.records import Heartbeat, UnitResult
+from labeler.teacher.protocol import (
+    PromptError,
+    TeacherDescription,
+    TokenizedPrompt,
+    build_teacher,
+)
+from labeler.worker.engine_feed import EngineFeed, FedUnit
+from labeler.worker.filters import filter_responses
+from logitstore.manifest.fields import ShardEntry
+from logitstore.records import LabeledSequence, Reject
+from logitstore.store import LogitStore
+
+MAX_BUFFERED_BYTES = 1 << 30
+Result = TypeVar("Result")
+
+
+class Worker:
+    """Labels leases with one teacher. Its methods may be called from several threads at once."""
+
+    def __init__(self, job: JobConfig, name: str, special_ids: frozenset[int]) -> None:
+        self._job = job
+        self._name = name
+        self._special_ids = special_ids
+        self._feed: EngineFeed | None = None
+        self._store: LogitStore | None = None
+        self._leaving = threading.Event()
+        self._state = threading.Condition()
+        self._progress = 0
+        self._buffered_bytes = 0
+        self._num_sequences = 0
+        self._num_tokens = 0
+
+    def place(self) -> Placement:
+        """Where this actor came to be."""
+        return Placement(
+            node_id=ray.get_runtime_context().get_node_id(),
+            host=socket.gethostname(),
+            process_id=os.getpid(),
+            cores=tuple(sorted(os.sched_getaffinity(0))),
+            other_node_ids=other_nodes_of_replica(),
+        )
+
+    def start(self, cores: str | None) -> TeacherDescription:
+        """Load the teacher, bound to `cores`. Takes as long as the model takes to load."""
+        self._feed = EngineFeed(
+            lambda: build_teacher(
+                self._job.teacher, self._job.labels, cores=cores, machines=self._job.workers.machines
+            ),
+            self._job.labels_per_record,
+            self._count_labeled,
+        )
+        return self._feed.teacher.describe()
+
+    def label_unit(self, lease: Lease) -> UnitResult:
+        """Label a unit and commit it; on a trial only label. Raises EngineDiedError: replace this actor."""
+        started = time.perf_counter()
+        store = self._open_store()
+        planned = self._persistently(lambda: read_unit(store.objects, lease.unit))
+        prompts = _prompts_of(planned, lease)
+        read_sec = time.perf_counter() - started
+        self._wait_for_room()
+        assert self._feed is not None, "start() comes first"
+        fed = FedUnit.of(lease.lease_id, prompts, self._job.labels_per_record)
+        try:
+            if not self._feed.run(fed):
+                return UnitResult(lease.lease_id, "gave_back")
+            if lease.trial is not None:
+                return UnitResult(lease.lease_id, "passed_trial", engine_sec=fed.engine_sec)
+            return self._finish(store, lease, planned, fed, read_sec)
+        finally:
+            with self._state:
+                self._buffered_bytes -= sum(_num_bytes(sequence) for sequence in fed.sequences)
+                self._progress += 1
+                self._state.notify_all()
+
+    def heartbeat(self) -> Heartbeat:
+        with self._state:
+            return Heartbeat(
+                progress=self._progress,
+                in_engine=self._feed.in_engine if self._feed is not None else (),
+                buffered_bytes=self._buffered_bytes,
+                num_sequences=self._num_sequences,
+                num_tokens=self._num_tokens,
+            )
+
+    def leave(self) -> None:
+        """Begin no further unit; what is in the engine is finished, the rest is given back."""
+        self._leaving.set()
+        if self._feed is not None:
+            self._feed.leave()
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.leave()
+        if self._feed is not None:
+            self._feed.close()
+
+    def _count_labeled(self, sequence: LabeledSequence) -> None:
+        with self._state:
+            self._buffered_bytes += _num_bytes(sequence)
+            self._progress += 1
+            self._num_sequences += 1
+            self._num_tokens += len(sequence.token_ids_T)
+
+    def _finish(
+        self,
+        store: LogitStore,
+        lease: Lease,
+        planned: list[PlannedRecord],
+        fed: FedUnit,
+        read_sec: float,
+    ) -> UnitResult:
+        started = time.perf_counter()
+        rejects = [*_refused(fed.errors, planned), *_killers(planned, lease)]
+        sequences, filtered = fed.sequences, Counter[str]()
+        if self._job.labels.mode == "generate":
+            outcome = filter_responses(sequences, self._job.filters, self._special_ids)
+            sequences, filtered = outcome.kept, outcome.counts
+            rejects += _dropped(outcome.dropped, planned, self._job.labels.n)
+        sequences = _in_plan_order(sequences, planned)
+        filtered_sec = time.perf_counter() - started
+        spent_sec = read_sec + fed.engine_sec + filtered_sec
+        entry, won = self._commit(store, lease, sequences, rejects, spent_sec)
+        return UnitResult(
+            lease_id=lease.lease_id,
+            outcome="committed",
+            entry=entry,
+            won=won,
+            rejects=tuple(rejects),
+            filtered=dict(filtered),
+            engine_sec=fed.engine_sec,
+            own_sec=read_sec + time.perf_counter() - started,
+        )
+
+    def _commit(
+        self,
+        store: LogitStore,
+        lease: Lease,
+        sequences: list[LabeledSequence],
+        rejects: list[Reject],
+        seconds: float,
+    ) -> tuple[ShardEntry, bool]:
+        return self._persistently(
+            lambda: store.commit_unit(
+                lease.unit.unit_id,
+                lease.unit.unit_index,
+                sequences,
+                rejects,
+                seconds=seconds,
+                worker=self._name,
+            )
+        )
+
+    def _persistently(self, use_storage: Callable[[], Result]) -> Result:
+        """Labels are dear: storage that fails is tried again for `output.retry_sec`."""
+        return persistently(use_storage, self._job.output.retry_sec, self._show_progress)
+
+    def _show_progress(self) -> None:
+        """Waiting for storage is no reason to lose the lease."""
+        with self._state:
+            self._progress += 1
+
+    def _wait_for_room(self) -> None:
+        """Hold back the engine while more labels wait to be written than memory is set aside for."""
+        with self._state:
+            while self._buffered_bytes > MAX_BUFFERED_BYTES and not self._leaving.is_set():
+                self._state.wait(1.0)
+
+    def _open_store(self) -> LogitStore:
+        with self._state:
+            if self._store is None:
+                output = self._job.output
+                self._store = LogitStore.open(output.uri, storage_options=output.storage_options)
+            return self._store
+
+
+def _prompts_of(planned: list[PlannedRecord], lease: Lease) -> list[TokenizedPrompt]:
+    skipped = {position for position, _ in lease.skip}
+    wanted = range(len(planned)) if lease.trial is None else lease.trial
+    return [planned[position].prompt for position in wanted if position not in skipped]
+
+
+def _num_bytes(sequence: LabeledSequence) -> int:
+    return sequence.rows.logits_NK.nbytes + sequence.rows.token_ids_NK.nbytes
+
+
+def _refused(errors: list[PromptError], planned: list[PlannedRecord]) -> list[Reject]:
+    by_id = {record.prompt.record_id: record for record in planned}
+    rejects: list[Reject] = []
+    for error in errors:
+        record = by_id[error.record_id]
+        rejects.append(Reject(record.file, record.line, error.record_id, error.reason, error.kind))
+    return rejects
+
+
+def _killers(planned: list[PlannedRecord], lease: Lease) -> list[Reject]:
+    rejects: list[Reject] = []
+    for position, reason in lease.skip:
+        record = planned[position]
+        rejects.append(Reject(record.file, record.line, record.prompt.record_id, reason, "killed_engine"))
+    return rejects
+
+
+def _dropped(
+    dropped: list[tuple[LabeledSequence, str, str]], planned: list[PlannedRecord], num_samples: int
+) -> list[Reject]:
+    by_id = {record.prompt.record_id: record for record in planned}
+    rejects: list[Reject] = []
+    for sequence, kind, reason in dropped:
+        record = by_id[sequence.record_id]
+        which = f"response {sequence.sample_index + 1} of {num_samples}: " if num_samples > 1 else ""
+        rejects.append(Reject(record.file, record.line, sequence.record_id, which + reason, f"filter_{kind}"))
+    return rejects
+
+
+def _in_plan_order(sequences: list[LabeledSequence], planned: list[PlannedRecord]) -> list[LabeledSequence]:
+    """As in the input, since engines finish in any order: a shard's order is the plan's."""
+    place = {record.prompt.record_id: i for i, record in enumerate(planned)}
+    return sorted(sequences, key=lambda sequence: (place[sequence.record_id], sequence.sample_index))

@@ -1,0 +1,113 @@
+"""Stores of one teacher as one: sequences are coded anew, with one codebook set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from logitstore.errors import InvalidLabelsError, StoreChangedError
+from logitstore.exchange.importing import check_no_others, unit_id_of, units_of
+from logitstore.manifest.fields import InputInfo, Manifest
+from logitstore.manifest.reading import teacher_identity
+from logitstore.records import LabeledSequence, Reject
+from logitstore.rows.selection import Selection
+from logitstore.store import LogitStore
+
+Progress = Callable[[str, int, int], None]
+
+
+def merge_stores(
+    sources: Sequence[LogitStore],
+    uri: str,
+    *,
+    selection: Selection | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> LogitStore:
+    """A store of the selected sequences of all sources, in their order; goes on where it was interrupted.
+
+    Rejects come along unless a selection is given. Raises StoreChangedError for stores of different
+    teachers or label shapes and for a target begun with another selection or other sources,
+    InvalidLabelsError for a sequence that two of them hold.
+    """
+    selection = selection or Selection()
+    target = LogitStore.create(uri, merged_manifest(sources), storage_options=storage_options)
+    codebooks = next((found for source in sources if (found := source.codebooks()) is not None), None)
+    if codebooks is not None:
+        target.set_codebooks(codebooks)
+    committed, names = target.committed_units(), set[str]()
+    rejects = [] if selection.comparisons else [reject for source in sources for reject in source.rejects()]
+    num_rows = sum(int(source.shards().column("num_rows").sum()) for source in sources)
+    done_rows = 0
+    sequences = _distinct(sources, selection)
+    for unit_index, unit in enumerate(units_of(sequences)):
+        names.add(_commit(target, unit_index, unit, rejects if unit_index == 0 else [], committed))
+        done_rows += sum(sequence.rows.num_rows for sequence in unit)
+        if progress:
+            progress("rows", done_rows, num_rows)
+    if not done_rows and rejects:
+        names.add(_commit(target, 0, [], rejects, committed))
+    check_no_others(target, committed - names)
+    target.compact()
+    return target
+
+
+def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
+    """The first store's head for all of them, with the largest K. Raises StoreChangedError."""
+    first = sources[0].manifest
+    for source in sources[1:]:
+        other = source.manifest
+        if teacher_identity(other) != teacher_identity(first):
+            raise StoreChangedError(
+                f"{source.uri} was labeled by {other.teacher.model} ({other.teacher.fingerprint:.16}) and "
+                f"{sources[0].uri} by {first.teacher.model} ({first.teacher.fingerprint:.16}), or their "
+                "tokenizers differ; only stores of one teacher can be merged"
+            )
+        for name in ("temperatures", "value_kind"):
+            here, there = getattr(first.labels, name), getattr(other.labels, name)
+            if here != there:
+                raise StoreChangedError(
+                    f"{source.uri} has {name} {there}, {sources[0].uri} has {here}; stores to be merged must "
+                    "agree in it"
+                )
+    inputs = [source.manifest.input for source in sources]
+    same_input = all(info == inputs[0] for info in inputs)
+    return dataclasses.replace(
+        first,
+        labels=dataclasses.replace(
+            first.labels, top_k=max(source.manifest.labels.top_k for source in sources)
+        ),
+        input=inputs[0] if same_input else InputInfo(" + ".join(info.uri for info in inputs), "import", {}),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        codebooks=None,
+        config={},
+    )
+
+
+def _commit(
+    target: LogitStore,
+    unit_index: int,
+    unit: list[LabeledSequence],
+    rejects: list[Reject],
+    committed: set[str],
+) -> str:
+    unit_id = unit_id_of("merged", unit_index, unit)
+    if unit_id not in committed:
+        target.commit_unit(unit_id, unit_index, unit, rejects, seconds=0.0, worker="merge")
+    return unit_id
+
+
+def _distinct(sources: Sequence[LogitStore], selection: Selection) -> Iterator[LabeledSequence]:
+    seen: dict[tuple[str, int], str] = {}
+    for source in sources:
+        for sequence in selection.sequences(source):
+            key = (sequence.record_id, sequence.sample_index)
+            if key in seen:
+                raise InvalidLabelsError(
+                    f"record {sequence.record_id!r:.120} (sample {sequence.sample_index}) is in {seen[key]} "
+                    f"and in {source.uri}; give stores of different records, or exclude it with --where"
+                )
+            seen[key] = source.uri
+            yield sequence

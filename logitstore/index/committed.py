@@ -1,0 +1,249 @@
+"""Which units of a store are committed: the compacted index and the commit records that came after it.
+
+`index.json` names the index segments. A reader lists the commit records first and reads `index.json`
+second, so that a unit which compaction moves in between is found in one place or the other. Where a
+unit is in both, the index wins: the record is a late rival's, and garbage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
+from logitstore.index import segments as index_segments
+from logitstore.index.commits import (
+    COMMITS_PREFIX,
+    MAX_COMMIT_BYTES,
+    CommitRecord,
+    check_manifest_hash,
+    commit_name,
+    decode_commit,
+    unit_id_of,
+)
+from logitstore.index.entries import ShardIndex, of_another_plan
+from logitstore.manifest import strict_json
+from logitstore.manifest.fields import FORMAT_VERSION
+from logitstore.manifest.reading import check_version
+from logitstore.objects.opening import MAX_TAGGED_BYTES, ObjectInfo, Objects
+from logitstore.records import Reject
+
+INDEX_NAME = "index.json"
+INDEX_PREFIX = "index/"
+MAX_INDEX_BYTES = MAX_TAGGED_BYTES
+MAX_SEGMENT_BYTES = 4 * 2**30
+MAX_SEGMENT_ENTRIES = 2**24
+MAX_REFRESH_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """One index segment, as `index.json` names it."""
+
+    name: str
+    num_entries: int
+    num_bytes: int
+    checksum: str
+    rejects_name: str
+    """"" where no unit of the segment had rejects; then the other two are 0 and "" as well."""
+    num_rejects: int
+    rejects_bytes: int
+    rejects_checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPointer:
+    """`index.json`: replaced by compare-and-swap, so it always names one consistent set of segments."""
+
+    generation: int
+    manifest: str
+    """`manifest_hash` of the store's manifest."""
+    segments: tuple[SegmentInfo, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+
+class CommittedUnits:
+    """The reader's side: a cached view that `refresh` brings up to date with few requests."""
+
+    def __init__(self, objects: Objects, manifest: str) -> None:
+        """`manifest` is the store's `manifest_hash`; records and indexes of another are refused."""
+        self._objects = objects
+        self.pointer = IndexPointer(generation=0, manifest=manifest)
+        self.pointer_etag: str | None = None
+        """None while the store has no `index.json`."""
+        self._segments: dict[str, pa.Table] = {}
+        self.compacted = ShardIndex(index_segments.ENTRY_SCHEMA.empty_table())
+        self.tail: dict[str, CommitRecord] = {}
+        """Records that are not in the index, by unit id."""
+        self.late: list[str] = []
+        """Names of commit records whose units the index already has."""
+        self._all: ShardIndex | None = None
+
+    def refresh(self) -> None:
+        """See every unit committed before this call. Raises CorruptManifestError and its siblings."""
+        for _ in range(MAX_REFRESH_TRIES):
+            listed = self._objects.list_info(COMMITS_PREFIX)
+            if self._read_index() and self._read_records(listed):
+                self._all = None
+                return
+        raise self._unsteady()
+
+    def refresh_index(self) -> None:
+        """See what is in the index, and not the commit records that came after it."""
+        for _ in range(MAX_REFRESH_TRIES):
+            if self._read_index():
+                return
+        raise self._unsteady()
+
+    def check_place(self, unit_index: int, unit_id: str) -> None:
+        """Raises StoreChangedError if the unit's place is known to hold another unit."""
+        self.compacted.find(unit_index, unit_id)
+        for record in self.tail.values():
+            if record.shard.unit_index == unit_index and record.shard.unit_id != unit_id:
+                raise of_another_plan(unit_index, record.shard.unit_id, unit_id)
+
+    def _unsteady(self) -> StoreChangedError:
+        return StoreChangedError(
+            f"{self._objects.uri}: the index changed {MAX_REFRESH_TRIES} times while it was being read; "
+            "try again, and compact less often"
+        )
+
+    def _read_index(self) -> bool:
+        """Read `index.json` and what segments are new; False if one was compacted away meanwhile."""
+        try:
+            data, etag = self._objects.get_with_etag(INDEX_NAME)
+        except ObjectNotFoundError as error:
+            if self.pointer_etag is None:
+                return True
+            raise StoreChangedError(
+                f"{self._objects.uri}: {INDEX_NAME} was there and is gone, which nothing of this software "
+                "does; restore the store from a copy, or begin it anew"
+            ) from error
+        if etag == self.pointer_etag:
+            return True
+        pointer = decode_pointer(data)
+        check_manifest_hash(pointer.manifest, self.pointer.manifest, what=INDEX_NAME)
+        try:
+            segments = {
+                info.name: self._segments[info.name] if info.name in self._segments else self._load(info)
+                for info in pointer.segments
+            }
+        except ObjectNotFoundError:
+            if self._objects.get_with_etag(INDEX_NAME)[1] != etag:
+                return False
+            raise
+        self._segments, self.pointer, self.pointer_etag = segments, pointer, etag
+        tables = list(segments.values()) or [index_segments.ENTRY_SCHEMA.empty_table()]
+        self.compacted = ShardIndex(pa.concat_tables(tables))
+        self._all = None
+        return True
+
+    def decode_record(self, data: bytes, name: str) -> CommitRecord:
+        """An untrusted commit record. Raises CorruptManifestError and its siblings."""
+        record = decode_commit(data, what=name)
+        check_manifest_hash(record.manifest, self.pointer.manifest, what=name)
+        return record
+
+    def segment_table(self, name: str) -> pa.Table:
+        return self._segments[name]
+
+    def entries(self) -> ShardIndex:
+        if self._all is None:
+            tail = index_segments.entries_to_table(self.tail.values())
+            segments = list(self._segments.values())
+            self._all = ShardIndex(pa.concat_tables([*segments, tail]))
+        return self._all
+
+    def add(self, record: CommitRecord) -> None:
+        """Note a record that this process just committed."""
+        self.tail[record.shard.unit_id] = record
+        self._all = None
+
+    def rejects(self) -> list[Reject]:
+        """Rejects of all units, by segment and then by unit."""
+        found: list[Reject] = []
+        for info in self.pointer.segments:
+            if info.rejects_name:
+                found += index_segments.table_to_rejects(self.load_rejects(info))
+        for record in sorted(self.tail.values(), key=lambda record: record.shard.unit_index):
+            found += record.rejects
+        return found
+
+    def load_rejects(self, info: SegmentInfo) -> pa.Table:
+        data = self._read_checked(info.rejects_name, info.rejects_bytes, info.rejects_checksum)
+        return index_segments.read_rejects(data, what=info.rejects_name, num_rejects=info.num_rejects)
+
+    def _load(self, info: SegmentInfo) -> pa.Table:
+        data = self._read_checked(info.name, info.num_bytes, info.checksum)
+        return index_segments.read_entries(data, what=info.name, num_entries=info.num_entries)
+
+    def _read_checked(self, name: str, num_bytes: int, checksum: str) -> pa.Buffer:
+        if self._objects.is_local:
+            try:
+                data = pa.memory_map(str(self._objects.local_path(name))).read_buffer()
+            except FileNotFoundError as error:
+                raise ObjectNotFoundError(f"{name} does not exist; run `verify`") from error
+        else:
+            data = pa.py_buffer(self._objects.get(name, max_bytes=num_bytes))
+        if data.size != num_bytes or index_segments.checksum(data) != checksum:
+            raise CorruptManifestError(
+                f"{name} has {data.size} bytes and does not match its size or checksum in {INDEX_NAME}; "
+                "restore it from a copy of the store"
+            )
+        return data
+
+    def _read_records(self, listed: list[ObjectInfo]) -> bool:
+        """Read what is new of the listed records; False if one vanished into the index meanwhile."""
+        names = [info.name for info in listed]
+        units = {unit for name in names if (unit := unit_id_of(name)) is not None}
+        for info in listed:
+            if info.num_bytes > MAX_COMMIT_BYTES and unit_id_of(info.name) is not None:
+                raise CorruptManifestError(
+                    f"{info.name} has {info.num_bytes} bytes, a commit record at most {MAX_COMMIT_BYTES}; "
+                    "it was not written by this software, or is damaged"
+                )
+        self.tail = {unit: record for unit, record in self.tail.items() if unit in units}
+        late = set(self.late).intersection(names)
+        unseen = sorted(commit_name(unit) for unit in units - self.tail.keys())
+        unseen = [name for name in unseen if name not in late]
+        for name, data in zip(unseen, self._objects.get_many(unseen), strict=True):
+            if data is None:
+                return False
+            record = self.decode_record(data, name)
+            self.tail[record.shard.unit_id] = record
+        for unit, record in list(self.tail.items()):
+            if self.compacted.find(record.shard.unit_index, unit) is not None:
+                late.add(commit_name(unit))
+                del self.tail[unit]
+        self.late = sorted(late)
+        return True
+
+
+def encode_pointer(pointer: IndexPointer) -> bytes:
+    return strict_json.encode(pointer)
+
+
+def decode_pointer(data: bytes) -> IndexPointer:
+    """`index.json` of an untrusted store. Raises CorruptManifestError and its siblings."""
+    value = strict_json.parse_object(data, what=INDEX_NAME, max_bytes=MAX_INDEX_BYTES)
+    check_version(value, what=INDEX_NAME)
+    pointer = strict_json.decode(IndexPointer, value, what=INDEX_NAME)
+    for info in pointer.segments:
+        names = [info.name, *([info.rejects_name] if info.rejects_name else [])]
+        if not all(index_segments.valid_segment_name(name) for name in names):
+            raise CorruptManifestError(
+                f"{INDEX_NAME} names the segment {info.name!r:.120}; names must be index/<16 hexadecimal "
+                "digits>.arrow: the store is damaged or hostile"
+            )
+        sizes = (info.num_bytes, info.rejects_bytes)
+        if not all(0 <= size <= MAX_SEGMENT_BYTES for size in sizes) or not all(
+            0 <= count <= MAX_SEGMENT_ENTRIES for count in (info.num_entries, info.num_rejects)
+        ):
+            raise CorruptManifestError(
+                f"{INDEX_NAME}: segment {info.name} claims a size outside 0..{MAX_SEGMENT_BYTES} bytes or "
+                f"0..{MAX_SEGMENT_ENTRIES} rows"
+            )
+    if len({info.name for info in pointer.segments}) != len(pointer.segments):
+        raise CorruptManifestError(f"{INDEX_NAME} names a segment twice")
+    return pointer

@@ -1,0 +1,128 @@
+"""Compaction: moves commit records into index segments, beside writers, readers and other compactors.
+
+The order of steps makes every moment consistent: segment written, `index.json` swapped if unchanged,
+only then records and replaced segments deleted. Segments grow geometrically, as in a log-structured
+merge: a new one swallows its predecessors while they are at most `MERGE_FACTOR` times its size, so an
+entry is rewritten O(log n) times and a million units lie in about ten segments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from logitstore.errors import StoreChangedError
+from logitstore.index import segments as index_segments
+from logitstore.index.commits import CommitRecord, commit_name
+from logitstore.index.committed import (
+    INDEX_NAME,
+    INDEX_PREFIX,
+    CommittedUnits,
+    IndexPointer,
+    SegmentInfo,
+    encode_pointer,
+)
+from logitstore.objects.opening import Objects
+
+MERGE_FACTOR = 4
+MAX_SWAP_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionResult:
+    num_records: int
+    """Commit records moved into the index."""
+    num_entries: int
+    """Units in the index now."""
+    num_segments: int
+    num_late: int
+    """Records of units that the index already had, removed."""
+
+
+def compact(objects: Objects, manifest: str) -> CompactionResult:
+    """Move all commit records into the index. Safe to interrupt and to run anywhere at any time.
+
+    `manifest` is the store's `manifest_hash`.
+
+    Raises StoreChangedError if other compactors keep winning, and what reading the store raises.
+    """
+    units = CommittedUnits(objects, manifest)
+    for _ in range(MAX_SWAP_TRIES):
+        units.refresh()
+        records = list(units.tail.values())
+        if not records:
+            objects.delete_many(units.late)
+            return _result(units.pointer, 0, len(units.late))
+        units.entries()  # refuses two units in one place, which no reader could tell apart afterwards
+        kept, merged = _split_segments(units.pointer, len(records))
+        segment = _write_merged(objects, units, merged, records)
+        pointer = IndexPointer(units.pointer.generation + 1, manifest, (*kept, segment))
+        if _swap(objects, units.pointer_etag, pointer):
+            # Whatever record a unit of the index has is garbage by now, this one's or a late rival's.
+            objects.delete_many([commit_name(record.shard.unit_id) for record in records] + units.late)
+            objects.delete_many(name for info in merged for name in _names(info))
+            return _result(pointer, len(records), len(units.late))
+        objects.delete_many(_names(segment))
+    raise StoreChangedError(
+        f"{objects.uri}: {MAX_SWAP_TRIES} attempts to replace {INDEX_NAME} lost to other compactors; "
+        "let one process compact"
+    )
+
+
+def _split_segments(pointer: IndexPointer, num_new: int) -> tuple[list[SegmentInfo], list[SegmentInfo]]:
+    """Segments to keep, and the youngest ones to merge with `num_new` entries."""
+    kept, merged, size = list(pointer.segments), [], num_new
+    while kept and kept[-1].num_entries <= MERGE_FACTOR * size:
+        merged.append(kept.pop())
+        size += merged[-1].num_entries
+    return kept, merged
+
+
+def _write_merged(
+    objects: Objects, units: CommittedUnits, merged: list[SegmentInfo], records: list[CommitRecord]
+) -> SegmentInfo:
+    entries = [units.segment_table(info.name) for info in merged]
+    rejects = [units.load_rejects(info) for info in merged if info.rejects_name]
+    entries.append(index_segments.entries_to_table(records))
+    rejects.append(index_segments.rejects_to_table(records))
+    token = secrets.token_hex(8)
+    info = _put(objects, f"{INDEX_PREFIX}{token}.arrow", index_segments.merge_tables(entries))
+    all_rejects = index_segments.merge_tables(rejects)
+    if all_rejects.num_rows == 0:
+        return info
+    other = _put(objects, f"{INDEX_PREFIX}{token}-rejects.arrow", all_rejects)
+    return dataclasses.replace(
+        info,
+        rejects_name=other.name,
+        num_rejects=other.num_entries,
+        rejects_bytes=other.num_bytes,
+        rejects_checksum=other.checksum,
+    )
+
+
+def _put(objects: Objects, name: str, table: pa.Table) -> SegmentInfo:
+    data = index_segments.write_segment(table)
+    objects.put(name, data)
+    return SegmentInfo(name, table.num_rows, len(data), index_segments.checksum(data), "", 0, 0, "")
+
+
+def _swap(objects: Objects, etag: str | None, pointer: IndexPointer) -> bool:
+    """Publish `pointer` if `index.json` is still what was read. A lost reply counts as published."""
+    data = encode_pointer(pointer)
+    if etag is None:
+        swapped = objects.put_if_absent(INDEX_NAME, data)
+    else:
+        swapped = objects.put_if_match(INDEX_NAME, data, etag)
+    return swapped or objects.get(INDEX_NAME) == data
+
+
+def _names(info: SegmentInfo) -> list[str]:
+    return [info.name, info.rejects_name] if info.rejects_name else [info.name]
+
+
+def _result(pointer: IndexPointer, num_records: int, num_late: int) -> CompactionResult:
+    num_entries = sum(info.num_entries for info in pointer.segments)
+    return CompactionResult(num_records, num_entries, len(pointer.segments), num_late)

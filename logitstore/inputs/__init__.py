@@ -1,0 +1,1 @@
+"""Input records of the files that people have."""

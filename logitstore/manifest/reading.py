@@ -1,0 +1,197 @@
+"""Reading and writing `manifest.json`: one error per way it can be bad, and no secrets in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from logitstore.errors import (
+    CorruptManifestError,
+    SecretInManifestError,
+    UnsupportedFormatError,
+)
+from logitstore.manifest import strict_json
+from logitstore.manifest.fields import FORMAT_VERSION, VALUE_KINDS, LabelSpec, Manifest
+
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 16 * 2**20
+KNOWN_FEATURES: frozenset[str] = frozenset()
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 2, 2**20
+MAX_TEMPERATURES = 16
+MODES = ("score", "generate")
+POSITIONS = ("response", "all")
+
+_SECRET_KEY = re.compile(
+    r"(^|[_-])(secret|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key([_-]id)?|auth[_-]token"
+    r"|hf[_-]token|session[_-]token)([_-]|$)",
+    re.IGNORECASE,
+)
+_OPTION_KEY = re.compile(r"(^|_)(key|token)$", re.IGNORECASE)
+BLANKED = "***"
+"""What a configuration without its secrets holds in their place."""
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """JSON of a valid manifest. Raises CorruptManifestError, SecretInManifestError."""
+    check_manifest(manifest)
+    refuse_secrets(manifest.config, where="config")
+    if urlsplit(manifest.input.uri).password is not None:
+        raise SecretInManifestError(
+            "the input's URL holds a password, which would be stored in the manifest; "
+            "give credentials through the environment or storage options instead"
+        )
+    try:
+        data = strict_json.encode(manifest)
+    except (TypeError, ValueError) as error:
+        raise CorruptManifestError(f"the manifest's config is not plain JSON: {error}") from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CorruptManifestError(
+            f"the manifest has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are allowed; "
+            "shorten its config"
+        )
+    return data
+
+
+def decode_manifest(data: bytes, *, what: str = MANIFEST_NAME) -> Manifest:
+    """The manifest in `data`, from an untrusted store.
+
+    Raises UnsupportedFormatError for an unknown version or feature, else CorruptManifestError.
+    """
+    value = strict_json.parse_object(data, what=what, max_bytes=MAX_MANIFEST_BYTES)
+    check_version(value, what=what)
+    features = value.get("features", [])
+    if isinstance(features, list):
+        unknown = [name for name in features if isinstance(name, str) and name not in KNOWN_FEATURES]
+        if unknown:
+            raise UnsupportedFormatError(
+                f"{what} needs the feature {unknown[0]!r:.80}, which this reader does not know; "
+                "read the store with a newer version"
+            )
+    manifest = strict_json.decode(Manifest, value, what=what)
+    check_manifest(manifest, what=what)
+    return manifest
+
+
+def check_version(value: dict[str, Any], *, what: str) -> None:
+    """Refuse JSON of another format version before looking at any other field."""
+    version = value.get("format_version")
+    if type(version) is not int:
+        raise CorruptManifestError(f"{what}: format_version is {version!r:.40}, but must be an integer")
+    if version != FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"{what} has format version {version}, this reader knows only {FORMAT_VERSION}; "
+            "read the store with the version that wrote it or a newer one"
+        )
+
+
+def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
+    """Rules between and within fields. Raises CorruptManifestError."""
+    check_labels(manifest.labels, what=what)
+    if not 0 <= manifest.tokenizer.vocab_size <= MAX_VOCAB_SIZE:
+        raise CorruptManifestError(
+            f"{what}: the tokenizer's vocab_size {manifest.tokenizer.vocab_size} "
+            f"must lie in 0..{MAX_VOCAB_SIZE}"
+        )
+    if manifest.codebooks is not None and not re.fullmatch(r"blake2b-128:[0-9a-f]{32}", manifest.codebooks):
+        raise CorruptManifestError(
+            f"{what}: codebooks {manifest.codebooks!r:.80} must be 'blake2b-128:' and 32 hexadecimal digits"
+        )
+    if manifest.input.limit is not None and manifest.input.limit < 1:
+        raise CorruptManifestError(f"{what}: the input's limit {manifest.input.limit} must be at least 1")
+
+
+def check_labels(labels: LabelSpec, *, what: str = MANIFEST_NAME) -> None:
+    """Bounds that everything decoding a shard relies on. Raises CorruptManifestError."""
+    if not MIN_VOCAB_SIZE <= labels.vocab_size <= MAX_VOCAB_SIZE:
+        raise CorruptManifestError(
+            f"{what}: vocab_size {labels.vocab_size} must lie in {MIN_VOCAB_SIZE}..{MAX_VOCAB_SIZE}"
+        )
+    if not 1 <= labels.top_k <= labels.vocab_size:
+        raise CorruptManifestError(
+            f"{what}: top_k {labels.top_k} must lie in 1..vocab_size ({labels.vocab_size})"
+        )
+    temperatures = labels.temperatures
+    ascending = all(low < high for low, high in itertools.pairwise(temperatures))
+    if (
+        not 1 <= len(temperatures) <= MAX_TEMPERATURES
+        or temperatures[0] != 1.0
+        or not ascending
+        or not math.isfinite(temperatures[-1])
+    ):
+        raise CorruptManifestError(
+            f"{what}: temperatures {temperatures!r:.120} must ascend from 1.0, "
+            f"be finite and at most {MAX_TEMPERATURES}"
+        )
+    for name, value, allowed in (
+        ("value_kind", labels.value_kind, VALUE_KINDS),
+        ("mode", labels.mode, MODES),
+        ("positions", labels.positions, POSITIONS),
+        ("alignment", labels.alignment, ("label",)),
+    ):
+        if value not in allowed:
+            raise CorruptManifestError(f"{what}: {name} {value!r:.60} must be one of {', '.join(allowed)}")
+
+
+def identity(manifest: Manifest) -> bytes:
+    """What makes two manifests the same job: everything but the time, the codebooks and the settings."""
+    core = dataclasses.replace(manifest, created="", codebooks=None, config={})
+    return strict_json.encode(core)
+
+
+def teacher_identity(manifest: Manifest) -> bytes:
+    """What must agree for stores to be merged or share codebooks: teacher, tokenizer and label shape."""
+    parts = {
+        "teacher": [manifest.teacher.fingerprint, manifest.teacher.model, manifest.teacher.revision],
+        "tokenizer": dataclasses.asdict(manifest.tokenizer),
+        "vocab_size": manifest.labels.vocab_size,
+    }
+    return strict_json.encode(parts)
+
+
+def first_difference(left: Manifest, right: Manifest) -> str | None:
+    """A sentence on the first field of `identity` in which two manifests differ; None if none does."""
+    pairs = zip(_flat("", dataclasses.asdict(left)), _flat("", dataclasses.asdict(right)), strict=False)
+    for (name, left_value), (right_name, right_value) in pairs:
+        if name.split(".")[0] in ("created", "codebooks", "config"):
+            continue
+        if (name, left_value) != (right_name, right_value):
+            return f"{name} is {left_value!r:.80} there and {right_value!r:.80} here"
+    return None
+
+
+def manifest_hash(manifest: Manifest) -> str:
+    """32 hexadecimal digits of `identity`, by which commit records and indexes name their manifest."""
+    return hashlib.blake2b(identity(manifest), digest_size=16).hexdigest()
+
+
+def refuse_secrets(config: Any, *, where: str, inside_options: bool = False) -> None:
+    """Raise SecretInManifestError for a key that names a credential and has a value other than "***".
+
+    Inside a table of storage options a plain `key` or `token` is a credential too.
+    """
+    if isinstance(config, dict):
+        for key, value in config.items():
+            name = str(key)
+            names_secret = bool(_SECRET_KEY.search(name) or (inside_options and _OPTION_KEY.search(name)))
+            if names_secret and isinstance(value, str | bytes | int) and value not in ("", BLANKED, False):
+                raise SecretInManifestError(
+                    f"{where}.{name} looks like a credential and a manifest is readable by anyone with "
+                    "the store; pass it through the environment or storage options instead"
+                )
+            inside = inside_options or "storage_options" in name
+            refuse_secrets(value, where=f"{where}.{name}", inside_options=inside)
+    elif isinstance(config, list | tuple):
+        for index, value in enumerate(config):
+            refuse_secrets(value, where=f"{where}[{index}]", inside_options=inside_options)
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        items = sorted(value.items())
+        return [pair for key, item in items for pair in _flat(f"{prefix}.{key}" if prefix else key, item)]
+    return [(prefix, value)]

@@ -1,0 +1,1 @@
+"""Arithmetic and choice over label rows: temperature, entropy, `--where`."""

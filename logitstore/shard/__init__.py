@@ -1,0 +1,1 @@
+"""Shards: one Arrow IPC file per work unit, written and read block by block."""

@@ -1,0 +1,216 @@
+"""Reading shards: Arrow IPC files whose record batches are blocks of label rows (FORMAT.md).
+
+Shape legend: T tokens, N label rows, K stored entries, M temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from logitstore.codec.block import BlockCodec
+from logitstore.codec.codebooks import CodebookSet
+from logitstore.codec.loops import loops_for
+from logitstore.codec.streams import Unpacker, damaged, stored_sizes, take_planes
+from logitstore.errors import InvalidLabelsError
+from logitstore.manifest.fields import LabelSpec
+from logitstore.records import LabeledSequence, LabelRows
+from logitstore.shard.arrow_file import ArrowFile, BatchHeader
+from logitstore.shard.metadata import check_schema
+from logitstore.shard.schema import (
+    SEQUENCE_COLUMNS,
+    ids_column,
+    packed_columns,
+    rank_groups,
+    values_column,
+)
+from logitstore.shard.sequence_columns import BlockBuffers, BlockLayout, PlainColumns, to_flags
+from logitstore.shard.validation import check_sequence, check_spec
+
+
+class ShardReader:
+    """Reads the blocks of one shard, fetching only the bytes that a read needs.
+
+    Usable as a context manager. The file is treated as hostile: anything that the format does not allow
+    raises CorruptShardError or UnsupportedFormatError, and sizes are bounded before decompression.
+
+    `codebooks` may be the store's set even for a shard that was written without one.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO | pa.NativeFile,
+        labels: LabelSpec,
+        codebooks: CodebookSet | None,
+        *,
+        verify_checksums: bool = True,
+    ) -> None:
+        check_spec(labels)
+        self._file = file
+        self._labels = labels
+        self._verify = verify_checksums
+        self._arrow = ArrowFile(file)
+        books = check_schema(self._arrow.schema(), labels, codebooks)
+        self._codec = BlockCodec(labels, books)
+        self._layout = BlockLayout.of(labels, books.num_codebooks > 1)
+        self._packed = packed_columns(labels, books.num_codebooks > 1)
+        self._headers: dict[int, BatchHeader] = {}
+        self.num_blocks: int = len(self._arrow.blocks)
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file that the reader was given."""
+        self._file.close()
+
+    @cached_property
+    def block_starts(self) -> list[int]:
+        """Index of the first sequence of each block."""
+        return self._cumulative[:-1]
+
+    @cached_property
+    def num_sequences(self) -> int:
+        return self._cumulative[-1]
+
+    @cached_property
+    def _cumulative(self) -> list[int]:
+        node = self._layout.first_node["record_id"] + 1
+        starts = [0]
+        for index in range(self.num_blocks):
+            lengths = self._header(index).lengths
+            starts.append(starts[-1] + (lengths[node] if node < len(lengths) else 0))
+        return starts
+
+    def record_ids(self, index: int) -> list[str]:
+        """Record ids of the sequences of one block; reads only that column."""
+        return self._buffers(index, ["record_id"]).items("record_id")
+
+    def read_block(self, index: int, *, top_k: int | None = None) -> list[LabeledSequence]:
+        """The sequences of one block, with the first `top_k` entries of their rows.
+
+        Arrays of the sequences are views of the block's. For a prefix the tail masses are those of the
+        prefix (FORMAT.md says how exact), and the rank groups beyond it are not fetched.
+        """
+        if not 0 <= index < self.num_blocks:
+            raise IndexError(f"block {index} of {self.num_blocks}")
+        top_k = self._labels.top_k if top_k is None else min(top_k, self._labels.top_k)
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; it must be at least 1")
+        skipped = {
+            column(group)
+            for group in rank_groups(self._labels.top_k)
+            if group[0] >= top_k
+            for column in (values_column, ids_column)
+        }
+        wanted = [name for name in self._packed if name not in skipped]
+        buffers = self._buffers(index, wanted)
+        plain = buffers.plain()
+        if self._verify and plain.checksum() != buffers.checksum():
+            raise damaged(f"the sequence columns of block {index} do not match their CRC-32")
+        plain.check(index, self._labels)
+        return self._decode(plain, {name: buffers.packed(name) for name in wanted}, top_k)
+
+    def iter_sequences(self, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
+        """All sequences of the shard, block after block."""
+        for index in range(self.num_blocks):
+            yield from self.read_block(index, top_k=top_k)
+
+    def check_block(self, index: int) -> None:
+        """Reads a block and checks every rule of the format, distinct ids and masses included.
+
+        Slower than reading; `verify` does it. Raises CorruptShardError.
+        """
+        for sequence in self.read_block(index):
+            try:
+                check_sequence(sequence, self._labels)
+            except InvalidLabelsError as error:
+                raise damaged(f"block {index}: {error}") from error
+
+    def column_bytes(self) -> dict[str, int]:
+        """Stored bytes by column over all blocks; normalisers and tails also by temperature.
+
+        Keys are column names, `normalizers[T]` and `tails[T]`, and "framing" for everything else in the
+        file; they add up to the file's size.
+        """
+        sizes: dict[str, int] = {}
+        for index in range(self.num_blocks):
+            buffers = self._buffers(index, self._packed)
+            for name, _ in SEQUENCE_COLUMNS:
+                sizes[name] = sizes.get(name, 0) + buffers.plain_bytes(name)
+            for name in self._packed:
+                for key, size in self._stream_bytes(name, buffers.packed(name)).items():
+                    sizes[key] = sizes.get(key, 0) + size
+        sizes["framing"] = self._arrow.num_bytes - sum(sizes.values())
+        return sizes
+
+    def _stream_bytes(self, name: str, packed: memoryview) -> dict[str, int]:
+        if name not in ("normalizers", "tails"):
+            return {name: len(packed)}
+        num_streams = 3 * len(self._labels.temperatures)
+        stored = [size for _, size in stored_sizes(packed, num_streams, name)]
+        return {
+            f"{name}[{temperature:g}]": sum(stored[3 * place : 3 * place + 3]) + 24
+            for place, temperature in enumerate(self._labels.temperatures)
+        }
+
+    def _header(self, index: int) -> BatchHeader:
+        if index not in self._headers:
+            self._headers[index] = self._arrow.batch_header(index)
+        return self._headers[index]
+
+    def _buffers(self, index: int, names: Sequence[str]) -> BlockBuffers:
+        return BlockBuffers(self._arrow, self._header(index), self._layout, names)
+
+    def _decode(
+        self, plain: PlainColumns, columns: dict[str, memoryview], top_k: int
+    ) -> list[LabeledSequence]:
+        num_rows, num_tokens = int(plain.num_rows.sum()), int(plain.num_tokens.sum())
+        mask = Unpacker(columns["loss_mask"], 1, "loss_mask", verify_checksum=self._verify)
+        mask_N = np.unpackbits(mask.take((num_rows + 7) // 8), count=num_rows).view(bool)
+        tokens = Unpacker(columns["token_ids"], 3, "token_ids", verify_checksum=self._verify)
+        loops = loops_for(num_rows * top_k)
+        token_ids_T = take_planes(tokens, num_tokens, loops).view(np.int32)
+        rows = self._codec.decode(columns, num_rows, top_k, loops, verify_checksums=self._verify)
+        sequences: list[LabeledSequence] = []
+        row = token = 0
+        for record_id, sample_index, tokens_here, prompt_length, label_start, rows_here, finish, flags in zip(
+            *(values if isinstance(values, list) else values.tolist() for values in plain.in_order()),
+            strict=True,
+        ):
+            span = slice(row, row + rows_here)
+            sequences.append(
+                LabeledSequence(  # by position, in half the time: blocks have hundreds of sequences
+                    record_id,
+                    sample_index,
+                    token_ids_T[token : token + tokens_here],
+                    prompt_length,
+                    label_start,
+                    _slice_rows(rows, span),
+                    mask_N[span],
+                    finish,
+                    to_flags(flags),
+                )
+            )
+            row += rows_here
+            token += tokens_here
+        return sequences
+
+
+def _slice_rows(rows: LabelRows, span: slice) -> LabelRows:
+    return LabelRows(
+        rows.logits_NK[span],
+        rows.token_ids_NK[span],
+        rows.count_N[span],
+        rows.logsumexp_NM[span],
+        rows.log_tail_mass_NM[span],
+        rows.label_logprob_N[span],
+        rows.label_rank_N[span],
+    )

@@ -1,0 +1,152 @@
+"""The rules that label rows and sequences must keep, checked before writing and by `verify`.
+
+Shape legend: T tokens, N label rows, K stored entries, M temperatures.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from logitstore.errors import InvalidLabelsError
+from logitstore.manifest.fields import VALUE_KINDS, LabelSpec
+from logitstore.records import LabeledSequence, LabelRows
+from logitstore.shard.schema import MAX_TEMPERATURES, MAX_VOCAB_SIZE
+
+NORMALIZATION_TOLERANCE = 0.02
+"""Most by which stored mass plus tail mass may miss 1."""
+
+
+def check_spec(labels: LabelSpec) -> None:
+    """Raises InvalidLabelsError unless the format can hold such labels."""
+    temperatures = labels.temperatures
+    _require(
+        1 <= labels.vocab_size <= MAX_VOCAB_SIZE, f"vocab_size {labels.vocab_size}", f"1..{MAX_VOCAB_SIZE}"
+    )
+    _require(1 <= labels.top_k <= labels.vocab_size, f"top_k {labels.top_k}", "1..vocab_size")
+    _require(labels.value_kind in VALUE_KINDS, f"value_kind {labels.value_kind!r}", f"one of {VALUE_KINDS}")
+    _require(labels.alignment == "label", f"alignment {labels.alignment!r}", '"label"')
+    _require(
+        0 < len(temperatures) <= MAX_TEMPERATURES
+        and temperatures[0] == 1.0
+        and all(low < high for low, high in pairwise(temperatures))
+        and np.isfinite(temperatures[-1]),
+        f"temperatures {temperatures}",
+        f"at most {MAX_TEMPERATURES} finite numbers ascending from 1.0",
+    )
+
+
+def check_sequence(sequence: LabeledSequence, labels: LabelSpec) -> None:
+    """Raises InvalidLabelsError, naming the record, unless the sequence keeps the rules of records.py."""
+    try:
+        _check_shape(sequence)
+        check_rows(sequence.rows, labels)
+    except InvalidLabelsError as error:
+        raise InvalidLabelsError(f"record {sequence.record_id!r}: {error}") from error
+
+
+def _check_shape(sequence: LabeledSequence) -> None:
+    for name in ("record_id", "finish_reason"):
+        text = getattr(sequence, name)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidLabelsError(
+                f"{name} {text!r:.80}; the format wants Unicode text ({error})"
+            ) from error
+    num_tokens, num_rows = len(sequence.token_ids_T), sequence.rows.num_rows
+    start = sequence.label_start
+    _require(start >= 1, f"label_start {start}", "at least 1 (position 0 has no label)")
+    _require(
+        start + num_rows <= num_tokens + 1,
+        f"{num_rows} label rows from position {start} of {num_tokens} tokens",
+        "at most one row past the last token",
+    )
+    _require(
+        0 <= sequence.prompt_length <= num_tokens,
+        f"prompt_length {sequence.prompt_length}",
+        f"0..{num_tokens}, the tokens of the sequence",
+    )
+    _require(
+        sequence.loss_mask_N.shape == (num_rows,),
+        f"loss_mask of shape {sequence.loss_mask_N.shape}",
+        f"one entry for each of the {num_rows} label rows",
+    )
+    if num_tokens:
+        _require(int(sequence.token_ids_T.min()) >= 0, "a negative token id", "ids of the tokenizer")
+        _require(int(sequence.token_ids_T.max()) < 1 << 24, "a token id", "below 2^24")
+    _require(0 <= sequence.sample_index < 1 << 31, f"sample_index {sequence.sample_index}", "0..2^31-1")
+
+
+def check_rows(rows: LabelRows, labels: LabelSpec) -> None:
+    """Raises InvalidLabelsError unless the rows keep the rules of records.py for these labels."""
+    num_rows, width = rows.token_ids_NK.shape
+    num_temperatures = len(labels.temperatures)
+    shapes = {
+        "logits_NK": (num_rows, width),
+        "count_N": (num_rows,),
+        "logsumexp_NM": (num_rows, num_temperatures),
+        "log_tail_mass_NM": (num_rows, num_temperatures),
+        "label_logprob_N": (num_rows,),
+        "label_rank_N": (num_rows,),
+    }
+    for name, shape in shapes.items():
+        found = getattr(rows, name).shape
+        _require(found == shape, f"{name} of shape {found}", f"{shape} here")
+    if num_rows == 0:
+        return
+    _require(1 <= width <= labels.top_k, f"{width} entries per row", f"1..{labels.top_k}, the store's top_k")
+    low, high = int(rows.count_N.min()), int(rows.count_N.max())
+    _require(1 <= low <= high <= width, f"entry counts {low}..{high}", f"1..{width}")
+    real_NK = np.arange(width)[None, :] < rows.count_N[:, None]
+    _check_entries(rows, labels, real_NK)
+    _check_masses(rows, labels, real_NK)
+    rank_low, rank_high = int(rows.label_rank_N.min()), int(rows.label_rank_N.max())
+    _require(
+        0 <= rank_low <= rank_high <= labels.vocab_size,
+        f"label ranks {rank_low}..{rank_high}",
+        f"0 (unknown) or 1..{labels.vocab_size}",
+    )
+    _require(
+        not bool((rows.label_logprob_N > 1e-3).any()), "a label log-probability above 0", "at most 0, or NaN"
+    )
+
+
+def _check_entries(rows: LabelRows, labels: LabelSpec, real_NK: np.ndarray) -> None:
+    logits_NK = rows.logits_NK
+    _require(bool(np.isfinite(logits_NK[real_NK]).all()), "an infinite or NaN logit", "finite logits")
+    descending = (logits_NK[:, 1:] <= logits_NK[:, :-1]) | ~real_NK[:, 1:]
+    _require(bool(descending.all()), "logits that rise along a row", "entries in descending order")
+    ids_NK = np.where(real_NK, rows.token_ids_NK, -1 - np.arange(logits_NK.shape[1]))
+    low, high = int(rows.token_ids_NK[real_NK].min()), int(rows.token_ids_NK[real_NK].max())
+    _require(0 <= low <= high < labels.vocab_size, f"ids {low}..{high}", f"0..{labels.vocab_size - 1}")
+    ordered_NK = np.sort(ids_NK, axis=1)
+    twice = (ordered_NK[:, 1:] == ordered_NK[:, :-1]).any(axis=1)
+    _require(not twice.any(), f"an id twice in row {int(twice.argmax())}", "distinct ids in a row")
+
+
+def _check_masses(rows: LabelRows, labels: LabelSpec, real_NK: np.ndarray) -> None:
+    _require(
+        bool(np.isfinite(rows.logsumexp_NM).all()), "a logsumexp that is not finite", "finite normalisers"
+    )
+    tail_NM = rows.log_tail_mass_NM
+    _require(not bool(np.isnan(tail_NM).any()), "a NaN log tail mass", "-inf where there is no tail")
+    _require(bool((tail_NM <= 1e-6).all()), f"log tail mass {tail_NM.max()}", "at most 0")
+    masked_NK = np.where(real_NK, rows.logits_NK, -np.inf)
+    for index, temperature in enumerate(labels.temperatures):
+        scaled_NK = masked_NK / np.float32(temperature) - rows.logsumexp_NM[:, index, None]
+        with np.errstate(over="ignore"):
+            mass_N = np.exp(scaled_NK).sum(axis=1) + np.exp(tail_NM[:, index])
+        worst = int(np.abs(mass_N - 1).argmax())
+        _require(
+            abs(float(mass_N[worst]) - 1) <= NORMALIZATION_TOLERANCE,
+            f"mass {float(mass_N[worst]):.4f} in row {worst} at temperature {temperature}, entries and "
+            "tail together",
+            f"1 within {NORMALIZATION_TOLERANCE}; logsumexp, logits and tail must be of one distribution",
+        )
+
+
+def _require(holds: bool, found: str, rule: str) -> None:
+    if not holds:
+        raise InvalidLabelsError(f"{found}; the format wants {rule}")

@@ -1,0 +1,71 @@
+"""What checking a store found: problems, garbage, and which records have labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from logitstore.objects.opening import ObjectInfo
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, units done and units in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong (`severity` "error") or merely in the way ("garbage")."""
+
+    severity: str
+    kind: str
+    """A stable word to count by."""
+    where: str
+    """Object, unit or input line."""
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.where}: {self.message} [{self.kind}]"
+
+
+@dataclass
+class LabeledIds:
+    """Which records have labels: 16 bytes per sequence, so that a hundred million fit in memory."""
+
+    digests: list[np.ndarray] = field(default_factory=list)
+    """Parts of void[16] arrays: the hash of each sequence's record id."""
+    samples: list[np.ndarray] = field(default_factory=list)
+    """int32 sample_index, beside `digests`."""
+    units: list[np.ndarray] = field(default_factory=list)
+    """int64 unit_index, beside `digests`."""
+
+    def add(self, unit_index: int, sequences: list[tuple[str, int]]) -> None:
+        raw = b"".join(digest_of(record_id) for record_id, _ in sequences)
+        self.digests.append(np.frombuffer(raw, "V16"))
+        self.samples.append(np.array([sample for _, sample in sequences], np.int32))
+        self.units.append(np.full(len(sequences), unit_index, np.int64))
+
+
+@dataclass
+class Findings:
+    """What `verify_store` saw."""
+
+    problems: list[Problem] = field(default_factory=list)
+    garbage: list[ObjectInfo] = field(default_factory=list)
+    """Objects that `repair` may remove."""
+    labeled: LabeledIds = field(default_factory=LabeledIds)
+    num_units: int = 0
+    num_sequences: int = 0
+    num_rows: int = 0
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+    def error(self, kind: str, where: str, message: str) -> None:
+        self.problems.append(Problem("error", kind, where, message))
+
+
+def digest_of(record_id: str) -> bytes:
+    return hashlib.blake2b(record_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,0 +1,280 @@
+"""What is in a store: sizes, entry counts, entropy, tails, and how much mass which K would keep.
+
+Shape legend: N label rows, K stored entries, M temperatures, G listed K.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from logitstore.errors import CorruptShardError
+from logitstore.manifest.fields import ShardEntry
+from logitstore.records import LabeledSequence, LabelRows
+from logitstore.shard.reader import ShardReader
+from logitstore.shard.schema import CODEBOOK_CHOICE, TOP_LOGITS
+from logitstore.store import LogitStore
+
+RECOMMENDED_MASS = 0.99
+QUANTILES = (0.1, 0.5, 0.9, 0.99)
+MAX_KEPT_ROWS = 1_000_000
+"""Rows whose entropy and tails are kept for quantiles; beyond, every n-th shard is read."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and quantiles of one quantity over label rows."""
+
+    mean: float
+    quantiles: dict[str, float]
+    """By name, "p10", "p50", "p90", "p99"."""
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Spread:
+        if not values.size:
+            return cls(float("nan"), {})
+        found = np.quantile(values, QUANTILES)
+        names = [f"p{round(100 * quantile)}" for quantile in QUANTILES]
+        return cls(float(values.mean()), dict(zip(names, found.tolist(), strict=True)))
+
+
+@dataclass(frozen=True)
+class MassAtK:
+    """What a store of `top_k` entries would keep of the distribution, on average over rows."""
+
+    top_k: int
+    mass: dict[str, float]
+    """By temperature, for example {"1": 0.98, "2": 0.41}."""
+    rows_above_target: float
+    """Share of rows with at least the target mass at T=1."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Figures of a store; `inspect --json` prints this record."""
+
+    uri: str
+    digest: str
+    teacher: str
+    labels: dict[str, object]
+    codebooks: str | None
+    num_units: int
+    num_shards: int
+    num_sequences: int
+    num_rows: int
+    num_tokens: int
+    num_rejects: int
+    shard_bytes: int
+    other_bytes: dict[str, int]
+    """Bytes of the store beside the shards: "manifest", "index and records", "codebooks"."""
+    bytes_per_row: float
+    """Shards only, per label row."""
+    needed_bytes_per_row: float
+    """Of the inspected shards, what decoding entries and the T=1 normaliser takes: no tokens, tails, other
+    temperatures or actual tokens."""
+    store_bytes_per_row: float
+    """Shards, manifest, index, records and codebooks, per label row."""
+    num_inspected_rows: int
+    column_bytes: dict[str, int]
+    """By column, over the inspected shards; "framing" is the rest of the files."""
+    entries_histogram: dict[int, int]
+    """Rows by number of stored entries."""
+    entropy: Spread
+    """Nats at T=1, the tail taken as one outcome: a lower bound of the teacher's entropy."""
+    tail_mass: dict[str, Spread]
+    """By temperature."""
+    label_nll: float
+    """Mean negative log-likelihood of the actual tokens, nats; nan if none is known."""
+    label_top1: float
+    """Share of rows whose actual token is the teacher's first."""
+    mass_by_k: list[MassAtK]
+    target_mass: float
+    recommended_k: int | None
+    """Least listed K with the target mass on average at T=1; None if even the stored K has less."""
+
+
+@dataclass
+class _Sums:
+    """What accumulates over the rows read."""
+
+    columns: dict[str, int] = field(default_factory=dict)
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    entropy: list[np.ndarray] = field(default_factory=list)
+    tails_NM: list[np.ndarray] = field(default_factory=list)
+    label_logprob: list[np.ndarray] = field(default_factory=list)
+    label_rank: list[np.ndarray] = field(default_factory=list)
+    mass_GM: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    above_G: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    num_rows: int = 0
+
+
+def inspect_store(
+    store: LogitStore,
+    *,
+    max_rows: int | None = None,
+    target_mass: float = RECOMMENDED_MASS,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Read the shards, or an even choice of them with about `max_rows` rows, and sum up.
+
+    Raises CorruptShardError and its siblings for what cannot be read: `verify` tells more.
+    """
+    shards = store.shards()
+    num_rows = int(shards.column("num_rows").sum())
+    limit = min(max_rows or MAX_KEPT_ROWS, MAX_KEPT_ROWS)
+    step = max(1, -(-num_rows // max(1, limit)))
+    chosen = [entry for entry in shards[::step] if entry.name]
+    listed_k = _listed_k(store.manifest.labels.top_k)
+    temperatures = store.manifest.labels.temperatures
+    sums = _Sums(
+        histogram=np.zeros(store.manifest.labels.top_k + 1, np.int64),
+        mass_GM=np.zeros((len(listed_k), len(temperatures))),
+        above_G=np.zeros(len(listed_k)),
+    )
+    for done, entry in enumerate(chosen):
+        if progress:
+            progress("shards", done, len(chosen))
+        _add_shard(store, entry, sums, listed_k, target_mass)
+    if progress:
+        progress("shards", len(chosen), len(chosen))
+    return _summary(store, sums, listed_k, target_mass)
+
+
+def _listed_k(top_k: int) -> list[int]:
+    powers = [1 << power for power in range(top_k.bit_length()) if 1 << power < top_k]
+    return [*powers, top_k]
+
+
+def _add_shard(
+    store: LogitStore, entry: ShardEntry, sums: _Sums, listed_k: list[int], target_mass: float
+) -> None:
+    data = store.objects.get(entry.name, max_bytes=entry.num_bytes)
+    if len(data) != entry.num_bytes:
+        raise CorruptShardError(
+            f"{entry.name} has another size than its entry says ({entry.num_bytes} bytes); run `verify`"
+        )
+    reader = ShardReader(io.BytesIO(data), store.manifest.labels, store.codebooks())
+    for sequence in reader.iter_sequences():
+        _add_rows(sequence, store.manifest.labels.temperatures, sums, listed_k, target_mass)
+    for name, num_bytes in reader.column_bytes().items():
+        sums.columns[name] = sums.columns.get(name, 0) + num_bytes
+
+
+def _add_rows(
+    sequence: LabeledSequence,
+    temperatures: tuple[float, ...],
+    sums: _Sums,
+    listed_k: list[int],
+    target_mass: float,
+) -> None:
+    rows = sequence.rows
+    if not rows.num_rows:
+        return
+    sums.num_rows += rows.num_rows
+    sums.histogram += np.bincount(rows.count_N, minlength=len(sums.histogram))
+    for index, temperature in enumerate(temperatures):
+        probability_NK = _probabilities(rows, temperature, index)
+        mass_NK = np.cumsum(probability_NK, axis=1)
+        # A K wider than this block's rows keeps what the rows have.
+        mass_NG = mass_NK[:, np.minimum(np.array(listed_k), mass_NK.shape[1]) - 1]
+        sums.mass_GM[:, index] += mass_NG.sum(axis=0)
+        if index == 0:
+            sums.above_G += (mass_NG >= target_mass).sum(axis=0)
+            sums.entropy.append(_entropy(probability_NK, np.exp(rows.log_tail_mass_NM[:, 0])))
+    sums.tails_NM.append(np.exp(rows.log_tail_mass_NM.astype(np.float64)))
+    known_N = np.isfinite(rows.label_logprob_N)
+    sums.label_logprob.append(rows.label_logprob_N[known_N])
+    sums.label_rank.append(rows.label_rank_N[known_N])
+
+
+def _probabilities(rows: LabelRows, temperature: float, index: int) -> np.ndarray:
+    """float64 [N, K], 0 on padding."""
+    real_NK = np.arange(rows.logits_NK.shape[1])[None, :] < rows.count_N[:, None]
+    scaled_NK = rows.logits_NK.astype(np.float64) / temperature - rows.logsumexp_NM[:, index, None]
+    return np.where(real_NK, np.exp(scaled_NK), 0.0)
+
+
+def _entropy(probability_NK: np.ndarray, tail_N: np.ndarray) -> np.ndarray:
+    """float64 [N], nats, of K + 1 outcomes."""
+    outcomes = np.concatenate([probability_NK, tail_N[:, None]], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(outcomes > 0, -outcomes * np.log(outcomes), 0.0)
+    return terms.sum(axis=1)
+
+
+def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: float) -> Inspection:
+    manifest, shards = store.manifest, store.shards()
+    totals = {
+        name: int(shards.column(name).sum())
+        for name in ("num_sequences", "num_rows", "num_tokens", "num_rejects", "num_bytes")
+    }
+    other = _other_bytes(store)
+    num_rows = max(1, totals["num_rows"])
+    names = [f"{temperature:g}" for temperature in manifest.labels.temperatures]
+    mass_GM = sums.mass_GM / max(1, sums.num_rows)
+    mass_by_k = [
+        MassAtK(top_k, dict(zip(names, mass_M.tolist(), strict=True)), float(above / max(1, sums.num_rows)))
+        for top_k, mass_M, above in zip(listed_k, mass_GM, sums.above_G, strict=True)
+    ]
+    tails_NM = np.concatenate(sums.tails_NM) if sums.tails_NM else np.zeros((0, len(names)))
+    logprob, rank = _joined(sums.label_logprob), _joined(sums.label_rank)
+    return Inspection(
+        uri=store.uri,
+        digest=store.digest,
+        teacher=f"{manifest.teacher.model} ({manifest.teacher.engine} {manifest.teacher.engine_version}, "
+        f"{manifest.teacher.dtype}, capture {manifest.teacher.capture})",
+        labels={
+            "vocab_size": manifest.labels.vocab_size,
+            "top_k": manifest.labels.top_k,
+            "temperatures": list(manifest.labels.temperatures),
+            "value_kind": manifest.labels.value_kind,
+            "mode": manifest.labels.mode,
+            "positions": manifest.labels.positions,
+        },
+        codebooks=manifest.codebooks,
+        num_units=len(shards),
+        num_shards=int((shards.column("num_bytes") > 0).sum()),
+        num_sequences=totals["num_sequences"],
+        num_rows=totals["num_rows"],
+        num_tokens=totals["num_tokens"],
+        num_rejects=totals["num_rejects"],
+        shard_bytes=totals["num_bytes"],
+        other_bytes=other,
+        bytes_per_row=totals["num_bytes"] / num_rows,
+        needed_bytes_per_row=_needed_bytes(sums.columns) / max(1, sums.num_rows),
+        store_bytes_per_row=(totals["num_bytes"] + sum(other.values())) / num_rows,
+        num_inspected_rows=sums.num_rows,
+        column_bytes=sums.columns,
+        entries_histogram={int(k): int(sums.histogram[k]) for k in np.flatnonzero(sums.histogram)},
+        entropy=Spread.of(_joined(sums.entropy)),
+        tail_mass={name: Spread.of(tails_NM[:, index]) for index, name in enumerate(names)},
+        label_nll=float(-logprob.mean()) if logprob.size else float("nan"),
+        label_top1=float((rank == 1).mean()) if rank.size else float("nan"),
+        mass_by_k=mass_by_k,
+        target_mass=target_mass,
+        recommended_k=next((item.top_k for item in mass_by_k if item.mass[names[0]] >= target_mass), None),
+    )
+
+
+def _needed_bytes(column_bytes: dict[str, int]) -> int:
+    exact = ("counts", TOP_LOGITS, CODEBOOK_CHOICE, "normalizers[1]")
+    return sum(
+        size for name, size in column_bytes.items() if name in exact or name.startswith(("ids_", "values_"))
+    )
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _other_bytes(store: LogitStore) -> dict[str, int]:
+    sizes = {"manifest": store.objects.stat("manifest.json").num_bytes}
+    for name, prefixes in (("index and records", ("index/", "commits/")), ("codebooks", ("codebooks/",))):
+        sizes[name] = sum(info.num_bytes for prefix in prefixes for info in store.objects.list_info(prefix))
+    if store.objects.exists("index.json"):
+        sizes["index and records"] += store.objects.stat("index.json").num_bytes
+    return sizes

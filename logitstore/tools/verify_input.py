@@ -1,0 +1,93 @@
+"""`verify --against INPUT`: every input record exactly once in shards or rejects, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from logitstore.inputs.reading import RawRecord, record_id
+from logitstore.manifest.fields import InputInfo
+from logitstore.records import Reject
+from logitstore.tools.findings import Findings, Progress, digest_of
+
+BATCH_RECORDS = 4096
+MAX_LISTED = 1000
+"""Problems of one kind that are listed; further ones are counted."""
+
+
+class InputCheck:
+    """Compares labeled ids and rejects with the records of the input, in batches."""
+
+    def __init__(self, findings: Findings, rejects: Iterable[Reject], info: InputInfo) -> None:
+        self._findings = findings
+        self._info = info
+        parts = findings.labeled.digests
+        self._labeled = np.unique(np.concatenate(parts)) if parts else np.empty(0, "V16")
+        self._seen = np.zeros(len(self._labeled), bool)
+        self._rejected: dict[tuple[str, int], bool] = {
+            (reject.file, reject.line): False for reject in rejects
+        }
+        self._counts: dict[str, int] = {}
+        self.num_records = 0
+
+    def run(self, records: Iterator[RawRecord], progress: Progress | None = None) -> None:
+        """Read the input and note every problem in the findings."""
+        if self._info.limit is not None:
+            records = islice(records, self._info.limit)
+        while batch := list(islice(records, BATCH_RECORDS)):
+            self._check_batch(batch)
+            self.num_records += len(batch)
+            if progress:
+                progress("input", self.num_records, self._info.limit or self.num_records)
+        self._check_rest()
+        for kind, count in self._counts.items():
+            if count > MAX_LISTED:
+                self._findings.error(kind, "input", f"{count - MAX_LISTED} more of this kind are not listed")
+
+    def _check_batch(self, batch: list[RawRecord]) -> None:
+        named: list[tuple[RawRecord, str]] = []
+        for raw in batch:
+            if (raw.file, raw.line) in self._rejected:
+                self._rejected[raw.file, raw.line] = True
+                continue
+            identifier = self._identify(raw)
+            if identifier is not None:
+                named.append((raw, identifier))
+        if not named:
+            return
+        digests = np.frombuffer(b"".join(digest_of(identifier) for _, identifier in named), "V16")
+        places = np.searchsorted(self._labeled, digests)
+        for (raw, identifier), digest, place in zip(named, digests, places, strict=True):
+            where, who = f"{raw.file}:{raw.line}", f"record {identifier!r:.120}"
+            if place == len(self._labeled) or self._labeled[place] != digest:
+                self._error("not_labeled", where, f"{who} is neither labeled nor rejected")
+            elif self._seen[place]:
+                self._error("id_repeated", where, f"{who} occurs again and is not among the rejects")
+            else:
+                self._seen[place] = True
+
+    def _identify(self, raw: RawRecord) -> str | None:
+        where = f"{raw.file}:{raw.line}"
+        if raw.record is None:
+            self._error("not_rejected", where, f"the record is broken but not among the rejects: {raw.error}")
+            return None
+        try:
+            return record_id(raw.record, self._info)
+        except ValueError as error:
+            self._error("not_rejected", where, f"the record has no id and is not among the rejects: {error}")
+            return None
+
+    def _check_rest(self) -> None:
+        strangers = int(len(self._seen) - self._seen.sum())
+        if strangers:
+            self._error("not_in_input", "input", f"{strangers} labeled records are not in the input")
+        for (file, line), found in self._rejected.items():
+            if not found:
+                self._error("not_in_input", f"{file}:{line}", "a reject names a line that the input lacks")
+
+    def _error(self, kind: str, where: str, message: str) -> None:
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        if self._counts[kind] <= MAX_LISTED:
+            self._findings.error(kind, where, message)

@@ -1,0 +1,530 @@
+"""Every rendered description against the validator of whoever will read it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from cluster.__main__ import main
+from cluster.describe import grafana, kuberay, ray_yaml
+from cluster.describe.config import ClusterConfig, ConfigError, GroupConfig, Kind, check_placement
+from cluster.describe.machines import CATALOGS, machine_for, price_lines
+from cluster.describe.render import _checked_kuberay, _checked_ray_yaml, render
+from cluster.errors import JobRefusedError
+from labeler.config.loading import JobConfig
+
+pytestmark = pytest.mark.slow  # Ray's validator and Kubernetes' schemas take seconds to load
+
+TWO_KINDS = {
+    "name": "distill",
+    "image": "registry.example/penumbra:1",
+    "groups": [
+        {"name": "l4", "count": 4, "accelerator": "L4", "gpus": 4, "cores": 48, "spot": True},
+        {"name": "h100", "count": 2, "min_count": 1, "accelerator": "H100", "gpus": 8, "cores": 192},
+    ],
+    "aws": {"worker_profile": "labeler"},
+    "gcp": {"project": "a-project", "zone": "us-central1-a", "worker_account": "labeler@a-project.example"},
+    "kubernetes": {
+        "namespace": "distill",
+        "service_account": "labeler",
+        "secret": "store-keys",
+        "gpu_labels": {"L4": "NVIDIA-L4", "H100": "NVIDIA-H100-80GB-HBM3"},
+        "spot_label": "cloud.example/spot=true",
+    },
+}
+ONE_KIND = TWO_KINDS | {
+    "groups": TWO_KINDS["groups"][:1],
+    "on_premise": {"head_ip": "10.0.0.1", "worker_ips": [f"10.0.0.{i}" for i in range(2, 6)]},
+    "slurm": {"partition": "gpu", "account": "lab", "hours": 1.5, "setup": "module load cuda"},
+}
+
+
+def two_kinds(**changes: Any) -> ClusterConfig:
+    return ClusterConfig.model_validate(TWO_KINDS | changes)
+
+
+def one_kind(**changes: Any) -> ClusterConfig:
+    return ClusterConfig.model_validate(ONE_KIND | changes)
+
+
+def a_job(replicas: int = 8, gpus: float = 2, tensor_parallel: int = 2, **workers: Any) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "teacher": {
+                "model": "org/teacher",
+                "tensor_parallel_size": tensor_parallel,
+                "pipeline_parallel_size": workers.get("machines", 1),
+            },
+            "input": {"uri": "s3://bucket/prompts.jsonl", "kind": "text"},
+            "output": {"uri": "s3://bucket/store"},
+            "workers": {"replicas": replicas, "gpus": gpus} | workers,
+        }
+    )
+
+
+CORES = {"l4": 48, "h100": 192}
+
+
+def comments(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if line.startswith("#"))
+
+
+@pytest.mark.parametrize("kind", ["ray-aws", "ray-gcp", "ray-on-premise"])
+def test_ray_accepts_its_yaml_and_the_groups_are_in_it(kind: Kind) -> None:
+    cluster = one_kind() if kind == "ray-on-premise" else two_kinds()
+    text = render(cluster, kind, a_job(), job_file="job.toml")  # runs Ray's own validation
+    config = yaml.safe_load(text)
+    assert config["cluster_name"] == "distill"
+    assert config["docker"]["image"] == "registry.example/penumbra:1"
+    assert "Needs:" in comments(text)
+    assert re.search(r"in all, with every machine up: \d+\.\d\d USD/h", comments(text))
+    assert "on each of 4 machines" in comments(text)
+    if kind != "ray-on-premise":
+        types = config["available_node_types"]
+        assert {name: (node.get("min_workers"), node.get("max_workers")) for name, node in types.items()} == {
+            "head": (0, 0),
+            "l4": (0, 4),
+            "h100": (1, 2),
+        }
+        assert types["l4"]["resources"]["GPU"] == 4
+        assert types["h100"]["resources"]["group-h100"] == 1
+
+
+def test_spot_machines_are_asked_for_as_each_cloud_says_it() -> None:
+    aws, gcp = ray_yaml.aws(two_kinds()), ray_yaml.gcp(two_kinds())
+    assert aws["available_node_types"]["l4"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in aws["available_node_types"]["h100"]["node_config"]
+    scheduling = gcp["available_node_types"]["l4"]["node_config"]["scheduling"]
+    assert scheduling == [{"preemptible": True, "onHostMaintenance": "TERMINATE"}]
+
+
+@pytest.mark.parametrize("make", [ray_yaml.aws, ray_yaml.gcp])
+def test_a_clouds_machines_have_a_driver_and_rights_and_install_nothing(make: Any) -> None:
+    from ray.autoscaler._private.util import prepare_config
+
+    written = make(two_kinds())
+    filled = prepare_config(
+        yaml.safe_load(yaml.safe_dump(written))
+    )  # with Ray's defaults, as `ray up` reads it
+    installs = [filled[name] for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")]
+    assert installs == [[], [], []]
+    types = written["available_node_types"]
+    for name in ("l4", "h100"):
+        config = types[name]["node_config"]
+        assert "labeler" in json.dumps(config.get("IamInstanceProfile") or config["serviceAccounts"])
+    assert {"IamInstanceProfile", "serviceAccounts"}.isdisjoint(types["head"]["node_config"])
+    assert json.dumps(types).count("nvidia") == 3  # each machine's image has NVIDIA's driver
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda config: config.update(max_wrokers=3),
+        lambda config: config["provider"].update(region=7),
+        lambda config: config["available_node_types"]["l4"].pop("node_config"),
+        lambda config: config.update(head_node_type="boss"),
+    ],
+)
+def test_ray_refuses_what_is_wrong(break_it: Any) -> None:
+    config = ray_yaml.aws(two_kinds())
+    break_it(config)
+    with pytest.raises(ConfigError, match="Ray refuses"):
+        _checked_ray_yaml(config)
+
+
+def pod_templates(document: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = document["spec"].get("rayClusterSpec", document["spec"])
+    return [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
+
+
+def validate_pod(template: dict[str, Any]) -> None:
+    """Kubernetes' own schema, strict: a field that it does not know is an error."""
+    import kubernetes_validate
+
+    metadata = template.get("metadata", {}) | {"name": "pod"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    kubernetes_validate.validate(pod, "1.33", strict=True)
+
+
+@pytest.mark.parametrize("kind", ["kuberay-cluster", "kuberay-job"])
+def test_kubernetes_accepts_the_pods_and_our_schema_the_rest(kind: Kind) -> None:
+    text = render(two_kinds(), kind, a_job(), job_file="job.toml")
+    assert "&id" not in text
+    documents = list(yaml.safe_load_all(text))
+    ray = documents[-1]
+    templates = pod_templates(ray)
+    assert len(templates) == 3
+    for template in templates:
+        validate_pod(template)
+    workers = (ray["spec"].get("rayClusterSpec") or ray["spec"])["workerGroupSpecs"]
+    assert [json.loads(json.loads(one["rayStartParams"]["resources"])) for one in workers] == [
+        {"group-l4": 1},
+        {"group-h100": 1},
+    ]
+    assert workers[0]["template"]["spec"]["nodeSelector"] == {
+        "nvidia.com/gpu.product": "NVIDIA-L4",
+        "cloud.example/spot": "true",
+    }
+    if kind == "kuberay-job":
+        import kubernetes_validate
+
+        kubernetes_validate.validate(documents[0], "1.33", strict=True)
+        carried = JobConfig.model_validate(json.loads(documents[0]["data"]["job.json"]))
+        assert carried == a_job()
+
+
+def test_a_misspelt_pod_field_is_noticed() -> None:
+    import kubernetes_validate
+
+    template = pod_templates(kuberay.ray_cluster(two_kinds()))[1]
+    template["spec"]["containers"][0]["resuorces"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate_pod(template)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda spec: spec.update(rayVersoin="2"), "rayVersoin"),
+        (lambda spec: spec["workerGroupSpecs"][0].pop("groupName"), "groupName"),
+        (lambda spec: spec["workerGroupSpecs"][0].update(maxReplicas="4"), "maxReplicas"),
+        (lambda spec: spec["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}), "num-cpus"),
+        (lambda spec: spec["autoscalerOptions"].update(upscalingMode="Fast"), "upscalingMode"),
+    ],
+)
+def test_our_schema_refuses_what_kuberay_would(break_it: Any, says: str) -> None:
+    document = kuberay.ray_cluster(two_kinds())
+    break_it(document["spec"])
+    with pytest.raises(ConfigError, match=says):
+        _checked_kuberay([document])
+
+
+def test_a_job_in_kubernetes_needs_a_store_outside_its_pods() -> None:
+    job = a_job().model_copy(update={"output": a_job().output.model_copy(update={"uri": "runs/store"})})
+    with pytest.raises(ConfigError, match="lost with its pod"):
+        kuberay.ray_job(two_kinds(), job)
+
+
+def test_a_job_in_kubernetes_carries_no_secret() -> None:
+    output = a_job().output.model_copy(update={"storage_options": {"secret": "abc"}})
+    with pytest.raises(JobRefusedError, match=r"output\.storage_options\.secret"):
+        kuberay.ray_job(two_kinds(), a_job().model_copy(update={"output": output}))
+
+
+def test_pods_fit_their_nodes_and_have_time_to_drain() -> None:
+    _, ray = kuberay.ray_job(two_kinds(), a_job(drain_sec=300))
+    for template in pod_templates(ray):
+        spec = template["spec"]
+        variables = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+        assert (
+            spec["terminationGracePeriodSeconds"]
+            > int(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            > 300
+        )
+    from ray._private import ray_constants
+
+    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"), "this Ray has no such variable"
+    limits = [one["spec"]["containers"][0]["resources"]["limits"] for one in pod_templates(ray)]
+    assert [(one["cpu"], one["memory"]) for one in limits] == [("3", "13Gi"), ("43", "27Gi"), ("172", "27Gi")]
+    assert [one.get("nvidia.com/gpu") for one in limits] == [None, "4", "8"]
+
+
+@pytest.mark.parametrize(
+    ("kubernetes", "says"),
+    [
+        ({"spot_label": "a=b"}, "no value for 'L4'"),
+        ({"gpu_labels": {"L4": "a", "H100": "b"}}, "spot_label is missing"),
+    ],
+)
+def test_nodes_that_cannot_be_told_apart_are_refused(kubernetes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        kuberay.ray_cluster(two_kinds(kubernetes=kubernetes))
+
+
+def test_the_slurm_script_is_bash_and_drains_before_the_time_is_up(tmp_path: Path) -> None:
+    text = render(one_kind(), "slurm", a_job(drain_sec=100), job_file="runs/my job.toml")
+    script = tmp_path / "job.sh"
+    script.write_text(text)
+    assert text.startswith("#!/bin/bash\n")
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    head = text.split("set -euo pipefail")[0]
+    for directive in (
+        "--nodes=4",
+        "--gpus-per-node=4",
+        "--signal=B:TERM@160",
+        "--time=01:30:00",
+        "--partition=gpu",
+        "--account=lab",
+    ):
+        assert f"#SBATCH {directive}\n" in head
+    assert "'runs/my job.toml'" in text
+
+
+def fake_slurm(folder: Path, job_status: str, slurm_state: str) -> dict[str, str]:
+    """scontrol, srun and a python that note how they were called; the job waits for its signal."""
+    tools = {
+        "scontrol": 'case "$*" in "show hostnames"*) printf "n1\\nn2\\n";; '
+        f'"show job"*) echo "   JobState={slurm_state} Reason=None";; *) echo "scontrol $*" >> "$NOTES";; esac',
+        "srun": 'echo "srun $*" >> "$NOTES"; case "$*" in *hostname*) echo 10.0.0.1;; *) sleep 60;; esac',
+        "python": f'case "$*" in *labeler*) trap \'echo drained >> "$NOTES"; exit {job_status}\' TERM;; esac\n'
+        'echo "python $*" >> "$NOTES"\n'
+        'case "$*" in *labeler*) for _ in $(seq 1200); do sleep 0.1; done;; esac',
+    }
+    for name, body in tools.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        "NOTES": str(folder / "notes"),
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_NUM_NODES": "4",
+        "SLURM_JOB_ID": "77",
+        "SLURM_CPUS_PER_TASK": "48",
+    }
+
+
+def traps_sigterm(process_id: int) -> bool:
+    status = Path(f"/proc/{process_id}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught & 1 << (signal.SIGTERM - 1))
+
+
+@pytest.mark.parametrize(("slurm_state", "num_turns"), [("RUNNING", 1), ("CANCELLED", 0)])
+def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(
+    tmp_path: Path, slurm_state: str, num_turns: int
+) -> None:
+    script = tmp_path / "job.sh"
+    cluster = one_kind(slurm={"setup": 'echo setup >> "$NOTES"'})
+    script.write_text(render(cluster, "slurm", None, job_file="job.toml"))
+    environment = fake_slurm(tmp_path, job_status="4", slurm_state=slurm_state)
+    process = subprocess.Popen(["bash", str(script)], env=environment)
+    notes = tmp_path / "notes"
+
+    def is_under_way() -> bool:
+        said = notes.read_text() if notes.exists() else ""
+        return "labeler run" in said and "start --address" in said and traps_sigterm(process.pid)
+
+    while not is_under_way():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=60) == 4
+    said = notes.read_text()
+    assert said.startswith("setup\n")
+    assert "drained" in said
+    assert said.count("scontrol requeue 77") == num_turns
+    assert said.count("start --address=10.0.0.1:6456") == 1
+    assert "srun --nodes=3" in said
+
+
+def test_a_dockerfile_copies_only_what_there_is() -> None:
+    root = Path(__file__).parents[3]
+    text = render(one_kind(), "dockerfile", None, job_file="job.toml")
+    joined = re.sub(r"\\\n", " ", text)
+    instructions = [
+        line.split(maxsplit=1) for line in joined.splitlines() if line and not line.startswith("#")
+    ]
+    known = {"FROM", "ENV", "RUN", "COPY", "WORKDIR", "USER", "CMD"}
+    assert instructions[0][0] == "FROM"
+    assert {name for name, _ in instructions} <= known
+    for name, rest in instructions:
+        if name == "COPY" and "--from" not in rest:
+            for source in rest.split()[:-1]:
+                assert source == "README.md" or (root / source).exists(), source
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    cpu_only = render(one_kind(groups=[{"name": "cpu", "count": 1}]), "dockerfile", None, job_file="job.toml")
+    for one, extra in ((text, "label"), (cpu_only, "label-cpu")):
+        assert f"--extra {extra} " in one
+        assert any(name.startswith("ray[default]") for name in extras[extra])
+    # Ray's launcher starts Ray from login shells, where Debian sets the path anew.
+    profile = re.search(r"RUN echo '(.*)' > /etc/profile\.d/\S+\.sh\n", text)
+    assert profile is not None
+    path = subprocess.run(
+        ["bash", "-c", f'PATH=/bin; {profile[1]}; echo "$PATH"'], capture_output=True, text=True, check=True
+    )
+    assert path.stdout == "/opt/venv/bin:/bin\n"
+
+
+def test_commands_in_a_rendered_file_can_be_typed_as_they_stand() -> None:
+    forward = "kubectl -n distill port-forward svc/distill-head-svc 8265"
+    submit = "python -m cluster submit job.toml --address http://127.0.0.1:8265"
+    said: list[tuple[Kind, str]] = [
+        ("kuberay-cluster", forward),
+        ("kuberay-cluster", submit),
+        ("ray-aws", submit),
+    ]
+    for kind, command in said:
+        assert command in comments(render(two_kinds(), kind, None, job_file="job.toml"))
+    entrypoint = kuberay.ray_job(two_kinds(python="/opt/my python"), a_job())[1]["spec"]["entrypoint"]
+    assert entrypoint == "'/opt/my python' -m labeler run /etc/penumbra/job.json"
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text('name = "a"\n[[groups]]\nname = "cpu"\ncount = 2\n')
+    assert main(["render", str(file), "--kind", "grafana", "--out", str(tmp_path / "none" / "file")]) == 1
+    assert "none/file" in capsys.readouterr().err
+
+
+def test_grafana_panels_do_not_overlap_and_have_queries() -> None:
+    board = json.loads(render(two_kinds(), "grafana", None, job_file="job.toml"))
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken
+        assert place["x"] + place["w"] <= grafana.GRID_WIDTH
+        taken |= cells
+        assert panel["targets"]
+        for target in panel["targets"]:
+            assert target["expr"].count("(") == target["expr"].count(")")
+            assert target["expr"].count("{") == target["expr"].count("}")
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_prometheus_reads_rays_list_of_targets() -> None:
+    config = yaml.safe_load(render(two_kinds(), "prometheus", None, job_file="job.toml"))
+    (scrape,) = config["scrape_configs"]
+    assert scrape["file_sd_configs"][0]["files"][0].endswith("prom_metrics_service_discovery.json")
+
+
+def test_replicas_fit_or_the_rule_is_named() -> None:
+    assert check_placement(two_kinds(), a_job(replicas=16), CORES) == [
+        "group l4: up to 2 on each of 4 machines",
+        "group h100: up to 4 on each of 2 machines",
+    ]
+    only = check_placement(two_kinds(), a_job(replicas=2, gpus=8, resources={"group-h100": 0.001}), CORES)
+    assert only == ["group h100: up to 1 on each of 2 machines"]
+    with pytest.raises(ConfigError, match="room for 16"):
+        check_placement(two_kinds(), a_job(replicas=17), CORES)
+    with pytest.raises(ConfigError, match="no group can hold one"):
+        check_placement(two_kinds(), a_job(replicas=1, gpus=16, tensor_parallel=16), CORES)
+
+
+def large_teacher(replicas: int, machines: int, gpus: int) -> tuple[ClusterConfig, JobConfig]:
+    """Five machines of eight GPUs, and a job of `machines` stages of `gpus` GPUs each."""
+    cluster = one_kind(groups=[TWO_KINDS["groups"][1] | {"count": 5}], kubernetes={})
+    return cluster, a_job(replicas=replicas, gpus=gpus, tensor_parallel=gpus, machines=machines)
+
+
+@pytest.mark.parametrize("kind", ["ray-aws", "kuberay-job", "slurm"])
+@pytest.mark.parametrize(
+    ("replicas", "machines", "gpus", "says"),
+    [
+        (2, 2, 8, "up to 2, each on 2 of 5 machines at once"),
+        (5, 2, 4, "up to 5, each on 2 of 5 machines at once"),
+        (1, 5, 8, "up to 1, each on 5 of 5 machines at once"),
+    ],
+)
+def test_replicas_of_several_machines_are_placed(
+    kind: Kind, replicas: int, machines: int, gpus: int, says: str
+) -> None:
+    cluster, job = large_teacher(replicas, machines, gpus)
+    assert f"group h100: {says}" in comments(render(cluster, kind, job, job_file="job.toml"))
+
+
+@pytest.mark.parametrize(
+    ("replicas", "machines", "gpus", "says"),
+    [
+        (3, 2, 8, "8 GPUs and 1 cores on each of 2 machines of a group, but the cluster has room for 2"),
+        (1, 6, 1, "no group can hold one"),
+    ],
+)
+def test_replicas_of_more_machines_than_there_are_are_refused(
+    replicas: int, machines: int, gpus: int, says: str
+) -> None:
+    cluster, job = large_teacher(replicas, machines, gpus)
+    with pytest.raises(ConfigError, match=says):
+        render(cluster, "ray-aws", job, job_file="job.toml")
+
+
+def test_a_replica_is_not_spread_over_different_machines() -> None:
+    with pytest.raises(ConfigError, match=r"each of the groups l4, h100; choose one: .* group-h100 = 0\.001"):
+        check_placement(two_kinds(), a_job(replicas=1, machines=2), CORES)
+    chosen = a_job(replicas=4, machines=2, resources={"group-l4": 0.001})
+    assert check_placement(two_kinds(), chosen, CORES) == [
+        "group l4: up to 4, each on 2 of 4 machines at once"
+    ]
+
+
+def test_a_group_that_is_asked_for_must_exist_and_have_enough_of_its_resource() -> None:
+    for resources in ({"group-a100": 0.001}, {"group-l4": 0.001, "group-h100": 0.001}):
+        with pytest.raises(ConfigError, match="of the groups l4, h100; name one"):
+            check_placement(two_kinds(), a_job(replicas=1, resources=resources), CORES)
+    half = a_job(replicas=4, gpus=1, tensor_parallel=1, resources={"group-h100": 0.5})
+    assert check_placement(two_kinds(), half, CORES) == ["group h100: up to 2 on each of 2 machines"]
+
+
+def test_what_kubernetes_keeps_for_itself_is_not_counted() -> None:
+    cpu = two_kinds(groups=[{"name": "cpu", "count": 1, "cores": 8}])
+    job = a_job(replicas=8, gpus=0, tensor_parallel=1)
+    assert "up to 8" in render(cpu, "ray-aws", job, job_file="job.toml")
+    with pytest.raises(ConfigError, match="room for 7"):
+        render(cpu, "kuberay-cluster", job, job_file="job.toml")
+
+
+def test_prices_add_up_and_yours_replace_ours() -> None:
+    lines = price_lines(two_kinds(head={"price_per_hour": 0.5}), "aws")
+    l4 = machine_for(two_kinds().groups[0], "aws").price_per_hour * 0.4 * 4
+    h100 = machine_for(two_kinds().groups[1], "aws").price_per_hour * 2
+    assert f"{0.5 + l4 + h100:.2f} USD/h" in lines[-1]
+    assert price_lines(two_kinds(), None)[1].endswith("at AWS's price; set price_per_hour")
+    unknown = two_kinds(groups=[{"name": "own", "count": 1, "accelerator": "MI300X", "gpus": 8}])
+    assert price_lines(unknown, None, head=False) == ["own: 1 machines, price unknown (set price_per_hour)"]
+
+
+@pytest.mark.parametrize("cloud", sorted(CATALOGS))
+def test_every_machine_of_the_list_can_be_asked_for(cloud: str) -> None:
+    for accelerator, count in CATALOGS[cloud][0]:
+        group = GroupConfig(name="g", count=1, accelerator=accelerator, gpus=count)
+        assert machine_for(group, cloud) is CATALOGS[cloud][0][accelerator, count]
+    with pytest.raises(ConfigError, match="known are"):
+        machine_for(GroupConfig(name="g", count=1, accelerator="TPU", gpus=3), cloud)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("accelerator = 'L4'", "gpus = 0"),
+        ("min_count = 9", "above count"),
+        ("nmae = 'x'", "not a setting"),
+        ("price_per_hour = -1", "greater than or equal"),
+    ],
+)
+def test_a_wrong_description_names_value_rule_and_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, says: str
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(f'name = "a"\n[[groups]]\nname = "cpu"\ncount = 2\n{change}\n')
+    assert main(["render", str(file), "--kind", "ray-aws"]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_command_writes_every_kind(tmp_path: Path, kind: Kind) -> None:
+    file, job, out = tmp_path / "cluster.toml", tmp_path / "job.toml", tmp_path / "out"
+    file.write_text(
+        'name = "small"\nimage = "i:1"\n[[groups]]\nname = "cpu"\ncount = 2\n[gcp]\nproject = "p"\nzone = "z-1-a"\n'
+        '[on_premise]\nhead_ip = "10.0.0.1"\nworker_ips = ["10.0.0.2", "10.0.0.3"]\n'
+    )
+    job.write_text(
+        '[teacher]\nengine = "fake"\n[input]\nuri = "s3://b/in"\nkind = "text"\n[output]\nuri = "s3://b/o"\n'
+    )
+    assert main(["render", str(file), "--kind", kind, "--job", str(job), "--out", str(out), "--quiet"]) == 0
+    assert out.stat().st_size > 100

@@ -1,0 +1,289 @@
+"""Labeling jobs on a real Ray cluster of two nodes on loopback, through the commands that people type.
+
+The teacher is the labeler's stand-in, so that no engine has to load; everything else is real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.describe.grafana import PANELS
+from cluster.jobs import local
+from cluster.jobs.access import bearer_header, find_token
+from logitstore.store import LogitStore
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SECRET = "hunter2-in-the-clusters-environment"
+NUM_RECORDS = 24
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalCluster]:
+    state = tmp_path_factory.mktemp("state")
+    os.environ["AWS_SECRET_ACCESS_KEY"] = SECRET
+    try:
+        started = local.up(2, state, cpus_per_node=1)
+    finally:
+        del os.environ["AWS_SECRET_ACCESS_KEY"]
+    yield started
+    if (state / local.STATE_FILE).exists():
+        local.down(state)
+
+
+def write_job(folder: Path, *, seconds_per_token: float = 0.0, fields: str = "") -> Path:
+    """A job of 24 short texts in units of two, one or two replicas."""
+    records = [{"id": f"r{i}", "text": f"Sentence number {i} of the input."} for i in range(NUM_RECORDS)]
+    (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    job = folder / "job.toml"
+    job.write_text(
+        f"""
+[teacher]
+engine = "fake"
+fake = {{ seconds_per_token = {seconds_per_token} }}
+[input]
+uri = "{folder}/in.jsonl"
+kind = "text"
+id = "id"
+[labels]
+top_k = 8
+[output]
+uri = "{folder}/store"
+unit_size = 2
+[workers]
+replicas = 2
+drain_sec = 20
+{fields}
+"""
+    )
+    return job
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main(arguments)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def stored_ids(store: Path) -> list[str]:
+    return sorted(sequence.record_id for sequence in LogitStore.open(str(store)).iter_sequences())
+
+
+ALL_IDS = sorted(f"r{i}" for i in range(NUM_RECORDS))
+
+
+def test_a_submitted_job_is_followed_to_its_end(
+    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = ("--address", cluster.address)
+    status, out, err = run(capsys, "submit", str(write_job(tmp_path)), *address, "--follow")
+    assert status == 0, (out, err)
+    job_id, log = out.split("\n", 1)
+    assert re.fullmatch(r"label-store-[0-9a-f]{6}", job_id)
+    assert log.strip(), "the labeler's log is empty"
+    assert stored_ids(tmp_path / "store") == ALL_IDS
+
+    listed = json.loads(run(capsys, "list", *address, "--json")[1])
+    assert [(job["state"], job["exit_code"]) for job in listed if job["id"] == job_id] == [("SUCCEEDED", 0)]
+    progress = json.loads(run(capsys, "status", job_id, *address, "--json")[1])["progress"]
+    assert progress["state"] == "finished"
+    assert progress["sequences"] == NUM_RECORDS
+    assert run(capsys, "logs", job_id, *address)[1].strip() == log.strip()
+    status, out, _ = run(capsys, "cost", job_id, *address, "--json")
+    assert status == 0
+    assert json.loads(out) == progress["cost"]
+    assert_the_page_shows(cluster, job_id, tmp_path / "store")
+    assert_nowhere(SECRET, cluster, job_id, tmp_path / "store", log)
+
+
+def assert_the_page_shows(cluster: local.LocalCluster, job_id: str, store: Path) -> None:
+    viewer = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "dashboard", cluster.address, "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert viewer.stdout is not None
+        url = re.search(r"http://\S+", viewer.stdout.readline())
+        assert url is not None
+        overview = json.loads(urllib.request.urlopen(f"{url[0]}api/overview", timeout=60).read())
+        (job,) = (one for one in overview["jobs"] if one["id"] == job_id)
+        assert (job["state"], job["store"]) == ("SUCCEEDED", str(store))
+        card = next(one for one in overview["stores"] if one["uri"].endswith(str(store)))
+        assert card["status"]["state"] == "finished"
+        assert card["status"]["cost"]["device_sec"] > 0
+        assert card["totals"]["num_sequences"] == NUM_RECORDS
+    finally:
+        viewer.terminate()
+        viewer.wait(timeout=60)
+
+
+def assert_nowhere(secret: str, cluster: local.LocalCluster, job_id: str, store: Path, log: str) -> None:
+    """Neither in what Ray tells of its jobs, nor in the job's log, nor in anything that the store holds."""
+    ask = urllib.request.Request(f"{cluster.address}/api/jobs/", headers=bearer_header(find_token()))
+    told = urllib.request.urlopen(ask, timeout=60).read().decode() + log
+    assert job_id in told
+    assert secret not in told
+    held = {
+        path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()
+    }
+    assert {"manifest.json", "status.json", "job.json"} <= held.keys()
+    assert [name for name, content in held.items() if secret.encode() in content] == []
+
+
+def test_without_the_token_nobody_gets_in(
+    cluster: local.LocalCluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for token in ("0" * 64, None):
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+        monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+        if token:
+            monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+        status, _, err = run(capsys, "list", "--address", cluster.address)
+        assert status == 3
+        assert "asks for a token" in err
+
+
+def test_where_ray_sends_the_token_itself_the_rest_of_the_client_has_it_too(
+    cluster: local.LocalCluster,
+) -> None:
+    """Ray's documentation has people export this, as a node's environment does."""
+    code = f"from cluster.jobs.client import ClusterClient; print(ClusterClient({cluster.address!r}).head_is_here())"
+    asked = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (asked.returncode, asked.stdout) == (0, "True\n"), asked.stderr
+
+
+def test_stop_drains_and_resume_labels_only_the_rest(
+    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = ("--address", cluster.address)
+    job = write_job(tmp_path, seconds_per_token=0.05)  # so that it is not over while commands are typed
+    store = tmp_path / "store"
+    status, out, err = run(capsys, "submit", str(job), *address)
+    assert status == 0, err
+    job_id = out.strip()
+    wait_until(lambda: num_shards(store) >= 2)
+
+    status, _, err = run(capsys, "submit", str(job), *address)
+    assert status == 2
+    assert job_id in err
+    status, _, err = run(capsys, "resume", job_id, *address)
+    assert status == 2
+    assert "stop it first" in err
+
+    assert run(capsys, "stop", job_id, *address)[0] == 0
+    done = LogitStore.open(str(store))
+    before = {entry.unit_id: entry.name for entry in done.shards()}
+    assert 2 <= len(before) < NUM_RECORDS // 2
+    on_disk = sorted(f"shards/{path.name}" for path in (store / "shards").iterdir())
+    assert on_disk == sorted(before.values()), "something half-written"
+    assert run(capsys, "status", job_id, *address)[0] == 4
+    assert run(capsys, "stop", job_id, *address)[0] == 0  # stopping what has ended is no error
+
+    status, out, err = run(capsys, "resume", job_id, *address, "--wait", "--json")
+    assert status == 0, err
+    assert stored_ids(store) == ALL_IDS
+    after = {entry.unit_id: entry.name for entry in LogitStore.open(str(store)).shards()}
+    assert before.items() <= after.items(), "a unit was labeled twice"
+    listed = {one["id"]: one for one in json.loads(run(capsys, "list", *address, "--json")[1])}
+    assert listed[json.loads(out)["id"]]["resumes"] == job_id
+
+
+def test_a_failing_job_says_why(
+    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"id": "a"\n' * NUM_RECORDS)
+    status, out, _ = run(capsys, "submit", str(job), "--address", cluster.address, "--follow")
+    assert status == 1
+    assert "reject" in out
+
+
+def test_a_running_job_is_measured_and_a_head_that_dies_under_it_is_told(
+    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Last: it ends the cluster. The same job file then finishes on another cluster, here a private one."""
+    job, store = write_job(tmp_path, seconds_per_token=0.15), tmp_path / "store"
+    address = ("--address", cluster.address)
+    status, out, err = run(capsys, "submit", str(job), *address)
+    assert status == 0, err
+    job_id = out.strip()
+    asked = set(
+        re.findall(r"ray_penumbra_\w+", " ".join(query for panel in PANELS for query, _ in panel.queries))
+    )
+    only_on_trouble = {"ray_penumbra_failures_total", "ray_penumbra_rejects_total"}
+    wait_until(lambda: asked - only_on_trouble <= exported_metrics(cluster))
+    assert "ray_node_cpu_utilization" in exported_metrics(cluster)
+    wait_until(lambda: num_shards(store) >= 1)
+
+    follow = [sys.executable, "-u", "-m", "cluster", "logs", job_id, *address, "--follow"]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline(), "nothing to follow"
+        kill(local.node_processes(cluster.nodes[0].pid))  # the job's driver too, as when the machine goes
+        _, err = follower.communicate(timeout=120)
+    assert follower.returncode == 3, err
+    assert "submitting the same job file again" in err
+    assert run(capsys, "status", *address)[0] == 3
+    again = [sys.executable, "-m", "labeler", "run", str(job), "--quiet"]
+    done = subprocess.run(
+        [*again, "--set", "teacher.fake.seconds_per_token=0"],
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert stored_ids(store) == ALL_IDS
+
+
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # some end with the one killed before them
+            os.kill(pid, 9)
+
+
+def exported_metrics(cluster: local.LocalCluster) -> set[str]:
+    """Names on the endpoints that Ray's own list for Prometheus gives."""
+    text = ""
+    listed = Path(cluster.folder) / "prom_metrics_service_discovery.json"
+    for target in json.loads(listed.read_text())[0]["targets"]:
+        try:
+            text += urllib.request.urlopen(f"http://{target}/metrics", timeout=10).read().decode()
+        except (OSError, http.client.HTTPException):
+            continue  # Ray also lists parts of itself that are switched off
+    return set(re.findall(r"^(ray_\w+)\{", text, re.MULTILINE))
+
+
+def num_shards(store: Path) -> int:
+    """Shards committed so far; 0 before there is a store."""
+    return len(LogitStore.open(str(store)).shards()) if (store / "manifest.json").exists() else 0
+
+
+def wait_until(condition: object, timeout_sec: float = 120.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_sec
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {timeout_sec} s"
+        time.sleep(0.2)

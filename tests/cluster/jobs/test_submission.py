@@ -1,0 +1,332 @@
+"""What travels to a cluster, what must not, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.errors import (
+    ClusterError,
+    ClusterUnreachableError,
+    JobNotFoundError,
+    JobRefusedError,
+)
+from cluster.jobs import local
+from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterJob, is_loopback, normalise_address
+from cluster.jobs.commands import only_one_at_work
+from cluster.jobs.dashboard import is_cluster_address, write_jobs
+from cluster.jobs.progress import cost_in_words
+from cluster.jobs.submission import (
+    JOB_FILE,
+    JOB_KEY,
+    STORE_KEY,
+    Files,
+    SubmitOptions,
+    options_of,
+    parse_env,
+    prepare,
+    submission_id,
+)
+from labeler.config.loading import JobConfig, load_job
+
+
+def job_file(
+    folder: Path, *, uri: str = "s3://bucket/in.jsonl", output: str = "s3://bucket/store", more: str = ""
+) -> str:
+    file = folder / "job.toml"
+    file.write_text(
+        f'[teacher]\nengine = "fake"\n[input]\nuri = "{uri}"\nkind = "text"\n[output]\nuri = "{output}"\n{more}\n'
+    )
+    return str(file)
+
+
+def a_job(folder: Path, **changes: str) -> JobConfig:
+    return load_job(job_file(folder, **changes), environ={})
+
+
+def options(files: Files = "ship", **changes: object) -> SubmitOptions:
+    return SubmitOptions(**{"files": files, "python": "python"} | changes)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def send(tmp_path: Path) -> Path:
+    folder = tmp_path / "send"
+    folder.mkdir()
+    return folder
+
+
+def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n')
+    job = a_job(tmp_path, uri=f"{tmp_path}/*.jsonl")
+    submission = prepare(job, options(), send)
+    sent = load_job(str(send / JOB_FILE), environ={})
+    assert sent.input.uri == "input/*"
+    assert sorted(path.read_text() for path in (send / "input").iterdir()) == [
+        '{"text": "one"}\n',
+        '{"text": "two"}\n',
+    ]
+    assert submission.entrypoint == "python -m labeler run job.json"
+    # What a later `resume` needs is the job as it was here, not as it was sent.
+    assert json.loads(submission.metadata[JOB_KEY])["input"]["uri"] == f"{tmp_path}/*.jsonl"
+    assert options_of(submission.metadata) == options()
+
+
+def test_the_drain_fits_into_rays_patience(tmp_path: Path, send: Path) -> None:
+    job = a_job(tmp_path, more="[workers]\ndrain_sec = 300")
+    environment = prepare(job, options(), send).runtime_env["env_vars"]
+    assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) > 300
+
+
+def test_code_travels_when_asked(tmp_path: Path, send: Path) -> None:
+    prepare(a_job(tmp_path), options(ship_code=True), send)
+    assert (send / "labeler" / "__main__.py").is_file()
+    assert (send / "logitstore" / "store.py").is_file()
+    assert not list(send.rglob("__pycache__"))
+
+
+def test_paths_that_mean_the_same_everywhere_become_absolute(
+    tmp_path: Path, send: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for uri, output, whole in (
+        ("in.jsonl", "runs/store", f"{tmp_path}/runs/store"),
+        ("file://in.jsonl", "~/runs/store", "/home/me/runs/store"),
+    ):
+        submission = prepare(a_job(tmp_path, uri=uri, output=output), options("same"), send)
+        sent = load_job(str(send / JOB_FILE), environ={})
+        assert sent.input.uri == str(tmp_path / "in.jsonl")
+        assert sent.output.uri == submission.metadata[STORE_KEY] == whole
+
+
+def test_a_job_sent_from_one_folder_can_be_resumed_from_another(
+    tmp_path: Path, send: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n')
+    monkeypatch.chdir(tmp_path)
+    submission = prepare(a_job(tmp_path, uri="in.jsonl"), options(), send)
+    assert json.loads(submission.metadata[JOB_KEY])["input"]["uri"] == str(tmp_path / "in.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"output": "runs/store"}, "lies on this machine"),
+        ({"output": "file:///runs/store"}, "lies on this machine"),
+        ({"uri": "nothing-*.jsonl"}, "matches no file"),
+        ({"uri": "s3://me:pw@bucket/in"}, "user name or password"),
+        ({"more": "[workers]\naddress = '10.0.0.1:6379'"}, "remove the setting"),
+        ({"more": "storage_options = {secret = 'abc'}"}, "storage_options.secret is a secret"),
+        ({"more": "storage_options = {client_kwargs = {aws_access_key_id = 'abc'}}"}, "aws_access_key_id"),
+    ],
+)
+def test_what_the_cluster_cannot_reach_or_must_not_see_is_refused(
+    tmp_path: Path, send: Path, changes: dict[str, str], says: str
+) -> None:
+    with pytest.raises(JobRefusedError, match=says):
+        prepare(a_job(tmp_path, **changes), options(), send)
+    assert list(send.iterdir()) == []
+
+
+def test_too_much_input_is_refused(tmp_path: Path, send: Path) -> None:
+    with open(tmp_path / "big.jsonl", "wb") as file:
+        file.truncate(65 * 2**20)
+    with pytest.raises(JobRefusedError, match="68,157,440 bytes"):
+        prepare(a_job(tmp_path, uri=f"{tmp_path}/big.jsonl"), options(), send)
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "db_password"])
+def test_secrets_may_not_travel_in_the_environment(name: str) -> None:
+    with pytest.raises(JobRefusedError, match=name):
+        parse_env([f"{name}=value"])
+    assert parse_env(["NCCL_DEBUG=INFO", "X="]) == (("NCCL_DEBUG", "INFO"), ("X", ""))
+    assert parse_env(["TOKENIZERS_PARALLELISM=false"]) == (("TOKENIZERS_PARALLELISM", "false"),)
+
+
+def test_ids_name_the_store_and_never_repeat() -> None:
+    made = {submission_id("s3://bucket/My Run_7/") for _ in range(8)}
+    assert len(made) == 8
+    assert all(one.startswith("label-my-run-7-") for one in made)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "near"),
+    [
+        ("head", "http://head:8265", False),
+        ("127.0.0.1:9000", "http://127.0.0.1:9000", True),
+        ("http://localhost:8265/", "http://localhost:8265", True),
+        ("https://ray.example", "https://ray.example:443", False),
+    ],
+)
+def test_addresses_are_completed(text: str, whole: str, near: bool) -> None:
+    assert normalise_address(text) == whole
+    assert is_loopback(text) is near
+
+
+@pytest.mark.parametrize("text", ["ftp://head", "http://", "http://head:port", "http://head/path"])
+def test_what_is_no_address_is_told(text: str) -> None:
+    with pytest.raises(ClusterUnreachableError, match="must look like http://HEAD:8265"):
+        normalise_address(text)
+
+
+def test_a_store_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
+    assert is_cluster_address("http://head:8265")
+    assert is_cluster_address("head:8265")
+    for store in ("runs/demo", "s3://bucket/run", str(tmp_path)):
+        assert not is_cluster_address(store)
+
+
+def cluster_jobs(**states: str) -> list[ClusterJob]:
+    return [
+        ClusterJob(name, state, "as Ray said", "s3://b/store", "", 1.0, None, None, {})
+        for name, state in states.items()
+    ]
+
+
+def test_without_an_id_only_a_lone_job_is_stopped() -> None:
+    alone = cluster_jobs(newest="SUCCEEDED", older="RUNNING", oldest="STOPPED")
+    assert only_one_at_work(alone) == alone[1]
+    assert only_one_at_work(cluster_jobs(newest="SUCCEEDED")) is None
+    with pytest.raises(JobRefusedError, match="name the one to stop: mine, theirs"):
+        only_one_at_work(cluster_jobs(mine="PENDING", theirs="RUNNING"))
+
+
+def test_a_job_whose_cluster_is_gone_is_not_called_running(tmp_path: Path) -> None:
+    jobs = cluster_jobs(a="RUNNING", b="SUCCEEDED")
+    write_jobs(tmp_path / "jobs.json", jobs, problem="no Ray cluster answers")
+    rows = json.loads((tmp_path / "jobs.json").read_text())
+    assert [(row["state"], row["message"]) for row in rows] == [
+        ("UNKNOWN", "no Ray cluster answers"),
+        ("SUCCEEDED", "as Ray said"),
+    ]
+
+
+@pytest.fixture
+def not_ray() -> object:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<h1>It works!</h1>")
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow  # imports Ray
+def test_wrong_addresses_exit_with_3_and_say_what_to_check(
+    tmp_path: Path, not_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = f"http://127.0.0.1:{local._free_ports(1)[0]}"
+    for address, says in ((dead, "check that the head runs"), (not_ray, "is no Ray cluster")):
+        for command in (["list"], ["status", "x"], ["stop", "x"], ["resume", "x"], ["logs", "x"]):
+            assert main([*command, "--address", address]) == 3
+            assert says in capsys.readouterr().err
+    assert main(["submit", job_file(tmp_path), "--address", dead, "--files", "ship"]) == 3
+
+
+@pytest.mark.slow  # imports Ray
+def test_rays_client_speaks_up_in_trouble_only(not_ray: str) -> None:
+    program = f"""
+import logging
+from cluster.__main__ import main
+status = main(["list", "--address", "{not_ray}"])
+logger = logging.getLogger("ray.dashboard.modules.dashboard_sdk")
+logger.info("Uploading package")
+logger.warning("something is wrong")
+raise SystemExit(status)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "Uploading" not in done.stderr
+    assert "something is wrong" in done.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("submit",), ("status",), ("stop",), ("up",)])
+def test_exit_statuses_are_documented(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    errors = (ClusterError, JobRefusedError, ClusterUnreachableError, JobNotFoundError)
+    for status in {*(error.exit_status for error in errors), *EXIT_STATUS_OF_STATE.values()}:
+        assert re.search(rf"[:;] {status} \w", shown), status
+
+
+@pytest.mark.slow  # the labeler plans the job in a process of its own
+def test_a_jobs_cost_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "number {i}"}}\n' for i in range(30)))
+    file = job_file(
+        tmp_path, uri=f"{tmp_path}/in.jsonl", output=f"{tmp_path}/store", more="[cost]\nper_gb_month = 1e6"
+    )
+    assert main(["cost", file, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert main(["cost", file]) == 0
+    counts, tokens, size, remedy = capsys.readouterr().out.splitlines()
+    assert counts == "30 records in 1 units, 0 rejected"
+    assert tokens == f"{plan['num_tokens']} tokens of input, {plan['num_labels']} label rows"
+    num_bytes = plan["estimated_bytes"]
+    assert size == f"about {num_bytes / 1e6:,.2f} MB, {num_bytes / 1e3:,.2f} USD a month to keep"
+    assert "--calibrate" in remedy
+    assert main(["cost", str(tmp_path / "none.toml")]) == 2
+    assert "none.toml" in capsys.readouterr().err
+
+
+def test_what_a_run_has_cost_is_told_in_words() -> None:
+    cost: dict[str, object] = {
+        "device": "gpu",
+        "device_sec": 7200.4,
+        "num_tokens": 2_000_000,
+        "num_bytes": 262_000_000,
+        "compute": 5.0,
+        "storage_per_month": 0.01,
+        "currency": "EUR",
+        "device_sec_per_million_tokens": 3600.2,
+    }
+    assert cost_in_words({"cost": cost}) == (
+        "7,200 GPU seconds (3,600 per million tokens), 5.00 EUR\n262.00 MB, 0.01 EUR a month to keep"
+    )
+    free = cost | {"compute": 0.0, "storage_per_month": 0.0, "device": "core"}
+    assert cost_in_words({"cost": free}) == "7,200 core seconds (3,600 per million tokens)\n262.00 MB"
+
+
+def test_a_wrong_job_is_refused_before_any_cluster_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = job_file(tmp_path, more="[labels]\ntop_k = 0")
+    assert main(["submit", file, "--address", "http://127.0.0.1:1"]) == 2
+    assert "labels.top_k" in capsys.readouterr().err
+    assert main(["submit", str(tmp_path / "none.toml"), "--address", "http://127.0.0.1:1"]) == 2
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_cluster_has_at_least_one_node(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["up", "--local", count])
+    assert ended.value.code == 2
+    assert "a whole number from 1 on" in capsys.readouterr().err
+
+
+def test_without_any_cluster_the_remedies_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert main(["list"]) == 2
+    assert "python -m cluster up --local 2" in capsys.readouterr().err
+    assert main(["down", "--state", str(tmp_path)]) == 1
+    assert "no local cluster is up" in capsys.readouterr().err

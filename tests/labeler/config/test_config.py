@@ -1,0 +1,140 @@
+"""A job's configuration: what is refused, in which words, and what a store keeps of it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from labeler.config.loading import ConfigError, describe_difference, identity, load_job, resolved
+
+MINIMAL = ["teacher.model=m", "input.uri=in.jsonl", "input.kind=prompt_response", "output.uri=out"]
+
+
+def load(*overrides, environ=None):
+    return load_job(None, [*MINIMAL, *overrides], environ or {})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("workers.replicas=0", ["workers.replicas = 0", "greater than or equal to 1"]),
+        ("workers.replica=2", ["workers.replica is not a setting", "remove it"]),
+        (
+            "teacher.engine_args.model=x",
+            ["'model'", "the labeler sets it itself", "set teacher.model instead"],
+        ),
+        ("teacher.engine_args.max_logprobs=9", ["'max_logprobs'", "set labels.top_k instead"]),
+        ("labels.temperatures=[2.0, 1.0]", ["[2.0, 1.0]", "ascend from 1.0", "for example"]),
+        ("labels.temperatures=[]", ["ascend from 1.0"]),
+        ("input.kind=prompt", ["no response to score", 'labels.mode = "generate"']),
+        ("input.fields.prompts=x", ["role 'prompts'", "prompt, response"]),
+        ("input.kind=chat", ["input.kind = 'chat'", "'messages'"]),
+        ("teacher.model=", ["model is missing", "teacher.model"]),
+        ("labels.top_p=1.5", ["labels.top_p = 1.5", "less than or equal to 1"]),
+        ("teacher.tensor_parallel_size=2", ["tensor_parallel_size = 2", "workers.cores is 1", "at least 2"]),
+        ("teacher.pipeline_parallel_size=2", ["= 1 and 2 stages", "workers.cores is 1", "at least 2"]),
+        ("workers.machines=2", ["pipeline_parallel_size = 1", "to 2 or a multiple of it"]),
+        ("teacher.engine_args.nnodes=2", ["'nnodes'", "set workers.machines instead"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load(override)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_section_says_how_to_give_it():
+    with pytest.raises(ConfigError, match=r"output is missing; add it to the file or give --set output="):
+        load_job(None, MINIMAL[:3], {})
+
+
+@pytest.mark.parametrize("override", ["workers", "replicas=2", ".replicas=2", "workers.=2"])
+def test_an_override_without_section_and_value_is_refused(override):
+    with pytest.raises(ConfigError, match=r"must look like section\.key=value"):
+        load(override)
+
+
+def test_an_override_cannot_reach_into_a_value():
+    with pytest.raises(ConfigError, match=r"output\.uri is a value, not a section"):
+        load("output.uri.folder=x")
+
+
+def test_text_alone_has_no_response_to_label():
+    assert load("input.kind=text").positions == "all"
+    with pytest.raises(ConfigError, match="plain text has none"):
+        load("input.kind=text", "labels.positions=response")
+    with pytest.raises(ConfigError, match="no prompt to answer"):
+        load("input.kind=text", "labels.mode=generate")
+
+
+def test_auto_positions_follow_what_a_record_holds():
+    assert load().positions == "response"
+    assert load("labels.positions=all").positions == "all"
+    assert load("input.kind=token_ids").positions == "all"
+    assert load("input.kind=token_ids", "input.fields.response_token_ids=r").positions == "response"
+    assert load("input.kind=token_ids", "labels.mode=generate").positions == "response"
+
+
+def test_values_are_read_as_toml_and_else_as_text():
+    job = load("workers.replicas=3", "labels.stop=['a', 'b']", "output.uri=s3://bucket/x", "input.id=uid")
+    assert (job.workers.replicas, job.labels.stop, job.output.uri) == (3, ("a", "b"), "s3://bucket/x")
+    assert job.input.field_names() == {"prompt": "prompt", "response": "response", "id": "uid"}
+
+
+def test_a_file_is_read_and_overridden(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text(
+        '[teacher]\nmodel = "m"\n[input]\nuri = "a"\nkind = "text"\n[output]\nuri = "o"\nunit_size = 8\n'
+    )
+    job = load_job(str(path), ["output.unit_size=16"], {})
+    assert (job.output.unit_size, job.input.kind) == (16, "text")
+
+
+def test_a_resolved_job_loads_back_as_the_same_job(tmp_path):
+    import json
+
+    job = load("input.fields.response=answer", "labels.temperatures=[1.0, 3.0]")
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(resolved(job)))
+    assert load_job(str(path), [], {}) == job
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no job file at"), ("teacher = [", "not a valid job file"), ("\xff", "not a valid job file")],
+)
+def test_an_unreadable_file_is_refused(tmp_path, content, words):
+    path = tmp_path / "job.toml"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=words):
+        load_job(str(path), [], {})
+
+
+def test_secrets_stay_out_of_the_resolved_copy():
+    job = load('output.storage_options={secret = "hush", client_kwargs = {aws_secret_access_key = "hush2"}}')
+    assert job.output.storage_options["secret"] == "hush"
+    assert "hush" not in str(resolved(job))
+
+
+def test_ray_address_comes_from_the_environment_unless_set():
+    environ = {"RAY_ADDRESS": "10.0.0.1:6379"}
+    assert load(environ=environ).workers.address == "10.0.0.1:6379"
+    assert load("workers.address=10.0.0.2:6379", environ=environ).workers.address == "10.0.0.2:6379"
+
+
+def test_identity_ignores_what_does_not_change_labels_and_shows_what_does():
+    before = identity(load())
+    assert identity(load("workers.replicas=4", "output.unit_size=8", "workers.gpus=1")) == before
+    more_machines = ("teacher.pipeline_parallel_size=2", "workers.machines=2", "workers.gpus=1")
+    assert identity(load(*more_machines)) == before
+    changes = describe_difference(before, identity(load("labels.top_k=16", "teacher.engine_args.x=1")))
+    assert "labels.top_k: 64 in the store, 16 now" in changes
+    assert "teacher.engine_args.x: None in the store, 1 now" in changes
+
+
+def test_the_configuration_needs_neither_ray_nor_torch_nor_vllm():
+    code = "import labeler.config.loading, sys; print({'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "set()"

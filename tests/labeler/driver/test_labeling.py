@@ -1,0 +1,161 @@
+"""The driver's loop on a pool of the test: what it makes of each thing that a pool tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labeler.config.loading import load_job
+from labeler.driver.loop import LabelingLoop
+from labeler.driver.pool_events import (
+    LeaseFailed,
+    PoolEvent,
+    ReplicaGivenUp,
+    WorkerDied,
+    WorkerLeft,
+    WorkerReady,
+)
+from labeler.driver.scheduler import Lease, LeasePolicy, Scheduler
+from labeler.driver.stop import StopRequest
+from labeler.job.logs import JobLog
+from labeler.job.status import Tally
+from labeler.job.store_setup import StoreSetup
+from labeler.planning.plan import PlanTotals
+from labeler.planning.preflight import prepare
+from labeler.planning.units import WorkUnit
+from labeler.records import JobFailedError
+from labeler.teacher.protocol import TeacherDescription, build_teacher
+from logitstore.store import LogitStore
+from tests.labeler.jobs import overrides_for, write_records
+
+
+class Pool:
+    """Tells what it was given to tell, one poll after the other, and notes what it is asked."""
+
+    def __init__(self, *polls: Sequence[PoolEvent]) -> None:
+        self._polls = list(polls)
+        self.ready: list[str] = []
+        self.submitted: list[Lease] = []
+        self.num_given_up = 0
+
+    def poll(self, timeout_sec: float) -> Sequence[PoolEvent]:
+        events = self._polls.pop(0)
+        for event in events:
+            if isinstance(event, WorkerReady):
+                self.ready.append(event.worker_id)
+            elif isinstance(event, WorkerDied | WorkerLeft):
+                self.ready.remove(event.worker_id)
+            elif isinstance(event, ReplicaGivenUp):
+                self.num_given_up += 1
+        return events
+
+    def ready_workers(self) -> list[str]:
+        return self.ready
+
+    def submit(self, lease: Lease) -> None:
+        self.submitted.append(lease)
+
+    def give_up(self, worker_id: str, reason: str) -> list[PoolEvent]:
+        self.ready.remove(worker_id)
+        return [WorkerDied(worker_id, reason, engine=False, culprits=())]
+
+
+class Driver:
+    """A loop over two units with its parts."""
+
+    def __init__(self, folder: Path, *polls: Sequence[PoolEvent]) -> None:
+        write_records(folder / "in.jsonl", 4)
+        self.job = load_job(None, overrides_for(folder), {})
+        prepared = prepare(self.job)
+        self.said: list[str] = []
+        self.setup = StoreSetup(self.job, prepared, PlanTotals(4, 4, 2, 100, 50), self.said.append)
+        self.pool = Pool(*polls)
+        self.tally = Tally(units_total=2)
+        units = [WorkUnit(f"u{index}", index, "s", 0, 1, 2, 50) for index in range(2)]
+        self.scheduler = Scheduler(iter(units), lambda _: False, LeasePolicy())
+        pool: Any = self.pool
+        self.loop = LabelingLoop(
+            self.job, self.scheduler, pool, self.setup, self.tally, JobLog(None), self.said.append
+        )
+
+    def run(self) -> None:
+        """Until the pool has told everything."""
+        lease: Any = type("Held", (), {"is_lost": False})()
+        with pytest.raises(IndexError):
+            self.loop.run(StopRequest(), lease, lambda: None)
+
+
+@pytest.fixture
+def description() -> TeacherDescription:
+    job = load_job(None, overrides_for(Path("unused")), {})
+    return build_teacher(job.teacher, job.labels, cores=None).describe()
+
+
+def test_a_store_labeled_through_the_public_api_is_marked_and_the_user_is_told(
+    tmp_path: Path, description: TeacherDescription
+) -> None:
+    public = replace(
+        description, exact_temperatures=(1.0,), info=replace(description.info, capture="public_api")
+    )
+    driver = Driver(tmp_path, [WorkerReady("worker-0.0", public, 1.0)])
+    driver.run()
+    manifest = LogitStore.open(tmp_path / "store").manifest
+    assert (manifest.labels.temperatures, manifest.teacher.capture) == ((1.0,), "public_api")
+    assert any("WARNING" in text and "exact at T=1 only" in text for text in driver.said)
+
+
+def test_a_worker_with_another_teacher_is_given_up_and_the_job_goes_on(
+    tmp_path: Path, description: TeacherDescription
+) -> None:
+    other = replace(description, info=replace(description.info, engine_version="2"))
+    ready = [WorkerReady("worker-0.0", description, 1.0), WorkerReady("worker-1.0", other, 1.0)]
+    driver = Driver(tmp_path, ready)
+    driver.run()
+    assert driver.pool.ready == ["worker-0.0"]
+    assert [lease.worker_id for lease in driver.pool.submitted] == ["worker-0.0"] * 2
+
+
+def test_a_worker_that_leaves_gives_its_units_to_another_and_is_no_failure(
+    tmp_path: Path, description: TeacherDescription
+) -> None:
+    driver = Driver(
+        tmp_path,
+        [WorkerReady("worker-0.0", description, 1.0)],
+        [WorkerLeft("worker-0.0", "node-a"), WorkerReady("worker-0.1", description, 1.0)],
+    )
+    driver.run()
+    assert [(lease.worker_id, lease.unit.unit_id) for lease in driver.pool.submitted] == [
+        ("worker-0.0", "u0"),
+        ("worker-0.0", "u1"),
+        ("worker-0.1", "u0"),
+        ("worker-0.1", "u1"),
+    ]
+    assert not driver.tally.failures_by_kind
+    assert any("node-a" in text for text in driver.said)
+
+
+def test_a_job_ends_with_the_reason_once_every_replica_is_given_up(tmp_path: Path) -> None:
+    given_up: list[PoolEvent] = [
+        ReplicaGivenUp("worker-0.0", "no such model"),
+        ReplicaGivenUp("worker-1.0", "no such model"),
+    ]
+    driver = Driver(tmp_path, given_up)
+    lease: Any = type("Held", (), {"is_lost": False})()
+    with pytest.raises(JobFailedError, match=r"no replica is left.*no such model.*run the same command"):
+        driver.loop.run(StopRequest(), lease, lambda: None)
+
+
+def test_units_that_fail_one_after_another_end_the_job(
+    tmp_path: Path, description: TeacherDescription, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labeler.driver.loop.HOPELESS_FAILURES", 2)
+    polls: list[Any] = [[WorkerReady("worker-0.0", description, 1.0)]]
+    polls += [[LeaseFailed("worker-0.0", lease_id, "disk full")] for lease_id in range(4)]
+    driver = Driver(tmp_path, *polls)
+    lease: Any = type("Held", (), {"is_lost": False})()
+    with pytest.raises(JobFailedError, match=r"units failed one after another.*disk full"):
+        driver.loop.run(StopRequest(), lease, lambda: None)

@@ -1,0 +1,131 @@
+"""The driver's account, the rate, and what a status says of a store whose driver is gone."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from labeler.job.driver_lease import LEASE_NAME, Holder
+from labeler.job.status import STATUS_NAME, Tally, read_status, snapshot, utc_now
+from labeler.job.status_writer import StatusWriter
+from labeler.records import Heartbeat, UnitResult
+from logitstore.errors import StoreNotFoundError
+from logitstore.manifest.fields import ShardEntry
+from logitstore.objects.opening import Objects
+from logitstore.records import Reject
+
+
+def entry(index, tokens=100, rows=40, num_bytes=4000):
+    return ShardEntry(f"u{index}", index, f"shards/{index}", 8, rows, tokens, num_bytes, "", 0, 1.0, "w")
+
+
+def result(index, **fields):
+    return UnitResult(index, "committed", entry(index), True, **fields)
+
+
+def beat(tokens):
+    return Heartbeat(progress=tokens, in_engine=(), buffered_bytes=0, num_sequences=1, num_tokens=tokens)
+
+
+def status_from(tally, state="running"):
+    return snapshot(tally, state=state, started=utc_now(), workers=[], queue_depth=0, cost=None, message="")
+
+
+def test_units_of_earlier_runs_count_as_done_but_not_as_this_runs_work():
+    tally = Tally(units_total=4)
+    reject = Reject("in.jsonl", 1, "r", "it is long", "too_long")
+    tally.count_stored(entry(0))
+    tally.count_result(result(1, rejects=(reject, reject), filtered={"truncated": 3}, engine_sec=2.0))
+    assert (tally.units_done, tally.units_of_run, tally.tokens, tally.rows) == (2, 1, 200, 80)
+    assert tally.bytes_per_token == 100
+    status = status_from(tally)
+    assert (status.rejects, status.filtered, status.engine_sec) == (2, {"truncated": 3}, 2.0)
+
+
+def test_the_rate_is_that_of_the_last_half_minute_over_all_workers():
+    tally = Tally(units_total=10, tokens_total=1000)
+    tally.heard("a", beat(0), 0.0)
+    tally.heard("b", beat(0), 0.0)
+    for second in range(1, 101):
+        tally.heard("a", beat(10 * second), float(second))
+        tally.heard("b", beat(5 * second), float(second))
+    assert tally.tokens_per_second == pytest.approx(15, rel=0.05)
+    for second in range(101, 140):
+        tally.heard("a", beat(1000), float(second))
+    assert tally.tokens_per_second == 0
+    assert tally.seconds_left is None
+
+
+def test_tokens_of_a_worker_that_died_stay_counted():
+    tally = Tally()
+    tally.heard("a.0", beat(70), 1.0)
+    tally.forget("a.0")
+    tally.heard("a.1", beat(5), 2.0)
+    assert tally.tokens_seen == 75
+
+
+def test_time_left_is_what_remains_at_the_present_rate():
+    tally = Tally(units_total=4, tokens_total=400)
+    tally.heard("a", beat(0), 0.0)
+    tally.heard("a", beat(100), 10.0)
+    assert tally.seconds_left == pytest.approx(40)
+    tally.count_result(result(0))
+    assert tally.seconds_left == pytest.approx(30)
+
+
+def test_only_the_latest_causes_are_kept_and_all_are_counted():
+    tally = Tally()
+    for number in range(25):
+        tally.count_failure("engine_died", f"reason {number}")
+    status = status_from(tally)
+    assert (status.failures, status.failures_by_kind) == (25, {"engine_died": 25})
+    assert len(status.causes) == 10
+    assert status.causes[-1] == "engine_died: reason 24"
+
+
+def write_status(objects, holder):
+    status = status_from(Tally(units_total=3, units_done=1))
+    objects.put(STATUS_NAME, status.as_json().encode())
+    objects.put(LEASE_NAME, json.dumps(asdict(holder)).encode())
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, "running"),
+        ({"process_start": "1"}, "interrupted"),
+        ({"released": True}, "interrupted"),
+        ({"machine": "elsewhere"}, "running"),
+    ],
+)
+def test_a_status_says_so_when_its_driver_is_gone(tmp_path, changes, state):
+    objects = Objects(tmp_path)
+    write_status(objects, replace(Holder.here(30.0), **changes))
+    status = read_status(str(tmp_path))
+    assert status.state == state
+    if state == "interrupted":
+        assert "run the same command again" in status.message
+
+
+def test_a_silent_driver_elsewhere_counts_as_gone_after_twice_its_term(tmp_path):
+    objects = Objects(tmp_path)
+    write_status(objects, replace(Holder.here(30.0), machine="elsewhere"))
+    document = json.loads(objects.get(STATUS_NAME))
+    document["updated"] = "2026-01-01T00:00:00+00:00"
+    objects.put(STATUS_NAME, json.dumps(document).encode())
+    assert read_status(str(tmp_path)).state == "interrupted"
+
+
+def test_no_store_is_an_error(tmp_path):
+    with pytest.raises(StoreNotFoundError, match="no store lies at"):
+        read_status(str(tmp_path))
+
+
+def test_the_writer_ends_with_the_last_word(tmp_path):
+    objects = Objects(tmp_path)
+    writer = StatusWriter(objects)
+    for done in range(50):
+        writer.put(status_from(Tally(units_total=99, units_done=done)))
+    writer.close(status_from(Tally(units_total=99, units_done=99), state="finished"))
+    stored = json.loads(objects.get(STATUS_NAME))
+    assert (stored["units_done"], stored["state"]) == (99, "finished")

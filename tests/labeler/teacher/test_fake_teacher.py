@@ -1,0 +1,68 @@
+"""What only the fake teacher promises; the rest is in the conformance tests."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from labeler.config.loading import FakeTeacherConfig, LabelsConfig, TeacherConfig
+from labeler.teacher.fake import END_OF_TURN_ID, FakeTeacher
+from labeler.teacher.protocol import PromptError, TeacherDiedError, TokenizedPrompt
+from logitstore.records import LabeledSequence
+
+
+def _teacher(labels: LabelsConfig | None = None, **fake: float) -> FakeTeacher:
+    config = TeacherConfig(engine="fake", fake=FakeTeacherConfig(**fake))  # type: ignore[arg-type]
+    return FakeTeacher(config, labels or LabelsConfig(top_k=16))
+
+
+def _prompt(name: str, response: list[int]) -> TokenizedPrompt:
+    return TokenizedPrompt(name, np.array([1, 2], np.int32), np.array(response, np.int32), 2)
+
+
+def _only(items: list[LabeledSequence | PromptError]) -> LabeledSequence:
+    (item,) = items
+    assert isinstance(item, LabeledSequence)
+    return item
+
+
+def test_a_row_depends_on_its_prefix_and_on_nothing_else() -> None:
+    teacher = _teacher()
+    first = _only(list(teacher.label([_prompt("a", [10, 11, 12, 13, 14])]))).rows
+    second = _only(list(teacher.label([_prompt("b", [10, 11, 12, 99, 14])]))).rows
+    # Rows 0..3 see [1, 2, 10, 11, 12] at most; row 4 sees the changed token.
+    np.testing.assert_array_equal(first.logits_NK[:4], second.logits_NK[:4])
+    assert not np.array_equal(first.token_ids_NK[4], second.token_ids_NK[4])
+
+
+def test_the_order_of_tokens_matters() -> None:
+    teacher = _teacher()
+    rows = [_only(list(teacher.label([_prompt("a", ids)]))).rows for ids in ([5, 9, 1], [9, 5, 1])]
+    assert not np.array_equal(rows[0].token_ids_NK[2], rows[1].token_ids_NK[2])
+
+
+def test_responses_end_with_the_end_of_turn() -> None:
+    teacher = _teacher(LabelsConfig(mode="generate", top_k=16, max_tokens=400, n=20))
+    items = list(teacher.label([TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4)]))
+    sequences = [item for item in items if isinstance(item, LabeledSequence)]
+    stopped = [item for item in sequences if item.finish_reason == "stop"]
+    assert len(stopped) >= 18
+    assert all(item.token_ids_T[-1] == END_OF_TURN_ID for item in stopped)
+
+
+def test_a_fatal_token_kills_the_teacher_for_good() -> None:
+    teacher = _teacher(fatal_token_id=200)
+    with pytest.raises(TeacherDiedError, match="200"):
+        list(teacher.label([_prompt("a", [3, 200])]))
+    with pytest.raises(TeacherDiedError):
+        list(teacher.label([_prompt("b", [3, 4])]))
+
+
+def test_slowness_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = _teacher(seconds_per_token=0.01)
+    slept: list[float] = []
+    monkeypatch.setattr("labeler.teacher.fake.time", SimpleNamespace(sleep=slept.append))
+    list(teacher.label([_prompt("a", list(range(18)))]))
+    assert slept == [pytest.approx(0.2)]

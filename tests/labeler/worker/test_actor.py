@@ -1,0 +1,187 @@
+"""The worker without Ray: units in, commits out, whatever goes wrong in between."""
+
+import json
+import pickle
+import threading
+import time
+
+import pytest
+
+from labeler.config.loading import load_job
+from labeler.driver.run import new_planner, read_input
+from labeler.driver.scheduler import Lease
+from labeler.job.store_setup import StoreSetup
+from labeler.planning.plan import Plan, SegmentWriter
+from labeler.planning.preflight import prepare
+from labeler.records import EngineDiedError
+from labeler.teacher.protocol import build_teacher
+from labeler.worker.actor import Worker
+from logitstore.errors import ObjectStoreError
+from logitstore.store import LogitStore
+
+
+def records(count):
+    return [{"prompt": f"question {i}", "response": f"answer {i}", "uid": i} for i in range(count)]
+
+
+def set_up(tmp_path, items, *overrides, kind="prompt_response"):
+    """A planned store with a started worker."""
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    base = [
+        "teacher.engine=fake",
+        f"input.uri='{tmp_path}/in.jsonl'",
+        f"input.kind={kind}",
+        "input.id=uid",
+        "labels.top_k=8",
+        f"output.uri='{tmp_path}/store'",
+        "output.unit_size=4",
+        "output.codebook_units=0",
+    ]
+    job = load_job(None, [*base, *overrides], {})
+    prepared = prepare(job)
+    plan = Plan(prepared.objects)
+    known = plan.known()
+    planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
+    totals = planner.run(read_input(job), lambda _: None)
+    setup = StoreSetup(job, prepared, totals, lambda _: None)
+    worker = Worker(job, "worker-0.0", prepared.tokenizer.special_ids)
+    setup.take_description(worker.start(None))
+    return worker, list(plan.units()), setup
+
+
+def store_of(tmp_path):
+    return LogitStore.open(tmp_path / "store")
+
+
+def test_a_unit_is_committed_in_the_order_of_the_input(tmp_path):
+    items = [{"prompt": "q", "response": "a" * (9 - i), "uid": i} for i in range(3)]
+    items.append({"prompt": "q", "response": "a" * 30, "uid": 3})
+    worker, units, setup = set_up(tmp_path, items)
+    result = worker.label_unit(Lease(7, units[0], "w"))
+    assert (result.lease_id, result.outcome, result.won) == (7, "committed", True)
+    assert result.entry is not None
+    assert (result.entry.num_sequences, result.entry.num_rejects) == (4, 0)
+    sequences = list(store_of(tmp_path).iter_sequences())
+    assert [sequence.record_id for sequence in sequences] == ["0", "1", "2", "3"]
+    job, prepared = setup.job, setup.prepared
+    teacher = build_teacher(job.teacher, job.labels, cores=None)
+    assert sequences[0].prompt_length == len("<user\nq>\n<assistant\n") - 2 + 2
+    assert len(sequences[0].token_ids_T) - sequences[0].prompt_length == 10
+    assert sequences[0].rows.num_rows == 10
+    assert teacher.describe().vocab_size == prepared.limits.vocab_size
+    heartbeat = worker.heartbeat()
+    assert (heartbeat.num_sequences, heartbeat.in_engine, heartbeat.buffered_bytes) == (4, (), 0)
+    assert heartbeat.num_tokens == result.entry.num_tokens
+
+
+def test_the_same_unit_twice_is_committed_once(tmp_path):
+    worker, units, _ = set_up(tmp_path, records(4))
+    assert worker.label_unit(Lease(0, units[0], "w")).won
+    second = worker.label_unit(Lease(1, units[0], "w"))
+    assert (second.outcome, second.won) == ("committed", False)
+    assert len(store_of(tmp_path).shards()) == 1
+
+
+def test_a_trial_commits_nothing(tmp_path):
+    worker, units, _ = set_up(tmp_path, records(4))
+    result = worker.label_unit(Lease(0, units[0], "w", trial=(1, 2)))
+    assert (result.outcome, result.entry) == ("passed_trial", None)
+    assert worker.heartbeat().num_sequences == 2
+    assert len(store_of(tmp_path).shards()) == 0
+
+
+def test_convicted_records_become_rejects(tmp_path):
+    worker, units, _ = set_up(tmp_path, records(4))
+    result = worker.label_unit(Lease(0, units[0], "w", skip=((2, "it killed"),)))
+    assert result.rejects_by_kind == {"killed_engine": 1}
+    store = store_of(tmp_path)
+    assert [sequence.record_id for sequence in store.iter_sequences()] == ["0", "1", "3"]
+    reject = store.rejects()[0]
+    assert (reject.file, reject.line, reject.record_id, reject.reason) == ("in.jsonl", 3, "2", "it killed")
+
+
+def test_a_fatal_token_ends_the_worker_for_good(tmp_path):
+    items = [*records(3), {"prompt": "q~", "response": "a", "uid": "bad"}]
+    worker, units, _ = set_up(tmp_path, items, f"teacher.fake.fatal_token_id={ord('~')}")
+    for lease_id in range(2):
+        with pytest.raises(EngineDiedError, match="fatal token 126") as caught:
+            worker.label_unit(Lease(lease_id, units[0], "w"))
+        assert caught.value.culprits == (0,), "the second lease is not to blame"
+        assert pickle.loads(pickle.dumps(caught.value)).culprits == (0,)
+    assert worker.heartbeat().in_engine == (0,), "the driver must know whom to blame"
+
+
+def test_filtered_responses_are_listed_and_the_others_flagged(tmp_path):
+    items = [{"prompt": f"q{i}", "uid": i} for i in range(4)]
+    overrides = ("labels.mode=generate", "labels.max_tokens=12", "labels.n=2", "filters.truncated=flag")
+    worker, units, _ = set_up(tmp_path, items, *overrides, "filters.max_tokens=8", kind="prompt")
+    results = [worker.label_unit(Lease(i, unit, "w")) for i, unit in enumerate(units)]
+    stored = list(store_of(tmp_path).iter_sequences())
+    rejects = store_of(tmp_path).rejects()
+    found = sum(result.filtered.get("too_long", 0) for result in results)
+    assert len(stored) + found == 8
+    assert len(rejects) == found > 0
+    assert {reject.kind for reject in rejects} == {"filter_too_long"}
+    assert all("of 2: the response has" in reject.reason for reject in rejects)
+
+
+def test_a_leaving_worker_gives_back_what_it_has_not_begun(tmp_path):
+    worker, units, _ = set_up(tmp_path, records(4))
+    worker.leave()
+    assert worker.label_unit(Lease(0, units[0], "w")).outcome == "gave_back"
+    assert len(store_of(tmp_path).shards()) == 0
+    worker.close()
+
+
+def test_failing_storage_is_tried_again_with_the_labels_kept(tmp_path, monkeypatch):
+    worker, units, _ = set_up(tmp_path, records(4))
+    commit, failures = LogitStore.commit_unit, []
+
+    def flaky(self, *args, **kwargs):
+        if len(failures) < 2:
+            failures.append(1)
+            raise ObjectStoreError("503")
+        return commit(self, *args, **kwargs)
+
+    monkeypatch.setattr(LogitStore, "commit_unit", flaky)
+    monkeypatch.setattr("labeler.patience.FIRST_PAUSE_SEC", 0.01)
+    result = worker.label_unit(Lease(0, units[0], "w"))
+    assert (result.outcome, len(failures)) == ("committed", 2)
+    assert worker.heartbeat().num_sequences == 4, "labeled once"
+
+
+def test_storage_that_stays_away_fails_the_unit_in_set_time(tmp_path, monkeypatch):
+    worker, units, _ = set_up(tmp_path, records(4), "output.retry_sec=0.2")
+
+    def dead(self, *args, **kwargs):
+        raise ObjectStoreError("no route")
+
+    monkeypatch.setattr(LogitStore, "commit_unit", dead)
+    monkeypatch.setattr("labeler.patience.FIRST_PAUSE_SEC", 0.05)
+    with pytest.raises(ObjectStoreError, match="no route"):
+        worker.label_unit(Lease(0, units[0], "w"))
+    assert worker.heartbeat().buffered_bytes == 0
+
+
+def test_the_engine_waits_while_too_many_labels_wait_to_be_written(tmp_path, monkeypatch):
+    worker, units, _ = set_up(tmp_path, records(8))
+    monkeypatch.setattr("labeler.worker.actor.MAX_BUFFERED_BYTES", 1)
+    commit, gate = LogitStore.commit_unit, threading.Event()
+
+    def slow(self, *args, **kwargs):
+        gate.wait(60)
+        return commit(self, *args, **kwargs)
+
+    monkeypatch.setattr(LogitStore, "commit_unit", slow)
+    first = threading.Thread(target=worker.label_unit, args=(Lease(0, units[0], "w"),))
+    first.start()
+    while worker.heartbeat().buffered_bytes == 0 or worker.heartbeat().in_engine:
+        time.sleep(0.001)
+    second = threading.Thread(target=worker.label_unit, args=(Lease(1, units[1], "w"),))
+    second.start()
+    second.join(0.5)
+    assert worker.heartbeat().num_sequences == 4, "the second unit is not in the engine yet"
+    gate.set()
+    first.join(60)
+    second.join(60)
+    assert len(store_of(tmp_path).shards()) == 2

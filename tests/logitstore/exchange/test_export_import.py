@@ -1,0 +1,359 @@
+"""Stores leave and come back whole; what other projects wrote comes in as they wrote it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import zstandard
+
+from logitstore.errors import InvalidLabelsError, StoreChangedError, UnsupportedInputError
+from logitstore.exchange import importing
+from logitstore.exchange.distillkit import read_distillkit
+from logitstore.exchange.importing import Origin, import_source
+from logitstore.exchange.megatron import read_megatron
+from logitstore.exchange.merge import merge_stores
+from logitstore.exchange.npz import export_npz, read_npz
+from logitstore.exchange.tables import export_table, read_table
+from logitstore.exchange.torch_archive import read_archive
+from logitstore.rows.selection import parse_selection
+from logitstore.store import LogitStore
+from logitstore.tools.verify import verify_store
+from tests.logitstore.capture import CAPTURE_SAMPLE
+from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.logitstore.test_store import assert_same
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LogitStore:
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    for unit_index in range(2):
+        unit_id, sequences = make_unit(unit_index)
+        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    return store
+
+
+@pytest.fixture(scope="module")
+def capture() -> dict[str, np.ndarray]:
+    with np.load(CAPTURE_SAMPLE) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("top_k", [16, 128])
+def test_a_capture_comes_back(tmp_path: Path, capture: dict[str, np.ndarray], top_k: int) -> None:
+    store = import_source(read_npz(CAPTURE_SAMPLE, top_k=top_k), str(tmp_path / "s"), origin=Origin("smol"))
+    assert verify_store(store).problems == []
+    assert store.manifest.labels.value_kind == "gap_f16"
+    export_npz(store, tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as archive:
+        out = dict(archive)
+    np.testing.assert_array_equal(out["token_ids_NK"], capture["token_ids_NK"][:, :top_k])
+    assert out["token_ids_NK"].dtype == np.uint16
+    gap_NK = capture["logits_NK"][:, :1] - capture["logits_NK"][:, :top_k]
+    expected_NK = capture["logits_NK"][:, :1] - gap_NK.astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(out["logits_NK"], expected_NK, atol=4e-6)
+    np.testing.assert_array_equal(out["logits_NK"][:, 0], capture["logits_NK"][:, 0])
+    np.testing.assert_allclose(out["logsumexp_NT"], capture["logsumexp_NT"], atol=1e-4)
+    np.testing.assert_array_equal(out["input_token_N"], capture["input_token_N"])
+    places = np.unique(capture["document_N"], return_inverse=True)[1]
+    np.testing.assert_array_equal(out["document_N"], places)
+    assert out["record_id"][out["document_N"][0]] == f"document-{capture['document_N'][0]}"
+    same = out["document_N"][1:] == out["document_N"][:-1]
+    np.testing.assert_array_equal(out["label_token_N"][:-1][same], out["input_token_N"][1:][same])
+    assert out["label_token_N"][-1] == -1
+    for index, temperature in enumerate(capture["temperatures"].tolist()):
+        log_p_NK = capture["logits_NK"][:, :top_k] / temperature - capture["logsumexp_NT"][:, [index]]
+        tail_N = 1 - np.exp(log_p_NK.astype(np.float64)).sum(axis=1)
+        sure = tail_N > 2e-3  # below, the capture's own float32 normaliser blurs the difference
+        np.testing.assert_allclose(np.exp(out["log_tail_mass_NT"][sure, index]), tail_N[sure], rtol=1e-3)
+
+
+def test_an_import_with_anothers_codebooks(tmp_path: Path) -> None:
+    first = import_source(read_npz(CAPTURE_SAMPLE, top_k=16), str(tmp_path / "a"), origin=Origin())
+    codebooks = first.codebooks()
+    assert codebooks is not None
+    second = import_source(
+        read_npz(CAPTURE_SAMPLE, top_k=16), str(tmp_path / "b"), origin=Origin(), codebooks=codebooks
+    )
+    assert second.manifest.codebooks == first.manifest.codebooks
+    assert second.digest == first.digest
+    rest = import_source(read_npz(CAPTURE_SAMPLE, top_k=16), str(tmp_path / "b"), origin=Origin())
+    assert len(rest.shards()) == 1, "importing again goes on where it stopped: nothing is left to do"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits_NK": None}, "lacks the array 'logits_NK'"),
+        ({"document_N": np.array([0, 1, 0] + [0] * 698)}, "comes back to an earlier document"),
+        ({"document_N": np.zeros(5, int)}, "arrays of different lengths"),
+        ({"record_id": np.array(["a"])}, "record_id names 1 sequences"),
+        ({"logits_NK": np.zeros((701, 128), object)}, "holds Python objects"),
+    ],
+)
+def test_each_bad_capture_has_its_message(
+    tmp_path: Path, capture: dict[str, np.ndarray], change: dict, message: str
+) -> None:
+    arrays = {name: value for name, value in {**capture, **change}.items() if value is not None}
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(UnsupportedInputError, match=message):
+        list(read_npz(tmp_path / "bad.npz").sequences)
+    (tmp_path / "no.npz").write_bytes(b"no zip")
+    with pytest.raises(UnsupportedInputError, match="not an npz file"):
+        read_npz(tmp_path / "no.npz")
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "jsonl"])
+def test_tables_carry_everything(store: LogitStore, tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"out.{form}"
+    assert export_table(store, path, form) == 6
+    back = import_source(read_table(path), str(tmp_path / "back"), origin=Origin())
+    assert back.manifest.teacher == store.manifest.teacher
+    assert back.manifest.labels == store.manifest.labels
+    for actual, expected in zip(back.iter_sequences(), store.iter_sequences(), strict=True):
+        assert_same(actual, expected)
+        np.testing.assert_array_equal(actual.rows.label_rank_N, expected.rows.label_rank_N)
+    assert export_table(store, path, form, selection=parse_selection("record_id = record-4")) == 1
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_tables_of_others_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "x.arrow").write_bytes(b"nothing")
+    for name in ("x.parquet", "x.jsonl", "x.arrow"):
+        with pytest.raises(UnsupportedInputError):
+            read_table(tmp_path / name)
+
+
+def pack(values: np.ndarray, bits: int) -> np.ndarray:
+    """DistillKit's bit order, written from its description: most significant bit first."""
+    bits_NKB = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(bits_NKB.reshape(len(values), -1).astype(np.uint8), axis=1)
+
+
+def test_distillkit_captures(tmp_path: Path) -> None:
+    """d=101 (7 bits), 4 exact bf16 values, a line, 3 residuals of 4 bits with an fp16 scale."""
+    config = (
+        "d: 101\nk: 8\nexact_k: 4\nexact_dtype: bfloat16\npolynomial_terms: [0, 1]\nterm_dtype: float32\n"
+        "residual_bins:\n- {scale_dtype: float16, element_bits: 4, num_elements: 3}\n"
+        "delta_encoding: false\nerror_diffusion: false\nnormalize_t: false\n"
+    )
+    (tmp_path / "compression_config.yaml").write_text(config)
+    rng = np.random.default_rng(0)
+    ids_NK = np.argsort(rng.random((5, 101)), axis=1)[:, :8]
+    exact = np.array([[-1.0, -1.5, -2.0, -2.5]] * 5, np.float32)
+    line = np.array([[-3.0, -0.5]] * 5, np.float32)
+    residuals = rng.integers(0, 16, (5, 3))
+    compressed = np.concatenate(
+        [
+            (exact.view(np.uint32) >> 16).astype("<u2").view(np.uint8),
+            line.view(np.uint8),
+            np.full((5, 1), 0.03125, np.float16).view(np.uint8),
+            pack(residuals, 4),
+        ],
+        axis=1,
+    )
+    row = {
+        "input_ids": [3, 1, 4, 1, 5],
+        "compressed_logprobs": compressed.tolist(),
+        "bytepacked_indices": pack(ids_NK, 7).tolist(),
+    }
+    pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "data_0.parquet")
+    expected = np.concatenate([exact, -3.0 - 0.5 * np.arange(4) + np.zeros((5, 1))], axis=1)
+    expected[:, 4:7] += (residuals - 8) * 0.03125
+    source = read_distillkit(tmp_path)
+    store = import_source(source, str(tmp_path / "store"), origin=Origin("qwen"))
+    assert verify_store(store).problems == []
+    first = next(store.iter_sequences())
+    assert first.label_start == 1
+    order = np.argsort(-expected, axis=1, kind="stable")
+    np.testing.assert_array_equal(first.rows.token_ids_NK, np.take_along_axis(ids_NK, order, axis=1))
+    np.testing.assert_allclose(first.rows.logits_NK, np.take_along_axis(expected, order, axis=1), atol=2e-3)
+    tail = 1 - np.exp(expected).sum(axis=1)
+    np.testing.assert_allclose(np.exp(first.rows.log_tail_mass_NM[:, 0]), tail, rtol=2e-3)
+    (tmp_path / "compression_config.yaml").write_text(config.replace("d: 101", "d: 1000"))
+    with pytest.raises(UnsupportedInputError, match="integers of 10 bits"):
+        list(read_distillkit(tmp_path).sequences)
+    (tmp_path / "compression_config.yaml").unlink()
+    with pytest.raises(UnsupportedInputError, match=r"give DistillKit's compression_config\.yaml"):
+        read_distillkit(tmp_path)
+
+
+def write_megatron(folder: Path, rank: int, values_SBK: torch.Tensor, ids_SBK: torch.Tensor) -> None:
+    payload = {
+        "values": [values_SBK.half()],
+        "indices_low": [(ids_SBK & 0xFFFF).to(torch.uint16)],
+        "bit_17": [(ids_SBK >> 16).bool()],
+    }
+    saved = io.BytesIO()
+    torch.save(payload, saved)
+    data = zstandard.ZstdCompressor().compress(saved.getvalue())
+    with tarfile.open(folder / f"cp0_dp{rank}__7.tar", "w") as tar:
+        for name, content in (("_meta.json", b"{}"), ("7.pt.zst", data)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def test_megatron_captures(tmp_path: Path) -> None:
+    """Two data-parallel ranks of two samples each, ids beyond 16 bits, one entry left out by top-p."""
+    vocab_size, generator = 100_000, torch.Generator().manual_seed(0)
+    logprobs = torch.log_softmax(3 * torch.randn(2, 6, 2, vocab_size, generator=generator), -1)
+    values, ids = logprobs.topk(4, dim=-1)
+    values[0, 0, 0, 3], ids[0, 0, 0, 3] = -1000.0, -1 & 0x1FFFF
+    assert bool((ids > 65_535).any())
+    for rank in range(2):
+        write_megatron(tmp_path, rank, values[rank], ids[rank])
+    tokens = np.arange(24).reshape(4, 6)
+    np.save(tmp_path / "tokens.npy", tokens)
+    source = read_megatron(tmp_path, vocab_size=vocab_size, tokens_path=tmp_path / "tokens.npy")
+    store = import_source(source, str(tmp_path / "store"), origin=Origin("nemotron"))
+    assert verify_store(store).problems == []
+    sequences = list(store.iter_sequences())
+    assert [sequence.record_id for sequence in sequences] == [f"sample-{index}" for index in range(4)]
+    assert sequences[0].rows.count_N.tolist() == [3, 4, 4, 4, 4, 4]
+    for index, sequence in enumerate(sequences):
+        np.testing.assert_array_equal(sequence.token_ids_T, tokens[index])
+        expected = ids[index // 2][:, index % 2].numpy()
+        np.testing.assert_array_equal(sequence.rows.token_ids_NK[1:], expected[1:])
+        kept = values[index // 2][1:, index % 2].half().float().numpy()
+        np.testing.assert_allclose(sequence.rows.logits_NK[1:], kept, atol=4e-3)
+    with pytest.raises(UnsupportedInputError, match="stores no tokens"):
+        read_megatron(tmp_path, vocab_size=vocab_size, tokens_path=None)
+    np.save(tmp_path / "tokens.npy", tokens[:3])
+    short = read_megatron(tmp_path, vocab_size=vocab_size, tokens_path=tmp_path / "tokens.npy")
+    with pytest.raises(UnsupportedInputError, match=r"shape \(3, 6\), but sample 3"):
+        list(short.sequences)
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (os.system, ("touch /tmp/penumbra-test-was-here",))
+
+
+def test_a_torch_file_is_never_executed() -> None:
+    saved = io.BytesIO()
+    torch.save({"values": [Evil()]}, saved)
+    with pytest.raises(UnsupportedInputError, match=r"calls posix\.system"):
+        read_archive(saved.getvalue())
+    assert not Path("/tmp/penumbra-test-was-here").exists()
+    for data in (b"", b"PK", saved.getvalue()[:100]):
+        with pytest.raises(UnsupportedInputError):
+            read_archive(data)
+
+
+def zipped(program: bytes, name: str = "archive/data.pkl") -> bytes:
+    saved = io.BytesIO()
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr(name, program)
+    return saved.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (zipped(b"", "other.txt"), "no member data.pkl"),
+        (zipped(b""), "EOFError|ValueError|exhausted"),
+        (zipped(b"\x80\x02K\x01K\x02a."), "AttributeError"),  # 1.append(2)
+        (zipped(b"\x80\x02}" + b")" + b"q\x00h\x00h\x00\x86" * 60 + b"K\x01s."), "key of type tuple"),
+        (zipped(b"\x80\x02(0."), "torch"),
+        (zipped(b"\x80\x02cos\nsystem\n(X\x02\x00\x00\x00idtR."), "calls os.system"),
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_each_bad_torch_file_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(UnsupportedInputError, match=message):
+        read_archive(data)
+
+
+def test_torch_tensors_of_any_stride() -> None:
+    saved = io.BytesIO()
+    tensor = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
+    torch.save({"a": tensor.transpose(0, 2), "b": tensor[1:, ::2], "c": (None, True, 3, 2.5, "x")}, saved)
+    found = read_archive(saved.getvalue())
+    np.testing.assert_array_equal(found["a"], tensor.transpose(0, 2).numpy())
+    np.testing.assert_array_equal(found["b"], tensor[1:, ::2].numpy())
+    assert found["c"] == (None, True, 3, 2.5, "x")
+
+
+def test_merge_and_select(store: LogitStore, tmp_path: Path) -> None:
+    other = LogitStore.create(tmp_path / "other", make_manifest(12))
+    other.commit_unit("u", 0, [make_sequence("z", top_k=12)], seconds=0, worker="w")
+    merged = merge_stores([store, other], str(tmp_path / "merged"))
+    assert merged.manifest.labels.top_k == 12
+    names = [sequence.record_id for sequence in merged.iter_sequences()]
+    assert names == [*(f"record-{index}" for index in range(6)), "z"]
+    first = next(merged.iter_sequences())
+    assert first.rows.count_N.tolist() == [8] * 11, "rows of the smaller store stay as they are"
+    np.testing.assert_array_equal(first.rows.token_ids_NK[:, :8], make_sequence("record-0").rows.token_ids_NK)
+    assert verify_store(merged).problems == []
+    some = parse_selection("record_id >= record-1 and record_id < 'record-4' and num_tokens <= 12")
+    selected = merge_stores([merged], str(tmp_path / "selected"), selection=some)
+    assert [sequence.record_id for sequence in selected.iter_sequences()] == [
+        "record-1",
+        "record-2",
+        "record-3",
+    ]
+    with pytest.raises(InvalidLabelsError, match="record 'record-0'"):
+        merge_stores([store, merged], str(tmp_path / "twice"))
+    stranger = LogitStore.create(tmp_path / "stranger", make_manifest(model="other"))
+    with pytest.raises(StoreChangedError, match="only stores of one teacher"):
+        merge_stores([store, stranger], str(tmp_path / "mixed"))
+
+
+def test_a_target_begun_with_other_labels_is_refused(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on; another selection or a changed source must not keep what is there."""
+    monkeypatch.setattr(importing, "UNIT_ROWS", 20)  # a sequence a unit
+    target = str(tmp_path / "target")
+    digest = merge_stores([store], target).digest
+    assert merge_stores([store], target).digest == digest
+    for text, message in (
+        ("record_id != 'record-0'", r"unit index 0 is merged-000000-\w+ in the store"),
+        ("unit_index = 0", "holds 3 units of another source or selection"),
+    ):
+        with pytest.raises(StoreChangedError, match=message):
+            merge_stores([store], target, selection=parse_selection(text))
+    assert LogitStore.open(target).digest == digest
+
+    path = tmp_path / "labels.npz"
+    export_npz(store, path)
+    origin = Origin()
+    digest = import_source(read_npz(path), str(tmp_path / "imported"), origin=origin).digest
+    assert import_source(read_npz(path), str(tmp_path / "imported"), origin=origin).digest == digest
+    export_npz(store, path, selection=parse_selection("unit_index = 1"))
+    with pytest.raises(StoreChangedError, match="unit index 0 is npz-000000"):
+        import_source(read_npz(path), str(tmp_path / "imported"), origin=origin)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nosuch = 1", "knows no field 'nosuch'"),
+        ("num_tokens < many", "it is an integer"),
+        ("record_id", "cannot read 'record_id'"),
+        ("record_id = a or record_id = b", "cannot read 'or record_id"),
+        ("record_id = a and", "cannot read ''"),
+    ],
+)
+def test_each_bad_selection_has_its_message(text: str, message: str) -> None:
+    with pytest.raises(UnsupportedInputError, match=message):
+        parse_selection(text)
+
+
+def test_selection_by_unit_reads_no_other(store: LogitStore) -> None:
+    Path(store.uri, store.shards()[0].name).write_bytes(b"broken")
+    names = [item.record_id for item in parse_selection("unit_index = 1").sequences(store)]
+    assert names == ["record-3", "record-4", "record-5"]
+    assert json.dumps(names)

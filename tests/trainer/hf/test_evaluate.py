@@ -1,0 +1,170 @@
+"""Evaluation against formulas written out in float64, and heads that are not what they seem."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from tests.trainer.stores import label_spec, labeled_sequence, make_store
+from tests.trainer.students import tiny_student
+from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.samples import Sample
+from trainer.hf import evaluate as evaluate_module
+from trainer.hf.evaluate import NUM_BINS, evaluate, evaluation_batches
+from trainer.hf.heads import UnsupportedHeadError, batch_loss, find_head
+from trainer.loss.loss_settings import LossSettings
+
+SPEC = label_spec()
+
+
+def given_samples(count=7):
+    rng = np.random.default_rng(4)
+    return [
+        Sample(labeled_sequence(rng, f"r{n}", SPEC, int(rng.integers(4, 30)), n % 3), SPEC)
+        for n in range(count)
+    ]
+
+
+def batches(samples, size=3):
+    collator = DistillationCollator(CollateSettings())
+    return [collator(samples[start : start + size]) for start in range(0, len(samples), size)]
+
+
+def reference(model, samples):
+    """Everything by sequence, in float64, from the definition."""
+    kl, cross_entropy, agrees, teacher, student, confidence, right = [], [], [], [], [], [], []
+    for sample in samples:
+        sequence = sample.sequence
+        tokens = torch.from_numpy(sequence.token_ids_T.astype(np.int64))
+        with torch.no_grad():
+            logq = model(input_ids=tokens[None]).logits[0].double().log_softmax(-1).numpy()
+        for row in range(sequence.rows.num_rows):
+            place = sequence.label_start + row
+            q, label = np.exp(logq[place - 1]), sequence.token_ids_T[place]
+            ids = sequence.rows.token_ids_NK[row]
+            p = np.exp(sequence.rows.logits_NK[row].astype(float) - sequence.rows.logsumexp_NM[row, 0])
+            tail_p, tail_q = np.exp(float(sequence.rows.log_tail_mass_NM[row, 0])), 1 - q[ids].sum()
+            kl.append((p * np.log(p / q[ids])).sum() + tail_p * np.log(tail_p / tail_q))
+            cross_entropy.append(-np.log(q[label]))
+            agrees.append(q.argmax() == ids[0])
+            teacher.append(p.sum())
+            student.append(q[ids].sum())
+            confidence.append(q.max())
+            right.append(q.argmax() == label)
+    bins = np.minimum((np.array(confidence) * NUM_BINS).astype(int), NUM_BINS - 1)
+    gaps = [abs((np.array(right) - np.array(confidence))[bins == index].sum()) for index in range(NUM_BINS)]
+    means = [float(np.mean(values)) for values in (kl, cross_entropy, agrees, right)]
+    return [*means, sum(gaps) / len(kl), float(np.mean(teacher)), float(np.mean(student))]
+
+
+@pytest.mark.parametrize("piece_tokens", [256, 5])
+@pytest.mark.parametrize("with_head", [True, False])
+def test_evaluation_is_that_of_the_definitions(monkeypatch, with_head, piece_tokens):
+    monkeypatch.setattr(evaluate_module, "PIECE_TOKENS", piece_tokens)
+    model, samples = tiny_student(), given_samples()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)
+    found = evaluate(model, batches(samples), head=find_head(model) if with_head else None)
+    assert found.num_sequences == len(samples)
+    assert found.num_rows == sum(sample.sequence.rows.num_rows for sample in samples)
+    figures = [
+        found.kl,
+        found.cross_entropy,
+        found.top1_agreement,
+        found.accuracy,
+        found.calibration_error,
+        found.teacher_mass,
+        found.student_mass,
+    ]
+    assert figures == pytest.approx(reference(model, samples), rel=2e-3)
+    assert model.training
+
+
+def test_every_process_evaluates_equally_often(tmp_path):
+    """Or sharded models would wait for ever; what fills up the last step does not count."""
+    make_store(tmp_path / "s", (9, 8))
+    alone = None
+    for world_size in (1, 2, 4):
+        held_out = [
+            StreamingLogitDataset(
+                tmp_path / "s", batch_size=2, num_splits=2, rank=rank, world_size=world_size
+            )
+            for rank in range(world_size)
+        ]
+        of_ranks = [
+            list(evaluation_batches(reader, DistillationCollator(CollateSettings()), None))
+            for reader in held_out
+        ]
+        assert {len(of_rank) for of_rank in of_ranks} == {-(-17 // (2 * world_size))}
+        found = evaluate(tiny_student(), [batch for of_rank in of_ranks for batch in of_rank])
+        alone = alone or found
+        assert found.num_sequences == 17
+        assert found.to_dict() == pytest.approx(alone.to_dict(), rel=1e-5)
+
+
+def test_nothing_to_evaluate_on_is_an_error():
+    samples = given_samples(2)
+    for sample in samples:
+        sample.sequence.loss_mask_N[:] = False
+    with pytest.raises(ValueError, match=r"raise data\.held_out_fraction"):
+        evaluate(tiny_student(), batches(samples))
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied", "gpt2", "cohere", "granite", "gemma2"])
+def test_fused_loss_equals_dense_for_many_heads(kind):
+    model = architecture(kind)
+    (batch,) = batches(given_samples(3))
+    head, settings = find_head(model), LossSettings(temperature=1.0)
+    dense, fused = batch_loss(model, batch, settings), batch_loss(model, batch, settings, head=head)
+    assert fused.loss.item() == pytest.approx(dense.loss.item(), rel=1e-5)
+    expected = torch.autograd.grad(dense.loss, list(model.parameters()), allow_unused=True)
+    found = torch.autograd.grad(fused.loss, list(model.parameters()), allow_unused=True)
+    for left, right in zip(expected, found, strict=True):
+        assert (left is None) == (right is None)
+        if left is not None and right is not None:
+            assert torch.allclose(left, right, atol=1e-6)
+
+
+def architecture(kind):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    if kind in ("llama", "tied"):
+        return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=kind == "tied"))
+    if kind == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=64, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+            )
+        )
+    if kind == "cohere":
+        return transformers.CohereForCausalLM(transformers.CohereConfig(**sizes, logit_scale=0.25))
+    if kind == "granite":
+        return transformers.GraniteForCausalLM(transformers.GraniteConfig(**sizes, logits_scaling=4.0))
+    config = transformers.Gemma2Config(**sizes, head_dim=8, final_logit_softcapping=3.0)
+    return transformers.Gemma2ForCausalLM(config)
+
+
+def test_a_head_that_does_something_else_is_refused():
+    model = tiny_student()
+    original: Any = model.forward
+
+    def doubled(*args, **kwargs):
+        output = original(*args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+    model.forward = doubled  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedHeadError, match=r"set loss.fused=false"):
+        find_head(model)

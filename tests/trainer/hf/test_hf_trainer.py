@@ -1,0 +1,241 @@
+"""The trainer on transformers: gradients, accumulation, checkpoints, adapters, and the stock Trainer."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from logitstore.errors import StoreChangedError
+from tests.trainer.stores import make_store
+from tests.trainer.students import tiny_student, tiny_trainer, weights
+from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.loader import LogitDataLoader
+from trainer.data.sources import HeldOut
+from trainer.data.topology import ReshardingError
+from trainer.hf.trainer import (
+    DATASET_STATE_NAME,
+    OfflineDistillationConfig,
+    last_checkpoint,
+    make_compute_loss_func,
+)
+from trainer.loss.loss_inputs import TeacherTargets
+from trainer.loss.loss_settings import LossSettings
+from trainer.loss.losses import topk_distillation_loss
+
+pytestmark = pytest.mark.slow
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def by_hand(store, *, num_steps, batch_size=4, accumulation=1, settings=None, epochs=1):
+    """A bare loop over the dense loss: what every trainer here must equal. Returns (losses, weights)."""
+    settings = settings or LossSettings()
+    model, history = tiny_student(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    reader = StreamingLogitDataset(store, batch_size=batch_size, num_splits=3, seed=1, held_out=HeldOut(0.2))
+    collator = DistillationCollator(
+        CollateSettings(temperature=settings.temperature, with_teacher=settings.alpha > 0)
+    )
+    batches = [batch for _ in range(epochs) for batch in LogitDataLoader(reader, collator)]
+    for step in range(num_steps):
+        group = batches[step * accumulation : (step + 1) * accumulation]
+        num_items = sum(int((batch["labels"] != -100).sum()) for batch in group)
+        total = 0.0
+        for batch in group:
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")}
+            targets = TeacherTargets.from_batch(batch) if settings.alpha > 0 else None
+            loss = topk_distillation_loss(
+                model(**inputs).logits, batch["labels"], targets, settings, num_items_in_batch=num_items
+            ).loss
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append(total)
+    return history, weights(model)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "loss", [{}, {"temperature": 2.0, "alpha": 1.0}, {"alpha": 0.0}, {"beta": 0.5}], ids=str
+)
+def test_training_equals_a_loop_by_hand(small_store, tmp_path, fused, loss):
+    trainer = tiny_trainer(small_store, tmp_path, fused=fused, **loss)
+    trainer.train()
+    history, expected = by_hand(small_store, num_steps=6, settings=LossSettings(**loss))
+    assert losses(trainer) == pytest.approx(history, rel=1e-4)
+    assert torch.allclose(weights(trainer.model), expected, atol=1e-5)
+
+
+def test_accumulation_divides_by_the_labels_of_the_whole_step(small_store, tmp_path):
+    trainer = tiny_trainer(small_store, tmp_path, batch_size=2, gradient_accumulation_steps=3, max_steps=5)
+    trainer.train()
+    history, expected = by_hand(small_store, num_steps=5, batch_size=2, accumulation=3)
+    assert losses(trainer) == pytest.approx(history, rel=1e-4)
+    assert torch.allclose(weights(trainer.model), expected, atol=1e-5)
+    whole = by_hand(small_store, num_steps=5, batch_size=6)
+    assert torch.allclose(whole[1], expected, atol=1e-5), "the split into micro-batches must not matter"
+
+
+def test_packing_and_workers_do_not_change_training(small_store, tmp_path):
+    plain = tiny_trainer(small_store, tmp_path / "a")
+    packed = tiny_trainer(small_store, tmp_path / "b", collate={"pack_length": 48}, dataloader_num_workers=2)
+    plain.train()
+    packed.train()
+    assert torch.allclose(weights(plain.model), weights(packed.model), atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_ends_where_the_unbroken_one_does(small_store, tmp_path, accumulation):
+    settings: dict[str, Any] = {
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": 14 // accumulation + 3,
+    }
+    whole = tiny_trainer(small_store, tmp_path / "whole", **settings)
+    whole.train()
+    broken = tiny_trainer(
+        small_store, tmp_path / "broken", **settings, save_strategy="steps", save_steps=4 // accumulation
+    )
+    broken.train()
+    checkpoints = sorted(
+        (tmp_path / "broken").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
+    for name in (checkpoints[0], checkpoints[-1]):
+        later = tiny_trainer(small_store, tmp_path / "later", model=tiny_student(seed=9), **settings)
+        later.train(resume_from_checkpoint=str(name))
+        assert torch.allclose(weights(later.model), weights(whole.model), atol=1e-6), name.name
+        assert later.state.epoch == pytest.approx(whole.state.epoch)
+    assert last_checkpoint(tmp_path / "broken") == str(checkpoints[-1])
+
+
+def test_resume_with_another_batch_size_goes_on_at_the_same_sequence(small_store, tmp_path):
+    tiny_trainer(small_store, tmp_path, max_steps=3, save_strategy="steps", save_steps=3).train()
+    state = json.loads((tmp_path / "checkpoint-3" / DATASET_STATE_NAME).read_text())
+    assert state["consumed"] == 12
+    trainer = tiny_trainer(small_store, tmp_path / "b", batch_size=2, max_steps=5)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert trainer.logit_dataset.consumed == 12 + 2 * 2
+
+
+def test_a_checkpoint_without_the_place_of_the_data_is_refused(small_store, tmp_path):
+    tiny_trainer(small_store, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    (tmp_path / "checkpoint-2" / DATASET_STATE_NAME).unlink()
+    with pytest.raises(FileNotFoundError, match="starting from zero would train on data twice"):
+        tiny_trainer(small_store, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_store_is_refused(small_store, tmp_path):
+    tiny_trainer(small_store, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    make_store(tmp_path / "other", (20, 20), seed=3)
+    with pytest.raises(StoreChangedError):
+        tiny_trainer(tmp_path / "other", tmp_path).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+        )
+
+
+def test_the_student_gets_closer_and_evaluation_repeats(small_store, tmp_path):
+    trainer = tiny_trainer(
+        small_store, tmp_path, max_steps=60, alpha=1.0, optim="adamw_torch", learning_rate=3e-2
+    )
+    before = trainer.evaluate()
+    assert trainer.evaluate() == pytest.approx(before)
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_kl"] < 0.9 * before["eval_kl"]
+    assert after["eval_num_rows"] == before["eval_num_rows"] > 100
+    assert any("eval_kl" in entry for entry in trainer.state.log_history)
+
+
+def test_logged_terms_are_those_of_the_loss(small_store, tmp_path):
+    trainer = tiny_trainer(small_store, tmp_path, alpha=0.3)
+    trainer.train()
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            mixed = 0.3 * entry["distillation"] + 0.7 * entry["cross_entropy"]
+            assert entry["loss"] == pytest.approx(mixed, rel=1e-4)
+            assert 0 < entry["student_mass"] < entry["teacher_mass"] < 1
+
+
+def test_lora_trains_the_adapters_alone(small_store, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = tiny_student()
+    frozen = weights(base).clone()
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    trainer = tiny_trainer(
+        small_store, tmp_path, model=model, max_steps=36, optim="adamw_torch", learning_rate=0.1
+    )
+    trainer.train()
+    history = losses(trainer)
+    assert sum(history[-3:]) < sum(history[:3])
+    merged = model.merge_and_unload()
+    assert not torch.allclose(weights(merged), frozen, atol=1e-4)
+    assert torch.equal(merged.lm_head.weight, tiny_student().lm_head.weight)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.0])
+def test_stock_trainer_with_compute_loss_func_equals_ours(small_store, tmp_path, alpha):
+    model, settings = tiny_student(), LossSettings(alpha=alpha)
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=5,
+        optim="sgd",
+        learning_rate=0.5,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        use_cpu=True,
+        remove_unused_columns=False,
+    )
+    reader = StreamingLogitDataset(small_store, batch_size=2, num_splits=3, seed=1, held_out=HeldOut(0.2))
+    Trainer(
+        model=model,
+        args=args,
+        train_dataset=reader,
+        data_collator=DistillationCollator(CollateSettings(with_teacher=alpha > 0)),
+        compute_loss_func=make_compute_loss_func(model, settings),
+    ).train()
+    _, expected = by_hand(small_store, num_steps=5, batch_size=2, accumulation=2, settings=settings)
+    assert torch.allclose(weights(model), expected, atol=1e-5)
+
+
+def test_what_does_not_fit_the_arguments_is_refused(small_store, tmp_path):
+    with pytest.raises(ValueError, match="per_device_train_batch_size=4"):
+        tiny_trainer(small_store, tmp_path, dataset={"batch_size": 2})
+    with pytest.raises(ReshardingError, match="divided among 2 processes, but 1 train"):
+        tiny_trainer(small_store, tmp_path, dataset={"rank": 0, "world_size": 2})
+    with pytest.raises(ValueError, match=r"tail='zero' with beta=1"):
+        tiny_trainer(small_store, tmp_path, tail="zero", beta=1.0)
+    with pytest.raises(ValueError, match="leave it off"):
+        tiny_trainer(small_store, tmp_path, dataloader_persistent_workers=True, dataloader_num_workers=1)
+
+
+def test_one_process_with_several_gpus_is_refused(small_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(OfflineDistillationConfig, "n_gpu", 2)
+    with pytest.raises(ReshardingError, match="torchrun --nproc-per-node 2"):
+        tiny_trainer(small_store, tmp_path)
+
+
+def test_checkpoint_folders_hold_the_place_before_anything_else(small_store, tmp_path):
+    """A kill between the files of a checkpoint must not leave one that would resume from zero."""
+    tiny_trainer(small_store, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    folder = tmp_path / "checkpoint-2"
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert times[DATASET_STATE_NAME] == min(times.values())
+    (folder / "trainer_state.json").unlink()
+    assert last_checkpoint(tmp_path) is None
+    shutil.rmtree(folder)

@@ -1,0 +1,189 @@
+"""The command from configuration to a saved student that transformers loads, and what it refuses."""
+
+import json
+import re
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from tests.trainer.stores import make_store
+from trainer.__main__ import main
+from trainer.run.config import ConfigError, load_config, parse_bytes
+
+VOCABULARY = {f"t{index}": index for index in range(64)}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration file, its tokenizer and its store."""
+    model = WordLevel(VOCABULARY, unk_token="t0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="t1", unk_token="t0")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    make_store(
+        tmp_path / "store", (20, 20, 20), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64
+    )
+    path = tmp_path / "train.toml"
+    path.write_text(f"""
+[student]
+tokenizer = "{tmp_path / "teacher"}"
+[student.small]
+hidden_size = 32
+intermediate_size = 64
+num_layers = 1
+num_heads = 2
+[data]
+stores = "{tmp_path / "store"}"
+held_out_fraction = 0.25
+[loss]
+alpha = 0.9
+[training]
+max_steps = 60
+batch_size = 4
+learning_rate = 2e-2
+save_steps = 25
+[output]
+folder = "{tmp_path / "run"}"
+""")
+    return path
+
+
+@pytest.mark.slow
+def test_train_saves_a_better_student_and_says_so(config, tmp_path, capsys):
+    assert main(["train", str(config), "--quiet"]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["after"]["kl"] < 0.6 * metrics["before"]["kl"]
+    assert metrics["num_steps"] == 60
+    assert [entry["step"] for entry in metrics["history"]][-1] == 60
+    assert metrics["alignment_nll"]["+0"] < min(
+        metrics["alignment_nll"]["-1"], metrics["alignment_nll"]["+1"]
+    )
+    assert f"{metrics['after']['kl']:.4f}" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.config.vocab_size == 64
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == VOCABULARY
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert metrics["stores"][0]["digest"] in card
+    assert "tests/random" in card
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    # The saved configuration is a configuration, and evaluation gives the figures of the run.
+    assert main(["eval", str(tmp_path / "run" / "train.json"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert again == pytest.approx(metrics["after"], rel=1e-4)
+    # A finished run is not run again; what it found is said again.
+    written = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["after"] == metrics["after"]
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_own_settings_only(config, tmp_path, capsys):
+    def run(*overrides):
+        given = [word for override in overrides for word in ("--set", override)]
+        return main(["train", str(config), "--json", *given])
+
+    few = ("training.max_steps=4", "training.save_steps=2", "evaluation.before=false")
+    assert run(*few) == 0
+    first = json.loads(capsys.readouterr().out)
+    # Its checkpoint is not passed off as the result of other settings.
+    assert run(*few, "loss.temperature=2.0", "data.seed=3") == 2
+    said = capsys.readouterr().err
+    assert "data.seed: 0 there, 3 now; loss.temperature: 1.0 there, 2.0 now" in said
+    assert "Restore these" in said
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["loss"]["temperature"] == 1.0
+    # How far and how it trains may change.
+    assert run("training.max_steps=6", "training.save_steps=2", "training.batch_size=2") == 0
+    longer = json.loads(capsys.readouterr().out)
+    assert longer["num_steps"] == 6
+    assert longer["history"][0] == first["history"][0]
+    # Begun anew, nothing of it is left to go on from.
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert (checkpoints / "checkpoint-6").exists()
+    restarted = ("training.max_steps=2", "training.save_steps=2", "evaluation.before=false", "data.seed=3")
+    given = [word for override in restarted for word in ("--set", override)]
+    assert main(["train", str(config), "--json", "--restart", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["num_steps"] == 2
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.slow
+def test_half_precision_is_tried_without_a_gpu_too(config, capsys):
+    given = ["--set", "training.max_steps=2", "--set", "training.precision=bf16"]
+    assert main(["train", str(config), "--json", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["num_steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_store_that_does_not_fit_the_student_is_refused(config, tmp_path, capsys):
+    make_store(tmp_path / "foreign", (10,), fingerprint="sha256:" + "0" * 64, tokenizer_size=64)
+    assert main(["train", str(config), "--quiet", "--set", f"data.stores={tmp_path / 'foreign'}"]) == 2
+    assert "the same id is another token" in capsys.readouterr().err
+    assert main(["train", str(config), "--quiet", "--set", "loss.temperature=9"]) == 2
+    assert "choose one inside, label again with it" in capsys.readouterr().err
+    assert main(["train", str(config), "--quiet", "--set", "data.stores=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert main(["train", str(config), "--quiet", "--set", "data.top_k=9"]) == 2
+    assert "top_k=9 must lie in 1..8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_prints_every_setting(config, capsys):
+    assert main(["train", str(config), "--dry-run", "--set", "data.cache_limit=20gb"]) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["data"]["cache_limit"] == 20 * 10**9
+    assert settings["data"]["stores"][0]["weight"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss.alpha=1.5", "loss.alpha = 1.5"),
+        ("loss.alhpa=0.5", "loss.alhpa is not a setting"),
+        ("student.model=x", "give exactly one of student.model"),
+        ("student.small.hidden_size=33", "hidden_size=33 must be a multiple of num_heads=2"),
+        ("data.cache_limit=many", "'many' is not a size"),
+        ("alpha", "must look like section.key=value"),
+        ("loss.beta=0.5 loss.divergence=total_variation", "loss: beta=0.5 means nothing to divergence"),
+        ("loss.divergence=sampled", "loss.divergence = 'sampled'"),
+        ("student.lora.rank=4", "remove student.lora, or start from student.model"),
+        ("data.held_out_fraction=0", "data.held_out_fraction = 0: Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_rule(config, override, words, capsys):
+    overrides = [word for setting in override.split() for word in ("--set", setting)]
+    assert main(["train", str(config), *overrides]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_secrets_are_not_in_the_saved_settings(config):
+    from trainer.run.config import resolved
+
+    store = (
+        '{uri = "s3://b/s", storage_options = {key = "AKIA", client_kwargs = {endpoint_url = "http://x"}}}'
+    )
+    options = resolved(load_config(str(config), [f"data.stores={store}"]))["data"]["stores"][0][
+        "storage_options"
+    ]
+    assert options == {"key": "***", "client_kwargs": {"endpoint_url": "http://x"}}
+
+
+def test_sizes():
+    assert [parse_bytes(size) for size in (None, 7, "5", "1.5kb", "2 MiB", "3g")] == [
+        None, 7, 5, 1500, 2 * 2**20, 3 * 10**9,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="no training file at"):
+        load_config("/nowhere/train.toml")
+
+
+@pytest.mark.slow
+def test_stdout_is_the_metrics_alone_and_stderr_tells_the_steps(config, capsys):
+    few = ["--set", "training.max_steps=4", "--set", "training.logging_steps=2"]
+    assert main(["train", str(config), *few, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_steps"] == 4
+    assert main(["train", str(config), *few, "--restart"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split(":")[0] for line in lines] == ["step 1/4", "step 2/4", "step 4/4"]
+    assert re.search(r"loss \d+\.\d{3}, distillation \d+\.\d{3}, .*top-1 agreement \d+\.\d%", lines[-1])

@@ -1,0 +1,238 @@
+"""From labeled sequences to one batch of tensors, padded or packed.
+
+Shape legend: B rows of the batch, T tokens, N label rows of all sequences together, K stored entries.
+Every key is label-aligned: index t of `labels` and of the `teacher_*` keys is about token t of
+`input_ids`. Nothing is shifted here; the loss shifts, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from logitstore.manifest.fields import LabelSpec
+from logitstore.records import LabelRows
+from logitstore.rows import temperature as temperatures
+from trainer.batch.batch_memory import Layout, zeros
+from trainer.batch.packing import Place, first_fit, one_per_row
+from trainer.data.samples import ANY_STEP, Sample
+
+TEACHER_KEYS = ("teacher_token_ids", "teacher_logprobs", "teacher_tail_logprob", "teacher_mask")
+COLUMN_ALIASES: dict[str, dict[str, str]] = {
+    "axolotl": {
+        "teacher_token_ids": "target_token_ids",
+        "teacher_logprobs": "target_logprobs",
+        "teacher_mask": "target_mask",
+    },
+    "trl": {"teacher_token_ids": "topk_token_ids", "teacher_logprobs": "topk_logprobs"},
+    "verl": {"teacher_token_ids": "teacher_topk_indices", "teacher_logprobs": "teacher_topk_logps"},
+    "nemo": {"teacher_token_ids": "topk_token_ids", "teacher_logprobs": "topk_logits"},
+}
+"""What other trainers call our keys. Log-probabilities are logits up to a constant, which a softmax drops."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollateSettings:
+    """How a batch is laid out."""
+
+    pad_token_id: int = 0
+    """Fills `input_ids` where there is no token; never attended to."""
+    temperature: float = 1.0
+    """T of `teacher_logprobs` and `teacher_tail_logprob`."""
+    renormalize: bool = False
+    """Make `teacher_logprobs` a distribution over the stored entries alone, with an empty tail. For losses
+    with tail="renormalize" or "zero": they need no normaliser, so any temperature will do."""
+    with_teacher: bool = True
+    """False leaves the `teacher_*` keys out, for hard labels only."""
+    max_length: int | None = None
+    """Tokens kept of each sequence, from its start; None keeps all."""
+    pad_to_multiple_of: int = 8
+    """Rows of padded batches are rounded up to this many tokens."""
+    pack_length: int | None = None
+    """None pads each sequence to a row of its own. A number packs whole sequences into as few rows of
+    exactly so many tokens as first-fit needs; longer sequences are cut to it."""
+    packed_attention: Literal["block_diagonal", "position_ids"] = "block_diagonal"
+    """How a packed batch keeps documents apart. "block_diagonal": `attention_mask` is bool [B, 1, T, T],
+    for SDPA. "position_ids": no mask; transformers finds the documents where positions restart, which
+    costs no T^2 memory and is what FlashAttention takes. It does so only if called with use_cache=False,
+    as our trainer does."""
+    ignore_index: int = -100
+    """Label where no loss is counted."""
+    alignment: Literal["label", "logit"] = "label"
+    """"logit" moves the `teacher_*` keys one place to the left, for trainers that hold the distribution
+    after token t at index t. Our own losses need "label"."""
+    column_aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names for keys, as in COLUMN_ALIASES."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "pack_length", "pad_to_multiple_of"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1, or None for no limit")
+
+    @property
+    def token_limit(self) -> int | None:
+        limits = [limit for limit in (self.max_length, self.pack_length) if limit is not None]
+        return min(limits, default=None)
+
+
+class DistillationCollator:
+    """`collate_fn` for samples of a StreamingLogitDataset.
+
+    Gives `input_ids`, `attention_mask`, `position_ids`, `labels` [B, T] and, with a teacher,
+    `teacher_token_ids` int64, `teacher_logprobs` float32, `teacher_mask` bool [B, T, K] and
+    `teacher_tail_logprob` float32 [B, T]. Where no label row lies, the mask is empty and the tail is 0
+    (all mass), which means nothing.
+    """
+
+    def __init__(self, settings: CollateSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        _check_one_step(samples)
+        settings = self.settings
+        lengths = [len(sample.sequence.token_ids_T) for sample in samples]
+        if settings.token_limit is not None:
+            lengths = [min(length, settings.token_limit) for length in lengths]
+        if settings.pack_length is None:
+            places, shape_BT = one_per_row(lengths, settings.pad_to_multiple_of)
+        else:
+            places, shape_BT = first_fit(lengths, settings.pack_length)
+        batch = zeros(_layout(samples, shape_BT, settings))
+        arrays = {key: tensor.numpy() for key, tensor in batch.items()}
+        _fill_token_keys(arrays, samples, places, settings)
+        if settings.with_teacher:
+            _fill_teacher_keys(arrays, samples, places, settings)
+        return {settings.column_aliases.get(key, key): tensor for key, tensor in batch.items()}
+
+
+def _layout(samples: Sequence[Sample], shape_BT: tuple[int, int], settings: CollateSettings) -> Layout:
+    layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "input_ids": (shape_BT, torch.int64),
+        "labels": (shape_BT, torch.int64),
+        "position_ids": (shape_BT, torch.int64),
+    }
+    if settings.pack_length is None:
+        layout["attention_mask"] = (shape_BT, torch.int64)
+    elif settings.packed_attention == "block_diagonal":
+        layout["attention_mask"] = ((shape_BT[0], 1, shape_BT[1], shape_BT[1]), torch.bool)
+    if settings.with_teacher:
+        num_entries = max(sample.sequence.rows.token_ids_NK.shape[1] for sample in samples)
+        shape_BTK = (*shape_BT, num_entries)
+        layout |= {
+            "teacher_token_ids": (shape_BTK, torch.int64),
+            "teacher_logprobs": (shape_BTK, torch.float32),
+            "teacher_tail_logprob": (shape_BT, torch.float32),
+            "teacher_mask": (shape_BTK, torch.bool),
+        }
+    return layout
+
+
+def _fill_token_keys(
+    arrays: Mapping[str, np.ndarray],
+    samples: Sequence[Sample],
+    places: Sequence[Place],
+    settings: CollateSettings,
+) -> None:
+    input_ids_BT, labels_BT = arrays["input_ids"], arrays["labels"]
+    position_ids_BT, shape_BT = arrays["position_ids"], input_ids_BT.shape
+    input_ids_BT[...] = settings.pad_token_id
+    labels_BT[...] = settings.ignore_index
+    position_ids_BT[...] = np.arange(shape_BT[1])
+    document_BT = np.full(shape_BT, -1, dtype=np.int32)
+    for document, (sample, place) in enumerate(zip(samples, places, strict=True)):
+        sequence, row = sample.sequence, place.row
+        stop = place.start + place.length
+        input_ids_BT[row, place.start : stop] = sequence.token_ids_T[: place.length]
+        document_BT[row, place.start : stop] = document
+        # Padding behind the last document counts on from zero, as if a document of its own.
+        position_ids_BT[row, place.start : stop] = np.arange(place.length)
+        position_ids_BT[row, stop:] = np.arange(shape_BT[1] - stop)
+        first, count = sequence.label_start, _rows_within(sample, place)
+        counted = np.flatnonzero(sequence.loss_mask_N[:count]) + first
+        labels_BT[row, place.start + counted] = sequence.token_ids_T[counted]
+    if settings.pack_length is None:
+        arrays["attention_mask"][...] = document_BT >= 0
+    elif settings.packed_attention == "block_diagonal":
+        arrays["attention_mask"][...] = _block_diagonal(document_BT)
+
+
+def _block_diagonal(document_BT: np.ndarray) -> np.ndarray:
+    """bool [B, 1, T, T]: token t sees the tokens of its own document up to itself; padding sees itself,
+    as a row without anything to see would become NaN."""
+    same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
+    num_tokens = document_BT.shape[1]
+    causal_TT = np.tri(num_tokens, dtype=bool)
+    real_BTT = (document_BT >= 0)[:, :, None] | np.eye(num_tokens, dtype=bool)
+    return (same_BTT & causal_TT & real_BTT)[:, None]
+
+
+def _fill_teacher_keys(
+    arrays: Mapping[str, np.ndarray],
+    samples: Sequence[Sample],
+    places: Sequence[Place],
+    settings: CollateSettings,
+) -> None:
+    token_ids_BTK, logprobs_BTK, tail_BT, mask_BTK = (arrays[key] for key in TEACHER_KEYS)
+    logprobs_BTK[...] = -np.inf
+    shift = 1 if settings.alignment == "logit" else 0
+    for sample, place in zip(samples, places, strict=True):
+        count = _rows_within(sample, place)
+        rows = rows_between(sample.sequence.rows, 0, count)
+        first = place.start + sample.sequence.label_start - shift
+        where = (place.row, slice(first, first + count))
+        width = rows.token_ids_NK.shape[1]
+        token_ids_BTK[where][:, :width] = rows.token_ids_NK
+        logprobs_BTK[where][:, :width], tail_BT[where] = _distributions(rows, sample.labels, settings)
+        mask_BTK[where][:, :width] = np.arange(width) < rows.count_N[:, None]
+
+
+def _distributions(
+    rows: LabelRows, labels: LabelSpec, settings: CollateSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log-probabilities of the stored entries [N, K], log tail mass [N]) at the temperature."""
+    if not settings.renormalize:
+        return (
+            temperatures.logprobs(rows, labels, settings.temperature),
+            temperatures.log_tail_mass(rows, labels, settings.temperature),
+        )
+    scaled_NK = rows.logits_NK / np.float32(settings.temperature)
+    scaled_NK = scaled_NK - scaled_NK[:, :1]
+    total_N1 = np.log(np.exp(scaled_NK).sum(axis=1, keepdims=True))
+    return scaled_NK - total_N1, np.full(rows.num_rows, -np.inf, dtype=np.float32)
+
+
+def _rows_within(sample: Sample, place: Place) -> int:
+    """Label rows of the tokens that were kept; a row one past the last token has no label."""
+    return max(0, min(sample.sequence.rows.num_rows, place.length - sample.sequence.label_start))
+
+
+def rows_between(rows: LabelRows, start: int, stop: int) -> LabelRows:
+    """A view of some of the rows."""
+    return LabelRows(
+        logits_NK=rows.logits_NK[start:stop],
+        token_ids_NK=rows.token_ids_NK[start:stop],
+        count_N=rows.count_N[start:stop],
+        logsumexp_NM=rows.logsumexp_NM[start:stop],
+        log_tail_mass_NM=rows.log_tail_mass_NM[start:stop],
+        label_logprob_N=rows.label_logprob_N[start:stop],
+        label_rank_N=rows.label_rank_N[start:stop],
+    )
+
+
+def _check_one_step(samples: Sequence[Sample]) -> None:
+    """With several workers a batch must be one step of the dataset, or the order is not the promised one."""
+    worker = get_worker_info()
+    steps = {sample.step for sample in samples}
+    if worker is not None and worker.num_workers > 1 and len(steps) > 1 and ANY_STEP not in steps:
+        raise ValueError(
+            f"a batch of {len(samples)} samples spans {len(steps)} steps of the dataset, so with "
+            f"{worker.num_workers} workers the order would depend on their number; give "
+            f"StreamingLogitDataset the DataLoader's batch_size ({len(samples)})"
+        )

@@ -1,0 +1,1 @@
+"""Labels streamed from stores, in an order that no restart changes."""

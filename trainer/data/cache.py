@@ -1,0 +1,255 @@
+"""Copies of shards on a local disk, checked, bounded, and shared by all processes of a machine.
+
+Files are named by content (the shard's checksum), so stores and runs can share a folder. Locks are the
+kernel's (`flock` on the files themselves): a process that dies leaves none behind, and nothing is kept
+in shared memory. A copy being read is locked shared, a download exclusively; neither is evicted. What a
+dead process had downloaded is continued by whoever needs it, or evicted like a copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from logitstore.common.config_file import ConfigError
+from logitstore.errors import CorruptShardError
+from logitstore.manifest.fields import ShardEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from logitstore.objects.opening import Objects
+
+CHUNK_BYTES = 8 * 2**20
+"""Bytes asked for at a time: what a cut connection can cost."""
+READ_ATTEMPTS = 5
+"""Tries in a row without a single new byte before a download is given up."""
+DOWNLOAD_ATTEMPTS = 3
+"""Whole downloads whose checksum may be wrong before the shard is called corrupt."""
+BACKOFF_SEC = 0.2
+ROOM_WAIT_SEC = 20.0
+"""How long a reader waits for others to be done with their shards before it calls the cache too small."""
+ROOM_POLL_SEC = 0.05
+
+
+class CacheTooSmallError(ConfigError):
+    """The cache cannot hold the shards that must be there at once."""
+
+
+class ShardCache:
+    """`open` gives a local, checked copy of a shard; `fetch` makes one ahead of time."""
+
+    def __init__(self, directory: str | os.PathLike[str], limit_bytes: int | None = None) -> None:
+        self.directory = Path(directory)
+        self.limit_bytes = limit_bytes
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def require(self, num_bytes: int, why: str) -> None:
+        """Raise CacheTooSmallError now rather than in the middle of an epoch."""
+        if self.limit_bytes is not None and num_bytes > self.limit_bytes:
+            raise CacheTooSmallError(
+                f"cache_limit is {self.limit_bytes:,} bytes, but {why} takes {num_bytes:,}; raise "
+                "cache_limit, lower num_splits or predownload, or leave cache_dir out to read remotely"
+            )
+
+    @contextmanager
+    def open(self, objects: Objects, entry: ShardEntry) -> Iterator[BinaryIO]:
+        """The shard's file, downloaded if need be; it stays in the cache at least until the end.
+
+        Other processes may be reading all that could be evicted: raises CacheTooSmallError if none of
+        them moves on within ROOM_WAIT_SEC.
+        """
+        self.require(entry.num_bytes, f"the shard {entry.name} alone")
+        num_wrong = 0
+        while num_wrong < DOWNLOAD_ATTEMPTS:
+            self._fetch_patiently(objects, entry)
+            with _shared(self._path(entry)) as file:
+                if file is None:
+                    continue  # evicted in between
+                if _checksum(file) == entry.checksum:
+                    os.utime(file.fileno())
+                    yield file
+                    return
+            self._path(entry).unlink(missing_ok=True)
+            num_wrong += 1
+        raise CorruptShardError(
+            f"{entry.name}: {DOWNLOAD_ATTEMPTS} copies in {self.directory} did not keep their checksum "
+            f"{entry.checksum}; check the disk, or give another cache_dir"
+        )
+
+    def fetch(self, objects: Objects, entry: ShardEntry) -> None:
+        """Have a copy in the cache. Waits for another process that downloads the same shard.
+
+        Raises CacheTooSmallError at once where there is no room for it now.
+        """
+        path = self._path(entry)
+        while not path.exists():
+            self._claim_room(entry)
+            with _exclusive(self._partial_path(entry)) as partial:
+                if partial is not None:
+                    self._download(objects, entry, partial)
+                    with self._counting():
+                        os.rename(self._partial_path(entry), path)
+
+    def _fetch_patiently(self, objects: Objects, entry: ShardEntry) -> None:
+        deadline = time.monotonic() + ROOM_WAIT_SEC
+        while True:
+            try:
+                return self.fetch(objects, entry)
+            except CacheTooSmallError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(ROOM_POLL_SEC)
+
+    def num_bytes(self) -> int:
+        """Bytes that the copies take or, where a download is going on, will take."""
+        return sum(size for _, size, _ in self._files())
+
+    def _path(self, entry: ShardEntry) -> Path:
+        return self.directory / f"{entry.checksum.rpartition(':')[2]}.arrow"
+
+    def _partial_path(self, entry: ShardEntry) -> Path:
+        # The full size is in the name, so that room for it counts as taken from the start.
+        return self._path(entry).with_suffix(f".{entry.num_bytes}.part")
+
+    def _download(self, objects: Objects, entry: ShardEntry, partial: BinaryIO) -> None:
+        for _ in range(DOWNLOAD_ATTEMPTS):
+            _continue_download(objects, entry, partial)
+            if _checksum(partial) == entry.checksum:
+                return
+            partial.truncate(0)
+        self._partial_path(entry).unlink()
+        raise CorruptShardError(
+            f"{entry.name} of {objects.uri} was downloaded {DOWNLOAD_ATTEMPTS} times and never had the "
+            f"checksum {entry.checksum} of its commit record; run `python -m logitstore verify {objects.uri}`"
+        )
+
+    def _claim_room(self, entry: ShardEntry) -> None:
+        """Make the shard's partial file, evicting what was used longest ago until all of it fits."""
+        with self._counting():
+            if self._path(entry).exists():
+                return
+            if self.limit_bytes is not None:
+                self._evict(self.limit_bytes - entry.num_bytes, entry)
+            self._partial_path(entry).touch()
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """One process at a time adds or renames files, so that none is missed when bytes are counted."""
+        with open(self.directory / "evict.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _evict(self, limit_bytes: int, entry: ShardEntry) -> None:
+        own_path = self._partial_path(entry)
+        files = [file for file in self._files() if file[0] != own_path]
+        excess = sum(size for _, size, _ in files) - limit_bytes
+        for path, size, _ in sorted(files, key=lambda item: item[2]):
+            if excess > 0 and _remove_unused(path):
+                excess -= size
+        if excess > 0:
+            raise CacheTooSmallError(
+                f"cache_limit is {self.limit_bytes:,} bytes and {self.directory} would be {excess:,} over it "
+                f"with {entry.name}, while every other copy is being read; raise cache_limit, or lower "
+                "num_splits or the number of workers"
+            )
+
+    def _files(self) -> list[tuple[Path, int, float]]:
+        """(path, bytes it takes or will take, time of last use) of copies and partial copies."""
+        found = []
+        for path in self.directory.iterdir():
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # renamed or evicted since the listing
+            if path.suffix == ".arrow":
+                found.append((path, status.st_size, status.st_mtime))
+            elif path.suffix == ".part":
+                found.append((path, int(path.stem.rpartition(".")[2]), status.st_mtime))
+        return found
+
+
+def _continue_download(objects: Objects, entry: ShardEntry, partial: BinaryIO) -> None:
+    """Append to the partial copy until it has all bytes; a failed read is repeated where it stopped."""
+    position = partial.seek(0, os.SEEK_END)
+    if position > entry.num_bytes:
+        position = partial.truncate(0)
+    failures = 0
+    while position < entry.num_bytes:
+        try:
+            stop = min(position + CHUNK_BYTES, entry.num_bytes)
+            data = objects.get_range(entry.name, position, stop)
+            if not data:
+                raise CorruptShardError(
+                    f"{entry.name} of {objects.uri} ends after {position:,} bytes of {entry.num_bytes:,}"
+                )
+        except OSError as error:
+            failures += 1
+            if isinstance(error, FileNotFoundError) or failures == READ_ATTEMPTS:
+                raise
+            time.sleep(BACKOFF_SEC * 2**failures)
+            continue
+        failures = 0
+        partial.seek(position)
+        partial.write(data)
+        partial.flush()
+        position += len(data)
+
+
+def _checksum(file: BinaryIO) -> str:
+    """As in the commit record. Leaves the file at its start."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
+    file.seek(0)
+    return f"blake2b-128:{digest.hexdigest()}"
+
+
+@contextmanager
+def _shared(path: Path) -> Iterator[BinaryIO | None]:
+    """The file under a shared lock, or None if it is no longer there."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield file if os.fstat(file.fileno()).st_nlink else None
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
+    """The file under an exclusive lock; None if it was renamed or removed meanwhile."""
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            same = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
+        except FileNotFoundError:
+            same = False
+        yield file if same else None
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove a copy that nobody reads, or a partial one that nobody downloads."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            return True
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise

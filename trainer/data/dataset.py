@@ -1,0 +1,329 @@
+"""Labels streamed from one or several stores, in an order that no restart and no machine count changes.
+
+The order is a pure function of (digest of the stores, seed, epoch, num_splits), see `order.py`. Reading
+is cut into global steps of `batch_size` x `world_size` sequences; step after step every rank reads its
+part, and with several workers each takes every n-th step. So the state is that key and one number,
+`consumed`: the sequences of the epoch's line that the consumer has. It goes up when a step has been
+handed over, not when a worker has read it ahead, and it means the same for every topology.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from logitstore.common.config_file import ConfigError
+from logitstore.errors import StoreChangedError
+from trainer.data.cache import ShardCache
+from trainer.data.order import GROUP, ORDER_VERSION, EpochOrder, OrderKey, rank_slice
+from trainer.data.prefetch import run_ahead
+from trainer.data.random_access import RandomAccess
+from trainer.data.reading import Fetcher, SplitReader
+from trainer.data.samples import Sample
+from trainer.data.sources import HeldOut, Source, combined_digest
+from trainer.data.state import STATE_KIND, find_state
+from trainer.data.topology import refuse_resharding, resolve_topology
+
+Batch = TypeVar("Batch")
+
+STEPS_AHEAD = 2
+"""Steps that the background thread reads ahead of the consumer."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSpec:
+    """A store to read, when a URI alone does not say enough."""
+
+    uri: str
+    weight: float = 1.0
+    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
+    storage_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight {self.weight} of {self.uri} must be finite and at least 0")
+
+
+class StreamingLogitDataset(IterableDataset[Sample]):
+    """Yields `Sample`s of this rank; `DistillationCollator` makes batches of them.
+
+    Construct it after torch.distributed is initialised, or give rank and world_size. Iterating goes on
+    from where the consumer is, into the next epoch after the end of one; `set_epoch` and `restart`
+    move it. Under a DataLoader with workers other than `LogitDataLoader` only the workers' copies move:
+    use `track`, or call `set_epoch` before every epoch, as ever with PyTorch. `ds[i]` is the i-th of
+    `num_sequences` in storage order, whatever the rank.
+    """
+
+    def __init__(
+        self,
+        stores: str | Path | StoreSpec | Sequence[str | Path | StoreSpec],
+        *,
+        batch_size: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_splits: int = 16,
+        top_k: int | None = None,
+        held_out: HeldOut | None = None,
+        cache_dir: str | Path | None = None,
+        cache_limit: int | None = None,
+        predownload: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+        replication: int = 1,
+        even: bool = False,
+    ) -> None:
+        """See `trainer.run.config.DataConfig` for the settings of the same names.
+
+        Args:
+            batch_size: sequences per rank and step; must be the DataLoader's when it has workers.
+            held_out: which records to read; None reads all.
+            replication: consecutive ranks that get the same data.
+            even: leave out up to world_size - 1 sequences at the end of an epoch where not every rank
+                would get one, so that all ranks take the same number of steps.
+        """
+        if batch_size < 1 or num_splits < 1:
+            raise ValueError(f"batch_size={batch_size} and num_splits={num_splits} must be at least 1")
+        specs = [stores] if isinstance(stores, (str, Path, StoreSpec)) else list(stores)
+        self._specs = [spec if isinstance(spec, StoreSpec) else StoreSpec(str(spec)) for spec in specs]
+        self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_limit)
+        self.sources = [
+            Source(spec.uri, storage_options=spec.storage_options, cache=self._cache, held_out=held_out)
+            for spec in self._specs
+        ]
+        self.batch_size = batch_size
+        self.seed, self.num_splits, self.shuffle = seed, num_splits, shuffle
+        self.top_k = top_k
+        self.predownload = predownload
+        self.topology = resolve_topology(rank, world_size, replication)
+        self.num_readers = self.topology.world_size * replication
+        self.even = even and self.topology.world_size > 1
+        self.digest = combined_digest(self.sources, [spec.weight for spec in self._specs], held_out)
+        self.epoch = 0
+        self.consumed = 0
+        self._consumed_is_workers = False
+        self._is_just_loaded = False
+        self._order_of_epoch: EpochOrder | None = None
+        self._random_access = RandomAccess(self.sources, top_k)
+        self._check_top_k()
+        self._check_cache()
+
+    # ---- Size and random access ----
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that take part, each counted once, over all ranks."""
+        return sum(sum(source.lengths) for source in self.sources)
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of the stores' label rows that this rank reads in an epoch, about."""
+        stored = 0.0
+        for source, spec in zip(self.sources, self._specs, strict=True):
+            num_rows = sum(entry.num_rows for entry in source.entries)
+            stored += spec.weight * num_rows * (self.top_k or source.manifest.labels.top_k)
+        return int(stored) // self.topology.world_size
+
+    @property
+    def epoch_length(self) -> int:
+        """Sequences of the epoch's line, over all ranks; weights count."""
+        return self._order().num_sequences
+
+    def __len__(self) -> int:
+        """Sequences that this rank reads in an epoch."""
+        full, rest = divmod(self.epoch_length, self.step_size)
+        start, stop = self._part(0, rest)
+        return full * self.batch_size + stop - start
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._random_access[index]
+
+    @property
+    def step_size(self) -> int:
+        """Sequences of one step over all ranks."""
+        return self.batch_size * self.topology.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which this rank gets something."""
+        return -(-len(self) // self.batch_size)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps until the end of the epoch that the next iteration reads from."""
+        left = self.epoch_length - (0 if self._is_finished() else self.consumed)
+        full, rest = divmod(left, self.step_size)
+        start, stop = self._part(0, rest)
+        return full + (stop > start)
+
+    # ---- State ----
+
+    def set_epoch(self, epoch: int) -> None:
+        """Read this epoch: from its start, or on from the present place if it is the present epoch.
+
+        Raises ValueError for an epoch before the one of a state that was just loaded.
+        """
+        refuse_resharding(self.topology)
+        if self._is_just_loaded and epoch < self.epoch:
+            raise ValueError(
+                f"the state that was loaded stands in epoch {self.epoch}; set_epoch({epoch}) would read its "
+                f"data again. A loader that counts epochs by itself (accelerate's does) must be told: call "
+                f"its set_epoch({self.epoch}) before iterating; restart() goes back on purpose"
+            )
+        if epoch != self.epoch or self._is_finished():
+            self.epoch, self.consumed = epoch, 0
+
+    def begin(self) -> None:
+        """Go to the next epoch if this one is over, as iterating does."""
+        self._is_just_loaded = False
+        if self._is_finished():
+            self.epoch, self.consumed = self.epoch + 1, 0
+
+    def restart(self) -> None:
+        """Go back to the start of the epoch."""
+        self.consumed, self._is_just_loaded = 0, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer is. In a worker: where this worker's next step begins."""
+        return {
+            "kind": STATE_KIND,
+            "version": ORDER_VERSION,
+            "digest": self.digest,
+            "seed": self.seed,
+            "num_splits": self.num_splits,
+            "shuffle": self.shuffle,
+            "epoch": self.epoch,
+            "consumed": self.consumed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken, whatever the number of ranks and workers was then.
+
+        Takes a state of this class or any nesting that holds some, such as the state of torchdata's
+        StatefulDataLoader. Raises StoreChangedError for other stores, ConfigError for another order.
+        """
+        saved = find_state(state)
+        if saved["digest"] != self.digest:
+            raise StoreChangedError(
+                f"the state was saved with stores of digest {saved['digest']}, these have {self.digest}: "
+                "shards were added or removed, or stores, weights or the held-out part differ. Place "
+                f"{saved['consumed']} means something else here; restore the stores, or start anew"
+            )
+        for name in ("version", "seed", "num_splits", "shuffle"):
+            mine = self.state_dict()[name]
+            if saved[name] != mine:
+                raise ConfigError(
+                    f"the state was saved with {name}={saved[name]!r}, this dataset has {mine!r}: another "
+                    f"order. Construct the dataset with {name}={saved[name]!r}"
+                )
+        self.epoch, self.consumed = int(saved["epoch"]), int(saved["consumed"])
+        self._consumed_is_workers = get_worker_info() is not None
+        if not self._consumed_is_workers:
+            self.begin()
+            self._is_just_loaded = True
+
+    def track(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass on the batches of a loader of this dataset, counting each one when it is handed over.
+
+        For a plain DataLoader with workers, whose copies of the dataset cannot tell this one where the
+        consumer is. `LogitDataLoader` does it by itself.
+        """
+        self.begin()
+        start = self.consumed
+        for step, batch in enumerate(batches):
+            self.consumed = min(start + (step + 1) * self.step_size, self.epoch_length)
+            yield batch
+        self.consumed = self.epoch_length
+
+    # ---- Reading ----
+
+    def __iter__(self) -> Iterator[Sample]:
+        refuse_resharding(self.topology)
+        worker = get_worker_info()
+        stride = self.step_size * (1 if worker is None else worker.num_workers)
+        if not self._consumed_is_workers:  # a worker that has done its part of the epoch adds nothing to it
+            self.begin()
+            if worker is not None:
+                self.consumed = min(self.consumed + worker.id * self.step_size, self.epoch_length)
+        self._consumed_is_workers = False
+        return self._iterate(range(self.consumed, self.epoch_length, stride))
+
+    def _iterate(self, starts: range) -> Iterator[Sample]:
+        length = self.epoch_length
+        steps = run_ahead(lambda: self._read_steps(starts), STEPS_AHEAD)
+        try:
+            for number, (start, sequences) in enumerate(zip(starts, steps, strict=True)):
+                for place, (store, sequence) in enumerate(sequences, start=1):
+                    if place == len(sequences):
+                        self.consumed = min(start + starts.step, length)
+                    yield Sample(sequence, self.sources[store].manifest.labels, number)
+        finally:
+            steps.close()
+        self.consumed = length
+
+    def _read_steps(self, starts: range) -> Iterator[list[tuple[int, Any]]]:
+        """What this rank gets of the steps that begin there; runs in the background thread."""
+        order, length = self._order(), self.epoch_length
+        fetcher = Fetcher(self.sources, self.predownload)
+        readers: dict[int, SplitReader] = {}
+        try:
+            fetcher.ahead(self._first_visits(starts))
+            for start in starts:
+                part = self._part(start, min(start + self.step_size, length))
+                step = []
+                for run in order.runs(*part):
+                    if run.split not in readers:
+                        readers[run.split] = SplitReader(order, run.split, self.sources, fetcher, self.top_k)
+                    reader = readers[run.split]
+                    step += [reader.read(place) for place in range(run.start, run.start + run.count)]
+                yield step
+        finally:
+            for reader in readers.values():
+                reader.close()
+            fetcher.close()
+
+    def _first_visits(self, starts: range) -> list[Any]:
+        """The shards needed first, so that they are fetched side by side."""
+        order, visits = self._order(), {}
+        for start in starts[: -(-len(order.splits) * GROUP // self.batch_size)]:
+            part = self._part(start, min(start + self.step_size, order.num_sequences))
+            for run in order.runs(*part):
+                index, _ = order.visit_at(run.split, run.start)
+                visits.setdefault(run.split, order.splits[run.split][index])
+        return list(visits.values())
+
+    def _part(self, start: int, stop: int) -> tuple[int, int]:
+        return rank_slice(start, stop, self.topology.rank, self.topology.world_size, even=self.even)
+
+    def _is_finished(self) -> bool:
+        return self.consumed >= self.epoch_length
+
+    def _order(self) -> EpochOrder:
+        key = OrderKey(self.digest, self.seed, self.epoch, self.num_splits, self.shuffle)
+        if self._order_of_epoch is None or self._order_of_epoch.key != key:
+            lengths = [source.lengths for source in self.sources]
+            self._order_of_epoch = EpochOrder(key, lengths, [spec.weight for spec in self._specs])
+        return self._order_of_epoch
+
+    def _check_top_k(self) -> None:
+        for source in self.sources:
+            stored = source.manifest.labels.top_k
+            if self.top_k is not None and not 1 <= self.top_k <= stored:
+                raise ConfigError(
+                    f"top_k={self.top_k} must lie in 1..{stored}, the entries that {source.uri} stores of "
+                    "a row; lower it, or leave it out to read all"
+                )
+
+    def _check_cache(self) -> None:
+        if self._cache is None:
+            return
+        sizes = sorted((entry.num_bytes for source in self.sources for entry in source.entries), reverse=True)
+        at_once = len(self._order().splits) * (1 + self.predownload)
+        self._cache.require(
+            sum(sizes[:at_once]),
+            f"holding the {min(at_once, len(sizes))} largest shards that num_splits={self.num_splits} "
+            f"and predownload={self.predownload} may need at once",
+        )

@@ -1,0 +1,67 @@
+"""A DataLoader over a StreamingLogitDataset that knows where its consumer is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from logitstore.codec import loops
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.samples import Sample
+
+
+class LogitDataLoader(DataLoader):
+    """Batches of the dataset's `batch_size`, in the dataset's order for any number of workers.
+
+    `state_dict` is the dataset's, exact at every batch. accelerate takes this loader for one it has
+    prepared already and leaves it alone: the dataset divides the data among ranks by itself. Moving
+    batches to a device is then the caller's business (transformers' Trainer does it).
+    """
+
+    _is_accelerate_prepared = True
+
+    def __init__(
+        self,
+        dataset: StreamingLogitDataset,
+        collate_fn: Callable[[Sequence[Sample]], Any],
+        *,
+        num_workers: int = 0,
+        prefetch_factor: int | None = None,
+        pin_memory: bool = False,
+        multiprocessing_context: str | None = None,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=dataset.batch_size,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            pin_memory=pin_memory,
+            multiprocessing_context=multiprocessing_context,
+        )
+        self.logit_dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is an iterator too
+        # Lazily, inside track(): workers are forked with the place at which this iteration begins.
+        yield from self.logit_dataset.track(self._batches())
+
+    def _batches(self) -> Iterator[Any]:
+        # Workers are new in every epoch: what they are forked with they need not load again.
+        if self.num_workers and self.logit_dataset.num_entries >= loops.LOAD_AFTER_ENTRIES:
+            loops.use_compiled_loops()
+        yield from super().__iter__()
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self.logit_dataset.steps_per_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.logit_dataset.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.logit_dataset.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.logit_dataset.load_state_dict(state)

@@ -1,0 +1,111 @@
+"""Reading the sequences of one split, each block decoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+
+import numpy as np
+
+from logitstore.records import LabeledSequence
+from logitstore.shard.reader import ShardReader
+from trainer.data.cache import CacheTooSmallError
+from trainer.data.order import EpochOrder, Visit, Window
+from trainer.data.sources import Source
+
+FETCH_THREADS = 4
+
+
+class Fetcher:
+    """Brings shards into the cache ahead of their reading. One per iteration; `close` waits for it."""
+
+    def __init__(self, sources: Sequence[Source], predownload: int) -> None:
+        self.predownload = predownload
+        self._sources = sources
+        self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="logit-fetch")
+        self._fetches: dict[tuple[int, int], Future[None]] = {}
+
+    def ahead(self, visits: Sequence[Visit]) -> None:
+        for visit in visits:
+            key = (visit.store, visit.shard)
+            if key not in self._fetches:
+                self._fetches[key] = self._pool.submit(self._sources[visit.store].fetch, visit.shard)
+
+    def wait(self, visit: Visit) -> None:
+        """Until the shard is there, or there was no room for it ahead of time; raises what went wrong."""
+        fetch = self._fetches.pop((visit.store, visit.shard), None)
+        if fetch is not None:
+            with suppress(CacheTooSmallError):
+                fetch.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class SplitReader:
+    """The sequences of a split by their place, for places that only go up."""
+
+    def __init__(
+        self, order: EpochOrder, split: int, sources: Sequence[Source], fetcher: Fetcher, top_k: int | None
+    ) -> None:
+        self._order = order
+        self._split = split
+        self._sources = sources
+        self._fetcher = fetcher
+        self._top_k = top_k
+        self._files = ExitStack()
+        self._visit_index: int | None = None
+        self._reader: ShardReader | None = None
+        self._windows: list[Window] = []
+        self._window_ends: np.ndarray = np.empty(0, dtype=np.int64)
+        self._window_index: int | None = None
+        self._window_sequences: list[LabeledSequence] = []
+
+    def read(self, place: int) -> tuple[int, LabeledSequence]:
+        """(index of the store, sequence) at a place of the split."""
+        index, within = self._order.visit_at(self._split, place)
+        visit = self._order.splits[self._split][index]
+        if index != self._visit_index:
+            self._open(index, visit)
+        window = int(np.searchsorted(self._window_ends, within, side="right"))
+        if window != self._window_index:
+            self._window_sequences = self._decode(self._windows[window], visit)
+            self._window_index = window
+        start = int(self._window_ends[window - 1]) if window else 0
+        return visit.store, self._window_sequences[within - start]
+
+    def close(self) -> None:
+        self._window_sequences = []
+        self._reader = None
+        self._files.close()
+
+    def _open(self, index: int, visit: Visit) -> None:
+        self.close()
+        source = self._sources[visit.store]
+        following = self._order.splits[self._split][index + 1 : index + 1 + self._fetcher.predownload]
+        self._fetcher.wait(visit)
+        self._reader = self._files.enter_context(source.open(visit.shard))
+        self._fetcher.ahead(following)
+        counts = np.bincount(self._block_of(visit), minlength=self._reader.num_blocks)
+        self._windows = self._order.windows(visit, counts.tolist())
+        self._window_ends = np.cumsum([len(window.sequences) for window in self._windows])
+        self._visit_index, self._window_index = index, None
+
+    def _block_of(self, visit: Visit) -> np.ndarray:
+        """int64, the block of each sequence of the shard that takes part."""
+        assert self._reader is not None
+        kept = self._sources[visit.store].kept(visit.shard)
+        return np.searchsorted(self._reader.block_starts, kept, side="right") - 1
+
+    def _decode(self, window: Window, visit: Visit) -> list[LabeledSequence]:
+        assert self._reader is not None
+        starts = self._reader.block_starts
+        kept = self._sources[visit.store].kept(visit.shard)[window.sequences]
+        self._window_sequences = []  # free the last window before the next is decoded
+        blocks = {block: self._reader.read_block(block, top_k=self._top_k) for block in window.blocks}
+        block_of = np.searchsorted(starts, kept, side="right") - 1
+        return [
+            blocks[block][sequence - starts[block]]
+            for block, sequence in zip(block_of.tolist(), kept.tolist(), strict=True)
+        ]

@@ -1,0 +1,22 @@
+"""What the dataset yields and the collator takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from logitstore.manifest.fields import LabelSpec
+from logitstore.records import LabeledSequence
+
+ANY_STEP = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labeled sequence and what is needed to read its rows."""
+
+    sequence: LabeledSequence
+    labels: LabelSpec
+    """What a label row of its store holds."""
+    step: int = ANY_STEP
+    """Batch of this rank's epoch that the sample belongs to, counted from where reading began;
+    ANY_STEP for samples fetched by index."""

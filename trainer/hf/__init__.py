@@ -1,0 +1,1 @@
+"""The student's side: its head, transformers' Trainer, checks and evaluation."""

@@ -1,0 +1,207 @@
+"""How close a student is to its teacher, on records it has not seen.
+
+Shape legend: B batch, T tokens, H hidden size, V vocabulary, N rows that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitstore.common.config_file import ConfigError
+from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.loader import LogitDataLoader
+from trainer.hf.heads import MODEL_KEYS, Head, head_replaced
+from trainer.loss.loss_inputs import TeacherTargets
+from trainer.loss.loss_settings import LossSettings
+from trainer.loss.losses import topk_distillation_loss
+
+NUM_BINS = 15
+"""Bins of confidence for the calibration error, as in Guo et al. 2017, "On Calibration of Modern Neural
+Networks"."""
+PIECE_TOKENS = 256
+"""Tokens whose logits exist at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Means over the label rows; everything at temperature 1, logarithms natural."""
+
+    num_sequences: int
+    """Sequences with label rows."""
+    num_rows: int
+    kl: float
+    """KL(teacher || student) over the stored entries and one bucket for the rest, with the exact tail."""
+    cross_entropy: float
+    """-log q of the actual tokens."""
+    top1_agreement: float
+    """Share of rows in which student and teacher have the same top token."""
+    accuracy: float
+    """Share of rows in which the student's top token is the actual one."""
+    calibration_error: float
+    """Expected calibration error of the student's top token, |accuracy - confidence| by bins."""
+    teacher_mass: float
+    """Teacher's mass on the stored entries."""
+    student_mass: float
+    """Student's mass on the same entries."""
+
+    def to_dict(self) -> dict[str, float | int]:
+        return asdict(self)
+
+
+class _Sums:
+    """What adds up over rows, batches and processes."""
+
+    def __init__(self) -> None:
+        self.num_sequences = 0
+        self.rows_6 = torch.zeros(6, dtype=torch.float64)
+        """Rows, then sums over rows: KL, cross-entropy, agreement, teacher's mass, student's mass."""
+        self.bins_3C = torch.zeros(3, NUM_BINS, dtype=torch.float64)
+        """By bin of confidence: rows, rows whose top token is the actual one, sum of confidences."""
+
+    def add_piece(
+        self, logits_TV: Tensor, labels_T: Tensor, targets: TeacherTargets, settings: LossSettings
+    ) -> None:
+        """Rows of one piece; its first label has its prediction in the piece before and does not count."""
+        output = topk_distillation_loss(logits_TV[None], labels_T[None], targets, settings)
+        metrics, count = output.metrics, int(output.metrics.num_rows)
+        if not count:
+            return
+        means = (output.distillation, output.cross_entropy, metrics.top1_agreement, metrics.teacher_mass)
+        means_6 = torch.stack([torch.ones(()), *(mean.cpu() for mean in means), metrics.student_mass.cpu()])
+        self.rows_6 += count * means_6.double()
+        counts_T = labels_T[1:] != settings.ignore_index
+        probability_NV = logits_TV[:-1][counts_T, : settings.vocab_size].softmax(dim=1)
+        confidence_N, top_N = probability_NV.max(dim=1)
+        bin_N = (confidence_N * NUM_BINS).long().clamp(max=NUM_BINS - 1).cpu()
+        right_N = (top_N == labels_T[1:][counts_T]).double().cpu()
+        for row, values_N in enumerate((torch.ones_like(right_N), right_N, confidence_N.double().cpu())):
+            self.bins_3C[row].index_add_(0, bin_N, values_N)
+
+    def add_processes(self, device: torch.device) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            sequences = torch.tensor([self.num_sequences], dtype=torch.float64)
+            flat = torch.cat([sequences, self.rows_6, self.bins_3C.flatten()]).to(device)
+            torch.distributed.all_reduce(flat)
+            flat = flat.cpu()
+            self.num_sequences = int(flat[0])
+            self.rows_6, self.bins_3C = flat[1:7], flat[7:].view(3, NUM_BINS)
+
+    def evaluation(self) -> Evaluation:
+        num_rows = int(self.rows_6[0])
+        if not num_rows:
+            raise ConfigError(
+                "there is no label row to evaluate on: no record is held out, or their labels are all "
+                "masked; raise data.held_out_fraction"
+            )
+        kl, cross_entropy, agreement, teacher, student = (self.rows_6[1:] / num_rows).tolist()
+        right_C, confidence_C = self.bins_3C[1:]
+        return Evaluation(
+            num_sequences=self.num_sequences,
+            num_rows=num_rows,
+            kl=kl,
+            cross_entropy=cross_entropy,
+            top1_agreement=agreement,
+            accuracy=float(right_C.sum() / num_rows),
+            calibration_error=float((right_C - confidence_C).abs().sum() / num_rows),
+            teacher_mass=teacher,
+            student_mass=student,
+        )
+
+
+def evaluation_batches(
+    dataset: StreamingLogitDataset, collator: DistillationCollator, max_sequences: int | None
+) -> Iterator[dict[str, Tensor]]:
+    """Padded batches at temperature 1, the same ones at each call, and as many on every process.
+
+    Sharded models need all processes to call them equally often: one that gets nothing of the last step
+    gets a batch without labels instead.
+    """
+    settings = collator.settings
+    plain = DistillationCollator(
+        CollateSettings(
+            pad_token_id=settings.pad_token_id,
+            max_length=settings.token_limit,
+            pad_to_multiple_of=settings.pad_to_multiple_of,
+        )
+    )
+    dataset.set_epoch(0)
+    dataset.restart()
+    num_steps = -(-dataset.epoch_length // dataset.step_size)
+    if max_sequences is not None:
+        num_steps = min(num_steps, -(-max_sequences // dataset.step_size))
+    yield from islice(LogitDataLoader(dataset, plain), num_steps)
+    if dataset.steps_per_epoch < num_steps:
+        batch = plain([dataset[0]])
+        yield {**batch, "labels": torch.full_like(batch["labels"], settings.ignore_index)}
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    head: Head | None = None,
+    vocab_size: int | None = None,
+) -> Evaluation:
+    """Evaluate a causal language model on padded batches whose targets are at temperature 1.
+
+    With a `head`, logits exist for PIECE_TOKENS tokens at a time only. `vocab_size` is the number of real
+    ids where vocabularies are padded, as in LossSettings. Under torch.distributed each process gives its
+    own batches and gets the result of all.
+    """
+    settings = LossSettings(alpha=1.0, vocab_size=vocab_size, foreign_ids="tail" if vocab_size else "error")
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    sums = _Sums()
+    try:
+        for batch in batches:
+            on_device = {key: value.to(device) for key, value in batch.items()}
+            sums.num_sequences += int((batch["labels"] != settings.ignore_index).any(dim=1).sum())
+            _add_batch(sums, model, on_device, head, settings)
+    finally:
+        model.train(was_training)
+    sums.add_processes(device)
+    return sums.evaluation()
+
+
+def _add_batch(
+    sums: _Sums, model: Any, batch: Mapping[str, Tensor], head: Head | None, settings: LossSettings
+) -> None:
+    inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    if head is None:
+        _add_rows(sums, model(**inputs, use_cache=False).logits, Tensor.float, batch, settings)
+        return
+    with head_replaced(head, lambda hidden_BTH: _add_rows(sums, hidden_BTH, head.logits, batch, settings)):
+        model(**inputs, use_cache=False)
+
+
+def _add_rows(
+    sums: _Sums,
+    outputs_BT: Tensor,
+    to_logits: Callable[[Tensor], Tensor],
+    batch: Mapping[str, Tensor],
+    settings: LossSettings,
+) -> None:
+    """`to_logits` makes float32 [T, V] of the outputs at some tokens of a sequence."""
+    targets = TeacherTargets.from_batch(batch)
+    for row in range(outputs_BT.shape[0]):
+        for start in range(0, outputs_BT.shape[1] - 1, PIECE_TOKENS):
+            piece = slice(start, start + PIECE_TOKENS + 1)
+            logits_TV = to_logits(outputs_BT[row, piece])
+            sums.add_piece(logits_TV, batch["labels"][row, piece], _slice(targets, row, piece), settings)
+
+
+def _slice(targets: TeacherTargets, row: int, piece: slice) -> TeacherTargets:
+    return TeacherTargets(
+        token_ids_BTK=targets.token_ids_BTK[row : row + 1, piece],
+        logprobs_BTK=targets.logprobs_BTK[row : row + 1, piece],
+        tail_logprob_BT=targets.tail_logprob_BT[row : row + 1, piece],
+        mask_BTK=targets.mask_BTK[row : row + 1, piece],
+    )

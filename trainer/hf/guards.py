@@ -1,0 +1,207 @@
+"""Checks before a run: what would otherwise train on nonsense without a sign of it.
+
+Shape legend: N label rows, K stored entries, O offsets.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from logitstore.common.config_file import ConfigError
+from logitstore.errors import TemperatureError
+from logitstore.manifest.fields import LabelSpec, Manifest
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.rows import temperature as temperatures
+from trainer.batch.collate import CollateSettings, rows_between
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.samples import Sample
+from trainer.loss.loss_settings import LossSettings
+
+OFFSETS: tuple[int, ...] = (-1, 0, 1)
+ALIGNMENT_ROWS = 4096
+"""Label rows that the alignment check looks at."""
+ALIGNMENT_SEQUENCES = 64
+"""Sequences of each store that it looks at, at most."""
+EVIDENT_ERRORS = 4.0
+"""Standard errors by which the mean at a neighbour must be better for rows to count as shifted."""
+LEAST_LOG_MASS = -30.0
+"""Stands for an empty tail, so that one impossible token does not decide."""
+
+
+class GuardError(ConfigError):
+    """Store and student do not fit together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Mean negative log-likelihood, under the stored rows, of the token at each offset from the row's."""
+
+    nll_by_offset: dict[int, float]
+    num_rows: int
+
+
+def check_student(
+    dataset: StreamingLogitDataset,
+    loss: LossSettings,
+    collate: CollateSettings,
+    *,
+    student_width: int,
+    vocabulary: Mapping[str, int] | None,
+) -> list[Alignment]:
+    """Everything below, for each store of the dataset; returns the alignment of each.
+
+    `student_width` is the number of the student's logits. `vocabulary` is that of its tokenizer; None
+    leaves it unchecked. Widths may differ if `loss` says how: by `vocab_size` or foreign_ids="tail".
+    """
+    if loss.divergence == "sampled" and loss.alpha > 0:
+        raise GuardError(
+            "divergence='sampled' is for entries drawn from the teacher, but stores hold its top ones: all "
+            "other ids would be unlearned. Use divergence='generalized_jsd'"
+        )
+    check_collation(loss, collate)
+    for source in dataset.sources:
+        if vocabulary is not None:
+            check_tokenizer(source.manifest, vocabulary, where=source.uri)
+        if loss.vocab_size is None and loss.foreign_ids == "error":
+            real_vocab_size(source.manifest, student_width, "same", where=source.uri)
+        if loss.alpha > 0:
+            check_temperature(source.manifest.labels, loss.temperature, loss.tail, where=source.uri)
+    alignments, first = [], 0
+    for source in dataset.sources:
+        length = sum(source.lengths)
+        samples = (dataset[index] for index in range(first, first + min(length, ALIGNMENT_SEQUENCES)))
+        alignments.append(check_alignment(samples, where=source.uri))
+        first += length
+    return alignments
+
+
+def check_collation(loss: LossSettings, collate: CollateSettings) -> None:
+    """Batches must be what the loss takes them for."""
+    for name, wanted in (
+        ("ignore_index", loss.ignore_index),
+        ("alignment", "label"),
+        *([("temperature", loss.temperature), ("with_teacher", True)] if loss.alpha > 0 else []),
+    ):
+        found = getattr(collate, name)
+        if found != wanted:
+            raise GuardError(
+                f"the collator's {name} is {found!r}, the loss takes its batches to have {wanted!r}: give "
+                f"CollateSettings {name}={wanted!r}"
+            )
+    if loss.alpha > 0 and collate.renormalize and loss.tail in ("bucket", "uniform"):
+        raise GuardError(
+            f"the collator renormalises over the stored entries, tail={loss.tail!r} needs the mass outside "
+            "them: give CollateSettings renormalize=False, or set tail='renormalize'"
+        )
+
+
+def check_tokenizer(manifest: Manifest, vocabulary: Mapping[str, int], *, where: str) -> None:
+    """The student's tokenizer must give the store's ids the teacher's meaning. `where` names the store."""
+    stored = manifest.tokenizer.fingerprint
+    if not stored:
+        warnings.warn(
+            f"{where} does not say which tokenizer made its ids (it was imported), so nothing tells whether "
+            "the student's is the same; look at it with `python -m logitstore inspect`",
+            stacklevel=1,  # one place for every caller, so that it is said once
+        )
+        return
+    found = tokenizer_fingerprint(vocabulary)
+    if found != stored:
+        raise GuardError(
+            f"the student's tokenizer has {len(vocabulary)} ids and the fingerprint {found[:23]}..., "
+            f"{where} was labeled with one of {manifest.tokenizer.vocab_size} ids and {stored[:23]}...: "
+            f"the same id is another token. Use the tokenizer of the teacher, {manifest.teacher.model}"
+        )
+
+
+def real_vocab_size(
+    manifest: Manifest, student_width: int, policy: Literal["same", "padded"], *, where: str
+) -> int | None:
+    """Ids that take part in the loss; None for all of the student's.
+
+    Raises GuardError unless student and teacher have logits of the same width, or the policy is "padded"
+    and both are as wide as the tokenizer has ids.
+    """
+    teacher_width = manifest.labels.vocab_size
+    if policy == "same":
+        if student_width != teacher_width:
+            raise GuardError(
+                f"the student has {student_width} logits, the teacher of {where} {teacher_width}; if they "
+                "differ by padding only, set loss.vocabulary='padded'; otherwise use a student with the "
+                "teacher's tokenizer"
+            )
+        return None
+    real = manifest.tokenizer.vocab_size or min(student_width, teacher_width)
+    if real > min(student_width, teacher_width):
+        raise GuardError(
+            f"the tokenizer of {where} has {real} ids, but the student has {student_width} logits and the "
+            f"teacher {teacher_width}: more than padding is missing; use one with the teacher's tokenizer"
+        )
+    return real
+
+
+def check_temperature(labels: LabelSpec, temperature: float, tail: str, *, where: str) -> None:
+    """A tail at `temperature` must be stored, or lie between stored ones."""
+    if tail in ("renormalize", "zero"):
+        return
+    low, high = labels.temperatures[0], labels.temperatures[-1]
+    if not low <= temperature <= high:
+        raise TemperatureError(
+            f"loss.temperature={temperature} is outside {low}..{high}, for which {where} stores the mass of "
+            "the tail; choose one inside, label again with it, or set loss.tail='renormalize' to do without"
+        )
+
+
+def check_alignment(samples: Iterable[Sample], *, where: str) -> Alignment:
+    """Rows must not predict a neighbour of the token they stand at evidently better than this token.
+
+    Raises GuardError if they do: then they are shifted against the tokens, which trains a plausible but
+    wrong student. Of a few rows, or those of an untrained teacher, chance may favour a neighbour.
+    """
+    nll_ON, num_rows = [], 0
+    for sample in samples:
+        nll_ON.append(_nll_by_offset(sample))
+        num_rows += nll_ON[-1].shape[1]
+        if num_rows >= ALIGNMENT_ROWS:
+            break
+    if not num_rows:
+        return Alignment(dict.fromkeys(OFFSETS, 0.0), 0)
+    nll_by_offset = dict(zip(OFFSETS, np.concatenate(nll_ON, axis=1), strict=True))
+    means = {offset: float(nll_N.mean()) for offset, nll_N in nll_by_offset.items()}
+    best = min(means, key=lambda offset: means[offset])
+    gain_N = nll_by_offset[0] - nll_by_offset[best]
+    if gain_N.mean() > EVIDENT_ERRORS * gain_N.std() / num_rows**0.5:
+        raise GuardError(
+            f"the label rows of {where} predict the token at offset {best:+d} best (mean negative log-"
+            f"likelihood {means[best]:.2f} against {means[0]:.2f} at their own place, {num_rows} rows): they "
+            "are shifted against the tokens. Label, or import, the data again"
+        )
+    return Alignment(means, num_rows)
+
+
+def _nll_by_offset(sample: Sample) -> np.ndarray:
+    """float64 [O, N], negative log-likelihoods, of the rows that have a neighbour on both sides.
+
+    A token that is not stored counts as if the mass of the tail lay evenly on all such tokens.
+    """
+    sequence = sample.sequence
+    first = sequence.label_start
+    count = max(0, min(sequence.rows.num_rows, len(sequence.token_ids_T) - 1 - first))
+    rows = rows_between(sequence.rows, 0, count)
+    logprobs_NK = temperatures.logprobs(rows, sample.labels, 1.0)
+    tail_N = temperatures.log_tail_mass(rows, sample.labels, 1.0)
+    num_others_N = np.maximum(sample.labels.vocab_size - rows.count_N, 1)
+    other_N = np.maximum(tail_N, LEAST_LOG_MASS) - np.log(num_others_N)
+    real_NK = np.arange(logprobs_NK.shape[1]) < rows.count_N[:, None]
+    nll_ON = np.empty((len(OFFSETS), count))
+    for row, offset in enumerate(OFFSETS):
+        tokens_N = sequence.token_ids_T[first + offset : first + offset + count]
+        match_NK = (rows.token_ids_NK == tokens_N[:, None]) & real_NK
+        found_N = np.where(match_NK, logprobs_NK, -np.inf).max(axis=1)
+        nll_ON[row] = -np.where(match_NK.any(axis=1), found_N, other_N)
+    return nll_ON

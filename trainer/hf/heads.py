@@ -1,0 +1,153 @@
+"""Between a causal language model and the loss: hidden states instead of logits, for any Hugging Face model.
+
+Shape legend: B batch, T tokens, H hidden size, V vocabulary.
+
+The fused loss wants what the output head gets, not what it gives. The model is still called as a whole
+(through DistributedDataParallel, FSDP, peft), and the loss is computed in place of the head's forward:
+there its weight is whole, whatever shards it, and gradients are reduced as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from logitstore.common.config_file import ConfigError
+from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
+from trainer.loss.loss_inputs import LossOutput, TeacherTargets
+from trainer.loss.loss_settings import LossSettings
+from trainer.loss.losses import topk_distillation_loss
+
+MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")
+"""Keys of a batch that go into the model; labels stay outside, or it would compute a loss of its own."""
+_CHECK_TOLERANCE = 1e-3
+
+Result = TypeVar("Result")
+
+
+class UnsupportedHeadError(ConfigError):
+    """The model's logits are not softcap(scale (hidden weight^T + bias))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last projection of a model: logits = softcap(scale (hidden weight^T + bias))."""
+
+    module: nn.Linear
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [..., V]."""
+        product = functional.linear(hidden, self.module.weight, self.module.bias).float() * self.scale
+        return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
+
+
+def find_head(model: Any) -> Head:
+    """The head of a causal language model, checked on a few tokens against the logits of the model.
+
+    Raises UnsupportedHeadError if the model does something else to them; use the unfused loss then.
+    """
+    module = model.get_output_embeddings()
+    if not isinstance(module, nn.Linear):
+        raise UnsupportedHeadError(
+            f"the output head of {type(model).__name__} is a {type(module).__name__}, not a plain linear "
+            "layer; set loss.fused=false"
+        )
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    head = Head(module, scale, getattr(config, "final_logit_softcapping", None))
+    _check(model, head)
+    return head
+
+
+@torch.no_grad()
+def _check(model: Any, head: Head) -> None:
+    was_training = model.training
+    model.eval()
+    try:
+        vocab_size = head.module.weight.shape[0]
+        input_ids = torch.arange(4, device=head.module.weight.device).unsqueeze(0) % vocab_size
+        expected_BTV = model(input_ids=input_ids, use_cache=False).logits.float()
+        with head_replaced(head, head.logits) as taken:
+            model(input_ids=input_ids, use_cache=False)
+        (found_BTV,) = taken
+    finally:
+        model.train(was_training)
+    error = float((expected_BTV - found_BTV).abs().max() / expected_BTV.abs().max().clamp(min=1e-6))
+    if not error < _CHECK_TOLERANCE * (1 if expected_BTV.dtype == torch.float32 else 30):
+        raise UnsupportedHeadError(
+            f"the logits of {type(model).__name__} differ by {error:.2g} of their size from its head's "
+            f"projection with scale {head.scale} and softcap {head.softcap}; set loss.fused=false"
+        )
+
+
+@contextmanager
+def head_replaced(head: Head, compute: Callable[[Tensor], Result]) -> Iterator[list[Result]]:
+    """While it lasts, calls of the model append compute(the head's input [B, T, H]) instead of projecting.
+
+    What the model then returns as logits is meaningless. If the result has a loss, the head's output
+    carries it, as sharded modules gather their weights for the backward pass when a gradient reaches
+    what they returned.
+    """
+    taken: list[Result] = []
+
+    def forward(hidden_BTH: Tensor) -> Tensor:
+        result = compute(hidden_BTH)
+        if isinstance(result, LossOutput):
+            output_111 = result.loss.view(1, 1, 1)
+            result = replace(result, loss=output_111.view(()))
+        else:
+            output_111 = hidden_BTH[:1, :1, :1]
+        taken.append(result)
+        return output_111
+
+    head.module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield taken
+    finally:
+        del head.module.forward
+
+
+def batch_loss(
+    model: Any,
+    batch: Mapping[str, Tensor],
+    settings: LossSettings,
+    *,
+    head: Head | None = None,
+    chunk_rows: int | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> LossOutput:
+    """The loss of a collated batch, on the device where it lies. With `head` it is fused, else dense."""
+    targets = TeacherTargets.from_batch(batch) if "teacher_token_ids" in batch else None
+    inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    if head is None:
+        logits_BTV = model(**inputs, use_cache=False).logits
+        return topk_distillation_loss(
+            logits_BTV, batch["labels"], targets, settings, num_items_in_batch=num_items_in_batch
+        )
+
+    def fused_loss(hidden_BTH: Tensor) -> LossOutput:
+        return fused_linear_topk_distillation_loss(
+            hidden_BTH,
+            head.module.weight,
+            batch["labels"],
+            targets,
+            settings,
+            bias_V=head.module.bias,
+            logit_scale=head.scale,
+            logit_softcap=head.softcap,
+            chunk_rows=chunk_rows,
+            num_items_in_batch=num_items_in_batch,
+        )
+
+    with head_replaced(head, fused_loss) as taken:
+        model(**inputs, use_cache=False)
+    return taken[0]

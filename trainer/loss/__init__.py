@@ -1,0 +1,1 @@
+"""The distillation losses, on logits and fused with the last projection."""

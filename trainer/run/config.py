@@ -1,0 +1,263 @@
+"""The configuration of a training run: one TOML file, checked before a model or a store is opened.
+
+Imports neither torch nor transformers. What a field means stands below it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from logitstore.common.config_file import (
+    ConfigError,
+    apply_override,
+    explain_problem,
+    read_document,
+    without_secrets,
+)
+from trainer.loss.loss_settings import LossSettings, Tail
+
+__all__ = ["ConfigError", "TrainConfig", "load_config", "parse_bytes", "resolved"]
+
+_BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_bytes(value: int | str | None) -> int | None:
+    """Bytes of a size like 5000000, "500mb" or "2GiB"; None stays None."""
+    if value is None or isinstance(value, int):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", value.lower())
+    if match is None or match[2] not in _BYTE_UNITS:
+        raise ValueError(
+            f"{value!r} is not a size; write a number of bytes, or for example '500mb' or '20gib'"
+        )
+    return int(float(match[1]) * _BYTE_UNITS[match[2]])
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SmallStudentConfig(_Section):
+    """A fresh Llama of a given size; its vocabulary is the tokenizer's."""
+
+    hidden_size: int = Field(default=128, ge=8)
+    intermediate_size: int = Field(default=384, ge=8)
+    num_layers: int = Field(default=2, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """None is one per head."""
+    tie_embeddings: bool = True
+    """Use the input embedding as the output head."""
+    max_positions: int = Field(default=2048, ge=8)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> SmallStudentConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}"
+            )
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+        return self
+
+
+class LoraSettings(_Section):
+    """Train low-rank adapters instead of the student's weights. Needs the package peft."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class StudentConfig(_Section):
+    model: str | None = None
+    """Hugging Face id or folder of a causal language model to start from."""
+    revision: str | None = None
+    small: SmallStudentConfig | None = None
+    """Sizes of a fresh student, instead of `model`."""
+    tokenizer: str | None = None
+    """Hugging Face id or folder of the tokenizer: the teacher's. None takes the one beside `model`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the student's weights."""
+    lora: LoraSettings | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> StudentConfig:
+        if (self.model is None) == (self.small is None):
+            raise ValueError(
+                "give exactly one of student.model (a model to start from) and student.small (sizes)"
+            )
+        if self.small is not None and self.tokenizer is None:
+            raise ValueError("a small student has no tokenizer; set student.tokenizer to the teacher's model")
+        if self.small is not None and self.lora is not None:
+            raise ValueError(
+                "student.lora saves adapters alone, so a small student, which begins at random, could not be "
+                "loaded again; remove student.lora, or start from student.model"
+            )
+        return self
+
+
+class StoreSource(_Section):
+    uri: str
+    """Folder or URL of a logit store."""
+    weight: float = Field(default=1.0, ge=0)
+    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """For the object store, as in fsspec. Credentials are better left to the environment."""
+
+
+def _as_source(value: Any) -> Any:
+    return {"uri": value} if isinstance(value, str) else value
+
+
+def _as_sources(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+Sources = Annotated[
+    tuple[Annotated[StoreSource, BeforeValidator(_as_source)], ...], BeforeValidator(_as_sources)
+]
+
+
+class DataConfig(_Section):
+    stores: Sources
+    """One or several stores: a URI, or tables with uri, weight, storage_options."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Entries read of each row, at most what the store holds; None reads all. Fewer bytes are read too."""
+    shuffle: bool = True
+    seed: int = 0
+    num_splits: int = Field(default=16, ge=1)
+    """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
+    multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the
+    same block, but at an epoch's end; otherwise several do."""
+    held_out_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """Share of records, chosen by a hash of their id, kept from training for evaluation."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Tokens kept of each sequence."""
+    pack_length: int | None = Field(default=None, ge=2)
+    """Pack whole sequences into rows of exactly so many tokens; None pads."""
+    packed_attention: Literal["block_diagonal", "position_ids"] = "block_diagonal"
+    """How packed documents are kept apart: a mask for SDPA, or positions for FlashAttention."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that decode and collate. 0 does it in the training process, with one background thread: right
+    as long as the student learns more slowly than a process reads, which is nearly always. Batches of a
+    worker cross shared memory, which costs more processor time in all but less in the training process: take
+    1 or 2 where that is busy itself, with processor cores to spare."""
+    cache_dir: str | None = None
+    """Folder for copies of the shards of remote or slow stores; None reads what is needed each time."""
+    cache_limit: Annotated[int | None, BeforeValidator(parse_bytes)] = None
+    """Bytes the cache may take, also like "20gb"; None is no limit."""
+    predownload: int = Field(default=1, ge=0)
+    """Shards of each split fetched ahead into the cache."""
+
+
+class LossConfig(_Section):
+    temperature: float = Field(default=1.0, gt=0)
+    """T of the distillation term; must lie within the store's temperatures for the tail to be exact."""
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Weight of distillation against cross-entropy on the labels. 0 trains on hard labels alone."""
+    beta: float = Field(default=0.0, ge=0, le=1)
+    """0 KL(teacher, student), 1 the reverse, between them the generalised Jensen-Shannon divergence."""
+    divergence: Literal["generalized_jsd", "total_variation"] = "generalized_jsd"
+    """The family of `beta`, or half the absolute differences."""
+    tail: Tail = "bucket"
+    """What becomes of the mass outside the stored entries; only "bucket" is exact."""
+    scale_by_temperature_squared: bool = True
+    vocabulary: Literal["same", "padded"] = "same"
+    """"same": student and teacher must have logits of the same width. "padded": they may differ by padding
+    beyond the tokenizer's ids, which takes no part."""
+    fused: bool = True
+    """Project, compute loss and gradient by chunks of rows: [batch, tokens, vocabulary] never exists."""
+    chunk_rows: int | None = Field(default=None, ge=1)
+    """Rows per chunk of the fused loss; None takes as many as fit its buffer."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> LossConfig:
+        LossSettings(
+            temperature=self.temperature,
+            alpha=self.alpha,
+            beta=self.beta,
+            divergence=self.divergence,
+            tail=self.tail,
+        )
+        return self
+
+
+class TrainingConfig(_Section):
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; None trains `epochs`."""
+    epochs: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    """Sequences per process and micro-batch."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta2: float = Field(default=0.98, gt=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm; 0 does not clip."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """"bf16" runs the forward pass under autocast."""
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    logging_steps: int = Field(default=5, ge=1)
+    save_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; None saves only the final model."""
+    save_total_limit: int = Field(default=2, ge=1)
+    tensorboard: bool = True
+    """Write TensorBoard logs below the output folder."""
+
+
+class EvaluationConfig(_Section):
+    batch_size: int = Field(default=4, ge=1)
+    max_sequences: int | None = Field(default=256, ge=1)
+    """Held-out sequences evaluated, in a fixed order; None takes all."""
+    before: bool = True
+    """Evaluate before training too."""
+
+
+class RunOutputConfig(_Section):
+    folder: str
+    """Gets the model, metrics.json, the resolved configuration, logs and checkpoints."""
+
+
+class TrainConfig(_Section):
+    student: StudentConfig
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: RunOutputConfig
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The run of a TOML (or resolved .json) file with `section.key=value` overrides, checked.
+
+    Raises ConfigError naming the value, the rule and the remedy.
+    """
+    document = read_document(path, what="training") if path is not None else {}
+    for override in overrides:
+        apply_override(document, override)
+    try:
+        return TrainConfig.model_validate(document)
+    except ValidationError as error:
+        where = path if path is not None else "--set"
+        problems = "; ".join(explain_problem(problem, what="the run") for problem in error.errors())
+        raise ConfigError(f"{where}: {problems}") from None
+
+
+def resolved(config: TrainConfig) -> dict[str, Any]:
+    """Every setting as JSON values, secrets blanked: what is saved beside the model."""
+    document = config.model_dump(mode="json")
+    for store in document["data"]["stores"]:
+        store["storage_options"] = without_secrets(store["storage_options"])
+    return document

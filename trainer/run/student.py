@@ -1,0 +1,110 @@
+"""The model that learns: loaded, or fresh in a given size, with the teacher's tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from trainer.run.config import ConfigError, LoraSettings, SmallStudentConfig, StudentConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VOCABULARY_MULTIPLE = 64
+"""A fresh student's head is padded to a multiple of this when the store does not say how wide it is."""
+
+
+def load_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer named by the configuration, without using the network if it is a folder."""
+    name = config.tokenizer or config.model
+    assert name is not None, "StudentConfig checks this"
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"student.tokenizer = {name!r}: no tokenizer there ({_first_line(error)}); "
+            "give the teacher's Hugging Face id or a folder that holds tokenizer.json"
+        ) from error
+
+
+def load_student(
+    config: StudentConfig, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int | None, seed: int
+) -> PreTrainedModel:
+    """The student, on the CPU, in training mode; with adapters if the configuration has them.
+
+    `vocab_size` is the width of a fresh student's head: the store's, so that ids match the teacher's.
+    """
+    dtype = getattr(torch, config.dtype)
+    if config.small is not None:
+        width = vocab_size or -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        model: Any = _fresh(config.small, tokenizer, width, seed).to(dtype)
+    else:
+        model = _load(config, dtype)
+    if config.lora is not None:
+        model = _with_adapters(model, config.lora)
+    return model
+
+
+def _fresh(
+    size: SmallStudentConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, seed: int
+) -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        num_key_value_heads=size.num_kv_heads or size.num_heads,
+        max_position_embeddings=size.max_positions,
+        tie_word_embeddings=size.tie_embeddings,
+        bos_token_id=_single(tokenizer.bos_token_id),
+        eos_token_id=_single(tokenizer.eos_token_id),
+        pad_token_id=_single(tokenizer.pad_token_id),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def _single(token_id: Any) -> int | None:
+    return token_id[0] if isinstance(token_id, list) else token_id
+
+
+def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
+    assert config.model is not None, "StudentConfig checks this"
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            config.model,
+            revision=config.revision or "main",
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"student.model = {config.model!r}: no model there ({_first_line(error)}); give a Hugging Face "
+            "id or a folder that holds config.json and weights, or student.small for a fresh one"
+        ) from error
+
+
+def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PreTrainedModel:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError(
+            "student.lora needs the package peft: install it, or remove [student.lora]"
+        ) from error
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    adapters = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is what the scaling uses
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, adapters)  # type: ignore[return-value]  # a PeftModel acts as the model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,265 @@
+"""A training run from its configuration: check, evaluate, train, evaluate, save.
+
+The output folder gets the model and tokenizer, `README.md` (model card), `train.json` (the resolved
+configuration), `metrics.json` (see `RunMetrics`), `checkpoints/` and `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+from trainer.data.sources import HeldOut
+from trainer.hf.evaluate import Evaluation, evaluate
+from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_size
+from trainer.hf.heads import find_head
+from trainer.hf.trainer import (
+    OfflineDistillationConfig,
+    OfflineDistillationTrainer,
+    evaluation_batches,
+)
+from trainer.run.config import ConfigError, TrainConfig
+from trainer.run.output import (
+    CHECKPOINTS_NAME,
+    RunMetrics,
+    begin_run,
+    finished_run,
+    open_tensorboard,
+    save_run,
+    unfinished_run,
+    write_evaluations,
+)
+from trainer.run.progress import show_progress
+from trainer.run.student import load_student, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) -> RunMetrics:
+    """Run it, or go on from the last checkpoint in the output folder, or return what a finished run left.
+
+    Raises ConfigError and GuardError before anything is trained, and StoreError for a store that cannot
+    be read.
+    """
+    folder = Path(config.output.folder)
+    tokenizer = load_tokenizer(config.student)
+    train_set, held_out = datasets(config, tokenizer)
+    finished = None if restart else finished_run(folder, config, train_set)
+    if finished is not None:
+        return finished
+    checkpoint = None if restart else unfinished_run(folder, config)
+    width = train_set.sources[0].manifest.labels.vocab_size
+    model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
+    arguments = _arguments(config, folder, real_size(config, train_set, model), quiet)
+    board = open_tensorboard(config, folder, arguments)
+    trainer = OfflineDistillationTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        data_collator=DistillationCollator(collate_settings(config, tokenizer)),
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        callbacks=[] if board is None else [TensorBoardCallback(board)],
+    )
+    if trainer.is_world_process_zero():
+        begin_run(folder, config, restart=restart)
+    before_path = folder / "before.json"
+    before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
+    progress = show_progress(trainer, quiet=quiet)
+    started, clock = datetime.now(UTC), time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        if progress is not None:
+            progress.close()
+    seconds = time.monotonic() - clock
+    metrics = RunMetrics(
+        stores=_describe(train_set, held_out),
+        before=before,
+        after=trainer.evaluate_student().to_dict(),
+        history=[entry for entry in trainer.state.log_history if "loss" in entry],
+        num_steps=trainer.state.global_step,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_tokens=int(trainer.state.num_input_tokens_seen),
+        train_seconds=round(seconds, 3),
+        alignment_nll={f"{offset:+d}": nll for offset, nll in trainer.alignments[0].nll_by_offset.items()},
+        started=started.isoformat(timespec="seconds"),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
+    trainer.save_model(str(folder))  # on every process, as sharded weights are gathered
+    if trainer.is_world_process_zero():
+        save_run(folder, config, train_set, metrics)
+    if board is not None:
+        write_evaluations(board, metrics)
+    return metrics
+
+
+def evaluate_model(config: TrainConfig, model_path: str) -> Evaluation:
+    """Evaluate a saved student on the held-out records of the configuration's stores."""
+    tokenizer = load_tokenizer(config.student)
+    _, held_out = datasets(config, tokenizer)
+    student = config.student.model_copy(update={"model": model_path, "small": None, "lora": None})
+    model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    collator = DistillationCollator(collate_settings(config, tokenizer))
+    batches = evaluation_batches(held_out, collator, config.evaluation.max_sequences)
+    head = find_head(model) if config.loss.fused else None
+    return evaluate(model, batches, head=head, vocab_size=real_size(config, held_out, model))
+
+
+def datasets(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[StreamingLogitDataset, StreamingLogitDataset]:
+    """(training, held-out), their stores checked against the tokenizer and the loss."""
+    data = config.data
+    make: Callable[..., StreamingLogitDataset] = _dataset_maker(config)
+    train_set = make(batch_size=config.training.batch_size, side="train", top_k=data.top_k)
+    held_out = make(batch_size=config.evaluation.batch_size, side="held_out", top_k=None)
+    for source in train_set.sources:
+        check_tokenizer(source.manifest, tokenizer.get_vocab(), where=source.uri)
+        if config.loss.alpha > 0:
+            check_temperature(
+                source.manifest.labels, config.loss.temperature, config.loss.tail, where=source.uri
+            )
+    if not sum(sum(source.lengths) for source in held_out.sources):
+        raise ConfigError(
+            f"data.held_out_fraction = {data.held_out_fraction} holds no record out of "
+            f"{train_set.num_sequences} sequences; raise it, since students are compared on held-out records"
+        )
+    return train_set, held_out
+
+
+def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
+    data = config.data
+    specs = [StoreSpec(store.uri, store.weight, store.storage_options) for store in data.stores]
+
+    def make(batch_size: int, side: Any, top_k: int | None) -> StreamingLogitDataset:
+        return StreamingLogitDataset(
+            specs,
+            batch_size=batch_size,
+            shuffle=data.shuffle or side == "held_out",
+            seed=data.seed,
+            num_splits=data.num_splits,
+            top_k=top_k,
+            held_out=HeldOut(data.held_out_fraction, side),
+            cache_dir=data.cache_dir,
+            cache_limit=data.cache_limit,
+            predownload=data.predownload,
+            even=side == "train",
+        )
+
+    return make
+
+
+def collate_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> CollateSettings:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return CollateSettings(
+        pad_token_id=pad if isinstance(pad, int) else 0,
+        temperature=config.loss.temperature,
+        renormalize=config.loss.tail in ("renormalize", "zero"),
+        with_teacher=config.loss.alpha > 0,
+        max_length=config.data.max_length,
+        pack_length=config.data.pack_length,
+        packed_attention=config.data.packed_attention,
+    )
+
+
+def real_size(config: TrainConfig, dataset: StreamingLogitDataset, model: Any) -> int | None:
+    """Ids that take part in the loss; None if all do. Raises GuardError for vocabularies that do not fit."""
+    width = model.get_output_embeddings().weight.shape[0]
+    sizes = [
+        real_vocab_size(source.manifest, width, config.loss.vocabulary, where=source.uri)
+        for source in dataset.sources
+    ]
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _arguments(
+    config: TrainConfig, folder: Path, vocab_size: int | None, quiet: bool
+) -> OfflineDistillationConfig:
+    training, loss = config.training, config.loss
+    return OfflineDistillationConfig(
+        output_dir=str(folder / CHECKPOINTS_NAME),
+        max_steps=training.max_steps or -1,
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=config.evaluation.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        adam_beta2=training.adam_beta2,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),  # without it, transformers refuses bf16 there
+        gradient_checkpointing=training.gradient_checkpointing,
+        seed=training.seed,
+        logging_steps=training.logging_steps,
+        logging_first_step=True,
+        save_strategy="no" if training.save_steps is None else "steps",
+        save_steps=training.save_steps or 500,
+        save_total_limit=training.save_total_limit,
+        report_to=[],  # TensorBoard gets a callback: there is no argument for its folder
+        disable_tqdm=quiet,
+        log_level="error" if quiet else "passive",
+        dataloader_num_workers=config.data.num_workers,
+        include_num_input_tokens_seen="all",
+        temperature=loss.temperature,
+        alpha=loss.alpha,
+        beta=loss.beta,
+        divergence=loss.divergence,
+        tail=loss.tail,
+        vocab_size=vocab_size,
+        foreign_ids="tail" if loss.vocabulary == "padded" else "error",
+        scale_by_temperature_squared=loss.scale_by_temperature_squared,
+        fused=loss.fused,
+        chunk_rows=loss.chunk_rows,
+        max_eval_sequences=config.evaluation.max_sequences,
+    )
+
+
+def _evaluate_before(
+    config: TrainConfig, trainer: OfflineDistillationTrainer, path: Path, *, resuming: bool
+) -> dict[str, float | int] | None:
+    """Of the student as it begins; kept in a file, as a resumed run no longer has that student."""
+    if not config.evaluation.before:
+        return None
+    if resuming and path.exists():
+        return json.loads(path.read_text())
+    before = trainer.evaluate_student().to_dict()
+    if trainer.is_world_process_zero():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(before))
+    return before
+
+
+def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
+    return [
+        {
+            "uri": source.uri,
+            "digest": source.digest,
+            "teacher": source.manifest.teacher.model,
+            "num_sequences": sum(source.lengths),
+            "num_held_out": sum(other.lengths),
+        }
+        for source, other in zip(train_set.sources, held_out.sources, strict=True)
+    ]
