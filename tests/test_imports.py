@@ -7,6 +7,8 @@ Whoever trains needs neither Ray nor vLLM, whoever reads a store not even torch.
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,6 +90,30 @@ def test_the_import_reader_sees_every_form(tmp_path: Path, monkeypatch: pytest.M
         "trainer/x.py:2 imports labeler.plan",
         "trainer/x.py:5 imports cluster.config.C",
     ]
+
+
+@pytest.mark.parametrize("package", ["logitstore", "trainer"])
+def test_the_face_names_what_exists(package: str) -> None:
+    face = importlib.import_module(package)
+    for name in set(face.__all__) - {"__version__"}:
+        assert getattr(face, name).__name__ == name
+        assert name in dir(face)
+    with pytest.raises(AttributeError, match="has no attribute 'Teacher'"):
+        _ = face.Teacher
+
+
+def test_asking_for_a_face_loads_no_engine() -> None:
+    assert loaded_after_importing(["logitstore", "trainer"], (*ENGINES, "pydantic")) == "[]"
+
+
+def test_documents_use_the_faces_alone() -> None:
+    """So that a later move of a module changes nothing for those who copied from a document."""
+    pages = [*ROOT.glob("*.md"), *(page for name in OURS for page in (ROOT / name).rglob("*.md"))]
+    pages.append(ROOT / "tests/trainer/data/bare_loop.py")
+    inner = re.compile(r"^\s*from ((?:logitstore|trainer)\.[\w.]+) import", re.MULTILINE)
+    documents = {page: page.read_text(encoding="utf-8") for page in pages}
+    assert len(documents) >= 5
+    assert {page.name: inner.findall(text) for page, text in documents.items() if inner.search(text)} == {}
 
 
 def modules(package: str, *, without: tuple[str, ...] = ()) -> list[str]:

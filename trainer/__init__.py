@@ -1,1 +1,63 @@
-"""Students learn from logit stores: streaming dataset, losses and trainers. The teacher is never loaded."""
+"""Students learn from logit stores: streaming dataset, losses and trainers. The teacher is never loaded.
+
+What users import stands here: `from trainer import StreamingLogitDataset`. The modules behind these names
+may move; the names stay. Each is loaded when it is first asked for, so `import trainer` alone loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.batch.collate import CollateSettings, DistillationCollator
+    from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+    from trainer.data.loader import LogitDataLoader
+    from trainer.hf.trainer import OfflineDistillationConfig, OfflineDistillationTrainer
+    from trainer.loss.fused_linear import FusedLinearTopKDistillationLoss
+    from trainer.loss.loss_inputs import LossOutput, TeacherTargets
+    from trainer.loss.loss_settings import LossSettings
+    from trainer.loss.losses import TopKDistillationLoss, naive_topk_loss
+
+_MODULES = {
+    "CollateSettings": "trainer.batch.collate",
+    "DistillationCollator": "trainer.batch.collate",
+    "FusedLinearTopKDistillationLoss": "trainer.loss.fused_linear",
+    "LogitDataLoader": "trainer.data.loader",
+    "LossOutput": "trainer.loss.loss_inputs",
+    "LossSettings": "trainer.loss.loss_settings",
+    "OfflineDistillationConfig": "trainer.hf.trainer",
+    "OfflineDistillationTrainer": "trainer.hf.trainer",
+    "StoreSpec": "trainer.data.dataset",
+    "StreamingLogitDataset": "trainer.data.dataset",
+    "TeacherTargets": "trainer.loss.loss_inputs",
+    "TopKDistillationLoss": "trainer.loss.losses",
+    "naive_topk_loss": "trainer.loss.losses",
+}
+"""Where each name of the package's face is defined."""
+
+__all__ = [
+    "CollateSettings",
+    "DistillationCollator",
+    "FusedLinearTopKDistillationLoss",
+    "LogitDataLoader",
+    "LossOutput",
+    "LossSettings",
+    "OfflineDistillationConfig",
+    "OfflineDistillationTrainer",
+    "StoreSpec",
+    "StreamingLogitDataset",
+    "TeacherTargets",
+    "TopKDistillationLoss",
+    "naive_topk_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -61,7 +61,7 @@ def line_chart(
     if not all(math.isfinite(x) and math.isfinite(y) for x, y in points):
         raise ValueError(f"chart {name!r} holds a value that is not finite; leave such points out")
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_high = max(max(y for _, y in points), 0.0) or 1.0
+    y_high = max(*(y for _, y in points), 0.0) or 1.0
     x = _Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, WIDTH - RIGHT)
     y = _Scale(0.0, y_high * 1.06, HEIGHT - BOTTOM, TOP)
     ticks = x_names or {tick: _number(tick) for tick in x.ticks(5)}

@@ -124,7 +124,7 @@ def measure_own_code(
         taken = []
         for rows in tensors:
             processor = ArrayLogprobsProcessor(None, None, None, None, None, layout.num_logprobs)
-            processor._update_prompt_logprobs(rows)
+            processor._update_prompt_logprobs(rows)  # noqa: SLF001
             taken.append(columns_of(processor.prompt_logprobs, layout.num_columns))
         clock.append(time.process_time())
         named = [rows_from_columns(rows, layout, labels.vocab_size) for rows in taken]

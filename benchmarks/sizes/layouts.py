@@ -89,7 +89,7 @@ def encode_shard(
 def column_bytes(data: bytes, labels: LabelSpec, codebooks: CodebookSet | None) -> dict[str, int]:
     """Bytes of a shard by what they hold, in a fixed order; they add up to the file."""
     sizes = ShardReader(io.BytesIO(data), labels, codebooks).column_bytes()
-    parts: dict[str, int] = {part: 0 for part in COLUMN_PARTS}
+    parts: dict[str, int] = dict.fromkeys(COLUMN_PARTS, 0)
     for column, size in sizes.items():
         parts[_part_of(column)] += size
     return parts

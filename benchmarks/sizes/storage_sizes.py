@@ -70,7 +70,7 @@ def measure_sizes(source: LabelSource, own_books: CodebookSet, folds: int) -> Si
 
 def columns_on_others(source: LabelSource, folds: int) -> dict[str, float]:
     """Bytes per row by part; each fold of the documents is coded with codebooks of the other folds."""
-    total: dict[str, int] = {part: 0 for part in COLUMN_PARTS}
+    total: dict[str, int] = dict.fromkeys(COLUMN_PARTS, 0)
     for fold in range(folds):
         inside = [sequence for place, sequence in enumerate(source.sequences) if place % folds == fold]
         outside = [sequence for place, sequence in enumerate(source.sequences) if place % folds != fold]

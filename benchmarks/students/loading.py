@@ -268,7 +268,7 @@ class _CountingFile(io.FileIO):
 
     num_bytes = 0
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size) or b""
         self.num_bytes += len(data)
         return data

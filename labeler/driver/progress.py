@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -31,7 +31,7 @@ class ProgressView:
         self._last_plain = ""
         self._last_state = ""
 
-    def __enter__(self) -> ProgressView:
+    def __enter__(self) -> Self:
         if self._console.is_terminal and not self._quiet:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
             self._live.start()

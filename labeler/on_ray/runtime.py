@@ -66,7 +66,7 @@ def _connect(job: JobConfig) -> None:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             return
         # Ray raises a bare Exception when its own processes are slow to start (30 s, not settable).
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             ray.shutdown()
             if attempt and address is None:
                 continue

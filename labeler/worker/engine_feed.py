@@ -102,7 +102,7 @@ class EngineFeed:
             except TeacherDiedError as error:
                 with self._lock:
                     self._death = EngineDiedError(f"{type(error).__name__}: {error}", tuple(self._inside))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 self._fail(list(self._inside.values()), error)
         if self._death is not None:
             with self._lock:

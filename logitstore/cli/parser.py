@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-_Commands = argparse._SubParsersAction  # argparse names no public type for what add_subparsers returns
+_Commands = argparse._SubParsersAction  # argparse names no public type for what add_subparsers returns  # noqa: SLF001
 
 
 def _command(

@@ -57,7 +57,7 @@ class Loops:
 
 def loops_for(num_entries: int) -> Loops:
     """The form to decode a block of so many entries with."""
-    global _entries_read
+    global _entries_read  # noqa: PLW0603
     if _entries_read < LOAD_AFTER_ENTRIES:
         _entries_read += num_entries
         return NUMPY_LOOPS
@@ -66,7 +66,7 @@ def loops_for(num_entries: int) -> Loops:
 
 def use_compiled_loops() -> bool:
     """Load the compiled loops now, as before a long read; False where numba is not installed."""
-    global _entries_read
+    global _entries_read  # noqa: PLW0603
     _entries_read = LOAD_AFTER_ENTRIES
     return compiled_loops() is not None
 

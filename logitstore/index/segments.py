@@ -12,6 +12,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,7 +134,7 @@ def _entry_row(record: CommitRecord) -> dict[str, object]:
     return row
 
 
-def _row_entry(row: dict) -> ShardEntry:
+def _row_entry(row: dict[str, Any]) -> ShardEntry:
     attempt, has_shard, digest = row.pop("attempt").hex(), row.pop("has_shard"), row.pop("checksum").hex()
     name = shard_name(row["unit_index"], row["unit_id"], attempt) if has_shard else ""
     return ShardEntry(name=name, checksum=CHECKSUM_PREFIX + digest if has_shard else "", **row)

@@ -44,7 +44,7 @@ class RemoteBackend:
         with self._translated("", writing=True):
             self._file_system = self._connect()
         # _strip_protocol is fsspec's documented way to turn a URL into its own path.
-        self._root = str(self._file_system._strip_protocol(uri))
+        self._root = str(self._file_system._strip_protocol(uri))  # noqa: SLF001
 
     def get_range(self, name: str, start: int, end: int | None) -> bytes:
         if end == 0:
@@ -154,7 +154,7 @@ class RemoteBackend:
         except FileNotFoundError:
             remedy = "check that the bucket exists" if writing else "check the URL"
             raise ObjectNotFoundError(f"{where} does not exist; {remedy}") from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # Every library below has its own root class; all of them mean that the request failed.
             if _error_code(error) in ("InvalidRange", "416"):
                 raise _PastTheEndError from None
@@ -178,7 +178,7 @@ class S3Backend(RemoteBackend):
         bucket, key, _ = self._fs.split_path(self._path(name))
 
         async def fetch() -> tuple[bytes, str]:
-            reply = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
+            reply = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)  # noqa: SLF001
             data = bytearray()
             async with reply["Body"] as body:
                 while len(data) <= MAX_TAGGED_BYTES and (part := await body.read(MAX_TAGGED_BYTES + 1)):
@@ -206,7 +206,7 @@ class S3Backend(RemoteBackend):
         """DeleteObjects in batches of S3's limit. Unlike `rm`, absent keys are no error."""
         for first in range(0, len(paths), 1000):
             keys = [{"Key": path.removeprefix(f"{bucket}/")} for path in paths[first : first + 1000]]
-            await self._fs._call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+            await self._fs._call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})  # noqa: SLF001
 
     def _connect(self) -> Any:
         options = {"use_listings_cache": False, "skip_instance_cache": True, **self._storage_options}

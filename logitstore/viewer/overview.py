@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from logitstore.errors import ObjectNotFoundError, StoreError
 from logitstore.records import Reject
@@ -100,7 +101,7 @@ def read_status(store: LogitStore, now: datetime) -> Json | None:
     return _status(raw, state, message)
 
 
-def _status(raw: dict, state: str, message: str) -> Json:
+def _status(raw: dict[str, Any], state: str, message: str) -> Json:
     """Only the fields that the page shows, each of the type that it expects."""
     numbers = ("units_done", "units_total", "failures", "rejects", "tokens_per_second", "seconds_left")
     status: Json = {"state": state, "message": message, "cost": None}

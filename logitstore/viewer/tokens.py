@@ -12,7 +12,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class VocabularyDecoder(Protocol):
@@ -29,7 +29,7 @@ class Vocabulary(Protocol):
 
     def id_to_token(self, id: int) -> str | None: ...
 
-    def get_added_tokens_decoder(self) -> dict: ...
+    def get_added_tokens_decoder(self) -> dict[int, Any]: ...
 
     def get_vocab(self) -> dict[str, int]: ...
 

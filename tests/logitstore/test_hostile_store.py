@@ -81,7 +81,9 @@ def test_a_record_round_trips() -> None:
         ({"shard_worker": "\ud800"}, CorruptManifestError, "surrogates not allowed"),
     ],
 )  # fmt: skip
-def test_each_bad_record_has_its_message(changes: dict, error: type[Exception], message: str) -> None:
+def test_each_bad_record_has_its_message(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         decode_commit(record_with(**changes), what=WHAT)
 
@@ -105,7 +107,7 @@ SEGMENT = SegmentInfo("index/00000000000000aa.arrow", 1, 100, "blake2b-128:" + "
         ({"num_entries": 2**40}, "claims a size outside"),
     ],
 )
-def test_each_bad_index_pointer_has_its_message(changes: dict, message: str) -> None:
+def test_each_bad_index_pointer_has_its_message(changes: dict[str, Any], message: str) -> None:
     data = encode_pointer(IndexPointer(1, MANIFEST, (dataclasses.replace(SEGMENT, **changes),)))
     with pytest.raises(CorruptManifestError, match=message):
         decode_pointer(data)
@@ -127,7 +129,7 @@ def entries(*units: int) -> pa.Table:
     return index_segments.entries_to_table([make_record(unit) for unit in units])
 
 
-def replaced(table: pa.Table, name: str, values: list) -> pa.Table:
+def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
     position = table.schema.get_field_index(name)
     return table.set_column(
         position, table.schema.field(name), pa.array(values, table.schema.field(name).type)
@@ -252,7 +254,7 @@ def test_a_record_of_another_teacher_is_no_winner(store: LogitStore, tmp_path: P
         ({"format_version": 1}, "lacks the field 'hash'"),
     ],
 )
-def test_each_bad_codebook_pointer(store: LogitStore, value: dict, message: str) -> None:
+def test_each_bad_codebook_pointer(store: LogitStore, value: dict[str, Any], message: str) -> None:
     store.objects.put(CURRENT_CODEBOOKS, json.dumps(value).encode())
     with pytest.raises(StoreError, match=message):
         LogitStore.open(store.uri).codebooks()

@@ -9,6 +9,7 @@ import json
 import struct
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +78,9 @@ def read_codebooks(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     return np.array(order), np.array(heads).reshape(books, head)
 
 
-def read_block(batch: pa.RecordBatch, metadata: dict, order: np.ndarray, heads: np.ndarray) -> dict:
+def read_block(
+    batch: pa.RecordBatch, metadata: dict[str, Any], order: np.ndarray, heads: np.ndarray
+) -> dict[str, Any]:
     num_rows = sum(batch.column("num_rows")[0].as_py())
     top_k, temperatures = int(metadata["top_k"]), json.loads(metadata["temperatures"])
     gap = metadata["value_kind"] == "gap_f16"

@@ -6,6 +6,7 @@ It shares no code with `logitstore`. Shards themselves: test_independent_decoder
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,14 +44,14 @@ def blake(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def read_json(path: Path, fields: set[str]) -> dict:
+def read_json(path: Path, fields: set[str]) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding="utf-8"))
     assert value["format_version"] == 1
     assert set(value) == fields | {"format_version"}
     return value
 
 
-def read_units(root: Path) -> tuple[list[dict], list[dict]]:
+def read_units(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Shard entries by unit index, and rejects by unit."""
     manifest = read_json(
         root / "manifest.json",
@@ -60,8 +61,8 @@ def read_units(root: Path) -> tuple[list[dict], list[dict]]:
     core = {**manifest, "created": "", "codebooks": None, "config": {}}
     name = blake(json.dumps(core, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
     records = sorted((root / "commits").glob("*.json"))  # listed before the index is read
-    units: dict[int, dict] = {}
-    rejects: dict[int, list[dict]] = {}
+    units: dict[int, dict[str, Any]] = {}
+    rejects: dict[int, list[dict[str, Any]]] = {}
     if (root / "index.json").exists():
         index = read_json(root / "index.json", {"generation", "manifest", "segments"})
         assert index["manifest"] == name

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,7 +163,7 @@ def test_bad_labels_and_names_leave_nothing(local_place: Place) -> None:
         {"api-key": "hunter2"},
     ],
 )
-def test_secrets_do_not_enter_a_manifest(local_place: Place, config: dict) -> None:
+def test_secrets_do_not_enter_a_manifest(local_place: Place, config: dict[str, Any]) -> None:
     with pytest.raises(SecretInManifestError) as caught:
         LogitStore.create(local_place.uri, make_manifest(**config))
     assert "hunter2" not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def make_store(
     spec: LabelSpec | None = None,
     lengths: tuple[int, int] = (6, 20),
     prefix: str = "r",
-    storage_options: dict | None = None,
+    storage_options: dict[str, Any] | None = None,
     fingerprint: str = "",
     tokenizer_size: int | None = None,
 ) -> LogitStore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -41,7 +42,7 @@ def test_the_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     blocks = python_blocks()
     assert len(blocks) == 2
-    namespace: dict = {}
+    namespace: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block.replace("max_steps=100", "max_steps=3"), "README.md", "exec"), namespace)
     assert capsys.readouterr().out.count("\n") > 40, "a line per sequence of the store"

@@ -33,6 +33,6 @@ def zeros(layout: Layout) -> dict[str, Tensor]:
 def _shared_pieces(sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Zeros, uint8, of one new block of shared memory."""
     padded = [-(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for size in sizes.values()]
-    block = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(sum(padded)))
+    block = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(sum(padded)))  # noqa: SLF001
     pieces = block.split(padded)
     return {name: piece[:size] for (name, size), piece in zip(sizes.items(), pieces, strict=True)}

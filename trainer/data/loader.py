@@ -12,7 +12,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 
 
-class LogitDataLoader(DataLoader):
+class LogitDataLoader(DataLoader[Any]):
     """Batches of the dataset's `batch_size`, in the dataset's order for any number of workers.
 
     `state_dict` is the dataset's, exact at every batch. accelerate takes this loader for one it has

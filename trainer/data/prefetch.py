@@ -19,7 +19,7 @@ class _End:
         self.error = error
 
 
-def run_ahead(make_iterator: Callable[[], Iterator[Item]], depth: int) -> Generator[Item, None, None]:
+def run_ahead(make_iterator: Callable[[], Iterator[Item]], depth: int) -> Generator[Item, None, None]:  # noqa: C901
     """Items of `make_iterator()`, made by a thread up to `depth` of them ahead.
 
     Its errors are raised here, in their place. Closing the generator stops the thread, also when it
@@ -49,7 +49,7 @@ def run_ahead(make_iterator: Callable[[], Iterator[Item]], depth: int) -> Genera
                 close = getattr(iterator, "close", None)
                 if close is not None:
                     close()
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # handed to the consumer, which raises it  # noqa: BLE001
             put(_End(error))
         else:
             put(_End(None))

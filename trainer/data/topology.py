@@ -58,7 +58,7 @@ def refuse_resharding(topology: Topology) -> None:
     """
     if topology.world_size == 1:
         return
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # noqa: SLF001
     for _ in range(_MAX_FRAMES):
         if frame is None:
             return

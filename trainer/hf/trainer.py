@@ -207,7 +207,7 @@ class OfflineDistillationTrainer(Trainer):
             return num_train_epochs, 0  # finished; Trainer would take one step more
         return self.logit_dataset.epoch, 0
 
-    def _run_epoch(
+    def _run_epoch(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **rest: Any
     ) -> None:
         """As ever, but with the steps that are left of the epoch, which a resumed run may have begun.

@@ -162,7 +162,7 @@ def _wake_when_dead(client: Any) -> None:
 
     if not hasattr(client, "outputs_queue"):
         return  # The engine runs in this process.
-    resources, outputs_queue, finalizer = client.resources, client.outputs_queue, client._finalizer
+    resources, outputs_queue, finalizer = client.resources, client.outputs_queue, client._finalizer  # noqa: SLF001
 
     def watch() -> None:
         while finalizer.alive and not resources.engine_dead:

@@ -58,7 +58,7 @@ class Followers:
         }
         self.leader_arguments = shared | {"node_rank": 0}
         self._closed = threading.Event()
-        actor_class = ray.remote(Follower)
+        actor_class: Any = ray.remote(Follower)
         self._actors, self._runs = [], []
         for rank in range(1, group.bundle_count):
             options = options_in_bundle(group, rank) | {"max_restarts": 0, "max_task_retries": 0}
@@ -92,7 +92,7 @@ class Followers:
 def _why_ended(run: Any) -> str:
     try:
         ray.get(run)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return f"a further machine of the engine failed: {first_cause(error)}"
     return "a worker of the engine on a further machine has ended"
 

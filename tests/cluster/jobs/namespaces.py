@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from cluster.jobs import local
 from cluster.jobs.access import ensure_token
@@ -55,7 +56,7 @@ class NamespacedCluster:
         self._namespaces: list[str] = []
         self.address = f"http://{self._net}.10:8265"
 
-    def __enter__(self) -> NamespacedCluster:
+    def __enter__(self) -> Self:
         ensure_token()
         try:
             ip("link", "add", self._bridge, "type", "bridge")

@@ -221,7 +221,7 @@ def test_leaving_gives_back_everything():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_happens_every_unit_is_committed_once_or_given_up(seed):
+def test_whatever_happens_every_unit_is_committed_once_or_given_up(seed):  # noqa: C901
     rng = random.Random(seed)
     scheduler = scheduler_of(60, num_records=4, lease_sec=5, straggler_sec=1, errors=4)
     committed: list[str] = []

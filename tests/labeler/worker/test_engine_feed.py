@@ -90,7 +90,7 @@ class Runs:
     def _run(self, one: FedUnit) -> None:
         try:
             self.outcomes[one.lease_id] = self.feed.run(one)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.outcomes[one.lease_id] = error
 
     def wait(self, what: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -101,7 +102,7 @@ def test_an_import_with_anothers_codebooks(tmp_path: Path) -> None:
     ],
 )
 def test_each_bad_capture_has_its_message(
-    tmp_path: Path, capture: dict[str, np.ndarray], change: dict, message: str
+    tmp_path: Path, capture: dict[str, np.ndarray], change: dict[str, Any], message: str
 ) -> None:
     arrays = {name: value for name, value in {**capture, **change}.items() if value is not None}
     np.savez(tmp_path / "bad.npz", **arrays)
@@ -237,7 +238,7 @@ def test_megatron_captures(tmp_path: Path) -> None:
 
 
 class Evil:
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (os.system, ("touch /tmp/penumbra-test-was-here",))
 
 

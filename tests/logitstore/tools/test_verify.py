@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,7 +188,7 @@ def test_a_shard_committed_after_the_listing_is_not_garbage(
 ) -> None:
     listing = store.objects.list_info
 
-    def commit_after_listing(prefix: str = "") -> list:
+    def commit_after_listing(prefix: str = "") -> list[Any]:
         found = listing(prefix)
         if prefix == "":
             unit_id, sequences = make_unit(3)

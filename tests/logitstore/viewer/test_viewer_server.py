@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def get(server: ViewerServer, path: str, **headers: str) -> tuple[int, dict[str,
     return answer.status, dict(answer.getheaders()), body
 
 
-def get_json(server: ViewerServer, path: str) -> dict:
+def get_json(server: ViewerServer, path: str) -> dict[str, Any]:
     status, _, body = get(server, path)
     assert status == 200, body
     return json.loads(body)
@@ -169,7 +170,9 @@ def test_policy_allows_the_pages_own_script_and_nothing_else(server: ViewerServe
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert headers["X-Content-Type-Options"] == "nosniff"
-    script, style = (re.findall(f"<{tag}>(.*?)</{tag}>", body.decode(), re.S) for tag in ("script", "style"))
+    script, style = (
+        re.findall(f"<{tag}>(.*?)</{tag}>", body.decode(), re.DOTALL) for tag in ("script", "style")
+    )
     assert len(script) == len(style) == 1
     for text in (*script, *style):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -208,7 +211,7 @@ def test_embedded_values_cannot_leave_their_block() -> None:
     page = build_page(data, title=MARKUP + "{{SCRIPT}}", connect=False)
     hostile.feed(page.html)
     assert hostile.tags == plain.tags
-    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.html, re.S)
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.html, re.DOTALL)
     assert block is not None
     assert json.loads(block[1]) == data
 
@@ -217,7 +220,7 @@ def test_one_file_holds_the_first_sequences(store_uri: str, tmp_path: Path) -> N
     out = tmp_path / "labels.html"
     size = write_static_page(store_uri, out, max_sequences=4, top_k=3)
     assert out.stat().st_size == size
-    block = re.search(r'id="data">(.*?)</script>', out.read_text(encoding="utf-8"), re.S)
+    block = re.search(r'id="data">(.*?)</script>', out.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     data = json.loads(block[1])
     assert [one["record_id"] for one in data["sequences"][0]] == [f"{MARKUP}0/{i}" for i in range(4)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ SPEC = LabelSpec(VOCAB, 16, TEMPERATURES, "gap_f16", "score", "all")
 ASKED = (1.0, 1.15, 1.5, 2.0, 2.75, 3.95, 4.0)
 
 
-def run_script(payload: dict[str, object], temperatures: tuple[float, ...]) -> dict[str, list]:
+def run_script(payload: dict[str, object], temperatures: tuple[float, ...]) -> dict[str, list[Any]]:
     """rowAt of every row at every temperature, from the very file that the page runs."""
     driver = pytest.importorskip("playwright._impl._driver")
     node, _ = driver.compute_driver_executable()

@@ -1,6 +1,7 @@
 """Padding and packing put every token, label and teacher row where it belongs, and nothing elsewhere."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def test_hard_labels_need_no_teacher_keys():
     assert not set(collate(samples(), with_teacher=False)) & set(TEACHER_KEYS)
 
 
-class BatchesOf(IterableDataset):
+class BatchesOf(IterableDataset[Any]):
     def __init__(self, given, settings):
         self.given, self.settings = given, settings
 

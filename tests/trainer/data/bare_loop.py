@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.batch.collate import CollateSettings, DistillationCollator
-from trainer.data.dataset import StreamingLogitDataset
-from trainer.data.loader import LogitDataLoader
-from trainer.loss.fused_linear import FusedLinearTopKDistillationLoss
-from trainer.loss.loss_inputs import TeacherTargets
-from trainer.loss.loss_settings import LossSettings
+from trainer import (
+    CollateSettings,
+    DistillationCollator,
+    FusedLinearTopKDistillationLoss,
+    LogitDataLoader,
+    LossSettings,
+    StreamingLogitDataset,
+    TeacherTargets,
+)
 
 TEMPERATURE, NUM_EPOCHS, SAVE_EVERY = 2.0, 2, 4
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -187,7 +187,7 @@ class BytesOnDisk(threading.Thread):
                     total += path.stat().st_size
             self.most, self.looks = max(self.most, total), self.looks + 1
 
-    def __enter__(self) -> "BytesOnDisk":
+    def __enter__(self) -> Self:
         self.start()
         return self
 

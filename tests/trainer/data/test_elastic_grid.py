@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,13 @@ def record_ids(samples):
 
 
 def read(
-    store: Path, world_size: int, num_workers: int, state: dict | None, log: Path, *, until_killed: bool
+    store: Path,
+    world_size: int,
+    num_workers: int,
+    state: dict[str, Any] | None,
+    log: Path,
+    *,
+    until_killed: bool,
 ) -> None:
     """All ranks of a job in lockstep; a line for every step they have trained on.
 
@@ -61,7 +68,7 @@ def read(
         time.sleep(1)
 
 
-def run_until_killed(store, topology, state, log: Path, kill_after: int | None) -> list[dict]:
+def run_until_killed(store, topology, state, log: Path, kill_after: int | None) -> list[dict[str, Any]]:
     """Steps trained on by a job that gets SIGKILL some time after `kill_after` of them, or ends by itself."""
     process = multiprocessing.get_context("fork").Process(
         target=read,
