@@ -24,6 +24,7 @@ from trainer.batch.packing import Place, first_fit, one_per_row
 from trainer.data.samples import ANY_STEP, Sample
 
 TEACHER_KEYS = ("teacher_token_ids", "teacher_logprobs", "teacher_tail_logprob", "teacher_mask")
+PackedAttention = Literal["position_ids", "position_ids_one_row", "block_diagonal", "block_diagonal_additive"]
 COLUMN_ALIASES: dict[str, dict[str, str]] = {
     "axolotl": {
         "teacher_token_ids": "target_token_ids",
@@ -57,11 +58,15 @@ class CollateSettings:
     pack_length: int | None = None
     """None pads each sequence to a row of its own. A number packs whole sequences into as few rows of
     exactly so many tokens as first-fit needs; longer sequences are cut to it."""
-    packed_attention: Literal["block_diagonal", "position_ids"] = "block_diagonal"
-    """How a packed batch keeps documents apart. "block_diagonal": `attention_mask` is bool [B, 1, T, T],
-    for SDPA. "position_ids": no mask; transformers finds the documents where positions restart, which
-    costs no T^2 memory and is what FlashAttention takes. It does so only if called with use_cache=False,
-    as our trainer does."""
+    packed_attention: PackedAttention | None = None
+    """How a packed batch keeps documents apart. Which ways are right depends on the student's attention
+    code: None leaves the choice to OfflineDistillationTrainer, which tries them; another loop gets it from
+    `trainer.hf.packing_check.choose_packed_attention`. "position_ids": no mask; transformers finds the
+    documents where positions restart, if it is called with use_cache=False as our trainer does. It costs no
+    T^2 memory, and layers with sliding windows keep them. "position_ids_one_row": the same with all rows
+    laid end to end in one, as FlashAttention wants it. "block_diagonal": `attention_mask` is bool
+    [B, 1, T, T], as SDPA takes it; "block_diagonal_additive": float32, 0 or the lowest number, as eager
+    attention adds it."""
     ignore_index: int = -100
     """Label where no loss is counted."""
     alignment: Literal["label", "logit"] = "label"
@@ -97,6 +102,12 @@ class DistillationCollator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         _check_one_step(samples)
         settings = self.settings
+        if settings.pack_length is not None and settings.packed_attention is None:
+            raise ValueError(
+                f"pack_length={settings.pack_length} needs packed_attention: what keeps documents apart "
+                "depends on the student. Give CollateSettings packed_attention=trainer.hf.packing_check."
+                "choose_packed_attention(model, pack_length=...)"
+            )
         lengths = [len(sample.sequence.token_ids_T) for sample in samples]
         if settings.token_limit is not None:
             lengths = [min(length, settings.token_limit) for length in lengths]
@@ -109,6 +120,8 @@ class DistillationCollator:
         _fill_token_keys(arrays, samples, places, settings)
         if settings.with_teacher:
             _fill_teacher_keys(arrays, samples, places, settings)
+        if settings.pack_length is not None and settings.packed_attention == "position_ids_one_row":
+            batch = {key: tensor.flatten(0, 1).unsqueeze(0) for key, tensor in batch.items()}
         return {settings.column_aliases.get(key, key): tensor for key, tensor in batch.items()}
 
 
@@ -120,8 +133,9 @@ def _layout(samples: Sequence[Sample], shape_BT: tuple[int, int], settings: Coll
     }
     if settings.pack_length is None:
         layout["attention_mask"] = (shape_BT, torch.int64)
-    elif settings.packed_attention == "block_diagonal":
-        layout["attention_mask"] = ((shape_BT[0], 1, shape_BT[1], shape_BT[1]), torch.bool)
+    elif settings.packed_attention in ("block_diagonal", "block_diagonal_additive"):
+        dtype = torch.bool if settings.packed_attention == "block_diagonal" else torch.float32
+        layout["attention_mask"] = ((shape_BT[0], 1, shape_BT[1], shape_BT[1]), dtype)
     if settings.with_teacher:
         num_entries = max(sample.sequence.rows.token_ids_NK.shape[1] for sample in samples)
         shape_BTK = (*shape_BT, num_entries)
@@ -161,6 +175,8 @@ def _fill_token_keys(
         arrays["attention_mask"][...] = document_BT >= 0
     elif settings.packed_attention == "block_diagonal":
         arrays["attention_mask"][...] = _block_diagonal(document_BT)
+    elif settings.packed_attention == "block_diagonal_additive":
+        arrays["attention_mask"][~_block_diagonal(document_BT)] = np.finfo(np.float32).min
 
 
 def _block_diagonal(document_BT: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from trainer.data.topology import ReshardingError
 from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches
 from trainer.hf.guards import check_student
 from trainer.hf.heads import Head, batch_loss, find_head
+from trainer.hf.packing_check import check_packed_attention, choose_packed_attention
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets
 from trainer.loss.loss_settings import Divergence, ForeignIds, LossSettings, Tail
 from trainer.loss.losses import topk_distillation_loss
@@ -101,8 +102,10 @@ class OfflineDistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_settings = args.loss_settings()
         self.logit_dataset = train_dataset
-        self.collator = data_collator
-        self.head: Head | None = find_head(self.model) if args.fused else None
+        self.collator = DistillationCollator(data_collator.settings)
+        with self.autocast_smart_context_manager():  # FlashAttention takes no float32
+            self.head: Head | None = find_head(self.model) if args.fused else None
+            self._settle_packing()
         self._means = _TokenMeans()
         self.add_callback(_TrueEpoch(train_dataset))
         self._check_dataset()
@@ -233,6 +236,17 @@ class OfflineDistillationTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
 
+    def _settle_packing(self) -> None:
+        """Choose how packed documents are kept apart, or prove what was chosen, on this student."""
+        settings = self.collator.settings
+        if settings.pack_length is None:
+            return
+        if settings.packed_attention is None:
+            way = choose_packed_attention(self.model, pack_length=settings.pack_length)
+            self.collator = DistillationCollator(replace(settings, packed_attention=way))
+        else:
+            check_packed_attention(self.model, settings.packed_attention, pack_length=settings.pack_length)
+
     def _check_dataset(self) -> None:
         dataset, num_processes = self.logit_dataset, self.args.world_size
         if self.args.n_gpu > 1:
@@ -269,7 +283,11 @@ def make_compute_loss_func(model: nn.Module, settings: LossSettings) -> Callable
 
     def take(_: nn.Module, args: tuple[Any, ...], batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         taken[0] = TeacherTargets.from_batch(batch) if "teacher_token_ids" in batch else None
-        return args, {key: value for key, value in batch.items() if key not in TEACHER_KEYS}
+        # With a cache, transformers would not look where positions restart, and packed documents would mix.
+        return args, {
+            **{key: value for key, value in batch.items() if key not in TEACHER_KEYS},
+            "use_cache": False,
+        }
 
     def compute_loss(
         outputs: Mapping[str, Any], labels: Tensor, num_items_in_batch: Tensor | int | None = None

@@ -86,6 +86,9 @@ class StudentConfig(_Section):
     """Hugging Face id or folder of the tokenizer: the teacher's. None takes the one beside `model`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the student's weights."""
+    attn_implementation: str | None = None
+    """Attention code of transformers: "sdpa", "eager", "flash_attention_2", or another name that it knows.
+    None is its own choice, SDPA for most models."""
     lora: LoraSettings | None = None
     trust_remote_code: bool = False
 
@@ -144,8 +147,11 @@ class DataConfig(_Section):
     """Tokens kept of each sequence."""
     pack_length: int | None = Field(default=None, ge=2)
     """Pack whole sequences into rows of exactly so many tokens; None pads."""
-    packed_attention: Literal["block_diagonal", "position_ids"] = "block_diagonal"
-    """How packed documents are kept apart: a mask for SDPA, or positions for FlashAttention."""
+    packed_attention: (
+        Literal["position_ids", "position_ids_one_row", "block_diagonal", "block_diagonal_additive"] | None
+    ) = None
+    """How packed documents are kept apart, as `CollateSettings` says. None takes the first way that a trial
+    with the student shows to be right; one that is given is tried too, and refused if it is wrong."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that decode and collate. 0 does it in the training process, with one background thread: right
     as long as the student learns more slowly than a process reads, which is nearly always. Batches of a

@@ -26,10 +26,12 @@ CONFIG_NAME = "train.json"
 CHECKPOINTS_NAME = "checkpoints"
 MAY_CHANGE = (
     "student.trust_remote_code",
+    "student.attn_implementation",
     "data.stores",  # a checkpoint names their contents and weights by digest
     "data.num_workers",
     "data.cache_",
     "data.predownload",
+    "data.packed_attention",  # whichever it is, it was proved to be the same
     "loss.fused",
     "loss.chunk_rows",
     "training.max_steps",

@@ -37,20 +37,33 @@ def load_student(
     `vocab_size` is the width of a fresh student's head: the store's, so that ids match the teacher's.
     """
     dtype = getattr(torch, config.dtype)
-    if config.small is not None:
-        width = vocab_size or -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        model: Any = _fresh(config.small, tokenizer, width, seed).to(dtype)
-    else:
-        model = _load(config, dtype)
+    try:
+        if config.small is not None:
+            width = vocab_size or -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+            model: Any = _fresh(config.small, tokenizer, width, seed, config.attn_implementation).to(dtype)
+        else:
+            model = _load(config, dtype)
+    except (ImportError, ValueError) as error:
+        if config.attn_implementation is None or isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"student.attn_implementation = {config.attn_implementation!r}: {_first_line(error)} Choose "
+            "'sdpa' or 'eager', or install what it needs"
+        ) from error
     if config.lora is not None:
         model = _with_adapters(model, config.lora)
     return model
 
 
 def _fresh(
-    size: SmallStudentConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, seed: int
+    size: SmallStudentConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    seed: int,
+    attn_implementation: str | None,
 ) -> PreTrainedModel:
     config = LlamaConfig(
+        attn_implementation=attn_implementation,
         vocab_size=vocab_size,
         hidden_size=size.hidden_size,
         intermediate_size=size.intermediate_size,
@@ -80,8 +93,11 @@ def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
             revision=config.revision or "main",
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
+            attn_implementation=config.attn_implementation,
         )
     except (OSError, ValueError) as error:
+        if config.attn_implementation is not None and "ttention" in str(error):
+            raise  # the model is there
         raise ConfigError(
             f"student.model = {config.model!r}: no model there ({_first_line(error)}); give a Hugging Face "
             "id or a folder that holds config.json and weights, or student.small for a fresh one"

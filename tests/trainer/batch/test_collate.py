@@ -35,7 +35,7 @@ def samples(lengths=(9, 14, 5, 11), prompts=(3, 0, 1, 6)):
 
 
 def collate(given, **settings):
-    return DistillationCollator(CollateSettings(**settings))(given)
+    return DistillationCollator(CollateSettings(**{"packed_attention": "block_diagonal", **settings}))(given)
 
 
 def places(batch, given, packed):

@@ -16,6 +16,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.sources import HeldOut
 from trainer.data.topology import ReshardingError
+from trainer.hf.packing_check import PackingError
 from trainer.hf.trainer import (
     DATASET_STATE_NAME,
     OfflineDistillationConfig,
@@ -83,12 +84,37 @@ def test_accumulation_divides_by_the_labels_of_the_whole_step(small_store, tmp_p
     assert torch.allclose(whole[1], expected, atol=1e-5), "the split into micro-batches must not matter"
 
 
-def test_packing_and_workers_do_not_change_training(small_store, tmp_path):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packing_and_workers_do_not_change_training(small_store, tmp_path, attention):
     plain = tiny_trainer(small_store, tmp_path / "a")
-    packed = tiny_trainer(small_store, tmp_path / "b", collate={"pack_length": 48}, dataloader_num_workers=2)
+    student = tiny_student()
+    student.set_attn_implementation(attention)
+    packed = tiny_trainer(
+        small_store, tmp_path / "b", model=student, collate={"pack_length": 48}, dataloader_num_workers=2
+    )
     plain.train()
     packed.train()
     assert torch.allclose(weights(plain.model), weights(packed.model), atol=1e-5)
+
+
+def test_packing_that_is_wrong_for_the_student_is_refused_before_training(small_store, tmp_path):
+    student = tiny_student()
+    student.set_attn_implementation("eager")
+    collate = {"pack_length": 48, "packed_attention": "block_diagonal"}
+    with pytest.raises(PackingError, match="Set packed_attention='position_ids'"):
+        tiny_trainer(small_store, tmp_path, model=student, collate=collate)
+
+
+def test_the_stock_trainer_keeps_packed_documents_apart(small_store):
+    reader = StreamingLogitDataset(small_store, batch_size=8, shuffle=False)
+    given = [reader[index] for index in range(8)]
+    found = []
+    for collate in ({}, {"pack_length": 48, "packed_attention": "position_ids"}):
+        model = tiny_student()
+        compute_loss = make_compute_loss_func(model, LossSettings())
+        batch = DistillationCollator(CollateSettings(**collate))(given)
+        found.append(compute_loss(model(**batch), batch["labels"]).item())
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

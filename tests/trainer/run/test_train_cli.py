@@ -110,6 +110,25 @@ def test_a_run_goes_on_with_its_own_settings_only(config, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packing_is_settled_by_the_students_attention(config, tmp_path, attention, capsys):
+    few = (f"student.attn_implementation={attention}", "training.max_steps=3", "evaluation.before=false")
+    packed = ("data.pack_length=48", f"output.folder={tmp_path / 'packed'}")
+    losses = []
+    for overrides in (few, few + packed):
+        given = [word for override in overrides for word in ("--set", override)]
+        assert main(["train", str(config), "--json", *given]) == 0
+        losses.append([entry["loss"] for entry in json.loads(capsys.readouterr().out)["history"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_attention_that_is_not_there_is_named(config, capsys):
+    assert main(["train", str(config), "--set", "student.attn_implementation=flash_attention_2"]) == 2
+    assert "student.attn_implementation = 'flash_attention_2'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_half_precision_is_tried_without_a_gpu_too(config, capsys):
     given = ["--set", "training.max_steps=2", "--set", "training.precision=bf16"]
     assert main(["train", str(config), "--json", *given]) == 0
