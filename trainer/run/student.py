@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from trainer.run.config import ConfigError, LoraSettings, SmallStudentConfig, StudentConfig
 
@@ -63,7 +63,6 @@ def _fresh(
     attn_implementation: str | None,
 ) -> PreTrainedModel:
     config = LlamaConfig(
-        attn_implementation=attn_implementation,
         vocab_size=vocab_size,
         hidden_size=size.hidden_size,
         intermediate_size=size.intermediate_size,
@@ -78,7 +77,7 @@ def _fresh(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
 
 
 def _single(token_id: Any) -> int | None:
