@@ -20,7 +20,7 @@ EPILOG = """examples:
 exit status: 0 done; 2 wrong usage, configuration, or a store that does not fit the student; 3 a store could
 not be read. A run that was stopped goes on from its last checkpoint when the same command is given again,
 also with more steps or other machines; other settings that change the student are refused without
---restart."""
+--restart, and a finished student is never replaced without it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--restart",
                 action="store_true",
-                help="begin anew; removes the checkpoints in the output folder",
+                help="begin anew; replaces the student and removes the checkpoints in the output folder",
             )
         else:
             command.add_argument("--model", help="folder of the student; default: the run's output folder")

@@ -16,7 +16,7 @@ from trainer.hf.trainer import OfflineDistillationConfig, OfflineDistillationTra
 VOCAB_SIZE = 64
 
 
-def tiny_student(vocab_size: int = VOCAB_SIZE, seed: int = 0) -> LlamaForCausalLM:
+def tiny_student(vocab_size: int = VOCAB_SIZE, seed: int = 0, dropout: float = 0.0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -26,6 +26,7 @@ def tiny_student(vocab_size: int = VOCAB_SIZE, seed: int = 0) -> LlamaForCausalL
             num_hidden_layers=1,
             num_attention_heads=2,
             max_position_embeddings=64,
+            attention_dropout=dropout,
         )
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from logitstore.codec import loops
@@ -40,6 +41,9 @@ class LogitDataLoader(DataLoader[Any]):
             prefetch_factor=prefetch_factor,
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context,
+            # Each iteration draws a seed for its workers. From torch's own random numbers it would shift the
+            # student's dropout, and a resumed run, which begins one iteration more, would be another.
+            generator=torch.Generator(),
         )
         self.logit_dataset = dataset
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trainer.batch.collate import TEACHER_KEYS, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.topology import ReshardingError
-from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches
+from trainer.hf.evaluate import LOWER_IS_BETTER, Evaluation, evaluate, evaluation_batches
 from trainer.hf.guards import check_student
 from trainer.hf.heads import Head, batch_loss, find_head
 from trainer.hf.packing_check import check_packed_attention, choose_packed_attention
@@ -54,6 +56,9 @@ class OfflineDistillationConfig(TrainingArguments):
     """Held-out sequences evaluated, always the same; None takes all."""
 
     def __post_init__(self) -> None:
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # transformers takes every metric whose name does not end in "loss" for one to be raised.
+            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()
         self.remove_unused_columns = False  # the batch's keys are the loss's, not the model's
         self.ignore_data_skip = True  # the dataset goes on by itself; skipping would read what it skips
@@ -172,6 +177,14 @@ class OfflineDistillationTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self._means.take()}
         super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which nothing reads
+        mode = _mode_of_new_files(folder)
+        for path in folder.glob("*.safetensors"):  # written for their owner alone, whatever the umask
+            path.chmod(mode)
 
     # ---- Checkpoints: the dataset's place is saved with the weights, and taken up with them ----
 
@@ -299,6 +312,16 @@ def make_compute_loss_func(model: nn.Module, settings: LossSettings) -> Callable
 
     model.register_forward_pre_hook(take, with_kwargs=True)
     return compute_loss
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """As the umask has it. (To ask for the umask is to change it, for all threads.)"""
+    probe = folder / ".mode-of-new-files"
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
 
 
 class _TrueEpoch(TrainerCallback):

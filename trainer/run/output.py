@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.data.dataset import StreamingLogitDataset
@@ -92,34 +93,88 @@ def write_evaluations(board: SummaryWriter, metrics: RunMetrics) -> None:
 
 def finished_run(folder: Path, config: TrainConfig, train_set: StreamingLogitDataset) -> RunMetrics | None:
     """What the same run left when it finished before; None if it did not, or was another."""
-    try:
-        saved_config = json.loads((folder / CONFIG_NAME).read_text())
-        metrics = json.loads((folder / METRICS_NAME).read_text())
-    except FileNotFoundError:
+    saved, metrics = _saved_settings(folder), _saved_metrics(folder)
+    if saved is None or metrics is None:
         return None
-    digests = [store["digest"] for store in metrics["stores"]]
-    if saved_config != resolved(config) or digests != [source.digest for source in train_set.sources]:
-        return None
-    return RunMetrics(**metrics)
+    same = saved == resolved(config) and _digests(metrics) == [source.digest for source in train_set.sources]
+    return RunMetrics(**metrics) if same else None
 
 
-def unfinished_run(folder: Path, config: TrainConfig) -> str | None:
-    """The checkpoint to go on from, if there is one. Raises ConfigError if its run was another."""
+def unfinished_run(folder: Path, config: TrainConfig, train_set: StreamingLogitDataset) -> str | None:
+    """The checkpoint to go on from, if there is one.
+
+    Raises ConfigError if the folder holds checkpoints or a student of another run, or a finished student
+    that going on would not take further.
+    """
     checkpoint = last_checkpoint(folder / CHECKPOINTS_NAME)
-    if checkpoint is None or not (folder / CONFIG_NAME).exists():
+    saved, metrics = _saved_settings(folder), _saved_metrics(folder)
+    has_student = metrics is not None or any(folder.glob("*.safetensors"))
+    if saved is None:
+        if has_student:
+            raise ConfigError(
+                f"output.folder = {str(folder)!r} holds a model, and no {CONFIG_NAME} says that this command "
+                "made it; choose another output.folder, or give --restart, which replaces it"
+            )
         return checkpoint
-    then, now = _flat(json.loads((folder / CONFIG_NAME).read_text())), _flat(resolved(config))
-    differences = [
-        f"{name}: {then.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(then | now)
-        if then.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
-    ]
-    if differences:
+    differences = _differences(saved, resolved(config))
+    others = [text for name, text in differences.items() if not name.startswith(MAY_CHANGE)]
+    if others and (checkpoint is not None or has_student):
         raise ConfigError(
-            f"{folder} holds checkpoints of a run with other settings ({'; '.join(differences)}). Restore "
-            "these, choose another output.folder, or give --restart, which removes the checkpoints"
+            f"{folder} holds {'checkpoints' if checkpoint else 'a student'} of a run with other settings "
+            f"({'; '.join(others)}). Restore these, choose another output.folder, or give --restart, which "
+            "replaces what is there"
+        )
+    if metrics is not None and not (checkpoint is not None and _goes_further(config, saved, metrics)):
+        changed = list(differences.values())
+        if _digests(metrics) != [source.digest for source in train_set.sources]:
+            changed.append("the contents of data.stores")
+        raise ConfigError(
+            f"{folder} holds a finished student of {metrics['num_steps']} steps, made otherwise than now "
+            f"({'; '.join(changed)}). To go on from its checkpoint, raise training.max_steps or "
+            "training.epochs; else restore the settings, choose another output.folder, or give --restart, "
+            "which replaces the student"
+            + ("" if checkpoint is not None else ". It left no checkpoint (training.save_steps)")
         )
     return checkpoint
+
+
+def _goes_further(config: TrainConfig, saved: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    if config.training.max_steps is not None:
+        return config.training.max_steps > metrics["num_steps"]
+    return saved["training"]["max_steps"] is not None or config.training.epochs > saved["training"]["epochs"]
+
+
+def _saved_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings in the folder, with today's defaults for settings that there were none of then."""
+    try:
+        saved = json.loads((folder / CONFIG_NAME).read_text())
+    except FileNotFoundError:
+        return None
+    try:
+        return resolved(TrainConfig.model_validate(saved))
+    except ValidationError:
+        return saved
+
+
+def _saved_metrics(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / METRICS_NAME).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _digests(metrics: Mapping[str, Any]) -> list[str]:
+    return [store["digest"] for store in metrics["stores"]]
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What to say of each setting that differs, by its name."""
+    flat_then, flat_now = _flat(then), _flat(now)
+    return {
+        name: f"{name}: {flat_then.get(name)!r} there, {flat_now.get(name)!r} now"
+        for name in sorted(flat_then | flat_now)
+        if flat_then.get(name) != flat_now.get(name)
+    }
 
 
 def begin_run(folder: Path, config: TrainConfig, *, restart: bool) -> None:

@@ -59,7 +59,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     finished = None if restart else finished_run(folder, config, train_set)
     if finished is not None:
         return finished
-    checkpoint = None if restart else unfinished_run(folder, config)
+    checkpoint = None if restart else unfinished_run(folder, config, train_set)
     width = train_set.sources[0].manifest.labels.vocab_size
     model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
     arguments = _arguments(config, folder, real_size(config, train_set, model), quiet)

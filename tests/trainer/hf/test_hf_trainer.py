@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.sources import HeldOut
 from trainer.data.topology import ReshardingError
+from trainer.hf.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
 from trainer.hf.packing_check import PackingError
 from trainer.hf.trainer import (
     DATASET_STATE_NAME,
@@ -138,6 +140,68 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does(small_store, tmp_path, a
         assert torch.allclose(weights(later.model), weights(whole.model), atol=1e-6), name.name
         assert later.state.epoch == pytest.approx(whole.state.epoch)
     assert last_checkpoint(tmp_path / "broken") == str(checkpoints[-1])
+
+
+def with_adapters(model):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(5)
+    settings = peft.LoraConfig(r=4, lora_dropout=0.3, target_modules="all-linear", task_type="CAUSAL_LM")
+    return peft.get_peft_model(model, settings)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_drops_out_what_the_unbroken_one_does(small_store, tmp_path, lora, num_workers):
+    def make(name, **arguments):
+        student = tiny_student(dropout=0.3)
+        return tiny_trainer(
+            small_store,
+            tmp_path / name,
+            model=with_adapters(student) if lora else student,
+            max_steps=14,
+            dataloader_num_workers=num_workers,
+            **arguments,
+        )
+
+    whole = make("whole", save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=3)
+    whole.train()
+    for step in (4, 12):  # of the first epoch, and the second
+        later = make("later", eval_strategy="steps", eval_steps=3)
+        later.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert torch.equal(weights(later.model), weights(whole.model)), step
+    other = make("other", seed=1)
+    other.train()
+    assert not torch.equal(weights(other.model), weights(whole.model)), "dropout should have mattered"
+
+
+@pytest.mark.parametrize("metric", ["kl", "cross_entropy", "calibration_error", "loss", "eval_kl"])
+def test_the_checkpoint_with_the_least_kl_is_the_best(small_store, tmp_path, metric):
+    trainer = tiny_trainer(
+        small_store,
+        tmp_path,
+        max_steps=8,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+    )
+    trainer.train()
+    name = f"eval_{metric.removeprefix('eval_')}"
+    values = {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
+    best = min(values, key=lambda step: values[step])
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+
+
+def test_every_figure_of_an_evaluation_is_said_to_be_good_high_or_low():
+    neither = {"num_sequences", "num_rows", "teacher_mass"}
+    named = {item.name for item in fields(Evaluation)} | {"loss"}
+    assert {*LOWER_IS_BETTER, *HIGHER_IS_BETTER} | neither == named
+    for names, greater in ((LOWER_IS_BETTER, False), (HIGHER_IS_BETTER, True)):
+        for name in names:
+            config = OfflineDistillationConfig(metric_for_best_model=f"eval_held_out_{name}")
+            assert config.greater_is_better is greater, name
 
 
 def test_resume_with_another_batch_size_goes_on_at_the_same_sequence(small_store, tmp_path):

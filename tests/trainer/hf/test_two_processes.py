@@ -135,3 +135,8 @@ def test_one_process_goes_on_where_two_stopped(seen, small_store, tmp_path):
     alone = tiny_trainer(small_store, tmp_path, model=tiny_student(seed=5), batch_size=4, max_steps=9)
     alone.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-5"))
     assert torch.allclose(torch.tensor(first["weights"]), weights(alone.model), atol=2e-5)
+
+
+def test_two_processes_resumed_drop_out_what_the_unbroken_ones_do(seen):
+    for rank in seen[0]:
+        assert rank["resumed"] == rank["dropped"]

@@ -86,8 +86,17 @@ def trainer_scenarios(store: str, folder: Path) -> dict[str, Any]:
         uneven = "silent"
     except ValueError as error:
         uneven = str(error)
+    dropping = {"model": tiny_student(dropout=0.3), "batch_size": 2, **common}
+    dropped = tiny_trainer(Path(store), folder / "drop", save_strategy="steps", save_steps=5, **dropping)
+    dropped.train()
+    resumed = tiny_trainer(
+        Path(store), folder / "again", **{**dropping, "model": tiny_student(dropout=0.3, seed=3)}
+    )
+    resumed.train(resume_from_checkpoint=str(folder / "drop" / "checkpoint-5"))
     return {
         "uneven": uneven,
+        "dropped": weights(dropped.model).tolist(),
+        "resumed": weights(resumed.model).tolist(),
         "weights": weights(trainer.model).tolist(),
         "accumulated": weights(accumulated.model).tolist(),
         "history": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

@@ -1,6 +1,7 @@
 """The command from configuration to a saved student that transformers loads, and what it refuses."""
 
 import json
+import os
 import re
 
 import pytest
@@ -107,6 +108,52 @@ def test_a_run_goes_on_with_its_own_settings_only(config, tmp_path, capsys):
     assert main(["train", str(config), "--json", "--restart", *given]) == 0
     assert json.loads(capsys.readouterr().out)["num_steps"] == 2
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.slow
+def test_a_finished_student_is_never_replaced_without_restart(config, tmp_path, capsys):
+    """Without training.save_steps it leaves no checkpoint, and it stood unguarded."""
+    text = config.read_text().replace("save_steps = 25\n", "").replace("max_steps = 60", "max_steps = 2")
+    config.write_text(text)
+    student = tmp_path / "run" / "model.safetensors"
+
+    def run(*words):
+        return main(["train", str(config), "--quiet", "--set", "evaluation.before=false", *words])
+
+    assert run() == 0
+    weights = student.read_bytes()
+    for setting, words in (
+        ("loss.temperature=2", "holds a student of a run with other settings (loss.temperature: 1.0 there"),
+        ("training.seed=5", "training.seed: 0 there, 5 now"),
+        ("training.max_steps=1", "holds a finished student of 2 steps"),
+        ("training.max_steps=9", "It left no checkpoint (training.save_steps)"),
+        ("training.batch_size=2", "training.batch_size: 4 there, 2 now"),
+    ):
+        assert run("--set", setting) == 2
+        assert words in (said := capsys.readouterr().err)
+        assert "--restart" in said
+    (tmp_path / "run" / "metrics.json").unlink()  # as in a run that was ended while it was done again
+    assert run("--set", "loss.alpha=0.5") == 2
+    (tmp_path / "run" / "train.json").unlink()
+    assert run() == 2
+    assert "holds a model, and no train.json says that this command made it" in capsys.readouterr().err
+    assert student.read_bytes() == weights
+    assert run("--restart", "--set", "training.seed=5") == 0
+    assert student.read_bytes() != weights
+
+
+@pytest.mark.slow
+def test_what_is_saved_can_be_read_by_others_and_is_no_pickle(config, tmp_path):
+    given = ["--set", "training.max_steps=2", "--set", "training.save_steps=1"]
+    before = os.umask(0o027)
+    try:
+        assert main(["train", str(config), "--quiet", *given]) == 0
+    finally:
+        os.umask(before)
+    weights = sorted((tmp_path / "run").rglob("*.safetensors"))
+    assert [path.parent.name for path in weights] == ["checkpoint-1", "checkpoint-2", "run"]
+    assert {path.stat().st_mode & 0o777 for path in weights} == {0o640}
+    assert not list((tmp_path / "run").rglob("training_args.bin"))
 
 
 @pytest.mark.slow
