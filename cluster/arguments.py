@@ -102,6 +102,13 @@ def _add_submit(add: Add) -> None:
     sub.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="environment, no secrets"
     )
+    sub.add_argument(
+        "--runtime-env",
+        metavar="FILE",
+        help="YAML or JSON with parts of Ray's runtime environment (pip, uv, conda, image_uri), for a "
+        "cluster that lacks a package",
+    )
+    _add_owner(sub)
 
 
 def _add_job_commands(add: Add) -> None:
@@ -113,8 +120,8 @@ def _add_job_commands(add: Add) -> None:
     stop = add("stop", commands.stop, "Let a job finish what it is at, and end it", "stop label-demo-1a2b3c")
     resume = add("resume", commands.resume, "Continue an ended job", "resume label-demo-1a2b3c --follow")
     for sub in (status, logs, stop, resume):
-        default = "the one that has not ended" if sub is stop else "the newest job"
-        sub.add_argument("id", nargs="?", help=f"job id (default: {default})")
+        default = "the one of yours that has not ended" if sub is stop else "the newest of yours"
+        sub.add_argument("id", nargs="?", help=f"job id (default: {default}); others' jobs only by their id")
     _add_staying(resume)
     listing = add("list", commands.list_jobs, "The labeling jobs of a cluster, newest first", "list --json")
     cost = add("cost", commands.cost, "What a job will cost, or has cost", "cost job.toml")
@@ -122,6 +129,9 @@ def _add_job_commands(add: Add) -> None:
     cost.add_argument(
         "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
     )
+    listing.add_argument("--mine", action="store_true", help="only your own")
+    for sub in (status, logs, stop, resume, listing):
+        _add_owner(sub)
     for sub in (status, logs, stop, resume, listing, cost):
         _add_address(sub)
     for sub in (status, listing, cost):
@@ -157,6 +167,10 @@ def _add_address(sub: argparse.ArgumentParser) -> None:
         help="dashboard of the cluster's head, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, else the "
         "local cluster that is up)",
     )
+
+
+def _add_owner(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--owner", help="who you are (default: PENUMBRA_OWNER, else user@host)")
 
 
 def _add_staying(sub: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from cluster.errors import ClusterError, ClusterUnreachableError, JobNotFoundError
 from cluster.jobs import access
 from cluster.jobs.access import bearer_header, find_token
-from cluster.jobs.submission import RESUMES_KEY, STORE_KEY, Submission
+from cluster.jobs.submission import OWNER_KEY, RESUMES_KEY, STORE_KEY, Submission
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -46,6 +46,8 @@ class ClusterJob:
     """The labeler's own exit status, once it has one."""
     resumes: str | None
     """Id of the job that it continues."""
+    owner: str
+    """Who submitted it; "" where nobody said."""
     metadata: dict[str, str]
 
     @property
@@ -263,5 +265,6 @@ def _job(details: JobDetails) -> ClusterJob:
         seconds=max(0.0, end_sec - start_sec) if start_sec else 0.0,
         exit_code=details.driver_exit_code,
         resumes=metadata.get(RESUMES_KEY),
+        owner=metadata.get(OWNER_KEY, ""),
         metadata=metadata,
     )

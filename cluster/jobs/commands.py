@@ -7,13 +7,13 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs import dashboard, local, progress
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
+from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 from cluster.jobs.submission import (
     JOB_KEY,
     STOP_MARGIN_SEC,
@@ -21,6 +21,7 @@ from cluster.jobs.submission import (
     options_of,
     parse_env,
     prepare,
+    read_runtime_env,
 )
 from labeler.config.loading import JobConfig, load_job
 
@@ -35,9 +36,10 @@ def submit(args: argparse.Namespace) -> int:
         python=args.python or (sys.executable if near else "python"),
         ship_code=args.ship_code,
         env_vars=parse_env(args.env),
+        runtime_env=read_runtime_env(args.runtime_env),
     )
     with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
-        submission = prepare(job, options, Path(folder))
+        submission = prepare(job, options, Path(folder), owner=owner_here(args.owner))
         _refuse_busy_store(client, submission.metadata["penumbra.store"])
         submission_id = client.submit(submission)
     return _submitted(client, submission_id, args)
@@ -46,7 +48,7 @@ def submit(args: argparse.Namespace) -> int:
 def resume(args: argparse.Namespace) -> int:
     """Submit an ended job again: the same settings, the same store, only what is missing gets labeled."""
     client = ClusterClient(_address(args))
-    earlier = _chosen(client, args.id)
+    earlier = _chosen(client, args)
     if not earlier.has_ended:
         raise JobRefusedError(
             f"job {earlier.submission_id} is {earlier.state.lower()}; follow it with `logs --follow`, "
@@ -57,7 +59,13 @@ def resume(args: argparse.Namespace) -> int:
         job = _job_of(earlier, Path(folder))
         target = Path(folder) / "send"
         target.mkdir()
-        submission = prepare(job, options_of(earlier.metadata), target, resumes=earlier.submission_id)
+        submission = prepare(
+            job,
+            options_of(earlier.metadata),
+            target,
+            owner=owner_here(args.owner),
+            resumes=earlier.submission_id,
+        )
         submission_id = client.submit(submission)
     return _submitted(client, submission_id, args)
 
@@ -65,7 +73,7 @@ def resume(args: argparse.Namespace) -> int:
 def status(args: argparse.Namespace) -> int:
     """Ray's state and the store's progress of a job, or of the newest one."""
     client = ClusterClient(_address(args))
-    job = _chosen(client, args.id)
+    job = _chosen(client, args)
     answer = progress.store_status(job.store)
     if args.json:
         print(json.dumps(_row(job) | {"progress": answer.value or None, "progress_error": answer.error}))
@@ -82,7 +90,7 @@ def status(args: argparse.Namespace) -> int:
 
 def logs(args: argparse.Namespace) -> int:
     client = ClusterClient(_address(args))
-    job = _chosen(client, args.id)
+    job = _chosen(client, args)
     if not args.follow:
         sys.stdout.write(client.logs(job.submission_id))
         return 0
@@ -92,7 +100,8 @@ def logs(args: argparse.Namespace) -> int:
 def stop(args: argparse.Namespace) -> int:
     """Drain: units at work are finished within `workers.drain_sec`, the rest is left for `resume`."""
     client = ClusterClient(_address(args))
-    job = (None if args.id else only_one_at_work(client.jobs())) or _chosen(client, args.id)
+    at_work = None if args.id else only_one_at_work(client.jobs(), owner_here(args.owner))
+    job = at_work or _chosen(client, args)
     if job.has_ended:
         _say(args, f"{job.submission_id} had ended already: {job.state.lower()}")
         return 0
@@ -107,6 +116,9 @@ def stop(args: argparse.Namespace) -> int:
 
 def list_jobs(args: argparse.Namespace) -> int:
     jobs = ClusterClient(_address(args)).jobs()
+    if args.mine:
+        owner = owner_here(args.owner)
+        jobs = [job for job in jobs if job.owner == owner]
     if args.json:
         print(json.dumps([_row(job) for job in jobs]))
     else:
@@ -210,32 +222,18 @@ def _ended(job: ClusterJob) -> int:
     return EXIT_STATUS_OF_STATE[job.state]
 
 
-def _chosen(client: ClusterClient, submission_id: str | None) -> ClusterJob:
-    if submission_id is not None:
-        return client.job(submission_id)
-    jobs = client.jobs()
-    if not jobs:
-        raise JobRefusedError(f"{client.address} has no labeling job; submit one")
-    return jobs[0]
-
-
-def only_one_at_work(jobs: Sequence[ClusterJob]) -> ClusterJob | None:
-    """The job meant by a `stop` without an id: on a shared cluster the newest may be someone else's.
-
-    Raises:
-        JobRefusedError: several have not ended.
-    """
-    at_work = [job for job in jobs if not job.has_ended]
-    if len(at_work) > 1:
-        names = ", ".join(job.submission_id for job in at_work)
-        raise JobRefusedError(f"{len(at_work)} jobs have not ended; name the one to stop: {names}")
-    return at_work[0] if at_work else None
+def _chosen(client: ClusterClient, args: argparse.Namespace) -> ClusterJob:
+    """The job of the id; without one the newest of one's own, never somebody else's."""
+    if args.id is not None:
+        return client.job(args.id)
+    return newest_of(client.jobs(), owner_here(args.owner), address=client.address)
 
 
 def _row(job: ClusterJob) -> dict[str, Any]:
     return {
         "id": job.submission_id,
         "state": job.state,
+        "owner": job.owner,
         "store": job.store,
         "started": job.started,
         "seconds": round(job.seconds, 1),
@@ -247,7 +245,8 @@ def _row(job: ClusterJob) -> dict[str, Any]:
 
 def _line(job: ClusterJob) -> str:
     return (
-        f"{job.submission_id}  {job.state:<9}  {job.started or '-':<20}  {job.seconds:>7.0f} s  {job.store}"
+        f"{job.submission_id}  {job.state:<9}  {job.started or '-':<20}  {job.seconds:>7.0f} s  "
+        f"{job.owner or '-':<16}  {job.store}"
     )
 
 

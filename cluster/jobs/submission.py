@@ -16,7 +16,7 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -41,6 +41,7 @@ STORE_KEY = "penumbra.store"
 JOB_KEY = "penumbra.job"
 OPTIONS_KEY = "penumbra.options"
 RESUMES_KEY = "penumbra.resumes"
+OWNER_KEY = "penumbra.owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class SubmitOptions:
     """Send this machine's labeler and logitstore along instead of using the cluster's."""
     env_vars: tuple[tuple[str, str], ...] = ()
     """Environment of the job; never secrets."""
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    """Further parts of Ray's runtime environment: pip, uv, conda, image_uri and the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,9 @@ class Submission:
 
 
 def prepare(
-    job: JobConfig, options: SubmitOptions, folder: Path, *, resumes: str | None = None
+    job: JobConfig, options: SubmitOptions, folder: Path, *, owner: str, resumes: str | None = None
 ) -> Submission:
-    """Fill `folder` with what travels and describe the submission.
+    """Fill `folder` with what travels and describe the submission of the person `owner`.
 
     Raises:
         JobRefusedError: a secret, or a path that the cluster cannot reach.
@@ -84,11 +87,12 @@ def prepare(
             "to; remove the setting"
         )
     metadata = {
+        OWNER_KEY: owner,
         STORE_KEY: document["output"]["uri"],
         JOB_KEY: json.dumps(document),
         OPTIONS_KEY: json.dumps(
             {"files": options.files, "python": options.python, "ship_code": options.ship_code}
-            | {"env_vars": dict(options.env_vars)}
+            | {"env_vars": dict(options.env_vars), "runtime_env": dict(options.runtime_env)}
         ),
     }
     if resumes is not None:
@@ -102,8 +106,10 @@ def prepare(
     return Submission(
         submission_id=submission_id(job.output.uri),
         entrypoint=f"{shlex.quote(options.python)} -m labeler run {JOB_FILE}",
-        runtime_env={
+        runtime_env=dict(options.runtime_env)
+        | {
             "working_dir": str(folder),
+            **_interpreter(options),
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_sec), "PYTHONUNBUFFERED": "1"}
             | dict(options.env_vars),
         },
@@ -114,7 +120,50 @@ def prepare(
 def options_of(metadata: Mapping[str, str]) -> SubmitOptions:
     """The options an earlier job was submitted with."""
     raw = json.loads(metadata[OPTIONS_KEY])
-    return SubmitOptions(raw["files"], raw["python"], raw["ship_code"], tuple(raw["env_vars"].items()))
+    env_vars = tuple(raw["env_vars"].items())
+    return SubmitOptions(raw["files"], raw["python"], raw["ship_code"], env_vars, raw.get("runtime_env", {}))
+
+
+OWNED_RUNTIME_ENV = {
+    "working_dir": "the job's own folder travels there; use --files and --ship-code",
+    "env_vars": "use --env NAME=VALUE",
+    "py_executable": "use --python",
+}
+"""Parts of Ray's runtime environment that `submit` sets itself, and what to use instead."""
+
+
+def read_runtime_env(path: str | None) -> dict[str, Any]:
+    """`--runtime-env FILE`, as YAML or JSON. Raises JobRefusedError."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise JobRefusedError(f"--runtime-env {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise JobRefusedError(
+            f"--runtime-env {path} must hold a table of Ray's runtime environment, for example pip: [rich]"
+        )
+    for name, remedy in OWNED_RUNTIME_ENV.items():
+        if name in found:
+            raise JobRefusedError(f"--runtime-env {path}: {name} is set by `submit` itself; {remedy}")
+    if re.search(r"://[^/\s]*:[^/\s]*@", json.dumps(found)):
+        raise JobRefusedError(
+            f"--runtime-env {path} holds an address with a password, and what is submitted is shown to "
+            "everyone who reaches the cluster; set the credentials on the cluster's nodes"
+        )
+    return found
+
+
+def _interpreter(options: SubmitOptions) -> dict[str, str]:
+    """The actors must run on the interpreter of the driver, not on the one that Ray itself was started with.
+
+    An environment that Ray builds (pip, uv, conda, an image) has an interpreter of its own.
+    """
+    builds = {"pip", "uv", "conda", "image_uri", "container"} & set(options.runtime_env)
+    return {} if builds and options.python == "python" else {"py_executable": options.python}
 
 
 def submission_id(store_uri: str) -> str:

@@ -109,6 +109,30 @@ def test_a_submitted_job_is_followed_to_its_end(
     assert_nowhere(SECRET, cluster, job_id, tmp_path / "store", log)
 
 
+def test_nobody_touches_anothers_job_without_naming_it(
+    cluster: local.LocalCluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two people on one cluster: commands without an id mean one's own jobs."""
+    address = ("--address", cluster.address)
+    monkeypatch.setenv("PENUMBRA_OWNER", "carol@lab")
+    job_id = run(capsys, "submit", str(write_job(tmp_path)), *address, "--wait")[1].split("\n")[0]
+
+    monkeypatch.setenv("PENUMBRA_OWNER", "dave@lab")
+    for command in ("stop", "resume", "status", "logs"):
+        status, _, err = run(capsys, command, *address)
+        assert status == 2, command
+        assert "no labeling job of dave@lab" in err
+        assert f"{job_id} (carol@lab)" in err
+    assert json.loads(run(capsys, "list", *address, "--mine", "--json")[1]) == []
+    owners = {job["id"]: job["owner"] for job in json.loads(run(capsys, "list", *address, "--json")[1])}
+    assert owners[job_id] == "carol@lab"
+    assert run(capsys, "status", job_id, *address)[0] == 0
+    assert run(capsys, "status", *address, "--owner", "carol@lab")[0] == 0
+
+
 def assert_the_page_shows(cluster: local.LocalCluster, job_id: str, store: Path) -> None:
     viewer = subprocess.Popen(
         [sys.executable, "-m", "cluster", "dashboard", cluster.address, "--port", "0"],

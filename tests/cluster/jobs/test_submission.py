@@ -21,8 +21,8 @@ from cluster.errors import (
 )
 from cluster.jobs import local
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterJob, is_loopback, normalise_address
-from cluster.jobs.commands import only_one_at_work
 from cluster.jobs.dashboard import is_cluster_address, write_jobs
+from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 from cluster.jobs.progress import cost_in_words
 from cluster.jobs.submission import (
     JOB_FILE,
@@ -33,6 +33,7 @@ from cluster.jobs.submission import (
     options_of,
     parse_env,
     prepare,
+    read_runtime_env,
     submission_id,
 )
 from labeler.config.loading import JobConfig, load_job
@@ -67,7 +68,7 @@ def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) ->
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "two"}\n')
     job = a_job(tmp_path, uri=f"{tmp_path}/*.jsonl")
-    submission = prepare(job, options(), send)
+    submission = prepare(job, options(), send, owner="ada@lab")
     sent = load_job(str(send / JOB_FILE), environ={})
     assert sent.input.uri == "input/*"
     assert sorted(path.read_text() for path in (send / "input").iterdir()) == [
@@ -82,12 +83,12 @@ def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) ->
 
 def test_the_drain_fits_into_rays_patience(tmp_path: Path, send: Path) -> None:
     job = a_job(tmp_path, more="[workers]\ndrain_sec = 300")
-    environment = prepare(job, options(), send).runtime_env["env_vars"]
+    environment = prepare(job, options(), send, owner="ada@lab").runtime_env["env_vars"]
     assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) > 300
 
 
 def test_code_travels_when_asked(tmp_path: Path, send: Path) -> None:
-    prepare(a_job(tmp_path), options(ship_code=True), send)
+    prepare(a_job(tmp_path), options(ship_code=True), send, owner="ada@lab")
     assert (send / "labeler" / "__main__.py").is_file()
     assert (send / "logitstore" / "store.py").is_file()
     assert not list(send.rglob("__pycache__"))
@@ -102,7 +103,7 @@ def test_paths_that_mean_the_same_everywhere_become_absolute(
         ("in.jsonl", "runs/store", f"{tmp_path}/runs/store"),
         ("file://in.jsonl", "~/runs/store", "/home/me/runs/store"),
     ):
-        submission = prepare(a_job(tmp_path, uri=uri, output=output), options("same"), send)
+        submission = prepare(a_job(tmp_path, uri=uri, output=output), options("same"), send, owner="ada@lab")
         sent = load_job(str(send / JOB_FILE), environ={})
         assert sent.input.uri == str(tmp_path / "in.jsonl")
         assert sent.output.uri == submission.metadata[STORE_KEY] == whole
@@ -113,7 +114,7 @@ def test_a_job_sent_from_one_folder_can_be_resumed_from_another(
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "one"}\n')
     monkeypatch.chdir(tmp_path)
-    submission = prepare(a_job(tmp_path, uri="in.jsonl"), options(), send)
+    submission = prepare(a_job(tmp_path, uri="in.jsonl"), options(), send, owner="ada@lab")
     assert json.loads(submission.metadata[JOB_KEY])["input"]["uri"] == str(tmp_path / "in.jsonl")
 
 
@@ -133,7 +134,7 @@ def test_what_the_cluster_cannot_reach_or_must_not_see_is_refused(
     tmp_path: Path, send: Path, changes: dict[str, str], says: str
 ) -> None:
     with pytest.raises(JobRefusedError, match=says):
-        prepare(a_job(tmp_path, **changes), options(), send)
+        prepare(a_job(tmp_path, **changes), options(), send, owner="ada@lab")
     assert list(send.iterdir()) == []
 
 
@@ -141,7 +142,7 @@ def test_too_much_input_is_refused(tmp_path: Path, send: Path) -> None:
     with open(tmp_path / "big.jsonl", "wb") as file:
         file.truncate(65 * 2**20)
     with pytest.raises(JobRefusedError, match="68,157,440 bytes"):
-        prepare(a_job(tmp_path, uri=f"{tmp_path}/big.jsonl"), options(), send)
+        prepare(a_job(tmp_path, uri=f"{tmp_path}/big.jsonl"), options(), send, owner="ada@lab")
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "db_password"])
@@ -185,19 +186,78 @@ def test_a_store_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
         assert not is_cluster_address(store)
 
 
-def cluster_jobs(**states: str) -> list[ClusterJob]:
+def cluster_jobs(owner: str = "ada@lab", **states: str) -> list[ClusterJob]:
     return [
-        ClusterJob(name, state, "as Ray said", "s3://b/store", "", 1.0, None, None, {})
+        ClusterJob(name, state, "as Ray said", "s3://b/store", "", 1.0, None, None, owner, {})
         for name, state in states.items()
     ]
 
 
-def test_without_an_id_only_a_lone_job_is_stopped() -> None:
+def test_without_an_id_only_a_lone_job_of_ones_own_is_stopped() -> None:
     alone = cluster_jobs(newest="SUCCEEDED", older="RUNNING", oldest="STOPPED")
-    assert only_one_at_work(alone) == alone[1]
-    assert only_one_at_work(cluster_jobs(newest="SUCCEEDED")) is None
-    with pytest.raises(JobRefusedError, match="name the one to stop: mine, theirs"):
-        only_one_at_work(cluster_jobs(mine="PENDING", theirs="RUNNING"))
+    others = cluster_jobs("bob@lab", theirs="RUNNING")
+    assert only_one_at_work([*others, *alone], "ada@lab") == alone[1]
+    assert only_one_at_work([*others, *cluster_jobs(newest="SUCCEEDED")], "ada@lab") is None
+    with pytest.raises(JobRefusedError, match="name the one to stop: first, second"):
+        only_one_at_work(cluster_jobs(first="PENDING", second="RUNNING"), "ada@lab")
+
+
+def test_without_an_id_the_newest_job_of_ones_own_is_meant_and_never_anothers() -> None:
+    mine, theirs = cluster_jobs(a="STOPPED", b="SUCCEEDED"), cluster_jobs("bob@lab", c="RUNNING")
+    unknown = cluster_jobs("", d="RUNNING")
+    assert newest_of([*theirs, *mine], "ada@lab", address="http://h:8265") == mine[0]
+    with pytest.raises(JobRefusedError, match=r"no labeling job of ada@lab; .* c \(bob@lab\), d \(unknown\)"):
+        newest_of([*theirs, *unknown], "ada@lab", address="http://h:8265")
+    with pytest.raises(JobRefusedError, match="submit one"):
+        newest_of([], "ada@lab", address="http://h:8265")
+
+
+def test_the_owner_is_given_or_found_and_is_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert owner_here("ada", {"PENUMBRA_OWNER": "bob"}) == "ada"
+    assert owner_here(None, {"PENUMBRA_OWNER": "bob"}) == "bob"
+    assert re.fullmatch(r"\S+@\S+", owner_here(None, {}))
+    for wrong in ("a b", "a\nb", "\x1b[2J"):
+        with pytest.raises(JobRefusedError, match="one word"):
+            owner_here(wrong, {})
+
+
+def test_driver_and_actors_run_on_the_interpreter_that_was_named(tmp_path: Path, send: Path) -> None:
+    """Ray starts its workers with its own interpreter unless the job says another."""
+    submission = prepare(a_job(tmp_path), options(python="/env/bin/python"), send, owner="ada@lab")
+    assert submission.runtime_env["py_executable"] == "/env/bin/python"
+    assert submission.entrypoint.startswith("/env/bin/python ")
+    assert submission.metadata["penumbra.owner"] == "ada@lab"
+    assert options_of(submission.metadata).python == "/env/bin/python"
+
+
+def test_a_runtime_environment_of_ones_own_is_sent_and_resumed_with(tmp_path: Path, send: Path) -> None:
+    file = tmp_path / "env.yaml"
+    file.write_text("pip: [zstandard]\n")
+    chosen = options(runtime_env=read_runtime_env(str(file)))
+    submission = prepare(a_job(tmp_path), chosen, send, owner="ada@lab")
+    assert submission.runtime_env["pip"] == ["zstandard"]
+    assert "py_executable" not in submission.runtime_env, "Ray builds an environment with its own interpreter"
+    assert options_of(submission.metadata) == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("working_dir: /x", "--files"),
+        ("env_vars: {A: b}", "--env NAME=VALUE"),
+        ("py_executable: /x", "--python"),
+        ("- a", "must hold a table"),
+        ("a: [", "env.yaml"),
+        ("pip: ['--extra-index-url=https://me:pw@host/simple']", "password"),
+    ],
+)
+def test_a_runtime_environment_that_cannot_be_sent_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "env.yaml"
+    file.write_text(text)
+    with pytest.raises(JobRefusedError, match=says):
+        read_runtime_env(str(file))
+    with pytest.raises(JobRefusedError, match="nowhere"):
+        read_runtime_env(str(tmp_path / "nowhere"))
 
 
 def test_a_job_whose_cluster_is_gone_is_not_called_running(tmp_path: Path) -> None:
