@@ -6,9 +6,9 @@ Frozen and checked at once. What a field means stands below it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from labeler.config.loading import (
     ConfigError,
@@ -101,6 +101,25 @@ class KubernetesConfig(_Section):
     """Node label values by accelerator, for example {A100-80GB = "NVIDIA-A100-SXM4-80GB"}."""
     spot_label: str = ""
     """Node label that marks spot nodes, as "name=value"; "" asks for none."""
+    auth: Literal["token", "off"] = "token"
+    """"token" lets in only who has the token that KubeRay (1.5.1 or later) keeps in a Secret; "off" lets in
+    everybody who reaches the head, who may then run anything on the cluster."""
+    autoscale: bool = True
+    """Grow and shrink with what jobs ask for; false starts `count` machines of every group at once, as Kueue
+    and other queues that admit a whole job want it."""
+    pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets by which the image may be pulled."""
+    priority_class: str = ""
+    """Priority class of all pods."""
+    queue: str = ""
+    """Queue of Kueue (the label kueue.x-k8s.io/queue-name) that admits the cluster or job."""
+    pod: dict[str, Any] = Field(default_factory=dict)
+    """Merged into the pod template of every worker, for example {spec = {runtimeClassName = "nvidia"}}; lists
+    of named items are merged by name, others appended."""
+    head_pod: dict[str, Any] = Field(default_factory=dict)
+    """Merged into the head's pod template."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Merged into the metadata of everything rendered: labels, annotations."""
 
 
 class SlurmConfig(_Section):
@@ -112,6 +131,26 @@ class SlurmConfig(_Section):
     """Time limit; a job cut off resumes by submitting the script again."""
     setup: str = ""
     """Shell lines before anything starts, for example loading modules."""
+    gpu_types: dict[str, str] = Field(default_factory=dict)
+    """The site's names of GPUs by accelerator, for example {H100 = "h100"}, so that a mixed partition gives
+    no other."""
+    directives: tuple[str, ...] = ()
+    """Further lines for sbatch, each starting with "--", for example "--qos=high"; one that the script has
+    too replaces it."""
+    interface: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    """Network interface whose IPv4 address the nodes use for each other; "" takes the first routable one."""
+    scratch: str = Field(default="/tmp", pattern=r"^/[A-Za-z0-9._/-]{0,40}$")
+    """Folder on each node for Ray's sockets and logs; short, as a socket's name has at most 107 bytes."""
+    container: Literal["", "apptainer"] = ""
+    """"apptainer" runs Ray and the job inside `image`; "" runs what is installed on the nodes."""
+
+    @field_validator("directives")
+    @classmethod
+    def _directives_are_lines(cls, directives: tuple[str, ...]) -> tuple[str, ...]:
+        for line in directives:
+            if not line.startswith("--") or not line.isprintable():
+                raise ValueError(f"{line!r} must be one line that starts with '--', for example '--qos=high'")
+        return directives
 
 
 class AwsConfig(_Section):
@@ -122,6 +161,9 @@ class AwsConfig(_Section):
         "base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
     )
     """Image of the machines, with NVIDIA's driver and Docker; AWS looks this name up when it starts one."""
+    node: dict[str, Any] = Field(default_factory=dict)
+    """Merged into every machine's description as EC2's RunInstances takes it: SubnetIds, SecurityGroupIds,
+    KeyName, Placement, TagSpecifications."""
 
 
 class GcpConfig(_Section):
@@ -135,6 +177,20 @@ class GcpConfig(_Section):
         "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
     )
     """Image of the machines, with NVIDIA's driver and Docker."""
+    disk_type: str = "pd-balanced"
+    """Kind of the boot disks; newer machines want "hyperdisk-balanced". GPU machines refuse "pd-standard"."""
+    node: dict[str, Any] = Field(default_factory=dict)
+    """Merged into every machine's description as Compute Engine's instances.insert takes it:
+    networkInterfaces, labels, reservationAffinity."""
+
+
+class DockerConfig(_Section):
+    """Containers of `ray up`: Ray passes nothing of a machine's environment on to them."""
+
+    env_file: str = ""
+    """File on every machine with NAME=VALUE lines for the container: HF_TOKEN, AWS_ACCESS_KEY_ID, ..."""
+    run_options: tuple[str, ...] = ()
+    """Further options of `docker run`, for example "-v /mnt/models:/root/.cache/huggingface"."""
 
 
 class ClusterConfig(_Section):
@@ -163,6 +219,7 @@ class ClusterConfig(_Section):
     slurm: SlurmConfig = SlurmConfig()
     aws: AwsConfig = AwsConfig()
     gcp: GcpConfig = GcpConfig()
+    docker: DockerConfig = DockerConfig()
 
     @model_validator(mode="after")
     def _distinct(self) -> ClusterConfig:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 from typing import Any
 
 from cluster.describe.config import ClusterConfig, GroupConfig, HeadConfig
+from cluster.describe.merging import merged
 from cluster.jobs.submission import STOP_MARGIN_SEC, is_local_path, refuse_secrets
 from labeler.config.loading import ConfigError, JobConfig, resolved
 
@@ -23,13 +26,17 @@ def ray_cluster(cluster: ClusterConfig) -> dict[str, Any]:
     return {
         "apiVersion": API_VERSION,
         "kind": "RayCluster",
-        "metadata": _metadata(cluster),
-        "spec": _cluster_spec(cluster, GRACE_SEC, job_volume=False),
+        "metadata": _metadata(cluster, cluster.name, queued=True),
+        "spec": _cluster_spec(cluster, GRACE_SEC, job_name=None),
     }
 
 
-def ray_job(cluster: ClusterConfig, job: JobConfig) -> list[dict[str, Any]]:
-    """The job's settings as a ConfigMap, and the RayJob that reads them. Deleting it drains the job."""
+def ray_job(cluster: ClusterConfig, job: JobConfig, submission: str) -> list[dict[str, Any]]:
+    """The job's settings as a ConfigMap, and the RayJob that reads them. Deleting it drains the job.
+
+    `submission` is different for every rendering: two people's jobs, or two jobs of one person, must not
+    replace each other's settings, and a job applied once more under another name goes on with the store.
+    """
     document = resolved(job)
     refuse_secrets(document)
     stop_sec = int(job.workers.drain_sec) + STOP_MARGIN_SEC
@@ -37,27 +44,47 @@ def ray_job(cluster: ClusterConfig, job: JobConfig) -> list[dict[str, Any]]:
         raise ConfigError(f"output.uri {job.output.uri!r} is a path, which is lost with its pod; use s3://")
     if is_local_path(job.input.uri):
         raise ConfigError(f"input.uri {job.input.uri!r} is a path, which no pod has; use s3://")
+    model = job.teacher.model
+    if model.startswith(("/", "./", "../", "~")) or os.path.isdir(model):
+        raise ConfigError(
+            f"teacher.model {model!r} is a path, which no pod has; name a Hugging Face id, or mount it by "
+            "kubernetes.pod and kubernetes.head_pod, render a kuberay-cluster and submit to that"
+        )
+    name = job_name(cluster, job, submission)
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(cluster, "-job"),
+        "metadata": _metadata(cluster, name),
         "data": {"job.json": json.dumps(document, indent=2)},
     }
     ray = {
         "apiVersion": API_VERSION,
         "kind": "RayJob",
-        "metadata": _metadata(cluster),
+        "metadata": _metadata(cluster, name, queued=True),
         "spec": {
-            "entrypoint": f"{shlex.quote(cluster.python)} -m labeler run {JOB_FOLDER}/job.json",
+            "entrypoint": f"{shlex.quote(cluster.python)} -P -m labeler run {JOB_FOLDER}/job.json",
             "submissionMode": "K8sJobMode",
-            "runtimeEnvYAML": f'env_vars:\n  RAY_JOB_STOP_WAIT_TIME_S: "{stop_sec}"\n',
+            "runtimeEnvYAML": json.dumps(
+                {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_sec)}, "py_executable": cluster.python}
+            ),
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 60 * cluster.idle_minutes,
             "backoffLimit": 3,  # each attempt resumes on the same store
-            "rayClusterSpec": _cluster_spec(cluster, max(GRACE_SEC, stop_sec + 30), job_volume=True),
+            "rayClusterSpec": _cluster_spec(cluster, max(GRACE_SEC, stop_sec + 30), job_name=name),
         },
     }
     return [config_map, ray]
+
+
+MAX_JOB_NAME = 47
+"""KubeRay appends to a RayJob's name, and the whole must fit into 63 characters."""
+
+
+def job_name(cluster: ClusterConfig, job: JobConfig, submission: str) -> str:
+    """CLUSTER-STORE-SUBMISSION, where a person recognises the first two and the last makes it unique."""
+    store = re.sub(r"[^a-z0-9]+", "-", job.output.uri.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
+    room = MAX_JOB_NAME - len(submission) - 1
+    return f"{f'{cluster.name[:20]}-{store}'[:room].strip('-')}-{submission}"
 
 
 def pod_cores(cores: int) -> int:
@@ -65,7 +92,7 @@ def pod_cores(cores: int) -> int:
     return max(1, int(cores * CORES_SHARE))
 
 
-def _cluster_spec(cluster: ClusterConfig, grace_sec: int, *, job_volume: bool) -> dict[str, Any]:
+def _cluster_spec(cluster: ClusterConfig, grace_sec: int, *, job_name: str | None) -> dict[str, Any]:
     if not cluster.image:
         raise ConfigError("image is missing; Kubernetes needs one (render --kind dockerfile makes it)")
     _require_labels(cluster)
@@ -74,13 +101,21 @@ def _cluster_spec(cluster: ClusterConfig, grace_sec: int, *, job_volume: bool) -
         {"containerPort": port, "name": name}
         for port, name in ((6379, "gcs-server"), (8265, "dashboard"), (8080, "metrics"))
     ]
+    closed = {"authOptions": {"mode": "token"}} if cluster.kubernetes.auth == "token" else {}
+    scaling: dict[str, Any] = {"enableInTreeAutoscaling": cluster.kubernetes.autoscale}
+    if cluster.kubernetes.autoscale:
+        scaling["autoscalerOptions"] = {
+            "version": "v2",
+            "idleTimeoutSeconds": 60 * cluster.idle_minutes,
+            "upscalingMode": "Default",
+        }
     return {
         "rayVersion": cluster.ray_version,
-        "enableInTreeAutoscaling": True,
-        "autoscalerOptions": {"idleTimeoutSeconds": 60 * cluster.idle_minutes, "upscalingMode": "Default"},
+        **closed,
+        **scaling,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", "metrics-export-port": "8080"},
-            "template": _pod(cluster, head, {}, grace_sec, job_volume),
+            "template": merged(_pod(cluster, head, {}, grace_sec, job_name), cluster.kubernetes.head_pod),
         },
         "workerGroupSpecs": [_worker_group(cluster, group, grace_sec) for group in cluster.groups],
     }
@@ -125,14 +160,16 @@ def _worker_group(cluster: ClusterConfig, group: GroupConfig, grace_sec: int) ->
         pod["tolerations"] = [*pod.get("tolerations", []), spot]
     if selector:
         pod["nodeSelector"] = selector
+    least = group.min_count if cluster.kubernetes.autoscale else group.count
+    template = _pod(cluster, _container(cluster, "ray-worker", resources, grace_sec), pod, grace_sec)
     named = json.dumps(json.dumps({f"group-{group.name}": 1}))  # KubeRay wants JSON inside quotes
     return {
         "groupName": group.name,
-        "replicas": group.min_count,
-        "minReplicas": group.min_count,
+        "replicas": least,
+        "minReplicas": least,
         "maxReplicas": group.count,
         "rayStartParams": {"resources": named, "metrics-export-port": "8080"},
-        "template": _pod(cluster, _container(cluster, "ray-worker", resources, grace_sec), pod, grace_sec),
+        "template": merged(template, cluster.kubernetes.pod),
     }
 
 
@@ -162,11 +199,11 @@ def _pod(
     container: dict[str, Any],
     more: dict[str, Any],
     grace_sec: int,
-    job_volume: bool = False,
+    job_name: str | None = None,
 ) -> dict[str, Any]:
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    if job_volume:
-        volumes.append({"name": "job", "configMap": {"name": f"{cluster.name}-job"}})
+    if job_name is not None:
+        volumes.append({"name": "job", "configMap": {"name": job_name}})
         container["volumeMounts"].append({"name": "job", "mountPath": JOB_FOLDER, "readOnly": True})
     spec = {
         "containers": [container],
@@ -174,10 +211,26 @@ def _pod(
         "terminationGracePeriodSeconds": grace_sec,
         **more,
     }
-    if cluster.kubernetes.service_account:
-        spec["serviceAccountName"] = cluster.kubernetes.service_account
-    return {"metadata": {"labels": {"app.kubernetes.io/name": "penumbra"}}, "spec": spec}
+    kubernetes = cluster.kubernetes
+    if kubernetes.service_account:
+        spec["serviceAccountName"] = kubernetes.service_account
+    if kubernetes.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in kubernetes.pull_secrets]
+    if kubernetes.priority_class:
+        spec["priorityClassName"] = kubernetes.priority_class
+    metadata = {
+        "labels": {"app.kubernetes.io/name": "penumbra"},
+        # Consolidation would take the head, and with it the job, or a worker in the middle of a unit.
+        "annotations": {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        },
+    }
+    return {"metadata": metadata, "spec": spec}
 
 
-def _metadata(cluster: ClusterConfig, suffix: str = "") -> dict[str, Any]:
-    return {"name": cluster.name + suffix, "namespace": cluster.kubernetes.namespace}
+def _metadata(cluster: ClusterConfig, name: str, *, queued: bool = False) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name, "namespace": cluster.kubernetes.namespace}
+    if queued and cluster.kubernetes.queue:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": cluster.kubernetes.queue}
+    return merged(metadata, cluster.kubernetes.metadata)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from cluster.describe.config import ClusterConfig, GroupConfig
 from cluster.describe.machines import machine_for
+from cluster.describe.merging import merged
 from labeler.config.loading import ConfigError
 
+TOKEN_FILE = "~/.ray/auth_token"
+"""Where Ray looks for its token; the same here and on the machines, to which `ray up` copies it."""
 HEAD_START = (
-    "ulimit -n 65536; ray start --head --port=6379 --dashboard-host=127.0.0.1 --metrics-export-port=8080 "
-    "--autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+    "ulimit -n 65536; RAY_AUTH_MODE=token ray start --head --port=6379 --dashboard-host=127.0.0.1 "
+    "--metrics-export-port=8080 --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
 )
 WORKER_START = (
-    "ulimit -n 65536; ray start --address=$RAY_HEAD_IP:6379 --metrics-export-port=8080 --disable-usage-stats"
+    "ulimit -n 65536; RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379 "
+    "--metrics-export-port=8080 --disable-usage-stats"
 )
 DOCKER_ACCESS = ["sudo usermod -aG docker $USER || true", "sleep 15"]
 """So that the ssh user may run docker; the pause outlives the connection that has not got the right yet."""
@@ -22,7 +27,8 @@ DOCKER_ACCESS = ["sudo usermod -aG docker $USER || true", "sleep 15"]
 def aws(cluster: ClusterConfig) -> dict[str, Any]:
     def node(name: str) -> dict[str, Any]:
         disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": cluster.disk_gb, "VolumeType": "gp3"}}
-        return {"InstanceType": name, "ImageId": cluster.aws.machine_image, "BlockDeviceMappings": [disk]}
+        rendered = {"InstanceType": name, "ImageId": cluster.aws.machine_image, "BlockDeviceMappings": [disk]}
+        return merged(rendered, cluster.aws.node)
 
     types: dict[str, Any] = {"head": _head(node(machine_for(cluster.head, "aws").name))}
     for group in cluster.groups:
@@ -50,9 +56,10 @@ def gcp(cluster: ClusterConfig) -> dict[str, Any]:
             "initializeParams": {
                 "diskSizeGb": cluster.disk_gb,
                 "sourceImage": cluster.gcp.machine_image,
+                "diskType": f"zones/{cluster.gcp.zone}/diskTypes/{cluster.gcp.disk_type}",
             },
         }
-        config: dict[str, Any] = {"machineType": machine.name, "disks": [disk]}
+        config: dict[str, Any] = merged({"machineType": machine.name, "disks": [disk]}, cluster.gcp.node)
         if group is None:
             return config
         if machine.gpu_type:
@@ -60,10 +67,13 @@ def gcp(cluster: ClusterConfig) -> dict[str, Any]:
             config["guestAccelerators"] = [
                 {"acceleratorType": f"{place}/{machine.gpu_type}", "acceleratorCount": group.gpus}
             ]
-        scheduling: dict[str, Any] = {"preemptible": group.spot}
+        scheduling: dict[str, Any] = {}
+        if group.spot:  # "preemptible" is the older form, which ends after a day
+            scheduling |= {"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE"}
         if group.gpus:
             scheduling["onHostMaintenance"] = "TERMINATE"
-        config["scheduling"] = [scheduling]
+        if scheduling:
+            config["scheduling"] = [scheduling]
         if cluster.gcp.worker_account:  # Ray gives the head an account of its own, and the workers none
             scopes = ["https://www.googleapis.com/auth/cloud-platform"]
             config["serviceAccounts"] = [{"email": cluster.gcp.worker_account, "scopes": scopes}]
@@ -110,6 +120,7 @@ def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
         "auth": {"ssh_user": place.ssh_user, "ssh_private_key": place.ssh_private_key},
         "min_workers": len(place.worker_ips),
         "max_workers": len(place.worker_ips),
+        "file_mounts": {TOKEN_FILE: TOKEN_FILE},
         "head_start_ray_commands": ["ray stop", f"{HEAD_START} --num-cpus=0 --num-gpus=0"],
         "worker_start_ray_commands": ["ray stop", start],
     }
@@ -148,6 +159,7 @@ def _whole(
         "setup_commands": [],
         "head_setup_commands": [],
         "worker_setup_commands": [],
+        "file_mounts": {TOKEN_FILE: TOKEN_FILE},
         "head_start_ray_commands": ["ray stop", HEAD_START],
         "worker_start_ray_commands": ["ray stop", WORKER_START],
     }
@@ -159,5 +171,8 @@ def _docker(cluster: ClusterConfig) -> dict[str, Any]:
     if not cluster.image:
         return {}
     options = ["--ulimit nofile=65536:65536"]
+    if cluster.docker.env_file:
+        options.append(f"--env-file {shlex.quote(cluster.docker.env_file)}")
+    options += cluster.docker.run_options
     docker = {"image": cluster.image, "container_name": "penumbra", "run_options": options}
     return {"docker": docker | {"pull_before_run": True}}

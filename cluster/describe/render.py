@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 from collections.abc import Callable
 from importlib.resources import files
@@ -31,13 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--job", metavar="JOB.toml", help="check that this job fits; part of kuberay-job and slurm"
     )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write here instead of printing")
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit status; the text goes to standard output or --out."""
     cluster = load_cluster(args.cluster)
-    job = load_job(args.job, environ={}) if args.job else None
+    if args.set and not args.job:
+        raise ConfigError("--set changes a setting of the job, but no job is named; give --job JOB.toml")
+    job = load_job(args.job, args.set, environ={}) if args.job else None
     text = render(cluster, args.kind, job, job_file=args.job or DEFAULT_JOB_FILE)
     if args.out is None:
         sys.stdout.write(text)
@@ -60,7 +66,7 @@ def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_fil
         "ray-gcp": lambda: _checked_ray_yaml(ray_yaml.gcp(cluster)),
         "ray-on-premise": lambda: _checked_ray_yaml(ray_yaml.on_premise(cluster)),
         "kuberay-cluster": lambda: _checked_kuberay([kuberay.ray_cluster(cluster)]),
-        "kuberay-job": lambda: _checked_kuberay(kuberay.ray_job(cluster, _needed(job))),
+        "kuberay-job": lambda: _checked_kuberay(kuberay.ray_job(cluster, _needed(job), secrets.token_hex(3))),
         "slurm": lambda: slurm.script(cluster, job_file, (job.workers if job else WorkersConfig()).drain_sec),
         "dockerfile": lambda: dockerfile.dockerfile(cluster),
         "grafana": lambda: json.dumps(grafana.dashboard(cluster), indent=2) + "\n",
@@ -76,13 +82,18 @@ def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_fil
 
 
 RAY_UP = (
+    "here: a token in ~/.ray/auth_token (ray get-auth-token --generate), which is copied to the machines",
+    "containers see no variable of the machine: HF_TOKEN, S3 keys and the like go into `docker.env_file`",
     "ray up FILE; in another terminal: ray dashboard FILE, a tunnel to the head's port 8265",
     "python -m cluster submit job.toml --address http://127.0.0.1:8265; at the end: ray down FILE",
 )
 KUBERAY = (
     "the KubeRay operator 1.3 or later, NVIDIA's device plugin and, for its label, GPU feature discovery",
     "access to the store: `kubernetes.service_account` with a role, or keys in `kubernetes.secret`",
-    "a NetworkPolicy where others share Kubernetes: who reaches the head's service may run anything on it",
+    'KubeRay 1.5.1 or later for `kubernetes.auth = "token"`: kubectl -n {namespace} get secret {name} -o '
+    "jsonpath='{{.data.auth_token}}' | base64 -d gives what RAY_AUTH_TOKEN must be for `submit`",
+    "with min_count = 0 a node label that only running nodes have (gpu.product) starts no node: set "
+    "`kubernetes.gpu_label` to one that your autoscaler knows, such as karpenter.k8s.aws/instance-gpu-name",
 )
 NEEDS: dict[str, tuple[str, ...]] = {
     "ray-aws": (
@@ -102,7 +113,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     ),
     "ray-on-premise": (
         "ssh from here to every machine; `ray` on the path of an ssh login there, or Docker and `image`",
-        "a network of your own: whoever reaches the head's port 6379 may run anything on the machines",
+        "a network of your own: the token keeps others out of Ray, but nothing is encrypted",
         "a store that every machine reaches: S3, or a shared file system at the same path",
         *RAY_UP,
     ),
@@ -113,7 +124,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     ),
     "kuberay-job": (
         *KUBERAY,
-        "kubectl apply -f FILE; kubectl delete -f FILE stops it; applying it again goes on with the store",
+        "kubectl apply -f FILE; kubectl delete -f FILE stops it; to go on with the store, render it again",
     ),
     "slurm": (
         "Slurm 20.11 or later; the project installed at the same path on every node",

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from cluster.__main__ import main
 from cluster.describe import grafana, kuberay, ray_yaml
@@ -105,7 +106,13 @@ def test_spot_machines_are_asked_for_as_each_cloud_says_it() -> None:
     assert aws["available_node_types"]["l4"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in aws["available_node_types"]["h100"]["node_config"]
     scheduling = gcp["available_node_types"]["l4"]["node_config"]["scheduling"]
-    assert scheduling == [{"preemptible": True, "onHostMaintenance": "TERMINATE"}]
+    assert scheduling == [
+        {
+            "provisioningModel": "SPOT",
+            "instanceTerminationAction": "DELETE",
+            "onHostMaintenance": "TERMINATE",
+        }
+    ]
 
 
 @pytest.mark.parametrize("make", [ray_yaml.aws, ray_yaml.gcp])
@@ -212,17 +219,105 @@ def test_our_schema_refuses_what_kuberay_would(break_it: Any, says: str) -> None
 def test_a_job_in_kubernetes_needs_a_store_outside_its_pods() -> None:
     job = a_job().model_copy(update={"output": a_job().output.model_copy(update={"uri": "runs/store"})})
     with pytest.raises(ConfigError, match="lost with its pod"):
-        kuberay.ray_job(two_kinds(), job)
+        kuberay.ray_job(two_kinds(), job, "0a1b2c")
+
+
+def test_two_jobs_in_kubernetes_have_names_of_their_own() -> None:
+    """The second `kubectl apply` would else replace the settings that the first one's head has mounted."""
+    other = a_job().model_copy(
+        update={"output": a_job().output.model_copy(update={"uri": "s3://b/Other_Run/"})}
+    )
+    kind: Kind = "kuberay-job"
+    names = set()
+    for job in (a_job(), a_job(), other):
+        texts = render(two_kinds(), kind, job, job_file="job.toml")
+        config, ray = yaml.safe_load_all(texts)
+        assert config["metadata"]["name"] == ray["metadata"]["name"]
+        volumes = ray["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+        assert {"name": "job", "configMap": {"name": ray["metadata"]["name"]}} in volumes
+        assert len(ray["metadata"]["name"]) <= 47
+        names.add(ray["metadata"]["name"])
+    assert len(names) == 3
+    assert any(name.startswith("distill-other-run-") for name in names)
+
+
+def test_a_teacher_in_a_folder_is_refused_where_no_pod_has_it() -> None:
+    job = a_job().model_copy(
+        update={"teacher": a_job().teacher.model_copy(update={"model": "./models/llama"})}
+    )
+    with pytest.raises(ConfigError, match=r"teacher\.model './models/llama' is a path"):
+        kuberay.ray_job(two_kinds(), job, "0a1b2c")
+
+
+def test_what_is_added_to_a_description_reaches_it_and_is_validated() -> None:
+    more = {
+        "pod": {"spec": {"runtimeClassName": "nvidia", "containers": [
+            {"name": "ray-worker", "env": [{"name": "NCCL_SOCKET_IFNAME", "value": "eth0"}]}]}},
+        "head_pod": {"spec": {"nodeSelector": {"pool": "system"}}},
+        "metadata": {"labels": {"team": "nlp"}},
+        "queue": "gpu-queue",
+        "pull_secrets": ["registry"],
+        "priority_class": "batch",
+        "autoscale": False,
+    }  # fmt: skip
+    config = two_kinds(kubernetes=TWO_KINDS["kubernetes"] | more)
+    (ray,) = yaml.safe_load_all(render(config, "kuberay-cluster", None, job_file="job.toml"))
+    assert ray["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "gpu-queue", "team": "nlp"}
+    assert ray["spec"]["authOptions"] == {"mode": "token"}
+    assert ray["spec"]["enableInTreeAutoscaling"] is False
+    head = ray["spec"]["headGroupSpec"]["template"]["spec"]
+    assert head["nodeSelector"] == {"pool": "system"}
+    for group, count in zip(ray["spec"]["workerGroupSpecs"], (4, 2), strict=True):
+        assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == count
+        pod = group["template"]["spec"]
+        assert pod["runtimeClassName"] == "nvidia"
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["priorityClassName"] == "batch"
+        (container,) = pod["containers"]
+        assert container["image"] == config.image
+        assert [one["name"] for one in container["env"]][-1] == "NCCL_SOCKET_IFNAME"
+        assert "RAY_USAGE_STATS_ENABLED" in [one["name"] for one in container["env"]]
+    wrong = two_kinds(kubernetes=TWO_KINDS["kubernetes"] | {"metadata": {"labels": {"team": 7}}})
+    with pytest.raises(ConfigError, match="not a RayCluster"):
+        render(wrong, "kuberay-cluster", None, job_file="job.toml")
+
+
+def test_clouds_take_what_is_added_and_containers_get_their_variables() -> None:
+    aws = ray_yaml.aws(
+        two_kinds(
+            aws={"worker_profile": "w", "node": {"SubnetIds": ["subnet-1"]}},
+            docker={"env_file": "/etc/penumbra.env", "run_options": ["-v /models:/models"]},
+        )
+    )
+    for kind in aws["available_node_types"].values():
+        assert kind["node_config"]["SubnetIds"] == ["subnet-1"]
+        assert kind["node_config"]["BlockDeviceMappings"], "what was rendered stays"
+    assert aws["docker"]["run_options"][1:] == ["--env-file /etc/penumbra.env", "-v /models:/models"]
+    gcp = ray_yaml.gcp(two_kinds(gcp=TWO_KINDS["gcp"] | {"node": {"labels": {"team": "nlp"}}}))
+    for kind in gcp["available_node_types"].values():
+        (disk,) = kind["node_config"]["disks"]
+        assert disk["initializeParams"]["diskType"].endswith("/diskTypes/pd-balanced")
+        assert kind["node_config"]["labels"] == {"team": "nlp"}
+    _checked_ray_yaml(aws)
+    _checked_ray_yaml(gcp)
+
+
+@pytest.mark.parametrize("kind", ["ray-aws", "ray-gcp", "ray-on-premise"])
+def test_a_launched_cluster_asks_for_a_token(kind: Kind) -> None:
+    config = yaml.safe_load(render(one_kind(), kind, None, job_file="job.toml"))
+    for start in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
+        assert "RAY_AUTH_MODE=token ray start" in start
+    assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
 
 
 def test_a_job_in_kubernetes_carries_no_secret() -> None:
     output = a_job().output.model_copy(update={"storage_options": {"secret": "abc"}})
     with pytest.raises(JobRefusedError, match=r"output\.storage_options\.secret"):
-        kuberay.ray_job(two_kinds(), a_job().model_copy(update={"output": output}))
+        kuberay.ray_job(two_kinds(), a_job().model_copy(update={"output": output}), "0a1b2c")
 
 
 def test_pods_fit_their_nodes_and_have_time_to_drain() -> None:
-    _, ray = kuberay.ray_job(two_kinds(), a_job(drain_sec=300))
+    _, ray = kuberay.ray_job(two_kinds(), a_job(drain_sec=300), "0a1b2c")
     for template in pod_templates(ray):
         spec = template["spec"]
         variables = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
@@ -267,6 +362,7 @@ def test_the_slurm_script_is_bash_and_drains_before_the_time_is_up(tmp_path: Pat
         "--time=01:30:00",
         "--partition=gpu",
         "--account=lab",
+        "--open-mode=append",
     ):
         assert f"#SBATCH {directive}\n" in head
     assert "'runs/my job.toml'" in text
@@ -277,7 +373,7 @@ def fake_slurm(folder: Path, job_status: str, slurm_state: str) -> dict[str, str
     tools = {
         "scontrol": 'case "$*" in "show hostnames"*) printf "n1\\nn2\\n";; '
         f'"show job"*) echo "   JobState={slurm_state} Reason=None";; *) echo "scontrol $*" >> "$NOTES";; esac',
-        "srun": 'echo "srun $*" >> "$NOTES"; case "$*" in *hostname*) echo 10.0.0.1;; *) sleep 60;; esac',
+        "srun": 'echo "srun $*" >> "$NOTES"; case "$*" in *hostname*) echo "127.0.1.1 fd00::5 10.0.0.1 10.9.9.9";; *"rm -rf"*) ;; *) sleep 60;; esac',
         "python": f'case "$*" in *labeler*) trap \'echo drained >> "$NOTES"; exit {job_status}\' TERM;; esac\n'
         'echo "python $*" >> "$NOTES"\n'
         'case "$*" in *labeler*) for _ in $(seq 1200); do sleep 0.1; done;; esac',
@@ -327,6 +423,44 @@ def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(
     assert said.count("scontrol requeue 77") == num_turns
     assert said.count("start --address=10.0.0.1:6456") == 1
     assert "srun --nodes=3" in said
+    assert re.search(r"rm -rf /tmp/ray-\d+-77$", said, re.MULTILINE)
+
+
+def test_a_slurm_job_ends_when_its_head_has_died(tmp_path: Path) -> None:
+    """Else it holds its GPUs for two minutes and then fails with something else."""
+    script = tmp_path / "job.sh"
+    script.write_text(render(one_kind(slurm={}), "slurm", None, job_file="job.toml"))
+    environment = fake_slurm(tmp_path, job_status="0", slurm_state="RUNNING")
+    (tmp_path / "srun").write_text('#!/bin/bash\ncase "$*" in *hostname*) echo 10.0.0.1;; *) exit 7;; esac\n')
+    (tmp_path / "python").write_text("#!/bin/bash\nexit 1\n")
+    done = subprocess.run(
+        ["bash", str(script)], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert "Ray's head on n1 has ended" in done.stderr
+
+
+def test_what_a_slurm_site_demands_can_be_said(tmp_path: Path) -> None:
+    slurm = {
+        "gpu_types": {"L4": "l4"},
+        "directives": ["--qos=high", "--mem=0", "--constraint=nvlink"],
+        "interface": "ib0",
+        "container": "apptainer",
+    }
+    text = render(one_kind(slurm=slurm), "slurm", None, job_file="job.toml")
+    head, body = text.split("set -euo pipefail")
+    assert "#SBATCH --gpus-per-node=l4:4\n" in head
+    assert head.count("--mem=") == 1
+    assert all(f"#SBATCH {line}\n" in head for line in slurm["directives"])
+    assert "ip -4 -o addr show dev ib0" in body
+    assert body.count("apptainer exec --nv docker://") == 4
+    script = tmp_path / "job.sh"
+    script.write_text(text)
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    assert subprocess.run([shellcheck, str(script)], check=False).returncode == 0
+    for wrong in ("qos=high", "--a\nrm -rf /"):
+        with pytest.raises(ValidationError, match="one line that starts with"):
+            one_kind(slurm={"directives": [wrong]})
 
 
 def test_a_dockerfile_copies_only_what_there_is() -> None:
@@ -367,8 +501,10 @@ def test_commands_in_a_rendered_file_can_be_typed_as_they_stand() -> None:
     ]
     for kind, command in said:
         assert command in comments(render(two_kinds(), kind, None, job_file="job.toml"))
-    entrypoint = kuberay.ray_job(two_kinds(python="/opt/my python"), a_job())[1]["spec"]["entrypoint"]
-    assert entrypoint == "'/opt/my python' -m labeler run /etc/penumbra/job.json"
+    entrypoint = kuberay.ray_job(two_kinds(python="/opt/my python"), a_job(), "0a1b2c")[1]["spec"][
+        "entrypoint"
+    ]
+    assert entrypoint == "'/opt/my python' -P -m labeler run /etc/penumbra/job.json"
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
