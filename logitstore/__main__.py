@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from logitstore.cli import context, looking, making
+from logitstore.cli import context, looking, making, mending
 from logitstore.cli.parser import build_parser
 from logitstore.errors import (
     InputNotFoundError,
@@ -30,6 +30,8 @@ COMMANDS = {
     "merge": making.merge,
     "codebook": making.codebook,
     "compact": making.compact,
+    "rebuild-index": mending.rebuild_index,
+    "uncommit": mending.uncommit,
     "view": viewer_cli.run,
 }
 USAGE_ERRORS = (

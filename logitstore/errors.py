@@ -63,3 +63,7 @@ class InputNotFoundError(StoreError, FileNotFoundError):
 
 class UnsupportedInputError(StoreError, ValueError):
     """An input, import or export in a form that is not read or written."""
+
+
+class IndexLostError(StoreError, ValueError):
+    """Shards lie here that no index or manifest names: absence of a name is not absence of labels."""

@@ -6,6 +6,7 @@ writers of one unit exactly one wins; a reader sees whole shards or none.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -13,21 +14,25 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import (
     CorruptManifestError,
+    CorruptShardError,
     ObjectNotFoundError,
     StoreChangedError,
     StoreExistsError,
     StoreNotFoundError,
 )
-from logitstore.index.commits import CommitRecord, commit_name, encode_commit, shard_name
-from logitstore.index.committed import CommittedUnits
-from logitstore.index.compaction import CompactionResult, compact
+from logitstore.index.absence import lost_units, refuse_lost_index, refuse_lost_manifest, unnamed_shards
+from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, commit_name, encode_commit, shard_name
+from logitstore.index.committed import INDEX_NAME, CommittedUnits, IndexPointer, encode_pointer
+from logitstore.index.compaction import CompactionResult, compact, fence_compactors
 from logitstore.index.entries import ShardIndex
+from logitstore.index.rebuild import RebuildResult, rebuild_index
+from logitstore.index.uncommit import uncommit
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import FORMAT_VERSION, Manifest, ShardEntry
 from logitstore.manifest.reading import (
@@ -40,14 +45,16 @@ from logitstore.manifest.reading import (
     identity,
     manifest_hash,
 )
-from logitstore.objects.opening import Objects
+from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import LabeledSequence, Reject
+from logitstore.shard.arrow_file import ArrowFile
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.writer import ShardStats, write_shard
 
 CODEBOOKS_PREFIX = "codebooks/"
 CURRENT_CODEBOOKS = "codebooks/current.json"
 MAX_CODEBOOK_BYTES = 512 * 2**20
+MAX_ROUNDS_PER_COMMIT = 10
 _CODEBOOK_HASH = re.compile(r"blake2b-128:[0-9a-f]{32}")
 NO_SHARD = ShardStats(num_sequences=0, num_rows=0, num_tokens=0, num_bytes=0, checksum="")
 
@@ -63,14 +70,15 @@ class CodebookPointer:
 class LogitStore:
     """Made by `create` or `open`. Picklable: a copy opens the store anew in its process."""
 
-    def __init__(self, objects: Objects, manifest: Manifest) -> None:
+    def __init__(self, objects: Objects, manifest: Manifest, *, refresh: bool = True) -> None:
         self.objects = objects
         self._manifest = manifest
         self._codebooks: CodebookSet | None = None
         self._codebooks_looked_for = False
         self._manifest_hash = manifest_hash(manifest)
         self._units = CommittedUnits(objects, self._manifest_hash)
-        self.refresh()
+        if refresh:
+            self.refresh()
 
     @classmethod
     def create(
@@ -85,31 +93,69 @@ class LogitStore:
         Raises StoreExistsError if a store of another teacher, input or label shape lies there.
         """
         objects = Objects(uri, storage_options)
-        data = encode_manifest(manifest)
-        if objects.put_if_absent(MANIFEST_NAME, data):
-            return cls(objects, manifest)
+        if not objects.exists(MANIFEST_NAME):
+            refuse_lost_manifest(objects)
+            if objects.put_if_absent(MANIFEST_NAME, encode_manifest(manifest)):
+                return cls._begin(objects, manifest)
         existing = decode_manifest(objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
         if identity(existing) != identity(manifest):
             raise StoreExistsError(
                 f"{objects.uri} already holds another store: {first_difference(existing, manifest)}; "
                 "write to another place, or give the settings the store was made with"
             )
-        return cls(objects, existing)
+        return cls._begin(objects, existing)
 
     @classmethod
     def open(
-        cls, uri: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
+        cls,
+        uri: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        writing: bool = False,
     ) -> LogitStore:
-        """An existing store. Raises StoreNotFoundError, UnsupportedFormatError, CorruptManifestError."""
+        """An existing store. `writing` opens one that has shards and no committed unit yet, as a job may.
+
+        Raises StoreNotFoundError, UnsupportedFormatError, CorruptManifestError, and IndexLostError for
+        labels that nothing names.
+        """
         objects = Objects(uri, storage_options)
-        try:
-            data = objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
-        except ObjectNotFoundError as error:
-            raise StoreNotFoundError(
-                f"no store lies at {objects.uri}: {MANIFEST_NAME} is not there; check the path, or label "
-                "something into it first"
-            ) from error
-        return cls(objects, decode_manifest(data))
+        store = cls(objects, _read_manifest(objects))
+        refuse_lost_index(objects, store._units, writing=writing)
+        return store
+
+    @classmethod
+    def rebuild(
+        cls,
+        uri: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> tuple[LogitStore, RebuildResult]:
+        """Write an index from the shards and what can be read of the old one, and open the store.
+
+        Reads every shard and deletes nothing. Raises what `open` does but for the index, StoreChangedError
+        if another process replaces the index meanwhile.
+        """
+        objects = Objects(uri, storage_options)
+        store = cls(objects, _read_manifest(objects), refresh=False)
+        if store.codebooks() is None and (named := store._codebooks_of_shards(objects.list(SHARDS_PREFIX))):
+            store._load_codebooks(named)  # raises if they are gone as well
+            objects.put_if_absent(CURRENT_CODEBOOKS, strict_json.encode(CodebookPointer(named)))
+            store._codebooks_looked_for = False
+        labels = store._manifest.labels
+        result = rebuild_index(objects, store._manifest_hash, labels, store.codebooks(), progress)
+        store.refresh()
+        return store, result
+
+    @classmethod
+    def _begin(cls, objects: Objects, manifest: Manifest) -> LogitStore:
+        """The store, with an empty `index.json` unless it has one, so that its absence means its loss."""
+        store = cls(objects, manifest)
+        refuse_lost_index(objects, store._units, writing=True)
+        if store._units.pointer_etag is None:
+            objects.put_if_absent(INDEX_NAME, encode_pointer(IndexPointer(0, store._manifest_hash)))
+            store.refresh()
+        return store
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (LogitStore, (self.objects, self._manifest))
@@ -154,6 +200,32 @@ class LogitStore:
         """Names of commit records that lost to the index: garbage that compaction removes."""
         return list(self._units.late)
 
+    def unnamed_shards(self) -> list[ObjectInfo]:
+        """Shards of units that are not committed; lists all shards."""
+        return unnamed_shards(self.objects, self._units)
+
+    def lost_units(self) -> set[str]:
+        """Units that only segments which `index.json` does not name have: it was lost, or is an old one."""
+        return lost_units(self.objects, self._units)
+
+    def uncommit(self, shard_names: Iterable[str]) -> list[str]:
+        """Un-commit the units of these shards, so that they can be labeled again; returns their ids.
+
+        A unit that has another shard by now is left alone. Raises StoreChangedError if other processes keep
+        replacing the index.
+        """
+        dropped = uncommit(self.objects, self._manifest_hash, set(shard_names))
+        self.refresh()
+        return dropped
+
+    def fence_compactors(self) -> None:
+        """Replace `index.json` by itself with a higher generation: compactors that read it before must fail.
+
+        Raises StoreChangedError if other processes keep replacing it.
+        """
+        fence_compactors(self.objects, self._manifest_hash)
+        self.refresh()
+
     def index_names(self) -> set[str]:
         """Objects that the index consists of, `index.json` aside."""
         return {name for info in self._units.pointer.segments for name in (info.name, info.rejects_name)}
@@ -182,7 +254,27 @@ class LogitStore:
         """
         commit_name(unit_id)  # both refuse before anything is written
         self._units.check_place(unit_index, unit_id)
-        self._codebooks_looked_for = False
+        for _ in range(MAX_ROUNDS_PER_COMMIT):
+            self._codebooks_looked_for = False
+            record = self._write_attempt(unit_id, unit_index, sequences, rejects, seconds, worker)
+            outcome = self._commit(record)
+            if outcome is not None:
+                return outcome
+        raise StoreChangedError(
+            f"{self.uri}: unit {unit_id} was un-committed {MAX_ROUNDS_PER_COMMIT} times while it was being "
+            "committed; un-commit units while no job labels them"
+        )
+
+    def _write_attempt(
+        self,
+        unit_id: str,
+        unit_index: int,
+        sequences: Sequence[LabeledSequence],
+        rejects: Sequence[Reject],
+        seconds: float,
+        worker: str,
+    ) -> CommitRecord:
+        """Put a shard under a name of its own, and the record that would commit it."""
         attempt = secrets.token_hex(8)
         name, stats = "", NO_SHARD
         if sequences:
@@ -204,9 +296,7 @@ class LogitStore:
             worker=worker,
             committed_sec=time.time(),
         )
-        return self._commit(
-            CommitRecord(attempt=attempt, manifest=self._manifest_hash, shard=entry, rejects=tuple(rejects))
-        )
+        return CommitRecord(attempt, self._manifest_hash, entry, tuple(rejects))
 
     def open_shard(self, entry: ShardEntry, *, whole: bool = False) -> ShardReader:
         """A reader of one shard, fetching what it needs, or the whole object in one request.
@@ -245,13 +335,37 @@ class LogitStore:
         return self._codebooks
 
     def set_codebooks(self, codebooks: CodebookSet) -> CodebookSet:
-        """Give the store its codebook set; the first one wins and is returned."""
+        """Give the store its codebook set; the first one wins and is returned.
+
+        Raises CorruptManifestError where shards name a set and `codebooks/current.json` is gone.
+        """
+        if self.codebooks() is None:
+            newest = max(
+                self.shards(), key=lambda entry: (bool(entry.name), entry.committed_sec), default=None
+            )
+            named = self._codebooks_of_shards([newest.name] if newest is not None and newest.name else [])
+            if named and named != codebooks.hash:
+                raise CorruptManifestError(
+                    f"{self.uri} has shards that are coded with {named}, but no {CURRENT_CODEBOOKS}: "
+                    f"restore it from a copy, or run `python -m logitstore rebuild-index {self.uri}`"
+                )
         self.objects.put(_codebook_name(codebooks.hash), codebooks.to_bytes())
         self.objects.put_if_absent(CURRENT_CODEBOOKS, strict_json.encode(CodebookPointer(codebooks.hash)))
         self._codebooks_looked_for = False
         winner = self.codebooks()
         assert winner is not None
         return winner
+
+    def _codebooks_of_shards(self, names: Iterable[str]) -> str:
+        """The hash of the codebook set of the first of these shards that uses one; "" if none does."""
+        for name in names:
+            with contextlib.suppress(CorruptShardError), self.objects.open(name) as file:
+                found = (
+                    (ArrowFile(file).schema().metadata or {}).get(b"codebooks", b"").decode(errors="replace")
+                )
+                if _CODEBOOK_HASH.fullmatch(found):
+                    return found
+        return ""
 
     def _load_codebooks(self, codebook_hash: str) -> CodebookSet:
         name = _codebook_name(codebook_hash)
@@ -263,40 +377,45 @@ class LogitStore:
             )
         return codebooks
 
-    def _commit(self, record: CommitRecord) -> tuple[ShardEntry, bool]:
-        entry = record.shard
-        name = commit_name(entry.unit_id)
+    def _commit(self, record: CommitRecord) -> tuple[ShardEntry, bool] | None:
+        """The entry that counts and whether it is this one's; None if the unit is in a new round by now."""
+        name = self._units.record_name(record.shard.unit_id)
         won = self.objects.put_if_absent(name, encode_commit(record))
-        winner = self._winner(record, won=won)
-        if winner.attempt == record.attempt:
-            return entry, True
-        self._discard(record, won=won)
-        return winner.shard, False
+        winner = self._winner(record, name, won=won)
+        if winner is not None and winner.attempt == record.attempt:
+            return winner.shard, True
+        self._discard(record, name, won=won)
+        return None if winner is None else (winner.shard, False)
 
-    def _discard(self, record: CommitRecord, *, won: bool) -> None:
-        """Another's record stands for ever, so nothing can ever refer to what this call wrote."""
+    def _discard(self, record: CommitRecord, name: str, *, won: bool) -> None:
+        """Remove what this call wrote, which can never count: its round of the unit is another's or over.
+
+        `name` is of that round, so no record that counts can lie there when the unit is in the index or in
+        a later round.
+        """
         if record.shard.name:
             self.objects.delete(record.shard.name)
         if won:
-            self.objects.delete(commit_name(record.shard.unit_id))
+            self.objects.delete(name)
 
-    def _winner(self, record: CommitRecord, *, won: bool) -> CommitRecord:
-        """The record that counts for the unit, after this call's put succeeded or not.
+    def _winner(self, record: CommitRecord, name: str, *, won: bool) -> CommitRecord | None:
+        """The record that counts for the unit, after this call's put succeeded or not; None in a new round.
 
         The index, read last, decides: it is published before compaction removes a record, so that even
         a put that succeeds after the removal finds the unit there.
         """
-        name = commit_name(record.shard.unit_id)
         standing = [record] if won else self._read_records([name])
         self._units.refresh_index()
         try:
             found = self._units.compacted.find(record.shard.unit_index, record.shard.unit_id)
         except StoreChangedError:
-            self._discard(record, won=won)
+            self._discard(record, name, won=won)
             raise
         if found is not None:
             entry, attempt = found
             return CommitRecord(attempt=attempt, manifest=self._manifest_hash, shard=entry)
+        if name != self._units.record_name(record.shard.unit_id):
+            return None
         if not standing:
             raise CorruptManifestError(
                 f"{name} was there, is gone, and the index lacks its unit; something else than this "
@@ -308,6 +427,18 @@ class LogitStore:
     def _read_records(self, names: list[str]) -> list[CommitRecord]:
         found = zip(names, self.objects.get_many(names), strict=True)
         return [self._units.decode_record(data, name) for name, data in found if data is not None]
+
+
+def _read_manifest(objects: Objects) -> Manifest:
+    try:
+        data = objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+    except ObjectNotFoundError as error:
+        refuse_lost_manifest(objects)
+        raise StoreNotFoundError(
+            f"no store lies at {objects.uri}: {MANIFEST_NAME} is not there; check the path, or label "
+            "something into it first"
+        ) from error
+    return decode_manifest(data)
 
 
 def _codebook_name(codebook_hash: str) -> str:

@@ -73,6 +73,8 @@ def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus | No
     """
     with ProgressView(quiet=options.quiet) as view, StopRequest() as stop:
         prepared = prepare(job)
+        if prepared.unnamed_labels:
+            view.note(prepared.unnamed_labels, trouble=True)
         try:
             lease = acquire(prepared.objects, job.workers.driver_lease_sec, view.note)
         except StoreBusyError as error:

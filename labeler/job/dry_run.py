@@ -33,9 +33,19 @@ def dry_run(job: JobConfig, *, calibrate: int, as_json: bool) -> str:
 
         estimate["calibration"] = calibrate_job(job, totals, calibrate)
     if as_json:
-        return json.dumps({"job": resolved(job), "plan": estimate, "first_rejects": rejects}, indent=1)
+        return json.dumps(
+            {
+                "job": resolved(job),
+                "plan": estimate,
+                "first_rejects": rejects,
+                "unnamed_labels": prepared.unnamed_labels,
+            },
+            indent=1,
+        )
     lines = [json.dumps(resolved(job), indent=1), "", *describe(job, totals, estimate)]
     lines += [f"  {reject}" for reject in rejects]
+    if prepared.unnamed_labels:
+        lines.append(prepared.unnamed_labels)
     return "\n".join(lines)
 
 

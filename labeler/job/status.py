@@ -208,7 +208,7 @@ def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> J
         said = None
     if said is not None and not objects.exists("manifest.json"):
         return _with_truth(said, objects, None)
-    return _with_truth(said, objects, LogitStore.open(uri, storage_options=storage_options))
+    return _with_truth(said, objects, LogitStore.open(uri, storage_options=storage_options, writing=True))
 
 
 def _with_truth(said: JobStatus | None, objects: Objects, store: LogitStore | None) -> JobStatus:

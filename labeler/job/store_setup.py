@@ -41,7 +41,7 @@ class StoreSetup:
         """The store if anything was labeled before."""
         if self.store is None and self.prepared.objects.exists("manifest.json"):
             output = self.job.output
-            self.store = LogitStore.open(output.uri, storage_options=output.storage_options)
+            self.store = LogitStore.open(output.uri, storage_options=output.storage_options, writing=True)
         return self.store
 
     def take_description(self, description: TeacherDescription) -> bool:

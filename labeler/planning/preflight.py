@@ -10,7 +10,9 @@ from labeler.config.loading import ConfigError, JobConfig, TeacherConfig
 from labeler.job.driver_lease import LEASE_NAME
 from labeler.planning.prompts import ContextLimits
 from labeler.planning.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from labeler.planning.unnamed_labels import check_unnamed_labels
 from logitstore.errors import InputNotFoundError, StoreError
+from logitstore.index.absence import refuse_lost_manifest
 from logitstore.inputs.reading import input_fingerprint
 from logitstore.manifest.fields import InputInfo
 from logitstore.objects.opening import Objects
@@ -29,6 +31,8 @@ class Prepared:
     """Of the input's files; a change means that there may be new records."""
     objects: Objects
     """The store's objects; the store itself may not exist yet."""
+    unnamed_labels: str = ""
+    """A sentence about labels that lie there and that no index names, for the user."""
 
 
 def prepare(job: JobConfig) -> Prepared:
@@ -46,7 +50,10 @@ def prepare(job: JobConfig) -> Prepared:
     info = InputInfo(
         uri=job.input.uri, kind=job.input.kind, fields=job.input.field_names(), limit=job.input.limit
     )
-    return Prepared(tokenizer, limits, info, f"{fingerprint}/{job.input.limit}", objects)
+    unnamed_labels = check_unnamed_labels(job, objects)
+    return Prepared(
+        tokenizer, limits, info, f"{fingerprint}/{job.input.limit}", objects, unnamed_labels=unnamed_labels
+    )
 
 
 def context_limits(teacher: TeacherConfig) -> ContextLimits:
@@ -96,7 +103,10 @@ def _check_output(job: JobConfig) -> Objects:
     """The store's place answers, and is no other folder with something in it."""
     try:
         objects = Objects(job.output.uri, job.output.storage_options)
-        is_ours = objects.exists("manifest.json") or objects.exists(LEASE_NAME)
+        has_manifest = objects.exists("manifest.json")
+        if not has_manifest:
+            refuse_lost_manifest(objects)
+        is_ours = has_manifest or objects.exists(LEASE_NAME)
         if objects.is_local and not is_ours:
             _check_local_folder(Path(objects.uri))
     except (StoreError, OSError) as error:

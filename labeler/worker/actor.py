@@ -197,7 +197,9 @@ class Worker:
         with self._state:
             if self._store is None:
                 output = self._job.output
-                self._store = LogitStore.open(output.uri, storage_options=output.storage_options)
+                self._store = LogitStore.open(
+                    output.uri, storage_options=output.storage_options, writing=True
+                )
             return self._store
 
 

@@ -12,16 +12,18 @@ from rich.console import Console
 
 from logitstore.cli import context
 from logitstore.cli.rendering import print_head, print_inspection
-from logitstore.errors import StoreError, StoreNotFoundError
+from logitstore.errors import StoreChangedError, StoreError, StoreNotFoundError, UnsupportedInputError
 from logitstore.exchange.tables import write_json_line
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
+from logitstore.objects.opening import ObjectInfo
 from logitstore.rows.selection import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Problem
+from logitstore.tools.garbage import repair
 from logitstore.tools.head import head_rows
 from logitstore.tools.inspection import inspect_store
-from logitstore.tools.verify import read_rejects, repair, verify_store
+from logitstore.tools.verify import read_rejects, verify_store
 from logitstore.tools.verify_input import InputCheck
 
 
@@ -37,6 +39,10 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
+    if args.repair and args.quick:
+        raise UnsupportedInputError(
+            "--repair reads every shard before it removes another of the same unit; leave --quick out"
+        )
     findings = Findings()
     removed = num_records = 0
     try:
@@ -49,8 +55,14 @@ def verify(args: argparse.Namespace) -> int:
                 options = context.storage_options(args)
                 check.run(iter_records(args.against, storage_options=options), progress)
                 num_records = check.num_records
-        removed = repair(store, findings) if args.repair else 0
-    except StoreNotFoundError:
+        if args.repair:
+            removed = repair(
+                store,
+                findings,
+                remove_most=args.remove_most,
+                announce=lambda infos: context.say(args, f"removing {_bytes_text(infos)}"),
+            )
+    except (StoreNotFoundError, StoreChangedError):
         raise
     except (StoreError, RecursionError) as error:
         # A store that cannot even be listed has one problem, and it is a finding, not a failure.
@@ -90,6 +102,11 @@ def cat(args: argparse.Namespace) -> int:
     for sequence in islice(sequences, args.limit):
         write_json_line(sequence, sys.stdout)
     return context.OK
+
+
+def _bytes_text(infos: list[ObjectInfo]) -> str:
+    num_bytes = sum(info.num_bytes for info in infos)
+    return f"{context.count_text(len(infos), 'garbage object')} ({context.size_text(num_bytes)})"
 
 
 def _input_info(store: LogitStore, args: argparse.Namespace) -> InputInfo:

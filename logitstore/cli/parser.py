@@ -44,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_merge(commands)
     _add_codebook(commands)
     _add_compact(commands)
+    _add_rebuild_index(commands)
+    _add_uncommit(commands)
     viewer_cli.add_arguments(commands.add_parser("view", help="show stores as a page in the browser"))
     return parser
 
@@ -128,7 +130,12 @@ def _add_verify(commands: _Commands) -> None:
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="remove garbage: what losing or dead writers left, never live shards",
+        help="remove garbage: what losing or dead writers left, never what could be the only copy",
+    )
+    parser.add_argument(
+        "--remove-most",
+        action="store_true",
+        help="let --repair remove more bytes of shards than stay",
     )
     parser.add_argument(
         "--grace-sec",
@@ -303,6 +310,41 @@ def _add_compact(commands: _Commands) -> None:
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
+
+
+def _add_rebuild_index(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "rebuild-index",
+        "write the index anew from the shards, where it was lost or damaged",
+        "Reads every shard, and takes from the old index, from commit records and from segments what can be\n"
+        "read of them: rejects stand there alone. Nothing is deleted. Run it while no job labels the store.",
+        "rebuild-index s3://bucket/store",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
+
+
+def _add_uncommit(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "uncommit",
+        "take units out of the store, so that their job labels them again",
+        "--bad reads every shard and takes the units whose shard is gone or damaged. Labels of a unit that\n"
+        "was un-committed never count again, whoever still has them; `verify --repair` removes them.",
+        "uncommit build/store --bad",
+        "uncommit build/store --unit 3fa94c0de1b2a567",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--json", action="store_true", help="one JSON object with the units")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--bad", action="store_true", help="units whose shard is gone or damaged")
+    which.add_argument(
+        "--unit", metavar="UNIT_ID", action="append", dest="units", help="this unit (repeatable)"
+    )
+    parser.add_argument(
+        "--most", action="store_true", help="let --bad take more than half of the store's units"
+    )
 
 
 _WHERE_HELP = (

@@ -16,6 +16,8 @@ SHARDS_PREFIX = "shards/"
 MAX_COMMIT_BYTES = 64 * 2**20
 MAX_UNIT_INDEX = 2**40
 _UNIT_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_SHARD_NAME = re.compile(r"shards/(\d{8,})-(.+)-([0-9a-f]{16})\.arrow")
+_RECORD_NAME = re.compile(r"commits/(?:again-([1-9]\d{0,5})/)?([^/]+)\.json")
 _ATTEMPT = re.compile(r"[0-9a-f]{16}")
 _CHECKSUM = re.compile(r"blake2b-128:[0-9a-f]{32}")
 
@@ -33,20 +35,50 @@ class CommitRecord:
     format_version: int = FORMAT_VERSION
 
 
-def commit_name(unit_id: str) -> str:
-    return f"{COMMITS_PREFIX}{check_unit_id(unit_id)}.json"
+def commit_name(unit_id: str, round_number: int = 0) -> str:
+    """The record's name. An un-committed unit is in a new round, and so has a name never used before."""
+    folder = f"again-{round_number}/" if round_number else ""
+    return f"{COMMITS_PREFIX}{folder}{check_unit_id(unit_id)}.json"
 
 
-def unit_id_of(name: str) -> str | None:
-    """The unit that a commit record's name tells; None for an object that is no commit record."""
-    unit_id = name.removeprefix(COMMITS_PREFIX).removesuffix(".json")
-    plain = _UNIT_ID.fullmatch(unit_id) is not None
-    return unit_id if plain and name == f"{COMMITS_PREFIX}{unit_id}.json" else None
+@dataclass(frozen=True, slots=True)
+class RecordPlace:
+    """What the name of a commit record says."""
+
+    unit_id: str
+    round_number: int
+    """How often the unit had been un-committed when its writer put the record."""
+
+
+def record_place(name: str) -> RecordPlace | None:
+    """The unit and round that a commit record's name tells; None for an object that is no commit record."""
+    match = _RECORD_NAME.fullmatch(name)
+    if match is None or not _UNIT_ID.fullmatch(match[2]):
+        return None
+    return RecordPlace(match[2], int(match[1] or 0))
 
 
 def shard_name(unit_index: int, unit_id: str, attempt: str) -> str:
     """The one name an attempt's shard may have; unique even when two workers compute one unit."""
     return f"{SHARDS_PREFIX}{unit_index:08d}-{unit_id}-{attempt}.arrow"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlace:
+    """What the name of a shard says."""
+
+    unit_index: int
+    unit_id: str
+    attempt: str
+
+
+def shard_place(name: str) -> ShardPlace | None:
+    """What a shard's name says; None for an object that no store names so."""
+    match = _SHARD_NAME.fullmatch(name)
+    if match is None or not _UNIT_ID.fullmatch(match[2]) or int(match[1]) >= MAX_UNIT_INDEX:
+        return None
+    place = ShardPlace(int(match[1]), match[2], match[3])
+    return place if name == shard_name(place.unit_index, place.unit_id, place.attempt) else None
 
 
 def check_unit_id(unit_id: str) -> str:
@@ -56,6 +88,11 @@ def check_unit_id(unit_id: str) -> str:
             "'.' or '-', since it becomes part of object names"
         )
     return unit_id
+
+
+def check_attempt(attempt: str, *, what: str) -> None:
+    if not _ATTEMPT.fullmatch(attempt):
+        raise CorruptManifestError(f"{what}: attempt {attempt!r:.40} must be 16 hexadecimal digits")
 
 
 def encode_commit(record: CommitRecord) -> bytes:
@@ -87,7 +124,8 @@ def decode_commit(data: bytes, *, what: str) -> CommitRecord:
             f"{what} lists {len(record.rejects)} rejects but counts {record.shard.num_rejects}; "
             "both must agree"
         )
-    if what.startswith(COMMITS_PREFIX) and unit_id_of(what) != record.shard.unit_id:
+    place = record_place(what)
+    if what.startswith(COMMITS_PREFIX) and (place is None or place.unit_id != record.shard.unit_id):
         raise CorruptManifestError(f"{what} holds the record of unit {record.shard.unit_id}, not its own")
     return record
 
@@ -104,8 +142,7 @@ def check_manifest_hash(found: str, expected: str, *, what: str) -> None:
 def check_entry(entry: ShardEntry, attempt: str, *, what: str) -> None:
     """Rules of a shard entry: plain names, sane counts. Raises CorruptManifestError, UnsafeNameError."""
     check_unit_id(entry.unit_id)
-    if not _ATTEMPT.fullmatch(attempt):
-        raise CorruptManifestError(f"{what}: attempt {attempt!r:.40} must be 16 hexadecimal digits")
+    check_attempt(attempt, what=what)
     if not 0 <= entry.unit_index < MAX_UNIT_INDEX:
         raise CorruptManifestError(f"{what}: unit_index {entry.unit_index} must lie in 0..{MAX_UNIT_INDEX}")
     counts = ("num_sequences", "num_rows", "num_tokens", "num_bytes", "num_rejects")

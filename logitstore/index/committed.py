@@ -3,13 +3,19 @@
 `index.json` names the index segments. A reader lists the commit records first and reads `index.json`
 second, so that a unit which compaction moves in between is found in one place or the other. Where a
 unit is in both, the index wins: the record is a late rival's, and garbage.
+
+A unit is un-committed by naming its attempt in `index.json` as dropped. That begins a new round of the
+unit: its next record has another name, so nothing that was written for an earlier round can come back.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
 from logitstore.index import segments as index_segments
@@ -17,10 +23,12 @@ from logitstore.index.commits import (
     COMMITS_PREFIX,
     MAX_COMMIT_BYTES,
     CommitRecord,
+    check_attempt,
     check_manifest_hash,
+    check_unit_id,
     commit_name,
     decode_commit,
-    unit_id_of,
+    record_place,
 )
 from logitstore.index.entries import ShardIndex, of_another_plan
 from logitstore.manifest import strict_json
@@ -53,6 +61,14 @@ class SegmentInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class DroppedAttempt:
+    """One attempt at a unit that was committed and then un-committed: it never counts again."""
+
+    unit_id: str
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
 class IndexPointer:
     """`index.json`: replaced by compare-and-swap, so it always names one consistent set of segments."""
 
@@ -60,6 +76,8 @@ class IndexPointer:
     manifest: str
     """`manifest_hash` of the store's manifest."""
     segments: tuple[SegmentInfo, ...] = ()
+    dropped: tuple[DroppedAttempt, ...] = ()
+    """Absent from the JSON while empty. The number of a unit's dropped attempts is its round."""
     format_version: int = FORMAT_VERSION
 
 
@@ -73,11 +91,13 @@ class CommittedUnits:
         self.pointer_etag: str | None = None
         """None while the store has no `index.json`."""
         self._segments: dict[str, pa.Table] = {}
+        """Entries of each segment as they lie there, dropped attempts included."""
+        self._rounds: Counter[str] = Counter()
         self.compacted = ShardIndex(index_segments.ENTRY_SCHEMA.empty_table())
         self.tail: dict[str, CommitRecord] = {}
         """Records that are not in the index, by unit id."""
         self.late: list[str] = []
-        """Names of commit records whose units the index already has."""
+        """Names of commit records that count no more: the index has the unit, or it is in a later round."""
         self._all: ShardIndex | None = None
 
     def refresh(self) -> None:
@@ -133,11 +153,25 @@ class CommittedUnits:
             if self._objects.get_with_etag(INDEX_NAME)[1] != etag:
                 return False
             raise
-        self._segments, self.pointer, self.pointer_etag = segments, pointer, etag
-        tables = list(segments.values()) or [index_segments.ENTRY_SCHEMA.empty_table()]
-        self.compacted = ShardIndex(pa.concat_tables(tables))
+        rounds = Counter(dropped.unit_id for dropped in pointer.dropped)
+        self.tail = {unit: record for unit, record in self.tail.items() if rounds[unit] == self._rounds[unit]}
+        self._segments, self.pointer, self.pointer_etag, self._rounds = segments, pointer, etag, rounds
+        tables = [self.segment_table(name) for name in segments]
+        self.compacted = ShardIndex(pa.concat_tables(tables or [index_segments.ENTRY_SCHEMA.empty_table()]))
         self._all = None
         return True
+
+    def round_of(self, unit_id: str) -> int:
+        """How often the unit was un-committed; its present commit record bears this number."""
+        return self._rounds[unit_id]
+
+    def record_name(self, unit_id: str) -> str:
+        """The name of the unit's commit record in its present round."""
+        return commit_name(unit_id, self._rounds[unit_id])
+
+    def dropped_units(self) -> set[str]:
+        """Units that were un-committed at some time."""
+        return set(self._rounds)
 
     def decode_record(self, data: bytes, name: str) -> CommitRecord:
         """An untrusted commit record. Raises CorruptManifestError and its siblings."""
@@ -146,14 +180,27 @@ class CommittedUnits:
         return record
 
     def segment_table(self, name: str) -> pa.Table:
-        return self._segments[name]
+        """The entries of a segment in use that count: those of dropped attempts do not."""
+        return (
+            self._segments[name].filter(self._counts(name)) if self.pointer.dropped else self._segments[name]
+        )
+
+    def _counts(self, name: str) -> pa.ChunkedArray:
+        """Of each entry of a segment, whether its attempt still counts."""
+        dropped = pa.array([bytes.fromhex(one.attempt) for one in self.pointer.dropped], pa.binary(8))
+        column = self._segments[name].column("attempt")
+        return pc.call_function("invert", [pc.call_function("is_in", [column], pc.SetLookupOptions(dropped))])
 
     def entries(self) -> ShardIndex:
         if self._all is None:
             tail = index_segments.entries_to_table(self.tail.values())
-            segments = list(self._segments.values())
+            segments = [self.segment_table(name) for name in self._segments]
             self._all = ShardIndex(pa.concat_tables([*segments, tail]))
         return self._all
+
+    def unit_ids(self) -> set[str]:
+        """Ids of the committed units."""
+        return {*self.compacted.unit_ids(), *self.tail}
 
     def add(self, record: CommitRecord) -> None:
         """Note a record that this process just committed."""
@@ -172,20 +219,29 @@ class CommittedUnits:
 
     def load_rejects(self, info: SegmentInfo) -> pa.Table:
         data = self._read_checked(info.rejects_name, info.rejects_bytes, info.rejects_checksum)
-        return index_segments.read_rejects(data, what=info.rejects_name, num_rejects=info.num_rejects)
+        rejects = index_segments.read_rejects(data, what=info.rejects_name, num_rejects=info.num_rejects)
+        if not self.pointer.dropped:
+            return rejects
+        living = self.segment_table(info.name).column("unit_index").combine_chunks()
+        return rejects.filter(
+            pc.call_function("is_in", [rejects.column("unit_index")], pc.SetLookupOptions(living))
+        )
 
     def _load(self, info: SegmentInfo) -> pa.Table:
         data = self._read_checked(info.name, info.num_bytes, info.checksum)
         return index_segments.read_entries(data, what=info.name, num_entries=info.num_entries)
 
     def _read_checked(self, name: str, num_bytes: int, checksum: str) -> pa.Buffer:
-        if self._objects.is_local:
-            try:
+        try:
+            if self._objects.is_local:
                 data = pa.memory_map(str(self._objects.local_path(name))).read_buffer()
-            except FileNotFoundError as error:
-                raise ObjectNotFoundError(f"{name} does not exist; run `verify`") from error
-        else:
-            data = pa.py_buffer(self._objects.get(name, max_bytes=num_bytes))
+            else:
+                data = pa.py_buffer(self._objects.get(name, max_bytes=num_bytes))
+        except FileNotFoundError as error:
+            raise ObjectNotFoundError(
+                f"{self._objects.uri}: {name} does not exist, which {INDEX_NAME} names; restore it from a "
+                f"copy, or run `python -m logitstore rebuild-index {self._objects.uri}`"
+            ) from error
         if data.size != num_bytes or index_segments.checksum(data) != checksum:
             raise CorruptManifestError(
                 f"{name} has {data.size} bytes and does not match its size or checksum in {INDEX_NAME}; "
@@ -195,17 +251,11 @@ class CommittedUnits:
 
     def _read_records(self, listed: list[ObjectInfo]) -> bool:
         """Read what is new of the listed records; False if one vanished into the index meanwhile."""
-        names = [info.name for info in listed]
-        units = {unit for name in names if (unit := unit_id_of(name)) is not None}
-        for info in listed:
-            if info.num_bytes > MAX_COMMIT_BYTES and unit_id_of(info.name) is not None:
-                raise CorruptManifestError(
-                    f"{info.name} has {info.num_bytes} bytes, a commit record at most {MAX_COMMIT_BYTES}; "
-                    "it was not written by this software, or is damaged"
-                )
+        names = {info.name for info in listed}
+        units, late = self._sort_listed(listed)
         self.tail = {unit: record for unit, record in self.tail.items() if unit in units}
-        late = set(self.late).intersection(names)
-        unseen = sorted(commit_name(unit) for unit in units - self.tail.keys())
+        late |= names.intersection(self.late)
+        unseen = sorted(self.record_name(unit) for unit in units - self.tail.keys())
         unseen = [name for name in unseen if name not in late]
         for name, data in zip(unseen, self._objects.get_many(unseen), strict=True):
             if data is None:
@@ -214,21 +264,52 @@ class CommittedUnits:
             self.tail[record.shard.unit_id] = record
         for unit, record in list(self.tail.items()):
             if self.compacted.find(record.shard.unit_index, unit) is not None:
-                late.add(commit_name(unit))
+                late.add(self.record_name(unit))
                 del self.tail[unit]
         self.late = sorted(late)
         return True
 
+    def _sort_listed(self, listed: list[ObjectInfo]) -> tuple[set[str], set[str]]:
+        """Units with a record of their present round, and names of records of earlier rounds."""
+        units: set[str] = set()
+        late: set[str] = set()
+        for info in listed:
+            place = record_place(info.name)
+            if place is None:
+                continue
+            if info.num_bytes > MAX_COMMIT_BYTES:
+                raise CorruptManifestError(
+                    f"{info.name} has {info.num_bytes} bytes, a commit record at most {MAX_COMMIT_BYTES}; "
+                    "it was not written by this software, or is damaged"
+                )
+            if place.round_number > self._rounds[place.unit_id]:
+                raise StoreChangedError(
+                    f"{self._objects.uri}: {info.name} is of round {place.round_number} of its unit, "
+                    f"{INDEX_NAME} knows {self._rounds[place.unit_id]}, so {INDEX_NAME} is older than the "
+                    "store: restore the newest one, or run `python -m logitstore rebuild-index`"
+                )
+            if place.round_number == self._rounds[place.unit_id]:
+                units.add(place.unit_id)
+            else:
+                late.add(info.name)
+        return units, late
+
 
 def encode_pointer(pointer: IndexPointer) -> bytes:
-    return strict_json.encode(pointer)
+    value = dataclasses.asdict(pointer)
+    if not pointer.dropped:
+        del value["dropped"]
+    return strict_json.encode(value)
 
 
 def decode_pointer(data: bytes) -> IndexPointer:
     """`index.json` of an untrusted store. Raises CorruptManifestError and its siblings."""
     value = strict_json.parse_object(data, what=INDEX_NAME, max_bytes=MAX_INDEX_BYTES)
     check_version(value, what=INDEX_NAME)
-    pointer = strict_json.decode(IndexPointer, value, what=INDEX_NAME)
+    pointer = strict_json.decode(IndexPointer, {"dropped": [], **value}, what=INDEX_NAME)
+    for dropped in pointer.dropped:
+        check_unit_id(dropped.unit_id)
+        check_attempt(dropped.attempt, what=INDEX_NAME)
     for info in pointer.segments:
         names = [info.name, *([info.rejects_name] if info.rejects_name else [])]
         if not all(index_segments.valid_segment_name(name) for name in names):

@@ -1,9 +1,12 @@
 """Compaction: moves commit records into index segments, beside writers, readers and other compactors.
 
 The order of steps makes every moment consistent: segment written, `index.json` swapped if unchanged,
-only then records and replaced segments deleted. Segments grow geometrically, as in a log-structured
-merge: a new one swallows its predecessors while they are at most `MERGE_FACTOR` times its size, so an
-entry is rewritten O(log n) times and a million units lie in about ten segments.
+only then records and replaced segments deleted. Nothing is deleted after a swap that seems to have
+failed: it may have succeeded, its reply lost, and another compactor may have built on it.
+
+Segments grow geometrically, as in a log-structured merge: a new one swallows its predecessors while
+they are at most `MERGE_FACTOR` times its size, so an entry is rewritten O(log n) times and a million
+units lie in about ten segments.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import pyarrow as pa
 
 from logitstore.errors import StoreChangedError
 from logitstore.index import segments as index_segments
-from logitstore.index.commits import CommitRecord, commit_name
+from logitstore.index.commits import CommitRecord
 from logitstore.index.committed import (
     INDEX_NAME,
     INDEX_PREFIX,
@@ -59,16 +62,36 @@ def compact(objects: Objects, manifest: str) -> CompactionResult:
         units.entries()  # refuses two units in one place, which no reader could tell apart afterwards
         kept, merged = _split_segments(units.pointer, len(records))
         segment = _write_merged(objects, units, merged, records)
-        pointer = IndexPointer(units.pointer.generation + 1, manifest, (*kept, segment))
+        pointer = dataclasses.replace(
+            units.pointer, generation=units.pointer.generation + 1, segments=(*kept, segment)
+        )
         if _swap(objects, units.pointer_etag, pointer):
             # Whatever record a unit of the index has is garbage by now, this one's or a late rival's.
-            objects.delete_many([commit_name(record.shard.unit_id) for record in records] + units.late)
+            objects.delete_many([units.record_name(record.shard.unit_id) for record in records] + units.late)
             objects.delete_many(name for info in merged for name in _names(info))
             return _result(pointer, len(records), len(units.late))
-        objects.delete_many(_names(segment))
+        # That the swap failed is no proof that `segment` is in no index: the reply may have been lost and
+        # another compactor may have built on it. It stays, for `verify --repair` to judge.
     raise StoreChangedError(
         f"{objects.uri}: {MAX_SWAP_TRIES} attempts to replace {INDEX_NAME} lost to other compactors; "
         "let one process compact"
+    )
+
+
+def fence_compactors(objects: Objects, manifest: str) -> None:
+    """Replace `index.json` by itself with a higher generation, so that no swap begun before can succeed.
+
+    Raises StoreChangedError if other processes keep replacing it.
+    """
+    units = CommittedUnits(objects, manifest)
+    for _ in range(MAX_SWAP_TRIES):
+        units.refresh_index()
+        pointer = dataclasses.replace(units.pointer, generation=units.pointer.generation + 1)
+        if _swap(objects, units.pointer_etag, pointer):
+            return
+    raise StoreChangedError(
+        f"{objects.uri}: {MAX_SWAP_TRIES} attempts to replace {INDEX_NAME} lost to compactors; let one "
+        "process compact"
     )
 
 
@@ -88,12 +111,25 @@ def _write_merged(
     rejects = [units.load_rejects(info) for info in merged if info.rejects_name]
     entries.append(index_segments.entries_to_table(records))
     rejects.append(index_segments.rejects_to_table(records))
-    token = secrets.token_hex(8)
-    info = _put(objects, f"{INDEX_PREFIX}{token}.arrow", index_segments.merge_tables(entries))
-    all_rejects = index_segments.merge_tables(rejects)
-    if all_rejects.num_rows == 0:
+    return _put_tables(
+        objects,
+        secrets.token_hex(8),
+        index_segments.merge_tables(entries),
+        index_segments.merge_tables(rejects),
+    )
+
+
+def write_segment_objects(objects: Objects, records: list[CommitRecord], token: str) -> SegmentInfo:
+    """Put a segment of these records, and its rejects beside it, under names made of `token`."""
+    entries, rejects = index_segments.entries_to_table(records), index_segments.rejects_to_table(records)
+    return _put_tables(objects, token, entries, rejects)
+
+
+def _put_tables(objects: Objects, token: str, entries: pa.Table, rejects: pa.Table) -> SegmentInfo:
+    info = _put(objects, f"{INDEX_PREFIX}{token}.arrow", entries)
+    if rejects.num_rows == 0:
         return info
-    other = _put(objects, f"{INDEX_PREFIX}{token}-rejects.arrow", all_rejects)
+    other = _put(objects, f"{INDEX_PREFIX}{token}-rejects.arrow", rejects)
     return dataclasses.replace(
         info,
         rejects_name=other.name,

@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from logitstore.errors import CorruptManifestError
+from logitstore.errors import CorruptManifestError, ObjectNotFoundError
 from logitstore.index.commits import CommitRecord, check_entry, shard_name
 from logitstore.manifest.fields import ShardEntry
+from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 
 BATCH_ENTRIES = 65_536
@@ -89,8 +90,8 @@ def write_segment(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_entries(data: pa.Buffer, *, what: str, num_entries: int) -> pa.Table:
-    """The entries of an untrusted segment. Raises CorruptManifestError."""
+def read_entries(data: pa.Buffer, *, what: str, num_entries: int | None) -> pa.Table:
+    """The entries of an untrusted segment, as many as `num_entries` if known. Raises CorruptManifestError."""
     table = _read_stream(data, ENTRY_SCHEMA, what=what, num_rows=num_entries)
     for name in _COUNTS:
         if table.column(name).to_numpy().min(initial=0) < 0:
@@ -109,7 +110,25 @@ def read_entries(data: pa.Buffer, *, what: str, num_entries: int) -> pa.Table:
     return table
 
 
-def read_rejects(data: pa.Buffer, *, what: str, num_rejects: int) -> pa.Table:
+def read_unnamed_entries(objects: Objects, name: str, *, max_bytes: int) -> pa.Table | None:
+    """The entries of a segment that no index vouches for; None if it is gone or no whole segment."""
+    try:
+        data = objects.get(name, max_bytes=max_bytes)
+        return read_entries(pa.py_buffer(data), what=name, num_entries=None)
+    except (CorruptManifestError, ObjectNotFoundError):
+        return None
+
+
+def read_unnamed_rejects(objects: Objects, name: str, *, max_bytes: int) -> pa.Table | None:
+    """As `read_unnamed_entries`, of a segment of rejects."""
+    try:
+        data = objects.get(name, max_bytes=max_bytes)
+        return read_rejects(pa.py_buffer(data), what=name, num_rejects=None)
+    except (CorruptManifestError, ObjectNotFoundError):
+        return None
+
+
+def read_rejects(data: pa.Buffer, *, what: str, num_rejects: int | None) -> pa.Table:
     return _read_stream(data, REJECT_SCHEMA, what=what, num_rows=num_rejects)
 
 
@@ -140,7 +159,7 @@ def _row_entry(row: dict[str, Any]) -> ShardEntry:
     return ShardEntry(name=name, checksum=CHECKSUM_PREFIX + digest if has_shard else "", **row)
 
 
-def _read_stream(data: pa.Buffer, schema: pa.Schema, *, what: str, num_rows: int) -> pa.Table:
+def _read_stream(data: pa.Buffer, schema: pa.Schema, *, what: str, num_rows: int | None) -> pa.Table:
     """An IPC stream of uncompressed record batches with exactly this schema, and nothing lazy in it."""
     try:
         table = _parse_stream(data, schema)
@@ -149,7 +168,7 @@ def _read_stream(data: pa.Buffer, schema: pa.Schema, *, what: str, num_rows: int
         raise CorruptManifestError(
             f"{what} is not an index segment ({error}); restore it from a copy of the store"
         ) from error
-    if table.num_rows != num_rows:
+    if num_rows is not None and table.num_rows != num_rows:
         raise CorruptManifestError(f"{what} has {table.num_rows} rows, index.json says {num_rows}")
     for field in schema:
         if not field.nullable and table.column(field.name).null_count:

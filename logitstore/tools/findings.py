@@ -54,6 +54,10 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
     garbage: list[ObjectInfo] = field(default_factory=list)
     """Objects that `repair` may remove."""
+    bad_shards: set[str] = field(default_factory=set)
+    """Names of committed shards that are gone, or whose bytes are not those that were committed."""
+    no_shards: set[str] = field(default_factory=set)
+    """Of the garbage, objects with the name of a shard that are none."""
     labeled: LabeledIds = field(default_factory=LabeledIds)
     num_units: int = 0
     num_sequences: int = 0

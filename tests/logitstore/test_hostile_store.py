@@ -228,9 +228,9 @@ def test_a_shard_of_another_teacher(store: LogitStore, tmp_path: Path) -> None:
 def test_a_manifest_swapped_for_another_teachers(store: LogitStore, what: str) -> None:
     """Same vocabulary, same K: only the names of the manifest tell."""
     if what != "index.json":
+        store = LogitStore.create(Path(store.uri).parent / "fresh", make_manifest())
+        store.commit_unit("unit-0005", 5, make_unit(5)[1], seconds=0, worker="w")
         store.objects.delete("index.json")
-        _, sequences = make_unit(5)
-        LogitStore.open(store.uri).commit_unit("unit-0005", 5, sequences, seconds=0, worker="w")
     store.objects.put("manifest.json", encode_manifest(make_manifest(model="other")))
     with pytest.raises(CorruptManifestError, match=f"{what} was made for the manifest"):
         LogitStore.open(store.uri)

@@ -150,7 +150,7 @@ def test_bad_labels_and_names_leave_nothing(local_place: Place) -> None:
             store.commit_unit(unit_id, 0, [], seconds=0, worker="w")
     with pytest.raises(CorruptManifestError, match="unit_index -1"):
         store.commit_unit("u", -1, [], seconds=0, worker="w")
-    assert store.objects.list() == ["manifest.json"]
+    assert store.objects.list() == ["index.json", "manifest.json"]
 
 
 @pytest.mark.parametrize(

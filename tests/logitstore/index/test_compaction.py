@@ -83,7 +83,7 @@ def test_interrupted_compaction_loses_nothing(
     fill(store, range(4))
     digest = store.digest
     with monkeypatch.context() as patched:
-        target = "put_if_absent" if step == "before the swap" else "delete_many"
+        target = "put_if_match" if step == "before the swap" else "delete_many"
         patched.setattr(store.objects, target, _die)
         with pytest.raises(KeyboardInterrupt):
             compact(store.objects, MANIFEST)

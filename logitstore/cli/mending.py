@@ -1,0 +1,68 @@
+"""Commands that mend a store: rebuild-index, uncommit."""
+
+from __future__ import annotations
+
+import argparse
+
+from logitstore.cli import context
+from logitstore.errors import StoreChangedError, UnsupportedInputError
+from logitstore.store import LogitStore
+from logitstore.tools.verify import verify_store
+
+
+def rebuild_index(args: argparse.Namespace) -> int:
+    with context.progress_bar(args) as progress:
+        _, result = LogitStore.rebuild(
+            args.store, storage_options=context.storage_options(args), progress=progress
+        )
+    if args.json:
+        context.print_json(result)
+    context.say(
+        args,
+        f"{result.num_units:,} units in the index: {result.num_from_records:,} as they were recorded, "
+        f"{result.num_from_shards:,} from their shards alone, whose rejects are not known",
+    )
+    if result.num_unreadable or result.num_rivals:
+        context.say(
+            args,
+            f"left out, and left where they are: {context.count_text(result.num_unreadable, 'shard')} that "
+            f"cannot be read, {result.num_rivals:,} of units that have another",
+        )
+    return context.OK
+
+
+def uncommit(args: argparse.Namespace) -> int:
+    store = context.open_store(args)
+    names = _bad_shards(args, store) if args.bad else _shards_of_units(args, store)
+    dropped = store.uncommit(names) if names else []
+    if args.json:
+        context.print_json({"uncommitted": dropped})
+    context.say(
+        args,
+        f"{context.count_text(len(dropped), 'unit')} un-committed"
+        + ("; the job that made the store labels them when it is run again" if dropped else ""),
+    )
+    return context.OK
+
+
+def _bad_shards(args: argparse.Namespace, store: LogitStore) -> set[str]:
+    with context.progress_bar(args) as progress:
+        findings = verify_store(store, progress=progress)
+    bad = findings.bad_shards
+    if 2 * len(bad) > findings.num_units and not args.most:
+        raise StoreChangedError(
+            f"{store.uri}: {len(bad):,} of {findings.num_units:,} units have no sound shard, which looks "
+            "like a copy that is not complete; restore the shards, or add --most"
+        )
+    return bad
+
+
+def _shards_of_units(args: argparse.Namespace, store: LogitStore) -> set[str]:
+    names = {entry.unit_id: entry.name for entry in store.shards() if entry.unit_id in set(args.units)}
+    if missing := [unit for unit in args.units if unit not in names]:
+        raise UnsupportedInputError(f"{store.uri} has no unit {missing[0]!r:.140}; nothing was un-committed")
+    if empty := [unit for unit, name in names.items() if not name]:
+        raise UnsupportedInputError(
+            f"unit {empty[0]} has no shard, since all its records were rejected; such units stay committed"
+        )
+    return set(names.values())

@@ -1,0 +1,61 @@
+"""Un-committing units whose shards are missing or damaged, so that the same job labels them again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from logitstore.errors import StoreChangedError
+from logitstore.index.commits import shard_place
+from logitstore.index.committed import (
+    INDEX_NAME,
+    CommittedUnits,
+    DroppedAttempt,
+    encode_pointer,
+)
+from logitstore.index.compaction import MAX_SWAP_TRIES, compact
+from logitstore.objects.opening import Objects
+
+MAX_DROPPED = 16_384
+"""Attempts that one `index.json` can name as dropped, which keeps it small enough to be replaced at once."""
+
+
+def uncommit(objects: Objects, manifest: str, shard_names: set[str]) -> list[str]:
+    """Drop the attempts that these shards are of; ids of the units dropped, by unit_index.
+
+    The units are moved into the index first, so that one replacement of `index.json` decides. A shard's
+    name holds its attempt: a unit that another attempt has committed meanwhile is not touched. Deletes
+    nothing.
+
+    Raises StoreChangedError if other processes keep replacing the index, or for more than MAX_DROPPED.
+    """
+    places = [place for name in sorted(shard_names) if (place := shard_place(name)) is not None]
+    units = CommittedUnits(objects, manifest)
+    for _ in range(MAX_SWAP_TRIES):
+        compact(objects, manifest)
+        units.refresh()
+        dropped = [
+            DroppedAttempt(place.unit_id, place.attempt)
+            for place in places
+            if (found := units.compacted.find(place.unit_index, place.unit_id)) and found[1] == place.attempt
+        ]
+        if not dropped:
+            over = set(units.pointer.dropped)
+            return [one.unit_id for one in places if DroppedAttempt(one.unit_id, one.attempt) in over]
+        if len(units.pointer.dropped) + len(dropped) > MAX_DROPPED:
+            raise StoreChangedError(
+                f"{objects.uri}: {len(dropped):,} units to un-commit, after {len(units.pointer.dropped):,} "
+                f"before, are more than the {MAX_DROPPED:,} that {INDEX_NAME} can name; restore the shards "
+                "from a copy, or take what is sound into a new store with `merge --where`"
+            )
+        pointer = dataclasses.replace(
+            units.pointer,
+            generation=units.pointer.generation + 1,
+            dropped=(*units.pointer.dropped, *dropped),
+        )
+        assert units.pointer_etag is not None
+        # Whatever the answer: the next look at the index tells whether the attempts are dropped.
+        objects.put_if_match(INDEX_NAME, encode_pointer(pointer), units.pointer_etag)
+    raise StoreChangedError(
+        f"{objects.uri}: {MAX_SWAP_TRIES} attempts to replace {INDEX_NAME} lost to other processes; stop the "
+        "job, then un-commit"
+    )
