@@ -89,9 +89,9 @@ class ShardReader:
             starts.append(starts[-1] + (lengths[node] if node < len(lengths) else 0))
         return starts
 
-    def record_ids(self, index: int) -> list[str]:
-        """Record ids of the sequences of one block; reads only that column."""
-        return self._buffers(index, ["record_id"]).items("record_id")
+    def plain_columns(self, index: int) -> PlainColumns:
+        """What one block says of its sequences, one item each: ids, lengths, flags. No labels are fetched."""
+        return self._checked_plain(index, self._buffers(index, ["sequences_checksum"]))
 
     def read_block(self, index: int, *, top_k: int | None = None) -> list[LabeledSequence]:
         """The sequences of one block, with the first `top_k` entries of their rows.
@@ -112,10 +112,7 @@ class ShardReader:
         }
         wanted = [name for name in self._packed if name not in skipped]
         buffers = self._buffers(index, wanted)
-        plain = buffers.plain()
-        if self._verify and plain.checksum() != buffers.checksum():
-            raise damaged(f"the sequence columns of block {index} do not match their CRC-32")
-        plain.check(index, self._labels)
+        plain = self._checked_plain(index, buffers)
         return self._decode(plain, {name: buffers.packed(name) for name in wanted}, top_k)
 
     def iter_sequences(self, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
@@ -160,6 +157,13 @@ class ShardReader:
             f"{name}[{temperature:g}]": sum(stored[3 * place : 3 * place + 3]) + 24
             for place, temperature in enumerate(self._labels.temperatures)
         }
+
+    def _checked_plain(self, index: int, buffers: BlockBuffers) -> PlainColumns:
+        plain = buffers.plain()
+        if self._verify and plain.checksum() != buffers.checksum():
+            raise damaged(f"the sequence columns of block {index} do not match their CRC-32")
+        plain.check(index, self._labels)
+        return plain
 
     def _header(self, index: int) -> BatchHeader:
         if index not in self._headers:

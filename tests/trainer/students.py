@@ -40,6 +40,7 @@ def tiny_trainer(
     even: bool = True,
     dataset: dict[str, Any] | None = None,
     collate: dict[str, Any] | None = None,
+    eval_dataset: Any = None,
     **arguments: Any,
 ) -> OfflineDistillationTrainer:
     """Plain SGD, so that equal gradients give equal weights."""
@@ -67,7 +68,8 @@ def tiny_trainer(
         data_collator=DistillationCollator(
             CollateSettings(temperature=args.temperature, with_teacher=args.alpha > 0, **(collate or {}))
         ),
-        eval_dataset=StreamingLogitDataset(store, held_out=HeldOut(0.2, "held_out"), **common),
+        eval_dataset=eval_dataset
+        or StreamingLogitDataset(store, held_out=HeldOut(0.2, "held_out"), **common),
     )
 
 

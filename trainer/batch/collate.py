@@ -25,6 +25,8 @@ from trainer.data.samples import ANY_STEP, Sample
 
 TEACHER_KEYS = ("teacher_token_ids", "teacher_logprobs", "teacher_tail_logprob", "teacher_mask")
 PackedAttention = Literal["position_ids", "position_ids_one_row", "block_diagonal", "block_diagonal_additive"]
+PADDING_POSITIONS = 8
+"""Positions of padding begin again after so many."""
 COLUMN_ALIASES: dict[str, dict[str, str]] = {
     "axolotl": {
         "teacher_token_ids": "target_token_ids",
@@ -72,6 +74,9 @@ class CollateSettings:
     alignment: Literal["label", "logit"] = "label"
     """"logit" moves the `teacher_*` keys one place to the left, for trainers that hold the distribution
     after token t at index t. Our own losses need "label"."""
+    count_tokens: bool = False
+    """Add `token_counts`, int64 [3]: tokens of sequences in the batch, places for tokens, and label rows that
+    `max_length` or `pack_length` cut off. Models do not know the key; OfflineDistillationTrainer takes it."""
     column_aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names for keys, as in COLUMN_ALIASES."""
 
@@ -122,6 +127,8 @@ class DistillationCollator:
             _fill_teacher_keys(arrays, samples, places, settings)
         if settings.pack_length is not None and settings.packed_attention == "position_ids_one_row":
             batch = {key: tensor.flatten(0, 1).unsqueeze(0) for key, tensor in batch.items()}
+        if settings.count_tokens:
+            batch["token_counts"] = _token_counts(samples, places, shape_BT)
         return {settings.column_aliases.get(key, key): tensor for key, tensor in batch.items()}
 
 
@@ -165,9 +172,9 @@ def _fill_token_keys(
         stop = place.start + place.length
         input_ids_BT[row, place.start : stop] = sequence.token_ids_T[: place.length]
         document_BT[row, place.start : stop] = document
-        # Padding behind the last document counts on from zero, as if a document of its own.
+        # Padding behind the last document is like short documents: no position leaves the student's context.
         position_ids_BT[row, place.start : stop] = np.arange(place.length)
-        position_ids_BT[row, stop:] = np.arange(shape_BT[1] - stop)
+        position_ids_BT[row, stop:] = np.arange(shape_BT[1] - stop) % PADDING_POSITIONS
         first, count = sequence.label_start, _rows_within(sample, place)
         counted = np.flatnonzero(sequence.loss_mask_N[:count]) + first
         labels_BT[row, place.start + counted] = sequence.token_ids_T[counted]
@@ -222,6 +229,15 @@ def _distributions(
     scaled_NK = scaled_NK - scaled_NK[:, :1]
     total_N1 = np.log(np.exp(scaled_NK).sum(axis=1, keepdims=True))
     return scaled_NK - total_N1, np.full(rows.num_rows, -np.inf, dtype=np.float32)
+
+
+def _token_counts(samples: Sequence[Sample], places: Sequence[Place], shape_BT: tuple[int, int]) -> Tensor:
+    whole = [Place(0, 0, len(sample.sequence.token_ids_T)) for sample in samples]
+    cut = sum(
+        _rows_within(sample, all_of_it) - _rows_within(sample, place)
+        for sample, all_of_it, place in zip(samples, whole, places, strict=True)
+    )
+    return torch.tensor([sum(place.length for place in places), shape_BT[0] * shape_BT[1], cut])
 
 
 def _rows_within(sample: Sample, place: Place) -> int:

@@ -42,6 +42,8 @@ class StoreSpec:
     weight: float = 1.0
     """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
     storage_options: Mapping[str, Any] | None = None
+    where: str | None = None
+    """Which of its sequences take part, as `python -m logitstore cat --where` has it; None takes all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
@@ -91,7 +93,13 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         self._specs = [spec if isinstance(spec, StoreSpec) else StoreSpec(str(spec)) for spec in specs]
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_limit)
         self.sources = [
-            Source(spec.uri, storage_options=spec.storage_options, cache=self._cache, held_out=held_out)
+            Source(
+                spec.uri,
+                storage_options=spec.storage_options,
+                cache=self._cache,
+                held_out=held_out,
+                where=spec.where,
+            )
             for spec in self._specs
         ]
         self.batch_size = batch_size
@@ -101,7 +109,12 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         self.topology = resolve_topology(rank, world_size, replication)
         self.num_readers = self.topology.world_size * replication
         self.even = even and self.topology.world_size > 1
-        self.digest = combined_digest(self.sources, [spec.weight for spec in self._specs], held_out)
+        self.digest = combined_digest(
+            self.sources,
+            [spec.weight for spec in self._specs],
+            held_out,
+            [spec.where for spec in self._specs],
+        )
         self.epoch = 0
         self.consumed = 0
         self._consumed_is_workers = False
@@ -126,6 +139,15 @@ class StreamingLogitDataset(IterableDataset[Sample]):
             num_rows = sum(entry.num_rows for entry in source.entries)
             stored += spec.weight * num_rows * (self.top_k or source.manifest.labels.top_k)
         return int(stored) // self.topology.world_size
+
+    def labels_within(self, max_tokens: int | None) -> int:
+        """Label rows at the first `max_tokens` tokens of the sequences that take part; None counts all.
+
+        Reads the lengths of all sequences, once. Weights of stores do not count.
+        """
+        return sum(
+            outline.labels_within(max_tokens) for source in self.sources for outline in source.outlines()
+        )
 
     @property
     def epoch_length(self) -> int:

@@ -195,6 +195,6 @@ def _deal(visits: Sequence[Visit], num_splits: int) -> list[list[Visit]]:
     if not splits:
         raise ConfigError(
             "no sequence is left to read: the stores are empty, their weights are 0, or the held-out "
-            "fraction takes everything; check [data]"
+            "fraction or `where` leaves nothing; check [data]"
         )
     return splits

@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from logitstore.manifest.fields import Manifest, ShardEntry
+from logitstore.rows.selection import parse_selection
 from logitstore.shard.reader import ShardReader
+from logitstore.shard.sequence_columns import PlainColumns
 from logitstore.store import LogitStore
 from trainer.data.cache import ShardCache
 
-HELD_OUT_THREADS = 16
-"""Shards whose record ids are read side by side when a part is held out."""
+OUTLINE_THREADS = 16
+"""Shards whose outlines are read side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,24 @@ class HeldOut:
         return is_held_out == (self.side == "held_out")
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Of the sequences of a shard that take part (S): which they are, and how long. int32 [S] each."""
+
+    place_S: np.ndarray
+    """Place within the shard, ascending."""
+    num_tokens_S: np.ndarray
+    label_start_S: np.ndarray
+    num_labels_S: np.ndarray
+    """Label rows at tokens of the sequence; a row one past the last token is none."""
+
+    def labels_within(self, max_tokens: int | None) -> int:
+        """Label rows at the first `max_tokens` tokens of their sequence; None counts all."""
+        if max_tokens is None:
+            return int(self.num_labels_S.sum())
+        return int(np.clip(max_tokens - self.label_start_S, 0, self.num_labels_S).sum())
+
+
 class Source:
     """One store as a dataset reads it: fixed at construction, picklable, with no open files."""
 
@@ -49,6 +69,7 @@ class Source:
         storage_options: Mapping[str, Any] | None = None,
         cache: ShardCache | None = None,
         held_out: HeldOut | None = None,
+        where: str | None = None,
     ) -> None:
         store = LogitStore.open(uri, storage_options=storage_options)
         self.uri = store.uri
@@ -58,18 +79,27 @@ class Source:
         self._objects = store.objects
         self._codebooks = store.codebooks()
         self._cache = cache
-        # Per shard, the sequences that take part; None is all of them.
-        self._kept: list[np.ndarray] | None = None
-        if held_out is not None and (held_out.fraction > 0 or held_out.side == "held_out"):
-            with ThreadPoolExecutor(HELD_OUT_THREADS, thread_name_prefix="logit-held-out") as pool:
-                self._kept = list(pool.map(lambda entry: self._find_kept(entry, held_out), self.entries))
+        self._held_out, self._selection = held_out, parse_selection(where)
+        self._outlines: list[Outline] | None = None
+        """By shard; None until somebody asks, as reading them visits every shard."""
+        self._takes_all = held_out is None or (held_out.fraction == 0 and held_out.side == "train")
+        self._takes_all &= not self._selection.comparisons
+        if not self._takes_all:
+            self.outlines()
+
+    def outlines(self) -> list[Outline]:
+        """Of each shard, what takes part; read at the first call, no labels are fetched."""
+        if self._outlines is None:
+            with ThreadPoolExecutor(OUTLINE_THREADS, thread_name_prefix="logit-outline") as pool:
+                self._outlines = list(pool.map(self._outline, self.entries))
+        return self._outlines
 
     @property
     def lengths(self) -> list[int]:
         """Sequences of each shard that take part."""
-        if self._kept is not None:
-            return [len(kept) for kept in self._kept]
-        return [entry.num_sequences for entry in self.entries]
+        if self._takes_all:
+            return [entry.num_sequences for entry in self.entries]
+        return [len(outline.place_S) for outline in self.outlines()]
 
     @contextmanager
     def open(self, shard: int) -> Iterator[ShardReader]:
@@ -94,26 +124,49 @@ class Source:
             self._cache.fetch(self._objects, self.entries[shard])
 
     def kept(self, shard: int) -> np.ndarray:
-        """int64, places within the shard of the sequences that take part, ascending."""
-        if self._kept is None:
+        """int, places within the shard of the sequences that take part, ascending."""
+        if self._takes_all:
             return np.arange(self.entries[shard].num_sequences)
-        return self._kept[shard]
+        return self.outlines()[shard].place_S
 
-    def _find_kept(self, entry: ShardEntry, held_out: HeldOut) -> np.ndarray:
+    def _outline(self, entry: ShardEntry) -> Outline:
+        empty_S = np.empty(0, dtype=np.int32)
+        if not self._selection.takes_unit(entry):
+            return Outline(empty_S, empty_S, empty_S, empty_S)
+        parts, first = [(empty_S, empty_S, empty_S, empty_S)], 0
         with self._open_remotely(entry) as reader:
-            keeps = [
-                held_out.keeps(record_id)
-                for block in range(reader.num_blocks)
-                for record_id in reader.record_ids(block)
-            ]
-        return np.flatnonzero(keeps)
+            for block in range(reader.num_blocks):
+                plain = reader.plain_columns(block)
+                keep_S = self._keeps(plain)
+                num_labels_S = np.minimum(plain.num_rows, plain.num_tokens - plain.label_start)
+                columns = (plain.num_tokens, plain.label_start, np.maximum(num_labels_S, 0))
+                places_S = np.flatnonzero(keep_S).astype(np.int32) + first
+                parts.append((places_S, *(column[keep_S] for column in columns)))
+                first += len(keep_S)
+        return Outline(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _keeps(self, plain: PlainColumns) -> np.ndarray:
+        """bool [S], which sequences of a block take part."""
+        keep_S = np.ones(len(plain.record_id), dtype=bool)
+        if self._held_out is not None:
+            keep_S &= [self._held_out.keeps(record_id) for record_id in plain.record_id]
+        if self._selection.comparisons:
+            keep_S &= [self._selection.takes(sequence) for sequence in plain.without_labels()]
+        return keep_S
 
 
-def combined_digest(sources: Sequence[Source], weights: Sequence[float], held_out: HeldOut | None) -> str:
+def combined_digest(
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    held_out: HeldOut | None,
+    wheres: Sequence[str | None],
+) -> str:
     """Names everything about the stores that the order depends on."""
     digest = hashlib.blake2b(digest_size=16)
-    for source, weight in zip(sources, weights, strict=True):
+    for source, weight, where in zip(sources, weights, wheres, strict=True):
         digest.update(f"{source.digest}|{weight!r}\n".encode())
+        if where is not None:
+            digest.update(f"where {where}\n".encode())
     if held_out is not None:
         digest.update(f"{held_out.fraction!r}|{held_out.side}".encode())
     return digest.hexdigest()

@@ -102,8 +102,8 @@ class _Sums:
         num_rows = int(self.rows_6[0])
         if not num_rows:
             raise ConfigError(
-                "there is no label row to evaluate on: no record is held out, or their labels are all "
-                "masked; raise data.held_out_fraction"
+                "there is no label row to evaluate on: no record is held out (raise data.held_out_fraction), "
+                "their labels are all masked, or data.max_length cuts them off"
             )
         kl, cross_entropy, agreement, teacher, student = (self.rows_6[1:] / num_rows).tolist()
         right_C, confidence_C = self.bins_3C[1:]

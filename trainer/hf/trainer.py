@@ -21,13 +21,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from trainer.batch.collate import TEACHER_KEYS, DistillationCollator
+from trainer.batch.collate import TEACHER_KEYS, CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.topology import ReshardingError
 from trainer.hf.evaluate import LOWER_IS_BETTER, Evaluation, evaluate, evaluation_batches
 from trainer.hf.guards import check_student
 from trainer.hf.heads import Head, batch_loss, find_head
+from trainer.hf.lengths import check_lengths, length_limit, student_context
 from trainer.hf.packing_check import check_packed_attention, choose_packed_attention
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets
 from trainer.loss.loss_settings import Divergence, ForeignIds, LossSettings, Tail
@@ -107,13 +108,14 @@ class OfflineDistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_settings = args.loss_settings()
         self.logit_dataset = train_dataset
-        self.collator = DistillationCollator(data_collator.settings)
+        self.collator = DistillationCollator(self._within_context(data_collator.settings))
         with self.autocast_smart_context_manager():  # FlashAttention takes no float32
             self.head: Head | None = find_head(self.model) if args.fused else None
             self._settle_packing()
         self._means = _TokenMeans()
         self.add_callback(_TrueEpoch(train_dataset))
         self._check_dataset()
+        self._check_lengths(data_collator.settings)
         self.alignments = check_student(
             train_dataset,
             self.loss_settings,
@@ -141,7 +143,7 @@ class OfflineDistillationTrainer(Trainer):
             num_items_in_batch=num_items_in_batch,
         )
         if model.training:
-            self._means.add(output, num_items_in_batch)
+            self._means.add(output, num_items_in_batch, inputs.get("token_counts"))
         loss = output.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Labels were counted over all processes, whose gradients will be averaged, not added.
@@ -249,6 +251,18 @@ class OfflineDistillationTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
 
+    def _within_context(self, settings: CollateSettings) -> CollateSettings:
+        """The settings of the batches, which are counted, and cut at the student's context."""
+        limit = length_limit(settings, student_context(self.model))
+        return replace(settings, max_length=limit, count_tokens=True)
+
+    def _check_lengths(self, settings: CollateSettings) -> None:
+        """By the settings as they were given, so that what is said names what somebody set."""
+        context = student_context(self.model)
+        check_lengths(self.logit_dataset, settings, context, purpose="training")
+        if isinstance(self.eval_dataset, StreamingLogitDataset):
+            check_lengths(self.eval_dataset, settings, context, purpose="evaluation")
+
     def _settle_packing(self) -> None:
         """Choose how packed documents are kept apart, or prove what was chosen, on this student."""
         settings = self.collator.settings
@@ -337,20 +351,22 @@ class _TrueEpoch(TrainerCallback):
 
 
 class _TokenMeans:
-    """Means per label of this process since the last log."""
+    """Means per label since the last log, over all processes."""
 
     NAMES = ("distillation", "cross_entropy", "teacher_mass", "student_mass", "top1_agreement")
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
-        self.num_rows: Tensor | int = 0
 
-    def add(self, output: LossOutput, num_items: Tensor | int | None) -> None:
+    def add(self, output: LossOutput, num_items: Tensor | int | None, token_counts_3: Tensor | None) -> None:
         metrics = output.metrics
         rows = metrics.num_rows
         items = rows if num_items is None else num_items
+        if token_counts_3 is None:
+            token_counts_3 = torch.zeros(3, dtype=torch.int64)
         sums = torch.stack(
             [
+                torch.as_tensor(rows, device=output.loss.device),
                 output.distillation * items,
                 output.cross_entropy * items,
                 *(
@@ -359,15 +375,24 @@ class _TokenMeans:
                 ),
             ]
         )
+        if sums.device.type != "mps":  # which has no float64
+            sums = sums.double()
+        sums = torch.cat([sums, token_counts_3.to(sums)])
         self.sums = sums if self.sums is None else self.sums + sums
-        self.num_rows = self.num_rows + rows
 
     def take(self) -> dict[str, float]:
+        """Every process must call it; all get the same."""
         if self.sums is None:
             return {}
-        means = (self.sums / max(int(self.num_rows), 1)).tolist()
-        self.sums, self.num_rows = None, 0
-        return {name: round(mean, 6) for name, mean in zip(self.NAMES, means, strict=True)}
+        sums, self.sums = self.sums, None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        num_rows, *totals, num_tokens, num_places, num_cut_rows = sums.tolist()
+        means = {
+            name: round(total / max(num_rows, 1), 6) for name, total in zip(self.NAMES, totals, strict=True)
+        }
+        fill = round(num_tokens / max(num_places, 1), 4)
+        return {**means, "num_rows": int(num_rows), "fill": fill, "num_cut_rows": int(num_cut_rows)}
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:

@@ -113,6 +113,9 @@ class StoreSource(_Section):
     """Folder or URL of a logit store."""
     weight: float = Field(default=1.0, ge=0)
     """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
+    where: str | None = None
+    """Which of its sequences take part, as `python -m logitstore cat --where` has it, for example
+    'finish_reason != length and num_tokens < 2048'; None takes all."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """For the object store, as in fsspec. Credentials are better left to the environment."""
 
@@ -132,7 +135,7 @@ Sources = Annotated[
 
 class DataConfig(_Section):
     stores: Sources
-    """One or several stores: a URI, or tables with uri, weight, storage_options."""
+    """One or several stores: a URI, or tables with uri, weight, where, storage_options."""
     top_k: int | None = Field(default=None, ge=1)
     """Entries read of each row, at most what the store holds; None reads all. Fewer bytes are read too."""
     shuffle: bool = True

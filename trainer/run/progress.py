@@ -16,8 +16,11 @@ SHOWN = (
     ("cross_entropy", "cross-entropy", ".3f"),
     ("top1_agreement", "top-1 agreement", ".1%"),
     ("learning_rate", "lr", ".2e"),
+    ("fill", "fill", ".0%"),
+    ("num_cut_rows", "label rows cut off", "d"),
 )
-"""What is shown of a logged step: its name in the log, its name for people, its format."""
+"""What is shown of a logged step: its name in the log, its name for people, its format. Fill is the share of
+the batches' places that hold tokens of sequences."""
 
 
 class TrainingProgress(TrainerCallback):
@@ -60,7 +63,10 @@ class TrainingProgress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
             return
-        words = ", ".join(f"{label} {logs[name]:{form}}" for name, label, form in SHOWN if name in logs)
+        shown = logs if logs.get("num_cut_rows") else {**logs, "num_cut_rows": None}
+        words = ", ".join(
+            f"{label} {shown[name]:{form}}" for name, label, form in SHOWN if shown.get(name) is not None
+        )
         if self._bar is not None:
             self._bar.update(self._task, description=words)
         else:

@@ -139,7 +139,9 @@ def datasets(
             check_temperature(
                 source.manifest.labels, config.loss.temperature, config.loss.tail, where=source.uri
             )
-    if not sum(sum(source.lengths) for source in held_out.sources):
+    if not train_set.num_sequences + held_out.num_sequences:
+        raise ConfigError("data.stores: no sequence is left, the stores are empty or `where` selects none")
+    if not held_out.num_sequences:
         raise ConfigError(
             f"data.held_out_fraction = {data.held_out_fraction} holds no record out of "
             f"{train_set.num_sequences} sequences; raise it, since students are compared on held-out records"
@@ -149,7 +151,7 @@ def datasets(
 
 def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
     data = config.data
-    specs = [StoreSpec(store.uri, store.weight, store.storage_options) for store in data.stores]
+    specs = [StoreSpec(store.uri, store.weight, store.storage_options, store.where) for store in data.stores]
 
     def make(batch_size: int, side: Any, top_k: int | None) -> StreamingLogitDataset:
         return StreamingLogitDataset(

@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
 from trainer.run.config import ConfigError, load_config, parse_bytes
@@ -167,6 +168,38 @@ def test_packing_is_settled_by_the_students_attention(config, tmp_path, attentio
         assert main(["train", str(config), "--json", *given]) == 0
         losses.append([entry["loss"] for entry in json.loads(capsys.readouterr().out)["history"]])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_store_may_be_read_in_part(config, tmp_path, capsys):
+    store = tmp_path / "store"
+    few = ("--set", "training.max_steps=1", "--set", "evaluation.before=false", "--json")
+    numbers = []
+    for where in ("num_tokens >= 0", "num_tokens < 12"):
+        stores = f'data.stores={{uri = "{store}", where = "{where}"}}'
+        assert main(["train", str(config), *few, "--set", stores, "--restart"]) == 0
+        (told,) = json.loads(capsys.readouterr().out)["stores"]
+        numbers.append(told["num_sequences"] + told["num_held_out"])
+    lengths = [len(sequence.token_ids_T) for sequence in LogitStore.open(str(store)).iter_sequences()]
+    assert numbers == [60, sum(length < 12 for length in lengths)]
+    stores = f'data.stores={{uri = "{store}", where = "length < 12"}}'
+    assert main(["train", str(config), *few, "--set", stores]) == 2
+    assert "knows no field 'length'" in capsys.readouterr().err
+    stores = f'data.stores={{uri = "{store}", where = "num_tokens < 1"}}'
+    assert main(["train", str(config), *few, "--set", stores]) == 2
+    assert "`where` selects none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_labels_beyond_the_limit_are_refused_before_training(config, tmp_path, capsys):
+    given = [
+        "--set",
+        "data.max_length=2",
+        "--set",
+        f'data.stores={{uri = "{tmp_path}/store", where = "prompt_length > 2"}}',
+    ]
+    assert main(["train", str(config), *given]) == 2
+    assert "label rows for training lie beyond max_length=2" in capsys.readouterr().err
 
 
 @pytest.mark.slow
