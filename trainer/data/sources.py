@@ -133,7 +133,8 @@ class Source:
         empty_S = np.empty(0, dtype=np.int32)
         if not self._selection.takes_unit(entry):
             return Outline(empty_S, empty_S, empty_S, empty_S)
-        parts, first = [(empty_S, empty_S, empty_S, empty_S)], 0
+        parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 4]
+        first = 0
         with self._open_remotely(entry) as reader:
             for block in range(reader.num_blocks):
                 plain = reader.plain_columns(block)
