@@ -167,6 +167,14 @@ def _add_address(sub: argparse.ArgumentParser) -> None:
         help="dashboard of the cluster's head, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, else the "
         "local cluster that is up)",
     )
+    sub.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a header that a proxy before the cluster wants (also RAY_JOB_HEADERS, as for `ray job`)",
+    )
+    sub.add_argument("--verify", metavar="CA|false", help="certificates to check the server's by, or false")
 
 
 def _add_owner(sub: argparse.ArgumentParser) -> None:

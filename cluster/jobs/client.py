@@ -9,23 +9,23 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from cluster.errors import ClusterError, ClusterUnreachableError, JobNotFoundError
 from cluster.jobs import access
 from cluster.jobs.access import bearer_header, find_token
+from cluster.jobs.address import HEADERS_VARIABLE, Way, is_loopback, refuse_silent_address
 from cluster.jobs.submission import OWNER_KEY, RESUMES_KEY, STORE_KEY, Submission
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-CONNECT_TIMEOUT_SEC = 5.0
+START_PATIENCE_SEC = 60.0
+"""How long a cluster that has just come up may be without an agent that takes jobs."""
 POLL_SEC = 1.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXIT_STATUS_OF_STATE = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 4}
-DEFAULT_PORT = 8265
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ class ClusterJob:
 class ClusterClient:
     """A connection to one cluster. Every method raises ClusterUnreachableError when it is gone."""
 
-    def __init__(self, address: str) -> None:
-        self.address = normalise_address(address)
-        _refuse_silent_address(self.address)
+    def __init__(self, way: Way) -> None:
+        self.address = way.url
+        refuse_silent_address(way)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         _require_ray()
         with _reached(self.address):
-            self._client, self._headers = _connect(self.address)
+            self._client, self._way = _connect(way)
 
     def head_is_here(self) -> bool:
         """Whether the head is this machine and not at the other end of a tunnel, so that files and
@@ -72,18 +72,26 @@ class ClusterClient:
         if not is_loopback(self.address):
             return False
         with _reached(self.address):
-            nodes = list_nodes(self.address, self._headers)
+            nodes = list_nodes(self._way)
         heads = [node for node in nodes if node["raylet"].get("isHeadNode")]
         return any(head["raylet"]["nodeManagerHostname"] == socket.gethostname() for head in heads)
 
     def submit(self, submission: Submission) -> str:
-        with _reached(self.address):
-            return self._client.submit_job(
-                entrypoint=submission.entrypoint,
-                submission_id=submission.submission_id,
-                runtime_env=submission.runtime_env,
-                metadata=submission.metadata,
-            )
+        """Its id. A cluster that has just come up and takes no jobs yet is asked again for a while."""
+        deadline = time.monotonic() + START_PATIENCE_SEC
+        while True:
+            try:
+                with _reached(self.address):
+                    return self._client.submit_job(
+                        entrypoint=submission.entrypoint,
+                        submission_id=submission.submission_id,
+                        runtime_env=submission.runtime_env,
+                        metadata=submission.metadata,
+                    )
+            except ClusterError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_SEC)
 
     def jobs(self) -> list[ClusterJob]:
         """The labeling jobs, newest first; what else runs on the cluster is left out."""
@@ -133,11 +141,19 @@ class ClusterClient:
             return self._client.get_job_logs(submission_id)
 
     def follow(self, submission_id: str, write: Callable[[str], None]) -> ClusterJob:
-        """Write the job's log as it grows, until the job has ended."""
+        """Write the job's log as it grows, until the job has ended.
+
+        Where the connection cannot be kept (an ingress without WebSocket), the log is asked for repeatedly.
+        """
         num_written = 0
         while True:
-            num_written += asyncio.run(self._tail(submission_id, write, num_written))
+            num_tailed = asyncio.run(self._tail(submission_id, write, num_written))
+            num_written += num_tailed
             job = self.job(submission_id)
+            if not num_tailed and job.started:
+                more = self.logs(submission_id)[num_written:]
+                write(more)
+                num_written += len(more)
             if job.has_ended:
                 rest = self.logs(submission_id)[num_written:]
                 write(rest)
@@ -160,52 +176,18 @@ class ClusterClient:
         return max(0, num_seen - skip)
 
 
-def normalise_address(address: str) -> str:
-    """`http://HEAD:8265` for `HEAD` and `HEAD:8265`, and for what is already whole.
-
-    Raises:
-        ClusterUnreachableError: the text is no such address.
-    """
-    text = address if "://" in address else f"http://{address}"
-    parts = urlsplit(text)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-        parts = parts._replace(scheme="")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-        raise ClusterUnreachableError(
-            f"address {address!r} is not the dashboard of a Ray cluster; it must look like http://HEAD:8265"
-        )
-    return f"{parts.scheme}://{parts.hostname}:{port or (443 if parts.scheme == 'https' else DEFAULT_PORT)}"
-
-
-def list_nodes(address: str, headers: dict[str, str]) -> list[dict[str, Any]]:
+def list_nodes(way: Way) -> list[dict[str, Any]]:
     """The nodes as the dashboard describes them. Raises requests.RequestException, KeyError, ValueError."""
     import requests
 
-    answer = requests.get(f"{address}/nodes", params={"view": "summary"}, headers=headers, timeout=5)
+    answer = requests.get(
+        f"{way.url}/nodes",
+        params={"view": "summary"},
+        headers=dict(way.headers),
+        verify=way.verify,
+        timeout=5,
+    )
     return answer.json()["data"]["summary"]
-
-
-def is_loopback(address: str) -> bool:
-    """Whether the address is this machine's own; another machine may be behind it, through a tunnel."""
-    host = urlsplit(normalise_address(address)).hostname or ""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
-
-
-def _refuse_silent_address(address: str) -> None:
-    """Fail within seconds where Ray's client would wait without limit."""
-    parts = urlsplit(address)
-    try:
-        with socket.create_connection((parts.hostname, parts.port), timeout=CONNECT_TIMEOUT_SEC):
-            return
-    except OSError as error:
-        raise ClusterUnreachableError(
-            f"no Ray cluster answers at {address} ({error}); check that the head runs, that its dashboard "
-            "is on (ray start --head --dashboard-host) and that the port is reachable, for example through "
-            "ssh -L 8265:localhost:8265 HEAD"
-        ) from None
 
 
 def _require_ray() -> None:
@@ -220,15 +202,23 @@ def _require_ray() -> None:
         handler.setLevel(logging.WARNING)
 
 
-def _connect(address: str) -> tuple[JobSubmissionClient, dict[str, str]]:
-    """The client, and the headers by which the cluster knows it."""
+def _connect(way: Way) -> tuple[JobSubmissionClient, Way]:
+    """The client, and the way with the header by which the cluster knows who asks."""
     import requests
     from ray.job_submission import JobSubmissionClient
 
     # The token is not shown to a server that does not ask for one.
-    asks = requests.get(f"{address}/api/version", timeout=5).status_code == requests.codes.unauthorized
-    headers = bearer_header(find_token()) if asks else {}
-    return JobSubmissionClient(address, headers=headers), headers
+    asked = requests.get(
+        f"{way.url}/api/version", headers=dict(way.headers), verify=way.verify, timeout=5
+    ).status_code
+    if asked == requests.codes.forbidden:
+        raise ClusterUnreachableError(
+            f"{way.url} refused the request (403), as a proxy that wants a header of its own does; give it "
+            f"by --header NAME=VALUE or {HEADERS_VARIABLE}"
+        )
+    known = bearer_header(find_token()) if asked == requests.codes.unauthorized else {}
+    way = replace(way, headers={**known, **way.headers})
+    return JobSubmissionClient(way.url, headers=dict(way.headers), verify=way.verify), way
 
 
 @contextmanager

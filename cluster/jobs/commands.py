@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs import dashboard, local, progress
+from cluster.jobs.address import find_way
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 from cluster.jobs.submission import (
@@ -29,7 +30,7 @@ from labeler.config.loading import JobConfig, load_job
 def submit(args: argparse.Namespace) -> int:
     """Check the job here, send it, and stay with it if asked to."""
     job = load_job(args.job, args.set, environ={})
-    client = ClusterClient(_address(args))
+    client = _client(args)
     near = client.head_is_here()
     options = SubmitOptions(
         files=args.files or ("same" if near else "ship"),
@@ -47,7 +48,7 @@ def submit(args: argparse.Namespace) -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Submit an ended job again: the same settings, the same store, only what is missing gets labeled."""
-    client = ClusterClient(_address(args))
+    client = _client(args)
     earlier = _chosen(client, args)
     if not earlier.has_ended:
         raise JobRefusedError(
@@ -72,7 +73,7 @@ def resume(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Ray's state and the store's progress of a job, or of the newest one."""
-    client = ClusterClient(_address(args))
+    client = _client(args)
     job = _chosen(client, args)
     answer = progress.store_status(job.store)
     if args.json:
@@ -89,7 +90,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def logs(args: argparse.Namespace) -> int:
-    client = ClusterClient(_address(args))
+    client = _client(args)
     job = _chosen(client, args)
     if not args.follow:
         sys.stdout.write(client.logs(job.submission_id))
@@ -99,7 +100,7 @@ def logs(args: argparse.Namespace) -> int:
 
 def stop(args: argparse.Namespace) -> int:
     """Drain: units at work are finished within `workers.drain_sec`, the rest is left for `resume`."""
-    client = ClusterClient(_address(args))
+    client = _client(args)
     at_work = None if args.id else only_one_at_work(client.jobs(), owner_here(args.owner))
     job = at_work or _chosen(client, args)
     if job.has_ended:
@@ -115,7 +116,7 @@ def stop(args: argparse.Namespace) -> int:
 
 
 def list_jobs(args: argparse.Namespace) -> int:
-    jobs = ClusterClient(_address(args)).jobs()
+    jobs = _client(args).jobs()
     if args.mine:
         owner = owner_here(args.owner)
         jobs = [job for job in jobs if job.owner == owner]
@@ -132,7 +133,7 @@ def cost(args: argparse.Namespace) -> int:
         overrides = [part for one in args.set for part in ("--set", one)]
         answer, name, words = progress.cost_estimate([args.what, *overrides]), "plan", progress.plan_in_words
     else:
-        store = ClusterClient(_address(args)).job(args.what).store
+        store = _client(args).job(args.what).store
         answer, name, words = progress.store_status(store), "cost", progress.cost_in_words
     found = answer.value.get(name)
     if not found:
@@ -162,6 +163,10 @@ def up(args: argparse.Namespace) -> int:
 def down(args: argparse.Namespace) -> int:
     _say(args, f"stopped {local.down(args.state)} nodes")
     return 0
+
+
+def _client(args: argparse.Namespace) -> ClusterClient:
+    return ClusterClient(find_way(_address(args), args.header, args.verify))
 
 
 def _address(args: argparse.Namespace) -> str:

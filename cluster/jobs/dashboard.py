@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.jobs.address import find_way
 from cluster.jobs.client import ClusterClient, ClusterJob
 
 REFRESH_SEC = 3.0
@@ -37,7 +38,7 @@ def serve(target: str, viewer_arguments: Sequence[str]) -> int:
     """
     if not is_cluster_address(target):
         return _run_viewer([target, *viewer_arguments], None)
-    client = ClusterClient(target)
+    client = ClusterClient(find_way(target))
     with tempfile.TemporaryDirectory(prefix="penumbra-dashboard-") as folder:
         jobs = _JobsFile(client, Path(folder) / "jobs.json")
         return _run_viewer(["--jobs-file", str(jobs.path), *viewer_arguments], jobs)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.jobs.access import bearer_header, ensure_token, find_token
+from cluster.jobs.address import Way
 from cluster.jobs.client import list_nodes
 
 HEAD_IP = "127.0.0.2"
@@ -195,7 +196,7 @@ def count_alive_nodes(address: str) -> int:
     import requests
 
     try:
-        nodes = list_nodes(address, bearer_header(find_token()))
+        nodes = list_nodes(Way(address, bearer_header(find_token())))
     except (requests.RequestException, KeyError, ValueError):
         return 0
     return sum(1 for node in nodes if node["raylet"].get("state") == "ALIVE")

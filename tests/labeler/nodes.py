@@ -18,6 +18,7 @@ import requests
 
 from cluster.jobs import local
 from cluster.jobs.access import bearer_header, find_token
+from cluster.jobs.address import Way
 from cluster.jobs.client import list_nodes
 
 JOIN_TRY_SEC = 60.0
@@ -63,7 +64,7 @@ class RayNodes:
     def _is_alive(self, ip: str) -> bool:
         try:
             raylets = [
-                node["raylet"] for node in list_nodes(self._cluster.address, bearer_header(find_token()))
+                node["raylet"] for node in list_nodes(Way(self._cluster.address, bearer_header(find_token())))
             ]
         except (requests.RequestException, KeyError, ValueError):
             return False

@@ -24,6 +24,7 @@ from cluster.describe.grafana import PANELS
 from cluster.jobs import local
 from cluster.jobs.access import bearer_header, find_token
 from logitstore.store import LogitStore
+from tests.cluster.jobs.reverse_proxy import HEADER, ingress_before
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -133,6 +134,23 @@ def test_nobody_touches_anothers_job_without_naming_it(
     assert run(capsys, "status", *address, "--owner", "carol@lab")[0] == 0
 
 
+def test_a_job_is_sent_and_followed_through_an_ingress(
+    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a path before the API, a header that it wants, and without WebSocket for the log."""
+    with ingress_before(cluster.address) as address:
+        status, _, err = run(capsys, "list", "--address", address)
+        assert status == 3
+        assert "--header NAME=VALUE" in err
+        through = ("--address", address, "--header", "=".join(HEADER))
+        status, out, err = run(capsys, "submit", str(write_job(tmp_path)), *through, "--follow")
+        assert status == 0, (out, err)
+        job_id, log = out.split("\n", 1)
+        assert log.strip() == run(capsys, "logs", job_id, *through)[1].strip()
+        assert job_id in run(capsys, "list", *through)[1]
+    assert stored_ids(tmp_path / "store") == ALL_IDS
+
+
 def assert_the_page_shows(cluster: local.LocalCluster, job_id: str, store: Path) -> None:
     viewer = subprocess.Popen(
         [sys.executable, "-m", "cluster", "dashboard", cluster.address, "--port", "0"],
@@ -188,7 +206,10 @@ def test_where_ray_sends_the_token_itself_the_rest_of_the_client_has_it_too(
     cluster: local.LocalCluster,
 ) -> None:
     """Ray's documentation has people export this, as a node's environment does."""
-    code = f"from cluster.jobs.client import ClusterClient; print(ClusterClient({cluster.address!r}).head_is_here())"
+    code = (
+        "from cluster.jobs.address import Way; from cluster.jobs.client import ClusterClient; "
+        f"print(ClusterClient(Way({cluster.address!r})).head_is_here())"
+    )
     asked = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"RAY_AUTH_MODE": "token"},

@@ -20,7 +20,7 @@ from cluster.errors import (
     JobRefusedError,
 )
 from cluster.jobs import local
-from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterJob, is_loopback, normalise_address
+from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterJob
 from cluster.jobs.dashboard import is_cluster_address, write_jobs
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 from cluster.jobs.progress import cost_in_words
@@ -157,26 +157,6 @@ def test_ids_name_the_store_and_never_repeat() -> None:
     made = {submission_id("s3://bucket/My Run_7/") for _ in range(8)}
     assert len(made) == 8
     assert all(one.startswith("label-my-run-7-") for one in made)
-
-
-@pytest.mark.parametrize(
-    ("text", "whole", "near"),
-    [
-        ("head", "http://head:8265", False),
-        ("127.0.0.1:9000", "http://127.0.0.1:9000", True),
-        ("http://localhost:8265/", "http://localhost:8265", True),
-        ("https://ray.example", "https://ray.example:443", False),
-    ],
-)
-def test_addresses_are_completed(text: str, whole: str, near: bool) -> None:
-    assert normalise_address(text) == whole
-    assert is_loopback(text) is near
-
-
-@pytest.mark.parametrize("text", ["ftp://head", "http://", "http://head:port", "http://head/path"])
-def test_what_is_no_address_is_told(text: str) -> None:
-    with pytest.raises(ClusterUnreachableError, match="must look like http://HEAD:8265"):
-        normalise_address(text)
 
 
 def test_a_store_is_not_taken_for_a_cluster(tmp_path: Path) -> None:

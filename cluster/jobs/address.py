@@ -1,0 +1,165 @@
+"""The way to a cluster's dashboard, in the forms that Ray's own command line takes.
+
+A path before the API (an ingress), a user and password, IPv6, further headers (an authenticating proxy),
+certificates of a company's own, and proxies of the environment.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from cluster.errors import ClusterUnreachableError
+
+CONNECT_TIMEOUT_SEC = 5.0
+DEFAULT_PORT = 8265
+HEADERS_VARIABLE = "RAY_JOB_HEADERS"
+"""A JSON table of headers, as for `ray job`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How requests reach one cluster."""
+
+    url: str
+    """Without user or password, so that it may be shown."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with every request; may hold secrets."""
+    verify: bool | str = True
+    """Whether the server's certificate is checked, or the file or folder of certificates to check it by."""
+
+
+def find_way(
+    address: str,
+    headers: Sequence[str] = (),
+    verify: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Way:
+    """The way to `address` with `NAME=VALUE` headers, those of RAY_JOB_HEADERS below them.
+
+    Raises:
+        ClusterUnreachableError: an address, header or certificate that is none.
+    """
+    found = _headers_of(environ.get(HEADERS_VARIABLE, ""))
+    for header in headers:
+        name, separator, value = header.partition("=")
+        if not separator or not name.strip():
+            raise ClusterUnreachableError(f"--header {name!r} must look like NAME=VALUE")
+        found[name.strip()] = value.strip()
+    parts = urlsplit(_with_scheme(address))
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        found.setdefault("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
+    return Way(normalise_address(address), found, _verify(verify))
+
+
+def normalise_address(address: str) -> str:
+    """`http://HEAD:8265` for `HEAD` and `HEAD:8265`, and for what is already whole; a path stays, without `/`
+    at its end, and a user and password go.
+
+    Raises:
+        ClusterUnreachableError: the text is no such address.
+    """
+    parts = urlsplit(_with_scheme(address))
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+        parts = parts._replace(scheme="")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ClusterUnreachableError(
+            f"address {shown(address)!r} is not the dashboard of a Ray cluster; it must look like "
+            "http://HEAD:8265, or http://HOST/PATH where a proxy gives it a path"
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    path = parts.path.rstrip("/")
+    # Behind a path stands a proxy, on its scheme's own port.
+    default = 443 if parts.scheme == "https" else 80 if path else DEFAULT_PORT
+    return f"{parts.scheme}://{host}:{port or default}{path}"
+
+
+def shown(address: str) -> str:
+    """The address without a user's name and password, for messages."""
+    scheme, separator, rest = address.rpartition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether the address is this machine's own; another machine may be behind it, through a tunnel."""
+    host = urlsplit(normalise_address(address)).hostname or ""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def refuse_silent_address(way: Way) -> None:
+    """Fail within seconds where Ray's client would wait without limit.
+
+    Where a proxy of the environment leads there, only the proxy knows the name. Loopback never goes by
+    a proxy.
+    """
+    if is_loopback(way.url):
+        _keep_from_proxies(urlsplit(way.url).hostname or "")
+    elif _goes_by_proxy(way.url):
+        return
+    parts = urlsplit(way.url)
+    try:
+        with socket.create_connection((parts.hostname, parts.port), timeout=CONNECT_TIMEOUT_SEC):
+            return
+    except OSError as error:
+        raise ClusterUnreachableError(
+            f"no Ray cluster answers at {way.url} ({error}); check that the head runs, that its dashboard "
+            "is on (ray start --head --dashboard-host) and that the port is reachable, for example through "
+            "ssh -L 8265:localhost:8265 HEAD"
+        ) from None
+
+
+def _with_scheme(address: str) -> str:
+    if "://" in address:
+        return address
+    bare_ipv6 = address.count(":") > 1 and not address.startswith("[")
+    return f"http://[{address}]" if bare_ipv6 else f"http://{address}"
+
+
+def _goes_by_proxy(url: str) -> bool:
+    import requests.utils
+
+    return requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)) is not None
+
+
+def _keep_from_proxies(host: str) -> None:
+    """Of this process: Ray's client takes the environment's proxies for every address."""
+    for variable in ("no_proxy", "NO_PROXY"):
+        hosts = [one for one in os.environ.get(variable, "").split(",") if one]
+        if host not in hosts:
+            os.environ[variable] = ",".join([*hosts, host])
+
+
+def _headers_of(text: str) -> dict[str, str]:
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ClusterUnreachableError(
+            f'{HEADERS_VARIABLE} must hold a JSON table of headers, such as {{"X-Team": "nlp"}}'
+        )
+    return found
+
+
+def _verify(given: str | None) -> bool | str:
+    if given is None or given.lower() in ("true", "1"):
+        return True
+    if given.lower() in ("false", "0"):
+        return False
+    if not os.path.exists(given):
+        raise ClusterUnreachableError(
+            f"--verify {given!r} is neither true, false nor a file or folder of certificates here"
+        )
+    return given
