@@ -236,6 +236,7 @@ Kind = Literal[
     "kuberay-cluster",
     "kuberay-job",
     "slurm",
+    "skypilot",
     "dockerfile",
     "grafana",
     "prometheus",

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import yaml
 
-from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, slurm
+from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, skypilot, slurm
 from cluster.describe.config import ClusterConfig, Kind, check_placement, load_cluster
 from cluster.describe.machines import machine_for, price_lines
 from labeler.config.loading import ConfigError, JobConfig, WorkersConfig, load_job
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cluster", metavar="CLUSTER.toml", help="the description of the cluster")
     parser.add_argument("--kind", choices=get_args(Kind), required=True, help="what to render")
     parser.add_argument(
-        "--job", metavar="JOB.toml", help="check that this job fits; part of kuberay-job and slurm"
+        "--job",
+        metavar="JOB.toml",
+        help="check that this job fits; part of kuberay-job, skypilot and slurm",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
@@ -66,8 +68,11 @@ def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_fil
         "ray-gcp": lambda: _checked_ray_yaml(ray_yaml.gcp(cluster)),
         "ray-on-premise": lambda: _checked_ray_yaml(ray_yaml.on_premise(cluster)),
         "kuberay-cluster": lambda: _checked_kuberay([kuberay.ray_cluster(cluster)]),
-        "kuberay-job": lambda: _checked_kuberay(kuberay.ray_job(cluster, _needed(job), secrets.token_hex(3))),
+        "kuberay-job": lambda: _checked_kuberay(
+            kuberay.ray_job(cluster, _needed(job, kind), secrets.token_hex(3))
+        ),
         "slurm": lambda: slurm.script(cluster, job_file, (job.workers if job else WorkersConfig()).drain_sec),
+        "skypilot": lambda: _yaml([skypilot.task(cluster, _needed(job, kind))]),
         "dockerfile": lambda: dockerfile.dockerfile(cluster),
         "grafana": lambda: json.dumps(grafana.dashboard(cluster), indent=2) + "\n",
         "prometheus": lambda: _yaml([grafana.prometheus(cluster)]),
@@ -131,6 +136,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
         "a store that every node reaches: a shared file system, or S3 with its keys in the environment",
         "sbatch FILE; before the time limit the job drains and is queued again; scancel ends it for good",
     ),
+    "skypilot": (
+        "SkyPilot 0.14 or later with the clouds that `sky check` shows, and `image` where they may pull it",
+        "export RAY_AUTH_TOKEN=$(openssl rand -hex 32), and HF_TOKEN and the store's keys where wanted",
+        "sky jobs launch FILE --secret RAY_AUTH_TOKEN --secret HF_TOKEN ... (or --secret NAME= for none)",
+        "machines that are taken away come back elsewhere, and the job goes on with its store",
+        "never `ray stop` on these machines: it would end SkyPilot's own Ray",
+    ),
     "dockerfile": (
         "docker build -f FILE -t IMAGE . in the project's folder, then docker push IMAGE",
         "on GPU machines NVIDIA's driver 580 or later, for CUDA 13",
@@ -156,7 +168,7 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None) -> str:
         placement = check_placement(cluster, job, _cores_offered(cluster, kind))
         lines += ["Placement of the job's replicas:", *(f"  - {line}" for line in placement)]
     if kind not in ("dockerfile", "grafana", "prometheus"):
-        prices = price_lines(cluster, CLOUDS.get(kind), head=kind != "slurm")
+        prices = price_lines(cluster, CLOUDS.get(kind), head=kind not in ("slurm", "skypilot"))
         lines += ["Cost:", *(f"  - {line}" for line in prices)]
     return "".join(f"# {line}\n" for line in lines)
 
@@ -170,9 +182,9 @@ def _cores_offered(cluster: ClusterConfig, kind: Kind) -> dict[str, int]:
     return {group.name: group.cores for group in cluster.groups}
 
 
-def _needed(job: JobConfig | None) -> JobConfig:
+def _needed(job: JobConfig | None, kind: Kind) -> JobConfig:
     if job is None:
-        raise ConfigError("--kind kuberay-job carries the job in it; name the job file with --job")
+        raise ConfigError(f"--kind {kind} carries the job in it; name the job file with --job")
     return job
 
 

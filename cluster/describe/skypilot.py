@@ -1,0 +1,86 @@
+"""A SkyPilot task: one kind of machine on whichever cloud has it, and the job, resumed by its store. Pure.
+
+SkyPilot runs on a Ray cluster of its own, on other ports: `ray stop` must never be called on its machines,
+and its template `start_cluster` starts a second one beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from cluster.describe.config import ClusterConfig
+from cluster.jobs.submission import is_local_path, refuse_secrets
+from labeler.config.loading import ConfigError, JobConfig, resolved
+
+JOB_FILE = "/tmp/penumbra-job.json"
+SECRETS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN")
+"""Given by `sky jobs launch --secret NAME` from the environment there; never written into the file."""
+
+
+def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
+    """The task file of `sky jobs launch`, which starts the job again where machines are taken away.
+
+    Raises:
+        ConfigError: several groups, no image, or a path of this machine.
+    """
+    group, *others = cluster.groups
+    if others:
+        raise ConfigError(
+            f"{len(cluster.groups)} groups, but a SkyPilot task has machines of one kind; describe each kind "
+            "as a cluster of its own"
+        )
+    if not cluster.image:
+        raise ConfigError("image is missing; SkyPilot starts one (render --kind dockerfile makes it)")
+    resources: dict[str, Any] = {
+        "image_id": f"docker:{cluster.image}",
+        "disk_size": cluster.disk_gb,
+        "cpus": f"{group.cores}+",
+        "memory": f"{group.memory_gb}+",
+    }
+    if group.gpus:
+        resources["accelerators"] = {group.accelerator: group.gpus}
+    if group.spot:  # and machines at the full price where no zone has any at the lower one
+        resources["any_of"] = [{"use_spot": True}, {"use_spot": False}]
+    return {
+        "name": cluster.name,
+        "num_nodes": group.count,
+        "resources": resources,
+        "envs": {"RAY_USAGE_STATS_ENABLED": "0"},
+        "secrets": dict.fromkeys(SECRETS),
+        "run": _RUN.format(
+            python=shlex.quote(cluster.python), job_file=JOB_FILE, settings=_settings(job, group.name)
+        ),
+    }
+
+
+def _settings(job: JobConfig, group: str) -> str:
+    """The job as JSON, without the resource of its group, which every machine of the task belongs to."""
+    document = resolved(job)
+    refuse_secrets(document)
+    for section in ("input", "output"):
+        uri = document[section]["uri"]
+        if is_local_path(uri):
+            raise ConfigError(f"{section}.uri {uri!r} is a path, which no machine of a task has; use s3://")
+    model = document["teacher"]["model"]
+    if model.startswith(("/", "./", "../", "~")):
+        raise ConfigError(f"teacher.model {model!r} is a path, which no machine has; name a Hugging Face id")
+    document["workers"]["resources"].pop(f"group-{group}", None)
+    return json.dumps(document, indent=2)
+
+
+_RUN = """\
+set -euo pipefail
+export RAY_AUTH_MODE=token
+# A Ray cluster beside SkyPilot's own one.
+~/sky_templates/ray/start_cluster
+if [ "$SKYPILOT_NODE_RANK" -eq 0 ]; then
+  cat >{job_file} <<'END_OF_JOB'
+{settings}
+END_OF_JOB
+  RAY_ADDRESS="$(echo "$SKYPILOT_NODE_IPS" | sed -n 1p):6379"
+  export RAY_ADDRESS
+  {python} -P -m labeler run {job_file}
+fi
+"""

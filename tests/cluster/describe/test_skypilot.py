@@ -1,0 +1,101 @@
+"""The task file against SkyPilot's own schema, read from its package without its dependencies."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import importlib.util
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from cluster.describe import skypilot
+from cluster.describe.config import ConfigError
+from cluster.describe.render import render
+from labeler.config.loading import load_job
+from tests.cluster.describe.test_render import a_job, one_kind, two_kinds
+
+
+@pytest.fixture(scope="module")
+def sky_schemas() -> Any:
+    """`sky.utils.schemas`. The packages on the way to it load the clouds' clients, so they stand empty here."""
+    spec = importlib.util.find_spec("sky")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    root = Path(next(iter(spec.submodule_search_locations)))
+    before = set(sys.modules)
+    for name in ("sky", "sky.skylet", "sky.utils"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+        package.__dict__["__version__"] = "0.14.1"
+        sys.modules[name] = package
+
+    class AutostopWaitFor(enum.Enum):
+        NONE = "none"
+
+        @classmethod
+        def supported_modes(cls) -> list[str]:
+            return ["jobs_and_ssh", "jobs", "none"]
+
+    autostop = types.ModuleType("sky.skylet.autostop_lib")
+    autostop.__dict__["AutostopWaitFor"] = AutostopWaitFor
+    sys.modules["sky.skylet.autostop_lib"] = sys.modules["sky.skylet"].__dict__["autostop_lib"] = autostop
+    server = types.ModuleType("sky.server")
+    daemons = types.ModuleType("sky.server.daemons")
+    daemons.__dict__["INTERNAL_REQUEST_DAEMONS"] = []
+    server.__dict__["daemons"] = daemons
+    sys.modules |= {"sky.server": server, "sky.server.daemons": daemons}
+    yield importlib.import_module("sky.utils.schemas")
+    for name in set(sys.modules) - before:
+        if name.split(".")[0] == "sky":
+            del sys.modules[name]
+
+
+def parsed(**changes: Any) -> dict[str, Any]:
+    job = a_job(replicas=4, gpus=4, resources={"group-l4": 0.001})
+    return yaml.safe_load(render(one_kind(**changes), "skypilot", job, job_file="job.toml"))
+
+
+def test_skypilot_accepts_the_task(sky_schemas: Any) -> None:
+    task = parsed()
+    jsonschema.validate(task, sky_schemas.get_task_schema())
+    jsonschema.validate(task["resources"], sky_schemas.get_resources_schema())
+    assert task["num_nodes"] == 4
+    assert task["resources"]["accelerators"] == {"L4": 4}
+    assert task["resources"]["any_of"] == [{"use_spot": True}, {"use_spot": False}]
+    assert set(task["secrets"].values()) == {None}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(task["resources"] | {"accelerator": "L4"}, sky_schemas.get_resources_schema())
+
+
+def test_the_task_runs_the_job_on_the_first_node(tmp_path: Path) -> None:
+    run = parsed()["run"]
+    script = tmp_path / "run.sh"
+    script.write_text("#!/bin/bash\n" + run)
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    settings = tmp_path / "job.json"
+    settings.write_text(run.split("<<'END_OF_JOB'\n")[1].split("\nEND_OF_JOB")[0])
+    job = load_job(str(settings), environ={})
+    assert job.workers.replicas == 4
+    assert job.workers.resources == {}, "the machines of a task have no resource of a group"
+    assert "ray stop" not in run
+
+
+def test_what_a_task_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="machines of one kind"):
+        skypilot.task(two_kinds(), a_job())
+    with pytest.raises(ConfigError, match="image is missing"):
+        skypilot.task(one_kind(image=""), a_job())
+    local = a_job().model_copy(update={"output": a_job().output.model_copy(update={"uri": "runs/store"})})
+    with pytest.raises(ConfigError, match="which no machine of a task has"):
+        skypilot.task(one_kind(), local)
+    with pytest.raises(ConfigError, match="--kind skypilot carries the job"):
+        render(one_kind(), "skypilot", None, job_file="job.toml")
