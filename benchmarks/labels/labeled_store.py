@@ -23,6 +23,7 @@ from labeler.config.loading import (
     JobConfig,
     LabelsConfig,
     OutputConfig,
+    SamplingConfig,
     TeacherConfig,
     WorkersConfig,
 )
@@ -138,8 +139,8 @@ def configuration(job: LabelingJob) -> JobConfig:
             mode="generate" if generates else "score",
             top_k=job.top_k,
             temperatures=job.temperatures,
-            max_tokens=MAX_NEW_TOKENS,
         ),
+        sampling=SamplingConfig(max_tokens=MAX_NEW_TOKENS),
         output=OutputConfig(uri=str(job.store), unit_size=UNIT_RECORDS),
         workers=WorkersConfig(replicas=job.replicas, gpus=job.gpus),
     )

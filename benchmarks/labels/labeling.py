@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.labels.labeling_path import RunningWorker, measure_own_code
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, ResultTable, publish
-from labeler.config.loading import LabelsConfig, TeacherConfig
+from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout
 from labeler.teacher.protocol import PromptError, TokenizedPrompt
 from logitstore.manifest.fields import LabelSpec
@@ -38,6 +38,7 @@ WHOLE_PATH_TOP_K = 64
 TEMPERATURES = (1.0, 2.0, 4.0)
 LAYOUT = ColumnLayout(WHOLE_PATH_TOP_K, TEMPERATURES)
 PROMPT_TOKENS = 256
+RESCORE_SAMPLING = SamplingConfig(temperature=0.0, max_tokens=32)
 PROMPTS_FILE = Path(__file__).parents[1] / "demo_data" / "pairs.jsonl"
 
 
@@ -80,7 +81,7 @@ def start_teacher(args: argparse.Namespace) -> tuple[Any, dict[str, float]]:
     import vllm.v1.engine.llm_engine  # noqa: F401
 
     imported = time.perf_counter()
-    teacher = VllmTeacher(config, labels, cores=cores)
+    teacher = VllmTeacher(config, labels, RESCORE_SAMPLING, cores=cores)
     ready = time.perf_counter()
     return teacher, {"import": imported - started, "engine": ready - imported}
 
@@ -209,8 +210,6 @@ def measure_rescoring(teacher: Any, prompts: list[TokenizedPrompt], repetitions:
                 openings,
                 WHOLE_PATH_TOP_K,
                 mode="generate",
-                temperature=0.0,
-                max_tokens=32,
                 label_at=label_at,
             )
             seconds[label_at] = time.perf_counter() - started

@@ -11,9 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from labeler.config.settings import (
+    MOVED_TO_SAMPLING,
     CostConfig,
     FakeTeacherConfig,
     FiltersConfig,
@@ -22,6 +24,7 @@ from labeler.config.settings import (
     LabelsConfig,
     LimitsConfig,
     OutputConfig,
+    SamplingConfig,
     TeacherConfig,
     WorkersConfig,
 )
@@ -43,6 +46,7 @@ __all__ = [
     "LabelsConfig",
     "LimitsConfig",
     "OutputConfig",
+    "SamplingConfig",
     "TeacherConfig",
     "WorkersConfig",
     "describe_difference",
@@ -88,7 +92,9 @@ def identity(job: JobConfig) -> dict[str, Any]:
     Places count by what they are, not by how they are written: a model's folder by its name (the store's
     manifest has its fingerprint), an input by its absolute path. A teacher in more stages is the same.
     """
-    flat = _flatten({name: resolved(job)[name] for name in ("teacher", "labels", "input", "filters")})
+    flat = _flatten(
+        {name: resolved(job)[name] for name in ("teacher", "labels", "sampling", "input", "filters")}
+    )
     if os.path.isdir(job.teacher.model):
         flat["teacher.model"] = os.path.basename(os.path.abspath(job.teacher.model))
     if "://" not in job.input.uri:
@@ -103,13 +109,34 @@ def identity(job: JobConfig) -> dict[str, Any]:
 
 
 def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line per setting in which two `identity` records differ."""
-    names = sorted(set(stored) | set(now))
+    """One line per setting in which two `identity` records differ.
+
+    `stored` may be an earlier version's: a setting that moved since is read at its new place, and one that
+    was not there yet counts as its default, which is what that version did.
+    """
+    moved = {f"labels.{name}": f"sampling.{name}" for name in MOVED_TO_SAMPLING}
+    stored = {moved.get(name, name): value for name, value in stored.items()}
+    stored = {name: _default_of(name) for name in now if name not in stored} | stored
     return [
         f"{name}: {stored.get(name)!r} in the store, {now.get(name)!r} now"
-        for name in names
+        for name in sorted(set(stored) | set(now))
         if stored.get(name) != now.get(name)
     ]
+
+
+def _default_of(name: str) -> Any:
+    """Default of a setting as JSON, by its dotted name; None where it has none."""
+    model: type[BaseModel] = JobConfig
+    *sections, last = name.split(".")
+    for section in sections:
+        kind = model.model_fields[section].annotation if section in model.model_fields else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        model = kind
+    field = model.model_fields.get(last)
+    if field is None or field.is_required():
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,11 +33,14 @@ SETTING_OF_ENGINE_ARG: dict[str, str] = {
     "nnodes": "workers.machines",
     "max_model_len": "teacher.max_model_len",
     "trust_remote_code": "teacher.trust_remote_code",
-    "seed": "labels.seed",
+    "seed": "sampling.seed",
     "max_logprobs": "labels.top_k",
     "logprobs_mode": "teacher.capture",
 }
 """The setting to use instead of an engine argument that the labeler sets itself."""
+
+MOVED_TO_SAMPLING = ("temperature", "top_p", "max_tokens", "n", "seed", "stop")
+"""Settings that were in `[labels]` before `[sampling]` was there; stored plans still name them so."""
 
 
 class _Section(BaseModel):
@@ -163,18 +166,6 @@ class LabelsConfig(_Section):
     """Temperatures with exact stored normalisers, ascending from 1."""
     positions: Literal["auto", "response", "all"] = "auto"
     """Which tokens get labels; "auto" is "all" for text and token_ids without a response, else "response"."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Generate: sampling temperature; 0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Generate: nucleus sampling."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Generate: most tokens of a response."""
-    n: int = Field(default=1, ge=1)
-    """Generate: responses per prompt."""
-    seed: int = Field(default=0, ge=0)
-    """Generate: the same seed samples the same responses, whichever actor does it."""
-    stop: tuple[str, ...] = ()
-    """Generate: strings that end a response."""
     label_at: Literal["auto", "decode", "rescore"] = "auto"
     """Generate: take labels while decoding, or score the finished response afterwards; "auto" is faster."""
 
@@ -186,6 +177,42 @@ class LabelsConfig(_Section):
                 f"temperatures {list(temperatures)} must ascend from 1.0; for example [1.0, 2.0, 4.0]"
             )
         return temperatures
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_moved(cls, settings: Any) -> Any:
+        moved = [name for name in MOVED_TO_SAMPLING if isinstance(settings, dict) and name in settings]
+        if moved:
+            places = ", ".join(f"sampling.{name} instead of labels.{name}" for name in moved)
+            raise ValueError(f"how the teacher samples its responses has its own section; set {places}")
+        return settings
+
+
+class SamplingConfig(_Section):
+    """How the teacher writes responses; only `labels.mode = "generate"` samples."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """What the logits are divided by before sampling; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that have this probability together; 1 is off."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample from so many likeliest tokens; 0 is off. `labels.top_k` is what gets stored."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Sample only tokens with at least this share of the likeliest token's probability; 0 is off."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1, tokens of the prompt or the response so far become less likely; 1 is off."""
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Taken off the logits of tokens that the response has so far; 0 is off."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Most tokens of a response."""
+    n: int = Field(default=1, ge=1)
+    """Responses per prompt."""
+    seed: int = Field(default=0, ge=0)
+    """The same seed samples the same responses, whichever actor does it."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end a response, besides the model's own."""
 
 
 class FiltersConfig(_Section):
@@ -283,6 +310,8 @@ class JobConfig(_Section):
     """What gets labeled."""
     labels: LabelsConfig = LabelsConfig()
     """What a label is."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the teacher writes responses."""
     filters: FiltersConfig = FiltersConfig()
     """Which responses are flagged or dropped."""
     output: OutputConfig
@@ -346,4 +375,4 @@ class JobConfig(_Section):
     @property
     def labels_per_record(self) -> int:
         """Sequences that one record makes."""
-        return self.labels.n if self.labels.mode == "generate" else 1
+        return self.sampling.n if self.labels.mode == "generate" else 1

@@ -169,14 +169,13 @@ class Planner:
 
     def _work_of(self, prompt: TokenizedPrompt) -> int:
         """Tokens that the record's sequences may have."""
-        labels = self._job.labels
-        written = labels.max_tokens if labels.mode == "generate" else 0
+        written = self._job.sampling.max_tokens if self._job.labels.mode == "generate" else 0
         return (prompt.num_tokens + written) * self._job.labels_per_record
 
     def _labels_of(self, prompt: TokenizedPrompt) -> int:
         per_sequence = max(prompt.num_tokens - prompt.label_start, 0)
         if self._job.labels.mode == "generate":
-            per_sequence += self._job.labels.max_tokens
+            per_sequence += self._job.sampling.max_tokens
         return per_sequence * self._job.labels_per_record
 
     def _reject(self, raw: RawRecord, name: str | None, reason: str, kind: str) -> None:

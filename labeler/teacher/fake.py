@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from labeler.config.loading import LabelsConfig, TeacherConfig
+from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
 from labeler.teacher.protocol import (
     PromptError,
@@ -39,9 +39,12 @@ LOGIT_SCALE = 1.5
 class FakeTeacher:
     """See `labeler.teacher.protocol.Teacher`."""
 
-    def __init__(self, teacher_config: TeacherConfig, labels_config: LabelsConfig) -> None:
+    def __init__(
+        self, teacher_config: TeacherConfig, labels_config: LabelsConfig, sampling_config: SamplingConfig
+    ) -> None:
         self._settings = teacher_config.fake
         self._labels = labels_config
+        self._sampling = sampling_config
         self._max_model_len = teacher_config.max_model_len or DEFAULT_MAX_MODEL_LEN
         self._layout = ColumnLayout(labels_config.top_k, labels_config.temperatures)
         self._dead = False
@@ -85,7 +88,7 @@ class FakeTeacher:
             if not generate:
                 yield self._score(prompt)
                 continue
-            for sample_index in range(self._labels.n):
+            for sample_index in range(self._sampling.n):
                 yield self._generate(prompt, sample_index)
 
     def close(self) -> None:
@@ -106,18 +109,19 @@ class FakeTeacher:
         return labeled_sequence(prompt, tokens_T, rows, sample_index=0, finish_reason="scored")
 
     def _generate(self, prompt: TokenizedPrompt, sample_index: int) -> LabeledSequence:
-        rng = np.random.default_rng(sample_seed(self._labels.seed, prompt.record_id, sample_index))
+        rng = np.random.default_rng(sample_seed(self._sampling.seed, prompt.record_id, sample_index))
         tokens = [int(token) for token in prompt.prompt_token_ids]
-        budget = min(self._labels.max_tokens, self._max_model_len - len(tokens))
+        budget = min(self._sampling.max_tokens, self._max_model_len - len(tokens))
         finish_reason, text = "length", b""
         for _ in range(budget):
-            token = self._sample(self._logits(np.array(tokens))[-1], rng)
+            logits_V = self._penalised(self._logits(np.array(tokens))[-1], tokens, prompt.num_tokens)
+            token = self._sample(logits_V, rng)
             tokens.append(token)
-            if token == END_OF_TURN_ID:
+            if token == END_OF_TURN_ID or token in self._sampling.stop_token_ids:
                 finish_reason = "stop"
                 break
             text += bytes([token]) if token < 256 else b""
-            if any(stop.encode() in text for stop in self._labels.stop):
+            if any(stop.encode() in text for stop in self._sampling.stop):
                 finish_reason = "stop"
                 break
         time.sleep(self._settings.seconds_per_token * len(tokens))
@@ -127,14 +131,28 @@ class FakeTeacher:
             prompt, tokens_T, rows, sample_index=sample_index, finish_reason=finish_reason
         )
 
+    def _penalised(self, logits_V: np.ndarray, tokens: list[int], num_given: int) -> np.ndarray:
+        """Logits to sample from, after a sequence whose first `num_given` tokens are the prompt."""
+        penalised_V = logits_V.astype(np.float64)
+        seen = np.unique(tokens)
+        seen = seen[seen < len(penalised_V)]
+        factor = self._sampling.repetition_penalty
+        penalised_V[seen] = np.where(
+            penalised_V[seen] > 0, penalised_V[seen] / factor, penalised_V[seen] * factor
+        )
+        penalised_V[np.unique(np.array(tokens[num_given:], np.int64))] -= self._sampling.presence_penalty
+        return penalised_V
+
     def _sample(self, logits_V: np.ndarray, rng: np.random.Generator) -> int:
-        if self._labels.temperature == 0:
+        if self._sampling.temperature == 0:
             return int(logits_V.argmax())
-        scaled_V = logits_V.astype(np.float64) / self._labels.temperature
+        scaled_V = logits_V / self._sampling.temperature
         order_V = np.argsort(-scaled_V, kind="stable")
         probability_V = np.exp(scaled_V[order_V] - scaled_V[order_V[0]])
+        probability_V[probability_V < self._sampling.min_p] = 0
+        probability_V[self._sampling.top_k or len(probability_V) :] = 0
         probability_V /= probability_V.sum()
-        kept = int(np.searchsorted(np.cumsum(probability_V), self._labels.top_p)) + 1
+        kept = int(np.searchsorted(np.cumsum(probability_V), self._sampling.top_p)) + 1
         nucleus = probability_V[:kept] / probability_V[:kept].sum()
         return int(order_V[rng.choice(len(nucleus), p=nucleus)])
 

@@ -19,7 +19,7 @@ from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence, LabelRows
 
 if TYPE_CHECKING:
-    from labeler.config.loading import LabelsConfig, TeacherConfig
+    from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,12 @@ def sample_seed(seed: int, record_id: str, sample_index: int) -> int:
 
 
 def build_teacher(
-    teacher_config: TeacherConfig, labels_config: LabelsConfig, *, cores: str | None, machines: int = 1
+    teacher_config: TeacherConfig,
+    labels_config: LabelsConfig,
+    sampling_config: SamplingConfig,
+    *,
+    cores: str | None,
+    machines: int = 1,
 ) -> Teacher:
     """Start the teacher a job names, in this process.
 
@@ -186,7 +191,7 @@ def build_teacher(
     if teacher_config.engine == "fake":
         from labeler.teacher.fake import FakeTeacher
 
-        return FakeTeacher(teacher_config, labels_config)
+        return FakeTeacher(teacher_config, labels_config, sampling_config)
     from labeler.teacher.vllm.teacher import VllmTeacher
 
-    return VllmTeacher(teacher_config, labels_config, cores=cores, machines=machines)
+    return VllmTeacher(teacher_config, labels_config, sampling_config, cores=cores, machines=machines)

@@ -71,7 +71,11 @@ class Worker:
         """Load the teacher, bound to `cores`. Takes as long as the model takes to load."""
         self._feed = EngineFeed(
             lambda: build_teacher(
-                self._job.teacher, self._job.labels, cores=cores, machines=self._job.workers.machines
+                self._job.teacher,
+                self._job.labels,
+                self._job.sampling,
+                cores=cores,
+                machines=self._job.workers.machines,
             ),
             self._job.labels_per_record,
             self._count_labeled,
@@ -143,7 +147,7 @@ class Worker:
         if self._job.labels.mode == "generate":
             outcome = filter_responses(sequences, self._job.filters, self._special_ids)
             sequences, filtered = outcome.kept, outcome.counts
-            rejects += _dropped(outcome.dropped, planned, self._job.labels.n)
+            rejects += _dropped(outcome.dropped, planned, self._job.sampling.n)
         sequences = _in_plan_order(sequences, planned)
         filtered_sec = time.perf_counter() - started
         spent_sec = read_sec + fed.engine_sec + filtered_sec

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler.config.loading import LabelsConfig, TeacherConfig
+from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.protocol import PromptError, Teacher, TokenizedPrompt
 from labeler.teacher.vllm.teacher import VllmTeacher
 from logitstore.records import LabeledSequence
@@ -48,17 +48,9 @@ QUESTIONS = (
     "Write one line about rain.",
 )
 SCORE = LabelsConfig(mode="score", top_k=64)
-GENERATE = LabelsConfig(
-    mode="generate",
-    top_k=64,
-    temperature=0.8,
-    top_p=0.95,
-    max_tokens=12,
-    n=2,
-    stop=("\n\n",),
-    label_at="decode",
-)
-GREEDY = LabelsConfig(mode="generate", top_k=64, temperature=0.0, max_tokens=40, label_at="decode")
+GENERATE = LabelsConfig(mode="generate", top_k=64, label_at="decode")
+SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95, max_tokens=12, n=2, stop=("\n\n",))
+GREEDY_SAMPLING = SamplingConfig(temperature=0.0, max_tokens=40)
 STRESS_ARGS = {
     "max_num_batched_tokens": 48,
     "max_num_seqs": 8,
@@ -68,31 +60,31 @@ STRESS_ARGS = {
 """Prompts in pieces of at most 48 tokens, and a KV cache of 352 tokens that several answers overflow."""
 
 
-def start(config: TeacherConfig, labels: LabelsConfig) -> VllmTeacher:
+def start(config: TeacherConfig, labels: LabelsConfig, sampling: SamplingConfig) -> VllmTeacher:
     """An engine in this process, as an actor with cores of its own has it, but bound to no core.
 
     It is closed when the tests end: closing one of several would take the others' groups along.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
-        teacher = VllmTeacher(config, labels, cores=None)
+        teacher = VllmTeacher(config, labels, sampling, cores=None)
     finally:
         del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
     atexit.register(teacher.close)
     return teacher
 
 
-def _start(labels: LabelsConfig, engine_args: dict[str, object]) -> VllmTeacher:
+def _start(sampling: SamplingConfig, engine_args: dict[str, object]) -> VllmTeacher:
     config = TeacherConfig(
         model=str(MODEL), max_model_len=MAX_MODEL_LEN, capture="in_engine", engine_args=engine_args
     )
-    return start(config, labels)
+    return start(config, GENERATE, sampling)
 
 
 @cache
 def _roomy_teacher() -> VllmTeacher:
     # Blocks of the cache small enough for the prompts here to fill some.
-    return _start(GENERATE, {"kv_cache_memory_bytes": 256 << 20, "block_size": 32})
+    return _start(SAMPLING, {"kv_cache_memory_bytes": 256 << 20, "block_size": 32})
 
 
 def score_teacher() -> VllmTeacher:
@@ -105,14 +97,14 @@ def score_teacher() -> VllmTeacher:
 def generate_teacher() -> VllmTeacher:
     """Samples two responses with a stop string and a cached prompt, labels at decode time."""
     teacher = _roomy_teacher()
-    teacher.change_labels(GENERATE)
+    teacher.change_labels(GENERATE, SAMPLING)
     return teacher
 
 
 @cache
 def stressed_teacher() -> VllmTeacher:
     """Writes greedily in an engine too small for its work: prompts in pieces, requests preempted."""
-    return _start(GREEDY, dict(STRESS_ARGS))
+    return _start(GREEDY_SAMPLING, dict(STRESS_ARGS))
 
 
 @cache

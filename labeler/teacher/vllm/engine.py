@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from labeler.config.loading import LabelsConfig, TeacherConfig
+from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.model_identity import own_dtype
 from labeler.teacher.vllm.orphans import start_guard
 
@@ -78,6 +78,7 @@ def _bind(cores: list[int], num_ranks: int) -> None:
 def engine_args(
     teacher_config: TeacherConfig,
     labels_config: LabelsConfig,
+    sampling_config: SamplingConfig,
     folder: Path,
     num_logprobs: int,
     *,
@@ -99,7 +100,7 @@ def engine_args(
         arguments["enforce_eager"] = True
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-        if labels_config.mode == "generate" and labels_config.temperature > 0:
+        if labels_config.mode == "generate" and sampling_config.temperature > 0:
             # vLLM 0.32's CPU engine dies of a seeded request whose prompt is split over two steps
             # ("CPU Generator does not use offset"). Unsplit, a step takes up to max_model_len tokens.
             arguments["enable_chunked_prefill"] = False
@@ -118,7 +119,7 @@ def engine_args(
         # Sampling defaults of the model's own generation_config must not change the job's.
         generation_config="vllm",
         # Text is only needed to find stop strings.
-        skip_tokenizer_init=not (labels_config.mode == "generate" and labels_config.stop),
+        skip_tokenizer_init=not (labels_config.mode == "generate" and sampling_config.stop),
         disable_log_stats=True,
         seed=0,
     )

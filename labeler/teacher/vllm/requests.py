@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from labeler.config.loading import LabelsConfig
+from labeler.config.loading import LabelsConfig, SamplingConfig
 from labeler.teacher.label_rows import (
     CapturedColumns,
     ColumnLayout,
@@ -61,6 +61,7 @@ class Requests:
     """Requests for labels of one kind, to one engine."""
 
     labels: LabelsConfig
+    sampling: SamplingConfig
     layout: ColumnLayout | None
     """None where the labels come through the public API."""
     limits: EngineLimits
@@ -81,7 +82,7 @@ class Requests:
 
     @property
     def labels_at_decode(self) -> bool:
-        if self.labels.stop and not self.keeps_arrays:
+        if self.sampling.stop and not self.keeps_arrays:
             # To find stop strings vLLM turns every id in its own lists into text; sentinels have none.
             return False
         return self.labels.label_at != "rescore"
@@ -96,11 +97,11 @@ class Requests:
         """The requests that a prompt makes."""
         if prompt.response_token_ids is None:
             tokens_T = prompt.prompt_token_ids.astype(np.int32)
-            return [Work(prompt, index, tokens_T, "decode") for index in range(self.labels.n)]
+            return [Work(prompt, index, tokens_T, "decode") for index in range(self.sampling.n)]
         parts = [prompt.prompt_token_ids, prompt.response_token_ids]
         return [Work(prompt, 0, np.concatenate(parts).astype(np.int32), "score")]
 
-    def sampling(self, work: Work) -> Any:
+    def parameters(self, work: Work) -> Any:
         """vLLM's parameters of a request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -111,20 +112,22 @@ class Requests:
             return SamplingParams(
                 temperature=0.0, max_tokens=1, detokenize=False, prompt_logprobs=self.num_logprobs, **common
             )
-        labels = self.labels
-        seed = (
-            sample_seed(labels.seed, work.prompt.record_id, work.sample_index) if labels.temperature else None
-        )
+        sampling = self.sampling
+        seed = sample_seed(sampling.seed, work.prompt.record_id, work.sample_index)
         at_decode = self.labels_at_decode
         prompt_rows = at_decode and work.prompt.label_start < len(work.tokens_T)
         return SamplingParams(
-            temperature=labels.temperature,
-            top_p=labels.top_p,
-            max_tokens=min(labels.max_tokens, self.limits.max_tokens - len(work.tokens_T)),
-            seed=seed,
-            stop=list(labels.stop) or None,
-            stop_token_ids=list(self.end_ids),
-            detokenize=bool(labels.stop),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            max_tokens=min(sampling.max_tokens, self.limits.max_tokens - len(work.tokens_T)),
+            seed=seed if sampling.temperature else None,
+            stop=list(sampling.stop) or None,
+            stop_token_ids=[*self.end_ids, *sampling.stop_token_ids],
+            detokenize=bool(sampling.stop),
             logprobs=self.num_logprobs if at_decode else None,
             prompt_logprobs=self.num_logprobs if prompt_rows else None,
             **common,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labeler.config.loading import LabelsConfig, TeacherConfig
+from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.model_identity import (
     end_token_ids,
@@ -53,6 +53,7 @@ class VllmTeacher:
         self,
         teacher_config: TeacherConfig,
         labels_config: LabelsConfig,
+        sampling_config: SamplingConfig,
         *,
         cores: str | None = None,
         machines: int = 1,
@@ -65,6 +66,7 @@ class VllmTeacher:
         """
         prepare_process(teacher_config, cores, machines)
         self._teacher = teacher_config
+        self._sampling = sampling_config
         self._machines = machines
         self._followers: Followers | None = None
         self._folder = find_model_folder(teacher_config.model, teacher_config.revision)
@@ -114,7 +116,7 @@ class VllmTeacher:
             logger.warning("this vLLM's LogprobsProcessor is unknown: label rows go through lists, slower")
         num_logprobs = labels.top_k if layout is None else layout.num_logprobs
         arguments = engine_args(
-            self._teacher, labels, self._folder, num_logprobs, in_engine=layout is not None
+            self._teacher, labels, self._sampling, self._folder, num_logprobs, in_engine=layout is not None
         )
         self._engine = self._start_everywhere(arguments)
         config = self._engine.vllm_config
@@ -132,7 +134,9 @@ class VllmTeacher:
                 f"labels.top_k is {labels.top_k}, the teacher's vocabulary has {limits.vocab_size} ids; "
                 "set top_k to at most that"
             )
-        self._requests = Requests(labels, layout, limits, end_token_ids(self._folder), keeps_arrays)
+        self._requests = Requests(
+            labels, self._sampling, layout, limits, end_token_ids(self._folder), keeps_arrays
+        )
 
     def _start_everywhere(self, arguments: dict[str, Any]) -> Any:
         """The engine, on the further machines as well where it has some."""
@@ -220,15 +224,21 @@ class VllmTeacher:
     def describe(self) -> TeacherDescription:
         return self._description
 
-    def change_labels(self, labels_config: LabelsConfig) -> None:
+    def change_labels(
+        self, labels_config: LabelsConfig, sampling_config: SamplingConfig | None = None
+    ) -> None:
         """Label otherwise from now on with the same engine; no iterator of `label` may be open.
 
+        Sampling stays as it is where `sampling_config` is None.
         The engine keeps its caches and limits: K and the temperatures may only take as many columns as
         it was started with, and stop strings need a teacher started with some.
         """
         layout = ColumnLayout(labels_config.top_k, labels_config.temperatures)
         requests = replace(
-            self._requests, labels=labels_config, layout=layout if self._requests.layout is not None else None
+            self._requests,
+            labels=labels_config,
+            sampling=sampling_config or self._requests.sampling,
+            layout=layout if self._requests.layout is not None else None,
         )
         if requests.num_logprobs > requests.limits.max_logprobs:
             raise ValueError(
@@ -307,7 +317,7 @@ class VllmTeacher:
         self._raise_if_dead()
         prompt = {"prompt_token_ids": work.tokens_T.tolist()}
         try:
-            self._engine.add_request(request_id, prompt, self._requests.sampling(work))
+            self._engine.add_request(request_id, prompt, self._requests.parameters(work))
         except (VLLMClientError, ValueError) as error:
             return str(error)
         except Exception as error:

@@ -30,7 +30,7 @@ def load(*overrides, environ=None):
         ("input.fields.prompts=x", ["role 'prompts'", "prompt, response"]),
         ("input.kind=chat", ["input.kind = 'chat'", "'messages'"]),
         ("teacher.model=", ["model is missing", "teacher.model"]),
-        ("labels.top_p=1.5", ["labels.top_p = 1.5", "less than or equal to 1"]),
+        ("sampling.top_p=1.5", ["sampling.top_p = 1.5", "less than or equal to 1"]),
         ("teacher.tensor_parallel_size=2", ["tensor_parallel_size = 2", "workers.cores is 1", "at least 2"]),
         ("teacher.pipeline_parallel_size=2", ["= 1 and 2 stages", "workers.cores is 1", "at least 2"]),
         ("workers.machines=2", ["pipeline_parallel_size = 1", "to 2 or a multiple of it"]),
@@ -77,8 +77,8 @@ def test_auto_positions_follow_what_a_record_holds():
 
 
 def test_values_are_read_as_toml_and_else_as_text():
-    job = load("workers.replicas=3", "labels.stop=['a', 'b']", "output.uri=s3://bucket/x", "input.id=uid")
-    assert (job.workers.replicas, job.labels.stop, job.output.uri) == (3, ("a", "b"), "s3://bucket/x")
+    job = load("workers.replicas=3", "sampling.stop=['a', 'b']", "output.uri=s3://bucket/x", "input.id=uid")
+    assert (job.workers.replicas, job.sampling.stop, job.output.uri) == (3, ("a", "b"), "s3://bucket/x")
     assert job.input.field_names() == {"prompt": "prompt", "response": "response", "id": "uid"}
 
 
@@ -138,3 +138,32 @@ def test_the_configuration_needs_neither_ray_nor_torch_nor_vllm():
     code = "import labeler.config.loading, sys; print({'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "max_tokens", "n", "seed", "stop"])
+def test_an_old_name_of_sampling_is_refused_with_the_new_one(name):
+    with pytest.raises(ConfigError, match=rf"set sampling\.{name} instead of labels\.{name}"):
+        load(f"labels.{name}=1")
+
+
+def _identity_before_sampling(job):
+    """What a version without `[sampling]` stored for the same job."""
+    flat = identity(job)
+    for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "stop_token_ids"):
+        del flat[f"sampling.{name}"]
+    return {
+        name.replace("sampling.", "labels."): value for name, value in flat.items() if name != "labels.top_k"
+    } | {"labels.top_k": flat["labels.top_k"]}
+
+
+def test_an_identity_of_an_earlier_version_is_read_at_the_new_places():
+    job = load("labels.mode=generate", "sampling.temperature=0.5", "labels.top_k=7")
+    stored = _identity_before_sampling(job)
+    assert stored["labels.temperature"] == 0.5
+    assert describe_difference(stored, identity(job)) == []
+    warmer = load("labels.mode=generate", "sampling.temperature=0.6", "labels.top_k=7")
+    assert describe_difference(stored, identity(warmer)) == [
+        "sampling.temperature: 0.5 in the store, 0.6 now"
+    ]
+    cut = load("labels.mode=generate", "sampling.temperature=0.5", "labels.top_k=7", "sampling.min_p=0.1")
+    assert describe_difference(stored, identity(cut)) == ["sampling.min_p: 0.0 in the store, 0.1 now"]

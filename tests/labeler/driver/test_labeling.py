@@ -92,7 +92,7 @@ class Driver:
 @pytest.fixture
 def description() -> TeacherDescription:
     job = load_job(None, overrides_for(Path("unused")), {})
-    return build_teacher(job.teacher, job.labels, cores=None).describe()
+    return build_teacher(job.teacher, job.labels, job.sampling, cores=None).describe()
 
 
 def test_a_store_labeled_through_the_public_api_is_marked_and_the_user_is_told(

@@ -7,15 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from labeler.config.loading import FakeTeacherConfig, LabelsConfig, TeacherConfig
+from labeler.config.loading import FakeTeacherConfig, LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.fake import END_OF_TURN_ID, FakeTeacher
 from labeler.teacher.protocol import PromptError, TeacherDiedError, TokenizedPrompt
 from logitstore.records import LabeledSequence
 
 
-def _teacher(labels: LabelsConfig | None = None, **fake: float) -> FakeTeacher:
+def _teacher(sampling: SamplingConfig | None = None, **fake: float) -> FakeTeacher:
     config = TeacherConfig(engine="fake", fake=FakeTeacherConfig(**fake))  # type: ignore[arg-type]
-    return FakeTeacher(config, labels or LabelsConfig(top_k=16))
+    labels = LabelsConfig(mode="score" if sampling is None else "generate", top_k=16)
+    return FakeTeacher(config, labels, sampling or SamplingConfig())
 
 
 def _prompt(name: str, response: list[int]) -> TokenizedPrompt:
@@ -44,7 +45,7 @@ def test_the_order_of_tokens_matters() -> None:
 
 
 def test_responses_end_with_the_end_of_turn() -> None:
-    teacher = _teacher(LabelsConfig(mode="generate", top_k=16, max_tokens=400, n=20))
+    teacher = _teacher(SamplingConfig(max_tokens=400, n=20))
     items = list(teacher.label([TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4)]))
     sequences = [item for item in items if isinstance(item, LabeledSequence)]
     stopped = [item for item in sequences if item.finish_reason == "stop"]
@@ -66,3 +67,36 @@ def test_slowness_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("labeler.teacher.fake.time", SimpleNamespace(sleep=slept.append))
     list(teacher.label([_prompt("a", list(range(18)))]))
     assert slept == [pytest.approx(0.2)]
+
+
+def _sampled(**sampling: float | tuple[int, ...]) -> np.ndarray:
+    """The tokens of 40 responses, [T] each, in one array."""
+    config = SamplingConfig(max_tokens=40, n=40, **sampling)  # type: ignore[arg-type]
+    prompt = TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4)
+    items = list(_teacher(config).label([prompt]))
+    return np.concatenate([item.token_ids_T[4:] for item in items if isinstance(item, LabeledSequence)])
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}], ids=str)
+def test_a_cut_to_the_likeliest_token_samples_as_greedy(cut: dict[str, float]) -> None:
+    np.testing.assert_array_equal(_sampled(**cut), _sampled(temperature=0.0))
+    assert not np.array_equal(_sampled(), _sampled(temperature=0.0))
+
+
+def test_penalties_make_repeats_rarer() -> None:
+    def share_of_repeats(tokens: np.ndarray) -> float:
+        return 1 - len(np.unique(tokens)) / len(tokens)
+
+    plain = share_of_repeats(_sampled(top_k=4))
+    assert share_of_repeats(_sampled(top_k=4, presence_penalty=2.0)) < plain
+    assert share_of_repeats(_sampled(top_k=4, repetition_penalty=2.0)) < plain
+
+
+def test_a_stop_token_ends_a_response() -> None:
+    teacher = _teacher(SamplingConfig(max_tokens=60, n=20, stop_token_ids=tuple(range(100, 200))))
+    items = teacher.label([TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4)])
+    responses = [item.token_ids_T[4:] for item in items if isinstance(item, LabeledSequence)]
+    for response_T in responses:
+        stops = np.isin(response_T, range(100, 200))
+        assert not stops[:-1].any()
+    assert sum(100 <= int(response_T[-1]) < 200 for response_T in responses) >= 15

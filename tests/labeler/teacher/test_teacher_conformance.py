@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from labeler.config.loading import LabelsConfig, TeacherConfig
+from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.fake import FakeTeacher
 from labeler.teacher.protocol import PromptError, Teacher, TokenizedPrompt, build_teacher
 from logitstore.records import LabeledSequence
@@ -32,7 +32,7 @@ class Case:
 
 
 def _fake(labels: LabelsConfig) -> Teacher:
-    return build_teacher(FAKE, labels, cores=None)
+    return build_teacher(FAKE, labels, engines.SAMPLING, cores=None)
 
 
 CASES = {
@@ -222,11 +222,13 @@ def test_generate_gives_n_labeled_responses(case: Case) -> None:
         for index in range(3)
     ]
     results = engines.labeled(teacher, prompts)
-    assert set(results) == {(prompt.record_id, sample) for prompt in prompts for sample in range(labels.n)}
+    assert set(results) == {
+        (prompt.record_id, sample) for prompt in prompts for sample in range(engines.SAMPLING.n)
+    }
     for (_, sample), item in results.items():
         response = len(item.token_ids_T) - item.prompt_length
-        assert 1 <= response <= labels.max_tokens
-        assert item.finish_reason == "stop" or response == labels.max_tokens
+        assert 1 <= response <= engines.SAMPLING.max_tokens
+        assert item.finish_reason == "stop" or response == engines.SAMPLING.max_tokens
         assert item.sample_index == sample
         assert item.rows.num_rows == response
         _assert_consistent(item, teacher, labels)
@@ -245,7 +247,7 @@ def test_the_same_seed_samples_the_same(case: Case) -> None:
     other = TokenizedPrompt("other", np.arange(25, dtype=np.int32), None, 25)
     first = engines.labeled(case.generate(), [prompt])
     second = engines.labeled(case.generate(), [other, prompt])
-    for sample in range(case.labels.n):
+    for sample in range(engines.SAMPLING.n):
         _assert_same_rows(first["again", sample], second["again", sample], case.tolerance)
     responses = {tuple(item.token_ids_T.tolist()) for item in second.values()}
     assert len(responses) > 1, "samples and records have seeds of their own"
@@ -274,4 +276,4 @@ def test_the_description_is_cheap_and_stable(case: Case) -> None:
 
 def test_top_k_beyond_the_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k is 513"):
-        FakeTeacher(FAKE, LabelsConfig(top_k=513))
+        FakeTeacher(FAKE, LabelsConfig(top_k=513), SamplingConfig())

@@ -64,7 +64,7 @@ def test_a_unit_is_committed_in_the_order_of_the_input(tmp_path):
     sequences = list(store_of(tmp_path).iter_sequences())
     assert [sequence.record_id for sequence in sequences] == ["0", "1", "2", "3"]
     job, prepared = setup.job, setup.prepared
-    teacher = build_teacher(job.teacher, job.labels, cores=None)
+    teacher = build_teacher(job.teacher, job.labels, job.sampling, cores=None)
     assert sequences[0].prompt_length == len("<user\nq>\n<assistant\n") - 2 + 2
     assert len(sequences[0].token_ids_T) - sequences[0].prompt_length == 10
     assert sequences[0].rows.num_rows == 10
@@ -113,7 +113,7 @@ def test_a_fatal_token_ends_the_worker_for_good(tmp_path):
 
 def test_filtered_responses_are_listed_and_the_others_flagged(tmp_path):
     items = [{"prompt": f"q{i}", "uid": i} for i in range(4)]
-    overrides = ("labels.mode=generate", "labels.max_tokens=12", "labels.n=2", "filters.truncated=flag")
+    overrides = ("labels.mode=generate", "sampling.max_tokens=12", "sampling.n=2", "filters.truncated=flag")
     worker, units, _ = set_up(tmp_path, items, *overrides, "filters.max_tokens=8", kind="prompt")
     results = [worker.label_unit(Lease(i, unit, "w")) for i, unit in enumerate(units)]
     stored = list(store_of(tmp_path).iter_sequences())

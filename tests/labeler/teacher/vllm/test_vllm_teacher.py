@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks.labels import agreement
-from labeler.config.loading import TeacherConfig
+from labeler.config.loading import SamplingConfig, TeacherConfig
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.protocol import PromptError, TeacherDiedError, TokenizedPrompt
-from labeler.teacher.vllm.requests import Requests
+from labeler.teacher.vllm.requests import EngineLimits, Requests
 from logitstore.records import LabeledSequence
 from tests.labeler import engines
 
@@ -152,14 +152,14 @@ def test_cached_positions_are_refused_rather_than_stored(monkeypatch: pytest.Mon
     teacher: Any = engines.generate_teacher()
     prompt = TokenizedPrompt("cached", np.arange(200, dtype=np.int32), None, 1)
     engines.labeled(teacher, [prompt])
-    original = Requests.sampling
+    original = Requests.parameters
 
     def reading_the_cache(requests: Requests, work: Any) -> SamplingParams:
         parameters = original(requests, work)
         parameters.skip_reading_prefix_cache = False
         return parameters
 
-    monkeypatch.setattr(Requests, "sampling", reading_the_cache)
+    monkeypatch.setattr(Requests, "parameters", reading_the_cache)
     items = list(teacher.label([prompt]))
     assert [type(item) for item in items] == [PromptError, PromptError]
     assert all(item.kind == "bad_labels" and "prefix cache" in item.reason for item in items)
@@ -181,7 +181,7 @@ def test_where_the_capture_is_not_known_labels_fall_back_loudly_and_say_so(
         model=str(engines.MODEL), max_model_len=256, engine_args={"kv_cache_memory_bytes": 64 << 20}
     )
     with torch.compiler.set_stance("force_eager"):  # vLLM would spend half a minute compiling its ranks
-        teacher = engines.start(config, engines.SCORE)
+        teacher = engines.start(config, engines.SCORE, engines.SAMPLING)
         public = engines.labeled(teacher, [prompt])[prompt.record_id, 0].rows
     assert f"vLLM {vllm.__version__} is not among the versions" in caplog.text
     assert "LABELS WILL BE EXACT AT T=1 ONLY" in caplog.text
@@ -272,7 +272,7 @@ def test_a_changed_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_capture, "SOURCES_BY_VERSION", changed)
     config = TeacherConfig(model=str(engines.MODEL), capture="in_engine")
     with pytest.raises(RuntimeError, match=r"gather_logprobs.*is not the released one.*public_api"):
-        VllmTeacher(config, engines.SCORE)
+        VllmTeacher(config, engines.SCORE, engines.SAMPLING)
 
 
 def test_the_self_test_finds_a_capture_that_miscounts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,3 +308,37 @@ def test_an_engine_that_fails_is_dead_for_good(monkeypatch: pytest.MonkeyPatch) 
     for request_id in list(teacher.engine.output_processor.external_req_ids):
         teacher.engine.abort_request([request_id])
     assert engines.labeled(teacher, engines.text_prompts()[:1])
+
+
+def test_every_setting_of_sampling_reaches_vllm() -> None:
+    settings = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 11,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.3,
+        "max_tokens": 17,
+        "n": 3,
+        "seed": 5,
+        "stop": ("END",),
+        "stop_token_ids": (7, 8),
+    }
+    assert set(settings) == set(SamplingConfig.model_fields)
+    sampling = SamplingConfig(**settings)  # type: ignore[arg-type]
+    limits = EngineLimits(vocab_size=512, max_tokens=64, step_tokens=64, max_requests=4, max_logprobs=80)
+    requests = Requests(engines.GENERATE, sampling, None, limits, (2,), keeps_arrays=True)
+    works = requests.works_of(TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4))
+    assert [work.sample_index for work in works] == [0, 1, 2]
+    given = [requests.parameters(work) for work in works]
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"):
+        assert {getattr(parameters, name) for parameters in given} == {settings[name]}, name
+    assert {parameters.max_tokens for parameters in given} == {17}
+    assert all(parameters.stop == ["END"] for parameters in given)
+    assert all(parameters.stop_token_ids == [2, 7, 8] for parameters in given)
+    other_seed = Requests(
+        engines.GENERATE, SamplingConfig(n=3, seed=6), None, limits, (2,), keeps_arrays=True
+    )
+    seeds = {parameters.seed for parameters in given}
+    assert len(seeds) == 3
+    assert seeds.isdisjoint(other_seed.parameters(work).seed for work in works)
