@@ -1,5 +1,9 @@
 """Copies of shards on a local disk, checked, bounded, and shared by all processes of a machine.
 
+All lies in a folder of its own, FOLDER_NAME, below the directory that was given, and only regular files
+with the names of copies are counted, read or removed there: nothing is proved ours by its ending. Where
+the disk is full, reading goes on without the cache.
+
 Files are named by content (the shard's checksum), so stores and runs can share a folder. Locks are the
 kernel's (`flock` on the files themselves): a process that dies leaves none behind, and nothing is kept
 in shared memory. A copy being read is locked shared, a download exclusively; neither is evicted. What a
@@ -12,10 +16,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
+import stat
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptShardError
@@ -26,6 +33,11 @@ if TYPE_CHECKING:
 
     from logitstore.objects.opening import Objects
 
+FOLDER_NAME = "penumbra-shards"
+LOCK_NAME = "evict.lock"
+_COPY_NAME = re.compile(r"[0-9a-f]{32}\.arrow")
+_PARTIAL_NAME = re.compile(r"[0-9a-f]{32}\.([0-9]{1,18})\.part")
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 CHUNK_BYTES = 8 * 2**20
 """Bytes asked for at a time: what a cut connection can cost."""
 READ_ATTEMPTS = 5
@@ -42,13 +54,31 @@ class CacheTooSmallError(ConfigError):
     """The cache cannot hold the shards that must be there at once."""
 
 
+class CacheFullError(OSError):
+    """The disk of the cache is full: read without the cache."""
+
+
 class ShardCache:
     """`open` gives a local, checked copy of a shard; `fetch` makes one ahead of time."""
 
     def __init__(self, directory: str | os.PathLike[str], limit_bytes: int | None = None) -> None:
-        self.directory = Path(directory)
+        """`directory` may be anybody's; the copies lie in FOLDER_NAME below it. Raises ConfigError."""
+        self.directory = Path(directory) / FOLDER_NAME
         self.limit_bytes = limit_bytes
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.is_full = False
+        """The disk was full: this process uses the cache no more."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cache_dir: {self.directory} cannot be made ({error.strerror}); give a folder that can be "
+                "written, or leave cache_dir out to read remotely"
+            ) from None
+        if self.directory.is_symlink():
+            raise ConfigError(
+                f"cache_dir: {self.directory} is a symbolic link; the cache follows none, so that it removes "
+                "nothing elsewhere: give the folder itself as cache_dir"
+            )
 
     def require(self, num_bytes: int, why: str) -> None:
         """Raise CacheTooSmallError now rather than in the middle of an epoch."""
@@ -86,8 +116,27 @@ class ShardCache:
     def fetch(self, objects: Objects, entry: ShardEntry) -> None:
         """Have a copy in the cache. Waits for another process that downloads the same shard.
 
-        Raises CacheTooSmallError at once where there is no room for it now.
+        Raises CacheTooSmallError at once where there is no room for it now, CacheFullError where the disk
+        is full.
         """
+        try:
+            self._fetch(objects, entry)
+        except OSError as error:
+            if error.errno not in DISK_FULL_ERRNOS:
+                raise
+            self._give_up(entry, error)
+
+    def _give_up(self, entry: ShardEntry, error: OSError) -> NoReturn:
+        self._partial_path(entry).unlink(missing_ok=True)
+        self.is_full = True
+        message = (
+            f"cache_dir: the disk of {self.directory} is full ({error.strerror}); shards are read from the "
+            "store from now on. Free some space, or set cache_limit below what the disk has"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        raise CacheFullError(message) from error
+
+    def _fetch(self, objects: Objects, entry: ShardEntry) -> None:
         path = self._path(entry)
         while not path.exists():
             self._claim_room(entry)
@@ -137,12 +186,12 @@ class ShardCache:
                 return
             if self.limit_bytes is not None:
                 self._evict(self.limit_bytes - entry.num_bytes, entry)
-            self._partial_path(entry).touch()
+            os.close(_open_own(self._partial_path(entry), os.O_WRONLY | os.O_CREAT))
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
         """One process at a time adds or renames files, so that none is missed when bytes are counted."""
-        with open(self.directory / "evict.lock", "wb") as lock:
+        with os.fdopen(_open_own(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT), "r+b") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -164,14 +213,15 @@ class ShardCache:
         """(path, bytes it takes or will take, time of last use) of copies and partial copies."""
         found = []
         for path in self.directory.iterdir():
+            partial = _PARTIAL_NAME.fullmatch(path.name)
+            if not partial and not _COPY_NAME.fullmatch(path.name):
+                continue
             try:
-                status = path.stat()
+                status = path.lstat()
             except FileNotFoundError:
                 continue  # renamed or evicted since the listing
-            if path.suffix == ".arrow":
-                found.append((path, status.st_size, status.st_mtime))
-            elif path.suffix == ".part":
-                found.append((path, int(path.stem.rpartition(".")[2]), status.st_mtime))
+            if stat.S_ISREG(status.st_mode):
+                found.append((path, int(partial[1]) if partial else status.st_size, status.st_mtime))
         return found
 
 
@@ -214,7 +264,7 @@ def _checksum(file: BinaryIO) -> str:
 def _shared(path: Path) -> Iterator[BinaryIO | None]:
     """The file under a shared lock, or None if it is no longer there."""
     try:
-        file = path.open("rb")
+        file = os.fdopen(_open_own(path, os.O_RDONLY), "rb")
     except FileNotFoundError:
         yield None
         return
@@ -227,7 +277,7 @@ def _shared(path: Path) -> Iterator[BinaryIO | None]:
 def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
     """The file under an exclusive lock; None if it was renamed or removed meanwhile."""
     try:
-        file = path.open("r+b")
+        file = os.fdopen(_open_own(path, os.O_RDWR), "r+b")
     except FileNotFoundError:
         yield None
         return
@@ -240,10 +290,28 @@ def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
         yield file if same else None
 
 
+def _open_own(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, never of what a link points to. Raises ConfigError for others."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        descriptor = -1
+    if descriptor >= 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    if descriptor >= 0:
+        os.close(descriptor)
+    raise ConfigError(
+        f"cache_dir: {path} is a link, a folder or a device, and no file of the cache; remove it, or give "
+        "another cache_dir"
+    )
+
+
 def _remove_unused(path: Path) -> bool:
     """Remove a copy that nobody reads, or a partial one that nobody downloads."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(_open_own(path, os.O_RDONLY), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
             return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from logitstore.rows.selection import parse_selection
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.sequence_columns import PlainColumns
 from logitstore.store import LogitStore
-from trainer.data.cache import ShardCache
+from trainer.data.cache import CacheFullError, ShardCache
 
 OUTLINE_THREADS = 16
 """Shards whose outlines are read side by side."""
@@ -104,12 +104,13 @@ class Source:
     @contextmanager
     def open(self, shard: int) -> Iterator[ShardReader]:
         entry = self.entries[shard]
-        if self._cache is not None:
-            with self._cache.open(self._objects, entry) as file:
-                yield ShardReader(file, self.manifest.labels, self._codebooks)
-            return
-        with self._open_remotely(entry) as reader:
-            yield reader
+        with ExitStack() as stack:
+            if self._cache is not None and not self._cache.is_full:
+                with suppress(CacheFullError):
+                    file = stack.enter_context(self._cache.open(self._objects, entry))
+                    yield ShardReader(file, self.manifest.labels, self._codebooks)
+                    return
+            yield stack.enter_context(self._open_remotely(entry))
 
     @contextmanager
     def _open_remotely(self, entry: ShardEntry) -> Iterator[ShardReader]:
@@ -120,8 +121,9 @@ class Source:
 
     def fetch(self, shard: int) -> None:
         """Have the shard in the cache, if there is one."""
-        if self._cache is not None:
-            self._cache.fetch(self._objects, self.entries[shard])
+        if self._cache is not None and not self._cache.is_full:
+            with suppress(CacheFullError):  # said by the cache; `open` reads from the store then
+                self._cache.fetch(self._objects, self.entries[shard])
 
     def kept(self, shard: int) -> np.ndarray:
         """int, places within the shard of the sequences that take part, ascending."""

@@ -1,6 +1,7 @@
 """The local cache: bounded, checked, shared, and an error where it cannot work."""
 
 import contextlib
+import errno
 import os
 import threading
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any, Self
 import pytest
 
 import trainer.data.cache
+from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptShardError
 from logitstore.objects.opening import Objects
 from tests.trainer.stores import make_store
-from trainer.data.cache import CacheTooSmallError, ShardCache
+from trainer.data.cache import FOLDER_NAME, CacheTooSmallError, ShardCache
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 
@@ -46,7 +48,7 @@ def record_id(samples):
 
 
 def copies(directory: Path):
-    return sorted(path.name for path in directory.glob("*.arrow"))
+    return sorted(path.name for path in directory.joinpath(FOLDER_NAME).glob("*.arrow"))
 
 
 def test_a_copy_is_the_object(remote, tmp_path):
@@ -99,7 +101,7 @@ def test_a_shard_that_is_always_wrong_is_named(remote, tmp_path):
 def test_a_copy_that_went_bad_on_disk_is_replaced(remote, tmp_path):
     cache, entry = ShardCache(tmp_path / "c"), remote.shards()[0]
     cache.fetch(remote.objects, entry)
-    (path,) = (tmp_path / "c").glob("*.arrow")
+    (path,) = (tmp_path / "c" / FOLDER_NAME).glob("*.arrow")
     path.write_bytes(b"x" * entry.num_bytes)
     with cache.open(remote.objects, entry) as file:
         assert file.read() == remote.objects.get(entry.name)
@@ -203,7 +205,7 @@ def test_a_dataset_reads_an_epoch_through_a_cache_of_a_few_shards(remote, tmp_pa
         remote.uri, num_splits=1, cache_dir=tmp_path / "c", cache_limit=limit, predownload=1
     )
     loader = LogitDataLoader(reader, record_id, num_workers=num_workers)
-    with BytesOnDisk(tmp_path / "c") as seen:
+    with BytesOnDisk(tmp_path / "c" / FOLDER_NAME) as seen:
         names = [name for _ in range(3) for name in loader]
         while seen.looks <= 20:  # on a busy machine
             list(loader)
@@ -215,6 +217,90 @@ def test_a_cache_below_what_an_epoch_needs_is_refused_at_once(remote, tmp_path):
     largest = max(entry.num_bytes for entry in remote.shards())
     with pytest.raises(CacheTooSmallError, match=r"num_splits=2 and predownload=1 may need at once"):
         StreamingLogitDataset(remote.uri, num_splits=2, cache_dir=tmp_path / "c", cache_limit=2 * largest)
+
+
+def epoch(remote, folder: Path, limit: int) -> list[str]:
+    reader = StreamingLogitDataset(
+        remote.uri, num_splits=1, cache_dir=folder, cache_limit=limit, predownload=1
+    )
+    return sorted(name for name in LogitDataLoader(reader, record_id))
+
+
+def test_files_of_others_are_neither_counted_nor_removed(remote, tmp_path):
+    """Hugging Face datasets end in .arrow too; a folder for everybody's caches holds all sorts of files."""
+    folder, own = tmp_path / "c", tmp_path / "c" / FOLDER_NAME
+    own.mkdir(parents=True)
+    outside = tmp_path / "outside.arrow"
+    outside.write_bytes(b"precious")
+    foreign = [
+        folder / "train-00000.arrow",
+        own / "train-00000.arrow",
+        own / "movie.mkv.part",
+        own / f"{'0' * 31}.arrow",
+        own / f"{'0' * 32}.x.part",
+    ]
+    for path in foreign:
+        path.write_bytes(b"y" * 100_000)
+    (own / f"{'0' * 32}.arrow").symlink_to(outside)
+    (own / f"{'1' * 32}.arrow").mkdir()
+    for path in [*foreign, outside]:
+        os.utime(path, (1, 1))
+    limit = 2 * max(entry.num_bytes for entry in remote.shards())
+    assert epoch(remote, folder, limit) == sorted(f"r{n}" for n in range(24))
+    assert all(path.stat().st_size == 100_000 for path in foreign)
+    assert outside.read_bytes() == b"precious"
+    assert (own / f"{'0' * 32}.arrow").is_symlink()
+    assert len(copies(folder)) >= 3
+
+
+@pytest.mark.parametrize("name", ["evict.lock", "a copy", FOLDER_NAME])
+def test_a_link_in_the_place_of_a_file_is_not_followed(remote, tmp_path, name):
+    own, entry = tmp_path / "c" / FOLDER_NAME, remote.shards()[0]
+    target = tmp_path / "bashrc"
+    target.write_bytes(b"precious")
+    if name == FOLDER_NAME:
+        own.parent.mkdir()
+        (tmp_path / "elsewhere").mkdir()
+        own.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ConfigError, match="is a symbolic link; the cache follows none"):
+            ShardCache(tmp_path / "c")
+        return
+    cache = ShardCache(tmp_path / "c")
+    link = own / (f"{entry.checksum.partition(':')[2]}.arrow" if name == "a copy" else name)
+    link.symlink_to(target)
+    with (
+        pytest.raises(ConfigError, match="is a link, a folder or a device"),
+        cache.open(remote.objects, entry),
+    ):
+        pass
+    assert target.read_bytes() == b"precious"
+    assert link.is_symlink()
+
+
+def test_a_full_disk_is_said_once_and_reading_goes_on(remote, tmp_path, monkeypatch):
+    append, calls = trainer.data.cache._continue_download, []
+
+    def full_after_two(objects, entry, partial) -> None:
+        calls.append(entry.name)
+        if len(calls) > 2:
+            partial.write(b"x")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(objects, entry, partial)
+
+    monkeypatch.setattr(trainer.data.cache, "_continue_download", full_after_two)
+    with pytest.warns(RuntimeWarning, match="the disk of .* is full .* Free some space") as told:
+        names = epoch(remote, tmp_path / "c", 10**9)
+    assert names == sorted(f"r{n}" for n in range(24))
+    assert (len(told), len(calls)) == (1, 3)
+    assert list((tmp_path / "c" / FOLDER_NAME).glob("*.part")) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        ConfigError, match=r"cache_dir: .*file/penumbra-shards cannot be made \(Not a directory"
+    ):
+        ShardCache(tmp_path / "file")
 
 
 @pytest.mark.s3
