@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from trainer.batch.collate import CollateSettings, DistillationCollator
     from trainer.data.dataset import StoreSpec, StreamingLogitDataset
     from trainer.data.loader import LogitDataLoader
-    from trainer.hf.trainer import OfflineDistillationConfig, OfflineDistillationTrainer
+    from trainer.hf.arguments import OfflineDistillationConfig
+    from trainer.hf.trainer import OfflineDistillationTrainer
     from trainer.loss.fused_linear import FusedLinearTopKDistillationLoss
     from trainer.loss.loss_inputs import LossOutput, TeacherTargets
     from trainer.loss.loss_settings import LossSettings
@@ -26,7 +27,7 @@ _MODULES = {
     "LogitDataLoader": "trainer.data.loader",
     "LossOutput": "trainer.loss.loss_inputs",
     "LossSettings": "trainer.loss.loss_settings",
-    "OfflineDistillationConfig": "trainer.hf.trainer",
+    "OfflineDistillationConfig": "trainer.hf.arguments",
     "OfflineDistillationTrainer": "trainer.hf.trainer",
     "StoreSpec": "trainer.data.dataset",
     "StreamingLogitDataset": "trainer.data.dataset",

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.sources import HeldOut
-from trainer.hf.trainer import OfflineDistillationConfig, OfflineDistillationTrainer
+from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.trainer import OfflineDistillationTrainer
 
 VOCAB_SIZE = 64
 
@@ -40,7 +41,9 @@ def tiny_trainer(
     even: bool = True,
     dataset: dict[str, Any] | None = None,
     collate: dict[str, Any] | None = None,
+    train_dataset: Any = None,
     eval_dataset: Any = None,
+    trainer: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> OfflineDistillationTrainer:
     """Plain SGD, so that equal gradients give equal weights."""
@@ -62,14 +65,16 @@ def tiny_trainer(
     )
     common: dict[str, Any] = {"batch_size": batch_size, "num_splits": 3, "seed": 1, **(dataset or {})}
     return OfflineDistillationTrainer(
-        model=model or tiny_student(),
+        model=None if "model_init" in (trainer or {}) else model or tiny_student(),
         args=args,
-        train_dataset=StreamingLogitDataset(store, held_out=HeldOut(0.2), even=even, **common),
+        train_dataset=train_dataset
+        or StreamingLogitDataset(store, held_out=HeldOut(0.2), even=even, **common),
         data_collator=DistillationCollator(
             CollateSettings(temperature=args.temperature, with_teacher=args.alpha > 0, **(collate or {}))
         ),
         eval_dataset=eval_dataset
         or StreamingLogitDataset(store, held_out=HeldOut(0.2, "held_out"), **common),
+        **(trainer or {}),
     )
 
 

@@ -147,6 +147,18 @@ def evaluation_batches(
         yield {**batch, "labels": torch.full_like(batch["labels"], settings.ignore_index)}
 
 
+class EvaluationLoader:
+    """`evaluation_batches` for transformers' own loop, which asks a loader what it reads, and how much."""
+
+    def __init__(self, dataset: StreamingLogitDataset, batches: Iterator[dict[str, Tensor]]) -> None:
+        self.dataset = dataset
+        self.batch_size = dataset.batch_size
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self._batches
+
+
 @torch.no_grad()
 def evaluate(
     model: Any,

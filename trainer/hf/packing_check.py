@@ -11,7 +11,7 @@ Shape legend: B rows, T tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,17 @@ def check_packed_attention(model: Any, way: PackedAttention, *, pack_length: int
         f"attn_implementation={_implementation(model)!r}: {fault}. Set packed_attention={right!r}, or leave "
         "it out, which chooses that"
     )
+
+
+def settle_packing(model: Any, settings: CollateSettings) -> CollateSettings:
+    """The settings with what keeps packed documents apart: chosen, or what was given, proved."""
+    if settings.pack_length is None:
+        return settings
+    if settings.packed_attention is None:
+        way = choose_packed_attention(model, pack_length=settings.pack_length)
+        return replace(settings, packed_attention=way)
+    check_packed_attention(model, settings.packed_attention, pack_length=settings.pack_length)
+    return settings
 
 
 def packing_fault(model: Any, way: PackedAttention, *, pack_length: int) -> str | None:

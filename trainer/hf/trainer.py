@@ -11,90 +11,88 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalPrediction,
+)
 
 from trainer.batch.collate import TEACHER_KEYS, CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.topology import ReshardingError
-from trainer.hf.evaluate import LOWER_IS_BETTER, Evaluation, evaluate, evaluation_batches
+from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.evaluating import (
+    DEFAULT_EVAL_BATCH_SIZE,
+    EvaluatingTrainer,
+    EvaluationSets,
+    check_types,
+    evaluation_sets,
+)
 from trainer.hf.guards import check_student
 from trainer.hf.heads import Head, batch_loss, find_head
 from trainer.hf.lengths import check_lengths, length_limit, student_context
-from trainer.hf.packing_check import check_packed_attention, choose_packed_attention
-from trainer.loss.loss_inputs import LossOutput, TeacherTargets
-from trainer.loss.loss_settings import Divergence, ForeignIds, LossSettings, Tail
+from trainer.hf.packing_check import settle_packing
+from trainer.hf.student import router_loss_coef, with_adapters
+from trainer.hf.token_means import TokenMeans
+from trainer.loss.loss_inputs import TeacherTargets
+from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
 
 DATASET_STATE_NAME = "logit_dataset_state.json"
 
 
-@dataclass
-class OfflineDistillationConfig(TrainingArguments):
-    """TrainingArguments and the loss; `LossSettings` documents the settings of the same names."""
-
-    temperature: float = 1.0
-    alpha: float = 0.5
-    beta: float = 0.0
-    divergence: Divergence = "generalized_jsd"
-    tail: Tail = "bucket"
-    vocab_size: int | None = None
-    foreign_ids: ForeignIds = "error"
-    scale_by_temperature_squared: bool = True
-    fused: bool = True
-    """Never hold [batch, tokens, vocabulary] logits."""
-    chunk_rows: int | None = None
-    """Rows per chunk of the fused loss; None takes what fits its buffer."""
-    max_eval_sequences: int | None = None
-    """Held-out sequences evaluated, always the same; None takes all."""
-
-    def __post_init__(self) -> None:
-        if self.greater_is_better is None and self.metric_for_best_model is not None:
-            # transformers takes every metric whose name does not end in "loss" for one to be raised.
-            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
-        super().__post_init__()
-        self.remove_unused_columns = False  # the batch's keys are the loss's, not the model's
-        self.ignore_data_skip = True  # the dataset goes on by itself; skipping would read what it skips
-        if self.dataloader_persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers keeps workers that do not learn where an epoch begins; "
-                "leave it off"
-            )
-        self.loss_settings()
-
-    def loss_settings(self) -> LossSettings:
-        """The loss. Raises ValueError for an impossible combination."""
-        return LossSettings(**{item.name: getattr(self, item.name) for item in fields(LossSettings)[:-1]})
-
-
-class OfflineDistillationTrainer(Trainer):
+class OfflineDistillationTrainer(EvaluatingTrainer):
     """Trainer for a causal language model on stored teacher labels.
 
     Raises GuardError and the like (`trainer.hf.guards`) if store, student and loss do not fit together;
     `processing_class` is the student's tokenizer, which is not checked without it.
     """
 
-    args: OfflineDistillationConfig
-
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str | None,
         args: OfflineDistillationConfig,
         train_dataset: StreamingLogitDataset,
         data_collator: DistillationCollator,
         *,
-        eval_dataset: StreamingLogitDataset | None = None,
+        eval_dataset: EvaluationSets | None = None,
         processing_class: Any = None,
+        model_init: Callable[..., nn.Module] | None = None,
+        peft_config: Any = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
+        """As for transformers' Trainer.
+
+        Args:
+            model: the student; a name or folder is loaded in float32. None if `model_init` makes it.
+            eval_dataset: one, or several by name, whose figures are then called eval_<name>_kl and so on.
+            peft_config: adapters of peft to train instead of the student's weights.
+            compute_metrics: further figures from full logits, on which evaluation then spends a second pass;
+                `preprocess_logits_for_metrics` makes them smaller before they are gathered.
+        """
+        check_types(train_dataset, eval_dataset)
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        if peft_config is not None:
+            model = with_adapters(model, peft_config)
+        self.collator: DistillationCollator | None = None
         super().__init__(
             model=model,  # type: ignore[arg-type]  # any causal language model, adapted by peft or not
             args=args,
@@ -102,18 +100,20 @@ class OfflineDistillationTrainer(Trainer):
             eval_dataset=eval_dataset,  # type: ignore[arg-type]
             data_collator=data_collator,
             processing_class=processing_class,
+            model_init=model_init,  # type: ignore[arg-type]
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         # Have Trainer count the labels of the whole optimizer step, over processes, for compute_loss.
         self.model_accepts_loss_kwargs = True
         self.loss_settings = args.loss_settings()
         self.logit_dataset = train_dataset
-        self.collator = DistillationCollator(self._within_context(data_collator.settings))
-        with self.autocast_smart_context_manager():  # FlashAttention takes no float32
-            self.head: Head | None = find_head(self.model) if args.fused else None
-            self._settle_packing()
-        self._means = _TokenMeans()
+        self._given_settings = data_collator.settings
+        self._means = TokenMeans()
         self.add_callback(_TrueEpoch(train_dataset))
+        self._take_student(self.model)
         self._check_dataset()
         self._check_lengths(data_collator.settings)
         self.alignments = check_student(
@@ -123,6 +123,25 @@ class OfflineDistillationTrainer(Trainer):
             student_width=self.model.get_output_embeddings().weight.shape[0],  # type: ignore[union-attr]
             vocabulary=None if processing_class is None else processing_class.get_vocab(),
         )
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """`model_init` makes a student at construction, and a new one for each training."""
+        model = super().call_model_init(trial)
+        if self.collator is not None:
+            self._take_student(model)
+        return model
+
+    def _take_student(self, model: Any) -> None:
+        """What follows from the student: its head, its context, and how its packed documents stay apart."""
+        settings = replace(
+            self._given_settings,
+            max_length=length_limit(self._given_settings, student_context(model)),
+            count_tokens=True,
+        )
+        self.router_loss_coef = router_loss_coef(model)
+        with self.autocast_smart_context_manager():  # FlashAttention takes no float32
+            self.head: Head | None = find_head(model) if self.args.fused else None
+            self.collator = DistillationCollator(settle_packing(model, settings))
 
     def get_train_dataloader(self) -> LogitDataLoader:  # type: ignore[override]  # a DataLoader
         return self._loader(self.logit_dataset, self.collator)
@@ -134,46 +153,36 @@ class OfflineDistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        outputs: list[Any] = []
+
+        def run(**given: Any) -> Any:
+            outputs.append(model(**given))
+            return outputs[-1]
+
+        wants_logits = return_outputs and not model.training
         output = batch_loss(
-            model,
+            run,
             inputs,
             self.loss_settings,
-            head=self.head,
+            head=None if wants_logits else self.head,
             chunk_rows=self.args.chunk_rows,
             num_items_in_batch=num_items_in_batch,
         )
-        if model.training:
-            self._means.add(output, num_items_in_batch, inputs.get("token_counts"))
         loss = output.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Labels were counted over all processes, whose gradients will be averaged, not added.
             loss = loss * self.accelerator.num_processes
-        return (loss, {"loss": loss.detach()}) if return_outputs else loss
-
-    def evaluate(  # type: ignore[override]  # datasets of other kinds have no labels
-        self,
-        eval_dataset: StreamingLogitDataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Evaluate on held-out records, the same ones each time; see `trainer.hf.evaluate.Evaluation`."""
-        evaluation = self.evaluate_student(eval_dataset)
-        metrics = {f"{metric_key_prefix}_{key}": float(value) for key, value in evaluation.to_dict().items()}
-        metrics[f"{metric_key_prefix}_loss"] = evaluation.kl
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def evaluate_student(self, eval_dataset: StreamingLogitDataset | None = None) -> Evaluation:
-        dataset = eval_dataset or self.eval_dataset
-        if not isinstance(dataset, StreamingLogitDataset):
-            raise ValueError("evaluation needs a StreamingLogitDataset: give eval_dataset")
-        return evaluate(
-            self.model,
-            evaluation_batches(dataset, self.collator, self.args.max_eval_sequences),
-            head=self.head,
-            vocab_size=self.loss_settings.vocab_size,
-        )
+        if model.training:
+            self._means.add(output, num_items_in_batch, inputs.get("token_counts"))
+            if self.router_loss_coef:
+                # A mean of each micro-batch and process; the sum over micro-batches is to be their mean.
+                loss = loss + self.router_loss_coef / self.current_gradient_accumulation_steps * (
+                    outputs[0].aux_loss.to(loss.device)
+                )
+        if not return_outputs:
+            return loss
+        logits = {"logits": outputs[0].logits} if wants_logits else {}
+        return loss, {"loss": loss.detach(), **logits}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -249,30 +258,23 @@ class OfflineDistillationTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            multiprocessing_context=self.args.dataloader_multiprocessing_context
+            if self.args.dataloader_num_workers
+            else None,
         )
-
-    def _within_context(self, settings: CollateSettings) -> CollateSettings:
-        """The settings of the batches, which are counted, and cut at the student's context."""
-        limit = length_limit(settings, student_context(self.model))
-        return replace(settings, max_length=limit, count_tokens=True)
 
     def _check_lengths(self, settings: CollateSettings) -> None:
         """By the settings as they were given, so that what is said names what somebody set."""
         context = student_context(self.model)
         check_lengths(self.logit_dataset, settings, context, purpose="training")
-        if isinstance(self.eval_dataset, StreamingLogitDataset):
-            check_lengths(self.eval_dataset, settings, context, purpose="evaluation")
-
-    def _settle_packing(self) -> None:
-        """Choose how packed documents are kept apart, or prove what was chosen, on this student."""
-        settings = self.collator.settings
-        if settings.pack_length is None:
-            return
-        if settings.packed_attention is None:
-            way = choose_packed_attention(self.model, pack_length=settings.pack_length)
-            self.collator = DistillationCollator(replace(settings, packed_attention=way))
-        else:
-            check_packed_attention(self.model, settings.packed_attention, pack_length=settings.pack_length)
+        for name, dataset in evaluation_sets(self.eval_dataset).items():
+            check_lengths(dataset, settings, context, purpose=f"evaluation {name}".strip())
+            if self.args.per_device_eval_batch_size not in (DEFAULT_EVAL_BATCH_SIZE, dataset.batch_size):
+                raise ValueError(
+                    f"an evaluation set has batch_size={dataset.batch_size}, the arguments have "
+                    f"per_device_eval_batch_size={self.args.per_device_eval_batch_size}; give both the same, "
+                    "or leave the argument out"
+                )
 
     def _check_dataset(self) -> None:
         dataset, num_processes = self.logit_dataset, self.args.world_size
@@ -348,51 +350,6 @@ class _TrueEpoch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         state.epoch = self.dataset.epoch + self.dataset.consumed / self.dataset.epoch_length
-
-
-class _TokenMeans:
-    """Means per label since the last log, over all processes."""
-
-    NAMES = ("distillation", "cross_entropy", "teacher_mass", "student_mass", "top1_agreement")
-
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None
-
-    def add(self, output: LossOutput, num_items: Tensor | int | None, token_counts_3: Tensor | None) -> None:
-        metrics = output.metrics
-        rows = metrics.num_rows
-        items = rows if num_items is None else num_items
-        if token_counts_3 is None:
-            token_counts_3 = torch.zeros(3, dtype=torch.int64)
-        sums = torch.stack(
-            [
-                torch.as_tensor(rows, device=output.loss.device),
-                output.distillation * items,
-                output.cross_entropy * items,
-                *(
-                    value * rows
-                    for value in (metrics.teacher_mass, metrics.student_mass, metrics.top1_agreement)
-                ),
-            ]
-        )
-        if sums.device.type != "mps":  # which has no float64
-            sums = sums.double()
-        sums = torch.cat([sums, token_counts_3.to(sums)])
-        self.sums = sums if self.sums is None else self.sums + sums
-
-    def take(self) -> dict[str, float]:
-        """Every process must call it; all get the same."""
-        if self.sums is None:
-            return {}
-        sums, self.sums = self.sums, None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        num_rows, *totals, num_tokens, num_places, num_cut_rows = sums.tolist()
-        means = {
-            name: round(total / max(num_rows, 1), 6) for name, total in zip(self.NAMES, totals, strict=True)
-        }
-        fill = round(num_tokens / max(num_places, 1), 4)
-        return {**means, "num_rows": int(num_rows), "fill": fill, "num_cut_rows": int(num_cut_rows)}
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:

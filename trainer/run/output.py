@@ -20,7 +20,7 @@ from trainer.run.config import ConfigError, TrainConfig, resolved
 from trainer.run.model_card import model_card
 
 if TYPE_CHECKING:
-    from trainer.hf.trainer import OfflineDistillationConfig
+    from trainer.hf.arguments import OfflineDistillationConfig
 
 METRICS_NAME = "metrics.json"
 CONFIG_NAME = "train.json"

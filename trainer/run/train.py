@@ -21,14 +21,11 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.sources import HeldOut
-from trainer.hf.evaluate import Evaluation, evaluate
+from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches
 from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.hf.heads import find_head
-from trainer.hf.trainer import (
-    OfflineDistillationConfig,
-    OfflineDistillationTrainer,
-    evaluation_batches,
-)
+from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.run.config import ConfigError, TrainConfig
 from trainer.run.output import (
     CHECKPOINTS_NAME,

@@ -1,0 +1,214 @@
+"""Every argument of transformers' Trainer is honoured or refused by name, and its other ways in are there."""
+
+import contextlib
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM, TrainingArguments
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from tests.trainer.students import tiny_student, tiny_trainer, weights
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.sources import HeldOut
+from trainer.hf.arguments import (
+    HONOURED,
+    LOSS_FIELDS,
+    OF_SCRIPTS,
+    REFUSED,
+    SET,
+    OfflineDistillationConfig,
+)
+from trainer.hf.guards import GuardError
+
+CHANGED = {
+    "label_smoothing_factor": 0.3,
+    "train_sampling_strategy": "group_by_length",
+    "length_column_name": "size",
+    "data_seed": 3,
+    "dataloader_drop_last": True,
+    "dataloader_persistent_workers": True,
+    "dataloader_in_order": False,
+    "auto_find_batch_size": True,
+    "bf16_full_eval": True,
+    "fp16_full_eval": True,
+    "use_cache": True,
+    "label_names": ["other"],
+}
+"""A value of each refused argument that would change something."""
+
+
+def test_every_argument_has_one_place():
+    names = [item.name for item in fields(TrainingArguments)]
+    tables = [*HONOURED, *SET, *OF_SCRIPTS, *REFUSED]
+    assert sorted(tables) == sorted(names), "transformers has other arguments now; place each in a table"
+
+
+def test_every_setting_of_the_loss_is_an_argument():
+    assert set(LOSS_FIELDS) <= {item.name for item in fields(OfflineDistillationConfig)}
+    config = OfflineDistillationConfig(temperature=2.0, alpha=0.25, tail="renormalize")
+    assert (config.loss_settings().temperature, config.loss_settings().alpha) == (2.0, 0.25)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_would_be_ignored_is_refused_by_name(name):
+    if name == "parallelism_config":
+        assert not REFUSED[name].allows(object())
+        return
+    workers = {"dataloader_num_workers": 1} if name.startswith("dataloader") else {}
+    with pytest.raises(ValueError, match=f"^{name}="):
+        OfflineDistillationConfig(use_cpu=True, **{name: CHANGED[name], **workers})
+
+
+@pytest.mark.parametrize("name", ["split_batches", "dispatch_batches", "non_blocking"])
+def test_accelerates_ways_of_dividing_are_refused(name):
+    with pytest.raises(ValueError, match=f"accelerator_config has {name}"):
+        OfflineDistillationConfig(accelerator_config={name: True})
+
+
+def held_out(store, **settings):
+    common = {"batch_size": 4, "num_splits": 3, "seed": 1, **settings}
+    return StreamingLogitDataset(store, held_out=HeldOut(0.2, "held_out"), **common)
+
+
+def test_one_object_for_training_and_evaluation_is_refused(small_store, tmp_path):
+    trainer = tiny_trainer(small_store, tmp_path)
+    one = trainer.logit_dataset
+    for given in (one, {"a": held_out(small_store), "b": one}):
+        with pytest.raises(ValueError, match="would move the place where training reads"):
+            tiny_trainer(small_store, tmp_path, train_dataset=one, eval_dataset=given)
+    with pytest.raises(ValueError, match="would move the place"):
+        trainer.evaluate(one)
+    with pytest.raises(TypeError, match="eval_dataset b is a list, which has no teacher's labels"):
+        tiny_trainer(small_store, tmp_path, eval_dataset={"b": [1]})
+
+
+@pytest.mark.slow
+def test_several_evaluation_sets_have_figures_of_their_own(small_store, tmp_path):
+    sets = {"few": held_out(small_store), "rest": StreamingLogitDataset(small_store, batch_size=4)}
+    trainer = tiny_trainer(
+        small_store,
+        tmp_path,
+        eval_dataset=sets,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_few_kl",
+    )
+    trainer.train()
+    found = trainer.evaluate()
+    for name, dataset in sets.items():
+        assert found[f"eval_{name}_kl"] == pytest.approx(trainer.evaluate_student(dataset).kl)
+    assert found["eval_few_num_rows"] < found["eval_rest_num_rows"]
+    logged = [entry["eval_few_kl"] for entry in trainer.state.log_history if "eval_few_kl" in entry]
+    assert trainer.state.best_metric == min(logged[:2])
+
+
+@pytest.mark.slow
+def test_optimizers_schedules_and_peft_are_taken(small_store, tmp_path):
+    model = tiny_student()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    given = tiny_trainer(small_store, tmp_path, model=model, trainer={"optimizers": (optimizer, schedule)})
+    given.train()
+    rates = [entry["learning_rate"] for entry in given.state.log_history if "loss" in entry]
+    assert rates == pytest.approx([0.5 * 0.5**step for step in range(6)])
+    peft = pytest.importorskip("peft")
+    adapters = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = tiny_trainer(small_store, tmp_path, trainer={"peft_config": adapters})
+    assert sum(p.numel() for p in adapted.model.parameters() if p.requires_grad) < 2000
+
+
+@pytest.mark.slow
+def test_a_student_may_be_named_or_made(small_store, tmp_path):
+    tiny_student(seed=4).save_pretrained(tmp_path / "student")
+    named = tiny_trainer(small_store, tmp_path, model=str(tmp_path / "student"))
+    made = tiny_trainer(small_store, tmp_path, trainer={"model_init": lambda: tiny_student(seed=4)})
+    for trainer in (named, made):
+        trainer.train()
+    assert torch.allclose(weights(named.model), weights(made.model), atol=1e-6)
+    plain = tiny_trainer(small_store, tmp_path, model=tiny_student(seed=4), fused=False)
+    plain.train()
+    assert torch.allclose(weights(plain.model), weights(made.model), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_predictions_and_metrics_of_ones_own_see_logits_and_labels(small_store, tmp_path):
+    def top1(prediction):
+        labels = prediction.label_ids[:, 1:]
+        right = prediction.predictions.argmax(-1)[:, :-1] == labels
+        return {"own_accuracy": float(right[labels != -100].mean())}
+
+    trainer = tiny_trainer(small_store, tmp_path, trainer={"compute_metrics": top1}, max_steps=20)
+    trainer.train()
+    found = trainer.evaluate()
+    assert found["eval_own_accuracy"] == pytest.approx(found["eval_accuracy"])
+    assert found["eval_loss"] == found["eval_kl"]
+    predicted = trainer.predict(held_out(small_store))
+    assert predicted.predictions.shape[2] == 64
+    assert predicted.label_ids.shape == predicted.predictions.shape[:2]
+    assert predicted.metrics["test_kl"] == pytest.approx(found["eval_kl"], rel=1e-5)
+    assert predicted.metrics["test_loss"] == predicted.metrics["test_kl"]
+    assert np.isfinite(predicted.predictions).all()
+
+
+def mixture(coef, wanted=True):
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=4,
+            output_router_logits=wanted,
+            router_aux_loss_coef=coef,
+        )
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_load_balancing_loss_of_a_mixture_of_experts_is_trained_on(small_store, tmp_path, fused):
+    def router_gradient(coef, wanted=True, **settings):
+        trainer = tiny_trainer(
+            small_store, tmp_path, model=mixture(coef, wanted), fused=fused, max_steps=1, **settings
+        )
+        before = weights(trainer.model).clone()
+        trainer.train()
+        return (before - weights(trainer.model)) / 0.5
+
+    none, off, some, more = (router_gradient(*given) for given in ((0.0,), (9.0, False), (1.0,), (2.0,)))
+    assert torch.allclose(none, off, atol=1e-6)
+    assert (some - none).abs().max() > 1e-4
+    assert torch.allclose(more - none, 2 * (some - none), atol=2e-5)
+
+    model = mixture(1.0)
+    reader = tiny_trainer(small_store, tmp_path, model=mixture(0.0)).get_train_dataloader()
+    batch = next(iter(reader))
+    with contextlib.suppress(KeyError):
+        batch.pop("token_counts")
+    keys = ("input_ids", "attention_mask", "position_ids")
+    logits = model(**{key: batch[key] for key in keys}, use_cache=False).router_logits
+    load_balancing_loss_func(logits, 4, model.num_experts_per_tok, batch["attention_mask"]).backward()
+    expected = torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
+    names = [name for name, _ in model.named_parameters()]
+    order = [name for name in model.state_dict() if name in names]
+    assert names == order
+    assert torch.allclose(some - none, expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_router_loss_without_a_weight_is_refused(small_store, tmp_path):
+    model = tiny_student()
+    model.config.output_router_logits = True
+    with pytest.raises(GuardError, match="no router_aux_loss_coef"):
+        tiny_trainer(small_store, tmp_path, model=model)

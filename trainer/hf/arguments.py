@@ -1,0 +1,150 @@
+"""The arguments of a training: transformers' own, each honoured or refused, and the loss.
+
+`TrainingArguments` has over a hundred fields, and a Trainer of another kind ignores some of them without a
+word. So every field stands in one of the tables here, and a test compares them with
+`dataclasses.fields(TrainingArguments)`: a field that is new in transformers has to be placed first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from trainer.hf.evaluate import LOWER_IS_BETTER
+from trainer.loss.loss_settings import Divergence, ForeignIds, LossSettings, Tail
+
+LOSS_FIELDS = tuple(item.name for item in fields(LossSettings) if item.name != "ignore_index")
+"""Settings of the loss that are arguments too; the label that does not count is always -100."""
+
+# fmt: off
+HONOURED = frozenset(
+    (
+        "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps",
+        "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim",
+        "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices",
+        "max_grad_norm", "bf16", "fp16", "tf32", "gradient_checkpointing",
+        "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend",
+        "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "neftune_noise_alpha",
+        "torch_empty_cache_steps", "logging_strategy", "logging_steps", "logging_first_step",
+        "log_on_each_node", "logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level",
+        "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id",
+        "trackio_bucket_id", "trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay",
+        "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start",
+        "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps",
+        "include_for_metrics", "batch_eval_metrics", "save_only_model", "save_strategy",
+        "save_steps", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint",
+        "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy",
+        "hub_always_push", "hub_revision", "load_best_model_at_end", "metric_for_best_model",
+        "greater_is_better", "restore_callback_states_from_checkpoint", "full_determinism", "seed",
+        "use_cpu", "accelerator_config", "dataloader_num_workers", "dataloader_pin_memory",
+        "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+        "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+        "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "deepspeed",
+        "debug", "skip_memory_metrics",
+    )
+)
+# fmt: on
+SET = {"remove_unused_columns": False, "ignore_data_skip": True}
+"""What is set whatever was given: batches have the loss's keys, and the dataset goes on by itself."""
+OF_SCRIPTS = frozenset({"do_train", "do_eval", "do_predict", "resume_from_checkpoint", "local_rank"})
+"""Not read by transformers' Trainer either, but by the scripts around it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The values that change nothing, and why others are refused and what to do instead."""
+
+    allowed: tuple[Any, ...]
+    reason: str
+
+    def allows(self, value: Any) -> bool:
+        return value in self.allowed
+
+
+REFUSED: dict[str, Refusal] = {
+    "label_smoothing_factor": Refusal(
+        (0.0,), "the loss has no label smoothing; the teacher's distribution does that, raise alpha"
+    ),
+    "train_sampling_strategy": Refusal(
+        ("random",),
+        "the order is the dataset's: give StreamingLogitDataset shuffle=False for a sequential one",
+    ),
+    "length_column_name": Refusal(("length",), "batches are not grouped by a column; leave it out"),
+    "data_seed": Refusal((None,), "the order is the dataset's: give StreamingLogitDataset seed=..."),
+    "dataloader_drop_last": Refusal(
+        (False,),
+        "the last, smaller step of an epoch counts by its labels, so nothing is dropped; leave it off",
+    ),
+    "dataloader_persistent_workers": Refusal(
+        (False,), "such workers do not learn where an epoch begins; leave it off"
+    ),
+    "dataloader_in_order": Refusal((True,), "the order of batches is promised; leave it on"),
+    "auto_find_batch_size": Refusal(
+        (False,), "the dataset's batch_size is fixed; lower it and per_device_train_batch_size instead"
+    ),
+    "bf16_full_eval": Refusal(
+        (False,), "the student is evaluated in the precision of its weights; leave it off"
+    ),
+    "fp16_full_eval": Refusal(
+        (False,), "the student is evaluated in the precision of its weights; leave it off"
+    ),
+    "use_cache": Refusal((False,), "with a cache, packed documents would not be kept apart; leave it off"),
+    "label_names": Refusal((None, ["labels"]), "labels are the batch's key 'labels'; leave it out"),
+    "parallelism_config": Refusal(
+        (None,),
+        "sequences are whole on each process; tensor parallelism needs a loop of your own with the dataset's "
+        "replication, FSDP and DeepSpeed ZeRO-2 work by their own arguments",
+    ),
+}
+
+
+def _check_accelerator(config: Any) -> None:
+    """accelerate is not given our loader to prepare, so what it would do with it is refused."""
+    for name in ("split_batches", "dispatch_batches", "non_blocking"):
+        if getattr(config, name, None):
+            raise ValueError(
+                f"accelerator_config has {name}={getattr(config, name)!r}: the dataset divides batches among "
+                "processes by itself; leave it out"
+            )
+
+
+@dataclass
+class OfflineDistillationConfig(TrainingArguments):
+    """TrainingArguments and the loss; `LossSettings` documents the settings of the same names."""
+
+    temperature: float = 1.0
+    alpha: float = 0.5
+    beta: float = 0.0
+    divergence: Divergence = "generalized_jsd"
+    tail: Tail = "bucket"
+    vocab_size: int | None = None
+    foreign_ids: ForeignIds = "error"
+    scale_by_temperature_squared: bool = True
+    fused: bool = True
+    """Never hold [batch, tokens, vocabulary] logits."""
+    chunk_rows: int | None = None
+    """Rows per chunk of the fused loss; None takes what fits its buffer."""
+    max_eval_sequences: int | None = None
+    """Held-out sequences evaluated, always the same; None takes all."""
+    logging_nan_inf_filter: bool = False
+    """transformers' default logs the mean of earlier steps where the loss is not finite, and trains on."""
+
+    def __post_init__(self) -> None:
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # transformers takes every metric whose name does not end in "loss" for one to be raised.
+            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
+        super().__post_init__()
+        for name, value in SET.items():
+            setattr(self, name, value)
+        for name, refusal in REFUSED.items():
+            if not refusal.allows(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r}: {refusal.reason}")
+        _check_accelerator(self.accelerator_config)
+        self.loss_settings()
+
+    def loss_settings(self) -> LossSettings:
+        """The loss. Raises ValueError for an impossible combination."""
+        return LossSettings(**{name: getattr(self, name) for name in LOSS_FIELDS})

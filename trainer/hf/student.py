@@ -1,0 +1,31 @@
+"""What a student brings besides its logits: adapters, and the loss of its router."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.hf.guards import GuardError
+
+
+def with_adapters(model: Any, peft_config: Any) -> Any:
+    """The student with adapters of peft, which alone will be trained."""
+    from peft import get_peft_model
+
+    return get_peft_model(model, peft_config)
+
+
+def router_loss_coef(model: Any) -> float:
+    """Weight of the load-balancing loss of a mixture of experts; 0 for a student without one.
+
+    A student has one if its configuration says output_router_logits, as for transformers.
+    """
+    config = model.config.get_text_config()
+    if not getattr(config, "output_router_logits", False):
+        return 0.0
+    coef = getattr(config, "router_aux_loss_coef", None)
+    if coef is None:
+        raise GuardError(
+            f"{type(model).__name__} has output_router_logits=True and no router_aux_loss_coef, so its "
+            "load-balancing loss has no weight; set one, or output_router_logits=False to train without"
+        )
+    return float(coef)
