@@ -1,7 +1,7 @@
 """Every argument of transformers' Trainer is honoured or refused by name, and its other ways in are there."""
 
-import contextlib
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +119,7 @@ def test_optimizers_schedules_and_peft_are_taken(small_store, tmp_path):
     assert rates == pytest.approx([0.5 * 0.5**step for step in range(6)])
     peft = pytest.importorskip("peft")
     adapters = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = tiny_trainer(small_store, tmp_path, trainer={"peft_config": adapters})
+    adapted: Any = tiny_trainer(small_store, tmp_path, trainer={"peft_config": adapters})
     assert sum(p.numel() for p in adapted.model.parameters() if p.requires_grad) < 2000
 
 
@@ -148,7 +148,7 @@ def test_predictions_and_metrics_of_ones_own_see_logits_and_labels(small_store, 
     found = trainer.evaluate()
     assert found["eval_own_accuracy"] == pytest.approx(found["eval_accuracy"])
     assert found["eval_loss"] == found["eval_kl"]
-    predicted = trainer.predict(held_out(small_store))
+    predicted: Any = trainer.predict(held_out(small_store))
     assert predicted.predictions.shape[2] == 64
     assert predicted.label_ids.shape == predicted.predictions.shape[:2]
     assert predicted.metrics["test_kl"] == pytest.approx(found["eval_kl"], rel=1e-5)
@@ -156,7 +156,7 @@ def test_predictions_and_metrics_of_ones_own_see_logits_and_labels(small_store, 
     assert np.isfinite(predicted.predictions).all()
 
 
-def mixture(coef, wanted=True):
+def mixture(coef: float, wanted: bool = True) -> Any:
     torch.manual_seed(0)
     return MixtralForCausalLM(
         MixtralConfig(
@@ -176,15 +176,14 @@ def mixture(coef, wanted=True):
 @pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_load_balancing_loss_of_a_mixture_of_experts_is_trained_on(small_store, tmp_path, fused):
-    def router_gradient(coef, wanted=True, **settings):
-        trainer = tiny_trainer(
-            small_store, tmp_path, model=mixture(coef, wanted), fused=fused, max_steps=1, **settings
-        )
+    def router_gradient(coef: float, wanted: bool = True) -> torch.Tensor:
+        trainer = tiny_trainer(small_store, tmp_path, model=mixture(coef, wanted), fused=fused, max_steps=1)
         before = weights(trainer.model).clone()
         trainer.train()
         return (before - weights(trainer.model)) / 0.5
 
-    none, off, some, more = (router_gradient(*given) for given in ((0.0,), (9.0, False), (1.0,), (2.0,)))
+    none, some, more = (router_gradient(coef) for coef in (0.0, 1.0, 2.0))
+    off = router_gradient(9.0, wanted=False)
     assert torch.allclose(none, off, atol=1e-6)
     assert (some - none).abs().max() > 1e-4
     assert torch.allclose(more - none, 2 * (some - none), atol=2e-5)
@@ -192,11 +191,10 @@ def test_the_load_balancing_loss_of_a_mixture_of_experts_is_trained_on(small_sto
     model = mixture(1.0)
     reader = tiny_trainer(small_store, tmp_path, model=mixture(0.0)).get_train_dataloader()
     batch = next(iter(reader))
-    with contextlib.suppress(KeyError):
-        batch.pop("token_counts")
     keys = ("input_ids", "attention_mask", "position_ids")
     logits = model(**{key: batch[key] for key in keys}, use_cache=False).router_logits
-    load_balancing_loss_func(logits, 4, model.num_experts_per_tok, batch["attention_mask"]).backward()
+    balance: Any = load_balancing_loss_func(logits, 4, model.num_experts_per_tok, batch["attention_mask"])
+    balance.backward()
     expected = torch.cat(
         [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
     )
