@@ -24,7 +24,7 @@ ALLOWED_PREFIXES = {
     "logitstore": ("logitstore",),
     "labeler": ("labeler", "logitstore"),
     "trainer": ("trainer", "logitstore"),
-    "cluster": ("cluster", "labeler.config.loading", "logitstore.__version__"),
+    "cluster": ("cluster", "labeler.config.loading", "logitstore.common", "logitstore.__version__"),
 }
 """What a package may import of ours; `logitstore.__version__` stands for the version string alone."""
 

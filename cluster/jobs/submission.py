@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig, resolved
+from logitstore.common.secrets import blanked_places, secret_places
 
 Files = Literal["same", "ship"]
 """Where the job's local paths mean something: "same" on every node as here, "ship" only here."""
@@ -33,9 +33,6 @@ JOB_FILE = "job.json"
 INPUT_FOLDER = "input"
 STOP_MARGIN_SEC = 30
 """Time beyond `workers.drain_sec` that a stopped driver has before Ray kills it."""
-SECRET_NAME = re.compile(r"key|secret|token(?!iz)|passw|credential", re.IGNORECASE)
-"""TOKENIZERS_PARALLELISM and its like are no secrets."""
-BLANK = "***"
 
 STORE_KEY = "penumbra.store"
 JOB_KEY = "penumbra.job"
@@ -179,7 +176,7 @@ def parse_env(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
         name, separator, value = pair.partition("=")
         if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise JobRefusedError(f"--env {name!r} must look like NAME=VALUE")
-        if SECRET_NAME.search(name):
+        if next(secret_places({name: value}, "env_vars"), None) is not None:
             raise JobRefusedError(
                 f"--env {name}: a job's environment is shown on the cluster's dashboard, so secrets may not "
                 "travel in it; set the variable on the cluster's nodes, or give them a role that needs none"
@@ -190,30 +187,13 @@ def parse_env(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 def refuse_secrets(document: dict[str, Any]) -> None:
     """Raise JobRefusedError where a job, as `resolved` gives it, holds what others must not read."""
-    for section in ("input", "output"):
-        blanked = _blanked(document[section]["storage_options"])
-        if blanked:
-            raise JobRefusedError(
-                f"{section}.storage_options.{blanked[0]} is a secret, and a job's settings are shown to "
-                "everyone who reaches the cluster: remove it and set AWS_ACCESS_KEY_ID and the like on the "
-                "cluster's nodes"
-            )
-        if urlsplit(document[section]["uri"]).username is not None:
-            raise JobRefusedError(
-                f"{section}.uri holds a user name or password; remove it and set credentials on the "
-                "cluster's nodes"
-            )
-
-
-def _blanked(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of the settings that `resolved` blanked, that is: that held secrets."""
-    found = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found += _blanked(value, f"{prefix}{name}.")
-        elif value == BLANK:
-            found.append(prefix + name)
-    return found
+    place = next(blanked_places(document), None)
+    if place is not None:
+        what = "holds a user name or password, or a signature" if place.endswith(".uri") else "is a secret"
+        raise JobRefusedError(
+            f"{place} {what}, and a job's settings are shown to everyone who reaches the cluster: remove it "
+            "and set AWS_ACCESS_KEY_ID and the like on the cluster's nodes"
+        )
 
 
 def is_local_path(uri: str) -> bool:

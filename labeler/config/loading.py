@@ -33,8 +33,8 @@ from logitstore.common.config_file import (
     apply_override,
     explain_problem,
     read_document,
-    without_secrets,
 )
+from logitstore.common.secrets import BLANKED, blanked_places, redacted
 
 __all__ = [
     "ConfigError",
@@ -70,20 +70,28 @@ def load_job(
     workers = document.setdefault("workers", {})
     if address and isinstance(workers, dict) and not workers.get("address"):
         workers["address"] = address
+    where = path if path is not None else "--set"
+    _refuse_blanks(document, where)
     try:
         return JobConfig.model_validate(document)
     except ValidationError as error:
-        where = path if path is not None else "--set"
         lines = [explain_problem(problem, what="job") for problem in error.errors()]
         raise ConfigError(f"{where}: {'; '.join(lines)}") from None
 
 
+def _refuse_blanks(document: Mapping[str, Any], where: str) -> None:
+    """A job.json stands without its secrets: they must be given again, not tried as "***"."""
+    place = next(blanked_places(document), None)
+    if place is not None:
+        raise ConfigError(
+            f"{where}: {place} holds {BLANKED!r}, which stands where a secret was left out; give the secret "
+            f"in the environment and remove the setting, or give --set {place}=... again"
+        )
+
+
 def resolved(job: JobConfig) -> dict[str, Any]:
     """Every setting of the job as JSON values, secrets blanked: what `job.json` and the manifest keep."""
-    document = job.model_dump(mode="json")
-    for section in ("input", "output"):
-        document[section]["storage_options"] = without_secrets(document[section]["storage_options"])
-    return document
+    return redacted(job.model_dump(mode="json"))
 
 
 def identity(job: JobConfig) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def identity(job: JobConfig) -> dict[str, Any]:
     if os.path.isdir(job.teacher.model):
         flat["teacher.model"] = os.path.basename(os.path.abspath(job.teacher.model))
     if "://" not in job.input.uri:
-        flat["input.uri"] = os.path.abspath(job.input.uri)
+        flat["input.uri"] = os.path.abspath(flat["input.uri"])
     changeable = (
         "input.storage_options",
         "teacher.fake.",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from labeler.config.engine_keys import OWNED_ENGINE_ARGS
+from logitstore.common.secrets import secret_places
 
 InputKind = Literal["messages", "prompt", "prompt_response", "text", "token_ids"]
 
@@ -102,6 +103,12 @@ class TeacherConfig(_Section):
                 setting = SETTING_OF_ENGINE_ARG.get(name)
                 remedy = f"set {setting} instead" if setting else "remove it"
                 raise ValueError(f"{name!r} is not allowed here, since the labeler sets it itself; {remedy}")
+        for place in secret_places(engine_args):
+            raise ValueError(
+                f"{place!r} looks like a credential, and a job's settings are kept with its labels and shown "
+                "on the cluster; remove it and set it in the environment of the machines instead (HF_TOKEN "
+                "for a token of Hugging Face)"
+            )
         return engine_args
 
     @model_validator(mode="after")

@@ -37,6 +37,7 @@ from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare
 from labeler.planning.prompts import PromptBuilder
 from labeler.records import JobFailedError, LeaseLostError, StoppedError
+from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
 from logitstore.inputs.reading import RawRecord, iter_records
 
@@ -148,7 +149,7 @@ class _Run:
         totals = self._plan.totals()
         if totals is not None and self._plan.is_current(self._prepared.fingerprint):
             return totals
-        self._view.note(f"planning: reading {self._job.input.uri}")
+        self._view.note(f"planning: reading {redact_uri(self._job.input.uri)}")
         known = self._plan.known()
         planner = new_planner(self._job, self._prepared, known, SegmentWriter(objects, known))
         try:

@@ -11,6 +11,7 @@ from labeler.job.driver_lease import LEASE_NAME
 from labeler.planning.prompts import ContextLimits
 from labeler.planning.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.planning.unnamed_labels import check_unnamed_labels
+from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
 from logitstore.inputs.reading import input_fingerprint
@@ -48,7 +49,10 @@ def prepare(job: JobConfig) -> Prepared:
     tokenizer = load_tokenizer(job.teacher)
     _check_chat_template(job, tokenizer)
     info = InputInfo(
-        uri=job.input.uri, kind=job.input.kind, fields=job.input.field_names(), limit=job.input.limit
+        uri=redact_uri(job.input.uri),
+        kind=job.input.kind,
+        fields=job.input.field_names(),
+        limit=job.input.limit,
     )
     unnamed_labels = check_unnamed_labels(job, objects)
     return Prepared(
@@ -94,8 +98,8 @@ def _check_input(job: JobConfig) -> str:
         raise ConfigError(f"input.uri: {error}") from None
     except (StoreError, OSError) as error:
         raise ConfigError(
-            f"input.uri = {job.input.uri!r} cannot be read ({error}); check the address, "
-            "input.storage_options and the credentials in the environment"
+            f"input.uri = {redact_uri(job.input.uri)!r} cannot be read ({redact_text(str(error))}); check "
+            "the address, input.storage_options and the credentials in the environment"
         ) from None
 
 
@@ -111,8 +115,8 @@ def _check_output(job: JobConfig) -> Objects:
             _check_local_folder(Path(objects.uri))
     except (StoreError, OSError) as error:
         raise ConfigError(
-            f"output.uri = {job.output.uri!r} cannot be used ({error}); check the path or address, "
-            "output.storage_options and the credentials in the environment"
+            f"output.uri = {redact_uri(job.output.uri)!r} cannot be used ({redact_text(str(error))}); "
+            "check the path or address, output.storage_options and the credentials in the environment"
         ) from None
     return objects
 

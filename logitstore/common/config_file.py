@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-SECRET_WORDS = ("key", "secret", "token", "password", "credential")
+from logitstore.common.secrets import redact_text, redacted
 
 
 class ConfigError(ValueError):
@@ -38,7 +38,8 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     keys = name.strip().split(".")
     if not separator or len(keys) < 2 or not all(keys):
         raise ConfigError(
-            f"--set {override!r} must look like section.key=value, for example output.folder=build/run"
+            f"--set {redact_text(name)!r} must look like section.key=value, for example "
+            "output.folder=build/run"
         )
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
@@ -48,7 +49,9 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {override!r}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+            raise ConfigError(
+                f"--set {name.strip()}: {'.'.join(keys[: depth + 1])} is a value, not a section"
+            )
     table[keys[-1]] = value
 
 
@@ -62,17 +65,7 @@ def explain_problem(problem: Mapping[str, Any], *, what: str) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict):
         return f"{name}: {message}"
-    return f"{name} = {problem['input']!r}: {message}"
-
-
-def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the values of keys that name a secret blanked, for files that others read."""
-    cleaned: dict[str, Any] = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            cleaned[name] = without_secrets(value)
-        elif any(word in name.lower() for word in SECRET_WORDS):
-            cleaned[name] = "***"
-        else:
-            cleaned[name] = value
-    return cleaned
+    key = str(problem["loc"][-1]) if problem["loc"] else ""
+    in_options = any(str(part).endswith("storage_options") for part in problem["loc"])
+    shown = redacted({key: problem["input"]}, in_options=in_options)[key]
+    return f"{name} = {shown!r}: {redact_text(message)}"

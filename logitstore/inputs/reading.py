@@ -22,6 +22,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from logitstore.common.secrets import redact_about, redact_query, redact_uri
 from logitstore.errors import (
     InputNotFoundError,
     ObjectStoreError,
@@ -80,16 +81,18 @@ def _list_files(uri: str, storage_options: Mapping[str, Any] | None) -> list[tup
         found = sorted(str(path) for path in file_system.glob(root))
         found = [path for path in found if not file_system.isdir(path)]
     elif file_system.isfile(root):
-        return [(file_system.unstrip_protocol(root), root.rpartition("/")[2])]
+        return [(file_system.unstrip_protocol(root), redact_query(root.rpartition("/")[2]))]
     else:
         base = root.rstrip("/")
         found = sorted(path for path in file_system.find(base) if _is_input_name(path))
     if not found:
         raise InputNotFoundError(
-            f"the input {uri} matches no file; give a path, a glob, a folder or a URL of JSONL (.gz, .zst), "
-            "Parquet or Arrow files that exist"
+            f"the input {redact_uri(uri)} matches no file; give a path, a glob, a folder or a URL of JSONL "
+            "(.gz, .zst), Parquet or Arrow files that exist"
         )
-    return [(file_system.unstrip_protocol(path), path[len(base) :].lstrip("/")) for path in found]
+    return [
+        (file_system.unstrip_protocol(path), redact_query(path[len(base) :].lstrip("/"))) for path in found
+    ]
 
 
 def input_fingerprint(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> str:
@@ -155,8 +158,9 @@ def _iter_files(files: list[tuple[str, str, Reader]], storage_options: dict[str,
                 relative,
                 last + 1 if last else 0,
                 None,
-                f"the file cannot be read beyond record {last} ({type(error).__name__}: {error!s:.200}); "
-                "it is damaged, cut off or out of reach: restore it and run the job again",
+                f"the file cannot be read beyond record {last} ({type(error).__name__}: "
+                f"{redact_about(path, str(error)):.200}); it is damaged, cut off or out of reach: restore it "
+                "and run the job again",
             )
 
 
@@ -170,8 +174,8 @@ def _file_system(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[A
         return fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise UnsupportedInputError(
-            f"the input URL {uri.split('?')[0]} cannot be opened: {error}; use a path, s3:// or another "
-            "scheme that fsspec knows"
+            f"the input URL {redact_uri(uri)} cannot be opened: {redact_about(uri, str(error))}; use a path, "
+            "s3:// or another scheme that fsspec knows"
         ) from error
 
 
@@ -180,12 +184,12 @@ def _reached(uri: str) -> Iterator[None]:
     """Errors of a cloud's library, which have no class in common, as ours; they hold no credentials."""
     try:
         yield
-    except (StoreError, OSError):
+    except StoreError:
         raise
     except Exception as error:
         raise ObjectStoreError(
-            f"{uri.split('?')[0]} is out of reach ({type(error).__name__}: {error!s:.300}); "
-            "check the endpoint, the network and the credentials"
+            f"{redact_uri(uri)} is out of reach ({type(error).__name__}: "
+            f"{redact_about(uri, str(error)):.300}); check the endpoint, the network and the credentials"
         ) from error
 
 
@@ -218,8 +222,8 @@ def _reader_for(path: str) -> Reader:
     form = _form_of(path)
     if form is None:
         raise UnsupportedInputError(
-            f"the input file {path} has a name that tells no known form; names must end in .jsonl, .ndjson "
-            "or .json (also with .gz or .zst), .parquet or .arrow"
+            f"the input file {redact_uri(path)} has a name that tells no known form; names must end in "
+            ".jsonl, .ndjson or .json (also with .gz or .zst), .parquet or .arrow"
         )
     return {
         "jsonl": _read_lines,

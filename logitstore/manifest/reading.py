@@ -8,8 +8,8 @@ import itertools
 import math
 import re
 from typing import Any
-from urllib.parse import urlsplit
 
+from logitstore.common.secrets import secret_places
 from logitstore.errors import (
     CorruptManifestError,
     SecretInManifestError,
@@ -26,23 +26,14 @@ MAX_TEMPERATURES = 16
 MODES = ("score", "generate")
 POSITIONS = ("response", "all")
 
-_SECRET_KEY = re.compile(
-    r"(^|[_-])(secret|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key([_-]id)?|auth[_-]token"
-    r"|hf[_-]token|session[_-]token)([_-]|$)",
-    re.IGNORECASE,
-)
-_OPTION_KEY = re.compile(r"(^|_)(key|token)$", re.IGNORECASE)
-BLANKED = "***"
-"""What a configuration without its secrets holds in their place."""
-
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """JSON of a valid manifest. Raises CorruptManifestError, SecretInManifestError."""
     check_manifest(manifest)
     refuse_secrets(manifest.config, where="config")
-    if urlsplit(manifest.input.uri).password is not None:
+    if next(secret_places(manifest.input.uri), None) is not None:
         raise SecretInManifestError(
-            "the input's URL holds a password, which would be stored in the manifest; "
+            "the input's URL holds a password or a signature, which would be stored in the manifest; "
             "give credentials through the environment or storage options instead"
         )
     try:
@@ -169,25 +160,14 @@ def manifest_hash(manifest: Manifest) -> str:
     return hashlib.blake2b(identity(manifest), digest_size=16).hexdigest()
 
 
-def refuse_secrets(config: Any, *, where: str, inside_options: bool = False) -> None:
-    """Raise SecretInManifestError for a key that names a credential and has a value other than "***".
-
-    Inside a table of storage options a plain `key` or `token` is a credential too.
-    """
-    if isinstance(config, dict):
-        for key, value in config.items():
-            name = str(key)
-            names_secret = bool(_SECRET_KEY.search(name) or (inside_options and _OPTION_KEY.search(name)))
-            if names_secret and isinstance(value, str | bytes | int) and value not in ("", BLANKED, False):
-                raise SecretInManifestError(
-                    f"{where}.{name} looks like a credential and a manifest is readable by anyone with "
-                    "the store; pass it through the environment or storage options instead"
-                )
-            inside = inside_options or "storage_options" in name
-            refuse_secrets(value, where=f"{where}.{name}", inside_options=inside)
-    elif isinstance(config, list | tuple):
-        for index, value in enumerate(config):
-            refuse_secrets(value, where=f"{where}[{index}]", inside_options=inside_options)
+def refuse_secrets(config: Any, *, where: str) -> None:
+    """Raise SecretInManifestError for a setting that holds a credential and is not blanked."""
+    place = next(secret_places(config, where), None)
+    if place is not None:
+        raise SecretInManifestError(
+            f"{place} looks like a credential and a manifest is readable by anyone with "
+            "the store; pass it through the environment or storage options instead"
+        )
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.asyn import sync
 
+from logitstore.common.secrets import BLANKED, redact_text
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError
 from logitstore.objects.opening import MAX_TAGGED_BYTES, ObjectInfo
 
@@ -167,8 +168,8 @@ class RemoteBackend:
     def _without_secrets(self, text: str) -> str:
         for value in _strings_in(self._storage_options):
             if len(value) >= 4 and not value.startswith(("http://", "https://")):
-                text = text.replace(value, "***")
-        return text
+                text = text.replace(value, BLANKED)
+        return redact_text(text)
 
 
 class S3Backend(RemoteBackend):

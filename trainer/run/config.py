@@ -16,8 +16,8 @@ from logitstore.common.config_file import (
     apply_override,
     explain_problem,
     read_document,
-    without_secrets,
 )
+from logitstore.common.secrets import redacted
 from trainer.loss.loss_settings import LossSettings, Tail
 
 __all__ = ["ConfigError", "TrainConfig", "load_config", "parse_bytes", "resolved"]
@@ -266,7 +266,4 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
     """Every setting as JSON values, secrets blanked: what is saved beside the model."""
-    document = config.model_dump(mode="json")
-    for store in document["data"]["stores"]:
-        store["storage_options"] = without_secrets(store["storage_options"])
-    return document
+    return redacted(config.model_dump(mode="json"))
