@@ -24,7 +24,8 @@ import numpy as np
 from benchmarks.jobs.running_job import RunningJob, started, verify
 from benchmarks.report.results import Figure, Result, publish
 from labeler.config.loading import ConfigError, load_job
-from labeler.job.status import JobStatus, read_status
+from labeler.job.status import read_status
+from logitstore.job_objects import JobStatus
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ from labeler.config.loading import (
 )
 from labeler.config.settings import FIELDS_BY_KIND, InputKind
 from logitstore.inputs.reading import iter_records
+from logitstore.job_objects import STATUS_NAME, parse_status
 from logitstore.store import LogitStore
 
 DEMO_PROMPTS = Path(__file__).parents[1] / "demo_data" / "pairs.jsonl"
@@ -120,8 +120,8 @@ def run_job(config: JobConfig, file: Path) -> float:
 
 
 def _is_finished(store: Path) -> bool:
-    status = store / "status.json"
-    return status.exists() and json.loads(status.read_text())["state"] == "finished"
+    status = store / STATUS_NAME
+    return status.exists() and parse_status(status.read_bytes()).state == "finished"
 
 
 def configuration(job: LabelingJob) -> JobConfig:

@@ -27,6 +27,7 @@ from labeler.job.status import Tally
 from labeler.job.store_setup import StoreSetup, TeacherMismatchError
 from labeler.planning.plan import check_reject_share
 from labeler.records import JobFailedError, LeaseLostError
+from logitstore.job_objects import JobState
 
 POLL_SEC = 0.2
 COMPACT_EVERY_UNITS = 1000
@@ -67,7 +68,7 @@ class LabelingLoop:
         return self._past_replica_sec + sum(now - since for since in self._ready_since.values())
 
     @property
-    def state(self) -> str:
+    def state(self) -> JobState:
         if self._drain_until is not None:
             return "draining"
         return "running" if self._setup.store is not None else "starting"

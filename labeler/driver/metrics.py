@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-from labeler.job.status import JobStatus
+from logitstore.job_objects import JobStatus
 
 
 class JobMetrics:
@@ -31,7 +31,7 @@ class JobMetrics:
         self._seen: dict[tuple[str, str], int] = {}
 
     def update(self, status: JobStatus) -> None:
-        ready = sum(worker["state"] == "ready" for worker in status.workers)
+        ready = sum(worker.state == "ready" for worker in status.workers)
         for name, gauge in self._gauges.items():
             gauge.set(ready if name == "ready_workers" else getattr(status, name), self._tags)
         self._count(self._tokens, "tokens", status.tokens)

@@ -26,7 +26,6 @@ from labeler.driver.pool_events import (
     WorkerDied,
     WorkerLeft,
     WorkerReady,
-    WorkerView,
 )
 from labeler.driver.scheduler import Lease
 from labeler.on_ray.cores import CoreBook
@@ -35,6 +34,7 @@ from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.placement import actor_options, lack_of_room, release, reserve
 from labeler.records import EngineDiedError, Heartbeat
 from labeler.worker.actor import Worker
+from logitstore.job_objects import WorkerView
 
 HEARTBEAT_SEC = 1.0
 HEARTBEATS_PER_SEC = 100

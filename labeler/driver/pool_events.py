@@ -79,14 +79,3 @@ PoolEvent = (
     | ReplicaGivenUp
     | ReplicasWait
 )
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """A replica as status and progress show it."""
-
-    name: str
-    node: str
-    state: str
-    unit: str | None
-    restarts: int

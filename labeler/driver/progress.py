@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from labeler.job.status import ACTIVE_STATES, JobStatus
+from logitstore.job_objects import JobStatus, WorkerView
 
 PLAIN_EVERY_SEC = 10.0
 BAR_WIDTH = 40
@@ -90,7 +90,7 @@ def render(status: JobStatus) -> Group:
 def one_line(status: JobStatus) -> str:
     if status.state == "planning":
         return f"planning: {status.message}"
-    left = f", {duration(status.seconds_left)} left" if status.state in ACTIVE_STATES else ""
+    left = f", {duration(status.seconds_left)} left" if status.is_active else ""
     return f"{status.state}: {status.units_done}/{status.units_total} units, {figures(status)}{left}"
 
 
@@ -139,11 +139,11 @@ def watch(read: Callable[[], JobStatus], *, every_sec: float, stream: TextIO | N
         while True:
             status = read()
             view.show(status)
-            if status.state not in ACTIVE_STATES:
+            if not status.is_active:
                 return status
             time.sleep(every_sec)
 
 
-def _worker(worker: dict[str, object]) -> str:
-    doing = f" {worker['unit']}" if worker.get("unit") else ""
-    return f"{worker['name']} {worker['state']}{doing}"
+def _worker(worker: WorkerView) -> str:
+    doing = f" {worker.unit}" if worker.unit else ""
+    return f"{worker.name} {worker.state}{doing}"

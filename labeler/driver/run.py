@@ -18,10 +18,10 @@ from labeler.config.loading import JobConfig, identity, resolved
 from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
-from labeler.job.cost import Cost, cost_of
+from labeler.job.cost import cost_of
 from labeler.job.driver_lease import DriverLease, StoreBusyError, acquire
 from labeler.job.logs import JobLog
-from labeler.job.status import STATUS_NAME, JobStatus, Tally, snapshot, utc_now
+from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup, TeacherMismatchError
 from labeler.patience import persistently
@@ -40,9 +40,17 @@ from labeler.records import JobFailedError, LeaseLostError, StoppedError
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
 from logitstore.inputs.reading import RawRecord, iter_records
-
-JOB_NAME = "job.json"
-REJECTS_NAME = "rejects.jsonl"
+from logitstore.job_objects import (
+    JOB_NAME,
+    LOGS_PREFIX,
+    REJECTS_NAME,
+    STATUS_NAME,
+    Cost,
+    JobState,
+    JobStatus,
+    WorkerView,
+)
+from logitstore.manifest.reading import MANIFEST_NAME
 
 
 class ExitStatus(IntEnum):
@@ -114,7 +122,8 @@ class _Run:
         self._status = StatusWriter(prepared.objects)
 
     def run(self) -> tuple[ExitStatus, JobStatus]:
-        state, exit_status, message = "failed", ExitStatus.FAILED, ""
+        state: JobState = "failed"
+        exit_status, message = ExitStatus.FAILED, ""
         setup: StoreSetup | None = None
         self._log.write("started", job=resolved(self._job))
         try:
@@ -143,7 +152,7 @@ class _Run:
     def _make_plan(self) -> PlanTotals:
         """The plan of the present input, from the store or by a pass over the input."""
         objects = self._prepared.objects
-        anything_labeled = objects.exists("manifest.json")
+        anything_labeled = objects.exists(MANIFEST_NAME)
         self._plan.claim(identity(self._job), anything_labeled=anything_labeled)
         objects.put(JOB_NAME, json.dumps(resolved(self._job), indent=1).encode())
         totals = self._plan.totals()
@@ -172,16 +181,16 @@ class _Run:
         if self._stop.requested:
             raise StoppedError("stopped while planning; run the same command again to go on")
 
-    def _label(self, totals: PlanTotals, setup: StoreSetup) -> tuple[str, ExitStatus, str]:
+    def _label(self, totals: PlanTotals, setup: StoreSetup) -> tuple[JobState, ExitStatus, str]:
         tally = self._tally
         tally.units_total, tally.tokens_total = totals.num_units, totals.num_tokens
         tally.rejects_by_kind.update(totals.rejects_by_kind)
         done: set[str] = set()
         store = setup.open_existing()
         if store is not None:
-            for entry in store.shards():
-                tally.count_stored(entry)
-                done.add(entry.unit_id)
+            shards = store.shards()
+            tally.count_all_stored(shards)
+            done.update(shards.unit_ids())
             tally.rejects_by_kind.update(reject.kind for reject in store.rejects())
         self._view.note(
             f"{totals.num_planned:,} records in {totals.num_units:,} units, {tally.units_done:,} done, "
@@ -222,8 +231,7 @@ class _Run:
 
             def show() -> None:
                 self._replica_sec = loop.replica_sec
-                views = [asdict(view) for view in pool.views()]
-                status = self._look(loop.state, views, scheduler.num_held, "")
+                status = self._look(loop.state, pool.views(), scheduler.num_held, "")
                 self._view.show(status)
                 self._status.put(status)
                 metrics.update(status)
@@ -276,16 +284,14 @@ class _Run:
             num_bytes=self._tally.bytes,
         )
 
-    def _look(
-        self, state: str, workers: list[dict[str, object]], queue_depth: int, message: str
-    ) -> JobStatus:
+    def _look(self, state: JobState, workers: list[WorkerView], queue_depth: int, message: str) -> JobStatus:
         return snapshot(
             self._tally,
             state=state,
             started=self._started,
             workers=workers,
             queue_depth=queue_depth,
-            cost=self._cost().as_record(),
+            cost=self._cost(),
             message=message,
         )
 
@@ -318,6 +324,6 @@ def _log_path(job: JobConfig, prepared: Prepared, options: RunOptions) -> str | 
         return options.log_file
     if not prepared.objects.is_local:
         return None
-    folder = Path(prepared.objects.uri) / "logs"
+    folder = Path(prepared.objects.uri) / LOGS_PREFIX
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder / f"run-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl")

@@ -31,7 +31,7 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> dict[
     assert trial_totals is not None
     ratio = totals.num_tokens / trial_totals.num_tokens
     replicas = job.workers.replicas
-    held_sec = status.cost["device_sec"] / devices_per_replica(job)
+    held_sec = status.cost.device_sec / devices_per_replica(job)
     load_sec = max(held_sec - status.engine_sec, 0.0)
     engine_sec = status.engine_sec * ratio
     num_tokens, num_bytes = round(status.tokens * ratio), round(status.bytes * ratio)

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from logitstore.errors import ObjectNotFoundError
+from logitstore.job_objects import LEASE_NAME
 from logitstore.objects.opening import Objects
 
-LEASE_NAME = "driver.json"
 RENEWALS_PER_TERM = 10
 """So often a driver renews within the time after which it counts as dead: a successor sees it alive soon."""
 PROOF_SEC = 5.0

@@ -14,6 +14,7 @@ from labeler.driver.progress import duration
 from labeler.driver.run import new_planner, read_input
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals
 from labeler.planning.preflight import Prepared, prepare
+from logitstore.job_objects import PLAN_HEAD_NAME
 
 BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
 """Stored bytes of a label row by K with shared codebooks, for a vocabulary of 49,152 (see FORMAT.md)."""
@@ -84,7 +85,7 @@ def bytes_per_row(top_k: int) -> float:
 
 
 def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, list[str]]:
-    known = Plan(prepared.objects).known() if prepared.objects.exists("plan/head.json") else KnownRecords()
+    known = Plan(prepared.objects).known() if prepared.objects.exists(PLAN_HEAD_NAME) else KnownRecords()
     planner = new_planner(job, prepared, known, writer=None)
     totals = planner.run(read_input(job), lambda _: None)
     examples = [f"{reject.file}:{reject.line}: {reject.reason}" for reject in planner.rejects.examples]

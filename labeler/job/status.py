@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,59 +13,15 @@ from labeler.job.driver_lease import present_holder
 from labeler.planning.plan import Plan
 from labeler.records import Heartbeat, UnitResult
 from logitstore.errors import ObjectNotFoundError
+from logitstore.index.entries import ShardIndex
+from logitstore.job_objects import STATUS_NAME, Cost, JobState, JobStatus, WorkerView, parse_status
 from logitstore.manifest.fields import ShardEntry
+from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 
-STATUS_NAME = "status.json"
 RATE_WINDOW_SEC = 30.0
 MAX_CAUSES = 10
-ACTIVE_STATES = ("planning", "starting", "running", "draining")
-
-
-@dataclass(frozen=True, slots=True)
-class JobStatus:
-    """One look at a job; the fields of `status.json`."""
-
-    state: str
-    """"planning", "starting", "running", "draining", "finished", "stopped", "failed", or "interrupted"
-    where the driver went without a word."""
-    started: str
-    """UTC, ISO 8601."""
-    updated: str
-    units_done: int
-    units_total: int
-    sequences: int
-    tokens: int
-    """Tokens of the stored sequences, prompts included."""
-    rows: int
-    """Label rows."""
-    bytes: int
-    rejects: int
-    rejects_by_kind: dict[str, int]
-    filtered: dict[str, int]
-    """Responses that each filter found, dropped or flagged, in this run."""
-    tokens_per_second: float
-    """Over the last half minute."""
-    bytes_per_token: float
-    """Stored bytes per label row."""
-    seconds_left: float | None
-    workers: list[dict[str, Any]]
-    failures: int
-    failures_by_kind: dict[str, int]
-    causes: list[str]
-    """The latest failures, in words."""
-    queue_depth: int
-    """Units leased out."""
-    cost: dict[str, Any] | None
-    engine_sec: float
-    """Time that this run's engines took, summed over workers."""
-    own_sec: float
-    """Time around them: reading, filtering, encoding, committing (beside the engine's next unit)."""
-    message: str
-
-    def as_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 @dataclass(slots=True)
@@ -102,6 +57,14 @@ class Tally:
         self.tokens += entry.num_tokens
         self.rows += entry.num_rows
         self.bytes += entry.num_bytes
+
+    def count_all_stored(self, shards: ShardIndex) -> None:
+        """The same for all of them, from the index's columns."""
+        self.units_done += len(shards)
+        self.sequences += int(shards.column("num_sequences").sum())
+        self.tokens += int(shards.column("num_tokens").sum())
+        self.rows += int(shards.column("num_rows").sum())
+        self.bytes += int(shards.column("num_bytes").sum())
 
     def count_result(self, result: UnitResult) -> None:
         """A unit committed in this run, for the first time."""
@@ -160,12 +123,12 @@ class Tally:
 def snapshot(
     tally: Tally,
     *,
-    state: str,
-    started: str,
-    workers: list[dict[str, Any]],
-    queue_depth: int,
-    cost: dict[str, Any] | None,
-    message: str,
+    state: JobState,
+    started: str = "",
+    workers: Iterable[WorkerView] = (),
+    queue_depth: int = 0,
+    cost: Cost | None = None,
+    message: str = "",
 ) -> JobStatus:
     return JobStatus(
         state=state,
@@ -183,10 +146,10 @@ def snapshot(
         tokens_per_second=round(tally.tokens_per_second, 2),
         bytes_per_token=round(tally.bytes_per_token, 2),
         seconds_left=tally.seconds_left,
-        workers=workers,
+        workers=tuple(workers),
         failures=sum(tally.failures_by_kind.values()),
         failures_by_kind=dict(tally.failures_by_kind),
-        causes=list(tally.causes),
+        causes=tuple(tally.causes),
         queue_depth=queue_depth,
         cost=cost,
         engine_sec=round(tally.engine_sec, 3),
@@ -196,66 +159,68 @@ def snapshot(
 
 
 def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> JobStatus:
-    """The status of any store: the driver's last word, with the counts of what is committed by now.
+    """The status of any store: what its driver wrote last, with the counts of what is committed by now.
 
-    Raises StoreNotFoundError where no job has begun. A store without a labeling job (merged, imported)
-    gets a status made from its shards alone.
+    Raises StoreNotFoundError where no job has begun, CorruptManifestError where the status is not readable.
+    A store without a labeling job (merged, imported) gets a status made from its shards alone.
     """
     objects = Objects(uri, storage_options)
     try:
-        said = JobStatus(**json.loads(objects.get(STATUS_NAME)))
+        written = parse_status(objects.get(STATUS_NAME))
     except ObjectNotFoundError:
-        said = None
-    if said is not None and not objects.exists("manifest.json"):
-        return _with_truth(said, objects, None)
-    return _with_truth(said, objects, LogitStore.open(uri, storage_options=storage_options, writing=True))
+        written = None
+    store = None
+    if written is None or objects.exists(MANIFEST_NAME):
+        store = LogitStore.open(uri, storage_options=storage_options, writing=True)
+    counted = _counted(objects, store)
+    if written is None:
+        state = "finished" if counted.units_done == counted.units_total else "stopped"
+        return snapshot(counted, state=state)
+    status = replace(
+        written,
+        units_done=counted.units_done,
+        sequences=counted.sequences,
+        tokens=counted.tokens,
+        rows=counted.rows,
+        bytes=counted.bytes,
+        bytes_per_token=round(counted.bytes_per_token, 2),
+        rejects=sum(counted.rejects_by_kind.values()),
+        rejects_by_kind=dict(counted.rejects_by_kind),
+    )
+    if not written.is_active or _driver_lives(objects, written):
+        return status
+    return replace(
+        status,
+        state="interrupted",
+        message="the driver is gone; run the same command again to go on",
+        workers=(),
+        queue_depth=0,
+        tokens_per_second=0.0,
+        seconds_left=None,
+    )
 
 
-def _with_truth(said: JobStatus | None, objects: Objects, store: LogitStore | None) -> JobStatus:
+def _counted(objects: Objects, store: LogitStore | None) -> Tally:
+    """What plan and shards hold."""
     tally = Tally()
     if store is not None:
-        for entry in store.shards():
-            tally.count_stored(entry)
+        tally.count_all_stored(store.shards())
         tally.rejects_by_kind.update(reject.kind for reject in store.rejects())
     totals = Plan(objects).totals()
     if totals is not None:
         tally.rejects_by_kind.update(totals.rejects_by_kind)
     tally.units_total = totals.num_units if totals is not None else tally.units_done
-    if said is None:
-        done = tally.units_done == tally.units_total
-        return snapshot(
-            tally,
-            state="finished" if done else "stopped",
-            started="",
-            workers=[],
-            queue_depth=0,
-            cost=None,
-            message="",
-        )
-    record = asdict(said)
-    counted = snapshot(
-        tally, state=said.state, started=said.started, workers=[], queue_depth=0, cost=None, message=""
-    )
-    for name in ("units_done", "sequences", "tokens", "rows", "bytes", "bytes_per_token"):
-        record[name] = getattr(counted, name)
-    for name in ("rejects", "rejects_by_kind"):
-        record[name] = getattr(counted, name)
-    if said.state in ACTIVE_STATES and not _driver_lives(objects, said):
-        record["state"] = "interrupted"
-        record["message"] = "the driver is gone; run the same command again to go on"
-        record["workers"], record["queue_depth"] = [], 0
-        record["tokens_per_second"], record["seconds_left"] = 0.0, None
-    return JobStatus(**record)
+    return tally
 
 
-def _driver_lives(objects: Objects, said: JobStatus) -> bool:
+def _driver_lives(objects: Objects, written: JobStatus) -> bool:
     """As far as can be told: its process on this machine, else how long ago it said something."""
     holder = present_holder(objects)
     if holder is None:
         return False
     if holder.is_on_this_machine:
         return holder.is_running
-    silent_sec = time.time() - datetime.fromisoformat(said.updated).timestamp()
+    silent_sec = time.time() - datetime.fromisoformat(written.updated).timestamp()
     return silent_sec < 2 * holder.renew_sec
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from labeler.job.status import STATUS_NAME, JobStatus
+from logitstore.job_objects import STATUS_NAME, JobStatus
 from logitstore.objects.opening import Objects
 
 WRITE_EVERY_SEC = 2.0

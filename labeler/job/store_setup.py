@@ -16,6 +16,7 @@ from labeler.teacher.protocol import TeacherDescription
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import StoreError, StoreExistsError
 from logitstore.manifest.fields import LabelSpec, Manifest, ShardEntry
+from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
 
 
@@ -39,7 +40,7 @@ class StoreSetup:
 
     def open_existing(self) -> LogitStore | None:
         """The store if anything was labeled before."""
-        if self.store is None and self.prepared.objects.exists("manifest.json"):
+        if self.store is None and self.prepared.objects.exists(MANIFEST_NAME):
             output = self.job.output
             self.store = LogitStore.open(output.uri, storage_options=output.storage_options, writing=True)
         return self.store

@@ -24,12 +24,10 @@ from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
 from labeler.planning.units import PlannedRecord, WorkUnit, decode_records, encode_records
 from logitstore.errors import CorruptManifestError, StoreChangedError
+from logitstore.job_objects import PLAN_HEAD_NAME, PLAN_INPUT_NAME, PLAN_PREFIX, PLAN_SEGMENTS_PREFIX
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 
-HEAD_NAME = "plan/head.json"
-INPUT_NAME = "plan/input.json"
-SEGMENTS_PREFIX = "plan/segments/"
 SEGMENT_UNITS = 1024
 SEGMENT_BYTES = 16 * 2**20
 
@@ -83,9 +81,9 @@ class Plan:
         thrown away if not.
         """
         content = json.dumps(identity, sort_keys=True).encode()
-        if self._objects.put_if_absent(HEAD_NAME, content):
+        if self._objects.put_if_absent(PLAN_HEAD_NAME, content):
             return
-        stored = _load(self._objects, HEAD_NAME)
+        stored = _load(self._objects, PLAN_HEAD_NAME)
         difference = describe_difference(stored, json.loads(content))
         if not difference:
             return
@@ -95,11 +93,11 @@ class Plan:
                 "All labels of a store are made alike: restore these settings, or choose another output.uri"
             )
         self.discard()
-        self._objects.put(HEAD_NAME, content)
+        self._objects.put(PLAN_HEAD_NAME, content)
 
     def discard(self) -> None:
         """Forget everything planned."""
-        self._objects.delete_many(self._objects.list("plan/"))
+        self._objects.delete_many(self._objects.list(PLAN_PREFIX))
 
     def is_current(self, fingerprint: str) -> bool:
         """Whether the plan holds all of the input with this fingerprint."""
@@ -152,17 +150,17 @@ class Plan:
 
     def finish_pass(self, fingerprint: str, totals: PlanTotals, rejects: bytes) -> None:
         """Record that the whole input is planned. `rejects` is JSON lines."""
-        name = f"plan/rejects-{secrets.token_hex(4)}.jsonl" if rejects else ""
+        name = f"{PLAN_PREFIX}rejects-{secrets.token_hex(4)}.jsonl" if rejects else ""
         if rejects:
             self._objects.put(name, rejects)
         record = {"fingerprint": fingerprint, "totals": asdict(totals), "rejects": name}
-        self._objects.put(INPUT_NAME, json.dumps(record).encode())
+        self._objects.put(PLAN_INPUT_NAME, json.dumps(record).encode())
 
     def _input_record(self) -> dict[str, Any] | None:
-        return _load(self._objects, INPUT_NAME) if self._objects.exists(INPUT_NAME) else None
+        return _load(self._objects, PLAN_INPUT_NAME) if self._objects.exists(PLAN_INPUT_NAME) else None
 
     def _segment_names(self) -> list[str]:
-        return [name for name in self._objects.list(SEGMENTS_PREFIX) if name.endswith(".json")]
+        return [name for name in self._objects.list(PLAN_SEGMENTS_PREFIX) if name.endswith(".json")]
 
 
 class SegmentWriter:
@@ -171,7 +169,7 @@ class SegmentWriter:
     def __init__(self, objects: Objects, known: KnownRecords) -> None:
         self._objects = objects
         self._next_unit_index = known.num_units
-        names = [name for name in objects.list(SEGMENTS_PREFIX) if name.endswith(".json")]
+        names = [name for name in objects.list(PLAN_SEGMENTS_PREFIX) if name.endswith(".json")]
         self._next_segment = len(names)
         self._start_segment()
 
@@ -197,7 +195,7 @@ class SegmentWriter:
         ids, prompts = b"".join(self._ids), b"".join(self._prompts)
         ids_end = self._num_bytes + len(ids)
         number = f"{self._next_segment:06d}"
-        data_name = f"{SEGMENTS_PREFIX}{number}-{secrets.token_hex(4)}.units"
+        data_name = f"{PLAN_SEGMENTS_PREFIX}{number}-{secrets.token_hex(4)}.units"
         self._objects.put(data_name, b"".join([*self._parts, ids, prompts]))
         segment = {
             "data": data_name,
@@ -207,7 +205,7 @@ class SegmentWriter:
             "prompts": [ids_end, ids_end + len(prompts)],
             "units": self._units,
         }
-        name = f"{SEGMENTS_PREFIX}{number}.json"
+        name = f"{PLAN_SEGMENTS_PREFIX}{number}.json"
         content = json.dumps(segment).encode()
         if not self._objects.put_if_absent(name, content) and self._objects.get(name) != content:
             raise PlanTakenError(

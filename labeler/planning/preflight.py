@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labeler.config.loading import ConfigError, JobConfig, TeacherConfig
-from labeler.job.driver_lease import LEASE_NAME
 from labeler.planning.prompts import ContextLimits
 from labeler.planning.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.planning.unnamed_labels import check_unnamed_labels
@@ -15,7 +14,9 @@ from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
 from logitstore.inputs.reading import input_fingerprint
+from logitstore.job_objects import JOB_NAME, LEASE_NAME, LOGS_PREFIX, PLAN_PREFIX, REJECTS_NAME, STATUS_NAME
 from logitstore.manifest.fields import InputInfo
+from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects
 
 FAKE_MAX_MODEL_LEN = 4096
@@ -107,7 +108,7 @@ def _check_output(job: JobConfig) -> Objects:
     """The store's place answers, and is no other folder with something in it."""
     try:
         objects = Objects(job.output.uri, job.output.storage_options)
-        has_manifest = objects.exists("manifest.json")
+        has_manifest = objects.exists(MANIFEST_NAME)
         if not has_manifest:
             refuse_lost_manifest(objects)
         is_ours = has_manifest or objects.exists(LEASE_NAME)
@@ -124,7 +125,14 @@ def _check_output(job: JobConfig) -> Objects:
 def _check_local_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.uri = {str(folder)!r} is a file; give a folder for the store")
-    allowed = {"driver.json", "job.json", "status.json", "plan", "logs"}
+    allowed = {
+        LEASE_NAME,
+        JOB_NAME,
+        STATUS_NAME,
+        REJECTS_NAME,
+        PLAN_PREFIX.rstrip("/"),
+        LOGS_PREFIX.rstrip("/"),
+    }
     others = (
         sorted(path.name for path in folder.iterdir() if path.name not in allowed) if folder.exists() else []
     )

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from logitstore.errors import CorruptShardError
+from logitstore.index.committed import INDEX_NAME
 from logitstore.manifest.fields import ShardEntry
+from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.schema import CODEBOOK_CHOICE, TOP_LOGITS
@@ -272,9 +274,9 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _other_bytes(store: LogitStore) -> dict[str, int]:
-    sizes = {"manifest": store.objects.stat("manifest.json").num_bytes}
+    sizes = {"manifest": store.objects.stat(MANIFEST_NAME).num_bytes}
     for name, prefixes in (("index and records", ("index/", "commits/")), ("codebooks", ("codebooks/",))):
         sizes[name] = sum(info.num_bytes for prefix in prefixes for info in store.objects.list_info(prefix))
-    if store.objects.exists("index.json"):
-        sizes["index and records"] += store.objects.stat("index.json").num_bytes
+    if store.objects.exists(INDEX_NAME):
+        sizes["index and records"] += store.objects.stat(INDEX_NAME).num_bytes
     return sizes

@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from logitstore.errors import CorruptShardError, ObjectNotFoundError, ObjectStoreError, StoreError
+from logitstore.job_objects import REJECTS_NAME
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
@@ -17,7 +18,7 @@ from logitstore.shard.reader import ShardReader
 from logitstore.shard.validation import check_sequence
 from logitstore.store import CURRENT_CODEBOOKS, LogitStore
 from logitstore.tools.findings import Findings, Progress, digest_of
-from logitstore.tools.garbage import REJECTS_NAME, find_codebook_garbage, find_garbage
+from logitstore.tools.garbage import find_codebook_garbage, find_garbage
 
 MAX_REJECT_LINE_BYTES = 2**20
 DEFAULT_GRACE_SEC = 3600.0

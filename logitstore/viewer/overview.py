@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-from logitstore.errors import ObjectNotFoundError, StoreError
+from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreError
+from logitstore.job_objects import STATUS_NAME, JobStatus, parse_status
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.viewer.pages import SequencePages
@@ -17,11 +16,9 @@ from logitstore.viewer.payload import Json, manifest_payload
 from logitstore.viewer.tokenizer_choice import choose_texts
 from logitstore.viewer.tokens import TokenTexts
 
-STATUS_OBJECT = "status.json"
-"""The labeling driver's heartbeat in the store."""
+SHOWN_NUMBERS = ("units_done", "units_total", "failures", "rejects", "tokens_per_second", "seconds_left")
 SILENT_AFTER_SEC = 60.0
 REFRESH_AFTER_SEC = 1.5
-ENDED_STATES = ("finished", "stopped", "failed", "interrupted")
 
 
 @dataclass
@@ -83,48 +80,24 @@ class StoreView:
 def read_status(store: LogitStore, now: datetime) -> Json | None:
     """The driver's last heartbeat, with "silent" as its state when it is too old; None without one."""
     try:
-        raw = json.loads(store.objects.get(STATUS_OBJECT))
+        status = parse_status(store.objects.get(STATUS_NAME))
     except ObjectNotFoundError:
         return None
-    except ValueError:
-        return _status(
-            {}, "unreadable", f"{STATUS_OBJECT} of the store is not JSON; the next heartbeat replaces it"
-        )
-    if not isinstance(raw, dict):
-        return _status({}, "unreadable", f"{STATUS_OBJECT} of the store is not an object")
-    state = str(raw.get("state", "unknown"))
-    message = str(raw.get("message") or "")
-    if state not in ENDED_STATES:
-        age_sec = _age_sec(raw.get("updated"), now)
-        if age_sec is not None and age_sec > SILENT_AFTER_SEC:
-            state, message = "silent", f"no heartbeat of the job for {age_sec:.0f} s (it said {state!r})"
-    return _status(raw, state, message)
+    except CorruptManifestError as error:
+        nothing = {"causes": [], "workers": [], "cost": None}
+        return {**dict.fromkeys(SHOWN_NUMBERS), **nothing, "state": "unreadable", "message": str(error)}
+    age_sec = _age_sec(status.updated, now) if status.is_active else None
+    if age_sec is not None and age_sec > SILENT_AFTER_SEC:
+        message = f"no heartbeat of the job for {age_sec:.0f} s (it said {status.state!r})"
+        return _payload(status, "silent", message)
+    return _payload(status, status.state, status.message)
 
 
-def _status(raw: dict[str, Any], state: str, message: str) -> Json:
-    """Only the fields that the page shows, each of the type that it expects."""
-    numbers = ("units_done", "units_total", "failures", "rejects", "tokens_per_second", "seconds_left")
-    status: Json = {"state": state, "message": message, "cost": None}
-    for name in numbers:
-        status[name] = _number(raw.get(name))
-    causes = raw.get("causes")
-    status["causes"] = [str(cause) for cause in causes] if isinstance(causes, list) else []
-    workers = raw.get("workers")
-    status["workers"] = [
-        {name: str(worker.get(name, "")) for name in ("name", "node", "state", "unit", "restarts")}
-        for worker in (workers if isinstance(workers, list) else [])
-        if isinstance(worker, dict)
-    ]
-    cost = raw.get("cost")
-    if isinstance(cost, dict):
-        words = {name: str(cost.get(name, "")) for name in ("device", "currency")}
-        amounts = {name: _number(cost.get(name)) for name in ("device_sec", "compute", "storage_per_month")}
-        status["cost"] = words | amounts
-    return status
-
-
-def _number(value: object) -> int | float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _payload(status: JobStatus, state: str, message: str) -> Json:
+    """What the page shows."""
+    record = status.as_record()
+    shown = {name: record[name] for name in (*SHOWN_NUMBERS, "causes", "workers", "cost")}
+    return {**shown, "state": state, "message": message}
 
 
 def _totals(store: LogitStore) -> Json:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs.running_job import WAIT_LIMIT_SEC, started, units_done, verify, wait_for
-from labeler.job.status import JobStatus, read_status
+from labeler.job.status import read_status
 from logitstore.errors import StoreNotFoundError
+from logitstore.job_objects import JobStatus
 from logitstore.store import LogitStore
 
 __all__ = ["started", "units_done", "verify", "wait_for"]

@@ -13,13 +13,14 @@ from labeler.config.loading import load_job
 from labeler.driver.metrics import JobMetrics
 from labeler.on_ray.runtime import ray_for
 from labeler.job.status import Tally, snapshot
+from logitstore.job_objects import WorkerView
 
 job = load_job(None, ["teacher.engine=fake", "input.uri=i", "input.kind=text", "output.uri=o"], {})
 tally = Tally(units_total=5, units_done=2, tokens=700, rows=400, bytes=52000)
 tally.count_failure("engine_died", "why")
 with ray_for(job):
     metrics = JobMetrics("here/store")
-    workers = [{"state": "ready"}, {"state": "loading"}]
+    workers = [WorkerView("w0", "n", "ready"), WorkerView("w1", "n", "loading")]
     look = dict(state="running", started="", workers=workers, queue_depth=3, cost=None, message="")
     metrics.update(snapshot(tally, **look))
     tally.tokens += 300

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from labeler.driver.progress import ProgressView, duration, one_line, render, report, watch
 from labeler.job.status import Tally, snapshot
+from logitstore.job_objects import WorkerView
 
 
 def status(state="running", done=3, **changes):
@@ -16,7 +17,7 @@ def status(state="running", done=3, **changes):
     fields = {
         "state": state,
         "started": "",
-        "workers": [{"name": "worker-1.0", "node": "n", "state": "ready", "unit": "abc", "restarts": 0}],
+        "workers": [WorkerView("worker-1.0", "n", "ready", "abc")],
         "queue_depth": 2,
         "cost": None,
         "message": "",

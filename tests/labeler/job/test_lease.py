@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from labeler.job.driver_lease import LEASE_NAME, Holder, StoreBusyError, acquire, present_holder
+from labeler.job.driver_lease import Holder, StoreBusyError, acquire, present_holder
+from logitstore.job_objects import LEASE_NAME
 from logitstore.objects.opening import Objects
 
 

@@ -5,11 +5,12 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from labeler.job.driver_lease import LEASE_NAME, Holder
-from labeler.job.status import STATUS_NAME, Tally, read_status, snapshot, utc_now
+from labeler.job.driver_lease import Holder
+from labeler.job.status import Tally, read_status, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.records import Heartbeat, UnitResult
 from logitstore.errors import StoreNotFoundError
+from logitstore.job_objects import LEASE_NAME, STATUS_NAME, JobState
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
@@ -27,8 +28,8 @@ def beat(tokens):
     return Heartbeat(progress=tokens, in_engine=(), buffered_bytes=0, num_sequences=1, num_tokens=tokens)
 
 
-def status_from(tally, state="running"):
-    return snapshot(tally, state=state, started=utc_now(), workers=[], queue_depth=0, cost=None, message="")
+def status_from(tally, state: JobState = "running"):
+    return snapshot(tally, state=state, started=utc_now())
 
 
 def test_units_of_earlier_runs_count_as_done_but_not_as_this_runs_work():

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from logitstore.__main__ import main
+from logitstore.job_objects import STATUS_NAME, Cost
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.viewer.overview import StoreView
@@ -257,20 +258,20 @@ def test_status_of_a_dead_driver_is_silent(tmp_path: Path) -> None:
         "units_done": 1,
         "units_total": 4,
         "tokens_per_second": 9.5,
-        "workers": [{"name": "w0", "node": 3}],
-        "cost": {"currency": "EUR", "device": "gpu", "device_sec": 7200, "compute": 5.5, "num_bytes": 10},
+        "workers": [{"name": "w0", "node": "3"}],
+        "cost": dataclasses.asdict(Cost("gpu", 7200.0, 10, 20, 5.5, 0.25, "EUR")),
     }
     for age_sec, state in ((5, "running"), (600, "silent")):
         updated = (datetime.now(UTC) - timedelta(seconds=age_sec)).isoformat()
-        store.objects.put("status.json", json.dumps(beat | {"updated": updated}).encode())
+        store.objects.put(STATUS_NAME, json.dumps(beat | {"updated": updated}).encode())
         status = view.describe()["status"]
         assert isinstance(status, dict)
         assert status["state"] == state
         assert status["units_total"] == 4
-        assert status["workers"] == [{"name": "w0", "node": "3", "state": "", "unit": "", "restarts": ""}]
-        cost = {"currency": "EUR", "device": "gpu", "device_sec": 7200, "compute": 5.5}
-        assert status["cost"] == cost | {"storage_per_month": None}
-    store.objects.put("status.json", b"{")
-    broken = view.describe()["status"]
-    assert isinstance(broken, dict)
-    assert broken["state"] == "unreadable"
+        assert status["workers"] == [{"name": "w0", "node": "3", "state": "", "unit": None, "restarts": 0}]
+        assert status["cost"]["device_sec"] == 7200
+    for content in (b"{", b"[]", b'{"state": "running", "workers": 3}'):
+        store.objects.put(STATUS_NAME, content)
+        broken = view.describe()["status"]
+        assert isinstance(broken, dict)
+        assert broken["state"] == "unreadable"

@@ -1,0 +1,209 @@
+"""What a labeling job leaves in its store beside the labels: the objects' names, and its status.
+
+The labeler writes these; the viewer, the garbage collector and the cluster's tools read them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from logitstore.errors import CorruptManifestError
+
+JOB_NAME = "job.json"
+"""Every setting of the job, secrets blanked."""
+LEASE_NAME = "driver.json"
+"""Who drives the job."""
+STATUS_NAME = "status.json"
+"""How far the job is: a `JobStatus`."""
+REJECTS_NAME = "rejects.jsonl"
+"""Every record without labels."""
+PLAN_PREFIX = "plan/"
+PLAN_HEAD_NAME = f"{PLAN_PREFIX}head.json"
+PLAN_INPUT_NAME = f"{PLAN_PREFIX}input.json"
+PLAN_SEGMENTS_PREFIX = f"{PLAN_PREFIX}segments/"
+LOGS_PREFIX = "logs/"
+
+JobState = Literal[
+    "planning", "starting", "running", "draining", "finished", "stopped", "failed", "interrupted"
+]
+"""`interrupted` is said by readers only: the driver is gone and could not say so itself."""
+ACTIVE_STATES: frozenset[JobState] = frozenset({"planning", "starting", "running", "draining"})
+
+Device = Literal["gpu", "core"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of work done, or expected."""
+
+    device: Device
+    device_sec: float
+    """Devices times the seconds they were held, loading included."""
+    num_tokens: int
+    num_bytes: int
+    compute: float
+    """Money for the devices; 0 where no price is given."""
+    storage_per_month: float
+    """Money for keeping the bytes a month; 0 where no price is given."""
+    currency: str
+
+    @property
+    def device_sec_per_million_tokens(self) -> float:
+        return self.device_sec / self.num_tokens * 1e6 if self.num_tokens else 0.0
+
+    def as_record(self) -> dict[str, Any]:
+        return {**asdict(self), "device_sec_per_million_tokens": self.device_sec_per_million_tokens}
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.device_sec:,.0f} {self.device} seconds "
+            f"({self.device_sec_per_million_tokens:,.0f} per million tokens), {self.num_bytes / 1e6:,.2f} MB"
+        )
+        if self.compute:
+            text += f", {self.compute:,.4f} {self.currency}"
+        if self.storage_per_month:
+            text += f", {self.storage_per_month:,.6f} {self.currency} a month to keep"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A replica as status and progress show it."""
+
+    name: str
+    node: str = ""
+    state: str = ""
+    """What the replica does: "starting", "ready", ..."""
+    unit: str | None = None
+    """The unit at work."""
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """One look at a job; the fields of `status.json`."""
+
+    state: JobState
+    started: str = ""
+    """UTC, ISO 8601; "" where no driver said it."""
+    updated: str = ""
+    units_done: int = 0
+    units_total: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    """Tokens of the stored sequences, prompts included."""
+    rows: int = 0
+    """Label rows."""
+    bytes: int = 0
+    rejects: int = 0
+    rejects_by_kind: Mapping[str, int] = field(default_factory=dict)
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    """Responses that each filter found, dropped or flagged, in this run."""
+    tokens_per_second: float = 0.0
+    """Over the last half minute."""
+    bytes_per_token: float = 0.0
+    """Stored bytes per label row."""
+    seconds_left: float | None = None
+    workers: tuple[WorkerView, ...] = ()
+    failures: int = 0
+    failures_by_kind: Mapping[str, int] = field(default_factory=dict)
+    causes: tuple[str, ...] = ()
+    """The latest failures, in words."""
+    queue_depth: int = 0
+    """Units leased out."""
+    cost: Cost | None = None
+    engine_sec: float = 0.0
+    """Time that this run's engines took, summed over workers."""
+    own_sec: float = 0.0
+    """Time around them: reading, filtering, encoding, committing (beside the engine's next unit)."""
+    message: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ACTIVE_STATES
+
+    def as_record(self) -> dict[str, Any]:
+        """JSON values by field."""
+        return {
+            **asdict(self),
+            "workers": [asdict(worker) for worker in self.workers],
+            "causes": list(self.causes),
+            "cost": None if self.cost is None else self.cost.as_record(),
+        }
+
+    def as_json(self) -> str:
+        return json.dumps(self.as_record())
+
+
+def parse_status(content: bytes) -> JobStatus:
+    """The status of a `status.json`.
+
+    A field that is not there has its default and one that is not known is left out, so that other versions'
+    statuses can be read. Raises CorruptManifestError for what is no status.
+    """
+    try:
+        return _record(JobStatus, json.loads(content), STATUS_NAME)
+    except (ValueError, RecursionError) as error:
+        raise CorruptManifestError(
+            f"{STATUS_NAME} of the store is not readable ({error}); the next status of its job replaces it"
+        ) from None
+
+
+_Record = TypeVar("_Record", JobStatus, WorkerView, Cost)
+
+
+def _record(kind: type[_Record], raw: object, where: str) -> _Record:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} is {raw!r:.40}, not an object")
+    values = {}
+    for known in fields(kind):
+        if known.name in raw:
+            values[known.name] = _PARSERS[cast("str", known.type)](raw[known.name], f"{where}: {known.name}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _of(*kinds: type) -> Callable[[object, str], Any]:
+    def parse(raw: object, where: str) -> Any:
+        if not isinstance(raw, kinds) or isinstance(raw, bool):
+            raise ValueError(f"{where} = {raw!r:.40} is not of type {kinds[0].__name__}")
+        return raw
+
+    return parse
+
+
+def _one_of(known: tuple[str, ...]) -> Callable[[object, str], Any]:
+    def parse(raw: object, where: str) -> Any:
+        if raw not in known:
+            raise ValueError(f"{where} = {raw!r:.40} is none of {', '.join(known)}")
+        return raw
+
+    return parse
+
+
+def _counts(raw: object, where: str) -> dict[str, int]:
+    items = _of(dict)(raw, where).items()
+    return {_of(str)(name, where): _of(int)(count, where) for name, count in items}
+
+
+_PARSERS: dict[str, Callable[[object, str], Any]] = {
+    "str": _of(str),
+    "int": _of(int),
+    "float": _of(float, int),
+    "str | None": _of(str, type(None)),
+    "float | None": _of(float, int, type(None)),
+    "JobState": _one_of(get_args(JobState)),
+    "Device": _one_of(get_args(Device)),
+    "Mapping[str, int]": _counts,
+    "tuple[str, ...]": lambda raw, where: tuple(_of(str)(text, where) for text in _of(list)(raw, where)),
+    "tuple[WorkerView, ...]": lambda raw, where: tuple(
+        _record(WorkerView, worker, where) for worker in _of(list)(raw, where)
+    ),
+    "Cost | None": lambda raw, where: None if raw is None else _record(Cost, raw, where),
+}
+"""How a field of a type, as written above, is taken from JSON."""
