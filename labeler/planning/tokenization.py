@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +33,16 @@ class Tokenizer(Protocol):
 
     @property
     def info(self) -> TokenizerInfo: ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's text; None where there is none, or none that is a text of its own."""
+        ...
+
+    @property
+    def special_tokens(self) -> str:
+        """Special tokens by role, as JSON."""
+        ...
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -62,6 +73,19 @@ class HuggingFaceTokenizer:
         return TokenizerInfo(
             fingerprint=tokenizer_fingerprint(self._tokenizer.get_vocab()), vocab_size=len(self._tokenizer)
         )
+
+    @property
+    def chat_template(self) -> str | None:
+        template = self._tokenizer.chat_template
+        return (
+            template
+            if template is None or isinstance(template, str)
+            else json.dumps(template, sort_keys=True)
+        )
+
+    @property
+    def special_tokens(self) -> str:
+        return json.dumps(self._tokenizer.special_tokens_map, sort_keys=True, ensure_ascii=False, default=str)
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -102,6 +126,14 @@ class ByteTokenizer:
         vocabulary = {f"<0x{value:02X}>": value for value in range(256)}
         vocabulary |= {name: marker for marker, name in BYTE_MARKERS.items()}
         return TokenizerInfo(fingerprint=tokenizer_fingerprint(vocabulary), vocab_size=len(vocabulary))
+
+    @property
+    def chat_template(self) -> str | None:
+        return None
+
+    @property
+    def special_tokens(self) -> str:
+        return json.dumps(BYTE_MARKERS)
 
     @property
     def special_ids(self) -> frozenset[int]:
