@@ -22,7 +22,16 @@ FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "token_ids": ("token_ids",),
 }
-"""Roles that every record of a kind must have; `token_ids` records may also have `response_token_ids`."""
+"""Roles that every record of a kind must have."""
+OPTIONAL_FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
+    "messages": ("tools", "documents", "system"),
+    "prompt": ("system", "context"),
+    "prompt_response": ("system", "context"),
+    "text": (),
+    "token_ids": ("response_token_ids",),
+}
+"""Roles that a record may have. Messages' own `tools` and `documents` are read without being named; the
+`context` is put after the prompt, as Alpaca's `input`; `system` is the record's own system prompt."""
 
 SETTING_OF_ENGINE_ARG: dict[str, str] = {
     "model": "teacher.model",
@@ -132,8 +141,17 @@ class InputConfig(_Section):
     list of strings (turns), its first is the prompt."""
     id: str | None = None
     """Field holding a record's id; None makes a stable id from the content."""
-    chat_template: bool = True
-    """Put prompts and messages into the tokenizer's chat template; false concatenates plain text."""
+    chat_template: bool | str = True
+    """Put prompts and messages into the tokenizer's chat template, or into the Jinja template of that file;
+    false concatenates plain text."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables of the chat template, such as {enable_thinking = false} or {date_string = "1 Jan 2026"}."""
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of messages (or "tools", "documents") that may be lost where the chat template does not read them;
+    a record with any other such key is rejected."""
+    list_of_texts: Literal["refuse", "join", "first"] = "refuse"
+    """What a list of strings in the place of one `text` becomes: a reject, one text with empty lines
+    between, or its first. A `prompt` takes the first of its list, its turns."""
     system_prompt: str | None = None
     """A system message put before prompts that have none; needs the chat template."""
     limit: int | None = Field(default=None, ge=1)
@@ -143,9 +161,7 @@ class InputConfig(_Section):
 
     @model_validator(mode="after")
     def _roles(self) -> InputConfig:
-        known = set(FIELDS_BY_KIND[self.kind])
-        if self.kind == "token_ids":
-            known.add("response_token_ids")
+        known = {*FIELDS_BY_KIND[self.kind], *OPTIONAL_FIELDS_BY_KIND[self.kind]}
         if unknown := sorted(set(self.fields) - known):
             raise ValueError(
                 f"fields names the role {unknown[0]!r}, but kind {self.kind!r} has only "
@@ -153,6 +169,8 @@ class InputConfig(_Section):
             )
         if self.system_prompt is not None and not self.chat_template:
             raise ValueError("system_prompt needs chat_template = true: plain text has no system message")
+        if self.chat_template_kwargs and not self.chat_template:
+            raise ValueError("chat_template_kwargs needs chat_template = true or the path of a template")
         return self
 
     def field_names(self) -> dict[str, str]:
@@ -217,7 +235,9 @@ class SamplingConfig(_Section):
     seed: int = Field(default=0, ge=0)
     """The same seed samples the same responses, whichever actor does it."""
     stop: tuple[str, ...] = ()
-    """Strings that end a response."""
+    """Strings that end a response; one that is a marker of the tokenizer counts as its id."""
+    stop_text: Literal["mask", "learn"] = "mask"
+    """Whether the tokens of a stop string, which stay in the sequence, count in the loss."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end a response, besides the model's own."""
 
@@ -228,7 +248,7 @@ class FiltersConfig(_Section):
     truncated: Literal["keep", "flag", "drop"] = "flag"
     """Generate: a response that hit max_tokens."""
     empty: Literal["keep", "flag", "drop"] = "drop"
-    """Generate: a response without a token besides the end marker."""
+    """Generate: a response without visible text: markers and white space alone."""
     repeated: Literal["keep", "flag", "drop"] = "flag"
     """Generate: a response that ends in a loop: its last `repeated_tokens` tokens have a period of at most
     an eighth of that."""

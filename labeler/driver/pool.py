@@ -33,6 +33,7 @@ from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.placement import actor_options, lack_of_room, release, reserve
 from labeler.records import EngineDiedError, Heartbeat
+from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
 from logitstore.job_objects import WorkerView
 
@@ -78,10 +79,10 @@ class _Slot:
 class ActorPool:
     """`replicas` places, each with at most one live actor. Call `poll` often."""
 
-    def __init__(self, job: JobConfig, special_ids: frozenset[int], actor_class: Any = None) -> None:
+    def __init__(self, job: JobConfig, ends: ResponseEnds, actor_class: Any = None) -> None:
         """`actor_class` stands in for the actors of `Worker`, for measurements of the driver alone."""
         self._job = job
-        self._special_ids = special_ids
+        self._ends = ends
         self._slots = [_Slot(index) for index in range(job.workers.replicas)]
         self._calls: dict[Any, tuple[_Slot, int, str, int]] = {}
         """Outstanding call -> (place, generation, what, lease id or 0)."""
@@ -203,9 +204,7 @@ class ActorPool:
             return
         slot.group = reserve(self._job.workers)
         options = actor_options(self._job.workers, slot.group)
-        slot.handle = self._actor_class.options(**options).remote(
-            self._job, slot.worker_id, self._special_ids
-        )
+        slot.handle = self._actor_class.options(**options).remote(self._job, slot.worker_id, self._ends)
         slot.state, slot.since_sec = "placing", now_sec
         self._call(slot, "place", slot.handle.place.remote())
 

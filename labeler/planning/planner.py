@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
 from labeler.config.loading import JobConfig
+from labeler.planning.bad_records import BadRecordError
 from labeler.planning.digests import DigestSet, digest_of
 from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter, check_reject_share
-from labeler.planning.prompts import BadRecordError, PromptBuilder
+from labeler.planning.prompts import PromptBuilder
 from labeler.planning.units import PlannedRecord, unit_id_of
 from labeler.teacher.protocol import TokenizedPrompt
 from logitstore.inputs.reading import RawRecord, record_id

@@ -10,6 +10,7 @@ from labeler.config.loading import ConfigError, JobConfig, TeacherConfig
 from labeler.planning.prompts import ContextLimits
 from labeler.planning.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.planning.unnamed_labels import check_unnamed_labels
+from labeler.teacher.protocol import usable_tokens
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
@@ -47,7 +48,7 @@ def prepare(job: JobConfig) -> Prepared:
             f"labels.top_k = {job.labels.top_k} is above the teacher's vocabulary of {limits.vocab_size} "
             "ids; set it to at most that"
         )
-    tokenizer = load_tokenizer(job.teacher)
+    tokenizer = load_tokenizer(job.teacher, job.input, job.sampling)
     _check_chat_template(job, tokenizer)
     info = InputInfo(
         uri=redact_uri(job.input.uri),
@@ -89,7 +90,7 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
         raise ConfigError(
             f"teacher.max_model_len = {wanted} is above the model's own {own_limit}; lower it or leave it out"
         )
-    return ContextLimits(int(text_config.vocab_size), int(wanted or own_limit or 2**31 - 1))
+    return ContextLimits(int(text_config.vocab_size), usable_tokens(int(wanted or own_limit or 2**31 - 1)))
 
 
 def _check_input(job: JobConfig) -> str:

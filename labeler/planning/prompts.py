@@ -7,29 +7,21 @@ tokenised apart, as they would be when the response is generated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from labeler.config.loading import InputConfig, JobConfig
-from labeler.planning.tokenization import ChatTemplateError, Message, Tokenizer
+from labeler.planning.bad_records import BadRecordError, field_value, shown
+from labeler.planning.conversations import Exchange, exchange_of, text_field
+from labeler.planning.template_probe import TemplateProbe
+from labeler.planning.tokenization import ChatTemplateError, Conversation, Message, Tokenizer
 from labeler.teacher.protocol import PromptError, TokenizedPrompt, check_prompt
 
 MAX_TOKEN_ID = 2**31 - 1
-
-
-class BadRecordError(ValueError):
-    """A record that cannot be labeled; the message holds the value, the rule and the remedy."""
-
-    def __init__(self, reason: str, kind: str) -> None:
-        super().__init__(reason, kind)
-        self.reason = reason
-        self.kind = kind
-
-    def __str__(self) -> str:
-        return self.reason
+THINK = ("<think>", "</think>")
+"""Marks of reasoning that a generation prompt may open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +37,20 @@ class ContextLimits:
 class PromptBuilder:
     """Turns records of one job into prompts for its teacher."""
 
+    num_split_borders: int = 0
+    """Records whose prompt and response were tokenised apart, since a merge crosses their border."""
+    num_raw_answers: int = 0
+    """Records whose response is their own text after the generation prompt, since the chat template renders
+    a given answer differently from what the teacher writes."""
+
     def __init__(self, job: JobConfig, tokenizer: Tokenizer, limits: ContextLimits) -> None:
         self._input: InputConfig = job.input
         self._mode: Literal["score", "generate"] = job.labels.mode
         self._label_all = job.positions == "all"
         self._tokenizer = tokenizer
         self._limits = limits
+        self._probe = TemplateProbe(tokenizer, job.input.ignore_keys)
+        self._first_marker = _first_marker(tokenizer) if job.input.chat_template else ""
 
     def build(self, record_id: str, record: dict[str, Any]) -> TokenizedPrompt:
         """The record's ids. Raises BadRecordError."""
@@ -75,13 +75,30 @@ class PromptBuilder:
         if kind == "token_ids":
             return self._given_ids(record)
         if kind == "text":
-            text = _text(record, self._input.field_names()["text"])
-            return [], self._tokenizer.encode(text, add_special_tokens=True)
-        messages, response = self._conversation(record)
+            text = text_field(record, self._input.field_names()["text"], self._input.list_of_texts)
+            return [], self._with_bos(self._tokenizer.encode(text))
+        exchange = exchange_of(record, self._input, self._mode)
         if self._input.chat_template:
-            return self._with_template(messages, response)
-        prompt_text = "".join(message["content"] for message in messages)
-        return self._as_a_whole(prompt_text, response, add_special_tokens=True)
+            return self._with_template(exchange)
+        contents = [message["content"] for message in exchange.given.messages]
+        response = None if exchange.response is None else exchange.response["content"]
+        if (
+            exchange.given.tools
+            or not all(isinstance(text, str) for text in contents)
+            or (exchange.response is not None and not isinstance(response, str))
+        ):
+            raise BadRecordError(
+                "it has tools or messages without content, which plain text cannot hold; set "
+                "input.chat_template = true",
+                "bad_type",
+            )
+        prompt_ids, response_ids = self._as_a_whole("".join(contents), response)
+        return self._with_bos(prompt_ids), response_ids
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """`ids` with the beginning that the tokenizer gives a text of itself, once."""
+        bos = list(self._tokenizer.bos_ids)
+        return ids if ids[: len(bos)] == bos else bos + ids
 
     def _given_ids(self, record: dict[str, Any]) -> tuple[list[int], list[int] | None]:
         """`token_ids` alone is scored as a whole; before `response_token_ids`, or to be answered, it is
@@ -92,140 +109,146 @@ class PromptBuilder:
             return ids, _token_ids(record, names["response_token_ids"])
         return (ids, None) if self._mode == "generate" else ([], ids)
 
-    def _conversation(self, record: dict[str, Any]) -> tuple[list[Message], str | None]:
-        """Messages before the response, and the response where the record has one."""
-        names = self._input.field_names()
-        response: str | None = None
-        if self._input.kind == "messages":
-            messages = _messages(record, names["messages"])
-            if messages[-1]["role"] == "assistant":
-                response = messages.pop()["content"]
-            if not messages:
-                raise BadRecordError(
-                    f"field {names['messages']!r} holds only an answer; put the question before it", "empty"
-                )
+    def _with_template(self, exchange: Exchange) -> tuple[list[int], list[int] | None]:
+        self._refuse_rendered(exchange.given.messages[-1])
+        given, response = exchange.given, exchange.response
+        if self._mode == "generate":
+            response = None
+        prompt_text = self._render(given, add_generation_prompt=True)
+        if response is None:
+            self._probe.check(given)
+            return self._tokenizer.encode(prompt_text), None
+        whole = Conversation((*given.messages, response), given.tools, given.documents)
+        whole_text = self._render(whole, add_generation_prompt=False)
+        self._probe.check(whole)
+        if whole_text.startswith(prompt_text):
+            response_text = whole_text[len(prompt_text) :]
         else:
-            messages = [{"role": "user", "content": _text(record, names["prompt"])}]
-            if self._input.kind == "prompt_response" and self._mode == "score":
-                response = _text(record, names["response"])
-        if self._input.system_prompt is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self._input.system_prompt})
-        if self._mode == "score" and response is None:
-            raise BadRecordError(
-                f"field {names['messages']!r} ends with a message of {messages[-1]['role']!r}; to be scored "
-                "it must end with one of 'assistant'",
-                "no_response",
-            )
-        return list(messages), response
-
-    def _with_template(
-        self, messages: Sequence[Message], response: str | None
-    ) -> tuple[list[int], list[int] | None]:
-        try:
-            prompt_text = self._tokenizer.render_chat(messages, add_generation_prompt=True)
-            if self._mode == "generate" or response is None:
-                return self._tokenizer.encode(prompt_text, add_special_tokens=False), None
-            answer: Message = {"role": "assistant", "content": response}
-            whole_text = self._tokenizer.render_chat([*messages, answer], add_generation_prompt=False)
-        except ChatTemplateError as error:
-            raise BadRecordError(f"{error}; correct the messages' roles and order", "bad_prompt") from None
-        if not whole_text.startswith(prompt_text):
-            raise BadRecordError(
-                "the chat template renders the conversation differently with its answer than without, so the "
-                "answer's first token cannot be told; give token_ids, or set input.chat_template = false",
-                "bad_prompt",
-            )
-        prompt_ids, response_ids = self._as_a_whole(
-            prompt_text, whole_text[len(prompt_text) :], add_special_tokens=False
-        )
+            response_text = self._raw_answer(prompt_text, response)
+        prompt_ids, response_ids = self._as_a_whole(prompt_text, response_text)
         assert response_ids is not None
         return prompt_ids, self._without_trailing_space(response_ids)
 
-    def _as_a_whole(
-        self, prompt_text: str, response_text: str | None, *, add_special_tokens: bool
-    ) -> tuple[list[int], list[int] | None]:
-        prompt_ids = self._tokenizer.encode(prompt_text, add_special_tokens=add_special_tokens)
+    def _render(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
+        """Raises BadRecordError where the template refuses the conversation."""
+        try:
+            text = self._tokenizer.render_chat(conversation, add_generation_prompt=add_generation_prompt)
+            if any(message["content"] is None for message in conversation.messages):
+                text = self._without_none(conversation, text, add_generation_prompt=add_generation_prompt)
+        except ChatTemplateError as error:
+            raise BadRecordError(f"{error}; correct the messages' roles and order", "bad_prompt") from None
+        return text
+
+    def _without_none(self, conversation: Conversation, text: str, *, add_generation_prompt: bool) -> str:
+        """Jinja writes "None" where a template prints content that is null; empty text is what is meant."""
+        literal, empty = (
+            self._tokenizer.render_chat(
+                Conversation(
+                    tuple(
+                        {**m, "content": content} if m["content"] is None else m
+                        for m in conversation.messages
+                    ),
+                    conversation.tools,
+                    conversation.documents,
+                ),
+                add_generation_prompt=add_generation_prompt,
+            )
+            for content in ("None", "")
+        )
+        return empty if text == literal else text
+
+    def _raw_answer(self, prompt_text: str, response: Message) -> str:
+        """The given text as the teacher would have written it after the generation prompt, and an end."""
+        answer, reasoning = response["content"], response.get("reasoning_content")
+        ends = self._tokenizer.ends.tokens
+        start, end = THINK
+        opened = prompt_text.rstrip().endswith(start)
+        if opened and isinstance(answer, str):
+            if isinstance(reasoning, str) and end not in answer:
+                answer = f"{reasoning}\n{end}\n\n{answer}"
+            if answer.lstrip().startswith(start):
+                answer = answer.lstrip().removeprefix(start).removeprefix("\n")
+        if (
+            not isinstance(answer, str)
+            or response.get("tool_calls")
+            or not ends
+            or (opened and end not in answer)
+        ):
+            raise BadRecordError(
+                "the chat template renders the conversation differently with its answer than without, so the "
+                "answer's first token cannot be told"
+                + (f", and it opens {start}, which the answer does not close" if opened else "")
+                + f"; give an answer with its reasoning before {end}, set input.chat_template to a template "
+                "file that keeps answers as they are, or give token_ids",
+                "bad_prompt",
+            )
+        self.num_raw_answers += 1
+        named_by_template = [token for token in ends if "chat template" in token.named_by]
+        return answer + (named_by_template or list(ends))[0].text
+
+    def _refuse_rendered(self, last: Message) -> None:
+        content = last["content"]
+        if (
+            self._first_marker
+            and isinstance(content, str)
+            and content.lstrip().startswith(self._first_marker)
+        ):
+            raise BadRecordError(
+                f"the text begins with {self._first_marker!r}, as the chat template does: it is rendered "
+                "already and would be put into the template once more; set input.chat_template = false",
+                "rendered_already",
+            )
+
+    def _as_a_whole(self, prompt_text: str, response_text: str | None) -> tuple[list[int], list[int] | None]:
+        prompt_ids = self._tokenizer.encode(prompt_text)
         if response_text is None:
             return prompt_ids, None
-        whole_ids = self._tokenizer.encode(prompt_text + response_text, add_special_tokens=add_special_tokens)
+        whole_ids = self._tokenizer.encode(prompt_text + response_text)
         if whole_ids[: len(prompt_ids)] == prompt_ids:
             return prompt_ids, whole_ids[len(prompt_ids) :]
-        return prompt_ids, self._tokenizer.encode(response_text, add_special_tokens=False)
+        self.num_split_borders += 1
+        return prompt_ids, self._continuation(response_text)
+
+    def _continuation(self, text: str) -> list[int]:
+        """Ids of `text` in the middle of a text: SentencePiece puts a space before what begins one."""
+        line_ids, whole_ids = self._tokenizer.encode("\n"), self._tokenizer.encode("\n" + text)
+        if whole_ids[: len(line_ids)] == line_ids:
+            return whole_ids[len(line_ids) :]
+        return self._tokenizer.encode(text)
 
     def _without_trailing_space(self, response_ids: list[int]) -> list[int]:
         """Up to the end-of-turn token: the white space that templates put after it is never generated."""
-        special_ids = self._tokenizer.special_ids
-        last = next((i for i in reversed(range(len(response_ids))) if response_ids[i] in special_ids), None)
+        ends = self._tokenizer.ends
+        last = next(
+            (i for i in reversed(range(len(response_ids))) if response_ids[i] in ends.token_ids), None
+        )
         if last is None or self._tokenizer.decode(response_ids[last + 1 :]).strip():
             return response_ids
         return response_ids[: last + 1]
+
+
+def _first_marker(tokenizer: Tokenizer) -> str:
+    """The marker with which the chat template begins a conversation; "" if it begins with text."""
+    try:
+        text = tokenizer.render_chat(
+            Conversation(({"role": "user", "content": "a"},)), add_generation_prompt=True
+        )
+    except ChatTemplateError:
+        return ""
+    ids = tokenizer.encode(text)
+    first = tokenizer.decode(ids[:1]) if ids else ""
+    return first if len(first) > 2 and ids[0] in tokenizer.ends.blank_ids and first.strip() else ""
 
 
 def bad_record(error: PromptError) -> BadRecordError:
     return BadRecordError(error.reason, error.kind)
 
 
-def field_value(record: dict[str, Any], name: str) -> Any:
-    """The field of that name; dots reach into nested objects. Raises BadRecordError."""
-    if name in record:
-        return record[name]
-    value: Any = record
-    for part in name.split("."):
-        if not isinstance(value, dict) or part not in value:
-            present = ", ".join(sorted(str(key) for key in record)[:8]) or "nothing"
-            raise BadRecordError(
-                f"field {name!r} is missing, the record has {present}; correct the record or input.fields",
-                "missing_field",
-            )
-        value = value[part]
-    return value
-
-
-def _text(record: dict[str, Any], name: str) -> str:
-    """A text field; of a list of strings (the turns of a conversation) the first."""
-    value = field_value(record, name)
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        value = value[0]
-    if not isinstance(value, str):
-        raise BadRecordError(
-            f"field {name!r} is {_shown(value)}, it must be text or a list of texts; correct the record or "
-            "input.fields",
-            "bad_type",
-        )
-    if not value.strip():
-        raise BadRecordError(f"field {name!r} is empty; give it text or leave the record out", "empty")
-    return value
-
-
-def _messages(record: dict[str, Any], name: str) -> list[Message]:
-    value = field_value(record, name)
-    if not isinstance(value, list):
-        raise BadRecordError(
-            f"field {name!r} is {_shown(value)}, it must be a list of messages; correct input.fields",
-            "bad_type",
-        )
-    if not value:
-        raise BadRecordError(f"field {name!r} is empty; give it a message", "empty")
-    messages: list[Message] = []
-    for message in value:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise BadRecordError(
-                f'field {name!r} holds {_shown(message)}; a message is {{"role": text, "content": text}}',
-                "bad_type",
-            )
-        messages.append({"role": message["role"], "content": message["content"]})
-    if not messages[-1]["content"].strip():
-        raise BadRecordError(f"the last message of field {name!r} is empty; give it text", "empty")
-    return messages
-
-
 def _token_ids(record: dict[str, Any], name: str) -> list[int]:
     value = field_value(record, name)
     if not isinstance(value, list) or not all(type(item) is int for item in value):
         raise BadRecordError(
-            f"field {name!r} is {_shown(value)}, it must be a list of whole numbers; correct the record",
+            f"field {name!r} is {shown(value)}, it must be a list of whole numbers; correct the record",
             "bad_type",
         )
     if not value:
@@ -238,8 +261,3 @@ def _token_ids(record: dict[str, Any], name: str) -> list[int]:
                 "bad_token_id",
             )
     return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from labeler.config.loading import ConfigError, TeacherConfig
+from labeler.config.loading import ConfigError, InputConfig, SamplingConfig, TeacherConfig
+from labeler.teacher.response_ends import ResponseEnds, named_in_files, union_of_ends
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
-"""{"role": ..., "content": ...}"""
+Message = Mapping[str, Any]
+"""{"role": ..., "content": ...} and whatever else the chat template reads of it."""
+PROBE_QUESTION, PROBE_ANSWER = "penumbra question", "penumbra answer"
+"""Contents by which the places of a rendered conversation are found."""
 
 START_OF_TURN, END_OF_TURN, END_OF_TEXT = 256, 257, 258
 """Ids of the byte tokenizer's markers."""
@@ -28,6 +33,17 @@ class ChatTemplateError(ValueError):
     """The chat template refuses these messages; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a chat template is given of a record."""
+
+    messages: tuple[Message, ...]
+    tools: list[Any] | None = None
+    """Functions that the assistant may call."""
+    documents: list[Any] | None = None
+    """Texts that the assistant answers from."""
+
+
 class Tokenizer(Protocol):
     """Text to ids, and messages to text."""
 
@@ -35,38 +51,49 @@ class Tokenizer(Protocol):
     def info(self) -> TokenizerInfo: ...
 
     @property
-    def chat_template(self) -> str | None:
-        """The template's text; None where there is none, or none that is a text of its own."""
+    def ends(self) -> ResponseEnds:
+        """Where responses end."""
         ...
 
     @property
-    def special_tokens(self) -> str:
-        """Special tokens by role, as JSON."""
+    def bos_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a text of itself: (BOS,) or nothing."""
         ...
 
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids of markers that are no text, such as the end of a turn."""
-        ...
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of `text`; marker names in it become markers. `add_special_tokens` adds BOS and the like
-        where the tokenizer does so of itself."""
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` alone; marker names in it become markers."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
-    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """The messages in the chat template. Raises ChatTemplateError."""
+    def render_chat(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
+        """The conversation in the chat template. Raises ChatTemplateError."""
         ...
 
 
 class HuggingFaceTokenizer:
-    """The teacher's own tokenizer."""
+    """The teacher's own tokenizer, with its own chat template or the job's."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        named_ends: Sequence[tuple[int, str]] = (),
+        stop: Sequence[str] = (),
+    ) -> None:
+        """`named_ends` are the (id, source) that the model's files and the job's settings name, besides those
+        of the tokenizer and the template, which are found here; `stop` are the job's stop strings."""
         self._tokenizer = tokenizer
-        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._chat_template = chat_template
+        self._chat_template_kwargs = dict(chat_template_kwargs or {})
+        plain = self.encode("a")
+        marked = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
+        place = next((i for i in range(len(marked)) if marked[i : i + len(plain)] == plain), 0)
+        # What a tokenizer appends of itself, an end of text, would stand between prompt and response.
+        self._bos_ids = tuple(marked[:place])
+        self._ends = self._find_ends(list(named_ends), stop)
 
     @property
     def info(self) -> TokenizerInfo:
@@ -75,51 +102,92 @@ class HuggingFaceTokenizer:
         )
 
     @property
-    def chat_template(self) -> str | None:
-        template = self._tokenizer.chat_template
-        return (
-            template
-            if template is None or isinstance(template, str)
-            else json.dumps(template, sort_keys=True)
-        )
+    def ends(self) -> ResponseEnds:
+        return self._ends
 
     @property
-    def special_tokens(self) -> str:
-        return json.dumps(self._tokenizer.special_tokens_map, sort_keys=True, ensure_ascii=False, default=str)
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        return self._special_ids
+    def bos_ids(self) -> tuple[int, ...]:
+        return self._bos_ids
 
     @property
     def has_chat_template(self) -> bool:
-        return self._tokenizer.chat_template is not None
+        return self._chat_template is not None or self._tokenizer.chat_template is not None
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
-    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render_chat(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         try:
             text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [dict(message) for message in conversation.messages],
+                tools=conversation.tools,
+                documents=conversation.documents,
+                chat_template=self._chat_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                **self._chat_template_kwargs,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from None
         return str(text)
+
+    def _find_ends(self, named: list[tuple[int, str]], stop: Sequence[str]) -> ResponseEnds:
+        tokenizer = self._tokenizer
+        eos: Any = tokenizer.eos_token_id
+        if eos is not None:
+            named.append((int(eos), "tokenizer"))
+        added = dict(tokenizer.added_tokens_decoder)
+        if self.has_chat_template and (end := self._end_in_template(added)) is not None:
+            named.append((end, "chat template"))
+        by_text = {str(token): token_id for token_id, token in added.items()}
+        named += [(by_text[text], "sampling.stop") for text in stop if text in by_text]
+        tokens = union_of_ends(named, self.decode)
+        markers = {token_id for token_id, token in added.items() if token.special}
+        return ResponseEnds(
+            tokens=tokens,
+            stop=tuple(text for text in stop if text not in by_text),
+            blank_ids=frozenset({*markers, *(token.token_id for token in tokens), *self._white_space_ids()}),
+        )
+
+    def _end_in_template(self, added: Mapping[int, Any]) -> int | None:
+        """The marker that the chat template puts straight after an assistant's turn; None if it puts none."""
+        messages = (
+            {"role": "user", "content": PROBE_QUESTION},
+            {"role": "assistant", "content": PROBE_ANSWER},
+        )
+        try:
+            text = self.render_chat(Conversation(messages), add_generation_prompt=False)
+        except ChatTemplateError:
+            return None
+        _, found, after = text.rpartition(PROBE_ANSWER)
+        ids = self.encode(after.strip()) if found else []
+        return ids[0] if ids and ids[0] in added else None
+
+    def _white_space_ids(self) -> list[int]:
+        """Ids of which every character is white space, in the spellings of byte BPE and SentencePiece."""
+        blank = set(" \t\r\n\u2581\u0120\u010a\u010d\u0109")
+        return [i for token, i in self._tokenizer.get_vocab().items() if token and set(token) <= blank]
 
 
 class ByteTokenizer:
     """UTF-8 bytes and three markers: all the stand-in teacher needs."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, stop: Sequence[str] = (), stop_token_ids: Sequence[int] = ()) -> None:
         self._vocab_size = vocab_size
+        markers = {name: marker for marker, name in BYTE_MARKERS.items()}
+        named = [(END_OF_TURN, "tokenizer")]
+        named += [(token_id, "sampling.stop_token_ids") for token_id in stop_token_ids]
+        named += [(markers[text], "sampling.stop") for text in stop if text in markers]
+        self._ends = ResponseEnds(
+            tokens=union_of_ends(named, self.decode),
+            stop=tuple(text for text in stop if text not in markers),
+            blank_ids=frozenset({*BYTE_MARKERS, *b" \t\r\n"}),
+        )
 
     @property
     def info(self) -> TokenizerInfo:
@@ -128,18 +196,14 @@ class ByteTokenizer:
         return TokenizerInfo(fingerprint=tokenizer_fingerprint(vocabulary), vocab_size=len(vocabulary))
 
     @property
-    def chat_template(self) -> str | None:
-        return None
+    def ends(self) -> ResponseEnds:
+        return self._ends
 
     @property
-    def special_tokens(self) -> str:
-        return json.dumps(BYTE_MARKERS)
+    def bos_ids(self) -> tuple[int, ...]:
+        return ()
 
-    @property
-    def special_ids(self) -> frozenset[int]:
-        return frozenset(BYTE_MARKERS)
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         while text:
             position, marker = min(
@@ -160,16 +224,23 @@ class ByteTokenizer:
         )
         return b"".join(pieces).decode("utf-8", errors="replace")
 
-    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render_chat(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
         start, end = BYTE_MARKERS[START_OF_TURN], BYTE_MARKERS[END_OF_TURN]
-        turns = [f"{start}{message['role']}\n{message['content']}{end}\n" for message in messages]
+        turns = [f"{start}{m['role']}\n{m['content']}{end}\n" for m in conversation.messages]
         return "".join(turns) + (f"{start}assistant\n" if add_generation_prompt else "")
 
 
-def load_tokenizer(config: TeacherConfig) -> HuggingFaceTokenizer | ByteTokenizer:
-    """The tokenizer of the job's teacher. Raises ConfigError where there is none."""
+def load_tokenizer(
+    config: TeacherConfig, chat: InputConfig | None = None, sampling: SamplingConfig | None = None
+) -> HuggingFaceTokenizer | ByteTokenizer:
+    """The tokenizer of the job's teacher, with the job's chat template and stops where these are given.
+
+    Raises ConfigError where there is none.
+    """
+    stop = sampling.stop if sampling is not None else ()
+    stop_token_ids = sampling.stop_token_ids if sampling is not None else ()
     if config.engine == "fake":
-        return ByteTokenizer(config.fake.vocab_size)
+        return ByteTokenizer(config.fake.vocab_size, stop, stop_token_ids)
     from transformers import AutoTokenizer
 
     try:
@@ -181,7 +252,45 @@ def load_tokenizer(config: TeacherConfig) -> HuggingFaceTokenizer | ByteTokenize
             f"teacher.model = {config.model!r}: its tokenizer cannot be loaded ({_first_line(error)}); "
             "give the folder or the Hugging Face id of a complete model"
         ) from None
-    return HuggingFaceTokenizer(tokenizer)
+    except Exception as error:
+        # The tokenizers library raises bare Exception for a file of a version that it does not know.
+        if "untagged enum" not in str(error):
+            raise
+        raise ConfigError(
+            f"teacher.model = {config.model!r}: its tokenizer.json is of a newer form than the installed "
+            f"tokenizers library reads ({_first_line(error)}); upgrade tokenizers and transformers"
+        ) from None
+    named = named_in_files(lambda name: _model_file(config, name))
+    named += [(token_id, "sampling.stop_token_ids") for token_id in stop_token_ids]
+    return HuggingFaceTokenizer(
+        tokenizer,
+        chat_template=_template_of(chat) if chat is not None else None,
+        chat_template_kwargs=chat.chat_template_kwargs if chat is not None else None,
+        named_ends=named,
+        stop=stop,
+    )
+
+
+def _model_file(config: TeacherConfig, name: str) -> Mapping[str, Any] | None:
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(
+        config.model, name, revision=config.revision, _raise_exceptions_for_missing_entries=False
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _template_of(chat: InputConfig) -> str | None:
+    """The chat template that the job names a file of; None for the tokenizer's own."""
+    if isinstance(chat.chat_template, bool):
+        return None
+    try:
+        return Path(chat.chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"input.chat_template = {chat.chat_template!r} cannot be read ({error}); give true, false or the "
+            "path of a Jinja template"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

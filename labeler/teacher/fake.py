@@ -25,6 +25,7 @@ from labeler.teacher.protocol import (
     labeled_sequence,
     sample_seed,
 )
+from labeler.teacher.response_ends import ResponseEnds
 from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence, LabelRows
 
@@ -40,11 +41,18 @@ class FakeTeacher:
     """See `labeler.teacher.protocol.Teacher`."""
 
     def __init__(
-        self, teacher_config: TeacherConfig, labels_config: LabelsConfig, sampling_config: SamplingConfig
+        self,
+        teacher_config: TeacherConfig,
+        labels_config: LabelsConfig,
+        sampling_config: SamplingConfig,
+        *,
+        ends: ResponseEnds | None = None,
     ) -> None:
         self._settings = teacher_config.fake
         self._labels = labels_config
         self._sampling = sampling_config
+        named = ends.token_ids if ends is not None else ()
+        self._end_ids = frozenset({END_OF_TURN_ID, *named, *sampling_config.stop_token_ids})
         self._max_model_len = teacher_config.max_model_len or DEFAULT_MAX_MODEL_LEN
         self._layout = ColumnLayout(labels_config.top_k, labels_config.temperatures)
         self._dead = False
@@ -112,23 +120,30 @@ class FakeTeacher:
         rng = np.random.default_rng(sample_seed(self._sampling.seed, prompt.record_id, sample_index))
         tokens = [int(token) for token in prompt.prompt_token_ids]
         budget = min(self._sampling.max_tokens, self._max_model_len - len(tokens))
-        finish_reason, text = "length", b""
+        finish_reason, text, num_stop_tokens = "length", b"", 0
         for _ in range(budget):
             logits_V = self._penalised(self._logits(np.array(tokens))[-1], tokens, prompt.num_tokens)
             token = self._sample(logits_V, rng)
             tokens.append(token)
-            if token == END_OF_TURN_ID or token in self._sampling.stop_token_ids:
+            if token in self._end_ids:
                 finish_reason = "stop"
                 break
             text += bytes([token]) if token < 256 else b""
-            if any(stop.encode() in text for stop in self._sampling.stop):
+            found = next((stop for stop in self._sampling.stop if stop.encode() in text), None)
+            if found is not None:
                 finish_reason = "stop"
+                num_stop_tokens = len(found.encode()) if self._sampling.stop_text == "mask" else 0
                 break
         time.sleep(self._settings.seconds_per_token * len(tokens))
         tokens_T = np.array(tokens, np.int32)
         rows = self._rows(tokens_T, prompt.label_start)
         return labeled_sequence(
-            prompt, tokens_T, rows, sample_index=sample_index, finish_reason=finish_reason
+            prompt,
+            tokens_T,
+            rows,
+            sample_index=sample_index,
+            finish_reason=finish_reason,
+            num_masked_at_end=num_stop_tokens,
         )
 
     def _penalised(self, logits_V: np.ndarray, tokens: list[int], num_given: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which model a folder holds: where it lies, its fingerprint, its stop ids. Reads no weights as a whole."""
+"""Which model a folder holds: where it lies, its fingerprint. Reads no weights as a whole."""
 
 from __future__ import annotations
 
@@ -74,16 +74,6 @@ def model_fingerprint(folder: Path) -> str:
     for file in files:
         _add_weight_file(digest, file)
     return f"sha256:{digest.hexdigest()}"
-
-
-def end_token_ids(folder: Path) -> tuple[int, ...]:
-    """Ids that end a response, from generation_config.json and config.json; () if neither names any."""
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).is_file():
-            ids = _read_json(folder / name).get("eos_token_id")
-            if ids is not None:
-                return tuple(ids) if isinstance(ids, list) else (int(ids),)
-    return ()
 
 
 def _add_weight_file(digest: Any, file: Path) -> None:

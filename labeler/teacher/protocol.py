@@ -20,6 +20,7 @@ from logitstore.records import LabeledSequence, LabelRows
 
 if TYPE_CHECKING:
     from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
+    from labeler.teacher.response_ends import ResponseEnds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,12 @@ class Teacher(Protocol):
         ...
 
 
+def usable_tokens(max_model_len: int) -> int:
+    """Most tokens of prompt plus response in a vLLM engine of that context: it always samples one token more
+    than it scores, so that one position is kept for it. Planner and engine both go by this."""
+    return max_model_len - 1
+
+
 def check_prompt(prompt: TokenizedPrompt, vocab_size: int, max_tokens: int, mode: str) -> PromptError | None:
     """The reason why `prompt` cannot be labeled in `mode`, or None. `max_tokens` is the most it may hold."""
     num_tokens, name = prompt.num_tokens, prompt.record_id
@@ -119,8 +126,9 @@ def check_prompt(prompt: TokenizedPrompt, vocab_size: int, max_tokens: int, mode
         return PromptError(name, f"{reason}; change labels.mode or the record", "bad_prompt")
     if num_tokens > max_tokens:
         reason = (
-            f"it holds {num_tokens} tokens, the teacher takes at most {max_tokens} here; "
-            "shorten it or raise the teacher's max_model_len"
+            f"it holds {num_tokens} tokens, the teacher takes at most {max_tokens} here (an engine keeps one "
+            "position of its context for itself, a response to be written takes one at least); shorten it or "
+            "raise teacher.max_model_len"
         )
         return PromptError(name, reason, "too_long")
     if prompt.label_start < 1 or (mode == "score" and prompt.label_start >= num_tokens):
@@ -143,10 +151,20 @@ def check_prompt(prompt: TokenizedPrompt, vocab_size: int, max_tokens: int, mode
 
 
 def labeled_sequence(
-    prompt: TokenizedPrompt, tokens_T: np.ndarray, rows: LabelRows, *, sample_index: int, finish_reason: str
+    prompt: TokenizedPrompt,
+    tokens_T: np.ndarray,
+    rows: LabelRows,
+    *,
+    sample_index: int,
+    finish_reason: str,
+    num_masked_at_end: int = 0,
 ) -> LabeledSequence:
-    """The finished record of `prompt`, whose `rows` begin at `prompt.label_start`."""
+    """The finished record of `prompt`, whose `rows` begin at `prompt.label_start`.
+
+    The last `num_masked_at_end` tokens are a stop text, which is not to be learnt.
+    """
     loss_mask_N = np.ones(rows.num_rows, bool)
+    loss_mask_N[len(loss_mask_N) - num_masked_at_end :] = False
     if prompt.loss_mask_T is not None:
         given_N = prompt.loss_mask_T[prompt.label_start : prompt.label_start + rows.num_rows]
         loss_mask_N[: len(given_N)] = given_N
@@ -180,8 +198,11 @@ def build_teacher(
     *,
     cores: str | None,
     machines: int = 1,
+    ends: ResponseEnds | None = None,
 ) -> Teacher:
     """Start the teacher a job names, in this process.
+
+    `ends` is where the job's responses end; None finds it from the model's own files and template.
 
     `cores` binds the process and the engine's threads to logical CPUs, written as vLLM does ("0", "0-3",
     "0,2"); None leaves them alone. It must be set where several CPU engines share a machine: vLLM's own
@@ -191,7 +212,9 @@ def build_teacher(
     if teacher_config.engine == "fake":
         from labeler.teacher.fake import FakeTeacher
 
-        return FakeTeacher(teacher_config, labels_config, sampling_config)
+        return FakeTeacher(teacher_config, labels_config, sampling_config, ends=ends)
     from labeler.teacher.vllm.teacher import VllmTeacher
 
-    return VllmTeacher(teacher_config, labels_config, sampling_config, cores=cores, machines=machines)
+    return VllmTeacher(
+        teacher_config, labels_config, sampling_config, cores=cores, machines=machines, ends=ends
+    )

@@ -31,6 +31,7 @@ from labeler.teacher.protocol import (
     TokenizedPrompt,
     build_teacher,
 )
+from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from labeler.worker.filters import filter_responses
 from logitstore.manifest.fields import ShardEntry
@@ -44,10 +45,10 @@ Result = TypeVar("Result")
 class Worker:
     """Labels leases with one teacher. Its methods may be called from several threads at once."""
 
-    def __init__(self, job: JobConfig, name: str, special_ids: frozenset[int]) -> None:
+    def __init__(self, job: JobConfig, name: str, ends: ResponseEnds) -> None:
         self._job = job
         self._name = name
-        self._special_ids = special_ids
+        self._ends = ends
         self._feed: EngineFeed | None = None
         self._store: LogitStore | None = None
         self._leaving = threading.Event()
@@ -76,6 +77,7 @@ class Worker:
                 self._job.sampling,
                 cores=cores,
                 machines=self._job.workers.machines,
+                ends=self._ends,
             ),
             self._job.labels_per_record,
             self._count_labeled,
@@ -145,7 +147,7 @@ class Worker:
         rejects = [*_refused(fed.errors, planned), *_killers(planned, lease)]
         sequences, filtered = fed.sequences, Counter[str]()
         if self._job.labels.mode == "generate":
-            outcome = filter_responses(sequences, self._job.filters, self._special_ids)
+            outcome = filter_responses(sequences, self._job.filters, self._ends)
             sequences, filtered = outcome.kept, outcome.counts
             rejects += _dropped(outcome.dropped, planned, self._job.sampling.n)
         sequences = _in_plan_order(sequences, planned)

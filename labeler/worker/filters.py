@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from labeler.config.loading import FiltersConfig
+from labeler.teacher.response_ends import ResponseEnds
 from logitstore.records import LabeledSequence
 
 REPETITIONS = 8
@@ -30,9 +31,9 @@ class FilterOutcome:
 
 
 def filter_responses(
-    sequences: Sequence[LabeledSequence], config: FiltersConfig, special_ids: frozenset[int]
+    sequences: Sequence[LabeledSequence], config: FiltersConfig, ends: ResponseEnds
 ) -> FilterOutcome:
-    """Apply the filters to generated sequences. `special_ids` are markers that are no text."""
+    """Apply the filters to generated sequences, whose text ends as `ends` says."""
     outcome = FilterOutcome()
     actions = {
         "truncated": config.truncated,
@@ -44,7 +45,7 @@ def filter_responses(
     for sequence in sequences:
         flags: list[str] = []
         drop: tuple[str, str] | None = None
-        for kind, reason in _findings(sequence, config, special_ids):
+        for kind, reason in _findings(sequence, config, ends):
             outcome.counts[kind] += 1
             if actions[kind] == "drop":
                 drop = drop or (kind, reason)
@@ -57,16 +58,14 @@ def filter_responses(
     return outcome
 
 
-def _findings(
-    sequence: LabeledSequence, config: FiltersConfig, special_ids: frozenset[int]
-) -> list[tuple[str, str]]:
+def _findings(sequence: LabeledSequence, config: FiltersConfig, ends: ResponseEnds) -> list[tuple[str, str]]:
     """(kind, reason) of every filter that is not switched off and that the response trips."""
     response_T = sequence.token_ids_T[sequence.prompt_length :]
-    num_text = len(response_T) - (1 if len(response_T) and int(response_T[-1]) in special_ids else 0)
+    num_text = len(response_T) - (1 if len(response_T) and int(response_T[-1]) in ends.token_ids else 0)
     findings: list[tuple[str, str]] = []
     if config.truncated != "keep" and sequence.finish_reason == "length":
         findings.append(("truncated", f"the response was cut off after {num_text} tokens"))
-    if config.empty != "keep" and num_text == 0:
+    if config.empty != "keep" and all(int(token_id) in ends.blank_ids for token_id in response_T[:num_text]):
         findings.append(("empty", "the response has no text"))
     if config.repeated != "keep":
         period = loop_period(response_T[:num_text], config.repeated_tokens)

@@ -5,6 +5,7 @@ Shape legend: T tokens, N label rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +40,8 @@ class Work:
     """int32, what the engine is given."""
     stage: Literal["score", "decode"]
     finish_reason: str = "scored"
+    num_stop_tokens: int = 0
+    """Tokens at the end that hold the stop text, which is not to be learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class Requests:
     """Ids that end a response."""
     keeps_arrays: bool
     """Whether rows stay arrays in vLLM's front end."""
+    decode: Callable[[list[int]], str] | None = None
+    """Ids to text, where there are stop texts to find."""
 
     @property
     def num_logprobs(self) -> int:
@@ -126,8 +131,9 @@ class Requests:
             max_tokens=min(sampling.max_tokens, self.limits.max_tokens - len(work.tokens_T)),
             seed=seed if sampling.temperature else None,
             stop=list(sampling.stop) or None,
-            stop_token_ids=[*self.end_ids, *sampling.stop_token_ids],
+            stop_token_ids=list(dict.fromkeys([*self.end_ids, *sampling.stop_token_ids])),
             detokenize=bool(sampling.stop),
+            skip_special_tokens=False,
             logprobs=self.num_logprobs if at_decode else None,
             prompt_logprobs=self.num_logprobs if prompt_rows else None,
             **common,
@@ -139,19 +145,33 @@ class Requests:
         if completion.finish_reason not in ("stop", "length"):
             reason = f"the engine ended it with {completion.finish_reason!r}; look at the engine's log"
             return request_error(work, reason, "bad_prompt")
-        tokens_T, finish_reason = work.tokens_T, work.finish_reason
+        tokens_T, finish_reason, num_stop_tokens = work.tokens_T, work.finish_reason, work.num_stop_tokens
         if work.stage == "decode":
             tokens_T = np.concatenate([tokens_T, np.asarray(completion.token_ids, np.int32)])
             finish_reason = completion.finish_reason
+            num_stop_tokens = self._num_stop_tokens(completion)
             if not self.labels_at_decode:
-                return Work(work.prompt, work.sample_index, tokens_T, "score", finish_reason)
+                return Work(work.prompt, work.sample_index, tokens_T, "score", finish_reason, num_stop_tokens)
         try:
             rows = self._rows(work, output, tokens_T)
         except InvalidLabelsError as error:
             return request_error(work, str(error), "bad_labels")
         return labeled_sequence(
-            work.prompt, tokens_T, rows, sample_index=work.sample_index, finish_reason=finish_reason
+            work.prompt,
+            tokens_T,
+            rows,
+            sample_index=work.sample_index,
+            finish_reason=finish_reason,
+            num_masked_at_end=num_stop_tokens,
         )
+
+    def _num_stop_tokens(self, completion: Any) -> int:
+        """Tokens at the end of a response that hold the stop text it ended with, unless that is learnt."""
+        text = completion.stop_reason
+        if not isinstance(text, str) or self.sampling.stop_text == "learn" or self.decode is None:
+            return 0
+        ids = list(completion.token_ids)
+        return next((n for n in range(1, len(ids)) if text in self.decode(ids[-n:])), len(ids))
 
     def _rows(self, work: Work, output: Any, tokens_T: np.ndarray) -> LabelRows:
         """Rows of positions `label_start`.. of a finished sequence."""

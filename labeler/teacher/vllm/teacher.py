@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
+from labeler.planning.tokenization import load_tokenizer
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.model_identity import (
-    end_token_ids,
     find_model_folder,
     model_fingerprint,
     model_name,
@@ -26,7 +26,9 @@ from labeler.teacher.protocol import (
     TeacherDescription,
     TeacherDiedError,
     TokenizedPrompt,
+    usable_tokens,
 )
+from labeler.teacher.response_ends import ResponseEnds
 from labeler.teacher.vllm.engine import engine_args, prepare_process, start_engine, stop_engine
 from labeler.teacher.vllm.requests import EngineLimits, Requests, Work, request_error
 from logitstore.manifest.fields import TeacherInfo
@@ -57,8 +59,9 @@ class VllmTeacher:
         *,
         cores: str | None = None,
         machines: int = 1,
+        ends: ResponseEnds | None = None,
     ) -> None:
-        """Start the engine and test it. See `build_teacher` for `cores` and `machines`.
+        """Start the engine and test it. See `build_teacher` for `cores`, `machines` and `ends`.
 
         Raises:
             FileNotFoundError: no such model.
@@ -66,8 +69,10 @@ class VllmTeacher:
         """
         prepare_process(teacher_config, cores, machines)
         self._teacher = teacher_config
-        self._sampling = sampling_config
         self._machines = machines
+        self._ends = ends if ends is not None else load_tokenizer(teacher_config, None, sampling_config).ends
+        # A stop text that is one marker has become an id; only others need text to be found.
+        self._sampling = sampling_config.model_copy(update={"stop": self._ends.stop})
         self._followers: Followers | None = None
         self._folder = find_model_folder(teacher_config.model, teacher_config.revision)
         self._dead: str | None = None
@@ -122,7 +127,7 @@ class VllmTeacher:
         config = self._engine.vllm_config
         limits = EngineLimits(
             vocab_size=config.model_config.get_vocab_size(),
-            max_tokens=config.model_config.max_model_len - 1,
+            max_tokens=usable_tokens(config.model_config.max_model_len),
             # Every stage of a pipeline has a batch of its own.
             step_tokens=config.scheduler_config.max_num_batched_tokens * self._teacher.pipeline_parallel_size,
             # A few more than can be at work, so that a place that falls free is taken at once.
@@ -134,8 +139,9 @@ class VllmTeacher:
                 f"labels.top_k is {labels.top_k}, the teacher's vocabulary has {limits.vocab_size} ids; "
                 "set top_k to at most that"
             )
+        decode = self._engine.get_tokenizer().decode if self._sampling.stop else None
         self._requests = Requests(
-            labels, self._sampling, layout, limits, end_token_ids(self._folder), keeps_arrays
+            labels, self._sampling, layout, limits, self._ends.token_ids, keeps_arrays, decode
         )
 
     def _start_everywhere(self, arguments: dict[str, Any]) -> Any:

@@ -149,7 +149,7 @@ def test_an_old_name_of_sampling_is_refused_with_the_new_one(name):
 def _identity_before_sampling(job):
     """What a version without `[sampling]` stored for the same job."""
     flat = identity(job)
-    for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "stop_token_ids"):
+    for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "stop_token_ids", "stop_text"):
         del flat[f"sampling.{name}"]
     return {
         name.replace("sampling.", "labels."): value for name, value in flat.items() if name != "labels.top_k"

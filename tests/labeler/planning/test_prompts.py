@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.planning.prompts import BadRecordError, ContextLimits, PromptBuilder
+from labeler.planning.bad_records import BadRecordError
+from labeler.planning.prompts import ContextLimits, PromptBuilder
 from labeler.planning.tokenization import END_OF_TURN, ByteTokenizer, load_tokenizer
 
 TEACHER = Path(__file__).parents[3] / ".demo" / "teacher"
@@ -136,7 +137,7 @@ def test_a_record_may_fill_the_context_and_a_prompt_leaves_room_for_an_answer():
 def test_the_byte_tokenizer_reads_back_what_it_wrote():
     tokenizer = ByteTokenizer(512)
     text = "Grüße<|end|>\n<|start|>user<|eos|> 你好 <|not a marker|>"
-    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=True)) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.fixture(scope="module")

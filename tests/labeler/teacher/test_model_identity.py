@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from labeler.teacher.model_identity import (
-    end_token_ids,
     find_model_folder,
     model_fingerprint,
     model_name,
@@ -62,19 +61,6 @@ def test_what_is_neither_a_folder_nor_an_id_is_named() -> None:
 def test_a_folders_name_tells_nothing_of_the_machine(tmp_path: Path) -> None:
     assert model_name(str(_model(tmp_path / "teacher"))) == "teacher"
     assert model_name("some/hub-id") == "some/hub-id"
-
-
-@pytest.mark.parametrize(
-    ("generation", "config", "expected"),
-    [({"eos_token_id": [2, 7]}, 3, (2, 7)), ({"eos_token_id": 5}, 3, (5,)), ({}, 3, (3,)), (None, None, ())],
-)
-def test_end_ids_come_from_the_generation_config_first(
-    tmp_path: Path, generation: dict[str, object] | None, config: int | None, expected: tuple[int, ...]
-) -> None:
-    folder = _model(tmp_path / "m", eos_token_id=config)
-    if generation is not None:
-        (folder / "generation_config.json").write_text(json.dumps(generation))
-    assert end_token_ids(folder) == expected
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def started_worker(job):
     planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
     totals = planner.run(read_input(job), lambda _: None)
     setup = StoreSetup(job, prepared, totals, lambda _: None)
-    worker = Worker(job, "w", prepared.tokenizer.special_ids)
+    worker = Worker(job, "w", prepared.tokenizer.ends)
     setup.take_description(worker.start(None))
     return worker, list(Plan(prepared.objects).units())
 

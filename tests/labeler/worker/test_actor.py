@@ -44,7 +44,7 @@ def set_up(tmp_path, items, *overrides, kind="prompt_response"):
     planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
     totals = planner.run(read_input(job), lambda _: None)
     setup = StoreSetup(job, prepared, totals, lambda _: None)
-    worker = Worker(job, "worker-0.0", prepared.tokenizer.special_ids)
+    worker = Worker(job, "worker-0.0", prepared.tokenizer.ends)
     setup.take_description(worker.start(None))
     return worker, list(plan.units()), setup
 

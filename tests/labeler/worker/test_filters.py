@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 
 from labeler.config.loading import FiltersConfig
+from labeler.teacher.response_ends import EndToken, ResponseEnds
 from labeler.worker.filters import filter_responses, loop_period
 from logitstore.records import LabeledSequence, LabelRows
 
-END = 257
+END, SPACE, START_OF_ANSWER = 257, 258, 259
+ENDS = ResponseEnds(
+    (EndToken(END, "<end>", ("tokenizer",)),), blank_ids=frozenset({END, SPACE, START_OF_ANSWER})
+)
 
 
 def rows(count):
@@ -28,7 +32,7 @@ def response(tokens, finish_reason="stop"):
 
 
 def outcome_of(tokens, finish_reason="stop", **settings):
-    outcome = filter_responses([response(tokens, finish_reason)], FiltersConfig(**settings), frozenset([END]))
+    outcome = filter_responses([response(tokens, finish_reason)], FiltersConfig(**settings), ENDS)
     flags = outcome.kept[0].flags if outcome.kept else None
     return flags, [kind for _, kind, _ in outcome.dropped], dict(outcome.counts)
 
@@ -50,7 +54,7 @@ def test_keep_looks_at_nothing():
     assert outcome_of([], "length", truncated="keep", empty="keep", repeated="keep") == ((), [], {})
 
 
-@pytest.mark.parametrize("tokens", [[], [END]])
+@pytest.mark.parametrize("tokens", [[], [END], [SPACE, SPACE, END], [START_OF_ANSWER, SPACE]])
 def test_an_empty_response_is_dropped(tokens):
     assert outcome_of(tokens) == (None, ["empty"], {"empty": 1})
 

@@ -322,6 +322,7 @@ def test_every_setting_of_sampling_reaches_vllm() -> None:
         "n": 3,
         "seed": 5,
         "stop": ("END",),
+        "stop_text": "mask",
         "stop_token_ids": (7, 8),
     }
     assert set(settings) == set(SamplingConfig.model_fields)

@@ -1,0 +1,217 @@
+"""Records to conversations: messages with all their keys, tools and documents, and the given response.
+
+Understood as well: ShareGPT's messages ({"from": ..., "value": ...}), content in parts of text, a system
+text and a context (Alpaca's `input`) in fields of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from labeler.config.loading import InputConfig
+from labeler.planning.bad_records import BadRecordError, field_value, shown
+from labeler.planning.tokenization import Conversation, Message
+from logitstore.inputs.reading import lookup_field
+
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+"""Roles of ShareGPT that chat templates call otherwise; others keep their name."""
+INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Keys that may stand in a message without content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What a record says."""
+
+    given: Conversation
+    """Everything before the response."""
+    response: Message | None
+    """The assistant's given answer; None where the record has none."""
+
+
+def exchange_of(record: dict[str, Any], config: InputConfig, mode: Literal["score", "generate"]) -> Exchange:
+    """The record's conversation, for the kinds messages, prompt and prompt_response.
+
+    Raises BadRecordError.
+    """
+    names = config.field_names()
+    if config.kind == "messages":
+        exchange = _of_messages(record, names, mode)
+    else:
+        exchange = _of_prompt(
+            record, names, with_response=config.kind == "prompt_response" and mode == "score"
+        )
+    system = _optional_text(record, names.get("system")) or config.system_prompt
+    if system is None or exchange.given.messages[0]["role"] in ("system", "developer"):
+        return exchange
+    given = exchange.given
+    messages = ({"role": "system", "content": system}, *given.messages)
+    return Exchange(Conversation(messages, given.tools, given.documents), exchange.response)
+
+
+def text_field(record: dict[str, Any], name: str, list_of_texts: str) -> str:
+    """A text field. What a list of texts becomes, `list_of_texts` says. Raises BadRecordError."""
+    value = field_value(record, name)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        value = _one_text(value, name, list_of_texts)
+    if not isinstance(value, str):
+        raise BadRecordError(
+            f"field {name!r} is {shown(value)}, it must be text or a list of texts; correct the record or "
+            "input.fields",
+            "bad_type",
+        )
+    if not value.strip():
+        raise BadRecordError(f"field {name!r} is empty; give it text or leave the record out", "empty")
+    return value
+
+
+def _one_text(texts: list[str], name: str, list_of_texts: str) -> str:
+    if len(texts) == 1 or list_of_texts == "first":
+        return texts[0]
+    if list_of_texts == "join":
+        return "\n\n".join(texts)
+    raise BadRecordError(
+        f'field {name!r} is a list of {len(texts)} texts; set input.list_of_texts to "join" (with an empty '
+        'line between) or "first" (the others are left out), or make a record of each',
+        "list_of_texts",
+    )
+
+
+def _optional_text(record: dict[str, Any], name: str | None) -> str | None:
+    value = lookup_field(record, name) if name is not None else None
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise BadRecordError(f"field {name!r} is {shown(value)}, it must be text or null", "bad_type")
+    return value
+
+
+def _of_prompt(record: dict[str, Any], names: Mapping[str, str], *, with_response: bool) -> Exchange:
+    prompt = text_field(record, names["prompt"], "first")
+    context = _optional_text(record, names.get("context"))
+    if context is not None and context.strip():
+        prompt = f"{prompt}\n\n{context}"
+    response = text_field(record, names["response"], "refuse") if with_response else None
+    return Exchange(
+        Conversation(({"role": "user", "content": prompt},)),
+        None if response is None else {"role": "assistant", "content": response},
+    )
+
+
+def _of_messages(record: dict[str, Any], names: Mapping[str, str], mode: str) -> Exchange:
+    name = names["messages"]
+    messages = _messages(record, name)
+    tools = _optional_list(record, names.get("tools", "tools"))
+    documents = _optional_list(record, names.get("documents", "documents"))
+    response: Message | None = None
+    if messages[-1]["role"] == "assistant":
+        response = messages.pop()
+    if not messages:
+        raise BadRecordError(f"field {name!r} holds only an answer; put the question before it", "empty")
+    if mode == "score" and response is None:
+        raise BadRecordError(
+            f"field {name!r} ends with a message of {messages[-1]['role']!r}; to be scored it must end with "
+            "one of 'assistant'",
+            "no_response",
+        )
+    return Exchange(Conversation(tuple(messages), tools, documents), response)
+
+
+def _optional_list(record: dict[str, Any], name: str) -> list[Any] | None:
+    """A list that a record may have, also as JSON text as files of tool traces often hold it."""
+    value = lookup_field(record, name)
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRecordError(f"field {name!r} is {shown(value)}, it must be a list", "bad_type") from None
+    if value is None or value == [] or value == "":
+        return None
+    if not isinstance(value, list):
+        raise BadRecordError(f"field {name!r} is {shown(value)}, it must be a list or null", "bad_type")
+    return value
+
+
+def _messages(record: dict[str, Any], name: str) -> list[Message]:
+    value = field_value(record, name)
+    if not isinstance(value, list):
+        raise BadRecordError(
+            f"field {name!r} is {shown(value)}, it must be a list of messages; correct input.fields",
+            "bad_type",
+        )
+    if not value:
+        raise BadRecordError(f"field {name!r} is empty; give it a message", "empty")
+    messages = [_message(message, name) for message in value]
+    last = messages[-1]
+    if not any(last.get(key) for key in INSTEAD_OF_CONTENT) and not _visible(last["content"]):
+        raise BadRecordError(f"the last message of field {name!r} is empty; give it text", "empty")
+    return messages
+
+
+def _visible(content: Any) -> bool:
+    return bool(content.strip()) if isinstance(content, str) else bool(content)
+
+
+def _message(message: Any, name: str) -> Message:
+    """One message with all its keys but the null ones, which Parquet gives to every message of a column."""
+    if not isinstance(message, dict):
+        raise _bad_message(message, name)
+    if "role" not in message and isinstance(message.get("from"), str) and "value" in message:
+        role = SHAREGPT_ROLES.get(message["from"], message["from"])
+        others = {key: value for key, value in message.items() if key not in ("from", "value")}
+        message = {"role": role, "content": message["value"], **others}
+    kept = {key: value for key, value in message.items() if value is not None}
+    kept["content"] = message.get("content")
+    if not isinstance(kept.get("role"), str):
+        raise _bad_message(message, name)
+    if kept["content"] is None:
+        if not any(kept.get(key) for key in INSTEAD_OF_CONTENT):
+            raise _bad_message(message, name)
+    elif isinstance(kept["content"], list):
+        kept["content"] = _parts(kept["content"], name)
+    elif not isinstance(kept["content"], str):
+        raise _bad_message(message, name)
+    if kept.get("tool_calls"):
+        kept["tool_calls"] = [_with_parsed_arguments(call) for call in kept["tool_calls"]]
+    return kept
+
+
+def _bad_message(message: Any, name: str) -> BadRecordError:
+    return BadRecordError(
+        f'field {name!r} holds {shown(message)}; a message is {{"role": text, "content": text}}', "bad_type"
+    )
+
+
+def _parts(parts: list[Any], name: str) -> str:
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif (
+            isinstance(part, dict)
+            and part.get("type", "text") == "text"
+            and isinstance(part.get("text"), str)
+        ):
+            texts.append(part["text"])
+        else:
+            raise BadRecordError(
+                f"field {name!r} holds the content part {shown(part)}; only parts of text can be labeled",
+                "bad_type",
+            )
+    return "\n".join(texts)
+
+
+def _with_parsed_arguments(call: Any) -> Any:
+    """The call with its arguments as an object: OpenAI's files hold them as JSON text, which templates would
+    quote once more."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,105 @@
+"""What a chat template reads of a conversation. What it does not read is found, never dropped in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from labeler.planning.bad_records import BadRecordError, shown
+from labeler.planning.tokenization import ChatTemplateError, Conversation, Message, Tokenizer
+
+ALWAYS_READ = ("role", "content")
+NO_PART_OF_IT = frozenset(
+    {
+        "id",
+        "weight",
+        "index",
+        "timestamp",
+        "created_at",
+        "annotations",
+        "tool_call_id",
+        "message_id",
+        "parent_id",
+    }
+)
+"""Keys of messages that say nothing to a model. A tool's answer stands after its call, whatever its id."""
+
+
+class TemplateProbe:
+    """Answers for one job's template, kept by role and key."""
+
+    def __init__(self, tokenizer: Tokenizer, ignored_keys: Sequence[str] = ()) -> None:
+        """`ignored_keys` are the keys that the job allows to be lost."""
+        self._tokenizer = tokenizer
+        self._ignored = NO_PART_OF_IT | set(ignored_keys)
+        self._reads: dict[tuple[str, str], bool] = {}
+
+    def check(self, conversation: Conversation) -> None:
+        """Raises BadRecordError if the template does not read something that belongs to the conversation."""
+        for place, message in enumerate(conversation.messages):
+            for key, value in message.items():
+                if key in ALWAYS_READ or key in self._ignored or value in (None, "", [], {}, False):
+                    continue
+                if message["role"] == "tool" and key == "name":
+                    continue  # The call before names the function.
+                if not self._reads_key(conversation, place, key):
+                    raise BadRecordError(
+                        f"the chat template does not read {key!r} of a message of {message['role']!r}, so "
+                        f"the teacher would not see {shown(value)}; set input.chat_template to a template "
+                        f'that does, or input.ignore_keys = ["{key}"] to label the conversation without it',
+                        "unread_key",
+                    )
+        for key in ("tools", "documents"):
+            if (
+                key not in self._ignored
+                and getattr(conversation, key)
+                and not self._reads_list(conversation, key)
+            ):
+                raise BadRecordError(
+                    f"the chat template does not read the record's {key}, so the teacher would not see "
+                    "them; set input.chat_template to a template that does, or "
+                    f'input.ignore_keys = ["{key}"]',
+                    "unread_key",
+                )
+
+    def _reads_key(self, conversation: Conversation, place: int, key: str) -> bool:
+        role = conversation.messages[place]["role"]
+        if not self._reads.get((role, key)):
+            # A template may leave a key out by its place, as with the reasoning of earlier turns: also
+            # tried with the message as the last.
+            messages = conversation.messages
+            candidates = (messages, messages[: place + 1])
+            self._reads[role, key] = any(
+                self._differs(
+                    Conversation(tried, conversation.tools, conversation.documents),
+                    Conversation(_without(tried, place, key), conversation.tools, conversation.documents),
+                )
+                for tried in candidates
+            )
+        return self._reads[role, key]
+
+    def _reads_list(self, conversation: Conversation, key: str) -> bool:
+        if not self._reads.get(("", key)):
+            without = Conversation(
+                conversation.messages,
+                None if key == "tools" else conversation.tools,
+                None if key == "documents" else conversation.documents,
+            )
+            self._reads["", key] = self._differs(conversation, without)
+        return self._reads["", key]
+
+    def _differs(self, one: Conversation, other: Conversation) -> bool:
+        return self._rendered(one) != self._rendered(other)
+
+    def _rendered(self, conversation: Conversation) -> str | None:
+        try:
+            return self._tokenizer.render_chat(conversation, add_generation_prompt=False)
+        except ChatTemplateError:
+            return None
+
+
+def _without(messages: Sequence[Message], place: int, key: str) -> tuple[dict[str, Any] | Message, ...]:
+    return tuple(
+        {name: value for name, value in message.items() if name != key} if i == place else message
+        for i, message in enumerate(messages)
+    )

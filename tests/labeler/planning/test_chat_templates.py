@@ -1,0 +1,283 @@
+"""Conversations of every template shape give the ids of transformers' own apply_chat_template."""
+
+import json
+from typing import Any
+
+import pytest
+
+from labeler.config.loading import load_job
+from labeler.planning.bad_records import BadRecordError
+from labeler.planning.prompts import ContextLimits, PromptBuilder
+from labeler.planning.tokenization import HuggingFaceTokenizer
+from tests.labeler.planning.templates import END_OF_TURN, TEMPLATES, byte_tokenizer, tokenizer_of
+
+CHAT = [
+    {"role": "user", "content": "Two and two?"},
+    {"role": "assistant", "content": "It is 4."},
+    {"role": "user", "content": "And three?"},
+    {"role": "assistant", "content": "It is 5."},
+]
+TOOLS = [{"type": "function", "function": {"name": "get_temp", "parameters": {"type": "object"}}}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "get_temp", "arguments": {"city": "Rome"}}}
+TOOL_CHAT = [
+    {"role": "user", "content": "How warm is Rome?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "name": "get_temp", "content": "21"},
+    {"role": "assistant", "content": "21 degrees."},
+]
+
+
+def builder_for(
+    tokenizer: Any, *overrides: str, kind: str = "messages", mode: str = "score"
+) -> PromptBuilder:
+    base = [
+        "teacher.engine=fake",
+        "input.uri=in",
+        "output.uri=out",
+        f"input.kind={kind}",
+        f"labels.mode={mode}",
+    ]
+    job = load_job(None, [*base, *overrides], {})
+    chat = job.input
+    template = None if isinstance(chat.chat_template, bool) else open(chat.chat_template).read()  # noqa: SIM115
+    own = HuggingFaceTokenizer(
+        tokenizer, chat_template=template, chat_template_kwargs=chat.chat_template_kwargs
+    )
+    return PromptBuilder(job, own, ContextLimits(1000, 4096))
+
+
+def whole_ids(prompt: Any) -> list[int]:
+    return [*prompt.prompt_token_ids.tolist(), *prompt.response_token_ids.tolist()]
+
+
+def response_text(tokenizer: Any, prompt: Any) -> str:
+    return tokenizer.decode(prompt.response_token_ids.tolist())
+
+
+def expected(tokenizer: Any, messages: list[dict[str, Any]], **arguments: Any) -> list[int]:
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **arguments))
+
+
+def refused(builder: PromptBuilder, record: dict[str, Any]) -> BadRecordError:
+    with pytest.raises(BadRecordError) as caught:
+        builder.build("r", record)
+    return caught.value
+
+
+@pytest.mark.parametrize("shape", sorted(TEMPLATES))
+def test_prompts_are_those_of_apply_chat_template(shape: str) -> None:
+    tokenizer = tokenizer_of(shape)
+    settings = ["input.chat_template_kwargs={date_string='1 Jan 2026'}"] if shape == "dated" else []
+    prompt = builder_for(tokenizer, *settings, mode="generate").build("r", {"messages": CHAT})
+    given = {"date_string": "1 Jan 2026"} if shape == "dated" else {}
+    assert prompt.prompt_token_ids.tolist() == expected(
+        tokenizer, CHAT[:3], add_generation_prompt=True, **given
+    )
+
+
+@pytest.mark.parametrize("shape", sorted(set(TEMPLATES) - {"r1"}))
+def test_scored_conversations_are_those_of_apply_chat_template(shape: str) -> None:
+    tokenizer = tokenizer_of(shape)
+    settings = ["input.chat_template_kwargs={date_string='1 Jan 2026'}"] if shape == "dated" else []
+    builder = builder_for(tokenizer, *settings)
+    prompt = builder.build("r", {"messages": CHAT})
+    given = {"date_string": "1 Jan 2026"} if shape == "dated" else {}
+    reference = expected(tokenizer, CHAT, **given)
+    ids = whole_ids(prompt)
+    assert ids == reference[: len(ids)]
+    assert tokenizer.decode(reference[len(ids) :]).strip() == ""
+    assert tokenizer.decode(ids[-1:]) == END_OF_TURN[shape]
+    assert builder.num_split_borders == 0
+
+
+@pytest.mark.parametrize("shape", ["chatml", "llama3"])
+def test_labeled_spans_are_those_of_the_assistant_mask(shape: str) -> None:
+    tokenizer = tokenizer_of(shape)
+    prompt = builder_for(tokenizer).build("r", {"messages": CHAT[:2]})
+    reference = tokenizer.apply_chat_template(
+        CHAT[:2], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    mask = reference["assistant_masks"]
+    assert prompt.label_start == mask.index(1)
+    assert prompt.num_tokens == len(mask) - mask[::-1].index(1)
+
+
+@pytest.mark.parametrize("shape", sorted(TEMPLATES))
+def test_a_response_ends_at_the_templates_end_of_turn_and_at_the_tokenizers_eos(shape: str) -> None:
+    tokenizer = tokenizer_of(shape)
+    ends = HuggingFaceTokenizer(tokenizer, named_ends=[(3, "config.json")]).ends
+    by_text = {token.text: token.named_by for token in ends.tokens}
+    assert by_text[END_OF_TURN[shape]] == ("chat template",)
+    assert by_text["<|endoftext|>"] == ("tokenizer",)
+    assert 3 in ends.token_ids
+    assert set(ends.token_ids) <= ends.blank_ids
+
+
+def test_a_stop_that_is_a_marker_is_an_id_and_other_stops_stay_texts() -> None:
+    ends = HuggingFaceTokenizer(byte_tokenizer(), stop=("<|im_end|>", "\nUser:")).ends
+    assert [token.text for token in ends.tokens] == ["<|endoftext|>", "<|im_end|>"]
+    assert ends.stop == ("\nUser:",)
+
+
+def test_tools_calls_and_null_content_reach_the_template() -> None:
+    tokenizer = tokenizer_of("tools")
+    record = {"messages": TOOL_CHAT, "tools": TOOLS}
+    prompt = builder_for(tokenizer).build("r", record)
+    assert whole_ids(prompt) == expected(tokenizer, TOOL_CHAT, tools=TOOLS)[:-1]
+    text = tokenizer.decode(prompt.prompt_token_ids.tolist())
+    assert "get_temp" in text
+    assert "None" not in text
+    as_text = [*TOOL_CHAT[:1], json.loads(json.dumps(TOOL_CHAT[1])), *TOOL_CHAT[2:]]
+    as_text[1]["tool_calls"][0]["function"]["arguments"] = '{"city": "Rome"}'
+    other = builder_for(tokenizer).build("r", {"messages": as_text, "tools": json.dumps(TOOLS)})
+    assert whole_ids(other) == whole_ids(prompt), "arguments and tools as JSON text are the same"
+
+
+def test_a_call_as_the_last_turn_is_the_response() -> None:
+    tokenizer = tokenizer_of("tools")
+    prompt = builder_for(tokenizer).build("r", {"messages": TOOL_CHAT[:2], "tools": TOOLS})
+    response = response_text(tokenizer, prompt)
+    assert response == '<tool_call>{"name": "get_temp", "arguments": {"city": "Rome"}}</tool_call><|im_end|>'
+
+
+def test_what_a_template_does_not_read_rejects_the_record_by_name() -> None:
+    error = refused(builder_for(tokenizer_of("llama3")), {"messages": CHAT[:2], "tools": TOOLS})
+    assert error.kind == "unread_key"
+    assert "the record's tools" in error.reason
+    reasoned = [CHAT[0], {**CHAT[1], "reasoning_content": "two plus two"}]
+    error = refused(builder_for(tokenizer_of("chatml")), {"messages": reasoned})
+    assert (error.kind, "'reasoning_content' of a message of 'assistant'" in error.reason) == (
+        "unread_key",
+        True,
+    )
+    allowed = builder_for(tokenizer_of("chatml"), 'input.ignore_keys=["reasoning_content"]')
+    assert whole_ids(allowed.build("r", {"messages": reasoned})) == whole_ids(
+        builder_for(tokenizer_of("chatml")).build("r", {"messages": CHAT[:2]})
+    )
+    assert builder_for(tokenizer_of("chatml")).build("r", {"messages": [{**CHAT[0], "id": "m1"}, CHAT[1]]})
+
+
+def test_reasoning_reaches_a_template_that_reads_it_also_where_it_drops_that_of_earlier_turns() -> None:
+    tokenizer = tokenizer_of("qwen3")
+    chat = [CHAT[0], {**CHAT[1], "reasoning_content": "a"}, CHAT[2], {**CHAT[3], "reasoning_content": "b b"}]
+    prompt = builder_for(tokenizer).build("r", {"messages": chat})
+    assert whole_ids(prompt) == expected(tokenizer, chat)[:-1]
+    assert response_text(tokenizer, prompt).startswith("<think>\nb b\n</think>\n\nIt is 5.")
+
+
+def test_template_variables_reach_the_template() -> None:
+    tokenizer = tokenizer_of("qwen3")
+    builder = builder_for(tokenizer, "input.chat_template_kwargs={enable_thinking=false}", mode="generate")
+    prompt = builder.build("r", {"messages": CHAT[:1]})
+    assert prompt.prompt_token_ids.tolist() == expected(
+        tokenizer, CHAT[:1], add_generation_prompt=True, enable_thinking=False
+    )
+    assert tokenizer.decode(prompt.prompt_token_ids.tolist()).endswith("</think>\n\n")
+
+
+def test_a_template_file_stands_in_for_the_tokenizers_own(tmp_path: Any) -> None:
+    path = tmp_path / "own.jinja"
+    path.write_text(TEMPLATES["gemma"])
+    prompt = builder_for(tokenizer_of("chatml"), f"input.chat_template='{path}'").build(
+        "r", {"messages": CHAT}
+    )
+    reference = expected(tokenizer_of("chatml"), CHAT, chat_template=TEMPLATES["gemma"])
+    assert whole_ids(prompt) == reference[: prompt.num_tokens]
+
+
+def test_a_template_that_opens_reasoning_gives_what_the_teacher_would_write() -> None:
+    tokenizer = tokenizer_of("r1")
+    start = expected(tokenizer, CHAT[:1], add_generation_prompt=True)
+    for answer in (
+        {"role": "assistant", "content": "<think>\nit is even\n</think>\n\nIt is 4."},
+        {"role": "assistant", "content": "it is even\n</think>\n\nIt is 4."},
+        {"role": "assistant", "content": "It is 4.", "reasoning_content": "it is even"},
+    ):
+        builder = builder_for(tokenizer, 'input.ignore_keys=["reasoning_content"]')
+        prompt = builder.build("r", {"messages": [CHAT[0], answer]})
+        assert prompt.prompt_token_ids.tolist() == start
+        response = response_text(tokenizer, prompt)
+        assert response == "it is even\n</think>\n\nIt is 4.<|end_of_sentence|>"
+        assert builder.num_raw_answers == 1
+    error = refused(builder_for(tokenizer), {"messages": CHAT[:2]})
+    assert (error.kind, "which the answer does not close" in error.reason) == ("bad_prompt", True)
+    assert "chat_template = false" not in error.reason
+
+
+def test_sharegpt_parts_and_the_records_own_system_are_understood() -> None:
+    tokenizer = tokenizer_of("chatml")
+    sharegpt = [{"from": "human", "value": "Two and two?"}, {"from": "gpt", "value": "It is 4."}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Two and two?"}]}, CHAT[1]]
+    reference = builder_for(tokenizer).build("r", {"messages": CHAT[:2]})
+    for messages in (sharegpt, parts):
+        assert whole_ids(builder_for(tokenizer).build("r", {"messages": messages})) == whole_ids(reference)
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, CHAT[1]]
+    assert refused(builder_for(tokenizer), {"messages": image}).kind == "bad_type"
+    own = builder_for(tokenizer, "input.fields={system='system_prompt'}")
+    prompt = own.build("r", {"messages": CHAT[:2], "system_prompt": "Be brief."})
+    system = {"role": "system", "content": "Be brief."}
+    assert whole_ids(prompt) == expected(tokenizer, [system, *CHAT[:2]])
+
+
+def test_alpacas_input_follows_its_instruction() -> None:
+    tokenizer = tokenizer_of("chatml")
+    fields = "input.fields={prompt='instruction', context='input', response='output'}"
+    record = {"instruction": "Add.", "input": "2 2", "output": "4"}
+    prompt = builder_for(tokenizer, fields, kind="prompt_response").build("r", record)
+    assert "Add.\n\n2 2<|im_end|>" in tokenizer.decode(prompt.prompt_token_ids.tolist())
+    without = builder_for(tokenizer, fields, kind="prompt_response").build("r", {**record, "input": ""})
+    assert "Add.<|im_end|>" in tokenizer.decode(without.prompt_token_ids.tolist())
+
+
+def test_lists_of_texts_are_never_cut_to_the_first_in_silence() -> None:
+    tokenizer = tokenizer_of("chatml")
+    record = {"prompt": "Colour?", "response": ["Blue.", "Red."]}
+    assert refused(builder_for(tokenizer, kind="prompt_response"), record).kind == "list_of_texts"
+    pages = {"text": ["one", "two"]}
+    assert refused(builder_for(tokenizer, kind="text"), pages).kind == "list_of_texts"
+    joined = builder_for(tokenizer, "input.list_of_texts=join", kind="text").build("r", pages)
+    assert response_text(tokenizer, joined) == "one\n\ntwo"
+
+
+def test_a_prompt_that_is_rendered_already_is_not_rendered_again() -> None:
+    tokenizer = tokenizer_of("chatml")
+    rendered = tokenizer.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True)
+    error = refused(builder_for(tokenizer, kind="prompt", mode="generate"), {"prompt": rendered})
+    assert error.kind == "rendered_already"
+    plain = builder_for(tokenizer, "input.chat_template=false", kind="prompt", mode="generate")
+    ids = plain.build("r", {"prompt": rendered}).prompt_token_ids.tolist()
+    assert ids == expected(tokenizer, CHAT[:1], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("family", ["byte_bpe", "metaspace", "metaspace_no_prefix"])
+@pytest.mark.parametrize("adds_eos", [False, True])
+def test_plain_text_has_one_beginning_and_no_end_of_its_own(family: str, adds_eos: bool) -> None:
+    tokenizer = byte_tokenizer(family=family, bos="<s>", adds_eos=adds_eos)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    plain = ("input.chat_template=false",)
+    for text in ("Once the houses", "<s>Once the houses"):
+        prompt = builder_for(tokenizer, *plain, kind="prompt", mode="generate").build("r", {"prompt": text})
+        ids = prompt.prompt_token_ids.tolist()
+        assert (ids[0], ids.count(bos), ids.count(eos)) == (bos, 1, 0)
+        whole = builder_for(tokenizer, kind="text").build("r", {"text": text})
+        assert whole.response_token_ids is not None
+        assert whole.response_token_ids.tolist() == ids
+
+
+@pytest.mark.parametrize("family", ["byte_bpe", "metaspace", "metaspace_no_prefix"])
+def test_a_response_goes_on_where_the_prompt_ends(family: str) -> None:
+    tokenizer = byte_tokenizer(family=family, bos="<s>", adds_eos=True)
+    builder = builder_for(tokenizer, "input.chat_template=false", kind="prompt_response")
+    for prompt_text, response_text in (("Capital of France? Answer:", " Paris"), ("the hous", "es are big")):
+        prompt = builder.build("r", {"prompt": prompt_text, "response": response_text})
+        assert prompt.response_token_ids is not None
+        bos = tokenizer.bos_token_id
+        assert _spelled(tokenizer, whole_ids(prompt)[1:]) == prompt_text + response_text
+        assert whole_ids(prompt)[0] == bos
+        assert _spelled(tokenizer, prompt.prompt_token_ids.tolist()[1:]) == prompt_text
+
+
+def _spelled(tokenizer: Any, ids: list[int]) -> str:
+    """The text of the tokens themselves, white space within them kept."""
+    spelled = "".join(tokenizer.convert_ids_to_tokens(ids))
+    return spelled.replace("\u2581", " ").replace("\u0120", " ").removeprefix(" ")
