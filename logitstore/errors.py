@@ -67,3 +67,7 @@ class UnsupportedInputError(StoreError, ValueError):
 
 class IndexLostError(StoreError, ValueError):
     """Shards lie here that no index or manifest names: absence of a name is not absence of labels."""
+
+
+class UnsafeObjectError(StoreError, ValueError):
+    """An object that is no regular file, or larger than anything that bears its name."""

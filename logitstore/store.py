@@ -15,12 +15,13 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import (
     CorruptManifestError,
     CorruptShardError,
+    InvalidLabelsError,
     ObjectNotFoundError,
     StoreChangedError,
     StoreExistsError,
@@ -49,11 +50,13 @@ from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import LabeledSequence, Reject
 from logitstore.shard.arrow_file import ArrowFile
 from logitstore.shard.reader import ShardReader
+from logitstore.shard.schema import MAX_BLOCK_ENTRIES, MAX_SHARD_BYTES
 from logitstore.shard.writer import ShardStats, write_shard
 
 CODEBOOKS_PREFIX = "codebooks/"
 CURRENT_CODEBOOKS = "codebooks/current.json"
 MAX_CODEBOOK_BYTES = 512 * 2**20
+MAX_WHOLE_BYTES = 256 * 2**20
 MAX_ROUNDS_PER_COMMIT = 10
 _CODEBOOK_HASH = re.compile(r"blake2b-128:[0-9a-f]{32}")
 NO_SHARD = ShardStats(num_sequences=0, num_rows=0, num_tokens=0, num_bytes=0, checksum="")
@@ -76,6 +79,8 @@ class LogitStore:
         self._codebooks: CodebookSet | None = None
         self._codebooks_looked_for = False
         self._manifest_hash = manifest_hash(manifest)
+        self.max_block_entries = MAX_BLOCK_ENTRIES
+        """Rows times K of a block that this process decodes at once; the format's limit unless lowered."""
         self._units = CommittedUnits(objects, self._manifest_hash)
         if refresh:
             self.refresh()
@@ -281,6 +286,11 @@ class LogitStore:
             name = shard_name(unit_index, unit_id, attempt)
             buffer = io.BytesIO()
             stats = write_shard(buffer, sequences, self._manifest.labels, self.codebooks())
+            if stats.num_bytes > MAX_SHARD_BYTES:
+                raise InvalidLabelsError(
+                    f"unit {unit_id} makes a shard of {stats.num_bytes:,} bytes, and a shard has at most "
+                    f"{MAX_SHARD_BYTES:,}; use smaller units"
+                )
             self.objects.put(name, buffer.getvalue())
         entry = ShardEntry(
             unit_id=unit_id,
@@ -306,12 +316,34 @@ class LogitStore:
         """
         if not entry.name:
             raise ValueError(f"unit {entry.unit_id} has no shard: every record of it was rejected")
-        if whole:
-            file = io.BytesIO(self.objects.get(entry.name, max_bytes=entry.num_bytes))
-        else:
-            # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
-            file = self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
-        return ShardReader(file, self._manifest.labels, self.codebooks())
+        # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
+        file = (
+            self.open_whole(entry)
+            if whole
+            else self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
+        )
+        return self.reader_of(file)
+
+    def reader_of(self, file: BinaryIO) -> ShardReader:
+        """A reader of a shard's file that the caller has opened."""
+        return ShardReader(
+            file, self._manifest.labels, self.codebooks(), max_block_entries=self.max_block_entries
+        )
+
+    def open_whole(self, entry: ShardEntry) -> BinaryIO:
+        """All of a shard: in memory, fetched by one request, up to MAX_WHOLE_BYTES; else read in parts.
+
+        Raises CorruptShardError for an entry beyond the size that a shard may have.
+        """
+        if entry.num_bytes > MAX_SHARD_BYTES:
+            raise CorruptShardError(
+                f"{entry.name} has {entry.num_bytes:,} bytes, and a shard at most {MAX_SHARD_BYTES:,}; it "
+                "was not written by this software, or is damaged"
+            )
+        if entry.num_bytes > MAX_WHOLE_BYTES:
+            buffer_bytes = MAX_WHOLE_BYTES // 16
+            return self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=buffer_bytes)
+        return io.BytesIO(self.objects.get(entry.name, max_bytes=entry.num_bytes))
 
     def iter_sequences(self, top_k: int | None = None) -> Iterator[LabeledSequence]:
         """All sequences by unit, one shard in memory at a time; `top_k` reads only that many entries."""

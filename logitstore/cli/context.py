@@ -23,11 +23,15 @@ EXIT_STATUS = """\
 exit status: 0 done; 1 problems found (verify); 2 wrong usage, or the place, input or file named is not
 there or does not fit; 3 the store cannot be read or written; 130 interrupted"""
 
+MAX_BLOCK_ENTRIES = 1 << 23
+"""Rows times K of a block that commands decode at once: half a gigabyte, or 65,536 tokens of K=128."""
 ProgressCallback = Callable[[str, int, int], None]
 
 
 def open_store(args: argparse.Namespace, uri: str | None = None) -> LogitStore:
-    return LogitStore.open(uri or args.store, storage_options=storage_options(args))
+    store = LogitStore.open(uri or args.store, storage_options=storage_options(args))
+    store.max_block_entries = args.max_block_entries
+    return store
 
 
 def storage_options(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import logitstore
-from logitstore.cli.context import EXIT_STATUS
+from logitstore.cli.context import EXIT_STATUS, MAX_BLOCK_ENTRIES
 from logitstore.tools.inspection import RECOMMENDED_MASS
 from logitstore.tools.verify import DEFAULT_GRACE_SEC
 from logitstore.viewer import cli as viewer_cli
@@ -66,6 +66,13 @@ def _command(
     )
     parser.add_argument(
         "--quiet", action="store_true", help="no progress bar, nothing but what was asked for"
+    )
+    parser.add_argument(
+        "--max-block-entries",
+        metavar="N",
+        type=_positive,
+        default=MAX_BLOCK_ENTRIES,
+        help="rows times K that are decoded at once (default 8388608, some 0.5 GB)",
     )
     parser.add_argument(
         "--storage-options", type=Path, metavar="FILE", help="JSON object with options for S3 (never stored)"

@@ -234,6 +234,7 @@ class CommittedUnits:
     def _read_checked(self, name: str, num_bytes: int, checksum: str) -> pa.Buffer:
         try:
             if self._objects.is_local:
+                self._objects.open(name, num_bytes=num_bytes).close()  # refuses what is no regular file
                 data = pa.memory_map(str(self._objects.local_path(name))).read_buffer()
             else:
                 data = pa.py_buffer(self._objects.get(name, max_bytes=num_bytes))

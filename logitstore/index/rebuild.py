@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from logitstore.codec.codebooks import CodebookSet
-from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError, StoreError
+from logitstore.errors import (
+    CorruptManifestError,
+    CorruptShardError,
+    ObjectNotFoundError,
+    StoreChangedError,
+    StoreError,
+)
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import (
     COMMITS_PREFIX,
@@ -39,8 +45,8 @@ from logitstore.manifest.fields import LabelSpec, ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import Reject
 from logitstore.shard.reader import ShardReader
+from logitstore.shard.schema import MAX_SHARD_BYTES
 
-MAX_SHARD_BYTES = 2**31
 _ENTRIES_NAME = re.compile(r"index/([0-9a-f]{16})\.arrow")
 Progress = Callable[[str, int, int], None]
 
@@ -231,7 +237,9 @@ def entry_of_shard(
 
     Raises CorruptShardError for what is no shard of this store.
     """
-    data = objects.get(info.name, max_bytes=min(info.num_bytes, MAX_SHARD_BYTES))
+    if info.num_bytes > MAX_SHARD_BYTES:
+        raise CorruptShardError(f"{info.name} has {info.num_bytes} bytes, a shard at most {MAX_SHARD_BYTES}")
+    data = objects.get(info.name, max_bytes=info.num_bytes)
     num_sequences = num_rows = num_tokens = 0
     for sequence in ShardReader(io.BytesIO(data), labels, codebooks).iter_sequences():
         num_sequences += 1

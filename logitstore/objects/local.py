@@ -8,11 +8,12 @@ import fcntl
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from logitstore.errors import ObjectNotFoundError, ObjectStoreError
+from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeObjectError
 from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
 
 LOCK_NAME = TEMPORARY_PREFIX + "lock"
@@ -26,18 +27,20 @@ class LocalBackend:
 
     def get_range(self, name: str, start: int, end: int | None) -> bytes:
         with self._reading(name) as file:
+            # What a caller allows may be far more than there is, and would be set aside at once.
+            size = os.fstat(file.fileno()).st_size
             file.seek(start)
-            return file.read(-1 if end is None else end - start)
+            return file.read(max(0, (size if end is None else min(end, size)) - start))
 
     def get_with_etag(self, name: str) -> tuple[bytes, str]:
         data = self.get_range(name, 0, MAX_TAGGED_BYTES + 1)
         return data, _etag(data)
 
-    def get_many(self, names: list[str]) -> list[bytes | None]:
+    def get_many(self, names: list[str], max_bytes: int) -> list[bytes | None]:
         result: list[bytes | None] = []
         for name in names:
             try:
-                result.append(self.get_range(name, 0, None))
+                result.append(self.get_range(name, 0, max_bytes + 1))
             except ObjectNotFoundError:
                 result.append(None)
         return result
@@ -67,7 +70,7 @@ class LocalBackend:
     def put_if_match(self, name: str, data: bytes, etag: str) -> bool:
         with self._lock():
             try:
-                current = self.get_range(name, 0, None)
+                current = self.get_range(name, 0, MAX_TAGGED_BYTES + 1)
             except ObjectNotFoundError:
                 return False
             if _etag(current) != etag:
@@ -77,7 +80,7 @@ class LocalBackend:
 
     def stat(self, name: str) -> ObjectInfo:
         try:
-            status = self._path(name).stat()
+            status = self._path(name).lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(name) from error
         return ObjectInfo(name, status.st_size, status.st_mtime)
@@ -102,10 +105,21 @@ class LocalBackend:
         return ObjectNotFoundError(f"{self._root / name} does not exist; check the path and the store's name")
 
     def _reading(self, name: str) -> BinaryIO:
+        """A regular file: a pipe would make the reader wait for ever, a device or a link lead elsewhere."""
+        path = self._path(name)
         try:
-            return self._path(name).open("rb")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(name) from error
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
+                raise
+            raise _not_regular(path) from error
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+        raise self._missing(name) if stat.S_ISDIR(mode) else _not_regular(path)
 
     @contextlib.contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[tuple[Path, Path]]:
@@ -151,6 +165,13 @@ class LocalBackend:
                         status = entry.stat(follow_symlinks=False)
                         name = os.path.relpath(entry.path, self._root)
                         yield ObjectInfo(name, status.st_size, status.st_mtime)
+
+
+def _not_regular(path: Path) -> UnsafeObjectError:
+    return UnsafeObjectError(
+        f"{path} is a link, a pipe or a device, and a store holds regular files only: remove it, or copy the "
+        "store with links resolved (cp -rL)"
+    )
 
 
 def _is_temporary(name: str) -> bool:

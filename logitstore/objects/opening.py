@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
-from logitstore.errors import ObjectStoreError, UnsafeNameError
+from logitstore.errors import ObjectStoreError, UnsafeNameError, UnsafeObjectError
 
 MAX_NAME_LENGTH = 512
 READ_BUFFER_BYTES = 64 * 1024
 MAX_TAGGED_BYTES = 4 * 2**20
 """Most that `get_with_etag` reads: what is swapped is small, and a hostile object need not be."""
+MAX_SMALL_BYTES = 64 * 2**20
+"""Most that `get_many` reads of each object."""
+MAX_UNBOUNDED_BYTES = 512 * 2**20
+"""Most that `get` reads where its caller names no bound: the largest are lists of rejects."""
 TEMPORARY_PREFIX = ".tmp-"
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -41,7 +45,7 @@ class Backend(Protocol):
 
     def get_range(self, name: str, start: int, end: int | None) -> bytes: ...
     def get_with_etag(self, name: str) -> tuple[bytes, str]: ...
-    def get_many(self, names: list[str]) -> list[bytes | None]: ...
+    def get_many(self, names: list[str], max_bytes: int) -> list[bytes | None]: ...
     def put(self, name: str, data: bytes) -> None: ...
     def put_if_absent(self, name: str, data: bytes) -> bool: ...
     def put_if_match(self, name: str, data: bytes, etag: str) -> bool: ...
@@ -78,10 +82,19 @@ class Objects:
         return Path(self.uri, check_name(name))
 
     def get(self, name: str, *, max_bytes: int | None = None) -> bytes:
-        """The whole object; at most `max_bytes` + 1 bytes of it when a bound is given, never more."""
-        if max_bytes is None:
-            return self._backend.get_range(check_name(name), 0, None)
-        return self._backend.get_range(check_name(name), 0, max_bytes + 1)
+        """The whole object; at most `max_bytes` + 1 bytes of it when a bound is given, never more.
+
+        Without one, raises UnsafeObjectError beyond MAX_UNBOUNDED_BYTES: nothing that is read so is larger.
+        """
+        if max_bytes is not None:
+            return self._backend.get_range(check_name(name), 0, max_bytes + 1)
+        data = self._backend.get_range(check_name(name), 0, MAX_UNBOUNDED_BYTES + 1)
+        if len(data) > MAX_UNBOUNDED_BYTES:
+            raise UnsafeObjectError(
+                f"{self.uri}: {name} has more than {MAX_UNBOUNDED_BYTES:,} bytes, which nothing of its name "
+                "has; it is damaged or hostile: remove it"
+            )
+        return data
 
     def get_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end), fewer where the object ends before."""
@@ -96,9 +109,12 @@ class Objects:
         """
         return self._backend.get_with_etag(check_name(name))
 
-    def get_many(self, names: Iterable[str]) -> list[bytes | None]:
-        """Several small objects at once, in order; None for each that is not there."""
-        return self._backend.get_many([check_name(name) for name in names])
+    def get_many(self, names: Iterable[str], *, max_bytes: int = MAX_SMALL_BYTES) -> list[bytes | None]:
+        """Several small objects at once, in order; None for each that is not there.
+
+        At most `max_bytes` + 1 bytes of each, for the caller to refuse.
+        """
+        return self._backend.get_many([check_name(name) for name in names], max_bytes)
 
     def put(self, name: str, data: bytes) -> None:
         """Create or replace atomically and durably."""

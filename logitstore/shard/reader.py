@@ -16,12 +16,13 @@ from logitstore.codec.block import BlockCodec
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.codec.loops import loops_for
 from logitstore.codec.streams import Unpacker, damaged, stored_sizes, take_planes
-from logitstore.errors import InvalidLabelsError
+from logitstore.errors import InvalidLabelsError, UnsafeObjectError
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard.arrow_file import ArrowFile, BatchHeader
 from logitstore.shard.metadata import check_schema
 from logitstore.shard.schema import (
+    MAX_BLOCK_ENTRIES,
     SEQUENCE_COLUMNS,
     ids_column,
     packed_columns,
@@ -48,8 +49,11 @@ class ShardReader:
         codebooks: CodebookSet | None,
         *,
         verify_checksums: bool = True,
+        max_block_entries: int = MAX_BLOCK_ENTRIES,
     ) -> None:
+        """`max_block_entries`, of rows times K, bounds the memory that decoding a block takes."""
         check_spec(labels)
+        self._max_block_entries = max_block_entries
         self._file = file
         self._labels = labels
         self._verify = verify_checksums
@@ -113,7 +117,18 @@ class ShardReader:
         wanted = [name for name in self._packed if name not in skipped]
         buffers = self._buffers(index, wanted)
         plain = self._checked_plain(index, buffers)
+        self._check_room(index, int(plain.num_rows.sum()))
         return self._decode(plain, {name: buffers.packed(name) for name in wanted}, top_k)
+
+    def _check_room(self, index: int, num_rows: int) -> None:
+        entries = num_rows * self._labels.top_k
+        if entries > self._max_block_entries:
+            raise UnsafeObjectError(
+                f"block {index} has {num_rows:,} rows of {self._labels.top_k} entries, {entries:,} in all; "
+                f"at most {self._max_block_entries:,} are decoded at once here, some 60 bytes each. "
+                "It is of one very long sequence, or hostile; allow it with "
+                f"--max-block-entries {entries}"
+            )
 
     def iter_sequences(self, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
         """All sequences of the shard, block after block."""

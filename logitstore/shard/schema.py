@@ -30,6 +30,7 @@ BLOCK_ENTRIES = 1 << 20
 
 MAX_VOCAB_SIZE = 1 << 20
 MAX_BLOCK_ENTRIES = 1 << 26
+MAX_SHARD_BYTES = 1 << 31
 """Hard limit of rows times top_k in one block, so that a reader's memory is bounded."""
 MAX_BLOCK_SEQUENCES = 1 << 20
 MAX_BLOCK_TOKENS = 1 << 26

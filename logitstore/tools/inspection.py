@@ -16,7 +16,6 @@ from logitstore.index.committed import INDEX_NAME
 from logitstore.manifest.fields import ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.records import LabeledSequence, LabelRows
-from logitstore.shard.reader import ShardReader
 from logitstore.shard.schema import CODEBOOK_CHOICE, TOP_LOGITS
 from logitstore.store import LogitStore
 
@@ -154,12 +153,12 @@ def _listed_k(top_k: int) -> list[int]:
 def _add_shard(
     store: LogitStore, entry: ShardEntry, sums: _Sums, listed_k: list[int], target_mass: float
 ) -> None:
-    data = store.objects.get(entry.name, max_bytes=entry.num_bytes)
-    if len(data) != entry.num_bytes:
+    file = store.open_whole(entry)
+    if file.seek(0, io.SEEK_END) != entry.num_bytes:
         raise CorruptShardError(
             f"{entry.name} has another size than its entry says ({entry.num_bytes} bytes); run `verify`"
         )
-    reader = ShardReader(io.BytesIO(data), store.manifest.labels, store.codebooks())
+    reader = store.reader_of(file)
     for sequence in reader.iter_sequences():
         _add_rows(sequence, store.manifest.labels.temperatures, sums, listed_k, target_mass)
     for name, num_bytes in reader.column_bytes().items():

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 
 import numpy as np
 
-from logitstore.errors import CorruptShardError, ObjectNotFoundError, ObjectStoreError, StoreError
+from logitstore.errors import (
+    CorruptShardError,
+    ObjectNotFoundError,
+    ObjectStoreError,
+    StoreError,
+    UnsafeObjectError,
+)
 from logitstore.job_objects import REJECTS_NAME
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import LabeledSequence, Reject
-from logitstore.shard.reader import ShardReader
 from logitstore.shard.validation import check_sequence
 from logitstore.store import CURRENT_CODEBOOKS, LogitStore
 from logitstore.tools.findings import Findings, Progress, digest_of
@@ -48,6 +52,7 @@ def verify_store(
             _check_shard(store, entry, objects.get(entry.name), findings, quick=quick)
     if progress:
         progress("shards", len(entries), len(entries))
+    _check_rejects(store, findings)
     oldest_live = time.time() - grace_sec
     _check_codebooks(store, objects, findings, oldest_live)
     _check_repeats(store, findings)
@@ -70,7 +75,18 @@ def read_rejects(objects: Objects, findings: Findings) -> list[Reject]:
                 rejects.append(strict_json.decode(Reject, value, what=where))
             except StoreError as error:
                 findings.error("bad_reject", where, str(error))
+            if len(line) > MAX_REJECT_LINE_BYTES:
+                break  # no list of lines: what follows need not end
     return rejects
+
+
+def _check_rejects(store: LogitStore, findings: Findings) -> None:
+    try:
+        store.rejects()
+    except ObjectStoreError:
+        raise
+    except StoreError as error:
+        findings.error("corrupt_rejects", "index", " ".join(str(error).split()))
 
 
 def _check_shard(
@@ -103,19 +119,30 @@ def _check_shard(
     except ObjectStoreError:
         raise  # that storage fails now says nothing of the shard
     except StoreError as error:
+        if isinstance(error, UnsafeObjectError) and not _is_regular(store, entry):
+            findings.bad_shards.add(entry.name)
         findings.error("corrupt_shard", entry.name, " ".join(str(error).split()))
 
 
+def _is_regular(store: LogitStore, entry: ShardEntry) -> bool:
+    try:
+        store.objects.get_range(entry.name, 0, 1)
+    except UnsafeObjectError:
+        return False
+    return True
+
+
 def _read_shard(store: LogitStore, entry: ShardEntry, findings: Findings) -> None:
-    data = store.objects.get(entry.name, max_bytes=entry.num_bytes)
-    checksum = "blake2b-128:" + hashlib.blake2b(data, digest_size=16).hexdigest()
+    file = store.open_whole(entry)
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
+    checksum = "blake2b-128:" + digest.hexdigest()
     if checksum != entry.checksum:
         findings.bad_shards.add(entry.name)
         raise CorruptShardError(
             f"the shard's checksum is {checksum}, its entry says {entry.checksum}; {_remedy(entry)}"
         )
     labels = store.manifest.labels
-    reader = ShardReader(io.BytesIO(data), labels, store.codebooks())
+    reader = store.reader_of(file)
     names: list[tuple[str, int]] = []
     num_rows = num_tokens = 0
     for sequence in reader.iter_sequences():

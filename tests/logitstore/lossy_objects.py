@@ -53,7 +53,7 @@ class LossyBackend:
         data = self.get_range(name, 0, MAX_TAGGED_BYTES + 1)
         return data, _etag(data)
 
-    def get_many(self, names: list[str]) -> list[bytes | None]:
+    def get_many(self, names: list[str], max_bytes: int) -> list[bytes | None]:
         return [self._memory.data.get(name) for name in names]
 
     def put(self, name: str, data: bytes) -> None:
