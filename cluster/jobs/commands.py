@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError, JobRefusedError
-from cluster.jobs import dashboard, local, progress
+from cluster.jobs import dashboard, local
 from cluster.jobs.address import find_way
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
@@ -25,6 +25,15 @@ from cluster.jobs.submission import (
     read_runtime_env,
 )
 from labeler.config.loading import JobConfig, load_job
+from labeler.driver.progress import one_line
+from labeler.job.dry_run import estimate
+from labeler.job.status import read_status
+from logitstore.errors import StoreError
+from logitstore.job_objects import JobStatus
+
+TIME_AND_PRICE = (
+    "time and price: python -m labeler run JOB.toml --dry-run --calibrate 50, where the teacher can run"
+)
 
 
 def submit(args: argparse.Namespace) -> int:
@@ -75,17 +84,15 @@ def status(args: argparse.Namespace) -> int:
     """Ray's state and the store's progress of a job, or of the newest one."""
     client = _client(args)
     job = _chosen(client, args)
-    answer = progress.store_status(job.store)
+    progress, problem = progress_of(job)
     if args.json:
-        print(json.dumps(_row(job) | {"progress": answer.value or None, "progress_error": answer.error}))
+        record = None if progress is None else progress.as_record()
+        print(json.dumps(_row(job) | {"progress": record, "progress_error": problem}))
     else:
         print(_line(job))
         if job.message and job.has_ended:
             print(f"  {job.message}")
-        if answer.value:
-            print(_progress_line(answer.value))
-        else:
-            print(f"  progress unknown here: {answer.error}")
+        print(f"  progress unknown here: {problem}" if progress is None else f"  {one_line(progress)}")
     return EXIT_STATUS_OF_STATE.get(job.state, 0)
 
 
@@ -130,17 +137,28 @@ def list_jobs(args: argparse.Namespace) -> int:
 def cost(args: argparse.Namespace) -> int:
     """An estimate for a job file; for a job on the cluster, what its store says it has cost so far."""
     if args.what.endswith((".toml", ".json")):
-        overrides = [part for one in args.set for part in ("--set", one)]
-        answer, name, words = progress.cost_estimate([args.what, *overrides]), "plan", progress.plan_in_words
-    else:
-        store = _client(args).job(args.what).store
-        answer, name, words = progress.store_status(store), "cost", progress.cost_in_words
-    found = answer.value.get(name)
-    if not found:
-        print(f"cost: {answer.error or 'nothing is known yet'}", file=sys.stderr)
-        return answer.exit_status or 1
-    print(json.dumps(found) if args.json else words(answer.value))
+        try:
+            found = estimate(load_job(args.what, args.set, environ={}))
+        except StoreError as error:
+            raise JobRefusedError(str(error)) from None
+        print(
+            json.dumps(found.plan_record()) if args.json else "\n".join([*found.in_words(), TIME_AND_PRICE])
+        )
+        return 0
+    progress, problem = progress_of(_client(args).job(args.what))
+    if progress is None or progress.cost is None:
+        raise ClusterError(problem or "nothing is known of its cost yet")
+    print(json.dumps(progress.cost.as_record()) if args.json else progress.cost)
     return 0
+
+
+def progress_of(job: ClusterJob) -> tuple[JobStatus | None, str]:
+    """What the job's store says, read here with the job's own storage options; or why it cannot be read."""
+    output = json.loads(job.metadata[JOB_KEY])["output"]
+    try:
+        return read_status(job.store, output["storage_options"]), ""
+    except (StoreError, OSError) as error:
+        return None, str(error)
 
 
 def show_dashboard(args: argparse.Namespace) -> int:
@@ -253,25 +271,6 @@ def _line(job: ClusterJob) -> str:
         f"{job.submission_id}  {job.state:<9}  {job.started or '-':<20}  {job.seconds:>7.0f} s  "
         f"{job.owner or '-':<16}  {job.store}"
     )
-
-
-def _progress_line(value: dict[str, Any]) -> str:
-    parts = []
-    if value.get("units_total"):
-        parts.append(f"{value.get('units_done')} of {value['units_total']} units")
-    names = {
-        "sequences": "sequences",
-        "rows": "label rows",
-        "tokens_per_second": "tokens/s",
-        "bytes_per_token": "B/token",
-        "rejects": "rejects",
-        "failures": "failures",
-        "seconds_left": "s left",
-    }
-    for name, unit in names.items():
-        if value.get(name) is not None:
-            parts.append(f"{value[name]:,.0f} {unit}")
-    return f"  {value.get('state', 'unknown')}: " + ", ".join(parts)
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from labeler.config.loading import ConfigError, JobConfig
 from labeler.driver.run import ExitStatus, RunOptions, run
 from labeler.job.cost import cost_of, devices_per_replica
 from labeler.planning.plan import Plan, PlanTotals
+from logitstore.job_objects import Cost
 from logitstore.objects.opening import Objects
 
 UNITS = 4
 
 
-def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a trial found, and what it makes of the whole job."""
+
+    records_tried: int
+    tokens_per_second_per_replica: float
+    bytes_per_token: float
+    """Stored bytes per label row."""
+    expected_tokens: int
+    expected_bytes: int
+    expected_seconds: float
+    """From the start of the replicas to the end of the last."""
+    cost: Cost
+
+    def as_record(self) -> dict[str, Any]:
+        return {**asdict(self), "cost": self.cost.as_record(), "cost_in_words": str(self.cost)}
+
+
+def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> Calibration:
     """Label `num_records` records with one replica into a store that is thrown away, and extrapolate.
 
     The job is expected to take, per token of the plan, what the trial's engine took per token of its own;
@@ -38,16 +58,15 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> dict[
     cost = cost_of(
         job, replica_sec=engine_sec + load_sec * replicas, num_tokens=num_tokens, num_bytes=num_bytes
     )
-    return {
-        "records_tried": num_records,
-        "tokens_per_second_per_replica": round(status.tokens / status.engine_sec, 1),
-        "bytes_per_token": status.bytes_per_token,
-        "expected_tokens": num_tokens,
-        "expected_bytes": num_bytes,
-        "expected_seconds": round(engine_sec / replicas + load_sec, 1),
-        "cost": cost.as_record(),
-        "cost_in_words": str(cost),
-    }
+    return Calibration(
+        records_tried=num_records,
+        tokens_per_second_per_replica=round(status.tokens / status.engine_sec, 1),
+        bytes_per_token=status.bytes_per_token,
+        expected_tokens=num_tokens,
+        expected_bytes=num_bytes,
+        expected_seconds=round(engine_sec / replicas + load_sec, 1),
+        cost=cost,
+    )
 
 
 def _trial_of(job: JobConfig, uri: str, num_records: int) -> JobConfig:

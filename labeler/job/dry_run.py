@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from labeler.config.loading import JobConfig, resolved
 from labeler.driver.progress import duration
 from labeler.driver.run import new_planner, read_input
+from labeler.job.calibration import Calibration, calibrate_job
+from labeler.job.cost import cost_of
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals
 from labeler.planning.preflight import Prepared, prepare
 from logitstore.job_objects import PLAN_HEAD_NAME
@@ -20,56 +21,86 @@ BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
 """Stored bytes of a label row by K with shared codebooks, for a vocabulary of 49,152 (see FORMAT.md)."""
 
 
-def dry_run(job: JobConfig, *, calibrate: int, as_json: bool) -> str:
-    """The report of `--dry-run`; writes nothing into the store. Raises ConfigError as a run would."""
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job would do."""
+
+    job: JobConfig
+    totals: PlanTotals
+    num_bytes: int
+    """Stored bytes; an upper bound where the teacher writes responses."""
+    first_rejects: tuple[str, ...]
+    """Place and reason of some records that cannot be labeled."""
+    unnamed_labels: str
+    """A sentence about labels in the store that no index names; "" where there are none."""
+    calibration: Calibration | None
+    """What a trial with the teacher found."""
+
+    def plan_record(self) -> dict[str, Any]:
+        """The plan's figures as JSON values."""
+        record = {
+            **asdict(self.totals),
+            "num_rejects": self.totals.num_rejects,
+            "estimated_bytes": self.num_bytes,
+        }
+        if self.calibration is not None:
+            record["calibration"] = self.calibration.as_record()
+        return record
+
+    def as_record(self) -> dict[str, Any]:
+        return {
+            "job": resolved(self.job),
+            "plan": self.plan_record(),
+            "first_rejects": list(self.first_rejects),
+            "unnamed_labels": self.unnamed_labels,
+        }
+
+    def in_words(self) -> list[str]:
+        """Plan and estimate, a line each."""
+        totals, job = self.totals, self.job
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(totals.rejects_by_kind.items()))
+        at_most = "at most " if job.labels.mode == "generate" else ""
+        price = cost_of(job, replica_sec=0, num_tokens=0, num_bytes=self.num_bytes).storage_per_month
+        kept = f", {price:,.6f} {job.cost.currency} a month to keep" if price else ""
+        lines = [
+            f"{totals.num_records:,} records read: {totals.num_planned:,} in {totals.num_units:,} units, "
+            f"{totals.num_rejects:,} rejected" + (f" ({kinds})" if kinds else ""),
+            f"{totals.num_tokens:,} tokens of input, {at_most}{totals.num_labels:,} label rows, "
+            f"{at_most or 'about '}{self.num_bytes / 1e6:,.2f} MB{kept}",
+        ]
+        found = self.calibration
+        if found is not None:
+            lines += [
+                f"{found.records_tried:,} records tried: "
+                f"{found.tokens_per_second_per_replica:,} tokens/s per replica, "
+                f"{found.bytes_per_token:,} B per label row",
+                f"expected with {job.workers.replicas} replicas: {found.expected_tokens:,} tokens in "
+                f"{duration(found.expected_seconds)}, {found.cost}",
+            ]
+        lines += [f"  {reject}" for reject in self.first_rejects]
+        return [*lines, self.unnamed_labels] if self.unnamed_labels else lines
+
+
+def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
+    """Read the input as a run would; with `calibrate` also label so many records for a trial.
+
+    Writes nothing into the store. Raises ConfigError as a run would.
+    """
     prepared = prepare(job)
     totals, rejects = _count(job, prepared)
-    estimate: dict[str, Any] = {
-        **asdict(totals),
-        "num_rejects": totals.num_rejects,
-        "estimated_bytes": round(totals.num_labels * bytes_per_row(job.labels.top_k)),
-    }
+    calibration = None
     if calibrate:
-        from labeler.job.calibration import calibrate_job
+        calibration = calibrate_job(job, totals, calibrate)
+    num_bytes = round(totals.num_labels * bytes_per_row(job.labels.top_k))
+    return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration)
 
-        estimate["calibration"] = calibrate_job(job, totals, calibrate)
+
+def dry_run(job: JobConfig, *, calibrate: int, as_json: bool) -> str:
+    """The report of `--dry-run`."""
+    found = estimate(job, calibrate=calibrate)
     if as_json:
-        return json.dumps(
-            {
-                "job": resolved(job),
-                "plan": estimate,
-                "first_rejects": rejects,
-                "unnamed_labels": prepared.unnamed_labels,
-            },
-            indent=1,
-        )
-    lines = [json.dumps(resolved(job), indent=1), "", *describe(job, totals, estimate)]
-    lines += [f"  {reject}" for reject in rejects]
-    if prepared.unnamed_labels:
-        lines.append(prepared.unnamed_labels)
-    return "\n".join(lines)
-
-
-def describe(job: JobConfig, totals: PlanTotals, estimate: Mapping[str, Any]) -> list[str]:
-    """Plan and estimate in words."""
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(totals.rejects_by_kind.items()))
-    at_most = "at most " if job.labels.mode == "generate" else ""
-    lines = [
-        f"{totals.num_records:,} records read: {totals.num_planned:,} in {totals.num_units:,} units, "
-        f"{totals.num_rejects:,} rejected" + (f" ({kinds})" if kinds else ""),
-        f"{totals.num_tokens:,} tokens of input, {at_most}{totals.num_labels:,} label rows, "
-        f"{at_most or 'about '}{estimate['estimated_bytes'] / 1e6:,.2f} MB",
-    ]
-    if "calibration" in estimate:
-        found = estimate["calibration"]
-        lines += [
-            f"{found['records_tried']:,} records tried: "
-            f"{found['tokens_per_second_per_replica']:,} tokens/s per "
-            f"replica, {found['bytes_per_token']:,} B per label row",
-            f"expected with {job.workers.replicas} replicas: {found['expected_tokens']:,} tokens in "
-            f"{duration(found['expected_seconds'])}, {found['cost_in_words']}",
-        ]
-    return lines
+        return json.dumps(found.as_record(), indent=1)
+    return "\n".join([json.dumps(resolved(job), indent=1), "", *found.in_words()])
 
 
 def bytes_per_row(top_k: int) -> float:
@@ -84,9 +115,9 @@ def bytes_per_row(top_k: int) -> float:
     return sizes[-1][1] * top_k / sizes[-1][0]
 
 
-def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, list[str]]:
+def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, tuple[str, ...]]:
     known = Plan(prepared.objects).known() if prepared.objects.exists(PLAN_HEAD_NAME) else KnownRecords()
     planner = new_planner(job, prepared, known, writer=None)
     totals = planner.run(read_input(job), lambda _: None)
-    examples = [f"{reject.file}:{reject.line}: {reject.reason}" for reject in planner.rejects.examples]
-    return totals, examples
+    examples = planner.rejects.examples
+    return totals, tuple(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)

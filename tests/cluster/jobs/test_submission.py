@@ -23,7 +23,6 @@ from cluster.jobs import local
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterJob
 from cluster.jobs.dashboard import is_cluster_address, write_jobs
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
-from cluster.jobs.progress import cost_in_words
 from cluster.jobs.submission import (
     JOB_FILE,
     JOB_KEY,
@@ -307,7 +306,6 @@ def test_exit_statuses_are_documented(command: tuple[str, ...], capsys: pytest.C
         assert re.search(rf"[:;] {status} \w", shown), status
 
 
-@pytest.mark.slow  # the labeler plans the job in a process of its own
 def test_a_jobs_cost_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "number {i}"}}\n' for i in range(30)))
     file = job_file(
@@ -316,32 +314,16 @@ def test_a_jobs_cost_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["cost", file, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert main(["cost", file]) == 0
-    counts, tokens, size, remedy = capsys.readouterr().out.splitlines()
-    assert counts == "30 records in 1 units, 0 rejected"
-    assert tokens == f"{plan['num_tokens']} tokens of input, {plan['num_labels']} label rows"
+    counts, size, remedy = capsys.readouterr().out.splitlines()
+    assert counts == "30 records read: 30 in 1 units, 0 rejected"
     num_bytes = plan["estimated_bytes"]
-    assert size == f"about {num_bytes / 1e6:,.2f} MB, {num_bytes / 1e3:,.2f} USD a month to keep"
+    assert size == (
+        f"{plan['num_tokens']} tokens of input, {plan['num_labels']} label rows, "
+        f"about {num_bytes / 1e6:,.2f} MB, {num_bytes / 1e3:,.6f} USD a month to keep"
+    )
     assert "--calibrate" in remedy
     assert main(["cost", str(tmp_path / "none.toml")]) == 2
     assert "none.toml" in capsys.readouterr().err
-
-
-def test_what_a_run_has_cost_is_told_in_words() -> None:
-    cost: dict[str, object] = {
-        "device": "gpu",
-        "device_sec": 7200.4,
-        "num_tokens": 2_000_000,
-        "num_bytes": 262_000_000,
-        "compute": 5.0,
-        "storage_per_month": 0.01,
-        "currency": "EUR",
-        "device_sec_per_million_tokens": 3600.2,
-    }
-    assert cost_in_words({"cost": cost}) == (
-        "7,200 GPU seconds (3,600 per million tokens), 5.00 EUR\n262.00 MB, 0.01 EUR a month to keep"
-    )
-    free = cost | {"compute": 0.0, "storage_per_month": 0.0, "device": "core"}
-    assert cost_in_words({"cost": free}) == "7,200 core seconds (3,600 per million tokens)\n262.00 MB"
 
 
 def test_a_wrong_job_is_refused_before_any_cluster_is_asked(
