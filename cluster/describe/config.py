@@ -249,7 +249,7 @@ def load_cluster(path: str) -> ClusterConfig:
     try:
         return ClusterConfig.model_validate(document)
     except ValidationError as error:
-        problems = [explain_problem(problem, what="cluster") for problem in error.errors()]
+        problems = [explain_problem(problem, ClusterConfig, what="cluster") for problem in error.errors()]
         raise ConfigError(f"{path}: {'; '.join(problems)}") from None
 
 

@@ -75,7 +75,7 @@ def load_job(
     try:
         return JobConfig.model_validate(document)
     except ValidationError as error:
-        lines = [explain_problem(problem, what="job") for problem in error.errors()]
+        lines = [explain_problem(problem, JobConfig, what="job") for problem in error.errors()]
         raise ConfigError(f"{where}: {'; '.join(lines)}") from None
 
 

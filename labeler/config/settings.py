@@ -124,8 +124,8 @@ class TeacherConfig(_Section):
     def _model_named(self) -> TeacherConfig:
         if self.engine == "vllm" and not self.model:
             raise ValueError(
-                "model is missing: a job needs a teacher; set teacher.model to a Hugging Face id or a folder "
-                '(or teacher.engine = "fake" to try out a job without one)'
+                "model is missing: a job needs a teacher; give --set teacher.model=MODEL, a Hugging Face id "
+                'or a folder (or teacher.engine = "fake" to try out a job without one)'
             )
         return self
 

@@ -5,12 +5,14 @@ Knows nothing of what the settings mean: each package checks the document with i
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 from logitstore.common.secrets import redact_text, redacted
+from logitstore.common.settings_list import Setting, settings_of
 
 
 class ConfigError(ValueError):
@@ -38,8 +40,8 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     keys = name.strip().split(".")
     if not separator or len(keys) < 2 or not all(keys):
         raise ConfigError(
-            f"--set {redact_text(name)!r} must look like section.key=value, for example "
-            "output.folder=build/run"
+            f"--set {redact_text(name)!r} must look like section.key=value: a section's name, a dot, a "
+            "setting's name, an equals sign and the value"
         )
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
@@ -55,13 +57,13 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     table[keys[-1]] = value
 
 
-def explain_problem(problem: Mapping[str, Any], *, what: str) -> str:
-    """One sentence for one of pydantic's errors: the setting, its value, the rule."""
+def explain_problem(problem: Mapping[str, Any], model: Any, *, what: str) -> str:
+    """One sentence for one of pydantic's errors on `model`: the setting, its value, the rule, the remedy."""
     name = ".".join(str(part) for part in problem["loc"]) or what
     if problem["type"] == "extra_forbidden":
-        return f"{name} is not a setting; remove it or correct its name (`--dry-run` prints all settings)"
+        return f"{name} is not a setting; {_correct_name(name, problem['loc'], model)}"
     if problem["type"] == "missing":
-        return f"{name} is missing; add it to the file or give --set {name}=..."
+        return _what_is_missing(name, problem["loc"], model)
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict):
         return f"{name}: {message}"
@@ -69,3 +71,59 @@ def explain_problem(problem: Mapping[str, Any], *, what: str) -> str:
     in_options = any(str(part).endswith("storage_options") for part in problem["loc"])
     shown = redacted({key: problem["input"]}, in_options=in_options)[key]
     return f"{name} = {shown!r}: {redact_text(message)}"
+
+
+def _correct_name(name: str, loc: tuple[str | int, ...], model: Any) -> str:
+    """The nearest right name of the same section or, failing that, of another; else all of the section."""
+    names = {setting.name: setting for setting in settings_of(model)}
+    section = _general(loc[:-1])
+    siblings = [known for known in names if known.rpartition(".")[0] == section]
+    last = {known.rpartition(".")[2]: known for known in reversed([*names])}
+    near = difflib.get_close_matches(_general(loc), siblings, n=1, cutoff=0.75)
+    near = near or [
+        last[word] for word in difflib.get_close_matches(str(loc[-1]), list(last), n=1, cutoff=0.8)
+    ]
+    if near:
+        return f"did you mean {near[0]}? Correct its name or remove it"
+    words = ", ".join(known.rpartition(".")[2] for known in siblings)
+    return (
+        f"correct its name or remove it; {'[' + section + ']' if section else 'the top level'} has: {words}"
+    )
+
+
+def _what_is_missing(name: str, loc: tuple[str | int, ...], model: Any) -> str:
+    found = {setting.name: setting for setting in settings_of(model)}
+    setting = found.get(_general(loc))
+    if setting is not None and setting.kind == "sections":
+        or_set = f" or give --set {name}={_example(setting)}" if "." in name else ""
+        return f"{name} is missing; add a table [[{name}]] to the file{or_set}"
+    if setting is not None and setting.kind == "section":
+        inside = [one for one in found.values() if one.name.startswith(f"{name}.")]
+        needed = [one for one in inside if _is_needed(one, found)] or inside[:1]
+        given = " ".join(f"--set {one.name}={_example(one)}" for one in needed)
+        return f"{name} is missing; add a table [{name}] to the file or give {given}"
+    if any(isinstance(part, int) for part in loc):  # in a list of sections, which --set cannot reach
+        return f"{name} is missing; add it to the file"
+    if setting is None:
+        return f"{name} is missing; add it to the file or give --set {name}=VALUE"
+    return f"{name} is missing ({setting.kind}); add it to the file or give --set {name}={_example(setting)}"
+
+
+def _is_needed(setting: Setting, found: Mapping[str, Setting]) -> bool:
+    """Whether a setting has no default and stands in no section that may be absent."""
+    if "[]" in setting.name:
+        return False
+    words = setting.name.split(".")
+    holders = [".".join(words[:depth]) for depth in range(1, len(words))]
+    return setting.default == "required" and all(found[holder].default != "absent" for holder in holders)
+
+
+def _example(setting: Setting) -> str:
+    """The first of several allowed words, else a word in capitals."""
+    first = setting.kind.partition(" or ")[0]
+    return first.strip('"') if first.startswith('"') else setting.name.rpartition(".")[2].upper()
+
+
+def _general(loc: tuple[str | int, ...]) -> str:
+    """("groups", 0, "machine") -> "groups[].machine", as settings are listed."""
+    return "".join("[]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")

@@ -260,8 +260,8 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> TrainConfig:
         return TrainConfig.model_validate(document)
     except ValidationError as error:
         where = path if path is not None else "--set"
-        problems = "; ".join(explain_problem(problem, what="the run") for problem in error.errors())
-        raise ConfigError(f"{where}: {problems}") from None
+        problems = [explain_problem(problem, TrainConfig, what="the run") for problem in error.errors()]
+        raise ConfigError(f"{where}: {'; '.join(problems)}") from None
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:

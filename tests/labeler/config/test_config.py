@@ -18,7 +18,10 @@ def load(*overrides, environ=None):
     ("override", "words"),
     [
         ("workers.replicas=0", ["workers.replicas = 0", "greater than or equal to 1"]),
-        ("workers.replica=2", ["workers.replica is not a setting", "remove it"]),
+        (
+            "workers.replica=2",
+            ["workers.replica is not a setting", "did you mean workers.replicas?", "remove it"],
+        ),
         (
             "teacher.engine_args.model=x",
             ["'model'", "the labeler sets it itself", "set teacher.model instead"],
@@ -45,7 +48,10 @@ def test_a_wrong_value_is_named_with_its_rule(override, words):
 
 
 def test_a_missing_section_says_how_to_give_it():
-    with pytest.raises(ConfigError, match=r"output is missing; add it to the file or give --set output="):
+    with pytest.raises(
+        ConfigError,
+        match=r"output is missing; add a table \[output\] to the file or give --set output.uri=URI",
+    ):
         load_job(None, MINIMAL[:3], {})
 
 
