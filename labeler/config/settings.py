@@ -261,7 +261,8 @@ class FiltersConfig(_Section):
     length: Literal["flag", "drop"] = "drop"
     """Generate: what happens to a response that is too short or too long."""
     duplicate_prompts: Literal["keep", "drop"] = "keep"
-    """Generate: a prompt that is, token for token, an earlier record's."""
+    """A record without an id of its own that equals an earlier one; in mode "generate" also a prompt that is,
+    token for token, an earlier record's. What is dropped does not count for limits.max_reject_share."""
 
 
 class OutputConfig(_Section):

@@ -39,7 +39,8 @@ from labeler.planning.prompts import PromptBuilder
 from labeler.records import JobFailedError, LeaseLostError, StoppedError
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
-from logitstore.inputs.reading import RawRecord, iter_records
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.reading import iter_records
 from logitstore.job_objects import (
     JOB_NAME,
     LOGS_PREFIX,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from labeler.config.loading import InputConfig
 from labeler.planning.bad_records import BadRecordError, field_value, shown
 from labeler.planning.tokenization import Conversation, Message
-from logitstore.inputs.reading import lookup_field
+from logitstore.inputs.identity import lookup_field
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 """Roles of ShareGPT that chat templates call otherwise; others keep their name."""

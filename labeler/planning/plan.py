@@ -238,8 +238,11 @@ def check_reject_share(
     max_share: float,
     min_records: int,
 ) -> None:
-    """Raise TooManyRejectsError if more than the allowed share of the records is rejected."""
-    num_rejects = sum(rejects.values())
+    """Raise TooManyRejectsError if more than the allowed share of the records is rejected.
+
+    Repeated prompts that the job drops by name do not count.
+    """
+    num_rejects = sum(count for kind, count in rejects.items() if kind != "duplicate_prompt")
     if num_rejects <= max_share * max(num_records, min_records):
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(rejects).most_common())

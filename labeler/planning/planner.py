@@ -18,7 +18,8 @@ from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter, check
 from labeler.planning.prompts import PromptBuilder
 from labeler.planning.units import PlannedRecord, unit_id_of
 from labeler.teacher.protocol import TokenizedPrompt
-from logitstore.inputs.reading import RawRecord, record_id
+from logitstore.inputs.identity import record_id, repeated_id
+from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
 from logitstore.records import Reject
 
@@ -59,6 +60,9 @@ class Planner:
         writer: SegmentWriter | None,
     ) -> None:
         self.rejects = RejectLog()
+        self.num_repeats = 0
+        """Records without ids of their own that equal an earlier one, and are labeled like any other."""
+        self._repeats: Counter[bytes] = Counter()
         self._job = job
         self._builder = builder
         self._input_info = input_info
@@ -108,14 +112,27 @@ class Planner:
             self._reject(raw, None, str(error), "bad_id")
             return
         id_digest = digest_of(name.encode("utf-8", errors="surrogatepass"))
-        if id_digest in self._known.ids and self._seen.add(id_digest):
+        has_ids = "id" in self._input_info.fields
+        if not has_ids and not self._seen.add(id_digest):
+            if self._job.filters.duplicate_prompts == "drop":
+                reason = 'an earlier record is its equal; filters.duplicate_prompts = "keep" labels it'
+                self._reject(raw, name, reason, "duplicate_prompt")
+                return
+            self._repeats[id_digest] += 1
+            name = repeated_id(name, self._repeats[id_digest] + 1)
+            id_digest = digest_of(name.encode("utf-8", errors="surrogatepass"))
+            self._seen.add(id_digest)
+            self.num_repeats += 1
+        if id_digest in self._known.ids and (
+            "id" not in self._input_info.fields or self._seen.add(id_digest)
+        ):
             return
         try:
             prompt = self._builder.build(name, raw.record)
         except BadRecordError as error:
             self._reject(raw, name, error.reason, error.kind)
             return
-        if not self._seen.add(id_digest):
+        if has_ids and not self._seen.add(id_digest):
             reason = (
                 f"the id {name!r} stands earlier in the input; ids must differ: correct it, remove the copy, "
                 "or choose another field with input.id"

@@ -14,7 +14,7 @@ from labeler.teacher.protocol import usable_tokens
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
-from logitstore.inputs.reading import input_fingerprint
+from logitstore.inputs.listing import input_fingerprint
 from logitstore.job_objects import JOB_NAME, LEASE_NAME, LOGS_PREFIX, PLAN_PREFIX, REJECTS_NAME, STATUS_NAME
 from logitstore.manifest.fields import InputInfo
 from logitstore.manifest.reading import MANIFEST_NAME

@@ -28,7 +28,8 @@ import numpy as np
 from logitstore.errors import CorruptManifestError, UnsupportedInputError
 from logitstore.exchange.importing import Source
 from logitstore.exchange.rows import rows_from_logprobs
-from logitstore.inputs.reading import RawRecord, iter_records
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import LabelSpec
 from logitstore.manifest.reading import check_labels
 from logitstore.records import LabeledSequence

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source
-from logitstore.inputs.reading import RawRecord, iter_records
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.reading import iter_records
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import Manifest
 from logitstore.manifest.reading import decode_manifest

@@ -7,7 +7,8 @@ from itertools import islice
 
 import numpy as np
 
-from logitstore.inputs.reading import RawRecord, record_id
+from logitstore.inputs.identity import record_id, repeated_id
+from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
 from logitstore.records import Reject
 from logitstore.tools.findings import Findings, Progress, digest_of
@@ -30,6 +31,7 @@ class InputCheck:
             (reject.file, reject.line): False for reject in rejects
         }
         self._counts: dict[str, int] = {}
+        self._repeats: dict[str, int] = {}
         self.num_records = 0
 
     def run(self, records: Iterator[RawRecord], progress: Progress | None = None) -> None:
@@ -63,10 +65,22 @@ class InputCheck:
             where, who = f"{raw.file}:{raw.line}", f"record {identifier!r:.120}"
             if place == len(self._labeled) or self._labeled[place] != digest:
                 self._error("not_labeled", where, f"{who} is neither labeled nor rejected")
-            elif self._seen[place]:
+            elif self._seen[place] and not self._is_labeled_repeat(identifier):
                 self._error("id_repeated", where, f"{who} occurs again and is not among the rejects")
             else:
                 self._seen[place] = True
+
+    def _is_labeled_repeat(self, identifier: str) -> bool:
+        """Whether this further record of the same content has labels of its own."""
+        if "id" in self._info.fields:
+            return False
+        number = self._repeats[identifier] = self._repeats.get(identifier, 1) + 1
+        digest = np.frombuffer(digest_of(repeated_id(identifier, number)), "V16")
+        place = int(np.searchsorted(self._labeled, digest)[0])
+        if place == len(self._labeled) or self._labeled[place] != digest[0]:
+            return False
+        self._seen[place] = True
+        return True
 
     def _identify(self, raw: RawRecord) -> str | None:
         where = f"{raw.file}:{raw.line}"

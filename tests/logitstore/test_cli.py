@@ -13,7 +13,7 @@ import pytest
 import logitstore
 from logitstore.__main__ import COMMANDS, main
 from logitstore.cli.parser import build_parser
-from logitstore.inputs.reading import record_id
+from logitstore.inputs.identity import record_id
 from logitstore.store import LogitStore
 from tests.conftest import Place
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit

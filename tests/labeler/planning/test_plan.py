@@ -133,15 +133,15 @@ def test_bad_records_are_listed_with_file_line_and_reason(tmp_path):
     good = records(4)
     items = [
         "{not json",
-        good[0],
-        {"prompt": "x"},
-        good[1],
-        good[0],
+        good[0] | {"uid": 0},
+        {"prompt": "x", "uid": 1},
+        good[1] | {"uid": 2},
+        good[0] | {"uid": 0},
         '"text"',
-        {"prompt": "", "response": "x"},
+        {"prompt": "", "response": "x", "uid": 3},
     ]
     write_input(tmp_path, items)
-    job, objects = job_for(tmp_path, "teacher.max_model_len=200"), Objects(tmp_path / "store")
+    job, objects = job_for(tmp_path, "teacher.max_model_len=200", "input.id=uid"), Objects(tmp_path / "store")
     plan, totals = run_pass(job, objects)
     found = {(reject.line, reject.kind) for reject in plan.rejects()}
     assert found == {
@@ -250,3 +250,24 @@ def test_a_digest_set_finds_members_in_recent_and_old_runs():
     sizes = [len(run) for run in members._runs]
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) <= np.log2(100)
+
+
+@pytest.mark.parametrize(
+    ("action", "planned", "kinds"), [("keep", 30, {}), ("drop", 10, {"duplicate_prompt": 20})]
+)
+def test_equal_records_without_ids_never_stop_a_job(tmp_path, action, planned, kinds):
+    lines = [json.dumps({"prompt": f"question {i % 10}"}) for i in range(30)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    base = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", "output.uri=out", "input.kind=prompt"]
+    job = load_job(None, [*base, "labels.mode=generate", f"filters.duplicate_prompts={action}"], {})
+    info = InputInfo(uri=job.input.uri, kind="prompt", fields={"prompt": "prompt"})
+    objects = Objects(tmp_path / "store")
+    for _ in range(2):
+        # The second pass finds every record planned already.
+        known = Plan(objects).known()
+        builder = PromptBuilder(job, ByteTokenizer(512), ContextLimits(512, 4096))
+        planner = Planner(job, builder, info, known, SegmentWriter(objects, known))
+        totals = planner.run(iter_records(job.input.uri), lambda _: None)
+        assert (totals.num_planned, totals.rejects_by_kind) == (planned, kinds)
+    names = [r.prompt.record_id for unit in Plan(objects).units() for r in read_unit(objects, unit)]
+    assert len(set(names)) == planned

@@ -14,8 +14,11 @@ import pytest
 import zstandard
 
 from logitstore.errors import InputNotFoundError, ObjectStoreError, UnsupportedInputError
-from logitstore.inputs import reading as inputs
-from logitstore.inputs.reading import RawRecord, input_fingerprint, iter_records, record_id
+from logitstore.inputs import text_files as inputs
+from logitstore.inputs.identity import record_id
+from logitstore.inputs.listing import input_fingerprint
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
 from tests.s3_server import S3Server
 
@@ -123,9 +126,9 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
     for uri in (str(tmp_path / "none.jsonl"), str(tmp_path), str(tmp_path / "*.jsonl")):
         with pytest.raises(InputNotFoundError, match="matches no file"):
             iter_records(uri)
-    (tmp_path / "a.csv").write_text("a,b")
+    (tmp_path / "a.xlsx").write_text("a,b")
     with pytest.raises(UnsupportedInputError, match="tells no known form"):
-        iter_records(str(tmp_path / "a.csv"))
+        iter_records(str(tmp_path / "a.xlsx"))
     with pytest.raises(UnsupportedInputError, match="nosuch"):
         iter_records("nosuch://bucket/a.jsonl")
 

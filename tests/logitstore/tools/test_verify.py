@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from logitstore.codec.codebooks import CodebookSet, identity_codebook
-from logitstore.inputs.reading import iter_records, record_id
+from logitstore.inputs.identity import record_id
+from logitstore.inputs.reading import iter_records
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings

@@ -1,0 +1,19 @@
+"""One record as it stands in the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One record of the input, or what stands in its place."""
+
+    file: str
+    """Relative to the folder or to the fixed part of the glob; the name alone for a single file."""
+    line: int
+    """1-based line (JSONL) or row (Parquet, Arrow); 0 where the file as a whole cannot be read."""
+    record: dict[str, Any] | None
+    error: str | None
+    """Why there is no record: a sentence with the value found, the rule and the remedy."""

@@ -1,0 +1,132 @@
+"""Records of text files: JSON lines (plain, .gz, .zst), one JSON array, or CSV; all of them UTF-8."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.manifest.strict_json import SURROGATE_ESCAPE
+
+MAX_LINE_BYTES = 64 * 2**20
+ARRAY_CHUNK_BYTES = 2**20
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_NOT_UTF8 = (
+    "the file is UTF-16 or UTF-32, as some programs of Windows write it, and must be UTF-8; convert it, for "
+    "example with: iconv -f UTF-16 -t UTF-8"
+)
+
+
+def read_gzip(file: BinaryIO, name: str) -> Iterator[RawRecord]:
+    with gzip.GzipFile(fileobj=file) as plain:
+        yield from read_lines(io.BufferedReader(plain), name)  # type: ignore[arg-type]
+
+
+def read_zstandard(file: BinaryIO, name: str) -> Iterator[RawRecord]:
+    # Arrow's stream, unlike zstandard's reader, takes a cut-off file for an error and not for its end.
+    with pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd") as plain:
+        yield from read_lines(io.BufferedReader(plain), name)  # type: ignore[arg-type]
+
+
+def read_lines(file: BinaryIO, name: str) -> Iterator[RawRecord]:
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            if line.startswith(_WIDE_MARKS) or b"\0" in line[:4]:
+                yield RawRecord(name, 0, None, _NOT_UTF8)
+                return
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.lstrip().startswith(b"["):
+                yield from _read_array(line, file, name)
+                return
+        if len(line) > MAX_LINE_BYTES:
+            while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
+                pass
+            yield RawRecord(
+                name, number, None, f"the line has more than {MAX_LINE_BYTES} bytes; shorten the record"
+            )
+            continue
+        if line.strip():
+            yield _parse_line(line, name, number)
+
+
+def _parse_line(line: bytes, name: str, number: int) -> RawRecord:
+    try:
+        value = json.loads(line.decode("utf-8"))
+        if SURROGATE_ESCAPE.search(line):
+            json.dumps(value, ensure_ascii=False).encode()  # refuses half of a pair
+    except (ValueError, RecursionError) as error:
+        return RawRecord(
+            name, number, None, f"the line is not valid JSON ({error!s:.200}); write one JSON object per line"
+        )
+    return _checked(value, name, number, "the line")
+
+
+def _checked(value: Any, name: str, number: int, what: str) -> RawRecord:
+    if isinstance(value, dict):
+        return RawRecord(name, number, value, None)
+    kind = type(value).__name__
+    return RawRecord(
+        name, number, None, f"{what} is a JSON {kind}, but a record must be an object with named fields"
+    )
+
+
+def _read_array(start: bytes, file: BinaryIO, name: str) -> Iterator[RawRecord]:
+    """A file that is one JSON array of records; `line` counts its elements."""
+    decoder, text_of = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+    number, text = 0, ""
+    try:
+        text = text_of.decode(start).lstrip()[1:]
+        while True:
+            text = text.lstrip(" \t\r\n,")
+            if text.startswith("]"):
+                rest = text[1:] + text_of.decode(file.read(ARRAY_CHUNK_BYTES))
+                if rest.strip():
+                    yield RawRecord(name, number + 1, None, "text stands behind the JSON array; remove it")
+                return
+            try:
+                if not text:
+                    raise ValueError("it ends before its closing bracket")
+                value, end = decoder.raw_decode(text)
+            except ValueError as error:
+                chunk = file.read(ARRAY_CHUNK_BYTES) if len(text) <= MAX_LINE_BYTES else b""
+                text += text_of.decode(chunk)
+                if not chunk:
+                    raise ValueError(f"{error!s:.200}") from None
+                continue
+            number, text = number + 1, text[end:]
+            yield _checked(value, name, number, "the element")
+    except (ValueError, RecursionError) as error:
+        reason = f"the JSON array cannot be read beyond element {number} ({error!s:.200}); write valid JSON"
+        yield RawRecord(name, number + 1, None, reason)
+
+
+def read_csv(file: BinaryIO, name: str) -> Iterator[RawRecord]:
+    """A table of comma-separated values with a line of column names first."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    start = file.read(4)
+    if start.startswith(_WIDE_MARKS) or b"\0" in start:
+        yield RawRecord(name, 0, None, _NOT_UTF8)
+        return
+    file.seek(0)
+    rows = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            if None in row or None in row.values():
+                reason = f"the row has another number of values than the {len(rows.fieldnames or ())} columns"
+                yield RawRecord(name, number, None, f"{reason}; quote values that hold commas")
+            else:
+                yield RawRecord(name, number, dict(row), None)
+    except (csv.Error, UnicodeDecodeError) as error:
+        reason = f"the table cannot be read beyond row {number} ({error}); write UTF-8 with quoted values"
+        yield RawRecord(name, number + 1, None, reason)

@@ -1,0 +1,111 @@
+"""Files as people have them: JSON arrays, CSV, UTF-16, folders of `datasets`, names with brackets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from logitstore.errors import InputNotFoundError
+from logitstore.inputs.listing import list_files
+from logitstore.inputs.reading import iter_records
+
+RECORDS = [{"prompt": "Grüße, 你好", "n": 1}, {"prompt": "two", "n": 2}, {"prompt": "3]", "n": 3}]
+
+
+def read(path: Path) -> list[Any]:
+    return [raw.record if raw.record is not None else raw.error for raw in iter_records(str(path))]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_read_element_by_element(tmp_path: Path, indent: int | None) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(RECORDS, indent=indent, ensure_ascii=False), encoding="utf-8")
+    assert read(tmp_path / "a.json") == RECORDS
+    assert [raw.line for raw in iter_records(str(tmp_path / "a.json"))] == [1, 2, 3]
+
+
+def test_an_array_longer_than_a_chunk_and_one_cut_off(tmp_path: Path) -> None:
+    long = [{"prompt": f"é{i}" * 200, "n": i} for i in range(9000)]
+    text = json.dumps(long, ensure_ascii=False)
+    assert len(text.encode()) > 3 * 2**20
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    assert read(tmp_path / "a.json") == long
+    (tmp_path / "b.json").write_text(text[:-30], encoding="utf-8")
+    *good, last = read(tmp_path / "b.json")
+    assert good == long[:-1]
+    assert "beyond element 8999" in last
+    (tmp_path / "c.json").write_text('[{"a": 1}, 5, {"a": 2}]')
+    assert [type(item) for item in read(tmp_path / "c.json")] == [dict, str, dict]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_utf_16_is_one_clear_error_for_the_file(tmp_path: Path, encoding: str, name: str) -> None:
+    lines = "\n".join(json.dumps(record) for record in RECORDS * 20)
+    (tmp_path / name).write_bytes(lines.encode(encoding))
+    (error,) = iter_records(str(tmp_path / name))
+    assert (error.line, error.record) == (0, None)
+    assert "must be UTF-8; convert it" in (error.error or "")
+
+
+def test_a_line_that_is_not_utf_8_is_refused_and_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xfc"}\n')
+    good, bad = read(tmp_path / "a.jsonl")
+    assert good == {"prompt": "a"}
+    assert "not valid JSON" in bad
+
+
+def test_csv_has_named_columns_and_tells_of_crooked_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        '\ufeffprompt,response\n"a, ""b""\nc",d\ne\nf,g,h\ni,\n', encoding="utf-8"
+    )
+    first, short, long, empty = read(tmp_path / "a.csv")
+    assert first == {"prompt": 'a, "b"\nc', "response": "d"}
+    assert "another number of values" in short
+    assert "another number of values" in long
+    assert empty == {"prompt": "i", "response": ""}
+
+
+def _arrow_stream(path: Path, rows: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _saved_split(folder: Path) -> None:
+    """What `datasets.save_to_disk` leaves, with a file of its cache beside."""
+    folder.mkdir(parents=True)
+    _arrow_stream(folder / "data-00000-of-00001.arrow", RECORDS)
+    _arrow_stream(folder / "cache-1234.arrow", RECORDS)
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    )
+    (folder / "dataset_info.json").write_text('{\n "features": {}\n}')
+
+
+def test_a_saved_dataset_is_its_data_files_alone(tmp_path: Path) -> None:
+    _saved_split(tmp_path / "set")
+    assert read(tmp_path / "set") == RECORDS
+
+
+def test_a_saved_dataset_with_splits_asks_for_one(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        _saved_split(tmp_path / "set" / split)
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(InputNotFoundError, match=r"holds the splits train, test.*set/train"):
+        list_files(str(tmp_path / "set"))
+    assert read(tmp_path / "set" / "test") == RECORDS
+
+
+@pytest.mark.parametrize("name", ["file[train].jsonl", "run [v2]/p.jsonl", "a?b.jsonl", "x*.jsonl"])
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(RECORDS[1]))
+    (tmp_path / "xyz.jsonl").write_text(json.dumps(RECORDS[0]))
+    assert read(path) == [RECORDS[1]]
+    if path.parent != tmp_path:
+        assert read(path.parent) == [RECORDS[1]]
