@@ -35,7 +35,7 @@ def read_document(path: str, *, what: str) -> dict[str, Any]:
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in the document; the value is TOML, or a string if it is not."""
+    """Set `section.key=value` in the document; the value is TOML, null for none, or a string."""
     name, separator, text = override.partition("=")
     keys = name.strip().split(".")
     if not separator or len(keys) < 2 or not all(keys):
@@ -44,7 +44,7 @@ def apply_override(document: dict[str, Any], override: str) -> None:
             "setting's name, an equals sign and the value"
         )
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
     table = document

@@ -7,7 +7,11 @@ word. So every field stands in one of the tables here, and a test compares them 
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -101,6 +105,21 @@ REFUSED: dict[str, Refusal] = {
 }
 
 
+def _refuse_zero_3(deepspeed: Any) -> None:
+    """By DeepSpeed's own configuration, or accelerate's, before a model is partitioned."""
+    if isinstance(deepspeed, str):
+        deepspeed = json.loads(Path(deepspeed).read_text())
+    stage: Any = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if isinstance(deepspeed, Mapping):
+        stage = deepspeed.get("zero_optimization", {}).get("stage", stage)
+    if str(stage) == "3":
+        raise ValueError(
+            "DeepSpeed's ZeRO stage 3 is not supported: it empties the weights between calls of the model, "
+            "and the loss reads the output head's inside one. Use stage 2, or FSDP (fsdp=True), which shards "
+            "weights too"
+        )
+
+
 def _check_accelerator(config: Any) -> None:
     """accelerate is not given our loader to prepare, so what it would do with it is refused."""
     for name in ("split_batches", "dispatch_batches", "non_blocking"):
@@ -136,6 +155,7 @@ class OfflineDistillationConfig(TrainingArguments):
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers takes every metric whose name does not end in "loss" for one to be raised.
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
+        _refuse_zero_3(self.deepspeed)
         super().__post_init__()
         for name, value in SET.items():
             setattr(self, name, value)

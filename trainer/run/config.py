@@ -73,6 +73,8 @@ class LoraSettings(_Section):
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    merge: bool = False
+    """Save the whole student with the adapters merged into its weights, instead of the adapters alone."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
@@ -144,8 +146,9 @@ class DataConfig(_Section):
     """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
     multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the
     same block, but at an epoch's end; otherwise several do."""
-    held_out_fraction: float = Field(default=0.05, gt=0, lt=1)
-    """Share of records, chosen by a hash of their id, kept from training for evaluation."""
+    held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of records, chosen by a hash of their id, kept from training for evaluation. 0 needs
+    `evaluation.stores`."""
     max_length: int | None = Field(default=None, ge=2)
     """Tokens kept of each sequence."""
     pack_length: int | None = Field(default=None, ge=2)
@@ -208,14 +211,39 @@ class TrainingConfig(_Section):
     """Sequences per process and micro-batch."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    optimizer: str = "adamw_torch_fused"
+    """As transformers names them (`optim`): adafactor, adamw_bnb_8bit, lion_32bit, muon, ..."""
+    optimizer_args: str | None = None
+    """Of the optimizer, as "name=value,name=value"."""
+    schedule: Literal[
+        "cosine",
+        "linear",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "cosine"
+    schedule_args: dict[str, Any] = Field(default_factory=dict)
+    """Of the schedule: { num_decay_steps = 100 } for warmup_stable_decay, { min_lr = 1e-6 } and so on."""
     warmup_steps: int = Field(default=0, ge=0)
+    warmup_ratio: float | None = Field(default=None, ge=0, lt=1)
+    """Share of all steps, instead of `warmup_steps`."""
     weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.98, gt=0, lt=1)
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 does not clip."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """"bf16" runs the forward pass under autocast."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """"bf16" and "fp16" run the forward pass under autocast; "fp16" scales the loss and needs a GPU."""
+    compile: bool = False
+    """Compile the student by torch.compile."""
+    fsdp: dict[str, Any] | None = None
+    """Shard the student by FSDP2: `fsdp_config` of transformers, {} for its defaults."""
+    deepspeed: str | dict[str, Any] | None = None
+    """DeepSpeed's configuration, or its file; ZeRO stage 1 or 2."""
     gradient_checkpointing: bool = False
     seed: int = 0
     logging_steps: int = Field(default=5, ge=1)
@@ -224,6 +252,21 @@ class TrainingConfig(_Section):
     save_total_limit: int = Field(default=2, ge=1)
     tensorboard: bool = True
     """Write TensorBoard logs below the output folder."""
+    report_to: tuple[Literal["wandb", "mlflow", "trackio", "comet_ml", "swanlab"], ...] = ()
+    """Trackers that get the logged figures too; their packages must be installed."""
+    run_name: str | None = None
+    """What trackers call the run."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> TrainingConfig:
+        if self.warmup_steps and self.warmup_ratio is not None:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and warmup_ratio={self.warmup_ratio} say the same thing; "
+                "give one"
+            )
+        if self.fsdp is not None and self.deepspeed is not None:
+            raise ValueError("fsdp and deepspeed both shard the student; give one")
+        return self
 
 
 class EvaluationConfig(_Section):
@@ -232,6 +275,15 @@ class EvaluationConfig(_Section):
     """Held-out sequences evaluated, in a fixed order; None takes all."""
     before: bool = True
     """Evaluate before training too."""
+    stores: Sources | None = None
+    """Stores to evaluate on, whole; None evaluates on what `data.held_out_fraction` holds out."""
+    steps: int | None = Field(default=None, ge=1)
+    """Evaluate during training every so many steps; None only before and after."""
+    best: Literal["kl", "cross_entropy", "calibration_error", "top1_agreement", "accuracy"] | None = None
+    """Keep the checkpoint that is best by this figure and save it as the student; None saves the last.
+    Needs `steps`, and `training.save_steps` to be a multiple of them."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations without a better `best`; None does not stop early."""
 
 
 class RunOutputConfig(_Section):
@@ -246,6 +298,27 @@ class TrainConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     output: RunOutputConfig
+
+    @model_validator(mode="after")
+    def _evaluation_is_possible(self) -> TrainConfig:
+        evaluation, save_steps = self.evaluation, self.training.save_steps
+        if not self.data.held_out_fraction and evaluation.stores is None:
+            raise ValueError(
+                "data.held_out_fraction = 0 leaves nothing to evaluate on; raise it, or give "
+                "evaluation.stores"
+            )
+        if evaluation.best is not None and (
+            evaluation.steps is None or save_steps is None or save_steps % evaluation.steps
+        ):
+            raise ValueError(
+                f"evaluation.best = {evaluation.best!r} needs evaluation.steps (now {evaluation.steps}) and "
+                f"training.save_steps (now {save_steps}), a multiple of them"
+            )
+        if evaluation.patience is not None and evaluation.best is None:
+            raise ValueError(
+                f"evaluation.patience = {evaluation.patience} needs evaluation.best, the figure to get better"
+            )
+        return self
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -43,6 +43,11 @@ MAY_CHANGE = (
     "training.logging_steps",
     "training.save_",
     "training.tensorboard",
+    "training.report_to",
+    "training.run_name",
+    "training.compile",
+    "training.fsdp",
+    "training.deepspeed",
     "evaluation.",
     "output.",
 )

@@ -61,7 +61,14 @@ class TrainingProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+        if not state.is_world_process_zero or logs is None:
+            return
+        if "eval_kl" in logs:
+            told = f"KL {logs['eval_kl']:.4f}, top-1 agreement {logs['eval_top1_agreement']:.1%}"
+            self._console.print(
+                f"step {state.global_step}/{state.max_steps}, evaluation: {told}", soft_wrap=True
+            )
+        if "loss" not in logs:
             return
         shown = logs if logs.get("num_cut_rows") else {**logs, "num_cut_rows": None}
         words = ", ".join(

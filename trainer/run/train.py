@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import transformers
+from transformers import EarlyStoppingCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from trainer.batch.collate import CollateSettings, DistillationCollator
@@ -68,7 +69,10 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         data_collator=DistillationCollator(collate_settings(config, tokenizer)),
         eval_dataset=held_out,
         processing_class=tokenizer,
-        callbacks=[] if board is None else [TensorBoardCallback(board)],
+        callbacks=[
+            *([] if board is None else [TensorBoardCallback(board)]),
+            *([] if (patience := config.evaluation.patience) is None else [EarlyStoppingCallback(patience)]),
+        ],
     )
     if trainer.is_world_process_zero():
         begin_run(folder, config, restart=restart)
@@ -100,12 +104,19 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
             "transformers": transformers.__version__,
         },
     )
-    trainer.save_model(str(folder))  # on every process, as sharded weights are gathered
+    _save_student(config, trainer, folder)
     if trainer.is_world_process_zero():
         save_run(folder, config, train_set, metrics)
     if board is not None:
         write_evaluations(board, metrics)
     return metrics
+
+
+def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, folder: Path) -> None:
+    if config.student.lora is not None and config.student.lora.merge:
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        trainer.model_wrapped = trainer.model
+    trainer.save_model(str(folder))  # on every process, as sharded weights are gathered
 
 
 def evaluate_model(config: TrainConfig, model_path: str) -> Evaluation:
@@ -130,7 +141,7 @@ def datasets(
     make: Callable[..., StreamingLogitDataset] = _dataset_maker(config)
     train_set = make(batch_size=config.training.batch_size, side="train", top_k=data.top_k)
     held_out = make(batch_size=config.evaluation.batch_size, side="held_out", top_k=None)
-    for source in train_set.sources:
+    for source in [*train_set.sources, *held_out.sources]:
         check_tokenizer(source.manifest, tokenizer.get_vocab(), where=source.uri)
         if config.loss.alpha > 0:
             check_temperature(
@@ -138,6 +149,8 @@ def datasets(
             )
     if not train_set.num_sequences + held_out.num_sequences:
         raise ConfigError("data.stores: no sequence is left, the stores are empty or `where` selects none")
+    if not held_out.num_sequences and config.evaluation.stores is not None:
+        raise ConfigError("evaluation.stores: no sequence is left, they are empty or `where` selects none")
     if not held_out.num_sequences:
         raise ConfigError(
             f"data.held_out_fraction = {data.held_out_fraction} holds no record out of "
@@ -147,18 +160,19 @@ def datasets(
 
 
 def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
-    data = config.data
-    specs = [StoreSpec(store.uri, store.weight, store.storage_options, store.where) for store in data.stores]
+    data, own = config.data, config.evaluation.stores
 
-    def make(batch_size: int, side: Any, top_k: int | None) -> StreamingLogitDataset:
+    def make(batch_size: int, side: Literal["train", "held_out"], top_k: int | None) -> StreamingLogitDataset:
+        whole = side == "held_out" and own is not None
+        stores = own if side == "held_out" and own is not None else data.stores
         return StreamingLogitDataset(
-            specs,
+            [StoreSpec(store.uri, store.weight, store.storage_options, store.where) for store in stores],
             batch_size=batch_size,
             shuffle=data.shuffle or side == "held_out",
             seed=data.seed,
             num_splits=data.num_splits,
             top_k=top_k,
-            held_out=HeldOut(data.held_out_fraction, side),
+            held_out=None if whole else HeldOut(data.held_out_fraction, side),
             cache_dir=data.cache_dir,
             cache_limit=data.cache_limit,
             predownload=data.predownload,
@@ -203,12 +217,21 @@ def _arguments(
         per_device_eval_batch_size=config.evaluation.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
+        optim=training.optimizer,
+        optim_args=training.optimizer_args,
         lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
+        lr_scheduler_kwargs=training.schedule_args or None,
+        warmup_steps=training.warmup_steps if training.warmup_ratio is None else training.warmup_ratio,
         weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
         adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,
         bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
+        torch_compile=training.compile,
+        fsdp=True if training.fsdp is not None else None,  # type: ignore[arg-type]  # as transformers has it
+        fsdp_config=None if training.fsdp is None else dict(training.fsdp),
+        deepspeed=training.deepspeed,
         use_cpu=not torch.accelerator.is_available(),  # without it, transformers refuses bf16 there
         gradient_checkpointing=training.gradient_checkpointing,
         seed=training.seed,
@@ -217,7 +240,12 @@ def _arguments(
         save_strategy="no" if training.save_steps is None else "steps",
         save_steps=training.save_steps or 500,
         save_total_limit=training.save_total_limit,
-        report_to=[],  # TensorBoard gets a callback: there is no argument for its folder
+        eval_strategy="no" if config.evaluation.steps is None else "steps",
+        eval_steps=config.evaluation.steps,
+        load_best_model_at_end=config.evaluation.best is not None,
+        metric_for_best_model=config.evaluation.best,
+        report_to=list(training.report_to),  # TensorBoard gets a callback: no argument says its folder
+        run_name=training.run_name,
         disable_tqdm=quiet,
         log_level="error" if quiet else "passive",
         dataloader_num_workers=config.data.num_workers,
@@ -252,13 +280,14 @@ def _evaluate_before(
 
 
 def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
+    num_held_out = {source.uri: sum(source.lengths) for source in held_out.sources}
     return [
         {
             "uri": source.uri,
             "digest": source.digest,
             "teacher": source.manifest.teacher.model,
             "num_sequences": sum(source.lengths),
-            "num_held_out": sum(other.lengths),
+            "num_held_out": num_held_out.get(source.uri, 0),
         }
-        for source, other in zip(train_set.sources, held_out.sources, strict=True)
+        for source in train_set.sources
     ]

@@ -1,5 +1,6 @@
 """Every argument of transformers' Trainer is honoured or refused by name, and its other ways in are there."""
 
+import json
 from dataclasses import fields
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_what_would_be_ignored_is_refused_by_name(name):
 def test_accelerates_ways_of_dividing_are_refused(name):
     with pytest.raises(ValueError, match=f"accelerator_config has {name}"):
         OfflineDistillationConfig(accelerator_config={name: True})
+
+
+def test_zero_3_is_refused_by_name_wherever_it_is_asked_for(tmp_path, monkeypatch):
+    settings = {"zero_optimization": {"stage": 3}}
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    for given in (settings, str(tmp_path / "ds.json")):
+        with pytest.raises(ValueError, match="ZeRO stage 3 is not supported"):
+            OfflineDistillationConfig(deepspeed=given)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(ValueError, match=r"Use stage 2, or FSDP"):
+        OfflineDistillationConfig()
 
 
 def held_out(store, **settings):

@@ -208,6 +208,95 @@ def test_attention_that_is_not_there_is_named(config, capsys):
     assert "student.attn_implementation = 'flash_attention_2'" in capsys.readouterr().err
 
 
+def settings(*overrides):
+    return [word for override in overrides for word in ("--set", override)]
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_saved_and_training_stops_early(config, tmp_path, capsys):
+    """The learning rate is so high that the student gets worse again."""
+    given = settings(
+        "training.max_steps=60",
+        "training.save_steps=2",
+        "training.learning_rate=1.0",
+        "training.schedule=constant",
+        "evaluation.steps=2",
+        "evaluation.best=kl",
+        "evaluation.patience=3",
+    )
+    assert main(["train", str(config), "--json", *given]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["num_steps"] < 60
+    state = json.loads(
+        max(
+            (tmp_path / "run" / "checkpoints").glob("*/trainer_state.json"),
+            key=lambda path: int(path.parent.name.rpartition("-")[2]),
+        ).read_text()
+    )
+    kls = [entry["eval_kl"] for entry in state["log_history"] if "eval_kl" in entry]
+    assert metrics["after"]["kl"] == pytest.approx(min(kls), rel=1e-4)
+    assert min(kls) < kls[-1]
+
+
+@pytest.mark.slow
+def test_evaluation_may_have_stores_of_its_own(config, tmp_path, capsys):
+    make_store(
+        tmp_path / "own",
+        (9,),
+        seed=8,
+        prefix="own",
+        fingerprint=tokenizer_fingerprint(VOCABULARY),
+        tokenizer_size=64,
+    )
+    given = settings(
+        "training.max_steps=2", "data.held_out_fraction=0", f"evaluation.stores={tmp_path / 'own'}"
+    )
+    assert main(["train", str(config), "--json", *given]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["after"]["num_sequences"] == 9
+    assert (metrics["stores"][0]["num_sequences"], metrics["stores"][0]["num_held_out"]) == (60, 0)
+    assert main(["eval", str(config), "--json", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["num_sequences"] == 9
+
+
+@pytest.mark.slow
+def test_optimizer_schedule_and_warm_up_reach_the_trainer(config, capsys):
+    given = settings(
+        "training.max_steps=8",
+        "training.logging_steps=1",
+        "training.optimizer=sgd",
+        "training.schedule=warmup_stable_decay",
+        "training.schedule_args={num_decay_steps = 4}",
+        "training.warmup_ratio=0.25",
+        "training.learning_rate=0.1",
+        "evaluation.before=false",
+    )
+    assert main(["train", str(config), "--json", *given]) == 0
+    rates = [entry["learning_rate"] for entry in json.loads(capsys.readouterr().out)["history"]]
+    assert rates[:4] == pytest.approx([0.0, 0.05, 0.1, 0.1])
+    assert rates[-1] < 0.1
+
+
+@pytest.mark.slow
+def test_adapters_may_be_merged_into_the_saved_student(config, tmp_path, capsys):
+    pytest.importorskip("peft")
+    assert main(["train", str(config), "--quiet", *settings("training.max_steps=2")]) == 0
+    capsys.readouterr()
+    adapted = settings(
+        f"student.model={tmp_path / 'run'}",
+        "student.small=null",
+        "student.lora={rank = 2, merge = true}",
+        "training.max_steps=8",
+        f"output.folder={tmp_path / 'merged'}",
+    )
+    assert main(["train", str(config), "--json", *adapted]) == 0
+    after = json.loads(capsys.readouterr().out)["after"]
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.vocab_size == 64
+    assert main(["eval", str(config), "--json", *adapted]) == 0
+    assert json.loads(capsys.readouterr().out)["kl"] == pytest.approx(after["kl"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_half_precision_is_tried_without_a_gpu_too(config, capsys):
     given = ["--set", "training.max_steps=2", "--set", "training.precision=bf16"]
@@ -248,7 +337,11 @@ def test_dry_run_prints_every_setting(config, capsys):
         ("loss.beta=0.5 loss.divergence=total_variation", "loss: beta=0.5 means nothing to divergence"),
         ("loss.divergence=sampled", "loss.divergence = 'sampled'"),
         ("student.lora.rank=4", "remove student.lora, or start from student.model"),
-        ("data.held_out_fraction=0", "data.held_out_fraction = 0: Input should be greater than 0"),
+        ("data.held_out_fraction=0", "leaves nothing to evaluate on; raise it, or give evaluation.stores"),
+        ("evaluation.best=kl", "needs evaluation.steps (now None)"),
+        ("evaluation.patience=2", "needs evaluation.best"),
+        ("training.warmup_steps=3 training.warmup_ratio=0.1", "say the same thing"),
+        ("student.small=null", "give exactly one of student.model"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(config, override, words, capsys):
