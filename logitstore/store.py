@@ -23,6 +23,7 @@ from logitstore.errors import (
     CorruptShardError,
     InvalidLabelsError,
     ObjectNotFoundError,
+    ObjectStoreError,
     StoreChangedError,
     StoreExistsError,
     StoreNotFoundError,
@@ -425,10 +426,10 @@ class LogitStore:
         `name` is of that round, so no record that counts can lie there when the unit is in the index or in
         a later round.
         """
-        if record.shard.name:
-            self.objects.delete(record.shard.name)
-        if won:
-            self.objects.delete(name)
+        with contextlib.suppress(ObjectStoreError):  # what stays is garbage, and `verify --repair` finds it
+            self.objects.delete_many(
+                [*([record.shard.name] if record.shard.name else []), *([name] if won else [])]
+            )
 
     def _winner(self, record: CommitRecord, name: str, *, won: bool) -> CommitRecord | None:
         """The record that counts for the unit, after this call's put succeeded or not; None in a new round.

@@ -21,6 +21,7 @@ from pathlib import Path
 from logitstore.errors import ObjectNotFoundError
 from logitstore.job_objects import LEASE_NAME
 from logitstore.objects.opening import Objects
+from logitstore.objects.probing import require_conditional_writes
 
 RENEWALS_PER_TERM = 10
 """So often a driver renews within the time after which it counts as dead: a successor sees it alive soon."""
@@ -136,8 +137,10 @@ class DriverLease:
 def acquire(objects: Objects, renew_sec: float, on_wait: Callable[[str], None]) -> DriverLease:
     """Become the store's driver. Waits for a sign of life of a present driver that is not known to be dead.
 
-    Raises StoreBusyError as soon as there is one. `on_wait` is told why it takes time.
+    Raises StoreBusyError as soon as there is one, ObjectStoreError for a place that does not keep conditional
+    writes. `on_wait` is told why it takes time.
     """
+    require_conditional_writes(objects)
     holder = Holder.here(renew_sec)
     content = _encode(holder)
     while True:

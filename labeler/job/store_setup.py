@@ -92,7 +92,9 @@ class StoreSetup:
             if thread is not None:
                 thread.join()
         if self.store is not None:
-            persistently(self.store.compact, self.job.output.retry_sec)
+            result = persistently(self.store.compact, self.job.output.retry_sec)
+            if result.not_removed:
+                self.note(f"garbage stays in the store until `verify --repair`: {result.not_removed}")
 
     def _compact_or_leave(self) -> None:
         assert self.store is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from logitstore.cli import context
@@ -103,6 +104,10 @@ def compact(args: argparse.Namespace) -> int:
     result = context.open_store(args).compact()
     if args.json:
         context.print_json(result)
+    if result.not_removed:
+        print(
+            f"compact: warning: garbage stays until `verify --repair`: {result.not_removed}", file=sys.stderr
+        )
     context.say(
         args,
         f"{result.num_records:,} commit records moved, {result.num_late:,} late ones removed; "

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from logitstore.errors import StoreChangedError
+from logitstore.errors import ObjectStoreError, StoreChangedError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import CommitRecord
 from logitstore.index.committed import (
@@ -42,7 +42,9 @@ class CompactionResult:
     """Units in the index now."""
     num_segments: int
     num_late: int
-    """Records of units that the index already had, removed."""
+    """Records of units that the index already had."""
+    not_removed: str = ""
+    """Why records or segments that are garbage by now could not be removed; "" if they were."""
 
 
 def compact(objects: Objects, manifest: str) -> CompactionResult:
@@ -57,8 +59,7 @@ def compact(objects: Objects, manifest: str) -> CompactionResult:
         units.refresh()
         records = list(units.tail.values())
         if not records:
-            objects.delete_many(units.late)
-            return _result(units.pointer, 0, len(units.late))
+            return _result(units.pointer, 0, len(units.late), _clean_up(objects, units.late))
         units.entries()  # refuses two units in one place, which no reader could tell apart afterwards
         kept, merged = _split_segments(units.pointer, len(records))
         segment = _write_merged(objects, units, merged, records)
@@ -67,9 +68,9 @@ def compact(objects: Objects, manifest: str) -> CompactionResult:
         )
         if _swap(objects, units.pointer_etag, pointer):
             # Whatever record a unit of the index has is garbage by now, this one's or a late rival's.
-            objects.delete_many([units.record_name(record.shard.unit_id) for record in records] + units.late)
-            objects.delete_many(name for info in merged for name in _names(info))
-            return _result(pointer, len(records), len(units.late))
+            garbage = [units.record_name(record.shard.unit_id) for record in records] + units.late
+            garbage += [name for info in merged for name in _names(info)]
+            return _result(pointer, len(records), len(units.late), _clean_up(objects, garbage))
         # That the swap failed is no proof that `segment` is in no index: the reply may have been lost and
         # another compactor may have built on it. It stays, for `verify --repair` to judge.
     raise StoreChangedError(
@@ -159,6 +160,15 @@ def _names(info: SegmentInfo) -> list[str]:
     return [info.name, info.rejects_name] if info.rejects_name else [info.name]
 
 
-def _result(pointer: IndexPointer, num_records: int, num_late: int) -> CompactionResult:
+def _clean_up(objects: Objects, names: list[str]) -> str:
+    """Remove garbage; why it failed, if it did: the index is in place, and `verify --repair` comes later."""
+    try:
+        objects.delete_many(names)
+    except ObjectStoreError as error:
+        return str(error)
+    return ""
+
+
+def _result(pointer: IndexPointer, num_records: int, num_late: int, not_removed: str) -> CompactionResult:
     num_entries = sum(info.num_entries for info in pointer.segments)
-    return CompactionResult(num_records, num_entries, len(pointer.segments), num_late)
+    return CompactionResult(num_records, num_entries, len(pointer.segments), num_late, not_removed)

@@ -30,6 +30,8 @@ BOTOCORE_CONFIG = {
     "connect_timeout": 10,
     "read_timeout": 60,
 }
+NO_BATCH_CODES = ("MissingContentMD5", "NotImplemented", "MethodNotAllowed", "501", "405")
+"""How servers say that they do not take DeleteObjects as it is sent."""
 CONFLICT_ATTEMPTS = 5
 """Tries of a conditional PUT that S3 answers with 409: another one on the same key is in flight."""
 
@@ -177,6 +179,8 @@ class RemoteBackend:
 class S3Backend(RemoteBackend):
     """S3 and what speaks its protocol, with If-None-Match and If-Match on single PUTs."""
 
+    _deletes_batches = True
+
     def get_with_etag(self, name: str) -> tuple[bytes, str]:
         bucket, key, _ = self._fs.split_path(self._path(name))
 
@@ -208,8 +212,27 @@ class S3Backend(RemoteBackend):
     async def _delete_all(self, bucket: str, paths: list[str]) -> None:
         """DeleteObjects in batches of S3's limit. Unlike `rm`, absent keys are no error."""
         for first in range(0, len(paths), 1000):
-            keys = [{"Key": path.removeprefix(f"{bucket}/")} for path in paths[first : first + 1000]]
-            await self._fs._call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})  # noqa: SLF001
+            keys = [path.removeprefix(f"{bucket}/") for path in paths[first : first + 1000]]
+            await self._delete_batch(bucket, keys)
+
+    async def _delete_batch(self, bucket: str, keys: list[str]) -> None:
+        """One by one for servers that want a Content-MD5, which is sent no more, or know no DeleteObjects."""
+        call = self._fs._call_s3  # noqa: SLF001
+        if self._deletes_batches:
+            objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            try:
+                reply = await call("delete_objects", Bucket=bucket, Delete=objects)
+            except Exception as error:
+                if _error_code(error) not in NO_BATCH_CODES:
+                    raise
+                self._deletes_batches = False
+            else:
+                if errors := reply.get("Errors"):
+                    key, code = errors[0].get("Key"), errors[0].get("Code")
+                    raise OSError(f"{len(errors)} objects were not deleted, such as {key}: {code}")
+                return
+        for key in keys:
+            await call("delete_object", Bucket=bucket, Key=key)
 
     def _connect(self) -> Any:
         options = {"use_listings_cache": False, "skip_instance_cache": True, **self._storage_options}

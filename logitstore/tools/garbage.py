@@ -25,6 +25,7 @@ from logitstore.index.segments import valid_segment_name
 from logitstore.job_objects import JOB_NAME, LEASE_NAME, LOGS_PREFIX, PLAN_PREFIX, REJECTS_NAME, STATUS_NAME
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import TEMPORARY_PREFIX, ObjectInfo
+from logitstore.objects.probing import PROBE_PREFIX
 from logitstore.shard.arrow_file import ArrowFile
 from logitstore.shard.schema import SHARD_FORMAT
 from logitstore.store import CODEBOOKS_PREFIX, CURRENT_CODEBOOKS, LogitStore
@@ -34,6 +35,7 @@ JOB_NAMES = frozenset({REJECTS_NAME, STATUS_NAME, JOB_NAME, LEASE_NAME})
 JOB_PREFIXES = (PLAN_PREFIX, LOGS_PREFIX)
 """What a labeling job keeps beside its labels; not the store's business."""
 _CODEBOOK_NAME = re.compile(r"codebooks/[0-9a-f]{32}\.bin")
+_PROBE_NAME = re.compile(PROBE_PREFIX + r"[0-9a-f]{16}\.json")
 _REBUILD = "`python -m logitstore rebuild-index` takes it into the index"
 
 
@@ -51,6 +53,9 @@ def find_garbage(
     for name, info in objects.items():
         if name in late:
             note_garbage(findings, info, "a record of a unit that the index already has, or has had")
+        elif _PROBE_NAME.fullmatch(name):
+            if info.modified_sec < oldest_live:
+                note_garbage(findings, info, "what a job wrote to try the server's conditions")
         elif not _is_known(name):
             _keep(findings, "foreign_object", name, "no part of a store; it is left alone")
     for info in store.objects.list_temporary():

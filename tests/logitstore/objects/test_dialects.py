@@ -1,0 +1,73 @@
+"""Servers that speak S3 and not as Amazon's does: refused in words, or served by another request."""
+
+from __future__ import annotations
+
+import pytest
+
+from labeler.job.driver_lease import LEASE_NAME, acquire
+from logitstore.__main__ import main
+from logitstore.errors import ObjectStoreError
+from logitstore.objects.opening import Objects
+from logitstore.objects.probing import require_conditional_writes
+from logitstore.store import LogitStore
+from logitstore.tools.verify import verify_store
+from tests.logitstore.random_labels import make_manifest, make_unit
+from tests.s3_dialects import Dialect, run_dialect
+
+
+@pytest.mark.parametrize("dialect", ["ignores If-None-Match", "ignores If-Match"])
+def test_a_server_without_conditions_gets_no_job(dialect: Dialect) -> None:
+    with run_dialect(dialect) as server:
+        objects = Objects("s3://b/store", server.storage_options)
+        with pytest.raises(ObjectStoreError, match=f"the server {dialect}.* write to a server that keeps"):
+            acquire(objects, 60, lambda _: None)
+        assert server.data == {}, "neither a lease nor what it was tried with is left"
+
+
+@pytest.mark.parametrize("dialect", ["plain", "wants Content-MD5", "no DeleteObjects"])
+def test_a_server_with_conditions_is_used(dialect: Dialect) -> None:
+    with run_dialect(dialect) as server:
+        lease = acquire(Objects("s3://b/store", server.storage_options), 60, lambda _: None)
+        lease.release()
+        assert list(server.data) == [f"store/{LEASE_NAME}"]
+
+
+@pytest.mark.parametrize("dialect", ["plain", "wants Content-MD5", "no DeleteObjects"])
+def test_objects_are_deleted_one_by_one_where_batches_are_not_taken(dialect: Dialect) -> None:
+    with run_dialect(dialect) as server:
+        store = LogitStore.create("s3://b/store", make_manifest(), storage_options=server.storage_options)
+        for unit_index in range(3):
+            unit_id, sequences = make_unit(unit_index)
+            store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+        assert store.compact().not_removed == ""
+        assert store.objects.list("commits/") == []
+        assert verify_store(store).problems == []
+        if dialect != "plain":
+            assert server.requests.count("POST") == 1, "asked once, not before every deletion"
+            assert server.requests.count("DELETE") == 3
+
+
+def test_a_failed_clean_up_is_a_warning(
+    tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_dialect("no deletes") as server:
+        store = LogitStore.create("s3://b/store", make_manifest(), storage_options=server.storage_options)
+        unit_id, sequences = make_unit(0)
+        store.commit_unit(unit_id, 0, sequences, seconds=0, worker="w")
+        for name, value in server.storage_options["client_kwargs"].items():
+            monkeypatch.setenv({"endpoint_url": "AWS_ENDPOINT_URL", "region_name": "AWS_REGION"}[name], value)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        assert main(["compact", "s3://b/store"]) == 0
+        said = capsys.readouterr()
+        assert "1 units in 1 segments" in said.out
+        assert "warning: garbage stays until `verify --repair`" in said.err
+        assert len(LogitStore.open("s3://b/store", storage_options=server.storage_options).shards()) == 1
+
+
+def test_a_place_that_cannot_replace_gets_no_job() -> None:
+    """As gs://, whose file system creates exclusively but replaces unconditionally."""
+    objects = Objects("memory://place")
+    with pytest.raises(ObjectStoreError, match=r"cannot replace an object only if it is unchanged"):
+        require_conditional_writes(objects)
+    assert objects.list() == []
