@@ -20,7 +20,7 @@ from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabelRows
 from logitstore.rows import temperature as temperatures
 from trainer.batch.batch_memory import Layout, zeros
-from trainer.batch.packing import Place, first_fit, one_per_row
+from trainer.batch.packing import Place, one_per_row, packed
 from trainer.data.samples import ANY_STEP, Sample
 
 TEACHER_KEYS = ("teacher_token_ids", "teacher_logprobs", "teacher_tail_logprob", "teacher_mask")
@@ -56,10 +56,10 @@ class CollateSettings:
     max_length: int | None = None
     """Tokens kept of each sequence, from its start; None keeps all."""
     pad_to_multiple_of: int = 8
-    """Rows of padded batches are rounded up to this many tokens."""
+    """The width of a batch is rounded up to this many tokens."""
     pack_length: int | None = None
-    """None pads each sequence to a row of its own. A number packs whole sequences into as few rows of
-    exactly so many tokens as first-fit needs; longer sequences are cut to it."""
+    """None pads each sequence to a row of its own. A number packs whole sequences into as few rows of at most
+    so many tokens as best fit needs, all about equally full; longer sequences are cut to it."""
     packed_attention: PackedAttention | None = None
     """How a packed batch keeps documents apart. Which ways are right depends on the student's attention
     code: None leaves the choice to OfflineDistillationTrainer, which tries them; another loop gets it from
@@ -119,7 +119,7 @@ class DistillationCollator:
         if settings.pack_length is None:
             places, shape_BT = one_per_row(lengths, settings.pad_to_multiple_of)
         else:
-            places, shape_BT = first_fit(lengths, settings.pack_length)
+            places, shape_BT = packed(lengths, settings.pack_length, settings.pad_to_multiple_of)
         batch = zeros(_layout(samples, shape_BT, settings))
         arrays = {key: tensor.numpy() for key, tensor in batch.items()}
         _fill_token_keys(arrays, samples, places, settings)
@@ -165,16 +165,17 @@ def _fill_token_keys(
     position_ids_BT, shape_BT = arrays["position_ids"], input_ids_BT.shape
     input_ids_BT[...] = settings.pad_token_id
     labels_BT[...] = settings.ignore_index
-    position_ids_BT[...] = np.arange(shape_BT[1])
     document_BT = np.full(shape_BT, -1, dtype=np.int32)
+    for row in range(shape_BT[0]):
+        # Padding is like short documents behind the last one: no position leaves the student's context.
+        end = max(place.start + place.length for place in places if place.row == row)
+        position_ids_BT[row, end:] = np.arange(shape_BT[1] - end) % PADDING_POSITIONS
     for document, (sample, place) in enumerate(zip(samples, places, strict=True)):
         sequence, row = sample.sequence, place.row
         stop = place.start + place.length
         input_ids_BT[row, place.start : stop] = sequence.token_ids_T[: place.length]
         document_BT[row, place.start : stop] = document
-        # Padding behind the last document is like short documents: no position leaves the student's context.
         position_ids_BT[row, place.start : stop] = np.arange(place.length)
-        position_ids_BT[row, stop:] = np.arange(shape_BT[1] - stop) % PADDING_POSITIONS
         first, count = sequence.label_start, _rows_within(sample, place)
         counted = np.flatnonzero(sequence.loss_mask_N[:count]) + first
         labels_BT[row, place.start + counted] = sequence.token_ids_T[counted]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +23,53 @@ def one_per_row(lengths: Sequence[int], multiple: int) -> tuple[list[Place], tup
     return [Place(row, 0, length) for row, length in enumerate(lengths)], (len(lengths), width)
 
 
-def first_fit(lengths: Sequence[int], row_length: int) -> tuple[list[Place], tuple[int, int]]:
-    """Each sequence, in turn, behind the others in the first row with room. Never splits one."""
-    used: list[int] = []
-    places = []
-    for length in lengths:
-        row = next((row for row, tokens in enumerate(used) if tokens + length <= row_length), len(used))
-        if row == len(used):
-            used.append(0)
-        places.append(Place(row, used[row], length))
-        used[row] += length
-    return places, (len(used), row_length)
+def packed(lengths: Sequence[int], row_length: int, multiple: int) -> tuple[list[Place], tuple[int, int]]:
+    """Whole sequences side by side in as few rows of at most `row_length` as best fit needs, evenly filled.
+
+    The width is that of the fullest row, rounded up but not above `row_length`: a batch that needs two and
+    a bit rows becomes three rows of equal length instead of two full ones and one that is nearly empty.
+    Returns places and (rows, width).
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    rows = _best_fit(lengths, longest_first, row_length)
+    even = _evenly(lengths, longest_first, len(rows))
+    if max(_used(lengths, even)) <= row_length:
+        rows = even
+    places = [Place(0, 0, 0)] * len(lengths)
+    for row, members in enumerate(rows):
+        start = 0
+        for index in members:
+            places[index] = Place(row, start, lengths[index])
+            start += lengths[index]
+    width = min(-(-max(_used(lengths, rows)) // multiple) * multiple, row_length)
+    return places, (len(rows), width)
+
+
+def _best_fit(lengths: Sequence[int], order: Sequence[int], row_length: int) -> list[list[int]]:
+    """Each sequence in the row where it leaves the least room."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    """(tokens left, row), ascending."""
+    for index in order:
+        at = bisect_left(room, (lengths[index], 0))
+        left, row = room.pop(at) if at < len(room) else (row_length, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(index)
+        insort(room, (left - lengths[index], row))
+    return rows
+
+
+def _evenly(lengths: Sequence[int], order: Sequence[int], num_rows: int) -> list[list[int]]:
+    """Each sequence in the row with the fewest tokens so far."""
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    heap = [(0, row) for row in range(num_rows)]
+    for index in order:
+        used, row = heap[0]
+        rows[row].append(index)
+        heapreplace(heap, (used + lengths[index], row))
+    return rows
+
+
+def _used(lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(lengths[index] for index in members) for members in rows]

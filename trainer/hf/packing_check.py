@@ -22,12 +22,12 @@ from logitstore.common.config_file import ConfigError
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from trainer.batch.collate import CollateSettings, DistillationCollator, PackedAttention
-from trainer.batch.packing import first_fit, one_per_row
+from trainer.batch.packing import one_per_row, packed
 from trainer.data.samples import Sample
 from trainer.hf.heads import MODEL_KEYS
 
-_LENGTHS = ((5, 8), (9, 4))
-"""Tokens of the documents of each row: two rows, as some attention code takes documents in one only."""
+_LENGTHS = (5, 8, 9, 4)
+"""Tokens of the documents, which fill two rows, as some attention code takes documents in one only."""
 _ROW_LENGTH = 16
 _LEAK_TOLERANCE = 1e-6
 """Gradient that may reach a token of another document, relative to the largest: none, but for rounding."""
@@ -92,6 +92,10 @@ def settle_packing(model: Any, settings: CollateSettings) -> CollateSettings:
 
 def packing_fault(model: Any, way: PackedAttention, *, pack_length: int) -> str | None:
     """What is wrong with packing this student's batches in this way, in words; None if nothing is."""
+    # Two limits on attention that documents as short as the trial's would not show.
+    chunk = getattr(model.config.get_text_config(), "attention_chunk_size", None)
+    if isinstance(chunk, int) and pack_length > chunk:
+        return f"its attention is cut into chunks of {chunk} tokens of the row, wherever documents begin"
     window = _window(model)
     if way.startswith("block_diagonal") and window is not None and pack_length > window:
         return f"its attention reaches {window} tokens back, and a mask for all layers would undo that"
@@ -129,17 +133,16 @@ def _window(model: Any) -> int | None:
     config = model.config.get_text_config()
     if getattr(config, "use_sliding_window", True) is False:
         return None
-    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return min((size for size in sizes if isinstance(size, int)), default=None)
+    window = getattr(config, "sliding_window", None)
+    return window if isinstance(window, int) else None
 
 
 def _samples(model: Any) -> list[Sample]:
     """The same documents however they are laid out."""
     vocab_size = min(model.get_input_embeddings().weight.shape[0], 997)
-    lengths = [length for row in _LENGTHS for length in row]
     return [
         _sample((np.arange(length) * 7 + 11 * number + 3) % vocab_size)
-        for number, length in enumerate(lengths)
+        for number, length in enumerate(_LENGTHS)
     ]
 
 
@@ -174,17 +177,15 @@ def _forward(model: Any, way: PackedAttention | None) -> _Forward:
     lengths = [len(sample.sequence.token_ids_T) for sample in samples]
     if way is None:
         collator = DistillationCollator(CollateSettings(with_teacher=False))
-        places, _ = one_per_row(lengths, 1)
+        places, (_, width) = one_per_row(lengths, 1)
     else:
         collator = DistillationCollator(
             CollateSettings(with_teacher=False, pack_length=_ROW_LENGTH, packed_attention=way)
         )
-        places, _ = first_fit(lengths, _ROW_LENGTH)
+        places, (_, width) = packed(lengths, _ROW_LENGTH, collator.settings.pad_to_multiple_of)
     batch = collator(samples)
     starts = [
-        (0, place.row * _ROW_LENGTH + place.start)
-        if way == "position_ids_one_row"
-        else (place.row, place.start)
+        (0, place.row * width + place.start) if way == "position_ids_one_row" else (place.row, place.start)
         for place in places
     ]
     embeddings = model.get_input_embeddings()

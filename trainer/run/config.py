@@ -152,7 +152,8 @@ class DataConfig(_Section):
     max_length: int | None = Field(default=None, ge=2)
     """Tokens kept of each sequence."""
     pack_length: int | None = Field(default=None, ge=2)
-    """Pack whole sequences into rows of exactly so many tokens; None pads."""
+    """Pack the whole sequences of a batch into as few rows of at most so many tokens as they fit, all about
+    equally full; None pads. Each logged step says its fill, the share of places that hold tokens."""
     packed_attention: (
         Literal["position_ids", "position_ids_one_row", "block_diagonal", "block_diagonal_additive"] | None
     ) = None

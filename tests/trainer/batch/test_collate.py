@@ -114,7 +114,7 @@ def test_packed_documents_do_not_see_each_other(packed_attention):
     model = LlamaForCausalLM(config).eval()
     given = samples()
     batch = collate(given, pack_length=30, packed_attention=packed_attention)
-    assert batch["input_ids"].shape == (2, 30)
+    assert batch["input_ids"].shape == (2, 24)
     assert ("attention_mask" in batch) == (packed_attention == "block_diagonal")
     keys = ("input_ids", "attention_mask", "position_ids")
     with torch.no_grad():
