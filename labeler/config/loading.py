@@ -94,11 +94,22 @@ def resolved(job: JobConfig) -> dict[str, Any]:
     return redacted(job.model_dump(mode="json"))
 
 
+_CHANGEABLE = (
+    "input.storage_options",
+    "teacher.fake.",
+    "teacher.pipeline_parallel_size",
+    "teacher.tensor_parallel_size",
+    "teacher.trust_remote_code",
+    "filters.repeated_tokens",
+)
+"""Settings that may change between runs of a job: how it is computed and allowed, not what is labeled."""
+
+
 def identity(job: JobConfig) -> dict[str, Any]:
     """The settings that a store's labels depend on, by dotted name; others may change between runs.
 
     Places count by what they are, not by how they are written: a model's folder by its name (the store's
-    manifest has its fingerprint), an input by its absolute path. A teacher in more stages is the same.
+    manifest has its fingerprint), an input by its absolute path. A teacher on more GPUs is the same.
     """
     flat = _flatten(
         {name: resolved(job)[name] for name in ("teacher", "labels", "sampling", "input", "filters")}
@@ -107,13 +118,7 @@ def identity(job: JobConfig) -> dict[str, Any]:
         flat["teacher.model"] = os.path.basename(os.path.abspath(job.teacher.model))
     if "://" not in job.input.uri:
         flat["input.uri"] = os.path.abspath(flat["input.uri"])
-    changeable = (
-        "input.storage_options",
-        "teacher.fake.",
-        "teacher.pipeline_parallel_size",
-        "filters.repeated_tokens",
-    )
-    return {name: value for name, value in flat.items() if not name.startswith(changeable)}
+    return {name: value for name, value in flat.items() if not name.startswith(_CHANGEABLE)}
 
 
 def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -128,7 +133,7 @@ def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> li
     return [
         f"{name}: {stored.get(name)!r} in the store, {now.get(name)!r} now"
         for name in sorted(set(stored) | set(now))
-        if stored.get(name) != now.get(name)
+        if not name.startswith(_CHANGEABLE) and stored.get(name) != now.get(name)
     ]
 
 

@@ -36,6 +36,7 @@ from labeler.planning.plan import (
 from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare
 from labeler.planning.prompts import PromptBuilder
+from labeler.planning.provenance import provenance_of
 from labeler.records import JobFailedError, LeaseLostError, StoppedError
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
@@ -52,6 +53,7 @@ from logitstore.job_objects import (
     WorkerView,
 )
 from logitstore.manifest.reading import MANIFEST_NAME
+from logitstore.store import LogitStore
 
 
 class ExitStatus(IntEnum):
@@ -154,7 +156,16 @@ class _Run:
         """The plan of the present input, from the store or by a pass over the input."""
         objects = self._prepared.objects
         anything_labeled = objects.exists(MANIFEST_NAME)
-        self._plan.claim(identity(self._job), anything_labeled=anything_labeled)
+        changes = self._plan.claim(
+            identity(self._job),
+            provenance_of(self._job, self._prepared.tokenizer),
+            has_manifest=anything_labeled,
+            num_labeled=self._num_labeled() if anything_labeled else 0,
+        )
+        if changes:
+            self._view.note(
+                f"nothing is labeled yet and the job has changed, so it is planned anew: {changes}"
+            )
         objects.put(JOB_NAME, json.dumps(resolved(self._job), indent=1).encode())
         totals = self._plan.totals()
         if totals is not None and self._plan.is_current(self._prepared.fingerprint):
@@ -173,6 +184,10 @@ class _Run:
         self._plan.finish_pass(self._prepared.fingerprint, totals, planner.rejects.content())
         self._log.write("planned", **asdict(totals))
         return totals
+
+    def _num_labeled(self) -> int:
+        output = self._job.output
+        return len(LogitStore.open(output.uri, storage_options=output.storage_options, writing=True).shards())
 
     def _show_planning(self, num_records: int) -> None:
         message = f"{num_records:,} records read"

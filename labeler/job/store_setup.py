@@ -12,6 +12,7 @@ from labeler.job.status import utc_now
 from labeler.patience import persistently
 from labeler.planning.plan import PlanTotals
 from labeler.planning.preflight import Prepared
+from labeler.planning.provenance import digests_of, provenance_of
 from labeler.teacher.protocol import TeacherDescription
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import StoreError, StoreExistsError
@@ -123,6 +124,7 @@ class StoreSetup:
         config = resolved(self.job)
         for section in ("input", "output"):
             del config[section]["storage_options"]
+        config["prompts_made_from"] = digests_of(provenance_of(self.job, self.prepared.tokenizer))
         labels = self.job.labels
         return Manifest(
             teacher=description.info,

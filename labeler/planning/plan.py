@@ -2,7 +2,8 @@
 
 Below `plan/` of the store:
 
-- `head.json` holds the settings that labels depend on; a job with others is refused.
+- `head.json` holds the settings that labels depend on, and what the prompts were made from besides them; a
+  job with others is refused.
 - `segments/000000.json`, ... list up to `SEGMENT_UNITS` units each and name the data object beside them that
   holds the units' tokenised records (`units.py`). Written with put-if-absent, data first.
 - `input.json` describes the last complete pass over the input: its fingerprint, totals and rejects. While
@@ -22,12 +23,15 @@ from typing import Any
 from labeler.config.loading import ConfigError, describe_difference
 from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
+from labeler.planning.provenance import Provenance, describe_change
 from labeler.planning.units import PlannedRecord, WorkUnit, decode_records, encode_records
 from logitstore.errors import CorruptManifestError, StoreChangedError
 from logitstore.job_objects import PLAN_HEAD_NAME, PLAN_INPUT_NAME, PLAN_PREFIX, PLAN_SEGMENTS_PREFIX
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 
+MADE_FROM_KEY = "made_from"
+"""Of the head: what the prompts were made from besides the settings; see `provenance.py`."""
 SEGMENT_UNITS = 1024
 SEGMENT_BYTES = 16 * 2**20
 
@@ -74,26 +78,38 @@ class Plan:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    def claim(self, identity: Mapping[str, Any], *, anything_labeled: bool) -> None:
-        """Make this the plan of a job with these settings.
+    def claim(
+        self, identity: Mapping[str, Any], made_from: Provenance, *, has_manifest: bool, num_labeled: int
+    ) -> str:
+        """Make this the plan of a job with these settings, whose prompts are made from these things.
 
-        A plan for other settings is refused with StoreChangedError if anything was labeled by it, and
-        thrown away if not.
+        A plan for others is refused with StoreChangedError if anything was labeled by it, and thrown away
+        if not: returns what changed then, in words, else "". Settings are fixed by the manifest already.
         """
-        content = json.dumps(identity, sort_keys=True).encode()
+        content = json.dumps({**identity, MADE_FROM_KEY: made_from}, sort_keys=True).encode()
         if self._objects.put_if_absent(PLAN_HEAD_NAME, content):
-            return
+            return ""
         stored = _load(self._objects, PLAN_HEAD_NAME)
-        difference = describe_difference(stored, json.loads(content))
-        if not difference:
-            return
-        if anything_labeled:
+        # A plan of an earlier version does not say what it was made from: from now on it does.
+        stored_from = stored.pop(MADE_FROM_KEY, made_from)
+        settings = describe_difference(stored, json.loads(json.dumps(identity)))
+        if settings and has_manifest:
             raise StoreChangedError(
-                f"the store at {self._objects.uri} was labeled with other settings: {'; '.join(difference)}. "
+                f"the store at {self._objects.uri} was labeled with other settings: {'; '.join(settings)}. "
                 "All labels of a store are made alike: restore these settings, or choose another output.uri"
             )
-        self.discard()
-        self._objects.put(PLAN_HEAD_NAME, content)
+        changes = describe_change(stored_from, made_from)
+        if changes and num_labeled:
+            raise StoreChangedError(
+                f"the {num_labeled:,} units labeled in the store at {self._objects.uri} have prompts made "
+                f"otherwise than now: {'; '.join(changes)}. All labels of a store are made alike: restore "
+                "the teacher's files as they were, or choose another output.uri"
+            )
+        if settings or changes:
+            self.discard()
+        if json.loads(content) != {**stored, MADE_FROM_KEY: stored_from}:
+            self._objects.put(PLAN_HEAD_NAME, content)
+        return "; ".join(settings + changes)
 
     def discard(self) -> None:
         """Forget everything planned."""

@@ -56,6 +56,16 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def chat_template(self) -> str | None:
+        """The template's text; None where there is none, or none that is a text of its own."""
+        ...
+
+    @property
+    def special_tokens(self) -> str:
+        """Special tokens by role, as JSON."""
+        ...
+
+    @property
     def bos_ids(self) -> tuple[int, ...]:
         """What the tokenizer puts before a text of itself: (BOS,) or nothing."""
         ...
@@ -108,6 +118,15 @@ class HuggingFaceTokenizer:
     @property
     def bos_ids(self) -> tuple[int, ...]:
         return self._bos_ids
+
+    @property
+    def chat_template(self) -> str | None:
+        template = self._tokenizer.chat_template if self._chat_template is None else self._chat_template
+        return json.dumps(template, sort_keys=True) if isinstance(template, dict) else template
+
+    @property
+    def special_tokens(self) -> str:
+        return json.dumps(self._tokenizer.special_tokens_map, sort_keys=True, ensure_ascii=False, default=str)
 
     @property
     def has_chat_template(self) -> bool:
@@ -198,6 +217,14 @@ class ByteTokenizer:
     @property
     def ends(self) -> ResponseEnds:
         return self._ends
+
+    @property
+    def chat_template(self) -> str | None:
+        return None
+
+    @property
+    def special_tokens(self) -> str:
+        return json.dumps(BYTE_MARKERS)
 
     @property
     def bos_ids(self) -> tuple[int, ...]:

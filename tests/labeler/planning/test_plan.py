@@ -200,14 +200,14 @@ def test_other_settings_are_refused_once_something_is_labeled(tmp_path):
     write_input(tmp_path, records(2))
     objects = Objects(tmp_path / "store")
     plan, _ = run_pass(job_for(tmp_path), objects)
-    plan.claim(identity(job_for(tmp_path)), anything_labeled=False)
-    plan.claim(identity(job_for(tmp_path)), anything_labeled=True)
+    plan.claim(identity(job_for(tmp_path)), {}, has_manifest=False, num_labeled=0)
+    plan.claim(identity(job_for(tmp_path)), {}, has_manifest=True, num_labeled=1)
     changed = identity(job_for(tmp_path, "labels.top_k=16"))
     with pytest.raises(StoreChangedError, match=r"labels\.top_k: 64 in the store, 16 now"):
-        plan.claim(changed, anything_labeled=True)
-    plan.claim(changed, anything_labeled=False)
+        plan.claim(changed, {}, has_manifest=True, num_labeled=1)
+    plan.claim(changed, {}, has_manifest=False, num_labeled=0)
     assert list(plan.units()) == []
-    plan.claim(changed, anything_labeled=True)
+    plan.claim(changed, {}, has_manifest=True, num_labeled=1)
 
 
 def test_a_segment_written_by_another_driver_stops_this_one(tmp_path):
