@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RECORDS",
         help="with --dry-run: label so many records to estimate time, bytes and cost",
     )
+    run.add_argument(
+        "--relabel-changed",
+        action="store_true",
+        help="label records again whose content changed, under the same id, since they were labeled",
+    )
     run.add_argument("--log-file", help="structured log; default: logs/ in a local store")
     status = commands.add_parser("status", help="how far a job is", epilog=EPILOG, formatter_class=raw)
     status.add_argument("store", help="folder or URL of the store")
@@ -82,7 +87,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from labeler.driver.run import RunOptions, run
 
     quiet = arguments.quiet or arguments.json
-    exit_status, status = run(job, RunOptions(quiet=quiet, log_file=arguments.log_file))
+    exit_status, status = run(
+        job, RunOptions(quiet=quiet, log_file=arguments.log_file, relabel_changed=arguments.relabel_changed)
+    )
     if status is not None and arguments.json:
         print(status.as_json())
     elif status is not None and not arguments.quiet:

@@ -76,7 +76,7 @@ def _write_plan(uri: str, prompts: Sequence[TokenizedPrompt], num_rounds: int) -
         renamed = [replace(prompt, record_id=f"{number}-{prompt.record_id}") for prompt in prompts]
         for start in range(0, len(renamed), UNIT_PROMPTS):
             records = [PlannedRecord(prompt, "memory", 1) for prompt in renamed[start : start + UNIT_PROMPTS]]
-            writer.add(unit_id_of([record.prompt.record_id for record in records]), records, 0, b"", b"")
+            writer.add(unit_id_of([record.prompt.record_id for record in records]), records, 0, b"", b"", b"")
     writer.flush()
 
 

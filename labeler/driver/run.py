@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -32,11 +32,13 @@ from labeler.planning.plan import (
     PlanTotals,
     SegmentWriter,
     TooManyRejectsError,
+    contents_in_words,
 )
 from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare
 from labeler.planning.prompts import PromptBuilder
 from labeler.planning.provenance import provenance_of
+from labeler.planning.relabeling import replace_changed
 from labeler.records import JobFailedError, LeaseLostError, StoppedError
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
@@ -76,6 +78,8 @@ class RunOptions:
 
     quiet: bool = False
     log_file: str | None = None
+    relabel_changed: bool = False
+    """Label records again whose content changed since they were labeled."""
 
 
 def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus | None]:
@@ -94,7 +98,7 @@ def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus | No
             return ExitStatus.BUSY, None
         log = JobLog(_log_path(job, prepared, options))
         try:
-            return _Run(job, prepared, lease, view, stop, log).run()
+            return _Run(job, prepared, lease, view, stop, log, options).run()
         finally:
             log.close()
             lease.release()
@@ -111,6 +115,7 @@ class _Run:
         view: ProgressView,
         stop: StopRequest,
         log: JobLog,
+        options: RunOptions,
     ) -> None:
         self._job = job
         self._prepared = prepared
@@ -118,6 +123,7 @@ class _Run:
         self._view = view
         self._stop = stop
         self._log = log
+        self._relabel_changed = options.relabel_changed
         self._plan = Plan(prepared.objects)
         self._tally = Tally()
         self._started = utc_now()
@@ -168,11 +174,13 @@ class _Run:
             )
         objects.put(JOB_NAME, json.dumps(resolved(self._job), indent=1).encode())
         totals = self._plan.totals()
-        if totals is not None and self._plan.is_current(self._prepared.fingerprint):
+        is_wanted = totals is not None and totals.num_changed and self._relabel_changed
+        if totals is not None and self._plan.is_current(self._prepared.fingerprint) and not is_wanted:
             return totals
         self._view.note(f"planning: reading {redact_uri(self._job.input.uri)}")
         known = self._plan.known()
-        planner = new_planner(self._job, self._prepared, known, SegmentWriter(objects, known))
+        writer = SegmentWriter(objects, known)
+        planner = new_planner(self._job, self._prepared, known, writer, keep_changed=self._relabel_changed)
         try:
             totals = planner.run(read_input(self._job), self._show_planning)
         except TooManyRejectsError:
@@ -181,13 +189,31 @@ class _Run:
                 self._plan.discard()
                 objects.put(REJECTS_NAME, planner.rejects.content())
             raise
+        if planner.changed:
+            num_replaced = replace_changed(objects, planner.changed, self._uncommit)
+            self._view.note(f"{num_replaced:,} records have changed; their units are labeled again")
+            totals = replace(totals, num_changed=totals.num_changed - num_replaced)
         self._plan.finish_pass(self._prepared.fingerprint, totals, planner.rejects.content())
         self._log.write("planned", **asdict(totals))
         return totals
 
-    def _num_labeled(self) -> int:
+    def _open_store(self) -> LogitStore:
         output = self._job.output
-        return len(LogitStore.open(output.uri, storage_options=output.storage_options, writing=True).shards())
+        return LogitStore.open(output.uri, storage_options=output.storage_options, writing=True)
+
+    def _num_labeled(self) -> int:
+        return len(self._open_store().shards())
+
+    def _uncommit(self, unit_ids: set[str]) -> set[str]:
+        """Drop the labels of these units; those that have none now."""
+        if not self._prepared.objects.exists(MANIFEST_NAME):
+            return unit_ids
+        store = self._open_store()
+        labeled = {entry.unit_id: entry.name for entry in store.shards() if entry.unit_id in unit_ids}
+        dropped = (
+            set(store.uncommit(name for name in labeled.values() if name)) if any(labeled.values()) else set()
+        )
+        return (unit_ids - labeled.keys()) | dropped
 
     def _show_planning(self, num_records: int) -> None:
         message = f"{num_records:,} records read"
@@ -212,6 +238,8 @@ class _Run:
             f"{totals.num_planned:,} records in {totals.num_units:,} units, {tally.units_done:,} done, "
             f"{totals.num_rejects:,} rejected; {self._job.workers.replicas} replicas"
         )
+        for text in contents_in_words(totals):
+            self._view.note(text, trouble=True)
         workers = self._job.workers
         policy = LeasePolicy(leases_per_worker=workers.leases, lease_sec=workers.lease_sec)
         units = self._plan.units(self._job.output.retry_sec)
@@ -313,10 +341,15 @@ class _Run:
 
 
 def new_planner(
-    job: JobConfig, prepared: Prepared, known: KnownRecords, writer: SegmentWriter | None
+    job: JobConfig,
+    prepared: Prepared,
+    known: KnownRecords,
+    writer: SegmentWriter | None,
+    *,
+    keep_changed: bool = False,
 ) -> Planner:
     builder = PromptBuilder(job, prepared.tokenizer, prepared.limits)
-    return Planner(job, builder, prepared.input_info, known, writer)
+    return Planner(job, builder, prepared.input_info, known, writer, keep_changed=keep_changed)
 
 
 def read_input(job: JobConfig) -> Iterator[RawRecord]:

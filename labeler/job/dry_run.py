@@ -13,7 +13,7 @@ from labeler.driver.progress import duration
 from labeler.driver.run import new_planner, read_input
 from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
-from labeler.planning.plan import KnownRecords, Plan, PlanTotals
+from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words
 from labeler.planning.preflight import Prepared, prepare
 from logitstore.job_objects import PLAN_HEAD_NAME
 
@@ -68,6 +68,7 @@ class Estimate:
             f"{totals.num_tokens:,} tokens of input, {at_most}{totals.num_labels:,} label rows, "
             f"{at_most or 'about '}{self.num_bytes / 1e6:,.2f} MB{kept}",
         ]
+        lines += contents_in_words(totals)
         found = self.calibration
         if found is not None:
             lines += [

@@ -54,6 +54,10 @@ class PlanTotals:
     num_labels: int
     """Label rows that the units will have; an upper bound where the teacher writes responses."""
     rejects_by_kind: dict[str, int] = field(default_factory=dict)
+    num_changed: int = 0
+    """Records whose content is not the one that was planned, and may be labeled, under their id."""
+    num_unproven: int = 0
+    """Records that a version planned which kept no proof of their content."""
 
     @property
     def num_rejects(self) -> int:
@@ -66,6 +70,10 @@ class KnownRecords:
 
     ids: DigestSet = field(default_factory=DigestSet)
     prompts: DigestSet = field(default_factory=DigestSet)
+    proofs: DigestSet = field(default_factory=DigestSet)
+    """See `logitstore.inputs.proofs`."""
+    unproven: DigestSet = field(default_factory=DigestSet)
+    """Digests of the ids that an earlier version planned without a proof of the content."""
     num_planned: int = 0
     num_units: int = 0
     num_tokens: int = 0
@@ -89,7 +97,7 @@ class Plan:
         content = json.dumps({**identity, MADE_FROM_KEY: made_from}, sort_keys=True).encode()
         if self._objects.put_if_absent(PLAN_HEAD_NAME, content):
             return ""
-        stored = _load(self._objects, PLAN_HEAD_NAME)
+        stored = load_object(self._objects, PLAN_HEAD_NAME)
         # A plan of an earlier version does not say what it was made from: from now on it does.
         stored_from = stored.pop(MADE_FROM_KEY, made_from)
         settings = describe_difference(stored, json.loads(json.dumps(identity)))
@@ -137,8 +145,8 @@ class Plan:
 
         Storage that fails is tried again for `retry_sec`: an iterator that has raised has no more units.
         """
-        for name in persistently(self._segment_names, retry_sec):
-            segment = persistently(lambda name=name: _load(self._objects, name), retry_sec)
+        for name in persistently(lambda: segment_names(self._objects), retry_sec):
+            segment = persistently(lambda name=name: load_object(self._objects, name), retry_sec)
             for place, (unit_id, offset, num_bytes, num_records, num_tokens) in enumerate(segment["units"]):
                 yield WorkUnit(
                     unit_id=unit_id,
@@ -153,9 +161,11 @@ class Plan:
     def known(self) -> KnownRecords:
         """What the segments hold, for a pass that adds to them."""
         known = KnownRecords()
-        for name in self._segment_names():
-            segment = _load(self._objects, name)
-            for target, part in ((known.ids, "ids"), (known.prompts, "prompts")):
+        for name in segment_names(self._objects):
+            segment = load_object(self._objects, name)
+            targets = [(known.ids, "ids"), (known.prompts, "prompts")]
+            targets.append((known.proofs, "proofs") if "proofs" in segment else (known.unproven, "ids"))
+            for target, part in targets:
                 start, end = segment[part]
                 target.add_many(self._objects.get_range(segment["data"], start, end))
             known.num_units += len(segment["units"])
@@ -173,10 +183,7 @@ class Plan:
         self._objects.put(PLAN_INPUT_NAME, json.dumps(record).encode())
 
     def _input_record(self) -> dict[str, Any] | None:
-        return _load(self._objects, PLAN_INPUT_NAME) if self._objects.exists(PLAN_INPUT_NAME) else None
-
-    def _segment_names(self) -> list[str]:
-        return [name for name in self._objects.list(PLAN_SEGMENTS_PREFIX) if name.endswith(".json")]
+        return load_object(self._objects, PLAN_INPUT_NAME) if self._objects.exists(PLAN_INPUT_NAME) else None
 
 
 class SegmentWriter:
@@ -190,9 +197,16 @@ class SegmentWriter:
         self._start_segment()
 
     def add(
-        self, unit_id: str, records: list[PlannedRecord], num_labels: int, ids: bytes, prompts: bytes
+        self,
+        unit_id: str,
+        records: list[PlannedRecord],
+        num_labels: int,
+        ids: bytes,
+        prompts: bytes,
+        proofs: bytes,
     ) -> None:
-        """`ids` and `prompts` are the digests of the records' ids and (where a filter asks) prompts."""
+        """`ids` and `prompts` are the digests of the records' ids and (where a filter asks) prompts;
+        `proofs` those of ids and content."""
         content = encode_records(records)
         num_tokens = sum(record.prompt.num_tokens for record in records)
         self._units.append((unit_id, self._num_bytes, len(content), len(records), num_tokens))
@@ -201,6 +215,7 @@ class SegmentWriter:
         self._num_labels += num_labels
         self._ids.append(ids)
         self._prompts.append(prompts)
+        self._proofs.append(proofs)
         if len(self._units) >= SEGMENT_UNITS or self._num_bytes >= SEGMENT_BYTES:
             self.flush()
 
@@ -208,17 +223,19 @@ class SegmentWriter:
         """Write the segment begun. Raises PlanTakenError if another driver wrote it meanwhile."""
         if not self._units:
             return
-        ids, prompts = b"".join(self._ids), b"".join(self._prompts)
+        ids, prompts, proofs = b"".join(self._ids), b"".join(self._prompts), b"".join(self._proofs)
         ids_end = self._num_bytes + len(ids)
+        prompts_end = ids_end + len(prompts)
         number = f"{self._next_segment:06d}"
         data_name = f"{PLAN_SEGMENTS_PREFIX}{number}-{secrets.token_hex(4)}.units"
-        self._objects.put(data_name, b"".join([*self._parts, ids, prompts]))
+        self._objects.put(data_name, b"".join([*self._parts, ids, prompts, proofs]))
         segment = {
             "data": data_name,
             "first_unit_index": self._next_unit_index,
             "num_labels": self._num_labels,
             "ids": [self._num_bytes, ids_end],
-            "prompts": [ids_end, ids_end + len(prompts)],
+            "prompts": [ids_end, prompts_end],
+            "proofs": [prompts_end, prompts_end + len(proofs)],
             "units": self._units,
         }
         name = f"{PLAN_SEGMENTS_PREFIX}{number}.json"
@@ -237,13 +254,35 @@ class SegmentWriter:
         self._parts: list[bytes] = []
         self._ids: list[bytes] = []
         self._prompts: list[bytes] = []
+        self._proofs: list[bytes] = []
         self._num_bytes = 0
         self._num_labels = 0
+
+
+def segment_names(objects: Objects) -> list[str]:
+    """Names of the plan's segments, in order."""
+    return [name for name in objects.list(PLAN_SEGMENTS_PREFIX) if name.endswith(".json")]
 
 
 def read_unit(objects: Objects, unit: WorkUnit) -> list[PlannedRecord]:
     """The tokenised records of a unit, in one ranged request."""
     return decode_records(objects.get_range(unit.segment, unit.offset, unit.offset + unit.num_bytes))
+
+
+def contents_in_words(totals: PlanTotals) -> list[str]:
+    """What the last pass found of records that earlier ones planned, in sentences."""
+    found = []
+    if totals.num_changed:
+        found.append(
+            f"{totals.num_changed:,} records differ from what was planned or labeled under their ids; "
+            "`--relabel-changed` labels them again, else they keep their former labels"
+        )
+    if totals.num_unproven:
+        found.append(
+            f"{totals.num_unproven:,} records were planned by an earlier version, which kept no digest of "
+            "their content: whether they have changed since is not known"
+        )
+    return found
 
 
 def check_reject_share(
@@ -274,7 +313,8 @@ class TooManyRejectsError(ConfigError):
     """More records were rejected than the job allows."""
 
 
-def _load(objects: Objects, name: str) -> Any:
+def load_object(objects: Objects, name: str) -> Any:
+    """A JSON object of the plan. Raises CorruptManifestError."""
     try:
         return json.loads(objects.get(name))
     except ValueError as error:

@@ -16,9 +16,11 @@ from labeler.planning.bad_records import BadRecordError
 from labeler.planning.digests import DigestSet, digest_of
 from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter, check_reject_share
 from labeler.planning.prompts import PromptBuilder
+from labeler.planning.relabeling import ChangedRecord
 from labeler.planning.units import PlannedRecord, unit_id_of
 from labeler.teacher.protocol import TokenizedPrompt
 from logitstore.inputs.identity import record_id, repeated_id
+from logitstore.inputs.proofs import proof_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
 from logitstore.records import Reject
@@ -58,11 +60,18 @@ class Planner:
         input_info: InputInfo,
         known: KnownRecords,
         writer: SegmentWriter | None,
+        *,
+        keep_changed: bool = False,
     ) -> None:
         self.rejects = RejectLog()
         self.num_repeats = 0
         """Records without ids of their own that equal an earlier one, and are labeled like any other."""
         self._repeats: Counter[bytes] = Counter()
+        self.changed: dict[bytes, ChangedRecord] = {}
+        """With `keep_changed`: records whose content is not what was planned, by their id's digest."""
+        self._keep_changed = keep_changed
+        self._num_changed = 0
+        self._num_unproven = 0
         self._job = job
         self._builder = builder
         self._input_info = input_info
@@ -100,6 +109,8 @@ class Planner:
             num_tokens=self._num_tokens,
             num_labels=self._num_labels,
             rejects_by_kind=dict(self.rejects.by_kind),
+            num_changed=self._num_changed,
+            num_unproven=self._num_unproven,
         )
 
     def _take(self, raw: RawRecord) -> None:
@@ -123,9 +134,11 @@ class Planner:
             id_digest = digest_of(name.encode("utf-8", errors="surrogatepass"))
             self._seen.add(id_digest)
             self.num_repeats += 1
+        proof = proof_of(id_digest, raw.record, self._input_info)
         if id_digest in self._known.ids and (
             "id" not in self._input_info.fields or self._seen.add(id_digest)
         ):
+            self._meet_again(raw, name, id_digest, proof)
             return
         try:
             prompt = self._builder.build(name, raw.record)
@@ -147,12 +160,29 @@ class Planner:
             )
             self._reject(raw, name, reason, "duplicate_prompt")
             return
-        self._plan(PlannedRecord(prompt, raw.file, raw.line), id_digest, prompt_digest)
+        self._plan(PlannedRecord(prompt, raw.file, raw.line), id_digest, prompt_digest, proof)
+
+    def _meet_again(self, raw: RawRecord, name: str, id_digest: bytes, proof: bytes) -> None:
+        """A record that an earlier pass planned: is it still the same?"""
+        if proof in self._known.proofs:
+            return
+        if id_digest in self._known.unproven:
+            self._num_unproven += 1
+            return
+        self._num_changed += 1
+        if not self._keep_changed or raw.record is None:
+            return
+        try:
+            prompt = self._builder.build(name, raw.record)
+        except BadRecordError as error:
+            self._reject(raw, name, f"{error.reason} (its former labels stay)", error.kind)
+            return
+        self.changed[id_digest] = ChangedRecord(PlannedRecord(prompt, raw.file, raw.line), proof)
 
     def _is_new_prompt(self, prompt_digest: bytes) -> bool:
         return prompt_digest not in self._known.prompts and self._seen_prompts.add(prompt_digest)
 
-    def _plan(self, record: PlannedRecord, id_digest: bytes, prompt_digest: bytes) -> None:
+    def _plan(self, record: PlannedRecord, id_digest: bytes, prompt_digest: bytes, proof: bytes) -> None:
         num_tokens = self._work_of(record.prompt)
         output = self._job.output
         if self._unit and (
@@ -163,6 +193,7 @@ class Planner:
         self._unit_tokens += num_tokens
         self._unit_ids.append(id_digest)
         self._unit_prompts.append(prompt_digest)
+        self._unit_proofs.append(proof)
         self._num_planned += 1
         self._num_tokens += record.prompt.num_tokens
 
@@ -173,7 +204,12 @@ class Planner:
         if self._writer is not None:
             unit_id = unit_id_of([record.prompt.record_id for record in self._unit])
             self._writer.add(
-                unit_id, self._unit, num_labels, b"".join(self._unit_ids), b"".join(self._unit_prompts)
+                unit_id,
+                self._unit,
+                num_labels,
+                b"".join(self._unit_ids),
+                b"".join(self._unit_prompts),
+                b"".join(self._unit_proofs),
             )
         self._num_units += 1
         self._num_labels += num_labels
@@ -183,6 +219,7 @@ class Planner:
         self._unit: list[PlannedRecord] = []
         self._unit_ids: list[bytes] = []
         self._unit_prompts: list[bytes] = []
+        self._unit_proofs: list[bytes] = []
         self._unit_tokens = 0
 
     def _work_of(self, prompt: TokenizedPrompt) -> int:

@@ -14,6 +14,7 @@ from logitstore.cli import context
 from logitstore.cli.rendering import print_head, print_inspection
 from logitstore.errors import StoreChangedError, StoreError, StoreNotFoundError, UnsupportedInputError
 from logitstore.exchange.tables import write_json_line
+from logitstore.inputs.proofs import read_proofs
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
 from logitstore.objects.opening import ObjectInfo
@@ -44,17 +45,19 @@ def verify(args: argparse.Namespace) -> int:
             "--repair reads every shard before it removes another of the same unit; leave --quick out"
         )
     findings = Findings()
-    removed = num_records = 0
+    removed = num_records = num_unproven = 0
     try:
         store = context.open_store(args)
         with context.progress_bar(args) as progress:
             findings = verify_store(store, quick=args.quick, grace_sec=args.grace_sec, progress=progress)
             rejects = read_rejects(store.objects, findings)
             if args.against is not None:
-                check = InputCheck(findings, [*rejects, *store.rejects()], _input_info(store, args))
+                info = _input_info(store, args)
+                check = InputCheck(findings, [*rejects, *store.rejects()], info, read_proofs(store.objects))
                 options = context.storage_options(args)
                 check.run(iter_records(args.against, storage_options=options), progress)
                 num_records = check.num_records
+                num_unproven = check.num_unproven
         if args.repair:
             removed = repair(
                 store,
@@ -69,7 +72,7 @@ def verify(args: argparse.Namespace) -> int:
         if isinstance(error, OSError) and not isinstance(error, ValueError):
             raise
         findings.error("unreadable", args.store, " ".join(str(error).split()))
-    _report(args, findings, num_records, removed)
+    _report(args, findings, num_records, num_unproven, removed)
     return context.PROBLEMS if findings.errors else context.OK
 
 
@@ -114,7 +117,9 @@ def _input_info(store: LogitStore, args: argparse.Namespace) -> InputInfo:
     return info if args.limit is None else dataclasses.replace(info, limit=args.limit)
 
 
-def _report(args: argparse.Namespace, findings: Findings, num_records: int, removed: int) -> None:
+def _report(
+    args: argparse.Namespace, findings: Findings, num_records: int, num_unproven: int, removed: int
+) -> None:
     if args.json:
         summary = {
             "ok": not findings.errors,
@@ -123,6 +128,7 @@ def _report(args: argparse.Namespace, findings: Findings, num_records: int, remo
             "num_sequences": findings.num_sequences,
             "num_rows": findings.num_rows,
             "num_input_records": num_records,
+            "num_unproven": num_unproven,
             "garbage_bytes": sum(info.num_bytes for info in findings.garbage),
             "num_removed": removed,
             "problems": [dataclasses.asdict(problem) for problem in findings.problems],
@@ -138,5 +144,8 @@ def _report(args: argparse.Namespace, findings: Findings, num_records: int, remo
     verdict = context.count_text(len(findings.errors), "error") if findings.errors else "no errors"
     seen = ", ".join(context.count_text(count, name) for name, count in counts.items())
     context.say(args, f"{verdict}: {seen}")
+    if num_unproven:
+        what = context.count_text(num_unproven, "record")
+        context.say(args, f"{what} compared by id alone: the store keeps no digest of their content")
     if removed:
         context.say(args, f"removed {context.count_text(removed, 'garbage object')}")

@@ -28,11 +28,16 @@ def record_id(record: Mapping[str, Any], info: InputInfo) -> str:
                 "an integer; repair the record, or leave the id field out to use a hash of the content"
             )
         return str(value)
-    content = {role: lookup_field(record, name) for role, name in info.fields.items()}
+    text = content_text(record, info)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def content_text(record: Mapping[str, Any], info: InputInfo) -> str:
+    """The record's raw content fields, without its id, as JSON in one form."""
+    content = {role: lookup_field(record, name) for role, name in info.fields.items() if role != "id"}
     if info.kind == "messages":
         content |= {role: record[role] for role in OWN_ROLES if record.get(role) and role not in content}
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 def lookup_field(record: Mapping[str, Any], name: str) -> Any:

@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 
 from logitstore.inputs.identity import record_id, repeated_id
+from logitstore.inputs.proofs import PlannedProofs, proof_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
 from logitstore.records import Reject
@@ -21,8 +22,13 @@ MAX_LISTED = 1000
 class InputCheck:
     """Compares labeled ids and rejects with the records of the input, in batches."""
 
-    def __init__(self, findings: Findings, rejects: Iterable[Reject], info: InputInfo) -> None:
+    def __init__(
+        self, findings: Findings, rejects: Iterable[Reject], info: InputInfo, proofs: PlannedProofs | None
+    ) -> None:
         self._findings = findings
+        self._proofs = proofs
+        self.num_unproven = 0
+        """Labeled records whose content cannot be compared, since the store keeps no digest of it."""
         self._info = info
         parts = findings.labeled.digests
         self._labeled = np.unique(np.concatenate(parts)) if parts else np.empty(0, "V16")
@@ -61,6 +67,7 @@ class InputCheck:
             return
         digests = np.frombuffer(b"".join(digest_of(identifier) for _, identifier in named), "V16")
         places = np.searchsorted(self._labeled, digests)
+        labeled: list[tuple[RawRecord, str, bytes]] = []
         for (raw, identifier), digest, place in zip(named, digests, places, strict=True):
             where, who = f"{raw.file}:{raw.line}", f"record {identifier!r:.120}"
             if place == len(self._labeled) or self._labeled[place] != digest:
@@ -69,6 +76,25 @@ class InputCheck:
                 self._error("id_repeated", where, f"{who} occurs again and is not among the rejects")
             else:
                 self._seen[place] = True
+                labeled.append((raw, identifier, digest.tobytes()))
+        self._compare_contents(labeled)
+
+    def _compare_contents(self, labeled: list[tuple[RawRecord, str, bytes]]) -> None:
+        if self._proofs is None or not labeled:
+            self.num_unproven += len(labeled)
+            return
+        ids = np.frombuffer(b"".join(digest for _, _, digest in labeled), "V16")
+        proofs = b"".join(proof_of(digest, raw.record or {}, self._info) for raw, _, digest in labeled)
+        same = self._proofs.held(np.frombuffer(proofs, "V16"))
+        unknown = self._proofs.unknown(ids)
+        self.num_unproven += int((~same & unknown).sum())
+        for index in np.flatnonzero(~same & ~unknown):
+            raw, identifier, _ = labeled[index]
+            message = (
+                f"record {identifier!r:.120} is not what was labeled: its content has changed under its id; "
+                "`python -m labeler run JOB --relabel-changed` labels it again"
+            )
+            self._error("content_changed", f"{raw.file}:{raw.line}", message)
 
     def _is_labeled_repeat(self, identifier: str) -> bool:
         """Whether this further record of the same content has labels of its own."""

@@ -216,7 +216,7 @@ def test_a_segment_written_by_another_driver_stops_this_one(tmp_path):
     job = job_for(tmp_path)
     late = SegmentWriter(objects, Plan(objects).known())
     run_pass(job, objects)
-    late.add("0123", [], 0, b"", b"")
+    late.add("0123", [], 0, b"", b"", b"")
     with pytest.raises(PlanTakenError, match="another driver"):
         late.flush()
 

@@ -231,7 +231,7 @@ class TestAgainstInput:
     def check(self, store: LogitStore, path: Path) -> Findings:
         findings = verify_store(store)
         rejects = [*read_rejects(store.objects, findings), *store.rejects()]
-        InputCheck(findings, rejects, store.manifest.input).run(iter_records(str(path)))
+        InputCheck(findings, rejects, store.manifest.input, None).run(iter_records(str(path)))
         return findings
 
     def test_every_record_once(self, labeled: tuple[LogitStore, Path]) -> None:
