@@ -19,6 +19,7 @@ from labeler.planning.plan import KnownRecords, Plan, SegmentWriter
 from labeler.planning.units import PlannedRecord, unit_id_of
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
 from labeler.teacher.protocol import TeacherDescription, TokenizedPrompt, labeled_sequence
+from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
 from labeler.worker.engine_feed import EngineFeed
 from logitstore.codec.codebook_training import train_codebooks
@@ -52,7 +53,7 @@ class RunningWorker(Worker):
             input=InputConfig(uri="memory", kind="token_ids"),
             output=OutputConfig(uri=uri),
         )
-        super().__init__(job, "benchmark", frozenset())
+        super().__init__(job, "benchmark", ResponseEnds())
         LogitStore.create(uri, _manifest(teacher.describe(), labels))
         _write_plan(uri, prompts, num_rounds)
         self._feed = EngineFeed(lambda: teacher, 1, self._count_labeled)
