@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from logitstore.errors import StoreError
+from logitstore.objects.opening import is_local_uri
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.page import build_page, script_json
 from logitstore.viewer.payload import Json, rejects_payload, sequence_payload, summary_payload
 
 MAX_PAGE = 500
+IDLE_SEC = 20
+"""A connection that is silent for so long, or takes nothing, is closed."""
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -45,14 +50,33 @@ class ViewerServer(ThreadingHTTPServer):
 
     def overview(self) -> Json:
         """Every store's card and the cluster's jobs; a job's store is shown from then on."""
-        jobs = []
-        if self.jobs_file is not None and self.jobs_file.is_file():
-            jobs = json.loads(self.jobs_file.read_text(encoding="utf-8"))
+        jobs = self._jobs()
         with self._adding:
             known = {view.uri for view in self.views}
-            stores = dict.fromkeys(str(job["store"]) for job in jobs if job.get("store"))
+            named = {str(job["store"]): job for job in jobs if job.get("store")}
+            for uri in [uri for uri in named if uri not in known and not may_open(uri)]:
+                named.pop(uri)["message"] = (
+                    f"the store at {uri:.200} is not opened, since a job named it and not you: give it to "
+                    "`python -m logitstore view` if you want to see it"
+                )
+            stores = list(named)
             self.views += [StoreView(uri, self._tokenizer) for uri in stores if uri not in known]
         return {"jobs": jobs, "stores": [view.describe() for view in self.views]}
+
+    def _jobs(self) -> list[dict[str, Any]]:
+        if self.jobs_file is None or not self.jobs_file.is_file():
+            return []
+        jobs = json.loads(self.jobs_file.read_text(encoding="utf-8"))
+        if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+            raise ValueError(
+                f"{self.jobs_file} is no list of jobs; give a file that `cluster dashboard` writes"
+            )
+        return jobs
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that left or fell silent is nobody's trouble; anything else is shown as usual."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     def sequences(self, store: int, start: int, count: int) -> Json:
         """The list's page from `start`; an empty one where a store holds nothing yet."""
@@ -72,7 +96,16 @@ class ViewerServer(ThreadingHTTPServer):
         return rejects_payload(self.views[store].rejects(), start, min(count, MAX_PAGE))
 
 
+def may_open(uri: str) -> bool:
+    """Whether a store that a job named, and not this page's user, is opened from this machine.
+
+    Whoever may submit jobs could otherwise make it ask any server that it reaches.
+    """
+    return "::" not in uri and (is_local_uri(uri) or uri.startswith(("s3://", "s3a://")))
+
+
 class _Handler(BaseHTTPRequestHandler):
+    timeout = IDLE_SEC
     protocol_version = "HTTP/1.1"
     server_version = "penumbra"
     sys_version = ""
@@ -85,7 +118,11 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.FORBIDDEN, {"error": "this server answers to 127.0.0.1 and localhost only"}
             )
             return
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError as error:
+            self._reply_json(HTTPStatus.BAD_REQUEST, {"error": f"{self.path!r:.80} is no address ({error})"})
+            return
         if url.path == "/":
             self._reply(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page.html.encode())
             return

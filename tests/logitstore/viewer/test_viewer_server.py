@@ -9,7 +9,10 @@ import html.parser
 import http.client
 import json
 import re
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +25,7 @@ from logitstore.__main__ import main
 from logitstore.job_objects import STATUS_NAME, Cost
 from logitstore.records import Reject
 from logitstore.store import LogitStore
+from logitstore.viewer import server as server_module
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.page import build_page
 from logitstore.viewer.pages import SequencePages
@@ -275,3 +279,67 @@ def test_status_of_a_dead_driver_is_silent(tmp_path: Path) -> None:
         broken = view.describe()["status"]
         assert isinstance(broken, dict)
         assert broken["state"] == "unreadable"
+
+
+def test_connections_that_say_nothing_are_closed(
+    server: ViewerServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server_module._Handler, "timeout", 0.3)
+    before = threading.active_count()
+    halves = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(20)]
+    for number, half in enumerate(halves):
+        half.sendall(b"GET / HTTP/1.1\r\nHost:"[: number + 1])
+    assert get(server, "/")[0] == 200
+    for half in halves:
+        half.settimeout(10)
+        assert half.recv(1000) == b"", "closed by the server"
+        half.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+    assert capfd.readouterr().err == ""
+
+
+def test_a_client_that_leaves_is_not_told_to_the_terminal(
+    server: ViewerServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(5):
+        left = socket.create_connection(("127.0.0.1", server.server_port))
+        host = f"Host: 127.0.0.1:{server.server_port}\r\n".encode()
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, at once
+        left.sendall(b"GET /api/stores/0/sequences HTTP/1.1\r\n" + host + b"\r\n")
+        left.close()
+    assert get(server, "/")[0] == 200
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_address_that_is_none_is_answered(server: ViewerServer, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+        host = f"Host: 127.0.0.1:{server.server_port}\r\nConnection: close\r\n\r\n".encode()
+        connection.sendall(b"GET http://[evil HTTP/1.1\r\n" + host)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"is no address" in answer
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9/meta", "simplecache::s3://b/x", "ftp://127.0.0.1:9/x"])
+def test_a_store_that_a_job_named_elsewhere_is_not_opened(
+    server: ViewerServer, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.jobs_file is not None
+    server.jobs_file.write_text(json.dumps([{"id": "j", "state": "RUNNING", "store": uri, "message": ""}]))
+    monkeypatch.setattr("logitstore.objects.opening._open_backend", lambda uri, _: pytest.fail(uri))
+    monkeypatch.setattr(server, "views", [])
+    overview = server.overview()
+    assert overview["stores"] == []
+    assert f"the store at {uri} is not opened" in json.dumps(overview["jobs"])
+
+
+def test_a_jobs_file_of_another_form_is_said(server: ViewerServer) -> None:
+    assert server.jobs_file is not None
+    server.jobs_file.write_text('{"not": "a list"}')
+    status, _, body = get(server, "/api/overview")
+    assert (status, b"is no list of jobs" in body) == (400, True)
