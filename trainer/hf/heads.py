@@ -57,8 +57,10 @@ def find_head(model: Any) -> Head:
     module = model.get_output_embeddings()
     if not isinstance(module, nn.Linear):
         raise UnsupportedHeadError(
-            f"the output head of {type(model).__name__} is a {type(module).__name__}, not a plain linear "
-            "layer; set loss.fused=false"
+            f"the output head of {type(model).__name__} is a {type(module).__module__.partition('.')[0]} "
+            f"{type(module).__name__}, not a plain linear layer, so it cannot be fused with the loss; set "
+            "fused=False (loss.fused=false in a configuration), which also trains heads that peft adapts or "
+            "saves whole"
         )
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)

@@ -19,6 +19,7 @@ from trainer.data.sources import HeldOut
 from trainer.data.topology import ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
+from trainer.hf.heads import UnsupportedHeadError
 from trainer.hf.packing_check import PackingError
 from trainer.hf.trainer import (
     DATASET_STATE_NAME,
@@ -273,6 +274,39 @@ def test_lora_trains_the_adapters_alone(small_store, tmp_path):
     assert torch.equal(merged.lm_head.weight, tiny_student().lm_head.weight)
     trainer.save_model(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "adapted", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str
+)
+def test_an_adapted_output_head_is_trained_unfused_and_refused_fused(small_store, tmp_path, adapted):
+    peft = pytest.importorskip("peft")
+    settings = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **adapted}
+
+    def make(fused):
+        model = peft.get_peft_model(tiny_student(), peft.LoraConfig(**settings))
+        return tiny_trainer(
+            small_store,
+            tmp_path,
+            model=model,
+            fused=fused,
+            max_steps=20,
+            optim="adamw_torch",
+            learning_rate=0.05,
+        )
+
+    with pytest.raises(UnsupportedHeadError, match=r"loss\.fused=false"):
+        make(True)
+    trainer = make(False)
+    before = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    after = trainer.evaluate()["eval_kl"]
+    assert after < 0.8 * before
+    model: Any = trainer.model
+    merged = model.merge_and_unload()
+    assert not torch.allclose(merged.lm_head.weight, tiny_student().lm_head.weight, atol=1e-3)
+    plain = tiny_trainer(small_store, tmp_path, model=merged)
+    assert plain.evaluate()["eval_kl"] == pytest.approx(after, rel=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.0])
