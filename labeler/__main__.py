@@ -20,8 +20,9 @@ EPILOG = """examples:
   python -m labeler status build/store --watch
 
 exit status: 0 done; 1 units failed, or too many records were rejected; 2 wrong usage, configuration, input
-or store (nothing was started); 3 another driver works on the store; 4 stopped by a signal. After 1, 3 and 4
-the same command goes on where the job stopped: nothing is labeled twice."""
+or store, or not one record can be labeled (nothing was started); 3 another driver works on the store; 4
+stopped by a signal. After 1, 3 and 4 the same command goes on where the job stopped:
+nothing is labeled twice."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -99,7 +99,7 @@ def figures(status: JobStatus) -> str:
     words = [
         f"{status.sequences:,} sequences",
         f"{status.tokens:,} tokens",
-        f"{status.tokens_per_second:,.0f} tokens/s",
+        *([f"{status.tokens_per_second:,.0f} tokens/s"] if status.tokens_per_second >= 0.5 else []),
         f"{status.bytes_per_token:,.1f} B/token",
         f"{status.rejects:,} rejects",
         f"{status.failures:,} failures",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -104,6 +105,20 @@ def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus | No
             lease.release()
 
 
+class _NothingToLabelError(Exception):
+    """Not one record of the input can be labeled."""
+
+
+def _why_nothing(job: JobConfig, totals: PlanTotals) -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(totals.rejects_by_kind.items()))
+    return (
+        f"nothing to label: input.uri = {redact_uri(job.input.uri)!r} has {totals.num_records:,} records, "
+        f"of which {totals.num_rejects:,} are rejected"
+        + (f" ({kinds})" if kinds else "")
+        + f"; their reasons are in {REJECTS_NAME} of the store. Correct the input, input.kind or input.fields"
+    )
+
+
 class _Run:
     """One run of a job that holds the driver's lease."""
 
@@ -141,6 +156,8 @@ class _Run:
             state, exit_status, message = self._label(totals, setup)
         except (StoreChangedError, TeacherMismatchError) as error:
             exit_status, message = ExitStatus.WRONG, str(error)
+        except _NothingToLabelError as error:
+            exit_status, message = ExitStatus.WRONG, str(error)
         except (TooManyRejectsError, JobFailedError) as error:
             message = str(error)
         except StoppedError as error:
@@ -151,12 +168,17 @@ class _Run:
             message = (
                 f"the storage fails: {error}. What is labeled stays; run the same command again to go on"
             )
-        status = self._look(state, [], 0, message)
+        status = replace(self._look(state, [], 0, message), tokens_per_second=self._rate_of_run())
         self._write_last_words(setup, status, is_driver=exit_status is not ExitStatus.BUSY)
         self._log.write("ended", state=state, exit_status=int(exit_status), message=message)
         if exit_status in (ExitStatus.FAILED, ExitStatus.WRONG, ExitStatus.BUSY):
             self._view.note(f"error: {message}", trouble=True)
         return exit_status, status
+
+    def _rate_of_run(self) -> float:
+        """Tokens a second over the time that this run's engines were held; 0 where none was."""
+        held_sec = self._replica_sec / max(self._job.workers.replicas, 1)
+        return round(self._tally.tokens_seen / held_sec, 2) if held_sec else 0.0
 
     def _make_plan(self) -> PlanTotals:
         """The plan of the present input, from the store or by a pass over the input."""
@@ -183,11 +205,13 @@ class _Run:
         planner = new_planner(self._job, self._prepared, known, writer, keep_changed=self._relabel_changed)
         try:
             totals = planner.run(read_input(self._job), self._show_planning)
-        except TooManyRejectsError:
+        except TooManyRejectsError as error:
             self._tally.rejects_by_kind.update(planner.rejects.by_kind)
             if not anything_labeled:
                 self._plan.discard()
                 objects.put(REJECTS_NAME, planner.rejects.content())
+            if not planner.num_planned:
+                raise _NothingToLabelError(f"nothing can be labeled: {error}") from None
             raise
         if planner.changed:
             num_replaced = replace_changed(objects, planner.changed, self._uncommit)
@@ -224,6 +248,8 @@ class _Run:
             raise StoppedError("stopped while planning; run the same command again to go on")
 
     def _label(self, totals: PlanTotals, setup: StoreSetup) -> tuple[JobState, ExitStatus, str]:
+        if not totals.num_units:
+            raise _NothingToLabelError(_why_nothing(self._job, totals))
         tally = self._tally
         tally.units_total, tally.tokens_total = totals.num_units, totals.num_tokens
         tally.rejects_by_kind.update(totals.rejects_by_kind)
@@ -245,7 +271,7 @@ class _Run:
         units = self._plan.units(self._job.output.retry_sec)
         scheduler = Scheduler(units, done.__contains__, policy)
         if scheduler.is_finished:
-            return "finished", ExitStatus.DONE, "everything was labeled before"
+            return "finished", ExitStatus.DONE, f"everything was labeled before; {self._next_command()}"
         all_done = self._run_workers(scheduler, setup)
         setup.finish()
         if not all_done:
@@ -257,7 +283,10 @@ class _Run:
                 "Correct the cause and run the same command again, what is labeled stays"
             )
             return "failed", ExitStatus.FAILED, message
-        return "finished", ExitStatus.DONE, str(self._cost())
+        return "finished", ExitStatus.DONE, f"{self._cost()}; {self._next_command()}"
+
+    def _next_command(self) -> str:
+        return f"look at it: python -m logitstore view {shlex.quote(redact_uri(self._job.output.uri))}"
 
     def _run_workers(self, scheduler: Scheduler, setup: StoreSetup) -> bool:
         """True if every unit was committed or given up; False if the job was told to stop."""

@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from logitstore.errors import ObjectNotFoundError
+from logitstore.errors import CorruptManifestError, ObjectNotFoundError
 from logitstore.job_objects import LEASE_NAME
+from logitstore.manifest import strict_json
 from logitstore.objects.opening import Objects
 from logitstore.objects.probing import require_conditional_writes
 
+MAX_LEASE_BYTES = 65_536
 RENEWALS_PER_TERM = 10
 """So often a driver renews within the time after which it counts as dead: a successor sees it alive soon."""
 PROOF_SEC = 5.0
@@ -209,7 +211,13 @@ def _encode(holder: Holder) -> bytes:
 
 
 def _decode(content: bytes) -> Holder:
-    return Holder(**json.loads(content))
+    try:
+        value = strict_json.parse_object(content, what=LEASE_NAME, max_bytes=MAX_LEASE_BYTES)
+        return strict_json.decode_known(Holder, value, what=LEASE_NAME)
+    except CorruptManifestError as error:
+        raise CorruptManifestError(
+            f"{error}. It says who drives the job: make sure that no job runs on the store, then delete it"
+        ) from None
 
 
 def _now() -> str:

@@ -27,11 +27,13 @@ from labeler.planning.provenance import Provenance, describe_change
 from labeler.planning.units import PlannedRecord, WorkUnit, decode_records, encode_records
 from logitstore.errors import CorruptManifestError, StoreChangedError
 from logitstore.job_objects import PLAN_HEAD_NAME, PLAN_INPUT_NAME, PLAN_PREFIX, PLAN_SEGMENTS_PREFIX
+from logitstore.manifest import strict_json
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 
 MADE_FROM_KEY = "made_from"
 """Of the head: what the prompts were made from besides the settings; see `provenance.py`."""
+MAX_OBJECT_BYTES = 64 * 2**20
 SEGMENT_UNITS = 1024
 SEGMENT_BYTES = 16 * 2**20
 
@@ -131,7 +133,9 @@ class Plan:
     def totals(self) -> PlanTotals | None:
         """Of the last complete pass; None if there was none."""
         record = self._input_record()
-        return None if record is None else PlanTotals(**record["totals"])
+        if record is None:
+            return None
+        return strict_json.decode_known(PlanTotals, record["totals"], what=f"{PLAN_INPUT_NAME}.totals")
 
     def rejects(self) -> Iterator[Reject]:
         """Records of the last complete pass that are in no unit."""
@@ -313,12 +317,38 @@ class TooManyRejectsError(ConfigError):
     """More records were rejected than the job allows."""
 
 
-def load_object(objects: Objects, name: str) -> Any:
-    """A JSON object of the plan. Raises CorruptManifestError."""
+def load_object(objects: Objects, name: str) -> dict[str, Any]:
+    """A JSON object of the plan. Raises CorruptManifestError, also where a field of it is not what it is."""
     try:
-        return json.loads(objects.get(name))
-    except ValueError as error:
+        value = strict_json.parse_object(objects.get(name), what=name, max_bytes=MAX_OBJECT_BYTES)
+        if name == PLAN_INPUT_NAME:
+            known = {**value, "totals": {}} if isinstance(value.get("totals"), dict) else value
+            strict_json.decode_known(_InputRecord, known, what=name)
+        elif name != PLAN_HEAD_NAME:
+            strict_json.decode_known(_Segment, value, what=name)
+        return value
+    except CorruptManifestError as error:
         raise CorruptManifestError(
-            f"{name} of the store at {objects.uri} is not valid JSON ({error}); if nothing is labeled yet, "
-            "delete the store's plan/ and start again"
+            f"{error} (at {objects.uri}). If nothing is labeled yet, delete the store's plan/ and start again"
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _InputRecord:
+    """Fields of `input.json`."""
+
+    fingerprint: str
+    totals: dict[str, object]
+    rejects: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Fields of a segment's JSON."""
+
+    data: str
+    first_unit_index: int
+    num_labels: int
+    ids: tuple[int, ...]
+    prompts: tuple[int, ...]
+    units: tuple[object, ...]

@@ -89,6 +89,11 @@ class Planner:
         )
         self._start_unit()
 
+    @property
+    def num_planned(self) -> int:
+        """Records in units, those of earlier passes included."""
+        return self._num_planned
+
     def run(self, raw_records: Iterable[RawRecord], on_progress: Callable[[int], None]) -> PlanTotals:
         """Plan all records. Raises TooManyRejectsError, also in the middle of a long input."""
         for raw in raw_records:

@@ -67,6 +67,21 @@ def decode(record_type: type[Record], value: Any, *, what: str) -> Record:
     return _decoder_of(record_type)(value, what)
 
 
+def decode_known(record_type: type[Record], value: Any, *, what: str) -> Record:
+    """Like `decode`, for objects that other versions write too: an unknown field is left out, a missing one
+    that has a default takes it. Raises CorruptManifestError naming the field."""
+    if not isinstance(value, dict):
+        raise _wrong_type(what, value, "an object")
+    hints = typing.get_type_hints(record_type)
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(typing.cast(Any, record_type)):
+        if item.name in value:
+            found[item.name] = _decoder_of(hints[item.name])(value[item.name], f"{what}.{item.name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise CorruptManifestError(f"{what} lacks the field {item.name!r}, which is required")
+    return record_type(**found)
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 

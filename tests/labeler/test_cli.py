@@ -75,7 +75,7 @@ class TestRefused:
         assert "above the teacher's vocabulary of 512" in error_of(capsys)
 
     def test_too_many_bad_records(self, folder, capsys):
-        assert run(folder, "input.fields.prompt=q") == 1
+        assert run(folder, "input.fields.prompt=q") == 2
         message = error_of(capsys)
         assert "20 of 20 records cannot be labeled" in message
         assert "field 'q' is missing" in message
@@ -84,7 +84,7 @@ class TestRefused:
         assert json.loads(rejects[4])["line"] == 5
 
     def test_the_settings_may_be_corrected_as_long_as_nothing_is_labeled(self, folder, capsys):
-        assert run(folder, "input.fields.prompt=q") == 1
+        assert run(folder, "input.fields.prompt=q") == 2
         with pytest.raises(AssertionError, match="Ray was started"):
             run(folder)
 
