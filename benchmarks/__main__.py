@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import logitstore
-from logitstore.common.extras import explain_missing
+from logitstore.common.command import Program, new_parser, run_program
 
 MEASUREMENTS = {
     "recommend": "K, disk, cost and workers for your teacher, prompts, tokens and deadline",
@@ -58,38 +57,33 @@ MODULES = {
     "student": "benchmarks.demo.demo_student",
 }
 """The module behind each part; only the one asked for is imported."""
-EXAMPLES = """examples:
-  python -m benchmarks storage --top-k 16,64
-  python -m benchmarks all --quick --out build/bench
-  python -m benchmarks plan --tokens 1e12 --top-k 64 --gpus 64 --rate 20000
-"""
+PROGRAM = Program(
+    name="bench",
+    description="Measure labeling, storing and training; choose K by what was measured; run the demo.",
+    extra="label-cpu,train,bench",
+    examples="""examples:
+  penumbra bench storage --top-k 16,64
+  penumbra bench all --quick --out build/bench
+  penumbra bench plan --tokens 1e12 --top-k 64 --gpus 64 --rate 20000
+""",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def command() -> int:
         args = build_parser(arguments).parse_args(arguments)
+        if args.measures:  # a place that cannot be written shows now, not at the end
+            args.out.mkdir(parents=True, exist_ok=True)
         return args.run(args)
-    except ModuleNotFoundError as error:
-        print(f"penumbra-bench: {explain_missing(error, 'label-cpu,train,bench')}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"penumbra-bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("penumbra-bench: interrupted", file=sys.stderr)
-        return 130
+
+    return run_program(PROGRAM, command)
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; only the module of the part that was asked for is imported."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=logitstore.__version__)
+    parser = new_parser(PROGRAM)
     parts = parser.add_subparsers(required=True, metavar="PART")
     asked_for = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in {**MEASUREMENTS, **COMMANDS}.items():
@@ -100,7 +94,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name in MEASUREMENTS or name == "all":
             add_common_arguments(part)
         module.add_arguments(part)
-        part.set_defaults(run=module.run)
+        part.set_defaults(run=module.run, measures=name in MEASUREMENTS or name == "all")
     return parser
 
 

@@ -1,45 +1,39 @@
-"""`python -m cluster`: run labeling jobs on a Ray cluster, and describe such clusters."""
+"""`penumbra cluster`: run labeling jobs on a Ray cluster, and describe such clusters."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
-from cluster.errors import ClusterError
-from labeler.config.loading import ConfigError
+from logitstore.common.command import Program, run_program
+
+PROGRAM = Program(
+    name="cluster",
+    description="""\
+Run labeling jobs on a Ray cluster, from a machine that needs neither a GPU nor vLLM.
+
+  penumbra cluster up --local 2                     a cluster on this machine, to try things out
+  penumbra cluster submit job.toml --follow         check the job, send it, show its log to the end
+  penumbra cluster status                           how far it is: units, rows, tokens per second
+  penumbra cluster stop ID ; resume ID              drain it; continue where it stopped
+  penumbra cluster dashboard http://HEAD:8265       all jobs and what they labeled, as a page
+  penumbra cluster down
+
+The cluster is --address, else RAY_API_SERVER_ADDRESS, else the local one that is up.
+""",
+    extra="cluster",
+    interrupted="interrupted; a submitted job goes on",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and run; the exit status (documented in `--help`)."""
-    try:
-        from cluster.arguments import build_parser  # here, so that what is not installed is named below
+    def command() -> int:
+        from cluster.arguments import build_parser  # here, so that what is not installed is named
 
-        args = build_parser().parse_args(argv)
+        args = build_parser(PROGRAM).parse_args(argv)
         return args.run(args)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("cluster", "labeler", "logitstore"):
-            raise
-        print(
-            f"cluster: the package {error.name!r} is not installed: pip install 'penumbra[cluster]'",
-            file=sys.stderr,
-        )
-        return 2
-    except ClusterError as error:
-        print(f"cluster: {error}", file=sys.stderr)
-        return error.exit_status
-    except ConfigError as error:
-        print(f"cluster: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # a file that cannot be written, or a job that takes longer than it may
-        print(f"cluster: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("cluster: interrupted; a submitted job goes on", file=sys.stderr)
-        return 130
+
+    return run_program(PROGRAM, command)
 
 
 if __name__ == "__main__":

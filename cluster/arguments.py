@@ -1,4 +1,4 @@
-"""The command line of `python -m cluster`."""
+"""The command line of `penumbra cluster`."""
 
 from __future__ import annotations
 
@@ -9,34 +9,11 @@ from pathlib import Path
 
 from cluster.describe import render
 from cluster.jobs import commands, local
-from logitstore import __version__
-
-DESCRIPTION = """\
-Run labeling jobs on a Ray cluster, from a machine that needs neither a GPU nor vLLM.
-
-  python -m cluster up --local 2                     a cluster on this machine, to try things out
-  python -m cluster submit job.toml --follow         check the job, send it, show its log to the end
-  python -m cluster status                           how far it is: units, rows, tokens per second
-  python -m cluster stop ID ; resume ID              drain it; continue where it stopped
-  python -m cluster dashboard http://HEAD:8265       all jobs and what they labeled, as a page
-  python -m cluster down
-
-The cluster is --address, else RAY_API_SERVER_ADDRESS, else the local one that is up.
-"""
-EXIT_STATUSES = """\
-exit status: 0 done; 1 the job failed, or an answer could not be given; 2 wrong usage, job or setting;
-3 no cluster answers; 4 the job was stopped before its end; 5 no such job; 130 interrupted (a job goes on)
-"""
+from logitstore.common.command import EXIT_STATUSES, Program, new_parser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster",
-        description=DESCRIPTION,
-        epilog=EXIT_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"penumbra {__version__}")
+def build_parser(program: Program) -> argparse.ArgumentParser:
+    parser = new_parser(program)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
@@ -45,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             name,
             help=summary,
-            description=f"{summary}\n\nexample: python -m cluster {example}",
+            description=f"{summary}\n\nexample: penumbra cluster {example}",
             epilog=EXIT_STATUSES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -1,23 +1,13 @@
-"""`python -m logitstore`: look into, check, convert and join stores."""
+"""`penumbra store`: look into, check, convert and join stores."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
-from logitstore.cli import context, looking, making, mending
-from logitstore.cli.parser import build_parser
-from logitstore.errors import (
-    InputNotFoundError,
-    SecretInManifestError,
-    StoreChangedError,
-    StoreError,
-    StoreExistsError,
-    StoreNotFoundError,
-    TemperatureError,
-    UnsupportedInputError,
-)
+from logitstore.cli import looking, making, mending
+from logitstore.cli.parser import PROGRAM, build_parser
+from logitstore.common.command import run_program
 from logitstore.viewer import cli as viewer_cli
 
 COMMANDS = {
@@ -34,32 +24,14 @@ COMMANDS = {
     "uncommit": mending.uncommit,
     "view": viewer_cli.run,
 }
-USAGE_ERRORS = (
-    InputNotFoundError,
-    SecretInManifestError,
-    StoreChangedError,
-    StoreExistsError,
-    StoreNotFoundError,
-    TemperatureError,
-    UnsupportedInputError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
+    def command() -> int:
+        args = build_parser().parse_args(argv)
         return COMMANDS[args.command](args)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return context.OK
-    except KeyboardInterrupt:
-        return context.INTERRUPTED
-    except USAGE_ERRORS as error:
-        print(f"{args.command}: {error}", file=sys.stderr)
-        return context.USAGE
-    except (StoreError, OSError) as error:
-        print(f"{args.command}: {error}", file=sys.stderr)
-        return context.FAILED
+
+    return run_program(PROGRAM, command)
 
 
 if __name__ == "__main__":

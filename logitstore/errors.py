@@ -1,24 +1,33 @@
 """The errors of a store: one small picklable tree, each also a standard exception.
 
 Every message states the value found, the rule it breaks and the remedy. The classes take a single
-message so that they survive pickling between Ray processes.
+message so that they survive pickling between Ray processes. `exit_status` is what a command ends with (see
+`logitstore.common.command.ExitStatus`): 2 where the user named something that does not fit, else 3.
 """
 
 
 class StoreError(Exception):
     """Base of every error that a logit store raises on purpose."""
 
+    exit_status = 3
+
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
     """No store lies at this URI."""
+
+    exit_status = 2
 
 
 class StoreExistsError(StoreError, FileExistsError):
     """A store with another manifest already lies at this URI."""
 
+    exit_status = 2
+
 
 class StoreChangedError(StoreError, ValueError):
     """The store is not the one that a plan or a saved state was made for."""
+
+    exit_status = 2
 
 
 class CorruptShardError(StoreError, ValueError):
@@ -36,9 +45,13 @@ class UnsupportedFormatError(StoreError, ValueError):
 class TemperatureError(StoreError, ValueError):
     """No normaliser is stored, nor can be interpolated, for the temperature asked for."""
 
+    exit_status = 2
+
 
 class InvalidLabelsError(StoreError, ValueError):
     """Label rows handed to the writer break the rules of the format."""
+
+    exit_status = 2
 
 
 class ObjectNotFoundError(StoreError, FileNotFoundError):
@@ -56,13 +69,19 @@ class UnsafeNameError(StoreError, ValueError):
 class SecretInManifestError(StoreError, ValueError):
     """A configuration that would put credentials into a store."""
 
+    exit_status = 2
+
 
 class InputNotFoundError(StoreError, FileNotFoundError):
     """An input path, glob or URL matches no file."""
 
+    exit_status = 2
+
 
 class UnsupportedInputError(StoreError, ValueError):
     """An input, import or export in a form that is not read or written."""
+
+    exit_status = 2
 
 
 class IndexLostError(StoreError, ValueError):

@@ -186,7 +186,7 @@ def test_a_command_without_its_packages_names_the_extra(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 2, run.stderr[-2000:]
-    assert f"pip install 'penumbra[{extra}]'" in run.stderr
+    assert f"pip install '.[{extra}]'" in run.stderr
     assert "Traceback" not in run.stderr
 
 

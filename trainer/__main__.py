@@ -1,4 +1,4 @@
-"""`python -m trainer train|eval`: a student learns from stored labels; how close it came."""
+"""`penumbra train run|eval|settings`: a student learns from stored labels; how close it came."""
 
 from __future__ import annotations
 
@@ -8,74 +8,88 @@ import json
 import sys
 from collections.abc import Sequence
 
-import logitstore
-from logitstore.common.extras import explain_missing
-from logitstore.errors import StoreError
-from trainer.run.config import ConfigError, TrainConfig, load_config, resolved
+from logitstore.common.command import Program, new_parser, run_program
+from logitstore.common.settings_list import add_form, listed
+from trainer.run.config import TrainConfig, load_config, resolved
 
-EPILOG = """examples:
-  python -m trainer train train.toml --set training.max_steps=200
-  python -m trainer eval train.toml --model build/student --json
+PROGRAM = Program(
+    name="train",
+    description="Train students from logit stores, without the teacher.",
+    extra="train",
+    examples="""examples:
+  penumbra train run train.toml --set training.max_steps=200
+  penumbra train eval train.toml --model students/small --json
+  penumbra train settings
 
-exit status: 0 done; 2 wrong usage, configuration, or a store that does not fit the student; 3 a store could
-not be read. A run that was stopped goes on from its last checkpoint when the same command is given again,
-also with more steps or other machines; other settings that change the student are refused without
---restart, and a finished student is never replaced without it."""
+A run that was stopped goes on from its last checkpoint when the same command is given again, also with more
+steps or other machines; other settings that change the student are refused without --restart, and a finished
+student is never replaced without it.
+""",
+    interrupted="interrupted; the same command goes on from the last checkpoint, if one was saved",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    try:
-        config = load_config(arguments.config, arguments.set)
-        if arguments.dry_run:
-            print(json.dumps(resolved(config), indent=2))
-            return 0
-        return _train(config, arguments) if arguments.command == "train" else _evaluate(config, arguments)
-    except StoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, (FileNotFoundError, ValueError)) else 3
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {explain_missing(error, 'train')}", file=sys.stderr)
-        return 2
+    def command() -> int:
+        arguments = build_parser().parse_args(argv)
+        return arguments.command(arguments)
+
+    return run_program(PROGRAM, command)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer",
-        description="Train students from logit stores, without the teacher.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=logitstore.__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("train", "train a student"), ("eval", "evaluate a saved student")):
-        command = commands.add_parser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = new_parser(PROGRAM)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, aliases, text, command in (
+        ("run", ["train"], "train a student", _train),
+        ("eval", ["evaluate"], "evaluate a saved student", _evaluate),
+    ):
+        one = commands.add_parser(
             name,
+            aliases=aliases,
             help=text,
             description=text,
-            epilog=EPILOG,
+            epilog=PROGRAM.epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("config", help="TOML file (or the train.json of a run)")
-        command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-        command.add_argument("--dry-run", action="store_true", help="print all settings and stop")
-        command.add_argument("--quiet", action="store_true", help="no progress bar")
-        command.add_argument("--json", action="store_true", help="print the metrics as JSON")
-        if name == "train":
-            command.add_argument(
+        one.add_argument("config", help="TOML file (or the train.json of a run)")
+        one.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+        one.add_argument("--dry-run", action="store_true", help="print all settings and stop")
+        one.add_argument("--quiet", action="store_true", help="no progress bar")
+        one.add_argument("--json", action="store_true", help="print the metrics as JSON")
+        one.set_defaults(command=command)
+        if name == "run":
+            one.add_argument(
                 "--restart",
                 action="store_true",
                 help="begin anew; replaces the student and removes the checkpoints in the output folder",
             )
         else:
-            command.add_argument("--model", help="folder of the student; default: the run's output folder")
+            one.add_argument("--model", help="folder of the student; default: the run's output folder")
+    settings = commands.add_parser("settings", help="every setting of a run, with its default and meaning")
+    add_form(settings)
+    settings.set_defaults(command=_settings)
     return parser
 
 
-def _train(config: TrainConfig, arguments: argparse.Namespace) -> int:
+def _config(arguments: argparse.Namespace) -> TrainConfig | None:
+    """The run's configuration; None where only that was to be shown."""
+    config = load_config(arguments.config, arguments.set)
+    if not arguments.dry_run:
+        return config
+    print(json.dumps(resolved(config), indent=2))
+    return None
+
+
+def _settings(arguments: argparse.Namespace) -> int:
+    print(listed(TrainConfig, arguments.form))
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    if config is None:
+        return 0
     from trainer.run.report import training_table  # torch and transformers take seconds to import
     from trainer.run.train import train
 
@@ -87,7 +101,10 @@ def _train(config: TrainConfig, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(config: TrainConfig, arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    if config is None:
+        return 0
     from trainer.run.report import evaluation_table
     from trainer.run.train import evaluate_model
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.advice.cost_model import (
@@ -28,6 +27,7 @@ from benchmarks.advice.cost_model import (
 )
 from benchmarks.labels.labeled_times import LabeledStore, read_store
 from benchmarks.report.results import Result, load_all
+from logitstore.common.console import Console
 
 RESULTS = Path(__file__).parents[1] / "results"
 TOLERANCE = 0.15

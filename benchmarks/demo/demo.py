@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.demo.report import (
@@ -33,6 +32,7 @@ from benchmarks.demo.report import (
 )
 from benchmarks.report.environment import describe_hardware, package_versions
 from labeler.config.loading import load_job
+from logitstore.common.console import Console
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.static import static_page
 from trainer.run.config import load_config

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report.results import FILE_WIDTH, Figure, Result, load_all
 from benchmarks.suite import measure
+from logitstore.common.console import Console
 
 REFERENCE = Path(__file__).parents[1] / "results" / "quick"
 ALLOWED_LOSS = 0.15

@@ -21,10 +21,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report.environment import command_line, describe_hardware, package_versions
+from logitstore.common.console import Console
 
 Better = Literal["lower", "higher", "neither"]
 Cell = str | int | float | bool | None

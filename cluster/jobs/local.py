@@ -19,7 +19,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs.access import bearer_header, ensure_token, find_token
 from cluster.jobs.address import Way
 from cluster.jobs.client import list_nodes
@@ -157,7 +157,7 @@ def read_state(state_folder: Path) -> LocalCluster:
     try:
         raw = json.loads(state_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ClusterError(
+        raise JobRefusedError(
             f"no local cluster is up: {state_file} does not exist; start one with: "
             "python -m cluster up --local 2"
         ) from None

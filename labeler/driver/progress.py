@@ -8,12 +8,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from logitstore.common.console import Console
 from logitstore.job_objects import JobStatus, WorkerView
 
 PLAIN_EVERY_SEC = 10.0

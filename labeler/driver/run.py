@@ -5,14 +5,14 @@ Running it again goes on where it stopped: what is committed is never labeled ag
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from enum import IntEnum
 from pathlib import Path
 
 from labeler.config.loading import JobConfig, identity, resolved
@@ -20,7 +20,7 @@ from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
 from labeler.job.cost import cost_of
-from labeler.job.driver_lease import DriverLease, StoreBusyError, acquire
+from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
@@ -41,6 +41,7 @@ from labeler.planning.prompts import PromptBuilder
 from labeler.planning.provenance import provenance_of
 from labeler.planning.relabeling import replace_changed
 from labeler.records import JobFailedError, LeaseLostError, StoppedError
+from logitstore.common.command import ExitStatus
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
 from logitstore.inputs.raw_record import RawRecord
@@ -59,20 +60,6 @@ from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
 
 
-class ExitStatus(IntEnum):
-    """What the command's exit status means."""
-
-    DONE = 0
-    FAILED = 1
-    """Units failed, or more records were rejected than limits.max_reject_share."""
-    WRONG = 2
-    """The configuration, input or store is wrong; nothing was started."""
-    BUSY = 3
-    """Another live driver works on the store."""
-    INTERRUPTED = 4
-    """Stopped by a signal; the same command goes on."""
-
-
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """How a run shows itself."""
@@ -83,7 +70,7 @@ class RunOptions:
     """Label records again whose content changed since they were labeled."""
 
 
-def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus | None]:
+def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
     """Label everything of the job that is not labeled yet.
 
     Raises ConfigError or StoreError for what is wrong before anything starts.
@@ -92,17 +79,21 @@ def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus | No
         prepared = prepare(job)
         if prepared.unnamed_labels:
             view.note(prepared.unnamed_labels, trouble=True)
-        try:
-            lease = acquire(prepared.objects, job.workers.driver_lease_sec, view.note)
-        except StoreBusyError as error:
-            view.note(f"error: {error}", trouble=True)
-            return ExitStatus.BUSY, None
-        log = JobLog(_log_path(job, prepared, options))
-        try:
+        with (
+            _driving(prepared, job.workers.driver_lease_sec, view.note) as lease,
+            contextlib.closing(JobLog(_log_path(job, prepared, options))) as log,
+        ):
             return _Run(job, prepared, lease, view, stop, log, options).run()
-        finally:
-            log.close()
-            lease.release()
+
+
+@contextlib.contextmanager
+def _driving(prepared: Prepared, lease_sec: float, note: Callable[[str], None]) -> Iterator[DriverLease]:
+    """The driver's lease of the store, given back at the end, whatever the end is."""
+    lease = acquire(prepared.objects, lease_sec, note)
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 class _NothingToLabelError(Exception):
@@ -161,7 +152,7 @@ class _Run:
         except (TooManyRejectsError, JobFailedError) as error:
             message = str(error)
         except StoppedError as error:
-            state, exit_status, message = "stopped", ExitStatus.INTERRUPTED, str(error)
+            state, exit_status, message = "stopped", ExitStatus.STOPPED, str(error)
         except (LeaseLostError, PlanTakenError) as error:
             exit_status, message = ExitStatus.BUSY, str(error)
         except OSError as error:
@@ -275,7 +266,7 @@ class _Run:
         all_done = self._run_workers(scheduler, setup)
         setup.finish()
         if not all_done:
-            return "stopped", ExitStatus.INTERRUPTED, "run the same command again to go on"
+            return "stopped", ExitStatus.STOPPED, "run the same command again to go on"
         if scheduler.failed:
             shown = (f"unit {failed.unit.unit_id}: {failed.reason}" for failed in scheduler.failed[:3])
             message = (

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from labeler.config.loading import ConfigError, JobConfig
-from labeler.driver.run import ExitStatus, RunOptions, run
+from labeler.driver.run import RunOptions, run
 from labeler.job.cost import cost_of, devices_per_replica
 from labeler.planning.plan import Plan, PlanTotals
+from logitstore.common.command import ExitStatus
 from logitstore.job_objects import Cost
 from logitstore.objects.opening import Objects
 
@@ -43,7 +44,7 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> Calib
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
         trial = _trial_of(job, f"{folder}/store", num_records)
         exit_status, status = run(trial, RunOptions(quiet=True))
-        if exit_status is not ExitStatus.DONE or status is None or status.cost is None:
+        if exit_status is not ExitStatus.DONE or status.cost is None:
             raise ConfigError(
                 "the calibration did not end well, so nothing can be estimated; see the error above"
             )

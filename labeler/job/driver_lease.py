@@ -34,6 +34,8 @@ PROOF_SEC = 5.0
 class StoreBusyError(RuntimeError):
     """Another live driver works on the store."""
 
+    exit_status = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:

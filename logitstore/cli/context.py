@@ -9,19 +9,16 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from logitstore.errors import UnsupportedInputError
+from logitstore.common.command import ExitStatus
+from logitstore.common.console import Console
+from logitstore.common.options import read_storage_options
 from logitstore.store import LogitStore
 
-OK, PROBLEMS, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-EXIT_STATUS = """\
-exit status: 0 done; 1 problems found (verify); 2 wrong usage, or the place, input or file named is not
-there or does not fit; 3 the store cannot be read or written; 130 interrupted"""
+OK, PROBLEMS, USAGE = ExitStatus.DONE, ExitStatus.FAILED, ExitStatus.WRONG
 
 MAX_BLOCK_ENTRIES = 1 << 23
 """Rows times K of a block that commands decode at once: half a gigabyte, or 65,536 tokens of K=128."""
@@ -35,20 +32,7 @@ def open_store(args: argparse.Namespace, uri: str | None = None) -> LogitStore:
 
 
 def storage_options(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The JSON object of `--storage-options`; credentials may equally come from the environment."""
-    path: Path | None = args.storage_options
-    if path is None:
-        return None
-    try:
-        options = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UnsupportedInputError(
-            f"--storage-options {path} cannot be read as JSON ({type(error).__name__}); give a file that "
-            'holds an object such as {"client_kwargs": {"endpoint_url": "https://..."}}'
-        ) from error
-    if not isinstance(options, dict):
-        raise UnsupportedInputError(f"--storage-options {path} must hold a JSON object")
-    return options
+    return read_storage_options(args.storage_options)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,9 @@ import json
 import sys
 from itertools import islice
 
-from rich.console import Console
-
 from logitstore.cli import context
 from logitstore.cli.rendering import print_head, print_inspection
+from logitstore.common.console import Console
 from logitstore.errors import StoreChangedError, StoreError, StoreNotFoundError, UnsupportedInputError
 from logitstore.exchange.tables import write_json_line
 from logitstore.inputs.proofs import read_proofs

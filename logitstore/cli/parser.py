@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import logitstore
-from logitstore.cli.context import EXIT_STATUS, MAX_BLOCK_ENTRIES
+from logitstore.cli.context import MAX_BLOCK_ENTRIES
+from logitstore.common.command import EXIT_STATUSES, Program, new_parser
+from logitstore.common.options import add_storage_options
 from logitstore.tools.inspection import RECOMMENDED_MASS
 from logitstore.tools.verify import DEFAULT_GRACE_SEC
 from logitstore.viewer import cli as viewer_cli
@@ -14,26 +15,24 @@ from logitstore.viewer import cli as viewer_cli
 EXPORT_FORMS = ("npz", "parquet", "arrow", "jsonl")
 IMPORT_FORMS = (*EXPORT_FORMS, "distillkit", "megatron")
 
-EPILOG = f"""examples:
-  python -m logitstore inspect build/demo/store
-  python -m logitstore verify s3://bucket/store --against prompts.jsonl
-  python -m logitstore head build/demo/store --rows 20 --tokenizer models/teacher
-  python -m logitstore import --from npz capture.npz build/store --top-k 64
+PROGRAM = Program(
+    name="store",
+    description="Look into, check, convert and join stores of teacher labels.",
+    extra="fast",
+    examples="""examples:
+  penumbra store inspect labels/demo
+  penumbra store verify s3://bucket/store --against prompts.jsonl
+  penumbra store head labels/demo --rows 20 --tokenizer models/teacher
+  penumbra store import --from npz capture.npz labels/demo --top-k 64
 
 A STORE is a folder or a URL such as s3://bucket/prefix. Credentials and endpoints come from the
 environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or from the JSON file of --storage-options.
-
-{EXIT_STATUS}"""
+""",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m logitstore",
-        description="Look into, check, convert and join stores of teacher labels.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"logitstore {logitstore.__version__}")
+    parser = new_parser(PROGRAM)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_inspect(commands)
     _add_verify(commands)
@@ -56,12 +55,12 @@ _Commands = argparse._SubParsersAction  # argparse names no public type for what
 def _command(
     commands: _Commands, name: str, summary: str, explanation: str, *examples: str
 ) -> argparse.ArgumentParser:
-    lines = "\n".join(f"  python -m logitstore {example}" for example in examples)
+    lines = "\n".join(f"  penumbra store {example}" for example in examples)
     parser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.\n\n{explanation}",
-        epilog=f"examples:\n{lines}\n\n{EXIT_STATUS}",
+        epilog=f"examples:\n{lines}\n\n{EXIT_STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -74,9 +73,7 @@ def _command(
         default=MAX_BLOCK_ENTRIES,
         help="rows times K that are decoded at once (default 8388608, some 0.5 GB)",
     )
-    parser.add_argument(
-        "--storage-options", type=Path, metavar="FILE", help="JSON object with options for S3 (never stored)"
-    )
+    add_storage_options(parser)
     return parser
 
 

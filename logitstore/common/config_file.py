@@ -18,6 +18,8 @@ from logitstore.common.settings_list import Setting, settings_of
 class ConfigError(ValueError):
     """The configuration is wrong; the message says which value breaks which rule and what to do."""
 
+    exit_status = 2
+
 
 def read_document(path: str, *, what: str) -> dict[str, Any]:
     """The tables of a TOML (or resolved .json) file. `what` names its kind in errors, like "job"."""

@@ -14,4 +14,7 @@ def explain_missing(error: ModuleNotFoundError, extra: str) -> str:
     name = (error.name or "").split(".")[0]
     if not name or name in OURS:
         raise error
-    return f"this command needs the package {name!r}, which is not installed: pip install 'penumbra[{extra}]'"
+    return (
+        f"this command needs the package {name!r}, which is not installed; in the project's folder: "
+        f"pip install '.[{extra}]'"
+    )

@@ -6,6 +6,7 @@ the models accept. Pydantic is used through the models alone and is not imported
 
 from __future__ import annotations
 
+import argparse
 import textwrap
 import types
 import typing
@@ -27,9 +28,11 @@ class Setting:
 def settings_of(model: Any, prefix: str = "") -> Iterator[Setting]:
     """All settings of a pydantic model, those of its sections with their section's name before theirs.
 
-    A section comes before its settings, as a row of the kind "section", or "sections" where it is a list.
+    A section comes before its settings, as a row of the kind "section", or "sections" where it is a list, and
+    after the plain settings of the section that holds it, as TOML wants it.
     """
-    for name, field in model.model_fields.items():
+    plain_first = sorted(model.model_fields.items(), key=lambda item: bool(_section(item[1].annotation)[0]))
+    for name, field in plain_first:
         full_name = f"{prefix}{name}"
         section, is_list = _section(field.annotation)
         meaning = " ".join((field.description or "").split())
@@ -40,6 +43,17 @@ def settings_of(model: Any, prefix: str = "") -> Iterator[Setting]:
         kind = "sections" if is_list else "section"
         yield Setting(full_name, kind, absent, meaning or _docstring(section))
         yield from settings_of(section, full_name + ("[]." if is_list else "."))
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """The option of the commands `settings`."""
+    parser.add_argument(
+        "--form", choices=("text", "markdown"), default="text", help="for a terminal, or as a table"
+    )
+
+
+def listed(model: Any, form: str) -> str:
+    return as_markdown(model) if form == "markdown" else as_text(model)
 
 
 def as_text(model: Any) -> str:

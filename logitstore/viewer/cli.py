@@ -1,28 +1,30 @@
-"""`python -m logitstore view`: serve the page on loopback, or write it as one file."""
+"""`penumbra store view`: serve the page on loopback, or write it as one file."""
 
 from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import threading
 from pathlib import Path
+
+from logitstore.common.command import EXIT_STATUSES
+from logitstore.common.options import add_storage_options, read_storage_options
+from logitstore.errors import UnsupportedInputError
 
 DESCRIPTION = """\
 Show stores as a page: progress, sequences, and the teacher's distribution at every token.
 
 examples:
-  python -m logitstore view runs/demo                      serve on http://127.0.0.1:8400/
-  python -m logitstore view s3://bucket/run --tokenizer models/teacher --port 0
-  python -m logitstore view runs/demo --out labels.html    one file, no server, no network
-
-exit status: 0 done or interrupted, 1 a store cannot be read, 2 wrong usage
+  penumbra store view runs/demo                      serve on http://127.0.0.1:8400/
+  penumbra store view s3://bucket/run --tokenizer models/teacher --port 0
+  penumbra store view runs/demo --out labels.html    one file, no server, no network
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `view`."""
     parser.description = DESCRIPTION
+    parser.epilog = EXIT_STATUSES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("stores", nargs="*", metavar="STORE", help="URI of a store; it may not exist yet")
     parser.add_argument(
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-sequences", type=int, default=20, help="sequences of each store in --out")
     parser.add_argument("--top-k", type=int, default=32, help="entries of each label row in --out (0: all)")
+    add_storage_options(parser)
     parser.add_argument(
         "--jobs-file", type=Path, help="JSON list of a cluster's jobs, read again at every refresh"
     )
@@ -41,21 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted, or write the file; the exit status."""
-    from logitstore.errors import StoreError
-
     if not args.stores and args.jobs_file is None:
-        print(
-            "view: name at least one STORE, for example: python -m logitstore view runs/demo", file=sys.stderr
-        )
-        return 2
+        raise UnsupportedInputError("name at least one STORE, for example: penumbra store view labels/demo")
     if args.max_sequences < 1 or args.top_k < 0:
-        print("view: --max-sequences must be at least 1 and --top-k at least 0", file=sys.stderr)
-        return 2
-    try:
-        return _write(args) if args.out else _serve(args)
-    except (StoreError, OSError, ModuleNotFoundError) as error:
-        print(f"view: {error}", file=sys.stderr)
-        return 1
+        raise UnsupportedInputError("--max-sequences must be at least 1 and --top-k at least 0")
+    return _write(args) if args.out else _serve(args)
 
 
 def _write(args: argparse.Namespace) -> int:
@@ -67,6 +60,7 @@ def _write(args: argparse.Namespace) -> int:
         max_sequences=args.max_sequences,
         top_k=args.top_k or None,
         tokenizer=args.tokenizer,
+        storage_options=read_storage_options(args.storage_options),
     )
     print(f"{args.out}: {size:,} bytes")
     return 0
@@ -76,7 +70,8 @@ def _serve(args: argparse.Namespace) -> int:
     from logitstore.viewer.overview import StoreView
     from logitstore.viewer.server import ViewerServer
 
-    views = [StoreView(uri, args.tokenizer) for uri in args.stores]
+    options = read_storage_options(args.storage_options)
+    views = [StoreView(uri, args.tokenizer, options) for uri in args.stores]
     try:
         server = ViewerServer(views, args.port, args.jobs_file, args.tokenizer)
     except (OSError, OverflowError) as error:

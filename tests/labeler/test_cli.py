@@ -26,6 +26,7 @@ def no_ray(monkeypatch):
     import labeler.on_ray.runtime
 
     monkeypatch.setattr(labeler.on_ray.runtime, "ray_for", refuse)
+    monkeypatch.setenv("PENUMBRA_TRACEBACK", "1")
 
 
 def run(tmp_path, *overrides, flags=()):
@@ -92,7 +93,7 @@ class TestRefused:
         monkeypatch.setattr("labeler.job.driver_lease.PROOF_SEC", 0.5)
         lease = acquire(Objects(folder / "store"), 15.0, print)
         try:
-            assert run(folder) == 3
+            assert run(folder) == 5
         finally:
             lease.release()
         assert "is being labeled by process" in error_of(capsys)

@@ -131,7 +131,7 @@ def test_convert_and_join(store: LogitStore, tmp_path: Path, capsys: pytest.Capt
     assert main(["codebook", store.uri]) == 0
     assert main(["compact", store.uri, "--json"]) == 0
     assert '"num_records": 2' in capsys.readouterr().out
-    assert main(["merge", store.uri, store.uri, "--out", str(tmp_path / "twice")]) == 3
+    assert main(["merge", store.uri, store.uri, "--out", str(tmp_path / "twice")]) == 2
     assert main(["export", store.uri, "--to", "npz", "/nonexistent/x.npz"]) == 2
     assert main(["import", "--from", "npz", str(tmp_path / "none.npz"), str(tmp_path / "z")]) == 2
 
@@ -184,7 +184,7 @@ def test_usage_errors_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert caught.value.code == 2
     with pytest.raises(SystemExit):
         main(["--version"])
-    assert capsys.readouterr().out.strip() == f"logitstore {logitstore.__version__}"
+    assert capsys.readouterr().out.strip() == f"penumbra {logitstore.__version__} (store)"
     assert main(["inspect", "/nonexistent/store"]) == 2
     assert "no store lies at /nonexistent/store" in capsys.readouterr().err
 

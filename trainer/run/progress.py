@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from logitstore.common.console import Console
 
 SHOWN = (
     ("loss", "loss", ".3f"),

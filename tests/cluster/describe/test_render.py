@@ -510,7 +510,7 @@ def test_commands_in_a_rendered_file_can_be_typed_as_they_stand() -> None:
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cluster.toml"
     file.write_text('name = "a"\n[[groups]]\nname = "cpu"\ncount = 2\n')
-    assert main(["render", str(file), "--kind", "grafana", "--out", str(tmp_path / "none" / "file")]) == 1
+    assert main(["render", str(file), "--kind", "grafana", "--out", str(tmp_path / "none" / "file")]) == 2
     assert "none/file" in capsys.readouterr().err
 
 

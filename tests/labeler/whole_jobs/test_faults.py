@@ -62,7 +62,7 @@ def test_killed_actors_are_replaced_while_a_second_driver_is_refused(folder):
         fault_at = time.time()
         os.kill(first, signal.SIGKILL)
         refused = run_job(overrides, "--quiet")
-        assert refused.returncode == 3
+        assert refused.returncode == 5
         assert f"process {job.process.pid}" in refused.stderr
         os.kill(second, signal.SIGKILL)
         exit_status, output = job.finish()

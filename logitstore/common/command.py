@@ -1,0 +1,189 @@
+"""What all commands share: options, exit statuses, how errors are told, Ctrl-C and closed pipes.
+
+Each package's `__main__.py` has a `PROGRAM` and a parser, and calls `run_program`; nothing else decides how
+an error looks or which exit status it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import logitstore
+from logitstore.common.extras import explain_missing
+
+
+class ExitStatus(IntEnum):
+    """What the exit status of every command means."""
+
+    DONE = 0
+    FAILED = 1
+    """The work was done in part or not at all, or problems were found."""
+    WRONG = 2
+    """Wrong usage or configuration, or a place, input or store that does not fit; nothing was started."""
+    UNREACHABLE = 3
+    """A store cannot be read or written, or no cluster answers."""
+    STOPPED = 4
+    """Stopped by a signal before its end; the same command goes on."""
+    BUSY = 5
+    """Somebody else is at work on it, or there is no such job."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
+
+
+EXIT_STATUSES = """\
+exit status: 0 done; 1 the work failed, or problems were found; 2 wrong usage or configuration, or a place,
+input or store that does not fit; 3 a store cannot be read or written, or no cluster answers; 4 stopped by a
+signal before its end; 5 somebody else is at work on it, or there is no such job; 130 interrupted"""
+
+TRACEBACK_VARIABLE = "PENUMBRA_TRACEBACK"
+"""Set to anything, an error that nobody foresaw is shown with its traceback."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One of the commands below `penumbra`."""
+
+    name: str
+    """The word after `penumbra`: "label"."""
+    description: str
+    extra: str
+    """The optional dependencies that it needs: "label"."""
+    examples: str = ""
+    interrupted: str = "interrupted"
+    """Said at Ctrl-C."""
+
+    @property
+    def title(self) -> str:
+        return f"penumbra {self.name}".strip()
+
+    @property
+    def epilog(self) -> str:
+        return f"{self.examples}\n{EXIT_STATUSES}" if self.examples else EXIT_STATUSES
+
+
+def new_parser(program: Program) -> argparse.ArgumentParser:
+    """The parser of a program, with the options that all programs have."""
+    parser = argparse.ArgumentParser(
+        prog=program.title,
+        description=program.description,
+        epilog=program.epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"penumbra {logitstore.__version__} ({program.name})"
+    )
+    return parser
+
+
+def run_program(program: Program, command: Callable[[], int]) -> int:
+    """The exit status of `command`, every error told in one line on standard error.
+
+    An error's `exit_status` attribute says its status; other errors have the status of their kind. One that
+    nobody foresaw is a defect: its traceback goes into a file that the line names.
+    """
+    try:
+        try:
+            return int(command())
+        finally:  # also after `--help`; a closed pipe must not first show when Python ends
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.DONE
+    except KeyboardInterrupt:
+        print(f"{program.title}: {program.interrupted}", file=sys.stderr)
+        return ExitStatus.INTERRUPTED
+    except ModuleNotFoundError as error:
+        try:
+            text = explain_missing(error, program.extra)
+        except ModuleNotFoundError:  # a module of our own
+            return _defect(program, error)
+        return _told(program, text, ExitStatus.WRONG)
+    except Exception as error:  # noqa: BLE001
+        status = _status_of(error)
+        if status is None:
+            return _defect(program, error)
+        return _told(program, _sentence(error), status)
+
+
+_FRONT = Program(name="", description="", extra="")
+
+
+def run_named(
+    programs: Mapping[str, tuple[str, str]], argv: Sequence[str], load: Callable[[str], Callable[..., int]]
+) -> int:
+    """Hand the arguments after the first to the program that the first names; `programs` maps each to a
+    module and a summary, `load` gives a module's `main`."""
+    width = max(map(len, programs))
+    table = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in programs.items())
+    usage = f"usage: penumbra [--version] [--help] COMMAND ...\n\n{table}\n\n{EXIT_STATUSES}"
+    if not argv:
+        print(usage, file=sys.stderr)
+        return ExitStatus.WRONG
+    answers = {"-h": usage, "--help": usage, "--version": f"penumbra {logitstore.__version__}"}
+    if argv[0] in answers:
+        return run_program(_FRONT, lambda: print(answers[argv[0]]) or ExitStatus.DONE)
+    if argv[0] not in programs:
+        print(
+            f"{usage}\n\npenumbra: error: no command {argv[0]!r}; {nearest(argv[0], programs)}",
+            file=sys.stderr,
+        )
+        return ExitStatus.WRONG
+    return load(programs[argv[0]][0])(argv[1:])
+
+
+def nearest(name: str, known: Sequence[str] | Mapping[str, object]) -> str:
+    """ "did you mean 'x'?", or which there are."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+
+
+def _status_of(error: Exception) -> int | None:
+    """The status of an error that was raised on purpose, or by the system; None for a defect."""
+    own = getattr(error, "exit_status", None)
+    if own is not None:
+        return int(own)
+    if isinstance(error, TimeoutError):
+        return ExitStatus.FAILED
+    if isinstance(error, OSError):
+        return ExitStatus.WRONG
+    # A plain ValueError or RuntimeError with a sentence is how a library refuses what it was given.
+    if isinstance(error, (ValueError, RuntimeError)) and not isinstance(
+        error, (UnicodeError, NotImplementedError, RecursionError)
+    ):
+        return ExitStatus.WRONG if isinstance(error, ValueError) else ExitStatus.FAILED
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None and not error.args[2:]:
+        return f"{error.filename}: {error.strerror}; choose another place, or correct its rights"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path, its rights and the room on the disk"
+    return " ".join(str(error).split()) if "\n" in str(error) else str(error)
+
+
+def _told(program: Program, text: str, status: int) -> int:
+    print(f"{program.title}: error: {text}", file=sys.stderr)
+    return status
+
+
+def _defect(program: Program, error: Exception) -> int:
+    if os.environ.get(TRACEBACK_VARIABLE):
+        raise error
+    with tempfile.NamedTemporaryFile("w", prefix="penumbra-", suffix=".log", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    text = f"{type(error).__name__}: {_sentence(error)}"
+    where = Path(file.name)
+    return _told(
+        program, f"this is a defect of penumbra ({text}); please report it with {where}", ExitStatus.FAILED
+    )

@@ -1,0 +1,261 @@
+"""Every subcommand, driven as a person drives it wrongly: one line, the right status, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import benchmarks.__main__
+import cluster.__main__
+import labeler.__main__
+import logitstore.__main__
+import trainer.__main__
+from cluster.arguments import build_parser as cluster_parser
+from logitstore.common.command import EXIT_STATUSES, ExitStatus, Program, run_program
+from logitstore.common.penumbra import PROGRAMS, main
+from logitstore.errors import ObjectStoreError, StoreNotFoundError
+from tests.trainer.stores import make_store
+
+NOWHERE = "nowhere/at/all"
+NO_CLUSTER = ("--address", "http://127.0.0.1:9")
+MISSING: dict[tuple[str, str], tuple[str, ...]] = {
+    ("label", "run"): (f"{NOWHERE}.toml",),
+    ("label", "status"): (NOWHERE,),
+    ("store", "inspect"): (NOWHERE,),
+    ("store", "verify"): (NOWHERE,),
+    ("store", "head"): (NOWHERE,),
+    ("store", "cat"): (NOWHERE,),
+    ("store", "export"): (NOWHERE, "--to", "npz", "out.npz"),
+    ("store", "import"): ("--from", "npz", NOWHERE, "out"),
+    ("store", "merge"): (NOWHERE, f"{NOWHERE}-2", "--out", "out"),
+    ("store", "codebook"): (NOWHERE, "--out", "out.bin"),
+    ("store", "compact"): (NOWHERE,),
+    ("store", "rebuild-index"): (NOWHERE,),
+    ("store", "uncommit"): (NOWHERE, "--bad"),
+    ("store", "view"): (NOWHERE, "--out", "out.html"),
+    ("train", "run"): (f"{NOWHERE}.toml",),
+    ("train", "eval"): (f"{NOWHERE}.toml",),
+    ("cluster", "submit"): (f"{NOWHERE}.toml",),
+    ("cluster", "status"): NO_CLUSTER,
+    ("cluster", "logs"): NO_CLUSTER,
+    ("cluster", "stop"): NO_CLUSTER,
+    ("cluster", "resume"): NO_CLUSTER,
+    ("cluster", "list"): NO_CLUSTER,
+    ("cluster", "cost"): (f"{NOWHERE}.toml",),
+    ("cluster", "down"): ("--state", NOWHERE),
+    ("cluster", "dashboard"): ("http://127.0.0.1:9",),
+    ("cluster", "render"): (f"{NOWHERE}.toml", "--kind", "grafana"),
+    ("bench", "plan"): ("--tokens", "1e9", "--rate", "1000", "--results", NOWHERE),
+    ("bench", "check"): ("--reference", NOWHERE),
+}
+"""Arguments that name something which is not there."""
+WITHOUT_A_PLACE = {
+    ("label", "settings"), ("train", "settings"), ("cluster", "up"),
+    *(("bench", part) for part in benchmarks.__main__.MODULES if part not in ("plan", "check")),
+}  # fmt: skip
+"""Commands that read nothing which could be missing, and measurements, whose place of output is tried below."""
+
+
+def subcommands() -> Iterator[tuple[str, str]]:
+    """From the parsers themselves, so that no new command can be forgotten."""
+    parsers: dict[str, argparse.ArgumentParser] = {
+        "label": labeler.__main__.build_parser(),
+        "store": logitstore.__main__.build_parser(),
+        "train": trainer.__main__.build_parser(),
+        "cluster": cluster_parser(cluster.__main__.PROGRAM),
+        "bench": benchmarks.__main__.build_parser([]),
+    }
+    assert parsers.keys() == PROGRAMS.keys()
+    for program, parser in parsers.items():
+        (action,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+        aliases = {"train": ("train", "evaluate")}.get(program, ())
+        yield from ((program, name) for name in action.choices if name not in aliases)
+
+
+def test_every_subcommand_is_in_the_matrix() -> None:
+    assert set(subcommands()) == MISSING.keys() | WITHOUT_A_PLACE
+
+
+def told(capsys: pytest.CaptureFixture[str], program: str) -> str:
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith(f"penumbra {program}: error: ")]
+    assert len(lines) == 1, err
+    assert "defect" not in lines[0], err
+    return lines[0]
+
+
+@pytest.mark.parametrize(("command", "arguments"), MISSING.items(), ids=" ".join)
+def test_what_is_missing_is_one_line(
+    command: tuple[str, str],
+    arguments: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = main([*command, *arguments])
+    line = told(capsys, command[0])
+    assert status == (ExitStatus.UNREACHABLE if ":9" in " ".join(arguments) else ExitStatus.WRONG), line
+    assert NOWHERE in line or ":9" in line
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("front") / "store"
+    make_store(folder)
+    return str(folder)
+
+
+UNWRITABLE: dict[tuple[str, str], Callable[[str, str], tuple[str, ...]]] = {
+    ("store", "export"): lambda store, out: (store, "--to", "npz", out),
+    ("store", "merge"): lambda store, out: (store, "--out", out),
+    ("store", "codebook"): lambda store, out: (store, "--out", out),
+    ("store", "view"): lambda store, out: (store, "--out", out),
+    ("cluster", "render"): lambda store, out: ("configs/cluster.toml", "--kind", "grafana", "--out", out),
+    ("bench", "storage"): lambda store, out: ("--quick", "--out", out),
+    ("bench", "decode"): lambda store, out: ("--quick", "--out", out),
+    ("label", "run"): lambda store, out: (
+        "--set", "teacher.engine=fake", "--set", "input.uri=benchmarks/demo_data/pairs.jsonl",
+        "--set", "input.kind=prompt_response", "--set", "labels.mode=score", "--set", f"output.uri={out}",
+    ),
+}  # fmt: skip
+"""Arguments with a place below a file, where nothing can be made."""
+
+
+@pytest.mark.parametrize(("command", "arguments"), UNWRITABLE.items(), ids=lambda value: str(value)[:30])
+def test_a_place_that_cannot_be_written_is_one_line(
+    command: tuple[str, str],
+    arguments: Callable[[str, str], tuple[str, ...]],
+    store: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("")
+    status = main([*command, *arguments(store, str(tmp_path / "file" / "below"))])
+    line = told(capsys, command[0])
+    assert status in (ExitStatus.WRONG, ExitStatus.UNREACHABLE), line
+    assert "file" in line
+
+
+def test_a_log_that_cannot_be_written_leaves_no_lease(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = UNWRITABLE["label", "run"]("", str(tmp_path / "store"))
+    assert (
+        main(["label", "run", *arguments, "--log-file", str(tmp_path / "none" / "x.log")]) == ExitStatus.WRONG
+    )
+    assert "x.log" in told(capsys, "label")
+    assert json.loads((tmp_path / "store" / "driver.json").read_text())["released"]
+
+
+PRINTING = (
+    ("label", "settings"),
+    ("train", "settings"),
+    ("store", "inspect", "STORE"),
+    ("store", "cat", "STORE"),
+    ("cluster", "render", "configs/cluster.toml", "--kind", "grafana"),
+    ("bench", "plan", "--tokens", "1e9", "--top-k", "64", "--rate", "1000"),
+    ("store", "--help"),
+    ("--help",),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_a_closed_pipe_shows_nothing(arguments: tuple[str, ...], store: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "-P", "-m", "logitstore.common.penumbra"]
+        command += [store if word == "STORE" else word for word in arguments]
+        done = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+WORDS = Program(name="label", description="", extra="label", interrupted="interrupted; it goes on")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (KeyboardInterrupt(), 130, "penumbra label: interrupted; it goes on"),
+        (StoreNotFoundError("no store lies there"), 2, "penumbra label: error: no store lies there"),
+        (ObjectStoreError("refused"), 3, "penumbra label: error: refused"),
+        (ModuleNotFoundError("No module named 'vllm'", name="vllm"), 2, "pip install '.[label]'"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "/x: Permission denied"),
+        (ValueError("two\nlines"), 2, "error: two lines"),
+        (RuntimeError("broken"), 1, "error: broken"),
+    ],
+)
+def test_errors_have_one_form(
+    error: BaseException, status: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise error
+
+    assert run_program(WORDS, fail) == status
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_defect_is_one_line_and_its_traceback_is_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def fail() -> int:
+        raise TypeError("no number")
+
+    assert run_program(WORDS, fail) == 1
+    err = capsys.readouterr().err
+    assert "defect of penumbra (TypeError: no number)" in err
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in err
+    assert "Traceback" in kept.read_text()
+    monkeypatch.setenv("PENUMBRA_TRACEBACK", "1")
+    with pytest.raises(TypeError):
+        run_program(WORDS, fail)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_version_and_statuses_are_the_same_everywhere(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in ("--version", "--help"):
+        with pytest.raises(SystemExit) as ended:
+            main([program, flag])
+        assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("penumbra 0.")
+    assert f"({program})" in out.splitlines()[0]
+    assert " ".join(EXIT_STATUSES.split()) in " ".join(out.split())
+    for status in ExitStatus:
+        assert f"{int(status)} " in EXIT_STATUSES
+
+
+@pytest.mark.slow
+def test_a_users_own_modules_do_not_stand_before_ours(tmp_path: Path) -> None:
+    """`trainer.py` is the most usual file name of such a project."""
+    for name in ("trainer.py", "labeler.py", "logitstore.py", "benchmarks.py", "cluster/__main__.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("raise SystemExit('the wrong module')\n")
+    for program in PROGRAMS:
+        command = [sys.executable, "-P", "-m", "logitstore.common.penumbra", program, "--help"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"usage: penumbra {program}")
