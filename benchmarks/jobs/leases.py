@@ -30,6 +30,7 @@ from labeler.on_ray.runtime import ray_for
 from labeler.planning.plan import PlanTotals
 from labeler.planning.units import WorkUnit
 from labeler.records import Heartbeat, UnitResult
+from labeler.teacher.response_ends import ResponseEnds
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import Objects
 
@@ -155,7 +156,7 @@ def drive(job: JobConfig, lease: DriverLease, num_units: int) -> Size:
     import ray
 
     handles = [ray.remote(StandIn).options(num_cpus=0, max_concurrency=8).remote() for _ in range(PROCESSES)]
-    pool = ActorPool(job, frozenset(), SharedActors(handles))
+    pool = ActorPool(job, ResponseEnds(), SharedActors(handles))
     scheduler = TimedScheduler(units(num_units), lambda unit_id: False, LeasePolicy())
     tally = Tally(units_total=num_units)
     setup: Any = NoStore(num_units)

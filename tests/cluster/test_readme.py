@@ -35,7 +35,7 @@ def test_the_byte_tokenizer_is_the_stand_in_teachers() -> None:
     own = load_tokenizer(load_job(str(ROOT / "configs" / "team-trial.toml"), environ={}).teacher)
     assert tokenizer_fingerprint(shipped.get_vocab()) == own.info.fingerprint
     text = "naïve 你好 <|start|>user<|end|> 🙂\n"
-    assert shipped.encode(text).ids == own.encode(text, add_special_tokens=False)
+    assert shipped.encode(text).ids == own.encode(text)
 
 
 @pytest.mark.ray

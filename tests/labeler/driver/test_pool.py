@@ -12,6 +12,7 @@ from labeler.config.loading import load_job
 from labeler.driver.pool import ActorPool
 from labeler.driver.pool_events import PoolEvent, ReplicaGivenUp
 from labeler.on_ray.runtime import ray_for
+from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
 from tests.labeler.jobs import overrides_for
 
@@ -27,7 +28,7 @@ class Unmakeable(Worker):
 def test_an_actor_that_cannot_be_made_is_given_up_with_the_reason(tmp_path: Path) -> None:
     job = load_job(None, overrides_for(tmp_path, "workers.replicas=1", "workers.restarts=1"), {})
     with ray_for(job):
-        pool = ActorPool(job, frozenset(), ray.remote(Unmakeable))
+        pool = ActorPool(job, ResponseEnds(), ray.remote(Unmakeable))
         found: list[PoolEvent] = []
         deadline = time.monotonic() + 200
         while not found:
