@@ -90,15 +90,69 @@ class CaptureExtension:
         reason = refusal(vllm.__version__, runner)
         if reason is None:
             layout = ColumnLayout(top_k, tuple(temperatures))
+            reduction = choose_reduction(self.model_runner.device, layout)
             if runner == "v1":
-                install_v1(self.model_runner.sampler, layout)
+                install_v1(self.model_runner.sampler, layout, reduction.reduce)
             else:
-                install_v2(layout)
-        return {"runner": runner, "version": vllm.__version__, "refusal": reason or ""}
+                install_v2(layout, reduction.reduce)
+            note = reduction.note
+        else:
+            note = "none"
+        return {"runner": runner, "version": vllm.__version__, "refusal": reason or "", "reduction": note}
 
 
-def install_v1(sampler: Any, layout: ColumnLayout) -> None:
-    """Shadow the static method on the runner's sampler."""
+@dataclass(frozen=True, slots=True)
+class ReducedRows:
+    """Full logits reduced to the columns that leave the worker."""
+
+    token_ids_NC: torch.Tensor
+    """int32."""
+    values_NC: torch.Tensor
+    """float32."""
+    ranks_N: torch.Tensor
+    """int32."""
+
+
+Reduce = Callable[[torch.Tensor, torch.Tensor, ColumnLayout], ReducedRows]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """By which code the logits are reduced."""
+
+    reduce: Reduce
+    note: str
+    """For the log: "triton" or "torch", with the reason where a GPU does without the kernel."""
+
+
+def choose_reduction(device: torch.device, layout: ColumnLayout) -> Reduction:
+    """The Triton kernel on a CUDA device if it compiles and agrees with the Torch code; else that code."""
+    if device.type != "cuda":
+        return Reduction(reduce_logits, "torch")
+    width = max(layout.top_k, 1000)
+    # All different, as neither promises the other's order of equal logits.
+    logits_NV = (torch.arange(4 * width, device=device) * 7919 % (4 * width)).view(4, width) / 100
+    label_ids_N = torch.arange(4, device=device)
+    try:
+        from labeler.teacher.vllm import capture_kernel
+
+        rows = capture_kernel.reduce_logits(logits_NV, label_ids_N, layout)
+    except Exception as error:
+        # ImportError, or whatever Triton's compiler raises on a machine that lacks what it needs.
+        return Reduction(reduce_logits, f"torch, because the Triton kernel fails: {error!r}")
+    expected = reduce_logits(logits_NV, label_ids_N, layout)
+    logits_agree = torch.equal(rows.token_ids_NC[:, :-1], expected.token_ids_NC[:, :-1]) and torch.equal(
+        rows.ranks_N, expected.ranks_N
+    )
+    masses_agree = torch.allclose(rows.values_NC[:, :-1], expected.values_NC[:, :-1], rtol=0, atol=1e-4)
+    if not (logits_agree and masses_agree):
+        return Reduction(reduce_logits, "torch, because the Triton kernel disagrees with it")
+    return Reduction(capture_kernel.reduce_logits, "triton")
+
+
+def install_v1(sampler: Any, layout: ColumnLayout, reduce: Reduce | None = None) -> None:
+    """Shadow the static method on the runner's sampler; `reduce` is `reduce_logits` unless given."""
+    reduce = reduce or reduce_logits
     original = type(sampler).gather_logprobs
 
     def gather_logprobs(
@@ -108,23 +162,26 @@ def install_v1(sampler: Any, layout: ColumnLayout) -> None:
             return original(logprobs, num_logprobs, token_ids)
         from vllm.v1.outputs import LogprobsTensors
 
-        rows = reduce_logits(logprobs, token_ids, layout)
+        rows = reduce(logprobs, token_ids, layout)
         # int32 ids and ranks of the V1 runner; the caller copies them into buffers of that type.
         return LogprobsTensors(rows.token_ids_NC, rows.values_NC, rows.ranks_N)
 
     sampler.gather_logprobs = gather_logprobs
 
 
-def install_v2(layout: ColumnLayout) -> None:
+def install_v2(layout: ColumnLayout, reduce: Reduce | None = None) -> None:
     """Replace the function in the modules that imported it by name."""
     source = importlib.import_module(REPLACED["v2"][0])
-    wrapped = wrap_v2(source.compute_topk_scores, layout)
+    wrapped = wrap_v2(source.compute_topk_scores, layout, reduce)
     for name in V2_IMPORTERS:
         importlib.import_module(name).compute_topk_scores = wrapped  # type: ignore[attr-defined]
 
 
-def wrap_v2(original: Callable[..., LogprobsTensors], layout: ColumnLayout) -> Callable[..., LogprobsTensors]:
+def wrap_v2(
+    original: Callable[..., LogprobsTensors], layout: ColumnLayout, reduce: Reduce | None = None
+) -> Callable[..., LogprobsTensors]:
     """The V2 runner's function, capturing where rows of `layout` are asked for."""
+    reduce = reduce or reduce_logits
 
     def compute_topk_scores(
         logits: torch.Tensor,
@@ -149,7 +206,7 @@ def wrap_v2(original: Callable[..., LogprobsTensors], layout: ColumnLayout) -> C
             )
         from vllm.v1.outputs import LogprobsTensors
 
-        rows = reduce_logits(logits, sampled_token_ids, layout)
+        rows = reduce(logits, sampled_token_ids, layout)
         on_device = isinstance(cu_num_logits, torch.Tensor)
         return LogprobsTensors(
             logprob_token_ids=rows.token_ids_NC.to(torch.int64),
@@ -160,18 +217,6 @@ def wrap_v2(original: Callable[..., LogprobsTensors], layout: ColumnLayout) -> C
         )
 
     return compute_topk_scores
-
-
-@dataclass(frozen=True, slots=True)
-class ReducedRows:
-    """Full logits reduced to the columns that leave the worker."""
-
-    token_ids_NC: torch.Tensor
-    """int32."""
-    values_NC: torch.Tensor
-    """float32."""
-    ranks_N: torch.Tensor
-    """int32."""
 
 
 def reduce_logits(logits_NV: torch.Tensor, label_ids_N: torch.Tensor, layout: ColumnLayout) -> ReducedRows:
@@ -200,8 +245,15 @@ def reduce_logits(logits_NV: torch.Tensor, label_ids_N: torch.Tensor, layout: Co
             values_NC[block],
         )
         ranks_N[block] = _ranks(logits_BV, values_NC[block], layout.top_k)
+    return finish_rows(token_ids_NC, values_NC, ranks_N, layout)
+
+
+def finish_rows(
+    token_ids_NC: torch.Tensor, values_NC: torch.Tensor, ranks_N: torch.Tensor, layout: ColumnLayout
+) -> ReducedRows:
+    """Fill in the sentinels and the checksum."""
     token_ids_NC[:, layout.top_k + 1 :] = torch.arange(
-        -1, -layout.num_tail_columns - 1, -1, device=logits_NV.device
+        -1, -layout.num_tail_columns - 1, -1, device=values_NC.device
     )
     values_NC[:, -1] = _checksum(token_ids_NC, values_NC)
     return ReducedRows(token_ids_NC, values_NC, ranks_N)

@@ -1,0 +1,104 @@
+"""Run by `test_capture_kernel.py` in a process of its own, where Triton interprets its kernels on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labeler.teacher.label_rows import ColumnLayout, columns_from_logits
+from labeler.teacher.vllm import capture, capture_kernel
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TEMPERATURES = ((1.0,), (1.0, 2.0, 4.0), (1.0, 1.5, 3.0, 7.0), (1.0, 2.0))
+
+
+def assert_same(logits_NV, label_ids_N, layout):
+    """Ids and values bit for bit (ties by id), ranks exact, masses within 1e-4 nats of float64."""
+    rows = capture_kernel.reduce_logits(logits_NV, label_ids_N, layout)
+    top_k, exact_NV = layout.top_k, logits_NV.float().numpy()
+    order_NK = np.argsort(-exact_NV, axis=1, kind="stable")[:, :top_k]
+    np.testing.assert_array_equal(rows.token_ids_NC[:, 1 : top_k + 1].numpy(), order_NK)
+    np.testing.assert_array_equal(
+        rows.values_NC[:, 1 : top_k + 1].numpy(), np.take_along_axis(exact_NV, order_NK, axis=1)
+    )
+    reference = columns_from_logits(exact_NV, label_ids_N.numpy(), layout)
+    np.testing.assert_array_equal(rows.ranks_N.numpy(), reference.ranks_N)
+    np.testing.assert_array_equal(rows.values_NC[:, 0].numpy(), reference.values_NC[:, 0])
+    masses, wanted = rows.values_NC[:, top_k + 1 : -1].numpy(), reference.values_NC[:, top_k + 1 : -1]
+    np.testing.assert_allclose(masses, wanted, rtol=1e-6, atol=1e-4)
+    torch_rows = capture.reduce_logits(logits_NV, label_ids_N, layout)
+    torch.testing.assert_close(
+        rows.values_NC[:, : top_k + 1], torch_rows.values_NC[:, : top_k + 1], rtol=0, atol=0
+    )
+    torch.testing.assert_close(rows.ranks_N, torch_rows.ranks_N)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**16),
+    vocab_size=st.integers(1, 5000),
+    top_k=st.integers(1, 256),
+    temperatures=st.sampled_from(TEMPERATURES),
+    dtype=st.sampled_from(DTYPES),
+    spread=st.sampled_from((0.5, 3.0, 30.0)),
+    tied=st.booleans(),
+    share_removed=st.sampled_from((0.0, 0.5, 0.97)),
+)
+def test_kernel_agrees_with_the_reference(
+    seed, vocab_size, top_k, temperatures, dtype, spread, tied, share_removed
+):
+    generator = torch.Generator().manual_seed(seed)
+    logits_NV = torch.randn((3, vocab_size), generator=generator) * spread
+    if tied:
+        logits_NV = logits_NV.round()
+    removed_NV = torch.rand((3, vocab_size), generator=generator) < share_removed
+    logits_NV = logits_NV.masked_fill(removed_NV, -torch.inf)
+    logits_NV[:, seed % vocab_size] = 1.0
+    label_ids_N = torch.randint(0, vocab_size, (3,), generator=generator)
+    assert_same(logits_NV.to(dtype), label_ids_N, ColumnLayout(min(top_k, vocab_size), temperatures))
+
+
+def test_all_logits_equal():
+    assert_same(torch.zeros((2, 1000)), torch.tensor([0, 999]), ColumnLayout(64, (1.0, 2.0, 4.0)))
+
+
+def test_largest_vocabulary():
+    logits_NV = torch.randn((1, 2**20), generator=torch.Generator().manual_seed(1))
+    assert_same(logits_NV, torch.tensor([2**20 - 1]), ColumnLayout(256, (1.0, 2.0, 4.0)))
+
+
+def test_far_tail_does_not_vanish():
+    """The stored entry stands 300 nats above the rest, whose mass float32 could not hold beside it."""
+    logits_NV = torch.full((1, 500), -300.0)
+    logits_NV[0, 7] = 0.0
+    rows = capture_kernel.reduce_logits(logits_NV, torch.tensor([7]), ColumnLayout(1, (1.0,)))
+    assert rows.values_NC[0, 3].item() == pytest.approx(np.log(499) - 300, abs=1e-4)
+
+
+def test_blocks_of_rows_and_strided_rows(monkeypatch):
+    monkeypatch.setattr(capture_kernel, "rows_per_block", lambda vocab_size, layout: 2)
+    wide = torch.randn((5, 400), generator=torch.Generator().manual_seed(2))
+    assert_same(wide[:, :300], torch.arange(5), ColumnLayout(8, (1.0, 2.0)))
+    assert_same(wide.t()[:200], torch.tensor([0, 1, 2, 3, 4] * 40), ColumnLayout(3, (1.0,)))
+
+
+@pytest.mark.parametrize("place", [0, 70, 299])
+def test_nan_reaches_the_row(place):
+    """A damaged row must be refused later, so it may not come out whole."""
+    logits_NV = torch.randn((1, 300), generator=torch.Generator().manual_seed(3))
+    logits_NV[0, place] = torch.nan
+    rows = capture_kernel.reduce_logits(logits_NV, torch.tensor([1]), ColumnLayout(2, (1.0,)))
+    assert not torch.isfinite(rows.values_NC[0, 1:4]).all()
+
+
+def test_scratch_memory_is_bounded():
+    layout = ColumnLayout(256, (1.0, 2.0, 4.0))
+    assert 1 <= capture_kernel.rows_per_block(2**20, layout) < 256
+    assert capture_kernel.rows_per_block(151_936, ColumnLayout(64, (1.0, 2.0, 4.0))) > 256
+
+
+def test_a_cpu_takes_the_torch_code():
+    assert capture.choose_reduction(torch.device("cpu"), ColumnLayout(8, (1.0,))).note == "torch"

@@ -1,0 +1,60 @@
+"""The capture's Triton kernel: under the interpreter against the reference, and compiled for a GPU.
+
+Triton reads TRITON_INTERPRET when it is imported, so both run in processes of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = Path(__file__).parent / "capture_kernel_cases.py"
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from labeler.teacher.vllm.capture_kernel import _group_statistics as kernel
+
+pointers = {"label_ids_ptr": "*i64", "counts_ptr": "*i32"}
+constants = {"NUM_TEMPERATURES": 3, "SQUARED": 6, "PROGRAM_GROUPS": 32, "GROUP": 64}
+for dtype in ("fp32", "bf16", "fp16"):
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name == "logits_ptr":
+            signature[name] = f"*{dtype}"
+        else:
+            signature[name] = pointers.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+    compiled = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+    assert ".visible .entry _group_statistics" in compiled.asm["ptx"]
+print("compiled")
+"""
+
+
+def run(arguments: list[str], **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_kernel_under_the_interpreter():
+    output = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)], TRITON_INTERPRET="1")
+    assert " passed" in output
+    assert "skipped" not in output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux only")
+def test_kernel_compiles_for_a_gpu(tmp_path):
+    output = run(["-c", COMPILE], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    assert output.strip().endswith("compiled")
