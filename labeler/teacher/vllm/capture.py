@@ -137,7 +137,7 @@ def choose_reduction(device: torch.device, layout: ColumnLayout) -> Reduction:
         from labeler.teacher.vllm import capture_kernel
 
         rows = capture_kernel.reduce_logits(logits_NV, label_ids_N, layout)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # ImportError, or whatever Triton's compiler raises on a machine that lacks what it needs.
         return Reduction(reduce_logits, f"torch, because the Triton kernel fails: {error!r}")
     expected = reduce_logits(logits_NV, label_ids_N, layout)
