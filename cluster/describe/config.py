@@ -6,7 +6,7 @@ Frozen and checked at once. What a field means stands below it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -22,8 +22,36 @@ NAME = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 """Fits Kubernetes labels, EC2 tags and Ray resource names alike."""
 
 
+SCRIPTS = ("setup",)
+"""Settings that are whole lines of a script; every other text is a word or a line of its own."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _of_one_line(self) -> Self:
+        """A newline in a setting would begin a line of the description that nobody meant."""
+        for name, value in self:
+            if name not in SCRIPTS and (text := _unprintable(value)) is not None:
+                raise ValueError(
+                    f"{name} = {text!r} holds a newline or control character; write it in one line"
+                )
+        return self
+
+
+def _unprintable(value: object) -> str | None:
+    """The first text in a setting, or in its lists and tables, that is not of one printable line."""
+    if isinstance(value, str):
+        return None if value.isprintable() else value
+    items = (
+        [*value, *value.values()]
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, tuple | list)
+        else []
+    )
+    return next((text for item in items if (text := _unprintable(item)) is not None), None)
 
 
 class HeadConfig(_Section):
@@ -123,9 +151,9 @@ class KubernetesConfig(_Section):
 
 
 class SlurmConfig(_Section):
-    partition: str = ""
+    partition: str = Field(default="", pattern=r"^[A-Za-z0-9._,:@/+-]*$")
     """Partition; "" is the site's default."""
-    account: str = ""
+    account: str = Field(default="", pattern=r"^[A-Za-z0-9._,:@/+-]*$")
     """Account to charge; "" is the user's."""
     hours: float = Field(default=4, gt=0)
     """Time limit; a job cut off resumes by submitting the script again."""
@@ -204,7 +232,7 @@ class ClusterConfig(_Section):
     """Region of AWS; GCP's follows from `gcp.zone`."""
     python: str = "python"
     """Interpreter with this project, in the image or on the machines."""
-    ray_version: str = "2.60.0"
+    ray_version: str = Field(default="2.60.0", pattern=r"^[0-9A-Za-z.+-]+$")
     """Ray of the image; the client that submits should have the same."""
     idle_minutes: int = Field(default=10, ge=1)
     """Idle machines are given back after this."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from logitstore.common.console import Console
+from logitstore.common.terminal import printable
 from logitstore.job_objects import JobStatus, WorkerView
 
 PLAIN_EVERY_SEC = 10.0
@@ -65,7 +66,9 @@ class ProgressView:
     def note(self, text: str, *, trouble: bool = False) -> None:
         """A line that stays."""
         if trouble or not self._quiet:
-            self._console.print(text, soft_wrap=True, markup=False, style="yellow" if trouble else None)
+            self._console.print(
+                printable(text), soft_wrap=True, markup=False, style="yellow" if trouble else None
+            )
 
 
 def render(status: JobStatus) -> Group:
@@ -84,7 +87,7 @@ def render(status: JobStatus) -> Group:
     if status.workers:
         parts.append(Text("  ".join(_worker(worker) for worker in status.workers[:16]), style="dim"))
     if status.causes and status.failures:
-        parts.append(Text(f"last failure: {status.causes[-1]}", style="yellow"))
+        parts.append(Text(printable(f"last failure: {status.causes[-1]}"), style="yellow"))
     return Group(*parts)
 
 
@@ -123,7 +126,7 @@ def report(status: JobStatus) -> str:
     lines += [f"  {_worker(worker)}" for worker in status.workers]
     if status.message:
         lines.append(f"  {status.message}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def duration(seconds: float | None) -> str:

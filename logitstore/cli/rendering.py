@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from logitstore.cli.context import count_text, size_text
+from logitstore.common.terminal import printable
 from logitstore.tools.head import HeadRow
 from logitstore.tools.inspection import Inspection
 
@@ -18,8 +19,10 @@ _SMALL_SHARE = 0.001
 
 def print_inspection(found: Inspection, console: Console) -> None:
     labels = found.labels
-    console.print(f"[bold]{found.uri}[/bold]  digest {found.digest}", highlight=False)
-    console.print(f"teacher  {found.teacher}", highlight=False, markup=False)
+    console.print(
+        Text(printable(found.uri), style="bold").append(f"  digest {found.digest}", style="not bold")
+    )
+    console.print(printable(f"teacher  {found.teacher}"), highlight=False, markup=False)
     held = {
         "unit": found.num_units,
         "shard": found.num_shards,
@@ -38,7 +41,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"entries and the T=1 normaliser; {found.store_bytes_per_row:.1f} B in all",
     )
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        console.print(printable(line), highlight=False, markup=False)
     if not found.num_inspected_rows:
         console.print("no label rows to look at")
         return

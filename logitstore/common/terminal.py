@@ -1,0 +1,14 @@
+"""Text of data on a terminal: what would move the cursor or change its colours is shown, not sent."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """The text with every control or invisible character but the newline as an escape, such as `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter == "\n" else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
