@@ -28,10 +28,11 @@ OPTIONAL_FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
     "prompt": ("system", "context"),
     "prompt_response": ("system", "context"),
     "text": (),
-    "token_ids": ("response_token_ids",),
+    "token_ids": ("response_token_ids", "loss_mask"),
 }
 """Roles that a record may have. Messages' own `tools` and `documents` are read without being named; the
-`context` is put after the prompt, as Alpaca's `input`; `system` is the record's own system prompt."""
+`context` is put after the prompt, as Alpaca's `input`; `system` is the record's own system prompt; a
+`loss_mask` has a 0 or 1 for each of the given ids."""
 
 SETTING_OF_ENGINE_ARG: dict[str, str] = {
     "model": "teacher.model",
@@ -191,6 +192,10 @@ class LabelsConfig(_Section):
     """Temperatures with exact stored normalisers, ascending from 1."""
     positions: Literal["auto", "response", "all"] = "auto"
     """Which tokens get labels; "auto" is "all" for text and token_ids without a response, else "response"."""
+    turns: Literal["last", "all"] = "last"
+    """Score, messages: which of the assistant's turns count. "all" is one sequence, labeled from the first
+    answer on, whose loss mask leaves out what others say; a template that renders earlier turns otherwise
+    than a last one cannot be had so."""
     label_at: Literal["auto", "decode", "rescore"] = "auto"
     """Generate: take labels while decoding, or score the finished response afterwards; "auto" is faster."""
 
@@ -363,6 +368,13 @@ class JobConfig(_Section):
             raise ValueError(
                 'input.kind = "text" has no prompt to answer; set labels.mode = "score", or '
                 'input.kind = "prompt" with input.chat_template = false to continue plain text'
+            )
+        if self.labels.turns == "all" and not (
+            kind == "messages" and mode == "score" and self.input.chat_template
+        ):
+            raise ValueError(
+                'labels.turns = "all" needs labels.mode = "score", input.kind = "messages" and a chat '
+                'template; set it to "last"'
             )
         if kind == "text" and self.labels.positions == "response":
             raise ValueError('labels.positions = "response" needs a response; plain text has none: set "all"')

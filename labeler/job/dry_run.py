@@ -13,6 +13,7 @@ from labeler.driver.progress import duration
 from labeler.driver.run import new_planner, read_input
 from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
+from labeler.job.teacher_view import seen_by_teacher
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words
 from labeler.planning.preflight import Prepared, prepare
 from logitstore.job_objects import PLAN_HEAD_NAME
@@ -35,6 +36,8 @@ class Estimate:
     """A sentence about labels in the store that no index names; "" where there are none."""
     calibration: Calibration | None
     """What a trial with the teacher found."""
+    seen: tuple[str, ...] = ()
+    """What the teacher will see of the first records, and where responses end."""
 
     def plan_record(self) -> dict[str, Any]:
         """The plan's figures as JSON values."""
@@ -53,6 +56,7 @@ class Estimate:
             "plan": self.plan_record(),
             "first_rejects": list(self.first_rejects),
             "unnamed_labels": self.unnamed_labels,
+            "seen_by_teacher": list(self.seen),
         }
 
     def in_words(self) -> list[str]:
@@ -88,12 +92,18 @@ def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
     Writes nothing into the store. Raises ConfigError as a run would.
     """
     prepared = prepare(job)
-    totals, rejects = _count(job, prepared)
+    seen = seen_by_teacher(job, prepared)
+    totals, rejects, num_repeats = _count(job, prepared)
+    if num_repeats:
+        seen = (
+            *seen,
+            f"{num_repeats:,} records without ids equal earlier ones and are labeled like any other",
+        )
     calibration = None
     if calibrate:
         calibration = calibrate_job(job, totals, calibrate)
     num_bytes = round(totals.num_labels * bytes_per_row(job.labels.top_k))
-    return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration)
+    return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, seen)
 
 
 def dry_run(job: JobConfig, *, calibrate: int, as_json: bool) -> str:
@@ -101,7 +111,7 @@ def dry_run(job: JobConfig, *, calibrate: int, as_json: bool) -> str:
     found = estimate(job, calibrate=calibrate)
     if as_json:
         return json.dumps(found.as_record(), indent=1)
-    return "\n".join([json.dumps(resolved(job), indent=1), "", *found.in_words()])
+    return "\n".join([json.dumps(resolved(job), indent=1), "", *found.seen, "", *found.in_words()])
 
 
 def bytes_per_row(top_k: int) -> float:
@@ -116,9 +126,10 @@ def bytes_per_row(top_k: int) -> float:
     return sizes[-1][1] * top_k / sizes[-1][0]
 
 
-def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, tuple[str, ...]]:
+def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, tuple[str, ...], int]:
     known = Plan(prepared.objects).known() if prepared.objects.exists(PLAN_HEAD_NAME) else KnownRecords()
     planner = new_planner(job, prepared, known, writer=None)
     totals = planner.run(read_input(job), lambda _: None)
     examples = planner.rejects.examples
-    return totals, tuple(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)
+    shown = tuple(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)
+    return totals, shown, planner.num_repeats

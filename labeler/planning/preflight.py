@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labeler.config.loading import ConfigError, JobConfig, TeacherConfig
+from labeler.planning.model_folder import check_weights, refuse_other_forms
 from labeler.planning.prompts import ContextLimits
 from labeler.planning.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.planning.unnamed_labels import check_unnamed_labels
@@ -67,10 +68,13 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
     if teacher.engine == "fake":
         return ContextLimits(teacher.fake.vocab_size, teacher.max_model_len or FAKE_MAX_MODEL_LEN)
     if os.path.isdir(teacher.model) and not (Path(teacher.model) / "config.json").is_file():
+        refuse_other_forms(Path(teacher.model))
         raise ConfigError(
             f"teacher.model = {teacher.model!r} is a folder without config.json; give the folder that holds "
             "the model's config and weights"
         )
+    if os.path.isdir(teacher.model):
+        check_weights(Path(teacher.model))
     from transformers import AutoConfig
 
     try:

@@ -47,6 +47,7 @@ class PromptBuilder:
         self._input: InputConfig = job.input
         self._mode: Literal["score", "generate"] = job.labels.mode
         self._label_all = job.positions == "all"
+        self._turns = job.labels.turns
         self._tokenizer = tokenizer
         self._limits = limits
         self._probe = TemplateProbe(tokenizer, job.input.ignore_keys)
@@ -54,15 +55,22 @@ class PromptBuilder:
 
     def build(self, record_id: str, record: dict[str, Any]) -> TokenizedPrompt:
         """The record's ids. Raises BadRecordError."""
-        prompt_ids, response_ids = self._tokenise(record)
+        mask_T = None
+        if self._turns == "all":
+            prompt_ids, response_ids, mask_T = self._all_turns(exchange_of(record, self._input, self._mode))
+        else:
+            prompt_ids, response_ids = self._tokenise(record)
         if self._mode == "generate":
             response_ids = None
+        if "loss_mask" in self._input.field_names():
+            mask_T = _given_mask(record, self._input.field_names()["loss_mask"], prompt_ids, response_ids)
         label_start = 1 if self._label_all else max(len(prompt_ids), 1)
         prompt = TokenizedPrompt(
             record_id=record_id,
             prompt_token_ids=np.asarray(prompt_ids, dtype=np.int32),
             response_token_ids=None if response_ids is None else np.asarray(response_ids, dtype=np.int32),
             label_start=label_start,
+            loss_mask_T=mask_T,
         )
         max_tokens = self._limits.max_model_len - (1 if self._mode == "generate" else 0)
         error = check_prompt(prompt, self._limits.vocab_size, max_tokens, self._mode)
@@ -129,7 +137,35 @@ class PromptBuilder:
         assert response_ids is not None
         return prompt_ids, self._without_trailing_space(response_ids)
 
-    def _render(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
+    def _all_turns(self, exchange: Exchange) -> tuple[list[int], list[int], np.ndarray]:
+        """Ids up to the first answer, the others, and which of all of them the assistant wrote."""
+        assert exchange.response is not None
+        given = exchange.given
+        messages = (*given.messages, exchange.response)
+        self._refuse_rendered(messages[0])
+        whole = Conversation(messages, given.tools, given.documents)
+        ids = self._without_trailing_space(self._tokenizer.encode(self._render(whole)))
+        self._probe.check(whole)
+        mask_T, first = np.zeros(len(ids), bool), len(ids)
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = Conversation(messages[:place], given.tools, given.documents)
+            after = Conversation(messages[: place + 1], given.tools, given.documents)
+            start_ids = self._tokenizer.encode(self._render(before, add_generation_prompt=True))
+            end_ids = self._without_trailing_space(self._tokenizer.encode(self._render(after)))
+            if ids[: len(start_ids)] != start_ids or ids[: len(end_ids)] != end_ids:
+                raise BadRecordError(
+                    f"the chat template renders turn {place + 1} otherwise in the middle of the conversation "
+                    "than at its end, so it cannot be labeled together with the others; set labels.turns = "
+                    '"last"',
+                    "unstable_template",
+                )
+            mask_T[len(start_ids) : len(end_ids)] = True
+            first = min(first, len(start_ids))
+        return ids[:first], ids[first:], mask_T
+
+    def _render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
         """Raises BadRecordError where the template refuses the conversation."""
         try:
             text = self._tokenizer.render_chat(conversation, add_generation_prompt=add_generation_prompt)
@@ -242,6 +278,20 @@ def _first_marker(tokenizer: Tokenizer) -> str:
 
 def bad_record(error: PromptError) -> BadRecordError:
     return BadRecordError(error.reason, error.kind)
+
+
+def _given_mask(
+    record: dict[str, Any], name: str, prompt_ids: list[int], response_ids: list[int] | None
+) -> np.ndarray:
+    """bool over the record's ids, which training losses count."""
+    value, wanted = field_value(record, name), len(prompt_ids) + len(response_ids or ())
+    if not isinstance(value, list) or len(value) != wanted or not all(item in (0, 1) for item in value):
+        raise BadRecordError(
+            f"field {name!r} is {shown(value)}, it must be a list of {wanted} zeros and ones, one for each "
+            "token id; correct the record",
+            "bad_type",
+        )
+    return np.array(value, bool)
 
 
 def _token_ids(record: dict[str, Any], name: str) -> list[int]:

@@ -24,8 +24,11 @@ _SCHEMA = pa.schema(
         pa.field("prompt_token_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("response_token_ids", pa.list_(pa.int32())),
         pa.field("label_start", pa.int32(), nullable=False),
+        pa.field("loss_mask", pa.list_(pa.bool_())),
     ]
 )
+_SCHEMA_WITHOUT_MASKS = pa.schema(list(_SCHEMA)[:-1])
+"""Of plans made before records could have loss masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ def encode_records(records: Sequence[PlannedRecord]) -> bytes:
         _lists([prompt.prompt_token_ids for prompt in prompts]),
         _lists([prompt.response_token_ids for prompt in prompts]),
         pa.array([prompt.label_start for prompt in prompts], pa.int32()),
+        _masks([prompt.loss_mask_T for prompt in prompts]),
     ]
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -85,13 +89,14 @@ def decode_records(content: bytes) -> list[PlannedRecord]:
     """The records of a unit. Raises ValueError where the bytes are not what `encode_records` wrote."""
     try:
         with pa.ipc.open_stream(content) as reader:
-            if reader.schema != _SCHEMA:
+            if reader.schema not in (_SCHEMA, _SCHEMA_WITHOUT_MASKS):
                 raise ValueError(f"a unit of the plan has the columns {reader.schema.names}")
             batch = reader.read_next_batch()
             batch.validate(full=True)
     except (pa.ArrowInvalid, StopIteration, OSError) as error:
         raise ValueError(f"a unit of the plan cannot be read ({error}); delete the store's plan/") from None
-    columns: dict[str, Any] = {name: batch.column(name) for name in _SCHEMA.names}
+    columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
+    masks = columns.get("loss_mask")
     prompts, responses = columns["prompt_token_ids"], columns["response_token_ids"]
     files, lines = columns["file"].to_pylist(), columns["line"].to_pylist()
     return [
@@ -101,6 +106,7 @@ def decode_records(content: bytes) -> list[PlannedRecord]:
                 prompt_token_ids=_ids(prompts, i),
                 response_token_ids=_ids(responses, i) if responses[i].is_valid else None,
                 label_start=int(columns["label_start"][i].as_py()),
+                loss_mask_T=None if masks is None else _mask(masks[i]),
             ),
             file=files[i],
             line=lines[i],
@@ -120,6 +126,16 @@ def _lists(arrays: Sequence[np.ndarray | None]) -> pa.Array:
         pa.array(values.astype(np.int32, copy=False)),
         mask=pa.array(missing) if missing.any() else None,
     )
+
+
+def _masks(masks: Sequence[np.ndarray | None]) -> pa.Array:
+    if all(mask is None for mask in masks):
+        return pa.nulls(len(masks), pa.list_(pa.bool_()))
+    return pa.array([None if mask is None else mask.tolist() for mask in masks], pa.list_(pa.bool_()))
+
+
+def _mask(value: Any) -> np.ndarray | None:
+    return np.array(value.as_py(), bool) if value.is_valid else None
 
 
 def _ids(column: Any, i: int) -> np.ndarray:

@@ -27,8 +27,12 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "<": operator.lt,
     ">": operator.gt,
+    "has": lambda found, value: value in found,
+    "lacks": lambda found, value: value not in found,
 }
-_COMPARISON = re.compile(r"""\s*(\w+)\s*(<=|>=|!=|==|=|<|>)\s*("[^"]*"|'[^']*'|[^\s<>=!"']+)\s*""")
+_COMPARISON = re.compile(
+    r"""\s*(\w+)\s*(<=|>=|!=|==|=|<|>|has\b|lacks\b)\s*("[^"]*"|'[^']*'|[^\s<>=!"']+)\s*"""
+)
 _UNIT_FIELDS = ("unit_index", "unit_id")
 FIELDS: dict[str, Callable[[LabeledSequence], object]] = {
     "record_id": lambda sequence: sequence.record_id,
@@ -37,8 +41,10 @@ FIELDS: dict[str, Callable[[LabeledSequence], object]] = {
     "num_rows": lambda sequence: sequence.rows.num_rows,
     "prompt_length": lambda sequence: sequence.prompt_length,
     "finish_reason": lambda sequence: sequence.finish_reason,
+    "flags": lambda sequence: sequence.flags,
 }
-_TEXT_FIELDS = ("record_id", "finish_reason", "unit_id")
+_FLAGS_OPERATORS = ("has", "lacks")
+_TEXT_FIELDS = ("record_id", "finish_reason", "unit_id", "flags")
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,11 @@ def _comparison(field: str, sign: str, value: str) -> Comparison:
     if field not in known:
         raise UnsupportedInputError(f"--where knows no field {field!r}; fields are {', '.join(known)}")
     plain = value[1:-1] if value[0] in "\"'" else value
+    if (field == "flags") != (sign in _FLAGS_OPERATORS):
+        raise UnsupportedInputError(
+            f"--where cannot read {field} {sign}: 'has' and 'lacks' are for flags, which have nothing else; "
+            "write for example: flags has truncated"
+        )
     if field in _TEXT_FIELDS:
         return Comparison(field, sign, plain)
     try:

@@ -178,3 +178,18 @@ def test_help_and_status_load_neither_ray_nor_torch():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "set()"
+
+
+def test_the_dry_run_shows_what_the_teacher_will_see(tmp_path, capsys):
+    lines = [json.dumps({"prompt": f"question {i % 2}"}) for i in range(3)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    settings = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", "input.kind=prompt"]
+    settings += ["labels.mode=generate", f"output.uri='{tmp_path}/store'", 'sampling.stop=["\\n\\n"]']
+    arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert r"given:    '<|start|>user\nquestion 0<|end|>\n<|start|>assistant\n'" in output
+    assert "labels from token" in output
+    assert r"responses end at '<|end|>' 257 (tokenizer), the text '\n\n'" in output
+    assert "1 records without ids equal earlier ones" in output
+    assert "3 records read: 3 in 1 units, 0 rejected" in output

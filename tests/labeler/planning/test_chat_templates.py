@@ -1,6 +1,7 @@
 """Conversations of every template shape give the ids of transformers' own apply_chat_template."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from labeler.config.loading import load_job
 from labeler.planning.bad_records import BadRecordError
 from labeler.planning.prompts import ContextLimits, PromptBuilder
 from labeler.planning.tokenization import HuggingFaceTokenizer
+from labeler.planning.units import PlannedRecord, decode_records, encode_records
 from tests.labeler.planning.templates import END_OF_TURN, TEMPLATES, byte_tokenizer, tokenizer_of
 
 CHAT = [
@@ -281,3 +283,53 @@ def _spelled(tokenizer: Any, ids: list[int]) -> str:
     """The text of the tokens themselves, white space within them kept."""
     spelled = "".join(tokenizer.convert_ids_to_tokens(ids))
     return spelled.replace("\u2581", " ").replace("\u0120", " ").removeprefix(" ")
+
+
+@pytest.mark.parametrize("shape", sorted(set(TEMPLATES) - {"r1", "qwen3", "dated"}))
+def test_all_turns_of_the_assistant_are_labeled_in_one_sequence(shape: str) -> None:
+    tokenizer = tokenizer_of(shape)
+    prompt = builder_for(tokenizer, "labels.turns=all").build("r", {"messages": CHAT})
+    ids, mask_T = whole_ids(prompt), prompt.loss_mask_T
+    assert mask_T is not None
+    assert len(mask_T) == len(ids)
+    assert (prompt.label_start, bool(mask_T[prompt.label_start])) == (int(mask_T.argmax()), True)
+    reference = tokenizer.apply_chat_template(
+        CHAT,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask="{% generation" in TEMPLATES[shape],
+    )
+    assert ids == reference["input_ids"][: len(ids)]
+    if "assistant_masks" in reference:
+        assert mask_T.astype(int).tolist() == reference["assistant_masks"][: len(ids)]
+    starts = [i for i in range(1, len(ids)) if mask_T[i] and not mask_T[i - 1]]
+    assert len(starts) == 2
+    end = END_OF_TURN[shape]
+    spans = tokenizer.decode([i for i, counted in zip(ids, mask_T, strict=True) if counted])
+    assert [part.strip() for part in spans.split(end)] == ["It is 4.", "It is 5.", ""]
+
+
+@pytest.mark.parametrize("shape", ["r1", "qwen3"])
+def test_a_template_that_changes_earlier_turns_is_refused_for_all_turns(shape: str) -> None:
+    error = refused(builder_for(tokenizer_of(shape), "labels.turns=all"), {"messages": CHAT})
+    assert (error.kind, 'labels.turns = "last"' in error.reason) == ("unstable_template", True)
+
+
+def test_given_ids_may_have_a_loss_mask() -> None:
+    fields = "input.fields={response_token_ids='r', loss_mask='m'}"
+    builder = builder_for(byte_tokenizer(), fields, kind="token_ids")
+    prompt = builder.build("r", {"token_ids": [5], "r": [6, 7], "m": [0, 1, 0]})
+    assert prompt.loss_mask_T is not None
+    assert prompt.loss_mask_T.tolist() == [False, True, False]
+    assert "zeros and ones" in refused(builder, {"token_ids": [5], "r": [6, 7], "m": [0, 1]}).reason
+
+
+def test_loss_masks_travel_with_the_plan_and_old_plans_have_none() -> None:
+    fields = "input.fields={response_token_ids='r', loss_mask='m'}"
+    builder = builder_for(byte_tokenizer(), fields, kind="token_ids")
+    masked = builder.build("a", {"token_ids": [5], "r": [6, 7], "m": [0, 1, 0]})
+    plain = replace(masked, record_id="b", loss_mask_T=None)
+    found = decode_records(encode_records([PlannedRecord(masked, "f", 1), PlannedRecord(plain, "f", 2)]))
+    assert found[0].prompt.loss_mask_T is not None
+    assert found[0].prompt.loss_mask_T.tolist() == [False, True, False]
+    assert found[1].prompt.loss_mask_T is None
