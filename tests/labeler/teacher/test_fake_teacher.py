@@ -100,3 +100,20 @@ def test_a_stop_token_ends_a_response() -> None:
         stops = np.isin(response_T, range(100, 200))
         assert not stops[:-1].any()
     assert sum(100 <= int(response_T[-1]) < 200 for response_T in responses) >= 15
+
+
+def test_the_tokens_of_a_stop_text_are_not_learnt_unless_asked_for() -> None:
+    def masks(stop_text: str) -> list[np.ndarray]:
+        stops = tuple(chr(i) for i in range(32, 127))
+        teacher = _teacher(SamplingConfig(max_tokens=60, n=20, stop=stops, stop_text=stop_text))  # type: ignore[arg-type]
+        items = teacher.label([TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4)])
+        return [
+            item.loss_mask_N
+            for item in items
+            if isinstance(item, LabeledSequence) and 32 <= int(item.token_ids_T[-1]) < 127
+        ]
+
+    masked = masks("mask")
+    assert len(masked) >= 10
+    assert all(not mask_N[-1] and mask_N[:-1].all() for mask_N in masked)
+    assert all(mask_N.all() for mask_N in masks("learn"))
