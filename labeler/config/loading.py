@@ -64,6 +64,8 @@ def load_job(
     Raises ConfigError naming the value, the rule and the remedy. `environ` gives RAY_ADDRESS.
     """
     document = read_document(path, what="job") if path is not None else {}
+    if path is not None and path.endswith(".json"):
+        _move_to_sampling(document)
     for override in overrides:
         apply_override(document, override)
     address = environ.get("RAY_ADDRESS")
@@ -77,6 +79,15 @@ def load_job(
     except ValidationError as error:
         lines = [explain_problem(problem, JobConfig, what="job") for problem in error.errors()]
         raise ConfigError(f"{where}: {'; '.join(lines)}") from None
+
+
+def _move_to_sampling(document: dict[str, Any]) -> None:
+    """Settings of an earlier version's job.json, which nobody wrote by hand, at their place of today."""
+    labels, sampling = document.get("labels"), document.setdefault("sampling", {})
+    if isinstance(labels, dict) and isinstance(sampling, dict):
+        for name in MOVED_TO_SAMPLING:
+            if name in labels:
+                sampling.setdefault(name, labels.pop(name))
 
 
 def _refuse_blanks(document: Mapping[str, Any], where: str) -> None:

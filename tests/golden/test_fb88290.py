@@ -13,9 +13,12 @@ import pytest
 
 import labeler.__main__ as labeler_command
 import logitstore.__main__ as store_command
+from labeler.config.loading import identity, load_job
 from labeler.job.driver_lease import present_holder
 from labeler.job.status import read_status
 from labeler.planning.plan import Plan, read_unit
+from labeler.planning.provenance import provenance_of
+from labeler.planning.tokenization import load_tokenizer
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 
@@ -59,6 +62,17 @@ def test_the_job_objects_are_read(job: Path, capsys: pytest.CaptureFixture[str])
     assert (status.state, status.units_done, status.units_total) == ("stopped", 5, 8)
     assert labeler_command.main(["status", "store"]) == 0
     assert "5/8 units" in capsys.readouterr().out
+
+
+def test_the_plan_is_that_of_the_same_job_now(job: Path) -> None:
+    for source in ("job.toml", "store/job.json"):
+        settings = load_job(source, [], {})
+        tokenizer = load_tokenizer(settings.teacher, settings.input, settings.sampling)
+        made_from = provenance_of(settings, tokenizer)
+        plan = Plan(Objects("store"))
+        assert plan.claim(identity(settings), made_from, has_manifest=True, num_labeled=5) == ""
+    known = plan.known()
+    assert (len(known.ids), len(known.unproven), len(known.proofs)) == (NUM_RECORDS, NUM_RECORDS, 0)
 
 
 @pytest.mark.ray
