@@ -39,7 +39,7 @@ test: setup system-packages
 	$(PYTEST) -m "not gpu" --durations=25
 
 test-gpu: setup
-	$(PYTEST) -m gpu
+	$(PYTEST) -m gpu -rA
 
 bench: setup
 	$(VENV)/python -m benchmarks all --out benchmarks/results --page benchmarks/RESULTS.md --quotes \

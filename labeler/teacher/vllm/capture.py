@@ -52,6 +52,10 @@ SOURCES_BY_VERSION: dict[str, dict[str, str]] = {
         "v1": "ca39ba3c4e61572e6f8e8a9d8c14389e8f7d3f965cf9eab21c6c94bf36bfd890",
         "v2": "16a0e64b66a7a120456e1bf7b9f16747a7cdc185e6154340401c4855d6874782",
     },
+    "0.33.0": {
+        "v1": "ca39ba3c4e61572e6f8e8a9d8c14389e8f7d3f965cf9eab21c6c94bf36bfd890",
+        "v2": "16a0e64b66a7a120456e1bf7b9f16747a7cdc185e6154340401c4855d6874782",
+    },
 }
 """sha256 of the source of each replaced function, by vLLM version: what the capture was written for."""
 

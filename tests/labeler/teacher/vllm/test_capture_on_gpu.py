@@ -1,0 +1,39 @@
+"""The capture's two reductions against each other and against float64, on a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from labeler.teacher.label_rows import ColumnLayout, columns_from_logits
+from labeler.teacher.vllm import capture
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device on this machine"),
+]
+LAYOUT = ColumnLayout(64, (1.0, 2.0, 4.0))
+
+
+def test_the_kernel_is_taken():
+    assert capture.choose_reduction(torch.device("cuda"), LAYOUT).note == "triton"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab_size", [1000, 49_152, 151_936])
+def test_both_reductions_against_float64(dtype: torch.dtype, vocab_size: int):
+    generator = torch.Generator(device="cuda").manual_seed(5)
+    logits_NV = (torch.randn(300, vocab_size, device="cuda", generator=generator) * 3).to(dtype)
+    label_ids_N = torch.randint(0, vocab_size, (300,), device="cuda", generator=generator)
+    expected = columns_from_logits(logits_NV.float().cpu().numpy(), label_ids_N.cpu().numpy(), LAYOUT)
+    for reduce in (capture.choose_reduction(logits_NV.device, LAYOUT).reduce, capture.reduce_logits):
+        rows = reduce(logits_NV, label_ids_N, LAYOUT)
+        values_NC, ids_NC = rows.values_NC.cpu().numpy(), rows.token_ids_NC.cpu().numpy()
+        np.testing.assert_array_equal(values_NC[:, :65], expected.values_NC[:, :65])
+        np.testing.assert_allclose(values_NC[:, 65:-1], expected.values_NC[:, 65:-1], rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(rows.ranks_N.cpu().numpy(), expected.ranks_N)
+        found_NK = np.take_along_axis(
+            logits_NV.float().cpu().numpy(), ids_NC[:, 1:65].astype(np.int64), axis=1
+        )
+        np.testing.assert_array_equal(found_NK, expected.values_NC[:, 1:65])
