@@ -21,10 +21,10 @@ help:
 
 setup:
 	@PYTHON=$(PYTHON) tools/setup.sh
-	@$(VENV)/python -m benchmarks teacher --out .demo/teacher
+	@$(VENV)/penumbra bench teacher --out .demo/teacher
 
 demo: setup
-	$(VENV)/python -m benchmarks demo
+	$(VENV)/penumbra bench demo
 
 check: lint
 	$(PYTEST) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu" $(PKG:%=tests/%)
@@ -42,14 +42,14 @@ test-gpu: setup
 	$(PYTEST) -m gpu -rA
 
 bench: setup
-	$(VENV)/python -m benchmarks all --out benchmarks/results --page benchmarks/RESULTS.md --quotes \
+	$(VENV)/penumbra bench all --out benchmarks/results --page benchmarks/RESULTS.md --quotes \
 		--reference benchmarks/results/quick $(if $(CAPTURE),--capture $(CAPTURE))
 
 bench-quick: setup
-	$(VENV)/python -m benchmarks all --quick --out $(BENCH_OUT)
+	$(VENV)/penumbra bench all --quick --out $(BENCH_OUT)
 
 bench-check: setup
-	$(VENV)/python -m benchmarks check
+	$(VENV)/penumbra bench check
 
 system-packages:
 	@tools/system_packages.sh

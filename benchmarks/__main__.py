@@ -1,4 +1,4 @@
-"""Command line of the measurements and the demo: `python -m benchmarks PART`.
+"""Command line of the measurements and the demo: `penumbra bench PART`.
 
 Exit status: 0 done, 1 a check failed (bench-check lost more than 15%, the demo missed its mark, a part of
 `all` failed), 2 wrong usage or configuration, or a measurement that could not be made, 130 interrupted.

@@ -113,7 +113,7 @@ def _run_part(part: str, out: Path, options: Sequence[str]) -> int:
     """One part in a session of its own, of which nothing is left afterwards; its exit status."""
     started = time.perf_counter()
     print(f"bench: {part} ...", file=sys.stderr)
-    command = [sys.executable, "-m", "benchmarks", part, "--out", str(out), *options]
+    command = [sys.executable, "-P", "-m", "benchmarks", part, "--out", str(out), *options]
     process = subprocess.Popen(command, start_new_session=True)
     try:
         status = process.wait(timeout=PART_LIMIT_SEC)

@@ -59,7 +59,7 @@ def _add_submit(add: Add) -> None:
     sub = add(
         "submit", commands.submit, "Check a labeling job and run it on a cluster", "submit job.toml --follow"
     )
-    sub.add_argument("job", metavar="JOB.toml", help="the job file, as for `python -m labeler run`")
+    sub.add_argument("job", metavar="JOB.toml", help="the job file, as for `penumbra label run`")
     sub.add_argument(
         "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
     )

@@ -380,7 +380,7 @@ class LogitStore:
             if named and named != codebooks.hash:
                 raise CorruptManifestError(
                     f"{self.uri} has shards that are coded with {named}, but no {CURRENT_CODEBOOKS}: "
-                    f"restore it from a copy, or run `python -m logitstore rebuild-index {self.uri}`"
+                    f"restore it from a copy, or run `penumbra store rebuild-index {self.uri}`"
                 )
         self.objects.put(_codebook_name(codebooks.hash), codebooks.to_bytes())
         self.objects.put_if_absent(CURRENT_CODEBOOKS, strict_json.encode(CodebookPointer(codebooks.hash)))

@@ -30,13 +30,11 @@ def typed(text: str) -> list[str]:
 @pytest.mark.parametrize("heading", ["Your own teacher and prompts", "Choosing K, and what it costs"])
 def test_every_job_and_measurement_of_the_readme_is_accepted(heading: str) -> None:
     section = README.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = re.findall(
-        r"^python -m (labeler run|benchmarks) (.*)$", section.replace("\\\n", ""), re.MULTILINE
-    )
+    lines = re.findall(r"^penumbra (label run|bench) (.*)$", section.replace("\\\n", ""), re.MULTILINE)
     assert len(lines) >= 2
     for module, rest in lines:
         words = shlex.split(rest, comments=True)
-        if module == "benchmarks":
+        if module == "bench":
             assert build_parser(words).parse_args(words).run
             continue
         overrides = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
@@ -49,7 +47,7 @@ def test_every_job_and_measurement_of_the_readme_is_accepted(heading: str) -> No
 def test_prompts_without_ids_are_labeled_by_the_commands_of_the_readme(tmp_path: Path) -> None:
     label, status, inspect, verify, view = typed(README.read_text(encoding="utf-8").split(HEADING)[1])
     assert TEACHER in label
-    assert re.fullmatch(r"python -m logitstore view \S+", view)
+    assert re.fullmatch(r"penumbra store view \S+", view)
     prompts = ["Why is the sky blue?", "Name three rivers.", "为什么天空是蓝色的?"]
     lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))

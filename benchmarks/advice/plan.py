@@ -41,7 +41,7 @@ def rates_of_results(directory: Path, top_k: int, tokens_per_sec: float, start_s
     sizes = _first_found(results, "storage", "shard_bytes")
     if not sizes:
         raise ValueError(
-            f"{directory} has no storage.json to take sizes from; run `python -m benchmarks storage "
+            f"{directory} has no storage.json to take sizes from; run `penumbra bench storage "
             f"--out {directory}`, or give --bytes-per-token"
         )
     decode = _first_found(results, "decode", "rows_per_sec")
@@ -187,7 +187,7 @@ def _rates(args: argparse.Namespace) -> Rates:
     if args.rate is None:
         raise ValueError(
             "--rate is missing: give the label rows per second of one replica as measured on your hardware "
-            "(`python -m benchmarks labeling --teacher MODEL`), or --from-store STORE"
+            "(`penumbra bench labeling --teacher MODEL`), or --from-store STORE"
         )
     if args.bytes_per_token:
         return Rates(args.bytes_per_token, args.rate, args.start_sec, None, "as given")

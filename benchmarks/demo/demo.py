@@ -55,14 +55,16 @@ class Steps:
     console: Console
     done: list[Stage] = field(default_factory=list)
 
-    def run(self, name: str, module: str, *arguments: str) -> None:
-        """`python -m module arguments`, with its output on this terminal."""
-        command = " ".join(["python -m", module, *arguments])
+    def run(self, name: str, *arguments: str) -> None:
+        """`penumbra arguments`, with its output on this terminal."""
+        command = " ".join(["penumbra", *arguments])
         self.console.rule(f"[bold]{name}")
         self.console.print(f"$ {command}", style="dim", markup=False, highlight=False)
         started = time.perf_counter()
         status = subprocess.run(
-            [sys.executable, "-m", module, *arguments], env={**ENVIRONMENT, **os.environ}, check=False
+            [sys.executable, "-P", "-m", "logitstore.common.penumbra", *arguments],
+            env={**ENVIRONMENT, **os.environ},
+            check=False,
         ).returncode
         self.done.append(Stage(name, command, time.perf_counter() - started))
         if status:
@@ -83,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
     steps = Steps(console)
     try:
         for file, job in zip(job_files, jobs, strict=True):
-            steps.run(f"label: {job.labels.mode}", "labeler", "run", str(file))
+            steps.run(f"label: {job.labels.mode}", "label", "run", str(file))
         for job in jobs:
-            steps.run("verify", "logitstore", "verify", job.output.uri, "--against", job.input.uri)
+            steps.run("verify", "store", "verify", job.output.uri, "--against", job.input.uri)
         if train.student.model is not None:
-            steps.run("student", "benchmarks", "student", "--out", train.student.model)
-        steps.run("train", "trainer", "train", str(train_file))
+            steps.run("student", "bench", "student", "--out", train.student.model)
+        steps.run("train", "train", "run", str(train_file))
     except StepFailedError as error:
         console.print(f"demo: {error}", style="red", markup=False)
         return 1

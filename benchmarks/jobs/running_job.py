@@ -17,13 +17,13 @@ WAIT_LIMIT_SEC = 200.0
 
 
 def command(overrides: Sequence[str], *flags: str) -> list[str]:
-    """`python -m labeler run --set ...`."""
+    """`penumbra label run --set ...`."""
     sets = [part for override in overrides for part in ("--set", override)]
-    return [sys.executable, "-m", "labeler", "run", *sets, *flags]
+    return [sys.executable, "-P", "-m", "labeler", "run", *sets, *flags]
 
 
 class RunningJob:
-    """A running `python -m labeler run`."""
+    """A running `penumbra label run`."""
 
     def __init__(self, overrides: Sequence[str], *flags: str) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -134,6 +134,6 @@ def units_done(store: Path) -> int:
 
 
 def verify(store: Path | str, input_file: Path | str) -> subprocess.CompletedProcess[str]:
-    """`python -m logitstore verify STORE --against INPUT`: every record exactly once, or rejected."""
-    arguments = [sys.executable, "-m", "logitstore", "verify", str(store), "--against", str(input_file)]
+    """`penumbra store verify STORE --against INPUT`: every record exactly once, or rejected."""
+    arguments = [sys.executable, "-P", "-m", "logitstore", "verify", str(store), "--against", str(input_file)]
     return subprocess.run(arguments, capture_output=True, text=True, check=False)

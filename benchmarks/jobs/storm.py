@@ -1,6 +1,6 @@
 """A real job while its workers are killed at random, against the same job left alone.
 
-    python -m benchmarks storm --set teacher.model=DIR --set input.uri=gsm8k.jsonl \\
+    penumbra bench storm --set teacher.model=DIR --set input.uri=gsm8k.jsonl \\
         --set input.kind=prompt_response --set input.fields.prompt=question --set workers.replicas=2
 
 Both stores must hold every record of the input exactly once, and the same labels but for what an engine's

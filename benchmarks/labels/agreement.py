@@ -1,6 +1,6 @@
 """A store's labels against `transformers` in float32 on the same token ids.
 
-    python -m benchmarks agreement build/store --teacher DIR
+    penumbra bench agreement build/store --teacher DIR
 
 Exit status 1 if the top id differs on more than 0.1% of the rows, the set of the K ids on more than 1%, or
 a value by more than its fp16 rounding and 0.01. For a teacher labeled in float32; one in bf16 differs more.

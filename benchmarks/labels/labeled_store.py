@@ -100,14 +100,14 @@ def label(job: LabelingJob) -> float:
 
 
 def run_job(config: JobConfig, file: Path) -> float:
-    """`python -m labeler run FILE`, with the job written there; its seconds.
+    """`penumbra label run FILE`, with the job written there; its seconds.
 
     RuntimeError with the command's last words if it fails.
     """
     file.write_text(config.model_dump_json(indent=1))
     started = time.perf_counter()
     process = subprocess.run(
-        [sys.executable, "-m", "labeler", "run", "--quiet", str(file)],
+        [sys.executable, "-P", "-m", "labeler", "run", "--quiet", str(file)],
         env={**ENVIRONMENT, **os.environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -17,7 +17,11 @@ REPORTED_PACKAGES = (
 def command_line() -> str:
     """The command that runs, as a person would type it from the checkout: its paths are relative."""
     program = Path(sys.argv[0])
-    start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    if program.name == "__main__.py":  # as `make` and the suite start it, or `python -m`
+        ours = program.parent.name == "benchmarks"
+        start = ["penumbra", "bench"] if ours else ["python", "-m", program.parent.name]
+    else:
+        start = [program.name]
     arguments = [os.path.relpath(word) if os.path.isabs(word) else word for word in sys.argv[1:]]
     return shlex.join([*start, *arguments])
 

@@ -1,4 +1,4 @@
-"""The plots of `python -m benchmarks storage`: of its first source, the tables have the others."""
+"""The plots of `penumbra bench storage`: of its first source, the tables have the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the students of `python -m benchmarks fidelity` learn from: a live teacher, and a store it labeled.
+"""What the students of `penumbra bench fidelity` learn from: a live teacher, and a store it labeled.
 
 Shape legend: W windows of T tokens, H hidden size of the teacher, V vocabulary, N label rows.
 

@@ -1,4 +1,4 @@
-"""Students of `python -m benchmarks fidelity`: the same start, the same batches, another loss each.
+"""Students of `penumbra bench fidelity`: the same start, the same batches, another loss each.
 
 Shape legend: B windows of a batch, T tokens, V vocabulary, N rows.
 """

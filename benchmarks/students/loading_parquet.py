@@ -1,4 +1,4 @@
-"""The baseline of `python -m benchmarks loading`: plain Parquet, streamed by Hugging Face `datasets`.
+"""The baseline of `penumbra bench loading`: plain Parquet, streamed by Hugging Face `datasets`.
 
 The file has a row per sequence and nested lists. It is read in the two ways that `datasets` offers, into the
 same batches of tensors that our collator gives.

@@ -1,4 +1,4 @@
-"""One measured case of `python -m benchmarks training`, in a process of its own.
+"""One measured case of `penumbra bench training`, in a process of its own.
 
 A peak of memory can be read only once per process, so every case gets one: `measure_case` starts
 `python -m benchmarks.students.training_step CASE`, which prints its figures as one line of JSON.
@@ -52,7 +52,7 @@ class Measured:
 def measure_case(case: Case) -> Measured:
     """Run the case in a fresh single-threaded process."""
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.students.training_step", json.dumps(asdict(case))],
+        [sys.executable, "-P", "-m", "benchmarks.students.training_step", json.dumps(asdict(case))],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -46,5 +46,5 @@ RUN uv pip install --no-cache --no-deps .
 RUN useradd --create-home --uid 1000 ray && echo "ray ALL=(ALL) NOPASSWD:ALL" > /etc/sudoers.d/ray
 USER ray
 WORKDIR /home/ray
-CMD ["python", "-m", "labeler", "--help"]
+CMD ["penumbra", "label", "--help"]
 """

@@ -1,4 +1,4 @@
-"""`python -m cluster render`: one small TOML becomes what each kind of cluster wants to be told.
+"""`penumbra cluster render`: one small TOML becomes what each kind of cluster wants to be told.
 
 Everything is validated before it is written: Ray's own validator for its YAML, our field schema for
 KubeRay. The head of each file says what it needs and what it will roughly cost.
@@ -90,7 +90,7 @@ RAY_UP = (
     "here: a token in ~/.ray/auth_token (ray get-auth-token --generate), which is copied to the machines",
     "containers see no variable of the machine: HF_TOKEN, S3 keys and the like go into `docker.env_file`",
     "ray up FILE; in another terminal: ray dashboard FILE, a tunnel to the head's port 8265",
-    "python -m cluster submit job.toml --address http://127.0.0.1:8265; at the end: ray down FILE",
+    "penumbra cluster submit job.toml --address http://127.0.0.1:8265; at the end: ray down FILE",
 )
 KUBERAY = (
     "the KubeRay operator 1.3 or later, NVIDIA's device plugin and, for its label, GPU feature discovery",
@@ -125,7 +125,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "kuberay-cluster": (
         *KUBERAY,
         "kubectl apply -f FILE; kubectl -n {namespace} port-forward svc/{name}-head-svc 8265",
-        "python -m cluster submit job.toml --address http://127.0.0.1:8265",
+        "penumbra cluster submit job.toml --address http://127.0.0.1:8265",
     ),
     "kuberay-job": (
         *KUBERAY,
@@ -159,7 +159,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None) -> str:
     """Comment lines: what it needs, where the replicas go, what it costs."""
     lines = [
-        f"Rendered by `python -m cluster render --kind {kind}` for the cluster {cluster.name!r}.",
+        f"Rendered by `penumbra cluster render --kind {kind}` for the cluster {cluster.name!r}.",
         "Needs:",
     ]
     names = {"name": cluster.name, "namespace": cluster.kubernetes.namespace}

@@ -32,7 +32,7 @@ from logitstore.errors import StoreError
 from logitstore.job_objects import JobStatus
 
 TIME_AND_PRICE = (
-    "time and price: python -m labeler run JOB.toml --dry-run --calibrate 50, where the teacher can run"
+    "time and price: penumbra label run JOB.toml --dry-run --calibrate 50, where the teacher can run"
 )
 
 
@@ -197,7 +197,7 @@ def _address(args: argparse.Namespace) -> str:
     except ClusterError:
         raise JobRefusedError(
             "no cluster is named: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, or start a "
-            "local one with: python -m cluster up --local 2"
+            "local one with: penumbra cluster up --local 2"
         ) from None
 
 

@@ -1,6 +1,6 @@
-"""`python -m cluster dashboard`: the page of a store, or of every store that a cluster's jobs fill.
+"""`penumbra cluster dashboard`: the page of a store, or of every store that a cluster's jobs fill.
 
-The page is the viewer's (`python -m logitstore view`), run as a process of its own; this module tells it,
+The page is the viewer's (`penumbra store view`), run as a process of its own; this module tells it,
 through a file, which jobs the cluster has.
 """
 
@@ -81,7 +81,7 @@ def write_jobs(path: Path, jobs: Sequence[ClusterJob], problem: str = "") -> Non
 
 def _run_viewer(arguments: Sequence[str], jobs: _JobsFile | None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the viewer never outlives this
-    viewer = subprocess.Popen([sys.executable, "-m", "logitstore", "view", *arguments])
+    viewer = subprocess.Popen([sys.executable, "-P", "-m", "logitstore", "view", *arguments])
     try:
         while True:
             try:

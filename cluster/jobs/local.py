@@ -91,7 +91,7 @@ def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluste
     if state_file.exists():
         raise ClusterError(
             f"{state_file} says that a local cluster is up at {read_state(state_folder).address}; use it, or "
-            "stop it first with: python -m cluster down"
+            "stop it first with: penumbra cluster down"
         )
     ensure_token()
     folder = Path(tempfile.mkdtemp(prefix="penumbra-ray-"))
@@ -159,7 +159,7 @@ def read_state(state_folder: Path) -> LocalCluster:
     except FileNotFoundError:
         raise JobRefusedError(
             f"no local cluster is up: {state_file} does not exist; start one with: "
-            "python -m cluster up --local 2"
+            "penumbra cluster up --local 2"
         ) from None
     nodes = tuple(LocalNode(**node) for node in raw.pop("nodes"))
     return LocalCluster(**raw, nodes=nodes)

@@ -35,10 +35,10 @@ def check_unnamed_labels(job: JobConfig, objects: Objects) -> str:
     if len(shards) > at_most:
         raise ConfigError(
             f"output.uri: {what}, more than the {at_most:,} that {STOPPED_RUNS} runs leave which are stopped "
-            f"before their first commit, so the index may be lost; `python -m logitstore rebuild-index "
+            f"before their first commit, so the index may be lost; `penumbra store rebuild-index "
             f"{objects.uri}` takes them into the index, or choose another output.uri"
         )
     return (
         f"{what}, left by a run that was stopped before its first commit: their records are labeled again "
-        f"(`python -m logitstore rebuild-index {objects.uri}` would take them into the index instead)"
+        f"(`penumbra store rebuild-index {objects.uri}` would take them into the index instead)"
     )

@@ -1,1 +1,1 @@
-"""The command line of the store: `python -m logitstore`, installed as `penumbra-store`."""
+"""The command line of the store: `penumbra store`, installed as `penumbra-store`."""

@@ -31,7 +31,7 @@ _FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 
 def damaged(found: str) -> CorruptShardError:
     """The error for bytes that the format does not allow, with the remedy."""
-    return CorruptShardError(f"{found}; the shard is damaged: run `python -m logitstore verify STORE`")
+    return CorruptShardError(f"{found}; the shard is damaged: run `penumbra store verify STORE`")
 
 
 def pack(streams: Sequence[np.ndarray]) -> bytes:

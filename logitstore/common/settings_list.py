@@ -41,6 +41,8 @@ def settings_of(model: Any, prefix: str = "") -> Iterator[Setting]:
             continue
         absent = "absent" if _default(field) in ("none", "[]") else "as below"
         kind = "sections" if is_list else "section"
+        if is_list and field.is_required():
+            absent = "required"
         yield Setting(full_name, kind, absent, meaning or _docstring(section))
         yield from settings_of(section, full_name + ("[]." if is_list else "."))
 

@@ -17,7 +17,7 @@ from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import ObjectInfo, Objects
 
 _ENTRIES_NAME = re.compile(r"index/[0-9a-f]{16}\.arrow")
-_REBUILD = "restore {name} from the copy that has it, or run `python -m logitstore rebuild-index {uri}`"
+_REBUILD = "restore {name} from the copy that has it, or run `penumbra store rebuild-index {uri}`"
 
 
 def refuse_lost_manifest(objects: Objects) -> None:

@@ -241,7 +241,7 @@ class CommittedUnits:
         except FileNotFoundError as error:
             raise ObjectNotFoundError(
                 f"{self._objects.uri}: {name} does not exist, which {INDEX_NAME} names; restore it from a "
-                f"copy, or run `python -m logitstore rebuild-index {self._objects.uri}`"
+                f"copy, or run `penumbra store rebuild-index {self._objects.uri}`"
             ) from error
         if data.size != num_bytes or index_segments.checksum(data) != checksum:
             raise CorruptManifestError(
@@ -287,7 +287,7 @@ class CommittedUnits:
                 raise StoreChangedError(
                     f"{self._objects.uri}: {info.name} is of round {place.round_number} of its unit, "
                     f"{INDEX_NAME} knows {self._rounds[place.unit_id]}, so {INDEX_NAME} is older than the "
-                    "store: restore the newest one, or run `python -m logitstore rebuild-index`"
+                    "store: restore the newest one, or run `penumbra store rebuild-index`"
                 )
             if place.round_number == self._rounds[place.unit_id]:
                 units.add(place.unit_id)

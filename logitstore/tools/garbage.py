@@ -36,7 +36,7 @@ JOB_PREFIXES = (PLAN_PREFIX, LOGS_PREFIX)
 """What a labeling job keeps beside its labels; not the store's business."""
 _CODEBOOK_NAME = re.compile(r"codebooks/[0-9a-f]{32}\.bin")
 _PROBE_NAME = re.compile(PROBE_PREFIX + r"[0-9a-f]{16}\.json")
-_REBUILD = "`python -m logitstore rebuild-index` takes it into the index"
+_REBUILD = "`penumbra store rebuild-index` takes it into the index"
 
 
 def find_garbage(
@@ -95,7 +95,7 @@ def repair(
     if any(problem.kind == "index_lost" for problem in findings.errors):
         raise IndexLostError(
             f"{store.uri} has units that {INDEX_NAME} does not name, so nothing is removed; run "
-            f"`python -m logitstore rebuild-index {store.uri}` first"
+            f"`penumbra store rebuild-index {store.uri}` first"
         )
     store.refresh()
     removed = _still_garbage(store, findings)

@@ -165,7 +165,7 @@ def _read_shard(store: LogitStore, entry: ShardEntry, findings: Findings) -> Non
 def _remedy(entry: ShardEntry) -> str:
     return (
         "restore it from a copy of the store, or let the job label the unit again after "
-        "`python -m logitstore uncommit STORE --bad`, or go on without the unit: "
+        "`penumbra store uncommit STORE --bad`, or go on without the unit: "
         f"`merge STORE --out NEW --where 'unit_index != {entry.unit_index}'`"
     )
 

@@ -75,7 +75,7 @@ def test_a_part_that_hangs_is_stopped_with_all_it_started(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["all", "check"])
 def test_a_suite_that_is_told_to_stop_ends_its_part(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", name, "--parts", "scale", "--out", str(tmp_path)]
+    command = [sys.executable, "-P", "-m", "benchmarks", name, "--parts", "scale", "--out", str(tmp_path)]
     whole = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert whole.stderr is not None
     assert whole.stderr.readline() == "bench: scale ...\n"

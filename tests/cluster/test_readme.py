@@ -43,7 +43,7 @@ def test_the_byte_tokenizer_is_the_stand_in_teachers() -> None:
 @pytest.mark.timeout(600)
 def test_the_section_for_teams(tmp_path: Path) -> None:
     trial, rendered = commands_of("On a cluster that a team shares")
-    up, down = "python -m cluster up --local 2", "python -m cluster down"
+    up, down = "penumbra cluster up --local 2", "penumbra cluster down"
     assert trial[0] == up
     assert down in trial
     for folder in (STORE, STUDENT):
@@ -66,12 +66,12 @@ def test_the_section_for_teams(tmp_path: Path) -> None:
         for command in trial + rendered:
             done = run(command)
             deadline = time.monotonic() + 120
-            while command == "python -m cluster status" and not re.search(r" [1-9]\d* of", done.stdout):
+            while command == "penumbra cluster status" and not re.search(r" [1-9]\d* of", done.stdout):
                 assert time.monotonic() < deadline, f"no unit is done after two minutes\n{done.stdout}"
                 done = run(command)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             said[command] = done.stdout
-            if command == "python -m cluster stop":
+            if command == "penumbra cluster stop":
                 num_at_stop = len(LogitStore.open(str(STORE)).shards())
     finally:
         if down not in said:

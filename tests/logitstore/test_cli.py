@@ -159,7 +159,9 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
         assert caught.value.code == 0
         assert "examples:" in text
         assert "exit status:" in text
-        for example in re.findall(r"^  python -m logitstore (.*?)(?:   .*)?$", text, re.MULTILINE):
+        examples = re.findall(r"^  penumbra store (.*?)(?:   .*)?$", text, re.MULTILINE)
+        assert examples
+        for example in examples:
             build_parser().parse_args(
                 example.replace("'", "").split() if "--where" not in example else _shell(example)
             )

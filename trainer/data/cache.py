@@ -176,7 +176,7 @@ class ShardCache:
         self._partial_path(entry).unlink()
         raise CorruptShardError(
             f"{entry.name} of {objects.uri} was downloaded {DOWNLOAD_ATTEMPTS} times and never had the "
-            f"checksum {entry.checksum} of its commit record; run `python -m logitstore verify {objects.uri}`"
+            f"checksum {entry.checksum} of its commit record; run `penumbra store verify {objects.uri}`"
         )
 
     def _claim_room(self, entry: ShardEntry) -> None:

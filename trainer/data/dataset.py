@@ -43,7 +43,7 @@ class StoreSpec:
     """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
     storage_options: Mapping[str, Any] | None = None
     where: str | None = None
-    """Which of its sequences take part, as `python -m logitstore cat --where` has it; None takes all."""
+    """Which of its sequences take part, as `penumbra store cat --where` has it; None takes all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):

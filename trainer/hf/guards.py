@@ -106,7 +106,7 @@ def check_tokenizer(manifest: Manifest, vocabulary: Mapping[str, int], *, where:
     if not stored:
         warnings.warn(
             f"{where} does not say which tokenizer made its ids (it was imported), so nothing tells whether "
-            "the student's is the same; look at it with `python -m logitstore inspect`",
+            "the student's is the same; look at it with `penumbra store inspect`",
             stacklevel=1,  # one place for every caller, so that it is said once
         )
         return

@@ -116,7 +116,7 @@ class StoreSource(_Section):
     weight: float = Field(default=1.0, ge=0)
     """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
     where: str | None = None
-    """Which of its sequences take part, as `python -m logitstore cat --where` has it, for example
+    """Which of its sequences take part, as `penumbra store cat --where` has it, for example
     'finish_reason != length and num_tokens < 2048'; None takes all."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """For the object store, as in fsspec. Credentials are better left to the environment."""

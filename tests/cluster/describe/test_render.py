@@ -493,7 +493,7 @@ def test_a_dockerfile_copies_only_what_there_is() -> None:
 
 def test_commands_in_a_rendered_file_can_be_typed_as_they_stand() -> None:
     forward = "kubectl -n distill port-forward svc/distill-head-svc 8265"
-    submit = "python -m cluster submit job.toml --address http://127.0.0.1:8265"
+    submit = "penumbra cluster submit job.toml --address http://127.0.0.1:8265"
     said: list[tuple[Kind, str]] = [
         ("kuberay-cluster", forward),
         ("kuberay-cluster", submit),

@@ -153,7 +153,7 @@ def test_a_job_is_sent_and_followed_through_an_ingress(
 
 def assert_the_page_shows(cluster: local.LocalCluster, job_id: str, store: Path) -> None:
     viewer = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "dashboard", cluster.address, "--port", "0"],
+        [sys.executable, "-P", "-m", "cluster", "dashboard", cluster.address, "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -283,7 +283,7 @@ def test_a_running_job_is_measured_and_a_head_that_dies_under_it_is_told(
     assert "ray_node_cpu_utilization" in exported_metrics(cluster)
     wait_until(lambda: num_shards(store) >= 1)
 
-    follow = [sys.executable, "-u", "-m", "cluster", "logs", job_id, *address, "--follow"]
+    follow = [sys.executable, "-P", "-u", "-m", "cluster", "logs", job_id, *address, "--follow"]
     with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
         assert follower.stdout is not None
         assert follower.stdout.readline(), "nothing to follow"
@@ -292,7 +292,7 @@ def test_a_running_job_is_measured_and_a_head_that_dies_under_it_is_told(
     assert follower.returncode == 3, err
     assert "submitting the same job file again" in err
     assert run(capsys, "status", *address)[0] == 3
-    again = [sys.executable, "-m", "labeler", "run", str(job), "--quiet"]
+    again = [sys.executable, "-P", "-m", "labeler", "run", str(job), "--quiet"]
     done = subprocess.run(
         [*again, "--set", "teacher.fake.seconds_per_token=0"],
         env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},

@@ -349,6 +349,6 @@ def test_without_any_cluster_the_remedies_are_named(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     assert main(["list"]) == 2
-    assert "python -m cluster up --local 2" in capsys.readouterr().err
+    assert "penumbra cluster up --local 2" in capsys.readouterr().err
     assert main(["down", "--state", str(tmp_path)]) == 2
     assert "no local cluster is up" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """A job with the real engine on Ray, over two ranks: its processes killed in the middle.
 
-Actors with an engine inside are killed by `python -m benchmarks storm`.
+Actors with an engine inside are killed by `penumbra bench storm`.
 """
 
 from __future__ import annotations
