@@ -3,6 +3,10 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from tokenizers import Tokenizer
@@ -316,6 +320,38 @@ def test_a_store_that_does_not_fit_the_student_is_refused(config, tmp_path, caps
     assert main(["train", str(config), "--quiet", "--set", "data.top_k=9"]) == 2
     assert "top_k=9 must lie in 1..8" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_output_below_a_file_is_refused_in_one_line(config, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "run"
+    assert main(["run", str(config), "--quiet", "--set", f"output.folder={below}"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    (line,) = [line for line in told.splitlines() if "error:" in line]
+    assert line.startswith("penumbra train: error: ")
+    assert str(tmp_path / "file") in line
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_training_is_one_line(config, tmp_path):
+    command = [sys.executable, "-P", "-m", "logitstore.common.penumbra", "train", "run", str(config)]
+    command += ["--quiet", "--set", "training.max_steps=100000"]
+    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*")):
+            assert training.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        training.send_signal(signal.SIGINT)
+        _, told = training.communicate(timeout=60)
+    finally:
+        training.kill()
+    assert training.returncode == 130
+    assert "Traceback" not in told
+    assert "penumbra train: interrupted; the same command goes on" in told
 
 
 def test_dry_run_prints_every_setting(config, capsys):
