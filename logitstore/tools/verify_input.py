@@ -92,7 +92,7 @@ class InputCheck:
             raw, identifier, _ = labeled[index]
             message = (
                 f"record {identifier!r:.120} is not what was labeled: its content has changed under its id; "
-                "`python -m labeler run JOB --relabel-changed` labels it again"
+                "`penumbra label run JOB --relabel-changed` labels it again"
             )
             self._error("content_changed", f"{raw.file}:{raw.line}", message)
 
