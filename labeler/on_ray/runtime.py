@@ -8,9 +8,17 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labeler.config.loading import ConfigError, JobConfig
 from labeler.records import ClusterLostError
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig as JobConfigOfRay
+
+RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for what runs as a submitted job."""
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Small: labels never go through Ray, only rows of commits do."""
@@ -63,7 +71,12 @@ def _connect(job: JobConfig) -> None:
             if address is None:
                 _start_here(job)
             else:
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(
+                    address=address,
+                    job_config=_job_config(),
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
             return
         # Ray raises a bare Exception when its own processes are slow to start (30 s, not settable).
         except Exception as error:  # noqa: BLE001
@@ -82,9 +95,24 @@ def _start_here(job: JobConfig) -> None:
 
     ray.init(
         address="local",
+        job_config=_job_config(),
         num_cpus=max(os.cpu_count() or 1, job.workers.replicas * job.workers.cores),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
+
+
+def _job_config() -> JobConfigOfRay:
+    """Workers import our code from where it was imported here, never from the current folder.
+
+    Ray puts the current folder first on its workers' path, where a user's own `labeler.py` would stand before
+    ours; only what it takes for its client's jobs is left alone. A submitted job has a folder of its own.
+    """
+    from ray.job_config import JobConfig as JobConfigOfRay
+
+    if RAY_JOB_VARIABLE in os.environ:
+        return JobConfigOfRay()
+    root = str(Path(__file__).resolve().parents[2])
+    return JobConfigOfRay(_client_job=True, _py_driver_sys_path=[root])
