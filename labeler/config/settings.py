@@ -83,7 +83,8 @@ class TeacherConfig(_Section):
     quantization: str | None = None
     """vLLM's name of a quantisation to apply; None is the model's own."""
     head_dtype: Literal["auto", "float32"] = "auto"
-    """"float32" computes the logits in fp32 also for a bf16 model, whose logits are else 0.125 apart."""
+    """"float32" computes the logits in fp32 also for a bf16 model, whose logits are else 0.125 apart.
+    On CUDA vLLM keeps the fp32 sums of the bf16 product and makes no second weight."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs, or on a CPU groups of cores, that share every layer of the model. They are on one machine."""
     pipeline_parallel_size: int = Field(default=1, ge=1)

@@ -136,3 +136,19 @@ def test_an_unknown_vllm_is_refused_by_name() -> None:
     assert reason is not None
     assert "9.9.9" in reason
     assert "0.32.0" in reason
+
+
+@pytest.mark.parametrize("sizes", [(1024, 1024, 52), (1, 2099), (700, 700, 700)])
+def test_rows_do_not_depend_on_how_v2_splits_them(sizes: tuple[int, ...]) -> None:
+    """Chunked prompts, several requests and the 1,024-row chunks of prompt logprobs: only the calls differ."""
+    layout = ColumnLayout(8, (1.0, 2.0))
+    logits, labels = torch.as_tensor(_logits(2100, 200, seed=4)), torch.arange(2100) % 200
+    wrapped = vllm_capture.wrap_v2(lambda *args: args, layout)  # type: ignore[arg-type, return-value]
+    whole = wrapped(logits, layout.num_logprobs, labels, logits_mode=True)
+    parts = [
+        wrapped(rows, layout.num_logprobs, ids, logits_mode=True)
+        for rows, ids in zip(logits.split(sizes), labels.split(sizes), strict=True)
+    ]
+    assert torch.equal(torch.cat([part.logprob_token_ids for part in parts]), whole.logprob_token_ids)
+    assert torch.equal(torch.cat([part.logprobs for part in parts]), whole.logprobs)
+    assert torch.equal(torch.cat([part.selected_token_ranks for part in parts]), whole.selected_token_ranks)
