@@ -157,7 +157,8 @@ def drive(job: JobConfig, lease: DriverLease, num_units: int) -> Size:
 
     handles = [ray.remote(StandIn).options(num_cpus=0, max_concurrency=8).remote() for _ in range(PROCESSES)]
     pool = ActorPool(job, ResponseEnds(), SharedActors(handles))
-    scheduler = TimedScheduler(units(num_units), lambda unit_id: False, LeasePolicy())
+    policy = LeasePolicy(leases_per_worker=2, lease_sec=300.0)
+    scheduler = TimedScheduler(units(num_units), lambda unit_id: False, policy)
     tally = Tally(units_total=num_units)
     setup: Any = NoStore(num_units)
     loop = LabelingLoop(job, scheduler, pool, setup, tally, JobLog(None), print)

@@ -35,7 +35,7 @@ def schedule(num_workers: int, num_units: int) -> float:
         for index in range(num_units):
             yield WorkUnit(f"unit-{index}", index, "segment", 0, 1, 64, 16_384)
 
-    scheduler = Scheduler(units(), lambda unit_id: False, LeasePolicy())
+    scheduler = Scheduler(units(), lambda unit_id: False, LeasePolicy(leases_per_worker=2, lease_sec=300.0))
     workers = [f"worker-{index}" for index in range(num_workers)]
     for worker in workers:
         scheduler.add_worker(worker)

@@ -30,7 +30,8 @@ from benchmarks.students.fidelity_students import (
     full_distribution,
     train,
 )
-from trainer.loss.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss.loss_inputs import TeacherTargets
+from trainer.loss.loss_settings import LossSettings
 
 DEMO_TEXT = ("pairs.jsonl", "prompts.jsonl")
 FULL, TEXT = "full, live", "text"

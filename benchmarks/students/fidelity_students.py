@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.students.fidelity_labels import WINDOW_TOKENS, LiveTeacher
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
-from trainer.loss.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss.loss_inputs import TeacherTargets
+from trainer.loss.loss_settings import LossSettings
 
 BATCH_WINDOWS = 4
 PEAK_LEARNING_RATE = 3e-3

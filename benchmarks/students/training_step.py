@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
-from trainer.loss.loss_inputs import LossSettings, TeacherTargets
+from trainer.loss.loss_inputs import TeacherTargets
+from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
 
 TOP_K = 64

@@ -10,13 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from labeler.config.loading import (
-    ConfigError,
-    JobConfig,
-    WorkersConfig,
-    explain_problem,
-    read_document,
-)
+from labeler.config.loading import JobConfig, WorkersConfig
+from logitstore.common.config_file import ConfigError, explain_problem, read_document
 
 NAME = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 """Fits Kubernetes labels, EC2 tags and Ray resource names alike."""

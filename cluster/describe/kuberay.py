@@ -11,7 +11,8 @@ from typing import Any
 from cluster.describe.config import ClusterConfig, GroupConfig, HeadConfig
 from cluster.describe.merging import merged
 from cluster.jobs.submission import STOP_MARGIN_SEC, is_local_path, refuse_secrets
-from labeler.config.loading import ConfigError, JobConfig, resolved
+from labeler.config.loading import JobConfig, resolved
+from logitstore.common.config_file import ConfigError
 
 API_VERSION = "ray.io/v1"
 JOB_FOLDER = "/etc/penumbra"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.describe.config import ClusterConfig, GroupConfig, HeadConfig
-from labeler.config.loading import ConfigError
+from logitstore.common.config_file import ConfigError
 
 SPOT_SHARE = 0.4
 

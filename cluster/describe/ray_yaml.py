@@ -8,7 +8,7 @@ from typing import Any
 from cluster.describe.config import ClusterConfig, GroupConfig
 from cluster.describe.machines import machine_for
 from cluster.describe.merging import merged
-from labeler.config.loading import ConfigError
+from logitstore.common.config_file import ConfigError
 
 TOKEN_FILE = "~/.ray/auth_token"
 """Where Ray looks for its token; the same here and on the machines, to which `ray up` copies it."""

@@ -20,7 +20,8 @@ import yaml
 from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, skypilot, slurm
 from cluster.describe.config import ClusterConfig, Kind, check_placement, load_cluster
 from cluster.describe.machines import machine_for, price_lines
-from labeler.config.loading import ConfigError, JobConfig, WorkersConfig, load_job
+from labeler.config.loading import JobConfig, WorkersConfig, load_job
+from logitstore.common.config_file import ConfigError
 
 DEFAULT_JOB_FILE = "job.toml"
 CLOUDS = {"ray-aws": "aws", "ray-gcp": "gcp"}

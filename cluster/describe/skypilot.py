@@ -12,7 +12,8 @@ from typing import Any
 
 from cluster.describe.config import ClusterConfig
 from cluster.jobs.submission import is_local_path, refuse_secrets
-from labeler.config.loading import ConfigError, JobConfig, resolved
+from labeler.config.loading import JobConfig, resolved
+from logitstore.common.config_file import ConfigError
 
 JOB_FILE = "/tmp/penumbra-job.json"
 SECRETS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN")

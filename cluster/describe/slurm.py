@@ -6,7 +6,7 @@ import re
 import shlex
 
 from cluster.describe.config import ClusterConfig
-from labeler.config.loading import ConfigError
+from logitstore.common.config_file import ConfigError
 
 PORT = 6379
 WARNING_MARGIN_SEC = 60

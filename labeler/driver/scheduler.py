@@ -23,8 +23,8 @@ LONGEST_RETRY_SEC = 60.0
 class LeasePolicy:
     """How patient the scheduler is."""
 
-    leases_per_worker: int = 2
-    lease_sec: float = 300.0
+    leases_per_worker: int
+    lease_sec: float
     """A lease expires when its worker has shown no progress for so long."""
     kills_before_bisection: int = 2
     bisections: int = 3

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from logitstore.codec.bytecodes import WIDE_CLASS, to_classes
+from logitstore.codec.bytecodes import to_classes
 from logitstore.codec.codebooks import (
     BAND,
     FILE_THRESHOLD,
@@ -24,6 +24,7 @@ from logitstore.codec.codebooks import (
     identity_codebook,
     sort_in_bands,
 )
+from logitstore.codec.loops import WIDE_CLASS
 from logitstore.errors import InvalidLabelsError
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabelRows

@@ -76,7 +76,9 @@ class Driver:
         self.pool = Pool(*polls)
         self.tally = Tally(units_total=2)
         units = [WorkUnit(f"u{index}", index, "s", 0, 1, 2, 50) for index in range(2)]
-        self.scheduler = Scheduler(iter(units), lambda _: False, LeasePolicy())
+        self.scheduler = Scheduler(
+            iter(units), lambda _: False, LeasePolicy(leases_per_worker=2, lease_sec=300.0)
+        )
         pool: Any = self.pool
         self.loop = LabelingLoop(
             self.job, self.scheduler, pool, self.setup, self.tally, JobLog(None), self.said.append

@@ -20,7 +20,9 @@ def unit(index, num_records=8):
 
 def scheduler_of(count, *, num_records=8, done=(), **policy):
     units = (unit(index, num_records) for index in range(count))
-    return Scheduler(units, set(done).__contains__, LeasePolicy(**policy))
+    return Scheduler(
+        units, set(done).__contains__, LeasePolicy(**{"leases_per_worker": 2, "lease_sec": 300.0} | policy)
+    )
 
 
 def lease_to(scheduler, worker_id, now=0.0):
