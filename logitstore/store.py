@@ -28,8 +28,19 @@ from logitstore.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
-from logitstore.index.absence import lost_units, refuse_lost_index, refuse_lost_manifest, unnamed_shards
-from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, commit_name, encode_commit, shard_name
+from logitstore.index.absence import (
+    lost_units,
+    refuse_lost_index,
+    refuse_lost_manifest,
+    unnamed_shards,
+)
+from logitstore.index.commits import (
+    SHARDS_PREFIX,
+    CommitRecord,
+    commit_name,
+    encode_commit,
+    shard_name,
+)
 from logitstore.index.committed import INDEX_NAME, CommittedUnits, IndexPointer, encode_pointer
 from logitstore.index.compaction import CompactionResult, compact, fence_compactors
 from logitstore.index.entries import ShardIndex

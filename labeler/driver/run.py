@@ -37,9 +37,9 @@ from labeler.planning.plan import (
 )
 from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare
-from labeler.planning.prompts import PromptBuilder
 from labeler.planning.provenance import provenance_of
 from labeler.planning.relabeling import replace_changed
+from labeler.prompting.prompts import PromptBuilder
 from labeler.records import JobFailedError, LeaseLostError, StoppedError
 from logitstore.common.command import ExitStatus
 from logitstore.common.secrets import redact_uri

@@ -6,9 +6,9 @@ import itertools
 
 from labeler.config.loading import JobConfig
 from labeler.driver.run import read_input
-from labeler.planning.bad_records import BadRecordError
 from labeler.planning.preflight import Prepared
-from labeler.planning.prompts import PromptBuilder
+from labeler.prompting.bad_records import BadRecordError
+from labeler.prompting.prompts import PromptBuilder
 
 NUM_SHOWN = 2
 NUM_LOOKED_AT = 20

@@ -1,1 +1,1 @@
-"""From input records to a plan of work units: tokenization, prompts, checks before the start."""
+"""From input records to a plan of work units; checks before the start."""

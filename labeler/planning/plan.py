@@ -26,7 +26,12 @@ from labeler.planning.digests import DigestSet
 from labeler.planning.provenance import Provenance, describe_change
 from labeler.planning.units import PlannedRecord, WorkUnit, decode_records, encode_records
 from logitstore.errors import CorruptManifestError, StoreChangedError
-from logitstore.job_objects import PLAN_HEAD_NAME, PLAN_INPUT_NAME, PLAN_PREFIX, PLAN_SEGMENTS_PREFIX
+from logitstore.job_objects import (
+    PLAN_HEAD_NAME,
+    PLAN_INPUT_NAME,
+    PLAN_PREFIX,
+    PLAN_SEGMENTS_PREFIX,
+)
 from logitstore.manifest import strict_json
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject

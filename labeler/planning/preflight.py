@@ -8,15 +8,22 @@ from pathlib import Path
 
 from labeler.config.loading import ConfigError, JobConfig, TeacherConfig
 from labeler.planning.model_folder import check_weights, refuse_other_forms
-from labeler.planning.prompts import ContextLimits
-from labeler.planning.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.planning.unnamed_labels import check_unnamed_labels
+from labeler.prompting.prompts import ContextLimits
+from labeler.prompting.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.teacher.protocol import usable_tokens
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
 from logitstore.inputs.listing import input_fingerprint
-from logitstore.job_objects import JOB_NAME, LEASE_NAME, LOGS_PREFIX, PLAN_PREFIX, REJECTS_NAME, STATUS_NAME
+from logitstore.job_objects import (
+    JOB_NAME,
+    LEASE_NAME,
+    LOGS_PREFIX,
+    PLAN_PREFIX,
+    REJECTS_NAME,
+    STATUS_NAME,
+)
 from logitstore.manifest.fields import InputInfo
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from labeler.config.loading import JobConfig
-from labeler.planning.tokenization import ChatTemplateError, Conversation, Tokenizer
+from labeler.prompting.tokenization import ChatTemplateError, Conversation, Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",

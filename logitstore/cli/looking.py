@@ -11,7 +11,12 @@ from itertools import islice
 from logitstore.cli import context
 from logitstore.cli.rendering import print_head, print_inspection
 from logitstore.common.console import Console
-from logitstore.errors import StoreChangedError, StoreError, StoreNotFoundError, UnsupportedInputError
+from logitstore.errors import (
+    StoreChangedError,
+    StoreError,
+    StoreNotFoundError,
+    UnsupportedInputError,
+)
 from logitstore.exchange.tables import write_json_line
 from logitstore.inputs.proofs import read_proofs
 from logitstore.inputs.reading import iter_records

@@ -6,12 +6,7 @@ import dataclasses
 
 from logitstore.errors import StoreChangedError
 from logitstore.index.commits import shard_place
-from logitstore.index.committed import (
-    INDEX_NAME,
-    CommittedUnits,
-    DroppedAttempt,
-    encode_pointer,
-)
+from logitstore.index.committed import INDEX_NAME, CommittedUnits, DroppedAttempt, encode_pointer
 from logitstore.index.compaction import MAX_SWAP_TRIES, compact
 from logitstore.objects.opening import Objects
 

@@ -13,7 +13,12 @@ from typing import Any, BinaryIO
 import fsspec
 
 from logitstore.common.secrets import redact_about, redact_query, redact_uri
-from logitstore.errors import InputNotFoundError, ObjectStoreError, StoreError, UnsupportedInputError
+from logitstore.errors import (
+    InputNotFoundError,
+    ObjectStoreError,
+    StoreError,
+    UnsupportedInputError,
+)
 from logitstore.objects.opening import is_local_uri
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")

@@ -22,7 +22,14 @@ from logitstore.index.absence import segment_units
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, record_place, shard_place
 from logitstore.index.committed import INDEX_NAME
 from logitstore.index.segments import valid_segment_name
-from logitstore.job_objects import JOB_NAME, LEASE_NAME, LOGS_PREFIX, PLAN_PREFIX, REJECTS_NAME, STATUS_NAME
+from logitstore.job_objects import (
+    JOB_NAME,
+    LEASE_NAME,
+    LOGS_PREFIX,
+    PLAN_PREFIX,
+    REJECTS_NAME,
+    STATUS_NAME,
+)
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import TEMPORARY_PREFIX, ObjectInfo
 from logitstore.objects.probing import PROBE_PREFIX

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.planning.tokenization import load_tokenizer
+from labeler.prompting.tokenization import load_tokenizer
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.store import LogitStore
 

@@ -18,7 +18,7 @@ from labeler.job.driver_lease import present_holder
 from labeler.job.status import read_status
 from labeler.planning.plan import Plan, read_unit
 from labeler.planning.provenance import provenance_of
-from labeler.planning.tokenization import load_tokenizer
+from labeler.prompting.tokenization import load_tokenizer
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 

@@ -11,7 +11,7 @@ import pytest
 import logitstore
 from labeler.__main__ import main
 from labeler.job.driver_lease import acquire
-from labeler.planning.prompts import PromptBuilder
+from labeler.prompting.prompts import PromptBuilder
 from logitstore.objects.opening import Objects
 from tests.labeler.jobs import overrides_for, write_records
 

@@ -51,7 +51,12 @@ def test_what_waiting_does_not_mend_is_raised_at_once(error):
 
 def test_a_plan_read_from_failing_storage_loses_no_unit(tmp_path, monkeypatch):
     objects = Objects(tmp_path)
-    segment = {"data": "plan/segments/d.units", "first_unit_index": 0, "units": [["u0", 0, 1, 1, 1]]}
+    segment = {
+        "data": "plan/segments/d.units",
+        "first_unit_index": 0,
+        "units": [["u0", 0, 1, 1, 1]],
+        "num_labels": 1,
+    }
     objects.put("plan/segments/000000.json", json.dumps(segment).encode())
     get, failures = Objects.get, [ObjectStoreError("503")] * 2
 

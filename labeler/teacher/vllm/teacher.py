@@ -14,13 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
-from labeler.planning.tokenization import load_tokenizer
+from labeler.prompting.tokenization import load_tokenizer
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.model_identity import (
-    find_model_folder,
-    model_fingerprint,
-    model_name,
-)
+from labeler.teacher.model_identity import find_model_folder, model_fingerprint, model_name
 from labeler.teacher.protocol import (
     PromptError,
     TeacherDescription,

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterUnreachableError
-from cluster.jobs.address import Way, find_way, is_loopback, normalise_address, refuse_silent_address, shown
+from cluster.jobs.address import (
+    Way,
+    find_way,
+    is_loopback,
+    normalise_address,
+    refuse_silent_address,
+    shown,
+)
 
 
 @pytest.mark.parametrize(

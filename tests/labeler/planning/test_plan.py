@@ -18,8 +18,8 @@ from labeler.planning.plan import (
     read_unit,
 )
 from labeler.planning.planner import Planner
-from labeler.planning.prompts import ContextLimits, PromptBuilder
-from labeler.planning.tokenization import ByteTokenizer
+from labeler.prompting.prompts import ContextLimits, PromptBuilder
+from labeler.prompting.tokenization import ByteTokenizer
 from logitstore.errors import StoreChangedError
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo

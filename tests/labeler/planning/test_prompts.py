@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.planning.bad_records import BadRecordError
-from labeler.planning.prompts import ContextLimits, PromptBuilder
-from labeler.planning.tokenization import END_OF_TURN, ByteTokenizer, load_tokenizer
+from labeler.prompting.bad_records import BadRecordError
+from labeler.prompting.prompts import ContextLimits, PromptBuilder
+from labeler.prompting.tokenization import END_OF_TURN, ByteTokenizer, load_tokenizer
 
 TEACHER = Path(__file__).parents[3] / ".demo" / "teacher"
 GSM8K = {"question": "Two and two?", "answer": "It is 4.\n#### 4"}

@@ -11,7 +11,7 @@ import pytest
 from labeler.config.loading import JobConfig, identity, load_job
 from labeler.planning.plan import Plan
 from labeler.planning.provenance import describe_change, digests_of, provenance_of
-from labeler.planning.tokenization import load_tokenizer
+from labeler.prompting.tokenization import load_tokenizer
 from logitstore.errors import StoreChangedError
 from logitstore.job_objects import PLAN_HEAD_NAME
 from logitstore.objects.opening import Objects

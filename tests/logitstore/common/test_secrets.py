@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from logitstore.common.secrets import blanked_places, redact_text, redact_uri, redacted, secret_places
+from logitstore.common.secrets import (
+    blanked_places,
+    redact_text,
+    redact_uri,
+    redacted,
+    secret_places,
+)
 
 PLANTED = "hunter2XQZ"
 

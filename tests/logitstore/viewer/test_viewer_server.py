@@ -156,7 +156,7 @@ def test_a_port_that_cannot_be_had_names_the_remedy(
     server: ViewerServer, store_uri: str, port: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = str(server.server_port) if port == "taken" else port
-    assert main(["view", store_uri, "--port", port]) == 1
+    assert main(["view", store_uri, "--port", port]) == 2
     said = capsys.readouterr().err
     assert f"port {port} of 127.0.0.1" in said
     assert "--port, or 0 for any" in said

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from labeler.config.loading import InputConfig, JobConfig
-from labeler.planning.bad_records import BadRecordError, field_value, shown
-from labeler.planning.conversations import Exchange, exchange_of, text_field
-from labeler.planning.template_probe import TemplateProbe
-from labeler.planning.tokenization import ChatTemplateError, Conversation, Message, Tokenizer
+from labeler.prompting.bad_records import BadRecordError, field_value, shown
+from labeler.prompting.conversations import Exchange, exchange_of, text_field
+from labeler.prompting.template_probe import TemplateProbe
+from labeler.prompting.tokenization import ChatTemplateError, Conversation, Message, Tokenizer
 from labeler.teacher.protocol import PromptError, TokenizedPrompt, check_prompt
 
 MAX_TOKEN_ID = 2**31 - 1

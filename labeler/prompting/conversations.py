@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from labeler.config.loading import InputConfig
-from labeler.planning.bad_records import BadRecordError, field_value, shown
-from labeler.planning.tokenization import Conversation, Message
+from labeler.prompting.bad_records import BadRecordError, field_value, shown
+from labeler.prompting.tokenization import Conversation, Message
 from logitstore.inputs.identity import lookup_field
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}

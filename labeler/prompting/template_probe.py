@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from labeler.planning.bad_records import BadRecordError, shown
-from labeler.planning.tokenization import ChatTemplateError, Conversation, Message, Tokenizer
+from labeler.prompting.bad_records import BadRecordError, shown
+from labeler.prompting.tokenization import ChatTemplateError, Conversation, Message, Tokenizer
 
 ALWAYS_READ = ("role", "content")
 NO_PART_OF_IT = frozenset(
