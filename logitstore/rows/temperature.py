@@ -2,14 +2,17 @@
 
 At a stored temperature both are exact. Between stored temperatures the log tail *sum*
 G(b) = log sum over v not in S of exp(b l_v), b = 1/T, is interpolated by the polynomial through the
-stored points and the free knot G(0) = log(V - K): no temperature needs to be stored for it. Outside the
-stored range there is no bound on the error, and TemperatureError says so.
+stored points and the free knot G(0) = log(V - K): no temperature needs to be stored for it. Temperatures
+above the highest stored one lie between it and the free knot; FORMAT.md has the error by K. Below the lowest
+stored temperature, and at any other where a single one is stored, there is no bound on the error, and
+TemperatureError says so.
 
 Shape legend: N label rows, K stored entries, M temperatures, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,8 +26,9 @@ def log_tail_mass(rows: LabelRows, spec: LabelSpec, temperature: float) -> np.nd
     """float32 [N]: log of the mass outside the stored entries at `temperature`; -inf where none is.
 
     Raises:
-        TemperatureError: `temperature` lies outside the stored range.
+        TemperatureError: `temperature` is none that `check_readable` lets pass.
     """
+    check_readable(spec, temperature)
     stored = _stored_index(spec, temperature)
     if stored is not None:
         return rows.log_tail_mass_NM[:, stored]
@@ -38,8 +42,9 @@ def logprobs(rows: LabelRows, spec: LabelSpec, temperature: float) -> np.ndarray
     With `log_tail_mass` they are a distribution over K + 1 outcomes (up to the values' rounding).
 
     Raises:
-        TemperatureError: `temperature` lies outside the stored range.
+        TemperatureError: `temperature` is none that `check_readable` lets pass.
     """
+    check_readable(spec, temperature)
     stored = _stored_index(spec, temperature)
     if stored is not None:
         logsumexp_N = rows.logsumexp_NM[:, stored]
@@ -116,17 +121,28 @@ def prefix_log_tail_mass(
     return tail_MN
 
 
+def check_readable(spec: LabelSpec, temperature: float) -> None:
+    """Raises TemperatureError below the lowest stored temperature, and for any but the only stored one."""
+    low, stored = spec.temperatures[0], ", ".join(f"{one:g}" for one in spec.temperatures)
+    if _stored_index(spec, temperature) is not None:
+        return
+    if len(spec.temperatures) == 1:
+        raise TemperatureError(
+            f"temperature {temperature:g} is not {low:g}, the only one whose normaliser is stored: one is "
+            "too few to interpolate; take that one, label again with more (labels.temperatures), or "
+            "renormalise the stored entries by name"
+        )
+    if not low < temperature < math.inf:
+        raise TemperatureError(
+            f"temperature {temperature:g} is below {low:g}, the lowest of the stored normalisers ({stored}); "
+            "choose one from there on, label again with it, or renormalise the stored entries by name"
+        )
+
+
 def _stored_index(spec: LabelSpec, temperature: float) -> int | None:
     for index, stored in enumerate(spec.temperatures):
         if abs(stored - temperature) <= 1e-6 * stored:
             return index
-    low, high = spec.temperatures[0], spec.temperatures[-1]
-    if not low < temperature < high:
-        raise TemperatureError(
-            f"temperature {temperature} is outside {low}..{high}, the range of stored normalisers "
-            f"({', '.join(map(str, spec.temperatures))}); choose one inside, label again with it, or "
-            "renormalise the stored entries by name"
-        )
     return None
 
 

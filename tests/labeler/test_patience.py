@@ -56,6 +56,8 @@ def test_a_plan_read_from_failing_storage_loses_no_unit(tmp_path, monkeypatch):
         "first_unit_index": 0,
         "units": [["u0", 0, 1, 1, 1]],
         "num_labels": 1,
+        "ids": [0, 0],
+        "prompts": [0, 0],
     }
     objects.put("plan/segments/000000.json", json.dumps(segment).encode())
     get, failures = Objects.get, [ObjectStoreError("503")] * 2

@@ -146,15 +146,17 @@ def real_vocab_size(
 
 
 def check_temperature(labels: LabelSpec, temperature: float, tail: str, *, where: str) -> None:
-    """A tail at `temperature` must be stored, or lie between stored ones."""
+    """The tail's mass at `temperature` must be stored or follow from what is.
+
+    Raises:
+        TemperatureError: it does not.
+    """
     if tail in ("renormalize", "zero"):
         return
-    low, high = labels.temperatures[0], labels.temperatures[-1]
-    if not low <= temperature <= high:
-        raise TemperatureError(
-            f"loss.temperature={temperature} is outside {low}..{high}, for which {where} stores the mass of "
-            "the tail; choose one inside, label again with it, or set loss.tail='renormalize' to do without"
-        )
+    try:
+        temperatures.check_readable(labels, temperature)
+    except TemperatureError as error:
+        raise TemperatureError(f"{where}: {error}; to do without the tail: loss.tail='renormalize'") from None
 
 
 def check_alignment(samples: Iterable[Sample], *, where: str) -> Alignment:

@@ -119,9 +119,16 @@ async function drawSequence(route, turn) {
   view.map.choose(route.token === null ? payload.label_start : route.token);
 }
 
+/** Lowest and highest temperature that the rows can be shown at: above the highest stored one the tail still
+ * lies between two knots, but a single stored one is too few to interpolate. */
+function temperatureRange({ temperatures }) {
+  const [low, high] = [temperatures[0], temperatures[temperatures.length - 1]];
+  return [low, temperatures.length === 1 ? low : Math.max(high, 10)];
+}
+
 function controls(view) {
   const { temperatures } = view.rows;
-  const [low, high] = [temperatures[0], temperatures[temperatures.length - 1]];
+  const [low, high] = temperatureRange(view.rows);
   const slider = element("input", {
     type: "range", id: "temperature", min: String(low), max: String(high), step: "0.05", value: String(low), list: "stored",
   });
@@ -168,7 +175,7 @@ function legend(payload) {
 /** Take a temperature, the stored one where the slider stands within half a step of it. */
 function setTemperature(view, temperature) {
   const { temperatures } = view.rows;
-  const [low, high] = [temperatures[0], temperatures[temperatures.length - 1]];
+  const [low, high] = temperatureRange(view.rows);
   const near = temperatures.find((stored) => Math.abs(stored - temperature) < 0.0251);
   view.temperature = near === undefined ? Math.min(Math.max(temperature, low), high) : near;
   document.getElementById("temperature").value = String(view.temperature);

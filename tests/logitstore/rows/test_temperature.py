@@ -61,7 +61,19 @@ def test_stored_temperatures_are_exact(temperature):
     np.testing.assert_allclose(np.exp(found).sum(axis=1) + np.exp(tail), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(("temperature", "bound"), [(1.25, 2e-3), (1.5, 2e-3), (2.5, 1e-4), (3.0, 1e-4)])
+@pytest.mark.parametrize(
+    ("temperature", "bound"),
+    [
+        (1.25, 2e-3),
+        (1.5, 2e-3),
+        (2.5, 1e-4),
+        (3.0, 1e-4),
+        (4.01, 1e-5),
+        (5.0, 1e-5),
+        (8.0, 1e-5),
+        (20.0, 1e-5),
+    ],
+)
 def test_interpolated_bucket_divergence_is_small(temperature, bound):
     """KL over the K + 1 outcomes between the true softened distribution and the interpolated one."""
     logits_NV = whole_vocabulary()
@@ -98,13 +110,20 @@ def test_interpolation_on_the_capture_recovers_a_left_out_temperature():
     assert np.quantile(divergence, 0.99) < 2e-2
 
 
-@pytest.mark.parametrize("temperature", [0.5, 0.99, 4.01, 8.0])
-def test_temperatures_outside_the_stored_range_are_refused(temperature):
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 0.5, 0.99])
+def test_temperatures_below_the_stored_ones_are_refused(temperature):
     rows = top_rows(whole_vocabulary(4), 64, (1.0, 2.0, 4.0))
-    with pytest.raises(TemperatureError, match=r"outside 1\.0\.\.4\.0"):
+    with pytest.raises(TemperatureError, match=r"below 1, the lowest of the stored normalisers \(1, 2, 4\)"):
         log_tail_mass(rows, spec_of((1.0, 2.0, 4.0)), temperature)
     with pytest.raises(TemperatureError, match="renormalise"):
         logprobs(rows, spec_of((1.0, 2.0, 4.0)), temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.5, 8.0])
+def test_one_stored_temperature_is_too_few_to_interpolate(temperature):
+    rows = top_rows(whole_vocabulary(4), 64, (1.0,))
+    with pytest.raises(TemperatureError, match="too few to interpolate"):
+        log_tail_mass(rows, spec_of((1.0,)), temperature)
 
 
 def test_rows_that_hold_everything_have_no_tail_at_any_temperature():
