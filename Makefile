@@ -17,7 +17,7 @@ help:
 	@echo "make bench-quick  the same with small inputs, into $(BENCH_OUT) (8 minutes)"
 	@echo "make bench-check  small measurements against the committed ones (6 minutes); fails if a ratio lost 15%"
 	@echo "make setup        only .venv and the demo's teacher, which the others make where they are missing"
-	@echo "make clean        removes what demo, tests and benchmarks left; clean-env also .venv and the teacher"
+	@echo "make clean        removes what demo, tests and benchmarks left, never labels or students of yours; clean-env also .venv"
 
 setup:
 	@PYTHON=$(PYTHON) tools/setup.sh
@@ -55,7 +55,7 @@ system-packages:
 	@tools/system_packages.sh
 
 clean:
-	rm -rf build .demo/labels .demo/student .demo/student-start .demo/report .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/bench build/screenshots build/lib build/bdist.* .demo/labels .demo/student .demo/student-start .demo/report .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 clean-env: clean
 	rm -rf .venv .demo
