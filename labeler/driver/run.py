@@ -277,7 +277,7 @@ class _Run:
         return "finished", ExitStatus.DONE, f"{self._cost()}; {self._next_command()}"
 
     def _next_command(self) -> str:
-        return f"look at it: python -m logitstore view {shlex.quote(redact_uri(self._job.output.uri))}"
+        return f"look at it: penumbra store view {shlex.quote(redact_uri(self._job.output.uri))}"
 
     def _run_workers(self, scheduler: Scheduler, setup: StoreSetup) -> bool:
         """True if every unit was committed or given up; False if the job was told to stop."""

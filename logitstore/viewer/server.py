@@ -57,7 +57,7 @@ class ViewerServer(ThreadingHTTPServer):
             for uri in [uri for uri in named if uri not in known and not may_open(uri)]:
                 named.pop(uri)["message"] = (
                     f"the store at {uri:.200} is not opened, since a job named it and not you: give it to "
-                    "`python -m logitstore view` if you want to see it"
+                    "`penumbra store view` if you want to see it"
                 )
             stores = list(named)
             self.views += [StoreView(uri, self._tokenizer) for uri in stores if uri not in known]
