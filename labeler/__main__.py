@@ -47,8 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("job", nargs="?", help="TOML file (or the job.json of a store); or give all by --set")
     run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     run.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration and the plan, start nothing"
+        "--dry-run",
+        action="store_true",
+        help="show what the teacher will see of the first records, and the plan; start nothing",
     )
+    run.add_argument("--settings", action="store_true", help="with --dry-run: every setting of the job too")
     run.add_argument(
         "--calibrate",
         type=int,
@@ -81,12 +84,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.job, arguments.set)
+    if arguments.settings and not arguments.dry_run:
+        raise ConfigError("--settings shows what a job is set to; give it together with --dry-run")
     if arguments.calibrate and not arguments.dry_run:
         raise ConfigError("--calibrate estimates what a job will cost; give it together with --dry-run")
     if arguments.dry_run:
         from labeler.job.dry_run import dry_run
 
-        print(dry_run(job, calibrate=arguments.calibrate, as_json=arguments.json))
+        print(
+            dry_run(
+                job, calibrate=arguments.calibrate, as_json=arguments.json, with_settings=arguments.settings
+            )
+        )
         return 0
     from labeler.driver.progress import report
     from labeler.driver.run import RunOptions, run

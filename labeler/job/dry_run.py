@@ -106,12 +106,13 @@ def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
     return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, seen)
 
 
-def dry_run(job: JobConfig, *, calibrate: int, as_json: bool) -> str:
-    """The report of `--dry-run`."""
+def dry_run(job: JobConfig, *, calibrate: int, as_json: bool, with_settings: bool) -> str:
+    """The report of `--dry-run`: what the teacher will see and the plan; every setting where asked for."""
     found = estimate(job, calibrate=calibrate)
     if as_json:
         return json.dumps(found.as_record(), indent=1)
-    return "\n".join([json.dumps(resolved(job), indent=1), "", *found.seen, "", *found.in_words()])
+    settings = [json.dumps(resolved(job), indent=1), ""] if with_settings else []
+    return "\n".join([*settings, *found.seen, "", *found.in_words()])
 
 
 def bytes_per_row(top_k: int) -> float:

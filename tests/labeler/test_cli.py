@@ -142,9 +142,13 @@ def test_a_dry_run_tells_the_plan_in_words(folder, capsys):
         file.write("not json\n")
     assert run(folder, flags=["--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert '"top_k": 8' in said
+    assert '"top_k": 8' not in said
     assert "21 records read: 20 in 3 units, 1 rejected (1 invalid_record)" in said
     assert "in.jsonl:21: " in said
+    assert run(folder, flags=["--dry-run", "--settings"]) == 0
+    assert '"top_k": 8' in capsys.readouterr().out
+    assert run(folder, flags=["--settings"]) == 2
+    assert "--dry-run" in error_of(capsys)
 
 
 def test_the_status_of_no_store_is_an_error(tmp_path, capsys):
