@@ -59,8 +59,9 @@ def test_forms() -> None:
         ("trainer.run.config", "TrainConfig", "loss.alpha"),
     ],
 )
-def test_every_setting_of_the_product_is_listed(module: str, name: str, some: str) -> None:
+def test_every_setting_of_the_product_is_listed_and_explained(module: str, name: str, some: str) -> None:
     found = list(settings_of(getattr(importlib.import_module(module), name)))
     names = [setting.name for setting in found]
     assert some in names
     assert len(names) == len(set(names)) > 30
+    assert [setting.name for setting in found if not setting.meaning] == []

@@ -45,14 +45,19 @@ class SmallStudentConfig(_Section):
     """A fresh Llama of a given size; its vocabulary is the tokenizer's."""
 
     hidden_size: int = Field(default=128, ge=8)
+    """Width of the hidden states."""
     intermediate_size: int = Field(default=384, ge=8)
+    """Width inside the MLPs."""
     num_layers: int = Field(default=2, ge=1)
+    """Decoder layers."""
     num_heads: int = Field(default=4, ge=1)
+    """Attention heads; they divide hidden_size."""
     num_kv_heads: int | None = Field(default=None, ge=1)
     """None is one per head."""
     tie_embeddings: bool = True
     """Use the input embedding as the output head."""
     max_positions: int = Field(default=2048, ge=8)
+    """Longest sequence, in tokens."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SmallStudentConfig:
@@ -71,17 +76,24 @@ class LoraSettings(_Section):
     """Train low-rank adapters instead of the student's weights. Needs the package peft."""
 
     rank: int = Field(default=16, ge=1)
+    """Rank r of the adapters."""
     alpha: float = Field(default=32.0, gt=0)
+    """Scale of the adapters: alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapters."""
     merge: bool = False
     """Save the whole student with the adapters merged into its weights, instead of the adapters alone."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get adapters; "all-linear" is every linear layer but the head."""
 
 
 class StudentConfig(_Section):
+    """The model that learns."""
+
     model: str | None = None
     """Hugging Face id or folder of a causal language model to start from."""
     revision: str | None = None
+    """Commit or tag of a Hugging Face id; None is the newest."""
     small: SmallStudentConfig | None = None
     """Sizes of a fresh student, instead of `model`."""
     tokenizer: str | None = None
@@ -93,6 +105,7 @@ class StudentConfig(_Section):
     None is its own choice, SDPA for most models."""
     lora: LoraSettings | None = None
     trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
     @model_validator(mode="after")
     def _one_source(self) -> StudentConfig:
@@ -136,12 +149,16 @@ Sources = Annotated[
 
 
 class DataConfig(_Section):
+    """What is read, and in which batches."""
+
     stores: Sources
     """One or several stores: a URI, or tables with uri, weight, where, storage_options."""
     top_k: int | None = Field(default=None, ge=1)
     """Entries read of each row, at most what the store holds; None reads all. Fewer bytes are read too."""
     shuffle: bool = True
+    """Read in an order of its own every epoch; false reads as stored."""
     seed: int = 0
+    """Of the order of reading."""
     num_splits: int = Field(default=16, ge=1)
     """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
     multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the
@@ -173,6 +190,8 @@ class DataConfig(_Section):
 
 
 class LossConfig(_Section):
+    """What loss is computed."""
+
     temperature: float = Field(default=1.0, gt=0)
     """T of the distillation term; must lie within the store's temperatures for the tail to be exact."""
     alpha: float = Field(default=0.5, ge=0, le=1)
@@ -184,6 +203,7 @@ class LossConfig(_Section):
     tail: Tail = "bucket"
     """What becomes of the mass outside the stored entries; only "bucket" is exact."""
     scale_by_temperature_squared: bool = True
+    """Multiply the distillation term by T^2, so that its gradient keeps its size when T grows."""
     vocabulary: Literal["same", "padded"] = "same"
     """"same": student and teacher must have logits of the same width. "padded": they may differ by padding
     beyond the tokenizer's ids, which takes no part."""
@@ -205,13 +225,18 @@ class LossConfig(_Section):
 
 
 class TrainingConfig(_Section):
+    """How long and how it is trained."""
+
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; None trains `epochs`."""
     epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data, where max_steps is not given."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences per process and micro-batch."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches of one optimizer step."""
     learning_rate: float = Field(default=5e-4, gt=0)
+    """Highest rate of the schedule."""
     optimizer: str = "adamw_torch_fused"
     """As transformers names them (`optim`): adafactor, adamw_bnb_8bit, lion_32bit, muon, ..."""
     optimizer_args: str | None = None
@@ -227,14 +252,19 @@ class TrainingConfig(_Section):
         "inverse_sqrt",
         "warmup_stable_decay",
     ] = "cosine"
+    """Course of the learning rate, by transformers' names."""
     schedule_args: dict[str, Any] = Field(default_factory=dict)
     """Of the schedule: { num_decay_steps = 100 } for warmup_stable_decay, { min_lr = 1e-6 } and so on."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the rate rises to its highest."""
     warmup_ratio: float | None = Field(default=None, ge=0, lt=1)
     """Share of all steps, instead of `warmup_steps`."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decay of the weights per step, times the rate."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Of AdamW: decay of the gradient's mean."""
     adam_beta2: float = Field(default=0.98, gt=0, lt=1)
+    """Of AdamW: decay of the gradient's squares."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 does not clip."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -246,11 +276,15 @@ class TrainingConfig(_Section):
     deepspeed: str | dict[str, Any] | None = None
     """DeepSpeed's configuration, or its file; ZeRO stage 1 or 2."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     seed: int = 0
+    """Of new weights and dropout."""
     logging_steps: int = Field(default=5, ge=1)
+    """Steps between two lines of the log."""
     save_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints; None saves only the final model."""
     save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
     tensorboard: bool = True
     """Write TensorBoard logs below the output folder."""
     report_to: tuple[Literal["wandb", "mlflow", "trackio", "comet_ml", "swanlab"], ...] = ()
@@ -271,7 +305,10 @@ class TrainingConfig(_Section):
 
 
 class EvaluationConfig(_Section):
+    """On what, and how often, the student is evaluated."""
+
     batch_size: int = Field(default=4, ge=1)
+    """Sequences of an evaluation batch."""
     max_sequences: int | None = Field(default=256, ge=1)
     """Held-out sequences evaluated, in a fixed order; None takes all."""
     before: bool = True
@@ -288,6 +325,8 @@ class EvaluationConfig(_Section):
 
 
 class RunOutputConfig(_Section):
+    """What is saved, and where."""
+
     folder: str
     """Gets the model, metrics.json, the resolved configuration, logs and checkpoints."""
 
