@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from labeler.config.loading import ConfigError, load_job
+from labeler.config.loading import load_job
 from logitstore.common.command import Program, new_parser, run_program
+from logitstore.common.config_file import ConfigError
 from logitstore.common.options import add_storage_options, read_storage_options
 from logitstore.common.settings_list import add_form, listed
 

@@ -8,6 +8,7 @@ Whoever trains needs neither Ray nor vLLM, whoever reads a store not even torch.
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import importlib
 import re
@@ -92,6 +93,51 @@ def test_the_import_reader_sees_every_form(tmp_path: Path, monkeypatch: pytest.M
         "trainer/x.py:2 imports labeler.plan",
         "trainer/x.py:5 imports cluster.config.C",
     ]
+
+
+@functools.cache
+def names_of(module: str) -> tuple[set[str], dict[str, str]]:
+    """What a module of ours defines at its top, and the names it imports from ours with their modules."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    path = path if path.exists() else ROOT / module.replace(".", "/") / "__init__.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [name for target in targets if target for name in ast.walk(target)]
+        defined |= {name.id for name in names if isinstance(name, ast.Name)}
+    imported = {
+        alias.asname or alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS
+        for alias in node.names
+    }
+    return defined, imported
+
+
+def imports_through_a_third_module() -> list[str]:
+    """Names imported from a module that itself only imports them. Faces, and a module that gathers its own
+    room's names (`labeler.config.loading`), are meant to be imported from."""
+    found = []
+    for path in sorted(file for package in OURS for file in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if not module or module in FACES or module.split(".")[0] not in OURS:
+                continue
+            defined, imported = names_of(module)
+            for alias in node.names:
+                origin = imported.get(alias.name, "")
+                is_own_room = origin.rpartition(".")[0] == module.rpartition(".")[0] and "__all__" in defined
+                if alias.name not in defined and origin and not is_own_room:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} {module}.{alias.name} of {origin}")
+    return found
+
+
+FACES = ("logitstore", "trainer")
+
+
+def test_nothing_is_imported_through_a_third_module() -> None:
+    assert imports_through_a_third_module() == []
 
 
 @pytest.mark.parametrize("package", ["logitstore", "trainer"])

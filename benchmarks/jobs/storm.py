@@ -23,8 +23,9 @@ import numpy as np
 
 from benchmarks.jobs.running_job import RunningJob, started, verify
 from benchmarks.report.results import Figure, Result, publish
-from labeler.config.loading import ConfigError, load_job
+from labeler.config.loading import load_job
 from labeler.job.status import read_status
+from logitstore.common.config_file import ConfigError
 from logitstore.job_objects import JobStatus
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore

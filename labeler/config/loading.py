@@ -37,7 +37,6 @@ from logitstore.common.config_file import (
 from logitstore.common.secrets import BLANKED, blanked_places, redacted
 
 __all__ = [
-    "ConfigError",
     "CostConfig",
     "FakeTeacherConfig",
     "FiltersConfig",

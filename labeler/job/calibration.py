@@ -6,11 +6,12 @@ import tempfile
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labeler.config.loading import ConfigError, JobConfig
+from labeler.config.loading import JobConfig
 from labeler.driver.run import RunOptions, run
 from labeler.job.cost import cost_of, devices_per_replica
 from labeler.planning.plan import Plan, PlanTotals
 from logitstore.common.command import ExitStatus
+from logitstore.common.config_file import ConfigError
 from logitstore.job_objects import Cost
 from logitstore.objects.opening import Objects
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labeler.config.loading import ConfigError, JobConfig
+from labeler.config.loading import JobConfig
 from labeler.records import ClusterLostError
+from logitstore.common.config_file import ConfigError
 
 if TYPE_CHECKING:
     from ray.job_config import JobConfig as JobConfigOfRay

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from labeler.config.loading import ConfigError
+from logitstore.common.config_file import ConfigError
 
 _LFS_START = b"version https://git-lfs"
 

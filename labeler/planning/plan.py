@@ -20,11 +20,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from labeler.config.loading import ConfigError, describe_difference
+from labeler.config.loading import describe_difference
 from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
 from labeler.planning.provenance import Provenance, describe_change
 from labeler.planning.units import PlannedRecord, WorkUnit, decode_records, encode_records
+from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptManifestError, StoreChangedError
 from logitstore.job_objects import (
     PLAN_HEAD_NAME,

@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from labeler.config.loading import ConfigError, JobConfig, TeacherConfig
+from labeler.config.loading import JobConfig, TeacherConfig
 from labeler.planning.model_folder import check_weights, refuse_other_forms
 from labeler.planning.unnamed_labels import check_unnamed_labels
 from labeler.prompting.prompts import ContextLimits
 from labeler.prompting.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.teacher.protocol import usable_tokens
+from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest

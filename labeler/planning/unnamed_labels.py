@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from labeler.config.loading import ConfigError, JobConfig
+from labeler.config.loading import JobConfig
+from logitstore.common.config_file import ConfigError
 from logitstore.errors import IndexLostError, StoreNotFoundError
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from labeler.config.loading import ConfigError, InputConfig, SamplingConfig, TeacherConfig
+from labeler.config.loading import InputConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.response_ends import ResponseEnds, named_in_files, union_of_ends
+from logitstore.common.config_file import ConfigError
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 

@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs.running_job import WAIT_LIMIT_SEC, started, units_done, verify, wait_for
+from benchmarks.jobs.running_job import WAIT_LIMIT_SEC, started, verify
 from labeler.job.status import read_status
 from logitstore.errors import StoreNotFoundError
 from logitstore.job_objects import JobStatus
 from logitstore.store import LogitStore
-
-__all__ = ["started", "units_done", "verify", "wait_for"]
 
 
 def write_records(path: Path, count: int, *, start: int = 0, response_bytes: int = 40) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from torch.utils.tensorboard import SummaryWriter
 
+from logitstore.common.config_file import ConfigError
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.evaluate import Evaluation
 from trainer.hf.trainer import last_checkpoint
-from trainer.run.config import ConfigError, TrainConfig, resolved
+from trainer.run.config import TrainConfig, resolved
 from trainer.run.model_card import model_card
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from trainer.run.config import ConfigError, LoraSettings, SmallStudentConfig, StudentConfig
+from logitstore.common.config_file import ConfigError
+from trainer.run.config import LoraSettings, SmallStudentConfig, StudentConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

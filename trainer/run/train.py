@@ -19,6 +19,7 @@ import transformers
 from transformers import EarlyStoppingCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from logitstore.common.config_file import ConfigError
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.sources import HeldOut
@@ -27,7 +28,7 @@ from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches
 from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.hf.heads import find_head
 from trainer.hf.trainer import OfflineDistillationTrainer
-from trainer.run.config import ConfigError, TrainConfig
+from trainer.run.config import TrainConfig
 from trainer.run.output import (
     CHECKPOINTS_NAME,
     RunMetrics,

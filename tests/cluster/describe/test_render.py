@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from cluster.__main__ import main
 from cluster.describe import grafana, kuberay, ray_yaml
-from cluster.describe.config import ClusterConfig, ConfigError, GroupConfig, Kind, check_placement
+from cluster.describe.config import ClusterConfig, GroupConfig, Kind, check_placement
 from cluster.describe.machines import CATALOGS, machine_for, price_lines
 from cluster.describe.render import _checked_kuberay, _checked_ray_yaml, render
 from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig
+from logitstore.common.config_file import ConfigError
 
 pytestmark = pytest.mark.slow  # Ray's validator and Kubernetes' schemas take seconds to load
 

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from cluster.describe import skypilot
-from cluster.describe.config import ConfigError
 from cluster.describe.render import render
 from labeler.config.loading import load_job
+from logitstore.common.config_file import ConfigError
 from tests.cluster.describe.test_render import a_job, one_kind, two_kinds
 
 

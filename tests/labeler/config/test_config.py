@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from labeler.config.loading import ConfigError, describe_difference, identity, load_job, resolved
+from labeler.config.loading import describe_difference, identity, load_job, resolved
+from logitstore.common.config_file import ConfigError
 
 MINIMAL = ["teacher.model=m", "input.uri=in.jsonl", "input.kind=prompt_response", "output.uri=out"]
 

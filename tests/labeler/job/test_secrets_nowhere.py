@@ -11,7 +11,8 @@ import labeler.__main__ as labeler_command
 import logitstore.__main__ as store_command
 from cluster.errors import JobRefusedError
 from cluster.jobs.submission import SubmitOptions, prepare
-from labeler.config.loading import ConfigError, load_job, resolved
+from labeler.config.loading import load_job, resolved
+from logitstore.common.config_file import ConfigError
 
 PLANTED = "hunter2XQZ"
 

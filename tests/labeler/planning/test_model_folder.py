@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from labeler.config.loading import ConfigError
 from labeler.planning.model_folder import check_weights, refuse_other_forms
+from logitstore.common.config_file import ConfigError
 
 GOOD = (2).to_bytes(8, "little") + b"{}"
 

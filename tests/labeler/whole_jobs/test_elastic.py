@@ -10,16 +10,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.jobs.running_job import started, units_done, wait_for
 from tests.labeler import nodes
-from tests.labeler.jobs import (
-    assert_exactly_once,
-    events,
-    overrides_for,
-    started,
-    units_done,
-    wait_for,
-    write_records,
-)
+from tests.labeler.jobs import assert_exactly_once, events, overrides_for, write_records
 
 RECORDS = 240
 

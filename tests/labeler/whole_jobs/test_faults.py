@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.jobs.running_job import started, units_done, wait_for
 from logitstore.store import LogitStore
 from tests.labeler.jobs import (
     assert_exactly_once,
@@ -21,10 +22,7 @@ from tests.labeler.jobs import (
     overrides_for,
     run_job,
     runs,
-    started,
     status_of,
-    units_done,
-    wait_for,
     write_records,
 )
 

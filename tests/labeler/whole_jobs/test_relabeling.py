@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.jobs.running_job import verify
 from logitstore.store import LogitStore
-from tests.labeler.jobs import labeled_ids, overrides_for, run_job, verify
+from tests.labeler.jobs import labeled_ids, overrides_for, run_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

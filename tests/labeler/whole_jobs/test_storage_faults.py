@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from benchmarks.jobs.running_job import started, verify, wait_for
 from labeler.config.loading import load_job
 from labeler.driver.run import new_planner, read_input
 from labeler.driver.scheduler import Lease
@@ -22,7 +23,7 @@ from logitstore.errors import ObjectStoreError
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from tests.fault_proxy import Faults, fault_proxy
-from tests.labeler.jobs import events, overrides_for, started, verify, wait_for, write_records
+from tests.labeler.jobs import events, overrides_for, write_records
 
 
 def started_worker(job):

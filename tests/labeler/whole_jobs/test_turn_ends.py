@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.jobs.running_job import started
 from logitstore.store import LogitStore
 from tests.labeler import engines
-from tests.labeler.jobs import started
 
 pytestmark = [
     pytest.mark.ray,

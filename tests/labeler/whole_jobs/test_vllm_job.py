@@ -12,17 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.jobs.running_job import started, units_done, wait_for
 from tests.labeler import engines
-from tests.labeler.jobs import (
-    assert_exactly_once,
-    events,
-    is_alive,
-    overrides_for,
-    started,
-    units_done,
-    wait_for,
-    write_records,
-)
+from tests.labeler.jobs import assert_exactly_once, events, is_alive, overrides_for, write_records
 
 pytestmark = [
     pytest.mark.ray,

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitstore.codec.bytecodes import NUM_STREAMS, decode_integers, encode_integers, wide_from
+from logitstore.codec.bytecodes import NUM_STREAMS, decode_integers, encode_integers
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
+from logitstore.codec.loops import wide_from
 from logitstore.codec.streams import Unpacker, pack
 from logitstore.errors import InvalidLabelsError
 from logitstore.manifest.fields import LabelSpec

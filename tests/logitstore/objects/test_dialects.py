@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from labeler.job.driver_lease import LEASE_NAME, acquire
+from labeler.job.driver_lease import acquire
 from logitstore.__main__ import main
 from logitstore.errors import ObjectStoreError
+from logitstore.job_objects import LEASE_NAME
 from logitstore.objects.opening import Objects
 from logitstore.objects.probing import require_conditional_writes
 from logitstore.store import LogitStore

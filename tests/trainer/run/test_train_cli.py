@@ -13,11 +13,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from logitstore.common.config_file import ConfigError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
-from trainer.run.config import ConfigError, load_config, parse_bytes
+from trainer.run.config import load_config, parse_bytes
 
 VOCABULARY = {f"t{index}": index for index in range(64)}
 

@@ -12,20 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
-from labeler.config.loading import ConfigError, WorkersConfig, load_job
+from benchmarks.jobs.running_job import started, units_done, wait_for
+from labeler.config.loading import WorkersConfig, load_job
 from labeler.on_ray.placement import lack_of_room
 from labeler.on_ray.runtime import ray_for
+from logitstore.common.config_file import ConfigError
 from tests.labeler import engines, nodes
-from tests.labeler.jobs import (
-    assert_exactly_once,
-    events,
-    is_alive,
-    overrides_for,
-    started,
-    units_done,
-    wait_for,
-    write_records,
-)
+from tests.labeler.jobs import assert_exactly_once, events, is_alive, overrides_for, write_records
 
 RECORDS = 400
 TWO_MACHINES = ("teacher.pipeline_parallel_size=2", "workers.machines=2", "workers.replicas=1")
