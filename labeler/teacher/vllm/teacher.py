@@ -135,7 +135,8 @@ class VllmTeacher:
                 f"labels.top_k is {labels.top_k}, the teacher's vocabulary has {limits.vocab_size} ids; "
                 "set top_k to at most that"
             )
-        decode = self._engine.get_tokenizer().decode if self._sampling.stop else None
+        has_tokenizer = labels.mode == "generate" and self._sampling.stop  # as `engine_args` asks for it
+        decode = self._engine.get_tokenizer().decode if has_tokenizer else None
         self._requests = Requests(
             labels, self._sampling, layout, limits, self._ends.token_ids, keeps_arrays, decode
         )
