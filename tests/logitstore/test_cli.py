@@ -105,7 +105,7 @@ def test_head_and_cat(store: LogitStore, capsys: pytest.CaptureFixture[str]) -> 
     assert all(len(row["alternatives"]) == 4 for row in rows)
     assert main(["head", store.uri, "--rows", "3"]) == 0
     assert "the teacher's choices" in capsys.readouterr().out
-    assert main(["head", store.uri, "--temperature", "50"]) == 2
+    assert main(["head", store.uri, "--temperature", "0.5"]) == 2
     capsys.readouterr()
     assert main(["cat", store.uri, store.uri, "--where", "record_id = record-4", "--top-k", "2"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
