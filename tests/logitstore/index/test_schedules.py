@@ -31,7 +31,7 @@ from tests.logitstore.random_labels import make_manifest, make_unit
 NUM_UNITS = 40
 FAULT_SHARE = 0.15
 MANIFEST = make_manifest()
-QUICK_SEEDS, SLOW_SEEDS = 4, 200
+QUICK_SEEDS, SLOW_SEEDS = 4, 60
 
 
 @functools.cache
