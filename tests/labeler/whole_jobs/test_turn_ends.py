@@ -19,7 +19,7 @@ pytestmark = [
     engines.needs_model,
 ]
 
-QUESTIONS = ("What is the capital of France?", "What is two plus two?")
+QUESTIONS = ("What is the capital of France?", "What is the capital of Italy?")
 
 
 def _teacher_that_ends_elsewhere(folder: Path) -> Path:
