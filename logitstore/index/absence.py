@@ -7,7 +7,9 @@ manifest or the index is gone while shards or segments lie there, that is an err
 
 from __future__ import annotations
 
+import math
 import re
+import time
 
 from logitstore.errors import IndexLostError
 from logitstore.index import segments as index_segments
@@ -16,6 +18,8 @@ from logitstore.index.committed import INDEX_NAME, INDEX_PREFIX, MAX_SEGMENT_BYT
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import ObjectInfo, Objects
 
+LIVE_SHARD_SEC = 3600.0
+"""A shard that no record names may be of a writer at work until it is so old."""
 _ENTRIES_NAME = re.compile(r"index/[0-9a-f]{16}\.arrow")
 _REBUILD = "restore {name} from the copy that has it, or run `penumbra store rebuild-index {uri}`"
 
@@ -42,12 +46,14 @@ def refuse_lost_manifest(objects: Objects) -> None:
 def refuse_lost_index(objects: Objects, units: CommittedUnits, *, writing: bool) -> None:
     """Raise IndexLostError if labels lie here that the index, absent or empty, does not name.
 
-    A writer may find shards of writers that were stopped before their first commit, in a store whose
-    `index.json` is there and empty, as `create` writes it: `writing` allows those.
+    Where `index.json` is there and empty, as `create` writes it, shards younger than LIVE_SHARD_SEC are those
+    of a job that has just begun, and a writer (`writing`) may also find those of writers that were stopped
+    before their first commit.
     """
     if units.pointer_etag is not None and (units.tail or units.pointer.generation):
         return
-    shards = unnamed_shards(objects, units)
+    newest_sec = math.inf if units.pointer_etag is None else time.time() - LIVE_SHARD_SEC
+    shards = [info for info in unnamed_shards(objects, units) if info.modified_sec < newest_sec]
     lost = lost_units(objects, units)
     if not lost and (not shards or (writing and units.pointer_etag is not None)):
         return
@@ -61,9 +67,7 @@ def refuse_lost_index(objects: Objects, units: CommittedUnits, *, writing: bool)
     what = " and ".join(filter(None, (held, names)))
     raise IndexLostError(
         f"{objects.uri} {state} {INDEX_NAME}, but holds {what} that nothing names, so labels lie here that "
-        "are not seen: "
-        + _REBUILD.format(name=INDEX_NAME, uri=objects.uri)
-        + " (a job that has just begun names its first shard in a moment)"
+        "are not seen: " + _REBUILD.format(name=INDEX_NAME, uri=objects.uri)
     )
 
 

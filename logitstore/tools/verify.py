@@ -14,6 +14,7 @@ from logitstore.errors import (
     StoreError,
     UnsafeObjectError,
 )
+from logitstore.index.absence import LIVE_SHARD_SEC
 from logitstore.job_objects import REJECTS_NAME
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import ShardEntry
@@ -25,7 +26,7 @@ from logitstore.tools.findings import Findings, Progress, digest_of
 from logitstore.tools.garbage import find_codebook_garbage, find_garbage
 
 MAX_REJECT_LINE_BYTES = 2**20
-DEFAULT_GRACE_SEC = 3600.0
+DEFAULT_GRACE_SEC = LIVE_SHARD_SEC
 """Uncommitted objects younger than this may belong to a writer that is alive."""
 
 

@@ -130,6 +130,7 @@ def test_a_job_stopped_before_its_first_commit_goes_on(local_place: Place) -> No
     unit_id, sequences = make_unit(0)
     entry, _ = store.commit_unit(unit_id, 0, sequences, seconds=0, worker="w")
     store.objects.delete("commits/unit-0000.json")
+    assert len(LogitStore.open(local_place.uri).shards()) == 0, "a job that has just begun may be looked at"
     make_old(local_place.uri)
     with pytest.raises(IndexLostError, match=r"an empty index\.json, but holds 1 shards"):
         LogitStore.open(local_place.uri)
