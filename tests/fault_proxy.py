@@ -130,7 +130,7 @@ def fault_proxy(upstream: str, faults: Faults) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.close()
+        loop.call_soon_threadsafe(server.close)  # of the loop's thread alone: a connection may end meanwhile
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         with contextlib.suppress(RuntimeError):
