@@ -9,35 +9,6 @@ from logitstore.manifest.fields import ShardEntry
 from logitstore.records import Reject
 
 
-class JobFailedError(RuntimeError):
-    """The job cannot go on; the message says why and what to do."""
-
-
-class ClusterLostError(JobFailedError):
-    """The Ray cluster is gone: nothing can be asked of it any more, not even to end."""
-
-
-class EngineDiedError(RuntimeError):
-    """A worker's engine is dead for good. Every lease of the worker fails with this one cause."""
-
-    def __init__(self, reason: str, culprits: tuple[int, ...]) -> None:
-        super().__init__(reason, culprits)
-        self.reason = reason
-        self.culprits = culprits
-        """The leases that were in the engine when it died, oldest first."""
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-class StoppedError(RuntimeError):
-    """The job was told to stop before any engine was at work."""
-
-
-class LeaseLostError(RuntimeError):
-    """Another driver has taken over the store."""
-
-
 @dataclass(frozen=True, slots=True)
 class UnitResult:
     """What became of a lease."""

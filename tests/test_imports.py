@@ -121,8 +121,10 @@ def imports_through_a_third_module() -> list[str]:
     found = []
     for path in sorted(file for package in OURS for file in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            module = node.module if isinstance(node, ast.ImportFrom) else None
-            if not module or module in FACES or module.split(".")[0] not in OURS:
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            module = node.module
+            if module in FACES or module.split(".")[0] not in OURS:
                 continue
             defined, imported = names_of(module)
             for alias in node.names:

@@ -29,8 +29,9 @@ from benchmarks.labels.labeling_path import RunningWorker, measure_own_code
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, ResultTable, publish
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
+from labeler.errors import PromptError
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout
-from labeler.teacher.protocol import PromptError, TokenizedPrompt
+from labeler.teacher.protocol import TokenizedPrompt
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
 

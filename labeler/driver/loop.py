@@ -21,12 +21,12 @@ from labeler.driver.pool_events import (
 )
 from labeler.driver.scheduler import Lease, Scheduler
 from labeler.driver.stop import StopRequest
+from labeler.errors import JobFailedError, LeaseLostError, TeacherMismatchError
 from labeler.job.driver_lease import DriverLease
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
-from labeler.job.store_setup import StoreSetup, TeacherMismatchError
+from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import check_reject_share
-from labeler.records import JobFailedError, LeaseLostError
 from logitstore.job_objects import JobState
 
 POLL_SEC = 0.2

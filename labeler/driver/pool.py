@@ -28,11 +28,12 @@ from labeler.driver.pool_events import (
     WorkerReady,
 )
 from labeler.driver.scheduler import Lease
+from labeler.errors import EngineDiedError
 from labeler.on_ray.cores import CoreBook
 from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.placement import actor_options, lack_of_room, release, reserve
-from labeler.records import EngineDiedError, Heartbeat
+from labeler.records import Heartbeat
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
 from logitstore.job_objects import WorkerView

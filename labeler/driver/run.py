@@ -19,28 +19,27 @@ from labeler.config.loading import JobConfig, identity, resolved
 from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
+from labeler.errors import (
+    JobFailedError,
+    LeaseLostError,
+    PlanTakenError,
+    StoppedError,
+    TeacherMismatchError,
+    TooManyRejectsError,
+)
 from labeler.job.cost import cost_of
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
-from labeler.job.store_setup import StoreSetup, TeacherMismatchError
+from labeler.job.store_setup import StoreSetup
 from labeler.patience import persistently
-from labeler.planning.plan import (
-    KnownRecords,
-    Plan,
-    PlanTakenError,
-    PlanTotals,
-    SegmentWriter,
-    TooManyRejectsError,
-    contents_in_words,
-)
+from labeler.planning.plan import KnownRecords, Plan, PlanTotals, SegmentWriter, contents_in_words
 from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare
 from labeler.planning.provenance import provenance_of
 from labeler.planning.relabeling import replace_changed
 from labeler.prompting.prompts import PromptBuilder
-from labeler.records import JobFailedError, LeaseLostError, StoppedError
 from logitstore.common.command import ExitStatus
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError

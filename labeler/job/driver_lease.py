@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from labeler.errors import StoreBusyError
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError
 from logitstore.job_objects import LEASE_NAME
 from logitstore.manifest import strict_json
@@ -29,12 +30,6 @@ RENEWALS_PER_TERM = 10
 """So often a driver renews within the time after which it counts as dead: a successor sees it alive soon."""
 PROOF_SEC = 5.0
 """Longer than a driver renews its lease while it hears nothing of its cluster."""
-
-
-class StoreBusyError(RuntimeError):
-    """Another live driver works on the store."""
-
-    exit_status = 5
 
 
 @dataclass(frozen=True, slots=True)

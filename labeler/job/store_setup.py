@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labeler.config.loading import JobConfig, resolved
+from labeler.errors import TeacherMismatchError
 from labeler.job.status import utc_now
 from labeler.patience import persistently
 from labeler.planning.plan import PlanTotals
@@ -19,10 +20,6 @@ from logitstore.errors import StoreError, StoreExistsError
 from logitstore.manifest.fields import LabelSpec, Manifest, ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
-
-
-class TeacherMismatchError(RuntimeError):
-    """A teacher is not the one that the store was labeled with."""
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ import itertools
 
 from labeler.config.loading import JobConfig
 from labeler.driver.run import read_input
+from labeler.errors import BadRecordError
 from labeler.planning.preflight import Prepared
-from labeler.prompting.bad_records import BadRecordError
 from labeler.prompting.prompts import PromptBuilder
 
 NUM_SHOWN = 2

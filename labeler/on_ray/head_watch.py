@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 
-from labeler.records import ClusterLostError
+from labeler.errors import ClusterLostError
 
 CHECK_SEC = 2.0
 """So often the head is asked whether it is there."""

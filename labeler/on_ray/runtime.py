@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labeler.config.loading import JobConfig
-from labeler.records import ClusterLostError
+from labeler.errors import ClusterLostError
 from logitstore.common.config_file import ConfigError
 
 if TYPE_CHECKING:

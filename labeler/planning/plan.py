@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from labeler.config.loading import describe_difference
+from labeler.errors import PlanTakenError, TooManyRejectsError
 from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
 from labeler.planning.provenance import Provenance, describe_change
 from labeler.planning.units import PlannedRecord, WorkUnit, decode_records, encode_records
-from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptManifestError, StoreChangedError
 from logitstore.job_objects import (
     PLAN_HEAD_NAME,
@@ -42,10 +42,6 @@ MADE_FROM_KEY = "made_from"
 MAX_OBJECT_BYTES = 64 * 2**20
 SEGMENT_UNITS = 1024
 SEGMENT_BYTES = 16 * 2**20
-
-
-class PlanTakenError(RuntimeError):
-    """Another driver wrote to the plan at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,10 +313,6 @@ def check_reject_share(
         f"limits.max_reject_share = {max_share:g} allows. For example {shown}. Correct the input or "
         "input.fields, or raise limits.max_reject_share"
     )
-
-
-class TooManyRejectsError(ConfigError):
-    """More records were rejected than the job allows."""
 
 
 def load_object(objects: Objects, name: str) -> dict[str, Any]:

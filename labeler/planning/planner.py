@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
 from labeler.config.loading import JobConfig
+from labeler.errors import BadRecordError
 from labeler.planning.digests import DigestSet, digest_of
 from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter, check_reject_share
 from labeler.planning.relabeling import ChangedRecord
 from labeler.planning.units import PlannedRecord, unit_id_of
-from labeler.prompting.bad_records import BadRecordError
 from labeler.prompting.prompts import PromptBuilder
 from labeler.teacher.protocol import TokenizedPrompt
 from logitstore.inputs.identity import record_id, repeated_id

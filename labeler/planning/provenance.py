@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from labeler.config.loading import JobConfig
-from labeler.prompting.tokenization import ChatTemplateError, Conversation, Tokenizer
+from labeler.errors import ChatTemplateError
+from labeler.prompting.tokenization import Conversation, Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-
-class BadRecordError(ValueError):
-    """A record that cannot be labeled; the message holds the value, the rule and the remedy."""
-
-    def __init__(self, reason: str, kind: str) -> None:
-        super().__init__(reason, kind)
-        self.reason = reason
-        self.kind = kind
-
-    def __str__(self) -> str:
-        return self.reason
+from labeler.errors import BadRecordError
 
 
 def field_value(record: dict[str, Any], name: str) -> Any:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from labeler.config.loading import InputConfig
-from labeler.prompting.bad_records import BadRecordError, field_value, shown
+from labeler.errors import BadRecordError
+from labeler.prompting.bad_records import field_value, shown
 from labeler.prompting.tokenization import Conversation, Message
 from logitstore.inputs.identity import lookup_field
 

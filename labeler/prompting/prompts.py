@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from labeler.config.loading import InputConfig, JobConfig
-from labeler.prompting.bad_records import BadRecordError, field_value, shown
+from labeler.errors import BadRecordError, ChatTemplateError, PromptError
+from labeler.prompting.bad_records import field_value, shown
 from labeler.prompting.conversations import Exchange, exchange_of, text_field
 from labeler.prompting.template_probe import TemplateProbe
-from labeler.prompting.tokenization import ChatTemplateError, Conversation, Message, Tokenizer
-from labeler.teacher.protocol import PromptError, TokenizedPrompt, check_prompt
+from labeler.prompting.tokenization import Conversation, Message, Tokenizer
+from labeler.teacher.protocol import TokenizedPrompt, check_prompt
 
 MAX_TOKEN_ID = 2**31 - 1
 THINK = ("<think>", "</think>")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from labeler.prompting.bad_records import BadRecordError, shown
-from labeler.prompting.tokenization import ChatTemplateError, Conversation, Message, Tokenizer
+from labeler.errors import BadRecordError, ChatTemplateError
+from labeler.prompting.bad_records import shown
+from labeler.prompting.tokenization import Conversation, Message, Tokenizer
 
 ALWAYS_READ = ("role", "content")
 NO_PART_OF_IT = frozenset(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from labeler.config.loading import InputConfig, SamplingConfig, TeacherConfig
+from labeler.errors import ChatTemplateError
 from labeler.teacher.response_ends import ResponseEnds, named_in_files, union_of_ends
 from logitstore.common.config_file import ConfigError
 from logitstore.manifest.fields import TokenizerInfo
@@ -28,10 +29,6 @@ PROBE_QUESTION, PROBE_ANSWER = "penumbra question", "penumbra answer"
 START_OF_TURN, END_OF_TURN, END_OF_TEXT = 256, 257, 258
 """Ids of the byte tokenizer's markers."""
 BYTE_MARKERS = {START_OF_TURN: "<|start|>", END_OF_TURN: "<|end|>", END_OF_TEXT: "<|eos|>"}
-
-
-class ChatTemplateError(ValueError):
-    """The chat template refuses these messages; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
+from labeler.errors import PromptError, TeacherDiedError
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
 from labeler.teacher.protocol import (
-    PromptError,
     TeacherDescription,
-    TeacherDiedError,
     TokenizedPrompt,
     check_prompt,
     labeled_sequence,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from labeler.errors import PromptError
 from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence, LabelRows
 
@@ -60,26 +61,6 @@ class TeacherDescription:
     the labels come through the public API."""
     value_kind: str
     """How a store should keep the logits: "logit_f16" for bf16 and fp16 teachers, "gap_f16" for fp32."""
-
-
-class TeacherDiedError(RuntimeError):
-    """The engine is gone for good: replace the process that held it and lease its work again."""
-
-
-class PromptError(ValueError):
-    """One prompt that the teacher cannot label. The message holds the value, the rule and the remedy."""
-
-    def __init__(self, record_id: str, reason: str, kind: str, sample_index: int | None = None) -> None:
-        super().__init__(record_id, reason, kind, sample_index)
-        self.record_id = record_id
-        self.reason = reason
-        self.sample_index = sample_index
-        """The one sample that failed; None where the prompt gives none at all."""
-        self.kind = kind
-        """A stable word to count by: "too_long", "bad_token_id", "empty", "bad_prompt", "bad_labels"."""
-
-    def __str__(self) -> str:
-        return f"record {self.record_id!r}: {self.reason}"
 
 
 class Teacher(Protocol):

@@ -19,18 +19,14 @@ import ray
 
 from labeler.config.loading import JobConfig
 from labeler.driver.scheduler import Lease
+from labeler.errors import PromptError
 from labeler.on_ray.cores import Placement
 from labeler.on_ray.placement import other_nodes_of_replica
 from labeler.patience import persistently
 from labeler.planning.plan import read_unit
 from labeler.planning.units import PlannedRecord
 from labeler.records import Heartbeat, UnitResult
-from labeler.teacher.protocol import (
-    PromptError,
-    TeacherDescription,
-    TokenizedPrompt,
-    build_teacher,
-)
+from labeler.teacher.protocol import TeacherDescription, TokenizedPrompt, build_teacher
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from labeler.worker.filters import filter_responses

@@ -12,14 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from labeler.records import EngineDiedError
-from labeler.teacher.protocol import (
-    PromptError,
-    Teacher,
-    TeacherDiedError,
-    TokenizedPrompt,
-    longest_first,
-)
+from labeler.errors import EngineDiedError, PromptError, TeacherDiedError
+from labeler.teacher.protocol import Teacher, TokenizedPrompt, longest_first
 from logitstore.records import LabeledSequence
 
 

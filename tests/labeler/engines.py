@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
-from labeler.teacher.protocol import PromptError, Teacher, TokenizedPrompt
+from labeler.errors import PromptError
+from labeler.teacher.protocol import Teacher, TokenizedPrompt
 from labeler.teacher.vllm.teacher import VllmTeacher
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore

@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptShardError
 from logitstore.manifest.fields import ShardEntry
+from trainer.errors import CacheFullError, CacheTooSmallError, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,19 +50,11 @@ ROOM_WAIT_SEC = 20.0
 ROOM_POLL_SEC = 0.05
 
 
-class CacheTooSmallError(ConfigError):
-    """The cache cannot hold the shards that must be there at once."""
-
-
-class CacheFullError(OSError):
-    """The disk of the cache is full: read without the cache."""
-
-
 class ShardCache:
     """`open` gives a local, checked copy of a shard; `fetch` makes one ahead of time."""
 
     def __init__(self, directory: str | os.PathLike[str], limit_bytes: int | None = None) -> None:
-        """`directory` may be anybody's; the copies lie in FOLDER_NAME below it. Raises ConfigError."""
+        """`directory` may be anybody's; the copies lie in FOLDER_NAME below it. Raises SettingError."""
         self.directory = Path(directory) / FOLDER_NAME
         self.limit_bytes = limit_bytes
         self.is_full = False
@@ -70,12 +62,12 @@ class ShardCache:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
+            raise SettingError(
                 f"cache_dir: {self.directory} cannot be made ({error.strerror}); give a folder that can be "
                 "written, or leave cache_dir out to read remotely"
             ) from None
         if self.directory.is_symlink():
-            raise ConfigError(
+            raise SettingError(
                 f"cache_dir: {self.directory} is a symbolic link; the cache follows none, so that it removes "
                 "nothing elsewhere: give the folder itself as cache_dir"
             )
@@ -291,7 +283,7 @@ def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
 
 
 def _open_own(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, never of what a link points to. Raises ConfigError for others."""
+    """A descriptor of a regular file, never of what a link points to. Raises SettingError for others."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -302,7 +294,7 @@ def _open_own(path: Path, flags: int) -> int:
         return descriptor
     if descriptor >= 0:
         os.close(descriptor)
-    raise ConfigError(
+    raise SettingError(
         f"cache_dir: {path} is a link, a folder or a device, and no file of the cache; remove it, or give "
         "another cache_dir"
     )

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from logitstore.common.config_file import ConfigError
 from logitstore.errors import StoreChangedError
 from trainer.data.cache import ShardCache
 from trainer.data.order import GROUP, ORDER_VERSION, EpochOrder, OrderKey, rank_slice
@@ -27,6 +26,7 @@ from trainer.data.samples import Sample
 from trainer.data.sources import HeldOut, Source, combined_digest
 from trainer.data.state import STATE_KIND, find_state
 from trainer.data.topology import refuse_resharding, resolve_topology
+from trainer.errors import SettingError
 
 Batch = TypeVar("Batch")
 
@@ -225,7 +225,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         """Go on where the state was taken, whatever the number of ranks and workers was then.
 
         Takes a state of this class or any nesting that holds some, such as the state of torchdata's
-        StatefulDataLoader. Raises StoreChangedError for other stores, ConfigError for another order.
+        StatefulDataLoader. Raises StoreChangedError for other stores, SettingError for another order.
         """
         saved = find_state(state)
         if saved["digest"] != self.digest:
@@ -237,7 +237,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         for name in ("version", "seed", "num_splits", "shuffle"):
             mine = self.state_dict()[name]
             if saved[name] != mine:
-                raise ConfigError(
+                raise SettingError(
                     f"the state was saved with {name}={saved[name]!r}, this dataset has {mine!r}: another "
                     f"order. Construct the dataset with {name}={saved[name]!r}"
                 )
@@ -334,7 +334,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         for source in self.sources:
             stored = source.manifest.labels.top_k
             if self.top_k is not None and not 1 <= self.top_k <= stored:
-                raise ConfigError(
+                raise SettingError(
                     f"top_k={self.top_k} must lie in 1..{stored}, the entries that {source.uri} stores of "
                     "a row; lower it, or leave it out to read all"
                 )

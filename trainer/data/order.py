@@ -23,7 +23,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from logitstore.common.config_file import ConfigError
+from trainer.errors import SettingError
 
 ORDER_VERSION = 1
 GROUP = 8
@@ -193,7 +193,7 @@ def _deal(visits: Sequence[Visit], num_splits: int) -> list[list[Visit]]:
         splits[index].append(visit)
         heapq.heapreplace(heap, (size + visit.length, index))
     if not splits:
-        raise ConfigError(
+        raise SettingError(
             "no sequence is left to read: the stores are empty, their weights are 0, or the held-out "
             "fraction or `where` leaves nothing; check [data]"
         )

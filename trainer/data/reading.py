@@ -10,9 +10,9 @@ import numpy as np
 
 from logitstore.records import LabeledSequence
 from logitstore.shard.reader import ShardReader
-from trainer.data.cache import CacheTooSmallError
 from trainer.data.order import EpochOrder, Visit, Window
 from trainer.data.sources import Source
+from trainer.errors import CacheTooSmallError
 
 FETCH_THREADS = 4
 

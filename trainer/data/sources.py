@@ -16,7 +16,8 @@ from logitstore.rows.selection import parse_selection
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.sequence_columns import PlainColumns
 from logitstore.store import LogitStore
-from trainer.data.cache import CacheFullError, ShardCache
+from trainer.data.cache import ShardCache
+from trainer.errors import CacheFullError
 
 OUTLINE_THREADS = 16
 """Shards whose outlines are read side by side."""

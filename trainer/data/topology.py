@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer.errors import ReshardingError
+
 _MAX_FRAMES = 12
-
-
-class ReshardingError(RuntimeError):
-    """Something divides data among processes that the dataset has divided already."""
 
 
 @dataclass(frozen=True, slots=True)

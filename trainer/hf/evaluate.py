@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitstore.common.config_file import ConfigError
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
+from trainer.errors import SettingError
 from trainer.hf.heads import MODEL_KEYS, Head, head_replaced
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
@@ -101,7 +101,7 @@ class _Sums:
     def evaluation(self) -> Evaluation:
         num_rows = int(self.rows_6[0])
         if not num_rows:
-            raise ConfigError(
+            raise SettingError(
                 "there is no label row to evaluate on: no record is held out (raise data.held_out_fraction), "
                 "their labels are all masked, or data.max_length cuts them off"
             )

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 
-from logitstore.common.config_file import ConfigError
 from logitstore.errors import TemperatureError
 from logitstore.manifest.fields import LabelSpec, Manifest
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
@@ -20,6 +19,7 @@ from logitstore.rows import temperature as temperatures
 from trainer.batch.collate import CollateSettings, rows_between
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
+from trainer.errors import GuardError
 from trainer.loss.loss_settings import LossSettings
 
 OFFSETS: tuple[int, ...] = (-1, 0, 1)
@@ -31,10 +31,6 @@ EVIDENT_ERRORS = 4.0
 """Standard errors by which the mean at a neighbour must be better for rows to count as shifted."""
 LEAST_LOG_MASS = -30.0
 """Stands for an empty tail, so that one impossible token does not decide."""
-
-
-class GuardError(ConfigError):
-    """Store and student do not fit together."""
 
 
 @dataclass(frozen=True, slots=True)

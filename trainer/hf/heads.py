@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from logitstore.common.config_file import ConfigError
+from trainer.errors import UnsupportedHeadError
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets
 from trainer.loss.loss_settings import LossSettings
@@ -29,10 +29,6 @@ MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")
 _CHECK_TOLERANCE = 1e-3
 
 Result = TypeVar("Result")
-
-
-class UnsupportedHeadError(ConfigError):
-    """The model's logits are not softcap(scale (hidden weight^T + bias))."""
 
 
 @dataclass(frozen=True, slots=True)

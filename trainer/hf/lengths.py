@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.batch.collate import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.hf.guards import GuardError
+from trainer.errors import GuardError
 
 WARNED_SHARE = 0.01
 """Share of the label rows that may be cut off without a warning."""

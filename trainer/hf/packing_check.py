@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitstore.common.config_file import ConfigError
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from trainer.batch.collate import CollateSettings, DistillationCollator, PackedAttention
 from trainer.batch.packing import one_per_row, packed
 from trainer.data.samples import Sample
+from trainer.errors import PackingError
 from trainer.hf.heads import MODEL_KEYS
 
 _LENGTHS = (5, 8, 9, 4)
@@ -34,10 +34,6 @@ _LEAK_TOLERANCE = 1e-6
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 6e-2
 """Difference to the documents apart, relative to the largest logit or gradient; rounding of other shapes."""
-
-
-class PackingError(ConfigError):
-    """The student does not keep the documents of a packed batch apart."""
 
 
 @dataclass(frozen=True, slots=True)

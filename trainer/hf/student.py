@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.hf.guards import GuardError
+from trainer.errors import GuardError
 
 
 def with_adapters(model: Any, peft_config: Any) -> Any:

@@ -33,7 +33,7 @@ from transformers.trainer_utils import (
 from trainer.batch.collate import TEACHER_KEYS, CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
-from trainer.data.topology import ReshardingError
+from trainer.errors import ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.evaluating import (
     DEFAULT_EVAL_BATCH_SIZE,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from labeler.config.loading import LabelsConfig, SamplingConfig
+from labeler.errors import PromptError
 from labeler.teacher.label_rows import (
     CapturedColumns,
     ColumnLayout,
@@ -19,13 +20,7 @@ from labeler.teacher.label_rows import (
     rows_from_columns,
     rows_from_logprobs,
 )
-from labeler.teacher.protocol import (
-    PromptError,
-    TokenizedPrompt,
-    check_prompt,
-    labeled_sequence,
-    sample_seed,
-)
+from labeler.teacher.protocol import TokenizedPrompt, check_prompt, labeled_sequence, sample_seed
 from logitstore.errors import InvalidLabelsError
 from logitstore.records import LabeledSequence, LabelRows
 

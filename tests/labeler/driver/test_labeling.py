@@ -21,13 +21,13 @@ from labeler.driver.pool_events import (
 )
 from labeler.driver.scheduler import Lease, LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
+from labeler.errors import JobFailedError
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import PlanTotals
 from labeler.planning.preflight import prepare
 from labeler.planning.units import WorkUnit
-from labeler.records import JobFailedError
 from labeler.teacher.protocol import TeacherDescription, build_teacher
 from logitstore.store import LogitStore
 from tests.labeler.jobs import overrides_for, write_records

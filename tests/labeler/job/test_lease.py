@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from labeler.job.driver_lease import Holder, StoreBusyError, acquire, present_holder
+from labeler.errors import StoreBusyError
+from labeler.job.driver_lease import Holder, acquire, present_holder
 from logitstore.job_objects import LEASE_NAME
 from logitstore.objects.opening import Objects
 

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from labeler.job.driver_lease import Holder, StoreBusyError, acquire
-from labeler.planning.plan import Plan, PlanTakenError
+from labeler.errors import PlanTakenError, StoreBusyError
+from labeler.job.driver_lease import Holder, acquire
+from labeler.planning.plan import Plan
 from logitstore.errors import ObjectStoreError
 from tests.labeler.planning.test_plan import job_for, planned_ids, records, run_pass, write_input
 from tests.logitstore.lossy_objects import LossyBackend, Memory, objects_over

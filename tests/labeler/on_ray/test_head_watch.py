@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from labeler.errors import ClusterLostError
 from labeler.on_ray import head_watch
 from labeler.on_ray.head_watch import HeadWatch
-from labeler.records import ClusterLostError
 
 
 @pytest.fixture

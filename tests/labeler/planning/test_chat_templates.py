@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from labeler.config.loading import load_job
+from labeler.errors import BadRecordError
 from labeler.planning.units import PlannedRecord, decode_records, encode_records
-from labeler.prompting.bad_records import BadRecordError
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
 from labeler.prompting.tokenization import HuggingFaceTokenizer
 from tests.labeler.planning.templates import END_OF_TURN, TEMPLATES, byte_tokenizer, tokenizer_of

@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 
 from labeler.config.loading import identity, load_job
+from labeler.errors import PlanTakenError, TooManyRejectsError
 from labeler.planning.digests import DigestSet, digest_of
-from labeler.planning.plan import (
-    Plan,
-    PlanTakenError,
-    SegmentWriter,
-    TooManyRejectsError,
-    read_unit,
-)
+from labeler.planning.plan import Plan, SegmentWriter, read_unit
 from labeler.planning.planner import Planner
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
 from labeler.prompting.tokenization import ByteTokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.prompting.bad_records import BadRecordError
+from labeler.errors import BadRecordError
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
 from labeler.prompting.tokenization import END_OF_TURN, ByteTokenizer, load_tokenizer
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from labeler.config.loading import FakeTeacherConfig, LabelsConfig, SamplingConfig, TeacherConfig
+from labeler.errors import PromptError, TeacherDiedError
 from labeler.teacher.fake import END_OF_TURN_ID, FakeTeacher
-from labeler.teacher.protocol import PromptError, TeacherDiedError, TokenizedPrompt
+from labeler.teacher.protocol import TokenizedPrompt
 from logitstore.records import LabeledSequence
 
 

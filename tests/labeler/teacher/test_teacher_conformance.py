@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
+from labeler.errors import PromptError
 from labeler.teacher.fake import FakeTeacher
-from labeler.teacher.protocol import PromptError, Teacher, TokenizedPrompt, build_teacher
+from labeler.teacher.protocol import Teacher, TokenizedPrompt, build_teacher
 from logitstore.records import LabeledSequence
 from tests.labeler import engines
 

@@ -10,10 +10,10 @@ import pytest
 from labeler.config.loading import load_job
 from labeler.driver.run import new_planner, read_input
 from labeler.driver.scheduler import Lease
+from labeler.errors import EngineDiedError
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import Plan, SegmentWriter
 from labeler.planning.preflight import prepare
-from labeler.records import EngineDiedError
 from labeler.teacher.protocol import build_teacher
 from labeler.worker.actor import Worker
 from logitstore.errors import ObjectStoreError

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labeler.records import EngineDiedError
-from labeler.teacher.protocol import PromptError, TeacherDiedError, TokenizedPrompt
+from labeler.errors import EngineDiedError, PromptError, TeacherDiedError
+from labeler.teacher.protocol import TokenizedPrompt
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from logitstore.records import LabeledSequence
 

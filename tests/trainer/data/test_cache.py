@@ -10,13 +10,13 @@ from typing import Any, Self
 import pytest
 
 import trainer.data.cache
-from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptShardError
 from logitstore.objects.opening import Objects
 from tests.trainer.stores import make_store
-from trainer.data.cache import FOLDER_NAME, CacheTooSmallError, ShardCache
+from trainer.data.cache import FOLDER_NAME, ShardCache
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
+from trainer.errors import CacheTooSmallError, SettingError
 
 
 @pytest.fixture
@@ -262,14 +262,14 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(remote, tmp_path, name):
         own.parent.mkdir()
         (tmp_path / "elsewhere").mkdir()
         own.symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(ConfigError, match="is a symbolic link; the cache follows none"):
+        with pytest.raises(SettingError, match="is a symbolic link; the cache follows none"):
             ShardCache(tmp_path / "c")
         return
     cache = ShardCache(tmp_path / "c")
     link = own / (f"{entry.checksum.partition(':')[2]}.arrow" if name == "a copy" else name)
     link.symlink_to(target)
     with (
-        pytest.raises(ConfigError, match="is a link, a folder or a device"),
+        pytest.raises(SettingError, match="is a link, a folder or a device"),
         cache.open(remote.objects, entry),
     ):
         pass
@@ -298,7 +298,7 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(remote, tmp_path, monkeypa
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
-        ConfigError, match=r"cache_dir: .*file/penumbra-shards cannot be made \(Not a directory"
+        SettingError, match=r"cache_dir: .*file/penumbra-shards cannot be made \(Not a directory"
     ):
         ShardCache(tmp_path / "file")
 

@@ -13,6 +13,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.sources import HeldOut
+from trainer.errors import GuardError
 from trainer.hf.arguments import (
     HONOURED,
     LOSS_FIELDS,
@@ -21,7 +22,6 @@ from trainer.hf.arguments import (
     SET,
     OfflineDistillationConfig,
 )
-from trainer.hf.guards import GuardError
 
 CHANGED = {
     "label_smoothing_factor": 0.3,

@@ -12,9 +12,10 @@ from tests.trainer.students import tiny_student
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
+from trainer.errors import UnsupportedHeadError
 from trainer.hf import evaluate as evaluate_module
 from trainer.hf.evaluate import NUM_BINS, evaluate, evaluation_batches
-from trainer.hf.heads import UnsupportedHeadError, batch_loss, find_head
+from trainer.hf.heads import batch_loss, find_head
 from trainer.loss.loss_settings import LossSettings
 
 SPEC = label_spec()

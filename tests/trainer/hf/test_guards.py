@@ -12,8 +12,8 @@ from tests.trainer.stores import label_rows, label_spec, labeled_sequence, make_
 from trainer.batch.collate import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
+from trainer.errors import GuardError
 from trainer.hf.guards import (
-    GuardError,
     check_alignment,
     check_collation,
     check_student,

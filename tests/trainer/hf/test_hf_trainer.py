@@ -16,11 +16,9 @@ from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.sources import HeldOut
-from trainer.data.topology import ReshardingError
+from trainer.errors import PackingError, ReshardingError, UnsupportedHeadError
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
-from trainer.hf.heads import UnsupportedHeadError
-from trainer.hf.packing_check import PackingError
 from trainer.hf.trainer import DATASET_STATE_NAME, last_checkpoint, make_compute_loss_func
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings

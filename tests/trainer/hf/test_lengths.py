@@ -10,7 +10,7 @@ from tests.trainer.students import tiny_student, tiny_trainer
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.sources import HeldOut
-from trainer.hf.guards import GuardError
+from trainer.errors import GuardError
 from trainer.hf.lengths import check_lengths
 
 

@@ -24,7 +24,7 @@ from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.batch.collate import TEACHER_KEYS
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
-from trainer.data.topology import ReshardingError
+from trainer.errors import ReshardingError
 from trainer.hf.heads import batch_loss, find_head
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_settings import LossSettings

@@ -1,0 +1,114 @@
+"""Every error that the labeler raises on purpose: one tree, each also a standard type, all picklable.
+
+Errors travel between Ray's processes. The message states the value found, the rule and the remedy;
+`exit_status` is what a command ends with (`logitstore.common.command.ExitStatus`).
+"""
+
+from __future__ import annotations
+
+from logitstore.common.config_file import ConfigError
+
+
+class LabelerError(Exception):
+    """Base of the labeler's errors."""
+
+    exit_status = 1
+
+
+class JobFailedError(LabelerError, RuntimeError):
+    """The job cannot go on; the message says why and what to do."""
+
+
+class ClusterLostError(JobFailedError):
+    """The Ray cluster is gone: nothing can be asked of it any more, not even to end."""
+
+
+class EngineDiedError(LabelerError, RuntimeError):
+    """A worker's engine is dead for good. Every lease of the worker fails with this one cause."""
+
+    def __init__(self, reason: str, culprits: tuple[int, ...]) -> None:
+        super().__init__(reason, culprits)
+        self.reason = reason
+        self.culprits = culprits
+        """The leases that were in the engine when it died, oldest first."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class StoppedError(LabelerError, RuntimeError):
+    """The job was told to stop before any engine was at work."""
+
+    exit_status = 4
+
+
+class LeaseLostError(LabelerError, RuntimeError):
+    """Another driver has taken over the store."""
+
+    exit_status = 5
+
+
+class PlanTakenError(LabelerError, RuntimeError):
+    """Another driver wrote to the plan at the same time."""
+
+    exit_status = 5
+
+
+class TooManyRejectsError(LabelerError, ConfigError):
+    """More records were rejected than the job allows."""
+
+    exit_status = 2
+
+
+class StoreBusyError(LabelerError, RuntimeError):
+    """Another live driver works on the store."""
+
+    exit_status = 5
+
+
+class TeacherMismatchError(LabelerError, RuntimeError):
+    """A teacher is not the one that the store was labeled with."""
+
+    exit_status = 2
+
+
+class BadRecordError(LabelerError, ValueError):
+    """A record that cannot be labeled; the message holds the value, the rule and the remedy."""
+
+    exit_status = 2
+
+    def __init__(self, reason: str, kind: str) -> None:
+        super().__init__(reason, kind)
+        self.reason = reason
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class ChatTemplateError(LabelerError, ValueError):
+    """The chat template refuses these messages; the message says why."""
+
+    exit_status = 2
+
+
+class TeacherDiedError(LabelerError, RuntimeError):
+    """The engine is gone for good: replace the process that held it and lease its work again."""
+
+
+class PromptError(LabelerError, ValueError):
+    """One prompt that the teacher cannot label. The message holds the value, the rule and the remedy."""
+
+    exit_status = 2
+
+    def __init__(self, record_id: str, reason: str, kind: str, sample_index: int | None = None) -> None:
+        super().__init__(record_id, reason, kind, sample_index)
+        self.record_id = record_id
+        self.reason = reason
+        self.sample_index = sample_index
+        """The one sample that failed; None where the prompt gives none at all."""
+        self.kind = kind
+        """A stable word to count by: "too_long", "bad_token_id", "empty", "bad_prompt", "bad_labels"."""
+
+    def __str__(self) -> str:
+        return f"record {self.record_id!r}: {self.reason}"
