@@ -23,9 +23,9 @@ STORE, STUDENT = ROOT / "build" / "team-trial", ROOT / "build" / "team-student"
 
 
 def commands_of(heading: str) -> list[list[str]]:
-    """The shell lines of each code block of a section, comments cut off."""
+    """The shell lines of each code block of a section, continued ones joined and comments cut off."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"```\n(.*?)```", section, re.DOTALL)
+    blocks = re.findall(r"```\n(.*?)```", section.replace("\\\n", ""), re.DOTALL)
     return [[line.split("  #")[0].strip() for line in block.splitlines() if line.strip()] for block in blocks]
 
 

@@ -314,8 +314,8 @@ def test_a_store_that_does_not_fit_the_student_is_refused(config, tmp_path, caps
     make_store(tmp_path / "foreign", (10,), fingerprint="sha256:" + "0" * 64, tokenizer_size=64)
     assert main(["train", str(config), "--quiet", "--set", f"data.stores={tmp_path / 'foreign'}"]) == 2
     assert "the same id is another token" in capsys.readouterr().err
-    assert main(["train", str(config), "--quiet", "--set", "loss.temperature=9"]) == 2
-    assert "choose one inside, label again with it" in capsys.readouterr().err
+    assert main(["train", str(config), "--quiet", "--set", "loss.temperature=0.5"]) == 2
+    assert "choose one from there on, label again with it" in capsys.readouterr().err
     assert main(["train", str(config), "--quiet", "--set", "data.stores=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert main(["train", str(config), "--quiet", "--set", "data.top_k=9"]) == 2
