@@ -29,6 +29,31 @@ def needs_two_softmaxes(rows: LossRows, settings: LossSettings) -> bool:
     return settings.temperature != 1 and rows.mask_NK.shape[1] > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """Derivatives of the weighted sum of the losses by the `StudentStatistics` of the same names."""
+
+    stored_logits_NK: Tensor
+    label_logit_N: Tensor
+    rest_logsumexp_N: Tensor
+    rest_logsumexp_unscaled_N: Tensor
+    rest_mean_N: Tensor | None
+
+
+def losses_and_slopes(
+    statistics: StudentStatistics, rows: LossRows, settings: LossSettings
+) -> tuple[RowLosses, Slopes]:
+    """Losses of the rows and, by autograd over [N, K], their slopes. The statistics' tensors are distinct."""
+    names = [name for name in Slopes.__dataclass_fields__ if getattr(statistics, name) is not None]
+    with torch.enable_grad():
+        leaves = [getattr(statistics, name).requires_grad_() for name in names]
+        losses = row_losses(statistics, rows, settings)
+        made = torch.autograd.grad(
+            weighted_sum(losses, settings), leaves, allow_unused=True, materialize_grads=True
+        )
+    return losses, Slopes(**{"rest_mean_N": None, **dict(zip(names, made, strict=True))})
+
+
 def losses_in_place(
     logits_NV: Tensor,
     rows: LossRows,
@@ -41,61 +66,34 @@ def losses_in_place(
 
     `scratch_NV` is a second buffer of the same shape where `needs_two_softmaxes`, else None.
     """
-    leaves = _take_statistics(logits_NV, rows, settings, scratch_NV)
-    statistics = leaves.statistics(logits_NV.shape[1])
+    statistics, sums = _take_statistics(logits_NV, rows, settings, scratch_NV)
     if not needs_gradient:
         return row_losses(statistics, rows, settings)
-    with torch.enable_grad():
-        wanted = [leaf.requires_grad_() for leaf in leaves.differentiable()]
-        losses = row_losses(leaves.statistics(logits_NV.shape[1]), rows, settings)
-        slopes = torch.autograd.grad(
-            weighted_sum(losses, settings), wanted, allow_unused=True, materialize_grads=True
-        )
-    _overwrite_by_gradient(logits_NV, scratch_NV, leaves, slopes, rows, settings)
+    losses, slopes = losses_and_slopes(statistics, rows, settings)
+    _overwrite_by_gradient(logits_NV, scratch_NV, sums, slopes, rows, settings)
     return losses
 
 
 @dataclass(frozen=True, slots=True)
-class _Leaves:
-    """The statistics as independent variables, and the sums that turn exponentials into softmaxes."""
+class _RestSums:
+    """The sums that turn exponentials into softmaxes."""
 
-    stored_NK: Tensor
-    label_N: Tensor
-    rest_logsumexp_N: Tensor
-    rest_logsumexp_unscaled_N: Tensor
-    rest_mean_N: Tensor | None
-    max_N: Tensor
-    rest_sum_N: Tensor
+    scaled_N: Tensor
     """Sum of the exponentials in the logits' buffer."""
-    rest_sum_unscaled_N: Tensor
-    """Sum of those in the scratch buffer; the same tensor as `rest_sum_N` without one."""
-
-    def differentiable(self) -> list[Tensor]:
-        leaves = [self.stored_NK, self.label_N, self.rest_logsumexp_N, self.rest_logsumexp_unscaled_N]
-        return leaves if self.rest_mean_N is None else [*leaves, self.rest_mean_N]
-
-    def statistics(self, vocab_size: int) -> StudentStatistics:
-        return StudentStatistics(
-            stored_logits_NK=self.stored_NK,
-            label_logit_N=self.label_N,
-            rest_logsumexp_N=self.rest_logsumexp_N,
-            rest_logsumexp_unscaled_N=self.rest_logsumexp_unscaled_N,
-            rest_mean_N=self.rest_mean_N,
-            max_logit_N=self.max_N,
-            vocab_size=vocab_size,
-        )
+    unscaled_N: Tensor
+    """Sum of those in the scratch buffer; the same tensor as `scaled_N` without one."""
 
 
 def _take_statistics(
     logits_NV: Tensor, rows: LossRows, settings: LossSettings, scratch_NV: Tensor | None
-) -> _Leaves:
+) -> tuple[StudentStatistics, _RestSums]:
     """Reduce the logits; the buffers keep exp of the rest's logits less their maximum, 0 on S."""
     stored_NK = logits_NV.gather(1, rows.token_ids_NK)
     label_N = logits_NV.gather(1, rows.labels_N.unsqueeze(1)).squeeze(1)
     rest_mean_N = None
     if settings.tail == "uniform" and rows.mask_NK.shape[1]:
         rest_total_N = logits_NV.sum(1) - torch.where(rows.mask_NK, stored_NK, 0.0).sum(1)
-        rest_mean_N = rest_total_N / _num_rest(logits_NV, rows) / settings.temperature
+        rest_mean_N = rest_total_N / num_rest(rows, logits_NV.shape[1]) / settings.temperature
     has_entries_N1 = rows.mask_NK.any(dim=1, keepdim=True)
     logits_NV.scatter_(1, rows.token_ids_NK, torch.where(has_entries_N1, -torch.inf, stored_NK))
     rest_max_N1 = logits_NV.amax(dim=1, keepdim=True)
@@ -109,16 +107,16 @@ def _take_statistics(
         shift_N1 = torch.cat([shift_N1 / settings.temperature, shift_N1], dim=1)
     sum_N = logits_NV.sum(1)
     unscaled_sum_N = sum_N if scratch_NV is None else scratch_NV.sum(1)
-    return _Leaves(
-        stored_NK=stored_NK,
-        label_N=label_N,
+    statistics = StudentStatistics(
+        stored_logits_NK=stored_NK,
+        label_logit_N=label_N,
         rest_logsumexp_N=shift_N1[:, 0] + sum_N.log(),
         rest_logsumexp_unscaled_N=shift_N1[:, -1] + unscaled_sum_N.log(),
         rest_mean_N=rest_mean_N,
-        max_N=max_N,
-        rest_sum_N=sum_N,
-        rest_sum_unscaled_N=unscaled_sum_N,
+        max_logit_N=max_N,
+        vocab_size=logits_NV.shape[1],
     )
+    return statistics, _RestSums(sum_N, unscaled_sum_N)
 
 
 def _exponentials(logits_NV: Tensor, scratch_NV: Tensor, temperature: float) -> None:
@@ -135,30 +133,33 @@ def _exponentials(logits_NV: Tensor, scratch_NV: Tensor, temperature: float) -> 
 def _overwrite_by_gradient(
     logits_NV: Tensor,
     scratch_NV: Tensor | None,
-    leaves: _Leaves,
-    slopes: tuple[Tensor, ...],
+    sums: _RestSums,
+    slopes: Slopes,
     rows: LossRows,
     settings: LossSettings,
 ) -> None:
     """Turn the exponentials into the gradient by the logits, given the slopes of the statistics."""
-    stored_NK, label_N, logsumexp_N, unscaled_N, *mean = slopes
+    stored_NK = slopes.stored_logits_NK
+    logsumexp_N, unscaled_N = slopes.rest_logsumexp_N, slopes.rest_logsumexp_unscaled_N
     if scratch_NV is None:
-        logits_NV.mul_(_quotient(logsumexp_N + unscaled_N, leaves.rest_sum_N))
+        logits_NV.mul_(quotient(logsumexp_N + unscaled_N, sums.scaled_N).unsqueeze(1))
     else:
-        logits_NV.mul_(_quotient(logsumexp_N / settings.temperature, leaves.rest_sum_N))
-        logits_NV.addcmul_(scratch_NV, _quotient(unscaled_N, leaves.rest_sum_unscaled_N))
-    if mean:
-        each_N1 = (mean[0] / _num_rest(logits_NV, rows) / settings.temperature).unsqueeze(1)
+        logits_NV.mul_(quotient(logsumexp_N / settings.temperature, sums.scaled_N).unsqueeze(1))
+        logits_NV.addcmul_(scratch_NV, quotient(unscaled_N, sums.unscaled_N).unsqueeze(1))
+    if slopes.rest_mean_N is not None:
+        each_N = slopes.rest_mean_N / num_rest(rows, logits_NV.shape[1]) / settings.temperature
+        each_N1 = each_N.unsqueeze(1)
         logits_NV.add_(each_N1)
         stored_NK = stored_NK - torch.where(rows.mask_NK, each_N1, 0.0)
     logits_NV.scatter_add_(1, rows.token_ids_NK, stored_NK)
-    logits_NV.scatter_add_(1, rows.labels_N.unsqueeze(1), label_N.unsqueeze(1))
+    logits_NV.scatter_add_(1, rows.labels_N.unsqueeze(1), slopes.label_logit_N.unsqueeze(1))
 
 
-def _num_rest(logits_NV: Tensor, rows: LossRows) -> Tensor:
-    return (logits_NV.shape[1] - rows.mask_NK.sum(1)).clamp(min=1)
+def num_rest(rows: LossRows, vocab_size: int) -> Tensor:
+    """int64 [N]: ids outside S, at least 1."""
+    return (vocab_size - rows.mask_NK.sum(1)).clamp(min=1)
 
 
-def _quotient(slope_N: Tensor, sum_N: Tensor) -> Tensor:
-    """slope / sum as a column; 0 for an empty rest."""
-    return torch.where(sum_N > 0, slope_N / sum_N.clamp(min=1.0), 0.0).unsqueeze(1)
+def quotient(slope_N: Tensor, sum_N: Tensor) -> Tensor:
+    """slope / sum; 0 for an empty rest. A sum of exp(z - max) is 0 or at least 1."""
+    return torch.where(sum_N > 0, slope_N / sum_N.clamp(min=1.0), 0.0)

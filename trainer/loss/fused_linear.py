@@ -7,8 +7,12 @@ Rows that count are projected a chunk at a time. The chunk's logits are reduced 
 `StudentStatistics`, `row_losses` gives the loss, autograd over those numbers gives its slopes, and the
 logits' buffer is overwritten by the gradient, which is multiplied into the gradients of the hidden states
 and of the weight at once. So the backward pass does no work, memory does not grow with B T, and an
-evaluation without gradients stops after the statistics. The price is one fp32 [V, H] from forward to
-backward; a frozen head does not pay it.
+evaluation without gradients stops after the statistics. The price is the weight's gradient from forward to
+backward, in fp32 until all chunks are added up; a frozen head does not pay it.
+
+On a GPU the chunk's logits stay in the dtype of the product and Triton kernels pass over them twice
+(`kernel_losses.py`); elsewhere Torch's code does the same in fp32 (`chunk_losses.py`). `chunk_plan.py` has
+the sizes of chunks.
 """
 
 from __future__ import annotations
@@ -20,14 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from trainer.loss import kernel_losses
 from trainer.loss.chunk_losses import losses_in_place, needs_two_softmaxes
+from trainer.loss.chunk_plan import ChunkPlan, add_product, plan_chunks
 from trainer.loss.divergences import RowLosses, weighted_sum
+from trainer.loss.kernel_losses import HeadOptions, Kernel, takes_kernels
 from trainer.loss.loss_inputs import LossOutput, LossRows, TeacherTargets, select_rows
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import per_item
-
-CHUNK_BYTES = 128 * 2**20
-"""Size of a chunk's buffer of logits by default: large enough for matrix products to run at full speed."""
 
 
 class FusedLinearTopKDistillationLoss(nn.Module):
@@ -40,12 +44,14 @@ class FusedLinearTopKDistillationLoss(nn.Module):
         logit_scale: float = 1.0,
         logit_softcap: float | None = None,
         chunk_rows: int | None = None,
+        kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
         self.settings = settings
         self.logit_scale = logit_scale
         self.logit_softcap = logit_softcap
         self.chunk_rows = chunk_rows
+        self.kernel: Kernel = kernel
 
     def forward(
         self,
@@ -66,6 +72,7 @@ class FusedLinearTopKDistillationLoss(nn.Module):
             logit_scale=self.logit_scale,
             logit_softcap=self.logit_softcap,
             chunk_rows=self.chunk_rows,
+            kernel=self.kernel,
             num_items_in_batch=num_items_in_batch,
         )
 
@@ -81,6 +88,7 @@ def fused_linear_topk_distillation_loss(
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
     chunk_rows: int | None = None,
+    kernel: Kernel = "auto",
     num_items_in_batch: Tensor | int | None = None,
 ) -> LossOutput:
     """`topk_distillation_loss` of softcap(scale (hidden weight^T + bias)), without the logits.
@@ -90,22 +98,23 @@ def fused_linear_topk_distillation_loss(
     1 / Granite's scaling; `logit_softcap` is Gemma's: cap tanh(z / cap). Products are in the autocast dtype
     where autocast is on, else in the weight's; everything else in float32, as is the weight's gradient until
     the end.
-    `chunk_rows` bounds the rows projected at a time, None takes what fits `CHUNK_BYTES`.
+    `chunk_rows` bounds the rows projected at a time, None takes what suits the device (`chunk_plan.py`).
+    `kernel` is by what the logits are reduced: "auto" takes Triton on a CUDA device, "torch" never does.
     """
     if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(
-            f"chunk_rows={chunk_rows} must be at least 1, or None for what fits {CHUNK_BYTES} bytes."
-        )
+        raise ValueError(f"chunk_rows={chunk_rows} must be at least 1, or None for what suits the device.")
     weight_VH = _whole(weight_VH)
     bias_V = None if bias_V is None else _whole(bias_V)
     vocab_size = min(settings.vocab_size or weight_VH.shape[0], weight_VH.shape[0])
     rows = select_rows(labels_BT, targets, settings, vocab_size)
+    product_dtype = _product_dtype(weight_VH)
     head = _Head(
         vocab_size=vocab_size,
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
-        chunk_rows=chunk_rows or max(CHUNK_BYTES // (4 * vocab_size), 1),
-        product_dtype=_product_dtype(weight_VH),
+        chunk_rows=chunk_rows,
+        product_dtype=product_dtype,
+        by_kernels=takes_kernels(kernel, weight_VH.device, product_dtype),
         needs_gradient=torch.is_grad_enabled(),
     )
     hidden_NH = hidden_BTH.flatten(0, 1)[rows.position_N]
@@ -120,8 +129,9 @@ class _Head:
     vocab_size: int
     logit_scale: float
     logit_softcap: float | None
-    chunk_rows: int
+    chunk_rows: int | None
     product_dtype: torch.dtype
+    by_kernels: bool
     needs_gradient: bool
 
 
@@ -141,12 +151,13 @@ class _FusedLinear(torch.autograd.Function):
         needs = [head.needs_gradient and needed for needed in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden_NH.device.type, enabled=False):
             projection = _Projection(hidden_NH, weight_VH, bias_V, head, needs)
+            step = projection.plan.chunk_rows
             chunks = [
-                projection.chunk_losses(rows.slice(start, start + head.chunk_rows), start, settings)
-                for start in range(0, len(rows), head.chunk_rows)
+                projection.chunk_losses(rows.slice(start, start + step), start, settings)
+                for start in range(0, len(rows), step)
             ]
             ctx.save_for_backward(*projection.gradients())
-        losses = _concatenate(chunks, projection.logits_NV)
+        losses = _concatenate(chunks, hidden_NH.new_empty(0, dtype=projection.sum_dtype))
         outputs = tuple(getattr(losses, name) for name in RowLosses.__dataclass_fields__)
         ctx.mark_non_differentiable(*outputs)
         return weighted_sum(losses, settings), *outputs
@@ -177,12 +188,23 @@ class _Projection:
         self.bias_V = None
         if bias_V is not None:
             self.bias_V = bias_V[: head.vocab_size].to(self.sum_dtype) * head.logit_scale
+        logits_dtype = head.product_dtype if head.by_kernels else self.sum_dtype
+        self.plan: ChunkPlan = plan_chunks(
+            len(hidden_NH),
+            weight_VH[: head.vocab_size],
+            logits_dtype,
+            self.sum_dtype,
+            chunk_rows=head.chunk_rows,
+            wants_weight=needs[1],
+        )
         self.logits_NV = hidden_NH.new_empty(
-            min(head.chunk_rows, len(hidden_NH)), head.vocab_size, dtype=self.sum_dtype
+            min(self.plan.chunk_rows, len(hidden_NH)), head.vocab_size, dtype=logits_dtype
         )
         self.scratch_NV: Tensor | None = None
         self.grad_hidden_NH = torch.empty_like(self.hidden_NH) if needs[0] else None
-        self.grad_weight_VH = torch.zeros_like(weight_VH, dtype=self.sum_dtype) if needs[1] else None
+        self.grad_weight_VH = None
+        if needs[1]:
+            self.grad_weight_VH = torch.zeros_like(weight_VH, dtype=self.plan.sum_dtype)
         self.grad_bias_V = None
         if bias_V is not None and needs[2]:
             self.grad_bias_V = torch.zeros_like(bias_V, dtype=self.sum_dtype)
@@ -192,6 +214,16 @@ class _Projection:
         """Losses of rows start, start + 1, ...; adds their gradients."""
         hidden_NH = self.hidden_NH[start : start + len(rows)]
         logits_NV = self._project(hidden_NH)
+        if self.head.by_kernels:
+            options = HeadOptions(self.bias_V, self.head.logit_softcap)
+            losses = kernel_losses.losses_in_place(
+                logits_NV, rows, settings, options, needs_gradient=self.needs_gradient
+            )
+            if self.needs_gradient:
+                self._add_gradients(logits_NV, hidden_NH, start)
+            return losses
+        if self.bias_V is not None:
+            logits_NV.add_(self.bias_V)
         cap_slope_NV = self._cap(logits_NV)
         losses = losses_in_place(
             logits_NV, rows, settings, self._scratch(rows, settings), needs_gradient=self.needs_gradient
@@ -216,11 +248,9 @@ class _Projection:
 
     def _project(self, hidden_NH: Tensor) -> Tensor:
         logits_NV = self.logits_NV[: len(hidden_NH)]
-        if self.head.product_dtype == self.sum_dtype:
-            torch.mm(hidden_NH, self.weight_VH.t(), out=logits_NV)
-        else:
-            logits_NV.copy_(hidden_NH @ self.weight_VH.t())
-        return logits_NV if self.bias_V is None else logits_NV.add_(self.bias_V)
+        if self.head.product_dtype == logits_NV.dtype:
+            return torch.mm(hidden_NH, self.weight_VH.t(), out=logits_NV)
+        return logits_NV.copy_(hidden_NH @ self.weight_VH.t())
 
     def _scratch(self, rows: LossRows, settings: LossSettings) -> Tensor | None:
         if not needs_two_softmaxes(rows, settings):
@@ -244,19 +274,15 @@ class _Projection:
         if self.grad_hidden_NH is not None:
             torch.mm(grad_NV, self.weight_VH, out=self.grad_hidden_NH[start : start + len(grad_NV)])
         if self.grad_weight_VH is not None:
-            real_VH = self.grad_weight_VH[: self.head.vocab_size]
-            if self.head.product_dtype == self.sum_dtype:
-                real_VH.addmm_(grad_NV.t(), hidden_NH)
-            else:
-                real_VH.add_(grad_NV.t() @ hidden_NH)
+            add_product(self.grad_weight_VH[: self.head.vocab_size], grad_NV, hidden_NH)
         if self.grad_bias_V is not None:
-            self.grad_bias_V[: self.head.vocab_size].add_(grad_logits_NV.sum(0))
+            self.grad_bias_V[: self.head.vocab_size].add_(grad_logits_NV.sum(0, dtype=self.sum_dtype))
 
 
-def _concatenate(chunks: list[RowLosses], like: Tensor) -> RowLosses:
+def _concatenate(chunks: list[RowLosses], nothing_N: Tensor) -> RowLosses:
     names = RowLosses.__dataclass_fields__
     if not chunks:
-        return RowLosses(**{name: like.new_empty(0) for name in names})
+        return RowLosses(**dict.fromkeys(names, nothing_N))
     return RowLosses(**{name: torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names})
 
 
