@@ -1,4 +1,4 @@
-"""Times of the kernels that run on a GPU, beside what they are made of. Needs a CUDA device.
+"""Times of the kernels that run on a GPU, and of the loss, beside what they are made of. Needs a CUDA device.
 
 Figures are milliseconds, the median of ten runs on synthetic logits; compare them within one run. Nothing is
 committed by this: it prints a table with the card and the driver.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.students import gpu_losses
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm import capture
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for hidden_size in HIDDEN_SIZES:
         print(f"\nhead, 2,048 rows, hidden {hidden_size:,}, vocabulary 151,936, bf16 weights")
         _print(head_timings(2048, hidden_size, 151_936))
+    gpu_losses.print_tables()
     return 0
 
 
