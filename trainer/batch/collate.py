@@ -22,6 +22,7 @@ from logitstore.rows import temperature as temperatures
 from trainer.batch.batch_memory import Layout, zeros
 from trainer.batch.packing import Place, one_per_row, packed
 from trainer.data.samples import ANY_STEP, Sample
+from trainer.errors import GuardError
 
 TEACHER_KEYS = ("teacher_token_ids", "teacher_logprobs", "teacher_tail_logprob", "teacher_mask")
 PackedAttention = Literal["position_ids", "position_ids_one_row", "block_diagonal", "block_diagonal_additive"]
@@ -77,6 +78,10 @@ class CollateSettings:
     count_tokens: bool = False
     """Add `token_counts`, int64 [3]: tokens of sequences in the batch, places for tokens, and label rows that
     `max_length` or `pack_length` cut off. Models do not know the key; OfflineDistillationTrainer takes it."""
+    student_vocab_size: int | None = None
+    """Ids that the student has; a sequence with a larger one is refused by name, as looking it up would end
+    in an IndexError, or on a GPU in a broken process. OfflineDistillationTrainer sets it; None leaves it
+    unchecked."""
     column_aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names for keys, as in COLUMN_ALIASES."""
 
@@ -120,6 +125,9 @@ class DistillationCollator:
             places, shape_BT = one_per_row(lengths, settings.pad_to_multiple_of)
         else:
             places, shape_BT = packed(lengths, settings.pack_length, settings.pad_to_multiple_of)
+        if settings.student_vocab_size is not None:
+            for sample, length in zip(samples, lengths, strict=True):
+                _check_ids(sample, length, settings.student_vocab_size)
         batch = zeros(_layout(samples, shape_BT, settings))
         arrays = {key: tensor.numpy() for key, tensor in batch.items()}
         _fill_token_keys(arrays, samples, places, settings)
@@ -130,6 +138,16 @@ class DistillationCollator:
         if settings.count_tokens:
             batch["token_counts"] = _token_counts(samples, places, shape_BT)
         return {settings.column_aliases.get(key, key): tensor for key, tensor in batch.items()}
+
+
+def _check_ids(sample: Sample, length: int, student_vocab_size: int) -> None:
+    largest = int(sample.sequence.token_ids_T[:length].max(initial=0))
+    if largest >= student_vocab_size:
+        raise GuardError(
+            f"record {sample.sequence.record_id} has the token id {largest}, the student only "
+            f"{student_vocab_size} ids: its vocabulary is smaller than the teacher's tokenizer. Use a "
+            "student with that tokenizer, or enlarge its embedding (resize_token_embeddings)"
+        )
 
 
 def _layout(samples: Sequence[Sample], shape_BT: tuple[int, int], settings: CollateSettings) -> Layout:

@@ -29,7 +29,7 @@ PIECE_TOKENS = 256
 """Tokens whose logits exist at a time."""
 
 
-LOWER_IS_BETTER = ("loss", "kl", "cross_entropy", "calibration_error")
+LOWER_IS_BETTER = ("loss", "kl", "cross_entropy", "calibration_error", "mass_beyond_tokenizer")
 """Figures of an Evaluation of which the least is the best; "loss" is the Trainer's name for the KL."""
 HIGHER_IS_BETTER = ("top1_agreement", "accuracy", "student_mass")
 
@@ -55,18 +55,24 @@ class Evaluation:
     """Teacher's mass on the stored entries."""
     student_mass: float
     """Student's mass on the same entries."""
+    mass_beyond_tokenizer: float | None = None
+    """Student's mass, over all its logits, on ids that no tokenizer has: of padded vocabularies. None where
+    the tokenizer's size is not known."""
 
     def to_dict(self) -> dict[str, float | int]:
-        return asdict(self)
+        """The figures that are known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class _Sums:
     """What adds up over rows, batches and processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer_size: int | None) -> None:
+        self.tokenizer_size = tokenizer_size
         self.num_sequences = 0
-        self.rows_6 = torch.zeros(6, dtype=torch.float64)
-        """Rows, then sums over rows: KL, cross-entropy, agreement, teacher's mass, student's mass."""
+        self.rows_7 = torch.zeros(7, dtype=torch.float64)
+        """Rows, then sums over rows: KL, cross-entropy, agreement, teacher's mass, student's mass, student's
+        mass beyond the tokenizer."""
         self.bins_3C = torch.zeros(3, NUM_BINS, dtype=torch.float64)
         """By bin of confidence: rows, rows whose top token is the actual one, sum of confidences."""
 
@@ -79,33 +85,43 @@ class _Sums:
         if not count:
             return
         means = (output.distillation, output.cross_entropy, metrics.top1_agreement, metrics.teacher_mass)
-        means_6 = torch.stack([torch.ones(()), *(mean.cpu() for mean in means), metrics.student_mass.cpu()])
-        self.rows_6 += count * means_6.double()
         counts_T = labels_T[1:] != settings.ignore_index
-        probability_NV = logits_TV[:-1][counts_T, : settings.vocab_size].softmax(dim=1)
+        logits_NV = logits_TV[:-1][counts_T]
+        beyond = self._mass_beyond(logits_NV)
+        means_7 = [torch.ones(()), *(mean.cpu() for mean in means), metrics.student_mass.cpu(), beyond.cpu()]
+        self.rows_7 += count * torch.stack(means_7).double()
+        probability_NV = logits_NV[:, : settings.vocab_size].softmax(dim=1)
         confidence_N, top_N = probability_NV.max(dim=1)
         bin_N = (confidence_N * NUM_BINS).long().clamp(max=NUM_BINS - 1).cpu()
         right_N = (top_N == labels_T[1:][counts_T]).double().cpu()
         for row, values_N in enumerate((torch.ones_like(right_N), right_N, confidence_N.double().cpu())):
             self.bins_3C[row].index_add_(0, bin_N, values_N)
 
+    def _mass_beyond(self, logits_NV: Tensor) -> Tensor:
+        """Mean over rows; exactly 0 for a student without such ids."""
+        if self.tokenizer_size is None or self.tokenizer_size >= logits_NV.shape[1]:
+            return torch.zeros(())
+        beyond_N = logits_NV[:, self.tokenizer_size :].logsumexp(dim=1) - logits_NV.logsumexp(dim=1)
+        return beyond_N.exp().mean()
+
     def add_processes(self, device: torch.device) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             sequences = torch.tensor([self.num_sequences], dtype=torch.float64)
-            flat = torch.cat([sequences, self.rows_6, self.bins_3C.flatten()]).to(device)
+            flat = torch.cat([sequences, self.rows_7, self.bins_3C.flatten()]).to(device)
             torch.distributed.all_reduce(flat)
             flat = flat.cpu()
             self.num_sequences = int(flat[0])
-            self.rows_6, self.bins_3C = flat[1:7], flat[7:].view(3, NUM_BINS)
+            self.rows_7, self.bins_3C = flat[1:8], flat[8:].view(3, NUM_BINS)
 
     def evaluation(self) -> Evaluation:
-        num_rows = int(self.rows_6[0])
+        num_rows = int(self.rows_7[0])
         if not num_rows:
             raise SettingError(
-                "there is no label row to evaluate on: no record is held out (raise data.held_out_fraction), "
-                "their labels are all masked, or data.max_length cuts them off"
+                "there is no label row to evaluate on: no record is held out (raise the fraction "
+                "of HeldOut; in a configuration data.held_out_fraction), their labels are all masked, or "
+                "max_length cuts them off"
             )
-        kl, cross_entropy, agreement, teacher, student = (self.rows_6[1:] / num_rows).tolist()
+        kl, cross_entropy, agreement, teacher, student, beyond = (self.rows_7[1:] / num_rows).tolist()
         right_C, confidence_C = self.bins_3C[1:]
         return Evaluation(
             num_sequences=self.num_sequences,
@@ -117,6 +133,7 @@ class _Sums:
             calibration_error=float((right_C - confidence_C).abs().sum() / num_rows),
             teacher_mass=teacher,
             student_mass=student,
+            mass_beyond_tokenizer=None if self.tokenizer_size is None else beyond,
         )
 
 
@@ -134,6 +151,7 @@ def evaluation_batches(
             pad_token_id=settings.pad_token_id,
             max_length=settings.token_limit,
             pad_to_multiple_of=settings.pad_to_multiple_of,
+            student_vocab_size=settings.student_vocab_size,
         )
     )
     dataset.set_epoch(0)
@@ -159,6 +177,12 @@ class EvaluationLoader:
         return self._batches
 
 
+def tokenizer_size_of(dataset: StreamingLogitDataset) -> int | None:
+    """Ids of the tokenizer that labeled the stores, the largest of several; None if one does not say it."""
+    sizes = [source.manifest.tokenizer.vocab_size for source in dataset.sources]
+    return max(sizes) if all(sizes) else None
+
+
 @torch.no_grad()
 def evaluate(
     model: Any,
@@ -166,17 +190,19 @@ def evaluate(
     *,
     head: Head | None = None,
     vocab_size: int | None = None,
+    tokenizer_size: int | None = None,
 ) -> Evaluation:
     """Evaluate a causal language model on padded batches whose targets are at temperature 1.
 
     With a `head`, logits exist for PIECE_TOKENS tokens at a time only. `vocab_size` is the number of real
-    ids where vocabularies are padded, as in LossSettings. Under torch.distributed each process gives its
+    ids where vocabularies are padded, as in LossSettings; `tokenizer_size` is that of the tokenizer, for
+    `mass_beyond_tokenizer` (see `tokenizer_size_of`). Under torch.distributed each process gives its
     own batches and gets the result of all.
     """
     settings = LossSettings(alpha=1.0, vocab_size=vocab_size, foreign_ids="tail" if vocab_size else "error")
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    sums = _Sums()
+    sums = _Sums(tokenizer_size)
     try:
         for batch in batches:
             on_device = {key: value.to(device) for key, value in batch.items()}

@@ -13,7 +13,7 @@ from transformers.trainer_utils import PredictionOutput, speed_metrics
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.evaluate import Evaluation, EvaluationLoader, evaluate, evaluation_batches
+from trainer.hf.evaluate import Evaluation, EvaluationLoader, evaluate, evaluation_batches, tokenizer_size_of
 from trainer.hf.heads import Head
 from trainer.loss.loss_settings import LossSettings
 
@@ -72,6 +72,7 @@ class EvaluatingTrainer(Trainer):
             self._evaluation_batches(dataset),
             head=self.head,
             vocab_size=self.loss_settings.vocab_size,
+            tokenizer_size=tokenizer_size_of(dataset),
         )
 
     def predict(  # type: ignore[override]  # as above

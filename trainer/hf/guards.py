@@ -60,6 +60,11 @@ def check_student(
             "other ids would be unlearned. Use divergence='generalized_jsd'"
         )
     check_collation(loss, collate)
+    if loss.vocab_size is not None and loss.vocab_size > student_width:
+        raise GuardError(
+            f"vocab_size={loss.vocab_size} ids shall take part in the loss, but the student has "
+            f"{student_width} logits; use a student with the teacher's tokenizer, or enlarge its embedding"
+        )
     for source in dataset.sources:
         if vocabulary is not None:
             check_tokenizer(source.manifest, vocabulary, where=source.uri)
@@ -128,8 +133,8 @@ def real_vocab_size(
         if student_width != teacher_width:
             raise GuardError(
                 f"the student has {student_width} logits, the teacher of {where} {teacher_width}; if they "
-                "differ by padding only, set loss.vocabulary='padded'; otherwise use a student with the "
-                "teacher's tokenizer"
+                "differ by padding only, set loss.vocabulary='padded' (in code: vocab_size, the ids of the "
+                "tokenizer, and foreign_ids='tail'); otherwise use a student with the teacher's tokenizer"
             )
         return None
     real = manifest.tokenizer.vocab_size or min(student_width, teacher_width)
@@ -152,7 +157,10 @@ def check_temperature(labels: LabelSpec, temperature: float, tail: str, *, where
     try:
         temperatures.check_readable(labels, temperature)
     except TemperatureError as error:
-        raise TemperatureError(f"{where}: {error}; to do without the tail: loss.tail='renormalize'") from None
+        raise TemperatureError(
+            f"{where}: {error}; to do without the tail, set tail='renormalize' (in a configuration "
+            "loss.tail='renormalize')"
+        ) from None
 
 
 def check_alignment(samples: Iterable[Sample], *, where: str) -> Alignment:

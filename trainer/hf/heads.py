@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.errors import UnsupportedHeadError
+from trainer.errors import SettingError, UnsupportedHeadError
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets
 from trainer.loss.loss_settings import LossSettings
@@ -73,17 +73,25 @@ def _check(model: Any, head: Head) -> None:
     try:
         vocab_size = head.module.weight.shape[0]
         input_ids = torch.arange(4, device=head.module.weight.device).unsqueeze(0) % vocab_size
-        expected_BTV = model(input_ids=input_ids, use_cache=False).logits.float()
+        logits_BTV = model(input_ids=input_ids, use_cache=False).logits
+        expected_dtype, expected_BTV = logits_BTV.dtype, logits_BTV.float()
         with head_replaced(head, head.logits) as taken:
             model(input_ids=input_ids, use_cache=False)
         (found_BTV,) = taken
     finally:
         model.train(was_training)
+    if not bool(expected_BTV.isfinite().all()):
+        raise SettingError(
+            f"the logits of {type(model).__name__} are not finite (NaN or infinite) on the ids "
+            f"{input_ids[0].tolist()}: its weights are damaged or overflow in {expected_dtype}; load others, "
+            "or train in another precision"
+        )
     error = float((expected_BTV - found_BTV).abs().max() / expected_BTV.abs().max().clamp(min=1e-6))
     if not error < _CHECK_TOLERANCE * (1 if expected_BTV.dtype == torch.float32 else 30):
         raise UnsupportedHeadError(
             f"the logits of {type(model).__name__} differ by {error:.2g} of their size from its head's "
-            f"projection with scale {head.scale} and softcap {head.softcap}; set loss.fused=false"
+            f"projection with scale {head.scale} and softcap {head.softcap}; set fused=False "
+            "(loss.fused=false in a configuration)"
         )
 
 

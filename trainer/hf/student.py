@@ -1,4 +1,4 @@
-"""What a student brings besides its logits: adapters, and the loss of its router."""
+"""What a student brings besides its logits: adapters, its token ids, and the loss of its router."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ def with_adapters(model: Any, peft_config: Any) -> Any:
     from peft import get_peft_model
 
     return get_peft_model(model, peft_config)
+
+
+def student_ids(model: Any) -> int | None:
+    """Token ids that the student can look up; None if its embedding does not say."""
+    return getattr(model.get_input_embeddings(), "num_embeddings", None)
 
 
 def router_loss_coef(model: Any) -> float:

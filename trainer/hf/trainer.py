@@ -46,7 +46,7 @@ from trainer.hf.guards import check_student
 from trainer.hf.heads import Head, batch_loss, find_head
 from trainer.hf.lengths import check_lengths, length_limit, student_context
 from trainer.hf.packing_check import settle_packing
-from trainer.hf.student import router_loss_coef, with_adapters
+from trainer.hf.student import router_loss_coef, student_ids, with_adapters
 from trainer.hf.token_means import TokenMeans
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
@@ -137,6 +137,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             self._given_settings,
             max_length=length_limit(self._given_settings, student_context(model)),
             count_tokens=True,
+            student_vocab_size=student_ids(model),
         )
         self.router_loss_coef = router_loss_coef(model)
         with self.autocast_smart_context_manager():  # FlashAttention takes no float32

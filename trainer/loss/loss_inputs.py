@@ -146,6 +146,7 @@ def select_rows(
             tail_logprob_N=targets.tail_logprob_BT.flatten()[index_N],
             mask_NK=mask_NK,
         )
+    _check_labels(rows, vocab_size)
     return _without_padding_ids(_handle_foreign_ids(rows, settings, vocab_size))
 
 
@@ -156,6 +157,17 @@ def _check(labels_BT: Tensor, targets: TeacherTargets | None, settings: LossSett
         raise ValueError(
             f"Teacher rows {tuple(targets.token_ids_BTK.shape[:2])} and labels {tuple(labels_BT.shape)} "
             "differ: both must be [batch, tokens] and label-aligned, neither of them shifted."
+        )
+
+
+def _check_labels(rows: LossRows, vocab_size: int) -> None:
+    if torch.compiler.is_compiling() or not len(rows):
+        return
+    largest = int(rows.labels_N.max())
+    if largest >= vocab_size:
+        raise ValueError(
+            f"The label {largest} is beyond the {vocab_size} ids of the student that take part in the loss. "
+            "Give vocab_size the number of ids of the tokenizer, and a student that has as many logits."
         )
 
 

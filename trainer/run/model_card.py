@@ -18,6 +18,7 @@ TITLES = {
     "calibration_error": "expected calibration error",
     "teacher_mass": "teacher's mass on stored entries",
     "student_mass": "student's mass on them",
+    "mass_beyond_tokenizer": "student's mass on unused ids",
 }
 """What the figures of an Evaluation are called."""
 
@@ -55,8 +56,11 @@ def model_card(
         )
     lines += ["", f"## On {after.num_sequences} held-out sequences ({after.num_rows} label rows)", ""]
     lines += ["| | Before | After |", "|---|---|---|"]
+    figures = after.to_dict()
+    earlier = {} if before is None else before.to_dict()
     for name, title in TITLES.items():
-        first = "-" if before is None else f"{getattr(before, name):.4f}"
-        lines.append(f"| {title} | {first} | {getattr(after, name):.4f} |")
+        if name in figures:
+            first = f"{earlier[name]:.4f}" if name in earlier else "-"
+            lines.append(f"| {title} | {first} | {figures[name]:.4f} |")
     lines += ["", "## Settings", "", "```json", json.dumps(settings, indent=2), "```", ""]
     return "\n".join(lines)

@@ -11,10 +11,11 @@ from trainer.run.output import RunMetrics
 def evaluation_table(before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:
     """Held-out figures, one a line, before and after training where both are known."""
     head = f"held out: {after['num_sequences']:,} sequences, {after['num_rows']:,} label rows"
+    titles = {name: title for name, title in TITLES.items() if name in after}
     if before is None:
-        return "\n".join([head, *(f"  {title:<34}{after[name]:>9.4f}" for name, title in TITLES.items())])
+        return "\n".join([head, *(f"  {title:<34}{after[name]:>9.4f}" for name, title in titles.items())])
     lines = [head, f"  {'':<34}{'before':>9}{'after':>9}"]
-    lines += [f"  {title:<34}{before[name]:>9.4f}{after[name]:>9.4f}" for name, title in TITLES.items()]
+    lines += [f"  {title:<34}{before[name]:>9.4f}{after[name]:>9.4f}" for name, title in titles.items()]
     return "\n".join(lines)
 
 

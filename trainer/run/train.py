@@ -10,6 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,9 +25,10 @@ from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.sources import HeldOut
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches
+from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches, tokenizer_size_of
 from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.hf.heads import find_head
+from trainer.hf.student import student_ids
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.run.config import TrainConfig
 from trainer.run.output import (
@@ -128,10 +130,17 @@ def evaluate_model(config: TrainConfig, model_path: str) -> Evaluation:
     model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    collator = DistillationCollator(collate_settings(config, tokenizer))
+    settings = replace(collate_settings(config, tokenizer), student_vocab_size=student_ids(model))
+    collator = DistillationCollator(settings)
     batches = evaluation_batches(held_out, collator, config.evaluation.max_sequences)
     head = find_head(model) if config.loss.fused else None
-    return evaluate(model, batches, head=head, vocab_size=real_size(config, held_out, model))
+    return evaluate(
+        model,
+        batches,
+        head=head,
+        vocab_size=real_size(config, held_out, model),
+        tokenizer_size=tokenizer_size_of(held_out),
+    )
 
 
 def datasets(

@@ -110,7 +110,7 @@ def test_nothing_to_evaluate_on_is_an_error():
     samples = given_samples(2)
     for sample in samples:
         sample.sequence.loss_mask_N[:] = False
-    with pytest.raises(ValueError, match=r"raise data\.held_out_fraction"):
+    with pytest.raises(ValueError, match=r"raise the fraction of HeldOut"):
         evaluate(tiny_student(), batches(samples))
 
 
@@ -167,5 +167,5 @@ def test_a_head_that_does_something_else_is_refused():
         return output
 
     model.forward = doubled  # type: ignore[method-assign]
-    with pytest.raises(UnsupportedHeadError, match=r"set loss.fused=false"):
+    with pytest.raises(UnsupportedHeadError, match=r"set fused=False \(loss.fused=false in"):
         find_head(model)

@@ -154,6 +154,14 @@ def test_each_store_of_a_dataset_is_checked(tmp_path, small_store):
         check(good, temperature=0.5)
 
 
+def test_more_ids_than_the_student_has_are_refused(small_store):
+    dataset, loss = StreamingLogitDataset(small_store), LossSettings(vocab_size=64, foreign_ids="tail")
+    with pytest.raises(
+        GuardError, match="vocab_size=64 ids shall take part in the loss, but the student has 60"
+    ):
+        check_student(dataset, loss, CollateSettings(), student_width=60, vocabulary=None)
+
+
 def test_top_entries_are_not_taken_for_drawn_ones(small_store):
     dataset, loss = StreamingLogitDataset(small_store), LossSettings(divergence="sampled")
     with pytest.raises(GuardError, match="all other ids would be unlearned"):
