@@ -213,7 +213,7 @@ class DockerConfig(_Section):
     env_file: str = ""
     """File on every machine with NAME=VALUE lines for the container: HF_TOKEN, AWS_ACCESS_KEY_ID, ..."""
     run_options: tuple[str, ...] = ()
-    """Further options of `docker run`, for example "-v /mnt/models:/root/.cache/huggingface"."""
+    """Further options of `docker run`, for example "-v /mnt/models:/home/ray/.cache/huggingface"."""
 
 
 class ClusterConfig(_Section):
