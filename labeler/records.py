@@ -1,24 +1,122 @@
-"""What actors tell the driver, and how a job can end before it is done."""
+"""What the stages of a job hand to each other: prompts, units, leases, and what workers tell the driver.
+
+Shape legend: T tokens.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from logitstore.manifest.fields import ShardEntry
+import numpy as np
+
+from logitstore.manifest.fields import ShardEntry, TeacherInfo
 from logitstore.records import Reject
 
 
 @dataclass(frozen=True, slots=True)
-class UnitResult:
-    """What became of a lease."""
+class TokenizedPrompt:
+    """One input record as the teacher takes it: ids only, so that no teacher tokenises on its own."""
+
+    record_id: str
+    """Id of the input record, unique among the prompts of one `label` call."""
+    prompt_token_ids: np.ndarray
+    """int32 [T], what stands before the response; empty for plain text that is scored as a whole."""
+    response_token_ids: np.ndarray | None
+    """int32 [T], the given response (mode "score"); None where the teacher writes it ("generate")."""
+    label_start: int
+    """First labeled position of prompt + response, at least 1, at most the sequence's length."""
+    loss_mask_T: np.ndarray | None = None
+    """bool over prompt + given response: positions a training loss counts. None: every labeled one.
+    In mode "generate" it covers the prompt, and every generated token counts."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the engine is given: prompt plus given response."""
+        response = 0 if self.response_token_ids is None else len(self.response_token_ids)
+        return len(self.prompt_token_ids) + response
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRecord:
+    """One record of a unit: its ids, and where it came from."""
+
+    prompt: TokenizedPrompt
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUnit:
+    """Where a unit's records lie, and how much work they are."""
+
+    unit_id: str
+    """Hash of the ids of its records: the same input and configuration give the same unit."""
+    unit_index: int
+    """Place in the plan."""
+    segment: str
+    """Name of the plan object that holds the records."""
+    offset: int
+    """First byte of the unit in the segment."""
+    num_bytes: int
+    num_records: int
+    num_tokens: int
+    """Tokens of prompts and given responses."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherDescription:
+    """What a started teacher really is; known for certain only after its self-test."""
+
+    info: TeacherInfo
+    vocab_size: int
+    """V, the width of the logits; every id of a prompt must lie below it."""
+    max_model_len: int
+    """Most tokens of prompt plus response, generated ones included."""
+    exact_temperatures: tuple[float, ...]
+    """Temperatures at which `logsumexp` and tail mass are exact, ascending from 1.0. Only (1.0,) where
+    the labels come through the public API."""
+    value_kind: str
+    """How a store should keep the logits: "logit_f16" for bf16 and fp16 teachers, "gap_f16" for fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A unit in a worker's hands."""
 
     lease_id: int
-    outcome: str
-    """"committed", "passed_trial" or "gave_back"."""
-    entry: ShardEntry | None = None
+    unit: WorkUnit
+    worker_id: str
+    skip: tuple[tuple[int, str], ...] = ()
+    """Positions of records that killed engines, with the reason: they become rejects of the unit."""
+    trial: tuple[int, ...] | None = None
+    """Not None: label only these positions and throw the labels away (bisection)."""
+    alone: bool = False
+    """The unit is suspected of killing engines: its worker holds no other, so that the outcome is beyond
+    doubt. Always so for a trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an actor came to be."""
+
+    node_id: str
+    host: str
+    process_id: int
+    cores: tuple[int, ...]
+    """Logical CPUs the process may run on."""
+    other_node_ids: tuple[str, ...] = ()
+    """Of the replica's further machines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The lease's unit is in the store, with this worker's shard or with another's."""
+
+    lease_id: int
+    entry: ShardEntry
     """The row that counts for the unit, whoever wrote it."""
-    won: bool = False
+    won: bool
     """Whether this lease's shard is the one that counts."""
     rejects: tuple[Reject, ...] = ()
     """Records of the unit without labels."""
@@ -35,6 +133,25 @@ class UnitResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedTrial:
+    """The records of the lease's trial were labeled, and the engine lives; their labels are thrown away."""
+
+    lease_id: int
+    engine_sec: float
+
+
+@dataclass(frozen=True, slots=True)
+class GaveBack:
+    """The worker was told to leave before the unit was in its engine; another worker may have it."""
+
+    lease_id: int
+
+
+UnitResult = Committed | PassedTrial | GaveBack
+"""What became of a lease."""
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A sign of life."""
 
@@ -42,8 +159,6 @@ class Heartbeat:
     """Grows whenever a sequence is labeled or a step of a unit is done."""
     in_engine: tuple[int, ...]
     """The leases that the engine is labeling, oldest first; to be suspected should the process die now."""
-    buffered_bytes: int
-    """Labels waiting to be written."""
     num_sequences: int
     num_tokens: int
     """Sequences and tokens labeled since the start, whether committed by now or not."""

@@ -20,16 +20,14 @@ from benchmarks.report.results import Figure, Result, publish
 from labeler.config.loading import JobConfig, load_job
 from labeler.driver.loop import LabelingLoop
 from labeler.driver.pool import ActorPool
-from labeler.driver.scheduler import Lease, LeasePolicy, Scheduler
+from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
-from labeler.on_ray.cores import Placement
 from labeler.on_ray.runtime import ray_for
 from labeler.planning.plan import PlanTotals
-from labeler.planning.units import WorkUnit
-from labeler.records import Heartbeat, UnitResult
+from labeler.records import Committed, Heartbeat, Lease, Placement, WorkUnit
 from labeler.teacher.response_ends import ResponseEnds
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import Objects
@@ -77,18 +75,30 @@ class StandIn:
     """Answers for many workers; methods as in `labeler.worker.actor.Worker`."""
 
     def place(self) -> Placement:
-        return Placement("node", "host", 0, (0,))
+        return Placement(node_id="node", host="host", process_id=0, cores=(0,))
 
     def start(self, cores: str | None) -> str:
         return "ready"
 
     def heartbeat(self) -> Heartbeat:
-        return Heartbeat(0, (), 0, 0, 0)
+        return Heartbeat(progress=0, in_engine=(), num_sequences=0, num_tokens=0)
 
-    def label_unit(self, lease: Lease) -> UnitResult:
+    def label_unit(self, lease: Lease) -> Committed:
         unit = lease.unit
-        entry = ShardEntry(unit.unit_id, unit.unit_index, "", 64, 16_384, 16_384, 0, "", 0, 0.0, "w")
-        return UnitResult(lease.lease_id, "committed", entry, won=True)
+        entry = ShardEntry(
+            unit_id=unit.unit_id,
+            unit_index=unit.unit_index,
+            name="",
+            num_sequences=unit.num_records,
+            num_rows=unit.num_tokens,
+            num_tokens=unit.num_tokens,
+            num_bytes=0,
+            checksum="",
+            num_rejects=0,
+            seconds=0.0,
+            worker="w",
+        )
+        return Committed(lease.lease_id, entry, won=True)
 
     def leave(self) -> None: ...
 

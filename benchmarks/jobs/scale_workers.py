@@ -19,7 +19,7 @@ from labeler.config.loading import (
 )
 from labeler.config.settings import FakeTeacherConfig
 from labeler.driver.scheduler import LeasePolicy, Scheduler
-from labeler.planning.units import WorkUnit
+from labeler.records import WorkUnit
 
 SECONDS_PER_TOKEN = 0.01
 """Slow enough that dozens of stand-ins share two cores and still only wait."""

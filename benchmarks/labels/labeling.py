@@ -30,8 +30,8 @@ from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, ResultTable, publish
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError
+from labeler.records import TokenizedPrompt
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout
-from labeler.teacher.protocol import TokenizedPrompt
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
 

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from labeler.config.loading import InputConfig, JobConfig, OutputConfig, TeacherConfig
-from labeler.driver.scheduler import Lease
 from labeler.planning.plan import KnownRecords, Plan, SegmentWriter
-from labeler.planning.units import PlannedRecord, unit_id_of
+from labeler.planning.units import unit_id_of
+from labeler.records import Committed, Lease, PlannedRecord, TeacherDescription, TokenizedPrompt
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
-from labeler.teacher.protocol import TeacherDescription, TokenizedPrompt, labeled_sequence
+from labeler.teacher.protocol import labeled_sequence
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
-from labeler.worker.engine_feed import EngineFeed
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TokenizerInfo
 from logitstore.objects.opening import Objects
@@ -33,8 +32,8 @@ LEASES = 2
 UNIT_PROMPTS = 2
 
 
-class RunningWorker(Worker):
-    """A job's worker in the middle of its job: teacher, thread, store and plan are there.
+class RunningWorker:
+    """A job's worker in the middle of its job: teacher, threads, store and plan are there.
 
     The plan has the prompts once for every round, so that each round labels units of its own.
     """
@@ -53,10 +52,9 @@ class RunningWorker(Worker):
             input=InputConfig(uri="memory", kind="token_ids"),
             output=OutputConfig(uri=uri),
         )
-        super().__init__(job, "benchmark", ResponseEnds())
-        LogitStore.create(uri, _manifest(teacher.describe(), labels))
+        self._worker = Worker(job, "benchmark", ResponseEnds(), lambda cores: teacher)
+        LogitStore.create(uri, _manifest(self._worker.start(None), labels))
         _write_plan(uri, prompts, num_rounds)
-        self._feed = EngineFeed(lambda: teacher, 1, self._count_labeled)
         self._units = enumerate(Plan(Objects(uri)).units())
         self._num_prompts = len(prompts)
         self._threads = ThreadPoolExecutor(LEASES)
@@ -65,8 +63,8 @@ class RunningWorker(Worker):
         """The next round from leases to commits on disk."""
         units = itertools.islice(self._units, -(-self._num_prompts // UNIT_PROMPTS))
         leases = [Lease(number, unit, "benchmark") for number, unit in units]
-        results = list(self._threads.map(self.label_unit, leases))
-        committed = sum(result.entry.num_sequences for result in results if result.entry is not None)
+        results = list(self._threads.map(self._worker.label_unit, leases))
+        committed = sum(one.entry.num_sequences for one in results if isinstance(one, Committed))
         if committed != self._num_prompts:
             raise RuntimeError(f"{committed} of {self._num_prompts} sequences were committed")
 

@@ -19,7 +19,7 @@ from labeler.driver.pool_events import (
     WorkerLeft,
     WorkerReady,
 )
-from labeler.driver.scheduler import Lease, Scheduler
+from labeler.driver.scheduler import Scheduler
 from labeler.driver.stop import StopRequest
 from labeler.errors import JobFailedError, LeaseLostError, TeacherMismatchError
 from labeler.job.driver_lease import DriverLease
@@ -27,6 +27,7 @@ from labeler.job.logs import JobLog
 from labeler.job.status import Tally
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import check_reject_share
+from labeler.records import Committed, GaveBack, Lease, PassedTrial
 from logitstore.job_objects import JobState
 
 POLL_SEC = 0.2
@@ -127,16 +128,16 @@ class LabelingLoop:
                     self._last_progress[worker_id] = heartbeat.progress
                     self._scheduler.progressed(worker_id, now)
             case WorkerReady():
-                self._welcome(event)
+                self._ready(event)
             case WorkerDied():
-                self._bury(event)
+                self._died(event)
             case WorkerLeft(worker_id, node_name):
                 self._log.write("worker_left", worker=worker_id, node=node_name)
                 self._note(f"{worker_id} left {node_name}, which is about to go")
-                self._settle_account(worker_id)
+                self._close_account(worker_id)
                 self._scheduler.lost_worker(worker_id, now)
             case LeaseEnded():
-                self._settle(event)
+                self._ended(event)
             case LeaseFailed(worker_id, lease_id, reason):
                 self._log.write("unit_failed", lease=lease_id, worker=worker_id, reason=reason)
                 self._tally.count_failure("unit_failed", reason)
@@ -155,7 +156,7 @@ class LabelingLoop:
                         "many failures in a row a replica may have"
                     )
 
-    def _welcome(self, event: WorkerReady) -> None:
+    def _ready(self, event: WorkerReady) -> None:
         self._log.write("worker_ready", worker=event.worker_id, load_sec=round(event.load_sec, 2))
         try:
             first = self._setup.take_description(event.description)
@@ -173,7 +174,7 @@ class LabelingLoop:
         self._ready_since[event.worker_id] = time.monotonic() - event.load_sec
         self._scheduler.add_worker(event.worker_id)
 
-    def _bury(self, event: WorkerDied) -> None:
+    def _died(self, event: WorkerDied) -> None:
         now = time.monotonic()
         kind = "engine_died" if event.engine else "worker_lost"
         self._log.write(
@@ -183,44 +184,53 @@ class LabelingLoop:
             leases=[lease.unit.unit_id for lease in self._scheduler.leases_of(event.worker_id)],
         )
         self._tally.count_failure(kind, f"{event.worker_id}: {event.reason}")
-        self._settle_account(event.worker_id)
+        self._close_account(event.worker_id)
         if event.engine:
             self._scheduler.engine_died(event.worker_id, event.culprits, event.reason, now)
         else:
             self._scheduler.lost_worker(event.worker_id, now)
 
-    def _settle_account(self, worker_id: str) -> None:
+    def _close_account(self, worker_id: str) -> None:
         """Keep what a worker that is gone has done and cost."""
         self._tally.forget(worker_id)
         self._last_progress.pop(worker_id, None)
         now = time.monotonic()
         self._past_replica_sec += now - self._ready_since.pop(worker_id, now)
 
-    def _settle(self, event: LeaseEnded) -> None:
-        now, result = time.monotonic(), event.result
-        if result.outcome == "gave_back":
-            self._scheduler.gave_back(result.lease_id, now)
-        elif result.outcome == "passed_trial":
-            self._scheduler.passed_trial(result.lease_id, now)
-        elif self._scheduler.committed(result.lease_id, now):
-            assert result.entry is not None
-            self._failures_in_row = 0
-            self._tally.count_result(result)
-            for reject in result.rejects:
-                self._log.write("rejected", unit=result.entry.unit_id, **asdict(reject))
-            self._setup.committed_one(result.entry)
-            if self._tally.units_of_run % COMPACT_EVERY_UNITS == 0:
-                self._setup.compact_beside()
-            self._check_rejects()
-        self._log.write(
-            result.outcome,
-            lease=result.lease_id,
-            worker=event.worker_id,
-            won=result.won,
-            engine_sec=round(result.engine_sec, 3),
-            own_sec=round(result.own_sec, 3),
-            **({"shard": asdict(result.entry)} if result.entry is not None else {}),
-        )
+    def _ended(self, event: LeaseEnded) -> None:
+        now, worker_id = time.monotonic(), event.worker_id
+        match event.result:
+            case GaveBack(lease_id):
+                self._scheduler.gave_back(lease_id, now)
+                self._log.write("gave_back", lease=lease_id, worker=worker_id)
+            case PassedTrial(lease_id, engine_sec):
+                self._scheduler.passed_trial(lease_id, now)
+                self._log.write(
+                    "passed_trial", lease=lease_id, worker=worker_id, engine_sec=round(engine_sec, 3)
+                )
+            case Committed() as result:
+                if self._scheduler.committed(result.lease_id, now):
+                    self._take_up(result)
+                self._log.write(
+                    "committed",
+                    lease=result.lease_id,
+                    worker=worker_id,
+                    won=result.won,
+                    engine_sec=round(result.engine_sec, 3),
+                    own_sec=round(result.own_sec, 3),
+                    shard=asdict(result.entry),
+                )
+
+    def _take_up(self, result: Committed) -> None:
+        """Count a unit that was not committed before."""
+        self._failures_in_row = 0
+        self._tally.count_result(result)
+        for reject in result.rejects:
+            self._log.write("rejected", unit=result.entry.unit_id, **asdict(reject))
+        self._setup.committed_one(result.entry)
+        if self._tally.units_of_run % COMPACT_EVERY_UNITS == 0:
+            self._setup.compact_beside()
+        self._check_rejects()
 
     def _end_expired(self) -> None:
         for lease in self._scheduler.expired(time.monotonic()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -27,13 +27,12 @@ from labeler.driver.pool_events import (
     WorkerLeft,
     WorkerReady,
 )
-from labeler.driver.scheduler import Lease
 from labeler.errors import EngineDiedError
 from labeler.on_ray.cores import CoreBook
 from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.placement import actor_options, lack_of_room, release, reserve
-from labeler.records import Heartbeat
+from labeler.records import Heartbeat, Lease
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
 from logitstore.job_objects import WorkerView
@@ -48,14 +47,31 @@ ROOM_PATIENCE_SEC = 30.0
 """A replica without room for so long is mentioned."""
 
 
+SlotState = Literal["empty", "placing", "loading", "ready", "leaving", "given_up"]
+"""empty -> placing -> loading -> ready -> leaving -> empty. An actor that dies in any state makes its slot
+empty again, or given up where it died too often."""
+CallKind = Literal["place", "start", "heartbeat", "label"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of an actor that has not been answered yet."""
+
+    slot: _Slot
+    generation: int
+    """Of the slot at the time of the call; its actor may be another one by the answer."""
+    kind: CallKind
+    lease_id: int = 0
+    """Of a "label" call."""
+
+
 @dataclass(slots=True)
 class _Slot:
     """The place of one replica, and the actor that is in it now."""
 
     index: int
     generation: int = 0
-    state: str = "empty"
-    """"empty", "placing", "loading", "ready", "leaving" or "given_up"."""
+    state: SlotState = "empty"
     handle: Any = None
     group: PlacementGroup | None = None
     """What holds the replica's machines, where it has several."""
@@ -85,8 +101,8 @@ class ActorPool:
         self._job = job
         self._ends = ends
         self._slots = [_Slot(index) for index in range(job.workers.replicas)]
-        self._calls: dict[Any, tuple[_Slot, int, str, int]] = {}
-        """Outstanding call -> (place, generation, what, lease id or 0)."""
+        self._calls: dict[Any, _Call] = {}
+        """By Ray's reference to the answer."""
         self._cores = CoreBook(job.workers.cores) if job.workers.gpus == 0 else None
         self._actor_class = actor_class or ray.remote(Worker)
         self._heartbeat_sec = max(HEARTBEAT_SEC, job.workers.replicas / HEARTBEATS_PER_SEC)
@@ -136,7 +152,7 @@ class ActorPool:
             self._ask_for_heartbeat(slot, now)
             if slot.state == "loading" and now - slot.since_sec > self._job.workers.start_sec:
                 reason = f"the engine did not load within workers.start_sec = {self._job.workers.start_sec:g}"
-                events += self._lost(slot, reason, engine=True)
+                events += self._lost(slot, reason, engine_failed=True)
             if slot.state == "leaving" and (not slot.leases or now >= slot.leave_by_sec):
                 events.append(WorkerLeft(slot.worker_id, slot.node_name))
                 self._vacate(slot, pause_sec=0.0)
@@ -156,12 +172,12 @@ class ActorPool:
 
     def end(self, worker_id: str, reason: str) -> list[PoolEvent]:
         """End a worker that no longer gets on, and start another in its place."""
-        return self._lost(self._slot_of(worker_id), reason, engine=True)
+        return self._lost(self._slot_of(worker_id), reason, engine_failed=True)
 
     def give_up(self, worker_id: str, reason: str) -> list[PoolEvent]:
         """End a worker that is of no use, and start no other in its place."""
         slot = self._slot_of(worker_id)
-        events = self._lost(slot, reason, engine=False)
+        events = self._lost(slot, reason, engine_failed=False)
         slot.state = "given_up"
         return [*events, ReplicaGivenUp(worker_id, reason)]
 
@@ -192,8 +208,8 @@ class ActorPool:
                 return slot
         raise KeyError(worker_id)
 
-    def _call(self, slot: _Slot, what: str, ref: Any, lease_id: int = 0) -> None:
-        self._calls[ref] = (slot, slot.generation, what, lease_id)
+    def _call(self, slot: _Slot, kind: CallKind, ref: Any, lease_id: int = 0) -> None:
+        self._calls[ref] = _Call(slot, slot.generation, kind, lease_id)
 
     def _start_if_empty(self, slot: _Slot, now_sec: float) -> None:
         if (
@@ -215,52 +231,54 @@ class ActorPool:
             self._call(slot, "heartbeat", slot.handle.heartbeat.remote())
 
     def _answered(self, ref: Any) -> Iterator[PoolEvent]:
-        slot, generation, what, lease_id = self._calls.pop(ref)
-        if generation != slot.generation:
+        call = self._calls.pop(ref)
+        slot = call.slot
+        if call.generation != slot.generation:
             return  # The answer of an actor that was ended.
         try:
             value: Any = ray.get(ref, timeout=60)
         except (RayError, EngineDiedError, GetTimeoutError) as error:
-            yield from self._failed(slot, what, lease_id, error)
+            yield from self._failed(call, error)
             return
         now = time.monotonic()
-        if what == "place":
+        if call.kind == "place":
             slot.node_ids, slot.node_name = (value.node_id, *value.other_node_ids), value.host
             cores = self._cores.take(value, slot.index) if self._cores is not None else None
             slot.state, slot.since_sec = "loading", now
             self._call(slot, "start", slot.handle.start.remote(cores))
-        elif what == "start":
+        elif call.kind == "start":
             slot.state, self._any_was_ready = "ready", True
             yield WorkerReady(slot.worker_id, value, now - slot.since_sec)
-        elif what == "heartbeat":
+        elif call.kind == "heartbeat":
             slot.heartbeat, slot.next_heartbeat_sec = value, now + self._heartbeat_sec
             yield WorkerAlive(slot.worker_id, value)
-        elif what == "label":
-            lease = slot.leases.pop(lease_id)
+        elif call.kind == "label":
+            lease = slot.leases.pop(call.lease_id)
             if lease.trial is None:
                 slot.deaths_in_row = 0
             yield LeaseEnded(slot.worker_id, value)
 
-    def _failed(self, slot: _Slot, what: str, lease_id: int, error: Exception) -> list[PoolEvent]:
+    def _failed(self, call: _Call, error: Exception) -> list[PoolEvent]:
+        slot, lease_id = call.slot, call.lease_id
         reason = first_cause(error)
         died = isinstance(error, RayActorError | EngineDiedError)
-        if what == "label" and not died:
+        if call.kind == "label" and not died:
             slot.leases.pop(lease_id, None)
             return [LeaseFailed(slot.worker_id, lease_id, reason)]
         culprits = error.culprits if isinstance(error, EngineDiedError) else ()
         may_be_node = isinstance(error, RayActorError) or len(slot.node_ids) > 1
-        engine = not may_be_node or self._are_alive(slot.node_ids)
-        return self._lost(slot, reason, engine=engine, culprits=culprits)
+        engine_failed = not may_be_node or self._are_alive(slot.node_ids)
+        return self._lost(slot, reason, engine_failed=engine_failed, culprits=culprits)
 
     def _lost(
-        self, slot: _Slot, reason: str, *, engine: bool, culprits: tuple[int, ...] = ()
+        self, slot: _Slot, reason: str, *, engine_failed: bool, culprits: tuple[int, ...] = ()
     ) -> list[PoolEvent]:
-        """The slot's actor is gone or unfit."""
+        """The slot's actor is gone or unfit; `engine_failed` where the fault is not its node's or ours."""
         worker_id, was_ready = slot.worker_id, slot.state in ("ready", "leaving")
         if not culprits and slot.heartbeat is not None:
             culprits = slot.heartbeat.in_engine
         on_trial = any(lease.trial is not None for lease in slot.leases.values())
-        if engine and not on_trial:
+        if engine_failed and not on_trial:
             slot.deaths_in_row += 1
             if not self._any_was_ready:
                 # What fails before any engine ever loaded will rarely load the third time.
@@ -269,7 +287,7 @@ class ActorPool:
         self._vacate(slot, pause)
         events: list[PoolEvent] = []
         if was_ready:
-            events.append(WorkerDied(worker_id, reason, engine, culprits))
+            events.append(WorkerDied(worker_id, reason, engine_failed, culprits))
         if slot.deaths_in_row > self._job.workers.restarts:
             slot.state = "given_up"
             events.append(ReplicaGivenUp(worker_id, reason))

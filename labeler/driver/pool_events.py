@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from labeler.records import Heartbeat, UnitResult
-from labeler.teacher.protocol import TeacherDescription
+from labeler.records import Heartbeat, TeacherDescription, UnitResult
 
 
 @dataclass(frozen=True, slots=True)

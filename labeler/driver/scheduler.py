@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from labeler.driver.bisection import Bisection
-from labeler.planning.units import WorkUnit
+from labeler.records import Lease, WorkUnit
 
 RECENT_DURATIONS = 101
 FIRST_RETRY_SEC = 1.0
@@ -35,22 +35,6 @@ class LeasePolicy:
     """Near the end a unit that has taken so many times the median is leased to a second worker."""
     straggler_sec: float = 10.0
     """And at least so long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A unit in a worker's hands."""
-
-    lease_id: int
-    unit: WorkUnit
-    worker_id: str
-    skip: tuple[tuple[int, str], ...] = ()
-    """Positions of records that killed engines, with the reason: they become rejects of the unit."""
-    trial: tuple[int, ...] | None = None
-    """Not None: label only these positions and throw the labels away (bisection)."""
-    alone: bool = False
-    """The unit is suspected of killing engines: its worker holds no other, so that the outcome is beyond
-    doubt. Always so for a trial."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from labeler.job.driver_lease import present_holder
 from labeler.planning.plan import Plan
-from labeler.records import Heartbeat, UnitResult
+from labeler.records import Committed, Heartbeat
 from logitstore.errors import ObjectNotFoundError
 from logitstore.index.entries import ShardIndex
 from logitstore.job_objects import STATUS_NAME, Cost, JobState, JobStatus, WorkerView, parse_status
@@ -66,9 +66,8 @@ class Tally:
         self.rows += int(shards.column("num_rows").sum())
         self.bytes += int(shards.column("num_bytes").sum())
 
-    def count_result(self, result: UnitResult) -> None:
+    def count_result(self, result: Committed) -> None:
         """A unit committed in this run, for the first time."""
-        assert result.entry is not None
         self.count_stored(result.entry)
         self.units_of_run += 1
         self.tokens_of_run += result.entry.num_tokens

@@ -14,7 +14,7 @@ from labeler.patience import persistently
 from labeler.planning.plan import PlanTotals
 from labeler.planning.preflight import Prepared
 from labeler.planning.provenance import digests_of, provenance_of
-from labeler.teacher.protocol import TeacherDescription
+from labeler.records import TeacherDescription
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import StoreError, StoreExistsError
 from logitstore.manifest.fields import LabelSpec, Manifest, ShardEntry

@@ -5,20 +5,7 @@ vLLM's own choice gives every engine of a machine the same cores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where an actor came to be."""
-
-    node_id: str
-    host: str
-    process_id: int
-    cores: tuple[int, ...]
-    """Logical CPUs the process may run on."""
-    other_node_ids: tuple[str, ...] = ()
-    """Of the replica's further machines."""
+from labeler.records import Placement
 
 
 class CoreBook:

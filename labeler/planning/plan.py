@@ -25,7 +25,8 @@ from labeler.errors import PlanTakenError, TooManyRejectsError
 from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
 from labeler.planning.provenance import Provenance, describe_change
-from labeler.planning.units import PlannedRecord, WorkUnit, decode_records, encode_records
+from labeler.planning.units import decode_records, encode_records
+from labeler.records import PlannedRecord, WorkUnit
 from logitstore.errors import CorruptManifestError, StoreChangedError
 from logitstore.job_objects import (
     PLAN_HEAD_NAME,

@@ -16,9 +16,9 @@ from labeler.errors import BadRecordError
 from labeler.planning.digests import DigestSet, digest_of
 from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter, check_reject_share
 from labeler.planning.relabeling import ChangedRecord
-from labeler.planning.units import PlannedRecord, unit_id_of
+from labeler.planning.units import unit_id_of
 from labeler.prompting.prompts import PromptBuilder
-from labeler.teacher.protocol import TokenizedPrompt
+from labeler.records import PlannedRecord, TokenizedPrompt
 from logitstore.inputs.identity import record_id, repeated_id
 from logitstore.inputs.proofs import proof_of
 from logitstore.inputs.raw_record import RawRecord

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from labeler.teacher.protocol import TokenizedPrompt
+from labeler.records import PlannedRecord, TokenizedPrompt
 
 _SCHEMA = pa.schema(
     [
@@ -29,33 +28,6 @@ _SCHEMA = pa.schema(
 )
 _SCHEMA_WITHOUT_MASKS = pa.schema(list(_SCHEMA)[:-1])
 """Of plans made before records could have loss masks."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRecord:
-    """One record of a unit: its ids, and where it came from."""
-
-    prompt: TokenizedPrompt
-    file: str
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkUnit:
-    """Where a unit's records lie, and how much work they are."""
-
-    unit_id: str
-    """Hash of the ids of its records: the same input and configuration give the same unit."""
-    unit_index: int
-    """Place in the plan."""
-    segment: str
-    """Name of the plan object that holds the records."""
-    offset: int
-    """First byte of the unit in the segment."""
-    num_bytes: int
-    num_records: int
-    num_tokens: int
-    """Tokens of prompts and given responses."""
 
 
 def unit_id_of(record_ids: Sequence[str]) -> str:

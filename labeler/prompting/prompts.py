@@ -18,7 +18,8 @@ from labeler.prompting.bad_records import field_value, shown
 from labeler.prompting.conversations import Exchange, exchange_of, text_field
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
-from labeler.teacher.protocol import TokenizedPrompt, check_prompt
+from labeler.records import TokenizedPrompt
+from labeler.teacher.protocol import check_prompt
 
 MAX_TOKEN_ID = 2**31 - 1
 THINK = ("<think>", "</think>")

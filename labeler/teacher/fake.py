@@ -16,14 +16,9 @@ import numpy as np
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError, TeacherDiedError
+from labeler.records import TeacherDescription, TokenizedPrompt
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
-from labeler.teacher.protocol import (
-    TeacherDescription,
-    TokenizedPrompt,
-    check_prompt,
-    labeled_sequence,
-    sample_seed,
-)
+from labeler.teacher.protocol import check_prompt, labeled_sequence, sample_seed
 from labeler.teacher.response_ends import ResponseEnds
 from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence, LabelRows

@@ -10,57 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from labeler.errors import PromptError
-from logitstore.manifest.fields import TeacherInfo
+from labeler.records import TeacherDescription, TokenizedPrompt
 from logitstore.records import LabeledSequence, LabelRows
 
 if TYPE_CHECKING:
     from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
     from labeler.teacher.response_ends import ResponseEnds
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedPrompt:
-    """One input record as the teacher takes it: ids only, so that no teacher tokenises on its own."""
-
-    record_id: str
-    """Id of the input record, unique among the prompts of one `label` call."""
-    prompt_token_ids: np.ndarray
-    """int32 [T], what stands before the response; empty for plain text that is scored as a whole."""
-    response_token_ids: np.ndarray | None
-    """int32 [T], the given response (mode "score"); None where the teacher writes it ("generate")."""
-    label_start: int
-    """First labeled position of prompt + response, at least 1, at most the sequence's length."""
-    loss_mask_T: np.ndarray | None = None
-    """bool over prompt + given response: positions a training loss counts. None: every labeled one.
-    In mode "generate" it covers the prompt, and every generated token counts."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens the engine is given: prompt plus given response."""
-        response = 0 if self.response_token_ids is None else len(self.response_token_ids)
-        return len(self.prompt_token_ids) + response
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherDescription:
-    """What a started teacher really is; known for certain only after its self-test."""
-
-    info: TeacherInfo
-    vocab_size: int
-    """V, the width of the logits; every id of a prompt must lie below it."""
-    max_model_len: int
-    """Most tokens of prompt plus response, generated ones included."""
-    exact_temperatures: tuple[float, ...]
-    """Temperatures at which `logsumexp` and tail mass are exact, ascending from 1.0. Only (1.0,) where
-    the labels come through the public API."""
-    value_kind: str
-    """How a store should keep the logits: "logit_f16" for bf16 and fp16 teachers, "gap_f16" for fp32."""
 
 
 class Teacher(Protocol):

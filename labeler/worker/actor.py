@@ -18,15 +18,23 @@ from typing import TypeVar
 import ray
 
 from labeler.config.loading import JobConfig
-from labeler.driver.scheduler import Lease
 from labeler.errors import PromptError
-from labeler.on_ray.cores import Placement
 from labeler.on_ray.placement import other_nodes_of_replica
 from labeler.patience import persistently
 from labeler.planning.plan import read_unit
-from labeler.planning.units import PlannedRecord
-from labeler.records import Heartbeat, UnitResult
-from labeler.teacher.protocol import TeacherDescription, TokenizedPrompt, build_teacher
+from labeler.records import (
+    Committed,
+    GaveBack,
+    Heartbeat,
+    Lease,
+    PassedTrial,
+    Placement,
+    PlannedRecord,
+    TeacherDescription,
+    TokenizedPrompt,
+    UnitResult,
+)
+from labeler.teacher.protocol import Teacher, build_teacher
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from labeler.worker.filters import filter_responses
@@ -41,8 +49,16 @@ Result = TypeVar("Result")
 class Worker:
     """Labels leases with one teacher. Its methods may be called from several threads at once."""
 
-    def __init__(self, job: JobConfig, name: str, ends: ResponseEnds) -> None:
+    def __init__(
+        self,
+        job: JobConfig,
+        name: str,
+        ends: ResponseEnds,
+        load_teacher: Callable[[str | None], Teacher] | None = None,
+    ) -> None:
+        """`load_teacher` stands in for the job's own teacher, bound to the cores it is given."""
         self._job = job
+        self._load_teacher = load_teacher or self._load_own_teacher
         self._name = name
         self._ends = ends
         self._feed: EngineFeed | None = None
@@ -67,18 +83,19 @@ class Worker:
     def start(self, cores: str | None) -> TeacherDescription:
         """Load the teacher, bound to `cores`. Takes as long as the model takes to load."""
         self._feed = EngineFeed(
-            lambda: build_teacher(
-                self._job.teacher,
-                self._job.labels,
-                self._job.sampling,
-                cores=cores,
-                machines=self._job.workers.machines,
-                ends=self._ends,
-            ),
-            self._job.labels_per_record,
-            self._count_labeled,
+            lambda: self._load_teacher(cores), self._job.labels_per_record, self._count_labeled
         )
         return self._feed.teacher.describe()
+
+    def _load_own_teacher(self, cores: str | None) -> Teacher:
+        return build_teacher(
+            self._job.teacher,
+            self._job.labels,
+            self._job.sampling,
+            cores=cores,
+            machines=self._job.workers.machines,
+            ends=self._ends,
+        )
 
     def label_unit(self, lease: Lease) -> UnitResult:
         """Label a unit and commit it; on a trial only label. Raises EngineDiedError: replace this actor."""
@@ -92,9 +109,9 @@ class Worker:
         fed = FedUnit.of(lease.lease_id, prompts, self._job.labels_per_record)
         try:
             if not self._feed.run(fed):
-                return UnitResult(lease.lease_id, "gave_back")
+                return GaveBack(lease.lease_id)
             if lease.trial is not None:
-                return UnitResult(lease.lease_id, "passed_trial", engine_sec=fed.engine_sec)
+                return PassedTrial(lease.lease_id, fed.engine_sec)
             return self._finish(store, lease, planned, fed, read_sec)
         finally:
             with self._state:
@@ -107,7 +124,6 @@ class Worker:
             return Heartbeat(
                 progress=self._progress,
                 in_engine=self._feed.in_engine if self._feed is not None else (),
-                buffered_bytes=self._buffered_bytes,
                 num_sequences=self._num_sequences,
                 num_tokens=self._num_tokens,
             )
@@ -138,7 +154,7 @@ class Worker:
         planned: list[PlannedRecord],
         fed: FedUnit,
         read_sec: float,
-    ) -> UnitResult:
+    ) -> Committed:
         started = time.perf_counter()
         rejects = [*_refused(fed.errors, planned), *_killers(planned, lease)]
         sequences, filtered = fed.sequences, Counter[str]()
@@ -150,9 +166,8 @@ class Worker:
         filtered_sec = time.perf_counter() - started
         spent_sec = read_sec + fed.engine_sec + filtered_sec
         entry, won = self._commit(store, lease, sequences, rejects, spent_sec)
-        return UnitResult(
+        return Committed(
             lease_id=lease.lease_id,
-            outcome="committed",
             entry=entry,
             won=won,
             rejects=tuple(rejects),
@@ -181,7 +196,7 @@ class Worker:
         )
 
     def _persistently(self, use_storage: Callable[[], Result]) -> Result:
-        """Labels are dear: storage that fails is tried again for `output.retry_sec`."""
+        """Labels cost engine time: storage that fails is tried again for `output.retry_sec`."""
         return persistently(use_storage, self._job.output.retry_sec, self._show_progress)
 
     def _show_progress(self) -> None:

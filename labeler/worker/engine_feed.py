@@ -13,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from labeler.errors import EngineDiedError, PromptError, TeacherDiedError
-from labeler.teacher.protocol import Teacher, TokenizedPrompt, longest_first
+from labeler.records import TokenizedPrompt
+from labeler.teacher.protocol import Teacher, longest_first
 from logitstore.records import LabeledSequence
 
 

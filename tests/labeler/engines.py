@@ -18,7 +18,8 @@ import pytest
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError
-from labeler.teacher.protocol import Teacher, TokenizedPrompt
+from labeler.records import TokenizedPrompt
+from labeler.teacher.protocol import Teacher
 from labeler.teacher.vllm.teacher import VllmTeacher
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore

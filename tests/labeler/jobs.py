@@ -11,6 +11,8 @@ from typing import Any
 
 from benchmarks.jobs.running_job import WAIT_LIMIT_SEC, started, verify
 from labeler.job.status import read_status
+from labeler.records import Committed, Lease
+from labeler.worker.actor import Worker
 from logitstore.errors import StoreNotFoundError
 from logitstore.job_objects import JobStatus
 from logitstore.store import LogitStore
@@ -22,6 +24,13 @@ def write_records(path: Path, count: int, *, start: int = 0, response_bytes: int
         for i in range(start, start + count):
             response = (f"answer {i} " * response_bytes)[: response_bytes + i % 7]
             file.write(json.dumps({"uid": str(i), "prompt": f"question {i}", "response": response}) + "\n")
+
+
+def label_and_commit(worker: Worker, lease: Lease) -> Committed:
+    """What `label_unit` returns where it must have committed."""
+    result = worker.label_unit(lease)
+    assert isinstance(result, Committed)
+    return result
 
 
 def overrides_for(tmp_path: Path, *more: str) -> list[str]:

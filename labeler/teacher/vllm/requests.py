@@ -13,6 +13,7 @@ import numpy as np
 
 from labeler.config.loading import LabelsConfig, SamplingConfig
 from labeler.errors import PromptError
+from labeler.records import TokenizedPrompt
 from labeler.teacher.label_rows import (
     CapturedColumns,
     ColumnLayout,
@@ -20,7 +21,7 @@ from labeler.teacher.label_rows import (
     rows_from_columns,
     rows_from_logprobs,
 )
-from labeler.teacher.protocol import TokenizedPrompt, check_prompt, labeled_sequence, sample_seed
+from labeler.teacher.protocol import check_prompt, labeled_sequence, sample_seed
 from logitstore.errors import InvalidLabelsError
 from logitstore.records import LabeledSequence, LabelRows
 

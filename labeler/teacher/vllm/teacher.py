@@ -16,9 +16,10 @@ import numpy as np
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError, TeacherDiedError
 from labeler.prompting.tokenization import load_tokenizer
+from labeler.records import TeacherDescription, TokenizedPrompt
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.model_identity import find_model_folder, model_fingerprint, model_name
-from labeler.teacher.protocol import TeacherDescription, TokenizedPrompt, usable_tokens
+from labeler.teacher.protocol import usable_tokens
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.teacher.vllm.engine import engine_args, prepare_process, start_engine, stop_engine
 from labeler.teacher.vllm.requests import EngineLimits, Requests, Work, request_error

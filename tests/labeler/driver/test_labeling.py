@@ -19,7 +19,7 @@ from labeler.driver.pool_events import (
     WorkerLeft,
     WorkerReady,
 )
-from labeler.driver.scheduler import Lease, LeasePolicy, Scheduler
+from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
 from labeler.errors import JobFailedError
 from labeler.job.logs import JobLog
@@ -27,8 +27,8 @@ from labeler.job.status import Tally
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import PlanTotals
 from labeler.planning.preflight import prepare
-from labeler.planning.units import WorkUnit
-from labeler.teacher.protocol import TeacherDescription, build_teacher
+from labeler.records import Lease, TeacherDescription, WorkUnit
+from labeler.teacher.protocol import build_teacher
 from logitstore.store import LogitStore
 from tests.labeler.jobs import overrides_for, write_records
 

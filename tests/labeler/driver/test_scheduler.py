@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from labeler.driver.bisection import Bisection
 from labeler.driver.scheduler import LeasePolicy, Scheduler
-from labeler.planning.units import WorkUnit
+from labeler.records import WorkUnit
 
 
 def unit(index, num_records=8):

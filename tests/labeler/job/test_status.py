@@ -8,7 +8,7 @@ import pytest
 from labeler.job.driver_lease import Holder
 from labeler.job.status import Tally, read_status, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
-from labeler.records import Heartbeat, UnitResult
+from labeler.records import Committed, Heartbeat
 from logitstore.errors import StoreNotFoundError
 from logitstore.job_objects import LEASE_NAME, STATUS_NAME, JobState
 from logitstore.manifest.fields import ShardEntry
@@ -21,11 +21,11 @@ def entry(index, tokens=100, rows=40, num_bytes=4000):
 
 
 def result(index, **fields):
-    return UnitResult(index, "committed", entry(index), True, **fields)
+    return Committed(index, entry(index), True, **fields)
 
 
 def beat(tokens):
-    return Heartbeat(progress=tokens, in_engine=(), buffered_bytes=0, num_sequences=1, num_tokens=tokens)
+    return Heartbeat(progress=tokens, in_engine=(), num_sequences=1, num_tokens=tokens)
 
 
 def status_from(tally, state: JobState = "running"):

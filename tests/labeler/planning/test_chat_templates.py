@@ -8,9 +8,10 @@ import pytest
 
 from labeler.config.loading import load_job
 from labeler.errors import BadRecordError
-from labeler.planning.units import PlannedRecord, decode_records, encode_records
+from labeler.planning.units import decode_records, encode_records
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
 from labeler.prompting.tokenization import HuggingFaceTokenizer
+from labeler.records import PlannedRecord
 from tests.labeler.planning.templates import END_OF_TURN, TEMPLATES, byte_tokenizer, tokenizer_of
 
 CHAT = [

@@ -9,8 +9,8 @@ import pytest
 
 from labeler.config.loading import FakeTeacherConfig, LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError, TeacherDiedError
+from labeler.records import TokenizedPrompt
 from labeler.teacher.fake import END_OF_TURN_ID, FakeTeacher
-from labeler.teacher.protocol import TokenizedPrompt
 from logitstore.records import LabeledSequence
 
 

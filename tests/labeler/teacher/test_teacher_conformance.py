@@ -13,8 +13,9 @@ import pytest
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError
+from labeler.records import TokenizedPrompt
 from labeler.teacher.fake import FakeTeacher
-from labeler.teacher.protocol import Teacher, TokenizedPrompt, build_teacher
+from labeler.teacher.protocol import Teacher, build_teacher
 from logitstore.records import LabeledSequence
 from tests.labeler import engines
 

@@ -14,16 +14,16 @@ import pytest
 from benchmarks.jobs.running_job import started, verify, wait_for
 from labeler.config.loading import load_job
 from labeler.driver.run import new_planner, read_input
-from labeler.driver.scheduler import Lease
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import Plan, SegmentWriter
 from labeler.planning.preflight import prepare
+from labeler.records import Lease
 from labeler.worker.actor import Worker
 from logitstore.errors import ObjectStoreError
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from tests.fault_proxy import Faults, fault_proxy
-from tests.labeler.jobs import events, overrides_for, write_records
+from tests.labeler.jobs import events, label_and_commit, overrides_for, write_records
 
 
 def started_worker(job):
@@ -118,7 +118,7 @@ def test_an_outage_longer_than_all_retries_fails_the_unit_and_a_later_lease_comm
         options = {"retry_sec": 1.0, "storage_options": through(endpoint, s3_place)}
         output = job.output.model_copy(update=options)
         worker, units = started_worker(job.model_copy(update={"output": output}))
-        assert worker.label_unit(Lease(0, units[0], "w")).won
+        assert label_and_commit(worker, Lease(0, units[0], "w")).won
         faults.error_status, faults.errors_left = 503, -1
         began = time.monotonic()
         with pytest.raises(ObjectStoreError, match="after bounded retries"):
@@ -127,7 +127,7 @@ def test_an_outage_longer_than_all_retries_fails_the_unit_and_a_later_lease_comm
         print(f"a permanent 503 was given up after {took:.1f} s and {num_requests} requests")
         assert num_requests <= 10
         faults.errors_left = 0
-        assert worker.label_unit(Lease(2, units[1], "w")).won
+        assert label_and_commit(worker, Lease(2, units[1], "w")).won
     assert worker.heartbeat().num_sequences == 16, "a unit that cannot be read is not labeled"
     check = LogitStore.open(s3_place.uri, storage_options=s3_place.storage_options)
     assert [sequence.record_id for sequence in check.iter_sequences()] == [str(i) for i in range(16)]

@@ -9,15 +9,16 @@ import pytest
 
 from labeler.config.loading import load_job
 from labeler.driver.run import new_planner, read_input
-from labeler.driver.scheduler import Lease
 from labeler.errors import EngineDiedError
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import Plan, SegmentWriter
 from labeler.planning.preflight import prepare
+from labeler.records import GaveBack, Lease, PassedTrial
 from labeler.teacher.protocol import build_teacher
 from labeler.worker.actor import Worker
 from logitstore.errors import ObjectStoreError
 from logitstore.store import LogitStore
+from tests.labeler.jobs import label_and_commit
 
 
 def records(count):
@@ -57,9 +58,8 @@ def test_a_unit_is_committed_in_the_order_of_the_input(tmp_path):
     items = [{"prompt": "q", "response": "a" * (9 - i), "uid": i} for i in range(3)]
     items.append({"prompt": "q", "response": "a" * 30, "uid": 3})
     worker, units, setup = set_up(tmp_path, items)
-    result = worker.label_unit(Lease(7, units[0], "w"))
-    assert (result.lease_id, result.outcome, result.won) == (7, "committed", True)
-    assert result.entry is not None
+    result = label_and_commit(worker, Lease(7, units[0], "w"))
+    assert (result.lease_id, result.won) == (7, True)
     assert (result.entry.num_sequences, result.entry.num_rejects) == (4, 0)
     sequences = list(store_of(tmp_path).iter_sequences())
     assert [sequence.record_id for sequence in sequences] == ["0", "1", "2", "3"]
@@ -70,29 +70,30 @@ def test_a_unit_is_committed_in_the_order_of_the_input(tmp_path):
     assert sequences[0].rows.num_rows == 10
     assert teacher.describe().vocab_size == prepared.limits.vocab_size
     heartbeat = worker.heartbeat()
-    assert (heartbeat.num_sequences, heartbeat.in_engine, heartbeat.buffered_bytes) == (4, (), 0)
+    assert (heartbeat.num_sequences, heartbeat.in_engine, worker._buffered_bytes) == (4, (), 0)
     assert heartbeat.num_tokens == result.entry.num_tokens
 
 
 def test_the_same_unit_twice_is_committed_once(tmp_path):
     worker, units, _ = set_up(tmp_path, records(4))
-    assert worker.label_unit(Lease(0, units[0], "w")).won
-    second = worker.label_unit(Lease(1, units[0], "w"))
-    assert (second.outcome, second.won) == ("committed", False)
+    assert label_and_commit(worker, Lease(0, units[0], "w")).won
+    assert not label_and_commit(worker, Lease(1, units[0], "w")).won
     assert len(store_of(tmp_path).shards()) == 1
 
 
 def test_a_trial_commits_nothing(tmp_path):
     worker, units, _ = set_up(tmp_path, records(4))
     result = worker.label_unit(Lease(0, units[0], "w", trial=(1, 2)))
-    assert (result.outcome, result.entry) == ("passed_trial", None)
+    assert isinstance(result, PassedTrial)
+    assert result.lease_id == 0
+    assert result.engine_sec > 0
     assert worker.heartbeat().num_sequences == 2
     assert len(store_of(tmp_path).shards()) == 0
 
 
 def test_convicted_records_become_rejects(tmp_path):
     worker, units, _ = set_up(tmp_path, records(4))
-    result = worker.label_unit(Lease(0, units[0], "w", skip=((2, "it killed"),)))
+    result = label_and_commit(worker, Lease(0, units[0], "w", skip=((2, "it killed"),)))
     assert result.rejects_by_kind == {"killed_engine": 1}
     store = store_of(tmp_path)
     assert [sequence.record_id for sequence in store.iter_sequences()] == ["0", "1", "3"]
@@ -115,7 +116,7 @@ def test_filtered_responses_are_listed_and_the_others_flagged(tmp_path):
     items = [{"prompt": f"q{i}", "uid": i} for i in range(4)]
     overrides = ("labels.mode=generate", "sampling.max_tokens=12", "sampling.n=2", "filters.truncated=flag")
     worker, units, _ = set_up(tmp_path, items, *overrides, "filters.max_tokens=8", kind="prompt")
-    results = [worker.label_unit(Lease(i, unit, "w")) for i, unit in enumerate(units)]
+    results = [label_and_commit(worker, Lease(i, unit, "w")) for i, unit in enumerate(units)]
     stored = list(store_of(tmp_path).iter_sequences())
     rejects = store_of(tmp_path).rejects()
     found = sum(result.filtered.get("too_long", 0) for result in results)
@@ -128,7 +129,7 @@ def test_filtered_responses_are_listed_and_the_others_flagged(tmp_path):
 def test_a_leaving_worker_gives_back_what_it_has_not_begun(tmp_path):
     worker, units, _ = set_up(tmp_path, records(4))
     worker.leave()
-    assert worker.label_unit(Lease(0, units[0], "w")).outcome == "gave_back"
+    assert worker.label_unit(Lease(0, units[0], "w")) == GaveBack(0)
     assert len(store_of(tmp_path).shards()) == 0
     worker.close()
 
@@ -145,8 +146,8 @@ def test_failing_storage_is_tried_again_with_the_labels_kept(tmp_path, monkeypat
 
     monkeypatch.setattr(LogitStore, "commit_unit", flaky)
     monkeypatch.setattr("labeler.patience.FIRST_PAUSE_SEC", 0.01)
-    result = worker.label_unit(Lease(0, units[0], "w"))
-    assert (result.outcome, len(failures)) == ("committed", 2)
+    label_and_commit(worker, Lease(0, units[0], "w"))
+    assert len(failures) == 2
     assert worker.heartbeat().num_sequences == 4, "labeled once"
 
 
@@ -160,7 +161,7 @@ def test_storage_that_stays_away_fails_the_unit_in_set_time(tmp_path, monkeypatc
     monkeypatch.setattr("labeler.patience.FIRST_PAUSE_SEC", 0.05)
     with pytest.raises(ObjectStoreError, match="no route"):
         worker.label_unit(Lease(0, units[0], "w"))
-    assert worker.heartbeat().buffered_bytes == 0
+    assert worker._buffered_bytes == 0
 
 
 def test_the_engine_waits_while_too_many_labels_wait_to_be_written(tmp_path, monkeypatch):
@@ -175,7 +176,7 @@ def test_the_engine_waits_while_too_many_labels_wait_to_be_written(tmp_path, mon
     monkeypatch.setattr(LogitStore, "commit_unit", slow)
     first = threading.Thread(target=worker.label_unit, args=(Lease(0, units[0], "w"),))
     first.start()
-    while worker.heartbeat().buffered_bytes == 0 or worker.heartbeat().in_engine:
+    while worker._buffered_bytes == 0 or worker.heartbeat().in_engine:
         time.sleep(0.001)
     second = threading.Thread(target=worker.label_unit, args=(Lease(1, units[1], "w"),))
     second.start()

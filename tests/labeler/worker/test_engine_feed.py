@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from labeler.errors import EngineDiedError, PromptError, TeacherDiedError
-from labeler.teacher.protocol import TokenizedPrompt
+from labeler.records import TokenizedPrompt
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from logitstore.records import LabeledSequence
 

@@ -14,8 +14,8 @@ import pytest
 from benchmarks.labels import agreement
 from labeler.config.loading import SamplingConfig, TeacherConfig
 from labeler.errors import PromptError, TeacherDiedError
+from labeler.records import TokenizedPrompt
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.protocol import TokenizedPrompt
 from labeler.teacher.vllm.requests import EngineLimits, Requests
 from logitstore.records import LabeledSequence
 from tests.labeler import engines
