@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from labeler.config.loading import JobConfig, WorkersConfig
 from logitstore.common.config_file import ConfigError, explain_problem, read_document
+from logitstore.common.section import Section
 
 NAME = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 """Fits Kubernetes labels, EC2 tags and Ray resource names alike."""
@@ -21,9 +22,7 @@ SCRIPTS = ("setup",)
 """Settings that are whole lines of a script; every other text is a word or a line of its own."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
+class _OneLineSection(Section):
     @model_validator(mode="after")
     def _of_one_line(self) -> Self:
         """A newline in a setting would begin a line of the description that nobody meant."""
@@ -49,7 +48,7 @@ def _unprintable(value: object) -> str | None:
     return next((text for item in items if (text := _unprintable(item)) is not None), None)
 
 
-class HeadConfig(_Section):
+class HeadConfig(_OneLineSection):
     """The head runs the driver and Ray's own services, never an engine."""
 
     cores: int = Field(default=4, ge=2)
@@ -62,7 +61,7 @@ class HeadConfig(_Section):
     """Your price; None takes a rough list price."""
 
 
-class GroupConfig(_Section):
+class GroupConfig(_OneLineSection):
     """Machines of one kind. Several groups make a cluster of different GPUs."""
 
     name: str = Field(pattern=NAME)
@@ -98,7 +97,7 @@ class GroupConfig(_Section):
         return self
 
 
-class OnPremiseConfig(_Section):
+class OnPremiseConfig(_OneLineSection):
     """Machines of your own, reached by ssh."""
 
     head_ip: str = ""
@@ -111,7 +110,7 @@ class OnPremiseConfig(_Section):
     """Path of the key on the machine that runs `ray up`."""
 
 
-class KubernetesConfig(_Section):
+class KubernetesConfig(_OneLineSection):
     namespace: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     """Namespace of everything rendered."""
     service_account: str = ""
@@ -145,7 +144,7 @@ class KubernetesConfig(_Section):
     """Merged into the metadata of everything rendered: labels, annotations."""
 
 
-class SlurmConfig(_Section):
+class SlurmConfig(_OneLineSection):
     partition: str = Field(default="", pattern=r"^[A-Za-z0-9._,:@/+-]*$")
     """Partition; "" is the site's default."""
     account: str = Field(default="", pattern=r"^[A-Za-z0-9._,:@/+-]*$")
@@ -176,7 +175,7 @@ class SlurmConfig(_Section):
         return directives
 
 
-class AwsConfig(_Section):
+class AwsConfig(_OneLineSection):
     worker_profile: str = ""
     """Instance profile of the workers, whose role may read and write the store's bucket."""
     machine_image: str = (
@@ -189,7 +188,7 @@ class AwsConfig(_Section):
     KeyName, Placement, TagSpecifications."""
 
 
-class GcpConfig(_Section):
+class GcpConfig(_OneLineSection):
     project: str = ""
     """Project id."""
     zone: str = ""
@@ -207,7 +206,7 @@ class GcpConfig(_Section):
     networkInterfaces, labels, reservationAffinity."""
 
 
-class DockerConfig(_Section):
+class DockerConfig(_OneLineSection):
     """Containers of `ray up`: Ray passes nothing of a machine's environment on to them."""
 
     env_file: str = ""
@@ -216,7 +215,7 @@ class DockerConfig(_Section):
     """Further options of `docker run`, for example "-v /mnt/models:/home/ray/.cache/huggingface"."""
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(_OneLineSection):
     """A cluster for labeling jobs."""
 
     name: str = Field(pattern=NAME)

@@ -10,8 +10,8 @@ from typing import Any
 
 from cluster.describe.config import ClusterConfig, GroupConfig, HeadConfig
 from cluster.describe.merging import merged
-from cluster.jobs.submission import STOP_MARGIN_SEC, is_local_path, refuse_secrets
-from labeler.config.loading import JobConfig, resolved
+from cluster.jobs.submission import STOP_MARGIN_SEC, refuse_secrets
+from labeler.config.loading import JobConfig, is_local_path, resolved
 from logitstore.common.config_file import ConfigError
 
 API_VERSION = "ray.io/v1"

@@ -11,8 +11,8 @@ import shlex
 from typing import Any
 
 from cluster.describe.config import ClusterConfig
-from cluster.jobs.submission import is_local_path, refuse_secrets
-from labeler.config.loading import JobConfig, resolved
+from cluster.jobs.submission import refuse_secrets
+from labeler.config.loading import JobConfig, is_local_path, resolved
 from logitstore.common.config_file import ConfigError
 
 JOB_FILE = "/tmp/penumbra-job.json"

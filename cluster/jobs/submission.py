@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import JobRefusedError
-from labeler.config.loading import JobConfig, resolved
+from labeler.config.loading import JobConfig, is_local_path, resolved, with_absolute_paths
 from logitstore.common.secrets import blanked_places, secret_places
 
 Files = Literal["same", "ship"]
@@ -75,7 +75,7 @@ def prepare(
     Raises:
         JobRefusedError: a secret, or a path that the cluster cannot reach.
     """
-    document = _with_absolute_paths(resolved(job))
+    document = resolved(with_absolute_paths(job))
     refuse_secrets(document)
     parse_env([f"{name}={value}" for name, value in options.env_vars])
     if job.workers.address is not None:
@@ -194,22 +194,6 @@ def refuse_secrets(document: dict[str, Any]) -> None:
             f"{place} {what}, and a job's settings are shown to everyone who reaches the cluster: remove it "
             "and set AWS_ACCESS_KEY_ID and the like on the cluster's nodes"
         )
-
-
-def is_local_path(uri: str) -> bool:
-    return "://" not in uri or uri.startswith("file://")
-
-
-def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
-    """The same job whatever folder it runs in."""
-    changed = json.loads(json.dumps(document))
-    for section in ("input", "output"):
-        uri = changed[section]["uri"]
-        if is_local_path(uri):
-            changed[section]["uri"] = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
-    if os.path.isdir(changed["teacher"]["model"]):
-        changed["teacher"]["model"] = os.path.abspath(changed["teacher"]["model"])
-    return changed
 
 
 def _ship_input(document: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from logitstore.common.config_file import (
     ConfigError,
     apply_override,
     explain_problem,
+    flatten,
     read_document,
 )
 from logitstore.common.secrets import BLANKED, blanked_places, redacted
@@ -121,7 +122,7 @@ def identity(job: JobConfig) -> dict[str, Any]:
     Places count by what they are, not by how they are written: a model's folder by its name (the store's
     manifest has its fingerprint), an input by its absolute path. A teacher on more GPUs is the same.
     """
-    flat = _flatten(
+    flat = flatten(
         {name: resolved(job)[name] for name in ("teacher", "labels", "sampling", "input", "filters")}
     )
     if os.path.isdir(job.teacher.model):
@@ -129,6 +130,22 @@ def identity(job: JobConfig) -> dict[str, Any]:
     if "://" not in job.input.uri:
         flat["input.uri"] = os.path.abspath(flat["input.uri"])
     return {name: value for name, value in flat.items() if not name.startswith(_CHANGEABLE)}
+
+
+def is_local_path(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def with_absolute_paths(job: JobConfig) -> JobConfig:
+    """The same job whatever folder it runs in."""
+    teacher, changed = job.teacher, {}
+    if os.path.isdir(teacher.model):
+        changed["teacher"] = teacher.model_copy(update={"model": os.path.abspath(teacher.model)})
+    for name, place in (("input", job.input), ("output", job.output)):
+        if is_local_path(place.uri):
+            path = os.path.abspath(os.path.expanduser(place.uri.removeprefix("file://")))
+            changed[name] = place.model_copy(update={"uri": path})
+    return job.model_copy(update=changed)
 
 
 def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -160,13 +177,3 @@ def _default_of(name: str) -> Any:
     if field is None or field.is_required():
         return None
     return to_jsonable_python(field.get_default(call_default_factory=True))
-
-
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

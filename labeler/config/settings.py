@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from labeler.config.engine_keys import OWNED_ENGINE_ARGS
 from logitstore.common.secrets import secret_places
+from logitstore.common.section import Section
 
 InputKind = Literal["messages", "prompt", "prompt_response", "text", "token_ids"]
 
@@ -54,11 +55,7 @@ MOVED_TO_SAMPLING = ("temperature", "top_p", "max_tokens", "n", "seed", "stop")
 """Settings that were in `[labels]` before `[sampling]` was there; stored plans still name them so."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class FakeTeacherConfig(_Section):
+class FakeTeacherConfig(Section):
     """The stand-in teacher of `engine = "fake"`: hash-made logits over bytes, for trying out a job."""
 
     vocab_size: int = Field(default=512, ge=260)
@@ -71,7 +68,7 @@ class FakeTeacherConfig(_Section):
     """A token whose presence in a sequence kills the engine, to rehearse what a job does about it."""
 
 
-class TeacherConfig(_Section):
+class TeacherConfig(Section):
     engine: Literal["vllm", "fake"] = "vllm"
     """"fake" labels with a stand-in that needs no model, GPU or vLLM: for trying out a job's settings."""
     model: str = ""
@@ -132,7 +129,7 @@ class TeacherConfig(_Section):
         return self
 
 
-class InputConfig(_Section):
+class InputConfig(Section):
     uri: str = Field(min_length=1)
     """Path, glob or URL (local, s3://) of JSONL (also .gz, .zst), Parquet or Arrow files."""
     kind: InputKind
@@ -184,7 +181,7 @@ class InputConfig(_Section):
         return names
 
 
-class LabelsConfig(_Section):
+class LabelsConfig(Section):
     mode: Literal["score", "generate"] = "score"
     """"score" labels the given response or text; "generate" lets the teacher write the response."""
     top_k: int = Field(default=64, ge=1)
@@ -219,7 +216,7 @@ class LabelsConfig(_Section):
         return settings
 
 
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """How the teacher writes responses; only `labels.mode = "generate"` samples."""
 
     temperature: float = Field(default=1.0, ge=0)
@@ -248,7 +245,7 @@ class SamplingConfig(_Section):
     """Token ids that end a response, besides the model's own."""
 
 
-class FiltersConfig(_Section):
+class FiltersConfig(Section):
     """What happens to responses that are poor training text. All are counted and listed, never silent."""
 
     truncated: Literal["keep", "flag", "drop"] = "flag"
@@ -271,7 +268,7 @@ class FiltersConfig(_Section):
     token for token, an earlier record's. What is dropped does not count for limits.max_reject_share."""
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     uri: str = Field(min_length=1)
     """Folder or URL (s3://) of the store."""
     unit_size: int = Field(default=64, ge=1)
@@ -286,7 +283,7 @@ class OutputConfig(_Section):
     """fsspec options of the store's storage, such as endpoint_url; credentials come from the environment."""
 
 
-class WorkersConfig(_Section):
+class WorkersConfig(Section):
     replicas: int = Field(default=1, ge=1)
     """Engines that run side by side, one per Ray actor."""
     machines: int = Field(default=1, ge=1)
@@ -315,14 +312,14 @@ class WorkersConfig(_Section):
     """A driver that has not renewed its lease on the store for so long may be replaced by another."""
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     max_reject_share: float = Field(default=0.05, ge=0, le=1)
     """Share of the records that may be rejected before the job stops."""
     min_records: int = Field(default=20, ge=1)
     """Rejects are judged as a share of at least so many records: one bad record of three is no stop."""
 
 
-class CostConfig(_Section):
+class CostConfig(Section):
     """Prices for the estimate of `--dry-run` and the sum at the end; 0 leaves the money out."""
 
     per_gpu_hour: float = Field(default=0.0, ge=0)
@@ -335,7 +332,7 @@ class CostConfig(_Section):
     """Name of the money."""
 
 
-class JobConfig(_Section):
+class JobConfig(Section):
     """A labeling job."""
 
     teacher: TeacherConfig

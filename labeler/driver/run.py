@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from labeler.config.loading import JobConfig, identity, resolved
+from labeler.config.loading import JobConfig, identity, resolved, with_absolute_paths
 from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
@@ -288,7 +287,7 @@ class _Run:
 
         with ray_for(self._job):
             self._stop.take_again()
-            pool = ActorPool(_with_absolute_paths(self._job), self._prepared.tokenizer.ends)
+            pool = ActorPool(with_absolute_paths(self._job), self._prepared.tokenizer.ends)
             loop = LabelingLoop(self._job, scheduler, pool, setup, self._tally, self._log, self._trouble)
             metrics = JobMetrics(self._job.output.uri)
 
@@ -374,16 +373,6 @@ def new_planner(
 def read_input(job: JobConfig) -> Iterator[RawRecord]:
     raw = iter_records(job.input.uri, storage_options=job.input.storage_options)
     return itertools.islice(raw, job.input.limit)
-
-
-def _with_absolute_paths(job: JobConfig) -> JobConfig:
-    """The job as actors need it, which may run in another folder."""
-    teacher, output = job.teacher, job.output
-    if os.path.isdir(teacher.model):
-        teacher = teacher.model_copy(update={"model": os.path.abspath(teacher.model)})
-    if "://" not in output.uri:
-        output = output.model_copy(update={"uri": os.path.abspath(output.uri)})
-    return job.model_copy(update={"teacher": teacher, "output": output})
 
 
 def _log_path(job: JobConfig, prepared: Prepared, options: RunOptions) -> str | None:

@@ -17,14 +17,7 @@ from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
 from logitstore.inputs.listing import input_fingerprint
-from logitstore.job_objects import (
-    JOB_NAME,
-    LEASE_NAME,
-    LOGS_PREFIX,
-    PLAN_PREFIX,
-    REJECTS_NAME,
-    STATUS_NAME,
-)
+from logitstore.job_objects import JOB_NAMES, JOB_PREFIXES, LEASE_NAME
 from logitstore.manifest.fields import InputInfo
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects
@@ -138,14 +131,7 @@ def _check_output(job: JobConfig) -> Objects:
 def _check_local_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.uri = {str(folder)!r} is a file; give a folder for the store")
-    allowed = {
-        LEASE_NAME,
-        JOB_NAME,
-        STATUS_NAME,
-        REJECTS_NAME,
-        PLAN_PREFIX.rstrip("/"),
-        LOGS_PREFIX.rstrip("/"),
-    }
+    allowed = JOB_NAMES | {prefix.rstrip("/") for prefix in JOB_PREFIXES}
     others = (
         sorted(path.name for path in folder.iterdir() if path.name not in allowed) if folder.exists() else []
     )

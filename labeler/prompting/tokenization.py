@@ -15,6 +15,7 @@ from labeler.config.loading import InputConfig, SamplingConfig, TeacherConfig
 from labeler.errors import ChatTemplateError
 from labeler.teacher.response_ends import ResponseEnds, named_in_files, union_of_ends
 from logitstore.common.config_file import ConfigError
+from logitstore.common.terminal import first_line
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 
@@ -274,7 +275,7 @@ def load_tokenizer(
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"teacher.model = {config.model!r}: its tokenizer cannot be loaded ({_first_line(error)}); "
+            f"teacher.model = {config.model!r}: its tokenizer cannot be loaded ({first_line(error)}); "
             "give the folder or the Hugging Face id of a complete model"
         ) from None
     except Exception as error:
@@ -283,7 +284,7 @@ def load_tokenizer(
             raise
         raise ConfigError(
             f"teacher.model = {config.model!r}: its tokenizer.json is of a newer form than the installed "
-            f"tokenizers library reads ({_first_line(error)}); upgrade tokenizers and transformers"
+            f"tokenizers library reads ({first_line(error)}); upgrade tokenizers and transformers"
         ) from None
     named = named_in_files(lambda name: _model_file(config, name))
     named += [(token_id, "sampling.stop_token_ids") for token_id in stop_token_ids]
@@ -316,7 +317,3 @@ def _template_of(chat: InputConfig) -> str | None:
             f"input.chat_template = {chat.chat_template!r} cannot be read ({error}); give true, false or the "
             "path of a Jinja template"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -59,6 +59,17 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     table[keys[-1]] = value
 
 
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"labels": {"top_k": 8}} -> {"labels.top_k": 8}; an empty table stays as a value."""
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def explain_problem(problem: Mapping[str, Any], model: Any, *, what: str) -> str:
     """One sentence for one of pydantic's errors on `model`: the setting, its value, the rule, the remedy."""
     name = ".".join(str(part) for part in problem["loc"]) or what

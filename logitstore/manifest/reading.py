@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any
 
+from logitstore.common.config_file import flatten
 from logitstore.common.secrets import secret_places
 from logitstore.errors import (
     CorruptManifestError,
@@ -146,12 +147,12 @@ def teacher_identity(manifest: Manifest) -> bytes:
 
 def first_difference(left: Manifest, right: Manifest) -> str | None:
     """A sentence on the first field of `identity` in which two manifests differ; None if none does."""
-    pairs = zip(_flat("", dataclasses.asdict(left)), _flat("", dataclasses.asdict(right)), strict=False)
-    for (name, left_value), (right_name, right_value) in pairs:
+    there, here = flatten(dataclasses.asdict(left)), flatten(dataclasses.asdict(right))
+    for name in sorted(there | here):
         if name.split(".")[0] in ("created", "codebooks", "config"):
             continue
-        if (name, left_value) != (right_name, right_value):
-            return f"{name} is {left_value!r:.80} there and {right_value!r:.80} here"
+        if there.get(name) != here.get(name):
+            return f"{name} is {there.get(name)!r:.80} there and {here.get(name)!r:.80} here"
     return None
 
 
@@ -168,10 +169,3 @@ def refuse_secrets(config: Any, *, where: str) -> None:
             f"{place} looks like a credential and a manifest is readable by anyone with "
             "the store; pass it through the environment or storage options instead"
         )
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        items = sorted(value.items())
-        return [pair for key, item in items for pair in _flat(f"{prefix}.{key}" if prefix else key, item)]
-    return [(prefix, value)]

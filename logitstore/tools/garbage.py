@@ -23,12 +23,8 @@ from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, record_place
 from logitstore.index.committed import INDEX_NAME
 from logitstore.index.segments import valid_segment_name
 from logitstore.job_objects import (
-    JOB_NAME,
-    LEASE_NAME,
-    LOGS_PREFIX,
-    PLAN_PREFIX,
-    REJECTS_NAME,
-    STATUS_NAME,
+    JOB_NAMES,
+    JOB_PREFIXES,
 )
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import TEMPORARY_PREFIX, ObjectInfo
@@ -38,9 +34,6 @@ from logitstore.shard.schema import SHARD_FORMAT
 from logitstore.store import CODEBOOKS_PREFIX, CURRENT_CODEBOOKS, LogitStore
 from logitstore.tools.findings import Findings, Problem
 
-JOB_NAMES = frozenset({REJECTS_NAME, STATUS_NAME, JOB_NAME, LEASE_NAME})
-JOB_PREFIXES = (PLAN_PREFIX, LOGS_PREFIX)
-"""What a labeling job keeps beside its labels; not the store's business."""
 _CODEBOOK_NAME = re.compile(r"codebooks/[0-9a-f]{32}\.bin")
 _PROBE_NAME = re.compile(PROBE_PREFIX + r"[0-9a-f]{16}\.json")
 _REBUILD = "`penumbra store rebuild-index` takes it into the index"

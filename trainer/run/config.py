@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from logitstore.common.config_file import (
     ConfigError,
@@ -18,6 +18,7 @@ from logitstore.common.config_file import (
     read_document,
 )
 from logitstore.common.secrets import redacted
+from logitstore.common.section import Section
 from trainer.loss.loss_settings import LossSettings, Tail
 
 __all__ = ["ConfigError", "TrainConfig", "load_config", "parse_bytes", "resolved"]
@@ -37,11 +38,7 @@ def parse_bytes(value: int | str | None) -> int | None:
     return int(float(match[1]) * _BYTE_UNITS[match[2]])
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class SmallStudentConfig(_Section):
+class SmallStudentConfig(Section):
     """A fresh Llama of a given size; its vocabulary is the tokenizer's."""
 
     hidden_size: int = Field(default=128, ge=8)
@@ -72,7 +69,7 @@ class SmallStudentConfig(_Section):
         return self
 
 
-class LoraSettings(_Section):
+class LoraSettings(Section):
     """Train low-rank adapters instead of the student's weights. Needs the package peft."""
 
     rank: int = Field(default=16, ge=1)
@@ -87,7 +84,7 @@ class LoraSettings(_Section):
     """Names of the modules that get adapters; "all-linear" is every linear layer but the head."""
 
 
-class StudentConfig(_Section):
+class StudentConfig(Section):
     """The model that learns."""
 
     model: str | None = None
@@ -123,7 +120,7 @@ class StudentConfig(_Section):
         return self
 
 
-class StoreSource(_Section):
+class StoreSource(Section):
     uri: str
     """Folder or URL of a logit store."""
     weight: float = Field(default=1.0, ge=0)
@@ -148,7 +145,7 @@ Sources = Annotated[
 ]
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """What is read, and in which batches."""
 
     stores: Sources
@@ -189,7 +186,7 @@ class DataConfig(_Section):
     """Shards of each split fetched ahead into the cache."""
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """What loss is computed."""
 
     temperature: float = Field(default=1.0, gt=0)
@@ -224,7 +221,7 @@ class LossConfig(_Section):
         return self
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """How long and how it is trained."""
 
     max_steps: int | None = Field(default=None, ge=1)
@@ -304,7 +301,7 @@ class TrainingConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """On what, and how often, the student is evaluated."""
 
     batch_size: int = Field(default=4, ge=1)
@@ -324,14 +321,14 @@ class EvaluationConfig(_Section):
     """Stop after so many evaluations without a better `best`; None does not stop early."""
 
 
-class RunOutputConfig(_Section):
+class RunOutputConfig(Section):
     """What is saved, and where."""
 
     folder: str
     """Gets the model, metrics.json, the resolved configuration, logs and checkpoints."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     student: StudentConfig
     data: DataConfig
     loss: LossConfig = LossConfig()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from torch.utils.tensorboard import SummaryWriter
 
-from logitstore.common.config_file import ConfigError
+from logitstore.common.config_file import ConfigError, flatten
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.evaluate import Evaluation
 from trainer.hf.trainer import last_checkpoint
@@ -177,7 +177,7 @@ def _digests(metrics: Mapping[str, Any]) -> list[str]:
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """What to say of each setting that differs, by its name."""
-    flat_then, flat_now = _flat(then), _flat(now)
+    flat_then, flat_now = flatten(then), flatten(now)
     return {
         name: f"{name}: {flat_then.get(name)!r} there, {flat_now.get(name)!r} now"
         for name in sorted(flat_then | flat_now)
@@ -192,13 +192,6 @@ def begin_run(folder: Path, config: TrainConfig, *, restart: bool) -> None:
     if restart and (folder / CHECKPOINTS_NAME).exists():
         shutil.rmtree(folder / CHECKPOINTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(resolved(config), indent=2) + "\n")
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def save_run(

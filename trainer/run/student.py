@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.terminal import first_line
 from trainer.run.config import LoraSettings, SmallStudentConfig, StudentConfig
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def load_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"student.tokenizer = {name!r}: no tokenizer there ({_first_line(error)}); "
+            f"student.tokenizer = {name!r}: no tokenizer there ({first_line(error)}); "
             "give the teacher's Hugging Face id or a folder that holds tokenizer.json"
         ) from error
 
@@ -48,7 +49,7 @@ def load_student(
         if config.attn_implementation is None or isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"student.attn_implementation = {config.attn_implementation!r}: {_first_line(error)} Choose "
+            f"student.attn_implementation = {config.attn_implementation!r}: {first_line(error)} Choose "
             "'sdpa' or 'eager', or install what it needs"
         ) from error
     if config.lora is not None:
@@ -99,7 +100,7 @@ def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
         if config.attn_implementation is not None and "ttention" in str(error):
             raise  # the model is there
         raise ConfigError(
-            f"student.model = {config.model!r}: no model there ({_first_line(error)}); give a Hugging Face "
+            f"student.model = {config.model!r}: no model there ({first_line(error)}); give a Hugging Face "
             "id or a folder that holds config.json and weights, or student.small for a fresh one"
         ) from error
 
@@ -120,7 +121,3 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PreTrainedMode
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapters)  # type: ignore[return-value]  # a PeftModel acts as the model
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
