@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from logitstore.cli import looking, making, mending
+from logitstore.cli import looking, making, mending, retokenizing
 from logitstore.cli.parser import PROGRAM, build_parser
 from logitstore.common.command import run_program
 from logitstore.viewer import cli as viewer_cli
@@ -18,6 +18,7 @@ COMMANDS = {
     "export": making.export,
     "import": making.import_store,
     "merge": making.merge,
+    "retokenize": retokenizing.retokenize,
     "codebook": making.codebook,
     "compact": making.compact,
     "rebuild-index": mending.rebuild_index,

@@ -25,9 +25,13 @@ PLAN_HEAD_NAME = f"{PLAN_PREFIX}head.json"
 PLAN_INPUT_NAME = f"{PLAN_PREFIX}input.json"
 PLAN_SEGMENTS_PREFIX = f"{PLAN_PREFIX}segments/"
 LOGS_PREFIX = "logs/"
-JOB_NAMES = frozenset((JOB_NAME, LEASE_NAME, STATUS_NAME, REJECTS_NAME))
-JOB_PREFIXES = (PLAN_PREFIX, LOGS_PREFIX)
-"""With `JOB_NAMES`: all that a labeling job keeps beside its labels."""
+RETOKENIZED_NAME = "retokenized.json"
+"""What `penumbra store retokenize` kept of its source."""
+RETOKENIZED_PREFIX = "retokenized/"
+"""The same of each unit."""
+JOB_NAMES = frozenset((JOB_NAME, LEASE_NAME, STATUS_NAME, REJECTS_NAME, RETOKENIZED_NAME))
+JOB_PREFIXES = (PLAN_PREFIX, LOGS_PREFIX, RETOKENIZED_PREFIX)
+"""With `JOB_NAMES`: all that a job keeps beside its labels."""
 
 JobState = Literal[
     "planning", "starting", "running", "draining", "finished", "stopped", "failed", "interrupted"

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_import(commands)
     _add_merge(commands)
+    _add_retokenize(commands)
     _add_codebook(commands)
     _add_compact(commands)
     _add_rebuild_index(commands)
@@ -274,6 +275,52 @@ def _add_merge(commands: _Commands) -> None:
     parser.add_argument("stores", nargs="+", metavar="STORE")
     parser.add_argument("--out", required=True, metavar="STORE", help="the new store")
     parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
+
+
+def _add_retokenize(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "retokenize",
+        "labels for a student of another tokenizer, from a store of the teacher's",
+        "A row stays where both tokenizers begin a token at the same byte. Its entries get the student's id\n"
+        "of the same bytes; the mass of those that have none joins the tail, exactly at every stored\n"
+        "temperature. Other rows are masked. An interrupted command goes on when it is repeated.",
+        "retokenize build/labels build/labels-for-student --tokenizer models/student",
+        "retokenize s3://b/labels s3://b/for-student --tokenizer models/student --token '<|im_end|>=<|eot|>'",
+    )
+    parser.add_argument("store", metavar="STORE", help="labels of the teacher's tokenizer")
+    parser.add_argument("out", metavar="OUT", help="the new store")
+    parser.add_argument("--json", action="store_true", help="one JSON object with what is kept")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="STUDENT",
+        required=True,
+        help="the student's: a folder or tokenizer.json; beginnings and ends of text are those of its "
+        "tokenizer_config.json",
+    )
+    parser.add_argument(
+        "--teacher-tokenizer", metavar="PATH", help="folder or tokenizer.json (default: the job's teacher)"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        metavar="V",
+        type=_positive,
+        help="width of the student's logits (default: of its config.json, else of its tokenizer)",
+    )
+    parser.add_argument(
+        "--token",
+        metavar="TEACHER=STUDENT",
+        action="append",
+        default=[],
+        dest="tokens",
+        help="special tokens that mean the same, such as the ends of a turn (repeatable)",
+    )
+    parser.add_argument(
+        "--merged-spans",
+        action="store_true",
+        help="where the actual token is several of the teacher's, give it their product as its probability: "
+        "assumes that the teacher writes this text in no other way",
+    )
 
 
 def _add_codebook(commands: _Commands) -> None:

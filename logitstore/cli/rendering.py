@@ -9,6 +9,7 @@ from rich.text import Text
 
 from logitstore.cli.context import count_text, size_text
 from logitstore.common.terminal import printable
+from logitstore.retokenize.report import Report
 from logitstore.tools.head import HeadRow
 from logitstore.tools.inspection import Inspection
 
@@ -42,6 +43,10 @@ def print_inspection(found: Inspection, console: Console) -> None:
     )
     for line in lines:
         console.print(printable(line), highlight=False, markup=False)
+    if found.retokenized is not None:
+        unfinished = "not finished: repeat `penumbra store retokenize`"
+        told = report_lines(found.kept)[0] if found.kept else unfinished
+        console.print(printable(f"mapped   {told}"), highlight=False, markup=False, soft_wrap=True)
     if not found.num_inspected_rows:
         console.print("no label rows to look at")
         return
@@ -139,6 +144,32 @@ def print_head(rows: list[HeadRow], temperature: float, console: Console) -> Non
         )
         previous = key
     console.print(table)
+
+
+def report_lines(report: Report) -> list[str]:
+    """What was kept, in sentences; the first is the summary."""
+    lines = [
+        f"{report.num_kept:,} of {report.num_rows:,} label rows kept "
+        f"({_share(report.num_kept, report.num_rows)}), with "
+        f"{_share(report.mass_kept, report.mass_stored)} of the mass that they store; the actual token of "
+        f"{_share(report.num_known_labels, report.num_kept)} of them has a known probability"
+    ]
+    if report.unequal_tokens:
+        named = ", ".join(f"{text!r} ({count:,})" for text, count in sorted(report.unequal_tokens.items()))
+        lines.append(
+            f"special tokens that the student lacks stand there as text: {named}; name what means the same "
+            "with --token"
+        )
+    if report.num_rejects:
+        lines.append(
+            f"{count_text(report.num_rejects, 'sequence')} left out, since the student's tokenizer "
+            "cannot write them; the reasons are among the store's rejects"
+        )
+    return lines
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.2%}" if whole else "none"
 
 
 def _visible(text: str) -> str:

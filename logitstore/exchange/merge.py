@@ -9,7 +9,7 @@ from typing import Any
 
 from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.exchange.importing import check_no_others, unit_id_of, units_of
-from logitstore.manifest.fields import InputInfo, Manifest
+from logitstore.manifest.fields import InputInfo, Manifest, Retokenized
 from logitstore.manifest.reading import teacher_identity
 from logitstore.records import LabeledSequence, Reject
 from logitstore.rows.selection import Selection
@@ -65,6 +65,11 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
                 f"{sources[0].uri} by {first.teacher.model} ({first.teacher.fingerprint:.16}), or their "
                 "tokenizers differ; only stores of one teacher can be merged"
             )
+        if _origin_rule(other) != _origin_rule(first):
+            raise StoreChangedError(
+                f"{source.uri} and {sources[0].uri} were not mapped to their tokenizer in the same way: one "
+                "is retokenized and the other is not, or only one has merged spans; retokenize both alike"
+            )
         for name in ("temperatures", "value_kind"):
             here, there = getattr(first.labels, name), getattr(other.labels, name)
             if here != there:
@@ -83,7 +88,17 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         codebooks=None,
         config={},
+        retokenized=_merged_origin(sources),
     )
+
+
+def _merged_origin(sources: Sequence[LogitStore]) -> Retokenized | None:
+    """Whence retokenized labels come, of all sources; None where they are of the teacher's own tokenizer."""
+    origins = [source.manifest.retokenized for source in sources]
+    if origins[0] is None:
+        return None
+    digests = [digest for origin in origins if origin is not None for digest in origin.source_digests]
+    return dataclasses.replace(origins[0], source_digests=tuple(dict.fromkeys(digests)))
 
 
 def _commit(
@@ -111,3 +126,8 @@ def _distinct(sources: Sequence[LogitStore], selection: Selection) -> Iterator[L
                 )
             seen[key] = source.uri
             yield sequence
+
+
+def _origin_rule(manifest: Manifest) -> tuple[object, ...]:
+    origin = manifest.retokenized
+    return (origin is None, origin and origin.source_tokenizer, origin and origin.merged_spans)

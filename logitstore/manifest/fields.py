@@ -8,6 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FORMAT_VERSION = 1
+ABSENT_IF_NONE = {"absent_if_none": True}
+"""Metadata of a field that JSON leaves out where it is None, so that stores from before the field read, and
+write, the same bytes."""
+RETOKENIZED = "retokenized"
+"""Feature of stores whose rows were mapped to another tokenizer."""
 VALUE_KINDS = ("logit_f16", "gap_f16")
 
 
@@ -58,6 +63,14 @@ class LabelSpec:
     """"response" or "all"."""
     alignment: str = "label"
     """Always "label": row i is p(x_i | x_<i). Anything else is refused."""
+    teacher_vocab_size: int | None = field(default=None, metadata=ABSENT_IF_NONE)
+    """Width of the teacher's logits where the ids are those of another tokenizer (feature "retokenized"), so
+    that it is not V; None where V is it."""
+
+    @property
+    def num_outcomes(self) -> int:
+        """Ids among which the teacher's mass lies, tail included."""
+        return self.teacher_vocab_size or self.vocab_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,18 @@ class InputInfo:
     """Names of the record's fields by role: "id", "messages", "prompt", "response", "text", "token_ids"."""
     limit: int | None = None
     """Only this many records from the start of the input belong to the job; None for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retokenized:
+    """Whence the labels of a store come that is of another tokenizer than its teacher."""
+
+    source_digests: tuple[str, ...]
+    """`LogitStore.digest` of the stores that the teacher labeled; several after a merge."""
+    source_tokenizer: TokenizerInfo
+    """The teacher's."""
+    merged_spans: bool
+    """Whether a student's token that is several of the teacher's has an entry by their product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +115,8 @@ class Manifest:
     config: dict[str, object] = field(default_factory=dict)
     """The resolved configuration of the job, without secrets."""
     format_version: int = FORMAT_VERSION
+    retokenized: Retokenized | None = field(default=None, metadata=ABSENT_IF_NONE)
+    """Where the ids are not of the teacher's tokenizer; with the feature of that name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from logitstore.errors import (
     UnsupportedFormatError,
 )
 from logitstore.manifest import strict_json
-from logitstore.manifest.fields import FORMAT_VERSION, VALUE_KINDS, LabelSpec, Manifest
+from logitstore.manifest.fields import FORMAT_VERSION, RETOKENIZED, VALUE_KINDS, LabelSpec, Manifest
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
-KNOWN_FEATURES: frozenset[str] = frozenset()
+KNOWN_FEATURES: frozenset[str] = frozenset({RETOKENIZED})
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 2, 2**20
 MAX_TEMPERATURES = 16
 MODES = ("score", "generate")
@@ -84,6 +84,16 @@ def check_version(value: dict[str, Any], *, what: str) -> None:
 def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
     """Rules between and within fields. Raises CorruptManifestError."""
     check_labels(manifest.labels, what=what)
+    marks = (
+        RETOKENIZED in manifest.features,
+        manifest.retokenized is not None,
+        manifest.labels.teacher_vocab_size is not None,
+    )
+    if len(set(marks)) != 1:
+        raise CorruptManifestError(
+            f"{what}: the feature {RETOKENIZED!r}, the field of that name and labels.teacher_vocab_size must "
+            f"be there together, but of the three there are {sum(marks)}"
+        )
     if not 0 <= manifest.tokenizer.vocab_size <= MAX_VOCAB_SIZE:
         raise CorruptManifestError(
             f"{what}: the tokenizer's vocab_size {manifest.tokenizer.vocab_size} "
@@ -102,6 +112,11 @@ def check_labels(labels: LabelSpec, *, what: str = MANIFEST_NAME) -> None:
     if not MIN_VOCAB_SIZE <= labels.vocab_size <= MAX_VOCAB_SIZE:
         raise CorruptManifestError(
             f"{what}: vocab_size {labels.vocab_size} must lie in {MIN_VOCAB_SIZE}..{MAX_VOCAB_SIZE}"
+        )
+    if not MIN_VOCAB_SIZE <= labels.num_outcomes <= MAX_VOCAB_SIZE:
+        raise CorruptManifestError(
+            f"{what}: teacher_vocab_size {labels.teacher_vocab_size} must lie in "
+            f"{MIN_VOCAB_SIZE}..{MAX_VOCAB_SIZE}"
         )
     if not 1 <= labels.top_k <= labels.vocab_size:
         raise CorruptManifestError(

@@ -31,9 +31,25 @@ def encode(record: Any) -> bytes:
 
     Raises ValueError for numbers that are not finite and text that is not Unicode.
     """
-    plain = dataclasses.asdict(record) if _is_record(record) else record
+    plain = _plain(record)
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Dataclass instances as dictionaries, without the fields that are left out where they are None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if not _is_record(value):
+        return value
+    found = ((item, getattr(value, item.name)) for item in dataclasses.fields(value))
+    return {item.name: _plain(one) for item, one in found if one is not None or not _may_be_absent(item)}
+
+
+def _may_be_absent(item: dataclasses.Field[Any]) -> bool:
+    return bool(item.metadata.get("absent_if_none"))
 
 
 def _is_record(value: Any) -> TypeGuard[Any]:
@@ -115,14 +131,16 @@ def _decoder_of(declared: Any) -> Decoder:
 
 def _dataclass_decoder(record_type: type) -> Decoder:
     hints = typing.get_type_hints(record_type)
-    fields = {item.name: _decoder_of(hints[item.name]) for item in dataclasses.fields(record_type)}
+    items = dataclasses.fields(record_type)
+    fields = {item.name: _decoder_of(hints[item.name]) for item in items}
+    required = {item.name for item in items if not _may_be_absent(item)}
 
     def decode_record(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _wrong_type(where, value, "an object")
         if unknown := sorted(value.keys() - fields.keys()):
             raise CorruptManifestError(f"{where} has the unknown field {unknown[0]!r:.80}; it must not")
-        if missing := sorted(fields.keys() - value.keys()):
+        if missing := sorted(required - value.keys()):
             raise CorruptManifestError(f"{where} lacks the field {missing[0]!r}, which is required")
         return record_type(**{key: fields[key](item, f"{where}.{key}") for key, item in value.items()})
 

@@ -31,7 +31,7 @@ def entropy(rows: LabelRows, spec: LabelSpec, temperature: float) -> np.ndarray:
     known_NK = np.where(is_entry_NK, logprobs_NK, 0.0)
     head_N = -(np.where(is_entry_NK, np.exp(known_NK), 0.0) * known_NK).sum(axis=1)
 
-    outside_N = np.maximum(spec.vocab_size - rows.count_N, 1).astype(np.float64)
+    outside_N = np.maximum(spec.num_outcomes - rows.count_N, 1).astype(np.float64)
     normaliser_N = rows.logits_NK[:, 0] / temperature - logprobs_NK[:, 0]
     slope_N = _tail_sum_slope(rows, spec, temperature)
     within_N = log_tail_N + normaliser_N - slope_N / temperature

@@ -88,7 +88,7 @@ def tail_sum_polynomial(rows: LabelRows, spec: LabelSpec) -> np.ndarray:
     """
     knots = np.array([0.0, *(1 / stored for stored in spec.temperatures)])
     with np.errstate(divide="ignore"):
-        free_N = np.log((spec.vocab_size - rows.count_N).astype(np.float64))
+        free_N = np.log((spec.num_outcomes - rows.count_N).astype(np.float64))
     sums_NM = rows.log_tail_mass_NM.astype(np.float64) + rows.logsumexp_NM
     points_NM = np.concatenate([free_N[:, None], sums_NM], axis=1)
     points_NM[~np.isfinite(points_NM).all(axis=1)] = np.nan

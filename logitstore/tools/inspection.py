@@ -13,9 +13,10 @@ import numpy as np
 
 from logitstore.errors import CorruptShardError
 from logitstore.index.committed import INDEX_NAME
-from logitstore.manifest.fields import ShardEntry
+from logitstore.manifest.fields import Retokenized, ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.records import LabeledSequence, LabelRows
+from logitstore.retokenize.report import Report, read_report
 from logitstore.shard.schema import CODEBOOK_CHOICE, TOP_LOGITS
 from logitstore.store import LogitStore
 
@@ -62,6 +63,10 @@ class Inspection:
     digest: str
     teacher: str
     labels: dict[str, object]
+    retokenized: Retokenized | None
+    """Whence a store for another tokenizer than the teacher's was made."""
+    kept: Report | None
+    """What of its source's labels it has; None where `retokenize` has not finished."""
     codebooks: str | None
     num_units: int
     num_shards: int
@@ -236,6 +241,8 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
             "mode": manifest.labels.mode,
             "positions": manifest.labels.positions,
         },
+        retokenized=manifest.retokenized,
+        kept=read_report(store),
         codebooks=manifest.codebooks,
         num_units=len(shards),
         num_shards=int((shards.column("num_bytes") > 0).sum()),

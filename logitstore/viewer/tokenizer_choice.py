@@ -20,10 +20,11 @@ def choose_texts(manifest: Manifest, given: str | None) -> tuple[TokenTexts, str
     Raises:
         FileNotFoundError: nothing at the given path.
     """
-    path = given or _teacher_folder(manifest)
+    path = given or tokenizer_folder(manifest)
     if path is None:
+        whose = "the student" if manifest.retokenized else repr(manifest.teacher.model)
         return TokenTexts(), (
-            f"Token ids are shown: no tokenizer of {manifest.teacher.model!r} was found on this machine; "
+            f"Token ids are shown: no tokenizer of {whose} was found on this machine; "
             "name its folder with --tokenizer."
         )
     try:
@@ -34,19 +35,20 @@ def choose_texts(manifest: Manifest, given: str | None) -> tuple[TokenTexts, str
     if expected and tokenizer_fingerprint(texts.vocabulary()) != expected:
         return TokenTexts(), (
             f"Token ids are shown: the tokenizer at {path!r} gives ids other meanings than the store's; "
-            "name the teacher's own with --tokenizer."
+            f"name the {'student' if manifest.retokenized else 'teacher'}'s own with --tokenizer."
         )
     return texts, ""
 
 
-def _teacher_folder(manifest: Manifest) -> str | None:
-    """Folder or file of the job's tokenizer on this machine."""
-    teacher = manifest.config.get("teacher")
-    configured = teacher.get("model") if isinstance(teacher, dict) else None
-    for name in (configured, manifest.teacher.model):
+def tokenizer_folder(manifest: Manifest) -> str | None:
+    """Folder or file of the store's tokenizer on this machine; None if it is not found."""
+    key, field = ("retokenize", "tokenizer") if manifest.retokenized else ("teacher", "model")
+    settings = manifest.config.get(key)
+    configured = settings.get(field) if isinstance(settings, dict) else None
+    for name in (configured, *([] if manifest.retokenized else [manifest.teacher.model])):
         if not isinstance(name, str) or not name:
             continue
-        if (Path(name) / "tokenizer.json").is_file():
+        if (Path(name) / "tokenizer.json").is_file() or (name.endswith(".json") and Path(name).is_file()):
             return name
         cached = _in_hub_cache(name, manifest.teacher.revision)
         if cached is not None:

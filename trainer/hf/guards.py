@@ -116,8 +116,17 @@ def check_tokenizer(manifest: Manifest, vocabulary: Mapping[str, int], *, where:
         raise GuardError(
             f"the student's tokenizer has {len(vocabulary)} ids and the fingerprint {found[:23]}..., "
             f"{where} was labeled with one of {manifest.tokenizer.vocab_size} ids and {stored[:23]}...: "
-            f"the same id is another token. Use the tokenizer of the teacher, {manifest.teacher.model}"
+            f"the same id is another token. {_tokenizer_remedy(manifest)}"
         )
+
+
+def _tokenizer_remedy(manifest: Manifest) -> str:
+    if manifest.retokenized is not None:
+        return "Use the tokenizer that the store was mapped to, or map its source to yours"
+    return (
+        f"Use the tokenizer of the teacher, {manifest.teacher.model}, or map the store to the student's: "
+        "penumbra store retokenize"
+    )
 
 
 def real_vocab_size(

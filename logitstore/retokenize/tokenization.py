@@ -1,0 +1,189 @@
+"""A tokenizer as tables: the bytes of each id, its special tokens, and which id of another it equals.
+
+Shape legend: V ids of a vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.manifest.fields import TokenizerInfo
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.viewer.tokens import TokenTexts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NO_ID = -1
+"""In a map of ids: the id has no equal in the other vocabulary."""
+ROLES = ("bos_token", "eos_token")
+"""Tokens of `tokenizer_config.json` that stand for each other where their texts differ."""
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """What is needed of a tokenizer to write texts in its tokens and to read its ids as bytes."""
+
+    path: str
+    """As it was given."""
+    encoder: Tokenizer
+    info: TokenizerInfo
+    vocab_size: int
+    """Width of the logits: ids are below it; at least the tokenizer's largest id and one."""
+    bytes_by_id: dict[int, bytes]
+    added: dict[str, int]
+    """Added tokens by their text, special ones included."""
+    special: frozenset[int]
+    """Ids of special tokens: they never come of plain text."""
+    roles: dict[str, int]
+    """Ids of ROLES, as far as `tokenizer_config.json` names them."""
+    leading: tuple[int, ...]
+    """Ids that the tokenizer puts before every text of its own accord."""
+    has_dummy_prefix: bool
+    """It puts a space before a text that does not begin with one, as SentencePiece does."""
+
+    def ordinary(self) -> dict[bytes, int]:
+        """For every string of bytes the id that stands for it: not a byte's fallback where another does."""
+        found: dict[bytes, tuple[bool, int]] = {}
+        for token_id, raw in self.bytes_by_id.items():
+            if token_id in self.special or not raw:
+                continue
+            token = self.encoder.id_to_token(token_id) or ""
+            key = (len(token) == 6 and token.startswith("<0x"), token_id)
+            found[raw] = min(found.get(raw, key), key)
+        return {raw: token_id for raw, (_, token_id) in found.items()}
+
+
+def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenization:
+    """The tokenizer of a folder or `tokenizer.json`.
+
+    `vocab_size` is the width of the model's logits; None takes it from the folder's `config.json`, else
+    from the tokenizer. Raises UnsupportedInputError for what is no tokenizer, and without the `tokenizers`
+    package.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    file = folder / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UnsupportedInputError(
+            f"no tokenizer at {path!r}: it must be a tokenizer.json or a folder holding one; tokenizers of "
+            "other kinds can be saved as one with transformers' AutoTokenizer(...).save_pretrained(FOLDER)"
+        )
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError as error:
+        raise UnsupportedInputError(
+            "reading a tokenizer needs the tokenizers package: pip install tokenizers"
+        ) from error
+    try:
+        encoder = Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises bare Exceptions
+        raise UnsupportedInputError(f"{file} is no tokenizer that this machine reads: {error}") from error
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True  # text that looks like a special token is text
+    vocabulary = encoder.get_vocab()
+    decoder = encoder.get_added_tokens_decoder()
+    texts = TokenTexts(encoder)
+    bytes_by_id = {token_id: texts.raw(token_id) for token_id in vocabulary.values()}
+    plain = encoder.encode("a", add_special_tokens=False).ids
+    whole = encoder.encode("a", add_special_tokens=True).ids
+    width = vocab_size or _configured_width(folder) or 0
+    least = max(vocabulary.values()) + 1
+    if vocab_size is not None and vocab_size < least:
+        raise UnsupportedInputError(
+            f"--vocab-size is {vocab_size}, but the tokenizer at {path!r} has ids up to {least - 1}; give "
+            "the number of the student's logits"
+        )
+    return Tokenization(
+        path=path,
+        encoder=encoder,
+        info=TokenizerInfo(tokenizer_fingerprint(vocabulary), len(vocabulary)),
+        vocab_size=max(width, least),
+        bytes_by_id=bytes_by_id,
+        added={token.content: token_id for token_id, token in decoder.items()},
+        special=frozenset(token_id for token_id, token in decoder.items() if token.special),
+        roles=_roles(folder, vocabulary),
+        leading=tuple(whole[: _place(whole, plain)]),
+        has_dummy_prefix=b"".join(bytes_by_id[token_id] for token_id in plain).startswith(b" "),
+    )
+
+
+def equal_ids(teacher: Tokenization, student: Tokenization, pairs: Mapping[str, str]) -> np.ndarray:
+    """int32 [V of the teacher]: the student's id that stands for the same bytes, or NO_ID.
+
+    Special tokens are equal to those of the same text, to those that `pairs` name (the teacher's text to
+    the student's), and the beginning and end of a text to the student's. No two ids of the teacher have
+    the same equal: of several, one has it. Raises UnsupportedInputError for pairs of unknown tokens.
+    """
+    equal_V = np.full(teacher.vocab_size, NO_ID, np.int32)
+    for left, right in pairs.items():
+        equal_V[_added_id(teacher, left, "teacher")] = _added_id(student, right, "student")
+    if len(set(pairs.values())) < len(pairs):
+        raise UnsupportedInputError("--token names one token of the student twice; each can have one equal")
+    taken = {token_id for token_id in equal_V.tolist() if token_id != NO_ID}
+    theirs = student.ordinary()
+    candidates = [(token_id, theirs.get(raw)) for raw, token_id in teacher.ordinary().items()]
+    candidates += [
+        (token_id, student.added.get(text))
+        for text, token_id in teacher.added.items()
+        if token_id in teacher.special or student.added.get(text) in student.special
+    ]
+    candidates += [(teacher.roles[role], student.roles.get(role)) for role in ROLES if role in teacher.roles]
+    for token_id, equal in candidates:
+        if equal is not None and equal not in taken and equal_V[token_id] == NO_ID:
+            equal_V[token_id] = equal
+            taken.add(equal)
+    return equal_V
+
+
+def _added_id(tokenization: Tokenization, text: str, whose: str) -> int:
+    found = tokenization.added.get(text)
+    if found is None:
+        known = ", ".join(list(tokenization.added)[:8])
+        raise UnsupportedInputError(
+            f"--token names {text!r}, which is no added token of the {whose}'s tokenizer; those begin with: "
+            f"{known or 'none'}"
+        )
+    return found
+
+
+def _configured_width(folder: Path) -> int | None:
+    """`vocab_size` of a model's `config.json` beside the tokenizer."""
+    value = _json_object(folder / "config.json").get("vocab_size")
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _roles(folder: Path, vocabulary: Mapping[str, int]) -> dict[str, int]:
+    config = _json_object(folder / "tokenizer_config.json")
+    found: dict[str, int] = {}
+    for role in ROLES:
+        value = config.get(role)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str) and text in vocabulary:
+            found[role] = vocabulary[text]
+    return found
+
+
+def _json_object(file: Path) -> dict[str, object]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UnsupportedInputError(f"{file} cannot be read as JSON: {error}; mend or remove it") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _place(whole: list[int], part: list[int]) -> int:
+    """Where `part` begins in `whole`; 0 where it is no part of it."""
+    for place in range(len(whole) - len(part) + 1):
+        if whole[place : place + len(part)] == part:
+            return place
+    return 0

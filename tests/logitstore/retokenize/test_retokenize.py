@@ -1,0 +1,419 @@
+"""`penumbra store retokenize`: every row's exact distribution, worked out again from whole logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from logitstore.__main__ import main
+from logitstore.errors import (
+    CorruptManifestError,
+    StoreChangedError,
+    UnsupportedFormatError,
+    UnsupportedInputError,
+)
+from logitstore.exchange.merge import merge_stores
+from logitstore.manifest import reading
+from logitstore.records import LabeledSequence
+from logitstore.retokenize.report import read_report
+from logitstore.retokenize.store_mapping import retokenize_store
+from logitstore.retokenize.tokenization import load_tokenization
+from logitstore.rows.temperature import log_tail_mass
+from logitstore.store import LogitStore
+from logitstore.tools.verify import verify_store
+from tests.conftest import Place
+from tests.logitstore.retokenize.tokenizers_made import (
+    STUDENT_WORDS,
+    TEACHER_WORDS,
+    TEMPERATURES,
+    WholeLabels,
+    byte_level,
+    label_texts,
+    sentence_piece,
+)
+
+TEXTS = [("the cat", " sat the hat"), ("a ", "cat sat é the"), ("", "that cat"), ("hat", " thé cats sat")]
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    return byte_level(tmp_path / "teacher", TEACHER_WORDS, special=["<end>", "<only-teacher>"], eos="<end>")
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> str:
+    return byte_level(tmp_path / "student", STUDENT_WORDS, special=["<stop>"], eos="<stop>", shuffle=5)
+
+
+def mapped(source: LogitStore, teacher: str, student: str, uri: str | Path, **options: bool) -> LogitStore:
+    left = load_tokenization(teacher, vocab_size=source.manifest.labels.vocab_size)
+    right = load_tokenization(student)
+    target, _ = retokenize_store(source, str(uri), teacher=left, student=right, **options)
+    return target
+
+
+def load_table(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """Bytes by id of a byte-level tokenizer, by GPT-2's alphabet written down again."""
+    alphabet = {chr(byte): byte for byte in [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]}
+    others = [byte for byte in range(256) if byte not in alphabet.values()]
+    alphabet |= {chr(256 + place): byte for place, byte in enumerate(others)}
+    added = {token_id: token.content for token_id, token in tokenizer.get_added_tokens_decoder().items()}
+    return {
+        token_id: added[token_id].encode() if token_id in added else bytes(alphabet[c] for c in token)
+        for token, token_id in tokenizer.get_vocab().items()
+    }
+
+
+def expected_rows(
+    labels: WholeLabels, sequence: LabeledSequence, student: Tokenizer, top_k: int
+) -> list[dict]:
+    """For every position of the student's response: None, or what its row must be. Slow and plain."""
+    theirs, ours = load_table(labels.tokenizer), load_table(student)
+    by_bytes = {raw: token_id for token_id, raw in ours.items()}
+    by_bytes[b"<end>"] = by_bytes.pop(b"<stop>")
+    starts, offset = {}, 0
+    for position, token_id in enumerate(sequence.token_ids_T.tolist()):
+        if position >= sequence.label_start:
+            starts[offset] = position - sequence.label_start
+        offset += len(theirs[token_id])
+    prompt = b"".join(theirs[i] for i in sequence.token_ids_T[: sequence.prompt_length].tolist()).decode()
+    response_ids = sequence.token_ids_T[sequence.prompt_length :].tolist()
+    ends = labels.tokenizer.token_to_id("<end>")
+    text = b"".join(theirs[i] for i in response_ids if i != ends).decode()
+    student_prompt = student.encode(prompt).ids
+    student_ids = [*student_prompt, *student.encode(text).ids]
+    student_ids += [student.token_to_id("<stop>")] * response_ids.count(ends)
+    rows, offset = [], sum(len(ours[i]) for i in student_prompt)
+    logits_NV = labels.logits_by_record[sequence.record_id]
+    first = max(1, len(student_prompt))
+    offset = sum(len(ours[i]) for i in student_ids[:first])
+    for token_id in student_ids[first:]:
+        row = starts.get(offset)
+        offset += len(ours[token_id])
+        if row is None:
+            rows.append(None)
+            continue
+        logits_V = logits_NV[row]
+        top = np.argsort(-logits_V, kind="stable")[:top_k]
+        entries = {by_bytes[theirs[i]]: logits_V[i] for i in top.tolist() if theirs[i] in by_bytes}
+        gone = [i for i in range(len(logits_V)) if i not in top or theirs[i] not in by_bytes]
+        rows.append(
+            {
+                "entries": entries,
+                "logsumexp": [np.logaddexp.reduce(logits_V / t) for t in TEMPERATURES],
+                "tail": [np.logaddexp.reduce(logits_V[gone] / t) for t in TEMPERATURES],
+                "label": token_id,
+            }
+        )
+    return [student_ids, rows]
+
+
+def test_every_row_has_the_distribution_worked_out_from_whole_logits(
+    tmp_path: Path, teacher: str, student: str
+) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=40, units=2, tail="<end>")
+    target = mapped(labels.store, teacher, student, tmp_path / "out")
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    assert not verify_store(target).errors
+    num_rows = num_masked = 0
+    for source, found in zip(labels.store.iter_sequences(), target.iter_sequences(), strict=True):
+        student_ids, rows = expected_rows(labels, source, tokenizer, 40)
+        assert found.token_ids_T.tolist() == student_ids
+        assert (found.record_id, found.flags, found.finish_reason) == (
+            source.record_id,
+            source.flags,
+            source.finish_reason,
+        )
+        assert found.label_start == len(student_ids) - len(rows)
+        for place, row in enumerate(rows):
+            num_rows += 1
+            if row is None:
+                num_masked += 1
+                assert not found.loss_mask_N[place]
+                assert np.isnan(found.rows.label_logprob_N[place])
+                continue
+            assert found.loss_mask_N[place]
+            count = found.rows.count_N[place]
+            ids, logits = found.rows.token_ids_NK[place, :count], found.rows.logits_NK[place, :count]
+            assert dict(zip(ids.tolist(), logits.tolist(), strict=True)) == pytest.approx(row["entries"])
+            assert found.rows.logsumexp_NM[place] == pytest.approx(row["logsumexp"], abs=1e-4)
+            tail = found.rows.log_tail_mass_NM[place] + found.rows.logsumexp_NM[place]
+            assert tail == pytest.approx(row["tail"], abs=2e-3)
+            label = row["label"]
+            if label in row["entries"]:
+                logprob = row["entries"][label] - row["logsumexp"][0]
+                assert found.rows.label_logprob_N[place] == pytest.approx(logprob, abs=1e-3)
+                above = sum(logit >= row["entries"][label] for logit in row["entries"].values())
+                assert found.rows.label_rank_N[place] == above
+            else:
+                assert found.rows.label_rank_N[place] == 0
+    assert num_masked > 2
+    assert num_rows - num_masked > 20
+
+
+def test_tails_between_stored_temperatures_count_the_teachers_ids(
+    tmp_path: Path, teacher: str, student: str
+) -> None:
+    """The free knot is the teacher's vocabulary: the student's would move the tail at T=3."""
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=40, tail="<end>")
+    target, _ = retokenize_store(
+        labels.store,
+        str(tmp_path / "out"),
+        teacher=load_tokenization(teacher),
+        student=load_tokenization(student, vocab_size=9000),
+    )
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    spec = target.manifest.labels
+    assert spec.vocab_size == 9000
+    assert spec.num_outcomes == labels.tokenizer.get_vocab_size()
+    for source, found in zip(labels.store.iter_sequences(), target.iter_sequences(), strict=True):
+        _, rows = expected_rows(labels, source, tokenizer, 40)
+        theirs = load_table(labels.tokenizer)
+        tail_N = log_tail_mass(found.rows, spec, 50.0)
+        for place, row in enumerate(rows):
+            if row is not None:
+                number_outside = len(theirs) - len(row["entries"])
+                assert np.exp(tail_N[place]) == pytest.approx(number_outside / len(theirs), abs=0.02)
+
+
+def test_a_store_goes_to_an_equal_vocabulary_and_back_unchanged(tmp_path: Path, teacher: str) -> None:
+    """K = V: ids in another order and back again give the same rows, bit by bit."""
+    other = byte_level(
+        tmp_path / "other", TEACHER_WORDS, special=["<end>", "<only-teacher>"], eos="<end>", shuffle=3
+    )
+    size = load_tokenization(teacher).vocab_size
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=size, tail="<end>")
+    there = mapped(labels.store, teacher, other, tmp_path / "there")
+    back = mapped(there, other, teacher, tmp_path / "back")
+    report = read_report(there)
+    assert report is not None
+    assert report.num_kept == report.num_rows == report.num_known_labels
+    assert report.mass_kept == report.mass_stored
+    for source, found in zip(labels.store.iter_sequences(), back.iter_sequences(), strict=True):
+        assert found.token_ids_T.tolist() == source.token_ids_T.tolist()
+        assert found.loss_mask_N.all()
+        for name in ("logits_NK", "logsumexp_NM", "log_tail_mass_NM", "count_N", "label_rank_N"):
+            np.testing.assert_array_equal(getattr(found.rows, name), getattr(source.rows, name), name)
+        np.testing.assert_allclose(found.rows.label_logprob_N, source.rows.label_logprob_N, atol=1e-6)
+        for row in range(source.rows.num_rows):
+            pairs = [
+                sorted(zip(rows.logits_NK[row].tolist(), rows.token_ids_NK[row].tolist(), strict=True))
+                for rows in (source.rows, found.rows)
+            ]
+            assert pairs[0] == pairs[1]
+
+
+def test_a_merged_span_has_the_product_of_its_tokens(tmp_path: Path) -> None:
+    teacher = byte_level(tmp_path / "teacher", ["ca"])
+    student = byte_level(tmp_path / "student", ["ca", "cat"])
+    labels = label_texts(str(tmp_path / "store"), teacher, [("x", "cat")], top_k=250)
+    target = mapped(labels.store, teacher, student, tmp_path / "out", merge_spans=True)
+    (source,) = labels.store.iter_sequences()
+    (found,) = target.iter_sequences()
+    assert not verify_store(target).errors
+    table = Tokenizer.from_file(f"{student}/tokenizer.json")
+    assert found.token_ids_T.tolist() == [table.token_to_id("x"), table.token_to_id("cat")]
+    product = float(np.exp(source.rows.label_logprob_N.sum()))
+    first = float(np.exp(source.rows.label_logprob_N[0]))
+    count = int(found.rows.count_N[0])
+    lse = found.rows.logsumexp_NM[0]
+    entries = dict(
+        zip(
+            found.rows.token_ids_NK[0, :count].tolist(), found.rows.logits_NK[0, :count].tolist(), strict=True
+        )
+    )
+    assert np.exp(entries[table.token_to_id("cat")] - lse[0]) == pytest.approx(product, rel=5e-3)
+    assert np.exp(entries[table.token_to_id("ca")] - lse[0]) == pytest.approx(first - product, rel=5e-3)
+    assert found.rows.label_logprob_N[0] == pytest.approx(np.log(product), abs=1e-2)
+    assert lse[0] == pytest.approx(source.rows.logsumexp_NM[0, 0], abs=1e-4)
+    # At T=2 the masses are those of a teacher with these logits.
+    logits_V = labels.logits_by_record["r0"][0]
+    others = np.delete(logits_V, labels.tokenizer.token_to_id("ca"))
+    whole = np.append(others, [entries[table.token_to_id("cat")], entries[table.token_to_id("ca")]])
+    assert lse[1] == pytest.approx(np.logaddexp.reduce(whole / 2), abs=2e-3)
+
+
+def test_a_sentence_piece_student_reads_the_text_that_a_byte_level_teacher_wrote(
+    tmp_path: Path, teacher: str
+) -> None:
+    student = sentence_piece(tmp_path / "pieces", [" s", "at", " sat", "th", "the", " the"])
+    labels = label_texts(str(tmp_path / "store"), teacher, [("the ", "hat sat"), ("the", " thé")], top_k=40)
+    target = mapped(labels.store, teacher, student, tmp_path / "out")
+    assert not verify_store(target).errors
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    first, second = target.iter_sequences()
+    pieces = [tokenizer.id_to_token(i) for i in first.token_ids_T.tolist()]
+    assert pieces == ["▁the", "▁", "▁", "h", "at", "▁sat"]
+    # A space that no text has: the first position of the response is masked, the next begins where the
+    # teacher's own first token does.
+    assert first.loss_mask_N.tolist() == [False, True, True, True]
+    source, _ = labels.store.iter_sequences()
+    by_bytes = {raw: i for i, raw in load_table(labels.tokenizer).items()}
+    best = labels.logits_by_record["r0"][0][by_bytes[b"s"]]
+    place = first.rows.token_ids_NK[1].tolist()
+    known = dict(zip(place, first.rows.logits_NK[1].tolist(), strict=True))
+    ident = tokenizer.token_to_id("s")
+    assert (ident in known) == (best >= np.sort(labels.logits_by_record["r0"][0])[-40])
+    assert b"\xc3" in [
+        bytes.fromhex(tokenizer.id_to_token(i)[3:5]) for i in second.token_ids_T.tolist() if i < 256
+    ]
+    assert source.record_id == first.record_id
+
+
+def test_a_tokenizer_that_changes_the_text_leaves_the_sequence_out(tmp_path: Path, teacher: str) -> None:
+    from tokenizers import normalizers
+
+    student = byte_level(tmp_path / "lower", STUDENT_WORDS)
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(f"{student}/tokenizer.json")
+    labels = label_texts(str(tmp_path / "store"), teacher, [("the", " Cat"), ("the", " cat")], top_k=9)
+    target = mapped(labels.store, teacher, student, tmp_path / "out")
+    (reject,) = target.rejects()
+    assert (reject.record_id, reject.kind) == ("r0", "changed_text")
+    assert [sequence.record_id for sequence in target.iter_sequences()] == ["r1"]
+    report = read_report(target)
+    assert report is not None
+    assert (report.num_sequences, report.num_rejects) == (1, 1)
+
+
+def test_an_interrupted_command_goes_on_and_ends_alike(
+    place: Place, tmp_path: Path, teacher: str, student: str
+) -> None:
+    labels = label_texts(
+        place.uri, teacher, TEXTS, top_k=9, units=3, tail="<end>", storage_options=place.storage_options
+    )
+    left, right = load_tokenization(teacher), load_tokenization(student)
+    whole, report = retokenize_store(labels.store, str(tmp_path / "whole"), teacher=left, student=right)
+    out = f"{place.uri}-out"
+    commits = 0
+    commit = LogitStore.commit_unit
+
+    def dying(self: LogitStore, *args: object, **options: object) -> object:
+        nonlocal commits
+        commits += 1
+        if commits == 2:
+            raise KeyboardInterrupt
+        return commit(self, *args, **options)  # type: ignore[arg-type]
+
+    def run() -> object:
+        return retokenize_store(
+            labels.store, out, teacher=left, student=right, storage_options=place.storage_options
+        )
+
+    with mock.patch.object(LogitStore, "commit_unit", dying), pytest.raises(KeyboardInterrupt):
+        run()
+    begun = LogitStore.open(out, storage_options=place.storage_options)
+    assert len(begun.shards()) == 1
+    assert read_report(begun) is None
+    with mock.patch.object(LogitStore, "commit_unit", autospec=True, side_effect=commit) as committed:
+        _, again = run()
+    assert committed.call_count == 2
+    assert again == report
+    done = LogitStore.open(out, storage_options=place.storage_options)
+    assert [entry.checksum for entry in done.shards()] == [entry.checksum for entry in whole.shards()]
+    assert read_report(done) == report
+    assert not verify_store(done).errors
+
+
+def test_another_map_of_tokens_is_not_mixed_into_a_store(tmp_path: Path, teacher: str, student: str) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=9, tail="<end>")
+    mapped(labels.store, teacher, student, tmp_path / "out")
+    (Path(teacher) / "tokenizer_config.json").unlink()  # the ends are not known to be equal any more
+    with pytest.raises(StoreChangedError, match="in the plan"):
+        mapped(labels.store, teacher, student, tmp_path / "out")
+
+
+def test_special_tokens_that_the_student_lacks_are_told_and_can_be_named(
+    tmp_path: Path, teacher: str, student: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=9, tail="<only-teacher>")
+    out = str(tmp_path / "out")
+    assert main(["retokenize", labels.store.uri, out, "--tokenizer", student, "--quiet", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["unequal_tokens"] == {"<only-teacher>": len(TEXTS)}
+    named = [*("--token", "<only-teacher>=<stop>"), "--json", "--quiet"]
+    assert main(["retokenize", labels.store.uri, f"{out}-2", "--tokenizer", student, *named]) == 0
+    assert json.loads(capsys.readouterr().out)["unequal_tokens"] == {}
+    for sequence in LogitStore.open(f"{out}-2").iter_sequences():
+        assert sequence.token_ids_T[-1] == Tokenizer.from_file(f"{student}/tokenizer.json").token_to_id(
+            "<stop>"
+        )
+    for wrong, rule in (("<nothing>=<stop>", "no added token"), ("<end>", "TEACHER=STUDENT")):
+        assert (
+            main(["retokenize", labels.store.uri, f"{out}-3", "--tokenizer", student, "--token", wrong]) == 2
+        )
+        assert rule in capsys.readouterr().err
+
+
+def test_inspect_says_what_was_kept(
+    tmp_path: Path, teacher: str, student: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=40, tail="<end>")
+    out = str(tmp_path / "out")
+    assert main(["retokenize", labels.store.uri, out, "--tokenizer", student]) == 0
+    said = capsys.readouterr().out
+    assert main(["inspect", out, "--json"]) == 0
+    inspected = json.loads(capsys.readouterr().out)
+    found = inspected["kept"]
+    assert found["num_kept"] / found["num_rows"] < 1
+    assert f"{found['num_kept']:,} of {found['num_rows']:,} label rows kept" in said
+    assert inspected["retokenized"]["source_digests"] == [labels.store.digest]
+    assert main(["inspect", out]) == 0
+    assert (
+        f"{found['num_kept']:,} of {found['num_rows']:,} label rows kept"
+        in capsys.readouterr().out.replace("\n", " ")
+    )
+
+
+def test_readers_that_do_not_know_the_feature_refuse_in_words(
+    tmp_path: Path, teacher: str, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=9)
+    target = mapped(labels.store, teacher, student, tmp_path / "out")
+    monkeypatch.setattr(reading, "KNOWN_FEATURES", frozenset())
+    with pytest.raises(UnsupportedFormatError, match="'retokenized'"):
+        LogitStore.open(target.uri)
+    assert LogitStore.open(labels.store.uri).manifest == labels.store.manifest
+    assert b"retokenized" not in (tmp_path / "store" / "manifest.json").read_bytes()
+    assert b"teacher_vocab_size" not in (tmp_path / "store" / "manifest.json").read_bytes()
+
+
+def test_a_manifest_must_have_all_of_the_feature_or_none(tmp_path: Path, teacher: str, student: str) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=9)
+    target = mapped(labels.store, teacher, student, tmp_path / "out")
+    file = Path(target.uri) / "manifest.json"
+    value = json.loads(file.read_bytes())
+    del value["labels"]["teacher_vocab_size"]
+    file.write_text(json.dumps(value))
+    with pytest.raises(CorruptManifestError, match="teacher_vocab_size must be there together"):
+        LogitStore.open(target.uri)
+
+
+def test_the_teachers_tokenizer_must_be_the_stores(tmp_path: Path, teacher: str, student: str) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=9)
+    with pytest.raises(UnsupportedInputError, match="--teacher-tokenizer"):
+        mapped(labels.store, student, teacher, tmp_path / "out")
+
+
+def test_merged_stores_name_all_their_sources(tmp_path: Path, teacher: str, student: str) -> None:
+    parts = [
+        label_texts(str(tmp_path / name), teacher, [TEXTS[number]], top_k=9, prefix=name)
+        for number, name in enumerate("ab")
+    ]
+    first = mapped(parts[0].store, teacher, student, tmp_path / "out0")
+    second = mapped(parts[1].store, teacher, student, tmp_path / "out1", merge_spans=True)
+    with pytest.raises(StoreChangedError, match="tokenizers differ"):
+        merge_stores([first, parts[1].store], str(tmp_path / "wrong"))
+    with pytest.raises(StoreChangedError, match="only one has merged spans"):
+        merge_stores([first, second], str(tmp_path / "wrong"))
+    third = mapped(parts[1].store, teacher, student, tmp_path / "out2")
+    both = merge_stores([first, third], str(tmp_path / "both"))
+    assert both.manifest.retokenized is not None
+    assert both.manifest.retokenized.source_digests == tuple(part.store.digest for part in parts)
+    assert [sequence.record_id for sequence in both.iter_sequences()] == ["a0", "b0"]
