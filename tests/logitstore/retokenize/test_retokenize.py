@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -20,7 +21,7 @@ from logitstore.errors import (
 from logitstore.exchange.merge import merge_stores
 from logitstore.manifest import reading
 from logitstore.records import LabeledSequence
-from logitstore.retokenize.report import read_report
+from logitstore.retokenize.report import Report, read_report
 from logitstore.retokenize.store_mapping import retokenize_store
 from logitstore.retokenize.tokenization import load_tokenization
 from logitstore.rows.temperature import log_tail_mass
@@ -50,10 +51,12 @@ def student(tmp_path: Path) -> str:
     return byte_level(tmp_path / "student", STUDENT_WORDS, special=["<stop>"], eos="<stop>", shuffle=5)
 
 
-def mapped(source: LogitStore, teacher: str, student: str, uri: str | Path, **options: bool) -> LogitStore:
+def mapped(
+    source: LogitStore, teacher: str, student: str, uri: str | Path, merge_spans: bool = False
+) -> LogitStore:
     left = load_tokenization(teacher, vocab_size=source.manifest.labels.vocab_size)
     right = load_tokenization(student)
-    target, _ = retokenize_store(source, str(uri), teacher=left, student=right, **options)
+    target, _ = retokenize_store(source, str(uri), teacher=left, student=right, merge_spans=merge_spans)
     return target
 
 
@@ -71,7 +74,7 @@ def load_table(tokenizer: Tokenizer) -> dict[int, bytes]:
 
 def expected_rows(
     labels: WholeLabels, sequence: LabeledSequence, student: Tokenizer, top_k: int
-) -> list[dict]:
+) -> tuple[list[int], list[dict[str, Any] | None]]:
     """For every position of the student's response: None, or what its row must be. Slow and plain."""
     theirs, ours = load_table(labels.tokenizer), load_table(student)
     by_bytes = {raw: token_id for token_id, raw in ours.items()}
@@ -88,7 +91,8 @@ def expected_rows(
     student_prompt = student.encode(prompt).ids
     student_ids = [*student_prompt, *student.encode(text).ids]
     student_ids += [student.token_to_id("<stop>")] * response_ids.count(ends)
-    rows, offset = [], sum(len(ours[i]) for i in student_prompt)
+    rows: list[dict[str, Any] | None] = []
+    offset = sum(len(ours[i]) for i in student_prompt)
     logits_NV = labels.logits_by_record[sequence.record_id]
     first = max(1, len(student_prompt))
     offset = sum(len(ours[i]) for i in student_ids[:first])
@@ -110,7 +114,7 @@ def expected_rows(
                 "label": token_id,
             }
         )
-    return [student_ids, rows]
+    return student_ids, rows
 
 
 def test_every_row_has_the_distribution_worked_out_from_whole_logits(
@@ -233,7 +237,7 @@ def test_a_merged_span_has_the_product_of_its_tokens(tmp_path: Path) -> None:
     assert lse[0] == pytest.approx(source.rows.logsumexp_NM[0, 0], abs=1e-4)
     # At T=2 the masses are those of a teacher with these logits.
     logits_V = labels.logits_by_record["r0"][0]
-    others = np.delete(logits_V, labels.tokenizer.token_to_id("ca"))
+    others = np.delete(logits_V, int(labels.tokenizer.token_to_id("ca") or 0))
     whole = np.append(others, [entries[table.token_to_id("cat")], entries[table.token_to_id("ca")]])
     assert lse[1] == pytest.approx(np.logaddexp.reduce(whole / 2), abs=2e-3)
 
@@ -260,7 +264,7 @@ def test_a_sentence_piece_student_reads_the_text_that_a_byte_level_teacher_wrote
     ident = tokenizer.token_to_id("s")
     assert (ident in known) == (best >= np.sort(labels.logits_by_record["r0"][0])[-40])
     assert b"\xc3" in [
-        bytes.fromhex(tokenizer.id_to_token(i)[3:5]) for i in second.token_ids_T.tolist() if i < 256
+        bytes.fromhex(str(tokenizer.id_to_token(i))[3:5]) for i in second.token_ids_T.tolist() if i < 256
     ]
     assert source.record_id == first.record_id
 
@@ -301,7 +305,7 @@ def test_an_interrupted_command_goes_on_and_ends_alike(
             raise KeyboardInterrupt
         return commit(self, *args, **options)  # type: ignore[arg-type]
 
-    def run() -> object:
+    def run() -> tuple[LogitStore, Report]:
         return retokenize_store(
             labels.store, out, teacher=left, student=right, storage_options=place.storage_options
         )

@@ -117,7 +117,7 @@ def label_texts(
         prompt_ids = tokenizer.encode(prompt).ids
         ids = [*prompt_ids, *tokenizer.encode(response).ids]
         if tail:
-            ids.append(tokenizer.token_to_id(tail))
+            ids.append(int(tokenizer.token_to_id(tail) or 0))
         label_start = max(1, len(prompt_ids))
         labels_N = np.array(ids[label_start:])
         logits_NV = rng.normal(0, 3, (len(labels_N), vocab_size)).astype(np.float16).astype(np.float64)
