@@ -45,6 +45,18 @@ class LabelRows:
     def num_rows(self) -> int:
         return self.token_ids_NK.shape[0]
 
+    def slice(self, start: int, stop: int) -> LabelRows:
+        """A view of the rows [start, stop)."""
+        return LabelRows(
+            logits_NK=self.logits_NK[start:stop],
+            token_ids_NK=self.token_ids_NK[start:stop],
+            count_N=self.count_N[start:stop],
+            logsumexp_NM=self.logsumexp_NM[start:stop],
+            log_tail_mass_NM=self.log_tail_mass_NM[start:stop],
+            label_logprob_N=self.label_logprob_N[start:stop],
+            label_rank_N=self.label_rank_N[start:stop],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LabeledSequence:

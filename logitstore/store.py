@@ -6,24 +6,21 @@ writers of one unit exactly one wins; a reader sees whole shards or none.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from logitstore.codebook_objects import StoreCodebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import (
-    CorruptManifestError,
     CorruptShardError,
     InvalidLabelsError,
     ObjectNotFoundError,
-    ObjectStoreError,
     StoreChangedError,
     StoreExistsError,
     StoreNotFoundError,
@@ -38,20 +35,19 @@ from logitstore.index.commits import (
     SHARDS_PREFIX,
     CommitRecord,
     commit_name,
-    encode_commit,
     shard_name,
 )
-from logitstore.index.committed import INDEX_NAME, CommittedUnits, IndexPointer, encode_pointer
+from logitstore.index.committed import CommittedUnits
+from logitstore.index.committing import commit
 from logitstore.index.compaction import CompactionResult, compact, fence_compactors
 from logitstore.index.entries import ShardIndex
+from logitstore.index.pointer import INDEX_NAME, IndexPointer, encode_pointer
 from logitstore.index.rebuild import RebuildResult, rebuild_index
 from logitstore.index.uncommit import uncommit
-from logitstore.manifest import strict_json
-from logitstore.manifest.fields import FORMAT_VERSION, Manifest, ShardEntry
+from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.manifest.reading import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
-    check_version,
     decode_manifest,
     encode_manifest,
     first_difference,
@@ -60,26 +56,13 @@ from logitstore.manifest.reading import (
 )
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import LabeledSequence, Reject
-from logitstore.shard.arrow_file import ArrowFile
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.schema import MAX_BLOCK_ENTRIES, MAX_SHARD_BYTES
 from logitstore.shard.writer import ShardStats, write_shard
 
-CODEBOOKS_PREFIX = "codebooks/"
-CURRENT_CODEBOOKS = "codebooks/current.json"
-MAX_CODEBOOK_BYTES = 512 * 2**20
 MAX_WHOLE_BYTES = 256 * 2**20
 MAX_ROUNDS_PER_COMMIT = 10
-_CODEBOOK_HASH = re.compile(r"blake2b-128:[0-9a-f]{32}")
 NO_SHARD = ShardStats(num_sequences=0, num_rows=0, num_tokens=0, num_bytes=0, checksum="")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CodebookPointer:
-    """`codebooks/current.json`: the one set that the store's later shards use."""
-
-    hash: str
-    format_version: int = FORMAT_VERSION
 
 
 class LogitStore:
@@ -88,8 +71,7 @@ class LogitStore:
     def __init__(self, objects: Objects, manifest: Manifest, *, refresh: bool = True) -> None:
         self.objects = objects
         self._manifest = manifest
-        self._codebooks: CodebookSet | None = None
-        self._codebooks_looked_for = False
+        self._codebooks = StoreCodebooks(objects)
         self._manifest_hash = manifest_hash(manifest)
         self.max_block_entries = MAX_BLOCK_ENTRIES
         """Rows times K of a block that this process decodes at once; the format's limit unless lowered."""
@@ -155,10 +137,7 @@ class LogitStore:
         """
         objects = Objects(uri, storage_options)
         store = cls(objects, _read_manifest(objects), refresh=False)
-        if store.codebooks() is None and (named := store._codebooks_of_shards(objects.list(SHARDS_PREFIX))):
-            store._load_codebooks(named)  # raises if they are gone as well
-            objects.put_if_absent(CURRENT_CODEBOOKS, strict_json.encode(CodebookPointer(named)))
-            store._codebooks_looked_for = False
+        store._codebooks.restore(objects.list(SHARDS_PREFIX))
         labels = store._manifest.labels
         result = rebuild_index(objects, store._manifest_hash, labels, store.codebooks(), progress)
         store.refresh()
@@ -169,7 +148,7 @@ class LogitStore:
         """The store, with an empty `index.json` unless it has one, so that its absence means its loss."""
         store = cls(objects, manifest)
         refuse_lost_index(objects, store._units, writing=True)
-        if store._units.pointer_etag is None:
+        if not store._units.has_index:
             objects.put_if_absent(INDEX_NAME, encode_pointer(IndexPointer(0, store._manifest_hash)))
             store.refresh()
         return store
@@ -199,7 +178,7 @@ class LogitStore:
 
     def refresh(self) -> None:
         """See every unit committed before this call."""
-        self._codebooks_looked_for = False
+        self._codebooks.look_again()
         self._units.refresh()
 
     def shards(self) -> ShardIndex:
@@ -245,7 +224,7 @@ class LogitStore:
 
     def index_names(self) -> set[str]:
         """Objects that the index consists of, `index.json` aside."""
-        return {name for info in self._units.pointer.segments for name in (info.name, info.rejects_name)}
+        return self._units.index_names()
 
     def compact(self) -> CompactionResult:
         """Move commit records into the index, so that opening stays cheap. Safe beside writers."""
@@ -272,9 +251,9 @@ class LogitStore:
         commit_name(unit_id)  # both refuse before anything is written
         self._units.check_place(unit_index, unit_id)
         for _ in range(MAX_ROUNDS_PER_COMMIT):
-            self._codebooks_looked_for = False
+            self._codebooks.look_again()
             record = self._write_attempt(unit_id, unit_index, sequences, rejects, seconds, worker)
-            outcome = self._commit(record)
+            outcome = commit(self.objects, self._units, record)
             if outcome is not None:
                 return outcome
         raise StoreChangedError(
@@ -369,108 +348,16 @@ class LogitStore:
 
         Looked for once, and again after `refresh` and before every commit until there is one.
         """
-        if self._codebooks is None and not self._codebooks_looked_for:
-            try:
-                data = self.objects.get(CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)
-            except ObjectNotFoundError:
-                self._codebooks_looked_for = True
-                return None
-            self._codebooks = self._load_codebooks(_decode_codebook_pointer(data).hash)
-        return self._codebooks
+        return self._codebooks.current()
 
     def set_codebooks(self, codebooks: CodebookSet) -> CodebookSet:
         """Give the store its codebook set; the first one wins and is returned.
 
         Raises CorruptManifestError where shards name a set and `codebooks/current.json` is gone.
         """
-        if self.codebooks() is None:
-            newest = max(
-                self.shards(), key=lambda entry: (bool(entry.name), entry.committed_sec), default=None
-            )
-            named = self._codebooks_of_shards([newest.name] if newest is not None and newest.name else [])
-            if named and named != codebooks.hash:
-                raise CorruptManifestError(
-                    f"{self.uri} has shards that are coded with {named}, but no {CURRENT_CODEBOOKS}: "
-                    f"restore it from a copy, or run `penumbra store rebuild-index {self.uri}`"
-                )
-        self.objects.put(_codebook_name(codebooks.hash), codebooks.to_bytes())
-        self.objects.put_if_absent(CURRENT_CODEBOOKS, strict_json.encode(CodebookPointer(codebooks.hash)))
-        self._codebooks_looked_for = False
-        winner = self.codebooks()
-        assert winner is not None
-        return winner
-
-    def _codebooks_of_shards(self, names: Iterable[str]) -> str:
-        """The hash of the codebook set of the first of these shards that uses one; "" if none does."""
-        for name in names:
-            with contextlib.suppress(CorruptShardError), self.objects.open(name) as file:
-                found = (
-                    (ArrowFile(file).schema().metadata or {}).get(b"codebooks", b"").decode(errors="replace")
-                )
-                if _CODEBOOK_HASH.fullmatch(found):
-                    return found
-        return ""
-
-    def _load_codebooks(self, codebook_hash: str) -> CodebookSet:
-        name = _codebook_name(codebook_hash)
-        codebooks = CodebookSet.from_bytes(self.objects.get(name, max_bytes=MAX_CODEBOOK_BYTES))
-        if codebooks.hash != codebook_hash:
-            raise CorruptManifestError(
-                f"{name} holds a codebook set with the hash {codebooks.hash}; restore it from a copy of the "
-                "store, since ids cannot be decoded with another set"
-            )
-        return codebooks
-
-    def _commit(self, record: CommitRecord) -> tuple[ShardEntry, bool] | None:
-        """The entry that counts and whether it is this one's; None if the unit is in a new round by now."""
-        name = self._units.record_name(record.shard.unit_id)
-        won = self.objects.put_if_absent(name, encode_commit(record))
-        winner = self._winner(record, name, won=won)
-        if winner is not None and winner.attempt == record.attempt:
-            return winner.shard, True
-        self._discard(record, name, won=won)
-        return None if winner is None else (winner.shard, False)
-
-    def _discard(self, record: CommitRecord, name: str, *, won: bool) -> None:
-        """Remove what this call wrote, which can never count: its round of the unit is another's or over.
-
-        `name` is of that round, so no record that counts can lie there when the unit is in the index or in
-        a later round.
-        """
-        with contextlib.suppress(ObjectStoreError):  # what stays is garbage, and `verify --repair` finds it
-            self.objects.delete_many(
-                [*([record.shard.name] if record.shard.name else []), *([name] if won else [])]
-            )
-
-    def _winner(self, record: CommitRecord, name: str, *, won: bool) -> CommitRecord | None:
-        """The record that counts for the unit, after this call's put succeeded or not; None in a new round.
-
-        The index, read last, decides: it is published before compaction removes a record, so that even
-        a put that succeeds after the removal finds the unit there.
-        """
-        standing = [record] if won else self._read_records([name])
-        self._units.refresh_index()
-        try:
-            found = self._units.compacted.find(record.shard.unit_index, record.shard.unit_id)
-        except StoreChangedError:
-            self._discard(record, name, won=won)
-            raise
-        if found is not None:
-            entry, attempt = found
-            return CommitRecord(attempt=attempt, manifest=self._manifest_hash, shard=entry)
-        if name != self._units.record_name(record.shard.unit_id):
-            return None
-        if not standing:
-            raise CorruptManifestError(
-                f"{name} was there, is gone, and the index lacks its unit; something else than this "
-                "software deleted it: label the unit again"
-            )
-        self._units.add(standing[0])
-        return standing[0]
-
-    def _read_records(self, names: list[str]) -> list[CommitRecord]:
-        found = zip(names, self.objects.get_many(names), strict=True)
-        return [self._units.decode_record(data, name) for name, data in found if data is not None]
+        shards = self.shards() if self.codebooks() is None else []
+        newest = max(shards, key=lambda entry: (bool(entry.name), entry.committed_sec), default=None)
+        return self._codebooks.give(codebooks, [newest.name] if newest is not None and newest.name else [])
 
 
 def _read_manifest(objects: Objects) -> Manifest:
@@ -483,19 +370,3 @@ def _read_manifest(objects: Objects) -> Manifest:
             "something into it first"
         ) from error
     return decode_manifest(data)
-
-
-def _codebook_name(codebook_hash: str) -> str:
-    return f"{CODEBOOKS_PREFIX}{codebook_hash.removeprefix('blake2b-128:')}.bin"
-
-
-def _decode_codebook_pointer(data: bytes) -> CodebookPointer:
-    value = strict_json.parse_object(data, what=CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)
-    check_version(value, what=CURRENT_CODEBOOKS)
-    pointer = strict_json.decode(CodebookPointer, value, what=CURRENT_CODEBOOKS)
-    if not _CODEBOOK_HASH.fullmatch(pointer.hash):
-        raise CorruptManifestError(
-            f"{CURRENT_CODEBOOKS}: hash {pointer.hash!r:.80} must be 'blake2b-128:' and 32 hexadecimal "
-            "digits; restore the object from a copy of the store"
-        )
-    return pointer

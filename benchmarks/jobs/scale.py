@@ -28,7 +28,7 @@ SEQUENCE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Sizes:
     """The sizes that are measured."""
 
     units: tuple[int, ...]
@@ -42,20 +42,28 @@ class Plan:
     """Of real jobs."""
 
 
-FULL = Plan(
-    (500, 2_000, 6_000),
-    16_384,
-    (1, 16, 256),
-    (256, 4_096, 65_536),
-    (1, 16, 256, 2_048),
-    200_000,
-    (1, 2, 4, 8),
+FULL = Sizes(
+    units=(500, 2_000, 6_000),
+    rows_to_split=16_384,
+    shards=(1, 16, 256),
+    shard_rows=(256, 4_096, 65_536),
+    scheduled_workers=(1, 16, 256, 2_048),
+    scheduled_units=200_000,
+    actors=(1, 2, 4, 8),
 )
-QUICK = Plan((250, 750), 4_096, (1, 64), (256, 4_096), (1, 256), 20_000, (1, 4))
+QUICK = Sizes(
+    units=(250, 750),
+    rows_to_split=4_096,
+    shards=(1, 64),
+    shard_rows=(256, 4_096),
+    scheduled_workers=(1, 256),
+    scheduled_units=20_000,
+    actors=(1, 4),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Units:
+class UnitTimes:
     """A store of so many small units."""
 
     count: int
@@ -69,7 +77,7 @@ class Units:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowTimes:
     """A store of so many rows in so many shards, per row."""
 
     shards: int
@@ -98,10 +106,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _result(
     args: argparse.Namespace,
-    plan: Plan,
-    units: list[Units],
-    split: list[Rows],
-    sizes: list[Rows],
+    plan: Sizes,
+    units: list[UnitTimes],
+    split: list[RowTimes],
+    sizes: list[RowTimes],
     scheduled: list[tuple[int, float]],
     fed: list[tuple[int, float]],
 ) -> Result:
@@ -149,13 +157,13 @@ def _result(
     )  # fmt: skip
 
 
-def _rows_table(title: str, measured: list[Rows]) -> ResultTable:
+def _rows_table(title: str, measured: list[RowTimes]) -> ResultTable:
     columns = ("shards", "rows in all", "write, us/row", "read, us/row", "file, B/row")
     rows = [(one.shards, one.rows, one.write_us, one.read_us, one.file_bytes) for one in measured]
     return ResultTable.of(title, columns, rows)
 
 
-def _plots(out: Path, units: list[Units], fed: list[tuple[int, float]]) -> list[str]:
+def _plots(out: Path, units: list[UnitTimes], fed: list[tuple[int, float]]) -> list[str]:
     with plot(
         out / "scale-open.svg", "Time to open a store by its units", "units in the store", "time to open, ms"
     ) as axes:
@@ -223,7 +231,7 @@ def empty_store(folder: Path) -> LogitStore:
     return LogitStore.create(str(folder), manifest)
 
 
-def _measure_units(folder: Path, count: int, rng: np.random.Generator) -> Units:
+def _measure_units(folder: Path, count: int, rng: np.random.Generator) -> UnitTimes:
     store = empty_store(folder / f"units-{count}")
     sequence = made_up_sequence("record", 4, rng)
     started = time.perf_counter()
@@ -234,7 +242,7 @@ def _measure_units(folder: Path, count: int, rng: np.random.Generator) -> Units:
     store.compact()
     after_ms = _open_ms(store.uri)
     index_bytes = sum(file.stat().st_size for file in Path(store.uri).glob("index*/**/*") if file.is_file())
-    return Units(count, commit_ms, before_ms, after_ms, index_bytes / count)
+    return UnitTimes(count, commit_ms, before_ms, after_ms, index_bytes / count)
 
 
 def _open_ms(uri: str) -> float:
@@ -247,7 +255,7 @@ def _open_ms(uri: str) -> float:
     return 1000 * min(seconds)
 
 
-def _measure_rows(folder: Path, num_shards: int, num_rows: int, rng: np.random.Generator) -> Rows:
+def _measure_rows(folder: Path, num_shards: int, num_rows: int, rng: np.random.Generator) -> RowTimes:
     """Write rows into shards of one size and read the store."""
     store = empty_store(folder / f"rows-{num_shards}-{num_rows}")
     sequences = [
@@ -261,7 +269,7 @@ def _measure_rows(folder: Path, num_shards: int, num_rows: int, rng: np.random.G
     write_sec = time.perf_counter() - started
     read_sec = min(time_calls(lambda: list(store.iter_sequences()), repetitions=3))
     num_bytes = sum(entry.num_bytes for entry in store.shards())
-    return Rows(
+    return RowTimes(
         shards=num_shards,
         rows=num_rows,
         write_us=1e6 * write_sec / num_rows,

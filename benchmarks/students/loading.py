@@ -25,7 +25,7 @@ from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
-from trainer.batch.collate import CollateSettings, DistillationCollator, rows_between
+from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 
@@ -192,7 +192,7 @@ def _pieces(sequence: LabeledSequence) -> Iterator[LabeledSequence]:
         tokens = sequence.token_ids_T[start : start + SEQUENCE_TOKENS]
         first = max(start + 1, sequence.label_start)
         stop = max(start + len(tokens), first)
-        rows = rows_between(sequence.rows, first - sequence.label_start, stop - sequence.label_start)
+        rows = sequence.rows.slice(first - sequence.label_start, stop - sequence.label_start)
         if rows.num_rows:
             yield dataclasses.replace(
                 sequence,

@@ -278,7 +278,8 @@ class OutputConfig(Section):
     codebook_units: int = Field(default=2, ge=0)
     """Units after which the store's shared codebooks are trained; 0 leaves each shard one of its own."""
     retry_sec: float = Field(default=120, ge=0)
-    """How long an actor tries to write finished labels again while the storage fails."""
+    """How long storage that fails is tried again: by actors for the plan and their labels, and by the driver
+    for the plan, compaction, rejects and status."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """fsspec options of the store's storage, such as endpoint_url; credentials come from the environment."""
 

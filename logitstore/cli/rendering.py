@@ -86,7 +86,7 @@ def _entries(found: Inspection) -> Table:
 def _distribution(found: Inspection) -> Table:
     names = list(found.entropy.quantiles)
     table = Table("over label rows", "mean", *names, title="Distribution", box=box.SIMPLE)
-    rows = {"entropy, nats (tail as one outcome)": found.entropy}
+    rows = {"entropy, nats": found.entropy}
     rows |= {f"tail mass at T={name}": spread for name, spread in found.tail_mass.items()}
     for name, spread in rows.items():
         table.add_row(name, f"{spread.mean:.4f}", *(f"{spread.quantiles[key]:.4f}" for key in names))

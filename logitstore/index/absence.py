@@ -14,7 +14,8 @@ import time
 from logitstore.errors import IndexLostError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, shard_place
-from logitstore.index.committed import INDEX_NAME, INDEX_PREFIX, MAX_SEGMENT_BYTES, CommittedUnits
+from logitstore.index.committed import CommittedUnits
+from logitstore.index.pointer import INDEX_NAME, INDEX_PREFIX, MAX_SEGMENT_BYTES
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import ObjectInfo, Objects
 

@@ -10,9 +10,7 @@ unit: its next record has another name, so nothing that was written for an earli
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,62 +21,18 @@ from logitstore.index.commits import (
     COMMITS_PREFIX,
     MAX_COMMIT_BYTES,
     CommitRecord,
-    check_attempt,
     check_manifest_hash,
-    check_unit_id,
     commit_name,
     decode_commit,
     record_place,
 )
 from logitstore.index.entries import ShardIndex, of_another_plan
-from logitstore.manifest import strict_json
-from logitstore.manifest.fields import FORMAT_VERSION
-from logitstore.manifest.reading import check_version
-from logitstore.objects.opening import MAX_TAGGED_BYTES, ObjectInfo, Objects
+from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer
+from logitstore.manifest.fields import ShardEntry
+from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import Reject
 
-INDEX_NAME = "index.json"
-INDEX_PREFIX = "index/"
-MAX_INDEX_BYTES = MAX_TAGGED_BYTES
-MAX_SEGMENT_BYTES = 4 * 2**30
-MAX_SEGMENT_ENTRIES = 2**24
 MAX_REFRESH_TRIES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentInfo:
-    """One index segment, as `index.json` names it."""
-
-    name: str
-    num_entries: int
-    num_bytes: int
-    checksum: str
-    rejects_name: str
-    """"" where no unit of the segment had rejects; then the other two are 0 and "" as well."""
-    num_rejects: int
-    rejects_bytes: int
-    rejects_checksum: str
-
-
-@dataclass(frozen=True, slots=True)
-class DroppedAttempt:
-    """One attempt at a unit that was committed and then un-committed: it never counts again."""
-
-    unit_id: str
-    attempt: str
-
-
-@dataclass(frozen=True, slots=True)
-class IndexPointer:
-    """`index.json`: replaced by compare-and-swap, so it always names one consistent set of segments."""
-
-    generation: int
-    manifest: str
-    """`manifest_hash` of the store's manifest."""
-    segments: tuple[SegmentInfo, ...] = ()
-    dropped: tuple[DroppedAttempt, ...] = ()
-    """Absent from the JSON while empty. The number of a unit's dropped attempts is its round."""
-    format_version: int = FORMAT_VERSION
 
 
 class CommittedUnits:
@@ -115,6 +69,20 @@ class CommittedUnits:
             if self._read_index():
                 return
         raise self._unsteady()
+
+    @property
+    def has_index(self) -> bool:
+        """Whether the store had an `index.json` when it was last read."""
+        return self.pointer_etag is not None
+
+    def index_names(self) -> set[str]:
+        """Objects that the index consists of, `index.json` aside."""
+        names = {name for info in self.pointer.segments for name in (info.name, info.rejects_name)}
+        return names - {""}
+
+    def find_in_index(self, unit_index: int, unit_id: str) -> tuple[ShardEntry, str] | None:
+        """The unit's entry and attempt. Raises StoreChangedError where its place holds another unit."""
+        return self.compacted.find(unit_index, unit_id)
 
     def check_place(self, unit_index: int, unit_id: str) -> None:
         """Raises StoreChangedError if the unit's place is known to hold another unit."""
@@ -294,38 +262,3 @@ class CommittedUnits:
             else:
                 late.add(info.name)
         return units, late
-
-
-def encode_pointer(pointer: IndexPointer) -> bytes:
-    value = dataclasses.asdict(pointer)
-    if not pointer.dropped:
-        del value["dropped"]
-    return strict_json.encode(value)
-
-
-def decode_pointer(data: bytes) -> IndexPointer:
-    """`index.json` of an untrusted store. Raises CorruptManifestError and its siblings."""
-    value = strict_json.parse_object(data, what=INDEX_NAME, max_bytes=MAX_INDEX_BYTES)
-    check_version(value, what=INDEX_NAME)
-    pointer = strict_json.decode(IndexPointer, {"dropped": [], **value}, what=INDEX_NAME)
-    for dropped in pointer.dropped:
-        check_unit_id(dropped.unit_id)
-        check_attempt(dropped.attempt, what=INDEX_NAME)
-    for info in pointer.segments:
-        names = [info.name, *([info.rejects_name] if info.rejects_name else [])]
-        if not all(index_segments.valid_segment_name(name) for name in names):
-            raise CorruptManifestError(
-                f"{INDEX_NAME} names the segment {info.name!r:.120}; names must be index/<16 hexadecimal "
-                "digits>.arrow: the store is damaged or hostile"
-            )
-        sizes = (info.num_bytes, info.rejects_bytes)
-        if not all(0 <= size <= MAX_SEGMENT_BYTES for size in sizes) or not all(
-            0 <= count <= MAX_SEGMENT_ENTRIES for count in (info.num_entries, info.num_rejects)
-        ):
-            raise CorruptManifestError(
-                f"{INDEX_NAME}: segment {info.name} claims a size outside 0..{MAX_SEGMENT_BYTES} bytes or "
-                f"0..{MAX_SEGMENT_ENTRIES} rows"
-            )
-    if len({info.name for info in pointer.segments}) != len(pointer.segments):
-        raise CorruptManifestError(f"{INDEX_NAME} names a segment twice")
-    return pointer

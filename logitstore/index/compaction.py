@@ -20,14 +20,8 @@ import pyarrow as pa
 from logitstore.errors import ObjectStoreError, StoreChangedError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import CommitRecord
-from logitstore.index.committed import (
-    INDEX_NAME,
-    INDEX_PREFIX,
-    CommittedUnits,
-    IndexPointer,
-    SegmentInfo,
-    encode_pointer,
-)
+from logitstore.index.committed import CommittedUnits
+from logitstore.index.pointer import INDEX_NAME, INDEX_PREFIX, IndexPointer, SegmentInfo, encode_pointer
 from logitstore.objects.opening import Objects
 
 MERGE_FACTOR = 4

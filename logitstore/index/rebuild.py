@@ -31,7 +31,8 @@ from logitstore.index.commits import (
     record_place,
     shard_place,
 )
-from logitstore.index.committed import (
+from logitstore.index.compaction import write_segment_objects
+from logitstore.index.pointer import (
     INDEX_NAME,
     INDEX_PREFIX,
     MAX_SEGMENT_BYTES,
@@ -40,7 +41,6 @@ from logitstore.index.committed import (
     decode_pointer,
     encode_pointer,
 )
-from logitstore.index.compaction import write_segment_objects
 from logitstore.manifest.fields import LabelSpec, ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import Reject

@@ -6,8 +6,9 @@ import dataclasses
 
 from logitstore.errors import StoreChangedError
 from logitstore.index.commits import shard_place
-from logitstore.index.committed import INDEX_NAME, CommittedUnits, DroppedAttempt, encode_pointer
+from logitstore.index.committed import CommittedUnits
 from logitstore.index.compaction import MAX_SWAP_TRIES, compact
+from logitstore.index.pointer import INDEX_NAME, DroppedAttempt, encode_pointer
 from logitstore.objects.opening import Objects
 
 MAX_DROPPED = 16_384

@@ -17,9 +17,6 @@ SHARD_VERSION = 1
 KNOWN_FEATURES: frozenset[str] = frozenset()
 """Features that this reader knows beyond version 1; a shard that names another is refused."""
 
-RESERVED_FEATURES = ("sampled_entries",)
-"""Named in FORMAT.md, not written yet."""
-
 FIRST_GROUP = 8
 """Rank groups are [0,8), [8,16), then doubling, the last cut at top_k."""
 

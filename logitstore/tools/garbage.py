@@ -17,10 +17,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from logitstore.codebook_objects import CODEBOOKS_PREFIX, CURRENT_CODEBOOKS
 from logitstore.errors import CorruptShardError, IndexLostError, StoreChangedError
 from logitstore.index.absence import segment_units
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, record_place, shard_place
-from logitstore.index.committed import INDEX_NAME
+from logitstore.index.pointer import INDEX_NAME
 from logitstore.index.segments import valid_segment_name
 from logitstore.job_objects import (
     JOB_NAMES,
@@ -31,7 +32,7 @@ from logitstore.objects.opening import TEMPORARY_PREFIX, ObjectInfo
 from logitstore.objects.probing import PROBE_PREFIX
 from logitstore.shard.arrow_file import ArrowFile
 from logitstore.shard.schema import SHARD_FORMAT
-from logitstore.store import CODEBOOKS_PREFIX, CURRENT_CODEBOOKS, LogitStore
+from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Problem
 
 _CODEBOOK_NAME = re.compile(r"codebooks/[0-9a-f]{32}\.bin")

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from logitstore.errors import CorruptShardError
-from logitstore.index.committed import INDEX_NAME
-from logitstore.manifest.fields import Retokenized, ShardEntry
+from logitstore.index.pointer import INDEX_NAME
+from logitstore.manifest.fields import LabelSpec, Retokenized, ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.retokenize.report import Report, read_report
+from logitstore.rows.entropy import entropy
 from logitstore.shard.schema import CODEBOOK_CHOICE, TOP_LOGITS
 from logitstore.store import LogitStore
 
@@ -90,7 +91,7 @@ class Inspection:
     entries_histogram: dict[int, int]
     """Rows by number of stored entries."""
     entropy: Spread
-    """Nats at T=1, the tail taken as one outcome: a lower bound of the teacher's entropy."""
+    """Nats at T=1, of the whole vocabulary (`logitstore.rows.entropy`)."""
     tail_mass: dict[str, Spread]
     """By temperature."""
     label_nll: float
@@ -165,14 +166,14 @@ def _add_shard(
         )
     reader = store.reader_of(file)
     for sequence in reader.iter_sequences():
-        _add_rows(sequence, store.manifest.labels.temperatures, sums, listed_k, target_mass)
+        _add_rows(sequence, store.manifest.labels, sums, listed_k, target_mass)
     for name, num_bytes in reader.column_bytes().items():
         sums.columns[name] = sums.columns.get(name, 0) + num_bytes
 
 
 def _add_rows(
     sequence: LabeledSequence,
-    temperatures: tuple[float, ...],
+    labels: LabelSpec,
     sums: _Sums,
     listed_k: list[int],
     target_mass: float,
@@ -182,7 +183,7 @@ def _add_rows(
         return
     sums.num_rows += rows.num_rows
     sums.histogram += np.bincount(rows.count_N, minlength=len(sums.histogram))
-    for index, temperature in enumerate(temperatures):
+    for index, temperature in enumerate(labels.temperatures):
         probability_NK = _probabilities(rows, temperature, index)
         mass_NK = np.cumsum(probability_NK, axis=1)
         # A K wider than this block's rows keeps what the rows have.
@@ -190,7 +191,7 @@ def _add_rows(
         sums.mass_GM[:, index] += mass_NG.sum(axis=0)
         if index == 0:
             sums.above_G += (mass_NG >= target_mass).sum(axis=0)
-            sums.entropy.append(_entropy(probability_NK, np.exp(rows.log_tail_mass_NM[:, 0])))
+            sums.entropy.append(entropy(rows, labels, temperature))
     sums.tails_NM.append(np.exp(rows.log_tail_mass_NM.astype(np.float64)))
     known_N = np.isfinite(rows.label_logprob_N)
     sums.label_logprob.append(rows.label_logprob_N[known_N])
@@ -202,14 +203,6 @@ def _probabilities(rows: LabelRows, temperature: float, index: int) -> np.ndarra
     real_NK = np.arange(rows.logits_NK.shape[1])[None, :] < rows.count_N[:, None]
     scaled_NK = rows.logits_NK.astype(np.float64) / temperature - rows.logsumexp_NM[:, index, None]
     return np.where(real_NK, np.exp(scaled_NK), 0.0)
-
-
-def _entropy(probability_NK: np.ndarray, tail_N: np.ndarray) -> np.ndarray:
-    """float64 [N], nats, of K + 1 outcomes."""
-    outcomes = np.concatenate([probability_NK, tail_N[:, None]], axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(outcomes > 0, -outcomes * np.log(outcomes), 0.0)
-    return terms.sum(axis=1)
 
 
 def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: float) -> Inspection:

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.errors import (
     CorruptShardError,
     ObjectNotFoundError,
@@ -21,7 +22,7 @@ from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import LabeledSequence, Reject
 from logitstore.shard.validation import check_sequence
-from logitstore.store import CURRENT_CODEBOOKS, LogitStore
+from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Progress, digest_of
 from logitstore.tools.garbage import find_codebook_garbage, find_garbage
 

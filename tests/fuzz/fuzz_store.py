@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["logitstore"]):  # pyright: ignore[repo
     from logitstore.exchange.torch_archive import read_archive
     from logitstore.index import segments as index_segments
     from logitstore.index.commits import decode_commit, encode_commit
-    from logitstore.index.committed import IndexPointer, SegmentInfo, decode_pointer, encode_pointer
+    from logitstore.index.pointer import IndexPointer, SegmentInfo, decode_pointer, encode_pointer
     from logitstore.manifest.reading import decode_manifest, encode_manifest
     from logitstore.shard.reader import ShardReader
 

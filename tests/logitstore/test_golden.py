@@ -9,7 +9,7 @@ import zstandard
 
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.index.commits import decode_commit, encode_commit
-from logitstore.index.committed import decode_pointer, encode_pointer
+from logitstore.index.pointer import decode_pointer, encode_pointer
 from logitstore.manifest.reading import decode_manifest, encode_manifest
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.writer import write_shard

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.errors import (
     CorruptManifestError,
     CorruptShardError,
@@ -25,16 +26,10 @@ from logitstore.errors import (
 from logitstore.index import committed as index
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import decode_commit, encode_commit
-from logitstore.index.committed import (
-    INDEX_NAME,
-    IndexPointer,
-    SegmentInfo,
-    decode_pointer,
-    encode_pointer,
-)
+from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer, encode_pointer
 from logitstore.manifest.reading import encode_manifest
 from logitstore.objects.opening import Objects
-from logitstore.store import CURRENT_CODEBOOKS, LogitStore
+from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.conftest import Place
 from tests.logitstore.index.test_compaction import MANIFEST, make_record

@@ -226,7 +226,7 @@ def _fill_teacher_keys(
     shift = 1 if settings.alignment == "logit" else 0
     for sample, place in zip(samples, places, strict=True):
         count = _rows_within(sample, place)
-        rows = rows_between(sample.sequence.rows, 0, count)
+        rows = sample.sequence.rows.slice(0, count)
         first = place.start + sample.sequence.label_start - shift
         where = (place.row, slice(first, first + count))
         width = rows.token_ids_NK.shape[1]
@@ -262,19 +262,6 @@ def _token_counts(samples: Sequence[Sample], places: Sequence[Place], shape_BT: 
 def _rows_within(sample: Sample, place: Place) -> int:
     """Label rows of the tokens that were kept; a row one past the last token has no label."""
     return max(0, min(sample.sequence.rows.num_rows, place.length - sample.sequence.label_start))
-
-
-def rows_between(rows: LabelRows, start: int, stop: int) -> LabelRows:
-    """A view of some of the rows."""
-    return LabelRows(
-        logits_NK=rows.logits_NK[start:stop],
-        token_ids_NK=rows.token_ids_NK[start:stop],
-        count_N=rows.count_N[start:stop],
-        logsumexp_NM=rows.logsumexp_NM[start:stop],
-        log_tail_mass_NM=rows.log_tail_mass_NM[start:stop],
-        label_logprob_N=rows.label_logprob_N[start:stop],
-        label_rank_N=rows.label_rank_N[start:stop],
-    )
 
 
 def _check_one_step(samples: Sequence[Sample]) -> None:

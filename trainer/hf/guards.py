@@ -16,7 +16,7 @@ from logitstore.errors import TemperatureError
 from logitstore.manifest.fields import LabelSpec, Manifest
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.rows import temperature as temperatures
-from trainer.batch.collate import CollateSettings, rows_between
+from trainer.batch.collate import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 from trainer.errors import GuardError
@@ -207,7 +207,7 @@ def _nll_by_offset(sample: Sample) -> np.ndarray:
     sequence = sample.sequence
     first = sequence.label_start
     count = max(0, min(sequence.rows.num_rows, len(sequence.token_ids_T) - 1 - first))
-    rows = rows_between(sequence.rows, 0, count)
+    rows = sequence.rows.slice(0, count)
     logprobs_NK = temperatures.logprobs(rows, sample.labels, 1.0)
     tail_N = temperatures.log_tail_mass(rows, sample.labels, 1.0)
     num_others_N = np.maximum(sample.labels.vocab_size - rows.count_N, 1)

@@ -1,4 +1,4 @@
-"""Keeps label rows as arrays in vLLM's front end. Imports vllm: only `vllm_teacher.py` imports this.
+"""Keeps label rows as arrays in vLLM's front end. Imports vllm, so it is imported when an engine starts.
 
 The stock `LogprobsProcessor` turns every entry of every row into Python objects. The one here keeps the
 arrays that come from the engine; where vLLM's own class has changed, `flat_columns` reads the arrays back

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from logitstore.__main__ import main
+from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.codec.codebooks import identity_codebook
 from logitstore.errors import CorruptManifestError, IndexLostError, StoreChangedError
 from logitstore.index import rebuild
 from logitstore.records import Reject
-from logitstore.store import CURRENT_CODEBOOKS, LogitStore
+from logitstore.store import LogitStore
 from logitstore.tools.garbage import repair
 from logitstore.tools.verify import verify_store
 from tests.conftest import Place
