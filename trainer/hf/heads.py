@@ -27,6 +27,8 @@ from trainer.loss.losses import topk_distillation_loss
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")
 """Keys of a batch that go into the model; labels stay outside, or it would compute a loss of its own."""
 _CHECK_TOLERANCE = 1e-3
+_HALF_ROUNDINGS = 4
+"""Roundings of a half-precision model behind its head (scale, softcap), where `Head.logits` has float32."""
 
 Result = TypeVar("Result")
 
@@ -87,7 +89,7 @@ def _check(model: Any, head: Head) -> None:
             "or train in another precision"
         )
     error = float((expected_BTV - found_BTV).abs().max() / expected_BTV.abs().max().clamp(min=1e-6))
-    if not error < _CHECK_TOLERANCE * (1 if expected_BTV.dtype == torch.float32 else 30):
+    if not error < max(_CHECK_TOLERANCE, _HALF_ROUNDINGS * torch.finfo(expected_dtype).eps):
         raise UnsupportedHeadError(
             f"the logits of {type(model).__name__} differ by {error:.2g} of their size from its head's "
             f"projection with scale {head.scale} and softcap {head.softcap}; set fused=False "
