@@ -108,12 +108,15 @@ def resolved(job: JobConfig) -> dict[str, Any]:
 _CHANGEABLE = (
     "input.storage_options",
     "teacher.fake.",
+    "teacher.head_dtype",
     "teacher.pipeline_parallel_size",
     "teacher.tensor_parallel_size",
     "teacher.trust_remote_code",
     "filters.repeated_tokens",
 )
-"""Settings that may change between runs of a job: how it is computed and allowed, not what is labeled."""
+"""Settings that may change between runs of a job: how it is computed and allowed, not what is labeled.
+
+What `teacher.head_dtype` came to is in the store's manifest, which refuses another."""
 
 
 def identity(job: JobConfig) -> dict[str, Any]:

@@ -79,9 +79,11 @@ class TeacherConfig(Section):
     """Precision of the weights and activations; "auto" is the model's own."""
     quantization: str | None = None
     """vLLM's name of a quantisation to apply; None is the model's own."""
-    head_dtype: Literal["auto", "float32"] = "auto"
-    """"float32" computes the logits in fp32 also for a bf16 model, whose logits are else 0.125 apart.
-    On CUDA vLLM keeps the fp32 sums of the bf16 product and makes no second weight."""
+    head_dtype: Literal["auto", "model", "float32_sums", "float32"] = "auto"
+    """Precision of the logits. A bf16 model rounds ("model") the fp32 sums of its head's product, and large
+    logits end up 0.125 apart. "float32_sums" keeps the sums; it needs a GPU and makes no second weight.
+    "float32" is vLLM's own float32 head, which without a GPU casts the weight in every step. "auto" is
+    "float32_sums" for unquantised bf16 and fp16 models on GPUs, else "model"; `--dry-run` says which."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs, or on a CPU groups of cores, that share every layer of the model. They are on one machine."""
     pipeline_parallel_size: int = Field(default=1, ge=1)
@@ -111,6 +113,11 @@ class TeacherConfig(Section):
                 setting = SETTING_OF_ENGINE_ARG.get(name)
                 remedy = f"set {setting} instead" if setting else "remove it"
                 raise ValueError(f"{name!r} is not allowed here, since the labeler sets it itself; {remedy}")
+        if "head_dtype" in (engine_args.get("hf_overrides") or {}):
+            raise ValueError(
+                "'head_dtype' is not allowed in hf_overrides, since the labeler sets it itself; set "
+                "teacher.head_dtype instead"
+            )
         for place in secret_places(engine_args):
             raise ValueError(
                 f"{place!r} looks like a credential, and a job's settings are kept with its labels and shown "
@@ -398,6 +405,15 @@ class JobConfig(Section):
             raise ValueError(
                 f"{sizes} on a machine need as many {name} as {ranks} there, workers.{name} is {devices:g}; "
                 f"raise it to at least {ranks}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_has_a_gpu(self) -> JobConfig:
+        if self.teacher.head_dtype == "float32_sums" and not self.workers.gpus:
+            raise ValueError(
+                'teacher.head_dtype = "float32_sums" needs a GPU and workers.gpus is 0; set workers.gpus, or '
+                'teacher.head_dtype = "float32", which casts the head\'s weight in every step'
             )
         return self
 

@@ -16,6 +16,7 @@ from labeler.job.cost import cost_of
 from labeler.job.teacher_view import seen_by_teacher
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words
 from labeler.planning.preflight import Prepared, prepare
+from labeler.teacher.output_head import choose_head
 from logitstore.job_objects import PLAN_HEAD_NAME
 
 BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
@@ -92,7 +93,7 @@ def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
     Writes nothing into the store. Raises ConfigError as a run would.
     """
     prepared = prepare(job)
-    seen = seen_by_teacher(job, prepared)
+    seen = (*seen_by_teacher(job, prepared), *_head_in_words(job))
     totals, rejects, num_repeats = _count(job, prepared)
     if num_repeats:
         seen = (
@@ -104,6 +105,17 @@ def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
         calibration = calibrate_job(job, totals, calibrate)
     num_bytes = round(totals.num_labels * bytes_per_row(job.labels.top_k))
     return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, seen)
+
+
+def _head_in_words(job: JobConfig) -> list[str]:
+    """How the teacher's head computes on the devices that the job asks for."""
+    if job.teacher.engine == "fake":
+        return []
+    from transformers import PretrainedConfig
+
+    model_config, _ = PretrainedConfig.get_config_dict(job.teacher.model, revision=job.teacher.revision)
+    choice = choose_head(job.teacher, model_config, on_gpu=job.workers.gpus > 0)
+    return [f"logits: {choice.in_words}"]
 
 
 def dry_run(job: JobConfig, *, calibrate: int, as_json: bool, with_settings: bool) -> str:

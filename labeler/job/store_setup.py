@@ -63,7 +63,8 @@ class StoreSetup:
             )
         except StoreExistsError as error:
             self.store = None
-            raise TeacherMismatchError(str(error)) from None
+            remedy = "; teacher.head_dtype decides on the dtype" if "teacher.dtype" in str(error) else ""
+            raise TeacherMismatchError(f"{error}{remedy}") from None
         self._description = description
         return True
 

@@ -51,7 +51,7 @@ def own_dtype(folder: Path) -> str:
 
     vLLM's own "auto" would quietly run a float32 model in bfloat16.
     """
-    config = _read_json(folder / "config.json")
+    config = read_model_config(folder)
     return str(config.get("dtype") or config.get("torch_dtype") or "auto").removeprefix("torch.")
 
 
@@ -62,7 +62,7 @@ def model_fingerprint(folder: Path) -> str:
         FileNotFoundError: the folder holds no safetensors weights.
     """
     digest = hashlib.sha256()
-    config = _read_json(folder / "config.json")
+    config = read_model_config(folder)
     for key in VOLATILE_CONFIG_KEYS:
         config.pop(key, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -88,6 +88,7 @@ def _add_weight_file(digest: Any, file: Path) -> None:
             digest.update(stream.read(PIECE_BYTES))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    with path.open(encoding="utf-8") as stream:
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model's folder."""
+    with (folder / "config.json").open(encoding="utf-8") as stream:
         return json.load(stream)

@@ -61,9 +61,9 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
         other = source.manifest
         if teacher_identity(other) != teacher_identity(first):
             raise StoreChangedError(
-                f"{source.uri} was labeled by {other.teacher.model} ({other.teacher.fingerprint:.16}) and "
-                f"{sources[0].uri} by {first.teacher.model} ({first.teacher.fingerprint:.16}), or their "
-                "tokenizers differ; only stores of one teacher can be merged"
+                f"{source.uri} was labeled by {_teacher_in_words(other)} and {sources[0].uri} by "
+                f"{_teacher_in_words(first)}, or their tokenizers differ; only stores of one teacher, in one "
+                "precision, can be merged"
             )
         if _origin_rule(other) != _origin_rule(first):
             raise StoreChangedError(
@@ -99,6 +99,12 @@ def _merged_origin(sources: Sequence[LogitStore]) -> Retokenized | None:
         return None
     digests = [digest for origin in origins if origin is not None for digest in origin.source_digests]
     return dataclasses.replace(origins[0], source_digests=tuple(dict.fromkeys(digests)))
+
+
+def _teacher_in_words(manifest: Manifest) -> str:
+    teacher = manifest.teacher
+    quantised = f", {teacher.quantization}" if teacher.quantization else ""
+    return f"{teacher.model} ({teacher.fingerprint:.16}, {teacher.dtype}{quantised})"
 
 
 def _commit(

@@ -26,7 +26,8 @@ class TeacherInfo:
     fingerprint: str
     """sha256 over the model's config and weights index."""
     dtype: str
-    """dtype of the logits' computation: "float32", "bfloat16", "float16"."""
+    """dtype of the logits' computation: "float32", "bfloat16", "float16"; "bfloat16_float32_sums" where the
+    product of bf16 weights kept its float32 sums (as "float16_float32_sums")."""
     quantization: str | None
     engine: str
     """"vllm", or the name of an import's source."""

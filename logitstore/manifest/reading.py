@@ -150,10 +150,14 @@ def identity(manifest: Manifest) -> bytes:
     return strict_json.encode(core)
 
 
+IDENTITY_FIELDS = ("fingerprint", "model", "revision", "dtype", "quantization")
+"""Fields of `teacher` that make it another; an engine's version and the capture do not."""
+
+
 def teacher_identity(manifest: Manifest) -> bytes:
     """What must agree for stores to be merged or share codebooks: teacher, tokenizer and label shape."""
     parts = {
-        "teacher": [manifest.teacher.fingerprint, manifest.teacher.model, manifest.teacher.revision],
+        "teacher": [getattr(manifest.teacher, name) for name in IDENTITY_FIELDS],
         "tokenizer": dataclasses.asdict(manifest.tokenizer),
         "vocab_size": manifest.labels.vocab_size,
     }

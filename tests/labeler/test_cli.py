@@ -13,6 +13,7 @@ from labeler.__main__ import main
 from labeler.job.driver_lease import acquire
 from labeler.prompting.prompts import PromptBuilder
 from logitstore.objects.opening import Objects
+from tests.labeler import engines
 from tests.labeler.jobs import overrides_for, write_records
 
 
@@ -197,3 +198,16 @@ def test_the_dry_run_shows_what_the_teacher_will_see(tmp_path, capsys):
     assert r"responses end at '<|end|>' 257 (tokenizer), the text '\n\n'" in output
     assert "1 records without ids equal earlier ones" in output
     assert "3 records read: 3 in 1 units, 0 rejected" in output
+
+
+@engines.needs_model
+@pytest.mark.parametrize(
+    ("gpus", "words"), [(0, "rounded to the dtype"), (1, "float32 sums of the half-prec")]
+)
+def test_the_dry_run_says_how_the_logits_are_computed(tmp_path, capsys, gpus, words):
+    (tmp_path / "in.jsonl").write_text('{"text": "The moon pulls at the water."}')
+    settings = [f"teacher.model='{engines.MODEL}'", "teacher.dtype=bfloat16", f"workers.gpus={gpus}"]
+    settings += [f"input.uri='{tmp_path}/in.jsonl'", "input.kind=text", f"output.uri='{tmp_path}/store'"]
+    arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    assert main(arguments) == 0
+    assert f"logits: {words}" in capsys.readouterr().out

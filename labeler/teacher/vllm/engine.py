@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
-from labeler.teacher.model_identity import own_dtype
+from labeler.teacher.model_identity import own_dtype, read_model_config
+from labeler.teacher.output_head import Head, HeadChoice, choose_head
 from labeler.teacher.vllm.orphans import start_guard
 
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -75,6 +76,14 @@ def _bind(cores: list[int], num_ranks: int) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
+def head_choice(teacher_config: TeacherConfig, folder: Path) -> HeadChoice:
+    """How this machine's engine computes the logits of the model in `folder`."""
+    from vllm.platforms import current_platform
+
+    on_gpu = current_platform.is_cuda() or current_platform.is_rocm()
+    return choose_head(teacher_config, read_model_config(folder), on_gpu=on_gpu)
+
+
 def engine_args(
     teacher_config: TeacherConfig,
     labels_config: LabelsConfig,
@@ -83,6 +92,7 @@ def engine_args(
     num_logprobs: int,
     *,
     in_engine: bool,
+    head: Head,
 ) -> dict[str, Any]:
     """vLLM's arguments: the job's own table over our defaults, and over both what the labels depend on."""
     from vllm.platforms import current_platform
@@ -125,9 +135,9 @@ def engine_args(
     )
     if in_engine:
         arguments["worker_extension_cls"] = "labeler.teacher.vllm.capture.CaptureExtension"
-    if teacher_config.head_dtype == "float32":
+    if head != "model" or teacher_config.head_dtype == "model":
         overrides = dict(arguments.get("hf_overrides") or {})
-        arguments["hf_overrides"] = overrides | {"head_dtype": "float32"}
+        arguments["hf_overrides"] = overrides | {"head_dtype": "model" if head == "model" else "float32"}
     return arguments
 
 

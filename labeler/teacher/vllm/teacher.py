@@ -21,7 +21,7 @@ from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.model_identity import find_model_folder, model_fingerprint, model_name
 from labeler.teacher.protocol import usable_tokens
 from labeler.teacher.response_ends import ResponseEnds
-from labeler.teacher.vllm.engine import engine_args, prepare_process, start_engine, stop_engine
+from labeler.teacher.vllm.engine import engine_args, head_choice, prepare_process, start_engine, stop_engine
 from labeler.teacher.vllm.requests import EngineLimits, Requests, Work, request_error
 from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence
@@ -67,6 +67,8 @@ class VllmTeacher:
         self._sampling = sampling_config.model_copy(update={"stop": self._ends.stop})
         self._followers: Followers | None = None
         self._folder = find_model_folder(teacher_config.model, teacher_config.revision)
+        self._head = head_choice(teacher_config, self._folder)
+        logger.info("logits: %s", self._head.in_words)
         self._dead: str | None = None
         self._next_request = 0
         self._engine: Any = None
@@ -113,7 +115,13 @@ class VllmTeacher:
             logger.warning("this vLLM's LogprobsProcessor is unknown: label rows go through lists, slower")
         num_logprobs = labels.top_k if layout is None else layout.num_logprobs
         arguments = engine_args(
-            self._teacher, labels, self._sampling, self._folder, num_logprobs, in_engine=layout is not None
+            self._teacher,
+            labels,
+            self._sampling,
+            self._folder,
+            num_logprobs,
+            in_engine=layout is not None,
+            head=self._head.head,
         )
         self._engine = self._start_everywhere(arguments)
         config = self._engine.vllm_config
@@ -204,9 +212,10 @@ class VllmTeacher:
 
         model, requests = self._engine.vllm_config.model_config, self._requests
         in_engine = requests.layout is not None
-        dtype = (
-            "float32" if self._teacher.head_dtype == "float32" else str(model.dtype).removeprefix("torch.")
+        model_dtype, head_dtype = (
+            str(dtype).removeprefix("torch.") for dtype in (model.dtype, model.head_dtype)
         )
+        dtype = self._head.dtype_of_logits(model_dtype, head_dtype)
         return TeacherDescription(
             info=TeacherInfo(
                 model=model_name(self._teacher.model),

@@ -39,6 +39,11 @@ def load(*overrides, environ=None):
         ("teacher.pipeline_parallel_size=2", ["= 1 and 2 stages", "workers.cores is 1", "at least 2"]),
         ("workers.machines=2", ["pipeline_parallel_size = 1", "to 2 or a multiple of it"]),
         ("teacher.engine_args.nnodes=2", ["'nnodes'", "set workers.machines instead"]),
+        ("teacher.head_dtype=float32_sums", ["needs a GPU", "workers.gpus is 0", '= "float32"']),
+        (
+            "teacher.engine_args.hf_overrides={head_dtype = 'float32'}",
+            ["'head_dtype'", "set teacher.head_dtype instead"],
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(override, words):
@@ -136,6 +141,8 @@ def test_identity_ignores_what_does_not_change_labels_and_shows_what_does():
     assert identity(load("workers.replicas=4", "output.unit_size=8", "workers.gpus=1")) == before
     more_machines = ("teacher.pipeline_parallel_size=2", "workers.machines=2", "workers.gpus=1")
     assert identity(load(*more_machines)) == before
+    # The manifest has what it came to, so that a job begun before "auto" meant another head can go on.
+    assert identity(load("teacher.head_dtype=model")) == before
     changes = describe_difference(before, identity(load("labels.top_k=16", "teacher.engine_args.x=1")))
     assert "labels.top_k: 64 in the store, 16 now" in changes
     assert "teacher.engine_args.x: None in the store, 1 now" in changes

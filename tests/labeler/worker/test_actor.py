@@ -4,12 +4,13 @@ import json
 import pickle
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from labeler.config.loading import load_job
 from labeler.driver.run import new_planner, read_input
-from labeler.errors import EngineDiedError
+from labeler.errors import EngineDiedError, TeacherMismatchError
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import Plan, SegmentWriter
 from labeler.planning.preflight import prepare
@@ -186,3 +187,13 @@ def test_the_engine_waits_while_too_many_labels_wait_to_be_written(tmp_path, mon
     first.join(60)
     second.join(60)
     assert len(store_of(tmp_path).shards()) == 2
+
+
+def test_labels_of_another_head_do_not_join_a_store(tmp_path):
+    """A job begun with rounded logits goes on only where they are rounded; the remedy names the setting."""
+    _, _, setup = set_up(tmp_path, [{"prompt": "q", "response": "a", "uid": 0}])
+    found = build_teacher(setup.job.teacher, setup.job.labels, setup.job.sampling, cores=None).describe()
+    with_sums = replace(found, info=replace(found.info, dtype="bfloat16_float32_sums"))
+    later = StoreSetup(setup.job, setup.prepared, setup.totals, lambda _: None)
+    with pytest.raises(TeacherMismatchError, match=r"teacher\.dtype is .*teacher\.head_dtype decides on the"):
+        later.take_description(with_sums)

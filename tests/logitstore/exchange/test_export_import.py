@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -310,6 +311,17 @@ def test_merge_and_select(store: LogitStore, tmp_path: Path) -> None:
     stranger = LogitStore.create(tmp_path / "stranger", make_manifest(model="other"))
     with pytest.raises(StoreChangedError, match="only stores of one teacher"):
         merge_stores([store, stranger], str(tmp_path / "mixed"))
+
+
+@pytest.mark.parametrize(("field", "value"), [("dtype", "bfloat16_float32_sums"), ("quantization", "fp8")])
+def test_labels_of_another_precision_are_not_merged(
+    store: LogitStore, tmp_path: Path, field: str, value: str
+) -> None:
+    manifest = make_manifest()
+    teacher = dataclasses.replace(manifest.teacher, **{field: value})
+    other = LogitStore.create(tmp_path / "other", dataclasses.replace(manifest, teacher=teacher))
+    with pytest.raises(StoreChangedError, match=rf"{value}.*only stores of one teacher, in one precision"):
+        merge_stores([store, other], str(tmp_path / "mixed"))
 
 
 def test_a_target_begun_with_other_labels_is_refused(
