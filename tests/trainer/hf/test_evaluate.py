@@ -133,7 +133,7 @@ def test_fused_loss_equals_dense_for_many_heads(kind):
 @pytest.mark.parametrize("kind", ["cohere", "granite", "gemma2"])
 def test_a_head_in_half_precision_is_found(kind, dtype):
     """The model rounds its logits again where it scales or caps them, the head's projection does not."""
-    model = architecture(kind).to(dtype)
+    model: Any = architecture(kind).to(dtype)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(30)  # so that the cap bends the logits
     assert find_head(model).module is model.get_output_embeddings()
@@ -141,7 +141,7 @@ def test_a_head_in_half_precision_is_found(kind, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_head_that_is_off_by_a_tenth_is_refused(dtype):
-    model = architecture("cohere").to(dtype)
+    model: Any = architecture("cohere").to(dtype)
     model.config.logit_scale *= 1.1
     with pytest.raises(UnsupportedHeadError, match=r"differ by 0\.1"):
         find_head(model)
