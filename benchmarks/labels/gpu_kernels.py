@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.students import gpu_losses
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm import capture
+from labeler.teacher.vllm import reduction
 
 WARM_UPS, REPETITIONS = 3, 10
 SIZES = ((2048, 151_936), (256, 151_936), (2048, 49_152))
@@ -66,7 +66,7 @@ def capture_timings(rows: int, vocab_size: int, top_ks: list[int]) -> list[Timin
     ]
     for top_k in top_ks:
         layout = ColumnLayout(top_k, TEMPERATURES)
-        for name, reduce in (("Triton", capture_kernel.reduce_logits), ("Torch", capture.reduce_logits)):
+        for name, reduce in (("Triton", capture_kernel.reduce_logits), ("Torch", reduction.reduce_logits)):
             timings.append(
                 _time(
                     f"label columns, K={top_k}, T=1,2,4: {name}",

@@ -3,9 +3,9 @@
 The kernel writes, for each group of `GROUP` columns, the maximum and the sums of exp((x - maximum) / T). The
 K groups with the highest maxima hold the top K, so only their columns are sorted. The tail is the sum over
 the other groups and over the candidates that are not stored; nothing is subtracted. Of equal logits the
-lower id comes first. The Torch code of `capture.py` is the reference.
+lower id comes first. The Torch code of `reduction.py` is the reference.
 
-Imports triton: only `capture.py` imports this, and late.
+Imports triton: only `reduction.py` imports this, and late.
 
 Shape legend: N rows, B rows of a block, V vocabulary, G groups, P kernel programs of a row, K stored entries,
 S candidates, M temperatures, C columns.
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm.capture import ReducedRows, finish_rows
+from labeler.teacher.vllm.reduction import ReducedRows, finish_rows
 
 GROUP = 64
 """Columns per group."""

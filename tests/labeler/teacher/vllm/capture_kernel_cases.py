@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits
-from labeler.teacher.vllm import capture, capture_kernel
+from labeler.teacher.vllm import capture_kernel, reduction
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TEMPERATURES = ((1.0,), (1.0, 2.0, 4.0), (1.0, 1.5, 3.0, 7.0), (1.0, 2.0))
@@ -29,7 +29,7 @@ def assert_same(logits_NV, label_ids_N, layout):
     np.testing.assert_array_equal(rows.values_NC[:, 0].numpy(), reference.values_NC[:, 0])
     masses, wanted = rows.values_NC[:, top_k + 1 : -1].numpy(), reference.values_NC[:, top_k + 1 : -1]
     np.testing.assert_allclose(masses, wanted, rtol=1e-6, atol=1e-4)
-    torch_rows = capture.reduce_logits(logits_NV, label_ids_N, layout)
+    torch_rows = reduction.reduce_logits(logits_NV, label_ids_N, layout)
     torch.testing.assert_close(
         rows.values_NC[:, : top_k + 1], torch_rows.values_NC[:, : top_k + 1], rtol=0, atol=0
     )
@@ -101,4 +101,4 @@ def test_scratch_memory_is_bounded():
 
 
 def test_a_cpu_takes_the_torch_code():
-    assert capture.choose_reduction(torch.device("cpu"), ColumnLayout(8, (1.0,))).note == "torch"
+    assert reduction.choose_reduction(torch.device("cpu"), ColumnLayout(8, (1.0,))).note == "torch"

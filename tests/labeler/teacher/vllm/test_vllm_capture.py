@@ -16,6 +16,7 @@ from labeler.teacher.label_rows import (  # noqa: E402
     rows_from_columns,
 )
 from labeler.teacher.vllm import capture as vllm_capture  # noqa: E402
+from labeler.teacher.vllm import reduction  # noqa: E402
 
 VOCAB = 20_011
 """Not a multiple of the chunk, and large enough for the two-level top-K."""
@@ -30,7 +31,7 @@ def _logits(num_rows: int, vocab_size: int = VOCAB, seed: int = 0) -> np.ndarray
 
 
 def _reduce(logits_NV: Any, label_ids_N: np.ndarray, layout: ColumnLayout) -> CapturedColumns:
-    rows = vllm_capture.reduce_logits(torch.as_tensor(logits_NV), torch.as_tensor(label_ids_N), layout)
+    rows = reduction.reduce_logits(torch.as_tensor(logits_NV), torch.as_tensor(label_ids_N), layout)
     return CapturedColumns(rows.token_ids_NC.numpy(), rows.values_NC.numpy(), rows.ranks_N.numpy())
 
 
@@ -111,7 +112,7 @@ def test_two_level_top_k_is_top_k(vocab_size: int) -> None:
     # The best entries side by side in one chunk, and in the columns after the last whole one.
     logits[0, 64:80] += 100
     logits[1, -7:] += 100
-    values, ids = vllm_capture.top_entries(logits, 16)
+    values, ids = reduction.top_entries(logits, 16)
     expected_values, expected_ids = torch.topk(logits, 16)
     assert torch.equal(values, expected_values)
     assert torch.equal(ids, expected_ids)
