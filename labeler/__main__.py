@@ -7,21 +7,23 @@ import json
 import sys
 from collections.abc import Sequence
 
-from labeler.config.loading import load_job
-from logitstore.common.command import Program, new_parser, run_program
+from labeler.config.found import find_settings
+from labeler.config.loading import JobConfig, checked_job, job_document
+from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
 from logitstore.common.options import add_storage_options, read_storage_options
 from logitstore.common.settings_list import add_form, listed
+from logitstore.exchange.by_suffix import export_file, exported_too
+from logitstore.store import LogitStore
 
 PROGRAM = Program(
     name="label",
     description="Label prompts with a teacher, on Ray and vLLM, into a logit store.",
     extra="label",
     examples="""examples:
-  penumbra label run job.toml
-  penumbra label run job.toml --set workers.replicas=2 --set labels.top_k=32 --dry-run
-  penumbra label run --set teacher.model=DIR --set input.uri=prompts.jsonl \\
-      --set input.kind=prompt --set labels.mode=generate --set output.uri=labels/store
+  penumbra label run --teacher Qwen/Qwen3-0.6B --input prompts.jsonl --out build/labels
+  penumbra label run --teacher DIR --input prompts.jsonl --out build/labels.parquet --set labels.top_k=32
+  penumbra label run job.toml --set workers.replicas=2 --dry-run
   penumbra label status labels/store --watch
   penumbra label settings
 
@@ -45,7 +47,15 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", help="label what is not labeled yet", epilog=PROGRAM.epilog, formatter_class=raw
     )
-    run.add_argument("job", nargs="?", help="TOML file (or the job.json of a store); or give all by --set")
+    run.add_argument("job", nargs="?", help="TOML file (or the job.json of a store) with further settings")
+    run.add_argument("--teacher", metavar="MODEL", help="teacher.model: a Hugging Face id or a folder")
+    run.add_argument("--input", metavar="FILE", help="input.uri; its kind and mode are found and said")
+    run.add_argument(
+        "--out",
+        metavar="STORE",
+        help="output.uri: folder or URL of the store; with .parquet, .arrow, .jsonl or .npz at its end, the "
+        "store lies beside that file, which is exported at the end",
+    )
     run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     run.add_argument(
         "--dry-run",
@@ -84,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    job = load_job(arguments.job, arguments.set)
+    out, export = exported_too(arguments.out)
+    job = _job(arguments, out)
     if arguments.settings and not arguments.dry_run:
         raise ConfigError("--settings shows what a job is set to; give it together with --dry-run")
     if arguments.calibrate and not arguments.dry_run:
@@ -105,11 +116,26 @@ def _run(arguments: argparse.Namespace) -> int:
     exit_status, status = run(
         job, RunOptions(quiet=quiet, log_file=arguments.log_file, relabel_changed=arguments.relabel_changed)
     )
+    if export is not None and exit_status == ExitStatus.DONE:
+        count = export_file(LogitStore.open(job.output.uri), export)
+        if not quiet:
+            print(f"{count} to {export}")
     if arguments.json:
         print(status.as_json())
     elif not arguments.quiet:
         print(report(status))
     return int(exit_status)
+
+
+def _job(arguments: argparse.Namespace, out: str | None) -> JobConfig:
+    """The job of the command line, with what was found about it said on standard error."""
+    options = {"teacher.model": arguments.teacher, "input.uri": arguments.input, "output.uri": out}
+    document = job_document(arguments.job, arguments.set, options=options)
+    found = find_settings(document)
+    job = checked_job(document, arguments.job)
+    if not (arguments.quiet or arguments.json):
+        print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
+    return job
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -15,16 +15,17 @@ import pytest
 
 from benchmarks.__main__ import build_parser
 from labeler.config.loading import load_job
+from trainer.__main__ import build_parser as train_parser
 
 README = Path(__file__).parents[1] / "README.md"
 HEADING = "## Your own teacher and prompts\n"
-TEACHER = "teacher.model=Qwen/Qwen3-0.6B"
+TEACHER = "--teacher Qwen/Qwen3-4B"
 
 
 def typed(text: str) -> list[str]:
-    """Lines of the first block of shell, continued ones joined and comments cut off."""
-    block = text.split("```\n")[1].replace("\\\n", "")
-    return [line.split("  #")[0].strip() for line in block.splitlines()]
+    """Lines of the first two blocks of shell, continued ones joined and comments cut off."""
+    blocks = "".join(text.split("```\n")[1:4:2]).replace("\\\n", "")
+    return [line.split("  #")[0].strip() for line in blocks.splitlines()]
 
 
 @pytest.mark.parametrize("heading", ["Your own teacher and prompts", "Choosing K, and what it costs"])
@@ -37,6 +38,8 @@ def test_every_job_and_measurement_of_the_readme_is_accepted(heading: str) -> No
         if module == "bench":
             assert build_parser(words).parse_args(words).run
             continue
+        if "--input" in words:
+            continue  # run below
         overrides = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
         load_job(words[0] if words[0].endswith(".toml") else None, overrides, {})
 
@@ -45,7 +48,7 @@ def test_every_job_and_measurement_of_the_readme_is_accepted(heading: str) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_prompts_without_ids_are_labeled_by_the_commands_of_the_readme(tmp_path: Path) -> None:
-    label, status, inspect, verify, view = typed(README.read_text(encoding="utf-8").split(HEADING)[1])
+    label, train, status, inspect, verify, view = typed(README.read_text(encoding="utf-8").split(HEADING)[1])
     assert TEACHER in label
     assert re.fullmatch(r"penumbra store view \S+", view)
     prompts = ["Why is the sky blue?", "Name three rivers.", "为什么天空是蓝色的?"]
@@ -63,7 +66,9 @@ def test_prompts_without_ids_are_labeled_by_the_commands_of_the_readme(tmp_path:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    run(label.replace(TEACHER, "teacher.engine=fake"))
+    student = shlex.split(train)[3:]
+    assert train_parser().parse_args(["run", *student]).labels == "build/labels"
+    run(label.replace(TEACHER, "--set teacher.engine=fake"))
     assert json.loads(run(f"{status} --json"))["state"] == "finished"
     assert json.loads(run(f"{inspect} --json"))["num_sequences"] == len(prompts)
     run(verify)

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 
 from logitstore.common.command import Program, new_parser, run_program
 from logitstore.common.settings_list import add_form, listed
-from trainer.run.config import TrainConfig, load_config, resolved
+from trainer.run.config import TrainConfig, checked_config, config_document, resolved
+from trainer.run.found import find_settings
 
 PROGRAM = Program(
     name="train",
     description="Train students from logit stores, without the teacher.",
     extra="train",
     examples="""examples:
+  penumbra train run --student Qwen/Qwen3-0.6B --labels build/labels --out build/student
   penumbra train run train.toml --set training.max_steps=200
   penumbra train eval train.toml --model students/small --json
   penumbra train settings
@@ -52,7 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=PROGRAM.epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.add_argument("config", help="TOML file (or the train.json of a run)")
+        one.add_argument("config", nargs="?", help="TOML file (or the train.json of a run)")
+        one.add_argument("--student", metavar="MODEL", help="student.model: a Hugging Face id or a folder")
+        one.add_argument("--labels", metavar="STORE", help="data.stores: folder or URL of a store")
+        one.add_argument("--out", metavar="DIR", help="output.folder: gets the student")
         one.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
         one.add_argument("--dry-run", action="store_true", help="print all settings and stop")
         one.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -73,8 +78,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _config(arguments: argparse.Namespace) -> TrainConfig | None:
-    """The run's configuration; None where only that was to be shown."""
-    config = load_config(arguments.config, arguments.set)
+    """The run's configuration; None where only that was to be shown.
+
+    Without a file, what was found about the run is said on standard error.
+    """
+    options = {
+        "student.model": arguments.student,
+        "data.stores": arguments.labels,
+        "output.folder": arguments.out,
+    }
+    document = config_document(arguments.config, arguments.set, options)
+    if arguments.config is None and arguments.command is _train:
+        checked_config(document, None)  # what is missing is told before a store is opened
+        found = find_settings(document)
+        if not (arguments.quiet or arguments.json):
+            print(*found, sep="\n", file=sys.stderr)
+    config = checked_config(document, arguments.config)
     if not arguments.dry_run:
         return config
     print(json.dumps(resolved(config), indent=2))

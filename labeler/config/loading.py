@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -30,6 +31,7 @@ from labeler.config.settings import (
 )
 from logitstore.common.config_file import (
     ConfigError,
+    apply_options,
     apply_override,
     explain_problem,
     flatten,
@@ -49,8 +51,10 @@ __all__ = [
     "SamplingConfig",
     "TeacherConfig",
     "WorkersConfig",
+    "checked_job",
     "describe_difference",
     "identity",
+    "job_document",
     "load_job",
     "resolved",
 ]
@@ -63,15 +67,32 @@ def load_job(
 
     Raises ConfigError naming the value, the rule and the remedy. `environ` gives RAY_ADDRESS.
     """
+    return checked_job(job_document(path, overrides, environ), path)
+
+
+def job_document(
+    path: str | None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    *,
+    options: Mapping[str, str | None] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """What a job is told, not yet checked: the file, then `options` by dotted name, then the overrides."""
     document = read_document(path, what="job") if path is not None else {}
     if path is not None and path.endswith(".json"):
         _move_to_sampling(document)
+    apply_options(document, options)
     for override in overrides:
         apply_override(document, override)
     address = environ.get("RAY_ADDRESS")
     workers = document.setdefault("workers", {})
     if address and isinstance(workers, dict) and not workers.get("address"):
         workers["address"] = address
+    return document
+
+
+def checked_job(document: Mapping[str, Any], path: str | None) -> JobConfig:
+    """The job of a document, which came from the file `path` or from the command line alone."""
     where = path if path is not None else "--set"
     _refuse_blanks(document, where)
     try:

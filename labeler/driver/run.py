@@ -275,7 +275,11 @@ class _Run:
         return "finished", ExitStatus.DONE, f"{self._cost()}; {self._next_command()}"
 
     def _next_command(self) -> str:
-        return f"look at it: penumbra store view {shlex.quote(redact_uri(self._job.output.uri))}"
+        store = shlex.quote(redact_uri(self._job.output.uri))
+        return (
+            f"look at it: penumbra store view {store}; train a student: penumbra train run --student MODEL "
+            f"--labels {store} --out build/student"
+        )
 
     def _run_workers(self, scheduler: Scheduler, setup: StoreSetup) -> bool:
         """True if every unit was committed or given up; False if the job was told to stop."""

@@ -13,6 +13,7 @@ from labeler.prompting.prompts import ContextLimits
 from labeler.prompting.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.teacher.protocol import usable_tokens
 from logitstore.common.config_file import ConfigError
+from logitstore.common.hub import check_model_name
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
@@ -76,6 +77,7 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
         )
     if os.path.isdir(teacher.model):
         check_weights(Path(teacher.model))
+    check_model_name(teacher.model, revision=teacher.revision, setting="teacher.model")
     from transformers import AutoConfig
 
     try:

@@ -59,6 +59,18 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     table[keys[-1]] = value
 
 
+def apply_options(document: dict[str, Any], options: Mapping[str, str | None]) -> None:
+    """Set `section.key` to the value of a command's own option, word for word, where it was given."""
+    for name, value in options.items():
+        section, _, key = name.partition(".")
+        if value is None:
+            continue
+        table = document.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section} = {table!r} must be a section with settings; correct the file")
+        table[key] = value
+
+
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"labels": {"top_k": 8}} -> {"labels.top_k": 8}; an empty table stays as a value."""
     flat: dict[str, Any] = {}

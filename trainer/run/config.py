@@ -6,13 +6,15 @@ Imports neither torch nor transformers. What a field means stands below it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from logitstore.common.config_file import (
     ConfigError,
+    apply_options,
     apply_override,
     explain_problem,
     read_document,
@@ -21,7 +23,15 @@ from logitstore.common.secrets import redacted
 from logitstore.common.section import Section
 from trainer.loss.loss_settings import LossSettings, Tail
 
-__all__ = ["ConfigError", "TrainConfig", "load_config", "parse_bytes", "resolved"]
+__all__ = [
+    "ConfigError",
+    "TrainConfig",
+    "checked_config",
+    "config_document",
+    "load_config",
+    "parse_bytes",
+    "resolved",
+]
 
 _BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -363,9 +373,22 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Raises ConfigError naming the value, the rule and the remedy.
     """
+    return checked_config(config_document(path, overrides), path)
+
+
+def config_document(
+    path: str | None, overrides: Sequence[str] = (), options: Mapping[str, str | None] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What a run is told, not yet checked: the file, then `options` by dotted name, then the overrides."""
     document = read_document(path, what="training") if path is not None else {}
+    apply_options(document, options)
     for override in overrides:
         apply_override(document, override)
+    return document
+
+
+def checked_config(document: Mapping[str, Any], path: str | None) -> TrainConfig:
+    """The run of a document, which came from the file `path` or from the command line alone."""
     try:
         return TrainConfig.model_validate(document)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from trainer.run.model_card import TITLES
@@ -25,5 +26,6 @@ def training_table(metrics: RunMetrics, folder: str) -> str:
         f"{metrics.num_steps:,} steps in {metrics.train_seconds:,.1f} s, {rate:,.0f} tokens/s, "
         f"{metrics.num_trainable_parameters:,} of {metrics.num_parameters:,} parameters trained\n"
         f"{evaluation_table(metrics.before, metrics.after)}\n"
-        f"student saved in {folder}"
+        f"student saved in {folder}\n"
+        f"evaluate it again: penumbra train eval {shlex.quote(folder)}/train.json"
     )

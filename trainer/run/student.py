@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
 from trainer.run.config import LoraSettings, SmallStudentConfig, StudentConfig
 
@@ -22,6 +23,10 @@ def load_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
     """The tokenizer named by the configuration, without using the network if it is a folder."""
     name = config.tokenizer or config.model
     assert name is not None, "StudentConfig checks this"
+    for setting, model in (("student.model", config.model), ("student.tokenizer", config.tokenizer)):
+        if model is not None:
+            revision = config.revision if setting == "student.model" else None
+            check_model_name(model, revision=revision, setting=setting)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:

@@ -1,0 +1,61 @@
+"""Whether a model's name can be had at all, asked once and before libraries try again and again.
+
+Imports huggingface_hub where it is asked for, so that reading a store needs none of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from logitstore.common.config_file import ConfigError
+from logitstore.common.terminal import first_line
+
+ANSWER_SEC = 10.0
+"""How long the hub may take to answer."""
+
+
+def check_model_name(name: str, *, revision: str | None, setting: str) -> None:
+    """Nothing where `name` is a folder, is in the cache of Hugging Face, or is known to its hub.
+
+    Raises ConfigError, which names `setting`, where it is none of these, within `ANSWER_SEC`, since the hub
+    is asked once. Libraries try a name again for half a minute for each of a model's files.
+    """
+    if os.path.isdir(name):
+        return
+    if name.startswith(("/", "./", "../", "~", ".")) or name.count("/") > 1 or os.path.exists(name):
+        raise ConfigError(
+            f"{setting} = {name!r} is no folder here; correct the path, or give a Hugging Face id such as "
+            "Qwen/Qwen3-0.6B"
+        )
+    import httpx2
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        HfApi().model_info(name, revision=revision, timeout=ANSWER_SEC)
+    except HFValidationError as error:
+        raise ConfigError(f"{setting} = {name!r} is no folder here and no name of a model: {error}") from None
+    except RevisionNotFoundError:
+        raise ConfigError(
+            f"{setting} = {name!r} has no revision {revision!r} on the Hugging Face hub; correct it"
+        ) from None
+    except RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"{setting} = {name!r} is no folder here, and the Hugging Face hub has no such model that "
+            f"you may see ({first_line(error)}); correct the name, or set HF_TOKEN if access is limited"
+        ) from None
+    except HfHubHTTPError:
+        return  # the hub is there and has trouble of its own, which passes: libraries try again
+    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        raise ConfigError(
+            f"{setting} = {name!r} is no folder here and not in the cache of Hugging Face, and its hub "
+            f"cannot be reached ({first_line(error)}); correct the name or path, or the network"
+        ) from None

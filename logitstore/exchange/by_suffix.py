@@ -1,0 +1,41 @@
+"""A place for a store whose name ends like a file: the store beside it, and the file as an export of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.npz import export_npz
+from logitstore.exchange.tables import export_table
+from logitstore.store import LogitStore
+
+SUFFIXES = (".parquet", ".arrow", ".jsonl", ".npz")
+
+
+def exported_too(out: str | None) -> tuple[str | None, Path | None]:
+    """("build/labels.parquet") -> ("build/labels", the file to export); no file where no suffix asks for one.
+
+    Raises UnsupportedInputError for a file that could not be written.
+    """
+    suffix = next((suffix for suffix in SUFFIXES if out is not None and out.endswith(suffix)), None)
+    if out is None or suffix is None:
+        return out, None
+    if "://" in out:
+        raise UnsupportedInputError(
+            f"{out} is a URL and an export a local file; give the store's place without {suffix}, and run "
+            "`penumbra store export` afterwards"
+        )
+    path = Path(out)
+    if path.is_dir() or path.name == suffix:
+        raise UnsupportedInputError(
+            f"{out} is a folder, or a suffix alone; give a name for the exported file"
+        )
+    return str(path.with_suffix("")), path
+
+
+def export_file(store: LogitStore, path: Path) -> str:
+    """Write the whole store in the form of the file's suffix; the number of things written, in words."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        return f"{export_npz(store, path):,} label rows"
+    return f"{export_table(store, path, path.suffix.removeprefix('.')):,} sequences"

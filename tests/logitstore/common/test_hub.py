@@ -1,0 +1,90 @@
+"""A model that cannot be had is told of after one question to the hub, by a server that counts questions."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from logitstore.common.config_file import ConfigError
+from logitstore.common.hub import check_model_name
+
+
+class Hub:
+    """Takes connections and gives each the same answer; an empty one breaks the connection off."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.num_asked = 0
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                self.num_asked += 1
+                connection.sendall(self._answer)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(timeout=10)
+
+
+@pytest.fixture
+def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub(request.param)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    yield server
+    server.close()
+
+
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nX-Error-Code: RepoNotFound\r\nContent-Length: 0\r\n\r\n"
+NO_REVISION = NOT_FOUND.replace(b"RepoNotFound", b"RevisionNotFound")
+BROKEN = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("hub", "says"),
+    [
+        (b"", "its hub cannot be reached"),
+        (NOT_FOUND, "has no such model"),
+        (NO_REVISION, "has no revision 'v9'"),
+    ],
+    indirect=["hub"],
+)
+def test_a_wrong_name_is_asked_for_once(hub: Hub, says: str) -> None:
+    with pytest.raises(ConfigError, match="no-such/model") as refused:
+        check_model_name("no-such/model", revision="v9", setting="teacher.model")
+    assert says in str(refused.value)
+    assert hub.num_asked <= 2, "a client may open a broken connection once more; from_pretrained asks 6 times"
+
+
+@pytest.mark.parametrize("hub", [BROKEN], indirect=True)
+def test_trouble_of_the_hub_is_left_to_those_who_try_again(hub: Hub) -> None:
+    check_model_name("some/model", revision=None, setting="teacher.model")
+    assert hub.num_asked == 1
+
+
+@pytest.mark.parametrize("hub", [NOT_FOUND], indirect=True)
+@pytest.mark.parametrize("name", ["./models/mine", "/nowhere/model", "a/b/c", "~/model"])
+def test_a_path_is_never_asked_for(hub: Hub, name: str) -> None:
+    with pytest.raises(ConfigError, match="is no folder here; correct the path"):
+        check_model_name(name, revision=None, setting="student.model")
+    assert hub.num_asked == 0

@@ -1,0 +1,63 @@
+"""A student from a model and a store alone, without a file; what was found is said and can be set."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from tests.trainer.stores import make_store
+from tests.trainer.students import tiny_student
+from trainer.__main__ import main
+from trainer.run.found import LEARNING_RATE
+
+VOCABULARY = {f"t{index}": index for index in range(64)}
+
+
+@pytest.fixture
+def places(tmp_path):
+    """The three options of the command: a tiny student with its tokenizer, 60 sequences, a folder."""
+    model = WordLevel(VOCABULARY, unk_token="t0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="t1", unk_token="t0")
+    tokenizer.save_pretrained(tmp_path / "model")
+    tiny_student().save_pretrained(tmp_path / "model")
+    make_store(
+        tmp_path / "store", (20, 20, 20), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64
+    )
+    return ["--student", f"{tmp_path}/model", "--labels", f"{tmp_path}/store", "--out", f"{tmp_path}/run"]
+
+
+def test_a_student_without_a_file(places, tmp_path, capsys):
+    steps = ["--set", "training.max_steps=3", "--set", "training.tensorboard=false"]
+    assert main(["run", *places, *steps]) == 0
+    out, err = capsys.readouterr()
+    assert "60 sequences; data.held_out_fraction = 0.333, about 20 to evaluate on" in err
+    assert "assumed: training.learning_rate = 5e-05" in err
+    settings = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert settings["training"]["learning_rate"] == LEARNING_RATE
+    assert settings["data"]["held_out_fraction"] == 0.333
+    next_command = out.strip().splitlines()[-1].partition("penumbra train ")[2].split()
+    assert main([*next_command, "--json"]) == 0
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
+    assert json.loads(capsys.readouterr().out)["kl"] == pytest.approx(figures["kl"], rel=1e-4)
+
+
+def test_what_is_set_is_not_found_and_a_file_is_left_as_it_is(places, tmp_path, capsys):
+    given = ["--set", "data.held_out_fraction=0.1", "--set", "training.learning_rate=1e-3"]
+    assert main(["run", *places, *given, "--set", "training.precision=fp32", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert err.strip() == ""
+    settings = json.loads(out)
+    assert (settings["data"]["held_out_fraction"], settings["training"]["learning_rate"]) == (0.1, 1e-3)
+    (tmp_path / "train.toml").write_text('[output]\nfolder = "of the file"\n')
+    assert main(["run", str(tmp_path / "train.toml"), *places, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert (err, json.loads(out)["output"]["folder"]) == ("", f"{tmp_path}/run")
+    assert json.loads(out)["training"]["learning_rate"] == 5e-4
+
+
+def test_what_is_missing_is_told_before_a_store_is_opened(capsys):
+    assert main(["run", "--labels", "nowhere"]) == 2
+    assert "student is missing" in capsys.readouterr().err
