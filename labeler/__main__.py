@@ -1,4 +1,4 @@
-"""`penumbra label run|status|settings`: a teacher labels prompts into a store; how far a store's job is."""
+"""`penumbra label`: a teacher labels prompts into a store; which prompts are worth labeling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from labeler.config.found import find_settings
 from labeler.config.loading import JobConfig, checked_job, job_document
+from labeler.curation.commands import add_curation_commands
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
 from logitstore.common.options import add_storage_options, read_storage_options
@@ -87,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, status):
         command.add_argument("--json", action="store_true", help="print the status as JSON on stdout")
         command.add_argument("--quiet", action="store_true", help="show trouble only")
+    add_curation_commands(commands, PROGRAM.epilog.removeprefix(PROGRAM.examples))
     settings = commands.add_parser("settings", help="every setting of a job, with its default and meaning")
     add_form(settings)
     settings.set_defaults(command=_settings)

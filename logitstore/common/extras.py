@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+EXTRA_OF_PACKAGE = {"datasketch": "curate", "wordllama": "curate"}
+"""Packages of single subcommands; all others come with the extra of their command."""
 OURS = ("logitstore", "labeler", "trainer", "cluster", "benchmarks")
 
 
@@ -14,6 +16,7 @@ def explain_missing(error: ModuleNotFoundError, extra: str) -> str:
     name = (error.name or "").split(".")[0]
     if not name or name in OURS:
         raise error
+    extra = EXTRA_OF_PACKAGE.get(name, extra)
     return (
         f"this command needs the package {name!r}, which is not installed; in the project's folder: "
         f"pip install '.[{extra}]'"

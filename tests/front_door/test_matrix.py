@@ -28,6 +28,8 @@ NO_CLUSTER = ("--address", "http://127.0.0.1:9")
 MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("label", "run"): (f"{NOWHERE}.toml",),
     ("label", "status"): (NOWHERE,),
+    ("label", "dedupe"): (NOWHERE, "--out", "out.jsonl"),
+    ("label", "decontaminate"): (NOWHERE, "--against", NOWHERE, "--out", "out.jsonl"),
     ("store", "inspect"): (NOWHERE,),
     ("store", "verify"): (NOWHERE,),
     ("store", "head"): (NOWHERE,),

@@ -1,0 +1,1 @@
+"""Prompts worth labeling: repeats and evaluation questions left out, variations made, quality judged."""

@@ -1,0 +1,119 @@
+"""What of a record is compared: the words of its prompt, found by name."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from labeler.errors import BadRecordError
+from labeler.prompting.bad_records import shown
+from logitstore.inputs.identity import lookup_field
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.reading import iter_records
+
+PROMPT_FIELDS = ("prompt", "question", "instruction", "text", "turns", "messages", "conversations")
+"""Fields that may hold the prompt, in the order in which they are looked for."""
+CONTEXT_FIELDS = ("input", "context")
+"""Fields that belong to an `instruction` or a `prompt`, as in Alpaca's files."""
+USER_ROLES = ("user", "human")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """One record that can be compared."""
+
+    place: str
+    """"file:line"."""
+    record_id: str | None
+    record: Mapping[str, Any]
+    text: str
+    """The words of its prompt, as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that cannot be compared."""
+
+    place: str
+    reason: str
+    record: Mapping[str, Any] | None
+
+
+def read_prompts(
+    uri: str, field: str | None = None, *, storage_options: Mapping[str, Any] | None = None
+) -> Iterator[PromptText | Unreadable]:
+    """The prompts of an input, in its order.
+
+    Args:
+        uri: path, glob, folder or URL, as `input.uri` of a job.
+        field: the field that holds the text; dots reach into nested objects. None looks for the names of
+            `PROMPT_FIELDS` in every record; a system message is never part of the text.
+
+    Raises:
+        InputNotFoundError: nothing matches `uri`.
+    """
+    for raw in iter_records(uri, storage_options=storage_options):
+        yield _prompt_of(raw, field)
+
+
+def _prompt_of(raw: RawRecord, field: str | None) -> PromptText | Unreadable:
+    place = f"{raw.file}:{raw.line}"
+    if raw.record is None:
+        return Unreadable(place, raw.error or "", None)
+    try:
+        text = _text_of(raw.record, field)
+    except BadRecordError as error:
+        return Unreadable(place, error.reason, raw.record)
+    record_id = raw.record.get("id")
+    return PromptText(place, None if record_id is None else str(record_id), raw.record, text)
+
+
+def _text_of(record: Mapping[str, Any], field: str | None) -> str:
+    name = field or next((name for name in PROMPT_FIELDS if record.get(name)), None)
+    if name is None:
+        raise BadRecordError(
+            f"none of the fields {', '.join(PROMPT_FIELDS)} holds a prompt; name the field with --field",
+            "missing_field",
+        )
+    text = _joined(lookup_field(record, name), name)
+    if field is None and name in ("instruction", "prompt"):
+        contexts = [record.get(context) for context in CONTEXT_FIELDS]
+        text = "\n\n".join([text, *(one for one in contexts if isinstance(one, str) and one.strip())])
+    if not text.strip():
+        raise BadRecordError(f"field {name!r} has no text; give it text or leave the record out", "empty")
+    return text
+
+
+def _joined(value: Any, name: str) -> str:
+    """Text, a list of texts, or the user's turns of a list of messages."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        texts = [one if isinstance(one, str) else _user_text(one) for one in value]
+        if any(text is not None for text in texts):
+            return "\n\n".join(text for text in texts if text)
+    raise BadRecordError(
+        f"field {name!r} is {shown(value)}, it must be text, a list of texts or messages of a user",
+        "bad_type",
+    )
+
+
+def _user_text(message: Any) -> str | None:
+    if not isinstance(message, dict):
+        return None
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if role not in USER_ROLES:
+        return "" if isinstance(role, str) else None
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else None
+
+
+def words_of(text: str) -> list[str]:
+    """The text's words for comparison: NFKC, without case and punctuation."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(sign if sign.isalnum() else " " for sign in folded).split()
