@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainer.batch.collate import CollateSettings, DistillationCollator
     from trainer.data.dataset import StoreSpec, StreamingLogitDataset
     from trainer.data.loader import LogitDataLoader
+    from trainer.data.packed_rows import Packing
     from trainer.hf.arguments import OfflineDistillationConfig
     from trainer.hf.trainer import OfflineDistillationTrainer
     from trainer.loss.fused_linear import FusedLinearTopKDistillationLoss
@@ -29,6 +30,7 @@ _MODULES = {
     "LossSettings": "trainer.loss.loss_settings",
     "OfflineDistillationConfig": "trainer.hf.arguments",
     "OfflineDistillationTrainer": "trainer.hf.trainer",
+    "Packing": "trainer.data.packed_rows",
     "StoreSpec": "trainer.data.dataset",
     "StreamingLogitDataset": "trainer.data.dataset",
     "TeacherTargets": "trainer.loss.loss_inputs",
@@ -46,6 +48,7 @@ __all__ = [
     "LossSettings",
     "OfflineDistillationConfig",
     "OfflineDistillationTrainer",
+    "Packing",
     "StoreSpec",
     "StreamingLogitDataset",
     "TeacherTargets",

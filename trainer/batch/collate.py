@@ -20,7 +20,7 @@ from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabelRows
 from logitstore.rows import temperature as temperatures
 from trainer.batch.batch_memory import Layout, zeros
-from trainer.batch.packing import Place, one_per_row, packed
+from trainer.batch.packing import Place, laid_out, one_per_row, packed
 from trainer.data.samples import ANY_STEP, Sample
 from trainer.errors import GuardError
 
@@ -59,8 +59,9 @@ class CollateSettings:
     pad_to_multiple_of: int = 8
     """The width of a batch is rounded up to this many tokens."""
     pack_length: int | None = None
-    """None pads each sequence to a row of its own. A number packs whole sequences into as few rows of at most
-    so many tokens as best fit needs, all about equally full; longer sequences are cut to it."""
+    """None pads each sequence to a row of its own. A number packs whole sequences into rows of at most so
+    many tokens; longer ones are cut to it. The rows are those of a dataset with `Packing`, or of the batch
+    alone: as few as best fit needs, all about equally full."""
     packed_attention: PackedAttention | None = None
     """How a packed batch keeps documents apart. Which ways are right depends on the student's attention
     code: None leaves the choice to OfflineDistillationTrainer, which tries them; another loop gets it from
@@ -98,7 +99,7 @@ class CollateSettings:
 
 
 class DistillationCollator:
-    """`collate_fn` for samples of a StreamingLogitDataset.
+    """`collate_fn` for samples of a StreamingLogitDataset, or rows of samples of one that packs.
 
     Gives `input_ids`, `attention_mask`, `position_ids`, `labels` [B, T] and, with a teacher,
     `teacher_token_ids` int64, `teacher_logprobs` float32, `teacher_mask` bool [B, T, K] and
@@ -109,7 +110,8 @@ class DistillationCollator:
     def __init__(self, settings: CollateSettings) -> None:
         self.settings = settings
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[Sample] | Sequence[Sequence[Sample]]) -> dict[str, Tensor]:
+        samples, rows = _flattened(items)
         _check_one_step(samples)
         settings = self.settings
         if settings.pack_length is not None and settings.packed_attention is None:
@@ -121,10 +123,7 @@ class DistillationCollator:
         lengths = [len(sample.sequence.token_ids_T) for sample in samples]
         if settings.token_limit is not None:
             lengths = [min(length, settings.token_limit) for length in lengths]
-        if settings.pack_length is None:
-            places, shape_BT = one_per_row(lengths, settings.pad_to_multiple_of)
-        else:
-            places, shape_BT = packed(lengths, settings.pack_length, settings.pad_to_multiple_of)
+        places, shape_BT = _places(lengths, rows, settings)
         if settings.student_vocab_size is not None:
             for sample, length in zip(samples, lengths, strict=True):
                 _check_ids(sample, length, settings.student_vocab_size)
@@ -138,6 +137,40 @@ class DistillationCollator:
         if settings.count_tokens:
             batch["token_counts"] = _token_counts(samples, places, shape_BT)
         return {settings.column_aliases.get(key, key): tensor for key, tensor in batch.items()}
+
+
+def _flattened(
+    items: Sequence[Sample] | Sequence[Sequence[Sample]],
+) -> tuple[list[Sample], list[list[int]] | None]:
+    """All samples, and which of them share a row where a dataset has packed them."""
+    samples: list[Sample] = []
+    rows: list[list[int]] | None = None
+    for item in items:
+        if isinstance(item, Sample):
+            samples.append(item)
+        else:
+            rows = [] if rows is None else rows
+            rows.append(list(range(len(samples), len(samples) + len(item))))
+            samples += item
+    return samples, rows
+
+
+def _places(
+    lengths: Sequence[int], rows: Sequence[Sequence[int]] | None, settings: CollateSettings
+) -> tuple[list[Place], tuple[int, int]]:
+    """(where each sequence goes, [rows, width])."""
+    multiple = settings.pad_to_multiple_of
+    if settings.pack_length is None:
+        return one_per_row(lengths, multiple)
+    if rows is None:
+        return packed(lengths, settings.pack_length, multiple)
+    fullest = max(sum(lengths[index] for index in row) for row in rows)
+    if fullest > settings.pack_length:
+        raise ValueError(
+            f"a packed row has {fullest} tokens, pack_length={settings.pack_length} is less: give "
+            "StreamingLogitDataset a Packing with row_tokens=pack_length and the same limit on sequences"
+        )
+    return laid_out(lengths, rows, settings.pack_length, multiple)
 
 
 def _check_ids(sample: Sample, length: int, student_vocab_size: int) -> None:

@@ -30,11 +30,21 @@ def packed(lengths: Sequence[int], row_length: int, multiple: int) -> tuple[list
     a bit rows becomes three rows of equal length instead of two full ones and one that is nearly empty.
     Returns places and (rows, width).
     """
+    return laid_out(lengths, packed_rows(lengths, row_length), row_length, multiple)
+
+
+def packed_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Which sequences share a row: as few rows as best fit needs, evenly filled where that fits too."""
     longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     rows = _best_fit(lengths, longest_first, row_length)
     even = _evenly(lengths, longest_first, len(rows))
-    if max(_used(lengths, even)) <= row_length:
-        rows = even
+    return even if max(_used(lengths, even)) <= row_length else rows
+
+
+def laid_out(
+    lengths: Sequence[int], rows: Sequence[Sequence[int]], row_length: int, multiple: int
+) -> tuple[list[Place], tuple[int, int]]:
+    """The sequences of each row side by side; width and result as of `packed`."""
     places = [Place(0, 0, 0)] * len(lengths)
     for row, members in enumerate(rows):
         start = 0

@@ -5,12 +5,15 @@ is cut into global steps of `batch_size` x `world_size` sequences; step after st
 part, and with several workers each takes every n-th step. So the state is that key and one number,
 `consumed`: the sequences of the epoch's line that the consumer has. It goes up when a step has been
 handed over, not when a worker has read it ahead, and it means the same for every topology.
+
+With a `Packing` all this is counted in rows of several sequences instead (`packed_rows.py`), and what is
+yielded is a tuple of samples, the sequences of one row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +21,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from logitstore.errors import StoreChangedError
 from trainer.data.cache import ShardCache
-from trainer.data.order import GROUP, ORDER_VERSION, EpochOrder, OrderKey, rank_slice
+from trainer.data.order import GROUP, ORDER_VERSION, EpochOrder, OrderKey, Visit, rank_slice
+from trainer.data.packed_rows import PackedLine, Packing
 from trainer.data.prefetch import run_ahead
 from trainer.data.random_access import RandomAccess
-from trainer.data.reading import Fetcher, SplitReader
+from trainer.data.reading import Fetcher, RowReader, SplitReader, StoredSequence
 from trainer.data.samples import Sample
 from trainer.data.sources import HeldOut, Source, combined_digest
 from trainer.data.state import STATE_KIND, find_state
@@ -50,8 +54,8 @@ class StoreSpec:
             raise ValueError(f"weight {self.weight} of {self.uri} must be finite and at least 0")
 
 
-class StreamingLogitDataset(IterableDataset[Sample]):
-    """Yields `Sample`s of this rank; `DistillationCollator` makes batches of them.
+class StreamingLogitDataset(IterableDataset[Any]):
+    """Yields `Sample`s of this rank, or tuples of them with `packing`; `DistillationCollator` makes batches.
 
     Construct it after torch.distributed is initialised, or give rank and world_size. Iterating goes on
     from where the consumer is, into the next epoch after the end of one; `set_epoch` and `restart`
@@ -77,6 +81,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         world_size: int | None = None,
         replication: int = 1,
         even: bool = False,
+        packing: Packing | None = None,
     ) -> None:
         """See `trainer.run.config.DataConfig` for the settings of the same names.
 
@@ -84,8 +89,10 @@ class StreamingLogitDataset(IterableDataset[Sample]):
             batch_size: sequences per rank and step; must be the DataLoader's when it has workers.
             held_out: which records to read; None reads all.
             replication: consecutive ranks that get the same data.
-            even: leave out up to world_size - 1 sequences at the end of an epoch where not every rank
-                would get one, so that all ranks take the same number of steps.
+            even: leave out up to world_size - 1 sequences (rows, with `packing`) at the end of an epoch
+                where not every rank would get one, so that all ranks take the same number of steps.
+            packing: pack sequences into rows across steps. `batch_size`, `consumed`, `epoch_length` and
+                `len` then count rows; the lengths of all sequences are read at construction.
         """
         if batch_size < 1 or num_splits < 1:
             raise ValueError(f"batch_size={batch_size} and num_splits={num_splits} must be at least 1")
@@ -119,7 +126,9 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         self.consumed = 0
         self._consumed_is_workers = False
         self._is_just_loaded = False
+        self.packing = packing
         self._order_of_epoch: EpochOrder | None = None
+        self._packed_line: PackedLine | None = None
         self._random_access = RandomAccess(self.sources, top_k)
         self._check_top_k()
         self._check_cache()
@@ -151,11 +160,12 @@ class StreamingLogitDataset(IterableDataset[Sample]):
 
     @property
     def epoch_length(self) -> int:
-        """Sequences of the epoch's line, over all ranks; weights count."""
-        return self._order().num_sequences
+        """Sequences (rows, with `packing`) of the epoch's line, over all ranks; weights count."""
+        line = self._line()
+        return self._order().num_sequences if line is None else line.num_rows
 
     def __len__(self) -> int:
-        """Sequences that this rank reads in an epoch."""
+        """Sequences (rows, with `packing`) that this rank reads in an epoch."""
         full, rest = divmod(self.epoch_length, self.step_size)
         start, stop = self._part(0, rest)
         return full * self.batch_size + stop - start
@@ -165,7 +175,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
 
     @property
     def step_size(self) -> int:
-        """Sequences of one step over all ranks."""
+        """Sequences (rows, with `packing`) of one step over all ranks."""
         return self.batch_size * self.topology.world_size
 
     @property
@@ -219,6 +229,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
             "shuffle": self.shuffle,
             "epoch": self.epoch,
             "consumed": self.consumed,
+            "packing": None if self.packing is None else asdict(self.packing),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -234,12 +245,12 @@ class StreamingLogitDataset(IterableDataset[Sample]):
                 "shards were added or removed, or stores, weights or the held-out part differ. Place "
                 f"{saved['consumed']} means something else here; restore the stores, or start anew"
             )
-        for name in ("version", "seed", "num_splits", "shuffle"):
-            mine = self.state_dict()[name]
-            if saved[name] != mine:
+        for name in ("version", "seed", "num_splits", "shuffle", "packing"):
+            mine, then = self.state_dict()[name], saved.get(name)  # states of old know no packing
+            if then != mine:
                 raise SettingError(
-                    f"the state was saved with {name}={saved[name]!r}, this dataset has {mine!r}: another "
-                    f"order. Construct the dataset with {name}={saved[name]!r}"
+                    f"the state was saved with {name}={then!r}, this dataset has {mine!r}: another "
+                    f"order. Construct the dataset with {name}={then!r}"
                 )
         self.epoch, self.consumed = int(saved["epoch"]), int(saved["consumed"])
         self._consumed_is_workers = get_worker_info() is not None
@@ -262,7 +273,7 @@ class StreamingLogitDataset(IterableDataset[Sample]):
 
     # ---- Reading ----
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Any]:
         refuse_resharding(self.topology)
         worker = get_worker_info()
         stride = self.step_size * (1 if worker is None else worker.num_workers)
@@ -273,48 +284,60 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         self._consumed_is_workers = False
         return self._iterate(range(self.consumed, self.epoch_length, stride))
 
-    def _iterate(self, starts: range) -> Iterator[Sample]:
+    def _iterate(self, starts: range) -> Iterator[Any]:
         length = self.epoch_length
         steps = run_ahead(lambda: self._read_steps(starts), STEPS_AHEAD)
         try:
-            for number, (start, sequences) in enumerate(zip(starts, steps, strict=True)):
-                for place, (store, sequence) in enumerate(sequences, start=1):
-                    if place == len(sequences):
+            for number, (start, rows) in enumerate(zip(starts, steps, strict=True)):
+                for place, row in enumerate(rows, start=1):
+                    if place == len(rows):
                         self.consumed = min(start + starts.step, length)
-                    yield Sample(sequence, self.sources[store].manifest.labels, number)
+                    samples = tuple(
+                        Sample(sequence, self.sources[store].manifest.labels, number)
+                        for store, sequence in row
+                    )
+                    yield samples if self.packing is not None else samples[0]
         finally:
             steps.close()
         self.consumed = length
 
-    def _read_steps(self, starts: range) -> Iterator[list[tuple[int, Any]]]:
-        """What this rank gets of the steps that begin there; runs in the background thread."""
-        order, length = self._order(), self.epoch_length
+    def _read_steps(self, starts: range) -> Iterator[list[list[StoredSequence]]]:
+        """The rows that this rank gets of the steps that begin there, each of one sequence unless they are
+        packed; runs in the background thread."""
+        order, length, line = self._order(), self.epoch_length, self._line()
         fetcher = Fetcher(self.sources, self.predownload)
-        readers: dict[int, SplitReader] = {}
+        readers = [
+            SplitReader(order, split, self.sources, fetcher, self.top_k) for split in range(len(order.splits))
+        ]
+        row_readers = [RowReader(reader) for reader in readers]
         try:
             fetcher.ahead(self._first_visits(starts))
             for start in starts:
                 part = self._part(start, min(start + self.step_size, length))
-                step = []
-                for run in order.runs(*part):
-                    if run.split not in readers:
-                        readers[run.split] = SplitReader(order, run.split, self.sources, fetcher, self.top_k)
-                    reader = readers[run.split]
-                    step += [reader.read(place) for place in range(run.start, run.start + run.count)]
-                yield step
+                if line is not None:
+                    yield [row_readers[row.split].read(row) for row in line.rows(*part)]
+                    continue
+                yield [
+                    [readers[run.split].read(place)]
+                    for run in order.runs(*part)
+                    for place in range(run.start, run.start + run.count)
+                ]
         finally:
-            for reader in readers.values():
+            for reader in readers:
                 reader.close()
             fetcher.close()
 
-    def _first_visits(self, starts: range) -> list[Any]:
+    def _first_visits(self, starts: range) -> list[Visit]:
         """The shards needed first, so that they are fetched side by side."""
-        order, visits = self._order(), {}
-        for start in starts[: -(-len(order.splits) * GROUP // self.batch_size)]:
-            part = self._part(start, min(start + self.step_size, order.num_sequences))
-            for run in order.runs(*part):
-                index, _ = order.visit_at(run.split, run.start)
-                visits.setdefault(run.split, order.splits[run.split][index])
+        order, line = self._order(), self._line()
+        visits: dict[int, Visit] = {}
+        in_turn = GROUP if line is None else 1
+        for start in starts[: -(-len(order.splits) * in_turn // self.batch_size)]:
+            part = self._part(start, min(start + self.step_size, self.epoch_length))
+            firsts = order.runs(*part) if line is None else line.rows(*part)
+            for first in firsts:
+                index, _ = order.visit_at(first.split, first.start)
+                visits.setdefault(first.split, order.splits[first.split][index])
         return list(visits.values())
 
     def _part(self, start: int, stop: int) -> tuple[int, int]:
@@ -328,7 +351,16 @@ class StreamingLogitDataset(IterableDataset[Sample]):
         if self._order_of_epoch is None or self._order_of_epoch.key != key:
             lengths = [source.lengths for source in self.sources]
             self._order_of_epoch = EpochOrder(key, lengths, [spec.weight for spec in self._specs])
+            self._packed_line = None
         return self._order_of_epoch
+
+    def _line(self) -> PackedLine | None:
+        """The rows of the epoch; None without packing."""
+        order = self._order()
+        if self.packing is not None and self._packed_line is None:
+            outlines = [source.outlines() for source in self.sources]
+            self._packed_line = PackedLine(order, outlines, self.packing)
+        return self._packed_line
 
     def _check_top_k(self) -> None:
         for source in self.sources:

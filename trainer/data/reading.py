@@ -11,10 +11,14 @@ import numpy as np
 from logitstore.records import LabeledSequence
 from logitstore.shard.reader import ShardReader
 from trainer.data.order import EpochOrder, Visit, Window
+from trainer.data.packed_rows import PackedRow
 from trainer.data.sources import Source
 from trainer.errors import CacheTooSmallError
 
 FETCH_THREADS = 4
+
+StoredSequence = tuple[int, LabeledSequence]
+"""Index of the store, and the sequence."""
 
 
 class Fetcher:
@@ -62,7 +66,7 @@ class SplitReader:
         self._window_index: int | None = None
         self._window_sequences: list[LabeledSequence] = []
 
-    def read(self, place: int) -> tuple[int, LabeledSequence]:
+    def read(self, place: int) -> StoredSequence:
         """(index of the store, sequence) at a place of the split."""
         index, within = self._order.visit_at(self._split, place)
         visit = self._order.splits[self._split][index]
@@ -109,3 +113,20 @@ class SplitReader:
             blocks[block][sequence - starts[block]]
             for block, sequence in zip(block_of.tolist(), kept.tolist(), strict=True)
         ]
+
+
+class RowReader:
+    """The packed rows of a split, for rows whose parts only go up: each part is read once, and held until
+    a row of the next part is asked for."""
+
+    def __init__(self, reader: SplitReader) -> None:
+        self._reader = reader
+        self._start: int | None = None
+        self._held: list[StoredSequence] = []
+
+    def read(self, row: PackedRow) -> list[StoredSequence]:
+        if row.start != self._start:
+            self._held = []  # freed before the next are decoded
+            self._held = [self._reader.read(place) for place in range(row.start, row.stop)]
+            self._start = row.start
+        return [self._held[place - row.start] for place in row.members]

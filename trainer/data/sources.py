@@ -52,6 +52,8 @@ class Outline:
     label_start_S: np.ndarray
     num_labels_S: np.ndarray
     """Label rows at tokens of the sequence; a row one past the last token is none."""
+    block_S: np.ndarray
+    """Block of the shard that holds it."""
 
     def labels_within(self, max_tokens: int | None) -> int:
         """Label rows at the first `max_tokens` tokens of their sequence; None counts all."""
@@ -135,15 +137,16 @@ class Source:
     def _outline(self, entry: ShardEntry) -> Outline:
         empty_S = np.empty(0, dtype=np.int32)
         if not self._selection.takes_unit(entry):
-            return Outline(empty_S, empty_S, empty_S, empty_S)
-        parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 4]
+            return Outline(*(empty_S,) * 5)
+        parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 5]
         first = 0
         with self._open_remotely(entry) as reader:
             for block in range(reader.num_blocks):
                 plain = reader.plain_columns(block)
                 keep_S = self._keeps(plain)
                 num_labels_S = np.minimum(plain.num_rows, plain.num_tokens - plain.label_start)
-                columns = (plain.num_tokens, plain.label_start, np.maximum(num_labels_S, 0))
+                block_S = np.full(len(keep_S), block, dtype=np.int32)
+                columns = (plain.num_tokens, plain.label_start, np.maximum(num_labels_S, 0), block_S)
                 places_S = np.flatnonzero(keep_S).astype(np.int32) + first
                 parts.append((places_S, *(column[keep_S] for column in columns)))
                 first += len(keep_S)

@@ -139,6 +139,9 @@ def check_types(train_dataset: Any, eval_dataset: Any) -> None:
                 f"{name} is a {type(dataset).__name__}, which has no teacher's labels; give a "
                 "StreamingLogitDataset of a store"
             )
+    for name, dataset in _named(eval_dataset):
+        if dataset.packing is not None:
+            raise ValueError(f"{name} has packing, but evaluation pads; construct it without")
     if any(dataset is train_dataset for _, dataset in _named(eval_dataset)):
         raise ValueError(
             "the dataset for evaluation is the one for training: each evaluation would move the place where "

@@ -295,6 +295,17 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
                 f"an epoch may give some of {num_processes} processes one step more than others, which would "
                 "then wait for ever; construct the dataset with even=True"
             )
+        packing, collate = dataset.packing, self._given_settings
+        if packing is not None and (packing.row_tokens, packing.max_tokens) != (
+            collate.pack_length,
+            collate.max_length,
+        ):
+            raise ValueError(
+                f"the dataset packs rows of {packing.row_tokens} tokens of sequences of at most "
+                f"{packing.max_tokens}, the collator has pack_length={collate.pack_length} and "
+                f"max_length={collate.max_length}; give Packing(row_tokens, max_tokens) and CollateSettings "
+                "(pack_length, max_length) the same"
+            )
         if dataset.batch_size != self._train_batch_size:
             raise ValueError(
                 f"the dataset has batch_size={dataset.batch_size}, training "

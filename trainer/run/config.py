@@ -169,15 +169,19 @@ class DataConfig(Section):
     num_splits: int = Field(default=16, ge=1)
     """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
     multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the
-    same block, but at an epoch's end; otherwise several do."""
+    same block, but at an epoch's end; otherwise several do. Packed, a split gives one row at a time: then
+    `num_splits` should be a multiple of batch_size x processes x workers."""
     held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of records, chosen by a hash of their id, kept from training for evaluation. 0 needs
     `evaluation.stores`."""
     max_length: int | None = Field(default=None, ge=2)
     """Tokens kept of each sequence."""
     pack_length: int | None = Field(default=None, ge=2)
-    """Pack the whole sequences of a batch into as few rows of at most so many tokens as they fit, all about
-    equally full; None pads. Each logged step says its fill, the share of places that hold tokens."""
+    """Pack whole sequences, across batches, into rows of at most so many tokens; None pads. A batch then is
+    `training.batch_size` rows, so at most batch_size x pack_length tokens. Each logged step says its fill,
+    the share of places that hold tokens."""
+    pack_buffer_rows: int = Field(default=16, ge=1)
+    """Rows that each of `num_splits` packs together. More find a better fit and hold more decoded labels."""
     packed_attention: (
         Literal["position_ids", "position_ids_one_row", "block_diagonal", "block_diagonal_additive"] | None
     ) = None
@@ -239,7 +243,7 @@ class TrainingConfig(Section):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data, where max_steps is not given."""
     batch_size: int = Field(default=8, ge=1)
-    """Sequences per process and micro-batch."""
+    """Sequences per process and micro-batch; rows, with `data.pack_length`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches of one optimizer step."""
     learning_rate: float = Field(default=5e-4, gt=0)

@@ -23,6 +23,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from logitstore.common.config_file import ConfigError
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+from trainer.data.packed_rows import Packing
 from trainer.data.sources import HeldOut
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches, tokenizer_size_of
@@ -171,6 +172,9 @@ def datasets(
 
 def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
     data, own = config.data, config.evaluation.stores
+    packing = None
+    if data.pack_length is not None:
+        packing = Packing(data.pack_length, data.max_length, data.pack_buffer_rows)
 
     def make(batch_size: int, side: Literal["train", "held_out"], top_k: int | None) -> StreamingLogitDataset:
         whole = side == "held_out" and own is not None
@@ -187,6 +191,7 @@ def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
             cache_limit=data.cache_limit,
             predownload=data.predownload,
             even=side == "train",
+            packing=packing if side == "train" else None,
         )
 
     return make
