@@ -29,6 +29,8 @@ class TokenizedPrompt:
     loss_mask_T: np.ndarray | None = None
     """bool over prompt + given response: positions a training loss counts. None: every labeled one.
     In mode "generate" it covers the prompt, and every generated token counts."""
+    student_prompt_token_ids: np.ndarray | None = None
+    """int32 [T], the prompt of a student in place of the teacher's; None: the same."""
 
     @property
     def num_tokens(self) -> int:

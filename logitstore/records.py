@@ -6,7 +6,7 @@ All logarithms are natural; probabilities are over the teacher's whole vocabular
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,6 +84,22 @@ class LabeledSequence:
     """"stop", "length" when generated; "scored" otherwise."""
     flags: tuple[str, ...] = ()
     """What a filter marked, for example "truncated", "repeated"; empty when nothing."""
+    student_prompt_ids: np.ndarray | None = None
+    """int32, at least one: the prompt of a student that shall answer so without seeing what the teacher saw.
+    It stands in place of the first `prompt_length` tokens, and no label row lies there. None: the same."""
+
+    def for_student(self) -> LabeledSequence:
+        """The sequence as its student sees it: its own prompt, the same response, the rows moved with it."""
+        if self.student_prompt_ids is None:
+            return self
+        prompt = self.student_prompt_ids
+        return replace(
+            self,
+            token_ids_T=np.concatenate([prompt, self.token_ids_T[self.prompt_length :]]),
+            prompt_length=len(prompt),
+            label_start=self.label_start + len(prompt) - self.prompt_length,
+            student_prompt_ids=None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

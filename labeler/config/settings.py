@@ -25,15 +25,17 @@ FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
 }
 """Roles that every record of a kind must have."""
 OPTIONAL_FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
-    "messages": ("tools", "documents", "system"),
-    "prompt": ("system", "context"),
-    "prompt_response": ("system", "context"),
+    "messages": ("tools", "documents", "system", "student_messages"),
+    "prompt": ("system", "context", "student_prompt"),
+    "prompt_response": ("system", "context", "student_prompt"),
     "text": (),
-    "token_ids": ("response_token_ids", "loss_mask"),
+    "token_ids": ("response_token_ids", "loss_mask", "student_token_ids"),
 }
 """Roles that a record may have. Messages' own `tools` and `documents` are read without being named; the
 `context` is put after the prompt, as Alpaca's `input`; `system` is the record's own system prompt; a
-`loss_mask` has a 0 or 1 for each of the given ids."""
+`loss_mask` has a 0 or 1 for each of the given ids. Those that begin with `student_` are what a student shall
+see in place of the teacher's prompt: to answer as if it had seen what only the teacher did."""
+STUDENT_ROLES = ("student_messages", "student_prompt", "student_token_ids")
 
 SETTING_OF_ENGINE_ARG: dict[str, str] = {
     "model": "teacher.model",
@@ -160,6 +162,9 @@ class InputConfig(Section):
     between, or its first. A `prompt` takes the first of its list, its turns."""
     system_prompt: str | None = None
     """A system message put before prompts that have none; needs the chat template."""
+    student_system_prompt: str | None = None
+    """The system message of the student's prompt in place of the teacher's, "" for none: the student learns
+    to answer as if it had the teacher's. None gives both the same prompt."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many records of the input."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
@@ -175,9 +180,20 @@ class InputConfig(Section):
             )
         if self.system_prompt is not None and not self.chat_template:
             raise ValueError("system_prompt needs chat_template = true: plain text has no system message")
+        is_plain = not self.chat_template or self.kind in ("text", "token_ids")
+        if self.student_system_prompt is not None and is_plain:
+            raise ValueError(
+                "student_system_prompt needs messages or prompts in a chat template: plain text and "
+                "token ids have no system message; set input.chat_template = true"
+            )
         if self.chat_template_kwargs and not self.chat_template:
             raise ValueError("chat_template_kwargs needs chat_template = true or the path of a template")
         return self
+
+    @property
+    def has_student_prompts(self) -> bool:
+        """Whether students see other prompts than the teacher."""
+        return self.student_system_prompt is not None or any(role in self.fields for role in STUDENT_ROLES)
 
     def field_names(self) -> dict[str, str]:
         """The record's field for every role of the kind, "id" included where it is given."""
@@ -384,6 +400,11 @@ class JobConfig(Section):
             )
         if kind == "text" and self.labels.positions == "response":
             raise ValueError('labels.positions = "response" needs a response; plain text has none: set "all"')
+        if self.input.has_student_prompts and self.positions == "all":
+            raise ValueError(
+                'labels.positions = "all" labels the teacher\'s prompt, which a student with a prompt of its '
+                'own does not see; set labels.positions = "response", or give no student_ settings'
+            )
         return self
 
     @model_validator(mode="after")

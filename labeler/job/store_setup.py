@@ -17,7 +17,7 @@ from labeler.planning.provenance import digests_of, provenance_of
 from labeler.records import TeacherDescription
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import StoreError, StoreExistsError
-from logitstore.manifest.fields import LabelSpec, Manifest, ShardEntry
+from logitstore.manifest.fields import STUDENT_PROMPTS, LabelSpec, Manifest, ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
 
@@ -124,6 +124,7 @@ class StoreSetup:
             del config[section]["storage_options"]
         config["prompts_made_from"] = digests_of(provenance_of(self.job, self.prepared.tokenizer))
         labels = self.job.labels
+        columns = (STUDENT_PROMPTS,) if self.job.input.has_student_prompts else ()
         return Manifest(
             teacher=description.info,
             tokenizer=self.prepared.tokenizer.info,
@@ -134,7 +135,9 @@ class StoreSetup:
                 value_kind=description.value_kind,
                 mode=labels.mode,
                 positions=self.job.positions,
+                extra_columns=columns,
             ),
+            features=columns,
             input=self.prepared.input_info,
             created=utc_now(),
             config=config,

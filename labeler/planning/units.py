@@ -24,10 +24,11 @@ _SCHEMA = pa.schema(
         pa.field("response_token_ids", pa.list_(pa.int32())),
         pa.field("label_start", pa.int32(), nullable=False),
         pa.field("loss_mask", pa.list_(pa.bool_())),
+        pa.field("student_prompt_token_ids", pa.list_(pa.int32())),
     ]
 )
-_SCHEMA_WITHOUT_MASKS = pa.schema(list(_SCHEMA)[:-1])
-"""Of plans made before records could have loss masks."""
+_OLDER_SCHEMAS = (pa.schema(list(_SCHEMA)[:-1]), pa.schema(list(_SCHEMA)[:-2]))
+"""Of plans made before records could have prompts of the student's, and before they could have loss masks."""
 
 
 def unit_id_of(record_ids: Sequence[str]) -> str:
@@ -49,6 +50,7 @@ def encode_records(records: Sequence[PlannedRecord]) -> bytes:
         _lists([prompt.response_token_ids for prompt in prompts]),
         pa.array([prompt.label_start for prompt in prompts], pa.int32()),
         _masks([prompt.loss_mask_T for prompt in prompts]),
+        _lists([prompt.student_prompt_token_ids for prompt in prompts]),
     ]
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -61,7 +63,7 @@ def decode_records(content: bytes) -> list[PlannedRecord]:
     """The records of a unit. Raises ValueError where the bytes are not what `encode_records` wrote."""
     try:
         with pa.ipc.open_stream(content) as reader:
-            if reader.schema not in (_SCHEMA, _SCHEMA_WITHOUT_MASKS):
+            if reader.schema not in (_SCHEMA, *_OLDER_SCHEMAS):
                 raise ValueError(f"a unit of the plan has the columns {reader.schema.names}")
             batch = reader.read_next_batch()
             batch.validate(full=True)
@@ -69,6 +71,7 @@ def decode_records(content: bytes) -> list[PlannedRecord]:
         raise ValueError(f"a unit of the plan cannot be read ({error}); delete the store's plan/") from None
     columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
     masks = columns.get("loss_mask")
+    theirs = columns.get("student_prompt_token_ids")
     prompts, responses = columns["prompt_token_ids"], columns["response_token_ids"]
     files, lines = columns["file"].to_pylist(), columns["line"].to_pylist()
     return [
@@ -79,6 +82,9 @@ def decode_records(content: bytes) -> list[PlannedRecord]:
                 response_token_ids=_ids(responses, i) if responses[i].is_valid else None,
                 label_start=int(columns["label_start"][i].as_py()),
                 loss_mask_T=None if masks is None else _mask(masks[i]),
+                student_prompt_token_ids=_ids(theirs, i)
+                if theirs is not None and theirs[i].is_valid
+                else None,
             ),
             file=files[i],
             line=lines[i],

@@ -19,6 +19,7 @@ from logitstore.inputs.identity import lookup_field
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 """Roles of ShareGPT that chat templates call otherwise; others keep their name."""
+SYSTEM_ROLES = ("system", "developer")
 INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys that may stand in a message without content."""
 
@@ -46,11 +47,39 @@ def exchange_of(record: dict[str, Any], config: InputConfig, mode: Literal["scor
             record, names, with_response=config.kind == "prompt_response" and mode == "score"
         )
     system = _optional_text(record, names.get("system")) or config.system_prompt
-    if system is None or exchange.given.messages[0]["role"] in ("system", "developer"):
+    if system is None or exchange.given.messages[0]["role"] in SYSTEM_ROLES:
         return exchange
     given = exchange.given
     messages = ({"role": "system", "content": system}, *given.messages)
     return Exchange(Conversation(messages, given.tools, given.documents), exchange.response)
+
+
+def student_exchange(record: dict[str, Any], config: InputConfig, exchange: Exchange) -> Exchange:
+    """What the student shall see of the record in place of `exchange`, with the same response.
+
+    Raises BadRecordError.
+    """
+    names = config.field_names()
+    given, response = exchange.given, exchange.response
+    if "student_messages" in names:
+        messages = _messages(record, names["student_messages"])
+        if messages[-1]["role"] == "assistant":
+            raise BadRecordError(
+                f"field {names['student_messages']!r} ends with an answer; it must end with what the student "
+                "answers, and the answer is the teacher's",
+                "bad_prompt",
+            )
+        given = Conversation(tuple(messages), given.tools)
+    if "student_prompt" in names:
+        prompt = text_field(record, names["student_prompt"], "first")
+        systems = tuple(message for message in given.messages if message["role"] in SYSTEM_ROLES)
+        given = Conversation((*systems, {"role": "user", "content": prompt}))
+    system = config.student_system_prompt
+    if system is not None:
+        others = tuple(message for message in given.messages if message["role"] not in SYSTEM_ROLES)
+        own = ({"role": "system", "content": system},) if system else ()
+        given = Conversation((*own, *others), given.tools, given.documents)
+    return Exchange(given, response)
 
 
 def text_field(record: dict[str, Any], name: str, list_of_texts: str) -> str:

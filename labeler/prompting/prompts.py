@@ -15,7 +15,7 @@ import numpy as np
 from labeler.config.loading import InputConfig, JobConfig
 from labeler.errors import BadRecordError, ChatTemplateError, PromptError
 from labeler.prompting.bad_records import field_value, shown
-from labeler.prompting.conversations import Exchange, exchange_of, text_field
+from labeler.prompting.conversations import Exchange, exchange_of, student_exchange, text_field
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
 from labeler.records import TokenizedPrompt
@@ -64,6 +64,7 @@ class PromptBuilder:
             prompt_ids, response_ids = self._tokenise(record)
         if self._mode == "generate":
             response_ids = None
+        student_ids = self._student_prompt(record, response_ids) if self._input.has_student_prompts else None
         if "loss_mask" in self._input.field_names():
             mask_T = _given_mask(record, self._input.field_names()["loss_mask"], prompt_ids, response_ids)
         label_start = 1 if self._label_all else max(len(prompt_ids), 1)
@@ -73,12 +74,33 @@ class PromptBuilder:
             response_token_ids=None if response_ids is None else np.asarray(response_ids, dtype=np.int32),
             label_start=label_start,
             loss_mask_T=mask_T,
+            student_prompt_token_ids=student_ids,
         )
         max_tokens = self._limits.max_model_len - (1 if self._mode == "generate" else 0)
         error = check_prompt(prompt, self._limits.vocab_size, max_tokens, self._mode)
         if error is not None:
             raise bad_record(error)
         return prompt
+
+    def _student_prompt(self, record: dict[str, Any], response_ids: list[int] | None) -> np.ndarray:
+        """int32 [T], the ids that the student sees before the same response."""
+        names = self._input.field_names()
+        if self._input.kind == "token_ids":
+            return np.asarray(_token_ids(record, names["student_token_ids"]), np.int32)
+        exchange = student_exchange(record, self._input, exchange_of(record, self._input, self._mode))
+        if self._turns == "all":
+            prompt_ids, same_ids, _ = self._all_turns(exchange)
+        else:
+            prompt_ids, same_ids = self._ids_of(exchange)
+        if self._mode == "score" and same_ids != response_ids:
+            raise BadRecordError(
+                "the response has other token ids after the student's prompt than after the teacher's, so "
+                "the teacher's rows are not the student's: give both a prompt that ends alike",
+                "other_response",
+            )
+        if not prompt_ids:
+            raise BadRecordError("the student's prompt has no token; give it one at least", "empty")
+        return np.asarray(prompt_ids, np.int32)
 
     def _tokenise(self, record: dict[str, Any]) -> tuple[list[int], list[int] | None]:
         kind = self._input.kind
@@ -87,7 +109,9 @@ class PromptBuilder:
         if kind == "text":
             text = text_field(record, self._input.field_names()["text"], self._input.list_of_texts)
             return [], self._with_bos(self._tokenizer.encode(text))
-        exchange = exchange_of(record, self._input, self._mode)
+        return self._ids_of(exchange_of(record, self._input, self._mode))
+
+    def _ids_of(self, exchange: Exchange) -> tuple[list[int], list[int] | None]:
         if self._input.chat_template:
             return self._with_template(exchange)
         contents = [message["content"] for message in exchange.given.messages]

@@ -78,7 +78,7 @@ def check_prompt(prompt: TokenizedPrompt, vocab_size: int, max_tokens: int, mode
             "a token to label; a sequence needs two tokens and a response one"
         )
         return PromptError(name, reason, "empty")
-    for ids in (prompt.prompt_token_ids, prompt.response_token_ids):
+    for ids in (prompt.prompt_token_ids, prompt.response_token_ids, prompt.student_prompt_token_ids):
         if ids is None or len(ids) == 0:
             continue
         lowest, highest = int(ids.min()), int(ids.max())
@@ -118,6 +118,7 @@ def labeled_sequence(
         rows=rows,
         loss_mask_N=loss_mask_N,
         finish_reason=finish_reason,
+        student_prompt_ids=prompt.student_prompt_token_ids,
     )
 
 

@@ -17,7 +17,7 @@ from logitstore import __version__
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import StoreChangedError
-from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, Retokenized, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 
@@ -42,6 +42,9 @@ class Source:
     teacher: TeacherInfo | None = None
     """Where the source says whose labels these are."""
     tokenizer: TokenizerInfo | None = None
+    features: tuple[str, ...] = ()
+    """Of the manifest, for sources that carry one."""
+    retokenized: Retokenized | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def _manifest(source: Source, origin: Origin) -> Manifest:
         labels=source.labels,
         input=InputInfo(uri=source.uri, kind="import", fields={}),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        features=source.features,
+        retokenized=source.retokenized,
     )
 
 

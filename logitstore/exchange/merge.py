@@ -9,7 +9,7 @@ from typing import Any
 
 from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.exchange.importing import check_no_others, unit_id_of, units_of
-from logitstore.manifest.fields import InputInfo, Manifest, Retokenized
+from logitstore.manifest.fields import OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized
 from logitstore.manifest.reading import teacher_identity
 from logitstore.records import LabeledSequence, Reject
 from logitstore.rows.selection import Selection
@@ -78,12 +78,16 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
                     "agree in it"
                 )
     inputs = [source.manifest.input for source in sources]
+    features = tuple(dict.fromkeys(name for source in sources for name in source.manifest.features))
     same_input = all(info == inputs[0] for info in inputs)
     return dataclasses.replace(
         first,
         labels=dataclasses.replace(
-            first.labels, top_k=max(source.manifest.labels.top_k for source in sources)
+            first.labels,
+            top_k=max(source.manifest.labels.top_k for source in sources),
+            extra_columns=tuple(name for name in OPTIONAL_COLUMNS if name in features),
         ),
+        features=features,
         input=inputs[0] if same_input else InputInfo(" + ".join(info.uri for info in inputs), "import", {}),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         codebooks=None,

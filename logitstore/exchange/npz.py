@@ -52,6 +52,11 @@ def export_npz(
 ) -> int:
     """Write a capture of the selected sequences; the number of rows. Memory stays at one shard."""
     labels = store.manifest.labels
+    if store.manifest.features:
+        raise UnsupportedInputError(
+            f"{store.uri} has the features {', '.join(store.manifest.features)}, for which an npz capture "
+            "has no place: they would be lost; export as parquet, arrow or jsonl"
+        )
     selection = selection or Selection()
     if selection.comparisons:
         num_rows = sum(sequence.rows.num_rows for sequence in selection.sequences(store, top_k=1))

@@ -25,7 +25,7 @@ from logitstore.exchange.importing import Source
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest import strict_json
-from logitstore.manifest.fields import Manifest
+from logitstore.manifest.fields import STUDENT_PROMPTS, Manifest
 from logitstore.manifest.reading import decode_manifest
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.rows.selection import Selection
@@ -57,6 +57,10 @@ TABLE_SCHEMA = pa.schema(
 )
 
 
+STUDENT_PROMPT = pa.field("student_prompt_ids", pa.list_(pa.int32()))
+"""A further column of stores with the feature `student_prompts`; null where a sequence has none."""
+
+
 def export_table(
     store: LogitStore,
     path: Path,
@@ -81,7 +85,17 @@ def read_table(path: Path) -> Source:
     manifest = _read_manifest(path)
     records = (raw for raw in iter_records(str(path)) if not _is_head(raw))
     sequences = (_from_record(raw, manifest) for raw in records)
-    return Source("table", path.name, manifest.labels, sequences, None, manifest.teacher, manifest.tokenizer)
+    return Source(
+        "table",
+        path.name,
+        manifest.labels,
+        sequences,
+        None,
+        manifest.teacher,
+        manifest.tokenizer,
+        manifest.features,
+        manifest.retokenized,
+    )
 
 
 def sequence_record(sequence: LabeledSequence) -> dict[str, Any]:
@@ -103,6 +117,11 @@ def sequence_record(sequence: LabeledSequence) -> dict[str, Any]:
         "log_tail_mass": rows.log_tail_mass_NM.tolist(),
         "label_logprob": rows.label_logprob_N.tolist(),
         "label_rank": rows.label_rank_N.tolist(),
+        **(
+            {}
+            if sequence.student_prompt_ids is None
+            else {STUDENT_PROMPT.name: sequence.student_prompt_ids.tolist()}
+        ),
     }
 
 
@@ -134,7 +153,10 @@ def _write(store: LogitStore, path: Path, form: str, sequences: Iterator[Labeled
     manifest = strict_json.encode(store.manifest)
     if form == "jsonl":
         return _write_jsonl(path, manifest, sequences)
-    schema = TABLE_SCHEMA.with_metadata({METADATA_KEY: base64.b64encode(manifest)})
+    schema = TABLE_SCHEMA
+    if STUDENT_PROMPTS in store.manifest.features:
+        schema = schema.append(STUDENT_PROMPT)
+    schema = schema.with_metadata({METADATA_KEY: base64.b64encode(manifest)})
     count = 0
     opened = (
         pq.ParquetWriter(path, schema, compression="zstd")
@@ -210,11 +232,17 @@ def _from_record(raw: RawRecord, manifest: Manifest) -> LabeledSequence:
             loss_mask_N=np.array(record["loss_mask"], bool),
             finish_reason=record["finish_reason"],
             flags=tuple(record["flags"]),
+            student_prompt_ids=_student_prompt(record),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnsupportedInputError(
             f"{raw.file}:{raw.line} is not a sequence of a store's table ({type(error).__name__}: {error})"
         ) from error
+
+
+def _student_prompt(record: dict[str, Any]) -> np.ndarray | None:
+    ids = record.get(STUDENT_PROMPT.name)
+    return None if ids is None else np.array(ids, np.int32)
 
 
 def _from_lists(record: dict[str, Any], num_temperatures: int) -> LabelRows:

@@ -8,11 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FORMAT_VERSION = 1
-ABSENT_IF_NONE = {"absent_if_none": True}
-"""Metadata of a field that JSON leaves out where it is None, so that stores from before the field read, and
-write, the same bytes."""
+ABSENT_IF_DEFAULT = {"absent_if_default": True}
+"""Metadata of a field that JSON leaves out where it is its default, so that stores from before the field
+read, and write, the same bytes."""
 RETOKENIZED = "retokenized"
 """Feature of stores whose rows were mapped to another tokenizer."""
+STUDENT_PROMPTS = "student_prompts"
+"""Feature of stores, and optional column of their shards: prompts of students other than the teacher's."""
+OPTIONAL_COLUMNS = (STUDENT_PROMPTS,)
+"""Packed columns that a shard has only where its store says so, in their order."""
 VALUE_KINDS = ("logit_f16", "gap_f16")
 
 
@@ -64,9 +68,11 @@ class LabelSpec:
     """"response" or "all"."""
     alignment: str = "label"
     """Always "label": row i is p(x_i | x_<i). Anything else is refused."""
-    teacher_vocab_size: int | None = field(default=None, metadata=ABSENT_IF_NONE)
+    teacher_vocab_size: int | None = field(default=None, metadata=ABSENT_IF_DEFAULT)
     """Width of the teacher's logits where the ids are those of another tokenizer (feature "retokenized"), so
     that it is not V; None where V is it."""
+    extra_columns: tuple[str, ...] = field(default=(), metadata=ABSENT_IF_DEFAULT)
+    """Which of OPTIONAL_COLUMNS the shards have, in that order; each is a feature of the store as well."""
 
     @property
     def num_outcomes(self) -> int:
@@ -116,7 +122,7 @@ class Manifest:
     config: dict[str, object] = field(default_factory=dict)
     """The resolved configuration of the job, without secrets."""
     format_version: int = FORMAT_VERSION
-    retokenized: Retokenized | None = field(default=None, metadata=ABSENT_IF_NONE)
+    retokenized: Retokenized | None = field(default=None, metadata=ABSENT_IF_DEFAULT)
     """Where the ids are not of the teacher's tokenizer; with the feature of that name."""
 
 

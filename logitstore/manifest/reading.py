@@ -17,11 +17,18 @@ from logitstore.errors import (
     UnsupportedFormatError,
 )
 from logitstore.manifest import strict_json
-from logitstore.manifest.fields import FORMAT_VERSION, RETOKENIZED, VALUE_KINDS, LabelSpec, Manifest
+from logitstore.manifest.fields import (
+    FORMAT_VERSION,
+    OPTIONAL_COLUMNS,
+    RETOKENIZED,
+    VALUE_KINDS,
+    LabelSpec,
+    Manifest,
+)
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
-KNOWN_FEATURES: frozenset[str] = frozenset({RETOKENIZED})
+KNOWN_FEATURES: frozenset[str] = frozenset({RETOKENIZED, *OPTIONAL_COLUMNS})
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 2, 2**20
 MAX_TEMPERATURES = 16
 MODES = ("score", "generate")
@@ -93,6 +100,12 @@ def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
         raise CorruptManifestError(
             f"{what}: the feature {RETOKENIZED!r}, the field of that name and labels.teacher_vocab_size must "
             f"be there together, but of the three there are {sum(marks)}"
+        )
+    columns = tuple(name for name in OPTIONAL_COLUMNS if name in manifest.features)
+    if manifest.labels.extra_columns != columns:
+        raise CorruptManifestError(
+            f"{what}: labels.extra_columns {manifest.labels.extra_columns!r:.80} must be the features that "
+            f"are columns, in their order: {columns!r:.80}"
         )
     if not 0 <= manifest.tokenizer.vocab_size <= MAX_VOCAB_SIZE:
         raise CorruptManifestError(

@@ -37,7 +37,7 @@ def encode(record: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclass instances as dictionaries, without the fields that are left out where they are None."""
+    """Dataclass instances as dictionaries, without fields that are left out where they are their default."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -45,11 +45,11 @@ def _plain(value: Any) -> Any:
     if not _is_record(value):
         return value
     found = ((item, getattr(value, item.name)) for item in dataclasses.fields(value))
-    return {item.name: _plain(one) for item, one in found if one is not None or not _may_be_absent(item)}
+    return {item.name: _plain(one) for item, one in found if not _may_be_absent(item) or one != item.default}
 
 
 def _may_be_absent(item: dataclasses.Field[Any]) -> bool:
-    return bool(item.metadata.get("absent_if_none"))
+    return bool(item.metadata.get("absent_if_default"))
 
 
 def _is_record(value: Any) -> TypeGuard[Any]:

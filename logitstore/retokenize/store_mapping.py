@@ -17,7 +17,7 @@ from logitstore.job_objects import RETOKENIZED_NAME
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import RETOKENIZED, Manifest, Retokenized, ShardEntry
 from logitstore.records import LabeledSequence, Reject
-from logitstore.retokenize.boundaries import UnwritableTextError, Writer
+from logitstore.retokenize.boundaries import UnwritableTextError, Writer, Writing
 from logitstore.retokenize.mapping import Kept, RowMap
 from logitstore.retokenize.report import Report, report_name, sum_reports
 from logitstore.retokenize.tokenization import NO_ID, Tokenization, equal_ids
@@ -107,16 +107,18 @@ class _Job:
         mapped: list[LabeledSequence] = []
         rejects: list[Reject] = []
         kept, unequal = Kept(), Counter[str]()
-        for place, (sequence, writing) in enumerate(
-            zip(sequences, self.writer.write(sequences), strict=True), start=1
-        ):
-            if isinstance(writing, UnwritableTextError):
-                rejects.append(Reject(entry.name, place, sequence.record_id, str(writing), writing.kind))
+        written = zip(sequences, self.writer.write(sequences), self._student_prompts(sequences), strict=True)
+        for place, (sequence, writing, prompt) in enumerate(written, start=1):
+            if isinstance(writing, UnwritableTextError) or isinstance(prompt, UnwritableTextError):
+                error = writing if isinstance(writing, UnwritableTextError) else prompt
+                assert isinstance(error, UnwritableTextError)
+                rejects.append(Reject(entry.name, place, sequence.record_id, str(error), error.kind))
                 kept += Kept(num_rows=int(sequence.loss_mask_N.sum()))
                 continue
             unequal.update(self.writer.unequal(sequence))
             one, of_one = self.row_map.sequence(sequence, writing)
-            mapped.append(one)
+            ids = None if prompt is None else prompt.token_ids_S
+            mapped.append(dataclasses.replace(one, student_prompt_ids=ids))
             kept += of_one
         report = Report(
             num_sequences=len(mapped),
@@ -125,6 +127,22 @@ class _Job:
             **{item.name: getattr(kept, item.name) for item in dataclasses.fields(kept)},
         )
         return mapped, rejects, report
+
+    def _student_prompts(
+        self, sequences: list[LabeledSequence]
+    ) -> list[Writing | UnwritableTextError | None]:
+        """Prompts of the student's own, written as the teacher's are; None where there is none."""
+        own = [
+            dataclasses.replace(
+                sequence,
+                token_ids_T=sequence.student_prompt_ids,
+                prompt_length=len(sequence.student_prompt_ids),
+            )
+            for sequence in sequences
+            if sequence.student_prompt_ids is not None
+        ]
+        written = iter(self.writer.write(own)) if own else iter(())
+        return [None if one.student_prompt_ids is None else next(written) for one in sequences]
 
     def _train_codebooks(self, sequences: list[LabeledSequence], source: LogitStore) -> None:
         num_rows = int(source.shards().column("num_rows").sum())

@@ -23,7 +23,7 @@ def metadata_of(labels: LabelSpec, codebooks: CodebookSet | None) -> dict[str, s
     return {
         "format": SHARD_FORMAT,
         "version": str(SHARD_VERSION),
-        "features": json.dumps([]),
+        "features": json.dumps(list(labels.extra_columns)),
         **{name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()},
     }
 
@@ -35,6 +35,7 @@ def _values(labels: LabelSpec, codebooks: CodebookSet | None) -> dict[str, Any]:
         "temperatures": list(labels.temperatures),
         "value_kind": labels.value_kind,
         "codebooks": codebooks.hash if codebooks else "",
+        "features": list(labels.extra_columns),
     }
 
 
@@ -75,6 +76,7 @@ def _parse_metadata(metadata: dict[bytes, bytes]) -> dict[str, Any]:
             "temperatures": _numbers(json.loads(texts["temperatures"])),
             "value_kind": texts["value_kind"],
             "codebooks": texts["codebooks"],
+            "features": features,
         }
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise damaged(f"the schema's metadata cannot be read ({type(error).__name__}: {error})") from error

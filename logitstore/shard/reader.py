@@ -17,7 +17,7 @@ from logitstore.codec.codebooks import CodebookSet
 from logitstore.codec.loops import loops_for
 from logitstore.codec.streams import Unpacker, damaged, stored_sizes, take_planes
 from logitstore.errors import InvalidLabelsError, UnsafeObjectError
-from logitstore.manifest.fields import LabelSpec
+from logitstore.manifest.fields import STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard.arrow_file import ArrowFile, BatchHeader
 from logitstore.shard.metadata import check_schema
@@ -30,6 +30,7 @@ from logitstore.shard.schema import (
     values_column,
 )
 from logitstore.shard.sequence_columns import BlockBuffers, BlockLayout, PlainColumns, to_flags
+from logitstore.shard.student_prompts import decode_student_prompts
 from logitstore.shard.validation import check_sequence, check_spec
 
 
@@ -130,6 +131,35 @@ class ShardReader:
                 f"--max-block-entries {entries}"
             )
 
+    def student_shifts(self, index: int) -> np.ndarray:
+        """int64, of each sequence of a block: by how many tokens its student's prompt is the longer one.
+
+        Zeros in a store without prompts of the student's; else one column more is fetched than for
+        `plain_columns`.
+        """
+        if STUDENT_PROMPTS not in self._labels.extra_columns:
+            return np.zeros(len(self.plain_columns(index).record_id), np.int64)
+        buffers = self._buffers(index, ["sequences_checksum", STUDENT_PROMPTS])
+        plain = self._checked_plain(index, buffers)
+        columns = {STUDENT_PROMPTS: buffers.packed(STUDENT_PROMPTS)}
+        pairs = zip(self._student_prompts(columns, plain), plain.prompt_length.tolist(), strict=True)
+        return np.array([0 if ids is None else len(ids) - length for ids, length in pairs], np.int64)
+
+    def _student_prompts(
+        self, columns: dict[str, memoryview], plain: PlainColumns
+    ) -> Sequence[np.ndarray | None]:
+        if STUDENT_PROMPTS not in columns:
+            return [None] * len(plain.record_id)
+        found = decode_student_prompts(
+            columns[STUDENT_PROMPTS], len(plain.record_id), verify_checksum=self._verify
+        )
+        own = np.array([prompt is not None for prompt in found], bool)
+        if any(prompt is not None and not len(prompt) for prompt in found) or bool(
+            (own & (plain.label_start < np.maximum(plain.prompt_length, 1))).any()
+        ):
+            raise damaged("a student's prompt is empty, or label rows lie in the prompt that it stands for")
+        return found
+
     def iter_sequences(self, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
         """All sequences of the shard, block after block."""
         for index in range(self.num_blocks):
@@ -198,10 +228,22 @@ class ShardReader:
         loops = loops_for(num_rows * top_k)
         token_ids_T = take_planes(tokens, num_tokens, loops).view(np.int32)
         rows = self._codec.decode(columns, num_rows, top_k, loops, verify_checksums=self._verify)
+        prompts = self._student_prompts(columns, plain)
         sequences: list[LabeledSequence] = []
         row = token = 0
-        for record_id, sample_index, tokens_here, prompt_length, label_start, rows_here, finish, flags in zip(
+        for (
+            record_id,
+            sample_index,
+            tokens_here,
+            prompt_length,
+            label_start,
+            rows_here,
+            finish,
+            flags,
+            prompt,
+        ) in zip(
             *(values if isinstance(values, list) else values.tolist() for values in plain.in_order()),
+            prompts,
             strict=True,
         ):
             span = slice(row, row + rows_here)
@@ -216,6 +258,7 @@ class ShardReader:
                     mask_N[span],
                     finish,
                     to_flags(flags),
+                    prompt,
                 )
             )
             row += rows_here

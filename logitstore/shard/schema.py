@@ -9,12 +9,12 @@ import functools
 
 import pyarrow as pa
 
-from logitstore.manifest.fields import LabelSpec
+from logitstore.manifest.fields import OPTIONAL_COLUMNS, LabelSpec
 
 SHARD_FORMAT = "logitstore-shard"
 SHARD_VERSION = 1
 
-KNOWN_FEATURES: frozenset[str] = frozenset()
+KNOWN_FEATURES: frozenset[str] = frozenset(OPTIONAL_COLUMNS)
 """Features that this reader knows beyond version 1; a shard that names another is refused."""
 
 FIRST_GROUP = 8
@@ -78,6 +78,7 @@ def packed_columns(labels: LabelSpec, has_choice: bool) -> list[str]:
         names.append(TOP_LOGITS)
     if has_choice:
         names.append(CODEBOOK_CHOICE)
+    names += labels.extra_columns
     for group in rank_groups(labels.top_k):
         names += [values_column(group), ids_column(group)]
     return names

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from logitstore.errors import InvalidLabelsError
-from logitstore.manifest.fields import VALUE_KINDS, LabelSpec
+from logitstore.manifest.fields import STUDENT_PROMPTS, VALUE_KINDS, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard.schema import MAX_TEMPERATURES, MAX_VOCAB_SIZE
 
@@ -41,6 +41,7 @@ def check_sequence(sequence: LabeledSequence, labels: LabelSpec) -> None:
     """Raises InvalidLabelsError, naming the record, unless the sequence keeps the rules of records.py."""
     try:
         _check_shape(sequence)
+        _check_student_prompt(sequence, labels)
         check_rows(sequence.rows, labels)
     except InvalidLabelsError as error:
         raise InvalidLabelsError(f"record {sequence.record_id!r}: {error}") from error
@@ -77,6 +78,27 @@ def _check_shape(sequence: LabeledSequence) -> None:
         _require(int(sequence.token_ids_T.min()) >= 0, "a negative token id", "ids of the tokenizer")
         _require(int(sequence.token_ids_T.max()) < 1 << 24, "a token id", "below 2^24")
     _require(0 <= sequence.sample_index < 1 << 31, f"sample_index {sequence.sample_index}", "0..2^31-1")
+
+
+def _check_student_prompt(sequence: LabeledSequence, labels: LabelSpec) -> None:
+    prompt = sequence.student_prompt_ids
+    if prompt is None:
+        return
+    _require(
+        STUDENT_PROMPTS in labels.extra_columns,
+        "a prompt of the student's in a store without such",
+        f"the feature {STUDENT_PROMPTS!r} in the manifest",
+    )
+    _require(len(prompt) >= 1, "an empty prompt of the student's", "at least one token, or none of its own")
+    low, high = int(prompt.min()), int(prompt.max())
+    _require(
+        0 <= low <= high < labels.vocab_size, f"ids {low}..{high} in the student's prompt", "ids below V"
+    )
+    _require(
+        sequence.label_start >= max(1, sequence.prompt_length),
+        f"label rows from position {sequence.label_start} of a prompt of {sequence.prompt_length} tokens",
+        "rows of the response only where the student has a prompt of its own",
+    )
 
 
 def check_rows(rows: LabelRows, labels: LabelSpec) -> None:

@@ -18,7 +18,7 @@ from logitstore.codec.block import BlockCodec
 from logitstore.codec.codebooks import CodebookSet, identity_codebook
 from logitstore.codec.streams import pack, to_planes
 from logitstore.errors import InvalidLabelsError
-from logitstore.manifest.fields import LabelSpec
+from logitstore.manifest.fields import STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard.metadata import check_codebooks, metadata_of
 from logitstore.shard.schema import (
@@ -29,6 +29,7 @@ from logitstore.shard.schema import (
     shard_schema,
 )
 from logitstore.shard.sequence_columns import PlainColumns, to_binary_array
+from logitstore.shard.student_prompts import encode_student_prompts
 from logitstore.shard.validation import check_sequence, check_spec
 
 
@@ -111,6 +112,8 @@ def _blocks(sequences: Iterable[LabeledSequence], labels: LabelSpec) -> Iterator
     for sequence in sequences:
         check_sequence(sequence, labels)
         num_rows, num_tokens = sequence.rows.num_rows, len(sequence.token_ids_T)
+        if sequence.student_prompt_ids is not None:
+            num_tokens += len(sequence.student_prompt_ids)
         if num_rows * labels.top_k > MAX_BLOCK_ENTRIES or num_tokens > MAX_BLOCK_TOKENS:
             raise InvalidLabelsError(
                 f"record {sequence.record_id!r} has {num_rows} label rows of up to {labels.top_k} entries "
@@ -133,6 +136,8 @@ def _encode_block(block: Sequence[LabeledSequence], codec: BlockCodec, schema: p
     columns = codec.encode(_concatenate([sequence.rows for sequence in block], codec.labels))
     columns["loss_mask"] = pack([np.packbits(np.concatenate([sequence.loss_mask_N for sequence in block]))])
     columns["token_ids"] = pack(to_planes(np.concatenate([sequence.token_ids_T for sequence in block]), 3))
+    if STUDENT_PROMPTS in codec.labels.extra_columns:
+        columns[STUDENT_PROMPTS] = encode_student_prompts(block)
     arrays = plain.to_arrays()
     checksum = np.uint32(plain.checksum())
     arrays.append(pa.Array.from_buffers(pa.uint32(), 1, [None, pa.py_buffer(checksum)]))

@@ -78,7 +78,10 @@ def sequence_payload(index: int, sequence: LabeledSequence, spec: LabelSpec, tex
         "texts": texts.sequence(sequence.token_ids_T.tolist()),
         "token_ids": sequence.token_ids_T.tolist(),
         "pieces": {str(token_id): texts.piece(token_id) for token_id in ids},
-        "vocab_size": spec.vocab_size,
+        "student_prompt": None
+        if sequence.student_prompt_ids is None
+        else texts.sequence(sequence.student_prompt_ids.tolist()),
+        "vocab_size": spec.num_outcomes,  # what the page interpolates tails by
         "temperatures": list(spec.temperatures),
         "rows": _rows_payload(rows, sequence.loss_mask_N),
     }

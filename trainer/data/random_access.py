@@ -54,4 +54,4 @@ class RandomAccess:
                 block = int(np.searchsorted(reader.block_starts, place, side="right")) - 1
                 start, sequences = reader.block_starts[block], reader.read_block(block, top_k=self._top_k)
             self._block = _Block((store, shard), range(start, start + len(sequences)), sequences)
-        return self._block.sequences[place - self._block.places.start]
+        return self._block.sequences[place - self._block.places.start].for_student()

@@ -110,7 +110,7 @@ class SplitReader:
         blocks = {block: self._reader.read_block(block, top_k=self._top_k) for block in window.blocks}
         block_of = np.searchsorted(starts, kept, side="right") - 1
         return [
-            blocks[block][sequence - starts[block]]
+            blocks[block][sequence - starts[block]].for_student()
             for block, sequence in zip(block_of.tolist(), kept.tolist(), strict=True)
         ]
 

@@ -146,7 +146,13 @@ class Source:
                 keep_S = self._keeps(plain)
                 num_labels_S = np.minimum(plain.num_rows, plain.num_tokens - plain.label_start)
                 block_S = np.full(len(keep_S), block, dtype=np.int32)
-                columns = (plain.num_tokens, plain.label_start, np.maximum(num_labels_S, 0), block_S)
+                shift_S = reader.student_shifts(block)  # lengths are those that the student sees
+                columns = (
+                    (plain.num_tokens + shift_S).astype(np.int32),
+                    (plain.label_start + shift_S).astype(np.int32),
+                    np.maximum(num_labels_S, 0),
+                    block_S,
+                )
                 places_S = np.flatnonzero(keep_S).astype(np.int32) + first
                 parts.append((places_S, *(column[keep_S] for column in columns)))
                 first += len(keep_S)

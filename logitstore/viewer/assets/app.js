@@ -89,7 +89,7 @@ async function drawSequence(route, turn) {
     "aria-label": "Tokens, coloured by the chosen figure; move with the arrow keys",
   });
   const detail = element("aside", { id: "detail", "aria-live": "polite", "aria-label": "The chosen token" });
-  places.sequence.replaceChildren(
+  places.sequence.replaceChildren(...[
     element(
       "nav",
       { class: "bar", "aria-label": "Sequences" },
@@ -105,8 +105,9 @@ async function drawSequence(route, turn) {
     element("p", { id: "facts", class: "quiet" }),
     controls(view),
     legend(payload),
+    payload.student_prompt ? prompts(payload) : null,
     element("div", { class: "columns" }, text, detail),
-  );
+  ].filter(Boolean));
   view.detail = new Detail(detail, payload, rows);
   view.map = new HeatMap(text, payload, rows, (position) => {
     view.detail.show(position, view.map.rowOf(position), view.temperature);
@@ -117,6 +118,23 @@ async function drawSequence(route, turn) {
   state.view = view;
   paint(view);
   view.map.choose(route.token === null ? payload.label_start : route.token);
+}
+
+/** What the teacher and what its student see before the same response, side by side. */
+function prompts(payload) {
+  const teacher = payload.texts.slice(0, payload.prompt_length);
+  const one = (name, texts) => element(
+    "figure",
+    {},
+    element("figcaption", {}, `${name}, ${number(texts.length)} tokens`),
+    element("pre", { dir: "auto" }, texts.join("")),
+  );
+  return element(
+    "details",
+    { id: "prompts", open: "" },
+    element("summary", {}, "The student sees another prompt than the teacher"),
+    element("div", { class: "prompts" }, one("Teacher", teacher), one("Student", payload.student_prompt)),
+  );
 }
 
 /** Lowest and highest temperature that the rows can be shown at: above the highest stored one the tail still

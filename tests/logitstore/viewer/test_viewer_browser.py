@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from logitstore.manifest.fields import STUDENT_PROMPTS
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence
 from logitstore.rows.entropy import entropy
@@ -437,3 +439,21 @@ def test_a_job_is_watched_to_its_end_without_reloading(page: Page, stored: Store
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_student_with_its_own_prompt_is_shown_both(page: Page, stored: Stored, tmp_path: Path) -> None:
+    manifest = stored.store.manifest
+    labels = replace(manifest.labels, extra_columns=(STUDENT_PROMPTS,))
+    store = LogitStore.create(
+        tmp_path / "store", replace(manifest, labels=labels, features=(STUDENT_PROMPTS,), codebooks=None)
+    )
+    prompt = np.array(stored.tokenizer.encode("<b>Mine</b>").ids, np.int32)
+    sequence = replace(stored.sequences[0], student_prompt_ids=prompt)
+    store.commit_unit("u0", 0, [sequence, stored.sequences[1]], seconds=1.0, worker="test")
+    html = static_page([StoreView(store.uri)], max_sequences=2, top_k=4)
+    (tmp_path / "page.html").write_text(html)
+    open_sequence(page, (tmp_path / "page.html").as_uri(), 0)
+    shown = page.locator("#prompts pre").all_inner_texts()
+    assert shown == [TEXTS[0][:3], "<b>Mine</b>"]
+    open_sequence(page, (tmp_path / "page.html").as_uri(), 1)
+    expect(page.locator("#prompts")).to_have_count(0)
