@@ -97,7 +97,7 @@ def test_batches_and_losses_are_those_of_a_store_labeled_with_both_prompts_by_ha
     batches, losses = [], []
     for place in (store.uri, by_hand.uri):
         dataset = StreamingLogitDataset(place, batch_size=2, seed=1)
-        (batch,) = [DistillationCollator(CollateSettings(temperature=2.0))(list(dataset))]
+        batch = DistillationCollator(CollateSettings(temperature=2.0))([dataset[0], dataset[1]])
         logits_BTV = torch.randn(*batch["labels"].shape, 512, generator=torch.Generator().manual_seed(3))
         settings = LossSettings(alpha=0.7, temperature=2.0)
         losses.append(
