@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from labeler.config.loading import ConfigError, load_job
+from labeler.config.loading import load_job
 from labeler.errors import BadRecordError
 from labeler.planning.units import decode_records, encode_records
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
 from labeler.prompting.tokenization import ByteTokenizer, load_tokenizer
 from labeler.records import Lease, PlannedRecord
+from logitstore.common.config_file import ConfigError
 from logitstore.manifest.fields import STUDENT_PROMPTS
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
