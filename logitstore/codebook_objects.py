@@ -11,7 +11,12 @@ import re
 from collections.abc import Iterable
 
 from logitstore.codec.codebooks import CodebookSet
-from logitstore.errors import CorruptManifestError, CorruptShardError, ObjectNotFoundError
+from logitstore.errors import (
+    AccessRefusedError,
+    CorruptManifestError,
+    CorruptShardError,
+    ObjectNotFoundError,
+)
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import FORMAT_VERSION
 from logitstore.manifest.reading import MAX_MANIFEST_BYTES, check_version
@@ -49,7 +54,9 @@ class StoreCodebooks:
         if self._current is None and not self._was_looked_for:
             try:
                 data = self._objects.get(CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)
-            except ObjectNotFoundError:
+            except (ObjectNotFoundError, AccessRefusedError):
+                # A key that may not list gets a refusal for what is not there. Shards name their set, so
+                # that one which is there and refused is missed when they are read.
                 self._was_looked_for = True
                 return None
             self._current = self._load(_decode_pointer(data).hash)
@@ -69,7 +76,7 @@ class StoreCodebooks:
                     f"{uri} has shards that are coded with {named}, but no {CURRENT_CODEBOOKS}: restore it "
                     f"from a copy, or run `penumbra store rebuild-index {uri}`"
                 )
-        self._objects.put(_object_name(codebooks.hash), codebooks.to_bytes())
+        self._objects.put(codebook_name(codebooks.hash), codebooks.to_bytes())
         self._name(codebooks.hash)
         winner = self.current()
         assert winner is not None
@@ -99,7 +106,7 @@ class StoreCodebooks:
         self.look_again()
 
     def _load(self, codebook_hash: str) -> CodebookSet:
-        name = _object_name(codebook_hash)
+        name = codebook_name(codebook_hash)
         codebooks = CodebookSet.from_bytes(self._objects.get(name, max_bytes=MAX_CODEBOOK_BYTES))
         if codebooks.hash != codebook_hash:
             raise CorruptManifestError(
@@ -109,7 +116,7 @@ class StoreCodebooks:
         return codebooks
 
 
-def _object_name(codebook_hash: str) -> str:
+def codebook_name(codebook_hash: str) -> str:
     return f"{CODEBOOKS_PREFIX}{codebook_hash.removeprefix('blake2b-128:')}.bin"
 
 

@@ -62,6 +62,10 @@ class ObjectStoreError(StoreError, OSError):
     """The disk or object store refused or failed, after bounded retries."""
 
 
+class AccessRefusedError(ObjectStoreError):
+    """The server does not permit this request: of a listing this says nothing about what lies there."""
+
+
 class UnsafeNameError(StoreError, ValueError):
     """An object name that is absolute, climbs out of the store or holds characters we never write."""
 

@@ -18,6 +18,8 @@ Dialect = Literal[
     "ignores If-None-Match",
     "ignores If-Match",
     "no deletes",
+    "no conditional writes",
+    "no lists",
 ]
 NAMESPACE = "xmlns='http://s3.amazonaws.com/doc/2006-03-01/'"
 
@@ -64,6 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         key, data, dialect = self._key(), self._body(), self.server.dialect
         absent, match = self.headers.get("If-None-Match"), self.headers.get("If-Match")
+        if (absent or match) and dialect == "no conditional writes":
+            self._fail(501, "NotImplemented")
+            return
         with self.server.lock:
             found = self.server.data.get(key)
             if absent and found is not None and dialect != "ignores If-None-Match":
@@ -76,13 +81,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(200, headers={"ETag": _etag(data)})
 
     def do_GET(self) -> None:
-        key = self._key()
-        if not key:
+        key, refuses = self._key(), self.server.dialect == "no lists"
+        if not key and not refuses:
             self._list()
             return
         data = self.server.data.get(key)
-        if data is None:
-            self._fail(404, "NoSuchKey")
+        if data is None:  # a key that may not list is told nothing of what is not there
+            self._fail(403 if refuses else 404, "AccessDenied" if refuses else "NoSuchKey")
             return
         wanted = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if not wanted:

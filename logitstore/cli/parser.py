@@ -25,7 +25,8 @@ PROGRAM = Program(
   penumbra store head labels/demo --rows 20 --tokenizer models/teacher
   penumbra store import --from npz capture.npz labels/demo --top-k 64
 
-A STORE is a folder or a URL such as s3://bucket/prefix. Credentials and endpoints come from the
+A STORE is a folder or a URL: s3://bucket/prefix, to read also https://, hf://, gs://, az://
+(logitstore/README.md says which needs which package). Credentials and endpoints come from the
 environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or from the JSON file of --storage-options.
 """,
 )

@@ -11,13 +11,17 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import logitstore
 from logitstore.common.extras import explain_missing
+from logitstore.common.store_warning import StoreWarning
 
 
 class ExitStatus(IntEnum):
@@ -89,6 +93,7 @@ def run_program(program: Program, command: Callable[[], int]) -> int:
     An error's `exit_status` attribute says its status; other errors have the status of their kind. One that
     nobody foresaw is a defect: its traceback goes into a file that the line names.
     """
+    warnings.showwarning = partial(_show_warning, warnings.showwarning, program)
     try:
         try:
             return int(command())
@@ -175,6 +180,16 @@ def _sentence(error: Exception) -> str:
 def _told(program: Program, text: str, status: int) -> int:
     print(f"{program.title}: error: {text}", file=sys.stderr)
     return status
+
+
+def _show_warning(
+    usual: Callable[..., None], program: Program, message: Warning | str, category: type[Warning], *place: Any
+) -> None:
+    """Warnings about a store as a line; others, of libraries, as Python shows them."""
+    if issubclass(category, StoreWarning):
+        print(f"{program.title}: warning: {message}", file=sys.stderr)
+    else:
+        usual(message, category, *place)
 
 
 def _defect(program: Program, error: Exception) -> int:

@@ -10,12 +10,19 @@ unit: its next record has another name, so nothing that was written for an earli
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
+from logitstore.common.store_warning import StoreWarning
+from logitstore.errors import (
+    AccessRefusedError,
+    CorruptManifestError,
+    ObjectNotFoundError,
+    StoreChangedError,
+)
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import (
     COMMITS_PREFIX,
@@ -52,16 +59,34 @@ class CommittedUnits:
         """Records that are not in the index, by unit id."""
         self.late: list[str] = []
         """Names of commit records that count no more: the index has the unit, or it is in a later round."""
+        self.unlisted = False
+        """Whether the place refused to be listed, so that commit records cannot be seen."""
         self._all: ShardIndex | None = None
 
     def refresh(self) -> None:
         """See every unit committed before this call. Raises CorruptManifestError and its siblings."""
         for _ in range(MAX_REFRESH_TRIES):
-            listed = self._objects.list_info(COMMITS_PREFIX)
+            listed = self._list_records()
             if self._read_index() and self._read_records(listed):
                 self._all = None
                 return
         raise self._unsteady()
+
+    def _list_records(self) -> list[ObjectInfo]:
+        """Commit records that lie there; none where listing is refused and an index stands by itself."""
+        try:
+            return [] if self.unlisted else self._objects.list_info(COMMITS_PREFIX)
+        except AccessRefusedError:
+            if not self._objects.exists(INDEX_NAME):
+                raise
+        self.unlisted = True
+        warnings.warn(
+            f"{self._objects.uri} may not be listed, so units that were committed after its last compaction "
+            "are not seen; a store that is complete and compacted has none",
+            StoreWarning,
+            stacklevel=2,
+        )
+        return []
 
     def refresh_index(self) -> None:
         """See what is in the index, and not the commit records that came after it."""

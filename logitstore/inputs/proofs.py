@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.errors import CorruptManifestError
+from logitstore.errors import AccessRefusedError, CorruptManifestError
 from logitstore.inputs.identity import content_text
 from logitstore.job_objects import PLAN_SEGMENTS_PREFIX
 from logitstore.manifest.fields import InputInfo
@@ -48,9 +48,15 @@ class PlannedProofs:
 
 
 def read_proofs(objects: Objects) -> PlannedProofs | None:
-    """The proofs of the store below `objects`; None if it has no plan. Raises CorruptManifestError."""
+    """The proofs of the store below `objects`; None if it has no plan, or none that can be listed.
+
+    Raises CorruptManifestError.
+    """
     proofs, unproven = [b""], [b""]
-    names = [name for name in objects.list(PLAN_SEGMENTS_PREFIX) if name.endswith(".json")]
+    try:
+        names = [name for name in objects.list(PLAN_SEGMENTS_PREFIX) if name.endswith(".json")]
+    except AccessRefusedError:
+        return None
     for name in names:
         for target, part in _parts(objects, name):
             (proofs if target == "proofs" else unproven).append(part)

@@ -1,4 +1,4 @@
-"""Objects behind fsspec: S3 through s3fs, and other object stores that can create exclusively."""
+"""Objects behind fsspec; S3 and web servers have their own requests in `s3.py` and `http.py`."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import fsspec
-from fsspec.asyn import sync
 
 from logitstore.common.secrets import BLANKED, redact_text
-from logitstore.errors import ObjectNotFoundError, ObjectStoreError
-from logitstore.objects.opening import MAX_TAGGED_BYTES, ObjectInfo
+from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectStoreError
+from logitstore.objects.file_systems import no_file_system
+from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
 
 S3_SCHEMES = ("s3", "s3a")
+HTTP_SCHEMES = ("http", "https")
 EXCLUSIVE_CREATE_SCHEMES = ("memory", "gs", "gcs")
 """Schemes other than S3 whose fsspec `mode="create"` is one atomic step of the server."""
 
 MAX_SMALL_READS_AT_ONCE = 256
-S3FS_ATTEMPTS = 2
-"""s3fs repeats a whole call, botocore each request inside it: the two multiply, so both are bounded."""
-BOTOCORE_CONFIG = {
-    "retries": {"max_attempts": 4, "mode": "standard"},
-    "connect_timeout": 10,
-    "read_timeout": 60,
-}
-NO_BATCH_CODES = ("MissingContentMD5", "NotImplemented", "MethodNotAllowed", "501", "405")
-"""How servers say that they do not take DeleteObjects as it is sent."""
-CONFLICT_ATTEMPTS = 5
-"""Tries of a conditional PUT that S3 answers with 409: another one on the same key is in flight."""
+SIZES_ASKED_AT_ONCE = 16
+MAX_WHOLE_BYTES = 256 * 2**20
+"""Largest object that is kept whole in memory because its server knows no ranges."""
+REFUSALS = ("401", "403", "405", "AccessDenied", "Forbidden", "Unauthorized", "MethodNotAllowed")
 
 
 class RemoteBackend:
     """The `Backend` of an fsspec file system; S3 gets its conditional requests in `S3Backend`."""
+
+    ignores_ranges = False
+    """Whether the server was seen to send whole objects where a range was asked for."""
 
     def __init__(self, uri: str, storage_options: dict[str, Any]) -> None:
         self._uri = uri
@@ -95,7 +93,10 @@ class RemoteBackend:
 
     def stat(self, name: str) -> ObjectInfo:
         with self._translated(name):
-            return _object_info(name, self._fs.info(self._path(name)))
+            details = self._fs.info(self._path(name))
+            if details.get("size") is None:
+                details = {**details, "size": len(self._fs.cat_file(self._path(name)))}
+            return _object_info(name, details)
 
     def list(self, prefix: str) -> list[ObjectInfo]:
         root = self._path(prefix.removesuffix("/")) if prefix else self._root
@@ -103,12 +104,16 @@ class RemoteBackend:
             found = self._fs.find(root, detail=True)
         skip = len(self._root) + 1
         assert isinstance(found, dict)
-        # Some servers keep an emptied folder as an entry of its own.
-        return [
-            _object_info(path[skip:], details)
+        # Some servers keep an emptied folder as an entry of its own. Temporary files are a local writer's.
+        listed = {
+            path[skip:]: details
             for path, details in found.items()
             if details.get("type") == "file" and path.startswith(self._path(prefix)) and path[-1] != "/"
-        ]
+            if TEMPORARY_PREFIX not in path[skip:]
+        }
+        unsized = [name for name, details in listed.items() if details.get("size") is None]
+        known = [_object_info(name, listed[name]) for name in listed.keys() - set(unsized)]
+        return known + self._stat_all(unsized)
 
     def list_temporary(self) -> list[ObjectInfo]:
         return []
@@ -128,8 +133,30 @@ class RemoteBackend:
             self._file_system, self._process_id = self._connect(), os.getpid()
         return self._file_system
 
+    def _stat_all(self, names: list[str]) -> list[ObjectInfo]:
+        """Of the objects that a listing named without their size; without those that are gone by now."""
+
+        def found(name: str) -> ObjectInfo | None:
+            try:
+                return self.stat(name)
+            except ObjectNotFoundError:
+                return None
+
+        if not names:
+            return []
+        with ThreadPoolExecutor(SIZES_ASKED_AT_ONCE) as pool:
+            return [info for info in pool.map(found, names) if info is not None]
+
     def _connect(self) -> Any:
-        return fsspec.filesystem(self._scheme, **self._storage_options)
+        return self._file_system_of(self._storage_options)
+
+    def _file_system_of(self, options: dict[str, Any]) -> Any:
+        try:
+            return fsspec.filesystem(self._scheme, **options)
+        except (ImportError, ValueError) as error:
+            if isinstance(error, ValueError) and "Protocol not known" not in str(error):
+                raise
+            raise no_file_system(self._uri, self._scheme, error) from None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -161,11 +188,16 @@ class RemoteBackend:
             raise ObjectNotFoundError(f"{where} does not exist; {remedy}") from None
         except Exception as error:  # noqa: BLE001
             # Every library below has its own root class; all of them mean that the request failed.
-            if _error_code(error) in ("InvalidRange", "416"):
+            if error_code(error) in ("InvalidRange", "416"):
                 raise _PastTheEndError from None
+            reason = f"({type(error).__name__}: {self._without_secrets(str(error)):.300})"
+            if isinstance(error, PermissionError) or error_code(error) in REFUSALS:
+                raise AccessRefusedError(
+                    f"{where}: the server refuses this request {reason}; check the credentials and what they "
+                    "permit"
+                ) from None
             raise ObjectStoreError(
-                f"{where}: the request failed after bounded retries "
-                f"({type(error).__name__}: {self._without_secrets(str(error)):.300}); "
+                f"{where}: the request failed after bounded retries {reason}; "
                 "check the endpoint, the network and the credentials"
             ) from None
 
@@ -176,90 +208,6 @@ class RemoteBackend:
         return redact_text(text)
 
 
-class S3Backend(RemoteBackend):
-    """S3 and what speaks its protocol, with If-None-Match and If-Match on single PUTs."""
-
-    _deletes_batches = True
-
-    def get_with_etag(self, name: str) -> tuple[bytes, str]:
-        bucket, key, _ = self._fs.split_path(self._path(name))
-
-        async def fetch() -> tuple[bytes, str]:
-            reply = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)  # noqa: SLF001
-            data = bytearray()
-            async with reply["Body"] as body:
-                while len(data) <= MAX_TAGGED_BYTES and (part := await body.read(MAX_TAGGED_BYTES + 1)):
-                    data += part
-            return bytes(data[: MAX_TAGGED_BYTES + 1]), reply["ETag"]
-
-        with self._translated(name):
-            found: Any = sync(self._fs.loop, fetch)
-            return found
-
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        return self._put_conditionally(name, data, "IfNoneMatch", "*")
-
-    def put_if_match(self, name: str, data: bytes, etag: str) -> bool:
-        return self._put_conditionally(name, data, "IfMatch", etag)
-
-    def delete(self, names: list[str]) -> None:
-        if not names:
-            return
-        with self._translated(names[0], writing=True):
-            bucket, _, _ = self._fs.split_path(self._root)
-            sync(self._fs.loop, self._delete_all, bucket, [self._path(name) for name in names])
-
-    async def _delete_all(self, bucket: str, paths: list[str]) -> None:
-        """DeleteObjects in batches of S3's limit. Unlike `rm`, absent keys are no error."""
-        for first in range(0, len(paths), 1000):
-            keys = [path.removeprefix(f"{bucket}/") for path in paths[first : first + 1000]]
-            await self._delete_batch(bucket, keys)
-
-    async def _delete_batch(self, bucket: str, keys: list[str]) -> None:
-        """One by one for servers that want a Content-MD5, which is sent no more, or know no DeleteObjects."""
-        call = self._fs._call_s3  # noqa: SLF001
-        if self._deletes_batches:
-            objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-            try:
-                reply = await call("delete_objects", Bucket=bucket, Delete=objects)
-            except Exception as error:
-                if _error_code(error) not in NO_BATCH_CODES:
-                    raise
-                self._deletes_batches = False
-            else:
-                if errors := reply.get("Errors"):
-                    key, code = errors[0].get("Key"), errors[0].get("Code")
-                    raise OSError(f"{len(errors)} objects were not deleted, such as {key}: {code}")
-                return
-        for key in keys:
-            await call("delete_object", Bucket=bucket, Key=key)
-
-    def _connect(self) -> Any:
-        options = {"use_listings_cache": False, "skip_instance_cache": True, **self._storage_options}
-        options["config_kwargs"] = {**BOTOCORE_CONFIG, **(options.get("config_kwargs") or {})}
-        file_system = fsspec.filesystem("s3", **options)
-        file_system.retries = S3FS_ATTEMPTS
-        return file_system
-
-    def _put_conditionally(self, name: str, data: bytes, condition: str, value: str) -> bool:
-        bucket, key, _ = self._fs.split_path(self._path(name))
-        for attempt in range(CONFLICT_ATTEMPTS):
-            with self._translated(name, writing=True):
-                try:
-                    self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **{condition: value})
-                except Exception as error:
-                    code = _error_code(error)
-                    if code in ("PreconditionFailed", "412"):
-                        return False
-                    if condition == "IfMatch" and code in ("NoSuchKey", "404"):
-                        return False
-                    if code != "ConditionalRequestConflict" or attempt + 1 == CONFLICT_ATTEMPTS:
-                        raise
-                else:
-                    return True
-        raise AssertionError("the last attempt returns or raises")
-
-
 class RangedFile(io.RawIOBase):
     """A remote object as a seekable raw file; every read is one ranged request."""
 
@@ -267,6 +215,7 @@ class RangedFile(io.RawIOBase):
         super().__init__()
         self._backend, self._name, self._num_bytes = backend, name, num_bytes
         self._position = 0
+        self._whole: bytes | None = None
 
     def readable(self) -> bool:
         return True
@@ -286,10 +235,25 @@ class RangedFile(io.RawIOBase):
         end = min(self._position + len(buffer), self._num_bytes)
         if end <= self._position:
             return 0
-        data = self._backend.get_range(self._name, self._position, end)
+        if self._whole is None and self._backend.ignores_ranges:
+            self._whole = self._fetch_whole()
+        if self._whole is None:
+            data = self._backend.get_range(self._name, self._position, end)
+        else:
+            data = self._whole[self._position : end]
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def _fetch_whole(self) -> bytes:
+        """Once, since every part of it would cost the whole again."""
+        if self._num_bytes > MAX_WHOLE_BYTES:
+            raise ObjectStoreError(
+                f"{self._name} has {self._num_bytes:,} bytes, and its server ignores ranges, so that each "
+                f"part would cost the whole, of which at most {MAX_WHOLE_BYTES:,} are kept in memory; copy "
+                "the store to a folder and read that"
+            )
+        return self._backend.get_range(self._name, 0, self._num_bytes)
 
 
 class _PastTheEndError(Exception):
@@ -299,22 +263,35 @@ class _PastTheEndError(Exception):
 def open_remote(uri: str, storage_options: dict[str, Any]) -> RemoteBackend:
     """The backend for a URL's scheme. Raises ObjectStoreError for a scheme fsspec cannot open."""
     if urlsplit(uri).scheme in S3_SCHEMES:
+        from logitstore.objects.s3 import S3Backend
+
         return S3Backend(uri, storage_options)
+    if urlsplit(uri).scheme in HTTP_SCHEMES:
+        from logitstore.objects.http import HttpBackend
+
+        return HttpBackend(uri, storage_options)
     return RemoteBackend(uri, storage_options)
 
 
 def _object_info(name: str, details: dict[str, Any]) -> ObjectInfo:
-    modified = details.get("LastModified") or details.get("created") or details.get("mtime") or 0.0
+    """Of details with a known size. Each library names the time of the last change in its own way."""
+    names = ("LastModified", "last_modified", "mtime", "updated", "created")
+    modified = next((value for key in names if (value := details.get(key))), 0.0)
+    if isinstance(modified, str):
+        modified = datetime.fromisoformat(modified)
     seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
-    return ObjectInfo(name, int(details.get("size") or 0), seconds)
+    return ObjectInfo(name, int(details["size"]), seconds)
 
 
-def _error_code(error: BaseException | None) -> str:
-    """The S3 error code of a botocore error, or of the one that s3fs translated it from."""
+def error_code(error: BaseException | None) -> str:
+    """The S3 code of a botocore error, or of the one that s3fs translated it from; else an HTTP status."""
     for candidate in (error, getattr(error, "__cause__", None)):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
+        status = getattr(candidate, "status", None) or getattr(response, "status_code", None)
+        if isinstance(status, int):
+            return str(status)
     return ""
 
 

@@ -16,7 +16,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong (`severity` "error") or merely in the way ("garbage")."""
+    """One thing that is wrong (`severity` "error"), merely in the way ("garbage"), or
+    was not looked at ("note")."""
 
     severity: str
     kind: str
@@ -69,6 +70,9 @@ class Findings:
 
     def error(self, kind: str, where: str, message: str) -> None:
         self.problems.append(Problem("error", kind, where, message))
+
+    def note(self, kind: str, where: str, message: str) -> None:
+        self.problems.append(Problem("note", kind, where, message))
 
 
 def digest_of(record_id: str) -> bytes:

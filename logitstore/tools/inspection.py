@@ -5,13 +5,16 @@ Shape legend: N label rows, K stored entries, M temperatures, G listed K.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from logitstore.errors import CorruptShardError
+from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
+from logitstore.errors import AccessRefusedError, CorruptShardError, ObjectNotFoundError
+from logitstore.index.commits import COMMITS_PREFIX
 from logitstore.index.pointer import INDEX_NAME
 from logitstore.manifest.fields import LabelSpec, Retokenized, ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
@@ -273,9 +276,21 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _other_bytes(store: LogitStore) -> dict[str, int]:
-    sizes = {"manifest": store.objects.stat(MANIFEST_NAME).num_bytes}
-    for name, prefixes in (("index and records", ("index/", "commits/")), ("codebooks", ("codebooks/",))):
-        sizes[name] = sum(info.num_bytes for prefix in prefixes for info in store.objects.list_info(prefix))
-    if store.objects.exists(INDEX_NAME):
-        sizes["index and records"] += store.objects.stat(INDEX_NAME).num_bytes
+    """Of what the store names, so that a place which cannot be listed says the same."""
+    codebooks = store.codebooks()
+    named = {
+        "manifest": [MANIFEST_NAME],
+        "index and records": [INDEX_NAME, *store.index_names() - {""}],
+        "codebooks": [CURRENT_CODEBOOKS, codebook_name(codebooks.hash)] if codebooks else [],
+    }
+    sizes = {what: sum(_size(store, name) for name in names) for what, names in named.items()}
+    with contextlib.suppress(AccessRefusedError):
+        sizes["index and records"] += sum(info.num_bytes for info in store.objects.list_info(COMMITS_PREFIX))
     return sizes
+
+
+def _size(store: LogitStore, name: str) -> int:
+    try:
+        return store.objects.stat(name).num_bytes
+    except ObjectNotFoundError:
+        return 0

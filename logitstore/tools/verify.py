@@ -9,6 +9,7 @@ import numpy as np
 
 from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.errors import (
+    AccessRefusedError,
     CorruptShardError,
     ObjectNotFoundError,
     ObjectStoreError,
@@ -43,7 +44,7 @@ def verify_store(
     Problems are returned, not raised; only a store whose units cannot be listed at all raises.
     """
     findings = Findings()
-    objects = {info.name: info for info in store.objects.list_info()}  # before the commits: see below
+    objects = _listed(store, findings)  # before the commits: see below
     store.refresh()
     entries = store.shards()
     for done, entry in enumerate(entries):
@@ -58,8 +59,18 @@ def verify_store(
     oldest_live = time.time() - grace_sec
     _check_codebooks(store, objects, findings, oldest_live)
     _check_repeats(store, findings)
-    find_garbage(store, objects, findings, oldest_live)
+    if not any(problem.kind == "unlisted" for problem in findings.problems):
+        find_garbage(store, objects, findings, oldest_live)
     return findings
+
+
+def _listed(store: LogitStore, findings: Findings) -> dict[str, ObjectInfo]:
+    """All objects; none where listing is refused: then what the index names is looked for by name."""
+    try:
+        return {info.name: info for info in store.objects.list_info()}
+    except AccessRefusedError:
+        findings.note("unlisted", store.uri, "may not be listed, so garbage was not looked for")
+        return {}
 
 
 def read_rejects(objects: Objects, findings: Findings) -> list[Reject]:
@@ -185,14 +196,14 @@ def _check_tokens(sequence: LabeledSequence, vocab_size: int, entry: ShardEntry,
 def _check_codebooks(
     store: LogitStore, objects: dict[str, ObjectInfo], findings: Findings, oldest_live: float
 ) -> None:
-    current = None
-    if CURRENT_CODEBOOKS in objects:
-        try:
-            codebooks = store.codebooks()
-            current = codebooks.hash.removeprefix("blake2b-128:") if codebooks else None
-        except StoreError as error:
-            findings.error("corrupt_codebooks", CURRENT_CODEBOOKS, str(error))
-            return
+    try:
+        codebooks = store.codebooks()
+        current = codebooks.hash.removeprefix("blake2b-128:") if codebooks else None
+    except ObjectStoreError:
+        raise
+    except StoreError as error:
+        findings.error("corrupt_codebooks", CURRENT_CODEBOOKS, str(error))
+        return
     find_codebook_garbage(objects, findings, current, oldest_live)
 
 

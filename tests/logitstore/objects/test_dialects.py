@@ -25,6 +25,22 @@ def test_a_server_without_conditions_gets_no_job(dialect: Dialect) -> None:
         assert server.data == {}, "neither a lease nor what it was tried with is left"
 
 
+def test_a_server_that_knows_no_conditions_is_named_for_it() -> None:
+    with run_dialect("no conditional writes") as server:
+        objects = Objects("s3://b/store", server.storage_options)
+        for put in (
+            lambda: objects.put_if_absent("a.json", b"a"),
+            lambda: objects.put_if_match("a.json", b"a", '"tag"'),
+            lambda: LogitStore.create("s3://b/s", make_manifest(), storage_options=server.storage_options),
+        ):
+            with pytest.raises(
+                ObjectStoreError, match=r"does not know conditional PUTs .*local directory"
+            ) as told:
+                put()
+            assert "credentials" not in str(told.value)
+        assert server.data == {}
+
+
 @pytest.mark.parametrize("dialect", ["plain", "wants Content-MD5", "no DeleteObjects"])
 def test_a_server_with_conditions_is_used(dialect: Dialect) -> None:
     with run_dialect(dialect) as server:

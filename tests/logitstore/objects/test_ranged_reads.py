@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from logitstore.objects.remote import S3Backend
+from logitstore.objects.s3 import S3Backend
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_rows

@@ -1,0 +1,45 @@
+"""Which package reads which kind of address, and what to do where it is missing."""
+
+from __future__ import annotations
+
+from logitstore.common.command import nearest
+from logitstore.errors import ObjectStoreError
+
+PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "hf": "huggingface_hub",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "oci": "ocifs",
+    "oss": "ossfs",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "webdav": "webdav4",
+    "webhdfs": "requests",
+}
+"""Packages by scheme. The first two come with Penumbra, `huggingface_hub` with its [train] and [label]."""
+SPEAKS_S3 = ("r2", "b2", "minio", "cos", "wasabi", "spaces", "do")
+"""Schemes that people write for servers which speak S3."""
+
+
+def no_file_system(uri: str, scheme: str, error: Exception) -> ObjectStoreError:
+    """Why no file system opens this address, and what to install or write instead."""
+    if isinstance(error, ImportError):
+        package = PACKAGES.get(scheme)
+        what = f"`pip install {package}`" if package else f"install what it needs ({error})"
+        return ObjectStoreError(
+            f"{uri}: {scheme}:// needs a package that is not installed here: {what}, or copy the store to a "
+            "folder and read that"
+        )
+    if scheme in SPEAKS_S3:
+        return ObjectStoreError(
+            f"{uri}: no file system is called {scheme}://; where the server speaks S3, write "
+            f"s3://{uri.partition('://')[2]} and give its address in AWS_ENDPOINT_URL"
+        )
+    return ObjectStoreError(f"{uri}: no file system is called {scheme}://; {nearest(scheme, PACKAGES)}")

@@ -1,0 +1,199 @@
+"""Reading from anywhere: addresses by what their servers offer, times the commands that read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from logitstore.__main__ import main
+from logitstore.common.store_warning import StoreWarning
+from logitstore.errors import AccessRefusedError, ObjectStoreError, StoreNotFoundError
+from logitstore.exchange.npz import read_npz
+from logitstore.objects import remote
+from logitstore.objects.opening import Objects
+from logitstore.store import LogitStore
+from logitstore.tools.inspection import inspect_store
+from logitstore.tools.verify import verify_store
+from tests.logitstore.random_labels import make_manifest, make_unit
+from tests.s3_dialects import run_dialect
+from tests.web_server import WebHabits, run_web_server
+
+SIGNATURE = "Expires=1&Signature=secretsignature"
+HABITS = {
+    "all of it": WebHabits(),
+    "no listing": WebHabits(lists=False),
+    "listing is 404": WebHabits(lists=False, unlisted_status=404),
+    "listing is 405": WebHabits(lists=False, unlisted_status=405),
+    "no ranges": WebHabits(ranges=False),
+    "no sizes": WebHabits(sizes=False),
+    "a name, and nothing else": WebHabits(lists=False, ranges=False, sizes=False),
+    "signed": WebHabits(lists=False, signature=SIGNATURE),
+    "fails at first": WebHabits(failures=2),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    """Of two compacted units."""
+    store = LogitStore.create(tmp_path_factory.mktemp("anywhere") / "store", make_manifest())
+    for unit_index in range(2):
+        unit_id, sequences = make_unit(unit_index)
+        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    store.compact()
+    return store
+
+
+@pytest.fixture(params=HABITS, scope="module")
+def address(store: LogitStore, request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[list[str]]:
+    """The store's URL and the options that it needs."""
+    habits = HABITS[request.param]
+    options = tmp_path_factory.mktemp("options") / "options.json"
+    options.write_text(json.dumps({"query": SIGNATURE} if habits.signature else {}))
+    with run_web_server(Path(store.uri), habits) as server:
+        yield [server.url, "--storage-options", str(options)]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::logitstore.common.store_warning.StoreWarning")
+
+
+@pytest.fixture
+def here(store: LogitStore, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a command says of the local store."""
+
+    def said(*command: str) -> str:
+        assert main([command[0], store.uri, *command[1:]]) == 0
+        return capsys.readouterr().out
+
+    return said
+
+
+def test_verify_finds_no_fault(address: list[str], capsys) -> None:
+    for extra in ((), ("--quick",)):
+        assert main(["verify", *address, "--json", *extra]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["ok"], found["num_units"], found["garbage_bytes"]) == (True, 2, 0)
+        assert {one["kind"] for one in found["problems"]} <= {"unlisted"}, found["problems"]
+
+
+@pytest.mark.parametrize(
+    "command", [("inspect", "--json"), ("head", "--json"), ("cat",), ("cat", "--top-k", "2")]
+)
+def test_a_command_says_what_it_says_of_the_folder(address: list[str], here, command, capsys) -> None:
+    expected = here(*command)
+    assert main([command[0], *address, *command[1:]]) == 0
+    found = capsys.readouterr().out
+    if command[0] == "inspect":
+        found, expected = (
+            {key: value for key, value in json.loads(text).items() if key != "uri"}
+            for text in (found, expected)
+        )
+    assert found == expected
+
+
+def test_export_and_view(store: LogitStore, address: list[str], tmp_path: Path) -> None:
+    url, options = address[0], json.loads(Path(address[2]).read_text())
+    assert main(["export", *address, "--to", "npz", str(tmp_path / "out.npz")]) == 0
+    assert sum(1 for _ in read_npz(tmp_path / "out.npz").sequences) == 6
+    assert main(["view", url, "--out", str(tmp_path / "page.html"), "--storage-options", address[2]]) == 0
+    copy = LogitStore.open(url, storage_options=options)
+    assert copy.digest == store.digest
+    assert [one.record_id for one in copy.iter_sequences(top_k=1)] == [
+        one.record_id for one in store.iter_sequences(top_k=1)
+    ]
+
+
+def test_a_refused_listing_is_said_once_and_hides_nothing_it_cannot_hide(store: LogitStore) -> None:
+    with run_web_server(Path(store.uri), WebHabits(lists=False)) as server:
+        with pytest.warns(StoreWarning, match="may not be listed") as seen:
+            copy = LogitStore.open(server.url)
+        copy.refresh()
+        assert len(seen) == 1
+        assert verify_store(copy).problems[0].kind == "unlisted"
+        assert [request for request in server.requests if request.endswith("/commits")] == ["GET /commits"]
+
+
+def test_a_place_without_index_that_refuses_to_be_listed_is_no_empty_store(tmp_path: Path) -> None:
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    Path(store.uri, "index.json").unlink()
+    Path(store.uri, "commits").mkdir(exist_ok=True)
+    with run_web_server(Path(store.uri), WebHabits(lists=False)) as server, pytest.raises(AccessRefusedError):
+        LogitStore.open(server.url)
+
+
+def test_a_server_without_ranges_sends_a_shard_once(store: LogitStore, monkeypatch) -> None:
+    size = max(entry.num_bytes for entry in store.shards())
+    with run_web_server(Path(store.uri), WebHabits(ranges=False)) as server:
+        copy = LogitStore.open(server.url)
+        before = server.sent_bytes
+        with copy.open_shard(copy.shards()[0]) as reader:
+            assert len(list(reader.iter_sequences())) == 3
+        assert server.sent_bytes - before <= 3 * size
+        monkeypatch.setattr(remote, "MAX_WHOLE_BYTES", 1)
+        with pytest.raises(ObjectStoreError, match=r"ignores ranges.*copy the store"):
+            list(copy.iter_sequences())
+
+
+def test_a_range_beyond_the_end_is_empty_without_ranges_too(tmp_path: Path) -> None:
+    (tmp_path / "object").write_bytes(b"0123456789")
+    (tmp_path / "empty").write_bytes(b"")
+    for habits in HABITS.values():
+        with run_web_server(tmp_path, habits) as server:
+            objects = Objects(server.url, {"query": habits.signature} if habits.signature else None)
+            assert objects.get_range("object", 4, 6) == b"45"
+            assert objects.get_range("object", 8, 30) == b"89"
+            assert objects.get_range("object", 20, 30) == b""
+            assert (objects.get("object"), objects.get("empty")) == (b"0123456789", b"")
+            assert (objects.stat("object").num_bytes, objects.stat("empty").num_bytes) == (10, 0)
+            assert objects.get_many(["object", "missing"]) == [b"0123456789", None]
+            with pytest.raises(FileNotFoundError):
+                objects.get("missing")
+
+
+def test_a_signature_is_in_no_message(store: LogitStore) -> None:
+    with run_web_server(Path(store.uri), WebHabits(signature="sig=righthere")) as server:
+        with pytest.raises(AccessRefusedError) as caught:
+            LogitStore.open(server.url, storage_options={"query": "sig=wrongsecret"})
+        assert "wrongsecret" not in str(caught.value)
+
+
+def test_a_key_that_may_get_and_not_list(store: LogitStore) -> None:
+    with run_dialect("no lists") as server:
+        for path in Path(store.uri).rglob("*"):
+            if path.is_file():
+                server.data[f"store/{path.relative_to(store.uri)}"] = path.read_bytes()
+        copy = LogitStore.open("s3://b/store", storage_options=server.storage_options)
+        assert copy.digest == store.digest
+        findings = verify_store(copy)
+        assert (findings.errors, findings.num_rows) == ([], 66)
+        assert inspect_store(copy).other_bytes == inspect_store(store).other_bytes
+        with pytest.raises(AccessRefusedError, match="credentials"):
+            LogitStore.open("s3://b/nothing", storage_options=server.storage_options)
+
+
+@pytest.mark.parametrize(
+    ("uri", "package", "says"),
+    [
+        ("gs://bucket/store", "gcsfs", "pip install gcsfs"),
+        ("az://container/store", "adlfs", "pip install adlfs"),
+        ("hf://datasets/a/b", "huggingface_hub", "pip install huggingface_hub"),
+    ],
+)
+def test_a_missing_package_is_named(uri: str, package: str, says: str, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["inspect", uri]) == 3
+    said = capsys.readouterr().err
+    assert says in said
+    assert "retries" not in said
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"), [("r2://b/store", "s3://b/store"), ("htps://h/store", "did you mean 'https'")]
+)
+def test_an_unknown_scheme_says_what_to_write(uri: str, says: str) -> None:
+    with pytest.raises(ObjectStoreError, match=says), contextlib.suppress(StoreNotFoundError):
+        LogitStore.open(uri)
