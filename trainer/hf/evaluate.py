@@ -31,7 +31,7 @@ PIECE_TOKENS = 256
 
 LOWER_IS_BETTER = ("loss", "kl", "cross_entropy", "calibration_error", "mass_beyond_tokenizer")
 """Figures of an Evaluation of which the least is the best; "loss" is the Trainer's name for the KL."""
-HIGHER_IS_BETTER = ("top1_agreement", "accuracy", "student_mass")
+HIGHER_IS_BETTER = ("top1_agreement", "accuracy", "student_mass", "acceptance_at_least", "acceptance_at_most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,12 @@ class Evaluation:
     mass_beyond_tokenizer: float | None = None
     """Student's mass, over all its logits, on ids that no tokenizer has: of padded vocabularies. None where
     the tokenizer's size is not known."""
+    acceptance_at_least: float | None = None
+    """Share of its tokens that the teacher would accept of the student as a draft model (speculative decoding
+    at temperature 1: the sum of min(p, q) over all ids), counting the stored ids alone. None in metrics of
+    earlier versions."""
+    acceptance_at_most: float | None = None
+    """The same with the smaller of both tails added: the share lies between the two."""
 
     def to_dict(self) -> dict[str, float | int]:
         """The figures that are known."""
@@ -70,9 +76,9 @@ class _Sums:
     def __init__(self, tokenizer_size: int | None) -> None:
         self.tokenizer_size = tokenizer_size
         self.num_sequences = 0
-        self.rows_7 = torch.zeros(7, dtype=torch.float64)
+        self.rows_9 = torch.zeros(9, dtype=torch.float64)
         """Rows, then sums over rows: KL, cross-entropy, agreement, teacher's mass, student's mass, student's
-        mass beyond the tokenizer."""
+        mass beyond the tokenizer, least and most acceptance."""
         self.bins_3C = torch.zeros(3, NUM_BINS, dtype=torch.float64)
         """By bin of confidence: rows, rows whose top token is the actual one, sum of confidences."""
 
@@ -88,9 +94,10 @@ class _Sums:
         counts_T = labels_T[1:] != settings.ignore_index
         logits_NV = logits_TV[:-1][counts_T]
         beyond = self._mass_beyond(logits_NV)
-        means_7 = [torch.ones(()), *(mean.cpu() for mean in means), metrics.student_mass.cpu(), beyond.cpu()]
-        self.rows_7 += count * torch.stack(means_7).double()
         probability_NV = logits_NV[:, : settings.vocab_size].softmax(dim=1)
+        accepted = _acceptance(probability_NV, targets, counts_T)
+        means_9 = [torch.ones(()), *means, metrics.student_mass, beyond, *accepted]
+        self.rows_9 += count * torch.stack([mean.cpu() for mean in means_9]).double()
         confidence_N, top_N = probability_NV.max(dim=1)
         bin_N = (confidence_N * NUM_BINS).long().clamp(max=NUM_BINS - 1).cpu()
         right_N = (top_N == labels_T[1:][counts_T]).double().cpu()
@@ -107,21 +114,22 @@ class _Sums:
     def add_processes(self, device: torch.device) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             sequences = torch.tensor([self.num_sequences], dtype=torch.float64)
-            flat = torch.cat([sequences, self.rows_7, self.bins_3C.flatten()]).to(device)
+            flat = torch.cat([sequences, self.rows_9, self.bins_3C.flatten()]).to(device)
             torch.distributed.all_reduce(flat)
             flat = flat.cpu()
             self.num_sequences = int(flat[0])
-            self.rows_7, self.bins_3C = flat[1:8], flat[8:].view(3, NUM_BINS)
+            self.rows_9, self.bins_3C = flat[1:10], flat[10:].view(3, NUM_BINS)
 
     def evaluation(self) -> Evaluation:
-        num_rows = int(self.rows_7[0])
+        num_rows = int(self.rows_9[0])
         if not num_rows:
             raise SettingError(
                 "there is no label row to evaluate on: no record is held out (raise the fraction "
                 "of HeldOut; in a configuration data.held_out_fraction), their labels are all masked, or "
                 "max_length cuts them off"
             )
-        kl, cross_entropy, agreement, teacher, student, beyond = (self.rows_7[1:] / num_rows).tolist()
+        means_8 = (self.rows_9[1:] / num_rows).tolist()
+        kl, cross_entropy, agreement, teacher, student, beyond, at_least, at_most = means_8
         right_C, confidence_C = self.bins_3C[1:]
         return Evaluation(
             num_sequences=self.num_sequences,
@@ -134,7 +142,24 @@ class _Sums:
             teacher_mass=teacher,
             student_mass=student,
             mass_beyond_tokenizer=None if self.tokenizer_size is None else beyond,
+            acceptance_at_least=at_least,
+            acceptance_at_most=at_most,
         )
+
+
+def _acceptance(probability_NV: Tensor, targets: TeacherTargets, counts_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of the mean of sum min(p, q): over stored ids, and with the smaller of both tails.
+
+    Teacher's entries that the student has no id for belong to the teacher's tail.
+    """
+    ids_NK, logprobs_NK = targets.token_ids_BTK[0, 1:][counts_T], targets.logprobs_BTK[0, 1:][counts_T]
+    p_NK = torch.where(targets.mask_BTK[0, 1:][counts_T], logprobs_NK.exp(), 0.0)
+    is_shared_NK = (ids_NK < probability_NV.shape[1]) & (p_NK > 0)
+    q_NK = probability_NV.gather(1, torch.where(is_shared_NK, ids_NK, 0)) * is_shared_NK
+    lower_N = torch.minimum(p_NK, q_NK).sum(dim=1)
+    tail_p_N = targets.tail_logprob_BT[0, 1:][counts_T].exp() + (p_NK * ~is_shared_NK).sum(dim=1)
+    tail_q_N = (1 - q_NK.sum(dim=1)).clamp(min=0)
+    return lower_N.mean(), (lower_N + torch.minimum(tail_p_N, tail_q_N)).mean()
 
 
 def evaluation_batches(

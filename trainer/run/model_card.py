@@ -19,6 +19,8 @@ TITLES = {
     "teacher_mass": "teacher's mass on stored entries",
     "student_mass": "student's mass on them",
     "mass_beyond_tokenizer": "student's mass on unused ids",
+    "acceptance_at_least": "accepted as a draft, at least",
+    "acceptance_at_most": "accepted as a draft, at most",
 }
 """What the figures of an Evaluation are called."""
 

@@ -16,6 +16,7 @@ from trainer.errors import UnsupportedHeadError
 from trainer.hf import evaluate as evaluate_module
 from trainer.hf.evaluate import NUM_BINS, evaluate, evaluation_batches
 from trainer.hf.heads import batch_loss, find_head
+from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 
 SPEC = label_spec()
@@ -37,6 +38,7 @@ def batches(samples, size=3):
 def reference(model, samples):
     """Everything by sequence, in float64, from the definition."""
     kl, cross_entropy, agrees, teacher, student, confidence, right = [], [], [], [], [], [], []
+    at_least, at_most = [], []
     for sample in samples:
         sequence = sample.sequence
         tokens = torch.from_numpy(sequence.token_ids_T.astype(np.int64))
@@ -53,12 +55,21 @@ def reference(model, samples):
             agrees.append(q.argmax() == ids[0])
             teacher.append(p.sum())
             student.append(q[ids].sum())
+            at_least.append(np.minimum(p, q[ids]).sum())
+            at_most.append(at_least[-1] + min(tail_p, tail_q))
             confidence.append(q.max())
             right.append(q.argmax() == label)
     bins = np.minimum((np.array(confidence) * NUM_BINS).astype(int), NUM_BINS - 1)
     gaps = [abs((np.array(right) - np.array(confidence))[bins == index].sum()) for index in range(NUM_BINS)]
     means = [float(np.mean(values)) for values in (kl, cross_entropy, agrees, right)]
-    return [*means, sum(gaps) / len(kl), float(np.mean(teacher)), float(np.mean(student))]
+    return [
+        *means,
+        sum(gaps) / len(kl),
+        float(np.mean(teacher)),
+        float(np.mean(student)),
+        float(np.mean(at_least)),
+        float(np.mean(at_most)),
+    ]
 
 
 @pytest.mark.parametrize("piece_tokens", [256, 5])
@@ -79,6 +90,8 @@ def test_evaluation_is_that_of_the_definitions(monkeypatch, with_head, piece_tok
         found.calibration_error,
         found.teacher_mass,
         found.student_mass,
+        found.acceptance_at_least,
+        found.acceptance_at_most,
     ]
     assert figures == pytest.approx(reference(model, samples), rel=2e-3)
     assert model.training
@@ -187,3 +200,45 @@ def test_a_head_that_does_something_else_is_refused():
     model.forward = doubled  # type: ignore[method-assign]
     with pytest.raises(UnsupportedHeadError, match=r"set fused=False \(loss.fused=false in"):
         find_head(model)
+
+
+def test_the_share_that_a_teacher_accepts_lies_between_its_bounds():
+    """Where everything is stored both bounds are the definition; for the teacher itself they are 1."""
+    rng = np.random.default_rng(2)
+    vocab = 12
+    logits_NV = rng.normal(0, 2, (5, vocab))
+    p_NV = np.exp(logits_NV - np.logaddexp.reduce(logits_NV, axis=1, keepdims=True))
+    q_NV = rng.dirichlet(np.ones(vocab), 5)
+    exact = float(np.minimum(p_NV, q_NV).sum(axis=1).mean())
+    counts_T = torch.ones(5, dtype=torch.bool)
+    for top_k in (vocab, 4):
+        ids_NK = np.argsort(-p_NV, axis=1)[:, :top_k].copy()
+        stored_NK = np.take_along_axis(p_NV, ids_NK, axis=1)
+        with np.errstate(divide="ignore"):
+            tail_N = np.log(np.maximum(1 - stored_NK.sum(axis=1), 0))
+
+        def before_first(values):
+            return torch.cat([torch.zeros_like(torch.tensor(values[:1])), torch.tensor(values)])[None]
+
+        targets = TeacherTargets(
+            token_ids_BTK=before_first(ids_NK),
+            logprobs_BTK=before_first(np.log(stored_NK)),
+            tail_logprob_BT=before_first(tail_N),
+            mask_BTK=before_first(np.ones_like(ids_NK, dtype=bool)),
+        )
+        low, high = (
+            float(value) for value in evaluate_module._acceptance(torch.tensor(q_NV), targets, counts_T)
+        )
+        assert low - 1e-9 <= exact <= high + 1e-9
+        if top_k == vocab:
+            assert low == pytest.approx(exact, abs=1e-12)
+            assert high == pytest.approx(exact, abs=1e-9)
+        else:
+            assert high - low > 0.01
+        itself = evaluate_module._acceptance(torch.tensor(p_NV), targets, counts_T)
+        assert float(itself[1]) == pytest.approx(1, abs=1e-9)
+        # A student that has only the first ids: the teacher's others are its tail, and nothing is lost.
+        narrow = evaluate_module._acceptance(torch.tensor(q_NV[:, :6]), targets, counts_T)
+        known = np.where(ids_NK < 6, stored_NK, 0)
+        expected = np.minimum(known, np.take_along_axis(q_NV, ids_NK, 1)).sum(axis=1).mean()
+        assert float(narrow[0]) == pytest.approx(expected, abs=1e-12)
