@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from logitstore.codec import rowcodes, values
-from logitstore.codec.bytecodes import NUM_STREAMS, IntegerReader, encode_integers
+from logitstore.codec.bytecodes import NUM_STREAMS, IntegerReader, streams_of
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.codec.id_codes import IdDecoder, sort_ties, spread, to_tie_codes
 from logitstore.codec.loops import Loops
@@ -53,25 +53,29 @@ class BlockCodec:
     def is_gap(self) -> bool:
         return self.labels.value_kind == values.GAP_F16
 
-    def encode(self, rows: LabelRows) -> dict[str, bytes]:
+    def encode(self, rows: LabelRows, loops: Loops) -> dict[str, bytes]:
         """Packed columns of valid label rows (validation.py), by name."""
         width = rows.token_ids_NK.shape[1]
-        real_NK = np.arange(width)[None, :] < rows.count_N[:, None]
+        count_N = np.ascontiguousarray(rows.count_N, np.int32)
+        real_NK = np.arange(width)[None, :] < count_N[:, None]
         patterns_NK = values.to_patterns(rows.logits_NK, real_NK, self.labels.value_kind)
         columns = self._encode_rows(rows, patterns_NK, real_NK)
-        choice_N = self.codebooks.choose(rows.token_ids_NK[:, :CHOICE_RANKS], real_NK[:, :CHOICE_RANKS])
+        ids_NK = np.ascontiguousarray(rows.token_ids_NK, np.int32)
+        choice_N = self.codebooks.choose(ids_NK, np.minimum(count_N, CHOICE_RANKS), loops)
         if self.codebooks.num_codebooks > 1:
             columns[CODEBOOK_CHOICE] = pack([choice_N])
-        codes_NK = self.codebooks.positions(rows.token_ids_NK, choice_N)
-        steps_NK = np.diff(patterns_NK.astype(np.int32), axis=1, prepend=0)
+        codes_NK = self.codebooks.positions(ids_NK, count_N, choice_N, loops)
+        steps_NK = patterns_NK.astype(np.int32)
+        steps_NK[:, 1:] -= patterns_NK[:, :-1]
         if not self.is_gap:
             codes_NK = to_tie_codes(sort_ties(codes_NK, patterns_NK, real_NK), steps_NK)
         for start, end in rank_groups(self.labels.top_k):
-            real_GN = real_NK[:, start:end].T
-            steps = np.ascontiguousarray(steps_NK[:, start:end].T)[real_GN]
-            codes = np.ascontiguousarray(codes_NK[:, start:end].T)[real_GN]
-            columns[values_column((start, end))] = pack(encode_integers(steps, VALUE_THRESHOLD))
-            columns[ids_column((start, end))] = pack(encode_integers(codes, ID_THRESHOLD))
+            for name, coded_NK, threshold in (
+                (values_column((start, end)), steps_NK, VALUE_THRESHOLD),
+                (ids_column((start, end)), codes_NK, ID_THRESHOLD),
+            ):
+                parts = loops.split(coded_NK, count_N, start, min(end, width), threshold)
+                columns[name] = pack(streams_of(parts, threshold))
         return columns
 
     def decode(

@@ -13,34 +13,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from logitstore.codec.loops import NUMPY_LOOPS, WIDE_CLASS, Loops, wide_from
+from logitstore.codec.loops import NUMPY_LOOPS, WIDE_CLASS, Loops, split_integers
 from logitstore.codec.streams import Unpacker, damaged
 
 NUM_STREAMS = 4
 """threshold (one byte), classes, low bytes, wide low bytes."""
 
 
-def to_classes(values: np.ndarray, threshold: int) -> np.ndarray:
-    """uint8 classes of int32 values, any shape."""
-    low = threshold + ((values - threshold) >> 8)
-    wide = WIDE_CLASS + ((values - wide_from(threshold)) >> 16)
-    return np.where(values < threshold, values, np.where(values < wide_from(threshold), low, wide)).astype(
-        np.uint8
-    )
-
-
 def encode_integers(values: np.ndarray, threshold: int) -> list[np.ndarray]:
     """Streams of `values` (any shape, int32, in C order). `threshold` is T, 1..223."""
-    flat = values.reshape(-1)
-    first_wide = wide_from(threshold)
-    low = flat[(flat >= threshold) & (flat < first_wide)] - threshold
-    wide = flat[flat >= first_wide] - first_wide
-    return [
-        np.array([threshold], np.uint8),
-        to_classes(flat, threshold),
-        low.astype(np.uint8),
-        wide.astype("<u2").view(np.uint8),
-    ]
+    return streams_of(split_integers(values.reshape(-1), threshold), threshold)
+
+
+def streams_of(parts: tuple[np.ndarray, np.ndarray, np.ndarray], threshold: int) -> list[np.ndarray]:
+    """Streams of classes, low bytes and wide low bytes (`Loops.split`)."""
+    classes, low, wide = parts
+    return [np.array([threshold], np.uint8), classes, low, wide.astype("<u2", copy=False).view(np.uint8)]
 
 
 class IntegerReader:

@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from logitstore.codec.bytecodes import NUM_STREAMS, decode_integers, encode_integers
+from logitstore.codec.loops import Loops
 from logitstore.codec.streams import Unpacker, damaged, pack
 from logitstore.errors import CorruptShardError, InvalidLabelsError, UnsupportedFormatError
 from logitstore.shard.schema import MAX_VOCAB_SIZE
@@ -30,7 +31,6 @@ FILE_THRESHOLD = 128
 BAND = 256
 """Positions from FILE_THRESHOLD on share a class byte in bands of this many (bytecodes.py)."""
 _SIZES = struct.Struct("<4I")
-_CHOICE_ROWS = 256
 """Rows whose costs are summed at once, to stay in cache."""
 
 
@@ -89,27 +89,18 @@ class CodebookSet:
         bits[0] = 0  # an id that no head holds costs the same under each
         return bits
 
-    def positions(self, token_ids_NK: np.ndarray, choice_N: np.ndarray) -> np.ndarray:
-        """int32 [N, K]: the position of each id under its row's codebook."""
-        positions_NK = self._global_positions.take(token_ids_NK)
-        if self.head_length:
-            slot_V, positions_SC = self._slots
-            slot_NK = slot_V.take(token_ids_NK)
-            flat_NK = slot_NK.astype(np.intp) * self.num_codebooks + choice_N[:, None]
-            positions_NK = np.where(slot_NK > 0, positions_SC.reshape(-1).take(flat_NK), positions_NK)
-        return positions_NK
+    def positions(
+        self, token_ids_NK: np.ndarray, count_N: np.ndarray, choice_N: np.ndarray, loops: Loops
+    ) -> np.ndarray:
+        """int32 [N, K]: the position of each id under its row's codebook; meaningless beyond `count_N`."""
+        slot_V, positions_SC = self._slots
+        return loops.place(token_ids_NK, count_N, choice_N, slot_V, positions_SC, self._global_positions)
 
-    def choose(self, token_ids_NK: np.ndarray, real_NK: np.ndarray) -> np.ndarray:
-        """uint8 [N]: the codebook that makes each row cheapest, judged by the ids given."""
-        num_rows = token_ids_NK.shape[0]
-        choice_N = np.zeros(num_rows, np.uint8)
+    def choose(self, token_ids_NK: np.ndarray, count_N: np.ndarray, loops: Loops) -> np.ndarray:
+        """uint8 [N]: the codebook that makes a row cheapest, judged by its first `count_N` ids."""
         if self.num_codebooks == 1:
-            return choice_N
-        slot_NK = np.where(real_NK, self._slots[0].take(token_ids_NK), 0)
-        for start in range(0, num_rows, _CHOICE_ROWS):
-            part = slice(start, start + _CHOICE_ROWS)
-            choice_N[part] = self._bits.take(slot_NK[part], axis=0).sum(axis=1).argmin(axis=1)
-        return choice_N
+            return np.zeros(len(token_ids_NK), np.uint8)
+        return loops.choose(token_ids_NK, count_N, self._slots[0], self._bits)
 
     @cached_property
     def hash(self) -> str:
@@ -166,7 +157,7 @@ class CodebookSet:
 
 def position_bits(positions: np.ndarray) -> np.ndarray:
     """float32 estimate of the bits that a position costs, for choosing among codebooks."""
-    return np.log2(positions + np.float32(12))
+    return np.log2(positions.astype(np.float32) + np.float32(12))
 
 
 def complete_order(listed: np.ndarray, vocab_size: int) -> np.ndarray:

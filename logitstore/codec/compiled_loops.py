@@ -19,6 +19,9 @@ _ORDER = types.Array(_INT32, 1, "C", readonly=True)
 _FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 _FLAGS = types.Array(types.boolean, 1, "C", readonly=True)
 _ROWS = types.Array(_INT32, 2, "C")
+_TABLE = types.Array(_INT32, 2, "C", readonly=True)
+_BITS = types.Array(types.float32, 2, "C", readonly=True)
+_CHOICES = types.Array(types.uint8, 1, "C", readonly=True)
 _WIDE = np.uint8(WIDE_CLASS)
 
 
@@ -87,3 +90,71 @@ def read_label(which_N, rank_N, logits_NK, logsumexp_N, out_N):  # noqa: ANN001,
         if which_N[row]:
             logprob = logits_NK[row, np.uint32(rank_N[row] - 1)] - logsumexp_N[row]
             out_N[row] = min(logprob, np.float32(0))
+
+
+@njit(
+    types.Tuple((types.uint8[::1], types.uint8[::1], types.uint16[::1]))(
+        _TABLE, _ORDER, types.int64, types.int64, types.int64
+    ),
+    nogil=True,
+    cache=True,
+)
+def split(values_NK, count_N, start, end, threshold):  # noqa: ANN001, ANN201
+    num_rows, size, wide_size = np.uint64(values_NK.shape[0]), 0, 0
+    first_wide, first_low = np.int32(threshold + 256 * (WIDE_CLASS - threshold)), np.int32(threshold)
+    for row in range(num_rows):
+        for rank in range(np.uint64(start), np.uint64(max(start, min(end, count_N[row])))):
+            size += 1
+            wide_size += values_NK[row, rank] >= first_wide
+    classes, low = np.empty(size, np.uint8), np.empty(size + 1, np.uint8)
+    wide = np.empty(wide_size, np.uint16)
+    at = at_low = at_wide = np.uint64(0)
+    for rank in range(np.uint64(start), np.uint64(end)):
+        for row in range(num_rows):
+            if np.uint64(count_N[row]) <= rank:
+                continue
+            value = values_NK[row, rank]
+            above = np.int32(value - first_low)
+            if value >= first_wide:
+                classes[at] = np.int32(WIDE_CLASS) + ((value - first_wide) >> 16)
+                wide[at_wide] = value - first_wide
+                at_wide += np.uint64(1)
+            else:
+                # Shifting a negative number would do harm: below the threshold the value is its class.
+                classes[at] = first_low + (above >> 8) if above >= 0 else value
+                low[at_low] = above
+                at_low += np.uint64(above >= 0)
+            at += np.uint64(1)
+    return classes, low[:at_low], wide
+
+
+@njit(types.uint8[::1](_TABLE, _ORDER, _ORDER, _BITS), nogil=True, cache=True)
+def choose(ids_NK, count_N, slot_V, bits_SC):  # noqa: ANN001, ANN201
+    num_codebooks = np.uint64(bits_SC.shape[1])
+    choice_N, sums_C = np.zeros(len(ids_NK), np.uint8), np.empty(bits_SC.shape[1], np.float32)
+    for row in range(np.uint64(ids_NK.shape[0])):
+        sums_C[:] = 0
+        for rank in range(np.uint64(min(count_N[row], ids_NK.shape[1]))):
+            slot = np.uint64(slot_V[np.uint64(ids_NK[row, rank])])
+            if slot == np.uint64(0):
+                continue
+            for book in range(num_codebooks):
+                sums_C[book] += bits_SC[slot, book]
+        best = np.uint64(0)
+        for book in range(num_codebooks):
+            if sums_C[book] < sums_C[best]:
+                best = book
+        choice_N[row] = best
+    return choice_N
+
+
+@njit(_ROWS(_TABLE, _ORDER, _CHOICES, _ORDER, _TABLE, _ORDER), nogil=True, cache=True)
+def place(ids_NK, count_N, choice_N, slot_V, positions_SC, global_V):  # noqa: ANN001, ANN201
+    places_NK = np.zeros(ids_NK.shape, np.int32)
+    for row in range(np.uint64(ids_NK.shape[0])):
+        book = np.uint64(choice_N[row])
+        for rank in range(np.uint64(min(count_N[row], ids_NK.shape[1]))):
+            token = np.uint64(ids_NK[row, rank])
+            slot = np.uint64(slot_V[token])
+            places_NK[row, rank] = positions_SC[slot, book] if slot else global_V[token]
+    return places_NK

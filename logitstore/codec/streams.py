@@ -36,7 +36,7 @@ def damaged(found: str) -> CorruptShardError:
 
 def pack(streams: Sequence[np.ndarray]) -> bytes:
     """Packs uint8 streams into one column value."""
-    compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=False, write_content_size=True)
+    compressor = _compressor()
     table: list[int] = []
     parts: list[bytes] = []
     for stream in streams:
@@ -48,6 +48,15 @@ def pack(streams: Sequence[np.ndarray]) -> bytes:
         parts.append(stored)
     body = struct.pack(f"<{len(table)}I", *table) + b"".join(parts)
     return body + struct.pack("<I", zlib.crc32(body))
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """This thread's own: making one costs more than deflating a small stream."""
+    if not hasattr(_of_thread, "compressor"):
+        _of_thread.compressor = zstandard.ZstdCompressor(
+            level=ZSTD_LEVEL, write_checksum=False, write_content_size=True
+        )
+    return _of_thread.compressor
 
 
 def stored_sizes(packed: memoryview, num_streams: int, name: str) -> list[tuple[int, int]]:

@@ -121,7 +121,8 @@ def check_rows(rows: LabelRows, labels: LabelSpec) -> None:
     _require(1 <= width <= labels.top_k, f"{width} entries per row", f"1..{labels.top_k}, the store's top_k")
     low, high = int(rows.count_N.min()), int(rows.count_N.max())
     _require(1 <= low <= high <= width, f"entry counts {low}..{high}", f"1..{width}")
-    real_NK = np.arange(width)[None, :] < rows.count_N[:, None]
+    # Rows that are all full, as engines make them, need no masks.
+    real_NK = None if low == width else np.arange(width)[None, :] < rows.count_N[:, None]
     _check_entries(rows, labels, real_NK)
     _check_masses(rows, labels, real_NK)
     rank_low, rank_high = int(rows.label_rank_N.min()), int(rows.label_rank_N.max())
@@ -135,27 +136,31 @@ def check_rows(rows: LabelRows, labels: LabelSpec) -> None:
     )
 
 
-def _check_entries(rows: LabelRows, labels: LabelSpec, real_NK: np.ndarray) -> None:
-    logits_NK = rows.logits_NK
-    _require(bool(np.isfinite(logits_NK[real_NK]).all()), "an infinite or NaN logit", "finite logits")
-    descending = (logits_NK[:, 1:] <= logits_NK[:, :-1]) | ~real_NK[:, 1:]
+def _check_entries(rows: LabelRows, labels: LabelSpec, real_NK: np.ndarray | None) -> None:
+    logits_NK, ids_NK = rows.logits_NK, rows.token_ids_NK
+    finite, descending = np.isfinite(logits_NK), logits_NK[:, 1:] <= logits_NK[:, :-1]
+    given_ids = ids_NK if real_NK is None else ids_NK[real_NK]
+    low, high = int(given_ids.min()), int(given_ids.max())
+    if real_NK is not None:
+        finite |= ~real_NK
+        descending |= ~real_NK[:, 1:]
+        ids_NK = np.where(real_NK, ids_NK, -1 - np.arange(logits_NK.shape[1]))
+    _require(bool(finite.all()), "an infinite or NaN logit", "finite logits")
     _require(bool(descending.all()), "logits that rise along a row", "entries in descending order")
-    ids_NK = np.where(real_NK, rows.token_ids_NK, -1 - np.arange(logits_NK.shape[1]))
-    low, high = int(rows.token_ids_NK[real_NK].min()), int(rows.token_ids_NK[real_NK].max())
     _require(0 <= low <= high < labels.vocab_size, f"ids {low}..{high}", f"0..{labels.vocab_size - 1}")
     ordered_NK = np.sort(ids_NK, axis=1)
     twice = (ordered_NK[:, 1:] == ordered_NK[:, :-1]).any(axis=1)
     _require(not twice.any(), f"an id twice in row {int(twice.argmax())}", "distinct ids in a row")
 
 
-def _check_masses(rows: LabelRows, labels: LabelSpec, real_NK: np.ndarray) -> None:
+def _check_masses(rows: LabelRows, labels: LabelSpec, real_NK: np.ndarray | None) -> None:
     _require(
         bool(np.isfinite(rows.logsumexp_NM).all()), "a logsumexp that is not finite", "finite normalisers"
     )
     tail_NM = rows.log_tail_mass_NM
     _require(not bool(np.isnan(tail_NM).any()), "a NaN log tail mass", "-inf where there is no tail")
     _require(bool((tail_NM <= 1e-6).all()), f"log tail mass {tail_NM.max()}", "at most 0")
-    masked_NK = np.where(real_NK, rows.logits_NK, -np.inf)
+    masked_NK = rows.logits_NK if real_NK is None else np.where(real_NK, rows.logits_NK, -np.inf)
     for index, temperature in enumerate(labels.temperatures):
         scaled_NK = masked_NK / np.float32(temperature) - rows.logsumexp_NM[:, index, None]
         with np.errstate(over="ignore"):

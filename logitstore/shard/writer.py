@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from logitstore.codec.block import BlockCodec
 from logitstore.codec.codebooks import CodebookSet, identity_codebook
+from logitstore.codec.loops import WRITTEN_AS_READ, loops_for
 from logitstore.codec.streams import pack, to_planes
 from logitstore.errors import InvalidLabelsError
 from logitstore.manifest.fields import STUDENT_PROMPTS, LabelSpec
@@ -133,7 +134,8 @@ def _blocks(sequences: Iterable[LabeledSequence], labels: LabelSpec) -> Iterator
 
 def _encode_block(block: Sequence[LabeledSequence], codec: BlockCodec, schema: pa.Schema) -> pa.RecordBatch:
     plain = PlainColumns.of(block)
-    columns = codec.encode(_concatenate([sequence.rows for sequence in block], codec.labels))
+    rows = _concatenate([sequence.rows for sequence in block], codec.labels)
+    columns = codec.encode(rows, loops_for(WRITTEN_AS_READ * rows.token_ids_NK.size))
     columns["loss_mask"] = pack([np.packbits(np.concatenate([sequence.loss_mask_N for sequence in block]))])
     columns["token_ids"] = pack(to_planes(np.concatenate([sequence.token_ids_T for sequence in block]), 3))
     if STUDENT_PROMPTS in codec.labels.extra_columns:
