@@ -59,6 +59,8 @@ MODULES = {
     "student": "benchmarks.demo.demo_student",
 }
 """The module behind each part; only the one asked for is imported."""
+FILLING_A_FOLDER = ("all", "agreement", "storm", "leases")
+"""Of the commands, those with results in the folder `--out`, as every measurement has them."""
 PROGRAM = Program(
     name="bench",
     description="Measure labeling, storing and training; choose K by what was measured; run the demo.",
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         args = build_parser(arguments).parse_args(arguments)
-        if args.measures:  # a place that cannot be written shows now, not at the end
+        if args.fills_a_folder:  # a place that cannot be written shows now, not at the end
             args.out.mkdir(parents=True, exist_ok=True)
         return args.run(args)
 
@@ -96,7 +98,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name in MEASUREMENTS or name == "all":
             add_common_arguments(part)
         module.add_arguments(part)
-        part.set_defaults(run=module.run, measures=name in MEASUREMENTS or name == "all")
+        part.set_defaults(run=module.run, fills_a_folder=name in (*MEASUREMENTS, *FILLING_A_FOLDER))
     return parser
 
 

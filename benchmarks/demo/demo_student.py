@@ -13,6 +13,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from logitstore.common.config_file import ConfigError
+from logitstore.common.terminal import first_line
+
 LAYERS = (0, 10, 20, 29)
 
 
@@ -39,7 +42,13 @@ def make_student(teacher: Path, layers: tuple[int, ...], folder: Path) -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--teacher {str(teacher)!r}: no model there ({first_line(error)}); make the demo's with "
+            "`penumbra bench teacher`, or give the folder of a Llama model"
+        ) from None
     available = model.model.layers
     if not layers or not all(0 <= index < len(available) for index in layers):
         raise ValueError(f"layers {layers} must be among the teacher's, 0 to {len(available) - 1}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,6 +98,17 @@ def write_evaluations(board: SummaryWriter, metrics: RunMetrics) -> None:
         for name, value in (evaluation or {}).items():
             board.add_scalar(f"eval/{name}", value, step)
     board.close()
+
+
+def check_place(folder: Path) -> None:
+    """Raises ConfigError where the output folder cannot be made: before stores and student are loaded."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        why = "is not writable" if nearest.is_dir() else "is a file"
+        raise ConfigError(
+            f"output.folder = {str(folder)!r} cannot be made: {nearest} {why}; choose another place, or "
+            "correct its rights"
+        )
 
 
 def finished_run(folder: Path, config: TrainConfig, train_set: StreamingLogitDataset) -> RunMetrics | None:

@@ -36,6 +36,7 @@ from trainer.run.output import (
     CHECKPOINTS_NAME,
     RunMetrics,
     begin_run,
+    check_place,
     finished_run,
     open_tensorboard,
     save_run,
@@ -56,6 +57,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     be read.
     """
     folder = Path(config.output.folder)
+    check_place(folder)
     tokenizer = load_tokenizer(config.student)
     train_set, held_out = datasets(config, tokenizer)
     finished = None if restart else finished_run(folder, config, train_set)

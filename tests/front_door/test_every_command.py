@@ -1,0 +1,327 @@
+"""Every subcommand with Ctrl-C, a closed pipe, a missing extra, a place that cannot be written.
+
+Each is driven through `main` in this process, since signals, pipes and errors do the same there; missing extras
+need an interpreter in which nothing of them was imported, one for all commands. What is missing, and the same
+for whole processes, is in `test_matrix.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from logitstore.common.command import ExitStatus
+from logitstore.common.penumbra import main
+from logitstore.objects.local import LocalBackend
+from tests.front_door.test_matrix import NO_CLUSTER, NOWHERE, subcommands
+from tests.trainer.stores import label_spec, make_store
+
+ROOT = Path(__file__).parents[2]
+JOB = (
+    "--set", "teacher.engine=fake", "--set", f"input.uri={ROOT}/benchmarks/demo_data/pairs.jsonl",
+    "--set", "input.kind=prompt_response", "--set", "labels.mode=score", "--set", "input.limit=8",
+)  # fmt: skip
+MEASURED = (
+    "recommend", "storage", "decode", "labeling", "loading", "training", "fidelity", "faults", "scale", "all",
+)  # fmt: skip
+WORK: dict[tuple[str, str], tuple[str, ...]] = {
+    ("label", "run"): (*JOB, "--set", "output.uri=OUT", "--dry-run"),
+    ("label", "status"): ("STORE",),
+    ("label", "settings"): (),
+    ("store", "inspect"): ("STORE",),
+    ("store", "verify"): ("STORE",),
+    ("store", "head"): ("STORE",),
+    ("store", "cat"): ("STORE",),
+    ("store", "export"): ("STORE", "--to", "npz", "OUT"),
+    ("store", "import"): ("--from", "jsonl", "EXPORTED", "OUT"),
+    ("store", "merge"): ("STORE", "--out", "OUT"),
+    ("store", "retokenize"): (
+        "STORE",
+        "OUT",
+        "--vocab-size",
+        "259",
+        "--tokenizer",
+        "TOKENIZER",
+        "--teacher-tokenizer",
+        "TOKENIZER",
+    ),
+    ("store", "codebook"): ("STORE", "--out", "OUT"),
+    ("store", "compact"): ("STORE",),
+    ("store", "rebuild-index"): ("STORE",),
+    ("store", "uncommit"): ("STORE", "--bad"),
+    ("store", "view"): ("STORE", "--out", "OUT"),
+    ("train", "run"): ("TRAIN", "--dry-run"),
+    ("train", "eval"): ("TRAIN", "--dry-run"),
+    ("train", "settings"): (),
+    ("cluster", "submit"): ("TEAM", "--set", "output.uri=s3://bucket/store", *NO_CLUSTER),
+    ("cluster", "status"): NO_CLUSTER,
+    ("cluster", "logs"): NO_CLUSTER,
+    ("cluster", "stop"): NO_CLUSTER,
+    ("cluster", "resume"): NO_CLUSTER,
+    ("cluster", "list"): NO_CLUSTER,
+    ("cluster", "cost"): ("LABEL",),
+    ("cluster", "up"): ("--local", "1", "--state", "OUT"),
+    ("cluster", "down"): ("--state", "OUT"),
+    ("cluster", "dashboard"): ("STORE", "--port", "0"),
+    ("cluster", "render"): (f"{ROOT}/configs/cluster.toml", "--kind", "grafana"),
+    ("bench", "plan"): ("--tokens", "1e9", "--top-k", "64", "--rate", "1000"),
+    ("bench", "check"): ("--reference", NOWHERE),
+    ("bench", "agreement"): ("STORE", "--teacher", NOWHERE),
+    ("bench", "storm"): (*JOB, "--out", "OUT"),
+    ("bench", "leases"): ("--units", "10", "--out", "OUT"),
+    ("bench", "gpu"): (),
+    ("bench", "demo"): ("--configs", NOWHERE),
+    ("bench", "teacher"): ("--out", "OUT"),
+    ("bench", "student"): ("--teacher", NOWHERE, "--out", "OUT"),
+    **{("bench", part): ("--quick", "--out", "OUT") for part in MEASURED},
+}
+"""Arguments by which each command begins real work, or, for what needs more than one machine or a model, all
+that comes before it."""
+SERVERS = {("cluster", "dashboard"), ("cluster", "up")}
+"""Go on until they are told to stop, or leave processes behind: interrupted before that, and not run here."""
+SLOW = {("bench", part) for part in (*MEASURED, "gpu", "agreement", "leases", "check")}
+"""Import torch, transformers or vLLM before their arguments are read."""
+EXTRAS = {"label": "label", "train": "train", "cluster": "cluster", "bench": "label-cpu,train,bench"}
+OPTIONAL = (
+    "numba", "torch", "transformers", "accelerate", "tensorboard", "vllm", "ray", "yaml", "jsonschema",
+    "jinja2", "matplotlib", "psutil", "gguf", "sentencepiece", "datasets", "peft", "tokenizers", "triton",
+)  # fmt: skip
+"""What extras bring; the base installation has none of them."""
+
+
+def test_every_subcommand_is_here() -> None:
+    assert set(subcommands()) == WORK.keys()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands in the arguments by a word in capitals."""
+    folder = tmp_path_factory.mktemp("every")
+    make_store(folder / "store", spec=label_spec(259))
+    train, label = folder / "train.toml", folder / "label.toml"
+    train.write_text(
+        f'[student]\nmodel = "{NOWHERE}"\n[data]\nstores = ["{folder}/store"]\n'
+        f'[training]\nmax_steps = 1\n[output]\nfolder = "{folder}/student"\n'
+    )
+    label.write_text(
+        '[teacher]\nengine = "fake"\n[labels]\nmode = "score"\n[input]\nkind = "prompt_response"\n'
+        f'limit = 8\nuri = "{ROOT}/benchmarks/demo_data/pairs.jsonl"\n[output]\nuri = "{folder}/labels"\n'
+    )
+    assert main(["store", "export", f"{folder}/store", "--to", "jsonl", f"{folder}/exported.jsonl"]) == 0
+    return {
+        "STORE": str(folder / "store"),
+        "EXPORTED": str(folder / "exported.jsonl"),
+        "TRAIN": str(train),
+        "LABEL": str(label),
+        "TEAM": str(ROOT / "configs/team-trial.toml"),
+        "TOKENIZER": str(ROOT / "configs/byte-tokenizer"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries' logs write to the standard error that an earlier test had, and complain that it is gone."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
+
+def arguments_of(command: tuple[str, str], places: dict[str, str], out: Path) -> list[str]:
+    words = {**places, "OUT": str(out)}
+    return [*command, *(re.sub(r"\b[A-Z]{3,}\b", lambda m: words.get(m[0], m[0]), w) for w in WORK[command])]
+
+
+class InterruptAt:
+    """Ctrl-C when the command has called so many functions of ours after its arguments were parsed."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._parsed = False
+        self.happened = False
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "return" and frame.f_code.co_name == "parse_args":
+            self._parsed = True
+        path = frame.f_code.co_filename
+        if event != "call" or not self._parsed or "/tests/" in path or not path.startswith(str(ROOT)):
+            return
+        if "/.venv/" in path:
+            return
+        self._left -= 1
+        if not self._left:
+            self.happened = True
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+
+def interrupted_at(count: int, arguments: list[str]) -> int | None:
+    """The exit status after an interruption; None where the command ended before it."""
+    hook = InterruptAt(count)
+    sys.setprofile(hook)
+    try:
+        status = main(arguments)
+    finally:
+        sys.setprofile(None)
+    return status if hook.happened else None
+
+
+@pytest.mark.parametrize(
+    ("command", "count"),
+    [pytest.param(one, 1, marks=[pytest.mark.slow] if one in SLOW else [], id=" ".join(one)) for one in WORK]
+    + [
+        pytest.param(one, 40, id=f"{' '.join(one)} later")
+        for one in WORK
+        if one not in SERVERS and one[0] != "bench"
+    ],
+)
+def test_ctrl_c_is_one_line(
+    command: tuple[str, str],
+    count: int,
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = interrupted_at(count, arguments_of(command, places, tmp_path / "out"))
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert count > 1 or status is not None
+    if status is not None:
+        assert status == ExitStatus.INTERRUPTED, err
+        assert f"penumbra {command[0]}: interrupted" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [one for one in WORK if one not in SERVERS], ids=" ".join)
+def test_a_closed_pipe_changes_nothing_else(
+    command: tuple[str, str],
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What would print ends in silence; what finds an error before that says it."""
+    if command[0] == "bench" and command[1] not in ("plan", "check", "demo", "student", "agreement"):
+        pytest.skip("a measurement; `bench` prints its table as these do")
+    monkeypatch.chdir(tmp_path)
+    arguments = arguments_of(command, places, tmp_path / "out")
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        status = main(arguments)
+        monkeypatch.undo()
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "Broken pipe" not in err
+    fails = command[0] == "cluster" and command[1] not in ("cost", "render")
+    fails |= command in {("bench", part) for part in ("check", "demo", "student", "agreement")}
+    assert (status != ExitStatus.DONE) == fails, err
+
+
+SET_APART = {("label", "run"), ("train", "run")}
+UNWRITABLE: dict[tuple[str, str], tuple[str, ...]] = {
+    ("label", "run"): (*JOB, "--set", "output.uri=OUT"),
+    ("train", "run"): ("TRAIN", "--set", "output.folder=OUT"),
+    **{
+        command: arguments
+        for command, arguments in WORK.items()
+        if "OUT" in arguments and command not in (*SET_APART, ("bench", "student"), ("cluster", "down"))
+    },
+}
+"""`bench student` reads its teacher first, `cluster down` writes nothing."""
+READ_ONLY = (("store", "compact"), ("store", "rebuild-index"), ("store", "uncommit"))
+"""They write into the store that they are given."""
+
+
+@pytest.mark.parametrize("command", UNWRITABLE, ids=" ".join)
+def test_a_place_below_a_file_is_one_line(
+    command: tuple[str, str],
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setitem(WORK, command, UNWRITABLE[command])
+    status = main(arguments_of(command, places, tmp_path / "file" / "below"))
+    line = told(capsys, command[0])
+    assert status in (ExitStatus.WRONG, ExitStatus.UNREACHABLE), line
+    assert "file" in line
+
+
+@pytest.mark.parametrize("command", READ_ONLY, ids=" ".join)
+def test_a_store_that_cannot_be_written_is_one_line(
+    command: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As on a disk that was mounted read-only: these tests may run as root, whom no rights hold back."""
+    make_store(tmp_path / "store")
+    if command[1] == "uncommit":
+        shard = next(iter((tmp_path / "store" / "shards").rglob("*.arrow")))
+        shard.write_bytes(b"damaged")
+
+    def refuse(self: LocalBackend, name: str, data: bytes) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / name))
+
+    monkeypatch.setattr(LocalBackend, "_temporary", refuse)
+    status = main([*command, str(tmp_path / "store"), *WORK[command][1:]])
+    line = told(capsys, "store")
+    assert status in (ExitStatus.WRONG, ExitStatus.UNREACHABLE), line
+    assert "Read-only file system" in line
+
+
+def told(capsys: pytest.CaptureFixture[str], program: str) -> str:
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith(f"penumbra {program}: error: ")]
+    assert len(lines) == 1, err
+    assert "defect" not in lines[0], err
+    return lines[0]
+
+
+def test_a_missing_extra_is_named(places: dict[str, str], tmp_path: Path) -> None:
+    """All commands in one interpreter of a base installation: they work, or say what to install."""
+    commands = [one for one in WORK if one not in SERVERS]
+    lines = [arguments_of(one, places, tmp_path / f"out{number}") for number, one in enumerate(commands)]
+    program = (
+        "import contextlib, io, json, sys\n"
+        f"for name in {OPTIONAL!r}: sys.modules[name] = None\n"
+        "from logitstore.common.penumbra import main\n"
+        "found = []\n"
+        "for line in json.load(sys.stdin):\n"
+        "    err = io.StringIO()\n"
+        "    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        status = main(line)\n"
+        "    found.append([int(status), err.getvalue()])\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        input=json.dumps(lines), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    named = set()
+    for command, (status, err) in zip(commands, json.loads(done.stdout), strict=True):
+        assert "Traceback" not in err
+        assert "defect" not in err, f"{command}: {err}"
+        if "which is not installed" in err:
+            assert status == ExitStatus.WRONG
+            assert f"pip install '.[{EXTRAS[command[0]]}]'" in err
+            named.add(command)
+    assert named >= {("cluster", name) for name in ("submit", "status", "logs", "stop", "resume", "list")}
+    assert named >= {("bench", part) for part in MEASURED}
+    assert not any(program == "store" for program, _ in named - {("store", "retokenize")})
