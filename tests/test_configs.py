@@ -10,6 +10,7 @@ import pytest
 
 from cluster.describe.config import load_cluster
 from labeler.config.loading import JobConfig, load_job
+from labeler.curation.recipe import checked_recipe
 from trainer.run.config import TrainConfig, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +20,10 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT / "configs").as_posix())
 def test_shipped_config_is_accepted(path: Path) -> None:
     sections = tomllib.loads(path.read_text())
-    if "teacher" in sections:
+    if "recipe" in sections:
+        recipe = checked_recipe(sections, path.name)
+        assert recipe.settings.out == sections["recipe"]["out"]
+    elif "teacher" in sections:
         job = load_job(str(path), environ={})
         assert isinstance(job, JobConfig)
         assert job.teacher.model == sections["teacher"]["model"]
@@ -32,7 +36,9 @@ def test_shipped_config_is_accepted(path: Path) -> None:
             one["name"] for one in sections["groups"]
         ]
     else:
-        pytest.fail(f"{path.name} has neither [teacher], [student] nor [[groups]]: no package reads it")
+        pytest.fail(
+            f"{path.name} has neither [recipe], [teacher], [student] nor [[groups]]: no package reads it"
+        )
 
 
 def test_the_demo_trains_on_what_the_demo_labels() -> None:

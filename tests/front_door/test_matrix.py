@@ -28,6 +28,9 @@ NO_CLUSTER = ("--address", "http://127.0.0.1:9")
 MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("label", "run"): (f"{NOWHERE}.toml",),
     ("label", "status"): (NOWHERE,),
+    ("label", "expand"): (f"{NOWHERE}.toml", "--out", "out.jsonl"),
+    ("label", "judge"): (f"{NOWHERE}.toml", "--out", "out.jsonl"),
+    ("label", "recipe"): (f"{NOWHERE}.toml",),
     ("label", "dedupe"): (NOWHERE, "--out", "out.jsonl"),
     ("label", "decontaminate"): (NOWHERE, "--against", NOWHERE, "--out", "out.jsonl"),
     ("store", "inspect"): (NOWHERE,),

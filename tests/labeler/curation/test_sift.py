@@ -239,9 +239,9 @@ def test_an_evaluation_set_that_cannot_be_read_whole_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--by", "letters"], "names 'letters'"),
-        (["--jaccard", "0"], "--jaccard 0.0 must lie above 0"),
-        (["--cosine", "1.5"], "--cosine 1.5 must lie above 0"),
+        (["--by", "letters"], "by.0 = 'letters'"),
+        (["--jaccard", "0"], "jaccard = 0.0: Input should be greater than 0"),
+        (["--cosine", "1.5"], "cosine = 1.5: Input should be less than or equal to 1"),
     ],
 )
 def test_wrong_values_are_refused_in_words(

@@ -1,0 +1,243 @@
+"""From seeds to a labeled store through all steps, with one ledger: `penumbra label recipe`.
+
+The steps go from what costs little to what costs much: expand, dedupe, decontaminate, judge, label; each only
+if the recipe has its section. The ledger holds, for each step, what it was made from and what came out, so a
+recipe that is given again goes on where it stopped and does nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from labeler.config.loading import checked_job
+from labeler.curation.expand import expand
+from labeler.curation.judge import judge
+from labeler.curation.settings import (
+    DecontaminateSettings,
+    DedupeSettings,
+    ExpandSettings,
+    JudgeSettings,
+    checked,
+)
+from labeler.curation.sifting import Source, decontaminate, dedupe
+from labeler.errors import JobFailedError
+from logitstore.common.config_file import ConfigError
+from logitstore.common.section import Section
+
+STEPS = ("expand", "dedupe", "decontaminate", "judge", "label")
+JOB_SECTIONS = ("teacher", "input", "labels", "sampling", "filters", "output", "workers", "limits", "cost")
+
+
+class RecipeSettings(Section):
+    """`[recipe]`: where the seeds are and where everything goes."""
+
+    seeds: str = Field(min_length=1)
+    """Path, glob or URL of the prompts to begin with."""
+    field: str | None = None
+    """Field of their text; None looks for the usual names."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only the first so many seeds."""
+    out: str = Field(min_length=1)
+    """Folder of the ledger, of every step's files and of the store `labels`."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, checked."""
+
+    settings: RecipeSettings
+    sections: Mapping[str, Section]
+    """The settings of each step that it has, in the order of `STEPS`; "label" is not among them."""
+    document: Mapping[str, Any]
+    """The settings of a job, as they stand in the file."""
+
+    @property
+    def labels_prompts(self) -> bool:
+        return "labels" in self.document
+
+    @property
+    def ledger(self) -> Path:
+        return Path(self.settings.out) / "recipe.json"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What the ledger holds of a step that is done."""
+
+    made_from: str
+    """Digest of its settings and of its input."""
+    output: str
+    output_digest: str
+    report: Mapping[str, Any]
+
+
+Say = Callable[[str], None]
+
+
+def checked_recipe(document: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of a document; all of its sections are checked before any step starts.
+
+    Raises ConfigError.
+    """
+    known = ("recipe", *STEPS[:-1], *JOB_SECTIONS)
+    for name in document:
+        if name not in known:
+            raise ConfigError(f"{where}: [{name}] is no section of a recipe; there are: {', '.join(known)}")
+    models = {
+        "expand": ExpandSettings,
+        "dedupe": DedupeSettings,
+        "decontaminate": DecontaminateSettings,
+        "judge": JudgeSettings,
+    }
+    sections: dict[str, Section] = {
+        name: checked(model, document[name], f"{where}, [{name}]")
+        for name, model in models.items()
+        if name in document
+    }
+    recipe = Recipe(
+        checked(RecipeSettings, document.get("recipe", {}), f"{where}, [recipe]"),
+        sections,
+        {name: document[name] for name in JOB_SECTIONS if name in document},
+    )
+    if not sections and not recipe.labels_prompts:
+        raise ConfigError(
+            f"{where} has no step; give one of [expand], [dedupe], [decontaminate], [judge], [labels]"
+        )
+    if recipe.labels_prompts or {"expand", "judge"} & sections.keys():
+        checked_job(_label_document(recipe, Path("prompts.jsonl")), where)
+    return recipe
+
+
+def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path:
+    """Do what is not done yet; the path of the last output.
+
+    Raises:
+        ConfigError: the ledger is damaged, or a step left nothing.
+        JobFailedError: a job of the teacher did not reach its end; the same recipe goes on.
+    """
+    folder = Path(recipe.settings.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = _read_ledger(recipe.ledger)
+    source = Source(recipe.settings.seeds, recipe.settings.field, limit=recipe.settings.limit)
+    digest, last = f"{source.fingerprint()}:{source.limit}", Path(recipe.settings.seeds)
+    for place, name in enumerate(STEPS):
+        if (name == "label" and not recipe.labels_prompts) or (
+            name != "label" and name not in recipe.sections
+        ):
+            continue
+        out = folder / ("labels" if name == "label" else f"{place + 1}-{name}.jsonl")
+        made_from = _made_from(recipe, name, digest)
+        record = ledger.get(name)
+        if record is not None and record.made_from == made_from and _digest_of(out) == record.output_digest:
+            say(f"{name}: done before, {_counts(record.report)}")
+        else:
+            if record is not None and record.made_from != made_from and out.exists():
+                raise ConfigError(
+                    f"{out} was made from other seeds or settings than [{name}] and the steps before it have "
+                    "now; choose another recipe.out, or remove the files of that step and of those after it"
+                )
+            report = _do(recipe, name, source, out, quiet=quiet)
+            record = StepRecord(made_from, out.name, _digest_of(out), report)
+            ledger[name] = record
+            _write_ledger(recipe.ledger, ledger)
+            say(f"{name}: {_counts(report)}")
+        source, digest, last = Source(str(out)), record.output_digest, out
+    return last
+
+
+def _do(recipe: Recipe, name: str, source: Source, out: Path, *, quiet: bool) -> dict[str, Any]:
+    settings = recipe.sections.get(name)
+    if isinstance(settings, ExpandSettings):
+        return asdict(expand(recipe.document, source, out, settings, quiet=quiet))
+    if isinstance(settings, JudgeSettings):
+        return asdict(judge(recipe.document, source, out, settings, quiet=quiet))
+    if isinstance(settings, DedupeSettings):
+        report = dedupe(source, out, settings)
+    elif isinstance(settings, DecontaminateSettings):
+        report = decontaminate(source, out, settings)
+    else:
+        return _label(recipe, source, quiet=quiet)
+    counts = ("num_read", "num_kept", "num_dropped")
+    return {count: asdict(report)[count] for count in counts}
+
+
+def _label(recipe: Recipe, source: Source, *, quiet: bool) -> dict[str, Any]:
+    from labeler.driver.run import RunOptions, run
+
+    status, job_status = run(
+        checked_job(_label_document(recipe, Path(source.uri)), None), RunOptions(quiet=quiet)
+    )
+    if status:
+        raise JobFailedError(
+            f"not everything was labeled (exit status {int(status)}, see above); give the recipe again and "
+            "it goes on"
+        )
+    return {"num_sequences": job_status.sequences}
+
+
+def _label_document(recipe: Recipe, prompts: Path) -> dict[str, Any]:
+    told = dict(recipe.document)
+    ids = {"id": "id"} if "expand" in recipe.sections else {}
+    return {
+        **told,
+        "input": {"kind": "prompt", **ids, **told.get("input", {}), "uri": str(prompts)},
+        "labels": {"mode": "generate", **told.get("labels", {})},
+        "output": {**told.get("output", {}), "uri": str(Path(recipe.settings.out) / "labels")},
+    }
+
+
+def _made_from(recipe: Recipe, name: str, digest: str) -> str:
+    """Digest of a step's settings and input; what may change between runs of a job does not count."""
+    settings: dict[str, Any] = {}
+    if name in recipe.sections:
+        settings = recipe.sections[name].model_dump(mode="json")
+    if name in ("expand", "judge", "label"):
+        identity = ("teacher", "labels", "sampling", "input")
+        settings |= {"job": {part: recipe.document.get(part, {}) for part in identity}}
+    text = json.dumps([name, settings, digest], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _digest_of(out: Path) -> str:
+    """Of a file its content; of a store the manifest's, since its own commits prove the rest."""
+    path = out / "manifest.json" if out.is_dir() else out
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _counts(report: Mapping[str, Any]) -> str:
+    """The numbers of a report in words."""
+    parts = []
+    for name, value in report.items():
+        if isinstance(value, Mapping):
+            parts += [f"{count:,} {reason}" for reason, count in sorted(value.items())]
+        elif isinstance(value, int):
+            parts.append(f"{value:,} {name.removeprefix('num_').replace('_', ' ')}")
+    return ", ".join(parts)
+
+
+def _read_ledger(path: Path) -> dict[str, StepRecord]:
+    try:
+        return {name: StepRecord(**record) for name, record in json.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error!s:.100}); remove it and every step is looked at again"
+        ) from None
+
+
+def _write_ledger(path: Path, ledger: Mapping[str, StepRecord]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps({name: asdict(record) for name, record in ledger.items()}, indent=1) + "\n")
+    os.replace(part, path)

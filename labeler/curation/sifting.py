@@ -1,0 +1,125 @@
+"""Prompts near others, or near an evaluation set's, left out: the steps `dedupe` and `decontaminate`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labeler.curation.near import EMBEDDING, Method, NearTexts
+from labeler.curation.prompt_texts import PromptText, Unreadable, read_prompts
+from labeler.curation.settings import DecontaminateSettings, DedupeSettings
+from labeler.curation.sift import Partner, Sieve, SiftReport, sift
+from logitstore.common.config_file import ConfigError
+from logitstore.inputs.listing import input_fingerprint
+
+Show = Callable[[SiftReport], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the prompts of a step are."""
+
+    uri: str
+    field: str | None = None
+    """Field of the text; None looks for the usual names."""
+    storage_options: Mapping[str, Any] | None = None
+    limit: int | None = None
+    """Only the first so many records; None is all."""
+
+    def prompts(self) -> Iterator[PromptText | Unreadable]:
+        """In the order of the input. Raises InputNotFoundError if nothing matches."""
+        found = read_prompts(self.uri, self.field, storage_options=self.storage_options)
+        return itertools.islice(found, self.limit)
+
+    def fingerprint(self) -> str:
+        return input_fingerprint(self.uri, storage_options=self.storage_options)
+
+
+def dedupe(
+    source: Source, out: Path, settings: DedupeSettings, *, restart: bool = False, show: Show = lambda _: None
+) -> SiftReport:
+    """Write to `out` the records of `source` that are near none before them. See `sift`."""
+    methods = [_near_texts(way, jaccard=settings.jaccard, cosine=settings.cosine) for way in settings.by]
+    return sift(
+        source.prompts(),
+        Sieve(methods, among_themselves=True),
+        out,
+        _whole(source, settings.model_dump(mode="json")),
+        restart=restart,
+        show=show,
+    )
+
+
+def decontaminate(
+    source: Source,
+    out: Path,
+    settings: DecontaminateSettings,
+    *,
+    restart: bool = False,
+    show: Show = lambda _: None,
+) -> SiftReport:
+    """Write to `out` the records of `source` that no evaluation set has. See `sift`.
+
+    Raises:
+        ConfigError: an evaluation set cannot be read whole.
+    """
+    partners: list[Partner] = []
+    for uri in settings.against:
+        found = list(_evaluation_texts(uri, settings.against_field, source.storage_options))
+        if not found:
+            raise ConfigError(f"{uri} has no text to compare with; name its field with --against-field")
+        partners += found
+    digests = [input_fingerprint(uri, storage_options=source.storage_options) for uri in settings.against]
+    methods = [_near_texts(way, cosine=settings.cosine, words=settings.words) for way in settings.by]
+    return sift(
+        source.prompts(),
+        Sieve(methods, partners),
+        out,
+        _whole(source, settings.model_dump(mode="json") | {"against": digests}),
+        restart=restart,
+        show=show,
+    )
+
+
+def _whole(source: Source, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "input": source.fingerprint(),
+        "field": source.field,
+        "limit": source.limit,
+        **settings,
+        **({"embedding": EMBEDDING} if "cosine" in settings["by"] else {}),
+    }
+
+
+def _evaluation_texts(
+    uri: str, field: str | None, storage_options: Mapping[str, Any] | None
+) -> Iterator[Partner]:
+    for one in read_prompts(uri, field, storage_options=storage_options):
+        if isinstance(one, Unreadable):
+            raise ConfigError(
+                f"{uri}, {one.place}: {one.reason}; an evaluation set must be read whole, or what is left "
+                "out of it would count as clean"
+            )
+        yield Partner(f"{uri}:{one.place.rpartition(':')[2]}", one.record_id, one.text)
+
+
+def _near_texts(way: Method, *, cosine: float, jaccard: float = 0.8, words: int = 13) -> NearTexts:
+    if way == "minhash":
+        from labeler.curation.minhash import MinHashTexts
+
+        return MinHashTexts(jaccard)
+    if way == "cosine":
+        from labeler.curation.cosine import CosineTexts
+
+        return CosineTexts(cosine)
+    from labeler.curation.ngrams import NgramTexts
+
+    return NgramTexts(words)
+
+
+def ways_of(text: str) -> Sequence[str]:
+    """The names of a list with commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))

@@ -1,0 +1,129 @@
+"""From seeds to a labeled store: each step once, whatever happens between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import labeler.curation.recipe as recipe_module
+from labeler.__main__ import main
+from labeler.curation.expand import text_of
+from labeler.prompting.tokenization import ByteTokenizer
+from logitstore import LogitStore
+
+SEEDS = [
+    {"id": "a", "question": "What is the capital of France?"},
+    {"id": "b", "question": "what is the capital of france"},
+    {"id": "c", "question": "Why is the grass green in most of the world?"},
+    {"id": "d", "question": "How many prime numbers are there below one hundred?"},
+]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_recipe(folder: Path, further: str = "") -> Path:
+    (folder / "seeds.jsonl").write_text("".join(json.dumps(one) + "\n" for one in SEEDS))
+    (folder / "eval.jsonl").write_text(json.dumps(SEEDS[3]) + "\n")
+    path = folder / "recipe.toml"
+    path.write_text(
+        f"""
+[recipe]
+seeds = "{folder}/seeds.jsonl"
+out = "{folder}/out"
+[teacher]
+engine = "fake"
+[expand]
+n = 2
+max_tokens = 400
+[dedupe]
+[decontaminate]
+against = ["{folder}/eval.jsonl"]
+[judge]
+threshold = 1.0
+min_mass = 0.0
+[labels]
+top_k = 512
+[sampling]
+max_tokens = 8
+{further}"""
+    )
+    return path
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_recipe_runs_through_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path)
+    real, done = recipe_module._do, []
+
+    def stopped_after(*given: Any, **named: Any) -> dict[str, Any]:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(given[1])
+        return real(*given, **named)
+
+    monkeypatch.setattr(recipe_module, "_do", stopped_after)
+    assert main(["recipe", str(path), "--quiet"]) == 130
+    assert done == ["expand", "dedupe"]
+    monkeypatch.setattr(
+        recipe_module, "_do", lambda *given, **named: done.append(given[1]) or real(*given, **named)
+    )
+    assert main(["recipe", str(path)]) == 0
+    assert done == ["expand", "dedupe", "decontaminate", "judge", "label"]
+    out = capsys.readouterr().out
+    assert "expand: done before" in out
+    assert f"next: penumbra train run --student MODEL --labels {tmp_path}/out/labels" in out
+    expanded = lines(tmp_path / "out" / "1-expand.jsonl")
+    assert [one["id"] for one in expanded[:4]] == ["a", "b", "c", "d"]
+    assert {one["parent"] for one in expanded[4:]} <= {"a", "b", "c", "d"}
+    unique = {one["id"] for one in lines(tmp_path / "out" / "2-dedupe.jsonl")}
+    assert "b" not in unique
+    assert {"a", "c", "d"} <= unique
+    judged = lines(tmp_path / "out" / "4-judge.jsonl")
+    assert "d" not in {one["id"] for one in judged}
+    labeled = {one.record_id for one in LogitStore.open(tmp_path / "out" / "labels").iter_sequences()}
+    assert labeled <= {one["id"] for one in judged}
+    assert {"a", "c"} <= labeled
+    done.clear()
+    assert main(["recipe", str(path), "--quiet"]) == 0
+    assert done == [], "everything was done before"
+    assert main(["recipe", str(path), "--quiet", "--set", "dedupe.jaccard=0.5"]) == 2
+    assert "2-dedupe.jsonl was made from other seeds or settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("[labels2]\ntop_k = 3\n", "[labels2] is no section of a recipe"),
+        ("[filters]\nempty = 'no'\n", "filters.empty"),
+        ("[limits]\nwrong = 1\n", "limits.wrong is not a setting"),
+    ],
+)
+def test_every_section_is_checked_before_the_first_step(
+    change: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipe", str(write_recipe(tmp_path, change))]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        (' "Name a river."\n', "Name a river."),
+        ('"A" and "B"', '"A" and "B"'),
+        ("plain", "plain"),
+        ("  \n", ""),
+    ],
+)
+def test_a_reply_becomes_a_prompt_without_what_surrounds_it(reply: str, text: str) -> None:
+    tokenizer = ByteTokenizer(512)
+    ids = [*reply.encode(), *tokenizer.ends.token_ids]
+    assert text_of(ids, tokenizer) == text
