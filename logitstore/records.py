@@ -7,8 +7,33 @@ All logarithms are natural; probabilities are over the teacher's whole vocabular
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import numpy as np
+
+
+class Segment(IntEnum):
+    """What a token is within its sequence; the number is the one stored."""
+
+    CONTEXT = 0
+    """Given to the assistant: prompts, tools' answers, the template's markers, turns that are not labeled."""
+    REASONING = 1
+    """The assistant's thinking, its markers included."""
+    ANSWER = 2
+    """What the assistant says; all of a plain text."""
+    TOOL = 3
+    """The assistant's call of a tool, its markers included."""
+    END = 4
+    """The marker with which the assistant ends its turn."""
+
+    @property
+    def label(self) -> str:
+        """The name in settings, selections and pages."""
+        return self.name.lower()
+
+
+SEGMENT_NAMES: tuple[str, ...] = tuple(segment.label for segment in Segment)
+"""By number."""
 
 UNKNOWN_RANK = 0
 """Value of `label_rank_N` where the rank of the actual token is not known."""
@@ -87,18 +112,24 @@ class LabeledSequence:
     student_prompt_ids: np.ndarray | None = None
     """int32, at least one: the prompt of a student that shall answer so without seeing what the teacher saw.
     It stands in place of the first `prompt_length` tokens, and no label row lies there. None: the same."""
+    segments_T: np.ndarray | None = None
+    """uint8, the `Segment` of each token; the prompt's are all CONTEXT. None: not known."""
 
     def for_student(self) -> LabeledSequence:
         """The sequence as its student sees it: its own prompt, the same response, the rows moved with it."""
         if self.student_prompt_ids is None:
             return self
-        prompt = self.student_prompt_ids
+        prompt, segments_T = self.student_prompt_ids, self.segments_T
+        if segments_T is not None:
+            context = np.full(len(prompt), Segment.CONTEXT, np.uint8)
+            segments_T = np.concatenate([context, segments_T[self.prompt_length :]])
         return replace(
             self,
             token_ids_T=np.concatenate([prompt, self.token_ids_T[self.prompt_length :]]),
             prompt_length=len(prompt),
             label_start=self.label_start + len(prompt) - self.prompt_length,
             student_prompt_ids=None,
+            segments_T=segments_T,
         )
 
 

@@ -25,7 +25,7 @@ from logitstore.exchange.importing import Source
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest import strict_json
-from logitstore.manifest.fields import STUDENT_PROMPTS, Manifest
+from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, Manifest
 from logitstore.manifest.reading import decode_manifest
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.rows.selection import Selection
@@ -59,6 +59,9 @@ TABLE_SCHEMA = pa.schema(
 
 STUDENT_PROMPT = pa.field("student_prompt_ids", pa.list_(pa.int32()))
 """A further column of stores with the feature `student_prompts`; null where a sequence has none."""
+SEGMENTS_OF_TOKENS = pa.field(SEGMENTS, pa.list_(pa.uint8()))
+"""A further column of stores with the feature `segments`: the number of each token's `Segment`; null where
+they are not known."""
 
 
 def export_table(
@@ -122,6 +125,7 @@ def sequence_record(sequence: LabeledSequence) -> dict[str, Any]:
             if sequence.student_prompt_ids is None
             else {STUDENT_PROMPT.name: sequence.student_prompt_ids.tolist()}
         ),
+        **({} if sequence.segments_T is None else {SEGMENTS: sequence.segments_T.tolist()}),
     }
 
 
@@ -156,6 +160,8 @@ def _write(store: LogitStore, path: Path, form: str, sequences: Iterator[Labeled
     schema = TABLE_SCHEMA
     if STUDENT_PROMPTS in store.manifest.features:
         schema = schema.append(STUDENT_PROMPT)
+    if SEGMENTS in store.manifest.features:
+        schema = schema.append(SEGMENTS_OF_TOKENS)
     schema = schema.with_metadata({METADATA_KEY: base64.b64encode(manifest)})
     count = 0
     opened = (
@@ -233,6 +239,7 @@ def _from_record(raw: RawRecord, manifest: Manifest) -> LabeledSequence:
             finish_reason=record["finish_reason"],
             flags=tuple(record["flags"]),
             student_prompt_ids=_student_prompt(record),
+            segments_T=_segments(record),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnsupportedInputError(
@@ -243,6 +250,11 @@ def _from_record(raw: RawRecord, manifest: Manifest) -> LabeledSequence:
 def _student_prompt(record: dict[str, Any]) -> np.ndarray | None:
     ids = record.get(STUDENT_PROMPT.name)
     return None if ids is None else np.array(ids, np.int32)
+
+
+def _segments(record: dict[str, Any]) -> np.ndarray | None:
+    segments = record.get(SEGMENTS)
+    return None if segments is None else np.array(segments, np.uint8)
 
 
 def _from_lists(record: dict[str, Any], num_temperatures: int) -> LabelRows:

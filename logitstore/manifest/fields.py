@@ -15,7 +15,9 @@ RETOKENIZED = "retokenized"
 """Feature of stores whose rows were mapped to another tokenizer."""
 STUDENT_PROMPTS = "student_prompts"
 """Feature of stores, and optional column of their shards: prompts of students other than the teacher's."""
-OPTIONAL_COLUMNS = (STUDENT_PROMPTS,)
+SEGMENTS = "segments"
+"""Feature of stores, and optional column of their shards: what each token is within its sequence."""
+OPTIONAL_COLUMNS = (STUDENT_PROMPTS, SEGMENTS)
 """Packed columns that a shard has only where its store says so, in their order."""
 VALUE_KINDS = ("logit_f16", "gap_f16")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from logitstore.manifest.fields import LabelSpec
-from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows
+from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows, Segment
 from logitstore.retokenize.boundaries import NOT_SHARED, Writing
 from logitstore.retokenize.merged_spans import Span, add_merged_spans
 from logitstore.retokenize.tokenization import NO_ID
@@ -82,6 +82,7 @@ class RowMap:
             label_start=start,
             rows=_spread(found, place_N, len(row_N), self.teacher_vocab_size),
             loss_mask_N=mask_N,
+            segments_T=_segments(source, writing),
         )
         counts_N = mask_N[place_N]
         stored_N, kept_N = mass_NM[keeps_any_N].T
@@ -157,6 +158,17 @@ class RowMap:
         return replace(
             rows, label_logprob_N=logprob_N.astype(np.float32), label_rank_N=rank_N.astype(np.int32)
         )
+
+
+def _segments(source: LabeledSequence, writing: Writing) -> np.ndarray | None:
+    """Of each of the student's tokens, the segment of the teacher's token in which it begins."""
+    if source.segments_T is None or not len(source.segments_T):
+        return None
+    begins_S = np.searchsorted(writing.offsets_T[:-1], writing.offsets_S[:-1], side="right") - 1
+    shared_S = writing.shared_S[:-1]
+    segments_S = source.segments_T[np.where(shared_S == NOT_SHARED, begins_S, shared_S)]
+    segments_S[: writing.prompt_length] = Segment.CONTEXT
+    return segments_S
 
 
 def _rows_of_positions(source: LabeledSequence, writing: Writing) -> tuple[int, np.ndarray]:

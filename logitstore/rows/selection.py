@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.fields import ShardEntry
-from logitstore.records import LabeledSequence
+from logitstore.records import SEGMENT_NAMES, LabeledSequence
 from logitstore.store import LogitStore
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -34,6 +36,15 @@ _COMPARISON = re.compile(
     r"""\s*(\w+)\s*(<=|>=|!=|==|=|<|>|has\b|lacks\b)\s*("[^"]*"|'[^']*'|[^\s<>=!"']+)\s*"""
 )
 _UNIT_FIELDS = ("unit_index", "unit_id")
+
+
+def segment_names(sequence: LabeledSequence) -> tuple[str, ...]:
+    """The segments that occur among a sequence's tokens; none where they are not known."""
+    if sequence.segments_T is None:
+        return ()
+    return tuple(SEGMENT_NAMES[number] for number in np.unique(sequence.segments_T).tolist())
+
+
 FIELDS: dict[str, Callable[[LabeledSequence], object]] = {
     "record_id": lambda sequence: sequence.record_id,
     "sample_index": lambda sequence: sequence.sample_index,
@@ -42,9 +53,11 @@ FIELDS: dict[str, Callable[[LabeledSequence], object]] = {
     "prompt_length": lambda sequence: sequence.prompt_length,
     "finish_reason": lambda sequence: sequence.finish_reason,
     "flags": lambda sequence: sequence.flags,
+    "segments": segment_names,
 }
 _FLAGS_OPERATORS = ("has", "lacks")
-_TEXT_FIELDS = ("record_id", "finish_reason", "unit_id", "flags")
+_SET_FIELDS = ("flags", "segments")
+_TEXT_FIELDS = ("record_id", "finish_reason", "unit_id", *_SET_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,11 @@ class Selection:
             for comparison in self.comparisons
             if comparison.field in _UNIT_FIELDS
         )
+
+    @property
+    def reads_segments(self) -> bool:
+        """Whether the segments of tokens are asked for."""
+        return any(comparison.field == "segments" for comparison in self.comparisons)
 
     def takes(self, sequence: LabeledSequence) -> bool:
         return all(
@@ -113,10 +131,14 @@ def _comparison(field: str, sign: str, value: str) -> Comparison:
     if field not in known:
         raise UnsupportedInputError(f"--where knows no field {field!r}; fields are {', '.join(known)}")
     plain = value[1:-1] if value[0] in "\"'" else value
-    if (field == "flags") != (sign in _FLAGS_OPERATORS):
+    if (field in _SET_FIELDS) != (sign in _FLAGS_OPERATORS):
         raise UnsupportedInputError(
-            f"--where cannot read {field} {sign}: 'has' and 'lacks' are for flags, which have nothing else; "
-            "write for example: flags has truncated"
+            f"--where cannot read {field} {sign}: 'has' and 'lacks' are for flags and segments, which have "
+            "nothing else; write for example: flags has truncated"
+        )
+    if field == "segments" and plain not in SEGMENT_NAMES:
+        raise UnsupportedInputError(
+            f"--where knows no segment {plain!r}; a token is one of {', '.join(SEGMENT_NAMES)}"
         )
     if field in _TEXT_FIELDS:
         return Comparison(field, sign, plain)

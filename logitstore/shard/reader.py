@@ -17,8 +17,8 @@ from logitstore.codec.codebooks import CodebookSet
 from logitstore.codec.loops import loops_for
 from logitstore.codec.streams import Unpacker, damaged, stored_sizes, take_planes
 from logitstore.errors import InvalidLabelsError, UnsafeObjectError
-from logitstore.manifest.fields import STUDENT_PROMPTS, LabelSpec
-from logitstore.records import LabeledSequence, LabelRows
+from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
+from logitstore.records import LabeledSequence, LabelRows, Segment
 from logitstore.shard.arrow_file import ArrowFile, BatchHeader
 from logitstore.shard.metadata import check_schema
 from logitstore.shard.schema import (
@@ -29,6 +29,7 @@ from logitstore.shard.schema import (
     rank_groups,
     values_column,
 )
+from logitstore.shard.segments import decode_segments
 from logitstore.shard.sequence_columns import BlockBuffers, BlockLayout, PlainColumns, to_flags
 from logitstore.shard.student_prompts import decode_student_prompts
 from logitstore.shard.validation import check_sequence, check_spec
@@ -160,6 +161,22 @@ class ShardReader:
             raise damaged("a student's prompt is empty, or label rows lie in the prompt that it stands for")
         return found
 
+    def segments(self, index: int) -> Sequence[np.ndarray | None]:
+        """uint8 [T] of each sequence of a block, None where not known: one column is fetched, no labels."""
+        if SEGMENTS not in self._labels.extra_columns:
+            return [None] * len(self.plain_columns(index).record_id)
+        buffers = self._buffers(index, ["sequences_checksum", SEGMENTS])
+        return self._segments({SEGMENTS: buffers.packed(SEGMENTS)}, self._checked_plain(index, buffers))
+
+    def _segments(self, columns: dict[str, memoryview], plain: PlainColumns) -> Sequence[np.ndarray | None]:
+        if SEGMENTS not in columns:
+            return [None] * len(plain.record_id)
+        found = decode_segments(columns[SEGMENTS], plain.num_tokens, verify_checksum=self._verify)
+        for segments_T, length in zip(found, plain.prompt_length.tolist(), strict=True):
+            if segments_T is not None and bool((segments_T[:length] != Segment.CONTEXT).any()):
+                raise damaged("a token of a prompt has another segment than context")
+        return found
+
     def iter_sequences(self, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
         """All sequences of the shard, block after block."""
         for index in range(self.num_blocks):
@@ -228,7 +245,7 @@ class ShardReader:
         loops = loops_for(num_rows * top_k)
         token_ids_T = take_planes(tokens, num_tokens, loops).view(np.int32)
         rows = self._codec.decode(columns, num_rows, top_k, loops, verify_checksums=self._verify)
-        prompts = self._student_prompts(columns, plain)
+        prompts, segments = self._student_prompts(columns, plain), self._segments(columns, plain)
         sequences: list[LabeledSequence] = []
         row = token = 0
         for (
@@ -241,9 +258,11 @@ class ShardReader:
             finish,
             flags,
             prompt,
+            segments_T,
         ) in zip(
             *(values if isinstance(values, list) else values.tolist() for values in plain.in_order()),
             prompts,
+            segments,
             strict=True,
         ):
             span = slice(row, row + rows_here)
@@ -259,6 +278,7 @@ class ShardReader:
                     finish,
                     to_flags(flags),
                     prompt,
+                    segments_T,
                 )
             )
             row += rows_here

@@ -66,9 +66,11 @@ class PlainColumns:
             flags=[json.dumps(list(sequence.flags)) if sequence.flags else "" for sequence in block],
         )
 
-    def without_labels(self) -> Iterator[LabeledSequence]:
+    def without_labels(
+        self, segments: Sequence[np.ndarray | None] | None = None
+    ) -> Iterator[LabeledSequence]:
         """The sequences of the block as far as these columns know them: tokens and rows have their number,
-        and mean nothing."""
+        and mean nothing. `segments` are those that `ShardReader.segments` gives."""
         none = LabelRows(*(np.empty((0, 1), dtype=np.float32) for _ in range(7)))
         for at, record_id in enumerate(self.record_id):
             none_N = np.broadcast_to(np.int32(0), (int(self.num_rows[at]),))
@@ -82,6 +84,7 @@ class PlainColumns:
                 loss_mask_N=none_N,
                 finish_reason=self.finish_reason[at],
                 flags=to_flags(self.flags[at]),
+                segments_T=None if segments is None else segments[at],
             )
 
     def in_order(self) -> Iterator[list[str] | np.ndarray]:

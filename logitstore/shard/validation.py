@@ -10,9 +10,10 @@ from itertools import pairwise
 import numpy as np
 
 from logitstore.errors import InvalidLabelsError
-from logitstore.manifest.fields import STUDENT_PROMPTS, VALUE_KINDS, LabelSpec
-from logitstore.records import LabeledSequence, LabelRows
+from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, VALUE_KINDS, LabelSpec
+from logitstore.records import SEGMENT_NAMES, LabeledSequence, LabelRows, Segment
 from logitstore.shard.schema import MAX_TEMPERATURES, MAX_VOCAB_SIZE
+from logitstore.shard.segments import MAX_SEGMENTED_TOKENS
 
 NORMALIZATION_TOLERANCE = 0.02
 """Most by which stored mass plus tail mass may miss 1."""
@@ -42,6 +43,7 @@ def check_sequence(sequence: LabeledSequence, labels: LabelSpec) -> None:
     try:
         _check_shape(sequence)
         _check_student_prompt(sequence, labels)
+        _check_segments(sequence, labels)
         check_rows(sequence.rows, labels)
     except InvalidLabelsError as error:
         raise InvalidLabelsError(f"record {sequence.record_id!r}: {error}") from error
@@ -99,6 +101,45 @@ def _check_student_prompt(sequence: LabeledSequence, labels: LabelSpec) -> None:
         f"label rows from position {sequence.label_start} of a prompt of {sequence.prompt_length} tokens",
         "rows of the response only where the student has a prompt of its own",
     )
+
+
+def _check_segments(sequence: LabeledSequence, labels: LabelSpec) -> None:
+    segments_T, num_tokens = sequence.segments_T, len(sequence.token_ids_T)
+    if segments_T is None:
+        return
+    _require(
+        SEGMENTS in labels.extra_columns,
+        "segments in a store without such",
+        f"the feature {SEGMENTS!r} in the manifest",
+    )
+    _require(
+        segments_T.shape == (num_tokens,),
+        f"segments of shape {segments_T.shape}",
+        f"one for each of the {num_tokens} tokens",
+    )
+    _require(num_tokens <= MAX_SEGMENTED_TOKENS, f"{num_tokens} tokens", f"at most {MAX_SEGMENTED_TOKENS}")
+    if not num_tokens:
+        return
+    low, high = int(segments_T.min()), int(segments_T.max())
+    _require(
+        0 <= low <= high < len(SEGMENT_NAMES),
+        f"segments {low}..{high}",
+        f"0..{len(SEGMENT_NAMES) - 1}, {', '.join(SEGMENT_NAMES)}",
+    )
+    is_context_T = segments_T == Segment.CONTEXT
+    _require(
+        bool(is_context_T[: sequence.prompt_length].all()),
+        "another segment in the prompt",
+        "context in the first prompt_length tokens",
+    )
+    if labels.positions == "response":
+        is_context_N = is_context_T[sequence.label_start : sequence.label_start + sequence.rows.num_rows]
+        counted_N = sequence.loss_mask_N[: len(is_context_N)]
+        _require(
+            not bool((counted_N & is_context_N).any()),
+            "a loss mask that counts a token of the context",
+            "counted rows of what the assistant wrote only",
+        )
 
 
 def check_rows(rows: LabelRows, labels: LabelSpec) -> None:

@@ -19,7 +19,7 @@ from logitstore.codec.codebooks import CodebookSet, identity_codebook
 from logitstore.codec.loops import WRITTEN_AS_READ, loops_for
 from logitstore.codec.streams import pack, to_planes
 from logitstore.errors import InvalidLabelsError
-from logitstore.manifest.fields import STUDENT_PROMPTS, LabelSpec
+from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard.metadata import check_codebooks, metadata_of
 from logitstore.shard.schema import (
@@ -29,6 +29,7 @@ from logitstore.shard.schema import (
     MAX_BLOCK_TOKENS,
     shard_schema,
 )
+from logitstore.shard.segments import encode_segments
 from logitstore.shard.sequence_columns import PlainColumns, to_binary_array
 from logitstore.shard.student_prompts import encode_student_prompts
 from logitstore.shard.validation import check_sequence, check_spec
@@ -140,6 +141,8 @@ def _encode_block(block: Sequence[LabeledSequence], codec: BlockCodec, schema: p
     columns["token_ids"] = pack(to_planes(np.concatenate([sequence.token_ids_T for sequence in block]), 3))
     if STUDENT_PROMPTS in codec.labels.extra_columns:
         columns[STUDENT_PROMPTS] = encode_student_prompts(block)
+    if SEGMENTS in codec.labels.extra_columns:
+        columns[SEGMENTS] = encode_segments(block)
     arrays = plain.to_arrays()
     checksum = np.uint32(plain.checksum())
     arrays.append(pa.Array.from_buffers(pa.uint32(), 1, [None, pa.py_buffer(checksum)]))

@@ -143,7 +143,8 @@ class Source:
         with self._open_remotely(entry) as reader:
             for block in range(reader.num_blocks):
                 plain = reader.plain_columns(block)
-                keep_S = self._keeps(plain)
+                segments = reader.segments(block) if self._selection.reads_segments else None
+                keep_S = self._keeps(plain, segments)
                 num_labels_S = np.minimum(plain.num_rows, plain.num_tokens - plain.label_start)
                 block_S = np.full(len(keep_S), block, dtype=np.int32)
                 shift_S = reader.student_shifts(block)  # lengths are those that the student sees
@@ -158,13 +159,13 @@ class Source:
                 first += len(keep_S)
         return Outline(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _keeps(self, plain: PlainColumns) -> np.ndarray:
+    def _keeps(self, plain: PlainColumns, segments: Sequence[np.ndarray | None] | None) -> np.ndarray:
         """bool [S], which sequences of a block take part."""
         keep_S = np.ones(len(plain.record_id), dtype=bool)
         if self._held_out is not None:
             keep_S &= [self._held_out.keeps(record_id) for record_id in plain.record_id]
         if self._selection.comparisons:
-            keep_S &= [self._selection.takes(sequence) for sequence in plain.without_labels()]
+            keep_S &= [self._selection.takes(sequence) for sequence in plain.without_labels(segments)]
         return keep_S
 
 
