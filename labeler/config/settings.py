@@ -53,6 +53,9 @@ SETTING_OF_ENGINE_ARG: dict[str, str] = {
 }
 """The setting to use instead of an engine argument that the labeler sets itself."""
 
+MOST_LEASES = 16
+"""Units that an actor may hold at a time."""
+
 MOVED_TO_SAMPLING = ("temperature", "top_p", "max_tokens", "n", "seed", "stop")
 """Settings that were in `[labels]` before `[sampling]` was there; stored plans still name them so."""
 
@@ -324,8 +327,9 @@ class WorkersConfig(Section):
     """Ray cluster to join; None takes RAY_ADDRESS, or starts a cluster on this machine for the job alone."""
     restarts: int = Field(default=3, ge=0)
     """Engine deaths in a row, without a finished unit between, after which a replica is given up."""
-    leases: int = Field(default=2, ge=1, le=8)
-    """Units that an actor holds at a time: one in the engine, the others waiting or being written."""
+    leases: int | None = Field(default=None, ge=1, le=MOST_LEASES)
+    """Units that an actor holds at a time: in the engine, waiting, being written. None is the number that
+    keeps the engine full: 2 where one unit fills it, more where units are small or the engine large."""
     lease_sec: float = Field(default=900, gt=0)
     """A lease expires when its actor has shown no progress for so long; the unit then goes to another."""
     start_sec: float = Field(default=1800, gt=0)

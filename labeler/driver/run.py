@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from labeler.config.loading import JobConfig, identity, resolved, with_absolute_paths
+from labeler.driver.in_flight import units_in_flight
 from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
@@ -256,7 +257,10 @@ class _Run:
         for text in contents_in_words(totals):
             self._view.note(text, trouble=True)
         workers = self._job.workers
-        policy = LeasePolicy(leases_per_worker=workers.leases, lease_sec=workers.lease_sec)
+        in_flight = units_in_flight(self._job, totals)
+        if in_flight.warning:
+            self._view.note(in_flight.warning, trouble=True)
+        policy = LeasePolicy(leases_per_worker=in_flight.leases, lease_sec=workers.lease_sec)
         units = self._plan.units(self._job.output.retry_sec)
         scheduler = Scheduler(units, done.__contains__, policy)
         if scheduler.is_finished:

@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from labeler.config.loading import WorkersConfig
+from labeler.config.settings import MOST_LEASES
 
 
 def reserve(workers: WorkersConfig) -> PlacementGroup | None:
@@ -36,7 +37,7 @@ def actor_options(workers: WorkersConfig, group: PlacementGroup | None) -> dict[
         "max_restarts": 0,
         "max_task_retries": 0,
         # One call per lease, and room for heartbeats beside them.
-        "max_concurrency": workers.leases + 4,
+        "max_concurrency": (workers.leases or MOST_LEASES) + 4,
     }
 
 

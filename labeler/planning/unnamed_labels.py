@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from labeler.config.loading import JobConfig
+from labeler.config.settings import MOST_LEASES
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import IndexLostError, StoreNotFoundError
 from logitstore.objects.opening import Objects
@@ -16,7 +17,7 @@ def check_unnamed_labels(job: JobConfig, objects: Objects) -> str:
     """A sentence about shards that nothing names in a store without units; "" where there are none.
 
     Raises ConfigError if the index or the manifest is lost, or if there are more such shards than stopped
-    runs leave: workers.replicas times workers.leases each.
+    runs leave: workers.replicas times workers.leases (at most) each.
     """
     output = job.output
     try:
@@ -32,7 +33,7 @@ def check_unnamed_labels(job: JobConfig, objects: Objects) -> str:
         return ""
     num_bytes = sum(info.num_bytes for info in shards)
     what = f"{len(shards):,} shards ({num_bytes:,} bytes) lie in {objects.uri} that no index names"
-    at_most = STOPPED_RUNS * job.workers.replicas * job.workers.leases
+    at_most = STOPPED_RUNS * job.workers.replicas * (job.workers.leases or MOST_LEASES)
     if len(shards) > at_most:
         raise ConfigError(
             f"output.uri: {what}, more than the {at_most:,} that {STOPPED_RUNS} runs leave which are stopped "

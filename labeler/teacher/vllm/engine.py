@@ -26,6 +26,10 @@ the memory profile does not foresee: 2,048 x 152k x 4 B = 1.2 GB, where vLLM's d
 ENGINE_CHECK_SEC = 1.0
 CPU_SEQUENCES = 32
 DEVICE_SEQUENCES = 256
+QUEUED_BATCHES = 4
+"""Full engine steps of tokens handed to the engine at a time: enough never to starve it, and bounded."""
+SPARE_SEQUENCES = 1.25
+"""Sequences handed to the engine for each it works on, so that a place that falls free is taken at once."""
 
 
 def parse_cores(cores: str) -> list[int]:

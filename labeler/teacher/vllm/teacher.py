@@ -21,7 +21,15 @@ from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.model_identity import find_model_folder, model_fingerprint, model_name
 from labeler.teacher.protocol import usable_tokens
 from labeler.teacher.response_ends import ResponseEnds
-from labeler.teacher.vllm.engine import engine_args, head_choice, prepare_process, start_engine, stop_engine
+from labeler.teacher.vllm.engine import (
+    QUEUED_BATCHES,
+    SPARE_SEQUENCES,
+    engine_args,
+    head_choice,
+    prepare_process,
+    start_engine,
+    stop_engine,
+)
 from labeler.teacher.vllm.requests import EngineLimits, Requests, Work, request_error
 from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence
@@ -31,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-QUEUED_BATCHES = 4
-"""Full engine steps of tokens handed to the engine at a time: enough never to starve it, and bounded."""
 SELF_TEST_TOKENS = 16
 MASS_TOLERANCE = 1e-4
 """How far head and tail may miss the whole, in nats, in the self-test."""
@@ -130,8 +136,7 @@ class VllmTeacher:
             max_tokens=usable_tokens(config.model_config.max_model_len),
             # Every stage of a pipeline has a batch of its own.
             step_tokens=config.scheduler_config.max_num_batched_tokens * self._teacher.pipeline_parallel_size,
-            # A few more than can be at work, so that a place that falls free is taken at once.
-            max_requests=config.scheduler_config.max_num_seqs * 5 // 4,
+            max_requests=int(config.scheduler_config.max_num_seqs * SPARE_SEQUENCES),
             max_logprobs=num_logprobs,
         )
         if labels.top_k > limits.vocab_size:
