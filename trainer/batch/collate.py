@@ -54,6 +54,10 @@ class CollateSettings:
     with tail="renormalize" or "zero": they need no normaliser, so any temperature will do."""
     with_teacher: bool = True
     """False leaves the `teacher_*` keys out, for hard labels only."""
+    store_temperatures: tuple[float | None, ...] = ()
+    """By store of the dataset, T of its rows instead of `temperature`; None reads no teacher's labels of it.
+    Adds `loss_store`, int64 [B, T]: which store the label at a token is of, as `batch_loss` wants it for
+    losses by store. Empty: `temperature` for all."""
     max_length: int | None = None
     """Tokens kept of each sequence, from its start; None keeps all."""
     pad_to_multiple_of: int = 8
@@ -194,6 +198,8 @@ def _layout(samples: Sequence[Sample], shape_BT: tuple[int, int], settings: Coll
     elif settings.packed_attention in ("block_diagonal", "block_diagonal_additive"):
         dtype = torch.bool if settings.packed_attention == "block_diagonal" else torch.float32
         layout["attention_mask"] = ((shape_BT[0], 1, shape_BT[1], shape_BT[1]), dtype)
+    if settings.store_temperatures:
+        layout["loss_store"] = (shape_BT, torch.int64)
     if settings.with_teacher:
         num_entries = max(sample.sequence.rows.token_ids_NK.shape[1] for sample in samples)
         shape_BTK = (*shape_BT, num_entries)
@@ -230,6 +236,8 @@ def _fill_token_keys(
         first, count = sequence.label_start, _rows_within(sample, place)
         counted = np.flatnonzero(sequence.loss_mask_N[:count]) + first
         labels_BT[row, place.start + counted] = sequence.token_ids_T[counted]
+        if settings.store_temperatures:
+            arrays["loss_store"][row, place.start : stop] = sample.store
     if settings.pack_length is None:
         arrays["attention_mask"][...] = document_BT >= 0
     elif settings.packed_attention == "block_diagonal":
@@ -258,26 +266,35 @@ def _fill_teacher_keys(
     logprobs_BTK[...] = -np.inf
     shift = 1 if settings.alignment == "logit" else 0
     for sample, place in zip(samples, places, strict=True):
+        temperature = _temperature_of(sample, settings)
+        if temperature is None:
+            continue
         count = _rows_within(sample, place)
         rows = sample.sequence.rows.slice(0, count)
         first = place.start + sample.sequence.label_start - shift
         where = (place.row, slice(first, first + count))
         width = rows.token_ids_NK.shape[1]
         token_ids_BTK[where][:, :width] = rows.token_ids_NK
-        logprobs_BTK[where][:, :width], tail_BT[where] = _distributions(rows, sample.labels, settings)
+        logprobs_BTK[where][:, :width], tail_BT[where] = _distributions(
+            rows, sample.labels, temperature, renormalize=settings.renormalize
+        )
         mask_BTK[where][:, :width] = np.arange(width) < rows.count_N[:, None]
 
 
+def _temperature_of(sample: Sample, settings: CollateSettings) -> float | None:
+    return settings.store_temperatures[sample.store] if settings.store_temperatures else settings.temperature
+
+
 def _distributions(
-    rows: LabelRows, labels: LabelSpec, settings: CollateSettings
+    rows: LabelRows, labels: LabelSpec, temperature: float, *, renormalize: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log-probabilities of the stored entries [N, K], log tail mass [N]) at the temperature."""
-    if not settings.renormalize:
+    if not renormalize:
         return (
-            temperatures.logprobs(rows, labels, settings.temperature),
-            temperatures.log_tail_mass(rows, labels, settings.temperature),
+            temperatures.logprobs(rows, labels, temperature),
+            temperatures.log_tail_mass(rows, labels, temperature),
         )
-    scaled_NK = rows.logits_NK / np.float32(settings.temperature)
+    scaled_NK = rows.logits_NK / np.float32(temperature)
     scaled_NK = scaled_NK - scaled_NK[:, :1]
     total_N1 = np.log(np.exp(scaled_NK).sum(axis=1, keepdims=True))
     return scaled_NK - total_N1, np.full(rows.num_rows, -np.inf, dtype=np.float32)

@@ -293,7 +293,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
                     if place == len(rows):
                         self.consumed = min(start + starts.step, length)
                     samples = tuple(
-                        Sample(sequence, self.sources[store].manifest.labels, number)
+                        Sample(sequence, self.sources[store].manifest.labels, number, store)
                         for store, sequence in row
                     )
                     yield samples if self.packing is not None else samples[0]

@@ -46,7 +46,8 @@ class RandomAccess:
         store, shard = self._shards[shard_index]
         within = index - (self._ends[shard_index - 1] if shard_index else 0)
         source = self._sources[store]
-        return Sample(self._read(store, shard, int(source.kept(shard)[within])), source.manifest.labels)
+        sequence = self._read(store, shard, int(source.kept(shard)[within]))
+        return Sample(sequence, source.manifest.labels, store=store)
 
     def _read(self, store: int, shard: int, place: int) -> LabeledSequence:
         if self._block is None or self._block.shard != (store, shard) or place not in self._block.places:

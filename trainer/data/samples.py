@@ -20,3 +20,5 @@ class Sample:
     step: int = ANY_STEP
     """Batch of this rank's epoch that the sample belongs to, counted from where reading began;
     ANY_STEP for samples fetched by index."""
+    store: int = 0
+    """Place of its store among those of the dataset."""

@@ -6,8 +6,8 @@ Shape legend: N label rows, K stored entries, O offsets.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -48,11 +48,13 @@ def check_student(
     *,
     student_width: int,
     vocabulary: Mapping[str, int] | None,
+    store_losses: Sequence[LossSettings] = (),
 ) -> list[Alignment]:
     """Everything below, for each store of the dataset; returns the alignment of each.
 
     `student_width` is the number of the student's logits. `vocabulary` is that of its tokenizer; None
     leaves it unchecked. Widths may differ if `loss` says how: by `vocab_size` or foreign_ids="tail".
+    `store_losses` are the losses of the stores where they differ; none: `loss` for all.
     """
     if loss.divergence == "sampled" and loss.alpha > 0:
         raise GuardError(
@@ -65,13 +67,14 @@ def check_student(
             f"vocab_size={loss.vocab_size} ids shall take part in the loss, but the student has "
             f"{student_width} logits; use a student with the teacher's tokenizer, or enlarge its embedding"
         )
-    for source in dataset.sources:
+    losses = store_losses or [loss] * len(dataset.sources)
+    for source, own in zip(dataset.sources, losses, strict=True):
         if vocabulary is not None:
             check_tokenizer(source.manifest, vocabulary, where=source.uri)
         if loss.vocab_size is None and loss.foreign_ids == "error":
             real_vocab_size(source.manifest, student_width, "same", where=source.uri)
-        if loss.alpha > 0:
-            check_temperature(source.manifest.labels, loss.temperature, loss.tail, where=source.uri)
+        if own.alpha > 0:
+            check_temperature(source.manifest.labels, own.temperature, own.tail, where=source.uri)
     alignments, first = [], 0
     for source in dataset.sources:
         length = sum(source.lengths)
@@ -79,6 +82,30 @@ def check_student(
         alignments.append(check_alignment(samples, where=source.uri))
         first += length
     return alignments
+
+
+def checked_store_losses(
+    store_losses: Sequence[LossSettings], loss: LossSettings, dataset: StreamingLogitDataset
+) -> tuple[LossSettings, ...]:
+    """The losses by store, or none where all are `loss`. They may differ in alpha and temperature alone."""
+    losses = tuple(store_losses)
+    if losses and len(losses) != len(dataset.sources):
+        raise ValueError(
+            f"{len(losses)} store_losses were given for the {len(dataset.sources)} stores of the dataset; "
+            "give one for each, in their order"
+        )
+    for source, own in zip(dataset.sources, losses, strict=False):
+        if replace(own, alpha=loss.alpha, temperature=loss.temperature) != loss:
+            raise ValueError(
+                f"the loss of {source.uri} differs from that of the arguments in more than alpha and "
+                "temperature; give dataclasses.replace(args.loss_settings(), alpha=..., temperature=...)"
+            )
+        if own.alpha > 0 and loss.alpha == 0:
+            raise ValueError(
+                f"the loss of {source.uri} has alpha={own.alpha}, the arguments have alpha=0 and read no "
+                "teacher's labels; give the arguments the alpha of most stores, and 0 to the others"
+            )
+    return losses if set(losses) - {loss} else ()
 
 
 def check_collation(loss: LossSettings, collate: CollateSettings) -> None:

@@ -9,7 +9,7 @@ there its weight is whole, whatever shards it, and gradients are reduced as ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
+from trainer.loss.store_losses import added_up, loss_terms
 
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")
 """Keys of a batch that go into the model; labels stay outside, or it would compute a loss of its own."""
@@ -132,28 +133,45 @@ def batch_loss(
     head: Head | None = None,
     chunk_rows: int | None = None,
     num_items_in_batch: Tensor | int | None = None,
+    store_settings: Sequence[LossSettings] = (),
 ) -> LossOutput:
-    """The loss of a collated batch, on the device where it lies. With `head` it is fused, else dense."""
+    """The loss of a collated batch, on the device where it lies. With `head` it is fused, else dense.
+
+    With `store_settings`, one for each store of the dataset, every label's loss is that of its store.
+    """
     targets = TeacherTargets.from_batch(batch) if "teacher_token_ids" in batch else None
     inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    terms = loss_terms(batch, settings, store_settings)
+    if len(terms) > 1 and num_items_in_batch is None:
+        num_items_in_batch = (batch["labels"][:, 1:] != settings.ignore_index).sum()
     if head is None:
         logits_BTV = model(**inputs, use_cache=False).logits
-        return topk_distillation_loss(
-            logits_BTV, batch["labels"], targets, settings, num_items_in_batch=num_items_in_batch
+        return added_up(
+            [
+                topk_distillation_loss(
+                    logits_BTV, term.labels_BT, targets, term.settings, num_items_in_batch=num_items_in_batch
+                )
+                for term in terms
+            ]
         )
 
     def fused_loss(hidden_BTH: Tensor) -> LossOutput:
-        return fused_linear_topk_distillation_loss(
-            hidden_BTH,
-            head.module.weight,
-            batch["labels"],
-            targets,
-            settings,
-            bias_V=head.module.bias,
-            logit_scale=head.scale,
-            logit_softcap=head.softcap,
-            chunk_rows=chunk_rows,
-            num_items_in_batch=num_items_in_batch,
+        return added_up(
+            [
+                fused_linear_topk_distillation_loss(
+                    hidden_BTH,
+                    head.module.weight,
+                    term.labels_BT,
+                    targets,
+                    term.settings,
+                    bias_V=head.module.bias,
+                    logit_scale=head.scale,
+                    logit_softcap=head.softcap,
+                    chunk_rows=chunk_rows,
+                    num_items_in_batch=num_items_in_batch,
+                )
+                for term in terms
+            ]
         )
 
     with head_replaced(head, fused_loss) as taken:

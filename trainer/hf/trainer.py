@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from trainer.hf.evaluating import (
     check_types,
     evaluation_sets,
 )
-from trainer.hf.guards import check_student
+from trainer.hf.guards import check_student, checked_store_losses
 from trainer.hf.heads import Head, batch_loss, find_head
 from trainer.hf.lengths import check_lengths, length_limit, student_context
 from trainer.hf.packing_check import settle_packing
@@ -73,6 +73,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
         peft_config: Any = None,
+        store_losses: Sequence[LossSettings] = (),
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -84,6 +85,8 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             model: the student; a name or folder is loaded in float32. None if `model_init` makes it.
             eval_dataset: one, or several by name, whose figures are then called eval_<name>_kl and so on.
             peft_config: adapters of peft to train instead of the student's weights.
+            store_losses: the loss of each store of the training dataset, where their alpha or temperature
+                differ; none takes that of `args` for all.
             compute_metrics: further figures from full logits, on which evaluation then spends a second pass;
                 `preprocess_logits_for_metrics` makes them smaller before they are gathered.
         """
@@ -110,6 +113,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         self.model_accepts_loss_kwargs = True
         self.loss_settings = args.loss_settings()
         self.logit_dataset = train_dataset
+        self.store_losses = checked_store_losses(store_losses, self.loss_settings, train_dataset)
         self._given_settings = data_collator.settings
         self._means = TokenMeans()
         self.add_callback(_TrueEpoch(train_dataset))
@@ -122,6 +126,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             data_collator.settings,
             student_width=self.model.get_output_embeddings().weight.shape[0],  # type: ignore[union-attr]
             vocabulary=None if processing_class is None else processing_class.get_vocab(),
+            store_losses=self.store_losses,
         )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -137,6 +142,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             self._given_settings,
             max_length=length_limit(self._given_settings, student_context(model)),
             count_tokens=True,
+            store_temperatures=tuple(own.temperature if own.alpha > 0 else None for own in self.store_losses),
             student_vocab_size=student_ids(model),
         )
         self.router_loss_coef = router_loss_coef(model)
@@ -168,6 +174,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             head=None if wants_logits else self.head,
             chunk_rows=self.args.chunk_rows,
             num_items_in_batch=num_items_in_batch,
+            store_settings=self.store_losses if model.training else (),
         )
         loss = output.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:

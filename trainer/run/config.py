@@ -135,6 +135,10 @@ class StoreSource(Section):
     """Folder or URL of a logit store."""
     weight: float = Field(default=1.0, ge=0)
     """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    """Weight of distillation for this store's labels; None takes `loss.alpha`. 0 trains on its text alone."""
+    temperature: float | None = Field(default=None, gt=0)
+    """T of the distillation term for this store's labels; None takes `loss.temperature`."""
     where: str | None = None
     """Which of its sequences take part, as `penumbra store cat --where` has it, for example
     'finish_reason != length and num_tokens < 2048'; None takes all."""
@@ -159,7 +163,8 @@ class DataConfig(Section):
     """What is read, and in which batches."""
 
     stores: Sources
-    """One or several stores: a URI, or tables with uri, weight, where, storage_options."""
+    """One or several stores: a URI, or tables with uri, weight, alpha, temperature, where and
+    storage_options."""
     top_k: int | None = Field(default=None, ge=1)
     """Entries read of each row, at most what the store holds; None reads all. Fewer bytes are read too."""
     shuffle: bool = True
@@ -349,6 +354,22 @@ class TrainConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     output: RunOutputConfig
+
+    @model_validator(mode="after")
+    def _losses_of_stores_are_possible(self) -> TrainConfig:
+        for store in self.data.stores:
+            if store.alpha and not self.loss.alpha:
+                raise ValueError(
+                    f"alpha = {store.alpha} of the store {store.uri} while loss.alpha = 0 reads no labels of "
+                    "a teacher; set loss.alpha to that of most stores, and alpha = 0 for the others"
+                )
+        for store in self.evaluation.stores or ():
+            if store.alpha is not None or store.temperature is not None:
+                raise ValueError(
+                    f"alpha or temperature of the store {store.uri} in evaluation.stores mean nothing: "
+                    "evaluation is at temperature 1; remove them"
+                )
+        return self
 
     @model_validator(mode="after")
     def _evaluation_is_possible(self) -> TrainConfig:

@@ -189,12 +189,19 @@ def _digests(metrics: Mapping[str, Any]) -> list[str]:
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """What to say of each setting that differs, by its name."""
-    flat_then, flat_now = flatten(then), flatten(now)
+    flat_then, flat_now = _by_name(then), _by_name(now)
     return {
         name: f"{name}: {flat_then.get(name)!r} there, {flat_now.get(name)!r} now"
         for name in sorted(flat_then | flat_now)
         if flat_then.get(name) != flat_now.get(name)
     }
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Each setting by its name; what stores say of the loss apart from where they are."""
+    stores = settings.get("data", {}).get("stores", [])
+    losses = [(store.get("alpha"), store.get("temperature")) for store in stores if isinstance(store, dict)]
+    return {**flatten(settings), "alpha and temperature of data.stores": losses}
 
 
 def begin_run(folder: Path, config: TrainConfig, *, restart: bool) -> None:

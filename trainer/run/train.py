@@ -31,6 +31,7 @@ from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_siz
 from trainer.hf.heads import find_head
 from trainer.hf.student import student_ids
 from trainer.hf.trainer import OfflineDistillationTrainer
+from trainer.loss.loss_settings import LossSettings
 from trainer.run.config import TrainConfig
 from trainer.run.output import (
     CHECKPOINTS_NAME,
@@ -75,6 +76,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         data_collator=DistillationCollator(collate_settings(config, tokenizer)),
         eval_dataset=held_out,
         processing_class=tokenizer,
+        store_losses=_store_losses(config, arguments.loss_settings()),
         callbacks=[
             *([] if board is None else [TensorBoardCallback(board)]),
             *([] if (patience := config.evaluation.patience) is None else [EarlyStoppingCallback(patience)]),
@@ -156,10 +158,13 @@ def datasets(
     held_out = make(batch_size=config.evaluation.batch_size, side="held_out", top_k=None)
     for source in [*train_set.sources, *held_out.sources]:
         check_tokenizer(source.manifest, tokenizer.get_vocab(), where=source.uri)
-        if config.loss.alpha > 0:
-            check_temperature(
-                source.manifest.labels, config.loss.temperature, config.loss.tail, where=source.uri
-            )
+    for source, store in zip(train_set.sources, data.stores, strict=True):
+        temperature, alpha = (
+            _own(store.temperature, config.loss.temperature),
+            _own(store.alpha, config.loss.alpha),
+        )
+        if alpha > 0:
+            check_temperature(source.manifest.labels, temperature, config.loss.tail, where=source.uri)
     if not train_set.num_sequences + held_out.num_sequences:
         raise ConfigError("data.stores: no sequence is left, the stores are empty or `where` selects none")
     if not held_out.num_sequences and config.evaluation.stores is not None:
@@ -170,6 +175,19 @@ def datasets(
             f"{train_set.num_sequences} sequences; raise it, since students are compared on held-out records"
         )
     return train_set, held_out
+
+
+def _own(value: float | None, of_all: float) -> float:
+    return of_all if value is None else value
+
+
+def _store_losses(config: TrainConfig, loss: LossSettings) -> list[LossSettings]:
+    return [
+        replace(
+            loss, alpha=_own(store.alpha, loss.alpha), temperature=_own(store.temperature, loss.temperature)
+        )
+        for store in config.data.stores
+    ]
 
 
 def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:

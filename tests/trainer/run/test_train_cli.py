@@ -117,6 +117,34 @@ def test_a_run_goes_on_with_its_own_settings_only(config, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_stores_have_losses_of_their_own_which_a_run_keeps(config, tmp_path, capsys):
+    make_store(
+        tmp_path / "other", (9,), seed=5, fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64
+    )
+
+    def run(alpha, *words):
+        stores = (
+            f'[{{uri = "{tmp_path / "store"}"}}, {{uri = "{tmp_path / "other"}", {alpha}temperature = 2.0}}]'
+        )
+        given = (f"data.stores={stores}", "training.save_steps=2", "evaluation.before=null", *words)
+        return main(["train", str(config), "--json", *(word for one in given for word in ("--set", one))])
+
+    assert run("", "training.max_steps=2", "evaluation.max_sequences=null") == 2
+    assert "evaluation.before = None: Input should be a valid boolean" in capsys.readouterr().err
+    few = ("training.max_steps=2", "evaluation.max_sequences=null", "evaluation.before=false")
+    assert run("alpha = 0.3, ", *few) == 0
+    settings = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert settings["evaluation"]["max_sequences"] is None
+    assert [store["alpha"] for store in settings["data"]["stores"]] == [None, 0.3]
+    capsys.readouterr()
+    assert run("alpha = 0.4, ", *few, "training.max_steps=4") == 2
+    assert "alpha and temperature of data.stores: [(None, None), (0.3, 2.0)] there" in capsys.readouterr().err
+    assert run("alpha = 0.3, ", *few, "training.max_steps=3") == 0
+    assert run("alpha = 0.3, ", *few, "loss.alpha=0") == 2
+    assert "loss.alpha = 0 reads no labels of a teacher" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_finished_student_is_never_replaced_without_restart(config, tmp_path, capsys):
     """Without training.save_steps it leaves no checkpoint, and it stood unguarded."""
     text = config.read_text().replace("save_steps = 25\n", "").replace("max_steps = 60", "max_steps = 2")
