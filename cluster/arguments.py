@@ -102,7 +102,9 @@ def _add_job_commands(add: Add) -> None:
     _add_staying(resume)
     listing = add("list", commands.list_jobs, "The labeling jobs of a cluster, newest first", "list --json")
     cost = add("cost", commands.cost, "What a job will cost, or has cost", "cost job.toml")
-    cost.add_argument("what", metavar="JOB.toml|ID")
+    cost.add_argument(
+        "what", metavar="JOB.toml|ID|STORE", help="a file: estimated; else all runs of its store"
+    )
     cost.add_argument(
         "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
     )

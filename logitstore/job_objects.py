@@ -25,6 +25,8 @@ PLAN_HEAD_NAME = f"{PLAN_PREFIX}head.json"
 PLAN_INPUT_NAME = f"{PLAN_PREFIX}input.json"
 PLAN_SEGMENTS_PREFIX = f"{PLAN_PREFIX}segments/"
 LOGS_PREFIX = "logs/"
+RUNS_PREFIX = f"{LOGS_PREFIX}runs/"
+"""A `RunRecord` of each run."""
 RETOKENIZED_NAME = "retokenized.json"
 """What `penumbra store retokenize` kept of its source."""
 RETOKENIZED_PREFIX = "retokenized/"
@@ -74,6 +76,25 @@ class Cost:
         if self.storage_per_month:
             text += f", {self.storage_per_month:,.6f} {self.currency} a month to keep"
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What one run of a job has cost by `updated`."""
+
+    owner: str
+    """Who ran it: a name, or user@host."""
+    state: JobState
+    started: str
+    """UTC, ISO 8601, as `updated`."""
+    updated: str
+    device: Device
+    device_sec: float
+    """Devices times the seconds they were held, loading included."""
+    num_tokens: int
+    compute: float
+    """Money for the devices; 0 where no price was given."""
+    currency: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +180,17 @@ def parse_status(content: bytes) -> JobStatus:
         ) from None
 
 
-_Record = TypeVar("_Record", JobStatus, WorkerView, Cost)
+def parse_run(content: bytes, name: str) -> RunRecord:
+    """One run of those below `RUNS_PREFIX`. Raises CorruptManifestError for what is none."""
+    try:
+        return _record(RunRecord, json.loads(content), name)
+    except (ValueError, RecursionError) as error:
+        raise CorruptManifestError(
+            f"{name} of the store is not readable ({error}); remove it, and its run is not counted"
+        ) from None
+
+
+_Record = TypeVar("_Record", JobStatus, WorkerView, Cost, RunRecord)
 
 
 def _record(kind: type[_Record], raw: object, where: str) -> _Record:

@@ -27,6 +27,7 @@ from cluster.jobs.submission import (
 from labeler.config.loading import JobConfig, load_job
 from labeler.driver.progress import one_line
 from labeler.job.dry_run import estimate
+from labeler.job.runs import store_cost
 from labeler.job.status import read_status
 from logitstore.errors import StoreError
 from logitstore.job_objects import JobStatus
@@ -135,7 +136,7 @@ def list_jobs(args: argparse.Namespace) -> int:
 
 
 def cost(args: argparse.Namespace) -> int:
-    """An estimate for a job file; for a job on the cluster, what its store says it has cost so far."""
+    """An estimate for a job file; for a job or a store, what all runs of the store have cost so far."""
     if args.what.endswith((".toml", ".json")):
         try:
             found = estimate(load_job(args.what, args.set, environ={}))
@@ -145,10 +146,17 @@ def cost(args: argparse.Namespace) -> int:
             json.dumps(found.plan_record()) if args.json else "\n".join([*found.in_words(), TIME_AND_PRICE])
         )
         return 0
-    progress, problem = progress_of(_client(args).job(args.what))
-    if progress is None or progress.cost is None:
-        raise ClusterError(problem or "nothing is known of its cost yet")
-    print(json.dumps(progress.cost.as_record()) if args.json else progress.cost)
+    uri, options = args.what, None
+    if not ("://" in args.what or os.path.isdir(args.what)):
+        job = _client(args).job(args.what)
+        uri, options = job.store, json.loads(job.metadata[JOB_KEY])["output"]["storage_options"]
+    try:
+        spent = store_cost(uri, options)
+    except StoreError as error:
+        raise ClusterError(str(error)) from None
+    if not spent.runs:
+        raise ClusterError(f"nothing is known of the cost of {uri} yet: no run has held a device")
+    print(json.dumps(spent.as_record()) if args.json else "\n".join(spent.in_words()))
     return 0
 
 

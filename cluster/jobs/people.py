@@ -6,15 +6,13 @@ keeps people from stopping each other's jobs by mistake.
 
 from __future__ import annotations
 
-import getpass
 import os
-import socket
 from collections.abc import Mapping, Sequence
 
 from cluster.errors import JobRefusedError
 from cluster.jobs.client import ClusterJob
+from labeler.job.person import OWNER_VARIABLE, person_here
 
-OWNER_VARIABLE = "PENUMBRA_OWNER"
 MOST_NAMED = 10
 
 
@@ -24,7 +22,7 @@ def owner_here(given: str | None = None, environ: Mapping[str, str] = os.environ
     Raises:
         JobRefusedError: the name is empty or holds white space or control characters.
     """
-    name = given or environ.get(OWNER_VARIABLE) or f"{_user()}@{socket.gethostname()}"
+    name = given or person_here(environ)
     if not name.isprintable() or any(letter.isspace() for letter in name):
         raise JobRefusedError(
             f"owner {name!r} must be one word of printable characters; give --owner or set {OWNER_VARIABLE}"
@@ -59,10 +57,3 @@ def only_one_at_work(jobs: Sequence[ClusterJob], owner: str) -> ClusterJob | Non
         names = ", ".join(job.submission_id for job in at_work)
         raise JobRefusedError(f"{len(at_work)} of your jobs have not ended; name the one to stop: {names}")
     return at_work[0] if at_work else None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in some containers
-        return str(os.getuid())

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig, is_local_path, resolved, with_absolute_paths
+from labeler.job.person import OWNER_VARIABLE
 from logitstore.common.secrets import blanked_places, secret_places
 
 Files = Literal["same", "ship"]
@@ -108,6 +109,7 @@ def prepare(
             "working_dir": str(folder),
             **_interpreter(options),
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_sec), "PYTHONUNBUFFERED": "1"}
+            | {OWNER_VARIABLE: owner}  # for the record of the run in the store
             | dict(options.env_vars),
         },
         metadata=metadata,

@@ -30,6 +30,7 @@ from labeler.errors import (
 from labeler.job.cost import cost_of
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog
+from labeler.job.runs import RunWriter
 from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup
@@ -133,7 +134,7 @@ class _Run:
         self._tally = Tally()
         self._started = utc_now()
         self._replica_sec = 0.0
-        self._status = StatusWriter(prepared.objects)
+        self._status = StatusWriter(prepared.objects, RunWriter(prepared.objects, self._started))
 
     def run(self) -> tuple[ExitStatus, JobStatus]:
         state: JobState = "failed"
@@ -324,7 +325,7 @@ class _Run:
         def write() -> None:
             if is_driver:
                 self._write_rejects(setup)
-            self._status.close(status if is_driver else None)
+            self._status.close(status, is_driver=is_driver)
 
         try:
             persistently(write, self._job.output.retry_sec)

@@ -105,7 +105,10 @@ def test_a_submitted_job_is_followed_to_its_end(
     assert run(capsys, "logs", job_id, *address)[1].strip() == log.strip()
     status, out, _ = run(capsys, "cost", job_id, *address, "--json")
     assert status == 0
-    assert json.loads(out) == progress["cost"]
+    spent = json.loads(out)
+    assert [run["state"] for run in spent["runs"]] == ["finished"]
+    assert spent["total"]["device_sec"]["core"] == pytest.approx(progress["cost"]["device_sec"], abs=0.01)
+    assert list(spent["owners"]) == [listed[0]["owner"]]
     assert_the_page_shows(cluster, job_id, tmp_path / "store")
     assert_nowhere(SECRET, cluster, job_id, tmp_path / "store", log)
 
