@@ -18,6 +18,7 @@ COMMANDS = {
     "export": making.export,
     "import": making.import_store,
     "merge": making.merge,
+    "mix": making.mix,
     "retokenize": retokenizing.retokenize,
     "codebook": making.codebook,
     "compact": making.compact,

@@ -14,6 +14,7 @@ from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.exchange.megatron import read_megatron
 from logitstore.exchange.merge import merge_stores
+from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.npz import export_npz, read_npz
 from logitstore.exchange.tables import export_table, read_table
 from logitstore.rows.selection import parse_selection
@@ -64,6 +65,20 @@ def merge(args: argparse.Namespace) -> int:
             sources,
             args.out,
             selection=parse_selection(args.where),
+            storage_options=context.storage_options(args),
+            progress=progress,
+        )
+    _say_size(args, store)
+    return context.OK
+
+
+def mix(args: argparse.Namespace) -> int:
+    first, second = (context.open_store(args, uri) for uri in args.stores)
+    with context.progress_bar(args) as progress:
+        store = mix_stores(
+            (first, second),
+            args.out,
+            weights=(args.weights[0], args.weights[1]),
             storage_options=context.storage_options(args),
             progress=progress,
         )

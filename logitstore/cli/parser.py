@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_merge(commands)
     _add_retokenize(commands)
+    _add_mix(commands)
     _add_codebook(commands)
     _add_compact(commands)
     _add_rebuild_index(commands)
@@ -321,6 +322,24 @@ def _add_retokenize(commands: _Commands) -> None:
         action="store_true",
         help="where the actual token is several of the teacher's, give it their product as its probability: "
         "assumes that the teacher writes this text in no other way",
+    )
+
+
+def _add_mix(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "mix",
+        "two teachers' labels of the same tokens as those of one, by the sum of their probabilities",
+        "Both stores hold the same sequences, token by token; the mixture is exact at T=1, over the ids\n"
+        "that both know and for the mass outside them. Its rows are at given ids, so no prefix of them can\n"
+        "be read. An interrupted command goes on when it is repeated.",
+        "mix build/teacher-a build/teacher-b --out build/both",
+        "mix build/teacher-a build/teacher-b --out build/both --weights 0.7 0.3",
+    )
+    parser.add_argument("stores", nargs=2, metavar="STORE")
+    parser.add_argument("--out", required=True, metavar="STORE", help="the new store")
+    parser.add_argument(
+        "--weights", nargs=2, type=float, metavar="W", default=[0.5, 0.5], help="of each, adding up to 1"
     )
 
 

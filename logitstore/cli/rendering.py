@@ -35,7 +35,8 @@ def print_inspection(found: Inspection, console: Console) -> None:
     sizes = {"shards": found.shard_bytes, **found.other_bytes}
     lines = (
         f"labels   K={labels['top_k']} of V={labels['vocab_size']}, temperatures {labels['temperatures']}, "
-        f"{labels['value_kind']}, mode {labels['mode']}, positions {labels['positions']}",
+        f"{labels['value_kind']}, {labels['support']} entries, mode {labels['mode']}, "
+        f"positions {labels['positions']}",
         "holds    " + ", ".join(count_text(count, name) for name, count in held.items()),
         "size     " + ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items()),
         f"per row  {found.bytes_per_row:.1f} B in shards, of which {found.needed_bytes_per_row:.1f} B are "
@@ -54,7 +55,8 @@ def print_inspection(found: Inspection, console: Console) -> None:
     console.print(_entries(found))
     console.print(_distribution(found))
     console.print(_mass(found))
-    console.print(_advice(found), highlight=False)
+    if labels["support"] == "top":
+        console.print(_advice(found), highlight=False)
 
 
 def _columns(found: Inspection) -> Table:

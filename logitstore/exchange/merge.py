@@ -70,7 +70,7 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
                 f"{source.uri} and {sources[0].uri} were not mapped to their tokenizer in the same way: one "
                 "is retokenized and the other is not, or only one has merged spans; retokenize both alike"
             )
-        for name in ("temperatures", "value_kind"):
+        for name in ("temperatures", "value_kind", "support"):
             here, there = getattr(first.labels, name), getattr(other.labels, name)
             if here != there:
                 raise StoreChangedError(

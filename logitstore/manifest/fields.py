@@ -15,6 +15,8 @@ RETOKENIZED = "retokenized"
 """Feature of stores whose rows were mapped to another tokenizer."""
 STUDENT_PROMPTS = "student_prompts"
 """Feature of stores, and optional column of their shards: prompts of students other than the teacher's."""
+GIVEN_ENTRIES = "given_entries"
+"""Feature of stores whose entries are at ids that were given, and not the teacher's top ones."""
 SEGMENTS = "segments"
 """Feature of stores, and optional column of their shards: what each token is within its sequence."""
 OPTIONAL_COLUMNS = (STUDENT_PROMPTS, SEGMENTS)
@@ -75,6 +77,15 @@ class LabelSpec:
     that it is not V; None where V is it."""
     extra_columns: tuple[str, ...] = field(default=(), metadata=ABSENT_IF_DEFAULT)
     """Which of OPTIONAL_COLUMNS the shards have, in that order; each is a feature of the store as well."""
+
+    support: str = field(default="top", metadata=ABSENT_IF_DEFAULT)
+    """"top": the entries of a row are the teacher's likeliest. "given": they are at ids that were given, so
+    that the first ones of them are no top-K (feature "given_entries")."""
+
+    @property
+    def shard_features(self) -> tuple[str, ...]:
+        """What the shards name as features: optional columns, and entries that are not the top ones."""
+        return (*self.extra_columns, *([GIVEN_ENTRIES] if self.support == "given" else []))
 
     @property
     def num_outcomes(self) -> int:

@@ -19,6 +19,7 @@ from logitstore.errors import (
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import (
     FORMAT_VERSION,
+    GIVEN_ENTRIES,
     OPTIONAL_COLUMNS,
     RETOKENIZED,
     VALUE_KINDS,
@@ -28,7 +29,7 @@ from logitstore.manifest.fields import (
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
-KNOWN_FEATURES: frozenset[str] = frozenset({RETOKENIZED, *OPTIONAL_COLUMNS})
+KNOWN_FEATURES: frozenset[str] = frozenset({RETOKENIZED, GIVEN_ENTRIES, *OPTIONAL_COLUMNS})
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 2, 2**20
 MAX_TEMPERATURES = 16
 MODES = ("score", "generate")
@@ -107,6 +108,11 @@ def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
             f"{what}: labels.extra_columns {manifest.labels.extra_columns!r:.80} must be the features that "
             f"are columns, in their order: {columns!r:.80}"
         )
+    if (GIVEN_ENTRIES in manifest.features) != (manifest.labels.support == "given"):
+        raise CorruptManifestError(
+            f"{what}: the feature {GIVEN_ENTRIES!r} and labels.support {manifest.labels.support!r:.40} must "
+            'go together: "given" with it, "top" without'
+        )
     if not 0 <= manifest.tokenizer.vocab_size <= MAX_VOCAB_SIZE:
         raise CorruptManifestError(
             f"{what}: the tokenizer's vocab_size {manifest.tokenizer.vocab_size} "
@@ -152,6 +158,7 @@ def check_labels(labels: LabelSpec, *, what: str = MANIFEST_NAME) -> None:
         ("mode", labels.mode, MODES),
         ("positions", labels.positions, POSITIONS),
         ("alignment", labels.alignment, ("label",)),
+        ("support", labels.support, ("top", "given")),
     ):
         if value not in allowed:
             raise CorruptManifestError(f"{what}: {name} {value!r:.60} must be one of {', '.join(allowed)}")

@@ -19,6 +19,7 @@ from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows, Segment
 from logitstore.retokenize.boundaries import NOT_SHARED, Writing
 from logitstore.retokenize.merged_spans import Span, add_merged_spans
 from logitstore.retokenize.tokenization import NO_ID
+from logitstore.rows.silent_rows import spread_rows
 
 NO_ROW = -1
 
@@ -80,7 +81,7 @@ class RowMap:
             token_ids_T=writing.token_ids_S,
             prompt_length=writing.prompt_length,
             label_start=start,
-            rows=_spread(found, place_N, len(row_N), self.teacher_vocab_size),
+            rows=spread_rows(found, place_N, len(row_N), self.teacher_vocab_size),
             loss_mask_N=mask_N,
             segments_T=_segments(source, writing),
         )
@@ -225,24 +226,3 @@ def _take(rows: LabelRows, which_N: np.ndarray) -> LabelRows:
     if which_N.all():
         return rows
     return LabelRows(*(getattr(rows, name)[which_N] for name in LabelRows.__slots__))
-
-
-def _spread(rows: LabelRows, place_N: np.ndarray, num_rows: int, vocab_size: int) -> LabelRows:
-    """The rows at their places; between them rows that say nothing: one entry of an even distribution."""
-    width = max(1, rows.token_ids_NK.shape[1])
-    num_temperatures = rows.logsumexp_NM.shape[1]
-    even, even_tail = np.log(vocab_size), np.log1p(-1 / vocab_size)
-    logits_NK = np.full((num_rows, width), -np.inf, np.float32)
-    logits_NK[:, 0] = 0
-    full = LabelRows(
-        logits_NK=logits_NK,
-        token_ids_NK=np.zeros((num_rows, width), np.int32),
-        count_N=np.ones(num_rows, np.int32),
-        logsumexp_NM=np.full((num_rows, num_temperatures), even, np.float32),
-        log_tail_mass_NM=np.full((num_rows, num_temperatures), even_tail, np.float32),
-        label_logprob_N=np.full(num_rows, np.nan, np.float32),
-        label_rank_N=np.zeros(num_rows, np.int32),
-    )
-    for name in LabelRows.__slots__:
-        getattr(full, name)[place_N] = getattr(rows, name)
-    return full

@@ -23,7 +23,7 @@ def metadata_of(labels: LabelSpec, codebooks: CodebookSet | None) -> dict[str, s
     return {
         "format": SHARD_FORMAT,
         "version": str(SHARD_VERSION),
-        "features": json.dumps(list(labels.extra_columns)),
+        "features": json.dumps(list(labels.shard_features)),
         **{name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()},
     }
 
@@ -35,7 +35,7 @@ def _values(labels: LabelSpec, codebooks: CodebookSet | None) -> dict[str, Any]:
         "temperatures": list(labels.temperatures),
         "value_kind": labels.value_kind,
         "codebooks": codebooks.hash if codebooks else "",
-        "features": list(labels.extra_columns),
+        "features": list(labels.shard_features),
     }
 
 

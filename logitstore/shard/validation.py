@@ -27,6 +27,7 @@ def check_spec(labels: LabelSpec) -> None:
     )
     _require(1 <= labels.top_k <= labels.vocab_size, f"top_k {labels.top_k}", "1..vocab_size")
     _require(labels.value_kind in VALUE_KINDS, f"value_kind {labels.value_kind!r}", f"one of {VALUE_KINDS}")
+    _require(labels.support in ("top", "given"), f"support {labels.support!r}", '"top" or "given"')
     _require(labels.alignment == "label", f"alignment {labels.alignment!r}", '"label"')
     _require(
         0 < len(temperatures) <= MAX_TEMPERATURES

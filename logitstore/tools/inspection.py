@@ -236,6 +236,7 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
             "value_kind": manifest.labels.value_kind,
             "mode": manifest.labels.mode,
             "positions": manifest.labels.positions,
+            "support": manifest.labels.support,
         },
         retokenized=manifest.retokenized,
         kept=read_report(store),

@@ -232,5 +232,7 @@ def _check_repeats(store: LogitStore, findings: Findings) -> None:
 def _name_of(store: LogitStore, unit_index: int, digest: bytes) -> str:
     """The record id behind a digest, from the unit's shard: problems are rare, memory is not."""
     entry = next(entry for entry in store.shards() if entry.unit_index == unit_index)
-    names = (sequence.record_id for sequence in store.open_shard(entry).iter_sequences(top_k=1))
+    with store.open_shard(entry) as reader:
+        blocks = [reader.plain_columns(block).record_id for block in range(reader.num_blocks)]
+    names = (name for block in blocks for name in block)
     return next(name for name in names if digest_of(name) == digest)

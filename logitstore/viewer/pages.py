@@ -49,6 +49,8 @@ class SequencePages:
         Raises:
             IndexError: `start` is negative or not below `total`.
         """
+        if self._store.manifest.labels.support == "given":
+            top_k = None  # the first of given entries are no top-K
         with self._lock:
             if not 0 <= start < self.total:
                 raise IndexError(

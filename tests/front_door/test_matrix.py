@@ -40,6 +40,7 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("store", "export"): (NOWHERE, "--to", "npz", "out.npz"),
     ("store", "import"): ("--from", "npz", NOWHERE, "out"),
     ("store", "merge"): (NOWHERE, f"{NOWHERE}-2", "--out", "out"),
+    ("store", "mix"): (NOWHERE, f"{NOWHERE}-2", "--out", "out"),
     ("store", "retokenize"): (NOWHERE, "out", "--tokenizer", NOWHERE),
     ("store", "codebook"): (NOWHERE, "--out", "out.bin"),
     ("store", "compact"): (NOWHERE,),

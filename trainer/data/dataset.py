@@ -365,6 +365,11 @@ class StreamingLogitDataset(IterableDataset[Any]):
     def _check_top_k(self) -> None:
         for source in self.sources:
             stored = source.manifest.labels.top_k
+            if self.top_k is not None and self.top_k < stored and source.manifest.labels.support == "given":
+                raise SettingError(
+                    f"top_k={self.top_k} asks for the first entries of {source.uri}, whose rows are at ids "
+                    "that were given: the first ones are no top-K; leave data.top_k out"
+                )
             if self.top_k is not None and not 1 <= self.top_k <= stored:
                 raise SettingError(
                     f"top_k={self.top_k} must lie in 1..{stored}, the entries that {source.uri} stores of "

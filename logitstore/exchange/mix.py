@@ -1,0 +1,240 @@
+"""Two teachers' labels of the same tokens as those of one: the weighted sum of their probabilities.
+
+At T=1 and over the ids that both stores know the sum is exact, and so is the tail: each teacher's mass
+outside these ids is its own tail and its other entries. Softened, a sum of probabilities is no sum of
+softened ones, so the new store has T=1 only.
+
+Shape legend: N label rows, K stored entries, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from logitstore import __version__
+from logitstore.codec.codebook_training import train_codebooks
+from logitstore.errors import InvalidLabelsError, StoreChangedError, UnsupportedInputError
+from logitstore.exchange.importing import CODEBOOK_USES, check_no_others
+from logitstore.manifest.fields import GIVEN_ENTRIES, Manifest, ShardEntry, TeacherInfo
+from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows
+from logitstore.rows.silent_rows import spread_rows
+from logitstore.store import LogitStore
+
+Progress = Callable[[str, int, int], None]
+
+
+def mix_stores(
+    stores: tuple[LogitStore, LogitStore],
+    uri: str,
+    *,
+    weights: tuple[float, float] = (0.5, 0.5),
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> LogitStore:
+    """A store of the first one's sequences with the mixture's rows; goes on where it was interrupted.
+
+    Raises UnsupportedInputError for weights that are no distribution, StoreChangedError for stores of
+    different tokenizers, InvalidLabelsError for a sequence that the second lacks or holds with other tokens,
+    and for a row that counts in a loss and has no id that both know.
+    """
+    if not (min(weights) > 0 and abs(sum(weights) - 1) < 1e-6):
+        raise UnsupportedInputError(f"weights {weights} must be above 0 and add up to 1; for example 0.5 0.5")
+    manifest = mixed_manifest(stores, weights)
+    target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    first, second = stores[0], _SequencesByKey(stores[1])
+    committed, names = target.committed_units(), set[str]()
+    entries = list(first.shards())
+    made_from = f"{stores[1].digest} {weights!r}"
+    num_rows = int(first.shards().column("num_rows").sum())
+    for done, entry in enumerate(entries):
+        if progress:
+            progress("units", done, len(entries))
+        if not entry.name:
+            continue
+        name = f"mixed-{hashlib.blake2b(f'{entry.checksum} {made_from}'.encode(), digest_size=8).hexdigest()}"
+        names.add(name)
+        if name in committed:
+            continue
+        with first.open_shard(entry, whole=True) as reader:
+            mixed = [_mix(one, second.get(one), weights, manifest) for one in reader.iter_sequences()]
+        if target.codebooks() is None:
+            rows = (one.rows for one in mixed)
+            books = train_codebooks(rows, manifest.labels, expected_rows=CODEBOOK_USES * num_rows)
+            target.set_codebooks(books)
+        target.commit_unit(name, entry.unit_index, mixed, seconds=0.0, worker="mix")
+    if progress:
+        progress("units", len(entries), len(entries))
+    check_no_others(target, committed - names)
+    target.compact()
+    return target
+
+
+def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, float]) -> Manifest:
+    """The head of the mixture. Raises StoreChangedError."""
+    first, second = (store.manifest for store in stores)
+    for name, left, right in (
+        ("tokenizer", first.tokenizer, second.tokenizer),
+        ("vocab_size", first.labels.vocab_size, second.labels.vocab_size),
+    ):
+        if left != right:
+            raise StoreChangedError(
+                f"{stores[0].uri} and {stores[1].uri} differ in {name}: the same id may be another token; "
+                "map one of them first, with `penumbra store retokenize`"
+            )
+    parts = [(one.teacher.model, one.teacher.fingerprint) for one in (first, second)]
+    identity = hashlib.sha256(repr((parts, weights)).encode()).hexdigest()
+    origin = first.retokenized or second.retokenized
+    columns = first.labels.extra_columns
+    return dataclasses.replace(
+        first,
+        teacher=TeacherInfo(
+            model=" + ".join(
+                f"{weight:g} {model}" for weight, (model, _) in zip(weights, parts, strict=True)
+            ),
+            revision=None,
+            fingerprint=f"sha256:{identity}",
+            dtype="float32",
+            quantization=None,
+            engine="mix",
+            engine_version=__version__,
+            capture="mix",
+        ),
+        labels=dataclasses.replace(
+            first.labels,
+            top_k=min(first.labels.top_k, second.labels.top_k),
+            temperatures=(1.0,),
+            value_kind="gap_f16",
+            support="given",
+            teacher_vocab_size=first.labels.teacher_vocab_size or second.labels.teacher_vocab_size,
+        ),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        codebooks=None,
+        features=(*(["retokenized"] if origin else []), *columns, GIVEN_ENTRIES),
+        config={"mix": {"digests": [store.digest for store in stores], "weights": list(weights)}},
+        retokenized=origin,
+    )
+
+
+class _SequencesByKey:
+    """The second store's sequences by record and sample; one shard of it is in memory."""
+
+    def __init__(self, store: LogitStore) -> None:
+        self._store = store
+        self._shards: list[ShardEntry] = [entry for entry in store.shards() if entry.name]
+        self._places: dict[tuple[str, int], tuple[int, int]] = {}
+        self._open: tuple[int, list[LabeledSequence]] = (-1, [])
+        for shard, entry in enumerate(self._shards):
+            with store.open_shard(entry) as reader:
+                place = 0
+                for block in range(reader.num_blocks):
+                    plain = reader.plain_columns(block)
+                    for key in zip(plain.record_id, plain.sample_index.tolist(), strict=True):
+                        self._places[key] = (shard, place)
+                        place += 1
+
+    def get(self, sequence: LabeledSequence) -> LabeledSequence:
+        """The other labels of these tokens. Raises InvalidLabelsError."""
+        found = self._places.get((sequence.record_id, sequence.sample_index))
+        name = f"record {sequence.record_id!r:.120} (sample {sequence.sample_index})"
+        if found is None:
+            raise InvalidLabelsError(
+                f"{name} is not in {self._store.uri}: only what both teachers labeled can be mixed; label it "
+                "there, or merge a selection of the first store with --where"
+            )
+        shard, place = found
+        if self._open[0] != shard:
+            with self._store.open_shard(self._shards[shard], whole=True) as reader:
+                self._open = (shard, list(reader.iter_sequences()))
+        other = self._open[1][place]
+        if not np.array_equal(other.token_ids_T, sequence.token_ids_T):
+            raise InvalidLabelsError(
+                f"{name} has other tokens in {self._store.uri}: let the second teacher score the first one's "
+                'text (labels.mode = "score", input.kind = "token_ids")'
+            )
+        return other
+
+
+def _mix(
+    one: LabeledSequence, other: LabeledSequence, weights: tuple[float, float], manifest: Manifest
+) -> LabeledSequence:
+    start = max(one.label_start, other.label_start)
+    stop = min(one.label_start + one.rows.num_rows, other.label_start + other.rows.num_rows)
+    num_rows = max(0, stop - start)
+    parts = [_cut(sequence, start, num_rows) for sequence in (one, other)]
+    mask_N = parts[0][1] & parts[1][1]
+    rows, has_any_N = mix_rows(parts[0][0], parts[1][0], weights, manifest.labels.vocab_size)
+    if (mask_N & ~has_any_N).any():
+        raise InvalidLabelsError(
+            f"record {one.record_id!r:.120} has no id that both stores know at "
+            f"position {start + int((mask_N & ~has_any_N).argmax())}; store more entries "
+            "(labels.top_k) of both teachers"
+        )
+    kept = LabelRows(*(getattr(rows, name)[has_any_N] for name in LabelRows.__slots__))
+    return dataclasses.replace(
+        one,
+        label_start=start,
+        rows=spread_rows(kept, np.flatnonzero(has_any_N), num_rows, manifest.labels.num_outcomes),
+        loss_mask_N=mask_N,
+    )
+
+
+def _cut(sequence: LabeledSequence, start: int, num_rows: int) -> tuple[LabelRows, np.ndarray]:
+    span = slice(start - sequence.label_start, start - sequence.label_start + num_rows)
+    rows = LabelRows(*(getattr(sequence.rows, name)[span] for name in LabelRows.__slots__))
+    return rows, sequence.loss_mask_N[span]
+
+
+def mix_rows(
+    one: LabelRows, other: LabelRows, weights: Sequence[float], vocab_size: int
+) -> tuple[LabelRows, np.ndarray]:
+    """Rows at T=1 over the ids that both have, and bool [N] which have any.
+
+    Logits are log-probabilities, so the normaliser is 0.
+    """
+    num_rows = one.num_rows
+    ids, probabilities, others_N = [], [], []
+    for rows in (one, other):
+        real_NK = np.arange(rows.token_ids_NK.shape[1]) < rows.count_N[:, None]
+        p_NK = np.where(real_NK, np.exp(rows.logits_NK - rows.logsumexp_NM[:, :1]).astype(np.float64), 0.0)
+        keys = np.arange(num_rows)[:, None] * np.int64(vocab_size) + rows.token_ids_NK
+        ids.append(np.where(real_NK, keys, -1))
+        probabilities.append(p_NK)
+        others_N.append(np.exp(rows.log_tail_mass_NM[:, 0].astype(np.float64)))
+    shared_NK = np.isin(ids[0], ids[1]) & (ids[0] >= 0)
+    order = np.argsort(ids[1], axis=None)
+    place = np.searchsorted(ids[1].ravel()[order], ids[0]).clip(max=max(0, order.size - 1))
+    partner_NK = np.where(shared_NK, probabilities[1].ravel()[order[place]], 0.0)
+    own_NK = np.where(shared_NK, probabilities[0], 0.0)
+    mixed_NK = weights[0] * own_NK + weights[1] * partner_NK
+    outside = (
+        others_N[0] + (probabilities[0] - own_NK).sum(axis=1),
+        others_N[1] + probabilities[1].sum(axis=1) - partner_NK.sum(axis=1),
+    )
+    tail_N = weights[0] * outside[0] + weights[1] * np.maximum(outside[1], 0)
+    rank_NK = np.argsort(np.where(shared_NK, -mixed_NK, np.inf), axis=1, kind="stable")
+    count_N = (mixed_NK > 0).sum(axis=1).astype(np.int32)
+    width = max(1, int(count_N.max(initial=0)))
+    rank_NK = rank_NK[:, :width]
+    left_NK = np.arange(width) < count_N[:, None]
+    with np.errstate(divide="ignore"):
+        logits_NK = np.log(np.take_along_axis(mixed_NK, rank_NK, axis=1))
+        log_tail_N = np.minimum(np.log(tail_N), 0)
+        labels = [np.exp(rows.label_logprob_N.astype(np.float64)) for rows in (one, other)]
+        label_N = np.minimum(np.log(weights[0] * labels[0] + weights[1] * labels[1]), 0)
+    ids_NK = np.take_along_axis(one.token_ids_NK, rank_NK, axis=1)
+    rows = LabelRows(
+        logits_NK=np.where(left_NK, logits_NK, -np.inf).astype(np.float32),
+        token_ids_NK=np.where(left_NK, ids_NK, 0).astype(np.int32),
+        count_N=count_N,
+        logsumexp_NM=np.zeros((num_rows, 1), np.float32),
+        log_tail_mass_NM=log_tail_N[:, None].astype(np.float32),
+        label_logprob_N=label_N.astype(np.float32),
+        label_rank_N=np.full(num_rows, UNKNOWN_RANK, np.int32),
+    )
+    return rows, count_N > 0

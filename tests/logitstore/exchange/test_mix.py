@@ -1,0 +1,239 @@
+"""`penumbra store mix`, and rows at given ids: against whole distributions of two teachers."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from logitstore.__main__ import main
+from logitstore.errors import (
+    InvalidLabelsError,
+    StoreChangedError,
+    StoreExistsError,
+    UnsupportedFormatError,
+    UnsupportedInputError,
+)
+from logitstore.exchange.merge import merge_stores
+from logitstore.exchange.mix import mix_stores
+from logitstore.manifest import reading
+from logitstore.manifest.fields import GIVEN_ENTRIES, Manifest
+from logitstore.records import LabeledSequence, LabelRows
+from logitstore.shard import metadata
+from logitstore.shard.reader import ShardReader
+from logitstore.store import LogitStore
+from logitstore.tools.verify import verify_store
+from logitstore.viewer.pages import SequencePages
+from tests.conftest import Place
+from tests.logitstore.random_labels import TEMPERATURES, VOCAB_SIZE, make_manifest
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.errors import SettingError
+
+NUM_ROWS = 9
+NAMES = ("a", "b", "c", "d")
+
+
+def logits_of(teacher: str, record: str) -> np.ndarray:
+    """float64 [N, V]: two teachers that are not far apart, to three decimals."""
+    shared = np.random.default_rng(len(record) + ord(record[0])).normal(0, 3, (NUM_ROWS, VOCAB_SIZE))
+    own = np.random.default_rng(sum(map(ord, teacher + record))).normal(0, 1, (NUM_ROWS, VOCAB_SIZE))
+    return np.round(shared + own, 3)
+
+
+def tokens_of(record: str) -> np.ndarray:
+    return np.random.default_rng(ord(record[0])).integers(0, VOCAB_SIZE, NUM_ROWS + 1).astype(np.int32)
+
+
+def rows_at(logits_NV: np.ndarray, ids_NK: np.ndarray, labels_N: np.ndarray) -> LabelRows:
+    """Rows at these ids, exact normalisers and tails; the ids are sorted by logit."""
+    stored_NK = np.take_along_axis(logits_NV, ids_NK, axis=1)
+    order_NK = np.argsort(-stored_NK, axis=1, kind="stable")
+    ids_NK = np.take_along_axis(ids_NK, order_NK, axis=1)
+    rest_NV = logits_NV.copy()
+    np.put_along_axis(rest_NV, ids_NK, -np.inf, axis=1)
+    lse_NM = np.stack([np.logaddexp.reduce(logits_NV / t, axis=1) for t in TEMPERATURES], axis=1)
+    tail_NM = np.stack([np.logaddexp.reduce(rest_NV / t, axis=1) for t in TEMPERATURES], axis=1) - lse_NM
+    at_label_N = logits_NV[np.arange(len(labels_N)), labels_N]
+    return LabelRows(
+        logits_NK=np.take_along_axis(logits_NV, ids_NK, axis=1).astype(np.float32),
+        token_ids_NK=ids_NK.astype(np.int32),
+        count_N=np.full(len(labels_N), ids_NK.shape[1], np.int32),
+        logsumexp_NM=lse_NM.astype(np.float32),
+        log_tail_mass_NM=tail_NM.astype(np.float32),
+        label_logprob_N=(at_label_N - lse_NM[:, 0]).astype(np.float32),
+        label_rank_N=(logits_NV >= at_label_N[:, None]).sum(axis=1).astype(np.int32),
+    )
+
+
+def top_ids(teacher: str, record: str, top_k: int) -> np.ndarray:
+    return np.argsort(-logits_of(teacher, record), axis=1, kind="stable")[:, :top_k]
+
+
+def sequence(teacher: str, record: str, ids_NK: np.ndarray) -> LabeledSequence:
+    tokens = tokens_of(record)
+    rows = rows_at(logits_of(teacher, record), ids_NK, tokens[1:])
+    return LabeledSequence(record, 0, tokens, 0, 1, rows, np.ones(NUM_ROWS, bool), "scored")
+
+
+def given_manifest(top_k: int, model: str) -> Manifest:
+    plain = make_manifest(top_k, model=model)
+    return replace(plain, features=(GIVEN_ENTRIES,), labels=replace(plain.labels, support="given"))
+
+
+def make_store(
+    place: str | Path, teacher: str, top_k: int, names: Sequence[str] = NAMES, ids_of: str | None = None
+) -> LogitStore:
+    """The teacher's top entries, or its entries at the top ids of the teacher `ids_of`."""
+    manifest = make_manifest(top_k, model=teacher) if ids_of is None else given_manifest(top_k, teacher)
+    store = LogitStore.create(place, manifest)
+    for unit, part in enumerate((names[:2], names[2:])):
+        sequences = [sequence(teacher, name, top_ids(ids_of or teacher, name, top_k)) for name in part]
+        if sequences:
+            store.commit_unit(f"unit-{unit}", unit, sequences, seconds=0.0, worker="test")
+    return store
+
+
+def probabilities(teacher: str, record: str) -> np.ndarray:
+    logits_NV = logits_of(teacher, record)
+    return np.exp(logits_NV - np.logaddexp.reduce(logits_NV, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("ids_of", [None, "one"])
+def test_the_mixture_is_the_sum_of_both_distributions(tmp_path: Path, ids_of: str | None) -> None:
+    first = make_store(tmp_path / "one", "one", 16)
+    second = make_store(tmp_path / "two", "two", 16, NAMES[::-1], ids_of)
+    mixed = mix_stores((first, second), str(tmp_path / "mixed"), weights=(0.7, 0.3))
+    assert not verify_store(mixed).errors
+    counts = []
+    for found in mixed.iter_sequences():
+        p_NV = 0.7 * probabilities("one", found.record_id) + 0.3 * probabilities("two", found.record_id)
+        for row in range(NUM_ROWS):
+            count = int(found.rows.count_N[row])
+            counts.append(count)
+            ids = found.rows.token_ids_NK[row, :count]
+            both = set(top_ids("one", found.record_id, 16)[row].tolist())
+            both &= set(top_ids(ids_of or "two", found.record_id, 16)[row].tolist())
+            assert set(ids.tolist()) == both
+            p_K = np.exp(found.rows.logits_NK[row, :count] - found.rows.logsumexp_NM[row, 0])
+            assert p_K == pytest.approx(p_NV[row, ids], rel=8e-3)
+            tail = np.exp(found.rows.log_tail_mass_NM[row, 0])
+            assert tail == pytest.approx(1 - p_NV[row, ids].sum(), rel=2e-3, abs=1e-5)
+            label = found.token_ids_T[row + 1]
+            assert np.exp(found.rows.label_logprob_N[row]) == pytest.approx(p_NV[row, label], rel=1e-3)
+    assert (min(counts) == 16) == (ids_of is not None)
+
+
+def test_a_prefix_of_given_entries_is_refused_wherever_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(tmp_path / "two", "two", 16, ids_of="one")
+    assert not verify_store(store).errors
+    assert len(list(store.iter_sequences(top_k=16))) == len(NAMES)
+    with pytest.raises(UnsupportedInputError, match="at ids that were given"):
+        list(store.iter_sequences(top_k=8))
+    with pytest.raises(SettingError, match="no top-K"):
+        StreamingLogitDataset(store.uri, top_k=8)
+    assert len(StreamingLogitDataset(store.uri, top_k=16)) == len(NAMES)
+    assert main(["cat", store.uri, "--top-k", "4"]) == 2
+    assert "at ids that were given" in capsys.readouterr().err
+    (first, *_) = SequencePages(store).read(0, 2, top_k=1)
+    assert first.rows.token_ids_NK.shape[1] == 16
+    assert main(["inspect", store.uri]) == 0
+    said = capsys.readouterr().out
+    assert "given entries" in said
+    assert "of the mass at T=1 on average" not in said
+
+
+def test_older_readers_refuse_given_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path / "two", "two", 16, ids_of="one")
+    (entry, _) = store.shards()
+    data = store.objects.get(entry.name)
+    monkeypatch.setattr(metadata, "KNOWN_FEATURES", frozenset())
+    with pytest.raises(UnsupportedFormatError, match="given_entries"):
+        ShardReader(io.BytesIO(data), store.manifest.labels, None)
+    monkeypatch.setattr(reading, "KNOWN_FEATURES", frozenset())
+    with pytest.raises(UnsupportedFormatError, match="given_entries"):
+        LogitStore.open(store.uri)
+
+
+def test_given_and_top_entries_are_not_merged(tmp_path: Path) -> None:
+    top = make_store(tmp_path / "top", "two", 16, NAMES[:2])
+    given = make_store(tmp_path / "given", "two", 16, NAMES[2:], ids_of="one")
+    with pytest.raises(StoreChangedError, match="support"):
+        merge_stores([top, given], str(tmp_path / "both"))
+
+
+def test_what_both_did_not_label_is_refused(tmp_path: Path) -> None:
+    first = make_store(tmp_path / "one", "one", 16)
+    with pytest.raises(InvalidLabelsError, match=r"'d'.*is not in"):
+        mix_stores((first, make_store(tmp_path / "two", "two", 16, NAMES[:3])), str(tmp_path / "out"))
+    other = LogitStore.create(tmp_path / "other", make_manifest(16, model="two"))
+    changed = [sequence("two", name, top_ids("two", name, 16)) for name in NAMES]
+    changed[1].token_ids_T[3] ^= 1
+    other.commit_unit("unit-0", 0, changed, seconds=0.0, worker="test")
+    with pytest.raises(InvalidLabelsError, match=r"'b'.*has other tokens"):
+        mix_stores((first, other), str(tmp_path / "out2"))
+
+
+def test_a_row_without_a_common_id_is_refused_unless_it_is_masked(tmp_path: Path) -> None:
+    first = make_store(tmp_path / "one", "one", 4, NAMES[:1])
+    ids_NK = top_ids("two", "a", VOCAB_SIZE)
+    outside_NK = np.stack(
+        [[i for i in ids if i not in top_ids("one", "a", 4)[row]][:4] for row, ids in enumerate(ids_NK)]
+    )
+    others = sequence(
+        "two", "a", np.where(np.arange(NUM_ROWS)[:, None] == 2, outside_NK, top_ids("one", "a", 4))
+    )
+    for name, mask, fails in (("counts", True, True), ("masked", False, False)):
+        store = LogitStore.create(tmp_path / name, given_manifest(4, "two"))
+        loss_mask = np.arange(NUM_ROWS) != 2
+        one = replace(others, loss_mask_N=loss_mask | mask)
+        store.commit_unit("unit-0", 0, [one], seconds=0.0, worker="test")
+        if fails:
+            with pytest.raises(InvalidLabelsError, match="no id that both stores know at position 3"):
+                mix_stores((first, store), str(tmp_path / f"out-{name}"))
+            continue
+        (found,) = mix_stores((first, store), str(tmp_path / f"out-{name}")).iter_sequences()
+        assert found.loss_mask_N.tolist() == loss_mask.tolist()
+        assert found.rows.count_N[2] == 1
+        assert found.rows.logsumexp_NM[2, 0] == pytest.approx(np.log(VOCAB_SIZE), rel=1e-4)
+
+
+def test_an_interrupted_mixture_goes_on_and_other_weights_are_refused(place: Place, tmp_path: Path) -> None:
+    stores = make_store(tmp_path / "one", "one", 16), make_store(tmp_path / "two", "two", 16)
+    commit, calls = LogitStore.commit_unit, []
+
+    def dying(self: LogitStore, *args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return commit(self, *args, **options)  # type: ignore[arg-type]
+
+    with mock.patch.object(LogitStore, "commit_unit", dying), pytest.raises(KeyboardInterrupt):
+        mix_stores(stores, place.uri, storage_options=place.storage_options)
+    mixed = mix_stores(stores, place.uri, storage_options=place.storage_options)
+    whole = mix_stores(stores, str(tmp_path / "whole"))
+    assert [entry.checksum for entry in mixed.shards()] == [entry.checksum for entry in whole.shards()]
+    with pytest.raises(StoreExistsError, match="teacher"):
+        mix_stores(stores, place.uri, weights=(0.9, 0.1), storage_options=place.storage_options)
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uris = [make_store(tmp_path / name, name, 16).uri for name in ("one", "two")]
+    assert main(["mix", *uris, "--out", str(tmp_path / "x"), "--weights", "0.5", "0.6"]) == 2
+    assert "add up to 1" in capsys.readouterr().err
+    other = replace(make_manifest(16), tokenizer=replace(make_manifest().tokenizer, fingerprint="sha256:x"))
+    LogitStore.create(tmp_path / "other", other)
+    assert main(["mix", uris[0], str(tmp_path / "other"), "--out", str(tmp_path / "x")]) == 2
+    assert "retokenize" in capsys.readouterr().err
+    assert main(["mix", *uris, "--out", str(tmp_path / "x"), "--quiet"]) == 0
+    manifest = json.loads((tmp_path / "x" / "manifest.json").read_bytes())
+    assert manifest["teacher"]["model"] == "0.5 one + 0.5 two"
+    assert manifest["features"] == [GIVEN_ENTRIES]
+    assert manifest["labels"]["temperatures"] == [1.0]
