@@ -46,6 +46,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("store", "export"): ("STORE", "--to", "npz", "OUT"),
     ("store", "import"): ("--from", "jsonl", "EXPORTED", "OUT"),
     ("store", "merge"): ("STORE", "--out", "OUT"),
+    ("store", "mix"): ("STORE", "STORE", "--out", "OUT"),
     ("store", "retokenize"): (
         "STORE",
         "OUT",
