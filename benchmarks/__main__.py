@@ -23,6 +23,7 @@ MEASUREMENTS = {
     "training": "time and memory of the losses",
     "fidelity": "what top-K with an exact tail loses against the full distribution",
     "faults": "seconds lost to a killed actor, driver or worker",
+    "curation": "planted repeats among prompts that are found, by threshold",
     "scale": "cost against the number of units, shards, rows and workers",
 }
 COMMANDS = {
@@ -45,6 +46,7 @@ MODULES = {
     "training": "benchmarks.students.training",
     "fidelity": "benchmarks.students.fidelity",
     "faults": "benchmarks.jobs.faults",
+    "curation": "benchmarks.labels.curation",
     "scale": "benchmarks.jobs.scale",
     "all": "benchmarks.suite",
     "plan": "benchmarks.advice.plan",

@@ -25,6 +25,7 @@ from benchmarks.report.results_page import write_page
 
 PARTS = (
     "recommend", "storage", "decode", "fidelity", "labeling", "loading", "training", "faults", "scale",
+    "curation",
 )  # fmt: skip
 """`recommend` labels what `storage`, `decode` and `loading` then measure, so it comes first."""
 REFERENCE_PARTS = tuple(part for part in PARTS if part not in ("recommend", "faults"))

@@ -144,7 +144,7 @@ record; that by meaning compares with all that were kept, so its time grows with
         help="letters: share of equal runs of 5, at least (default: 0.8)",
     )
     command.add_argument(
-        "--cosine", type=float, metavar="X", help="meaning: cosine, at least (default: 0.95)"
+        "--cosine", type=float, metavar="X", help="meaning: cosine, at least (default: 0.85)"
     )
     command.set_defaults(command=_dedupe)
 
@@ -171,7 +171,7 @@ the same. A score on that set proves nothing for a student that was trained on i
     _add_sifting(command, "ngram, cosine or both (default: both)")
     command.add_argument("--words", type=int, help="words in a row that two may not share (default: 13)")
     command.add_argument(
-        "--cosine", type=float, metavar="X", help="meaning: cosine, at least (default: 0.92)"
+        "--cosine", type=float, metavar="X", help="meaning: cosine, at least (default: 0.85)"
     )
     command.set_defaults(command=_decontaminate)
 

@@ -43,7 +43,9 @@ class CosineTexts:
         self._best_place_B = np.empty(0, np.int64)
 
     def start_block(self, texts: Sequence[str]) -> None:
-        self._block_BD = np.asarray(self._model.embed(list(texts), norm=True), np.float32)
+        self._block_BD = np.asarray(
+            self._model.embed([text.casefold() for text in texts], norm=True), np.float32
+        )
         self._num_before = len(self._numbers)
         self._searched = False
 

@@ -68,7 +68,7 @@ def expand(
     given = ({**one.prompt.record, "id": one.ask_id, "prompt": one.prompt.text} for one in questions)
     write_lines(paths.dropped, dropped)
     write_lines(out, [*(given if settings.with_seeds else ()), *new])
-    return ExpandReport(len(questions), len(new), Counter(str(line["method"]) for line in dropped))
+    return ExpandReport(len(questions), len(new), dict(Counter(str(line["method"]) for line in dropped)))
 
 
 def _new_prompts(

@@ -29,8 +29,9 @@ class DedupeSettings(Section):
     all that were kept, so its time grows with the square of their number."""
     jaccard: float = Field(default=0.8, gt=0, le=1)
     """Letters: share of equal runs of 5 characters, from which on two prompts are near."""
-    cosine: float = Field(default=0.95, gt=0, le=1)
-    """Meaning: cosine of the embeddings, from which on two prompts are near."""
+    cosine: float = Field(default=0.85, gt=0, le=1)
+    """Meaning: cosine of the embeddings, from which on two prompts are near. What a cosine means differs by
+    embedding: `penumbra bench curation` shows what is found and what is dropped wrongly by threshold."""
 
 
 class DecontaminateSettings(Section):
@@ -44,8 +45,8 @@ class DecontaminateSettings(Section):
     """"ngram" finds words in a row, "cosine" meaning."""
     words: int = Field(default=13, ge=2)
     """Words in a row that two texts may not share; a shorter evaluation text may not be met as a whole."""
-    cosine: float = Field(default=0.92, gt=0, le=1)
-    """Meaning: cosine of the embeddings, from which on two texts are near."""
+    cosine: float = Field(default=0.85, gt=0, le=1)
+    """Meaning: cosine of the embeddings, from which on two texts are near; see `[dedupe]`."""
 
 
 class ExpandSettings(Section):

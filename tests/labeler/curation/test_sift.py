@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 import labeler.curation.sift as sift_module
+from benchmarks.labels.curation import planted_texts, score
 from labeler.__main__ import main
+from labeler.curation.cosine import CosineTexts
+from labeler.curation.minhash import MinHashTexts
+from labeler.curation.settings import DedupeSettings
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -211,7 +215,7 @@ def test_questions_of_an_evaluation_set_are_left_out(tmp_path: Path) -> None:
     contaminated = [
         "Solve: natalia sold clips to 48 of her friends, in April and then she sold half as many in May!",
         "Answer this with care. How many prime numbers are there below one hundred? Think.",
-        "How many of the prime numbers lie below one hundred?",
+        "How many prime numbers lie below one hundred?",
         "Yes or no?",
     ]
     clean = ["Natalia likes clips.", "Answer yes or no? Is water wet?", "Name the largest planet."]
@@ -266,3 +270,18 @@ def test_a_missing_package_names_its_own_extra(
     assert main(["dedupe", source, "--by", way, "--out", str(tmp_path / "out.jsonl")]) == 2
     assert f"needs the package {package!r}" in (told := capsys.readouterr().err)
     assert "pip install '.[curate]'" in told
+
+
+@pytest.mark.parametrize(
+    ("method", "least_recall"), [("minhash", {"case and marks": 1.0}), ("cosine", {"paraphrase": 0.6})]
+)
+def test_default_thresholds_find_what_was_planted(method: str, least_recall: dict[str, float]) -> None:
+    """By `penumbra bench curation`: 30 prompts with repeats of three kinds and one that asks something else."""
+    base, planted = planted_texts()
+    defaults = DedupeSettings()
+    threshold = defaults.jaccard if method == "minhash" else defaults.cosine
+    near = MinHashTexts(threshold) if method == "minhash" else CosineTexts(threshold)
+    found = score(near, base, planted, threshold)
+    assert found.precision == 1.0, "what asks for something else stays"
+    for plant, least in least_recall.items():
+        assert found.recall[plant] >= least  # type: ignore[index]
