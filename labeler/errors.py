@@ -108,7 +108,8 @@ class PromptError(LabelerError, ValueError):
         self.sample_index = sample_index
         """The one sample that failed; None where the prompt gives none at all."""
         self.kind = kind
-        """A stable word to count by: "too_long", "bad_token_id", "empty", "bad_prompt", "bad_labels"."""
+        """A stable word to count by: "too_long", "bad_token_id", "empty", "bad_prompt", "bad_labels",
+        "engine_error"."""
 
     def __str__(self) -> str:
         return f"record {self.record_id!r}: {self.reason}"

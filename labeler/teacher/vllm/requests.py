@@ -6,7 +6,7 @@ Shape legend: T tokens, N label rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,9 @@ from labeler.teacher.protocol import check_prompt, labeled_sequence, sample_seed
 from logitstore.errors import InvalidLabelsError
 from logitstore.records import LabeledSequence, LabelRows
 
+MOST_FAILURES = 3
+"""Times that a request is made once more which the engine failed at by its own fault."""
+
 
 @dataclass(slots=True)
 class Work:
@@ -38,6 +41,8 @@ class Work:
     finish_reason: str = "scored"
     num_stop_tokens: int = 0
     """Tokens at the end that hold the stop text, which is not to be learnt."""
+    num_failures: int = 0
+    """Times the engine failed at it by no fault of the request's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,9 @@ class Requests:
     def result(self, work: Work, output: Any) -> LabeledSequence | PromptError | Work:
         """What a finished request gives: a sequence, the reason why not, or a response to score."""
         completion = output.outputs[0]
+        if completion.finish_reason == "error":
+            error = getattr(output, "error", None)
+            return again(work, error.message if error is not None else "it does not say why")
         if completion.finish_reason not in ("stop", "length"):
             reason = f"the engine ended it with {completion.finish_reason!r}; look at the engine's log"
             return request_error(work, reason, "bad_prompt")
@@ -195,6 +203,14 @@ class Requests:
         if self.layout is None:
             return rows_from_logprobs(captured, self.labels.top_k, self.limits.vocab_size)
         return rows_from_columns(captured, self.layout, self.limits.vocab_size)
+
+
+def again(work: Work, reason: str) -> Work | PromptError:
+    """A request that the engine itself failed at, to be made once more; after MOST_FAILURES an error."""
+    if work.num_failures < MOST_FAILURES:
+        return replace(work, num_failures=work.num_failures + 1)
+    reason = f"the engine failed at it {MOST_FAILURES + 1} times ({reason}); look at the engine's log"
+    return request_error(work, reason, "engine_error")
 
 
 def request_error(work: Work, reason: str, kind: str) -> PromptError:

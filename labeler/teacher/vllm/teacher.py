@@ -30,7 +30,7 @@ from labeler.teacher.vllm.engine import (
     start_engine,
     stop_engine,
 )
-from labeler.teacher.vllm.requests import EngineLimits, Requests, Work, request_error
+from labeler.teacher.vllm.requests import EngineLimits, Requests, Work, again, request_error
 from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence
 
@@ -320,23 +320,30 @@ class VllmTeacher:
             work = waiting.popleft()
             request_id = f"{self._next_request}"
             self._next_request += 1
-            refusal = self._add(request_id, work)
-            if refusal is not None:
-                yield request_error(work, f"vLLM refuses it: {refusal}", "bad_prompt")
+            refused = self._add(request_id, work)
+            if isinstance(refused, Work):
+                waiting.appendleft(refused)
+                continue
+            if refused is not None:
+                yield refused
                 continue
             running[request_id] = work
             tokens += len(work.tokens_T) if work.stage == "score" else 0
 
-    def _add(self, request_id: str, work: Work) -> str | None:
-        """Hand one request over; why vLLM will not have it, or None."""
-        from vllm.exceptions import VLLMClientError
+    def _add(self, request_id: str, work: Work) -> Work | PromptError | None:
+        """Hand one request over; what to do instead where vLLM will not have it."""
+        from vllm import exceptions
 
+        # New in vLLM 0.33, and no fault of the request's.
+        retryable: type[Exception] | tuple[()] = getattr(exceptions, "RetryableRequestError", ())
         self._raise_if_dead()
         prompt = {"prompt_token_ids": work.tokens_T.tolist()}
         try:
             self._engine.add_request(request_id, prompt, self._requests.parameters(work))
-        except (VLLMClientError, ValueError) as error:
-            return str(error)
+        except retryable as error:
+            return again(work, str(error))
+        except (exceptions.VLLMClientError, ValueError) as error:
+            return request_error(work, f"vLLM refuses it: {error}", "bad_prompt")
         except Exception as error:
             raise self._died(error) from error
         return None

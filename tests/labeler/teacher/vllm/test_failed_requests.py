@@ -1,0 +1,89 @@
+"""Requests that the engine fails at by its own fault are made again and not rejected. No engine here."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm import exceptions
+
+from labeler.config.loading import LabelsConfig, SamplingConfig
+from labeler.errors import PromptError
+from labeler.records import TokenizedPrompt
+from labeler.teacher.vllm.requests import MOST_FAILURES, EngineLimits, Requests, Work
+from labeler.teacher.vllm.teacher import VllmTeacher
+
+PROMPT = TokenizedPrompt("r", np.arange(3, dtype=np.int32), np.arange(3, 8, dtype=np.int32), 3)
+LIMITS = EngineLimits(vocab_size=100, max_tokens=64, step_tokens=64, max_requests=4, max_logprobs=64)
+
+
+def requests() -> Requests:
+    return Requests(LabelsConfig(), SamplingConfig(), None, LIMITS, (), keeps_arrays=True)
+
+
+def failed(message: str | None) -> Any:
+    """A request's last output as vLLM gives it where the engine failed; 0.33 adds the error."""
+    output = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="error", stop_reason=None)])
+    if message is not None:
+        output.error = SimpleNamespace(code="kv_load", message=message, retryable=True)
+    return output
+
+
+@pytest.mark.parametrize("message", [None, "the KV cache could not be loaded"])
+def test_a_request_that_the_engine_failed_at_is_made_again(message: str | None) -> None:
+    (work,) = requests().works_of(PROMPT)
+    for count in range(1, MOST_FAILURES + 1):
+        result = requests().result(work, failed(message))
+        assert isinstance(result, Work)
+        assert (result.num_failures, result.prompt, result.stage) == (count, PROMPT, "score")
+        work = result
+    error = requests().result(work, failed(message))
+    assert isinstance(error, PromptError)
+    assert error.kind == "engine_error"
+    assert f"failed at it {MOST_FAILURES + 1} times ({message or 'it does not say why'})" in error.reason
+
+
+class FailingEngine:
+    """Refuses the first `num_failures` requests."""
+
+    def __init__(self, num_failures: int, error: Exception) -> None:
+        self.num_failures, self.error, self.taken = num_failures, error, 0
+
+    def add_request(self, *_: Any) -> None:
+        if self.num_failures:
+            self.num_failures -= 1
+            raise self.error
+        self.taken += 1
+
+
+def fed(engine: FailingEngine) -> tuple[list[PromptError], dict[str, Work]]:
+    teacher: Any = object.__new__(VllmTeacher)
+    teacher._dead, teacher._engine, teacher._requests, teacher._next_request = None, engine, requests(), 0
+    teacher._followers = None
+    running: dict[str, Work] = {}
+    return list(teacher._feed(iter([PROMPT]), deque(), running)), running
+
+
+def test_a_retryable_refusal_is_no_reject(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.33 has a class for it, which is no error of the client's."""
+    retryable = type("RetryableRequestError", (exceptions.VLLMServerError,), {})
+    monkeypatch.setattr(exceptions, "RetryableRequestError", retryable, raising=False)
+    engine = FailingEngine(2, retryable("busy"))
+    errors, running = fed(engine)
+    assert (errors, len(running), engine.taken) == ([], 1, 1)
+    errors, running = fed(FailingEngine(MOST_FAILURES + 1, retryable("busy")))
+    assert [error.kind for error in errors] == ["engine_error"]
+    assert not running
+
+
+def test_a_client_error_is_a_reject_and_any_other_the_engines_death() -> None:
+    errors, _ = fed(FailingEngine(1, exceptions.VLLMValidationError("too long")))
+    assert [(error.kind, error.reason) for error in errors] == [("bad_prompt", "vLLM refuses it: too long")]
+    with pytest.raises(Exception, match=r"the engine died \(RuntimeError: lost"):
+        fed(FailingEngine(1, RuntimeError("lost")))
