@@ -82,6 +82,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("bench", "storm"): (*JOB, "--out", "OUT"),
     ("bench", "leases"): ("--units", "10", "--out", "OUT"),
     ("bench", "gpu"): (),
+    ("bench", "sources"): (),
     ("bench", "demo"): ("--configs", NOWHERE),
     ("bench", "teacher"): ("--out", "OUT"),
     ("bench", "student"): ("--teacher", NOWHERE, "--out", "OUT"),
@@ -91,7 +92,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
 that comes before it."""
 SERVERS = {("cluster", "dashboard"), ("cluster", "up")}
 """Go on until they are told to stop, or leave processes behind: interrupted before that, and not run here."""
-SLOW = {("bench", part) for part in (*MEASURED, "gpu", "agreement", "leases", "check")}
+SLOW = {("bench", part) for part in (*MEASURED, "gpu", "sources", "agreement", "leases", "check")}
 """Import torch, transformers or vLLM before their arguments are read."""
 EXTRAS = {"label": "label", "train": "train", "cluster": "cluster", "bench": "label-cpu,train,bench"}
 OPTIONAL = (
