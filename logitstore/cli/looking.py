@@ -10,6 +10,7 @@ from itertools import islice
 
 from logitstore.cli import context
 from logitstore.cli.rendering import print_head, print_inspection
+from logitstore.cli.selecting import selection_of
 from logitstore.common.console import Console
 from logitstore.errors import (
     StoreChangedError,
@@ -22,7 +23,6 @@ from logitstore.inputs.proofs import read_proofs
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
 from logitstore.objects.opening import ObjectInfo
-from logitstore.rows.selection import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Problem
 from logitstore.tools.garbage import repair
@@ -103,7 +103,7 @@ def head(args: argparse.Namespace) -> int:
 
 
 def cat(args: argparse.Namespace) -> int:
-    selection = parse_selection(args.where)
+    selection = selection_of(args)
     stores = [context.open_store(args, uri) for uri in args.stores]
     sequences = (item for store in stores for item in selection.sequences(store, top_k=args.top_k))
     for sequence in islice(sequences, args.limit):

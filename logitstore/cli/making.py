@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from logitstore.cli import context
+from logitstore.cli.selecting import selection_of
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import StoreChangedError, UnsupportedInputError
@@ -17,7 +18,6 @@ from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.npz import export_npz, read_npz
 from logitstore.exchange.tables import export_table, read_table
-from logitstore.rows.selection import parse_selection
 from logitstore.store import LogitStore
 
 
@@ -29,12 +29,12 @@ def export(args: argparse.Namespace) -> int:
     with context.progress_bar(args) as progress:
         if args.to == "npz":
             count, what = (
-                export_npz(store, path, selection=parse_selection(args.where), progress=progress),
+                export_npz(store, path, selection=selection_of(args), top_k=args.top_k, progress=progress),
                 "label rows",
             )
         else:
             count = export_table(
-                store, path, args.to, selection=parse_selection(args.where), progress=progress
+                store, path, args.to, selection=selection_of(args), top_k=args.top_k, progress=progress
             )
             what = "sequences"
     context.say(args, f"{count:,} {what} to {path} ({context.size_text(path.stat().st_size)})")
@@ -64,7 +64,8 @@ def merge(args: argparse.Namespace) -> int:
         store = merge_stores(
             sources,
             args.out,
-            selection=parse_selection(args.where),
+            selection=selection_of(args),
+            top_k=args.top_k,
             storage_options=context.storage_options(args),
             progress=progress,
         )

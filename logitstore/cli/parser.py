@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from logitstore.cli.context import MAX_BLOCK_ENTRIES
+from logitstore.cli.selecting import add_selection
 from logitstore.common.command import EXIT_STATUSES, Program, new_parser
 from logitstore.common.options import add_storage_options
 from logitstore.tools.inspection import RECOMMENDED_MASS
@@ -188,7 +189,7 @@ def _add_cat(commands: _Commands) -> None:
         "cat build/store --top-k 4 --where 'record_id >= doc-100 and record_id < doc-200'",
     )
     parser.add_argument("stores", nargs="+", metavar="STORE")
-    parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
+    add_selection(parser)
     parser.add_argument("--top-k", metavar="K", type=_positive, help="read only so many entries of each row")
     parser.add_argument("--limit", metavar="N", type=_positive, help="stop after so many sequences")
 
@@ -202,11 +203,13 @@ def _add_export(commands: _Commands) -> None:
         "tokens. The others hold one sequence per row, with list columns. `import` takes each of them back.",
         "export build/store --to npz capture.npz",
         "export build/store --to parquet labels.parquet --where 'num_tokens <= 512'",
+        "export build/store --to jsonl some.jsonl --ids wanted.txt --top-k 16",
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--to", required=True, choices=EXPORT_FORMS, help="the form of FILE")
     parser.add_argument("file", type=Path, metavar="FILE", help="written whole or not at all")
-    parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
+    add_selection(parser)
+    _add_cut(parser)
 
 
 def _add_import(commands: _Commands) -> None:
@@ -270,13 +273,17 @@ def _add_merge(commands: _Commands) -> None:
         "merge",
         "join stores of one teacher, or select from one, into a new store",
         "Stores must agree in teacher, tokenizer, temperatures and value kind; K may differ. Their records\n"
-        "must be distinct. The new store uses the codebook set of the first that has one.",
+        "must be distinct. Rejects come along as far as their ids are selected. The new\n"
+        "store uses the codebook set of the first that has one.",
         "merge build/a build/b --out build/both",
         "merge build/store --out build/short --where 'num_tokens <= 256'",
+        "merge build/store --out build/kept --without-ids taken-down.txt",
+        "merge build/store --out build/small --top-k 16",
     )
     parser.add_argument("stores", nargs="+", metavar="STORE")
     parser.add_argument("--out", required=True, metavar="STORE", help="the new store")
-    parser.add_argument("--where", metavar="EXPRESSION", help=_WHERE_HELP)
+    add_selection(parser)
+    _add_cut(parser)
 
 
 def _add_retokenize(commands: _Commands) -> None:
@@ -418,10 +425,13 @@ def _add_uncommit(commands: _Commands) -> None:
     )
 
 
-_WHERE_HELP = (
-    "comparisons (= != < <= > >=) joined by 'and' of record_id, sample_index, num_tokens, num_rows, "
-    "prompt_length, finish_reason, unit_index, unit_id; the last two skip whole shards unread"
-)
+def _add_cut(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--top-k",
+        metavar="K",
+        type=_positive,
+        help="keep only so many entries of each row; the mass of the others joins the tail, exactly",
+    )
 
 
 def _positive(text: str) -> int:

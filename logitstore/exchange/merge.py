@@ -9,10 +9,12 @@ from typing import Any
 
 from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.exchange.importing import check_no_others, unit_id_of, units_of
-from logitstore.manifest.fields import OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized
+from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized
 from logitstore.manifest.reading import teacher_identity
+from logitstore.objects.opening import normalise_uri
 from logitstore.records import LabeledSequence, Reject
 from logitstore.rows.selection import Selection
+from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
 
 Progress = Callable[[str, int, int], None]
@@ -23,25 +25,31 @@ def merge_stores(
     uri: str,
     *,
     selection: Selection | None = None,
+    top_k: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> LogitStore:
     """A store of the selected sequences of all sources, in their order; goes on where it was interrupted.
 
-    Rejects come along unless a selection is given. Raises StoreChangedError for stores of different
+    Rejects come along as far as their record ids are selected. `top_k` keeps only so many entries of a row,
+    the mass of the others joins its tail. Raises StoreChangedError for stores of different
     teachers or label shapes and for a target begun with another selection or other sources,
     InvalidLabelsError for a sequence that two of them hold.
     """
+    if normalise_uri(uri) in [source.uri for source in sources]:
+        raise StoreChangedError(f"{uri} is one of the stores to merge; give a new place with --out")
+    manifest = merged_manifest(sources)
     selection = selection or Selection()
-    target = LogitStore.create(uri, merged_manifest(sources), storage_options=storage_options)
+    manifest = dataclasses.replace(manifest, labels=cut_labels(manifest.labels, top_k))
+    target = LogitStore.create(uri, manifest, storage_options=storage_options)
     codebooks = next((found for source in sources if (found := source.codebooks()) is not None), None)
     if codebooks is not None:
         target.set_codebooks(codebooks)
     committed, names = target.committed_units(), set[str]()
-    rejects = [] if selection.comparisons else [reject for source in sources for reject in source.rejects()]
+    rejects = selection.kept_rejects([reject for source in sources for reject in source.rejects()])
     num_rows = sum(int(source.shards().column("num_rows").sum()) for source in sources)
     done_rows = 0
-    sequences = _distinct(sources, selection)
+    sequences = _distinct(sources, selection, top_k)
     for unit_index, unit in enumerate(units_of(sequences)):
         names.add(_commit(target, unit_index, unit, rejects if unit_index == 0 else [], committed))
         done_rows += sum(sequence.rows.num_rows for sequence in unit)
@@ -55,7 +63,10 @@ def merge_stores(
 
 
 def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
-    """The first store's head for all of them, with the largest K. Raises StoreChangedError."""
+    """The first store's head for all of them, with the largest K, "mixed" where modes or positions differ.
+
+    Raises StoreChangedError.
+    """
     first = sources[0].manifest
     for source in sources[1:]:
         other = source.manifest
@@ -79,15 +90,21 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
                 )
     inputs = [source.manifest.input for source in sources]
     features = tuple(dict.fromkeys(name for source in sources for name in source.manifest.features))
+    mixed = {
+        name: MIXED
+        for name in ("mode", "positions")
+        if len({getattr(source.manifest.labels, name) for source in sources}) > 1
+    }
     same_input = all(info == inputs[0] for info in inputs)
     return dataclasses.replace(
         first,
         labels=dataclasses.replace(
             first.labels,
             top_k=max(source.manifest.labels.top_k for source in sources),
+            **mixed,
             extra_columns=tuple(name for name in OPTIONAL_COLUMNS if name in features),
         ),
-        features=features,
+        features=features if not mixed or MIXED in features else (*features, MIXED),
         input=inputs[0] if same_input else InputInfo(" + ".join(info.uri for info in inputs), "import", {}),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         codebooks=None,
@@ -124,10 +141,13 @@ def _commit(
     return unit_id
 
 
-def _distinct(sources: Sequence[LogitStore], selection: Selection) -> Iterator[LabeledSequence]:
+def _distinct(
+    sources: Sequence[LogitStore], selection: Selection, top_k: int | None
+) -> Iterator[LabeledSequence]:
     seen: dict[tuple[str, int], str] = {}
     for source in sources:
-        for sequence in selection.sequences(source):
+        chosen = selection.sequences(source)
+        for sequence in cut_sequences(chosen, source.manifest.labels, top_k):
             key = (sequence.record_id, sequence.sample_index)
             if key in seen:
                 raise InvalidLabelsError(

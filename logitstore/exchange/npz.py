@@ -29,9 +29,10 @@ import numpy as np
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source, choose_value_kind, label_statistics
-from logitstore.manifest.fields import LabelSpec
+from logitstore.manifest.fields import MIXED, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.rows.selection import Selection
+from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
 
 Progress = Callable[[str, int, int], None]
@@ -48,17 +49,18 @@ def export_npz(
     path: Path,
     *,
     selection: Selection | None = None,
+    top_k: int | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Write a capture of the selected sequences; the number of rows. Memory stays at one shard."""
-    labels = store.manifest.labels
-    if store.manifest.features:
+    labels = cut_labels(store.manifest.labels, top_k)
+    if lost := [name for name in store.manifest.features if name != MIXED]:
         raise UnsupportedInputError(
-            f"{store.uri} has the features {', '.join(store.manifest.features)}, for which an npz capture "
+            f"{store.uri} has the features {', '.join(lost)}, for which an npz capture "
             "has no place: they would be lost; export as parquet, arrow or jsonl"
         )
     selection = selection or Selection()
-    if selection.comparisons:
+    if not selection.takes_all:
         num_rows = sum(sequence.rows.num_rows for sequence in selection.sequences(store, top_k=1))
     else:
         num_rows = int(store.shards().column("num_rows").sum())
@@ -75,7 +77,7 @@ def export_npz(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         arrays = {name: _create_array(Path(folder, name), *shape) for name, shape in shapes.items()}
         names, samples, row = [], [], 0
-        for sequence in selection.sequences(store):
+        for sequence in cut_sequences(selection.sequences(store), store.manifest.labels, top_k):
             _fill(arrays, row, len(names), sequence)
             names.append(sequence.record_id)
             samples.append(sequence.sample_index)

@@ -10,6 +10,7 @@ Shape legend: T tokens, N label rows, K stored entries, M temperatures.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, Manifest
 from logitstore.manifest.reading import decode_manifest
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.rows.selection import Selection
+from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
 
 Progress = Callable[[str, int, int], None]
@@ -70,13 +72,16 @@ def export_table(
     form: str,
     *,
     selection: Selection | None = None,
+    top_k: int | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Write the selected sequences as "parquet", "arrow" or "jsonl"; the number of sequences."""
     selection = selection or Selection()
     temporary = path.with_name(f".{path.name}.part")
     try:
-        count = _write(store, temporary, form, _counted(store, selection, progress))
+        manifest = dataclasses.replace(store.manifest, labels=cut_labels(store.manifest.labels, top_k))
+        sequences = cut_sequences(_counted(store, selection, progress), store.manifest.labels, top_k)
+        count = _write(manifest, temporary, form, sequences)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -153,14 +158,14 @@ def _counted(store: LogitStore, selection: Selection, progress: Progress | None)
             progress("sequences", done, total)
 
 
-def _write(store: LogitStore, path: Path, form: str, sequences: Iterator[LabeledSequence]) -> int:
-    manifest = strict_json.encode(store.manifest)
+def _write(head: Manifest, path: Path, form: str, sequences: Iterator[LabeledSequence]) -> int:
+    manifest = strict_json.encode(head)
     if form == "jsonl":
         return _write_jsonl(path, manifest, sequences)
     schema = TABLE_SCHEMA
-    if STUDENT_PROMPTS in store.manifest.features:
+    if STUDENT_PROMPTS in head.features:
         schema = schema.append(STUDENT_PROMPT)
-    if SEGMENTS in store.manifest.features:
+    if SEGMENTS in head.features:
         schema = schema.append(SEGMENTS_OF_TOKENS)
     schema = schema.with_metadata({METADATA_KEY: base64.b64encode(manifest)})
     count = 0

@@ -21,6 +21,8 @@ SEGMENTS = "segments"
 """Feature of stores, and optional column of their shards: what each token is within its sequence."""
 OPTIONAL_COLUMNS = (STUDENT_PROMPTS, SEGMENTS)
 """Packed columns that a shard has only where its store says so, in their order."""
+MIXED = "mixed"
+"""Mode or positions of a store that was merged of unlike ones, and the feature of such stores."""
 VALUE_KINDS = ("logit_f16", "gap_f16")
 
 
@@ -67,9 +69,9 @@ class LabelSpec:
     value_kind: str
     """"logit_f16": raw logits, exact for bf16 and fp16 teachers. "gap_f16": gap to an fp32 top logit."""
     mode: str
-    """"score" or "generate"."""
+    """"score" or "generate"; "mixed" after a merge of both."""
     positions: str
-    """"response" or "all"."""
+    """"response" or "all"; "mixed" after a merge of both."""
     alignment: str = "label"
     """Always "label": row i is p(x_i | x_<i). Anything else is refused."""
     teacher_vocab_size: int | None = field(default=None, metadata=ABSENT_IF_DEFAULT)

@@ -20,6 +20,7 @@ from logitstore.manifest import strict_json
 from logitstore.manifest.fields import (
     FORMAT_VERSION,
     GIVEN_ENTRIES,
+    MIXED,
     OPTIONAL_COLUMNS,
     RETOKENIZED,
     VALUE_KINDS,
@@ -29,11 +30,11 @@ from logitstore.manifest.fields import (
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
-KNOWN_FEATURES: frozenset[str] = frozenset({RETOKENIZED, GIVEN_ENTRIES, *OPTIONAL_COLUMNS})
+KNOWN_FEATURES: frozenset[str] = frozenset({MIXED, RETOKENIZED, GIVEN_ENTRIES, *OPTIONAL_COLUMNS})
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 2, 2**20
 MAX_TEMPERATURES = 16
-MODES = ("score", "generate")
-POSITIONS = ("response", "all")
+MODES = ("score", "generate", MIXED)
+POSITIONS = ("response", "all", MIXED)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -112,6 +113,11 @@ def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
         raise CorruptManifestError(
             f"{what}: the feature {GIVEN_ENTRIES!r} and labels.support {manifest.labels.support!r:.40} must "
             'go together: "given" with it, "top" without'
+        )
+    if (MIXED in manifest.features) != (MIXED in (manifest.labels.mode, manifest.labels.positions)):
+        raise CorruptManifestError(
+            f"{what}: the feature {MIXED!r} must be there where mode {manifest.labels.mode!r} or positions "
+            f"{manifest.labels.positions!r} is {MIXED!r}, and only there"
         )
     if not 0 <= manifest.tokenizer.vocab_size <= MAX_VOCAB_SIZE:
         raise CorruptManifestError(

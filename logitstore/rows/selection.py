@@ -1,27 +1,86 @@
-"""`--where`: which sequences of a store are meant, as comparisons joined by "and".
+"""Which sequences of a store are meant: an expression over their fields, and sets of record ids.
 
-    record_id >= "doc-100" and record_id < "doc-200" and num_tokens <= 512
+    (finish_reason = stop or flags lacks truncated) and not record_id in (a, b) and hash < 0.1
 
-Fields are those of `FIELDS`; texts compare as texts, numbers as numbers. Quotes are needed only around
-texts with spaces or comparison signs.
+Fields are those of `FIELDS` and of the unit that holds the sequence. Texts compare as texts, numbers as
+numbers; quotes are needed only around texts with spaces, commas, brackets or comparison signs. `hash` is a
+number in [0, 1) made of the record id alone, so `hash < 0.9` and `hash >= 0.9` split every store alike.
+
+What is not known yet, of a unit that was not opened or of a reject, is neither true nor false: an expression
+is evaluated to what may be true and what may be false, and a unit is read unless it cannot be true.
+
+Shape legend: S sequences, or units, or rejects.
 """
 
 from __future__ import annotations
 
+import hashlib
 import operator
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
-from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.fields import ShardEntry
-from logitstore.records import SEGMENT_NAMES, LabeledSequence
+from logitstore.records import SEGMENT_NAMES, LabeledSequence, Reject
+from logitstore.shard.reader import ShardReader
+from logitstore.shard.sequence_columns import PlainColumns, to_flags
 from logitstore.store import LogitStore
 
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+Columns = Mapping[str, np.ndarray]
+Outcome = tuple[np.ndarray, np.ndarray]
+"""bool [S] each: what may be true, and what may be false."""
+UNIT_FIELDS = ("unit_index", "unit_id")
+
+
+def id_hashes(record_ids: Sequence[str]) -> np.ndarray:
+    """float64 [S] in [0, 1): a number of each id that no store, order or run changes."""
+    digests = b"".join(
+        hashlib.blake2b(record_id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"id-hash").digest()
+        for record_id in record_ids
+    )
+    return (np.frombuffer(digests, ">u8") >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _texts(values: Sequence[object]) -> np.ndarray:
+    return np.fromiter(values, dtype=object, count=len(values))
+
+
+def _segment_names(segments_T: np.ndarray | None) -> tuple[str, ...]:
+    """The segments that occur among a sequence's tokens; none where they are not known."""
+    if segments_T is None:
+        return ()
+    return tuple(SEGMENT_NAMES[number] for number in np.unique(segments_T).tolist())
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a shard, of which an expression reads what it asks for."""
+
+    reader: ShardReader
+    index: int
+
+    @cached_property
+    def plain(self) -> PlainColumns:
+        return self.reader.plain_columns(self.index)
+
+
+FIELDS: dict[str, Callable[[Block], np.ndarray]] = {
+    "record_id": lambda block: _texts(block.plain.record_id),
+    "sample_index": lambda block: block.plain.sample_index,
+    "num_tokens": lambda block: block.plain.num_tokens,
+    "num_rows": lambda block: block.plain.num_rows,
+    "prompt_length": lambda block: block.plain.prompt_length,
+    "finish_reason": lambda block: _texts(block.plain.finish_reason),
+    "flags": lambda block: _texts([to_flags(text) for text in block.plain.flags]),
+    "segments": lambda block: _texts([_segment_names(one) for one in block.reader.segments(block.index)]),
+    "hash": lambda block: id_hashes(block.plain.record_id),
+}
+SET_FIELDS = ("flags", "segments")
+TEXT_FIELDS = ("record_id", "finish_reason", "unit_id", *SET_FIELDS)
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
     ">=": operator.ge,
     "!=": operator.ne,
@@ -29,35 +88,16 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "<": operator.lt,
     ">": operator.gt,
-    "has": lambda found, value: value in found,
-    "lacks": lambda found, value: value not in found,
 }
-_COMPARISON = re.compile(
-    r"""\s*(\w+)\s*(<=|>=|!=|==|=|<|>|has\b|lacks\b)\s*("[^"]*"|'[^']*'|[^\s<>=!"']+)\s*"""
-)
-_UNIT_FIELDS = ("unit_index", "unit_id")
+SET_OPERATORS = ("has", "lacks")
 
 
-def segment_names(sequence: LabeledSequence) -> tuple[str, ...]:
-    """The segments that occur among a sequence's tokens; none where they are not known."""
-    if sequence.segments_T is None:
-        return ()
-    return tuple(SEGMENT_NAMES[number] for number in np.unique(sequence.segments_T).tolist())
+class Condition(Protocol):
+    """A part of an expression."""
 
-
-FIELDS: dict[str, Callable[[LabeledSequence], object]] = {
-    "record_id": lambda sequence: sequence.record_id,
-    "sample_index": lambda sequence: sequence.sample_index,
-    "num_tokens": lambda sequence: len(sequence.token_ids_T),
-    "num_rows": lambda sequence: sequence.rows.num_rows,
-    "prompt_length": lambda sequence: sequence.prompt_length,
-    "finish_reason": lambda sequence: sequence.finish_reason,
-    "flags": lambda sequence: sequence.flags,
-    "segments": segment_names,
-}
-_FLAGS_OPERATORS = ("has", "lacks")
-_SET_FIELDS = ("flags", "segments")
-_TEXT_FIELDS = ("record_id", "finish_reason", "unit_id", *_SET_FIELDS)
+    def outcome(self, columns: Columns, size: int) -> Outcome:
+        """For each of `size` items; a field that `columns` lack may be anything."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,92 +106,137 @@ class Comparison:
 
     field: str
     operator: str
-    value: str | int
+    value: str | float
 
-    def holds(self, found: object) -> bool:
-        return _OPERATORS[self.operator](found, self.value)
+    def outcome(self, columns: Columns, size: int) -> Outcome:
+        if self.field not in columns:
+            return np.ones(size, bool), np.ones(size, bool)
+        found_S = columns[self.field]
+        if self.operator in SET_OPERATORS:
+            has_S = np.fromiter((self.value in flags for flags in found_S), bool, size)
+            true_S = has_S if self.operator == "has" else ~has_S
+        else:
+            true_S = np.asarray(OPERATORS[self.operator](found_S, self.value), dtype=bool)
+        return true_S, ~true_S
+
+
+@dataclass(frozen=True)
+class Membership:
+    """`field in (...)`, or a file of record ids."""
+
+    field: str
+    values: frozenset[str] | frozenset[int]
+
+    def outcome(self, columns: Columns, size: int) -> Outcome:
+        if self.field not in columns:
+            return np.ones(size, bool), np.ones(size, bool)
+        true_S = np.fromiter((found in self.values for found in columns[self.field].tolist()), bool, size)
+        return true_S, ~true_S
+
+
+@dataclass(frozen=True)
+class Negation:
+    """What its part is not."""
+
+    part: Condition
+
+    def outcome(self, columns: Columns, size: int) -> Outcome:
+        true_S, false_S = self.part.outcome(columns, size)
+        return false_S, true_S
+
+
+@dataclass(frozen=True)
+class Joined:
+    """All of its parts, or any."""
+
+    parts: tuple[Condition, ...]
+    every: bool
+
+    def outcome(self, columns: Columns, size: int) -> Outcome:
+        outcomes = [part.outcome(columns, size) for part in self.parts]
+        empty = [np.full(size, self.every)], [np.full(size, not self.every)]
+        trues = [true_S for true_S, _ in outcomes] or empty[0]
+        falses = [false_S for _, false_S in outcomes] or empty[1]
+        both, either = np.logical_and.reduce, np.logical_or.reduce
+        return (both(trues), either(falses)) if self.every else (either(trues), both(falses))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """All comparisons must hold; none selects everything."""
+    """The sequences for which all conditions hold; none selects everything."""
 
-    comparisons: tuple[Comparison, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    texts: tuple[str, ...] = ()
+    """What was written, and digests of sets of ids: by these a dataset knows that it is the same choice."""
+
+    @property
+    def takes_all(self) -> bool:
+        return not self.conditions
+
+    def __and__(self, other: Selection) -> Selection:
+        return Selection(self.conditions + other.conditions, self.texts + other.texts)
 
     def takes_unit(self, entry: ShardEntry) -> bool:
         """Whether the unit can hold a selected sequence; others are not even read."""
-        return all(
-            comparison.holds(getattr(entry, comparison.field))
-            for comparison in self.comparisons
-            if comparison.field in _UNIT_FIELDS
-        )
+        return bool(self._outcome(_unit_columns(entry, 1), 1)[0][0])
 
-    @property
-    def reads_segments(self) -> bool:
-        """Whether the segments of tokens are asked for."""
-        return any(comparison.field == "segments" for comparison in self.comparisons)
+    def kept(self, block: Block, entry: ShardEntry) -> np.ndarray:
+        """bool [S], which sequences of a block are selected; no labels are fetched."""
+        size = len(block.plain.record_id)
+        return ~self._outcome(_BlockColumns(block, _unit_columns(entry, size)), size)[1]
 
-    def takes(self, sequence: LabeledSequence) -> bool:
-        return all(
-            comparison.holds(FIELDS[comparison.field](sequence))
-            for comparison in self.comparisons
-            if comparison.field in FIELDS
-        )
+    def kept_rejects(self, rejects: Sequence[Reject]) -> list[Reject]:
+        """The rejects that are surely meant, by their record id alone."""
+        if self.takes_all:
+            return list(rejects)
+        named = [reject for reject in rejects if reject.record_id is not None]
+        record_ids = [str(reject.record_id) for reject in named]
+        columns = {"record_id": _texts(record_ids), "hash": id_hashes(record_ids)}
+        return [
+            reject for reject, no in zip(named, self._outcome(columns, len(named))[1], strict=True) if not no
+        ]
 
     def sequences(self, store: LogitStore, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
-        """The selected sequences in the store's order."""
+        """The selected sequences in the store's order. Blocks that hold none are not decoded."""
         for entry in store.shards():
             if entry.name and self.takes_unit(entry):
                 with store.open_shard(entry) as reader:
-                    yield from filter(self.takes, reader.iter_sequences(top_k=top_k))
+                    yield from self._of_shard(reader, entry, top_k)
+
+    def _of_shard(
+        self, reader: ShardReader, entry: ShardEntry, top_k: int | None
+    ) -> Iterator[LabeledSequence]:
+        if self.takes_all:
+            yield from reader.iter_sequences(top_k=top_k)
+            return
+        for block in range(reader.num_blocks):
+            kept_S = self.kept(Block(reader, block), entry)
+            if kept_S.any():
+                sequences = reader.read_block(block, top_k=top_k)
+                yield from (sequences[place] for place in np.flatnonzero(kept_S))
+
+    def _outcome(self, columns: Columns, size: int) -> Outcome:
+        return Joined(self.conditions, every=True).outcome(columns, size)
 
 
-def parse_selection(text: str | None) -> Selection:
-    """Raises UnsupportedInputError with what is wrong."""
-    if not text or not text.strip():
-        return Selection()
-    comparisons: list[Comparison] = []
-    position = 0
-    while True:
-        match = _COMPARISON.match(text, position)
-        if match is None:
-            raise _malformed(text, position)
-        comparisons.append(_comparison(match[1], match[2], match[3]))
-        position = match.end()
-        if position == len(text):
-            return Selection(tuple(comparisons))
-        joint = re.compile(r"and\b", re.IGNORECASE).match(text, position)
-        if joint is None:
-            raise _malformed(text, position)
-        position = joint.end()
+class _BlockColumns(Mapping[str, np.ndarray]):
+    """The columns of a block that an expression asks for."""
+
+    def __init__(self, block: Block, unit: Columns) -> None:
+        self._block, self._unit = block, unit
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._unit[name] if name in self._unit else FIELDS[name](self._block)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._unit or name in FIELDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._unit, *FIELDS])
+
+    def __len__(self) -> int:
+        return len(self._unit) + len(FIELDS)
 
 
-def _comparison(field: str, sign: str, value: str) -> Comparison:
-    known = [*FIELDS, *_UNIT_FIELDS]
-    if field not in known:
-        raise UnsupportedInputError(f"--where knows no field {field!r}; fields are {', '.join(known)}")
-    plain = value[1:-1] if value[0] in "\"'" else value
-    if (field in _SET_FIELDS) != (sign in _FLAGS_OPERATORS):
-        raise UnsupportedInputError(
-            f"--where cannot read {field} {sign}: 'has' and 'lacks' are for flags and segments, which have "
-            "nothing else; write for example: flags has truncated"
-        )
-    if field == "segments" and plain not in SEGMENT_NAMES:
-        raise UnsupportedInputError(
-            f"--where knows no segment {plain!r}; a token is one of {', '.join(SEGMENT_NAMES)}"
-        )
-    if field in _TEXT_FIELDS:
-        return Comparison(field, sign, plain)
-    try:
-        return Comparison(field, sign, int(plain))
-    except ValueError:
-        raise UnsupportedInputError(
-            f"--where compares {field} with {plain!r}, but it is an integer; write for example {field} < 100"
-        ) from None
-
-
-def _malformed(text: str, position: int) -> UnsupportedInputError:
-    return UnsupportedInputError(
-        f"--where cannot read {text[position:]!r:.60}; write comparisons joined by 'and', for example "
-        'record_id >= "a" and record_id < "b"'
-    )
+def _unit_columns(entry: ShardEntry, size: int) -> Columns:
+    return {"unit_index": np.full(size, entry.unit_index), "unit_id": _texts([entry.unit_id] * size)}

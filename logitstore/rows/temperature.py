@@ -12,14 +12,15 @@ Shape legend: N label rows, K stored entries, M temperatures, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from logitstore.errors import TemperatureError
 from logitstore.manifest.fields import LabelSpec
-from logitstore.records import LabelRows
+from logitstore.records import LabeledSequence, LabelRows
 
 
 def log_tail_mass(rows: LabelRows, spec: LabelSpec, temperature: float) -> np.ndarray:
@@ -52,6 +53,22 @@ def logprobs(rows: LabelRows, spec: LabelSpec, temperature: float) -> np.ndarray
         tail_N = _interpolated_log_tail_sum(rows, spec, temperature)
         logsumexp_N = np.logaddexp(tail_N, _head_logsumexp(rows, temperature)).astype(np.float32)
     return (rows.logits_NK / np.float32(temperature) - logsumexp_N[:, None]).astype(np.float32)
+
+
+def cut_labels(spec: LabelSpec, top_k: int | None) -> LabelSpec:
+    """What rows of a store hold after `cut_sequences`."""
+    return spec if top_k is None else dataclasses.replace(spec, top_k=min(top_k, spec.top_k))
+
+
+def cut_sequences(
+    sequences: Iterable[LabeledSequence], spec: LabelSpec, top_k: int | None
+) -> Iterator[LabeledSequence]:
+    """Sequences with the first `top_k` entries of their rows and all else as it is; None cuts nothing."""
+    if top_k is None:
+        yield from sequences
+        return
+    for sequence in sequences:
+        yield dataclasses.replace(sequence, rows=truncate(sequence.rows, spec, top_k))
 
 
 def truncate(rows: LabelRows, spec: LabelSpec, top_k: int) -> LabelRows:

@@ -5,7 +5,6 @@ Shape legend: none; lists hold one item per sequence.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import struct
@@ -20,7 +19,7 @@ import pyarrow as pa
 
 from logitstore.codec.streams import damaged
 from logitstore.manifest.fields import LabelSpec
-from logitstore.records import LabeledSequence, LabelRows
+from logitstore.records import LabeledSequence
 from logitstore.shard.arrow_file import ArrowFile, BatchHeader
 from logitstore.shard.schema import (
     MAX_BLOCK_ENTRIES,
@@ -65,27 +64,6 @@ class PlainColumns:
             finish_reason=[sequence.finish_reason for sequence in block],
             flags=[json.dumps(list(sequence.flags)) if sequence.flags else "" for sequence in block],
         )
-
-    def without_labels(
-        self, segments: Sequence[np.ndarray | None] | None = None
-    ) -> Iterator[LabeledSequence]:
-        """The sequences of the block as far as these columns know them: tokens and rows have their number,
-        and mean nothing. `segments` are those that `ShardReader.segments` gives."""
-        none = LabelRows(*(np.empty((0, 1), dtype=np.float32) for _ in range(7)))
-        for at, record_id in enumerate(self.record_id):
-            none_N = np.broadcast_to(np.int32(0), (int(self.num_rows[at]),))
-            yield LabeledSequence(
-                record_id=record_id,
-                sample_index=int(self.sample_index[at]),
-                token_ids_T=np.broadcast_to(np.int32(0), (int(self.num_tokens[at]),)),
-                prompt_length=int(self.prompt_length[at]),
-                label_start=int(self.label_start[at]),
-                rows=dataclasses.replace(none, token_ids_NK=none_N[:, None], count_N=none_N),
-                loss_mask_N=none_N,
-                finish_reason=self.finish_reason[at],
-                flags=to_flags(self.flags[at]),
-                segments_T=None if segments is None else segments[at],
-            )
 
     def in_order(self) -> Iterator[list[str] | np.ndarray]:
         """The columns in the order of the file."""

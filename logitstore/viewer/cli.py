@@ -7,6 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
+from logitstore.cli.selecting import add_selection, selection_of
 from logitstore.common.command import EXIT_STATUSES
 from logitstore.common.options import add_storage_options, read_storage_options
 from logitstore.errors import UnsupportedInputError
@@ -18,6 +19,7 @@ examples:
   penumbra store view runs/demo                      serve on http://127.0.0.1:8400/
   penumbra store view s3://bucket/run --tokenizer models/teacher --port 0
   penumbra store view runs/demo --out labels.html    one file, no server, no network
+  penumbra store view runs/demo --where 'flags has truncated and num_tokens > 1000'
 """
 
 
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-sequences", type=int, default=20, help="sequences of each store in --out")
     parser.add_argument("--top-k", type=int, default=32, help="entries of each label row in --out (0: all)")
+    add_selection(parser)
     add_storage_options(parser)
     parser.add_argument(
         "--jobs-file", type=Path, help="JSON list of a cluster's jobs, read again at every refresh"
@@ -61,6 +64,7 @@ def _write(args: argparse.Namespace) -> int:
         top_k=args.top_k or None,
         tokenizer=args.tokenizer,
         storage_options=read_storage_options(args.storage_options),
+        selection=selection_of(args),
     )
     print(f"{args.out}: {size:,} bytes")
     return 0
@@ -71,7 +75,7 @@ def _serve(args: argparse.Namespace) -> int:
     from logitstore.viewer.server import ViewerServer
 
     options = read_storage_options(args.storage_options)
-    views = [StoreView(uri, args.tokenizer, options) for uri in args.stores]
+    views = [StoreView(uri, args.tokenizer, options, selection_of(args)) for uri in args.stores]
     try:
         server = ViewerServer(views, args.port, args.jobs_file, args.tokenizer)
     except (OSError, OverflowError) as error:

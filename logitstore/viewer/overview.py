@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreError
 from logitstore.job_objects import STATUS_NAME, JobStatus, parse_status
 from logitstore.records import Reject
+from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
 from logitstore.viewer.pages import SequencePages
 from logitstore.viewer.payload import Json, manifest_payload
@@ -29,6 +30,8 @@ class StoreView:
     tokenizer: str | None = None
     """Folder or `tokenizer.json` for the tokens' text; None for the job's own."""
     storage_options: dict[str, object] | None = None
+    selection: Selection = field(default_factory=Selection)
+    """Which sequences are shown."""
     texts: TokenTexts = field(default_factory=TokenTexts)
     """Set when the store is opened."""
     _note: str = ""
@@ -49,13 +52,13 @@ class StoreView:
             if self._store is None or self._pages is None:
                 store = LogitStore.open(self.uri, storage_options=self.storage_options)
                 self.texts, self._note = choose_texts(store.manifest, self.tokenizer)
-                self._pages, self._store = SequencePages(store), store
+                self._pages, self._store = SequencePages(store, self.selection), store
             elif now - self._refreshed_sec > REFRESH_AFTER_SEC:
                 self._pages.refresh()
             else:
                 return self._store, self._pages
             self._refreshed_sec = now
-            self._totals = _totals(self._store)
+            self._totals = {**_totals(self._store), "num_sequences": self._pages.total}
             return self._store, self._pages
 
     def rejects(self) -> list[Reject]:

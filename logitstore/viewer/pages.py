@@ -15,6 +15,7 @@ import numpy as np
 from logitstore.index.entries import ShardIndex
 from logitstore.manifest.fields import ShardEntry
 from logitstore.records import LabeledSequence
+from logitstore.rows.selection import Block, Selection
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 
@@ -25,12 +26,16 @@ MAX_CACHED_BLOCKS = 4
 class SequencePages:
     """Random access to the sequences of a store; safe to call from several threads."""
 
-    def __init__(self, store: LogitStore) -> None:
+    def __init__(self, store: LogitStore, selection: Selection | None = None) -> None:
+        """Of the selected sequences alone, which are then found by reading the ids of every shard."""
         self._store = store
+        self._selection = selection or Selection()
+        self._kept: dict[str, np.ndarray] = {}
+        """By shard, the places of the selected sequences; empty where all are."""
         self._lock = threading.Lock()
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
         self._blocks: OrderedDict[tuple[str, int, int | None], list[LabeledSequence]] = OrderedDict()
-        self._shards, self._ends = _listed(store)
+        self._shards, self._ends = self._listed()
 
     @property
     def total(self) -> int:
@@ -41,7 +46,7 @@ class SequencePages:
         """Take in the shards committed since."""
         with self._lock:
             self._store.refresh()
-            self._shards, self._ends = _listed(self._store)
+            self._shards, self._ends = self._listed()
 
     def read(self, start: int, count: int, *, top_k: int | None = None) -> list[LabeledSequence]:
         """Sequences `start` to `start + count`, as many as there are; `top_k` entries of each row.
@@ -67,7 +72,9 @@ class SequencePages:
         """The sequences from `number` to the end of its block."""
         shard = int(np.searchsorted(self._ends, number, side="right"))
         entry = self._shards[shard]
-        local = number - (int(self._ends[shard]) - entry.num_sequences)
+        place = number - (int(self._ends[shard - 1]) if shard else 0)
+        kept = self._kept.get(entry.name)
+        local = place if kept is None else int(kept[place])
         reader = self._reader(entry)
         block = bisect.bisect_right(reader.block_starts, local) - 1
         key = (entry.name, block, top_k)
@@ -76,7 +83,10 @@ class SequencePages:
             while len(self._blocks) > MAX_CACHED_BLOCKS:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(key)
-        return self._blocks[key][local - reader.block_starts[block] :]
+        sequences, first = self._blocks[key], reader.block_starts[block]
+        if kept is None:
+            return sequences[local - first :]
+        return [sequences[other - first] for other in kept[place:] if other < first + len(sequences)]
 
     def _reader(self, entry: ShardEntry) -> ShardReader:
         if entry.name not in self._readers:
@@ -86,8 +96,21 @@ class SequencePages:
         self._readers.move_to_end(entry.name)
         return self._readers[entry.name]
 
+    def _listed(self) -> tuple[ShardIndex, np.ndarray]:
+        """The committed shards, and how many selected sequences lie in each and before it (int64)."""
+        shards = self._store.shards()
+        if self._selection.takes_all:
+            return shards, np.cumsum(shards.column("num_sequences"), dtype=np.int64)
+        counts = np.zeros(len(shards), np.int64)
+        for number, entry in enumerate(shards):
+            if entry.name and entry.name not in self._kept:
+                self._kept[entry.name] = self._places(entry)
+            counts[number] = len(self._kept[entry.name]) if entry.name else 0
+        return shards, np.cumsum(counts)
 
-def _listed(store: LogitStore) -> tuple[ShardIndex, np.ndarray]:
-    """The committed shards, and how many sequences lie in each and before it (int64)."""
-    shards = store.shards()
-    return shards, np.cumsum(shards.column("num_sequences"), dtype=np.int64)
+    def _places(self, entry: ShardEntry) -> np.ndarray:
+        if not self._selection.takes_unit(entry):
+            return np.zeros(0, np.int64)
+        with self._store.open_shard(entry) as reader:
+            kept = [self._selection.kept(Block(reader, at), entry) for at in range(reader.num_blocks)]
+        return np.flatnonzero(np.concatenate(kept or [np.zeros(0, bool)]))

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from logitstore.rows.selection import Selection
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.page import build_page
 from logitstore.viewer.payload import rejects_payload, sequence_payload, summary_payload
@@ -22,6 +23,7 @@ def write_static_page(
     top_k: int | None = 32,
     tokenizer: str | None = None,
     storage_options: dict[str, object] | None = None,
+    selection: Selection | None = None,
 ) -> int:
     """Write the page with the first sequences of each store inside; returns the file's size in bytes.
 
@@ -32,13 +34,14 @@ def write_static_page(
         top_k: entries of each row to hold, with the tail enlarged by the others; None for all.
         tokenizer: folder or `tokenizer.json` for the tokens' text; the job's own by default, else bare ids.
         storage_options: how to reach the stores' object store.
+        selection: which sequences to show; None for all.
 
     Raises:
         StoreError: a store is missing or cannot be read.
         FileNotFoundError: no tokenizer at the given path.
     """
     uris = [stores] if isinstance(stores, str) else list(stores)
-    views = [StoreView(uri, tokenizer, storage_options) for uri in uris]
+    views = [StoreView(uri, tokenizer, storage_options, selection or Selection()) for uri in uris]
     html = static_page(views, max_sequences=max_sequences, top_k=top_k)
     return _replace(Path(path), html.encode("utf-8"))
 

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 from torch.utils.data import IterableDataset, get_worker_info
 
 from logitstore.errors import StoreChangedError
+from logitstore.rows.selection import Selection
+from logitstore.rows.where import parse_selection, select_ids
 from trainer.data.cache import ShardCache
 from trainer.data.order import GROUP, ORDER_VERSION, EpochOrder, OrderKey, Visit, rank_slice
 from trainer.data.packed_rows import PackedLine, Packing
@@ -48,6 +50,19 @@ class StoreSpec:
     storage_options: Mapping[str, Any] | None = None
     where: str | None = None
     """Which of its sequences take part, as `penumbra store cat --where` has it; None takes all."""
+    ids: str | Path | None = None
+    """A file of record ids, one a line: only these take part."""
+    without_ids: str | Path | None = None
+    """A file of record ids that take no part."""
+
+    def selection(self) -> Selection:
+        """All three together. Raises UnsupportedInputError."""
+        selection = parse_selection(self.where)
+        if self.ids is not None:
+            selection &= select_ids(self.ids)
+        if self.without_ids is not None:
+            selection &= select_ids(self.without_ids, without=True)
+        return selection
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
@@ -99,15 +114,16 @@ class StreamingLogitDataset(IterableDataset[Any]):
         specs = [stores] if isinstance(stores, (str, Path, StoreSpec)) else list(stores)
         self._specs = [spec if isinstance(spec, StoreSpec) else StoreSpec(str(spec)) for spec in specs]
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_limit)
+        selections = [spec.selection() for spec in self._specs]
         self.sources = [
             Source(
                 spec.uri,
                 storage_options=spec.storage_options,
                 cache=self._cache,
                 held_out=held_out,
-                where=spec.where,
+                selection=selection,
             )
-            for spec in self._specs
+            for spec, selection in zip(self._specs, selections, strict=True)
         ]
         self.batch_size = batch_size
         self.seed, self.num_splits, self.shuffle = seed, num_splits, shuffle
@@ -120,7 +136,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
             self.sources,
             [spec.weight for spec in self._specs],
             held_out,
-            [spec.where for spec in self._specs],
+            selections,
         )
         self.epoch = 0
         self.consumed = 0

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from logitstore.manifest.fields import Manifest, ShardEntry
-from logitstore.rows.selection import parse_selection
+from logitstore.rows.selection import Block, Selection
 from logitstore.shard.reader import ShardReader
-from logitstore.shard.sequence_columns import PlainColumns
 from logitstore.store import LogitStore
 from trainer.data.cache import ShardCache
 from trainer.errors import CacheFullError
@@ -72,7 +71,7 @@ class Source:
         storage_options: Mapping[str, Any] | None = None,
         cache: ShardCache | None = None,
         held_out: HeldOut | None = None,
-        where: str | None = None,
+        selection: Selection | None = None,
     ) -> None:
         store = LogitStore.open(uri, storage_options=storage_options)
         self.uri = store.uri
@@ -82,11 +81,11 @@ class Source:
         self._objects = store.objects
         self._codebooks = store.codebooks()
         self._cache = cache
-        self._held_out, self._selection = held_out, parse_selection(where)
+        self._held_out, self._selection = held_out, selection or Selection()
         self._outlines: list[Outline] | None = None
         """By shard; None until somebody asks, as reading them visits every shard."""
         self._takes_all = held_out is None or (held_out.fraction == 0 and held_out.side == "train")
-        self._takes_all &= not self._selection.comparisons
+        self._takes_all &= self._selection.takes_all
         if not self._takes_all:
             self.outlines()
 
@@ -142,9 +141,9 @@ class Source:
         first = 0
         with self._open_remotely(entry) as reader:
             for block in range(reader.num_blocks):
-                plain = reader.plain_columns(block)
-                segments = reader.segments(block) if self._selection.reads_segments else None
-                keep_S = self._keeps(plain, segments)
+                columns = Block(reader, block)
+                plain = columns.plain
+                keep_S = self._keeps(columns, entry)
                 num_labels_S = np.minimum(plain.num_rows, plain.num_tokens - plain.label_start)
                 block_S = np.full(len(keep_S), block, dtype=np.int32)
                 shift_S = reader.student_shifts(block)  # lengths are those that the student sees
@@ -159,13 +158,13 @@ class Source:
                 first += len(keep_S)
         return Outline(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _keeps(self, plain: PlainColumns, segments: Sequence[np.ndarray | None] | None) -> np.ndarray:
+    def _keeps(self, block: Block, entry: ShardEntry) -> np.ndarray:
         """bool [S], which sequences of a block take part."""
-        keep_S = np.ones(len(plain.record_id), dtype=bool)
+        keep_S = np.ones(len(block.plain.record_id), dtype=bool)
         if self._held_out is not None:
-            keep_S &= [self._held_out.keeps(record_id) for record_id in plain.record_id]
-        if self._selection.comparisons:
-            keep_S &= [self._selection.takes(sequence) for sequence in plain.without_labels(segments)]
+            keep_S &= [self._held_out.keeps(record_id) for record_id in block.plain.record_id]
+        if not self._selection.takes_all:
+            keep_S &= self._selection.kept(block, entry)
         return keep_S
 
 
@@ -173,14 +172,14 @@ def combined_digest(
     sources: Sequence[Source],
     weights: Sequence[float],
     held_out: HeldOut | None,
-    wheres: Sequence[str | None],
+    selections: Sequence[Selection],
 ) -> str:
     """Names everything about the stores that the order depends on."""
     digest = hashlib.blake2b(digest_size=16)
-    for source, weight, where in zip(sources, weights, wheres, strict=True):
+    for source, weight, selection in zip(sources, weights, selections, strict=True):
         digest.update(f"{source.digest}|{weight!r}\n".encode())
-        if where is not None:
-            digest.update(f"where {where}\n".encode())
+        for text in selection.texts:
+            digest.update(f"{text}\n".encode())
     if held_out is not None:
         digest.update(f"{held_out.fraction!r}|{held_out.side}".encode())
     return digest.hexdigest()

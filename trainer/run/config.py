@@ -141,7 +141,12 @@ class StoreSource(Section):
     """T of the distillation term for this store's labels; None takes `loss.temperature`."""
     where: str | None = None
     """Which of its sequences take part, as `penumbra store cat --where` has it, for example
-    'finish_reason != length and num_tokens < 2048'; None takes all."""
+    'finish_reason != length and num_tokens < 2048', or 'hash < 0.9' for nine tenths of the records; None
+    takes all."""
+    ids: str | None = None
+    """A file of record ids, one a line: only these take part."""
+    without_ids: str | None = None
+    """A file of record ids that take no part."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """For the object store, as in fsspec. Credentials are better left to the environment."""
 
@@ -163,8 +168,8 @@ class DataConfig(Section):
     """What is read, and in which batches."""
 
     stores: Sources
-    """One or several stores: a URI, or tables with uri, weight, alpha, temperature, where and
-    storage_options."""
+    """One or several stores: a URI, or tables with uri, weight, alpha, temperature, where, ids, without_ids
+    and storage_options."""
     top_k: int | None = Field(default=None, ge=1)
     """Entries read of each row, at most what the store holds; None reads all. Fewer bytes are read too."""
     shuffle: bool = True

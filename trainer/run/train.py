@@ -200,7 +200,12 @@ def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
         whole = side == "held_out" and own is not None
         stores = own if side == "held_out" and own is not None else data.stores
         return StreamingLogitDataset(
-            [StoreSpec(store.uri, store.weight, store.storage_options, store.where) for store in stores],
+            [
+                StoreSpec(
+                    store.uri, store.weight, store.storage_options, store.where, store.ids, store.without_ids
+                )
+                for store in stores
+            ],
             batch_size=batch_size,
             shuffle=data.shuffle or side == "held_out",
             seed=data.seed,

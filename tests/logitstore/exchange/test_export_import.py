@@ -27,7 +27,7 @@ from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.npz import export_npz, read_npz
 from logitstore.exchange.tables import export_table, read_table
 from logitstore.exchange.torch_archive import read_archive
-from logitstore.rows.selection import parse_selection
+from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.logitstore.capture import CAPTURE_SAMPLE
@@ -356,7 +356,15 @@ def test_a_target_begun_with_other_labels_is_refused(
         ("nosuch = 1", "knows no field 'nosuch'"),
         ("num_tokens < many", "it is an integer"),
         ("record_id", "cannot read 'record_id'"),
-        ("record_id = a or record_id = b", "cannot read 'or record_id"),
+        ("record_id = a or or", "cannot read 'or'"),
+        ("(record_id = a", "cannot read ''"),
+        ("record_id in a, b", "cannot read 'record_id in a"),
+        ("record_id in (a", "cannot read 'record_id in"),
+        ("record_id = a)", r"cannot read '\)'"),
+        ("flags in (a)", "write flags has a or"),
+        ("hash < some", "a number of 0 to 1"),
+        ("not " * 60 + "record_id = a", "more than 50 brackets"),
+        ("((" * 60, "more than 50 brackets"),
         ("record_id = a and", "cannot read ''"),
     ],
 )

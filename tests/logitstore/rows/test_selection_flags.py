@@ -1,12 +1,14 @@
 """Sequences chosen by what the filters marked."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from logitstore.errors import UnsupportedInputError
-from logitstore.rows.selection import parse_selection
-from tests.labeler.worker.test_filters import response
+from logitstore.rows.where import parse_selection
+from logitstore.store import LogitStore
+from tests.logitstore.random_labels import make_manifest, make_sequence
 
 
 @pytest.mark.parametrize(
@@ -18,11 +20,13 @@ from tests.labeler.worker.test_filters import response
         ("record_id >= b and flags has 'repeated'", ["c"]),
     ],
 )
-def test_sequences_are_chosen_by_their_flags(where: str, expected: list[str]) -> None:
+def test_sequences_are_chosen_by_their_flags(where: str, expected: list[str], tmp_path: Path) -> None:
     flags = {"a": (), "b": ("truncated",), "c": ("truncated", "repeated")}
-    sequences = [replace(response([5]), record_id=name, flags=marks) for name, marks in flags.items()]
-    selection = parse_selection(where)
-    assert [sequence.record_id for sequence in sequences if selection.takes(sequence)] == expected
+    sequences = [replace(make_sequence(name), flags=marks) for name, marks in flags.items()]
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    store.commit_unit("unit", 0, sequences, seconds=0, worker="w")
+    found = [sequence.record_id for sequence in parse_selection(where).sequences(store)]
+    assert found == expected
 
 
 @pytest.mark.parametrize("where", ["flags = truncated", "record_id has a", "num_tokens lacks 3"])

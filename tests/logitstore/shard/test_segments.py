@@ -24,7 +24,7 @@ from logitstore.exchange.tables import export_table, read_table
 from logitstore.manifest import reading
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, Manifest
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, Segment
-from logitstore.rows.selection import parse_selection
+from logitstore.rows.where import parse_selection
 from logitstore.shard import metadata
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.segments import decode_segments

@@ -329,3 +329,21 @@ def test_spec_of_every_sample_is_its_stores(tmp_path, small_store):
     make_store(tmp_path / "wide", (5,), spec=label_spec(vocab_size=128, top_k=16), prefix="w")
     for sample in dataset([small_store, tmp_path / "wide"]):
         assert sample.labels.top_k == (16 if sample.sequence.record_id[0] == "w" else 8)
+
+
+def test_files_of_ids_choose_the_sequences_of_training(small_store, tmp_path):
+    wanted = tmp_path / "ids.txt"
+    wanted.write_text("r1\nr3\nr5\nnever labeled\n")
+    some = dataset(StoreSpec(str(small_store), ids=wanted, where="record_id != r3"))
+    assert sorted(ids(some)) == ["r1", "r5"]
+    others = dataset(StoreSpec(str(small_store), without_ids=wanted))
+    assert sorted(ids(others)) == sorted({f"r{n}" for n in range(NUM_SEQUENCES)} - {"r1", "r3", "r5"})
+    parts = [
+        sorted(ids(dataset(StoreSpec(str(small_store), where=f"hash {sign} 0.5")))) for sign in ("<", ">=")
+    ]
+    assert sorted(parts[0] + parts[1]) == sorted(f"r{n}" for n in range(NUM_SEQUENCES))
+    digest = some.digest
+    wanted.write_text("r5\nr3\nnever labeled\nr1\n")
+    assert dataset(StoreSpec(str(small_store), ids=wanted, where="record_id != r3")).digest == digest
+    wanted.write_text("r1\n")
+    assert dataset(StoreSpec(str(small_store), ids=wanted, where="record_id != r3")).digest != digest

@@ -1,0 +1,47 @@
+"""Which sequences a command means: `--where`, `--ids`, `--without-ids`, `--sample`, `--split`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from logitstore.rows.selection import FIELDS, UNIT_FIELDS, Selection
+from logitstore.rows.where import parse_selection, select_ids, select_split
+
+WHERE_HELP = (
+    "comparisons (= != < <= > >=), `in (a, b)` and, of flags and segments, has and lacks, joined by and, "
+    f"or, not and brackets; of {', '.join((*FIELDS, *UNIT_FIELDS))}; hash is a number in [0, 1) made of "
+    "the record id, and the last two skip whole shards unread"
+)
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a command that takes a part of a store. All that are given must hold."""
+    parser.add_argument("--where", metavar="EXPRESSION", help=WHERE_HELP)
+    parser.add_argument("--ids", type=Path, metavar="FILE", help="only the records in FILE, one id a line")
+    parser.add_argument("--without-ids", type=Path, metavar="FILE", help="all records but those in FILE")
+    parser.add_argument(
+        "--split",
+        metavar="FROM:TO",
+        help="records whose hash lies there: 0:0.9 and 0.9:1 are two parts of every store, the same in all",
+    )
+    parser.add_argument(
+        "--sample",
+        metavar="SHARE",
+        type=float,
+        help="about this share of the records: --split 0:SHARE",
+    )
+
+
+def selection_of(args: argparse.Namespace) -> Selection:
+    """Raises UnsupportedInputError with what is wrong."""
+    selection = parse_selection(args.where)
+    if args.ids is not None:
+        selection &= select_ids(args.ids)
+    if args.without_ids is not None:
+        selection &= select_ids(args.without_ids, without=True)
+    if args.split is not None:
+        selection &= select_split(args.split)
+    if args.sample is not None:
+        selection &= select_split(f"0:{args.sample}")
+    return selection
