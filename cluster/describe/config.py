@@ -5,12 +5,10 @@ Frozen and checked at once. What a field means stands below it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from labeler.config.loading import JobConfig, WorkersConfig
 from logitstore.common.config_file import ConfigError, explain_problem, read_document
 from logitstore.common.section import Section
 
@@ -82,6 +80,8 @@ class GroupConfig(_OneLineSection):
     """Machines that may be taken away at any time for a lower price; the labeler survives it."""
     machine: str = ""
     """The cloud's own name of a machine, instead of one chosen from the accelerator and its number."""
+    gpu_memory_gb: float | None = Field(default=None, gt=0)
+    """Memory of one GPU in GB (10^9 bytes); None takes what the accelerator is known to have."""
     price_per_hour: float | None = Field(default=None, ge=0)
     """Your price of one machine; None takes a rough list price."""
 
@@ -273,68 +273,3 @@ def load_cluster(path: str) -> ClusterConfig:
     except ValidationError as error:
         problems = [explain_problem(problem, ClusterConfig, what="cluster") for problem in error.errors()]
         raise ConfigError(f"{path}: {'; '.join(problems)}") from None
-
-
-def check_placement(cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, int]) -> list[str]:
-    """How the job's replicas fit the cluster's groups, one line per group that takes some.
-
-    A replica is on one machine, or on `workers.machines` different ones of a group at once, with the same
-    share on each. A job picks a group by `workers.resources = {"group-NAME" = 0.001}`. `cores` says how many
-    CPU cores a machine of each group offers to Ray.
-
-    Raises:
-        ConfigError: not a single group can hold a replica, or not all replicas fit.
-    """
-    workers = job.workers
-    asked = _asked_group(cluster, workers)
-    rooms: dict[str, int] = {}
-    lines = []
-    for group in cluster.groups:
-        each = _shares_of_a_machine(group, workers, cores[group.name])
-        if asked not in (None, group.name) or not each or group.count < workers.machines:
-            continue
-        rooms[group.name] = each * group.count // workers.machines
-        if workers.machines == 1:
-            lines.append(f"group {group.name}: up to {each} on each of {group.count} machines")
-        else:
-            place = f"each on {workers.machines} of {group.count} machines at once"
-            lines.append(f"group {group.name}: up to {rooms[group.name]}, {place}")
-    if workers.machines > 1 and len(rooms) > 1:
-        raise ConfigError(
-            f"a replica on {workers.machines} machines could be given some of each of the groups "
-            f"{', '.join(rooms)}; choose one: workers.resources = {{ group-{min(rooms)} = 0.001 }}"
-        )
-    if sum(rooms.values()) < workers.replicas:
-        fits = "; ".join(lines) or "no group can hold one"
-        place = "one machine" if workers.machines == 1 else f"each of {workers.machines} machines of a group"
-        raise ConfigError(
-            f"workers.replicas is {workers.replicas}, each with {workers.gpus:g} GPUs and {workers.cores} "
-            f"cores on {place}, but the cluster has room for {sum(rooms.values())} ({fits}); raise a group's "
-            "count or lower replicas"
-        )
-    return lines
-
-
-def _asked_group(cluster: ClusterConfig, workers: WorkersConfig) -> str | None:
-    """The group that a job picks; None where any will do."""
-    asked = sorted(name.removeprefix("group-") for name in workers.resources if name.startswith("group-"))
-    known = [group.name for group in cluster.groups]
-    if len(asked) > 1 or not set(asked) <= set(known):
-        raise ConfigError(
-            f"workers.resources asks for {', '.join(asked)}, but a machine is in one group, of the groups "
-            f"{', '.join(known)}; name one of them"
-        )
-    return asked[0] if asked else None
-
-
-def _shares_of_a_machine(group: GroupConfig, workers: WorkersConfig, cores: int) -> int:
-    """How many replicas, or parts of replicas on several machines, fit on a machine of the group."""
-    if group.gpus and not workers.gpus:
-        return 0  # a GPU is not paid for to idle
-    limits = [float(cores // workers.cores)]
-    if workers.gpus:
-        limits.append(group.gpus / workers.gpus)
-    part = workers.resources.get(f"group-{group.name}")
-    if part:
-        limits.append(1 / part)
-    return int(min(limits))

@@ -18,8 +18,9 @@ from typing import Any, get_args
 import yaml
 
 from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, skypilot, slurm
-from cluster.describe.config import ClusterConfig, Kind, check_placement, load_cluster
+from cluster.describe.config import ClusterConfig, Kind, load_cluster
 from cluster.describe.machines import machine_for, price_lines
+from cluster.describe.placement import check_placement
 from labeler.config.loading import JobConfig, WorkersConfig, load_job
 from logitstore.common.config_file import ConfigError
 

@@ -14,6 +14,7 @@ from labeler.driver.run import new_planner, read_input
 from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
 from labeler.job.teacher_view import seen_by_teacher
+from labeler.planning.gpu_memory import memory_need
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words
 from labeler.planning.preflight import Prepared, prepare
 from labeler.teacher.output_head import choose_head
@@ -74,6 +75,8 @@ class Estimate:
             f"{at_most or 'about '}{self.num_bytes / 1e6:,.2f} MB{kept}",
         ]
         lines += contents_in_words(totals)
+        need = memory_need(job)
+        lines += [] if need is None else [str(need)]
         found = self.calibration
         if found is not None:
             lines += [

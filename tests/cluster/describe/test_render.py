@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from cluster.__main__ import main
 from cluster.describe import grafana, kuberay, ray_yaml
-from cluster.describe.config import ClusterConfig, GroupConfig, Kind, check_placement
+from cluster.describe.config import ClusterConfig, GroupConfig, Kind
 from cluster.describe.machines import CATALOGS, machine_for, price_lines
+from cluster.describe.placement import check_placement
 from cluster.describe.render import _checked_kuberay, _checked_ray_yaml, render
 from cluster.errors import JobRefusedError
-from labeler.config.loading import JobConfig
+from labeler.config.loading import JobConfig, TeacherConfig
 from logitstore.common.config_file import ConfigError
 
 pytestmark = pytest.mark.slow  # Ray's validator and Kubernetes' schemas take seconds to load
@@ -57,6 +58,16 @@ def two_kinds(**changes: Any) -> ClusterConfig:
 
 def one_kind(**changes: Any) -> ClusterConfig:
     return ClusterConfig.model_validate(ONE_KIND | changes)
+
+
+@pytest.fixture(autouse=True)
+def _without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks Hugging Face how large a teacher is."""
+
+    def refuse(name: str, *, revision: str | None, setting: str) -> None:
+        raise ConfigError(f"{setting} = {name!r} is not asked for here")
+
+    monkeypatch.setattr("labeler.planning.gpu_memory.check_model_name", refuse)
 
 
 def a_job(replicas: int = 8, gpus: float = 2, tensor_parallel: int = 2, **workers: Any) -> JobConfig:
@@ -545,13 +556,54 @@ def test_replicas_fit_or_the_rule_is_named() -> None:
     assert check_placement(two_kinds(), a_job(replicas=16), CORES) == [
         "group l4: up to 2 on each of 4 machines",
         "group h100: up to 4 on each of 2 machines",
+        "GPU memory is not checked: nothing here says how large 'org/teacher' is",
     ]
     only = check_placement(two_kinds(), a_job(replicas=2, gpus=8, resources={"group-h100": 0.001}), CORES)
-    assert only == ["group h100: up to 1 on each of 2 machines"]
+    assert only[0] == "group h100: up to 1 on each of 2 machines"
     with pytest.raises(ConfigError, match="room for 16"):
         check_placement(two_kinds(), a_job(replicas=17), CORES)
     with pytest.raises(ConfigError, match="no group can hold one"):
         check_placement(two_kinds(), a_job(replicas=1, gpus=16, tensor_parallel=16), CORES)
+
+
+def model_of(folder: Path, num_layers: int) -> str:
+    """A model of 2 x 0.23e9 bytes a layer, whose config.json is here."""
+    config = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 1000}
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": num_layers}))
+    return str(folder)
+
+
+def test_a_teacher_too_large_for_a_groups_gpus_is_refused(tmp_path: Path) -> None:
+    """60 GB on two GPUs of 24 GB each: Ray would place half of the replicas there, and none would load."""
+    teacher = {"model": model_of(tmp_path, 130), "tensor_parallel_size": 2, "max_model_len": 2048}
+    job = a_job(replicas=8).model_copy(update={"teacher": TeacherConfig.model_validate(teacher)})
+    with pytest.raises(ConfigError) as refused:
+        check_placement(two_kinds(), job, CORES)
+    for words in (
+        "a GPU of group l4 has 24 GB",
+        "each GPU of a replica needs about",
+        "{ group-h100 = 0.001 }",
+    ):
+        assert words in str(refused.value)
+    workers = job.workers.model_copy(update={"resources": {"group-h100": 0.001}})
+    lines = check_placement(two_kinds(), job.model_copy(update={"workers": workers}), CORES)
+    assert lines[0] == "group h100: up to 4 on each of 2 machines"
+    assert "by its config.json" in lines[1]
+    larger = [TWO_KINDS["groups"][0] | {"gpu_memory_gb": 48}, TWO_KINDS["groups"][1]]
+    roomy = ClusterConfig.model_validate(TWO_KINDS | {"groups": larger})
+    assert len(check_placement(roomy, job, CORES)) == 3
+    huge = job.model_copy(
+        update={"teacher": job.teacher.model_copy(update={"model": model_of(tmp_path, 400)})}
+    )
+    with pytest.raises(ConfigError, match="larger"):
+        check_placement(two_kinds(), huge, CORES)
+
+
+def test_a_guess_from_a_name_warns_and_an_unknown_size_is_said() -> None:
+    teacher = a_job().teacher.model_copy(update={"model": "org/Teacher-32B"})
+    lines = check_placement(two_kinds(), a_job(replicas=2).model_copy(update={"teacher": teacher}), CORES)
+    assert lines[2].startswith("WARNING: a GPU of group l4 has 24 GB")
+    assert "32B in its name" in lines[2]
 
 
 def large_teacher(replicas: int, machines: int, gpus: int) -> tuple[ClusterConfig, JobConfig]:

@@ -1,0 +1,119 @@
+"""Whether a job's replicas fit a cluster: machines, cores, GPUs and the GPUs' memory. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from cluster.describe.config import ClusterConfig, GroupConfig
+from labeler.config.loading import JobConfig, WorkersConfig
+from labeler.planning.gpu_memory import GB, MemoryNeed, memory_need
+from logitstore.common.config_file import ConfigError
+
+GPU_MEMORY_GB: dict[str, float] = {
+    "T4": 16, "V100": 16, "A10G": 24, "A10": 24, "L4": 24, "L40S": 48, "A100-40GB": 40, "A100-80GB": 80,
+    "H100": 80, "H200": 141, "B200": 180,
+}  # fmt: skip
+"""What NVIDIA's data sheets say, in GB."""
+
+
+def check_placement(cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, int]) -> list[str]:
+    """How the job's replicas fit the cluster's groups, one line per group that takes some.
+
+    A replica is on one machine, or on `workers.machines` different ones of a group at once, with the same
+    share on each. A job picks a group by `workers.resources = {"group-NAME" = 0.001}`. `cores` says how many
+    CPU cores a machine of each group offers to Ray.
+
+    Raises:
+        ConfigError: not a single group can hold a replica, or not all replicas fit.
+    """
+    workers = job.workers
+    asked = _asked_group(cluster, workers)
+    rooms: dict[str, int] = {}
+    need = memory_need(job)
+    too_small: dict[str, str] = {}
+    lines = []
+    for group in cluster.groups:
+        each = _shares_of_a_machine(group, workers, cores[group.name])
+        if asked not in (None, group.name) or not each or group.count < workers.machines:
+            continue
+        if need is not None and need.gpu_bytes > (gpu_memory_gb(group) or math.inf) * GB:
+            too_small[group.name] = f"a GPU of group {group.name} has {gpu_memory_gb(group):g} GB, but {need}"
+            if need.is_sure:
+                continue
+        rooms[group.name] = each * group.count // workers.machines
+        if workers.machines == 1:
+            lines.append(f"group {group.name}: up to {each} on each of {group.count} machines")
+        else:
+            place = f"each on {workers.machines} of {group.count} machines at once"
+            lines.append(f"group {group.name}: up to {rooms[group.name]}, {place}")
+    if too_small and need is not None and need.is_sure:
+        _refuse_small_gpus(too_small, list(rooms))
+    if workers.machines > 1 and len(rooms) > 1:
+        raise ConfigError(
+            f"a replica on {workers.machines} machines could be given some of each of the groups "
+            f"{', '.join(rooms)}; choose one: workers.resources = {{ group-{min(rooms)} = 0.001 }}"
+        )
+    if sum(rooms.values()) < workers.replicas:
+        fits = "; ".join(lines) or "no group can hold one"
+        place = "one machine" if workers.machines == 1 else f"each of {workers.machines} machines of a group"
+        raise ConfigError(
+            f"workers.replicas is {workers.replicas}, each with {workers.gpus:g} GPUs and {workers.cores} "
+            f"cores on {place}, but the cluster has room for {sum(rooms.values())} ({fits}); raise a group's "
+            "count or lower replicas"
+        )
+    lines += [f"WARNING: {why}" for why in too_small.values()] or _memory_lines(cluster, job, need)
+    return lines
+
+
+def gpu_memory_gb(group: GroupConfig) -> float | None:
+    """Of one GPU of the group; None for one that is not known here."""
+    return group.gpu_memory_gb or GPU_MEMORY_GB.get(group.accelerator)
+
+
+def _refuse_small_gpus(too_small: dict[str, str], others: list[str]) -> None:
+    """Ray does not know the memory of GPUs: a group that a replica may be given must hold it."""
+    why = "; ".join(too_small.values())
+    remedy = (
+        f"keep the job off it: workers.resources = {{ group-{others[0]} = 0.001 }}, with as many "
+        "workers.replicas as that group holds"
+        if others
+        else "raise teacher.tensor_parallel_size and workers.gpus, or describe GPUs that are larger"
+    )
+    raise ConfigError(f"{why}; {remedy}")
+
+
+def _memory_lines(cluster: ClusterConfig, job: JobConfig, need: MemoryNeed | None) -> list[str]:
+    """What the check of the memory went by, or could not."""
+    if not job.workers.gpus or job.teacher.engine == "fake":
+        return []
+    if need is None:
+        return [f"GPU memory is not checked: nothing here says how large {job.teacher.model!r} is"]
+    unknown = [group.name for group in cluster.groups if group.gpus and gpu_memory_gb(group) is None]
+    not_checked = f"; not checked for {', '.join(unknown)} (set gpu_memory_gb)" if unknown else ""
+    return [f"{need}{not_checked}"]
+
+
+def _asked_group(cluster: ClusterConfig, workers: WorkersConfig) -> str | None:
+    """The group that a job picks; None where any will do."""
+    asked = sorted(name.removeprefix("group-") for name in workers.resources if name.startswith("group-"))
+    known = [group.name for group in cluster.groups]
+    if len(asked) > 1 or not set(asked) <= set(known):
+        raise ConfigError(
+            f"workers.resources asks for {', '.join(asked)}, but a machine is in one group, of the groups "
+            f"{', '.join(known)}; name one of them"
+        )
+    return asked[0] if asked else None
+
+
+def _shares_of_a_machine(group: GroupConfig, workers: WorkersConfig, cores: int) -> int:
+    """How many replicas, or parts of replicas on several machines, fit on a machine of the group."""
+    if group.gpus and not workers.gpus:
+        return 0  # a GPU is not paid for to idle
+    limits = [float(cores // workers.cores)]
+    if workers.gpus:
+        limits.append(group.gpus / workers.gpus)
+    part = workers.resources.get(f"group-{group.name}")
+    if part:
+        limits.append(1 / part)
+    return int(min(limits))
