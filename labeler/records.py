@@ -29,6 +29,8 @@ class TokenizedPrompt:
     loss_mask_T: np.ndarray | None = None
     """bool over prompt + given response: positions a training loss counts. None: every labeled one.
     In mode "generate" it covers the prompt, and every generated token counts."""
+    segments_T: np.ndarray | None = None
+    """uint8 over prompt + given response, `logitstore.records.Segment`; None: found by marks, if at all."""
     student_prompt_token_ids: np.ndarray | None = None
     """int32 [T], the prompt of a student in place of the teacher's; None: the same."""
 

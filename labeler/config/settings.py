@@ -29,11 +29,12 @@ OPTIONAL_FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
     "prompt": ("system", "context", "student_prompt"),
     "prompt_response": ("system", "context", "student_prompt"),
     "text": (),
-    "token_ids": ("response_token_ids", "loss_mask", "student_token_ids"),
+    "token_ids": ("response_token_ids", "loss_mask", "segments", "student_token_ids"),
 }
 """Roles that a record may have. Messages' own `tools` and `documents` are read without being named; the
 `context` is put after the prompt, as Alpaca's `input`; `system` is the record's own system prompt; a
-`loss_mask` has a 0 or 1 for each of the given ids. Those that begin with `student_` are what a student shall
+`loss_mask` has a 0 or 1 for each of the given ids, `segments` one of "context", "reasoning", "answer", "tool"
+and "end" (or its number, 0 to 4). Those that begin with `student_` are what a student shall
 see in place of the teacher's prompt: to answer as if it had seen what only the teacher did."""
 STUDENT_ROLES = ("student_messages", "student_prompt", "student_token_ids")
 
@@ -207,6 +208,15 @@ class InputConfig(Section):
         return names
 
 
+class ReasoningMarks(Section):
+    """What encloses a teacher's reasoning."""
+
+    start: str = Field(min_length=1)
+    """Text that begins it, for example "<think>"."""
+    end: str = Field(min_length=1)
+    """Text that ends it, for example "</think>"."""
+
+
 class LabelsConfig(Section):
     mode: Literal["score", "generate"] = "score"
     """"score" labels the given response or text; "generate" lets the teacher write the response."""
@@ -220,6 +230,9 @@ class LabelsConfig(Section):
     """Score, messages: which of the assistant's turns count. "all" is one sequence, labeled from the first
     answer on, whose loss mask leaves out what others say; a template that renders earlier turns otherwise
     than a last one cannot be had so."""
+    reasoning: ReasoningMarks | None = None
+    """Marks of the teacher's reasoning, {start = "<think>", end = "</think>"}, by which conversations get
+    segments; None finds them in the chat template, and `--dry-run` says which."""
     label_at: Literal["auto", "decode", "rescore"] = "auto"
     """Generate: take labels while decoding, or score the finished response afterwards; "auto" is faster."""
 
@@ -277,7 +290,9 @@ class FiltersConfig(Section):
     truncated: Literal["keep", "flag", "drop"] = "flag"
     """Generate: a response that hit max_tokens."""
     empty: Literal["keep", "flag", "drop"] = "drop"
-    """Generate: a response without visible text: markers and white space alone."""
+    """Generate: a response without visible text: markers, white space and closed reasoning alone."""
+    no_answer: Literal["keep", "flag", "drop"] = "flag"
+    """Generate: a response that ends before its reasoning does."""
     repeated: Literal["keep", "flag", "drop"] = "flag"
     """Generate: a response that ends in a loop: its last `repeated_tokens` tokens have a period of at most
     an eighth of that."""
@@ -402,6 +417,11 @@ class JobConfig(Section):
                 'labels.turns = "all" needs labels.mode = "score", input.kind = "messages" and a chat '
                 'template; set it to "last"'
             )
+        if "segments" in self.input.fields and mode == "generate":
+            raise ValueError(
+                'input.fields.segments needs labels.mode = "score": the parts of a response that the teacher '
+                "writes are found by its marks; remove it"
+            )
         if kind == "text" and self.labels.positions == "response":
             raise ValueError('labels.positions = "response" needs a response; plain text has none: set "all"')
         if self.input.has_student_prompts and self.positions == "all":
@@ -441,6 +461,13 @@ class JobConfig(Section):
                 'teacher.head_dtype = "float32", which casts the head\'s weight in every step'
             )
         return self
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether it is known of every token what it is."""
+        if "segments" in self.input.fields:
+            return True
+        return bool(self.input.chat_template) and self.input.kind not in ("text", "token_ids")
 
     @property
     def positions(self) -> Literal["response", "all"]:

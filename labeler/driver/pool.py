@@ -32,6 +32,7 @@ from labeler.on_ray.cores import CoreBook
 from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.placement import actor_options, lack_of_room, release, reserve
+from labeler.prompting.segment_marks import NO_MARKS, SegmentMarks
 from labeler.records import Heartbeat, Lease
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
@@ -96,10 +97,12 @@ class _Slot:
 class ActorPool:
     """`replicas` places, each with at most one live actor. Call `poll` often."""
 
-    def __init__(self, job: JobConfig, ends: ResponseEnds, actor_class: Any = None) -> None:
+    def __init__(
+        self, job: JobConfig, ends: ResponseEnds, actor_class: Any = None, marks: SegmentMarks = NO_MARKS
+    ) -> None:
         """`actor_class` stands in for the actors of `Worker`, for measurements of the driver alone."""
         self._job = job
-        self._ends = ends
+        self._ends, self._marks = ends, marks
         self._slots = [_Slot(index) for index in range(job.workers.replicas)]
         self._calls: dict[Any, _Call] = {}
         """By Ray's reference to the answer."""
@@ -221,7 +224,9 @@ class ActorPool:
             return
         slot.group = reserve(self._job.workers)
         options = actor_options(self._job.workers, slot.group)
-        slot.handle = self._actor_class.options(**options).remote(self._job, slot.worker_id, self._ends)
+        slot.handle = self._actor_class.options(**options).remote(
+            self._job, slot.worker_id, self._ends, marks=self._marks
+        )
         slot.state, slot.since_sec = "placing", now_sec
         self._call(slot, "place", slot.handle.place.remote())
 

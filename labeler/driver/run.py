@@ -41,6 +41,7 @@ from labeler.planning.preflight import Prepared, prepare
 from labeler.planning.provenance import provenance_of
 from labeler.planning.relabeling import replace_changed
 from labeler.prompting.prompts import PromptBuilder
+from labeler.prompting.segment_marks import NO_MARKS, find_marks
 from logitstore.common.command import ExitStatus
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
@@ -296,7 +297,9 @@ class _Run:
 
         with ray_for(self._job):
             self._stop.take_again()
-            pool = ActorPool(with_absolute_paths(self._job), self._prepared.tokenizer.ends)
+            tokenizer = self._prepared.tokenizer
+            marks = find_marks(tokenizer, self._job.labels.reasoning) if self._job.has_segments else NO_MARKS
+            pool = ActorPool(with_absolute_paths(self._job), tokenizer.ends, marks=marks)
             loop = LabelingLoop(self._job, scheduler, pool, setup, self._tally, self._log, self._trouble)
             metrics = JobMetrics(self._job.output.uri)
 

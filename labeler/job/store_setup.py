@@ -17,7 +17,7 @@ from labeler.planning.provenance import digests_of, provenance_of
 from labeler.records import TeacherDescription
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import StoreError, StoreExistsError
-from logitstore.manifest.fields import STUDENT_PROMPTS, LabelSpec, Manifest, ShardEntry
+from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec, Manifest, ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
 
@@ -118,13 +118,24 @@ class StoreSetup:
         except (StoreError, OSError) as error:
             self.note(f"no shared codebooks: {error}; shards keep their own, which costs some bytes")
 
+    def _columns(self) -> tuple[str, ...]:
+        """Optional columns of the shards: those that the store was begun with decide about segments."""
+        columns = (STUDENT_PROMPTS,) if self.job.input.has_student_prompts else ()
+        if not self.job.has_segments:
+            return columns
+        existing = self.open_existing()
+        if existing is not None and SEGMENTS not in existing.manifest.features:
+            self.note("the store was begun without segments, so its further labels have none either")
+            return columns
+        return (*columns, SEGMENTS)
+
     def _manifest(self, description: TeacherDescription) -> Manifest:
         config = resolved(self.job)
         for section in ("input", "output"):
             del config[section]["storage_options"]
         config["prompts_made_from"] = digests_of(provenance_of(self.job, self.prepared.tokenizer))
         labels = self.job.labels
-        columns = (STUDENT_PROMPTS,) if self.job.input.has_student_prompts else ()
+        columns = self._columns()
         return Manifest(
             teacher=description.info,
             tokenizer=self.prepared.tokenizer.info,

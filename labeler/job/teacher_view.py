@@ -9,6 +9,7 @@ from labeler.driver.run import read_input
 from labeler.errors import BadRecordError
 from labeler.planning.preflight import Prepared
 from labeler.prompting.prompts import PromptBuilder
+from labeler.prompting.segment_marks import find_marks
 
 NUM_SHOWN = 2
 NUM_LOOKED_AT = 20
@@ -41,6 +42,8 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared) -> tuple[str, ...]:
         ]
     if job.labels.mode == "generate":
         lines.append(f"responses end at {tokenizer.ends}")
+    if job.has_segments and "segments" not in job.input.fields:
+        lines.append(f"segments: {find_marks(tokenizer, job.labels.reasoning)}")
     if builder.num_split_borders or builder.num_raw_answers:
         lines.append(
             f"of the records shown, {builder.num_split_borders} were tokenised apart at the border and "

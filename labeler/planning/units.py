@@ -25,10 +25,11 @@ _SCHEMA = pa.schema(
         pa.field("label_start", pa.int32(), nullable=False),
         pa.field("loss_mask", pa.list_(pa.bool_())),
         pa.field("student_prompt_token_ids", pa.list_(pa.int32())),
+        pa.field("segments", pa.list_(pa.int32())),
     ]
 )
-_OLDER_SCHEMAS = (pa.schema(list(_SCHEMA)[:-1]), pa.schema(list(_SCHEMA)[:-2]))
-"""Of plans made before records could have prompts of the student's, and before they could have loss masks."""
+_OLDER_SCHEMAS = tuple(pa.schema(list(_SCHEMA)[:-fewer]) for fewer in (1, 2, 3))
+"""Of plans made before records could have segments, prompts of the student's, loss masks."""
 
 
 def unit_id_of(record_ids: Sequence[str]) -> str:
@@ -51,6 +52,7 @@ def encode_records(records: Sequence[PlannedRecord]) -> bytes:
         pa.array([prompt.label_start for prompt in prompts], pa.int32()),
         _masks([prompt.loss_mask_T for prompt in prompts]),
         _lists([prompt.student_prompt_token_ids for prompt in prompts]),
+        _lists([prompt.segments_T for prompt in prompts]),
     ]
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -71,7 +73,7 @@ def decode_records(content: bytes) -> list[PlannedRecord]:
         raise ValueError(f"a unit of the plan cannot be read ({error}); delete the store's plan/") from None
     columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
     masks = columns.get("loss_mask")
-    theirs = columns.get("student_prompt_token_ids")
+    theirs, segments = columns.get("student_prompt_token_ids"), columns.get("segments")
     prompts, responses = columns["prompt_token_ids"], columns["response_token_ids"]
     files, lines = columns["file"].to_pylist(), columns["line"].to_pylist()
     return [
@@ -82,6 +84,9 @@ def decode_records(content: bytes) -> list[PlannedRecord]:
                 response_token_ids=_ids(responses, i) if responses[i].is_valid else None,
                 label_start=int(columns["label_start"][i].as_py()),
                 loss_mask_T=None if masks is None else _mask(masks[i]),
+                segments_T=_ids(segments, i).astype(np.uint8)
+                if segments is not None and segments[i].is_valid
+                else None,
                 student_prompt_token_ids=_ids(theirs, i)
                 if theirs is not None and theirs[i].is_valid
                 else None,

@@ -16,14 +16,16 @@ from labeler.config.loading import InputConfig, JobConfig
 from labeler.errors import BadRecordError, ChatTemplateError, PromptError
 from labeler.prompting.bad_records import field_value, shown
 from labeler.prompting.conversations import Exchange, exchange_of, student_exchange, text_field
+from labeler.prompting.segment_marks import SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
 from labeler.records import TokenizedPrompt
 from labeler.teacher.protocol import check_prompt
+from logitstore.records import SEGMENT_NAMES, Segment
 
 MAX_TOKEN_ID = 2**31 - 1
 THINK = ("<think>", "</think>")
-"""Marks of reasoning that a generation prompt may open."""
+"""Marks of reasoning that a generation prompt may open, where the template names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._limits = limits
         self._probe = TemplateProbe(tokenizer, job.input.ignore_keys)
+        found = find_marks(tokenizer, job.labels.reasoning) if job.has_segments else SegmentMarks()
+        self._think = THINK if found.reasoning is None else tuple(mark.text for mark in found.reasoning)
         self._first_marker = _first_marker(tokenizer) if job.input.chat_template else ""
 
     def build(self, record_id: str, record: dict[str, Any]) -> TokenizedPrompt:
@@ -67,6 +71,11 @@ class PromptBuilder:
         student_ids = self._student_prompt(record, response_ids) if self._input.has_student_prompts else None
         if "loss_mask" in self._input.field_names():
             mask_T = _given_mask(record, self._input.field_names()["loss_mask"], prompt_ids, response_ids)
+        segments_T = None
+        if "segments" in self._input.field_names():
+            num_tokens = len(prompt_ids) + len(response_ids or ())
+            segments_T = _given_segments(record, self._input.field_names()["segments"], num_tokens)
+            mask_T = _mask_of_segments(segments_T, mask_T, len(prompt_ids))
         label_start = 1 if self._label_all else max(len(prompt_ids), 1)
         prompt = TokenizedPrompt(
             record_id=record_id,
@@ -74,6 +83,7 @@ class PromptBuilder:
             response_token_ids=None if response_ids is None else np.asarray(response_ids, dtype=np.int32),
             label_start=label_start,
             loss_mask_T=mask_T,
+            segments_T=segments_T,
             student_prompt_token_ids=student_ids,
         )
         max_tokens = self._limits.max_model_len - (1 if self._mode == "generate" else 0)
@@ -223,7 +233,7 @@ class PromptBuilder:
         """The given text as the teacher would have written it after the generation prompt, and an end."""
         answer, reasoning = response["content"], response.get("reasoning_content")
         ends = self._tokenizer.ends.tokens
-        start, end = THINK
+        start, end = self._think
         opened = prompt_text.rstrip().endswith(start)
         if opened and isinstance(answer, str):
             if isinstance(reasoning, str) and end not in answer:
@@ -318,6 +328,35 @@ def _given_mask(
             "bad_type",
         )
     return np.array(value, bool)
+
+
+def _given_segments(record: dict[str, Any], name: str, num_tokens: int) -> np.ndarray:
+    """uint8 over the record's ids, given as names or numbers."""
+    value = field_value(record, name)
+    numbers = {**{label: number for number, label in enumerate(SEGMENT_NAMES)}, **{i: i for i in Segment}}
+    if (
+        not isinstance(value, list)
+        or len(value) != num_tokens
+        or not all(type(item) in (str, int) and item in numbers for item in value)
+    ):
+        raise BadRecordError(
+            f"field {name!r} is {shown(value)}, it must be a list of {num_tokens} segments, one for each "
+            f"token id: {', '.join(SEGMENT_NAMES)}, or their numbers; correct the record",
+            "bad_type",
+        )
+    return np.array([numbers[item] for item in value], np.uint8)
+
+
+def _mask_of_segments(segments_T: np.ndarray, mask_T: np.ndarray | None, prompt_length: int) -> np.ndarray:
+    """bool, what counts: all but the context, and of that what a given mask has."""
+    if bool((segments_T[:prompt_length] != Segment.CONTEXT).any()):
+        raise BadRecordError(
+            "a token of its prompt has another segment than context; put what the assistant wrote into "
+            "response_token_ids, or give all ids as token_ids",
+            "bad_segments",
+        )
+    counted_T = segments_T != Segment.CONTEXT
+    return counted_T if mask_T is None else counted_T & mask_T
 
 
 def _token_ids(record: dict[str, Any], name: str) -> list[int]:

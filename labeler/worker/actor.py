@@ -22,6 +22,8 @@ from labeler.errors import PromptError
 from labeler.on_ray.placement import other_nodes_of_replica
 from labeler.patience import persistently
 from labeler.planning.plan import read_unit
+from labeler.prompting.segment_marks import NO_MARKS, SegmentMarks
+from labeler.prompting.tokenization import load_tokenizer
 from labeler.records import (
     Committed,
     GaveBack,
@@ -38,7 +40,8 @@ from labeler.teacher.protocol import Teacher, build_teacher
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from labeler.worker.filters import filter_responses
-from logitstore.manifest.fields import ShardEntry
+from labeler.worker.segmenting import Segmenter, with_segments
+from logitstore.manifest.fields import SEGMENTS, ShardEntry
 from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore
 
@@ -55,12 +58,16 @@ class Worker:
         name: str,
         ends: ResponseEnds,
         load_teacher: Callable[[str | None], Teacher] | None = None,
+        marks: SegmentMarks = NO_MARKS,
     ) -> None:
-        """`load_teacher` stands in for the job's own teacher, bound to the cores it is given."""
+        """`load_teacher` stands in for the job's own teacher, bound to the cores it is given; by `marks` the
+        parts of its responses are told from each other."""
         self._job = job
         self._load_teacher = load_teacher or self._load_own_teacher
         self._name = name
         self._ends = ends
+        self._marks = marks
+        self._segmenter: Segmenter | None = None
         self._feed: EngineFeed | None = None
         self._store: LogitStore | None = None
         self._leaving = threading.Event()
@@ -157,9 +164,12 @@ class Worker:
     ) -> Committed:
         started = time.perf_counter()
         rejects = [*_refused(fed.errors, planned), *_killers(planned, lease)]
+        segmenter = self._own_segmenter()
         sequences, filtered = fed.sequences, Counter[str]()
+        if SEGMENTS in store.manifest.features:
+            sequences = with_segments(sequences, [record.prompt for record in planned], segmenter)
         if self._job.labels.mode == "generate":
-            outcome = filter_responses(sequences, self._job.filters, self._ends)
+            outcome = filter_responses(sequences, self._job.filters, segmenter)
             sequences, filtered = outcome.kept, outcome.counts
             rejects += _dropped(outcome.dropped, planned, self._job.sampling.n)
         sequences = _in_plan_order(sequences, planned)
@@ -175,6 +185,15 @@ class Worker:
             engine_sec=fed.engine_sec,
             own_sec=read_sec + time.perf_counter() - started,
         )
+
+    def _own_segmenter(self) -> Segmenter:
+        with self._state:
+            if self._segmenter is None:
+                decode = None
+                if not self._marks.are_tokens:
+                    decode = load_tokenizer(self._job.teacher).decode
+                self._segmenter = Segmenter(self._marks, self._ends, decode)
+            return self._segmenter
 
     def _commit(
         self,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from labeler.config.loading import FiltersConfig
-from labeler.teacher.response_ends import ResponseEnds
-from logitstore.records import LabeledSequence
+from labeler.worker.segmenting import Segmenter
+from logitstore.records import LabeledSequence, Segment
 
 REPETITIONS = 8
 """A loop is flagged when its period went round so often within the tokens looked at."""
@@ -31,13 +31,14 @@ class FilterOutcome:
 
 
 def filter_responses(
-    sequences: Sequence[LabeledSequence], config: FiltersConfig, ends: ResponseEnds
+    sequences: Sequence[LabeledSequence], config: FiltersConfig, segmenter: Segmenter
 ) -> FilterOutcome:
-    """Apply the filters to generated sequences, whose text ends as `ends` says."""
+    """Apply the filters to generated sequences, whose parts and ends `segmenter` knows."""
     outcome = FilterOutcome()
     actions = {
         "truncated": config.truncated,
         "empty": config.empty,
+        "no_answer": config.no_answer,
         "repeated": config.repeated,
         "too_short": config.length,
         "too_long": config.length,
@@ -45,7 +46,7 @@ def filter_responses(
     for sequence in sequences:
         flags: list[str] = []
         drop: tuple[str, str] | None = None
-        for kind, reason in _findings(sequence, config, ends):
+        for kind, reason in _findings(sequence, config, segmenter):
             outcome.counts[kind] += 1
             if actions[kind] == "drop":
                 drop = drop or (kind, reason)
@@ -58,15 +59,25 @@ def filter_responses(
     return outcome
 
 
-def _findings(sequence: LabeledSequence, config: FiltersConfig, ends: ResponseEnds) -> list[tuple[str, str]]:
+def _findings(
+    sequence: LabeledSequence, config: FiltersConfig, segmenter: Segmenter
+) -> list[tuple[str, str]]:
     """(kind, reason) of every filter that is not switched off and that the response trips."""
+    ends = segmenter.ends
     response_T = sequence.token_ids_T[sequence.prompt_length :]
+    segments_T = sequence.segments_T
+    is_visible_T = np.array([int(token_id) not in ends.blank_ids for token_id in response_T], bool)
+    reasons_on = segments_T is not None and segmenter.reasons_to_the_end(sequence.token_ids_T, segments_T)
+    if segments_T is not None and not reasons_on:
+        is_visible_T &= segments_T[sequence.prompt_length :] != Segment.REASONING
     num_text = len(response_T) - (1 if len(response_T) and int(response_T[-1]) in ends.token_ids else 0)
     findings: list[tuple[str, str]] = []
     if config.truncated != "keep" and sequence.finish_reason == "length":
         findings.append(("truncated", f"the response was cut off after {num_text} tokens"))
-    if config.empty != "keep" and all(int(token_id) in ends.blank_ids for token_id in response_T[:num_text]):
+    if config.empty != "keep" and not is_visible_T[:num_text].any():
         findings.append(("empty", "the response has no text"))
+    if config.no_answer != "keep" and reasons_on:
+        findings.append(("no_answer", "the response ends before its reasoning does"))
     if config.repeated != "keep":
         period = loop_period(response_T[:num_text], config.repeated_tokens)
         if period is not None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from labeler.config.loading import load_job
+from labeler.config.loading import JobConfig, load_job
 from labeler.driver.run import new_planner, read_input
 from labeler.errors import EngineDiedError, TeacherMismatchError
 from labeler.job.store_setup import StoreSetup
@@ -18,7 +18,9 @@ from labeler.records import GaveBack, Lease, PassedTrial
 from labeler.teacher.protocol import build_teacher
 from labeler.worker.actor import Worker
 from logitstore.errors import ObjectStoreError
+from logitstore.manifest.fields import SEGMENTS
 from logitstore.store import LogitStore
+from logitstore.tools.verify import verify_store
 from tests.labeler.jobs import label_and_commit
 
 
@@ -161,7 +163,7 @@ def test_storage_that_stays_away_fails_the_unit_in_set_time(tmp_path, monkeypatc
     monkeypatch.setattr(LogitStore, "commit_unit", dead)
     monkeypatch.setattr("labeler.patience.FIRST_PAUSE_SEC", 0.05)
     with pytest.raises(ObjectStoreError, match="no route"):
-        worker.label_unit(Lease(0, units[0], "w"))
+        label_and_commit(worker, Lease(0, units[0], "w"))
     assert worker._buffered_bytes == 0
 
 
@@ -197,3 +199,36 @@ def test_labels_of_another_head_do_not_join_a_store(tmp_path):
     later = StoreSetup(setup.job, setup.prepared, setup.totals, lambda _: None)
     with pytest.raises(TeacherMismatchError, match=r"teacher\.dtype is .*teacher\.head_dtype decides on the"):
         later.take_description(with_sums)
+
+
+def test_conversations_get_segments_and_texts_get_none(tmp_path):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>a</think>b"}]
+    for name in ("chat", "text"):
+        (tmp_path / name).mkdir()
+    worker, units, _ = set_up(tmp_path / "chat", [{"messages": chat, "uid": 0}], kind="messages")
+    label_and_commit(worker, Lease(0, units[0], "w"))
+    store = store_of(tmp_path / "chat")
+    (found,) = store.iter_sequences()
+    assert store.manifest.features == (SEGMENTS,)
+    assert found.segments_T is not None
+    assert found.segments_T.tolist() == [0] * found.prompt_length + [2] * 17 + [4], "no marks, all is answer"
+    assert not verify_store(store).errors
+    worker, units, _ = set_up(tmp_path / "text", [{"text": "plain", "uid": 0}], kind="text")
+    label_and_commit(worker, Lease(0, units[0], "w"))
+    store = store_of(tmp_path / "text")
+    assert store.manifest.features == ()
+    assert next(iter(store.iter_sequences())).segments_T is None
+
+
+def test_a_store_begun_without_segments_goes_on_without_them(tmp_path, monkeypatch):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    items = [{"messages": chat, "uid": number} for number in range(5)]
+    with monkeypatch.context() as older:
+        older.setattr(JobConfig, "has_segments", False)
+        worker, units, _ = set_up(tmp_path, items, kind="messages")
+        label_and_commit(worker, Lease(0, units[0], "w"))
+    worker, units, _ = set_up(tmp_path, items, kind="messages")
+    label_and_commit(worker, Lease(1, units[1], "w"))
+    store = store_of(tmp_path)
+    assert len(list(store.iter_sequences())) == 5
+    assert all(one.segments_T is None for one in store.iter_sequences())

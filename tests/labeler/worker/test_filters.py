@@ -1,17 +1,25 @@
 """Which responses are dropped or flagged, and that none goes silently."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from labeler.config.loading import FiltersConfig
+from labeler.prompting.segment_marks import Mark, SegmentMarks
 from labeler.teacher.response_ends import EndToken, ResponseEnds
 from labeler.worker.filters import filter_responses, loop_period
+from labeler.worker.segmenting import Segmenter
 from logitstore.records import LabeledSequence, LabelRows
 
 END, SPACE, START_OF_ANSWER = 257, 258, 259
+THINK, THOUGHT = 260, 261
 ENDS = ResponseEnds(
     (EndToken(END, "<end>", ("tokenizer",)),), blank_ids=frozenset({END, SPACE, START_OF_ANSWER})
 )
+
+
+SEGMENTER = Segmenter(SegmentMarks((Mark("<think>", THINK), Mark("</think>", THOUGHT))), ENDS)
 
 
 def rows(count):
@@ -32,7 +40,10 @@ def response(tokens, finish_reason="stop"):
 
 
 def outcome_of(tokens, finish_reason="stop", **settings):
-    outcome = filter_responses([response(tokens, finish_reason)], FiltersConfig(**settings), ENDS)
+    sequence = response(tokens, finish_reason)
+    written_T = np.arange(len(sequence.token_ids_T)) >= sequence.prompt_length
+    sequence = replace(sequence, segments_T=SEGMENTER.segments(sequence.token_ids_T, written_T))
+    outcome = filter_responses([sequence], FiltersConfig(**settings), SEGMENTER)
     flags = outcome.kept[0].flags if outcome.kept else None
     return flags, [kind for _, kind, _ in outcome.dropped], dict(outcome.counts)
 
@@ -57,6 +68,24 @@ def test_keep_looks_at_nothing():
 @pytest.mark.parametrize("tokens", [[], [END], [SPACE, SPACE, END], [START_OF_ANSWER, SPACE]])
 def test_an_empty_response_is_dropped(tokens):
     assert outcome_of(tokens) == (None, ["empty"], {"empty": 1})
+
+
+@pytest.mark.parametrize(
+    "tokens", [[THINK, 5, THOUGHT, END], [THINK, SPACE, THOUGHT, SPACE], [5, THOUGHT, END]]
+)
+def test_reasoning_without_an_answer_is_an_empty_response(tokens):
+    assert outcome_of(tokens) == (None, ["empty"], {"empty": 1})
+
+
+def test_a_response_that_ends_before_its_reasoning_does_is_flagged():
+    assert outcome_of([THINK, 5, 6, END]) == (("no_answer",), [], {"no_answer": 1})
+    assert outcome_of([THINK, 5, 6], "length") == (
+        ("truncated", "no_answer"),
+        [],
+        {"truncated": 1, "no_answer": 1},
+    )
+    assert outcome_of([THINK, 5, END], no_answer="drop") == (None, ["no_answer"], {"no_answer": 1})
+    assert outcome_of([THINK, 5, THOUGHT, 6, END]) == ((), [], {})
 
 
 def test_too_short_and_too_long_count_text_tokens_without_the_end_marker():

@@ -17,7 +17,7 @@ from labeler.prompting.prompts import ContextLimits, PromptBuilder
 from labeler.prompting.tokenization import ByteTokenizer, load_tokenizer
 from labeler.records import Lease, PlannedRecord
 from logitstore.common.config_file import ConfigError
-from logitstore.manifest.fields import STUDENT_PROMPTS
+from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.labeler.jobs import label_and_commit
@@ -60,7 +60,7 @@ def build(record: dict[str, Any], kind: str, *overrides: str) -> Any:
 
 def test_the_store_keeps_both_prompts_and_a_student_reads_its_own(tmp_path: Path) -> None:
     store = label(tmp_path, ITEMS, SYSTEM, "input.student_system_prompt=''")
-    assert store.manifest.features == (STUDENT_PROMPTS,)
+    assert store.manifest.features == (STUDENT_PROMPTS, SEGMENTS)
     assert not verify_store(store).errors
     for sequence, item in zip(store.iter_sequences(), ITEMS, strict=True):
         assert "pirate" in text(sequence.token_ids_T)
@@ -92,6 +92,7 @@ def test_batches_and_losses_are_those_of_a_store_labeled_with_both_prompts_by_ha
                 prompt_length=len(prompt),
                 label_start=len(prompt),
                 student_prompt_ids=None,
+                segments_T=None,
             )
         )
     by_hand.commit_unit("by-hand", 0, sequences, seconds=0.0, worker="test")
