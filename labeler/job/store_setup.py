@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from labeler.config.loading import JobConfig, resolved
 from labeler.errors import TeacherMismatchError
 from labeler.job.status import utc_now
+from labeler.job.teacher_files import leave_tokenizer
 from labeler.patience import persistently
 from labeler.planning.plan import PlanTotals
 from labeler.planning.preflight import Prepared
@@ -61,12 +62,16 @@ class StoreSetup:
                 lambda: LogitStore.create(output.uri, manifest, storage_options=output.storage_options),
                 output.retry_sec,
             )
+            persistently(self._leave_tokenizer, output.retry_sec)
         except StoreExistsError as error:
             self.store = None
             remedy = "; teacher.head_dtype decides on the dtype" if "teacher.dtype" in str(error) else ""
             raise TeacherMismatchError(f"{error}{remedy}") from None
         self._description = description
         return True
+
+    def _leave_tokenizer(self) -> None:
+        leave_tokenizer(self.prepared.objects, self.job.teacher, self.job.input)
 
     def committed_one(self, entry: ShardEntry) -> None:
         """After `output.codebook_units` units with labels, train the store's codebooks in the background."""

@@ -84,7 +84,7 @@ def head(args: argparse.Namespace) -> int:
     from logitstore.viewer.tokenizer_choice import choose_texts
 
     store = context.open_store(args)
-    texts, note = choose_texts(store.manifest, args.tokenizer)
+    texts, note = choose_texts(store, args.tokenizer)
     rows = head_rows(
         store,
         num_rows=args.rows,

@@ -18,6 +18,7 @@ from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.npz import export_npz, read_npz
 from logitstore.exchange.tables import export_table, read_table
+from logitstore.exchange.texts import export_texts
 from logitstore.store import LogitStore
 
 
@@ -26,6 +27,10 @@ def export(args: argparse.Namespace) -> int:
     path: Path = args.file
     if not path.resolve().parent.is_dir():
         raise UnsupportedInputError(f"{path.parent} is no folder; make it, or export to another place")
+    if args.to in ("messages", "prompt-completion"):
+        return _export_texts(args, store)
+    if args.tokenizer is not None:
+        raise UnsupportedInputError(f"--tokenizer is for texts; --to {args.to} holds ids")
     with context.progress_bar(args) as progress:
         if args.to == "npz":
             count, what = (
@@ -38,6 +43,28 @@ def export(args: argparse.Namespace) -> int:
             )
             what = "sequences"
     context.say(args, f"{count:,} {what} to {path} ({context.size_text(path.stat().st_size)})")
+    return context.OK
+
+
+def _export_texts(args: argparse.Namespace, store: LogitStore) -> int:
+    if args.top_k is not None:
+        raise UnsupportedInputError(f"--top-k is for labels; --to {args.to} holds text alone")
+    with context.progress_bar(args) as progress:
+        written, left_out = export_texts(
+            store,
+            args.file,
+            args.to,
+            selection=selection_of(args),
+            tokenizer=args.tokenizer,
+            progress=progress,
+        )
+    context.say(args, f"{written:,} sequences to {args.file} ({context.size_text(args.file.stat().st_size)})")
+    if left_out:
+        print(
+            f"export: warning: {left_out:,} sequences are left out, since no messages render to their "
+            "prompts by the chat template; --to prompt-completion holds them",
+            file=sys.stderr,
+        )
     return context.OK
 
 

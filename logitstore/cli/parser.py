@@ -13,8 +13,10 @@ from logitstore.tools.inspection import RECOMMENDED_MASS
 from logitstore.tools.verify import DEFAULT_GRACE_SEC
 from logitstore.viewer import cli as viewer_cli
 
-EXPORT_FORMS = ("npz", "parquet", "arrow", "jsonl")
-IMPORT_FORMS = (*EXPORT_FORMS, "distillkit", "megatron")
+LABEL_FORMS = ("npz", "parquet", "arrow", "jsonl")
+TEXT_FORMS = ("messages", "prompt-completion")
+EXPORT_FORMS = (*LABEL_FORMS, *TEXT_FORMS)
+IMPORT_FORMS = (*LABEL_FORMS, "distillkit", "megatron")
 
 PROGRAM = Program(
     name="store",
@@ -198,18 +200,24 @@ def _add_export(commands: _Commands) -> None:
     parser = _command(
         commands,
         "export",
-        "write a store as an npz capture, Parquet, Arrow or JSONL",
+        "write a store as an npz capture, Parquet, Arrow or JSONL, or its text for other trainers",
         "npz holds all rows in a few plain arrays: logits, ids, logsumexp and log tail mass by temperature,\n"
-        "tokens. The others hold one sequence per row, with list columns. `import` takes each of them back.",
+        "tokens. parquet, arrow and jsonl hold one sequence per row, with list columns. `import` takes each\n"
+        "of them back. messages and prompt-completion are JSONL of text, for `datasets.load_dataset`:\n"
+        "conversations with the teacher's answer last, reasoning apart; or prompts as the teacher saw them.",
         "export build/store --to npz capture.npz",
         "export build/store --to parquet labels.parquet --where 'num_tokens <= 512'",
         "export build/store --to jsonl some.jsonl --ids wanted.txt --top-k 16",
+        "export build/store --to messages texts.jsonl --where 'finish_reason != length'",
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--to", required=True, choices=EXPORT_FORMS, help="the form of FILE")
     parser.add_argument("file", type=Path, metavar="FILE", help="written whole or not at all")
     add_selection(parser)
     _add_cut(parser)
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="folder or tokenizer.json for texts (default: the store's own)"
+    )
 
 
 def _add_import(commands: _Commands) -> None:

@@ -44,6 +44,10 @@ def print_inspection(found: Inspection, console: Console) -> None:
     )
     for line in lines:
         console.print(printable(line), highlight=False, markup=False)
+    if found.tokenizer is not None:
+        licence = f"; the model's licence: {found.tokenizer.licence}" if found.tokenizer.licence else ""
+        kept = f"tokens   {len(found.tokenizer.files)} files of the tokenizer are kept here{licence}"
+        console.print(printable(kept), highlight=False, markup=False, soft_wrap=True)
     if found.retokenized is not None:
         unfinished = "not finished: repeat `penumbra store retokenize`"
         told = report_lines(found.kept)[0] if found.kept else unfinished

@@ -16,7 +16,7 @@ from logitstore.viewer.tokenizer_choice import tokenizer_folder
 def retokenize(args: argparse.Namespace) -> int:
     pairs = _pairs(args.tokens)
     source = context.open_store(args)
-    path = args.teacher_tokenizer or tokenizer_folder(source.manifest)
+    path = args.teacher_tokenizer or tokenizer_folder(source)
     if path is None:
         raise UnsupportedInputError(
             f"no tokenizer of {source.manifest.teacher.model!r} was found on this machine; name the folder "

@@ -16,6 +16,7 @@ from logitstore.records import LabeledSequence, Reject
 from logitstore.rows.selection import Selection
 from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import copy_tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,6 +43,8 @@ def merge_stores(
     selection = selection or Selection()
     manifest = dataclasses.replace(manifest, labels=cut_labels(manifest.labels, top_k))
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    for source in sources:
+        copy_tokenizer(source.objects, target.objects)
     codebooks = next((found for source in sources if (found := source.codebooks()) is not None), None)
     if codebooks is not None:
         target.set_codebooks(codebooks)

@@ -25,6 +25,7 @@ from logitstore.manifest.fields import GIVEN_ENTRIES, Manifest, ShardEntry, Teac
 from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows
 from logitstore.rows.silent_rows import spread_rows
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import copy_tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,6 +48,8 @@ def mix_stores(
         raise UnsupportedInputError(f"weights {weights} must be above 0 and add up to 1; for example 0.5 0.5")
     manifest = mixed_manifest(stores, weights)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    for source in stores:
+        copy_tokenizer(source.objects, target.objects)
     first, second = stores[0], _SequencesByKey(stores[1])
     committed, names = target.committed_units(), set[str]()
     entries = list(first.shards())

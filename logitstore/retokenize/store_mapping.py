@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from logitstore.codec.codebook_training import train_codebooks
@@ -22,6 +23,7 @@ from logitstore.retokenize.mapping import Kept, RowMap
 from logitstore.retokenize.report import Report, report_name, sum_reports
 from logitstore.retokenize.tokenization import NO_ID, Tokenization, equal_ids
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import files_in, put_tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,6 +50,8 @@ def retokenize_store(
     equal_V = equal_ids(teacher, student, pairs or {})
     manifest = _manifest(source, teacher, student, dict(pairs or {}), merge_spans)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    folder = Path(student.path)
+    put_tokenizer(target.objects, files_in(folder if folder.is_dir() else folder.parent))
     job = _Job(
         target,
         Writer(teacher, student, equal_V),

@@ -33,9 +33,11 @@ from logitstore.objects.probing import PROBE_PREFIX
 from logitstore.shard.arrow_file import ArrowFile
 from logitstore.shard.schema import SHARD_FORMAT
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import FILES_NAME
 from logitstore.tools.findings import Findings, Problem
 
 _CODEBOOK_NAME = re.compile(r"codebooks/[0-9a-f]{32}\.bin")
+_TOKENIZER_FILE = re.compile(r"tokenizer/[0-9a-f]{32}")
 _PROBE_NAME = re.compile(PROBE_PREFIX + r"[0-9a-f]{16}\.json")
 _REBUILD = "`penumbra store rebuild-index` takes it into the index"
 
@@ -223,6 +225,8 @@ def _is_known(name: str) -> bool:
         name in (MANIFEST_NAME, INDEX_NAME, CURRENT_CODEBOOKS)
         or name in JOB_NAMES
         or name.startswith(JOB_PREFIXES)
+        or name == FILES_NAME
+        or _TOKENIZER_FILE.fullmatch(name) is not None
         or shard_place(name) is not None
         or valid_segment_name(name)
         or _CODEBOOK_NAME.fullmatch(name) is not None

@@ -23,6 +23,7 @@ from logitstore.retokenize.report import Report, read_report
 from logitstore.rows.entropy import entropy
 from logitstore.shard.schema import CODEBOOK_CHOICE, TOP_LOGITS
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import StoredTokenizer, stored_tokenizer
 
 RECOMMENDED_MASS = 0.99
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -71,6 +72,8 @@ class Inspection:
     """Whence a store for another tokenizer than the teacher's was made."""
     kept: Report | None
     """What of its source's labels it has; None where `retokenize` has not finished."""
+    tokenizer: StoredTokenizer | None
+    """The tokenizer's files and the teacher's licence, as far as the store keeps them."""
     codebooks: str | None
     num_units: int
     num_shards: int
@@ -240,6 +243,7 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
         },
         retokenized=manifest.retokenized,
         kept=read_report(store),
+        tokenizer=stored_tokenizer(store.objects),
         codebooks=manifest.codebooks,
         num_units=len(shards),
         num_shards=int((shards.column("num_bytes") > 0).sum()),

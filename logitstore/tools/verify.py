@@ -24,6 +24,7 @@ from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import LabeledSequence, Reject
 from logitstore.shard.validation import check_sequence
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import FILES_NAME, read_file, stored_tokenizer
 from logitstore.tools.findings import Findings, Progress, digest_of
 from logitstore.tools.garbage import find_codebook_garbage, find_garbage
 
@@ -59,6 +60,7 @@ def verify_store(
     oldest_live = time.time() - grace_sec
     _check_codebooks(store, objects, findings, oldest_live)
     _check_repeats(store, findings)
+    _check_tokenizer(store, findings)
     if not any(problem.kind == "unlisted" for problem in findings.problems):
         find_garbage(store, objects, findings, oldest_live)
     return findings
@@ -91,6 +93,16 @@ def read_rejects(objects: Objects, findings: Findings) -> list[Reject]:
             if len(line) > MAX_REJECT_LINE_BYTES:
                 break  # no list of lines: what follows need not end
     return rejects
+
+
+def _check_tokenizer(store: LogitStore, findings: Findings) -> None:
+    try:
+        for file in found.files if (found := stored_tokenizer(store.objects)) is not None else ():
+            read_file(store.objects, file)
+    except ObjectStoreError:
+        raise
+    except StoreError as error:
+        findings.error("bad_tokenizer", FILES_NAME, " ".join(str(error).split()))
 
 
 def _check_rejects(store: LogitStore, findings: Findings) -> None:

@@ -7,20 +7,23 @@ from pathlib import Path
 
 from logitstore.manifest.fields import Manifest
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import unpacked_tokenizer
 from logitstore.viewer.tokens import TokenTexts, load_token_texts
 
 
-def choose_texts(manifest: Manifest, given: str | None) -> tuple[TokenTexts, str]:
+def choose_texts(store: LogitStore, given: str | None) -> tuple[TokenTexts, str]:
     """Texts for a store's ids, and a note ("" when there is nothing to say).
 
-    The tokenizer is the given one, else the job's teacher: a folder, or a model in the local Hugging
-    Face cache; nothing is downloaded. One with other ids than the store's is refused, since its texts
-    would be false.
+    The tokenizer is the given one, else the one that the store keeps, else the job's teacher: a folder, or a
+    model in the local Hugging Face cache; nothing is downloaded. One with other ids than the store's is
+    refused, since its texts would be false.
 
     Raises:
         FileNotFoundError: nothing at the given path.
     """
-    path = given or tokenizer_folder(manifest)
+    manifest = store.manifest
+    path = given or tokenizer_folder(store)
     if path is None:
         whose = "the student" if manifest.retokenized else repr(manifest.teacher.model)
         return TokenTexts(), (
@@ -40,8 +43,15 @@ def choose_texts(manifest: Manifest, given: str | None) -> tuple[TokenTexts, str
     return texts, ""
 
 
-def tokenizer_folder(manifest: Manifest) -> str | None:
-    """Folder or file of the store's tokenizer on this machine; None if it is not found."""
+def tokenizer_folder(store: LogitStore) -> str | None:
+    """Folder or file of the store's tokenizer on this machine, its own first; None if it is not found."""
+    own = unpacked_tokenizer(store.objects)
+    if own is not None and (own / "tokenizer.json").is_file():
+        return str(own)
+    return _folder_of_model(store.manifest)
+
+
+def _folder_of_model(manifest: Manifest) -> str | None:
     key, field = ("retokenize", "tokenizer") if manifest.retokenized else ("teacher", "model")
     settings = manifest.config.get(key)
     configured = settings.get(field) if isinstance(settings, dict) else None

@@ -81,9 +81,12 @@ class TokenTexts:
         self._vocabulary = vocabulary
         self._kinds: frozenset[str] = frozenset()
         self._added: frozenset[int] = frozenset()
+        self._special: frozenset[int] = frozenset()
         self._cache: dict[int, bytes] = {}
         if vocabulary is not None:
-            self._added = frozenset(vocabulary.get_added_tokens_decoder())
+            added = vocabulary.get_added_tokens_decoder()
+            self._added = frozenset(added)
+            self._special = frozenset(token_id for token_id, token in added.items() if token.special)
             if vocabulary.decoder is not None:
                 self._kinds = frozenset(_decoder_types(json.loads(vocabulary.decoder.__getstate__())))
 
@@ -102,6 +105,10 @@ class TokenTexts:
         if found is None:
             found = self._cache[token_id] = self._look_up(token_id)
         return found
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is a marker, such as the end of a turn."""
+        return token_id in self._special
 
     def piece(self, token_id: int) -> str:
         return piece_text(self.raw(token_id))

@@ -104,7 +104,8 @@ class StudentConfig(Section):
     small: SmallStudentConfig | None = None
     """Sizes of a fresh student, instead of `model`."""
     tokenizer: str | None = None
-    """Hugging Face id or folder of the tokenizer: the teacher's. None takes the one beside `model`."""
+    """Hugging Face id or folder of the tokenizer: the teacher's. None takes the one that the first store
+    keeps, which is the teacher's, or, where none keeps one, the one beside `model`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the student's weights."""
     attn_implementation: str | None = None
@@ -120,8 +121,6 @@ class StudentConfig(Section):
             raise ValueError(
                 "give exactly one of student.model (a model to start from) and student.small (sizes)"
             )
-        if self.small is not None and self.tokenizer is None:
-            raise ValueError("a small student has no tokenizer; set student.tokenizer to the teacher's model")
         if self.small is not None and self.lora is not None:
             raise ValueError(
                 "student.lora saves adapters alone, so a small student, which begins at random, could not be "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
-from trainer.run.config import LoraSettings, SmallStudentConfig, StudentConfig
+from logitstore.objects.opening import Objects
+from logitstore.tokenizer_objects import unpacked_tokenizer
+from trainer.run.config import LoraSettings, SmallStudentConfig, StoreSource, StudentConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,10 +22,17 @@ VOCABULARY_MULTIPLE = 64
 """A fresh student's head is padded to a multiple of this when the store does not say how wide it is."""
 
 
-def load_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer named by the configuration, without using the network if it is a folder."""
-    name = config.tokenizer or config.model
-    assert name is not None, "StudentConfig checks this"
+def load_tokenizer(config: StudentConfig, stores: Sequence[StoreSource]) -> PreTrainedTokenizerBase:
+    """The tokenizer named by the configuration, else the teacher's that a store keeps, else the model's own.
+
+    Uses no network for a folder or a store's. Raises ConfigError where there is none.
+    """
+    name = config.tokenizer or _tokenizer_of(stores) or config.model
+    if name is None:
+        raise ConfigError(
+            "a small student has no tokenizer, and the store keeps none; set student.tokenizer to the "
+            "teacher's model"
+        )
     for setting, model in (("student.model", config.model), ("student.tokenizer", config.tokenizer)):
         if model is not None:
             revision = config.revision if setting == "student.model" else None
@@ -34,6 +44,15 @@ def load_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
             f"student.tokenizer = {name!r}: no tokenizer there ({first_line(error)}); "
             "give the teacher's Hugging Face id or a folder that holds tokenizer.json"
         ) from error
+
+
+def _tokenizer_of(stores: Sequence[StoreSource]) -> str | None:
+    """A folder with the tokenizer of the first store that keeps one; all of a run's have the same ids."""
+    for store in stores:
+        folder = unpacked_tokenizer(Objects(store.uri, store.storage_options))
+        if folder is not None:
+            return str(folder)
+    return None
 
 
 def load_student(

@@ -59,7 +59,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     """
     folder = Path(config.output.folder)
     check_place(folder)
-    tokenizer = load_tokenizer(config.student)
+    tokenizer = load_tokenizer(config.student, config.data.stores)
     train_set, held_out = datasets(config, tokenizer)
     finished = None if restart else finished_run(folder, config, train_set)
     if finished is not None:
@@ -129,7 +129,7 @@ def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, fold
 
 def evaluate_model(config: TrainConfig, model_path: str) -> Evaluation:
     """Evaluate a saved student on the held-out records of the configuration's stores."""
-    tokenizer = load_tokenizer(config.student)
+    tokenizer = load_tokenizer(config.student, config.data.stores)
     _, held_out = datasets(config, tokenizer)
     student = config.student.model_copy(update={"model": model_path, "small": None, "lora": None})
     model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)

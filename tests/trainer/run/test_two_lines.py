@@ -1,13 +1,16 @@
 """A student from a model and a store alone, without a file; what was found is said and can be set."""
 
 import json
+import shutil
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import files_in, put_tokenizer
 from tests.trainer.stores import make_store
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
@@ -42,6 +45,21 @@ def test_a_student_without_a_file(places, tmp_path, capsys):
     assert main([*next_command, "--json"]) == 0
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
     assert json.loads(capsys.readouterr().out)["kl"] == pytest.approx(figures["kl"], rel=1e-4)
+
+
+def test_the_tokenizer_comes_from_the_store(places, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    size = [f"student.small.{name}=8" for name in ("hidden_size", "intermediate_size")]
+    small = [word for name in [*size, "student.small.num_layers=1", "student.small.num_heads=1"]
+             for word in ("--set", name)]  # fmt: skip
+    steps = ["--set", "training.max_steps=1", "--set", "training.tensorboard=false", "--quiet"]
+    assert main(["run", *places[2:], *small, *steps]) == 2
+    assert "the store keeps none; set student.tokenizer" in capsys.readouterr().err
+    put_tokenizer(LogitStore.open(tmp_path / "store").objects, files_in(tmp_path / "model"))
+    shutil.rmtree(tmp_path / "model")
+    assert main(["run", *places[2:], *small, *steps]) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == VOCABULARY
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["student"]["tokenizer"] is None
 
 
 def test_what_is_set_is_not_found_and_a_file_is_left_as_it_is(places, tmp_path, capsys):

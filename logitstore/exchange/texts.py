@@ -1,0 +1,151 @@
+"""A store as text for anyone's trainer: conversations, or prompts and completions, one JSON object a line.
+
+The text is that of the store's ids, by the tokenizer that it keeps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.chat_text import PromptParser, Render, reasoning_apart, renderer
+from logitstore.records import LabeledSequence
+from logitstore.rows.selection import Selection
+from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import read_file, stored_tokenizer
+from logitstore.viewer.tokenizer_choice import choose_texts
+from logitstore.viewer.tokens import TokenTexts
+
+TextForm = Literal["messages", "prompt-completion"]
+Progress = Callable[[str, int, int], None]
+
+
+def export_texts(
+    store: LogitStore,
+    path: Path,
+    form: TextForm,
+    *,
+    selection: Selection | None = None,
+    tokenizer: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Write the selected sequences; how many were written and how many are no such text and left out.
+
+    "messages": {"id", "messages", "finish_reason", "flags"}, the answer last, its reasoning apart as
+    `reasoning_content`. "prompt-completion": {"id", "prompt", "completion", ...}, word for word as the
+    teacher had them but for the tokens that end a response.
+
+    Raises UnsupportedInputError where the store keeps no tokenizer, or no sequence could be written.
+    """
+    texts, note = choose_texts(store, tokenizer)
+    if not texts.known:
+        raise UnsupportedInputError(f"{store.uri}: text needs a tokenizer. {note}")
+    record_of = _messages_record(store, texts) if form == "messages" else _pair_record(texts)
+    total = int(store.shards().column("num_sequences").sum())
+    written = left_out = 0
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for sequence in (selection or Selection()).sequences(store, top_k=1):
+                record = record_of(sequence)
+                if record is None:
+                    left_out += 1
+                else:
+                    written += 1
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                if progress:
+                    progress("sequences", written + left_out, total)
+        if left_out and not written:
+            raise UnsupportedInputError(
+                f"{store.uri}: of {left_out} sequences none is a prompt by the chat template with an answer; "
+                "export --to prompt-completion"
+            )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return written, left_out
+
+
+RecordOf = Callable[[LabeledSequence], dict[str, Any] | None]
+
+
+def _pair_record(texts: TokenTexts) -> RecordOf:
+    def record(sequence: LabeledSequence) -> dict[str, Any] | None:
+        prompt, answer = _prompt_and_answer(sequence, texts)
+        return {**_head(sequence), "prompt": prompt, "completion": answer}
+
+    return record
+
+
+def _messages_record(store: LogitStore, texts: TokenTexts) -> RecordOf:
+    render = _render_of(store)
+    parser = None if render is None else PromptParser(render)
+
+    def record(sequence: LabeledSequence) -> dict[str, Any] | None:
+        prompt, answer = _prompt_and_answer(sequence, texts)
+        messages = [{"role": "user", "content": prompt}] if parser is None else parser.messages(prompt)
+        if not messages or not prompt:
+            return None
+        reasoning, content = reasoning_apart(prompt, answer)
+        last = {"role": "assistant", "content": content}
+        if reasoning is not None:
+            last["reasoning_content"] = reasoning
+        return {**_head(sequence), "messages": [*messages, last]}
+
+    return record
+
+
+def _head(sequence: LabeledSequence) -> dict[str, Any]:
+    name = sequence.record_id + (f"#{sequence.sample_index}" if sequence.sample_index else "")
+    return {"id": name, "finish_reason": sequence.finish_reason, "flags": list(sequence.flags)}
+
+
+def _prompt_and_answer(sequence: LabeledSequence, texts: TokenTexts) -> tuple[str, str]:
+    ids = sequence.token_ids_T.tolist()
+    end = len(ids)
+    while end > sequence.prompt_length and texts.is_special(ids[end - 1]):
+        end -= 1
+    prompt, answer = ids[: sequence.prompt_length], ids[sequence.prompt_length : end]
+    return _text(prompt, texts), _text(answer, texts)
+
+
+def _text(token_ids: list[int], texts: TokenTexts) -> str:
+    return b"".join(map(texts.raw, token_ids)).decode("utf-8", errors="replace")
+
+
+def _render_of(store: LogitStore) -> Render | None:
+    """The chat template that the store keeps; None where its prompts were made without one.
+
+    Raises UnsupportedInputError where it keeps none.
+    """
+    settings = store.manifest.config.get("input")
+    settings = settings if isinstance(settings, dict) else {}
+    if settings.get("chat_template") is False:
+        return None
+    files = dict(_stored_files(store))
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    template = files.get("chat_template.jinja", b"").decode("utf-8") or config.get("chat_template")
+    if isinstance(template, list):
+        template = next((one["template"] for one in template if one.get("name") == "default"), None)
+    if not isinstance(template, str):
+        raise UnsupportedInputError(
+            f"{store.uri} keeps no chat template, by which messages are told apart; export --to "
+            "prompt-completion"
+        )
+    special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
+    variables = settings.get("chat_template_kwargs")
+    return renderer(template, special, variables if isinstance(variables, dict) else {})
+
+
+def _stored_files(store: LogitStore) -> Iterator[tuple[str, bytes]]:
+    found = stored_tokenizer(store.objects)
+    for file in found.files if found is not None else ():
+        if file.name in ("tokenizer_config.json", "chat_template.jinja"):
+            yield file.name, read_file(store.objects, file)
+
+
+def _token_text(value: Any) -> str:
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")

@@ -1,0 +1,183 @@
+"""Stores as text: what other trainers read is what the teacher saw and wrote, with nothing made up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from logitstore.__main__ import main
+from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.chat_text import PromptParser, reasoning_apart, renderer
+from logitstore.exchange.texts import export_texts
+from logitstore.manifest.fields import LabelSpec
+from logitstore.records import LabeledSequence
+from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import put_tokenizer
+from tests.trainer.stores import label_rows, manifest
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|s|>system\nBe kind.<|e|>\n{% endif %}"
+    "<|s|>{{ m.role }}\n{{ m.content | trim }}<|e|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|s|>assistant\n{% endif %}"
+)
+THINKING = CHATML.replace("<|s|>assistant\n{% endif %}", "<|s|>assistant\n<think>\n{% endif %}")
+NO_SYSTEM = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    "{{ '[I]' + m.content + '[/I]' if m.role == 'user' else m.content + '<|e|>' }}{% endfor %}"
+)
+USER, SYSTEM = {"role": "user", "content": "Why?"}, {"role": "system", "content": "Be short."}
+ANSWER, NEXT = {"role": "assistant", "content": "So."}, {"role": "user", "content": "And?\nNow?"}
+
+
+@pytest.mark.parametrize("template", [CHATML, THINKING, NO_SYSTEM])
+@pytest.mark.parametrize(
+    "messages", [[USER], [USER, ANSWER, NEXT], [SYSTEM, USER], [SYSTEM, USER, ANSWER, NEXT]]
+)
+def test_messages_come_back_from_their_prompt(template: str, messages: list[dict[str, str]]) -> None:
+    render = renderer(template, {"bos_token": "<|b|>"}, {})
+    parser = PromptParser(render)
+    if template == NO_SYSTEM and SYSTEM in messages:
+        with pytest.raises(UnsupportedInputError, match="refuses"):
+            render(messages, True)
+        return
+    assert parser.messages(render(messages, True)) == messages
+
+
+def test_a_prompt_of_another_template_gives_none() -> None:
+    parser = PromptParser(renderer(CHATML, {}, {}))
+    assert parser.messages("plain text") is None
+    assert parser.messages("<|s|>tool\nx<|e|>\n<|s|>assistant\n") is None
+    padded = renderer(CHATML, {}, {})([USER], True).replace("Why?", " Why? ")
+    assert parser.messages(padded) is None, "the template trims, so these contents are not the ones given"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "wanted"),
+    [
+        ("", "Yes.", (None, "Yes.")),
+        ("", "<think>\nHm.\n</think>\n\nYes.", ("Hm.", "Yes.")),
+        ("x<think>\n", "Hm.\n</think>\n\nYes.", ("Hm.", "Yes.")),
+        ("x<think>\n", "Hm. Hm.", ("Hm. Hm.", "")),
+    ],
+)
+def test_reasoning_is_apart(prompt: str, answer: str, wanted: tuple[str | None, str]) -> None:
+    assert reasoning_apart(prompt, answer) == wanted
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Every byte a token; the markers of the templates are special."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<|s|>", "<|e|>")])
+    return tokenizer
+
+
+SPEC = LabelSpec(
+    vocab_size=258, top_k=4, temperatures=(1.0, 2.0, 4.0), value_kind="logit_f16", mode="generate",
+    positions="response",
+)  # fmt: skip
+
+
+def store_of(folder: Path, texts: Sequence[tuple[str, str]], template: str | None) -> LogitStore:
+    """A store of (prompt, response) texts that keeps their tokenizer."""
+    tokenizer = byte_tokenizer()
+    store = LogitStore.create(folder, manifest(SPEC))
+    sequences = []
+    for number, (prompt, response) in enumerate(texts):
+        prompt_ids, response_ids = tokenizer.encode(prompt).ids, tokenizer.encode(response).ids
+        logits_NV = np.random.default_rng(number).normal(size=(len(response_ids), SPEC.vocab_size))
+        sequences.append(
+            LabeledSequence(
+                record_id=f"r{number}",
+                sample_index=0,
+                token_ids_T=np.array(prompt_ids + response_ids, dtype=np.int32),
+                prompt_length=len(prompt_ids),
+                label_start=len(prompt_ids),
+                rows=label_rows(logits_NV, np.array(response_ids), SPEC.top_k),
+                loss_mask_N=np.ones(len(response_ids), dtype=bool),
+                finish_reason="stop",
+            )
+        )
+    store.commit_unit("unit-0", 0, sequences, seconds=0.0, worker="test")
+    files = {"tokenizer.json": tokenizer.to_str().encode()}
+    put_tokenizer(store.objects, files | ({"chat_template.jinja": template.encode()} if template else {}))
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogitStore:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    render = renderer(THINKING, {}, {})
+    texts = [
+        (render([USER], True), "Hm.\n</think>\n\nSo. 为什么<|e|>"),
+        (render([SYSTEM, USER, ANSWER, NEXT], True), "Never closed"),
+        ("Not of the template", " at all"),
+    ]
+    return store_of(tmp_path / "store", texts, THINKING)
+
+
+def test_conversations_are_read_by_datasets(
+    store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", store.uri, "--to", "messages", str(tmp_path / "out.jsonl")]) == 0
+    out, err = capsys.readouterr()
+    assert "2 sequences to" in out
+    assert "1 sequences are left out" in err
+    rows = load("json", tmp_path / "out.jsonl")
+    assert [row["id"] for row in rows] == ["r0", "r1"]
+    answer = {"role": "assistant", "content": "So. 为什么", "reasoning_content": "Hm."}
+    assert without_none(rows[0]["messages"]) == [USER, answer]
+    cut = {"role": "assistant", "content": "", "reasoning_content": "Never closed"}
+    assert without_none(rows[1]["messages"]) == [SYSTEM, USER, ANSWER, NEXT, cut]
+
+
+def test_pairs_are_word_for_word(store: LogitStore, tmp_path: Path) -> None:
+    assert export_texts(store, tmp_path / "out.jsonl", "prompt-completion") == (3, 0)
+    rows = load("json", tmp_path / "out.jsonl")
+    assert rows[0]["prompt"] == renderer(THINKING, {}, {})([USER], True)
+    assert rows[0]["completion"] == "Hm.\n</think>\n\nSo. 为什么"
+    assert (rows[2]["prompt"], rows[2]["completion"]) == ("Not of the template", " at all")
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_tables_of_labels_are_read_by_datasets(store: LogitStore, tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"out.{form}"
+    assert main(["export", store.uri, "--to", form, str(path)]) == 0
+    rows = load(form, path)
+    first = next(store.iter_sequences())
+    assert rows[0]["token_ids"] == first.token_ids_T.tolist()
+    assert np.allclose(np.array(rows[0]["top_logits"]), first.rows.logits_NK)
+
+
+def test_what_cannot_be_told_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = store_of(tmp_path / "store", [("plain", " text")], CHATML)
+    with pytest.raises(UnsupportedInputError, match="none is a prompt by the chat template"):
+        export_texts(store, tmp_path / "out.jsonl", "messages")
+    without = store_of(tmp_path / "without", [("plain", " text")], None)
+    with pytest.raises(UnsupportedInputError, match="keeps no chat template"):
+        export_texts(without, tmp_path / "out.jsonl", "messages")
+    bare = LogitStore.create(tmp_path / "bare", manifest(SPEC))
+    with pytest.raises(UnsupportedInputError, match="text needs a tokenizer"):
+        export_texts(bare, tmp_path / "out.jsonl", "prompt-completion")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def load(form: str, path: Path) -> list[dict[str, Any]]:
+    import datasets
+
+    found = datasets.load_dataset(
+        form, data_files=str(path), split="train", cache_dir=str(path.parent / "hf")
+    )
+    return [dict(row) for row in found]
+
+
+def without_none(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in message.items() if value is not None} for message in messages]
