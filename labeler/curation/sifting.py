@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from labeler.curation.prompt_texts import PromptText, Unreadable, read_prompts
 from labeler.curation.settings import DecontaminateSettings, DedupeSettings
 from labeler.curation.sift import Partner, Sieve, SiftReport, sift
 from logitstore.common.config_file import ConfigError
-from logitstore.inputs.listing import input_fingerprint
+from logitstore.inputs.listing import input_fingerprint, list_files, open_file
+from logitstore.objects.opening import is_local_uri
 
 Show = Callable[[SiftReport], None]
 
@@ -35,7 +37,8 @@ class Source:
         return itertools.islice(found, self.limit)
 
     def fingerprint(self) -> str:
-        return input_fingerprint(self.uri, storage_options=self.storage_options)
+        """Of local files their content, so that a copy is the same; of others names, sizes and times."""
+        return content_fingerprint(self.uri, self.storage_options)
 
 
 def dedupe(
@@ -72,7 +75,7 @@ def decontaminate(
         if not found:
             raise ConfigError(f"{uri} has no text to compare with; name its field with --against-field")
         partners += found
-    digests = [input_fingerprint(uri, storage_options=source.storage_options) for uri in settings.against]
+    digests = [content_fingerprint(uri, source.storage_options) for uri in settings.against]
     methods = [_near_texts(way, cosine=settings.cosine, words=settings.words) for way in settings.by]
     return sift(
         source.prompts(),
@@ -118,6 +121,19 @@ def _near_texts(way: Method, *, cosine: float, jaccard: float = 0.8, words: int 
     from labeler.curation.ngrams import NgramTexts
 
     return NgramTexts(words)
+
+
+def content_fingerprint(uri: str, storage_options: Mapping[str, Any] | None) -> str:
+    """32 hexadecimal digits. Raises InputNotFoundError if nothing matches."""
+    if not is_local_uri(uri):
+        return input_fingerprint(uri, storage_options=storage_options)
+    hasher = hashlib.blake2b(digest_size=16)
+    for path, relative in list_files(uri):
+        hasher.update(f"{relative}\n".encode())
+        with open_file(path, {}) as file:
+            while chunk := file.read(1 << 20):
+                hasher.update(chunk)
+    return hasher.hexdigest()
 
 
 def ways_of(text: str) -> Sequence[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -15,6 +14,7 @@ from typing import BinaryIO
 
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeObjectError
 from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
+from logitstore.objects.system import OWN_FLAGS, PLAIN_FILE_FLAGS, lock_file
 
 LOCK_NAME = TEMPORARY_PREFIX + "lock"
 
@@ -108,7 +108,7 @@ class LocalBackend:
         """A regular file: a pipe would make the reader wait for ever, a device or a link lead elsewhere."""
         path = self._path(name)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | OWN_FLAGS | PLAIN_FILE_FLAGS)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(name) from error
         except OSError as error:
@@ -142,9 +142,9 @@ class LocalBackend:
     def _lock(self) -> Iterator[None]:
         """Mutual exclusion of the processes on this machine (and over NFSv4) that compare and swap."""
         self._root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self._root / LOCK_NAME, os.O_RDWR | os.O_CREAT | OWN_FLAGS, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_file(descriptor)
             yield
         finally:
             os.close(descriptor)

@@ -13,7 +13,6 @@ dead process had downloaded is continued by whoever needs it, or evicted like a 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from logitstore.errors import CorruptShardError
 from logitstore.manifest.fields import ShardEntry
+from logitstore.objects.system import OWN_FLAGS, PLAIN_FILE_FLAGS, lock_file
 from trainer.errors import CacheFullError, CacheTooSmallError, SettingError
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class ShardCache:
     def _counting(self) -> Iterator[None]:
         """One process at a time adds or renames files, so that none is missed when bytes are counted."""
         with os.fdopen(_open_own(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT), "r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_file(lock.fileno())
             yield
 
     def _evict(self, limit_bytes: int, entry: ShardEntry) -> None:
@@ -261,7 +261,7 @@ def _shared(path: Path) -> Iterator[BinaryIO | None]:
         yield None
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+        lock_file(file.fileno(), shared=True)
         yield file if os.fstat(file.fileno()).st_nlink else None
 
 
@@ -274,7 +274,7 @@ def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
         yield None
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file.fileno())
         try:
             same = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
         except FileNotFoundError:
@@ -285,7 +285,7 @@ def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
 def _open_own(path: Path, flags: int) -> int:
     """A descriptor of a regular file, never of what a link points to. Raises SettingError for others."""
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, flags | PLAIN_FILE_FLAGS | OWN_FLAGS, 0o644)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
@@ -304,7 +304,7 @@ def _remove_unused(path: Path) -> bool:
     """Remove a copy that nobody reads, or a partial one that nobody downloads."""
     try:
         with os.fdopen(_open_own(path, os.O_RDONLY), "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file.fileno(), wait=False)
             path.unlink(missing_ok=True)
             return True
     except FileNotFoundError:
