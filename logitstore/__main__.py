@@ -24,6 +24,7 @@ COMMANDS = {
     "compact": making.compact,
     "rebuild-index": mending.rebuild_index,
     "uncommit": mending.uncommit,
+    "delete": mending.delete,
     "view": viewer_cli.run,
 }
 

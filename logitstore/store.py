@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from logitstore.codebook_objects import StoreCodebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import (
@@ -36,10 +38,12 @@ from logitstore.index.commits import (
     CommitRecord,
     commit_name,
     shard_name,
+    shard_place,
 )
 from logitstore.index.committed import CommittedUnits
 from logitstore.index.committing import commit
 from logitstore.index.compaction import CompactionResult, compact, fence_compactors
+from logitstore.index.deletions import Deletions
 from logitstore.index.entries import ShardIndex
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, encode_pointer
 from logitstore.index.rebuild import RebuildResult, rebuild_index
@@ -59,6 +63,7 @@ from logitstore.records import LabeledSequence, Reject
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.schema import MAX_BLOCK_ENTRIES, MAX_SHARD_BYTES
 from logitstore.shard.writer import ShardStats, write_shard
+from logitstore.tools.findings import digest_of
 
 MAX_WHOLE_BYTES = 256 * 2**20
 MAX_ROUNDS_PER_COMMIT = 10
@@ -182,8 +187,37 @@ class LogitStore:
         self._units.refresh()
 
     def shards(self) -> ShardIndex:
-        """Entries of the committed units by `unit_index`; a unit without sequences has no shard name."""
+        """Entries of the committed units by `unit_index`; a unit without sequences has no shard name.
+
+        Deleted sequences are not counted, though their bytes are until `compact --purge`.
+        """
         return self._units.entries()
+
+    @property
+    def deletions(self) -> Deletions:
+        """What was taken down, as of the last `refresh`."""
+        return self._units.deletions
+
+    def deleted_places(self, entry: ShardEntry) -> np.ndarray:
+        """int64, ascending: places within the entry's shard of the sequences that are deleted."""
+        place = shard_place(entry.name)
+        return self._units.deletions.places(place.attempt if place is not None else "")
+
+    def index_records(self) -> list[CommitRecord]:
+        """All that the index has, as commit records; call `compact` before. Deleted sequences are counted."""
+        return self._units.records()
+
+    def index_pointer(self) -> tuple[IndexPointer, str]:
+        """`index.json` as last read, and its tag for `replace_index`."""
+        assert self._units.pointer_etag is not None, "a store begins with an index.json"
+        return self._units.pointer, self._units.pointer_etag
+
+    def replace_index(self, pointer: IndexPointer, etag: str) -> bool:
+        """Publish another `index.json` if it is still what was read; the store then shows it."""
+        data = encode_pointer(pointer)
+        swapped = self.objects.put_if_match(INDEX_NAME, data, etag) or self.objects.get(INDEX_NAME) == data
+        self.refresh()
+        return swapped
 
     def committed_units(self) -> set[str]:
         return set(self.shards().unit_ids())
@@ -250,9 +284,10 @@ class LogitStore:
         """
         commit_name(unit_id)  # both refuse before anything is written
         self._units.check_place(unit_index, unit_id)
+        sequences = self._without_deleted(sequences)
         for _ in range(MAX_ROUNDS_PER_COMMIT):
             self._codebooks.look_again()
-            record = self._write_attempt(unit_id, unit_index, sequences, rejects, seconds, worker)
+            record = self.write_attempt(unit_id, unit_index, sequences, rejects, seconds, worker)
             outcome = commit(self.objects, self._units, record)
             if outcome is not None:
                 return outcome
@@ -261,7 +296,14 @@ class LogitStore:
             "committed; un-commit units while no job labels them"
         )
 
-    def _write_attempt(
+    def _without_deleted(self, sequences: Sequence[LabeledSequence]) -> Sequence[LabeledSequence]:
+        """What a worker labeled that did not know yet, or whose unit is labeled again, stays deleted."""
+        deleted = self.deletions.records
+        if not deleted:
+            return sequences
+        return [one for one in sequences if digest_of(one.record_id).hex() not in deleted]
+
+    def write_attempt(
         self,
         unit_id: str,
         unit_index: int,
@@ -270,7 +312,8 @@ class LogitStore:
         seconds: float,
         worker: str,
     ) -> CommitRecord:
-        """Put a shard under a name of its own, and the record that would commit it."""
+        """Put a shard under a name of its own; the record that would commit it, which counts for nothing
+        yet."""
         attempt = secrets.token_hex(8)
         name, stats = "", NO_SHARD
         if sequences:
@@ -299,11 +342,12 @@ class LogitStore:
         )
         return CommitRecord(attempt, self._manifest_hash, entry, tuple(rejects))
 
-    def open_shard(self, entry: ShardEntry, *, whole: bool = False) -> ShardReader:
+    def open_shard(self, entry: ShardEntry, *, whole: bool = False, deleted: bool = False) -> ShardReader:
         """A reader of one shard, fetching what it needs, or the whole object in one request.
 
         Read whole when all of a shard is wanted from S3; the file's own checksum is then the caller's
-        to compare (`verify` does), since blocks carry theirs.
+        to compare (`verify` does), since blocks carry theirs. Deleted sequences are skipped, unless
+        `deleted`.
         """
         if not entry.name:
             raise ValueError(f"unit {entry.unit_id} has no shard: every record of it was rejected")
@@ -313,12 +357,16 @@ class LogitStore:
             if whole
             else self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
         )
-        return self.reader_of(file)
+        return self.reader_of(file, entry, deleted=deleted)
 
-    def reader_of(self, file: BinaryIO) -> ShardReader:
-        """A reader of a shard's file that the caller has opened."""
+    def reader_of(self, file: BinaryIO, entry: ShardEntry, *, deleted: bool = False) -> ShardReader:
+        """A reader of the file of an entry's shard that the caller has opened."""
         return ShardReader(
-            file, self._manifest.labels, self.codebooks(), max_block_entries=self.max_block_entries
+            file,
+            self._manifest.labels,
+            self.codebooks(),
+            max_block_entries=self.max_block_entries,
+            deleted=None if deleted else self.deleted_places(entry),
         )
 
     def open_whole(self, entry: ShardEntry) -> BinaryIO:

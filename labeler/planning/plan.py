@@ -28,6 +28,7 @@ from labeler.planning.provenance import Provenance, describe_change
 from labeler.planning.units import decode_records, encode_records
 from labeler.records import PlannedRecord, WorkUnit
 from logitstore.errors import CorruptManifestError, StoreChangedError
+from logitstore.index.deletions import deleted_records
 from logitstore.job_objects import (
     PLAN_HEAD_NAME,
     PLAN_INPUT_NAME,
@@ -79,6 +80,9 @@ class KnownRecords:
     """See `logitstore.inputs.proofs`."""
     unproven: DigestSet = field(default_factory=DigestSet)
     """Digests of the ids that an earlier version planned without a proof of the content."""
+    deleted: DigestSet = field(default_factory=DigestSet)
+    """Digests of the ids of records that were taken down (`penumbra store delete`): they get no labels
+    again."""
     num_planned: int = 0
     num_units: int = 0
     num_tokens: int = 0
@@ -168,6 +172,7 @@ class Plan:
     def known(self) -> KnownRecords:
         """What the segments hold, for a pass that adds to them."""
         known = KnownRecords()
+        known.deleted.add_many(deleted_records(self._objects))
         for name in segment_names(self._objects):
             segment = load_object(self._objects, name)
             targets = [(known.ids, "ids"), (known.prompts, "prompts")]

@@ -139,6 +139,8 @@ class Planner:
             id_digest = digest_of(name.encode("utf-8", errors="surrogatepass"))
             self._seen.add(id_digest)
             self.num_repeats += 1
+        if id_digest in self._known.deleted:
+            return
         proof = proof_of(id_digest, raw.record, self._input_info)
         if id_digest in self._known.ids and (
             "id" not in self._input_info.fields or self._seen.add(id_digest)

@@ -49,7 +49,7 @@ def verify(args: argparse.Namespace) -> int:
             "--repair reads every shard before it removes another of the same unit; leave --quick out"
         )
     findings = Findings()
-    removed = num_records = num_unproven = 0
+    removed = num_records = num_unproven = num_deleted = 0
     try:
         store = context.open_store(args)
         with context.progress_bar(args) as progress:
@@ -57,11 +57,13 @@ def verify(args: argparse.Namespace) -> int:
             rejects = read_rejects(store.objects, findings)
             if args.against is not None:
                 info = _input_info(store, args)
-                check = InputCheck(findings, [*rejects, *store.rejects()], info, read_proofs(store.objects))
+                proofs, deleted = read_proofs(store.objects), store.deletions.records
+                check = InputCheck(findings, [*rejects, *store.rejects()], info, proofs, deleted)
                 options = context.storage_options(args)
                 check.run(iter_records(args.against, storage_options=options), progress)
                 num_records = check.num_records
                 num_unproven = check.num_unproven
+                num_deleted = check.num_deleted
         if args.repair:
             removed = repair(
                 store,
@@ -76,7 +78,7 @@ def verify(args: argparse.Namespace) -> int:
         if isinstance(error, OSError) and not isinstance(error, ValueError):
             raise
         findings.error("unreadable", args.store, " ".join(str(error).split()))
-    _report(args, findings, num_records, num_unproven, removed)
+    _report(args, findings, num_records, num_unproven, num_deleted, removed)
     return context.PROBLEMS if findings.errors else context.OK
 
 
@@ -122,7 +124,12 @@ def _input_info(store: LogitStore, args: argparse.Namespace) -> InputInfo:
 
 
 def _report(
-    args: argparse.Namespace, findings: Findings, num_records: int, num_unproven: int, removed: int
+    args: argparse.Namespace,
+    findings: Findings,
+    num_records: int,
+    num_unproven: int,
+    num_deleted: int,
+    removed: int,
 ) -> None:
     if args.json:
         summary = {
@@ -133,6 +140,7 @@ def _report(
             "num_rows": findings.num_rows,
             "num_input_records": num_records,
             "num_unproven": num_unproven,
+            "num_deleted": num_deleted,
             "garbage_bytes": sum(info.num_bytes for info in findings.garbage),
             "num_removed": removed,
             "problems": [dataclasses.asdict(problem) for problem in findings.problems],
@@ -151,5 +159,7 @@ def _report(
     if num_unproven:
         what = context.count_text(num_unproven, "record")
         context.say(args, f"{what} compared by id alone: the store keeps no digest of their content")
+    if num_deleted:
+        context.say(args, f"{context.count_text(num_deleted, 'record')} of the input were deleted on request")
     if removed:
         context.say(args, f"removed {context.count_text(removed, 'garbage object')}")

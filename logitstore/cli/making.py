@@ -20,6 +20,7 @@ from logitstore.exchange.npz import export_npz, read_npz
 from logitstore.exchange.tables import export_table, read_table
 from logitstore.exchange.texts import export_texts
 from logitstore.store import LogitStore
+from logitstore.tools.purge import purge
 
 
 def export(args: argparse.Namespace) -> int:
@@ -144,6 +145,8 @@ def codebook(args: argparse.Namespace) -> int:
 
 
 def compact(args: argparse.Namespace) -> int:
+    if args.purge:
+        return _purge(args)
     result = context.open_store(args).compact()
     if args.json:
         context.print_json(result)
@@ -156,6 +159,24 @@ def compact(args: argparse.Namespace) -> int:
         f"{result.num_records:,} commit records moved, {result.num_late:,} late ones removed; "
         f"{result.num_entries:,} units in {result.num_segments} segments",
     )
+    return context.OK
+
+
+def _purge(args: argparse.Namespace) -> int:
+    store = context.open_store(args)
+    with context.progress_bar(args) as progress:
+        result = purge(store, progress)
+    if args.json:
+        context.print_json(result)
+    context.say(
+        args,
+        f"{context.count_text(result.num_shards, 'shard')} written anew; {result.num_plan_records:,} "
+        "records out "
+        f"of the plan, {result.num_rejects:,} out of lists of rejects",
+    )
+    if result.not_removed:
+        print(f"compact: deleted records are still in objects: {result.not_removed}", file=sys.stderr)
+        return context.PROBLEMS
     return context.OK
 
 

@@ -6,7 +6,9 @@ import argparse
 
 from logitstore.cli import context
 from logitstore.errors import StoreChangedError, UnsupportedInputError
+from logitstore.rows.where import read_ids
 from logitstore.store import LogitStore
+from logitstore.tools.deletion import delete_records
 from logitstore.tools.verify import verify_store
 
 
@@ -41,6 +43,24 @@ def uncommit(args: argparse.Namespace) -> int:
         args,
         f"{context.count_text(len(dropped), 'unit')} un-committed"
         + ("; the job that made the store labels them when it is run again" if dropped else ""),
+    )
+    return context.OK
+
+
+def delete(args: argparse.Namespace) -> int:
+    store = context.open_store(args)
+    record_ids = read_ids(args.ids)
+    with context.progress_bar(args) as progress:
+        result = delete_records(store, record_ids, args.reason, progress=progress)
+    if args.json:
+        context.print_json(result)
+    context.say(
+        args,
+        f"{context.count_text(result.num_sequences, 'sequence')} of {result.num_records:,} records "
+        "deleted in "
+        f"{context.count_text(result.num_units, 'unit')}"
+        + (f"; {result.num_absent:,} records have no labels here" if result.num_absent else "")
+        + (f"; their bytes go by `penumbra store compact {args.store} --purge`" if result.num_units else ""),
     )
     return context.OK
 

@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compact(commands)
     _add_rebuild_index(commands)
     _add_uncommit(commands)
+    _add_delete(commands)
     viewer_cli.add_arguments(commands.add_parser("view", help="show stores as a page in the browser"))
     return parser
 
@@ -393,9 +394,16 @@ def _add_compact(commands: _Commands) -> None:
         "move commit records into the index, so that opening stays cheap; safe beside writers",
         "A labeling job does it by itself. Nothing that a reader sees changes.",
         "compact s3://bucket/store",
+        "compact s3://bucket/store --purge",
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
+    parser.add_argument(
+        "--purge",
+        action="store_true",
+        help="also write the shards anew that hold deleted sequences, and take deleted records out of the "
+        "plan and the rejects; not while a job labels the store. Logs are not searched",
+    )
 
 
 def _add_rebuild_index(commands: _Commands) -> None:
@@ -431,6 +439,23 @@ def _add_uncommit(commands: _Commands) -> None:
     parser.add_argument(
         "--most", action="store_true", help="let --bad take more than half of the store's units"
     )
+
+
+def _add_delete(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "delete",
+        "take records out of the store: no reader hands them out from then on",
+        "All samples of the records are skipped at once, by every command and in training, and the "
+        "records are\n"
+        "not labeled again. Their bytes stay until `compact --purge`. Versions of Penumbra that do not know\n"
+        "deletions refuse the store. Not while a job labels it.",
+        "delete build/store --ids taken-down.txt --reason 'asked for on 2026-11-28, ticket 1234'",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
+    parser.add_argument("--ids", type=Path, metavar="FILE", required=True, help="one record id a line")
+    parser.add_argument("--reason", metavar="TEXT", required=True, help="kept in the store, for others")
 
 
 def _add_cut(parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,7 @@ from logitstore.index.commits import (
     decode_commit,
     record_place,
 )
+from logitstore.index.deletions import Deletions, read_tombstone
 from logitstore.index.entries import ShardIndex, of_another_plan
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer
 from logitstore.manifest.fields import ShardEntry
@@ -61,6 +62,8 @@ class CommittedUnits:
         """Names of commit records that count no more: the index has the unit, or it is in a later round."""
         self.unlisted = False
         """Whether the place refused to be listed, so that commit records cannot be seen."""
+        self.deletions = Deletions()
+        """What was taken down: `entries` count without it."""
         self._all: ShardIndex | None = None
 
     def refresh(self) -> None:
@@ -142,6 +145,7 @@ class CommittedUnits:
                 info.name: self._segments[info.name] if info.name in self._segments else self._load(info)
                 for info in pointer.segments
             }
+            deletions = self._load_deletions(pointer)
         except ObjectNotFoundError:
             if self._objects.get_with_etag(INDEX_NAME)[1] != etag:
                 return False
@@ -149,6 +153,7 @@ class CommittedUnits:
         rounds = Counter(dropped.unit_id for dropped in pointer.dropped)
         self.tail = {unit: record for unit, record in self.tail.items() if rounds[unit] == self._rounds[unit]}
         self._segments, self.pointer, self.pointer_etag, self._rounds = segments, pointer, etag, rounds
+        self.deletions = deletions
         tables = [self.segment_table(name) for name in segments]
         self.compacted = ShardIndex(pa.concat_tables(tables or [index_segments.ENTRY_SCHEMA.empty_table()]))
         self._all = None
@@ -188,7 +193,7 @@ class CommittedUnits:
         if self._all is None:
             tail = index_segments.entries_to_table(self.tail.values())
             segments = [self.segment_table(name) for name in self._segments]
-            self._all = ShardIndex(pa.concat_tables([*segments, tail]))
+            self._all = ShardIndex(self.deletions.subtract(pa.concat_tables([*segments, tail])))
         return self._all
 
     def unit_ids(self) -> set[str]:
@@ -219,6 +224,28 @@ class CommittedUnits:
         return rejects.filter(
             pc.call_function("is_in", [rejects.column("unit_index")], pc.SetLookupOptions(living))
         )
+
+    def records(self) -> list[CommitRecord]:
+        """All that the index has, as the records they were: deleted sequences are counted."""
+        found: list[CommitRecord] = []
+        for info in self.pointer.segments:
+            rejects: dict[int, list[Reject]] = {}
+            if info.rejects_name:
+                table = self.load_rejects(info)
+                numbers = table.column("unit_index").to_pylist()
+                for number, reject in zip(numbers, index_segments.table_to_rejects(table), strict=True):
+                    rejects.setdefault(number, []).append(reject)
+            table = self.segment_table(info.name)
+            attempts = table.column("attempt").to_pylist()
+            for attempt, entry in zip(attempts, index_segments.table_to_entries(table), strict=True):
+                lost = tuple(rejects.get(entry.unit_index, ()))
+                found.append(CommitRecord(attempt.hex(), self.pointer.manifest, entry, lost))
+        return found
+
+    def _load_deletions(self, pointer: IndexPointer) -> Deletions:
+        if pointer.deleted == self.pointer.deleted:
+            return self.deletions
+        return Deletions(read_tombstone(self._objects, info, pointer.manifest) for info in pointer.deleted)
 
     def _load(self, info: SegmentInfo) -> pa.Table:
         data = self._read_checked(info.name, info.num_bytes, info.checksum)

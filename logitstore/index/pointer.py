@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 
 from logitstore.errors import CorruptManifestError
@@ -18,6 +19,8 @@ INDEX_PREFIX = "index/"
 MAX_INDEX_BYTES = MAX_TAGGED_BYTES
 MAX_SEGMENT_BYTES = 4 * 2**30
 MAX_SEGMENT_ENTRIES = 2**24
+_ABSENT_IF_EMPTY = ("dropped", "deleted")
+_TOMBSTONE_NAME = re.compile(r"deleted/[0-9a-f]{16}\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,15 @@ class DroppedAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class TombstoneInfo:
+    """One deletion, as `index.json` names it: see `deletions.py`."""
+
+    name: str
+    num_bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
 class IndexPointer:
     """`index.json`: replaced by compare-and-swap, so it always names one consistent set of segments."""
 
@@ -53,13 +65,17 @@ class IndexPointer:
     segments: tuple[SegmentInfo, ...] = ()
     dropped: tuple[DroppedAttempt, ...] = ()
     """Absent from the JSON while empty. The number of a unit's dropped attempts is its round."""
+    deleted: tuple[TombstoneInfo, ...] = ()
+    """Absent from the JSON while empty, and refused by readers that do not know it: they would show what was
+    taken down."""
     format_version: int = FORMAT_VERSION
 
 
 def encode_pointer(pointer: IndexPointer) -> bytes:
     value = dataclasses.asdict(pointer)
-    if not pointer.dropped:
-        del value["dropped"]
+    for name in _ABSENT_IF_EMPTY:
+        if not value[name]:
+            del value[name]
     return strict_json.encode(value)
 
 
@@ -67,7 +83,9 @@ def decode_pointer(data: bytes) -> IndexPointer:
     """`index.json` of an untrusted store. Raises CorruptManifestError and its siblings."""
     value = strict_json.parse_object(data, what=INDEX_NAME, max_bytes=MAX_INDEX_BYTES)
     check_version(value, what=INDEX_NAME)
-    pointer = strict_json.decode(IndexPointer, {"dropped": [], **value}, what=INDEX_NAME)
+    pointer = strict_json.decode(
+        IndexPointer, {**{name: [] for name in _ABSENT_IF_EMPTY}, **value}, what=INDEX_NAME
+    )
     for dropped in pointer.dropped:
         check_unit_id(dropped.unit_id)
         check_attempt(dropped.attempt, what=INDEX_NAME)
@@ -86,6 +104,17 @@ def decode_pointer(data: bytes) -> IndexPointer:
                 f"{INDEX_NAME}: segment {info.name} claims a size outside 0..{MAX_SEGMENT_BYTES} bytes or "
                 f"0..{MAX_SEGMENT_ENTRIES} rows"
             )
+    for tombstone in pointer.deleted:
+        if not valid_tombstone_name(tombstone.name) or not 0 <= tombstone.num_bytes <= MAX_SEGMENT_BYTES:
+            raise CorruptManifestError(
+                f"{INDEX_NAME} names the deletion {tombstone.name!r:.120} of {tombstone.num_bytes} "
+                "bytes; names "
+                "must be deleted/<16 hexadecimal digits>.json: the store is damaged or hostile"
+            )
     if len({info.name for info in pointer.segments}) != len(pointer.segments):
         raise CorruptManifestError(f"{INDEX_NAME} names a segment twice")
     return pointer
+
+
+def valid_tombstone_name(name: str) -> bool:
+    return _TOMBSTONE_NAME.fullmatch(name) is not None

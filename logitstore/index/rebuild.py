@@ -32,14 +32,17 @@ from logitstore.index.commits import (
     shard_place,
 )
 from logitstore.index.compaction import write_segment_objects
+from logitstore.index.deletions import DELETED_PREFIX, MAX_TOMBSTONE_BYTES, decode_tombstone
 from logitstore.index.pointer import (
     INDEX_NAME,
     INDEX_PREFIX,
     MAX_SEGMENT_BYTES,
     DroppedAttempt,
     IndexPointer,
+    TombstoneInfo,
     decode_pointer,
     encode_pointer,
+    valid_tombstone_name,
 )
 from logitstore.manifest.fields import LabelSpec, ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
@@ -119,6 +122,7 @@ def rebuild_index(
         manifest=manifest,
         segments=(write_segment_objects(objects, records, secrets.token_hex(8)),) if records else (),
         dropped=known.dropped,
+        deleted=_tombstones(objects, manifest, known.pointer),
     )
     data = encode_pointer(pointer)
     if known.etag is None:
@@ -131,6 +135,20 @@ def rebuild_index(
         )
     from_records = sum((unit, record.attempt) in known.records for unit, record in chosen.items())
     return RebuildResult(len(records), from_records, len(records) - from_records, num_unreadable, num_rivals)
+
+
+def _tombstones(objects: Objects, manifest: str, pointer: IndexPointer | None) -> tuple[TombstoneInfo, ...]:
+    """All deletions that lie here, named or not: what was taken down once does not come back."""
+    named = pointer.deleted if pointer is not None else ()
+    found = list(named)
+    for name in objects.list(DELETED_PREFIX):
+        if not valid_tombstone_name(name) or name in {info.name for info in named}:
+            continue
+        data = objects.get(name, max_bytes=MAX_TOMBSTONE_BYTES)
+        with contextlib.suppress(CorruptManifestError):
+            decode_tombstone(data, manifest, what=name)
+            found.append(TombstoneInfo(name, len(data), index_segments.checksum(data)))
+    return tuple(found)
 
 
 def _gather(objects: Objects, manifest: str) -> _Known:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import compress
 from typing import BinaryIO, Self
 
 import numpy as np
@@ -23,6 +24,7 @@ from logitstore.shard.arrow_file import ArrowFile, BatchHeader
 from logitstore.shard.metadata import check_schema
 from logitstore.shard.schema import (
     MAX_BLOCK_ENTRIES,
+    MAX_BLOCK_SEQUENCES,
     SEQUENCE_COLUMNS,
     ids_column,
     packed_columns,
@@ -52,8 +54,13 @@ class ShardReader:
         *,
         verify_checksums: bool = True,
         max_block_entries: int = MAX_BLOCK_ENTRIES,
+        deleted: np.ndarray | None = None,
     ) -> None:
-        """`max_block_entries`, of rows times K, bounds the memory that decoding a block takes."""
+        """`max_block_entries`, of rows times K, bounds the memory that decoding a block takes.
+
+        `deleted` are the places of sequences that were taken down, ascending: the reader has no such
+        sequences, and counts without them.
+        """
         check_spec(labels)
         self._max_block_entries = max_block_entries
         self._file = file
@@ -65,6 +72,7 @@ class ShardReader:
         self._layout = BlockLayout.of(labels, books.num_codebooks > 1)
         self._packed = packed_columns(labels, books.num_codebooks > 1)
         self._headers: dict[int, BatchHeader] = {}
+        self._deleted = np.zeros(0, np.int64) if deleted is None else deleted
         self.num_blocks: int = len(self._arrow.blocks)
 
     def __enter__(self) -> Self:
@@ -80,11 +88,32 @@ class ShardReader:
     @cached_property
     def block_starts(self) -> list[int]:
         """Index of the first sequence of each block."""
-        return self._cumulative[:-1]
+        return self._living[:-1]
 
     @cached_property
     def num_sequences(self) -> int:
-        return self._cumulative[-1]
+        return self._living[-1]
+
+    @cached_property
+    def _living(self) -> list[int]:
+        """Sequences before each block and in all, without the deleted ones."""
+        return [start - int(np.searchsorted(self._deleted, start)) for start in self._cumulative]
+
+    def _kept(self, index: int) -> np.ndarray | None:
+        """bool, of the sequences of a block: which are not deleted; None where none is."""
+        if not len(self._deleted):
+            return None
+        start, end = self._cumulative[index : index + 2]
+        first, last = np.searchsorted(self._deleted, [start, end])
+        if first == last:
+            return None
+        if end - start > MAX_BLOCK_SEQUENCES:
+            raise damaged(
+                f"block {index} lists {end - start} sequences, at most {MAX_BLOCK_SEQUENCES} may be"
+            )
+        kept = np.ones(end - start, bool)
+        kept[self._deleted[first:last] - start] = False
+        return kept
 
     @cached_property
     def _cumulative(self) -> list[int]:
@@ -97,7 +126,9 @@ class ShardReader:
 
     def plain_columns(self, index: int) -> PlainColumns:
         """What one block says of its sequences, one item each: ids, lengths, flags. No labels are fetched."""
-        return self._checked_plain(index, self._buffers(index, ["sequences_checksum"]))
+        plain = self._checked_plain(index, self._buffers(index, ["sequences_checksum"]))
+        kept = self._kept(index)
+        return plain if kept is None else plain.filter(kept)
 
     def read_block(self, index: int, *, top_k: int | None = None) -> list[LabeledSequence]:
         """The sequences of one block, with the first `top_k` entries of their rows.
@@ -125,7 +156,9 @@ class ShardReader:
         buffers = self._buffers(index, wanted)
         plain = self._checked_plain(index, buffers)
         self._check_room(index, int(plain.num_rows.sum()))
-        return self._decode(plain, {name: buffers.packed(name) for name in wanted}, top_k)
+        sequences = self._decode(plain, {name: buffers.packed(name) for name in wanted}, top_k)
+        kept = self._kept(index)
+        return sequences if kept is None else list(compress(sequences, kept))
 
     def _check_room(self, index: int, num_rows: int) -> None:
         entries = num_rows * self._labels.top_k
@@ -149,7 +182,9 @@ class ShardReader:
         plain = self._checked_plain(index, buffers)
         columns = {STUDENT_PROMPTS: buffers.packed(STUDENT_PROMPTS)}
         pairs = zip(self._student_prompts(columns, plain), plain.prompt_length.tolist(), strict=True)
-        return np.array([0 if ids is None else len(ids) - length for ids, length in pairs], np.int64)
+        shifts = np.array([0 if ids is None else len(ids) - length for ids, length in pairs], np.int64)
+        kept = self._kept(index)
+        return shifts if kept is None else shifts[kept]
 
     def _student_prompts(
         self, columns: dict[str, memoryview], plain: PlainColumns
@@ -171,7 +206,9 @@ class ShardReader:
         if SEGMENTS not in self._labels.extra_columns:
             return [None] * len(self.plain_columns(index).record_id)
         buffers = self._buffers(index, ["sequences_checksum", SEGMENTS])
-        return self._segments({SEGMENTS: buffers.packed(SEGMENTS)}, self._checked_plain(index, buffers))
+        found = self._segments({SEGMENTS: buffers.packed(SEGMENTS)}, self._checked_plain(index, buffers))
+        kept = self._kept(index)
+        return found if kept is None else list(compress(found, kept))
 
     def _segments(self, columns: dict[str, memoryview], plain: PlainColumns) -> Sequence[np.ndarray | None]:
         if SEGMENTS not in columns:

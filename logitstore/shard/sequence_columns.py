@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,14 @@ class PlainColumns:
             finish_reason=[sequence.finish_reason for sequence in block],
             flags=[json.dumps(list(sequence.flags)) if sequence.flags else "" for sequence in block],
         )
+
+    def filter(self, kept: np.ndarray) -> PlainColumns:
+        """The sequences that `kept`, bool, tells to keep."""
+        parts = (
+            values[kept] if isinstance(values, np.ndarray) else list(compress(values, kept))
+            for values in self.in_order()
+        )
+        return PlainColumns(*parts)  # type: ignore[arg-type]
 
     def in_order(self) -> Iterator[list[str] | np.ndarray]:
         """The columns in the order of the file."""

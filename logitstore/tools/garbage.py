@@ -21,7 +21,7 @@ from logitstore.codebook_objects import CODEBOOKS_PREFIX, CURRENT_CODEBOOKS
 from logitstore.errors import CorruptShardError, IndexLostError, StoreChangedError
 from logitstore.index.absence import segment_units
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, record_place, shard_place
-from logitstore.index.pointer import INDEX_NAME
+from logitstore.index.pointer import INDEX_NAME, valid_tombstone_name
 from logitstore.index.segments import valid_segment_name
 from logitstore.job_objects import (
     JOB_NAMES,
@@ -53,12 +53,16 @@ def find_garbage(
     _sort_shards(store, objects, findings, oldest_live)
     _sort_segments(store, objects, findings, oldest_live)
     late = set(store.late_records())
+    named = {info.name for info in store.index_pointer()[0].deleted}
     for name, info in objects.items():
         if name in late:
             note_garbage(findings, info, "a record of a unit that the index already has, or has had")
         elif _PROBE_NAME.fullmatch(name):
             if info.modified_sec < oldest_live:
                 note_garbage(findings, info, "what a job wrote to try the server's conditions")
+        elif valid_tombstone_name(name) and name not in named:
+            message = "a deletion that index.json does not name: " + _REBUILD
+            _keep(findings, "unnamed_deletion", name, message)
         elif not _is_known(name):
             _keep(findings, "foreign_object", name, "no part of a store; it is left alone")
     for info in store.objects.list_temporary():
@@ -229,5 +233,6 @@ def _is_known(name: str) -> bool:
         or _TOKENIZER_FILE.fullmatch(name) is not None
         or shard_place(name) is not None
         or valid_segment_name(name)
+        or valid_tombstone_name(name)
         or _CODEBOOK_NAME.fullmatch(name) is not None
     )

@@ -170,7 +170,7 @@ def _add_shard(
         raise CorruptShardError(
             f"{entry.name} has another size than its entry says ({entry.num_bytes} bytes); run `verify`"
         )
-    reader = store.reader_of(file)
+    reader = store.reader_of(file, entry)
     for sequence in reader.iter_sequences():
         _add_rows(sequence, store.manifest.labels, sums, listed_k, target_mass)
     for name, num_bytes in reader.column_bytes().items():

@@ -167,7 +167,7 @@ def _read_shard(store: LogitStore, entry: ShardEntry, findings: Findings) -> Non
             f"the shard's checksum is {checksum}, its entry says {entry.checksum}; {_remedy(entry)}"
         )
     labels = store.manifest.labels
-    reader = store.reader_of(file)
+    reader = store.reader_of(file, entry)
     names: list[tuple[str, int]] = []
     num_rows = num_tokens = 0
     for sequence in reader.iter_sequences():

@@ -23,8 +23,17 @@ class InputCheck:
     """Compares labeled ids and rejects with the records of the input, in batches."""
 
     def __init__(
-        self, findings: Findings, rejects: Iterable[Reject], info: InputInfo, proofs: PlannedProofs | None
+        self,
+        findings: Findings,
+        rejects: Iterable[Reject],
+        info: InputInfo,
+        proofs: PlannedProofs | None,
+        deleted: frozenset[str] = frozenset(),
     ) -> None:
+        """`deleted` are digests of records that were taken down, as `Deletions.records` has them."""
+        self._deleted = deleted
+        self.num_deleted = 0
+        """Records of the input that were taken down, and so are missed by nobody."""
         self._findings = findings
         self._proofs = proofs
         self.num_unproven = 0
@@ -70,6 +79,9 @@ class InputCheck:
         labeled: list[tuple[RawRecord, str, bytes]] = []
         for (raw, identifier), digest, place in zip(named, digests, places, strict=True):
             where, who = f"{raw.file}:{raw.line}", f"record {identifier!r:.120}"
+            if self._deleted and digest.tobytes().hex() in self._deleted:
+                self.num_deleted += 1
+                continue
             if place == len(self._labeled) or self._labeled[place] != digest:
                 self._error("not_labeled", where, f"{who} is neither labeled nor rejected")
             elif self._seen[place] and not self._is_labeled_repeat(identifier):

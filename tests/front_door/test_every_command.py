@@ -61,6 +61,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("store", "compact"): ("STORE",),
     ("store", "rebuild-index"): ("STORE",),
     ("store", "uncommit"): ("STORE", "--bad"),
+    ("store", "delete"): ("STORE", "--ids", str(Path(__file__).parents[2] / "LICENSE"), "--reason", "a test"),
     ("store", "view"): ("STORE", "--out", "OUT"),
     ("train", "run"): ("TRAIN", "--dry-run"),
     ("train", "eval"): ("TRAIN", "--dry-run"),
@@ -241,7 +242,9 @@ UNWRITABLE: dict[tuple[str, str], tuple[str, ...]] = {
     },
 }
 """`bench student` reads its teacher first, `cluster down` writes nothing."""
-READ_ONLY = (("store", "compact"), ("store", "rebuild-index"), ("store", "uncommit"))
+READ_ONLY = (
+    ("store", "compact"), ("store", "rebuild-index"), ("store", "uncommit"), ("store", "delete"),
+)  # fmt: skip
 """They write into the store that they are given."""
 
 

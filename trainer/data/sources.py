@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -80,6 +80,10 @@ class Source:
         self.entries: list[ShardEntry] = [entry for entry in store.shards() if entry.num_sequences]
         self._objects = store.objects
         self._codebooks = store.codebooks()
+        self._deleted = {
+            entry.name: places for entry in self.entries if len(places := store.deleted_places(entry))
+        }
+        """Places of sequences that were taken down, by shard."""
         self._cache = cache
         self._held_out, self._selection = held_out, selection or Selection()
         self._outlines: list[Outline] | None = None
@@ -110,7 +114,7 @@ class Source:
             if self._cache is not None and not self._cache.is_full:
                 with suppress(CacheFullError):
                     file = stack.enter_context(self._cache.open(self._objects, entry))
-                    yield ShardReader(file, self.manifest.labels, self._codebooks)
+                    yield self._reader(file, entry)
                     return
             yield stack.enter_context(self._open_remotely(entry))
 
@@ -119,7 +123,11 @@ class Source:
         """Without the cache: only what is read of the shard is fetched."""
         # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
         with self._objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512) as file:
-            yield ShardReader(file, self.manifest.labels, self._codebooks)
+            yield self._reader(file, entry)
+
+    def _reader(self, file: BinaryIO, entry: ShardEntry) -> ShardReader:
+        deleted = self._deleted.get(entry.name)
+        return ShardReader(file, self.manifest.labels, self._codebooks, deleted=deleted)
 
     def fetch(self, shard: int) -> None:
         """Have the shard in the cache, if there is one."""

@@ -1,0 +1,139 @@
+"""`delete`: records are taken down, at once for all readers. `purge` (beside this) removes their bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
+from logitstore.index.commits import shard_place
+from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
+from logitstore.job_objects import ACTIVE_STATES, STATUS_NAME, parse_status
+from logitstore.manifest.fields import ShardEntry
+from logitstore.manifest.reading import manifest_hash
+from logitstore.store import LogitStore
+from logitstore.tools.findings import digest_of
+
+MAX_SWAP_TRIES = 20
+THREADS = 8
+ACTIVE_SEC = 120.0
+"""A job that wrote its status so lately is at work."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionResult:
+    """What a deletion took out."""
+
+    num_records: int
+    """Records named."""
+    num_sequences: int
+    """Their sequences that were in the store."""
+    num_units: int
+    num_absent: int
+    """Records named that have no labels here; they are noted all the same, and will get none."""
+    tombstone: str
+    """Name of the object that says so; "" if nothing new was said."""
+
+
+def delete_records(
+    store: LogitStore, record_ids: frozenset[str], reason: str, *, progress: Progress | None = None
+) -> DeletionResult:
+    """Take records out of the store, for all readers at once.
+
+    Reads the ids of every shard. The bytes stay until `purge`. Raises StoreChangedError while a job labels
+    the store or if other processes keep replacing the index.
+    """
+    if not reason.strip():
+        raise ValueError("a deletion needs a reason, by which others will know why; give --reason TEXT")
+    refuse_running_job(store)
+    for _ in range(MAX_SWAP_TRIES):
+        store.compact()
+        pointer, etag = store.index_pointer()
+        units, seen = _find(store, record_ids, progress)
+        new = sorted({digest_of(one).hex() for one in record_ids} - store.deletions.records)
+        absent = sum(one not in seen for one in record_ids)
+        num_sequences = sum(len(unit.places) for unit in units)
+        if not new and not units:
+            return DeletionResult(len(record_ids), 0, 0, absent, "")
+        tombstone = Tombstone(
+            manifest=manifest_hash(store.manifest),
+            reason=reason.strip(),
+            deleted_sec=time.time(),
+            records="".join(new),
+            units=tuple(units),
+        )
+        info = write_tombstone(store.objects, tombstone, secrets.token_hex(8))
+        changed = dataclasses.replace(
+            pointer, generation=pointer.generation + 1, deleted=(*pointer.deleted, info)
+        )
+        if store.replace_index(changed, etag):
+            return DeletionResult(len(record_ids), num_sequences, len(units), absent, info.name)
+    raise StoreChangedError(
+        f"{store.uri}: {MAX_SWAP_TRIES} attempts to replace the index lost to other processes; stop what "
+        "works on "
+        "the store, then delete"
+    )
+
+
+def refuse_running_job(store: LogitStore) -> None:
+    """Raise StoreChangedError if a job says that it is at work on the store."""
+    try:
+        status = parse_status(store.objects.get(STATUS_NAME))
+        updated = datetime.fromisoformat(status.updated)
+    except (ObjectNotFoundError, CorruptManifestError, ValueError):
+        return
+    updated = updated if updated.tzinfo else updated.replace(tzinfo=UTC)
+    if status.state in ACTIVE_STATES and time.time() - updated.timestamp() < ACTIVE_SEC:
+        raise StoreChangedError(
+            f"{store.uri}: a job is at work here (its status of {status.updated} says {status.state}), "
+            "and would "
+            "commit labels of what is being deleted; stop it first"
+        )
+
+
+def _find(
+    store: LogitStore, record_ids: frozenset[str], progress: Progress | None
+) -> tuple[list[DeletedSequences], set[str]]:
+    """Where the records' sequences are that are not deleted yet, and which of the records were met."""
+    entries = [entry for entry in store.shards() if entry.name]
+    units: list[DeletedSequences] = []
+    seen: set[str] = set()
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda entry: _find_in(store, entry, record_ids), entries)
+        for done, (unit, met) in enumerate(found):
+            if progress:
+                progress("shards", done, len(entries))
+            seen |= met
+            if unit is not None:
+                units.append(unit)
+    return units, seen
+
+
+def _find_in(
+    store: LogitStore, entry: ShardEntry, record_ids: frozenset[str]
+) -> tuple[DeletedSequences | None, set[str]]:
+    place = shard_place(entry.name)
+    assert place is not None
+    gone = store.deletions.places(place.attempt)
+    places: list[int] = []
+    met: set[str] = set()
+    num_rows = num_tokens = first = 0
+    with store.open_shard(entry, deleted=True) as reader:
+        for block in range(reader.num_blocks):
+            plain = reader.plain_columns(block)
+            for at, record_id in enumerate(plain.record_id):
+                if record_id in record_ids:
+                    met.add(record_id)
+                    if first + at not in gone:
+                        places.append(first + at)
+                        num_rows += int(plain.num_rows[at])
+                        num_tokens += int(plain.num_tokens[at])
+            first += len(plain.record_id)
+    unit = DeletedSequences(place.unit_id, place.attempt, tuple(places), num_rows, num_tokens)
+    return (unit if places else None), met

@@ -1,0 +1,223 @@
+"""Records that are taken down: skipped by all readers at once, then gone from every byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labeler.planning.plan import Plan, SegmentWriter, read_unit
+from labeler.planning.units import unit_id_of
+from labeler.records import PlannedRecord, TokenizedPrompt
+from logitstore.__main__ import main
+from logitstore.errors import CorruptManifestError, StoreChangedError
+from logitstore.index import pointer as index_pointer
+from logitstore.index.pointer import INDEX_NAME
+from logitstore.inputs.identity import record_id
+from logitstore.job_objects import STATUS_NAME
+from logitstore.manifest import strict_json
+from logitstore.records import Reject
+from logitstore.store import LogitStore
+from logitstore.tools.deletion import delete_records
+from logitstore.tools.findings import digest_of
+from logitstore.tools.inspection import inspect_store
+from logitstore.tools.purge import purge
+from logitstore.tools.verify import verify_store
+from logitstore.viewer.pages import SequencePages
+from tests.logitstore.random_labels import make_manifest, make_sequence
+from trainer.data.dataset import StreamingLogitDataset
+
+NAMES = [f"person-{number:02}" for number in range(12)]
+GONE = frozenset({"person-01", "person-04", "person-05", "person-08"})
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogitStore:
+    """Four units of three records, of which the last is not compacted yet; blocks of two sequences."""
+    monkeypatch.setattr("logitstore.shard.writer.BLOCK_ROWS", 22)
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    for unit in range(4):
+        sequences = [make_sequence(name) for name in NAMES[3 * unit : 3 * unit + 3]]
+        rejects = [Reject("in.jsonl", 99, "person-08", "too long", "too_long")] if unit == 0 else []
+        store.commit_unit(f"unit-{unit}", unit, sequences, rejects, seconds=1, worker="w")
+        if unit == 2:
+            store.compact()
+    return store
+
+
+def left(store: LogitStore) -> list[str]:
+    return [sequence.record_id for sequence in store.iter_sequences(top_k=1)]
+
+
+def test_every_reader_skips_them_at_once(store: LogitStore, capsys: pytest.CaptureFixture[str]) -> None:
+    before, reader = store.digest, LogitStore.open(store.uri)
+    result = delete_records(store, GONE | {"nobody"}, "asked for")
+    assert (result.num_sequences, result.num_units, result.num_absent) == (4, 3, 1)
+    rest = [name for name in NAMES if name not in GONE]
+    reader.refresh()
+    for seen in (store, reader, LogitStore.open(store.uri)):
+        assert left(seen) == rest
+        assert int(seen.shards().column("num_sequences").sum()) == 8
+        assert int(seen.shards().column("num_rows").sum()) == 8 * 11
+    assert store.digest != before, "a trainer's saved order is not of this store any more"
+    pages = SequencePages(store)
+    assert [one.record_id for one in pages.read(0, 20)] == rest
+    assert [pages.read(at, 1)[0].record_id for at in range(8)] == rest
+    dataset = StreamingLogitDataset(store.uri, shuffle=False)
+    assert [sample.sequence.record_id for sample in dataset] == rest
+    assert dataset[3].sequence.record_id == rest[3]
+    assert inspect_store(store).num_sequences == 8
+    assert verify_store(store).problems == []
+    assert main(["cat", store.uri, "--top-k", "1"]) == 0
+    assert [json.loads(line)["record_id"] for line in capsys.readouterr().out.splitlines()] == rest
+
+
+def test_deleting_again_adds_nothing_and_further_ones_add_up(store: LogitStore) -> None:
+    delete_records(store, frozenset({"person-04"}), "one")
+    again = delete_records(store, frozenset({"person-04"}), "one")
+    assert (again.num_sequences, again.tombstone) == (0, "")
+    assert delete_records(store, GONE, "more").num_sequences == 3
+    assert len(store.deletions.tombstones) == 2
+    assert left(store) == [name for name in NAMES if name not in GONE]
+
+
+def test_a_deleted_record_that_is_labeled_again_stays_deleted(store: LogitStore) -> None:
+    delete_records(store, GONE, "asked for")
+    names = [name for name in (entry.name for entry in store.shards()) if "unit-1" in name]
+    assert store.uncommit(names) == ["unit-1"]
+    store.commit_unit("unit-1", 1, [make_sequence(name) for name in NAMES[3:6]], seconds=1, worker="w")
+    assert left(store) == [name for name in NAMES if name not in GONE]
+    assert verify_store(store).errors == []
+
+
+def test_older_readers_refuse_a_store_with_deletions(store: LogitStore) -> None:
+    """Before deletions, `index.json` had no such field, and a field that a reader does not know is refused."""
+    delete_records(store, GONE, "asked for")
+    value = json.loads(store.objects.get(INDEX_NAME))
+    assert "deleted" in value
+    value["removed"] = value.pop("deleted")
+    with pytest.raises(CorruptManifestError, match="removed"):
+        index_pointer.decode_pointer(strict_json.encode(value))
+
+
+def test_a_lost_tombstone_opens_no_store(store: LogitStore) -> None:
+    name = delete_records(store, GONE, "asked for").tombstone
+    store.objects.delete(name)
+    with pytest.raises(FileNotFoundError, match="says what was deleted"):
+        LogitStore.open(store.uri)
+
+
+def test_a_rebuilt_index_keeps_what_was_deleted(store: LogitStore) -> None:
+    delete_records(store, GONE, "asked for")
+    store.objects.delete(INDEX_NAME)
+    rebuilt, _ = LogitStore.rebuild(store.uri)
+    assert left(rebuilt) == [name for name in NAMES if name not in GONE]
+    assert verify_store(rebuilt).problems == []
+
+
+def test_not_while_a_job_is_at_work(store: LogitStore) -> None:
+    from datetime import UTC, datetime
+
+    status = {"state": "running", "updated": datetime.now(UTC).isoformat()}
+    store.objects.put(STATUS_NAME, json.dumps(status).encode())
+    for call in (lambda: delete_records(store, GONE, "asked for"), lambda: purge(store)):
+        with pytest.raises(StoreChangedError, match="a job is at work here"):
+            call()
+    assert left(store) == NAMES
+
+
+def test_verify_against_the_input_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "input.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    names = [record_id({"text": text}, store.manifest.input) for text in "ab"]
+    store.commit_unit("u", 0, [make_sequence(name) for name in names], seconds=0, worker="w")
+    ids = tmp_path / "ids.txt"
+    ids.write_text(names[0] + "\n")
+    assert main(["delete", store.uri, "--ids", str(ids), "--reason", "asked for"]) == 0
+    assert "1 sequence of 1 records deleted in 1 unit; their bytes go by" in capsys.readouterr().out
+    for purged in (False, True):
+        assert main(["verify", store.uri, "--against", str(path), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["num_deleted"], found["num_sequences"], found["num_input_records"]) == (1, 1, 2)
+        if not purged:
+            assert main(["compact", store.uri, "--purge"]) == 0
+            assert "1 shard written anew" in capsys.readouterr().out
+
+
+def make_plan(store: LogitStore) -> None:
+    plan = Plan(store.objects)
+    writer = SegmentWriter(store.objects, plan.known())
+    for unit in range(4):
+        names = NAMES[3 * unit : 3 * unit + 3]
+        records = [
+            PlannedRecord(TokenizedPrompt(name, np.arange(5, dtype=np.int32), None, 1), "in.jsonl", line)
+            for line, name in enumerate(names)
+        ]
+        ids = b"".join(map(digest_of, names))
+        writer.add(unit_id_of(names), records, 15, ids, b"", ids)
+    writer.flush()
+
+
+def holders(store: LogitStore, name: str) -> list[str]:
+    """Objects in whose bytes, or in whose records of the plan, a record's id stands."""
+    found = [one for one in store.objects.list() if name.encode() in store.objects.get(one)]
+    planned = [
+        record.prompt.record_id
+        for unit in Plan(store.objects).units()
+        for record in read_unit(store.objects, unit)
+    ]
+    return found + (["the plan"] if name in planned else [])
+
+
+def test_a_purge_leaves_no_byte_of_them(store: LogitStore) -> None:
+    make_plan(store)
+    lines = [json.dumps({"record_id": name, "line": 1}) for name in ("person-08", "person-00")]
+    store.objects.put("rejects.jsonl", "\n".join(lines).encode())
+    shards = {entry.name for entry in store.shards()}
+    delete_records(store, GONE, "asked for")
+    assert all(holders(store, name) for name in GONE)
+    before = {one.record_id: one for one in store.iter_sequences()}
+    result = purge(store)
+    assert (result.num_shards, result.num_plan_records, result.num_rejects) == (3, 4, 2)
+    assert result.not_removed == ""
+    assert {name: holders(store, name) for name in GONE} == {name: [] for name in GONE}
+    assert holders(store, "person-00") != []
+    assert len(shards & {entry.name for entry in store.shards()}) == 1, "only shards concerned are written"
+    for opened in (store, LogitStore.open(store.uri)):
+        after = {one.record_id: one for one in opened.iter_sequences()}
+        assert list(after) == [name for name in NAMES if name not in GONE]
+        for name, sequence in after.items():
+            np.testing.assert_array_equal(sequence.rows.logits_NK, before[name].rows.logits_NK)
+            np.testing.assert_array_equal(sequence.rows.log_tail_mass_NM, before[name].rows.log_tail_mass_NM)
+        assert opened.rejects() == []
+    assert verify_store(store).problems == []
+    units = list(Plan(store.objects).units())
+    assert [unit.num_records for unit in units] == [2, 1, 2, 3]
+    known = Plan(store.objects).known()
+    assert all(digest_of(name) in known.ids for name in NAMES), "planned once, not planned again"
+    assert all(digest_of(name) in known.deleted for name in GONE)
+    assert purge(store).num_shards == 0
+
+
+def test_a_unit_of_deleted_records_alone_has_no_shard(store: LogitStore) -> None:
+    delete_records(store, frozenset(NAMES[3:6]), "all of a unit")
+    purge(store)
+    assert [bool(entry.name) for entry in store.shards()] == [True, False, True, True]
+    assert verify_store(store).problems == []
+
+
+def test_a_purge_that_was_cut_off_is_repeated(store: LogitStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete_records(store, GONE, "asked for")
+    real = LogitStore.replace_index
+    monkeypatch.setattr(LogitStore, "replace_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        purge(store)
+    monkeypatch.setattr(LogitStore, "replace_index", real)
+    assert left(LogitStore.open(store.uri)) == [name for name in NAMES if name not in GONE]
+    assert purge(LogitStore.open(store.uri)).num_shards == 3
+    found = verify_store(LogitStore.open(store.uri), grace_sec=-1)
+    assert found.errors == []
+    assert found.garbage, "the shards and the segment of the first try"
