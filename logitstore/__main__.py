@@ -20,6 +20,7 @@ COMMANDS = {
     "merge": making.merge,
     "mix": making.mix,
     "retokenize": retokenizing.retokenize,
+    "copy": making.copy,
     "codebook": making.codebook,
     "compact": making.compact,
     "rebuild-index": mending.rebuild_index,

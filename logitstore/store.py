@@ -45,7 +45,7 @@ from logitstore.index.committing import commit
 from logitstore.index.compaction import CompactionResult, compact, fence_compactors
 from logitstore.index.deletions import Deletions
 from logitstore.index.entries import ShardIndex
-from logitstore.index.pointer import INDEX_NAME, IndexPointer, encode_pointer
+from logitstore.index.pointer import INDEX_NAME, IndexPointer, TombstoneInfo, encode_pointer
 from logitstore.index.rebuild import RebuildResult, rebuild_index
 from logitstore.index.uncommit import uncommit
 from logitstore.manifest.fields import Manifest, ShardEntry
@@ -211,6 +211,14 @@ class LogitStore:
         """`index.json` as last read, and its tag for `replace_index`."""
         assert self._units.pointer_etag is not None, "a store begins with an index.json"
         return self._units.pointer, self._units.pointer_etag
+
+    def deletion_infos(self) -> tuple[TombstoneInfo, ...]:
+        """The tombstones that `index.json` names."""
+        return self._units.pointer.deleted
+
+    def record_names(self) -> list[str]:
+        """Commit records of units that are not in the index yet."""
+        return [self._units.record_name(unit_id) for unit_id in self._units.tail]
 
     def replace_index(self, pointer: IndexPointer, etag: str) -> bool:
         """Publish another `index.json` if it is still what was read; the store then shows it."""

@@ -10,6 +10,7 @@ from logitstore.cli import context
 from logitstore.cli.selecting import selection_of
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
+from logitstore.common.options import read_storage_options
 from logitstore.errors import StoreChangedError, UnsupportedInputError
 from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, Source, import_source
@@ -19,7 +20,9 @@ from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.npz import export_npz, read_npz
 from logitstore.exchange.tables import export_table, read_table
 from logitstore.exchange.texts import export_texts
+from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
+from logitstore.tools.copying import copy_store
 from logitstore.tools.purge import purge
 
 
@@ -112,6 +115,23 @@ def mix(args: argparse.Namespace) -> int:
             progress=progress,
         )
     _say_size(args, store)
+    return context.OK
+
+
+def copy(args: argparse.Namespace) -> int:
+    source = context.open_store(args)
+    options = read_storage_options(args.out_storage_options) or context.storage_options(args)
+    target = Objects(args.out, options)
+    with context.progress_bar(args) as progress:
+        result = copy_store(source, target, with_job=args.with_job, progress=progress)
+    if args.json:
+        context.print_json(result)
+    context.say(
+        args,
+        f"{target.uri}: {context.count_text(result.num_shards, 'shard')}, {result.num_copied:,} objects "
+        "copied "
+        f"now ({context.size_text(result.num_bytes)})",
+    )
     return context.OK
 
 

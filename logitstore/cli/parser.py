@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_merge(commands)
     _add_retokenize(commands)
     _add_mix(commands)
+    _add_copy(commands)
     _add_codebook(commands)
     _add_compact(commands)
     _add_rebuild_index(commands)
@@ -356,6 +357,28 @@ def _add_mix(commands: _Commands) -> None:
     parser.add_argument("--out", required=True, metavar="STORE", help="the new store")
     parser.add_argument(
         "--weights", nargs=2, type=float, metavar="W", default=[0.5, 0.5], help="of each, adding up to 1"
+    )
+
+
+def _add_copy(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "copy",
+        "the store at another address, also while its job runs",
+        "Copies what was committed when the copy began: shards first, compared with their checksums, "
+        "the index\n"
+        "last, so that a copy that was cut off is refused by readers. Repeat the command to go on, or "
+        "to bring\n"
+        "a copy up to date. The plan, by which a job can go on, comes along with --with-job; logs do not.",
+        "copy build/store s3://bucket/store",
+        "copy https://example.org/store build/store",
+    )
+    parser.add_argument("store", metavar="SRC", help="a store, at any address")
+    parser.add_argument("out", metavar="DST", help="a folder or URL that can be written")
+    parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
+    parser.add_argument("--with-job", action="store_true", help="also the job's settings and plan")
+    parser.add_argument(
+        "--out-storage-options", metavar="FILE", help="--storage-options of DST (default: those of SRC)"
     )
 
 

@@ -46,6 +46,7 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("store", "compact"): (NOWHERE,),
     ("store", "rebuild-index"): (NOWHERE,),
     ("store", "uncommit"): (NOWHERE, "--bad"),
+    ("store", "copy"): (NOWHERE, "out"),
     ("store", "delete"): (NOWHERE, "--ids", str(Path(__file__).parents[2] / "LICENSE"), "--reason", "a test"),
     ("store", "view"): (NOWHERE, "--out", "out.html"),
     ("train", "run"): (f"{NOWHERE}.toml",),

@@ -1,0 +1,120 @@
+"""`copy`: a store at another address, safe beside a job that labels the one that is copied.
+
+The order makes every moment of the copy one that readers judge rightly: shards and all that the index names
+first, `index.json` last. Until then the copy is refused as a store without its index; repeating the command
+goes on. What is copied is what was committed when the copy began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
+from logitstore.errors import CorruptShardError, ObjectNotFoundError, StoreExistsError
+from logitstore.index import segments as index_segments
+from logitstore.index.pointer import INDEX_NAME, encode_pointer
+from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENIZED_NAME
+from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest, manifest_hash
+from logitstore.objects.opening import Objects
+from logitstore.store import LogitStore
+
+SNAPSHOT_TRIES = 10
+THREADS = 8
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What a copy moved."""
+
+    num_shards: int
+    """Shards of the copy."""
+    num_copied: int
+    """Objects that were copied now; others were there from an earlier try."""
+    num_bytes: int
+    """Bytes copied now."""
+
+
+def copy_store(
+    source: LogitStore, target: Objects, *, with_job: bool = False, progress: Progress | None = None
+) -> CopyResult:
+    """Copy all committed labels, and `with_job` the plan by which the job can go on there.
+
+    The target may be any place that objects can be put to. Every shard is compared with its checksum on the
+    way. Raises StoreExistsError where another store lies, CorruptShardError for a damaged shard.
+    """
+    _refuse_another(source, target)
+    there = {info.name: info.num_bytes for info in target.list_info()}
+    small = _snapshot(source)  # fixes what is copied: compaction may replace these objects at any time
+    entries = [entry for entry in source.shards() if entry.name]
+    missing = [entry for entry in entries if there.get(entry.name) != entry.num_bytes]
+    manifest = source.objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+    if there.get(MANIFEST_NAME) != len(manifest):
+        target.put(MANIFEST_NAME, manifest)
+    checksums = {entry.name: entry.checksum for entry in missing}
+    num_bytes = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        sizes = pool.map(lambda entry: _copy_shard(source.objects, target, entry.name, checksums), missing)
+        for done, size in enumerate(sizes, start=1):
+            num_bytes += size
+            if progress:
+                progress("shards", done, len(missing))
+    beside = _beside(source, with_job=with_job)
+    for name in beside:
+        with contextlib.suppress(ObjectNotFoundError):
+            small = {name: source.objects.get(name), **small}
+    for name, data in small.items():  # `index.json` is the last
+        target.put(name, data)
+        num_bytes += len(data)
+    return CopyResult(len(entries), len(missing) + len(small), num_bytes)
+
+
+def _refuse_another(source: LogitStore, target: Objects) -> None:
+    try:
+        found = decode_manifest(target.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
+    except ObjectNotFoundError:
+        return
+    if manifest_hash(found) != manifest_hash(source.manifest):
+        raise StoreExistsError(f"{target.uri} already holds another store; copy to another place")
+    if target.uri == source.uri:
+        raise StoreExistsError(f"{target.uri} is the store itself; copy to another place")
+
+
+def _snapshot(source: LogitStore) -> dict[str, bytes]:
+    """Everything but shards that one state of the source consists of, `index.json` as the last."""
+    for attempt in range(SNAPSHOT_TRIES):
+        source.refresh()
+        codebooks = source.codebooks()
+        names = [*sorted(source.index_names() - {""}), *source.record_names()]
+        names += [info.name for info in source.deletion_infos()]
+        names += [codebook_name(codebooks.hash), CURRENT_CODEBOOKS] if codebooks else []
+        found = source.objects.get_many(names, max_bytes=2**32)
+        if None not in found:
+            content = {name: data for name, data in zip(names, found, strict=True) if data is not None}
+            return {**content, INDEX_NAME: encode_pointer(source.index_pointer()[0])}
+        if attempt + 1 == SNAPSHOT_TRIES:
+            gone = names[found.index(None)]
+            raise ObjectNotFoundError(
+                f"{source.uri}: {gone} is named and not there; run `verify` on the source"
+            )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _copy_shard(source: Objects, target: Objects, name: str, checksums: dict[str, str]) -> int:
+    data = source.get(name)
+    if index_segments.checksum(data) != checksums[name]:
+        raise CorruptShardError(
+            f"{source.uri}: {name} does not have the checksum of its entry; run `verify` on the source, then "
+            "repeat the copy"
+        )
+    target.put(name, data)
+    return len(data)
+
+
+def _beside(source: LogitStore, *, with_job: bool) -> Iterable[str]:
+    """Objects beside the labels: rejects of planning, and with the job its settings and plan."""
+    names = [REJECTS_NAME, RETOKENIZED_NAME]
+    return [*names, JOB_NAME, *source.objects.list(PLAN_PREFIX)] if with_job else names

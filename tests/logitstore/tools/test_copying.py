@@ -1,0 +1,117 @@
+"""`store copy`: any address to any address, beside a job, cut off and repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from logitstore.__main__ import main
+from logitstore.errors import CorruptShardError, IndexLostError, StoreExistsError
+from logitstore.objects.opening import Objects
+from logitstore.store import LogitStore
+from logitstore.tools import copying
+from logitstore.tools.copying import copy_store
+from logitstore.tools.deletion import delete_records
+from logitstore.tools.verify import verify_store
+from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.s3_dialects import run_dialect
+from tests.web_server import WebHabits, run_web_server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LogitStore:
+    """Two units in the index, one with a record of its own, one sequence deleted."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    for unit_index in range(3):
+        unit_id, sequences = make_unit(unit_index)
+        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+        if unit_index == 1:
+            delete_records(store, frozenset({"record-1"}), "asked for")
+    return store
+
+
+def test_a_copy_is_the_store(store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store.objects.put("plan/head.json", b"{}")
+    store.objects.put("logs/host.log", b"host")
+    out = tmp_path / "copy"
+    assert main(["copy", store.uri, str(out)]) == 0
+    assert "3 shards" in capsys.readouterr().out
+    copy = LogitStore.open(out)
+    assert copy.digest == store.digest
+    assert verify_store(copy).problems == []
+    assert not (out / "plan").exists()
+    assert main(["copy", store.uri, str(out), "--with-job"]) == 0
+    assert (out / "plan/head.json").exists()
+    assert not (out / "logs").exists()
+
+
+@pytest.mark.filterwarnings("ignore::logitstore.common.store_warning.StoreWarning")
+def test_from_a_web_server_to_s3_and_back(store: LogitStore, tmp_path: Path) -> None:
+    store.compact()
+    with run_dialect("plain") as server, run_web_server(Path(store.uri), WebHabits(lists=False)) as web:
+        target = Objects("s3://b/copy", server.storage_options)
+        copy_store(LogitStore.open(web.url), target)
+        copy = LogitStore.open("s3://b/copy", storage_options=server.storage_options)
+        assert copy.digest == store.digest
+        assert copy_store(copy, Objects(tmp_path / "back")).num_shards == 3
+    assert LogitStore.open(tmp_path / "back").digest == store.digest
+
+
+def test_a_copy_that_was_cut_off_is_refused_and_goes_on(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, copied = copying._copy_shard, []
+
+    def failing(source, target, name, checksums):
+        if len(copied) == 2:
+            raise KeyboardInterrupt
+        copied.append(name)
+        return real(source, target, name, checksums)
+
+    monkeypatch.setattr(copying, "_copy_shard", failing)
+    monkeypatch.setattr(copying, "THREADS", 1)
+    target = Objects(tmp_path / "copy")
+    with pytest.raises(KeyboardInterrupt):
+        copy_store(store, target)
+    with pytest.raises(IndexLostError):
+        LogitStore.open(target.uri)
+    monkeypatch.setattr(copying, "_copy_shard", real)
+    size = {entry.name: entry.num_bytes for entry in store.shards()}
+    assert copy_store(store, target).num_bytes < sum(size.values()) + 20_000 - size[copied[0]]
+    assert LogitStore.open(target.uri).digest == store.digest
+    store.commit_unit("later", 9, [make_sequence("later")], seconds=0, worker="w")
+    copy_store(store, target)
+    assert LogitStore.open(target.uri).digest == store.digest, "brought up to date"
+
+
+def test_a_compaction_in_between_changes_nothing(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = copying._copy_shard
+
+    def compacting(*arguments):
+        other = LogitStore.open(store.uri)
+        other.commit_unit(f"late-{len(other.shards())}", 50 + len(other.shards()), [], seconds=0, worker="w")
+        other.compact()
+        return real(*arguments)
+
+    digest = store.digest
+    monkeypatch.setattr(copying, "_copy_shard", compacting)
+    monkeypatch.setattr(copying, "THREADS", 1)
+    copy_store(store, Objects(tmp_path / "copy"))
+    assert LogitStore.open(tmp_path / "copy").digest == digest
+    assert verify_store(LogitStore.open(tmp_path / "copy")).errors == []
+
+
+def test_what_is_refused(store: LogitStore, tmp_path: Path) -> None:
+    other = LogitStore.create(tmp_path / "other", make_manifest(model="other"))
+    for target in (other.objects, store.objects):
+        with pytest.raises(StoreExistsError, match="copy to another place"):
+            copy_store(store, target)
+    shard = store.objects.local_path(store.shards()[0].name)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CorruptShardError, match="run `verify` on the source"):
+        copy_store(store, Objects(tmp_path / "copy"))
