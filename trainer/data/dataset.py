@@ -54,6 +54,8 @@ class StoreSpec:
     """A file of record ids, one a line: only these take part."""
     without_ids: str | Path | None = None
     """A file of record ids that take no part."""
+    is_text: bool = False
+    """Without a teacher (`trainer.run.texts`): `held_out` keeps nothing of it back, `top_k` is not its."""
 
     def selection(self) -> Selection:
         """All three together. Raises UnsupportedInputError."""
@@ -120,7 +122,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
                 spec.uri,
                 storage_options=spec.storage_options,
                 cache=self._cache,
-                held_out=held_out,
+                held_out=None if spec.is_text else held_out,
                 selection=selection,
             )
             for spec, selection in zip(self._specs, selections, strict=True)
@@ -379,14 +381,14 @@ class StreamingLogitDataset(IterableDataset[Any]):
         return self._packed_line
 
     def _check_top_k(self) -> None:
-        for source in self.sources:
+        for source, spec in zip(self.sources, self._specs, strict=True):
             stored = source.manifest.labels.top_k
             if self.top_k is not None and self.top_k < stored and source.manifest.labels.support == "given":
                 raise SettingError(
                     f"top_k={self.top_k} asks for the first entries of {source.uri}, whose rows are at ids "
                     "that were given: the first ones are no top-K; leave data.top_k out"
                 )
-            if self.top_k is not None and not 1 <= self.top_k <= stored:
+            if not spec.is_text and self.top_k is not None and not 1 <= self.top_k <= stored:
                 raise SettingError(
                     f"top_k={self.top_k} must lie in 1..{stored}, the entries that {source.uri} stores of "
                     "a row; lower it, or leave it out to read all"

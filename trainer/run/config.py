@@ -150,6 +150,18 @@ class StoreSource(Section):
     """For the object store, as in fsspec. Credentials are better left to the environment."""
 
 
+class TextSource(Section):
+    uri: str
+    """Path, folder, glob or URL of JSONL, Parquet, CSV or Arrow files, as the labeler reads them."""
+    kind: Literal["text", "prompt_response", "messages"] = "messages"
+    """What a record holds: `text`, all of it learned; `prompt` and `response`, or `messages`, of which the
+    last answer is learned. Both of the latter go through the tokenizer's chat template, if it has one."""
+    weight: float = Field(default=1.0, ge=0)
+    """How often its records occur in an epoch, as for stores."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """As for stores."""
+
+
 def _as_source(value: Any) -> Any:
     return {"uri": value} if isinstance(value, str) else value
 
@@ -169,6 +181,9 @@ class DataConfig(Section):
     stores: Sources
     """One or several stores: a URI, or tables with uri, weight, alpha, temperature, where, ids, without_ids
     and storage_options."""
+    texts: tuple[TextSource, ...] = ()
+    """Plain text without a teacher, mixed with the stores and learned by cross-entropy alone. It is tokenised
+    once, into `texts` in the output folder; nothing of it is held out."""
     top_k: int | None = Field(default=None, ge=1)
     """Entries read of each row, at most what the store holds; None reads all. Fewer bytes are read too."""
     shuffle: bool = True

@@ -9,6 +9,7 @@ from typing import Any
 import logitstore
 from logitstore.manifest.fields import Manifest
 from trainer.hf.evaluate import Evaluation
+from trainer.run.texts import NO_TEACHER
 
 TITLES = {
     "kl": "KL(teacher, student), nats",
@@ -40,7 +41,11 @@ def model_card(
         "tags: [distillation]",
         "---",
     ]
-    lines += ["", "# Student of " + ", ".join(sorted({head.teacher.model for _, head in manifests})), ""]
+    lines += [
+        "",
+        "# Student of " + ", ".join(sorted({head.teacher.model for _, head in manifests} - {NO_TEACHER})),
+        "",
+    ]
     lines += [
         f"Trained for {num_steps} steps on stored teacher labels by Penumbra {logitstore.__version__}. The "
         "teacher itself was not loaded.",

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 METRICS_NAME = "metrics.json"
 CONFIG_NAME = "train.json"
 CHECKPOINTS_NAME = "checkpoints"
+TEXTS_NAME = "texts"
 MAY_CHANGE = (
     "student.trust_remote_code",
     "student.attn_implementation",
@@ -82,6 +83,9 @@ class RunMetrics:
     """Mean negative log-likelihood of tokens at offsets -1, 0, +1 from the rows, first store."""
     started: str
     versions: dict[str, str]
+    evaluation_stores: list[dict[str, Any]] = field(default_factory=list)
+    """By store of `evaluation.stores`: uri, digest, teacher, num_sequences. Empty where a part of the
+    training stores is held out."""
 
 
 def open_tensorboard(

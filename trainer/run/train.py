@@ -21,6 +21,7 @@ from transformers import EarlyStoppingCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from logitstore.common.config_file import ConfigError
+from logitstore.store import LogitStore
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.packed_rows import Packing
@@ -35,6 +36,7 @@ from trainer.loss.loss_settings import LossSettings
 from trainer.run.config import TrainConfig
 from trainer.run.output import (
     CHECKPOINTS_NAME,
+    TEXTS_NAME,
     RunMetrics,
     begin_run,
     check_place,
@@ -46,6 +48,7 @@ from trainer.run.output import (
 )
 from trainer.run.progress import show_progress
 from trainer.run.student import load_student, load_tokenizer
+from trainer.run.texts import text_store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,6 +99,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     seconds = time.monotonic() - clock
     metrics = RunMetrics(
         stores=_describe(train_set, held_out),
+        evaluation_stores=_describe_evaluation(config, held_out),
         before=before,
         after=trainer.evaluate_student().to_dict(),
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
@@ -153,12 +157,12 @@ def datasets(
 ) -> tuple[StreamingLogitDataset, StreamingLogitDataset]:
     """(training, held-out), their stores checked against the tokenizer and the loss."""
     data = config.data
-    make: Callable[..., StreamingLogitDataset] = _dataset_maker(config)
+    make: Callable[..., StreamingLogitDataset] = _dataset_maker(config, _texts(config, tokenizer))
     train_set = make(batch_size=config.training.batch_size, side="train", top_k=data.top_k)
     held_out = make(batch_size=config.evaluation.batch_size, side="held_out", top_k=None)
     for source in [*train_set.sources, *held_out.sources]:
         check_tokenizer(source.manifest, tokenizer.get_vocab(), where=source.uri)
-    for source, store in zip(train_set.sources, data.stores, strict=True):
+    for source, store in zip(train_set.sources, data.stores, strict=False):
         temperature, alpha = (
             _own(store.temperature, config.loss.temperature),
             _own(store.alpha, config.loss.alpha),
@@ -187,10 +191,23 @@ def _store_losses(config: TrainConfig, loss: LossSettings) -> list[LossSettings]
             loss, alpha=_own(store.alpha, loss.alpha), temperature=_own(store.temperature, loss.temperature)
         )
         for store in config.data.stores
+    ] + [replace(loss, alpha=0.0)] * len(config.data.texts)
+
+
+def _texts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[StoreSpec]:
+    """Plain text as stores, as wide as the first store's labels."""
+    if not config.data.texts:
+        return []
+    first = config.data.stores[0]
+    width = LogitStore.open(first.uri, storage_options=first.storage_options).manifest.labels.vocab_size
+    folder = Path(config.output.folder, TEXTS_NAME)
+    return [
+        StoreSpec(str(text_store(text, tokenizer, folder, vocab_size=width)), text.weight, is_text=True)
+        for text in config.data.texts
     ]
 
 
-def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
+def _dataset_maker(config: TrainConfig, texts: list[StoreSpec]) -> Callable[..., StreamingLogitDataset]:
     data, own = config.data, config.evaluation.stores
     packing = None
     if data.pack_length is not None:
@@ -201,10 +218,18 @@ def _dataset_maker(config: TrainConfig) -> Callable[..., StreamingLogitDataset]:
         stores = own if side == "held_out" and own is not None else data.stores
         return StreamingLogitDataset(
             [
-                StoreSpec(
-                    store.uri, store.weight, store.storage_options, store.where, store.ids, store.without_ids
-                )
-                for store in stores
+                *(
+                    StoreSpec(
+                        store.uri,
+                        store.weight,
+                        store.storage_options,
+                        store.where,
+                        store.ids,
+                        store.without_ids,
+                    )
+                    for store in stores
+                ),
+                *(texts if side == "train" else []),
             ],
             batch_size=batch_size,
             shuffle=data.shuffle or side == "held_out",
@@ -317,6 +342,20 @@ def _evaluate_before(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(before))
     return before
+
+
+def _describe_evaluation(config: TrainConfig, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
+    if config.evaluation.stores is None:
+        return []
+    return [
+        {
+            "uri": source.uri,
+            "digest": source.digest,
+            "teacher": source.manifest.teacher.model,
+            "num_sequences": sum(source.lengths),
+        }
+        for source in held_out.sources
+    ]
 
 
 def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -142,6 +143,43 @@ def test_stores_have_losses_of_their_own_which_a_run_keeps(config, tmp_path, cap
     assert run("alpha = 0.3, ", *few, "training.max_steps=3") == 0
     assert run("alpha = 0.3, ", *few, "loss.alpha=0") == 2
     assert "loss.alpha = 0 reads no labels of a teacher" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_plain_text_is_learned_beside_labels(config, tmp_path, capsys):
+    """What only the text says, that every token is the last, is learned; the labels are as ever."""
+    lines = [{"text": f"t{number}"} for number in range(2, 62)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def run(folder, *words):
+        given = (f"output.folder={tmp_path / folder}", "evaluation.before=false", *words)
+        return main(["train", str(config), "--json", *(word for one in given for word in ("--set", one))])
+
+    text = f'data.texts=[{{uri = "{tmp_path / "text.jsonl"}", kind = "text"}}]'
+    assert run("mixed", text) == 0
+    mixed = json.loads(capsys.readouterr().out)
+    assert mixed["stores"][1]["teacher"] == "none (plain text)"
+    assert [store["num_sequences"] for store in mixed["stores"]][1] == 60
+    assert mixed["stores"][1]["num_held_out"] == 0
+    assert run("labels") == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert mixed["after"]["num_rows"] == alone["after"]["num_rows"], "text is not evaluated on"
+    loss = {}
+    for name in ("mixed", "labels"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        ids = torch.tensor([[number, 1] for number in range(2, 62)])
+        loss[name] = model(input_ids=ids, labels=ids).loss.item()
+    assert loss["mixed"] < 0.5 * loss["labels"]
+    assert "Student of tests/random\n" in (tmp_path / "mixed" / "README.md").read_text()
+    # Other text is another run; a record of another kind is named.
+    (tmp_path / "text.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert run("mixed", text) == 2
+    assert "the contents of data.stores" in capsys.readouterr().err
+    assert run("other", text.replace('"text"', '"messages"')) == 2
+    assert (
+        "record 1 has messages = 'None': kind = 'messages' needs a list of messages"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

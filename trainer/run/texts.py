@@ -1,0 +1,158 @@
+"""Plain text to train on beside labels: read and tokenised once, and kept as a store without a teacher.
+
+As a store it is streamed, ordered, packed and resumed like labels. Its rows hold the next token alone, with
+all mass, and are never read as a teacher's: its alpha is 0.
+
+Shape legend: T tokens, N label rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitstore.common.config_file import ConfigError
+from logitstore.inputs.listing import input_fingerprint
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.reading import iter_records
+from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.records import LabeledSequence, LabelRows
+from logitstore.store import LogitStore
+from trainer.run.config import TextSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NO_TEACHER = "none (plain text)"
+"""What the manifest of such a store calls its teacher."""
+UNIT_SEQUENCES = 2048
+
+
+def text_store(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, folder: Path, *, vocab_size: int
+) -> Path:
+    """The folder of the store of a text, below `folder`; made unless it is there for the same files.
+
+    `vocab_size` is the width of the labels' stores. Raises ConfigError for a record that cannot be used, and
+    InputNotFoundError and the like as the labeler's readers do.
+    """
+    vocabulary = tokenizer_fingerprint(tokenizer.get_vocab())
+    files = input_fingerprint(source.uri, storage_options=source.storage_options)
+    key = repr((files, source.kind, vocabulary, tokenizer.chat_template, vocab_size))
+    path = folder / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    if path.exists():
+        return path
+    temporary = folder / f"{path.name}.{uuid.uuid4().hex}"
+    manifest = Manifest(
+        teacher=TeacherInfo(NO_TEACHER, None, "", "float32", None, "text", "", "import"),
+        tokenizer=TokenizerInfo(vocabulary, len(tokenizer)),
+        labels=LabelSpec(vocab_size, 1, (1.0,), "logit_f16", "score", "response"),
+        input=InputInfo(source.uri, source.kind, {}),
+        created="1970-01-01T00:00:00Z",  # the same text is the same store, whenever it was read
+    )
+    try:
+        store = LogitStore.create(str(temporary), manifest)
+        sequences, unit = _sequences(source, tokenizer), 0
+        while of_unit := list(islice(sequences, UNIT_SEQUENCES)):
+            store.commit_unit(f"text-{unit}", unit, of_unit, seconds=0.0, worker="text")
+            unit += 1
+        if not path.exists():  # another process may have been first
+            temporary.rename(path)
+    except OSError:
+        if not path.exists():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def _sequences(source: TextSource, tokenizer: PreTrainedTokenizerBase) -> Iterator[LabeledSequence]:
+    records = iter_records(source.uri, storage_options=source.storage_options)
+    first = next(records, None)
+    if first is None:
+        raise ConfigError(f"data.texts: {source.uri} holds no record; remove it or give another")
+    for raw in chain([first], records):
+        where = f"data.texts: {source.uri}, {raw.file} record {raw.line}"
+        if raw.record is None:
+            raise ConfigError(f"{where}: {raw.error}")
+        token_ids, prompt_length = _tokens(raw, source, tokenizer, where)
+        label_start = max(prompt_length, 1)
+        if len(token_ids) <= label_start:
+            raise ConfigError(f"{where}: no token is left to learn; remove the record")
+        yield _as_sequence(f"{raw.file}:{raw.line}", token_ids, prompt_length, label_start)
+
+
+def _tokens(
+    raw: RawRecord, source: TextSource, tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[int], int]:
+    """(token ids, how many of them are the prompt)."""
+    record: Mapping[str, Any] = raw.record or {}
+    needed = {"text": ("text",), "prompt_response": ("prompt", "response"), "messages": ("messages",)}
+    for name in needed[source.kind]:
+        if not isinstance(record.get(name), list if name == "messages" else str):
+            raise ConfigError(
+                f"{where} has {name} = {str(record.get(name))[:60]!r}: kind = {source.kind!r} needs "
+                f"{'a list of messages' if name == 'messages' else 'text'} there; its fields are "
+                f"{', '.join(record)}"
+            )
+    end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+    if source.kind == "text":
+        return [*tokenizer(record["text"])["input_ids"], *end], 0  # type: ignore[misc]  # a list of ids
+    if source.kind == "messages":
+        messages = record["messages"]
+        if not messages or messages[-1].get("role") != "assistant":
+            raise ConfigError(f"{where}: the last message must be the assistant's, which is learned")
+    else:
+        messages = [
+            {"role": "user", "content": record["prompt"]},
+            {"role": "assistant", "content": record["response"]},
+        ]
+    if tokenizer.chat_template is None:
+        if source.kind == "messages":
+            raise ConfigError(f"{where}: the tokenizer has no chat template; use kind = 'prompt_response'")
+        prompt: Any = tokenizer(record["prompt"])["input_ids"]
+        response: Any = tokenizer(record["response"], add_special_tokens=False)["input_ids"]
+        return [*prompt, *response, *end], len(prompt)
+    template: dict[str, Any] = {"tokenize": True, "return_dict": False}
+    begun: Any = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **template)
+    whole: Any = tokenizer.apply_chat_template(messages, **template)
+    if whole[: len(begun)] != begun:
+        raise ConfigError(
+            f"{where}: the chat template writes the beginning of the conversation otherwise once the answer "
+            "is there, so its tokens cannot be told apart; use kind = 'text' with it written out"
+        )
+    return list(whole), len(begun)
+
+
+def _as_sequence(
+    record_id: str, token_ids: list[int], prompt_length: int, label_start: int
+) -> LabeledSequence:
+    token_ids_T = np.array(token_ids, dtype=np.int32)
+    labels_N = token_ids_T[label_start:]
+    zeros_N1 = np.zeros((len(labels_N), 1), dtype=np.float32)
+    return LabeledSequence(
+        record_id=record_id,
+        sample_index=0,
+        token_ids_T=token_ids_T,
+        prompt_length=prompt_length,
+        label_start=label_start,
+        rows=LabelRows(
+            logits_NK=zeros_N1,
+            token_ids_NK=labels_N[:, None],
+            count_N=np.ones(len(labels_N), dtype=np.int32),
+            logsumexp_NM=zeros_N1,
+            log_tail_mass_NM=np.full_like(zeros_N1, -np.inf),
+            label_logprob_N=zeros_N1[:, 0],
+            label_rank_N=np.ones(len(labels_N), dtype=np.int32),
+        ),
+        loss_mask_N=np.ones(len(labels_N), dtype=bool),
+        finish_reason="scored",
+    )
