@@ -22,6 +22,7 @@ from logitstore.common.config_file import (
 from logitstore.common.secrets import redacted
 from logitstore.common.section import Section
 from trainer.loss.loss_settings import LossSettings, Tail
+from trainer.loss.presets import Preset, with_preset
 
 __all__ = [
     "ConfigError",
@@ -227,6 +228,9 @@ class DataConfig(Section):
 class LossConfig(Section):
     """What loss is computed."""
 
+    preset: Preset | None = None
+    """A formula of others by name: fills in the settings below that are not given, and they are saved.
+    The trainer's page has what each stands for."""
     temperature: float = Field(default=1.0, gt=0)
     """T of the distillation term; must lie within the store's temperatures for the tail to be exact."""
     alpha: float = Field(default=0.5, ge=0, le=1)
@@ -246,6 +250,11 @@ class LossConfig(Section):
     """Project, compute loss and gradient by chunks of rows: [batch, tokens, vocabulary] never exists."""
     chunk_rows: int | None = Field(default=None, ge=1)
     """Rows per chunk of the fused loss; None takes as many as fit its buffer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_filled_in(cls, given: Any) -> Any:
+        return with_preset(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _possible(self) -> LossConfig:
