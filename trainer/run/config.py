@@ -113,6 +113,13 @@ class StudentConfig(Section):
     """Attention code of transformers: "sdpa", "eager", "flash_attention_2", or another name that it knows.
     None is its own choice, SDPA for most models."""
     lora: LoraSettings | None = None
+    quantize: Literal["int8", "int4"] | None = None
+    """Train a student whose weights, but for the head's, are rounded to integers in every forward pass, and
+    save it as such, in the format of compressed-tensors. From the labels that `model` gave itself at full
+    precision (loss.alpha = 1), this takes back what rounding lost: metrics.json has the KL before and after.
+    Needs the extra `quantize`."""
+    quantize_group_size: int | None = Field(default=None, ge=1)
+    """Inputs that share a scale; None is 32 for "int4" and all inputs of an output for "int8"."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
@@ -121,6 +128,15 @@ class StudentConfig(Section):
         if (self.model is None) == (self.small is None):
             raise ValueError(
                 "give exactly one of student.model (a model to start from) and student.small (sizes)"
+            )
+        if self.quantize is not None and self.lora is not None:
+            raise ValueError(
+                f"quantize = {self.quantize!r} trains all weights as integers, lora adds adapters to "
+                "weights that stay; give one"
+            )
+        if self.quantize_group_size is not None and self.quantize is None:
+            raise ValueError(
+                f"quantize_group_size = {self.quantize_group_size} means nothing without quantize; remove it"
             )
         if self.small is not None and self.lora is not None:
             raise ValueError(
@@ -382,6 +398,15 @@ class TrainConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     output: RunOutputConfig
+
+    @model_validator(mode="after")
+    def _quantized_weights_are_whole(self) -> TrainConfig:
+        if self.student.quantize and (self.training.fsdp is not None or self.training.deepspeed is not None):
+            raise ValueError(
+                "student.quantize rounds whole weights, and training.fsdp or training.deepspeed shard them; "
+                "leave these out (several processes by torchrun work)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _losses_of_stores_are_possible(self) -> TrainConfig:

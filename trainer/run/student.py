@@ -13,11 +13,13 @@ from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import unpacked_tokenizer
+from trainer.hf.quantize import WeightQuantization
 from trainer.run.config import LoraSettings, SmallStudentConfig, StoreSource, StudentConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+INT4_GROUP_SIZE = 32
 VOCABULARY_MULTIPLE = 64
 """A fresh student's head is padded to a multiple of this when the store does not say how wide it is."""
 
@@ -53,6 +55,14 @@ def _tokenizer_of(stores: Sequence[StoreSource]) -> str | None:
         if folder is not None:
             return str(folder)
     return None
+
+
+def quantization_of(config: StudentConfig) -> WeightQuantization | None:
+    if config.quantize is None:
+        return None
+    if config.quantize == "int8":
+        return WeightQuantization(8, config.quantize_group_size)
+    return WeightQuantization(4, config.quantize_group_size or INT4_GROUP_SIZE)
 
 
 def load_student(

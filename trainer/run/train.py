@@ -30,6 +30,7 @@ from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches, tokenizer_size_of
 from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.hf.heads import find_head
+from trainer.hf.quantize import fake_quantize, save_quantized
 from trainer.hf.student import student_ids
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.loss.loss_settings import LossSettings
@@ -47,7 +48,7 @@ from trainer.run.output import (
     write_evaluations,
 )
 from trainer.run.progress import show_progress
-from trainer.run.student import load_student, load_tokenizer
+from trainer.run.student import load_student, load_tokenizer, quantization_of
 from trainer.run.texts import text_store
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     checkpoint = None if restart else unfinished_run(folder, config, train_set)
     width = train_set.sources[0].manifest.labels.vocab_size
     model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
+    quantization = quantization_of(config.student)
+    if quantization is not None:
+        fake_quantize(model, quantization)
     arguments = _arguments(config, folder, real_size(config, train_set, model), quiet)
     board = open_tensorboard(config, folder, arguments)
     trainer = OfflineDistillationTrainer(
@@ -128,6 +132,12 @@ def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, fold
     if config.student.lora is not None and config.student.lora.merge:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         trainer.model_wrapped = trainer.model
+    quantization = quantization_of(config.student)
+    if quantization is not None:
+        if trainer.is_world_process_zero():
+            save_quantized(trainer.accelerator.unwrap_model(trainer.model), quantization, folder)
+            trainer.processing_class.save_pretrained(str(folder))  # type: ignore[union-attr]  # given above
+        return
     trainer.save_model(str(folder))  # on every process, as sharded weights are gathered
 
 
@@ -135,7 +145,9 @@ def evaluate_model(config: TrainConfig, model_path: str) -> Evaluation:
     """Evaluate a saved student on the held-out records of the configuration's stores."""
     tokenizer = load_tokenizer(config.student, config.data.stores)
     _, held_out = datasets(config, tokenizer)
-    student = config.student.model_copy(update={"model": model_path, "small": None, "lora": None})
+    student = config.student.model_copy(
+        update={"model": model_path, "small": None, "lora": None, "quantize": None}
+    )
     model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())

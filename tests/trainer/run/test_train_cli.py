@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -143,6 +144,23 @@ def test_stores_have_losses_of_their_own_which_a_run_keeps(config, tmp_path, cap
     assert run("alpha = 0.3, ", *few, "training.max_steps=3") == 0
     assert run("alpha = 0.3, ", *few, "loss.alpha=0") == 2
     assert "loss.alpha = 0 reads no labels of a teacher" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_quantised_student_is_saved_as_integers_and_evaluates_as_it_trained(config, tmp_path, capsys):
+    words = ("student.quantize=int4", "training.max_steps=20")
+    assert main(["train", str(config), "--json", *(word for one in words for word in ("--set", one))]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["after"]["kl"] < metrics["before"]["kl"]
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert {value.dtype for name, value in saved.items() if name.endswith("weight_packed")} == {torch.int32}
+    assert main(["eval", str(tmp_path / "run" / "train.json"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert again["kl"] == pytest.approx(metrics["after"]["kl"], rel=1e-3)
+    assert (
+        main(["train", str(config), "--set", "student.quantize=int4", "--set", "training.deepspeed={}"]) == 2
+    )
+    assert "student.quantize rounds whole weights" in capsys.readouterr().err
 
 
 @pytest.mark.slow
