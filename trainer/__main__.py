@@ -1,4 +1,4 @@
-"""`penumbra train run|eval|settings`: a student learns from stored labels; how close it came."""
+"""`penumbra train run|eval|sweep|settings`: a student learns from stored labels; how close it came."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from logitstore.common.command import Program, new_parser, run_program
+from logitstore.common.command import ExitStatus, Program, new_parser, run_program
+from logitstore.common.config_file import ConfigError
 from logitstore.common.settings_list import add_form, listed
 from trainer.run.config import TrainConfig, checked_config, config_document, resolved
 from trainer.run.found import find_settings
+from trainer.sweep.grid import SEED, Axis, points_of, read_axis
+from trainer.sweep.summary import FIGURES, record
 
 PROGRAM = Program(
     name="train",
@@ -21,6 +25,8 @@ PROGRAM = Program(
   penumbra train run --student Qwen/Qwen3-0.6B --labels build/labels --out build/student
   penumbra train run train.toml --set training.max_steps=200
   penumbra train eval train.toml --model students/small --json
+  penumbra train sweep train.toml --out build/sweep \\
+      --over loss.temperature=1,2 --over loss.alpha=0.5,0.9 --seeds 2
   penumbra train settings
 
 A run that was stopped goes on from its last checkpoint when the same command is given again, also with more
@@ -45,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, aliases, text, command in (
         ("run", ["train"], "train a student", _train),
         ("eval", ["evaluate"], "evaluate a saved student", _evaluate),
+        ("sweep", [], "train a student for every combination of settings, and compare them", _sweep),
     ):
         one = commands.add_parser(
             name,
@@ -63,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument("--quiet", action="store_true", help="no progress bar")
         one.add_argument("--json", action="store_true", help="print the metrics as JSON")
         one.set_defaults(command=command)
-        if name == "run":
+        if name == "sweep":
+            _add_sweep(one)
+        elif name == "run":
             one.add_argument(
                 "--restart",
                 action="store_true",
@@ -77,27 +86,76 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(arguments: argparse.Namespace) -> TrainConfig | None:
-    """The run's configuration; None where only that was to be shown.
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.description = """Trains a student for every combination of the --over values and seeds, from the
+same labels. Given again, it goes on with what is not finished. output.folder gets runs/, sweep.json and
+sweep.html, a page of curves with the spread of seeds, renewed after every run; the recommendation says how
+sure it is."""
+    parser.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE,VALUE",
+        help="values of one setting, such as loss.temperature=1,2 or data.top_k=16,64 (repeatable)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=2, metavar="N", help="training.seed = 0..N-1 (default 2)"
+    )
+    parser.add_argument(
+        "--by", choices=FIGURES, default="kl", help="the held-out figure that decides (default kl)"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one for each GPU)")
+    parser.add_argument("--restart", action="store_true", help="run what is finished again")
 
-    Without a file, what was found about the run is said on standard error.
-    """
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    if arguments.seeds < 1 or (arguments.jobs is not None and arguments.jobs < 1):
+        raise ConfigError("--seeds and --jobs must be at least 1")
+    document = _document(arguments)
+    checked_config(document, arguments.config)
+    axes = [read_axis(text) for text in arguments.over]
+    if not any(axis.name == SEED for axis in axes):
+        axes.append(Axis(SEED, tuple(range(arguments.seeds))))
+    if arguments.dry_run:
+        folder = document["output"]["folder"]
+        for point in points_of(document, axes, folder, arguments.config):
+            print(point.config.output.folder)
+        return 0
+    from trainer.sweep.command import SweepOptions, report, sweep  # torch takes seconds to import
+
+    quiet = arguments.quiet or arguments.json
+    options = SweepOptions(arguments.by, arguments.jobs, arguments.restart, quiet)
+    outcomes = sweep(document, axes, options, arguments.config)
+    if arguments.json:
+        print(json.dumps(record(outcomes, axes, arguments.by)))
+    else:
+        print(report(outcomes, document["output"]["folder"], arguments.by))
+    return ExitStatus.FAILED if any(one.metrics is None for one in outcomes) else ExitStatus.DONE
+
+
+def _config(arguments: argparse.Namespace) -> TrainConfig | None:
+    """The run's configuration; None where only that was to be shown."""
+    config = checked_config(_document(arguments), arguments.config)
+    if not arguments.dry_run:
+        return config
+    print(json.dumps(resolved(config), indent=2))
+    return None
+
+
+def _document(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the run is told; without a file, what was found about it is said on standard error."""
     options = {
         "student.model": arguments.student,
         "data.stores": arguments.labels,
         "output.folder": arguments.out,
     }
     document = config_document(arguments.config, arguments.set, options)
-    if arguments.config is None and arguments.command is _train:
+    if arguments.config is None and arguments.command is not _evaluate:
         checked_config(document, None)  # what is missing is told before a store is opened
         found = find_settings(document)
         if not (arguments.quiet or arguments.json):
             print(*found, sep="\n", file=sys.stderr)
-    config = checked_config(document, arguments.config)
-    if not arguments.dry_run:
-        return config
-    print(json.dumps(resolved(config), indent=2))
-    return None
+    return document
 
 
 def _settings(arguments: argparse.Namespace) -> int:

@@ -66,6 +66,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("store", "view"): ("STORE", "--out", "OUT"),
     ("train", "run"): ("TRAIN", "--dry-run"),
     ("train", "eval"): ("TRAIN", "--dry-run"),
+    ("train", "sweep"): ("TRAIN", "--over", "loss.alpha=0.5,0.9", "--dry-run"),
     ("train", "settings"): (),
     ("cluster", "submit"): ("TEAM", "--set", "output.uri=s3://bucket/store", *NO_CLUSTER),
     ("cluster", "status"): NO_CLUSTER,

@@ -51,6 +51,7 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("store", "view"): (NOWHERE, "--out", "out.html"),
     ("train", "run"): (f"{NOWHERE}.toml",),
     ("train", "eval"): (f"{NOWHERE}.toml",),
+    ("train", "sweep"): (f"{NOWHERE}.toml",),
     ("cluster", "submit"): (f"{NOWHERE}.toml",),
     ("cluster", "status"): NO_CLUSTER,
     ("cluster", "logs"): NO_CLUSTER,

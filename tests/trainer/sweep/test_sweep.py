@@ -1,0 +1,139 @@
+"""A sweep tries every combination once, goes on where it stopped, and says no more than its seeds show."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from logitstore.common.config_file import ConfigError
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from tests.trainer.stores import make_store
+from tests.trainer.students import tiny_student
+from trainer.__main__ import main
+from trainer.sweep.certainty import student_t_below, verdict
+from trainer.sweep.grid import points_of, read_axis
+
+VOCABULARY = {f"t{index}": index for index in range(64)}
+BASE = {"student": {"model": "m"}, "data": {"stores": "s"}, "output": {"folder": "out"}}
+
+
+def test_every_combination_is_a_run_of_its_own() -> None:
+    axes = [read_axis(text) for text in ("loss.temperature=1,2", "loss.alpha=0.5,0.9", "training.seed=0,1,2")]
+    points = points_of(BASE, axes, "out", None)
+    assert len({point.config.output.folder for point in points}) == len(points) == 12
+    assert points[0].name == "temperature=1_alpha=0.5_seed=0"
+    assert {(p.config.loss.temperature, p.config.loss.alpha, p.config.training.seed) for p in points} == {
+        (t, a, s) for t in (1, 2) for a in (0.5, 0.9) for s in (0, 1, 2)
+    }
+    assert [point.config.evaluation.before for point in points] == [True] + [False] * 11
+    assert BASE["output"] == {"folder": "out"}
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        (["loss.temperature"], "must look like section.key=value,value"),
+        (["temperature=1,2"], "must look like section.key=value,value"),
+        (["loss.alpha=0.5,0.5"], "names a value twice"),
+        (["loss.alpha=0.5", "loss.alpha=0.9"], "'loss.alpha' twice"),
+        (["loss.alpha=0.5,3"], "loss.alpha = 3"),
+        (["loss.alfa=0.5"], "did you mean loss.alpha"),
+        (["output.folder=a,b"], "leave output and data.stores out"),
+    ],
+)
+def test_what_no_run_would_take_is_refused_before_any_runs(axes: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        points_of(BASE, [read_axis(text) for text in axes], "out", None)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "wanted"), [(2.306, 8, 0.975), (12.706, 1, 0.975), (-1.86, 8, 0.05), (0.0, 3, 0.5)]
+)
+def test_students_distribution_is_that_of_the_tables(t: float, freedom: int, wanted: float) -> None:
+    assert student_t_below(t, freedom) == pytest.approx(wanted, abs=2e-4)
+
+
+def test_the_verdict_is_as_sure_as_the_seeds_allow() -> None:
+    clear = verdict({"a": [1.00, 1.02], "b": [2.00, 2.02], "c": [3.0, 3.02]}, lower_is_better=True)
+    assert (clear.best, clear.not_worse, clear.next_best) == ("a", (), "b")
+    assert clear.certainty is not None
+    assert clear.certainty > 0.999
+    close = verdict({"a": [1.0, 1.3], "b": [1.1, 1.3], "c": [3.0, 3.3]}, lower_is_better=True)
+    assert close.not_worse == ("b",)
+    assert close.certainty is not None
+    assert 0.5 < close.certainty < 0.8
+    assert verdict({"a": [0.1], "b": [0.3]}, lower_is_better=False).best == "b"
+    assert verdict({"a": [0.1], "b": [0.3]}, lower_is_better=True).certainty is None
+
+
+def test_as_often_as_it_says_it_is_right() -> None:
+    """Two settings that differ by one spread, 4 seeds each: of the sure verdicts, hardly one is wrong."""
+    rng, sure, wrong = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        found = verdict(
+            {"a": rng.normal(0, 1, 4).tolist(), "b": rng.normal(1, 1, 4).tolist()}, lower_is_better=True
+        )
+        if found.certainty is not None and found.certainty >= 0.95:
+            sure, wrong = sure + 1, wrong + (found.best != "a")
+    assert sure > 60
+    assert wrong / sure < 0.05
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    model = WordLevel(VOCABULARY, unk_token="t0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="t1", unk_token="t0")
+    tokenizer.save_pretrained(tmp_path / "model")
+    tiny_student().save_pretrained(tmp_path / "model")
+    make_store(tmp_path / "store", (20, 20), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64)
+    sets = ["training.max_steps=2", "training.tensorboard=false"]
+    places = ["--student", f"{tmp_path}/model", "--labels", f"{tmp_path}/store", "--out", f"{tmp_path}/sweep"]
+    return [*places, *(word for text in sets for word in ("--set", text))]
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on_and_shows_its_runs(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = ["--over", "training.learning_rate=1e-3,1e-2,-1", "--quiet"]
+    assert main(["sweep", *options, *over]) == 2
+    assert "training.learning_rate = -1" in capsys.readouterr().err
+    over = ["--over", "training.learning_rate=1e-3,1e-2", "--seeds", "1", "--quiet"]
+    command = [sys.executable, "-P", "-m", "trainer", "sweep", *options, *over]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    first = tmp_path / "sweep/runs/learning_rate=0.001_seed=0"
+    deadline = time.monotonic() + 90
+    while not (first / "metrics.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(["sweep", *options, *over]) == 0
+    out = capsys.readouterr().out
+    assert (first / "model.safetensors").stat().st_mtime_ns == written, "a finished run is skipped"
+    assert "recommended: learning_rate=0.01" in out
+    assert "one seed each: nothing tells" in out
+    found = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert [run["state"] for run in found["runs"]] == ["finished before", "finished"]
+    kls = [run["after"]["kl"] for run in found["runs"]]
+    assert kls[1] < kls[0] < found["runs"][0]["before"]["kl"]
+    page = (tmp_path / "sweep/sweep.html").read_text()
+    assert page.count("<svg") == 2
+    assert f"{kls[1]:.4f}" in page
+    next_command = out.strip().splitlines()[-1].partition("penumbra train ")[2].split()
+    assert next_command == ["eval", f"{tmp_path}/sweep/runs/learning_rate=0.01_seed=0/train.json"]

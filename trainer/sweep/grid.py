@@ -1,0 +1,113 @@
+"""The settings of a sweep: every combination of the values that some settings shall take."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from logitstore.common.config_file import ConfigError, apply_override
+from trainer.run.config import TrainConfig, checked_config
+
+SEED = "training.seed"
+MAX_RUNS = 10_000
+_UNSAFE = re.compile(r"[^A-Za-z0-9.=_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One setting and its values, in the order given."""
+
+    name: str
+    """Dotted: "loss.temperature"."""
+    values: tuple[Any, ...]
+
+    @property
+    def short(self) -> str:
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of the sweep."""
+
+    name: str
+    """Of its folder: "temperature=2_alpha=0.5_seed=0"."""
+    values: dict[str, Any]
+    """By setting; the seed too."""
+    config: TrainConfig
+
+
+def read_axis(text: str) -> Axis:
+    """ "loss.temperature=1,2,5" -> its values, as TOML has them, else as text.
+
+    Raises ConfigError.
+    """
+    name, sign, given = text.partition("=")
+    try:
+        values = tomllib.loads(f"values = [{given}]")["values"]
+    except tomllib.TOMLDecodeError:
+        values = [part.strip() for part in given.split(",")]
+    if not sign or "." not in name or not values or "" in values:
+        raise ConfigError(
+            f"--over {text!r} must look like section.key=value,value: for example loss.temperature=1,2,5"
+        )
+    if len(set(map(str, values))) != len(values):
+        raise ConfigError(f"--over {text!r} names a value twice; every value is tried once for each seed")
+    return Axis(name.strip(), tuple(values))
+
+
+def points_of(
+    document: Mapping[str, Any], axes: Sequence[Axis], folder: str, path: str | None
+) -> list[Point]:
+    """Every combination, each a checked configuration of its own folder below `folder`.
+
+    The student is evaluated before training in the first run alone where all begin with the same weights.
+    Raises ConfigError for a value that a run would refuse, before anything runs.
+    """
+    names = [axis.name for axis in axes]
+    if len(set(names)) != len(names):
+        raise ConfigError(
+            f"--over names {next(n for n in names if names.count(n) > 1)!r} twice; list all values"
+        )
+    if any(name.startswith(("output.", "data.stores")) for name in names):
+        raise ConfigError(
+            "a sweep has one store and folders of its own; leave output and data.stores out of --over"
+        )
+    num_runs = 1
+    for axis in axes:
+        num_runs *= len(axis.values)
+    if num_runs > MAX_RUNS:
+        raise ConfigError(
+            f"--over makes {num_runs:,} runs, at most {MAX_RUNS:,} are taken; give fewer values"
+        )
+    points: list[Point] = []
+    same_start = not any(name.startswith("student.") for name in names) and "model" in document.get(
+        "student", {}
+    )
+    for values in itertools.product(*(axis.values for axis in axes)):
+        own = copy.deepcopy(dict(document))
+        for name, value in zip(names, values, strict=True):
+            _set(own, name, value)
+        label = "_".join(f"{axis.short}={value}" for axis, value in zip(axes, values, strict=True))
+        name = _UNSAFE.sub("-", label)
+        _set(own, "output.folder", f"{folder}/runs/{name}")
+        if points and same_start:
+            _set(own, "evaluation.before", False)
+        points.append(Point(name, dict(zip(names, values, strict=True)), checked_config(own, path)))
+    if len({point.name for point in points}) != len(points):
+        raise ConfigError("two combinations of --over would have one folder; give values of other names")
+    return points
+
+
+def _set(document: dict[str, Any], name: str, value: Any) -> None:
+    section, _, key = name.rpartition(".")
+    apply_override(document, f"{section}.{key}=null")  # makes the sections, and refuses what is none
+    table: Any = document
+    for part in section.split("."):
+        table = table[part]
+    table[key] = value

@@ -1,0 +1,143 @@
+"""The runs of a sweep: each a process of its own, several side by side where there is room."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+from logitstore.common.config_file import ConfigError
+from logitstore.common.secrets import blanked_places
+from trainer.run.config import resolved
+from trainer.sweep.grid import Point
+
+METRICS_NAME, CONFIG_NAME = "metrics.json", "train.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one run ended."""
+
+    point: Point
+    state: Literal["finished", "finished before", "failed"]
+    metrics: dict[str, Any] | None
+    """Its metrics.json; None of one that failed."""
+    error: str = ""
+
+
+def run_points(
+    points: Sequence[Point],
+    *,
+    jobs: int,
+    gpus: Sequence[str],
+    restart: bool,
+    tell: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Run what is not finished, `jobs` at a time, each on a GPU of its own where there are any.
+
+    `tell` hears of each as it ends. A run that fails leaves the others alone. Interrupted, it ends the runs
+    at work and raises; the same call goes on with what is left.
+    """
+    for point in points:
+        place = next(blanked_places(resolved(point.config)), None)
+        if place is not None:
+            raise ConfigError(
+                f"{place} is a secret, and a sweep writes settings into files; give it in the environment"
+            )
+    runner = _Runner(jobs, gpus, restart)
+    outcomes: dict[str, Outcome] = {}
+    lock = threading.Lock()
+
+    def one(point: Point) -> None:
+        outcome = runner.run(point)
+        with lock:
+            outcomes[point.name] = outcome
+            tell(outcome)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, point) for point in points]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            runner.stop()
+            raise
+    return [outcomes[point.name] for point in points]
+
+
+def finished_metrics(point: Point) -> dict[str, Any] | None:
+    """What this very run left when it finished before."""
+    folder = Path(point.config.output.folder)
+    try:
+        settings = json.loads((folder / CONFIG_NAME).read_bytes())
+        metrics = json.loads((folder / METRICS_NAME).read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return metrics if settings == json.loads(json.dumps(resolved(point.config))) else None
+
+
+class _Runner:
+    def __init__(self, jobs: int, gpus: Sequence[str], restart: bool) -> None:
+        self._restart = restart
+        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._is_stopped = False
+        self._running: set[subprocess.Popen[str]] = set()
+        self._free_gpus: SimpleQueue[str] = SimpleQueue()
+        self._has_gpus = bool(gpus)
+        for gpu in gpus:
+            self._free_gpus.put(gpu)
+
+    def run(self, point: Point) -> Outcome:
+        found = None if self._restart else finished_metrics(point)
+        if found is not None:
+            return Outcome(point, "finished before", found)
+        folder = Path(point.config.output.folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        config = folder.with_name(f"{folder.name}.json")
+        config.write_text(json.dumps(resolved(point.config), indent=1))
+        gpu = self._free_gpus.get() if self._has_gpus else None
+        try:
+            status, out, err = self._process(config, gpu)
+        finally:
+            if gpu is not None:
+                self._free_gpus.put(gpu)
+        metrics = finished_metrics(point) if status == 0 else None
+        if metrics is None:
+            lines = [line for line in (err or out).strip().splitlines() if line.strip()]
+            return Outcome(point, "failed", None, lines[-1] if lines else f"exit status {status}")
+        return Outcome(point, "finished", metrics)
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        for process in list(self._running):
+            process.terminate()
+
+    def _process(self, config: Path, gpu: str | None) -> tuple[int, str, str]:
+        command = [sys.executable, "-P", "-m", "trainer", "run", str(config), "--quiet", "--json"]
+        environment = {"OMP_NUM_THREADS": str(self._threads), **os.environ}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        if self._is_stopped:
+            return 130, "", "interrupted"
+        with subprocess.Popen(
+            [*command, *(["--restart"] if self._restart else [])],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            self._running.add(process)
+            try:
+                out, err = process.communicate()
+            finally:
+                self._running.discard(process)
+        return process.returncode, out, err

@@ -1,0 +1,111 @@
+"""What a sweep found: one table, one record and a recommendation that says how sure it is."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from trainer.sweep.certainty import LEVEL, Verdict, verdict
+from trainer.sweep.grid import SEED, Axis
+from trainer.sweep.runs import Outcome
+
+LOWER_IS_BETTER = ("kl", "cross_entropy", "calibration_error")
+FIGURES = ("kl", "cross_entropy", "top1_agreement", "accuracy", "calibration_error")
+"""Shown of every setting; a run may be chosen by any of them."""
+SHORT = {"kl": "KL", "cross_entropy": "CE", "top1_agreement": "top-1", "accuracy": "accuracy",
+         "calibration_error": "ECE"}  # fmt: skip
+
+
+def settings_name(values: Mapping[str, Any]) -> str:
+    """ "temperature=2 alpha=0.5": the settings without the seed."""
+    words = [f"{name.rpartition('.')[2]}={value}" for name, value in values.items() if name != SEED]
+    return " ".join(words) or "as configured"
+
+
+def by_settings(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[float]]:
+    """The figure of each finished run after training, by settings, a number for each seed."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.metrics is not None:
+            found[settings_name(outcome.point.values)].append(float(outcome.metrics["after"][figure]))
+    return dict(found)
+
+
+def table(outcomes: Sequence[Outcome], by: str) -> list[str]:
+    """A line for every setting, the best first; means over seeds and, after ±, their standard deviation."""
+    columns = {figure: by_settings(outcomes, figure) for figure in FIGURES}
+    order = _ordered(columns[by], by)
+    width = max((len(name) for name in order), default=8)
+    lines = [f"{'':<{width}}  seeds" + "".join(f"{SHORT[figure]:>18}" for figure in FIGURES)]
+    for name in order:
+        cells = [_cell(columns[figure][name]) for figure in FIGURES]
+        lines.append(f"{name:<{width}}  {len(columns[by][name]):>5}" + "".join(f"{c:>18}" for c in cells))
+    return lines
+
+
+def recommendation(outcomes: Sequence[Outcome], by: str) -> list[str]:
+    """Sentences: the best, how sure that is, and what could be as good."""
+    figures = by_settings(outcomes, by)
+    if not figures:
+        return ["no run has finished, so nothing can be recommended"]
+    found = verdict(figures, lower_is_better=by in LOWER_IS_BETTER)
+    lines = [f"recommended: {found.best}, with the best {SHORT[by]} on held-out records, {found.mean:.4f}"]
+    if found.next_best is None:
+        return lines
+    if found.certainty is None:
+        return [
+            *lines,
+            "one seed each: nothing tells whether another seed would choose the same; give --seeds 3",
+        ]
+    spread = f"seeds differ by {found.spread:.4f} (standard deviation)"
+    lines.append(f"{found.certainty:.0%} sure that it is better than the next, {found.next_best}; {spread}")
+    lines.append(_others(found, len(figures)))
+    return lines
+
+
+def record(outcomes: Sequence[Outcome], axes: Sequence[Axis], by: str) -> dict[str, Any]:
+    """What `sweep.json` holds."""
+    return {
+        "over": {axis.name: list(axis.values) for axis in axes},
+        "by": by,
+        "recommendation": recommendation(outcomes, by),
+        "runs": [
+            {
+                "name": outcome.point.name,
+                "settings": outcome.point.values,
+                "folder": outcome.point.config.output.folder,
+                "state": outcome.state,
+                "error": outcome.error,
+                "before": None if outcome.metrics is None else outcome.metrics["before"],
+                "after": None if outcome.metrics is None else outcome.metrics["after"],
+                "train_seconds": None if outcome.metrics is None else outcome.metrics["train_seconds"],
+            }
+            for outcome in outcomes
+        ],
+    }
+
+
+def write_record(path: Path, found: Mapping[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _others(found: Verdict, num_settings: int) -> str:
+    if not found.not_worse:
+        return f"it is told apart from all {num_settings - 1} others at {LEVEL:.0%}"
+    return f"not told apart from it at {LEVEL:.0%}: {'; '.join(found.not_worse)}"
+
+
+def _ordered(figures: Mapping[str, Sequence[float]], by: str) -> list[str]:
+    sign = 1 if by in LOWER_IS_BETTER else -1
+    return sorted(figures, key=lambda name: sign * mean(figures[name]))
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ±{stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread}"
