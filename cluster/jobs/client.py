@@ -17,6 +17,8 @@ from cluster.jobs import access
 from cluster.jobs.access import bearer_header, find_token
 from cluster.jobs.address import HEADERS_VARIABLE, Way, is_loopback, refuse_silent_address
 from cluster.jobs.submission import OWNER_KEY, RESUMES_KEY, STORE_KEY, Submission
+from labeler.config.loading import WorkersConfig
+from labeler.on_ray.room import fits, lack_of_room
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -75,6 +77,17 @@ class ClusterClient:
             nodes = list_nodes(self._way)
         heads = [node for node in nodes if node["raylet"].get("isHeadNode")]
         return any(head["raylet"]["nodeManagerHostname"] == socket.gethostname() for head in heads)
+
+    def lack_of_machines(self, workers: WorkersConfig) -> str:
+        """Why no replica could be placed on the machines there are now; "" where they are large enough."""
+        with _reached(self.address):
+            nodes = list_nodes(self._way)
+        shown = [
+            {"Alive": node["raylet"].get("state") == "ALIVE", "Resources": node["raylet"]["resourcesTotal"]}
+            for node in nodes
+            if "resourcesTotal" in node["raylet"]
+        ]
+        return "" if not shown or fits(workers, shown) else lack_of_room(workers, workers.replicas, shown)
 
     def submit(self, submission: Submission) -> str:
         """Its id. A cluster that has just come up and takes no jobs yet is asked again for a while."""

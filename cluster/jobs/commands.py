@@ -52,6 +52,8 @@ def submit(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
         submission = prepare(job, options, Path(folder), owner=owner_here(args.owner))
         _refuse_busy_store(client, submission.metadata["penumbra.store"])
+        if lack := client.lack_of_machines(job.workers):
+            print(f"WARNING: {lack}, unless the cluster grows by itself", file=sys.stderr)
         submission_id = client.submit(submission)
     return _submitted(client, submission_id, args)
 

@@ -360,6 +360,9 @@ class LimitsConfig(Section):
     """Share of the records that may be rejected before the job stops."""
     min_records: int = Field(default=20, ge=1)
     """Rejects are judged as a share of at least so many records: one bad record of three is no stop."""
+    wait_sec: float | None = Field(default=None, gt=0)
+    """How long a job waits while not one replica finds room in the cluster; it then ends with exit status 1.
+    None waits for ever. A wait is noticed after 30 seconds."""
 
 
 class CostConfig(Section):

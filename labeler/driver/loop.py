@@ -92,10 +92,20 @@ class LabelingLoop:
             for event in self._pool.poll(POLL_SEC):
                 self._handle(event)
             self._end_expired()
+            self._check_wait()
             if self._drain_until is None:
                 self._lease_out()
             on_tick()
         return True
+
+    def _check_wait(self) -> None:
+        """A job that nobody has room for holds its driver and its lease: `limits.wait_sec` ends it."""
+        limit_sec = self._job.limits.wait_sec
+        if limit_sec is not None and self._pool.lack_of_room and self._pool.waited_sec > limit_sec:
+            raise JobFailedError(
+                f"no replica has found room for limits.wait_sec = {limit_sec:g}: {self._pool.lack_of_room}. "
+                "Run the same command again when there is room; what is labeled stays"
+            )
 
     def _begin_drain(self) -> None:
         seconds = self._job.workers.drain_sec

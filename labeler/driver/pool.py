@@ -31,7 +31,8 @@ from labeler.errors import EngineDiedError
 from labeler.on_ray.cores import CoreBook
 from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.head_watch import HeadWatch
-from labeler.on_ray.placement import actor_options, lack_of_room, release, reserve
+from labeler.on_ray.placement import actor_options, release, reserve
+from labeler.on_ray.room import lack_of_room
 from labeler.prompting.segment_marks import NO_MARKS, SegmentMarks
 from labeler.records import Heartbeat, Lease
 from labeler.teacher.response_ends import ResponseEnds
@@ -111,7 +112,8 @@ class ActorPool:
         self._heartbeat_sec = max(HEARTBEAT_SEC, job.workers.replicas / HEARTBEATS_PER_SEC)
         self._closing = False
         self._any_was_ready = False
-        self._is_lack_told = False
+        self.lack_of_room = ""
+        """Why replicas have long found no room in the cluster; "" where all have some."""
         self._next_drain_poll_sec = 0.0
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
 
@@ -123,6 +125,14 @@ class ActorPool:
     @property
     def num_given_up(self) -> int:
         return sum(slot.state == "given_up" for slot in self._slots)
+
+    @property
+    def waited_sec(self) -> float:
+        """For how long replicas have waited for room while none has any; 0 where one has."""
+        if any(slot.state in ("loading", "ready", "leaving") for slot in self._slots):
+            return 0.0
+        now = time.monotonic()
+        return max((now - slot.since_sec for slot in self._slots if slot.state == "placing"), default=0.0)
 
     def ready_workers(self) -> list[str]:
         """Workers that can take units."""
@@ -321,12 +331,12 @@ class ActorPool:
         """Tells of replicas that have long found no room, once until all have had some again."""
         placing = [slot for slot in self._slots if slot.state == "placing"]
         if not placing:
-            self._is_lack_told = False
+            self.lack_of_room = ""
         longest_sec = max((now_sec - slot.since_sec for slot in placing), default=0.0)
-        if self._is_lack_told or longest_sec < ROOM_PATIENCE_SEC or not self._head.answers():
+        if self.lack_of_room or longest_sec < ROOM_PATIENCE_SEC or not self._head.answers():
             return []
-        self._is_lack_told = True
-        return [ReplicasWait(lack_of_room(self._job.workers, len(placing), ray.nodes()))]
+        self.lack_of_room = lack_of_room(self._job.workers, len(placing), ray.nodes())
+        return [ReplicasWait(self.lack_of_room)]
 
     def _tell_drained_nodes(self, now_sec: float) -> None:
         """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have begun.

@@ -95,7 +95,8 @@ def one_line(status: JobStatus) -> str:
     if status.state == "planning":
         return f"planning: {status.message}"
     left = f", {duration(status.seconds_left)} left" if status.is_active else ""
-    return f"{status.state}: {status.units_done}/{status.units_total} units, {figures(status)}{left}"
+    why = f"; {status.message}" if status.is_active and status.message else ""
+    return f"{status.state}: {status.units_done}/{status.units_total} units, {figures(status)}{left}{why}"
 
 
 def figures(status: JobStatus) -> str:
@@ -124,7 +125,7 @@ def report(status: JobStatus) -> str:
             lines.append(f"  {title}: {listed}")
     lines += [f"  {cause}" for cause in status.causes]
     lines += [f"  {_worker(worker)}" for worker in status.workers]
-    if status.message:
+    if status.message and not status.is_active:
         lines.append(f"  {status.message}")
     return printable("\n".join(lines))
 

@@ -305,7 +305,7 @@ class _Run:
 
             def show() -> None:
                 self._replica_sec = loop.replica_sec
-                status = self._look(loop.state, pool.views(), scheduler.num_held, "")
+                status = self._look(loop.state, pool.views(), scheduler.num_held, pool.lack_of_room)
                 self._view.show(status)
                 self._status.put(status)
                 metrics.update(status)

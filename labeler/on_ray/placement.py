@@ -6,7 +6,7 @@ where the engine needs the others it starts its own actors in them (`vllm_machin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -15,13 +15,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from labeler.config.loading import WorkersConfig
 from labeler.config.settings import MOST_LEASES
+from labeler.on_ray.room import room_of
 
 
 def reserve(workers: WorkersConfig) -> PlacementGroup | None:
     """A group for one replica, which Ray fills as soon as there is room; None where one machine will do."""
     if workers.machines == 1:
         return None
-    return placement_group([_room(workers)] * workers.machines, strategy="STRICT_SPREAD")
+    return placement_group([room_of(workers)] * workers.machines, strategy="STRICT_SPREAD")
 
 
 def release(group: PlacementGroup | None) -> None:
@@ -32,7 +33,7 @@ def release(group: PlacementGroup | None) -> None:
 
 def actor_options(workers: WorkersConfig, group: PlacementGroup | None) -> dict[str, Any]:
     """Ray's options of the worker's actor."""
-    options = options_in_bundle(group, 0) if group is not None else _options(_room(workers), "SPREAD")
+    options = options_in_bundle(group, 0) if group is not None else _options(room_of(workers), "SPREAD")
     return options | {
         "max_restarts": 0,
         "max_task_retries": 0,
@@ -54,29 +55,6 @@ def other_nodes_of_replica() -> tuple[str, ...]:
         return ()
     nodes = ray.util.placement_group_table(group)["bundles_to_node_id"].values()
     return tuple(node for node in nodes if node != ray.get_runtime_context().get_node_id())
-
-
-def lack_of_room(workers: WorkersConfig, num_waiting: int, nodes: Sequence[Mapping[str, Any]]) -> str:
-    """Why replicas wait, given the cluster's nodes as `ray.nodes()` has them, and what to do."""
-    room = _room(workers)
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    large = sum(all(node.get(name, 0) >= amount for name, amount in room.items()) for node in alive)
-    each = ", ".join(f"{amount:g} {name}" for name, amount in room.items())
-    if large >= workers.machines:
-        remedy = "they are in use: wait for them, add machines, or lower workers.replicas"
-    else:
-        remedy = "add such machines, or ask for less in [workers] (machines, gpus, cores, resources)"
-    return (
-        f"{num_waiting} of {workers.replicas} replicas wait for room: each takes {workers.machines} "
-        f"{'machine' if workers.machines == 1 else 'machines'} with {each}, and {large} of the cluster's "
-        f"{len(alive)} are that large; {remedy}"
-    )
-
-
-def _room(workers: WorkersConfig) -> dict[str, float]:
-    """What a replica takes of each of its machines."""
-    gpus = {"GPU": workers.gpus} if workers.gpus else {}
-    return {"CPU": float(workers.cores), **gpus, **workers.resources}
 
 
 def _options(room: Mapping[str, float], strategy: Any) -> dict[str, Any]:

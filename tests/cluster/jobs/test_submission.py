@@ -9,6 +9,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ from cluster.errors import (
     JobRefusedError,
 )
 from cluster.jobs import local
-from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterJob
+from cluster.jobs.address import Way
+from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
 from cluster.jobs.dashboard import is_cluster_address, write_jobs
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 from cluster.jobs.submission import (
@@ -35,7 +37,7 @@ from cluster.jobs.submission import (
     read_runtime_env,
     submission_id,
 )
-from labeler.config.loading import JobConfig, load_job
+from labeler.config.loading import JobConfig, WorkersConfig, load_job
 
 
 def job_file(
@@ -352,3 +354,22 @@ def test_without_any_cluster_the_remedies_are_named(
     assert "penumbra cluster up --local 2" in capsys.readouterr().err
     assert main(["down", "--state", str(tmp_path)]) == 2
     assert "no local cluster is up" in capsys.readouterr().err
+
+
+def test_submit_says_at_once_that_no_machine_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dashboard's nodes, as Ray 2.60 shows them; what waits and why is the labeler's own sentence."""
+
+    def node(**resources: float) -> dict[str, Any]:
+        return {"raylet": {"state": "ALIVE", "resourcesTotal": resources}}
+
+    shown: list[dict[str, Any]] = [node(CPU=8.0), node(CPU=8.0, GPU=1.0), {"raylet": {}}]
+    monkeypatch.setattr("cluster.jobs.client.list_nodes", lambda way: shown)
+    client = ClusterClient.__new__(ClusterClient)
+    client._way = Way("http://head:8265")
+    client.address = "http://head:8265"
+    large = WorkersConfig(gpus=2, cores=4, replicas=3)
+    said = client.lack_of_machines(large)
+    assert said.startswith("3 of 3 replicas wait for room: each takes 1 machine with 4 CPU, 2 GPU, and 0 of")
+    assert client.lack_of_machines(WorkersConfig(gpus=1, cores=4, replicas=9)) == ""
+    shown[:] = [{"raylet": {}}]
+    assert client.lack_of_machines(large) == "", "a dashboard that does not tell is no reason to warn"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from labeler.config.loading import load_job
+from labeler.config.settings import LimitsConfig
 from labeler.driver.loop import LabelingLoop
 from labeler.driver.pool_events import (
     LeaseFailed,
@@ -41,6 +42,7 @@ class Pool:
         self.ready: list[str] = []
         self.submitted: list[Lease] = []
         self.num_given_up = 0
+        self.lack_of_room, self.waited_sec = "", 0.0
 
     def poll(self, timeout_sec: float) -> Sequence[PoolEvent]:
         events = self._polls.pop(0)
@@ -67,9 +69,11 @@ class Pool:
 class Driver:
     """A loop over two units with its parts."""
 
-    def __init__(self, folder: Path, *polls: Sequence[PoolEvent]) -> None:
+    def __init__(self, folder: Path, *polls: Sequence[PoolEvent], limits: LimitsConfig | None = None) -> None:
         write_records(folder / "in.jsonl", 4)
         self.job = load_job(None, overrides_for(folder), {})
+        if limits is not None:
+            self.job = self.job.model_copy(update={"limits": limits})
         prepared = prepare(self.job)
         self.said: list[str] = []
         self.setup = StoreSetup(self.job, prepared, PlanTotals(4, 4, 2, 100, 50), self.said.append)
@@ -160,4 +164,19 @@ def test_units_that_fail_one_after_another_end_the_job(
     driver = Driver(tmp_path, *polls)
     lease: Any = type("Held", (), {"is_lost": False})()
     with pytest.raises(JobFailedError, match=r"units failed one after another.*disk full"):
+        driver.loop.run(StopRequest(), lease, lambda: None)
+
+
+def test_a_job_without_room_ends_after_the_wait_it_allows(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [], [])
+    driver.pool.lack_of_room, driver.pool.waited_sec = "2 of 2 replicas wait for room", 61.0
+    driver.run()  # without limits.wait_sec it waits
+    limits = driver.job.limits.model_copy(update={"wait_sec": 60.0})
+    driver = Driver(tmp_path, [], [], limits=limits)
+    driver.pool.lack_of_room, driver.pool.waited_sec = "2 of 2 replicas wait for room", 59.0
+    driver.run()
+    driver = Driver(tmp_path, [], [], limits=limits)
+    driver.pool.lack_of_room, driver.pool.waited_sec = "2 of 2 replicas wait for room", 61.0
+    lease: Any = type("Held", (), {"is_lost": False})()
+    with pytest.raises(JobFailedError, match=r"limits.wait_sec = 60: 2 of 2 replicas wait for room\. Run"):
         driver.loop.run(StopRequest(), lease, lambda: None)

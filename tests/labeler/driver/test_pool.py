@@ -11,10 +11,15 @@ import ray
 from labeler.config.loading import load_job
 from labeler.driver.pool import ActorPool
 from labeler.driver.pool_events import PoolEvent, ReplicaGivenUp
+from labeler.driver.progress import one_line
+from labeler.driver.run import RunOptions, run
+from labeler.job.status import read_status
 from labeler.on_ray.runtime import ray_for
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
-from tests.labeler.jobs import overrides_for
+from logitstore.common.command import ExitStatus
+from logitstore.job_objects import JobStatus
+from tests.labeler.jobs import overrides_for, write_records
 
 
 class Unmakeable(Worker):
@@ -39,3 +44,25 @@ def test_an_actor_that_cannot_be_made_is_given_up_with_the_reason(tmp_path: Path
     assert isinstance(event, ReplicaGivenUp)
     assert (event.worker_id, pool.num_given_up) == ("worker-0.1", 1)
     assert event.reason == "it could not be made: ImportError: No module named 'labeler'"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_wait_for_room_is_in_the_status_and_ends_in_set_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster without the resource the job looked as if it worked, and did so for ever."""
+    monkeypatch.setattr("labeler.driver.pool.ROOM_PATIENCE_SEC", 0.5)
+    write_records(tmp_path / "in.jsonl", 8)
+    wanted = ("workers.replicas=1", "workers.resources={nowhere=1}", "limits.wait_sec=4")
+    job = load_job(None, overrides_for(tmp_path, *wanted), {})
+    seen: list[JobStatus] = []
+    monkeypatch.setattr("labeler.driver.progress.ProgressView.show", lambda view, status: seen.append(status))
+    exit_status, status = run(job, RunOptions(quiet=True))
+    assert (exit_status, status.state) == (ExitStatus.FAILED, "failed")
+    assert "limits.wait_sec = 4: 1 of 1 replicas wait for room" in status.message
+    waiting = [one for one in seen if one.is_active and "wait for room" in one.message]
+    assert waiting
+    assert "1 nowhere" in one_line(waiting[-1])
+    assert read_status(str(tmp_path / "store")).message == status.message

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.jobs.running_job import started, units_done, wait_for
 from labeler.config.loading import WorkersConfig, load_job
-from labeler.on_ray.placement import lack_of_room
+from labeler.on_ray.room import lack_of_room
 from labeler.on_ray.runtime import ray_for
 from logitstore.common.config_file import ConfigError
 from tests.labeler import engines, nodes

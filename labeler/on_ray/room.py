@@ -1,0 +1,42 @@
+"""What a replica takes of a machine, and why replicas wait for it. Without Ray: `submit` knows it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from labeler.config.loading import WorkersConfig
+
+
+def lack_of_room(workers: WorkersConfig, num_waiting: int, nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Why replicas wait, given the cluster's nodes as `ray.nodes()` has them, and what to do."""
+    room = room_of(workers)
+    large, num_alive = _count_large(workers, nodes)
+    each = ", ".join(f"{amount:g} {name}" for name, amount in room.items())
+    if large >= workers.machines:
+        remedy = "they are in use: wait for them, add machines, or lower workers.replicas"
+    else:
+        remedy = "add such machines, or ask for less in [workers] (machines, gpus, cores, resources)"
+    return (
+        f"{num_waiting} of {workers.replicas} replicas wait for room: each takes {workers.machines} "
+        f"{'machine' if workers.machines == 1 else 'machines'} with {each}, and {large} of the cluster's "
+        f"{num_alive} are that large; {remedy}"
+    )
+
+
+def fits(workers: WorkersConfig, nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the cluster, with nothing else on it, has the machines for one replica."""
+    return _count_large(workers, nodes)[0] >= workers.machines
+
+
+def _count_large(workers: WorkersConfig, nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Machines that a replica, or its part, fits on; and all that are alive."""
+    room = room_of(workers)
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return sum(all(node.get(name, 0) >= part for name, part in room.items()) for node in alive), len(alive)
+
+
+def room_of(workers: WorkersConfig) -> dict[str, float]:
+    """What a replica takes of each of its machines."""
+    gpus = {"GPU": workers.gpus} if workers.gpus else {}
+    return {"CPU": float(workers.cores), **gpus, **workers.resources}
