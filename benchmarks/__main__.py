@@ -63,7 +63,7 @@ MODULES = {
     "student": "benchmarks.demo.demo_student",
 }
 """The module behind each part; only the one asked for is imported."""
-FILLING_A_FOLDER = ("all", "agreement", "storm", "leases")
+FILLING_A_FOLDER = ("all", "agreement", "storm", "leases", "gpu")
 """Of the commands, those with results in the folder `--out`, as every measurement has them."""
 PROGRAM = Program(
     name="bench",

@@ -1,21 +1,25 @@
 """Times of the kernels that run on a GPU, and of the loss, beside what they are made of. Needs a CUDA device.
 
-Figures are milliseconds, the median of ten runs on synthetic logits; compare them within one run. Nothing is
-committed by this: it prints a table with the card and the driver.
+Figures are milliseconds, the median of ten runs on synthetic logits; compare them within one run. The result
+names the card and the driver; the page of results has a section of it once it lies in `benchmarks/results`.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from benchmarks.report.results import Figure, Result, ResultTable, publish
 from benchmarks.students import gpu_losses
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm import reduction
+from logitstore.common.config_file import ConfigError
 
 WARM_UPS, REPETITIONS = 3, 10
 SIZES = ((2048, 151_936), (256, 151_936), (2048, 49_152))
@@ -34,22 +38,58 @@ class Timing:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, nargs="+", default=[16, 64, 128], help="K (default 16 64 128)")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
-        raise RuntimeError(
+        raise ConfigError(
             f"no GPU here: torch {torch.__version__} finds no CUDA device; run this on a machine with one"
         )
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    for rows, vocab_size in SIZES:
-        print(f"\n{rows:,} rows of {vocab_size:,} logits, fp32")
-        _print(capture_timings(rows, vocab_size, args.top_k))
-    for hidden_size in HIDDEN_SIZES:
-        print(f"\nhead, 2,048 rows, hidden {hidden_size:,}, vocabulary 151,936, bf16 weights")
-        _print(head_timings(2048, hidden_size, 151_936))
-    gpu_losses.print_tables()
+    tables = [
+        table_of(f"{rows:,} rows of {size:,} logits, fp32", capture_timings(rows, size, args.top_k))
+        for rows, size in SIZES
+    ]
+    tables += [
+        table_of(
+            f"head, 2,048 rows, hidden {hidden_size:,}, vocabulary 151,936, bf16 weights",
+            head_timings(2048, hidden_size, 151_936),
+        )
+        for hidden_size in HIDDEN_SIZES
+    ]
+    tables += gpu_losses.tables()
+    card = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    publish(build_result(tables, card, gpu_losses.missing()), args.out, quiet=False)
     return 0
+
+
+def table_of(title: str, timings: Sequence[Timing]) -> ResultTable:
+    return ResultTable.of(title, ("what", "ms"), [(timing.name, timing.millis) for timing in timings])
+
+
+def build_result(tables: Sequence[ResultTable], card: str, notes: Sequence[str]) -> Result:
+    """The tables as they are printed, and a figure in milliseconds for each line that was measured."""
+    figures = [
+        Figure.of(_slug(f"{table.title} {name}"), float(millis), "ms")
+        for table in tables
+        for name, millis, *_ in table.rows
+        if isinstance(millis, float)
+    ]
+    first, *more = tables
+    return Result.of(
+        "gpu",
+        meaning=f"Kernels of the capture and losses on one {card}; {first.title} in the first table.",
+        columns=first.columns,
+        rows=first.rows,
+        more_tables=more,
+        figures=figures,
+        notes=("Medians of ten runs on synthetic logits; the losses are the best of some steps.", *notes),
+        details={"card": card},
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def capture_timings(rows: int, vocab_size: int, top_ks: list[int]) -> list[Timing]:
@@ -99,8 +139,3 @@ def _time(name: str, call: Callable[[], object]) -> Timing:
         torch.cuda.synchronize()
         taken.append(begin.elapsed_time(end))
     return Timing(name, statistics.median(taken))
-
-
-def _print(timings: list[Timing]) -> None:
-    for timing in timings:
-        print(f"  {timing.name:40} {timing.millis:8.2f} ms")

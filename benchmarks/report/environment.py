@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import sys
 from importlib import metadata
@@ -66,5 +67,12 @@ def _gpu_model() -> str:
     for info in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         for line in info.read_text().splitlines():
             if line.startswith("Model:"):
-                return line.partition(":")[2].strip()
+                return line.partition(":")[2].strip() + _gpu_driver()
     return "none"
+
+
+def _gpu_driver() -> str:
+    """ ", driver 580.65.06" as the driver's own file gives it; "" where it does not."""
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Kernel Module\D+([0-9.]+)", path.read_text()) if path.exists() else None
+    return f", driver {found[1]}" if found else ""

@@ -20,6 +20,15 @@ list at the end of each section.
 """
 
 
+NO_GPU = """## gpu
+
+Nothing was measured on a GPU for this page, so no figure of it is claimed for one. On a machine with a GPU,
+`penumbra bench gpu --out benchmarks/results` measures the kernels that run there, and `make bench` then
+writes the section, with the card and its driver.
+"""
+GPU = "gpu"
+
+
 def write_page(
     results: Mapping[str, Result],
     order: tuple[str, ...],
@@ -36,6 +45,7 @@ def write_page(
     if failed:
         head.append(f"**Failed in the last run, so missing or older than the rest: {', '.join(failed)}.**\n")
     sections = [section(results[name], plots_prefix) for name in order if name in results]
+    sections.append(section(results[GPU], plots_prefix) if GPU in results else NO_GPU)
     page.parent.mkdir(parents=True, exist_ok=True)
     partial = page.with_suffix(".md.partial")
     partial.write_text("\n".join([*head, *sections]))

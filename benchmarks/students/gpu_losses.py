@@ -7,6 +7,7 @@ Every loss gets the same bfloat16 hidden states and weight, and gives both gradi
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.report.results import ResultTable
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
@@ -80,17 +82,31 @@ class Head:
         return functional.cross_entropy(logits_NV.float(), self.labels_1T[0, 1:])
 
 
-def print_tables() -> None:
+def tables() -> list[ResultTable]:
+    """A table for each hidden size; a loss that does not fit into memory has no figures."""
+    found = []
     for hidden_size in HIDDEN_SIZES:
-        print(f"\nloss, {TOKENS:,} tokens, vocabulary {VOCAB_SIZE:,}, hidden {hidden_size:,}, bf16")
         head = Head.random(hidden_size, TOKENS, VOCAB_SIZE, "cuda")
+        rows: list[tuple[str, float | None, float | None]] = []
         for name, loss in losses(head):
             try:
                 millis, peak_bytes = measure(head, loss)
+                rows.append((name, millis, peak_bytes / 2**30))
             except torch.cuda.OutOfMemoryError:
-                print(f"  {name:40} out of memory")
-                continue
-            print(f"  {name:40} {millis:8.1f} ms {peak_bytes / 2**30:8.2f} GiB", flush=True)
+                rows.append((f"{name} (out of memory)", None, None))
+        title = f"loss, {TOKENS:,} tokens, vocabulary {VOCAB_SIZE:,}, hidden {hidden_size:,}, bf16"
+        found.append(ResultTable.of(title, ("what", "ms", "GiB"), rows))
+    return found
+
+
+def missing() -> list[str]:
+    """A sentence for each loss of others that is not installed, so not in the tables."""
+    packages = {"liger_kernel": "Liger", "cut_cross_entropy": "Apple's cut cross-entropy"}
+    return [
+        f"{name} is not installed, so not measured."
+        for package, name in packages.items()
+        if importlib.util.find_spec(package) is None
+    ]
 
 
 def losses(head: Head) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -111,20 +127,16 @@ def losses(head: Head) -> Iterator[tuple[str, Callable[[], Tensor]]]:
 
 def _others(head: Head) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     hidden_NH, labels_N = head.hidden_1TH[0, :-1], head.labels_1T[0, 1:]
-    try:
+    if importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
             LigerFusedLinearCrossEntropyLoss,
         )
-    except ImportError as error:
-        print(f"  Liger is not measured: {error}")
-    else:
+
         liger = LigerFusedLinearCrossEntropyLoss()
         yield "Liger, fused cross-entropy", lambda: liger(head.weight_VH, hidden_NH, labels_N)
-    try:
+    if importlib.util.find_spec("cut_cross_entropy") is not None:
         from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        print(f"  Apple's cut cross-entropy is not measured: {error}")
-    else:
+
         yield "Apple, cut cross-entropy", lambda: linear_cross_entropy(hidden_NH, head.weight_VH, labels_N)
 
 

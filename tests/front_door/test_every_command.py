@@ -84,7 +84,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("bench", "agreement"): ("STORE", "--teacher", NOWHERE),
     ("bench", "storm"): (*JOB, "--out", "OUT"),
     ("bench", "leases"): ("--units", "10", "--out", "OUT"),
-    ("bench", "gpu"): (),
+    ("bench", "gpu"): ("--out", "OUT"),
     ("bench", "sources"): (),
     ("bench", "demo"): ("--configs", NOWHERE),
     ("bench", "teacher"): ("--out", "OUT"),

@@ -1,0 +1,50 @@
+"""The results page has a section of what was measured on a GPU, or says that nothing was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.labels.gpu_kernels import Timing, build_result, table_of
+from benchmarks.report import environment
+from benchmarks.report.results import ResultTable, load_all, publish
+from benchmarks.report.results_page import write_page
+
+PAGE = Path(__file__).parents[2] / "benchmarks" / "RESULTS.md"
+
+
+def test_the_section_names_the_card_and_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_gpu_model", lambda: "NVIDIA H100, driver 580.65.06")
+    kernels = table_of("2,048 rows", [Timing("one read (amax)", 0.3), Timing("log_softmax", 1.25)])
+    losses = ResultTable.of("loss", ("what", "ms", "GiB"), [("dense", 57.5, 13.9), ("big", None, None)])
+    result = build_result([kernels, losses], "NVIDIA H100, CUDA 13.0", ["Liger is not installed."])
+    assert {figure.name: figure.value for figure in result.figures} == {
+        "2_048_rows_one_read_amax": 0.3,
+        "2_048_rows_log_softmax": 1.25,
+        "loss_dense": 57.5,
+    }
+    publish(result, tmp_path, quiet=True)
+    write_page(load_all(tmp_path), (), tmp_path, tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "one NVIDIA H100, CUDA 13.0" in page
+    assert "gpu NVIDIA H100, driver 580.65.06" in page
+    assert "| dense | 57.5 | 13.9 |" in page
+    assert "Liger is not installed." in page
+    assert "Nothing was measured on a GPU" not in page
+
+
+def test_a_page_without_it_says_so(tmp_path: Path) -> None:
+    write_page({}, (), tmp_path, tmp_path / "RESULTS.md")
+    assert "Nothing was measured on a GPU for this page" in (tmp_path / "RESULTS.md").read_text()
+    has_result = (PAGE.parent / "results" / "gpu.json").exists()
+    assert ("Nothing was measured on a GPU" in PAGE.read_text()) is not has_result
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_gpu_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu", "--out", str(tmp_path)]) == 2
+    assert "no GPU here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
