@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
@@ -48,6 +48,7 @@ from logitstore.index.entries import ShardIndex
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, TombstoneInfo, encode_pointer
 from logitstore.index.rebuild import RebuildResult, rebuild_index
 from logitstore.index.uncommit import uncommit
+from logitstore.lookup import Lookup
 from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.manifest.reading import (
     MANIFEST_NAME,
@@ -80,6 +81,7 @@ class LogitStore:
         self._manifest_hash = manifest_hash(manifest)
         self.max_block_entries = MAX_BLOCK_ENTRIES
         """Rows times K of a block that this process decodes at once; the format's limit unless lowered."""
+        self._lookup: tuple[ShardIndex, Lookup] | None = None
         self._units = CommittedUnits(objects, self._manifest_hash)
         if refresh:
             self.refresh()
@@ -398,6 +400,50 @@ class LogitStore:
             if entry.name:
                 with self.open_shard(entry) as reader:
                     yield from reader.iter_sequences(top_k=top_k)
+
+    def __len__(self) -> int:
+        """Sequences of the store."""
+        return int(self.shards().column("num_sequences").sum())
+
+    def __bool__(self) -> bool:
+        return True  # a store without sequences is a store
+
+    def __iter__(self) -> Iterator[LabeledSequence]:
+        return self.iter_sequences()
+
+    @overload
+    def __getitem__(self, key: int | str | tuple[str, int]) -> LabeledSequence: ...
+    @overload
+    def __getitem__(self, key: slice | list[str]) -> list[LabeledSequence]: ...
+    def __getitem__(
+        self, key: int | str | tuple[str, int] | slice | list[str]
+    ) -> LabeledSequence | list[LabeledSequence]:
+        """`store[7]`, `store[-1]`, `store[10:20]`: by number in the store's order. `store["id"]`,
+        `store["id", 3]`: a record's sequence, or one sample of it. `store[["a", "b"]]`: one of each record.
+
+        The first id that is asked for reads the ids of all shards. Raises IndexError and KeyError.
+        """
+        lookup = self.lookup()
+        if isinstance(key, slice):
+            return lookup.read(range(*key.indices(len(lookup))))
+        if isinstance(key, int):
+            return lookup.read([key + len(lookup) if key < 0 else key])[0]
+        if isinstance(key, str):
+            return lookup.one(key)
+        if isinstance(key, tuple):
+            return lookup.one(key[0], key[1])
+        return lookup.one_of_each(key)
+
+    def find(self, record_ids: Iterable[str]) -> dict[str, list[LabeledSequence]]:
+        """All samples of each of these records; an empty list for one that the store does not have."""
+        return self.lookup().find(record_ids)
+
+    def lookup(self) -> Lookup:
+        """Sequences by number and by id, as of the last `refresh`; kept until the store changes."""
+        shards = self.shards()
+        if self._lookup is None or self._lookup[0] is not shards:
+            self._lookup = (shards, Lookup(self))
+        return self._lookup[1]
 
     def codebooks(self) -> CodebookSet | None:
         """The set that new shards are coded with; None until `set_codebooks`, anyone's, gave one.

@@ -212,7 +212,8 @@ def _read_source(args: argparse.Namespace) -> Source:
         return read_distillkit(path, config_path=args.config, vocab_size=args.vocab_size)
     if args.form == "megatron":
         return read_megatron(path, vocab_size=args.vocab_size, tokens_path=args.tokens)
-    return read_table(path)
+    like = context.open_store(args, args.like).manifest if args.like is not None else None
+    return read_table(path, like)
 
 
 def _codebooks_of(args: argparse.Namespace, vocab_size: int) -> CodebookSet:

@@ -248,6 +248,12 @@ def _add_import(commands: _Commands) -> None:
         "--value-kind", choices=("logit_f16", "gap_f16"), help="default: what loses nothing (npz)"
     )
     parser.add_argument(
+        "--like",
+        metavar="STORE",
+        help="take teacher and labels of this store, for a table that lost its manifest on the way through "
+        "datasets, polars, DuckDB or pandas (parquet, arrow, jsonl)",
+    )
+    parser.add_argument(
         "--codebook", metavar="STORE|FILE", help="code ids with this set instead of training one"
     )
     parser.add_argument(

@@ -88,9 +88,12 @@ def export_table(
     return count
 
 
-def read_table(path: Path) -> Source:
-    """A table that `export_table` wrote, as a source. Raises UnsupportedInputError."""
-    manifest = _read_manifest(path)
+def read_table(path: Path, like: Manifest | None = None) -> Source:
+    """A table that `export_table` wrote, as a source. Raises UnsupportedInputError.
+
+    `like` is the manifest of a table that has lost it, as through tools that drop a schema's metadata.
+    """
+    manifest = _read_manifest(path) if like is None else like
     records = (raw for raw in iter_records(str(path)) if not _is_head(raw))
     sequences = (_from_record(raw, manifest) for raw in records)
     return Source(
@@ -223,8 +226,9 @@ def _read_manifest(path: Path) -> Manifest:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UnsupportedInputError(f"{path} cannot be read as a table of a store: {error}") from error
     raise UnsupportedInputError(
-        f"{path} carries no manifest of a store; only tables that `export` wrote can be imported (a capture "
-        "goes in as --from npz)"
+        f"{path} carries no manifest of a store; only tables that `export` wrote can be imported. Where "
+        "another tool has dropped it, name the store that was exported: --like STORE (a capture goes in as "
+        "--from npz)"
     )
 
 

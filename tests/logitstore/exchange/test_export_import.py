@@ -18,6 +18,7 @@ import pytest
 import torch
 import zstandard
 
+from logitstore.__main__ import main
 from logitstore.errors import InvalidLabelsError, StoreChangedError, UnsupportedInputError
 from logitstore.exchange import importing
 from logitstore.exchange.distillkit import read_distillkit
@@ -378,3 +379,30 @@ def test_selection_by_unit_reads_no_other(store: LogitStore) -> None:
     names = [item.record_id for item in parse_selection("unit_index = 1").sequences(store)]
     assert names == ["record-3", "record-4", "record-5"]
     assert json.dumps(names)
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "jsonl"])
+def test_a_table_that_lost_its_manifest_comes_back_like_its_store(
+    store: LogitStore, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a filter of datasets, polars or DuckDB, which drop the metadata of a schema."""
+    path = tmp_path / f"bare.{form}"
+    export_table(store, path, form)
+    if form == "parquet":
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    elif form == "arrow":
+        table = pa.ipc.open_file(path).read_all().replace_schema_metadata(None)
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    target = str(tmp_path / "back")
+    assert main(["import", "--from", form, str(path), target]) == 2
+    assert "--like STORE" in capsys.readouterr().err
+    assert main(["import", "--from", form, str(path), target, "--like", store.uri]) == 0
+    back = LogitStore.open(target)
+    assert (back.manifest.teacher, back.manifest.labels) == (store.manifest.teacher, store.manifest.labels)
+    for before, after in zip(store.iter_sequences(), back.iter_sequences(), strict=True):
+        np.testing.assert_array_equal(before.rows.token_ids_NK, after.rows.token_ids_NK)
+        np.testing.assert_array_equal(before.rows.logits_NK, after.rows.logits_NK)
+        assert before.record_id == after.record_id

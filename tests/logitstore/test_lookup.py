@@ -1,0 +1,95 @@
+"""Sequences by number and by id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from logitstore.objects.local import LocalBackend
+from logitstore.shard.reader import ShardReader
+from logitstore.store import LogitStore
+from logitstore.tools.deletion import delete_records
+from tests.logitstore.random_labels import make_manifest, make_sequence
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogitStore:
+    """Eight units of five records in blocks of two; record r7 has two samples."""
+    monkeypatch.setattr("logitstore.shard.writer.BLOCK_ROWS", 22)
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    for unit in range(8):
+        sequences = [make_sequence(f"r{5 * unit + place}") for place in range(5)]
+        if unit == 1:
+            sequences.append(make_sequence("r7", sample_index=1))
+        store.commit_unit(f"unit-{unit}", unit, sequences, seconds=0, worker="w")
+    return store
+
+
+def test_by_number(store: LogitStore) -> None:
+    names = [one.record_id for one in store]
+    assert len(store) == len(names) == 41
+    assert [store[number].record_id for number in range(41)] == names
+    assert store[-1].record_id == names[-1]
+    assert [one.record_id for one in store[3:30:4]] == names[3:30:4]
+    assert [one.record_id for one in store[-3:]] == names[-3:]
+    assert store[50:60] == []
+    for number in (41, -42):
+        with pytest.raises(IndexError):
+            store[number]
+
+
+def test_by_id(store: LogitStore) -> None:
+    expected = make_sequence("r33")
+    assert store["r33"].token_ids_T.tolist() == expected.token_ids_T.tolist()
+    assert (store["r7", 0].sample_index, store["r7", 1].sample_index) == (0, 1)
+    assert [one.record_id for one in store[["r12", "r3", "r12"]]] == ["r12", "r3", "r12"]
+    found = store.find(["r7", "nobody", "r1"])
+    assert {name: [one.sample_index for one in some] for name, some in found.items()} == {
+        "r7": [0, 1], "nobody": [], "r1": [0],
+    }  # fmt: skip
+    with pytest.raises(KeyError, match="has the samples 0, 1; ask for one"):
+        store["r7"]
+    for key in ("nobody", ("r7", 2), ["r1", "nobody"]):
+        with pytest.raises(KeyError, match=r"nobody|samples"):
+            store[key]
+
+
+def test_what_is_asked_for_is_read_once_and_nothing_else(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    read_block = ShardReader.read_block
+
+    def counting(self: ShardReader, index: int, *, top_k: int | None = None):
+        read.append(index)
+        return read_block(self, index, top_k=top_k)
+
+    monkeypatch.setattr(ShardReader, "read_block", counting)
+    assert len(store[["r0", "r1", "r2", "r39"]]) == 4
+    assert sorted(read) == [0, 1, 2], "two blocks of the first shard, one of the last"
+    opened: list[str] = []
+    open_object = LocalBackend.open
+
+    def opening(self: LocalBackend, name: str, num_bytes: int | None, buffer_bytes: int):
+        opened.append(name)
+        return open_object(self, name, num_bytes, buffer_bytes)
+
+    monkeypatch.setattr(LocalBackend, "open", opening)
+    assert store["r25"].record_id == "r25"
+    assert len(opened) == 1, "ids are read once"
+
+
+def test_deleted_and_new_sequences(store: LogitStore) -> None:
+    assert store["r20"].record_id == "r20"
+    delete_records(store, frozenset({"r20"}), "asked for")
+    assert len(store) == 40
+    assert store.find(["r20"]) == {"r20": []}
+    assert store["r21"].record_id == "r21"
+    store.commit_unit("later", 9, [make_sequence("later")], seconds=0, worker="w")
+    assert store["later"].record_id == store[-1].record_id == "later"
+
+
+def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
+    store = LogitStore.create(tmp_path / "empty", make_manifest())
+    assert (len(store), bool(store), store[:], store.find(["a"])) == (0, True, [], {"a": []})
