@@ -126,6 +126,9 @@ class KubernetesConfig(_OneLineSection):
     auth: Literal["token", "off"] = "token"
     """"token" lets in only who has the token that KubeRay (1.5.1 or later) keeps in a Secret; "off" lets in
     everybody who reaches the head, who may then run anything on the cluster."""
+    network_policy: bool = False
+    """Let only pods of this cluster and of its namespace reach its pods; needs a network plugin that knows
+    policies."""
     autoscale: bool = True
     """Grow and shrink with what jobs ask for; false starts `count` machines of every group at once, as Kueue
     and other queues that admit a whole job want it."""
@@ -206,6 +209,29 @@ class GcpConfig(_OneLineSection):
     networkInterfaces, labels, reservationAffinity."""
 
 
+class CacheConfig(_OneLineSection):
+    """Where Hugging Face's cache is, so that a machine's weights are not fetched again by every container. At
+    most one of the three; the image's user must be able to write there."""
+
+    claim: str = ""
+    """Kubernetes: name of a PersistentVolumeClaim that all pods may write to (ReadWriteMany)."""
+    host_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._/-]+)?$")
+    """Folder of every machine, such as a mounted NVMe disk: in pods, and in the containers of `ray up`."""
+    size_gb: int = Field(default=0, ge=0)
+    """Kubernetes: scratch of each pod of so many GB, asked for as ephemeral storage; it goes with the pod."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        given = [name for name in ("claim", "host_path", "size_gb") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given, and the cache is in one place; keep one")
+        return self
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self.claim or self.host_path or self.size_gb)
+
+
 class DockerConfig(_OneLineSection):
     """Containers of `ray up`: Ray passes nothing of a machine's environment on to them."""
 
@@ -242,6 +268,7 @@ class ClusterConfig(_OneLineSection):
     aws: AwsConfig = AwsConfig()
     gcp: GcpConfig = GcpConfig()
     docker: DockerConfig = DockerConfig()
+    cache: CacheConfig = CacheConfig()
 
     @model_validator(mode="after")
     def _distinct(self) -> ClusterConfig:

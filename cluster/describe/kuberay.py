@@ -15,6 +15,8 @@ from labeler.config.loading import JobConfig, is_local_path, resolved
 from logitstore.common.config_file import ConfigError
 
 API_VERSION = "ray.io/v1"
+CACHE_FOLDER = "/cache/huggingface"
+"""Where `[cache]` is mounted, and what HF_HOME is then."""
 JOB_FOLDER = "/etc/penumbra"
 GRACE_SEC = 120
 """From the notice that a pod must go to its end, at least: time for its actors to finish their units."""
@@ -79,6 +81,20 @@ def ray_job(cluster: ClusterConfig, job: JobConfig, submission: str) -> list[dic
 
 MAX_JOB_NAME = 47
 """KubeRay appends to a RayJob's name, and the whole must fit into 63 characters."""
+
+
+def network_policy(cluster: ClusterConfig) -> dict[str, Any]:
+    """Who may reach the cluster's pods: the pods of its own namespace, KubeRay's submitter among them."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(cluster, cluster.name),
+        "spec": {
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "penumbra"}},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": {}}]}],
+        },
+    }
 
 
 def job_name(cluster: ClusterConfig, job: JobConfig, submission: str) -> str:
@@ -182,13 +198,19 @@ def _container(
         # A node told to go takes no more work, and ends when its actors have, or after so many seconds.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(grace_sec - GRACE_MARGIN_SEC),
     }
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    if cluster.cache.is_set:
+        environment["HF_HOME"] = CACHE_FOLDER
+        mounts.append({"name": "cache", "mountPath": CACHE_FOLDER})
+    if cluster.cache.size_gb:
+        resources = resources | {"ephemeral-storage": f"{cluster.cache.size_gb}G"}
     container: dict[str, Any] = {
         "name": name,
         "image": cluster.image,
         "resources": {"requests": resources, "limits": resources},
         "env": [{"name": variable, "value": value} for variable, value in environment.items()],
         # vLLM's workers talk through shared memory, of which a pod has 64 MB by default.
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": mounts,
     }
     if cluster.kubernetes.secret:
         container["envFrom"] = [{"secretRef": {"name": cluster.kubernetes.secret}}]
@@ -203,6 +225,8 @@ def _pod(
     job_name: str | None = None,
 ) -> dict[str, Any]:
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    if cluster.cache.is_set:
+        volumes.append({"name": "cache", **_cache_volume(cluster)})
     if job_name is not None:
         volumes.append({"name": "job", "configMap": {"name": job_name}})
         container["volumeMounts"].append({"name": "job", "mountPath": JOB_FOLDER, "readOnly": True})
@@ -228,6 +252,15 @@ def _pod(
         },
     }
     return {"metadata": metadata, "spec": spec}
+
+
+def _cache_volume(cluster: ClusterConfig) -> dict[str, Any]:
+    cache = cluster.cache
+    if cache.claim:
+        return {"persistentVolumeClaim": {"claimName": cache.claim}}
+    if cache.host_path:
+        return {"hostPath": {"path": cache.host_path, "type": "DirectoryOrCreate"}}
+    return {"emptyDir": {"sizeLimit": f"{cache.size_gb}G"}}
 
 
 def _metadata(cluster: ClusterConfig, name: str, *, queued: bool = False) -> dict[str, Any]:

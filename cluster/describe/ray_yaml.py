@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from cluster.describe.config import ClusterConfig, GroupConfig
+from cluster.describe.kuberay import CACHE_FOLDER
 from cluster.describe.machines import machine_for
 from cluster.describe.merging import merged
 from logitstore.common.config_file import ConfigError
@@ -173,6 +174,8 @@ def _docker(cluster: ClusterConfig) -> dict[str, Any]:
     options = ["--ulimit nofile=65536:65536"]
     if cluster.docker.env_file:
         options.append(f"--env-file {shlex.quote(cluster.docker.env_file)}")
+    if cluster.cache.host_path:
+        options += [f"-v {cluster.cache.host_path}:{CACHE_FOLDER}", f"-e HF_HOME={CACHE_FOLDER}"]
     options += cluster.docker.run_options
     docker = {"image": cluster.image, "container_name": "penumbra", "run_options": options}
     return {"docker": docker | {"pull_before_run": True}}

@@ -69,9 +69,9 @@ def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_fil
         "ray-aws": lambda: _checked_ray_yaml(ray_yaml.aws(cluster)),
         "ray-gcp": lambda: _checked_ray_yaml(ray_yaml.gcp(cluster)),
         "ray-on-premise": lambda: _checked_ray_yaml(ray_yaml.on_premise(cluster)),
-        "kuberay-cluster": lambda: _checked_kuberay([kuberay.ray_cluster(cluster)]),
+        "kuberay-cluster": lambda: _checked_kuberay([*_policies(cluster), kuberay.ray_cluster(cluster)]),
         "kuberay-job": lambda: _checked_kuberay(
-            kuberay.ray_job(cluster, _needed(job, kind), secrets.token_hex(3))
+            [*_policies(cluster), *kuberay.ray_job(cluster, _needed(job, kind), secrets.token_hex(3))]
         ),
         "slurm": lambda: slurm.script(cluster, job_file, (job.workers if job else WorkersConfig()).drain_sec),
         "skypilot": lambda: _yaml([skypilot.task(cluster, _needed(job, kind))]),
@@ -182,6 +182,10 @@ def _cores_offered(cluster: ClusterConfig, kind: Kind) -> dict[str, int]:
     if kind.startswith("kuberay"):
         return {group.name: kuberay.pod_cores(group.cores) for group in cluster.groups}
     return {group.name: group.cores for group in cluster.groups}
+
+
+def _policies(cluster: ClusterConfig) -> list[dict[str, Any]]:
+    return [kuberay.network_policy(cluster)] if cluster.kubernetes.network_policy else []
 
 
 def _needed(job: JobConfig | None, kind: Kind) -> JobConfig:

@@ -717,3 +717,47 @@ def test_the_command_writes_every_kind(tmp_path: Path, kind: Kind) -> None:
     )
     assert main(["render", str(file), "--kind", kind, "--job", str(job), "--out", str(out), "--quiet"]) == 0
     assert out.stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("cache", "volume"),
+    [
+        ({"claim": "models"}, {"persistentVolumeClaim": {"claimName": "models"}}),
+        ({"host_path": "/mnt/nvme/hf"}, {"hostPath": {"path": "/mnt/nvme/hf", "type": "DirectoryOrCreate"}}),
+        ({"size_gb": 300}, {"emptyDir": {"sizeLimit": "300G"}}),
+    ],
+)
+def test_the_cache_is_mounted_where_hugging_face_looks(cache: dict[str, Any], volume: dict[str, Any]) -> None:
+    cluster = ClusterConfig.model_validate(TWO_KINDS | {"cache": cache})
+    (rendered,) = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
+    groups = [rendered["spec"]["headGroupSpec"], *rendered["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        assert {"name": "cache", **volume} in pod["volumes"]
+        (container,) = pod["containers"]
+        assert {"name": "cache", "mountPath": "/cache/huggingface"} in container["volumeMounts"]
+        assert {"name": "HF_HOME", "value": "/cache/huggingface"} in container["env"]
+        asked = container["resources"]["requests"].get("ephemeral-storage")
+        assert asked == ("300G" if "size_gb" in cache else None)
+    with pytest.raises(ValueError, match="the cache is in one place"):
+        ClusterConfig.model_validate(TWO_KINDS | {"cache": {"claim": "a", "size_gb": 1}})
+
+
+def test_a_network_policy_lets_in_the_own_namespace_alone() -> None:
+    kubernetes = TWO_KINDS["kubernetes"] | {"network_policy": True}
+    cluster = ClusterConfig.model_validate(TWO_KINDS | {"kubernetes": kubernetes})
+    policy, rendered = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    for group in [rendered["spec"]["headGroupSpec"], *rendered["spec"]["workerGroupSpecs"]]:
+        assert labels.items() <= group["template"]["metadata"]["labels"].items()
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": {}}]}]
+    assert (policy["spec"]["policyTypes"], policy["metadata"]["namespace"]) == (
+        ["Ingress"], rendered["metadata"]["namespace"],
+    )  # fmt: skip
+
+
+def test_the_cache_of_a_machine_is_mounted_into_the_containers_of_ray_up() -> None:
+    cluster = ClusterConfig.model_validate(TWO_KINDS | {"cache": {"host_path": "/opt/dlami/nvme/hf"}})
+    options = yaml.safe_load(render(cluster, "ray-aws", None, job_file="job.toml"))["docker"]["run_options"]
+    assert "-v /opt/dlami/nvme/hf:/cache/huggingface" in options
+    assert "-e HF_HOME=/cache/huggingface" in options
