@@ -13,6 +13,8 @@ PIECE_BYTES = 4096
 VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version")
 """Keys of config.json that change without the model changing."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+UNUSED_FILES = ("*/*", "consolidated*.safetensors")
+"""The same weights once more for other programs (onnx/, original/, fp16/), which vLLM does not load."""
 
 
 def find_model_folder(model: str, revision: str | None) -> Path:
@@ -33,7 +35,14 @@ def find_model_folder(model: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(MODEL_FILES)))
+        # Several workers of a machine may ask at once: the hub's client locks each file while it is fetched.
+        found = snapshot_download(
+            model,
+            revision=revision,
+            allow_patterns=list(MODEL_FILES),
+            ignore_patterns=list(UNUSED_FILES),
+        )
+        return Path(found)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"teacher.model {model!r} is neither a folder nor a model that can be fetched "

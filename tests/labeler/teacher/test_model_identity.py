@@ -69,3 +69,23 @@ def test_a_folders_name_tells_nothing_of_the_machine(tmp_path: Path) -> None:
 )
 def test_the_models_own_dtype(tmp_path: Path, config: dict[str, Any], expected: str) -> None:
     assert own_dtype(_model(tmp_path / "m", **config)) == expected
+
+
+def test_only_the_files_that_vllm_loads_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted: dict[str, list[str]] = {}
+
+    def fetch(model: str, *, revision: str | None, **patterns: list[str]) -> str:
+        wanted.update(patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert find_model_folder("org/model", None) == tmp_path
+    there = [
+        "config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "chat_template.jinja", "modeling_own.py", "consolidated.00.safetensors", "original/consolidated.safetensors",
+        "onnx/model.json", "fp16/model.safetensors", "pytorch_model.bin", "README.md",
+    ]  # fmt: skip
+    allow, ignore = wanted["allow_patterns"], wanted["ignore_patterns"]
+    assert list(filter_repo_objects(there, allow_patterns=allow, ignore_patterns=ignore)) == there[:6]
