@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.describe import render
 from cluster.jobs import commands, local
+from cluster.rounds import command as round_commands
 from logitstore.common.command import EXIT_STATUSES, Program, new_parser
 
 
@@ -33,6 +34,14 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
     _add_submit(add)
     _add_job_commands(add)
     _add_local(add)
+    rounds = add(
+        "rounds",
+        round_commands.run,
+        "A student learns from its own words: it answers, the teacher scores, training goes on",
+        "rounds rounds.toml",
+    )
+    rounds.add_argument("rounds", metavar="ROUNDS.toml", help="folder, job and train of the rounds")
+    rounds.add_argument("--json", action="store_true", help="the ledger as one JSON object")
     page = add(
         "dashboard",
         commands.show_dashboard,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.describe.config import load_cluster
+from cluster.rounds.config import load_rounds
 from labeler.config.loading import JobConfig, load_job
 from labeler.curation.recipe import checked_recipe
 from trainer.run.config import TrainConfig, load_config
@@ -35,9 +36,13 @@ def test_shipped_config_is_accepted(path: Path) -> None:
         assert [group.name for group in load_cluster(str(path)).groups] == [
             one["name"] for one in sections["groups"]
         ]
+    elif "rounds" in sections:
+        rounds, documents = load_rounds(str(path))
+        assert rounds.rounds.count == sections["rounds"]["count"]
+        assert documents.job.keys() >= {"teacher", "input"}
     else:
         pytest.fail(
-            f"{path.name} has neither [recipe], [teacher], [student] nor [[groups]]: no package reads it"
+            f"{path.name} has none of [recipe], [teacher], [student], [[groups]], [rounds]: no package reads it"
         )
 
 

@@ -75,6 +75,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("cluster", "resume"): NO_CLUSTER,
     ("cluster", "list"): NO_CLUSTER,
     ("cluster", "cost"): ("LABEL",),
+    ("cluster", "rounds"): (NOWHERE,),
     ("cluster", "up"): ("--local", "1", "--state", "OUT"),
     ("cluster", "down"): ("--state", "OUT"),
     ("cluster", "dashboard"): ("STORE", "--port", "0"),

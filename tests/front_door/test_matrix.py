@@ -58,6 +58,7 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("cluster", "stop"): NO_CLUSTER,
     ("cluster", "resume"): NO_CLUSTER,
     ("cluster", "list"): NO_CLUSTER,
+    ("cluster", "rounds"): (f"{NOWHERE}.toml",),
     ("cluster", "cost"): (f"{NOWHERE}.toml",),
     ("cluster", "down"): ("--state", NOWHERE),
     ("cluster", "dashboard"): ("http://127.0.0.1:9",),

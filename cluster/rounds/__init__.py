@@ -1,0 +1,1 @@
+"""A student learns from its own words: it answers, the teacher scores, training goes on."""

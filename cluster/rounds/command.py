@@ -1,0 +1,36 @@
+"""`penumbra cluster rounds`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from cluster.rounds.config import load_rounds
+from cluster.rounds.running import last_student, report_rows, run_rounds
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the rounds, or go on with them, and print the report."""
+    file, documents = load_rounds(args.rounds)
+
+    def say(text: str) -> None:
+        if not args.quiet:
+            print(f"rounds: {text}", file=sys.stderr)
+
+    ledger = run_rounds(file, documents, say=say)
+    student = last_student(ledger, documents)
+    if args.json:
+        print(json.dumps({**dataclasses.asdict(ledger), "student": student}))
+        return 0
+    print(f"{'':14}{'KL, own text':>14}{'KL, teacher':>14}{'mass outside K':>16}")
+    for name, own, teacher, outside in report_rows(ledger):
+        cells = (_figure(own, 14), _figure(teacher, 14), _figure(outside, 16))
+        print(f"{name:14}{''.join(cells)}")
+    print(f"ended: {ledger.ended}; the last student is in {student}")
+    return 0
+
+
+def _figure(value: float | None, width: int) -> str:
+    return f"{'-' if value is None else f'{value:.4f}':>{width}}"

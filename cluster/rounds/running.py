@@ -1,0 +1,123 @@
+"""Rounds from beginning to end, or from where they were interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import JobRefusedError
+from cluster.rounds.config import Documents, RoundsFile
+from cluster.rounds.ledger import Ledger, only_writer, read_ledger, write_ledger
+from cluster.rounds.steps import Command, Rounds, run_command
+from logitstore.common.config_file import flatten
+
+MAY_CHANGE = ("rounds.count", "stop.")
+Say = Callable[[str], None]
+
+
+def run_rounds(
+    file: RoundsFile, documents: Documents, *, say: Say = lambda _: None, command: Command = run_command
+) -> Ledger:
+    """Do what is not done yet, step by step; the ledger when the rounds have ended.
+
+    Every step can begin again, so a process that dies at any place is followed by another with the same
+    command. Raises JobRefusedError for rounds that were begun with other settings, or that another process
+    works at, StepFailedError for a step that failed.
+    """
+    folder = Path(file.rounds.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder):
+        ledger = _begun(folder, file, documents)
+        rounds = Rounds(file.rounds, documents, command)
+        ledger.ended = ""
+        last = 0
+        for number in range(1, file.rounds.count + 1):
+            for name, step in _steps_before_stopping(rounds, number):
+                _do(folder, ledger, name, step, say)
+            ledger.ended = _why_stop(file, ledger, number)
+            if ledger.ended:
+                break
+            _do(folder, ledger, f"{number}/train", lambda number=number: rounds.train(number), say)
+            last = number
+        if last:
+            name = f"{last}/last"
+            _do(folder, ledger, name, lambda: rounds.measure_last(last), say)
+        ledger.ended = ledger.ended or f"all {file.rounds.count} rounds are done"
+        write_ledger(folder, ledger)
+        return ledger
+
+
+def last_student(ledger: Ledger, documents: Documents) -> str:
+    """Folder of the student that the rounds ended with."""
+    trained = [found["student"] for name, found in ledger.steps.items() if name.endswith("/train")]
+    return trained[-1] if trained else documents.train["student"]["model"]
+
+
+def report_rows(ledger: Ledger) -> list[tuple[str, float | None, float | None, float | None]]:
+    """By round: its name, then of the student that answered in it the KL on its own text and on the
+    teacher's, and the teacher's mass outside the stored entries on its own text."""
+    rows: list[tuple[str, float | None, float | None, float | None]] = []
+    for name, found in ledger.steps.items():
+        number, _, step = name.partition("/")
+        if step == "measure":
+            own = found["own"]
+            rows.append((f"round {number}", own["kl"], found["teacher"]["kl"], 1 - own["teacher_mass"]))
+    lasts = [found for name, found in ledger.steps.items() if name.endswith("/last")]
+    if lasts:
+        rows.append(("last student", None, lasts[-1]["teacher"]["kl"], None))
+    return rows
+
+
+def _steps_before_stopping(rounds: Rounds, number: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    for name in ("answer", "texts", "score", "measure"):
+        step = getattr(rounds, name)
+        yield f"{number}/{name}", lambda step=step: step(number)
+
+
+def _do(folder: Path, ledger: Ledger, name: str, step: Callable[[], dict[str, Any]], say: Say) -> None:
+    if name in ledger.steps:
+        return
+    say(f"{name} ...")
+    ledger.steps[name] = step()
+    write_ledger(folder, ledger)
+
+
+def _begun(folder: Path, file: RoundsFile, documents: Documents) -> Ledger:
+    settings = {**flatten(file.model_dump(mode="json")), **flatten(documents.model_dump(mode="json"))}
+    ledger = read_ledger(folder)
+    if ledger is None:
+        ledger = Ledger(settings)
+        write_ledger(folder, ledger)
+        return ledger
+    differing = [
+        f"{name}: {ledger.settings.get(name)!r} there, {settings.get(name)!r} here"
+        for name in sorted({*ledger.settings, *settings})
+        if ledger.settings.get(name) != settings.get(name) and not name.startswith(MAY_CHANGE)
+    ]
+    if differing:
+        raise JobRefusedError(
+            f"the rounds in {folder} were begun with other settings: {'; '.join(differing[:5])}. Give those, "
+            "or choose another rounds.folder"
+        )
+    ledger.settings = settings
+    return ledger
+
+
+def _why_stop(file: RoundsFile, ledger: Ledger, number: int) -> str:
+    kl = ledger.steps[f"{number}/measure"]["own"]["kl"]
+    before = ledger.steps.get(f"{number - 1}/measure")
+    if file.stop.kl_below is not None and kl <= file.stop.kl_below:
+        return (
+            f"the KL on the student's own text is {kl:.4f} nats, at most stop.kl_below = "
+            f"{file.stop.kl_below:g}"
+        )
+    if file.stop.gain_below is not None and before is not None:
+        earlier = before["own"]["kl"]
+        gain = 1 - kl / earlier if earlier else 0.0
+        if gain < file.stop.gain_below:
+            return (
+                f"the KL on the student's own text fell by {gain:.1%} to {kl:.4f} nats, less than "
+                f"stop.gain_below = {file.stop.gain_below:g}"
+            )
+    return ""

@@ -1,0 +1,193 @@
+"""The steps of rounds, each one able to begin again: label, write down, score, measure, train."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError, JobRefusedError
+from cluster.rounds import documents as made
+from cluster.rounds.config import Documents, RoundsConfig
+from cluster.rounds.ledger import write_whole
+from logitstore.manifest.fields import Manifest
+from logitstore.manifest.reading import teacher_identity
+from logitstore.store import LogitStore
+
+PR_SET_PDEATHSIG = 1
+Command = Callable[[Sequence[str]], str]
+"""Runs `python -m ...` to its end and returns its standard output. Raises StepFailedError."""
+
+
+class StepFailedError(ClusterError):
+    """A command of a step ended with an error, which it has said."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things of one round lie."""
+
+    folder: Path
+
+    @property
+    def answers(self) -> str:
+        return str(self.folder / "answers")
+
+    @property
+    def texts(self) -> str:
+        return str(self.folder / "answers.jsonl")
+
+    @property
+    def scores(self) -> str:
+        return str(self.folder / "scores")
+
+    @property
+    def student(self) -> str:
+        return str(self.folder / "student")
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Everything that the steps need."""
+
+    config: RoundsConfig
+    documents: Documents
+    command: Command
+
+    def places(self, number: int) -> Places:
+        return Places(Path(self.config.folder) / f"round-{number}")
+
+    def student_before(self, number: int) -> str:
+        """The student that answers in round `number`."""
+        return self.documents.train["student"]["model"] if number == 1 else self.places(number - 1).student
+
+    def answer(self, number: int) -> dict[str, Any]:
+        """The student answers the prompts."""
+        places = self.places(number)
+        job = made.answer_job(
+            self.documents,
+            self.config,
+            student=self.student_before(number),
+            seed_step=number,
+            out=places.answers,
+        )
+        self.command(["labeler", "run", self._file(places, "answer.json", job), "--quiet"])
+        return {"sequences": _num_sequences(places.answers)}
+
+    def texts(self, number: int) -> dict[str, Any]:
+        """The answers as records of token ids."""
+        places = self.places(number)
+        lines: list[str] = []
+        for sequence in LogitStore.open(places.answers).iter_sequences():
+            length = sequence.prompt_length
+            suffix = f"#{sequence.sample_index}" if sequence.sample_index else ""
+            record = {
+                "id": f"{sequence.record_id}{suffix}",
+                "token_ids": sequence.token_ids_T[:length].tolist(),
+                "response_token_ids": sequence.token_ids_T[length:].tolist(),
+            }
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        write_whole(Path(places.texts), "".join(lines))
+        return {"records": len(lines)}
+
+    def score(self, number: int) -> dict[str, Any]:
+        """The teacher scores them; it must be the one that labeled everything else."""
+        places = self.places(number)
+        job = made.score_job(self.documents, self.config, answers=places.texts, out=places.scores)
+        self.command(["labeler", "run", self._file(places, "score.json", job), "--quiet"])
+        store = LogitStore.open(places.scores)
+        answers = LogitStore.open(places.answers).manifest.tokenizer
+        if answers.fingerprint != store.manifest.tokenizer.fingerprint:
+            raise JobRefusedError(
+                f"the student in {self.student_before(number)} has another tokenizer than the teacher: its "
+                "ids mean other tokens to it; use a student with the teacher's tokenizer"
+            )
+        earlier = [self.places(before).scores for before in range(1, number)]
+        for uri in [*made.teacher_stores(self.documents), *earlier]:
+            other = LogitStore.open(uri).manifest
+            if teacher_identity(other) != teacher_identity(store.manifest):
+                raise JobRefusedError(
+                    f"{uri} was labeled by {_named(other)}, {store.uri} by {_named(store.manifest)}: one "
+                    "teacher labels all text of the rounds; name it in the job, and stores of its labels in "
+                    "the run"
+                )
+        return {"digest": store.digest, "rows": int(store.shards().column("num_rows").sum())}
+
+    def measure(self, number: int) -> dict[str, Any]:
+        """How close the student of this round is, on its own text and on the teacher's."""
+        places = self.places(number)
+        own = self._file(places, "own.json", made.evaluation_of_own_text(self.documents, places.scores))
+        student = self.student_before(number)
+        found = {"own": self._evaluate(own, student)}
+        return found | {
+            "teacher": self._evaluate(self._file(places, "teacher.json", self.documents.train), student)
+        }
+
+    def train(self, number: int) -> dict[str, Any]:
+        """Training goes on over all text."""
+        places = self.places(number)
+        run = made.training_run(
+            self.documents,
+            self.config,
+            student=self.student_before(number),
+            scores=[self.places(before).scores for before in range(1, number + 1)],
+            out=places.student,
+        )
+        told = self.command(["trainer", "run", self._file(places, "train.json", run), "--json", "--quiet"])
+        return {"steps": json.loads(told.strip().splitlines()[-1])["num_steps"], "student": places.student}
+
+    def measure_last(self, number: int) -> dict[str, Any]:
+        """The last student on the teacher's text; it has written nothing yet."""
+        places = self.places(number)
+        file = self._file(places, "teacher.json", self.documents.train)
+        return {"teacher": self._evaluate(file, places.student)}
+
+    def _evaluate(self, file: str, student: str) -> dict[str, Any]:
+        told = self.command(["trainer", "eval", file, "--model", student, "--json", "--quiet"])
+        return json.loads(told.strip().splitlines()[-1])
+
+    def _file(self, places: Places, name: str, document: dict[str, Any]) -> str:
+        places.folder.mkdir(parents=True, exist_ok=True)
+        path = places.folder / name
+        write_whole(path, json.dumps(document, indent=1))
+        return str(path)
+
+
+def run_command(arguments: Sequence[str]) -> str:
+    """`python -m` with these arguments, which dies with this process; its standard error is this one's."""
+    ended = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_die_with_parent,
+        check=False,
+    )
+    if ended.returncode:
+        raise StepFailedError(
+            f"`{' '.join(arguments)}` ended with status {ended.returncode}; mend what it says and repeat the "
+            "command: what is done stays done"
+        )
+    return ended.stdout
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process with its parent: left alone it would stand in the way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _named(manifest: Manifest) -> str:
+    return f"{manifest.teacher.model} ({manifest.teacher.fingerprint:.24})"
+
+
+def _num_sequences(uri: str) -> int:
+    return int(LogitStore.open(uri).shards().column("num_sequences").sum())

@@ -1,0 +1,377 @@
+"""`penumbra cluster rounds`: whole rounds with a real student, interrupted at every step."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import trainer.__main__
+from cluster.__main__ import main
+from cluster.errors import JobRefusedError
+from cluster.rounds.config import load_rounds
+from cluster.rounds.documents import answer_job, score_job, training_run
+from cluster.rounds.ledger import Ledger, only_writer, read_ledger
+from cluster.rounds.running import last_student, report_rows, run_rounds
+from cluster.rounds.steps import StepFailedError, run_command
+from labeler.config.loading import load_job
+from labeler.driver.run import new_planner, read_input
+from labeler.job.store_setup import StoreSetup
+from labeler.planning.plan import Plan, SegmentWriter
+from labeler.planning.preflight import prepare
+from labeler.records import Lease
+from labeler.worker.actor import Worker
+from logitstore.common.config_file import ConfigError
+from logitstore.store import LogitStore
+from tests.labeler.jobs import label_and_commit
+
+ROOT = Path(__file__).parents[3]
+BYTES = ROOT / "configs" / "byte-tokenizer"
+Command = Callable[[Sequence[str]], str]
+
+
+def label(job_file: str) -> None:
+    """A whole labeling job in this process: planned, labeled and committed by the labeler's own parts."""
+    job = load_job(job_file, [], {})
+    prepared = prepare(job)
+    plan = Plan(prepared.objects)
+    known = plan.known()
+    planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
+    totals = planner.run(read_input(job), lambda _: None)
+    setup = StoreSetup(job, prepared, totals, lambda _: None)
+    worker = Worker(job, "worker-0.0", prepared.tokenizer.ends)
+    setup.take_description(worker.start(None))
+    for number, unit in enumerate(plan.units()):
+        label_and_commit(worker, Lease(number, unit, "worker-0.0"))
+    worker.close()
+
+
+def here(arguments: Sequence[str]) -> str:
+    """The command in this process, as `run_command` has it in one of its own."""
+    package, _, *rest = arguments
+    if package == "labeler":
+        label(rest[0])
+        return ""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        assert trainer.__main__.main([arguments[1], *rest]) == 0
+    return told.getvalue()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that can answer, the teacher's own text, and the files of a job and a run."""
+    folder = tmp_path_factory.mktemp("begun")
+    torch.manual_seed(0)
+    sizes = LlamaConfig(
+        vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    LlamaForCausalLM(sizes).save_pretrained(folder / "student")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "student" / name).write_bytes((BYTES / name).read_bytes())
+    prompts = [{"uid": str(i), "prompt": f"question {i}?", "response": f"answer {i}"} for i in range(12)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in prompts))
+    job = f"""
+[teacher]
+engine = "fake"
+[input]
+uri = "{folder}/prompts.jsonl"
+kind = "KIND"
+id = "uid"
+[labels]
+mode = "MODE"
+top_k = 8
+[sampling]
+max_tokens = 12
+seed = 3
+[filters]
+empty = "keep"
+[output]
+uri = "{folder}/store"
+unit_size = 6
+codebook_units = 0
+"""
+    (folder / "teacher-text.toml").write_text(job.replace("KIND", "prompt_response").replace("MODE", "score"))
+    (folder / "job.toml").write_text(job.replace("KIND", "prompt").replace("MODE", "generate"))
+    label(str(folder / "teacher-text.toml"))
+    (folder / "train.toml").write_text(f"""
+[student]
+model = "{folder}/student"
+[data]
+stores = ["{folder}/store"]
+held_out_fraction = 0.2
+num_splits = 2
+[loss]
+alpha = 1.0
+[training]
+max_steps = 4
+batch_size = 4
+learning_rate = 1e-2
+save_steps = 2
+[output]
+folder = "{folder}/unused"
+""")
+    return folder
+
+
+def rounds_file(begun: Path, folder: Path, *more: str, count: int = 2, stop: str = "") -> str:
+    path = folder / "rounds.toml"
+    lines = [
+        f'folder = "{folder}/rounds"', f'job = "{begun}/job.toml"', f'train = "{begun}/train.toml"',
+        f"count = {count}", *more,
+    ]  # fmt: skip
+    path.write_text("[rounds]\n" + "\n".join(lines) + f"\n[stop]\n{stop}\n")
+    return str(path)
+
+
+def outcome(folder: Path, ledger: Ledger) -> dict[str, Any]:
+    """What must be the same however often it was interrupted."""
+    stores = {
+        f"{number}/{name}": [
+            (entry.unit_id, entry.checksum)
+            for entry in LogitStore.open(folder / "rounds" / f"round-{number}" / name).shards()
+        ]
+        for number in (1, 2)
+        for name in ("answers", "scores")
+    }
+    found = {
+        name: step for name, step in ledger.steps.items() if not name.endswith(("measure", "last", "train"))
+    }
+    for step in found.values():
+        step.pop("digest", None)  # it holds the folder's name
+    return {"steps": list(ledger.steps), "stores": stores, "found": found, "ended": ledger.ended}
+
+
+class DyingCommand:
+    """Dies once before every command of the first round, and once after every command of both rounds that
+    writes something, when it is done and nobody knows it yet."""
+
+    def __init__(self) -> None:
+        self.died: set[tuple[str, ...]] = set()
+
+    def __call__(self, arguments: Sequence[str]) -> str:
+        if "round-1/" in arguments[2]:
+            self._die_once("before", *arguments)
+        told = here(arguments)
+        if arguments[1] == "run":
+            self._die_once("after", *arguments)
+        return told
+
+    def _die_once(self, *moment: str) -> None:
+        if moment not in self.died:
+            self.died.add(moment)
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def unbroken(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ledger]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run_rounds(*load_rounds(rounds_file(begun, folder)), command=here)
+
+
+@pytest.mark.slow
+def test_two_rounds_bring_the_student_nearer_to_the_teacher(
+    begun: Path, unbroken: tuple[Path, Ledger]
+) -> None:
+    folder, ledger = unbroken
+    assert list(ledger.steps) == [
+        *(f"1/{name}" for name in ("answer", "texts", "score", "measure", "train")),
+        *(f"2/{name}" for name in ("answer", "texts", "score", "measure", "train")),
+        "2/last",
+    ]
+    assert ledger.ended == "all 2 rounds are done"
+    first, second, last = report_rows(ledger)
+    assert first[0] == "round 1"
+    assert None not in (first[1], first[2], first[3], second[1], last[2])
+    assert (last[2] or 0) < (first[2] or 0)
+    assert (second[1] or 0) < (first[1] or 0)
+    assert 0 < (first[3] or 0) < 1
+    _, documents = load_rounds(rounds_file(begun, folder))
+    student = last_student(ledger, documents)
+    assert student.endswith("round-2/student")
+    trained = json.loads(Path(student, "train.json").read_text())
+    assert trained["loss"]["beta"] == 0.5
+    own = [store["uri"].split("/")[-2:] for store in trained["data"]["stores"]]
+    assert own[1:] == [["round-1", "scores"], ["round-2", "scores"]]
+    # What is scored is what the student wrote, token by token.
+    places = folder / "rounds" / "round-2"
+    answers = {one.record_id: one for one in LogitStore.open(places / "answers").iter_sequences()}
+    scores = list(LogitStore.open(places / "scores").iter_sequences())
+    assert len(scores) == len(answers) == 12
+    for one in scores:
+        assert one.token_ids_T.tolist() == answers[one.record_id].token_ids_T.tolist()
+        assert one.label_start == one.prompt_length == answers[one.record_id].prompt_length
+
+
+@pytest.mark.slow
+def test_rounds_interrupted_at_every_step_end_as_unbroken_ones(
+    begun: Path, unbroken: tuple[Path, Ledger], tmp_path: Path
+) -> None:
+    command, ledger = DyingCommand(), None
+    for _ in range(20):
+        with contextlib.suppress(KeyboardInterrupt):
+            ledger = run_rounds(*load_rounds(rounds_file(begun, tmp_path)), command=command)
+            break
+    assert ledger is not None
+    assert len(command.died) == 5 + 2 * 3
+    mine, theirs = outcome(tmp_path, ledger), outcome(*unbroken)
+    assert mine == theirs
+
+    # And again: nothing is left to do.
+    def nothing(arguments: Sequence[str]) -> str:
+        raise AssertionError(arguments)
+
+    again = run_rounds(*load_rounds(rounds_file(begun, tmp_path)), command=nothing)
+    assert again.steps == ledger.steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "ended", "steps"),
+    [
+        ("kl_below = 1000.0", "at most stop.kl_below", 4),
+        ("gain_below = 0.999", "less than stop.gain_below", 9),
+    ],
+)
+def test_rounds_stop_by_the_kl_on_own_text(
+    begun: Path, tmp_path: Path, stop: str, ended: str, steps: int
+) -> None:
+    ledger = run_rounds(*load_rounds(rounds_file(begun, tmp_path, count=3, stop=stop)), command=here)
+    assert ended in ledger.ended
+    assert len([name for name in ledger.steps if not name.endswith("/last")]) == steps
+
+
+@pytest.mark.slow
+def test_other_settings_are_refused_and_more_rounds_are_not(
+    begun: Path, unbroken: tuple[Path, Ledger]
+) -> None:
+    folder, ledger = unbroken
+    file, documents = load_rounds(rounds_file(begun, folder, "beta = 1.0"))
+    with pytest.raises(JobRefusedError, match=r"rounds\.beta: 0\.5 there, 1\.0 here"):
+        run_rounds(file, documents, command=here)
+    changed = documents.model_copy(
+        update={"train": {**documents.train, "training": {**documents.train["training"], "max_steps": 7}}}
+    )
+    file, _ = load_rounds(rounds_file(begun, folder))
+    with pytest.raises(JobRefusedError, match="max_steps"):
+        run_rounds(file, changed, command=here)
+    seen: list[Sequence[str]] = []
+
+    def note(arguments: Sequence[str]) -> str:
+        seen.append(arguments)
+        raise KeyboardInterrupt
+
+    file, documents = load_rounds(rounds_file(begun, folder, count=3))
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(file, documents, command=note)
+    assert "round-3/answer.json" in seen[0][2]
+    assert read_ledger(folder / "rounds") is not None
+    assert ledger.steps.keys() <= (read_ledger(folder / "rounds") or ledger).steps.keys()
+
+
+@pytest.mark.slow
+def test_text_of_another_teacher_is_refused(begun: Path, tmp_path: Path) -> None:
+    store = LogitStore.open(begun / "store")
+    other = replace(store.manifest, teacher=replace(store.manifest.teacher, fingerprint="fake:other"))
+    foreign = LogitStore.create(tmp_path / "foreign", other)
+    foreign.commit_unit("unit", 0, list(store.iter_sequences()), seconds=0.0, worker="test")
+    file, documents = load_rounds(rounds_file(begun, tmp_path))
+    stores = {**documents.train, "data": {**documents.train["data"], "stores": [foreign.uri]}}
+    with pytest.raises(JobRefusedError, match="one teacher labels all text"):
+        run_rounds(file, documents.model_copy(update={"train": stores}), command=here)
+
+
+def test_two_processes_do_not_work_at_the_same_rounds(tmp_path: Path) -> None:
+    with (
+        only_writer(tmp_path),
+        pytest.raises(JobRefusedError, match="another process"),
+        only_writer(tmp_path),
+    ):
+        pass
+
+
+def test_a_step_dies_with_its_rounds() -> None:
+    code = (
+        "from cluster.rounds.steps import run_command\n"
+        "run_command(['timeit', '-n', '1', '-r', '1', 'import time; print(\"up\", flush=True); time.sleep(600)'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while not (found := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (child,) = found
+    while b"timeit" not in Path(f"/proc/{child}/cmdline").read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while Path(f"/proc/{child}/cmdline").exists() and time.monotonic() < deadline:
+        if not Path(f"/proc/{child}/cmdline").read_bytes():
+            return  # a zombie that init will reap
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}/cmdline").exists()
+
+
+def test_a_command_that_fails_is_named() -> None:
+    with pytest.raises(StepFailedError, match=r"json\.tool nowhere` ended with status"):
+        run_command(["json.tool", "nowhere"])
+
+
+def test_files_that_do_not_fit_are_refused(begun: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rounds.toml"
+    base = f'[rounds]\nfolder = "x"\njob = "{begun}/job.toml"\n'
+    path.write_text(base + 'train = "train.toml"\ncounts = 2\n')
+    with pytest.raises(ConfigError, match=r"rounds\.counts is not a setting; did you mean rounds\.count"):
+        load_rounds(str(path))
+    path.write_text(base + 'train = "train.toml"\n')
+    for student, rule in (
+        ("[student.small]\n", "can answer"),
+        ('[student]\nmodel = "m"\n[student.lora]\n', "merge"),
+    ):
+        (tmp_path / "train.toml").write_text(student)
+        with pytest.raises(ConfigError, match=rule):
+            load_rounds(str(path))
+
+
+def test_documents_of_the_steps(begun: Path, tmp_path: Path) -> None:
+    more = ('answer_set = ["teacher.dtype=float32"]', "own_weight = 2.0")
+    file, documents = load_rounds(rounds_file(begun, tmp_path, *more))
+    job = answer_job(documents, file.rounds, student="s", seed_step=2, out="o")
+    assert job["teacher"] == {"engine": "fake", "model": "s", "dtype": "float32"}
+    assert (job["sampling"]["seed"], job["labels"]["top_k"], job["output"]["uri"]) == (5, 1, "o")
+    scores = score_job(documents, file.rounds, answers="a.jsonl", out="o")
+    assert scores["labels"] == {"mode": "score", "positions": "response", "top_k": 8}
+    assert scores["teacher"] == {"engine": "fake"}
+    run = training_run(documents, file.rounds, student="s", scores=["x"], out="o")
+    assert run["data"]["stores"][-1] == {"uri": "x", "weight": 2.0}
+    assert run["student"]["tokenizer"] == documents.train["student"]["model"]
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_report(
+    begun: Path, unbroken: tuple[Path, Ledger], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, ledger = unbroken
+    path = rounds_file(begun, folder)
+    assert main(["rounds", path]) == 0
+    said = capsys.readouterr().out
+    assert f"{ledger.steps['1/measure']['own']['kl']:.4f}" in said
+    assert "ended: all 2 rounds are done" in said
+    assert main(["rounds", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["student"].endswith("round-2/student")
