@@ -148,11 +148,11 @@ def outcome(folder: Path, ledger: Ledger) -> dict[str, Any]:
         for number in (1, 2)
         for name in ("answers", "scores")
     }
-    found = {
-        name: step for name, step in ledger.steps.items() if not name.endswith(("measure", "last", "train"))
+    found = {  # a digest holds the folder's name
+        name: {key: value for key, value in step.items() if key != "digest"}
+        for name, step in ledger.steps.items()
+        if not name.endswith(("measure", "last", "train"))
     }
-    for step in found.values():
-        step.pop("digest", None)  # it holds the folder's name
     return {"steps": list(ledger.steps), "stores": stores, "found": found, "ended": ledger.ended}
 
 
