@@ -52,6 +52,8 @@ install "torch==$TORCH_VERSION" 2>/dev/null || install "torch==$TORCH_VERSION" -
 # Compiled here once: Ray's and vLLM's many processes would each do it anew where Python may not write.
 install --compile-bytecode -r requirements.lock || fail "not every package of requirements.lock could be installed, see above; \
 a mirror is named by UV_DEFAULT_INDEX, a folder of wheels by UV_FIND_LINKS"
+# The name of the distribution before it was given one that is free on PyPI.
+.venv/bin/uv pip uninstall --quiet --python .venv/bin/python penumbra 2>/dev/null || true
 install --no-build-isolation --editable .
 printf '%s\n' "$digest" >"$stamp"
 echo "setup: done"

