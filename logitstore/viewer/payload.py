@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from logitstore.manifest.fields import LabelSpec, Manifest
-from logitstore.records import LabeledSequence, LabelRows, Reject
+from logitstore.records import SEGMENT_NAMES, LabeledSequence, LabelRows, Reject
+from logitstore.shard.segments import runs_of
 from logitstore.viewer.tokens import TokenTexts
 
 PREVIEW_TOKENS = 48
@@ -81,10 +82,22 @@ def sequence_payload(index: int, sequence: LabeledSequence, spec: LabelSpec, tex
         "student_prompt": None
         if sequence.student_prompt_ids is None
         else texts.sequence(sequence.student_prompt_ids.tolist()),
+        "segments": _segments_payload(sequence.segments_T),
         "vocab_size": spec.num_outcomes,  # what the page interpolates tails by
         "temperatures": list(spec.temperatures),
         "rows": _rows_payload(rows, sequence.loss_mask_N),
     }
+
+
+def _segments_payload(segments_T: np.ndarray | None) -> list[tuple[str, int]] | None:
+    """(name, tokens) of each run; None where they are not known."""
+    if segments_T is None:
+        return None
+    segments_R, lengths_R = runs_of(segments_T)
+    return [
+        (SEGMENT_NAMES[number], length)
+        for number, length in zip(segments_R.tolist(), lengths_R.tolist(), strict=True)
+    ]
 
 
 def reject_payload(reject: Reject) -> Json:

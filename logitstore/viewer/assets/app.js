@@ -180,6 +180,8 @@ function legend(payload) {
   const steps = [];
   for (let level = 0; level <= LEVELS; level += 2) steps.push(element("span", { class: `t h${level}`, "aria-hidden": "true" }, "\u2007"));
   const mark = element("span", { class: "mark", "aria-hidden": "true" });
+  const names = [...new Set((payload.segments || []).map(([name]) => name))].filter((name) => name !== "context");
+  const segments = names.map((name) => element("span", { class: "t", "data-segment": name }, name));
   return element(
     "p",
     { class: "legend" },
@@ -187,6 +189,7 @@ function legend(payload) {
     element("span", { class: "scale" }, ...steps),
     element("span", { id: "high" }),
     payload.prompt_length ? element("span", { class: "pair" }, mark, "the response begins") : null,
+    segments.length ? element("span", { class: "pair", id: "segments" }, ...segments) : null,
   );
 }
 

@@ -19,6 +19,8 @@ class Detail {
     const facts = [`position ${number(position)}`];
     if (isToken) {
       facts.push(`id ${id}`);
+      const segment = segmentNames(this.payload)[position];
+      if (segment) facts.push(segment);
       if (texts[position] === "") facts.push("part of a character");
       else if (texts[position] !== this.payload.pieces[id]) facts.push(`completes ${texts[position]}`);
     }

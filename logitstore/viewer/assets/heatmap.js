@@ -59,6 +59,7 @@ class HeatMap {
   build() {
     const { texts, prompt_length: promptLength, label_start: start } = this.payload;
     const positions = Math.max(texts.length, start + this.rows.numRows);
+    const segments = segmentNames(this.payload);
     const fragment = document.createDocumentFragment();
     for (let position = 0; position < positions; position++) {
       const cell = document.createElement("span");
@@ -67,6 +68,7 @@ class HeatMap {
       cell.setAttribute("role", "option");
       cell.append(cellText(position < texts.length ? texts[position] : null));
       cell.dataset.kind = position >= texts.length ? "next" : position < promptLength ? "prompt" : "token";
+      if (position < segments.length && segments[position] !== "context") cell.dataset.segment = segments[position];
       if (texts[position] === "") cell.dataset.part = "";
       if (position === promptLength && position > 0) cell.dataset.first = "";
       this.cells.push(cell);
@@ -158,6 +160,11 @@ class HeatMap {
     }
     return best;
   }
+}
+
+/** The segment of each token; empty where they are not known. */
+function segmentNames({ segments }) {
+  return (segments || []).flatMap(([name, length]) => Array(length).fill(name));
 }
 
 /**

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from logitstore.manifest.fields import STUDENT_PROMPTS
+from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence
 from logitstore.rows.entropy import entropy
@@ -457,3 +457,33 @@ def test_a_student_with_its_own_prompt_is_shown_both(page: Page, stored: Stored,
     assert shown == [TEXTS[0][:3], "<b>Mine</b>"]
     open_sequence(page, (tmp_path / "page.html").as_uri(), 1)
     expect(page.locator("#prompts")).to_have_count(0)
+
+
+def test_segments_are_shaded_and_named(page: Page, stored: Stored, tmp_path: Path) -> None:
+    manifest = stored.store.manifest
+    labels = replace(manifest.labels, extra_columns=(SEGMENTS,))
+    store = LogitStore.create(
+        tmp_path / "store", replace(manifest, labels=labels, features=(SEGMENTS,), codebooks=None)
+    )
+    one = stored.sequences[0]
+    start, length = one.prompt_length, len(one.token_ids_T)
+    assert length - start >= 4
+    kinds = [0] * start + [1, 3] + [2] * (length - start - 3) + [4]
+    store.commit_unit(
+        "u0", 0, [replace(one, segments_T=np.array(kinds, np.uint8))], seconds=1.0, worker="test"
+    )
+    (tmp_path / "page.html").write_text(static_page([StoreView(store.uri)], max_sequences=2, top_k=4))
+    open_sequence(page, (tmp_path / "page.html").as_uri(), 0)
+    names = ["context", "reasoning", "answer", "tool", "end"]
+    shown = page.locator("#heatmap [data-position]").evaluate_all(
+        "cells => cells.map(cell => cell.dataset.segment || 'context')"
+    )
+    assert shown[:length] == [names[kind] for kind in kinds]
+    assert page.locator("#segments > span").all_inner_texts() == ["reasoning", "tool", "answer", "end"]
+    bands = page.locator("#segments > span").evaluate_all(
+        "spans => spans.map(span => getComputedStyle(span).borderBottomColor)"
+    )
+    assert len(set(bands)) == 4
+    page.locator(f"#p{start + 1}").click()
+    expect(page.locator("#detail .facts")).to_contain_text("tool")
+    keep(page, "segments")
