@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,10 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         self.add_callback(_TrueEpoch(train_dataset))
         self._take_student(self.model)
         self._check_dataset()
-        self._check_lengths(data_collator.settings)
+        with warnings.catch_warnings():
+            if self.args.process_index:  # the first process says it for all
+                warnings.simplefilter("ignore")
+            self._check_lengths(data_collator.settings)
         self.alignments = check_student(
             train_dataset,
             self.loss_settings,

@@ -11,6 +11,7 @@ from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.sources import HeldOut
 from trainer.errors import GuardError
+from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.lengths import check_lengths
 
 
@@ -89,3 +90,13 @@ def test_an_evaluation_set_without_labels_is_refused_before_training(small_store
                 StoreSpec(long_prompts.uri, where="prompt_length >= 12"), batch_size=4
             ),
         )
+
+
+def test_of_several_processes_the_first_alone_says_what_is_cut_off(small_store, tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match="lie beyond max_length=12 and are cut off"):
+        tiny_trainer(small_store, tmp_path, collate={"max_length": 12})
+    monkeypatch.setattr(OfflineDistillationConfig, "process_index", 1)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tiny_trainer(small_store, tmp_path, collate={"max_length": 12})
+    assert not [one for one in said if "are cut off" in str(one.message)]
