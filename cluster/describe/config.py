@@ -110,7 +110,31 @@ class OnPremiseConfig(_OneLineSection):
     """Path of the key on the machine that runs `ray up`."""
 
 
+NODE_LABELS: dict[str, dict[str, Any]] = {
+    "gke": {
+        "gpu_label": "cloud.google.com/gke-accelerator",
+        "gpu_labels": {
+            "T4": "nvidia-tesla-t4", "L4": "nvidia-l4", "A100-40GB": "nvidia-tesla-a100",
+            "A100-80GB": "nvidia-a100-80gb", "H100": "nvidia-h100-80gb", "H200": "nvidia-h200-141gb",
+        },
+        "spot_label": "cloud.google.com/gke-spot=true",
+    },
+    "karpenter": {
+        "gpu_label": "karpenter.k8s.aws/instance-gpu-name",
+        "gpu_labels": {
+            "T4": "t4", "A10G": "a10g", "L4": "l4", "L40S": "l40s", "A100-40GB": "a100", "H100": "h100",
+            "H200": "h200",
+        },
+        "spot_label": "karpenter.sh/capacity-type=spot",
+    },
+}  # fmt: skip
+"""Node labels that a platform's autoscaler knows before there is a node, so that groups start from none."""
+
+
 class KubernetesConfig(_OneLineSection):
+    platform: Literal["", "gke", "karpenter"] = ""
+    """Whose node labels `gpu_label`, `gpu_labels` and `spot_label` are where they are not given: Google's, or
+    those of Karpenter on AWS; "" takes the defaults below."""
     namespace: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     """Namespace of everything rendered."""
     service_account: str = ""
@@ -145,6 +169,13 @@ class KubernetesConfig(_OneLineSection):
     """Merged into the head's pod template."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Merged into the metadata of everything rendered: labels, annotations."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_of_platform(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("platform") not in NODE_LABELS:
+            return given
+        return {**NODE_LABELS[given["platform"]], **given}
 
 
 class SlurmConfig(_OneLineSection):

@@ -761,3 +761,21 @@ def test_the_cache_of_a_machine_is_mounted_into_the_containers_of_ray_up() -> No
     options = yaml.safe_load(render(cluster, "ray-aws", None, job_file="job.toml"))["docker"]["run_options"]
     assert "-v /opt/dlami/nvme/hf:/cache/huggingface" in options
     assert "-e HF_HOME=/cache/huggingface" in options
+
+
+@pytest.mark.parametrize(
+    ("platform", "selector"),
+    [
+        ("gke", {"cloud.google.com/gke-accelerator": "nvidia-l4", "cloud.google.com/gke-spot": "true"}),
+        ("karpenter", {"karpenter.k8s.aws/instance-gpu-name": "l4", "karpenter.sh/capacity-type": "spot"}),
+    ],
+)
+def test_a_platforms_node_labels_are_there_before_a_node_is(platform: str, selector: dict[str, str]) -> None:
+    groups = [TWO_KINDS["groups"][0] | {"spot": True}, TWO_KINDS["groups"][1]]
+    document = TWO_KINDS | {"groups": groups, "kubernetes": {"platform": platform}}
+    text = render(ClusterConfig.model_validate(document), "kuberay-cluster", None, job_file="job.toml")
+    (rendered,) = yaml.safe_load_all(text)
+    group = rendered["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert group["nodeSelector"] == selector
+    own = document | {"kubernetes": {"platform": platform, "gpu_labels": {"L4": "mine", "H100": "h"}}}
+    assert ClusterConfig.model_validate(own).kubernetes.gpu_labels["L4"] == "mine"
