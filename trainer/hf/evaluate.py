@@ -181,13 +181,17 @@ def evaluation_batches(
     )
     dataset.set_epoch(0)
     dataset.restart()
-    num_steps = -(-dataset.epoch_length // dataset.step_size)
-    if max_sequences is not None:
-        num_steps = min(num_steps, -(-max_sequences // dataset.step_size))
+    num_steps = evaluation_steps(dataset, max_sequences)
     yield from islice(LogitDataLoader(dataset, plain), num_steps)
     if dataset.steps_per_epoch < num_steps:
         batch = plain([dataset[0]])
         yield {**batch, "labels": torch.full_like(batch["labels"], settings.ignore_index)}
+
+
+def evaluation_steps(dataset: StreamingLogitDataset, max_sequences: int | None) -> int:
+    """Batches of an evaluation, the same number on every process."""
+    num_steps = -(-dataset.epoch_length // dataset.step_size)
+    return num_steps if max_sequences is None else min(num_steps, -(-max_sequences // dataset.step_size))
 
 
 class EvaluationLoader:

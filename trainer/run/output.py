@@ -83,6 +83,8 @@ class RunMetrics:
     """Mean negative log-likelihood of tokens at offsets -1, 0, +1 from the rows, first store."""
     started: str
     versions: dict[str, str]
+    teacher: dict[str, float | int] | None = None
+    """`trainer.hf.teacher_figures.TeacherFigures` of the rows of `after`; None where no token is known."""
     evaluation_stores: list[dict[str, Any]] = field(default_factory=list)
     """By store of `evaluation.stores`: uri, digest, teacher, num_sequences. Empty where a part of the
     training stores is held out."""

@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +32,7 @@ from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_siz
 from trainer.hf.heads import find_head
 from trainer.hf.quantize import fake_quantize, save_quantized
 from trainer.hf.student import student_ids
+from trainer.hf.teacher_figures import teacher_figures
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.loss.loss_settings import LossSettings
 from trainer.run.config import TrainConfig
@@ -120,6 +121,9 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
             "transformers": transformers.__version__,
         },
     )
+    limit = collate_settings(config, tokenizer).token_limit
+    teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
+    metrics = replace(metrics, teacher=None if teacher is None else asdict(teacher))
     _save_student(config, trainer, folder)
     if trainer.is_world_process_zero():
         save_run(folder, config, train_set, metrics)

@@ -62,7 +62,8 @@ def recommendation(outcomes: Sequence[Outcome], by: str) -> list[str]:
             "one seed each: nothing tells whether another seed would choose the same; give --seeds 3",
         ]
     spread = f"seeds differ by {found.spread:.4f} (standard deviation)"
-    lines.append(f"{found.certainty:.0%} sure that it is better than the next, {found.next_best}; {spread}")
+    sure = "more than 99%" if found.certainty > 0.99 else f"{found.certainty:.0%}"
+    lines.append(f"{sure} sure that it is better than the next, {found.next_best}; {spread}")
     lines.append(_others(found, len(figures)))
     return lines
 

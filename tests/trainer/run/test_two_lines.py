@@ -38,6 +38,11 @@ def test_a_student_without_a_file(places, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "60 sequences; data.held_out_fraction = 0.333, about 20 to evaluate on" in err
     assert "assumed: training.learning_rate = 5e-05" in err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["teacher"]["num_rows"] == metrics["after"]["num_rows"]
+    share = (metrics["before"]["kl"] - metrics["after"]["kl"]) / metrics["before"]["kl"]
+    (line,) = (text for text in out.splitlines() if text.strip().startswith("KL(teacher, student)"))
+    assert line.split()[-2:] == ["0.0000", f"{share:.0%}"]
     settings = json.loads((tmp_path / "run" / "train.json").read_text())
     assert settings["training"]["learning_rate"] == LEARNING_RATE
     assert settings["data"]["held_out_fraction"] == 0.333

@@ -1,0 +1,53 @@
+"""The teacher's figures come from the stored rows: those of the very rows that the student is judged on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from logitstore.store import LogitStore
+from tests.trainer.stores import make_store
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.hf.teacher_figures import teacher_figures
+from trainer.run.report import gap_closed
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+def test_they_are_those_of_the_rows_that_count(tmp_path: Path, limit: int | None) -> None:
+    make_store(tmp_path / "store", (7, 6))
+    dataset = StreamingLogitDataset(str(tmp_path / "store"), batch_size=4, shuffle=True, seed=3)
+    found = teacher_figures(dataset, limit, None)
+    nll, right, confidence = [], [], []
+    for sequence in LogitStore.open(tmp_path / "store").iter_sequences():
+        rows = sequence.rows
+        for row in range(rows.num_rows):
+            if limit is not None and sequence.label_start + row >= limit:
+                continue
+            token = sequence.token_ids_T[sequence.label_start + row]
+            nll.append(-rows.label_logprob_N[row])
+            right.append(rows.token_ids_NK[row, 0] == token)
+            confidence.append(np.exp(rows.logits_NK[row, 0] - rows.logsumexp_NM[row, 0]))
+    bins = np.minimum((np.array(confidence) * 15).astype(int), 14)
+    off = [abs(sum((np.array(right) - confidence)[bins == place])) for place in range(15)]
+    assert found is not None
+    assert found.num_rows == len(nll)
+    assert found.cross_entropy == pytest.approx(np.mean(nll), rel=1e-5)
+    assert found.accuracy == pytest.approx(np.mean(right))
+    assert found.calibration_error == pytest.approx(sum(off) / len(nll), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "teacher", "share"),
+    [
+        ("kl", 4.0, 1.0, 0.0, 0.75),
+        ("accuracy", 0.2, 0.5, 0.8, 0.5),
+        ("cross_entropy", 3.0, 3.5, 1.0, -0.25),
+        ("accuracy", 0.8, 0.9, 0.7, None),
+    ],
+)
+def test_the_share_of_the_gap(
+    name: str, before: float, after: float, teacher: float, share: float | None
+) -> None:
+    assert gap_closed(name, before, after, teacher) == (None if share is None else pytest.approx(share))
