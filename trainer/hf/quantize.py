@@ -94,7 +94,7 @@ def save_quantized(model: Any, quantization: WeightQuantization, folder: Path) -
     except ImportError as error:
         raise SettingError(
             "saving a quantised student needs the package compressed-tensors: "
-            "pip install 'penumbra[quantize]'"
+            "pip install 'penumbra-distill[quantize]'"
         ) from error
     layers = _layers(model)
     weights = QuantizationArgs(
