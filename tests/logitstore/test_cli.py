@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -162,15 +163,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
         examples = re.findall(r"^  penumbra store (.*?)(?:   .*)?$", text, re.MULTILINE)
         assert examples
         for example in examples:
-            build_parser().parse_args(
-                example.replace("'", "").split() if "--where" not in example else _shell(example)
-            )
-
-
-def _shell(example: str) -> list[str]:
-    import shlex
-
-    return shlex.split(example)
+            build_parser().parse_args(shlex.split(example))
 
 
 def test_usage_errors_and_version(capsys: pytest.CaptureFixture[str]) -> None:
