@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from labeler.config.engine_keys import OWNED_ENGINE_ARGS
 from logitstore.common.secrets import secret_places
-from logitstore.common.section import Section
+from logitstore.common.section import HomePath, Section
 
 InputKind = Literal["messages", "prompt", "prompt_response", "text", "token_ids"]
 
@@ -77,7 +77,7 @@ class FakeTeacherConfig(Section):
 class TeacherConfig(Section):
     engine: Literal["vllm", "fake"] = "vllm"
     """"fake" labels with a stand-in that needs no model, GPU or vLLM: for trying out a job's settings."""
-    model: str = ""
+    model: HomePath = ""
     """Hugging Face id or folder of the teacher."""
     revision: str | None = None
     """Commit or tag of a Hugging Face id; None is the newest."""
@@ -153,7 +153,7 @@ class InputConfig(Section):
     list of strings (turns), its first is the prompt."""
     id: str | None = None
     """Field holding a record's id; None makes a stable id from the content."""
-    chat_template: bool | str = True
+    chat_template: bool | HomePath = True
     """Put prompts and messages into the tokenizer's chat template, or into the Jinja template of that file;
     false concatenates plain text."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from labeler.planning.preflight import Prepared, prepare
 from labeler.teacher.output_head import choose_head
 from logitstore.job_objects import PLAN_HEAD_NAME
 
+BAR_WIDTH = 40
 BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
 """Stored bytes of a label row by K with shared codebooks, for a vocabulary of 49,152 (see FORMAT.md)."""
 
@@ -97,7 +100,8 @@ def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
     """
     prepared = prepare(job)
     seen = (*seen_by_teacher(job, prepared), *_head_in_words(job))
-    totals, rejects, num_repeats = _count(job, prepared)
+    totals, rejects, num_repeats, lengths = _count(job, prepared)
+    seen = (*seen, *histogram(lengths))
     if num_repeats:
         seen = (
             *seen,
@@ -142,10 +146,24 @@ def bytes_per_row(top_k: int) -> float:
     return sizes[-1][1] * top_k / sizes[-1][0]
 
 
-def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, tuple[str, ...], int]:
+def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, tuple[str, ...], int, Counter[int]]:
     known = Plan(prepared.objects).known() if prepared.objects.exists(PLAN_HEAD_NAME) else KnownRecords()
     planner = new_planner(job, prepared, known, writer=None)
     totals = planner.run(read_input(job), lambda _: None)
     examples = planner.rejects.examples
     shown = tuple(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)
-    return totals, shown, planner.num_repeats
+    return totals, shown, planner.num_repeats, planner.lengths
+
+
+def histogram(lengths: Mapping[int, int]) -> list[str]:
+    """A line for each range of lengths; `lengths` counts records by the power of 2 that holds them."""
+    if not lengths:
+        return []
+    largest, lines = max(lengths.values()), ["tokens of records that are new to the plan:"]
+    bound = min(lengths)
+    while bound <= max(lengths):
+        count = lengths.get(bound, 0)
+        bar = "#" * math.ceil(BAR_WIDTH * count / largest)
+        lines.append(f"  {bound // 2 + 1:>9,} to {bound:>9,} {count:>9,} {bar}".rstrip())
+        bound *= 2
+    return lines

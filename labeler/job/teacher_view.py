@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+
 from labeler.config.loading import JobConfig
 from labeler.driver.run import read_input
 from labeler.errors import BadRecordError
 from labeler.planning.preflight import Prepared
 from labeler.prompting.prompts import PromptBuilder
-from labeler.prompting.segment_marks import find_marks
+from labeler.prompting.segment_marks import NO_MARKS, find_marks
+from labeler.records import TokenizedPrompt
+from labeler.worker.segmenting import Segmenter
+from logitstore.records import SEGMENT_NAMES
+from logitstore.shard.segments import runs_of
 
 NUM_SHOWN = 2
 NUM_LOOKED_AT = 20
@@ -20,7 +26,9 @@ MAX_SHOWN = 600
 
 def seen_by_teacher(job: JobConfig, prepared: Prepared) -> tuple[str, ...]:
     """Lines for the user: records with their markers, and the ids where the response begins."""
-    tokenizer, lines = prepared.tokenizer, []
+    tokenizer, lines = prepared.tokenizer, list[str]()
+    marks = find_marks(tokenizer, job.labels.reasoning) if job.has_segments else NO_MARKS
+    segmenter = Segmenter(marks, tokenizer.ends, tokenizer.decode)
     builder = PromptBuilder(job, tokenizer, prepared.limits)
     num_shown = 0
     for raw in itertools.islice(read_input(job), NUM_LOOKED_AT):
@@ -40,16 +48,35 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared) -> tuple[str, ...]:
             f"  given:    {_shortened(tokenizer.decode(given))}",
             f"  response: {answer}",
         ]
+        if job.has_segments and response:
+            lines += _segments_in_words(prompt, segmenter)
     if job.labels.mode == "generate":
         lines.append(f"responses end at {tokenizer.ends}")
     if job.has_segments and "segments" not in job.input.fields:
-        lines.append(f"segments: {find_marks(tokenizer, job.labels.reasoning)}")
+        lines.append(f"segments: {marks}")
     if builder.num_split_borders or builder.num_raw_answers:
         lines.append(
             f"of the records shown, {builder.num_split_borders} were tokenised apart at the border and "
             f"{builder.num_raw_answers} have their text as it is after the generation prompt"
         )
     return tuple(lines)
+
+
+def _segments_in_words(prompt: TokenizedPrompt, segmenter: Segmenter) -> list[str]:
+    """A line for each run of tokens that are alike: where it lies, its ids at the borders, its text."""
+    assert prompt.response_token_ids is not None
+    ids_T = np.concatenate([prompt.prompt_token_ids, prompt.response_token_ids])
+    segments_T = segmenter.of_prompt(prompt, ids_T)
+    lines, start = [], 0
+    for number, length in zip(*(values.tolist() for values in runs_of(segments_T)), strict=True):
+        ids = ids_T[start : start + length].tolist()
+        border = f"{ids[0]} .. {ids[-1]}" if length > 1 else f"{ids[0]}"
+        text = _shortened(segmenter.decode(ids)) if segmenter.decode is not None else ""
+        lines.append(
+            f"  {SEGMENT_NAMES[number]:<9} tokens {start:,} to {start + length - 1:,}, ids {border}: {text}"
+        )
+        start += length
+    return lines
 
 
 def _shortened(text: str) -> str:

@@ -66,6 +66,8 @@ class Planner:
         self.rejects = RejectLog()
         self.num_repeats = 0
         """Records without ids of their own that equal an earlier one, and are labeled like any other."""
+        self.lengths: Counter[int] = Counter()
+        """Planned records by their tokens: n counts those of more than n / 2 and at most n, a power of 2."""
         self._repeats: Counter[bytes] = Counter()
         self.changed: dict[bytes, ChangedRecord] = {}
         """With `keep_changed`: records whose content is not what was planned, by their id's digest."""
@@ -202,6 +204,7 @@ class Planner:
         self._unit_prompts.append(prompt_digest)
         self._unit_proofs.append(proof)
         self._num_planned += 1
+        self.lengths[1 << max(record.prompt.num_tokens - 1, 0).bit_length()] += 1
         self._num_tokens += record.prompt.num_tokens
 
     def _close_unit(self) -> None:

@@ -311,7 +311,7 @@ def _template_of(chat: InputConfig) -> str | None:
     if isinstance(chat.chat_template, bool):
         return None
     try:
-        return Path(chat.chat_template).expanduser().read_text(encoding="utf-8")
+        return Path(chat.chat_template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"input.chat_template = {chat.chat_template!r} cannot be read ({error}); give true, false or the "

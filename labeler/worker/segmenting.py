@@ -28,6 +28,15 @@ class Segmenter:
     decode: Callable[[Sequence[int]], str] | None = None
     """Ids to text; needed where a mark is several tokens."""
 
+    def of_prompt(self, prompt: TokenizedPrompt, token_ids_T: np.ndarray) -> np.ndarray:
+        """uint8 [T] of a sequence that begins with `prompt`: those given with it, or else found."""
+        if prompt.segments_T is not None:
+            return prompt.segments_T
+        written_T = np.arange(len(token_ids_T)) >= len(prompt.prompt_token_ids)
+        if prompt.loss_mask_T is not None:
+            written_T[: len(prompt.loss_mask_T)] &= prompt.loss_mask_T
+        return self.segments(token_ids_T, written_T)
+
     def segments(self, token_ids_T: np.ndarray, written_T: np.ndarray) -> np.ndarray:
         """uint8 [T]; bool `written_T` are the tokens of the assistant's labeled turns."""
         segments_T = np.full(len(token_ids_T), Segment.CONTEXT, np.uint8)
@@ -126,17 +135,10 @@ def with_segments(
 ) -> list[LabeledSequence]:
     """The sequences with the segments that their prompts give, or else that are found."""
     by_id = {prompt.record_id: prompt for prompt in prompts}
-    found: list[LabeledSequence] = []
-    for sequence in sequences:
-        prompt = by_id[sequence.record_id]
-        segments_T = prompt.segments_T
-        if segments_T is None:
-            written_T = np.arange(len(sequence.token_ids_T)) >= sequence.prompt_length
-            if prompt.loss_mask_T is not None:
-                written_T[: len(prompt.loss_mask_T)] &= prompt.loss_mask_T
-            segments_T = segmenter.segments(sequence.token_ids_T, written_T)
-        found.append(replace(sequence, segments_T=segments_T))
-    return found
+    return [
+        replace(one, segments_T=segmenter.of_prompt(by_id[one.record_id], one.token_ids_T))
+        for one in sequences
+    ]
 
 
 def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:

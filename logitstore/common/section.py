@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import os
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or a name that may be one: `~/x` is a place in the user's home, as in a shell."""
 
 
 class Section(BaseModel):

@@ -200,6 +200,24 @@ def test_the_dry_run_shows_what_the_teacher_will_see(tmp_path, capsys):
     assert "3 records read: 3 in 1 units, 0 rejected" in output
 
 
+def test_the_dry_run_shows_segments_with_their_border_ids_and_lengths(tmp_path, capsys):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}]
+    long = [chat[0], {"role": "assistant", "content": "b" * 100}]
+    records = [{"messages": messages} for messages in (chat, chat, long)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", "input.kind=messages"]
+    settings.append(f"output.uri='{tmp_path}/store'")
+    arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "  context   tokens 0 to 19, ids 256 .. 10: '<|start|>user" in text
+    assert "  answer    tokens 20 to 21, ids 97 .. 98: 'ab'" in text
+    assert "  end       tokens 22 to 22, ids 257: '<|end|>'" in text
+    lines = [line.split() for line in text.splitlines() if " to " in line and "#" in line]
+    assert [line[:4] for line in lines] == [["17", "to", "32", "2"], ["65", "to", "128", "1"]]
+    assert [len(line[4]) for line in lines] == [40, 20]
+
+
 @engines.needs_model
 @pytest.mark.parametrize(
     ("gpus", "words"), [(0, "rounded to the dtype"), (1, "float32 sums of the half-prec")]

@@ -20,7 +20,7 @@ from logitstore.common.config_file import (
     read_document,
 )
 from logitstore.common.secrets import redacted
-from logitstore.common.section import Section
+from logitstore.common.section import HomePath, Section
 from trainer.loss.loss_settings import LossSettings, Tail
 from trainer.loss.presets import Preset, with_preset
 
@@ -98,13 +98,13 @@ class LoraSettings(Section):
 class StudentConfig(Section):
     """The model that learns."""
 
-    model: str | None = None
+    model: HomePath | None = None
     """Hugging Face id or folder of a causal language model to start from."""
     revision: str | None = None
     """Commit or tag of a Hugging Face id; None is the newest."""
     small: SmallStudentConfig | None = None
     """Sizes of a fresh student, instead of `model`."""
-    tokenizer: str | None = None
+    tokenizer: HomePath | None = None
     """Hugging Face id or folder of the tokenizer: the teacher's. None takes the one that the first store
     keeps, which is the teacher's, or, where none keeps one, the one beside `model`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -233,7 +233,7 @@ class DataConfig(Section):
     as long as the student learns more slowly than a process reads, which is nearly always. Batches of a
     worker cross shared memory, which costs more processor time in all but less in the training process: take
     1 or 2 where that is busy itself, with processor cores to spare."""
-    cache_dir: str | None = None
+    cache_dir: HomePath | None = None
     """Folder for copies of the shards of remote or slow stores; None reads what is needed each time."""
     cache_limit: Annotated[int | None, BeforeValidator(parse_bytes)] = None
     """Bytes the cache may take, also like "20gb"; None is no limit."""
@@ -333,7 +333,7 @@ class TrainingConfig(Section):
     """Compile the student by torch.compile."""
     fsdp: dict[str, Any] | None = None
     """Shard the student by FSDP2: `fsdp_config` of transformers, {} for its defaults."""
-    deepspeed: str | dict[str, Any] | None = None
+    deepspeed: HomePath | dict[str, Any] | None = None
     """DeepSpeed's configuration, or its file; ZeRO stage 1 or 2."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
@@ -387,7 +387,7 @@ class EvaluationConfig(Section):
 class RunOutputConfig(Section):
     """What is saved, and where."""
 
-    folder: str
+    folder: HomePath
     """Gets the model, metrics.json, the resolved configuration, logs and checkpoints."""
 
 

@@ -181,3 +181,11 @@ def test_an_identity_of_an_earlier_version_is_read_at_the_new_places():
     ]
     cut = load("labels.mode=generate", "sampling.temperature=0.5", "labels.top_k=7", "sampling.min_p=0.1")
     assert describe_difference(stored, identity(cut)) == ["sampling.min_p: 0.0 in the store, 0.1 now"]
+
+
+def test_paths_in_the_users_home_are_found_there(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    base = ["input.uri=in", "input.kind=text", "output.uri=out"]
+    job = load_job(None, [*base, "teacher.model='~/models/x'", "input.chat_template='~/chat.jinja'"], {})
+    assert (job.teacher.model, job.input.chat_template) == ("/somewhere/models/x", "/somewhere/chat.jinja")
+    assert load_job(None, [*base, "teacher.model=org/name~1"], {}).teacher.model == "org/name~1"
