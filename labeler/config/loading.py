@@ -128,6 +128,7 @@ def resolved(job: JobConfig) -> dict[str, Any]:
 
 _CHANGEABLE = (
     "input.storage_options",
+    "teacher.api.",
     "teacher.fake.",
     "teacher.head_dtype",
     "teacher.pipeline_parallel_size",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from labeler.config.engine_keys import OWNED_ENGINE_ARGS
-from logitstore.common.secrets import secret_places
+from logitstore.common.secrets import redact_uri, secret_places
 from logitstore.common.section import HomePath, Section
 
 InputKind = Literal["messages", "prompt", "prompt_response", "text", "token_ids"]
@@ -74,9 +74,47 @@ class FakeTeacherConfig(Section):
     """A token whose presence in a sequence kills the engine, to rehearse what a job does about it."""
 
 
+class ApiTeacherConfig(Section):
+    """The server of `engine = "openai"`: it must answer completions of token ids with the ids of its
+    log-probabilities, as vLLM's server does."""
+
+    base_url: str = ""
+    """Address up to the version, for example "http://127.0.0.1:8000/v1"; it may hold no credential."""
+    model: str = ""
+    """The server's name of the model; "" is `teacher.model`, which is where the tokenizer comes from."""
+    key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the key, on every machine of a worker; unset sends none."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests of a replica at a time."""
+    requests_per_minute: int = Field(default=0, ge=0)
+    """Most requests that a replica begins in a minute; 0 is no limit."""
+    tokens_per_minute: int = Field(default=0, ge=0)
+    """Most tokens, given and allowed to be written, of the requests that a replica begins in a minute; 0 is
+    no limit."""
+    timeout_sec: float = Field(default=120, gt=0)
+    """Longest wait for an answer."""
+    tries: int = Field(default=6, ge=1)
+    """Times that a request is made which the server is too busy for, fails at, or answers with nonsense."""
+    longest_pause_sec: float = Field(default=60, gt=0)
+    """Longest pause between two tries, whatever the server asks for."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_credentials(cls, base_url: str) -> str:
+        if base_url and not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"{redact_uri(base_url)!r} must begin with http:// or https://")
+        if redact_uri(base_url) != base_url:
+            raise ValueError(
+                f"{redact_uri(base_url)!r} holds a credential, and a job's settings are kept with its "
+                "labels; put the key into the environment variable that teacher.api.key_variable names"
+            )
+        return base_url
+
+
 class TeacherConfig(Section):
-    engine: Literal["vllm", "fake"] = "vllm"
-    """"fake" labels with a stand-in that needs no model, GPU or vLLM: for trying out a job's settings."""
+    engine: Literal["vllm", "openai", "fake"] = "vllm"
+    """"vllm" loads the model; "openai" asks a server for it (`teacher.api`), which gives labels at T=1 only;
+    "fake" labels with a stand-in that needs no model, GPU or vLLM: for trying out a job's settings."""
     model: HomePath = ""
     """Hugging Face id or folder of the teacher."""
     revision: str | None = None
@@ -103,6 +141,8 @@ class TeacherConfig(Section):
     (exact at T=1 only). "auto" takes the first and falls back, loudly, to the second."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further vLLM engine arguments; refuses the ones that other settings own."""
+    api: ApiTeacherConfig = ApiTeacherConfig()
+    """The server of `engine = "openai"`."""
     fake: FakeTeacherConfig = FakeTeacherConfig()
     """Settings of `engine = "fake"`."""
 
@@ -134,10 +174,20 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _model_named(self) -> TeacherConfig:
-        if self.engine == "vllm" and not self.model:
+        if self.engine != "fake" and not self.model:
             raise ValueError(
                 "model is missing: a job needs a teacher; give --set teacher.model=MODEL, a Hugging Face id "
                 'or a folder (or teacher.engine = "fake" to try out a job without one)'
+            )
+        if self.engine == "openai" and not self.api.base_url:
+            raise ValueError(
+                'engine = "openai" needs a server; set teacher.api.base_url, for example '
+                '"http://127.0.0.1:8000/v1"'
+            )
+        if self.engine != "openai" and self.api.base_url:
+            raise ValueError(
+                f'api.base_url is set, but engine is {self.engine!r}; set teacher.engine = "openai", or '
+                "leave api.base_url out"
             )
         return self
 
@@ -363,6 +413,10 @@ class LimitsConfig(Section):
     wait_sec: float | None = Field(default=None, gt=0)
     """How long a job waits while not one replica finds room in the cluster; it then ends with exit status 1.
     None waits for ever. A wait is noticed after 30 seconds."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of the stored sequences, prompts and earlier runs included, at which the job stops as on a
+    signal: units at work are finished, and the same command with a higher limit goes on. What one prompt's
+    tokens cost is paid once for each of its `sampling.n` responses."""
 
 
 class CostConfig(Section):
@@ -431,6 +485,22 @@ class JobConfig(Section):
             raise ValueError(
                 'labels.positions = "all" labels the teacher\'s prompt, which a student with a prompt of its '
                 'own does not see; set labels.positions = "response", or give no student_ settings'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _server_can_do_it(self) -> JobConfig:
+        if self.teacher.engine != "openai":
+            return self
+        if self.labels.temperatures != (1.0,):
+            raise ValueError(
+                f'labels.temperatures = {list(self.labels.temperatures)}, but teacher.engine = "openai" '
+                "gives log-probabilities at temperature 1 alone; set labels.temperatures = [1.0]"
+            )
+        if self.sampling.stop:
+            raise ValueError(
+                f'sampling.stop = {list(self.sampling.stop)} is not known to teacher.engine = "openai", '
+                "whose servers cut a stop text off; set sampling.stop_token_ids"
             )
         return self
 

@@ -82,7 +82,7 @@ class LabelingLoop:
         while not self._scheduler.is_finished:
             if lease.is_lost:
                 raise LeaseLostError("another driver has taken over the store; this one stops")
-            if stop.requested and self._drain_until is None:
+            if self._drain_until is None and (stop.requested or self._is_spent()):
                 self._begin_drain()
             if self._drain_until is not None and (
                 self._scheduler.num_held == 0 or time.monotonic() >= self._drain_until or stop.at_once
@@ -106,6 +106,17 @@ class LabelingLoop:
                 f"no replica has found room for limits.wait_sec = {limit_sec:g}: {self._pool.lack_of_room}. "
                 "Run the same command again when there is room; what is labeled stays"
             )
+
+    def _is_spent(self) -> bool:
+        """Whether the tokens that the job may have are reached; says so."""
+        most = self._job.limits.max_tokens
+        if most is None or self._tally.tokens < most:
+            return False
+        self._note(
+            f"limits.max_tokens = {most:,} is reached: {self._tally.tokens:,} tokens are stored. Raise it "
+            "and run the same command again to go on"
+        )
+        return True
 
     def _begin_drain(self) -> None:
         seconds = self._job.workers.drain_sec

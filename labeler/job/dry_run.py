@@ -116,7 +116,7 @@ def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
 
 def _head_in_words(job: JobConfig) -> list[str]:
     """How the teacher's head computes on the devices that the job asks for."""
-    if job.teacher.engine == "fake":
+    if job.teacher.engine != "vllm":
         return []
     from transformers import PretrainedConfig
 

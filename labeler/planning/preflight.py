@@ -75,7 +75,7 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
             f"teacher.model = {teacher.model!r} is a folder without config.json; give the folder that holds "
             "the model's config and weights"
         )
-    if os.path.isdir(teacher.model):
+    if os.path.isdir(teacher.model) and teacher.engine == "vllm":
         check_weights(Path(teacher.model))
     check_model_name(teacher.model, revision=teacher.revision, setting="teacher.model")
     from transformers import AutoConfig

@@ -45,7 +45,7 @@ def provenance_of(job: JobConfig, tokenizer: Tokenizer) -> dict[str, str]:
         if not any(clock in template for clock in CLOCKS):
             found["rendered probe"] = _rendered_probe(tokenizer)
     found["special tokens"] = tokenizer.special_tokens
-    if job.teacher.engine == "vllm":
+    if job.teacher.engine != "fake":
         names = [*TOKENIZER_FILES, *(["generation_config.json"] if job.labels.mode == "generate" else [])]
         for name in names:
             path = _file_of_model(job, name)

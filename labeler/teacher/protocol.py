@@ -155,6 +155,10 @@ def build_teacher(
         from labeler.teacher.fake import FakeTeacher
 
         return FakeTeacher(teacher_config, labels_config, sampling_config, ends=ends)
+    if teacher_config.engine == "openai":
+        from labeler.teacher.openai.teacher import OpenAiTeacher
+
+        return OpenAiTeacher(teacher_config, labels_config, sampling_config, ends=ends)
     from labeler.teacher.vllm.teacher import VllmTeacher
 
     return VllmTeacher(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-EXTRA_OF_PACKAGE = {"datasketch": "curate", "wordllama": "curate", "scipy": "curate"}
+EXTRA_OF_PACKAGE = {"datasketch": "curate", "wordllama": "curate", "scipy": "curate", "openai": "api"}
 """Packages of single subcommands; all others come with the extra of their command."""
 OURS = ("logitstore", "labeler", "trainer", "cluster", "benchmarks")
 

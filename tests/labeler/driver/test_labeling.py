@@ -43,6 +43,10 @@ class Pool:
         self.submitted: list[Lease] = []
         self.num_given_up = 0
         self.lack_of_room, self.waited_sec = "", 0.0
+        self.is_leaving = False
+
+    def leave(self) -> None:
+        self.is_leaving = True
 
     def poll(self, timeout_sec: float) -> Sequence[PoolEvent]:
         events = self._polls.pop(0)
@@ -93,6 +97,24 @@ class Driver:
         lease: Any = type("Held", (), {"is_lost": False})()
         with pytest.raises(IndexError):
             self.loop.run(StopRequest(), lease, lambda: None)
+
+
+@pytest.mark.parametrize(("num_stored", "num_leased"), [(99, 2), (100, 0)])
+def test_the_tokens_that_a_job_may_have_end_it_like_a_signal(
+    tmp_path: Path, description: TeacherDescription, num_stored: int, num_leased: int
+) -> None:
+    driver = Driver(tmp_path, [WorkerReady("worker-0.0", description, 1.0)])
+    limits = driver.job.limits.model_copy(update={"max_tokens": 100})
+    driver.loop._job = driver.job.model_copy(update={"limits": limits})
+    driver.tally.tokens = num_stored
+    if num_leased:
+        driver.run()
+    else:
+        lease: Any = type("Held", (), {"is_lost": False})()
+        assert driver.loop.run(StopRequest(), lease, lambda: None) is False
+    assert len(driver.pool.submitted) == num_leased
+    told = any("limits.max_tokens = 100 is reached: 100 tokens are stored" in text for text in driver.said)
+    assert told == driver.pool.is_leaving == (num_leased == 0)
 
 
 @pytest.fixture

@@ -1,0 +1,154 @@
+"""Requests to an OpenAI-compatible server: paced, tried again within bounds, refusals told apart."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from labeler.config.loading import TeacherConfig
+from labeler.errors import LabelerError
+from logitstore.common.terminal import first_line
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAI
+
+FIRST_PAUSE_SEC = 0.5
+TOO_LONG_WORDS = ("context length", "maximum context", "max_model_len", "too long")
+SPENT_CODES = ("insufficient_quota", "billing_hard_limit_reached")
+
+Answer = TypeVar("Answer")
+
+
+class ServerFailedError(LabelerError, RuntimeError):
+    """The server did not answer as it must, however often it was asked: the unit is tried again later."""
+
+
+class MalformedAnswerError(LabelerError, ValueError):
+    """An answer that is no answer to the request; it is asked again."""
+
+
+class RefusedError(LabelerError, ValueError):
+    """The server will not take this one request; asking again changes nothing."""
+
+    def __init__(self, reason: str, kind: str) -> None:
+        super().__init__(reason, kind)
+        self.reason = reason
+        self.kind = kind
+        """Of the reject that its record becomes."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Amounts that may begin within a minute, refilled evenly; 0 is no limit."""
+
+    per_minute: int
+    free_at_sec: float = 0.0
+
+    def wait_sec(self, amount: int, now_sec: float) -> float:
+        """Take `amount`; how long to wait for it."""
+        if not self.per_minute:
+            return 0.0
+        begin_sec = max(self.free_at_sec, now_sec)
+        self.free_at_sec = begin_sec + 60.0 * amount / self.per_minute
+        return begin_sec - now_sec
+
+
+class Caller:
+    """Makes requests from several threads. `closing` ends every wait."""
+
+    def __init__(self, client: OpenAI, config: TeacherConfig) -> None:
+        self._client = client
+        self._api = config.api
+        self._lock = threading.Lock()
+        self._requests = _Bucket(config.api.requests_per_minute)
+        self._tokens = _Bucket(config.api.tokens_per_minute)
+        self.closing = threading.Event()
+        self.num_tries = 0
+        """Requests made, repeated ones included."""
+
+    def complete(self, request: dict[str, Any], num_tokens: int, read: Callable[[Any], Answer]) -> Answer:
+        """What `read` makes of the answer to one completion of `num_tokens`.
+
+        Raises RefusedError for a request that the server will never take, ServerFailedError after
+        `teacher.api.tries` tries or at once where no try can help (key, name of the model, money).
+        """
+        import openai
+
+        reason = "nothing was tried"
+        for number in range(self._api.tries):
+            self._pace(num_tokens)
+            asked_pause_sec = 0.0
+            try:
+                return read(self._client.completions.create(**request))
+            except openai.APIStatusError as error:
+                reason = self._why(error)
+                asked_pause_sec = _retry_after_sec(error)
+            except (openai.APIError, MalformedAnswerError, ValueError) as error:
+                # Connections, timeouts, and bodies that are no JSON or none of this API.
+                if isinstance(error, RefusedError):
+                    raise
+                reason = f"{type(error).__name__}: {first_line(error)}"
+            if number + 1 < self._api.tries:
+                self._pause(number, asked_pause_sec)
+        raise ServerFailedError(
+            f"the server at {self._api.base_url} failed {self._api.tries} times at one request, the last "
+            f"with {reason}; look at the server, or raise teacher.api.tries"
+        )
+
+    def _pace(self, num_tokens: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            wait_sec = max(self._requests.wait_sec(1, now), self._tokens.wait_sec(num_tokens, now))
+            self.num_tries += 1
+        self._sleep(wait_sec)
+
+    def _pause(self, number: int, asked_sec: float) -> None:
+        """Longer after each try, of random length so that many do not come back together."""
+        own_sec = FIRST_PAUSE_SEC * 2**number * random.uniform(0.5, 1.0)
+        self._sleep(min(max(own_sec, asked_sec), self._api.longest_pause_sec))
+
+    def _sleep(self, seconds: float) -> None:
+        if self.closing.wait(seconds) or self.closing.is_set():
+            raise ServerFailedError("the teacher was closed; its units are labeled by another")
+
+    def _why(self, error: APIStatusError) -> str:
+        """Why a try failed that may be made again; raises for what may not."""
+        status, said = error.status_code, first_line(error)
+        code = str(error.code or "")
+        text = f"{code} {said}".lower()
+        if status in (401, 403) or code in SPENT_CODES:
+            remedy = (
+                "the account's money is spent; what is labeled stays"
+                if code in SPENT_CODES
+                else f"set the key in the environment variable {self._api.key_variable}"
+            )
+            raise ServerFailedError(
+                f"the server at {self._api.base_url} refuses with {status}: {said}; {remedy}"
+            ) from None
+        if status == 404:
+            raise ServerFailedError(
+                f"the server at {self._api.base_url} has no such thing ({said}); check teacher.api.base_url "
+                "and teacher.api.model"
+            ) from None
+        if status in (408, 409, 425, 429) or status >= 500:
+            return f"{status}: {said}"
+        if "content_filter" in text or "content management policy" in text:
+            raise RefusedError(f"the server's filter refuses it: {said}", "content_filter") from None
+        if any(words in text for words in TOO_LONG_WORDS):
+            raise RefusedError(f"the server takes no prompt of that length: {said}", "too_long") from None
+        raise RefusedError(f"the server refuses it with {status}: {said}", "bad_prompt") from None
+
+
+def _retry_after_sec(error: APIStatusError) -> float:
+    """What the server asks for, in seconds; 0 where it says nothing or names a date."""
+    try:
+        return max(float(error.response.headers.get("retry-after", "0")), 0.0)
+    except ValueError:
+        return 0.0
