@@ -48,6 +48,10 @@ class LeaseLostError(LabelerError, RuntimeError):
     exit_status = 5
 
 
+class StaleLeaseError(LabelerError, RuntimeError):
+    """A unit was planned anew by another driver since it was leased."""
+
+
 class PlanTakenError(LabelerError, RuntimeError):
     """Another driver wrote to the plan at the same time."""
 

@@ -1,7 +1,9 @@
 """Records whose content changed since they were labeled: their units get what stands there now.
 
 A unit keeps its id and place, since its records keep theirs. Its labels are un-committed first and its
-records replaced then, so that a stop between the two leaves no changed record that counts as labeled.
+records replaced then, so that a stop between the two leaves no changed record that counts as labeled. An
+actor of an earlier driver may still label the former records: it commits only while the object that it read
+them from is there, and what it committed before that object went is un-committed as well.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ def replace_changed(objects: Objects, changed: Changed, uncommit: Callable[[set[
     """
     units = {unit_id for name in segment_names(objects) for unit_id in _units_of(objects, name, changed)}
     free = uncommit(units) if units else set()
-    return sum(_replace_in(objects, name, changed, free) for name in segment_names(objects)) if free else 0
+    if not free:
+        return 0
+    num_replaced = sum(_replace_in(objects, name, changed, free) for name in segment_names(objects))
+    uncommit(free)
+    return num_replaced
 
 
 def _units_of(objects: Objects, name: str, changed: Changed) -> set[str]:

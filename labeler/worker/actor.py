@@ -18,7 +18,7 @@ from typing import TypeVar
 import ray
 
 from labeler.config.loading import JobConfig
-from labeler.errors import PromptError
+from labeler.errors import PromptError, StaleLeaseError
 from labeler.on_ray.placement import other_nodes_of_replica
 from labeler.patience import persistently
 from labeler.planning.plan import read_unit
@@ -203,6 +203,12 @@ class Worker:
         rejects: list[Reject],
         seconds: float,
     ) -> tuple[ShardEntry, bool]:
+        # Records that were planned anew since are another's to label: see `planning/relabeling.py`.
+        if not self._persistently(lambda: store.objects.exists(lease.unit.segment)):
+            raise StaleLeaseError(
+                f"the records of unit {lease.unit.unit_id} were replaced while they were labeled; its labels "
+                "are thrown away, and the driver that replaced them has it labeled again"
+            )
         return self._persistently(
             lambda: store.commit_unit(
                 lease.unit.unit_id,

@@ -98,7 +98,8 @@ def test_a_changed_record_takes_its_place_in_its_unit(tmp_path: Path) -> None:
         return unit_ids
 
     assert replace_changed(objects, planner.changed, uncommit) == 2
-    assert asked == [{before[0].unit_id, before[2].unit_id}]
+    # Once more when the former records are gone: what a former driver's actor committed meanwhile.
+    assert asked == [{before[0].unit_id, before[2].unit_id}] * 2
     after = list(Plan(objects).units())
     assert [(u.unit_id, u.unit_index, u.num_records) for u in after] == [
         (u.unit_id, u.unit_index, u.num_records) for u in before
