@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from labeler.config.loading import checked_job
+from labeler.curation.asking import AskPaths
 from labeler.curation.expand import expand
 from labeler.curation.judge import judge
 from labeler.curation.settings import (
@@ -149,6 +150,11 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
             ledger[name] = record
             _write_ledger(recipe.ledger, ledger)
             say(f"{name}: {_counts(report)}")
+        if out.is_file() and not out.stat().st_size:
+            raise ConfigError(
+                f"[{name}] left no prompt ({_counts(record.report)}); see {AskPaths(out).dropped}, give it "
+                f"other settings and remove {out}"
+            )
         source, digest, last = Source(str(out)), record.output_digest, out
     return last
 

@@ -127,3 +127,18 @@ def test_a_reply_becomes_a_prompt_without_what_surrounds_it(reply: str, text: st
     tokenizer = ByteTokenizer(512)
     ids = [*reply.encode(), *tokenizer.ends.token_ids]
     assert text_of(ids, tokenizer) == text
+
+
+def test_a_step_that_leaves_nothing_is_told_before_the_next_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.toml"
+    (tmp_path / "seeds.jsonl").write_text(json.dumps(SEEDS[3]) + "\n")
+    path.write_text(
+        f'[recipe]\nseeds = "{tmp_path}/seeds.jsonl"\nout = "{tmp_path}/out"\n'
+        f'[decontaminate]\nagainst = ["{tmp_path}/seeds.jsonl"]\n'
+    )
+    assert main(["recipe", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "[decontaminate] left no prompt (1 read, 0 kept, 1 ngram)" in told
+    assert f"remove {tmp_path}/out/3-decontaminate.jsonl" in told
