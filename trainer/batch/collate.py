@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from logitstore.manifest.fields import LabelSpec
-from logitstore.records import LabelRows
+from logitstore.records import SEGMENT_NAMES, LabeledSequence, LabelRows
 from logitstore.rows import temperature as temperatures
 from trainer.batch.batch_memory import Layout, zeros
 from trainer.batch.packing import Place, laid_out, one_per_row, packed
@@ -25,6 +25,8 @@ from trainer.data.samples import ANY_STEP, Sample
 from trainer.errors import GuardError
 
 TEACHER_KEYS = ("teacher_token_ids", "teacher_logprobs", "teacher_tail_logprob", "teacher_mask")
+LABEL_WEIGHTS = "label_weights"
+"""Key of the labels' weights."""
 PackedAttention = Literal["position_ids", "position_ids_one_row", "block_diagonal", "block_diagonal_additive"]
 PADDING_POSITIONS = 8
 """Positions of padding begin again after so many."""
@@ -87,6 +89,9 @@ class CollateSettings:
     """Ids that the student has; a sequence with a larger one is refused by name, as looking it up would end
     in an IndexError, or on a GPU in a broken process. OfflineDistillationTrainer sets it; None leaves it
     unchecked."""
+    segment_weights: Mapping[str, float] | None = None
+    """Add `label_weights`, float32 [B, T]: how much each label's loss counts, by the name of its token's
+    segment; one that is not named has 1. A weight of 0 masks the label. 0 where no label counts."""
     column_aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names for keys, as in COLUMN_ALIASES."""
 
@@ -95,6 +100,13 @@ class CollateSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1, or None for no limit")
+
+        for name, weight in (self.segment_weights or {}).items():
+            if name not in SEGMENT_NAMES or not 0 <= weight < np.inf:
+                raise ValueError(
+                    f"segment_weights {name!r}: {weight} must be a finite weight from 0 on, of one of "
+                    f"{', '.join(SEGMENT_NAMES)}"
+                )
 
     @property
     def token_limit(self) -> int | None:
@@ -193,6 +205,8 @@ def _layout(samples: Sequence[Sample], shape_BT: tuple[int, int], settings: Coll
         "labels": (shape_BT, torch.int64),
         "position_ids": (shape_BT, torch.int64),
     }
+    if settings.segment_weights:
+        layout[LABEL_WEIGHTS] = (shape_BT, torch.float32)
     if settings.pack_length is None:
         layout["attention_mask"] = (shape_BT, torch.int64)
     elif settings.packed_attention in ("block_diagonal", "block_diagonal_additive"):
@@ -235,6 +249,10 @@ def _fill_token_keys(
         position_ids_BT[row, place.start : stop] = np.arange(place.length)
         first, count = sequence.label_start, _rows_within(sample, place)
         counted = np.flatnonzero(sequence.loss_mask_N[:count]) + first
+        if settings.segment_weights:
+            weights = _weights(sequence, settings.segment_weights)[counted]
+            counted, weights = counted[weights > 0], weights[weights > 0]
+            arrays[LABEL_WEIGHTS][row, place.start + counted] = weights
         labels_BT[row, place.start + counted] = sequence.token_ids_T[counted]
         if settings.store_temperatures:
             arrays["loss_store"][row, place.start : stop] = sample.store
@@ -244,6 +262,18 @@ def _fill_token_keys(
         arrays["attention_mask"][...] = _block_diagonal(document_BT)
     elif settings.packed_attention == "block_diagonal_additive":
         arrays["attention_mask"][~_block_diagonal(document_BT)] = np.finfo(np.float32).min
+
+
+def _weights(sequence: LabeledSequence, segment_weights: Mapping[str, float]) -> np.ndarray:
+    """float32 [T]."""
+    if sequence.segments_T is None:
+        raise GuardError(
+            f"record {sequence.record_id} does not know what its tokens are, so segments cannot be weighted; "
+            "leave segment_weights out (data.segments in a configuration), or leave the record out by "
+            "where = 'segments has answer'"
+        )
+    by_number = np.array([segment_weights.get(name, 1.0) for name in SEGMENT_NAMES], np.float32)
+    return by_number[sequence.segments_T]
 
 
 def _block_diagonal(document_BT: np.ndarray) -> np.ndarray:

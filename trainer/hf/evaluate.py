@@ -167,6 +167,8 @@ def evaluation_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Padded batches at temperature 1, the same ones at each call, and as many on every process.
 
+    Labels of segments with weight 0 do not count; all others count alike, whatever their weight in training.
+
     Sharded models need all processes to call them equally often: one that gets nothing of the last step
     gets a batch without labels instead.
     """
@@ -177,6 +179,7 @@ def evaluation_batches(
             max_length=settings.token_limit,
             pad_to_multiple_of=settings.pad_to_multiple_of,
             student_vocab_size=settings.student_vocab_size,
+            segment_weights=settings.segment_weights,
         )
     )
     dataset.set_epoch(0)

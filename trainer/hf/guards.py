@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from logitstore.errors import TemperatureError
-from logitstore.manifest.fields import LabelSpec, Manifest
+from logitstore.manifest.fields import SEGMENTS, LabelSpec, Manifest
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.rows import temperature as temperatures
 from trainer.batch.collate import CollateSettings
@@ -62,6 +62,8 @@ def check_student(
             "other ids would be unlearned. Use divergence='generalized_jsd'"
         )
     check_collation(loss, collate)
+    for source in dataset.sources:
+        check_segments(source.manifest, collate, where=source.uri)
     if loss.vocab_size is not None and loss.vocab_size > student_width:
         raise GuardError(
             f"vocab_size={loss.vocab_size} ids shall take part in the loss, but the student has "
@@ -106,6 +108,15 @@ def checked_store_losses(
                 "teacher's labels; give the arguments the alpha of most stores, and 0 to the others"
             )
     return losses if set(losses) - {loss} else ()
+
+
+def check_segments(manifest: Manifest, collate: CollateSettings, *, where: str) -> None:
+    """Raises GuardError for weights of segments that the store does not know."""
+    if collate.segment_weights and SEGMENTS not in manifest.features:
+        raise GuardError(
+            f"segments have weights, but {where} does not know what its tokens are (it has no feature "
+            f"{SEGMENTS!r}); leave the weights out (data.segments in a configuration), or label it again"
+        )
 
 
 def check_collation(loss: LossSettings, collate: CollateSettings) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.batch.collate import LABEL_WEIGHTS
 from trainer.errors import SettingError, UnsupportedHeadError
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets
@@ -125,6 +126,13 @@ def head_replaced(head: Head, compute: Callable[[Tensor], Result]) -> Iterator[l
         del head.module.forward
 
 
+def total_weight(batch: Mapping[str, Tensor], ignore_index: int = -100) -> Tensor:
+    """What a batch's loss is divided by: its labels that count, or the sum of their weights."""
+    if LABEL_WEIGHTS in batch:
+        return batch[LABEL_WEIGHTS][..., 1:].sum()
+    return (batch["labels"][..., 1:] != ignore_index).sum()
+
+
 def batch_loss(
     model: Any,
     batch: Mapping[str, Tensor],
@@ -143,13 +151,18 @@ def batch_loss(
     inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
     terms = loss_terms(batch, settings, store_settings)
     if len(terms) > 1 and num_items_in_batch is None:
-        num_items_in_batch = (batch["labels"][:, 1:] != settings.ignore_index).sum()
+        num_items_in_batch = total_weight(batch, settings.ignore_index)
     if head is None:
         logits_BTV = model(**inputs, use_cache=False).logits
         return added_up(
             [
                 topk_distillation_loss(
-                    logits_BTV, term.labels_BT, targets, term.settings, num_items_in_batch=num_items_in_batch
+                    logits_BTV,
+                    term.labels_BT,
+                    targets,
+                    term.settings,
+                    num_items_in_batch=num_items_in_batch,
+                    label_weights_BT=batch.get(LABEL_WEIGHTS),
                 )
                 for term in terms
             ]
@@ -169,6 +182,7 @@ def batch_loss(
                     logit_softcap=head.softcap,
                     chunk_rows=chunk_rows,
                     num_items_in_batch=num_items_in_batch,
+                    label_weights_BT=batch.get(LABEL_WEIGHTS),
                 )
                 for term in terms
             ]

@@ -9,8 +9,9 @@ from trainer.loss.loss_inputs import LossOutput
 
 
 class TokenMeans:
-    """Means per label since the last log, over all processes."""
+    """Means per label since the last log, over all processes; of losses by the labels' weights."""
 
+    WEIGHTED = ("distillation", "cross_entropy")
     NAMES = ("distillation", "cross_entropy", "teacher_mass", "student_mass", "top1_agreement")
 
     def __init__(self) -> None:
@@ -19,12 +20,13 @@ class TokenMeans:
     def add(self, output: LossOutput, num_items: Tensor | int | None, token_counts_3: Tensor | None) -> None:
         metrics = output.metrics
         rows = metrics.num_rows
-        items = rows if num_items is None else num_items
+        items = metrics.weight if num_items is None else num_items
         if token_counts_3 is None:
             token_counts_3 = torch.zeros(3, dtype=torch.int64)
         sums = torch.stack(
             [
                 torch.as_tensor(rows, device=output.loss.device),
+                torch.as_tensor(metrics.weight, device=output.loss.device),
                 output.distillation * items,
                 output.cross_entropy * items,
                 *(
@@ -45,9 +47,10 @@ class TokenMeans:
         sums, self.sums = self.sums, None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        num_rows, *totals, num_tokens, num_places, num_cut_rows = sums.tolist()
+        num_rows, weight, *totals, num_tokens, num_places, num_cut_rows = sums.tolist()
         means = {
-            name: round(total / max(num_rows, 1), 6) for name, total in zip(self.NAMES, totals, strict=True)
+            name: round(total / ((weight if name in self.WEIGHTED else num_rows) or 1), 6)
+            for name, total in zip(self.NAMES, totals, strict=True)
         }
         fill = round(num_tokens / max(num_places, 1), 4)
         return {**means, "num_rows": int(num_rows), "fill": fill, "num_cut_rows": int(num_cut_rows)}

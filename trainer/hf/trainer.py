@@ -31,10 +31,10 @@ from transformers.trainer_utils import (
     EvalPrediction,
 )
 
-from trainer.batch.collate import TEACHER_KEYS, CollateSettings, DistillationCollator
+from trainer.batch.collate import LABEL_WEIGHTS, TEACHER_KEYS, CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
-from trainer.errors import ReshardingError
+from trainer.errors import GuardError, ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.evaluating import (
     DEFAULT_EVAL_BATCH_SIZE,
@@ -44,7 +44,7 @@ from trainer.hf.evaluating import (
     evaluation_sets,
 )
 from trainer.hf.guards import check_student, checked_store_losses
-from trainer.hf.heads import Head, batch_loss, find_head
+from trainer.hf.heads import Head, batch_loss, find_head, total_weight
 from trainer.hf.lengths import check_lengths, length_limit, student_context
 from trainer.hf.packing_check import settle_packing
 from trainer.hf.student import router_loss_coef, student_ids, with_adapters
@@ -156,6 +156,16 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
 
     def get_train_dataloader(self) -> LogitDataLoader:  # type: ignore[override]  # a DataLoader
         return self._loader(self.logit_dataset, self.collator)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """As ever, or the sum of the labels' weights where segments have some, over processes as well."""
+        if not batch_samples or LABEL_WEIGHTS not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        weight = torch.stack([total_weight(batch) for batch in batch_samples]).sum().to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            gathered: Any = self.accelerator.gather(weight)
+            weight = gathered.sum()
+        return weight / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())  # the same batch
 
     def compute_loss(
         self,
@@ -334,6 +344,11 @@ def make_compute_loss_func(model: nn.Module, settings: LossSettings) -> Callable
     taken: list[TeacherTargets | None] = [None]
 
     def take(_: nn.Module, args: tuple[Any, ...], batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if LABEL_WEIGHTS in batch:
+            raise GuardError(
+                "the stock Trainer counts labels and knows no weights of segments; train with "
+                "OfflineDistillationTrainer, or leave CollateSettings segment_weights out"
+            )
         taken[0] = TeacherTargets.from_batch(batch) if "teacher_token_ids" in batch else None
         # With a cache, transformers would not look where positions restart, and packed documents would mix.
         return args, {

@@ -52,7 +52,8 @@ class RowLosses:
 
 
 def row_losses(statistics: StudentStatistics, rows: LossRows, settings: LossSettings) -> RowLosses:
-    """Distillation and cross-entropy of each row, neither weighted by alpha nor divided by a count."""
+    """Distillation and cross-entropy of each row, neither weighted by alpha nor divided by a count; of rows
+    with weights, times the row's."""
     stored_NK = statistics.stored_logits_NK
     cross_entropy_N = (
         torch.logaddexp(
@@ -61,6 +62,8 @@ def row_losses(statistics: StudentStatistics, rows: LossRows, settings: LossSett
         )
         - statistics.label_logit_N
     )
+    if rows.weight_N is not None:
+        cross_entropy_N = cross_entropy_N * rows.weight_N
     if rows.mask_NK.shape[1] == 0:
         nothing_N = torch.zeros_like(cross_entropy_N)
         return RowLosses(nothing_N, cross_entropy_N, *[nothing_N.detach()] * 4)
@@ -71,6 +74,8 @@ def row_losses(statistics: StudentStatistics, rows: LossRows, settings: LossSett
     distillation_N = divergence(log_p_NC, log_q_NC, settings) * rows.mask_NK.any(dim=1)
     if settings.scale_by_temperature_squared:
         distillation_N = distillation_N * settings.temperature**2
+    if rows.weight_N is not None:
+        distillation_N = distillation_N * rows.weight_N
     with torch.no_grad():
         top_N1 = rows.logprobs_NK.argmax(dim=1, keepdim=True)
         agrees_N = (stored_NK.gather(1, top_N1).squeeze(1) >= statistics.max_logit_N) & rows.mask_NK.any(1)

@@ -61,6 +61,7 @@ class FusedLinearTopKDistillationLoss(nn.Module):
         targets: TeacherTargets | None,
         bias_V: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        label_weights_BT: Tensor | None = None,
     ) -> LossOutput:
         return fused_linear_topk_distillation_loss(
             hidden_BTH,
@@ -74,6 +75,7 @@ class FusedLinearTopKDistillationLoss(nn.Module):
             chunk_rows=self.chunk_rows,
             kernel=self.kernel,
             num_items_in_batch=num_items_in_batch,
+            label_weights_BT=label_weights_BT,
         )
 
 
@@ -90,6 +92,7 @@ def fused_linear_topk_distillation_loss(
     chunk_rows: int | None = None,
     kernel: Kernel = "auto",
     num_items_in_batch: Tensor | int | None = None,
+    label_weights_BT: Tensor | None = None,
 ) -> LossOutput:
     """`topk_distillation_loss` of softcap(scale (hidden weight^T + bias)), without the logits.
 
@@ -106,7 +109,7 @@ def fused_linear_topk_distillation_loss(
     weight_VH = _whole(weight_VH)
     bias_V = None if bias_V is None else _whole(bias_V)
     vocab_size = min(settings.vocab_size or weight_VH.shape[0], weight_VH.shape[0])
-    rows = select_rows(labels_BT, targets, settings, vocab_size)
+    rows = select_rows(labels_BT, targets, settings, vocab_size, label_weights_BT)
     product_dtype = _product_dtype(weight_VH)
     head = _Head(
         vocab_size=vocab_size,

@@ -77,6 +77,8 @@ class LossRows:
     """-inf on padding."""
     tail_logprob_N: Tensor
     mask_NK: Tensor
+    weight_N: Tensor | None = None
+    """float, positive: by how much each row's loss counts; None: all alike, by 1."""
 
     def __len__(self) -> int:
         return self.labels_N.shape[0]
@@ -89,7 +91,13 @@ class LossRows:
             logprobs_NK=self.logprobs_NK[start:stop],
             tail_logprob_N=self.tail_logprob_N[start:stop],
             mask_NK=self.mask_NK[start:stop],
+            weight_N=None if self.weight_N is None else self.weight_N[start:stop],
         )
+
+    @property
+    def total_weight(self) -> Tensor | int:
+        """Sum of the rows' weights; their number where all count alike."""
+        return len(self) if self.weight_N is None else self.weight_N.sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,9 @@ class LossMetrics:
     """Means over the local rows that count, detached. Zero where there is no teacher."""
 
     num_rows: Tensor
-    """int64, rows the means are over."""
+    """int64, rows the means are over, each counted once whatever its weight."""
+    weight: Tensor
+    """Sum of the rows' weights; their number where all count alike."""
     teacher_mass: Tensor
     """Teacher's mass on the stored ids, at the temperature of the loss."""
     student_mass: Tensor
@@ -120,11 +130,16 @@ class LossOutput:
 
 
 def select_rows(
-    labels_BT: Tensor, targets: TeacherTargets | None, settings: LossSettings, vocab_size: int
+    labels_BT: Tensor,
+    targets: TeacherTargets | None,
+    settings: LossSettings,
+    vocab_size: int,
+    weights_BT: Tensor | None = None,
 ) -> LossRows:
     """Pick the rows that count and shift once: the student's output at t - 1 is held against label t.
 
-    Labels at t = 0 have no prediction and never count. `vocab_size` is the width of the student's head.
+    Labels at t = 0 have no prediction and never count. `vocab_size` is the width of the student's head;
+    `weights_BT`, float and positive where labels count, stands at the labels' places.
     """
     _check(labels_BT, targets, settings)
     counts_BT = labels_BT != settings.ignore_index
@@ -146,6 +161,8 @@ def select_rows(
             tail_logprob_N=targets.tail_logprob_BT.flatten()[index_N],
             mask_NK=mask_NK,
         )
+    if weights_BT is not None:
+        rows = replace(rows, weight_N=weights_BT.flatten()[index_N])
     _check_labels(rows, vocab_size)
     return _without_padding_ids(_handle_foreign_ids(rows, settings, vocab_size))
 

@@ -10,7 +10,8 @@ t = 1 - sum over S (tail="bucket", beta=0):
 This is the KL over K + 1 classes: the full KL less t_p KL(p_tail || q_tail), hence never above it, zero
 when student equals teacher, and with a gradient on every id: T (q_v - p_v) on S, T q_v (1 - t_p / t_q)
 off S. Cross-entropy is on the same logits at T=1. A batch's loss is the sum over labels other than
-`ignore_index`, divided by their number (`num_items_in_batch` under gradient accumulation).
+`ignore_index`, divided by their number (`num_items_in_batch` under gradient accumulation). Rows with
+weights w give sum(w L) / sum(w), over the labels of the whole optimizer step.
 
 `trainer.loss.fused_linear` gives the same without ever holding [B, T, V].
 """
@@ -39,9 +40,15 @@ class TopKDistillationLoss(nn.Module):
         labels_BT: Tensor,
         targets: TeacherTargets | None,
         num_items_in_batch: Tensor | int | None = None,
+        label_weights_BT: Tensor | None = None,
     ) -> LossOutput:
         return topk_distillation_loss(
-            student_logits_BTV, labels_BT, targets, self.settings, num_items_in_batch=num_items_in_batch
+            student_logits_BTV,
+            labels_BT,
+            targets,
+            self.settings,
+            num_items_in_batch=num_items_in_batch,
+            label_weights_BT=label_weights_BT,
         )
 
 
@@ -52,14 +59,16 @@ def topk_distillation_loss(
     settings: LossSettings,
     *,
     num_items_in_batch: Tensor | int | None = None,
+    label_weights_BT: Tensor | None = None,
 ) -> LossOutput:
     """Loss of a batch. `targets` may be None only with alpha=0. Logits of any float type; sums in float32.
 
     `labels_BT` and `targets` are as the collator gives them, unshifted. `num_items_in_batch` is the number
-    of labels that count in the whole optimizer step; None takes this batch's own.
+    of labels that count in the whole optimizer step, with `label_weights_BT` the sum of their weights; None
+    takes this batch's own. Weights are positive where a label counts; None is 1 everywhere.
     """
     vocab_size = settings.vocab_size or student_logits_BTV.shape[2]
-    rows = select_rows(labels_BT, targets, settings, vocab_size)
+    rows = select_rows(labels_BT, targets, settings, vocab_size, label_weights_BT)
     logits_NV = student_logits_BTV.flatten(0, 1)[rows.position_N, :vocab_size]
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     losses = row_losses(_statistics(logits_NV, rows, settings), rows, settings)
@@ -99,8 +108,11 @@ def per_item(
     total: Tensor, losses: RowLosses, rows: LossRows, num_items_in_batch: Tensor | int | None
 ) -> LossOutput:
     """Divide the weighted sum and its parts by the item count; no label that counts gives 0, not NaN."""
-    num_items = len(rows) if num_items_in_batch is None else num_items_in_batch
-    num_items = num_items.clamp(min=1) if isinstance(num_items, Tensor) else max(num_items, 1)
+    num_items = rows.total_weight if num_items_in_batch is None else num_items_in_batch
+    if isinstance(num_items, Tensor):
+        num_items = torch.where(num_items > 0, num_items, 1)  # a sum of weights may lie below 1
+    else:
+        num_items = max(num_items, 1)
     return LossOutput(
         loss=total / num_items,
         distillation=losses.distillation_N.detach().sum() / num_items,
@@ -124,6 +136,7 @@ def mean_metrics(losses: RowLosses, rows: LossRows) -> LossMetrics:
     )
     return LossMetrics(
         num_rows=torch.tensor(len(rows), device=rows.labels_N.device),
+        weight=torch.as_tensor(rows.total_weight, device=rows.labels_N.device),
         teacher_mass=mean(losses.log_teacher_stored_N.exp()),
         student_mass=mean(losses.log_student_stored_N.exp()),
         tail_kl=mean(tail_kl_N),

@@ -60,5 +60,9 @@ def added_up(outputs: Sequence[LossOutput]) -> LossOutput:
         loss=torch.stack([output.loss for output in outputs]).sum(),
         distillation=torch.stack([output.distillation for output in outputs]).sum(),
         cross_entropy=torch.stack([output.cross_entropy for output in outputs]).sum(),
-        metrics=LossMetrics(num_rows=rows.sum(), **{name: mean(name) for name in names}),
+        metrics=LossMetrics(
+            num_rows=rows.sum(),
+            weight=torch.stack([output.metrics.weight for output in outputs]).sum(),
+            **{name: mean(name) for name in names},
+        ),
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, ValidationError, model_validator
 
 from logitstore.common.config_file import (
     ConfigError,
@@ -233,6 +233,12 @@ class DataConfig(Section):
     as long as the student learns more slowly than a process reads, which is nearly always. Batches of a
     worker cross shared memory, which costs more processor time in all but less in the training process: take
     1 or 2 where that is busy itself, with processor cores to spare."""
+    segments: dict[Literal["context", "reasoning", "answer", "tool", "end"], NonNegativeFloat] = Field(
+        default_factory=dict
+    )
+    """Weight of each label's loss by what its token is, for example { reasoning = 0.3, tool = 0 }; a segment
+    left out has 1. The loss is sum(w L) / sum(w) over the labels of an optimizer step; 0 masks them, also in
+    evaluation, which counts all others alike. Needs stores that know segments."""
     cache_dir: HomePath | None = None
     """Folder for copies of the shards of remote or slow stores; None reads what is needed each time."""
     cache_limit: Annotated[int | None, BeforeValidator(parse_bytes)] = None

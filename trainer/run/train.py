@@ -273,6 +273,7 @@ def collate_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) ->
         max_length=config.data.max_length,
         pack_length=config.data.pack_length,
         packed_attention=config.data.packed_attention,
+        segment_weights={str(name): weight for name, weight in config.data.segments.items()} or None,
     )
 
 
