@@ -19,7 +19,12 @@ from pathlib import Path
 from benchmarks.report.results import Result
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "labeler" / "README.md", ROOT / "logitstore" / "FORMAT.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "labeler" / "README.md",
+    ROOT / "logitstore" / "FORMAT.md",
+    ROOT / "benchmarks" / "README.md",
+)
 
 LINK = re.compile(r"\[(?P<text>[^\]\n]+)\]\((?P<page>[^()\s#]*RESULTS\.md)#(?P<part>\w+)\.(?P<figure>\w+)\)")
 NUMBER = re.compile(r"(?P<number>\d[\d,]*(?:\.(?P<decimals>\d+))?(?P<exponent>e[+-]?\d+)?)(?P<percent>%?)")
