@@ -1,19 +1,68 @@
-"""A proxy before an OpenAI-compatible server that fails on purpose."""
+"""The real vLLM server of the demo's teacher, and a proxy before it that fails on purpose."""
 
 from __future__ import annotations
 
+import atexit
 import http.client
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+from tests.labeler import engines
+
 SERVED = "demo"
+START_LIMIT_SEC = 400
 KEY = "the-key-of-the-test"
 Fault = Literal["busy", "error", "cut", "slow", "nonsense", "other", "filtered"]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@cache
+def vllm_server() -> str:
+    """Its address up to the version, started on first use, ended with the tests. Its vLLM is the labeler's."""
+    port = _free_port()
+    arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(engines.MODEL)]
+    arguments += ["--served-model-name", SERVED, "--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--max-model-len", str(engines.MAX_MODEL_LEN), "--max-logprobs", "20", "--enforce-eager"]
+    arguments += ["--kv-cache-memory-bytes", str(256 << 20), "--block-size", "32", "--dtype", "float32"]
+    arguments += ["--no-enable-chunked-prefill", "--no-enable-prefix-caching"]
+    environment = os.environ | {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_API_KEY": KEY,
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    atexit.register(process.wait, 30)
+    atexit.register(process.terminate)
+    deadline = time.monotonic() + START_LIMIT_SEC
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return f"http://127.0.0.1:{port}/v1"
+        except OSError:
+            pass
+        assert process.poll() is None, "vLLM's server ended"
+        assert time.monotonic() < deadline, "vLLM's server does not answer"
+        time.sleep(0.5)
 
 
 class FaultyProxy:

@@ -1,4 +1,4 @@
-"""The teacher behind an API against a stand-in for vLLM's server: exact labels, and every fault survived."""
+"""The teacher behind an API against vLLM's server and a stand-in for it: exact labels, and every fault survived."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from logitstore.common.config_file import ConfigError
 from logitstore.store import LogitStore
 from tests.labeler import engines
 from tests.labeler.jobs import label_and_commit, overrides_for, write_records
-from tests.labeler.teacher.openai.server import KEY, SERVED, Fault, FaultyProxy, faulty_proxy
+from tests.labeler.teacher.openai.server import KEY, SERVED, Fault, FaultyProxy, faulty_proxy, vllm_server
 from tests.labeler.teacher.openai.stand_in import stand_in_server, write_model
 from tests.labeler.whole_jobs.test_storage_faults import started_worker
 
@@ -65,9 +65,20 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(url, str(folder), 1e-5)
 
 
-@pytest.fixture
-def place(stand_in: Place) -> Place:
-    return stand_in
+@pytest.fixture(
+    params=[
+        "stand-in",
+        pytest.param(
+            "vllm",
+            marks=[pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900), engines.needs_model],
+        ),
+    ]
+)
+def place(request: pytest.FixtureRequest) -> Place:
+    """Both must pass the same tests."""
+    if request.param == "vllm":
+        return Place(vllm_server(), str(engines.MODEL), 1e-2)
+    return request.getfixturevalue("stand_in")
 
 
 @pytest.fixture
@@ -94,6 +105,23 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENUMBRA_TEST_KEY", KEY)
 
 
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@engines.needs_model
+def test_labels_are_those_of_the_engine() -> None:
+    """At temperature 1, the engine's own log-probabilities."""
+    teacher = teacher_at(Place(vllm_server(), str(engines.MODEL), 1e-2))
+    prompts = engines.text_prompts(engines.TEXTS[:4])
+    ours, theirs = engines.labeled(teacher, prompts), engines.labeled(engines.score_teacher(), prompts)
+    for name, item in ours.items():
+        logits_NK, lse_N = theirs[name].rows.logits_NK[:, :TOP_K], theirs[name].rows.logsumexp_NM[:, 0]
+        assert np.abs(item.rows.logits_NK - (logits_NK - lse_N[:, None])).max() < 1e-2
+        assert (item.rows.token_ids_NK[:, 0] == theirs[name].rows.token_ids_NK[:, 0]).mean() > 0.99
+        assert np.abs(item.rows.label_logprob_N - theirs[name].rows.label_logprob_N).max() < 1e-2
+    teacher.close()
+
+
 def test_labels_are_those_of_the_stand_in_teacher(stand_in: Place) -> None:
     """The same logits without a server between: exact values, ranks and tails at temperature 1."""
     prompts = stand_in.texts(3)
@@ -113,9 +141,8 @@ def test_labels_are_those_of_the_stand_in_teacher(stand_in: Place) -> None:
 
 
 def test_written_rows_are_those_of_scoring(place: Place) -> None:
-    prompts = [
-        TokenizedPrompt(f"q{i}", place.encode(text), None, 5) for i, text in enumerate(engines.QUESTIONS)
-    ]
+    asked = [place.encode(text) for text in engines.QUESTIONS]
+    prompts = [TokenizedPrompt(f"q{i}", ids, None, len(ids) - 1) for i, ids in enumerate(asked)]
     teacher = teacher_at(place, GENERATE)
     written = engines.labeled(teacher, prompts)
     again = engines.scored_again(list(written.values()), teacher_at(place))
