@@ -1,6 +1,6 @@
 """What a store holds, found out from FORMAT.md alone with json, pyarrow and hashlib, agrees with `LogitStore`.
 
-It shares no code with `logitstore`. Shards themselves: test_independent_decoder.py.
+It shares no code with `logitstore`. Shards themselves: test_standalone_reader.py.
 """
 
 import hashlib
