@@ -20,7 +20,7 @@ from pathlib import Path
 
 import zstandard
 
-from logitstore.errors import CorruptManifestError, ObjectNotFoundError
+from logitstore.errors import AccessRefusedError, CorruptManifestError, ObjectNotFoundError
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import FORMAT_VERSION
 from logitstore.manifest.reading import MAX_MANIFEST_BYTES, check_version
@@ -116,7 +116,8 @@ def stored_tokenizer(objects: Objects) -> StoredTokenizer | None:
     """What the store keeps of its tokenizer; None where it keeps nothing. Raises CorruptManifestError."""
     try:
         data = objects.get(FILES_NAME, max_bytes=MAX_MANIFEST_BYTES)
-    except ObjectNotFoundError:
+    except (ObjectNotFoundError, AccessRefusedError):
+        # A key that may not list gets a refusal for what is not there, as most stores of earlier versions.
         return None
     value = strict_json.parse_object(data, what=FILES_NAME, max_bytes=MAX_MANIFEST_BYTES)
     check_version(value, what=FILES_NAME)

@@ -556,7 +556,7 @@ def test_replicas_fit_or_the_rule_is_named() -> None:
     assert check_placement(two_kinds(), a_job(replicas=16), CORES) == [
         "group l4: up to 2 on each of 4 machines",
         "group h100: up to 4 on each of 2 machines",
-        "GPU memory is not checked: nothing here says how large 'org/teacher' is",
+        UNKNOWN_SIZE,
     ]
     only = check_placement(two_kinds(), a_job(replicas=2, gpus=8, resources={"group-h100": 0.001}), CORES)
     assert only[0] == "group h100: up to 1 on each of 2 machines"
@@ -643,12 +643,16 @@ def test_replicas_of_more_machines_than_there_are_are_refused(
         render(cluster, "ray-aws", job, job_file="job.toml")
 
 
+UNKNOWN_SIZE = "GPU memory is not checked: nothing here says how large 'org/teacher' is"
+
+
 def test_a_replica_is_not_spread_over_different_machines() -> None:
     with pytest.raises(ConfigError, match=r"each of the groups l4, h100; choose one: .* group-h100 = 0\.001"):
         check_placement(two_kinds(), a_job(replicas=1, machines=2), CORES)
     chosen = a_job(replicas=4, machines=2, resources={"group-l4": 0.001})
     assert check_placement(two_kinds(), chosen, CORES) == [
-        "group l4: up to 4, each on 2 of 4 machines at once"
+        "group l4: up to 4, each on 2 of 4 machines at once",
+        UNKNOWN_SIZE,
     ]
 
 
@@ -657,7 +661,10 @@ def test_a_group_that_is_asked_for_must_exist_and_have_enough_of_its_resource() 
         with pytest.raises(ConfigError, match="of the groups l4, h100; name one"):
             check_placement(two_kinds(), a_job(replicas=1, resources=resources), CORES)
     half = a_job(replicas=4, gpus=1, tensor_parallel=1, resources={"group-h100": 0.5})
-    assert check_placement(two_kinds(), half, CORES) == ["group h100: up to 2 on each of 2 machines"]
+    assert check_placement(two_kinds(), half, CORES) == [
+        "group h100: up to 2 on each of 2 machines",
+        UNKNOWN_SIZE,
+    ]
 
 
 def test_what_kubernetes_keeps_for_itself_is_not_counted() -> None:
