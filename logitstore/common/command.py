@@ -95,6 +95,14 @@ def run_program(program: Program, command: Callable[[], int]) -> int:
     """
     warnings.showwarning = partial(_show_warning, warnings.showwarning, program)
     try:
+        return _run(program, command)
+    except KeyboardInterrupt:  # also while an error is told
+        print(f"{program.title}: {program.interrupted}", file=sys.stderr)
+        return ExitStatus.INTERRUPTED
+
+
+def _run(program: Program, command: Callable[[], int]) -> int:
+    try:
         try:
             return int(command())
         finally:  # also after `--help`; a closed pipe must not first show when Python ends
@@ -102,9 +110,6 @@ def run_program(program: Program, command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.DONE
-    except KeyboardInterrupt:
-        print(f"{program.title}: {program.interrupted}", file=sys.stderr)
-        return ExitStatus.INTERRUPTED
     except ModuleNotFoundError as error:
         try:
             text = explain_missing(error, program.extra)

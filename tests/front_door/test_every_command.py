@@ -178,11 +178,14 @@ class InterruptAt:
 def interrupted_at(count: int, arguments: list[str]) -> int | None:
     """The exit status after an interruption; None where the command ended before it."""
     hook = InterruptAt(count)
+    # A shell starts what it puts into the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.setprofile(hook)
     try:
         status = main(arguments)
     finally:
         sys.setprofile(None)
+        signal.signal(signal.SIGINT, before)
     return status if hook.happened else None
 
 

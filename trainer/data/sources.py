@@ -78,7 +78,7 @@ class Source:
         self.manifest: Manifest = store.manifest
         self.digest = store.digest
         self.entries: list[ShardEntry] = [entry for entry in store.shards() if entry.num_sequences]
-        self._objects = store.objects
+        self.objects = store.objects
         self._codebooks = store.codebooks()
         self._deleted = {
             entry.name: places for entry in self.entries if len(places := store.deleted_places(entry))
@@ -113,7 +113,7 @@ class Source:
         with ExitStack() as stack:
             if self._cache is not None and not self._cache.is_full:
                 with suppress(CacheFullError):
-                    file = stack.enter_context(self._cache.open(self._objects, entry))
+                    file = stack.enter_context(self._cache.open(self.objects, entry))
                     yield self._reader(file, entry)
                     return
             yield stack.enter_context(self._open_remotely(entry))
@@ -122,7 +122,7 @@ class Source:
     def _open_remotely(self, entry: ShardEntry) -> Iterator[ShardReader]:
         """Without the cache: only what is read of the shard is fetched."""
         # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
-        with self._objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512) as file:
+        with self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512) as file:
             yield self._reader(file, entry)
 
     def _reader(self, file: BinaryIO, entry: ShardEntry) -> ShardReader:
@@ -133,7 +133,7 @@ class Source:
         """Have the shard in the cache, if there is one."""
         if self._cache is not None and not self._cache.is_full:
             with suppress(CacheFullError):  # said by the cache; `open` reads from the store then
-                self._cache.fetch(self._objects, self.entries[shard])
+                self._cache.fetch(self.objects, self.entries[shard])
 
     def kept(self, shard: int) -> np.ndarray:
         """int, places within the shard of the sequences that take part, ascending."""

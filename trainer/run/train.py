@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ from trainer.hf.student import student_ids
 from trainer.hf.teacher_figures import teacher_figures
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.loss.loss_settings import LossSettings
+from trainer.run.advice import advice_on
 from trainer.run.config import TrainConfig
 from trainer.run.output import (
     CHECKPOINTS_NAME,
@@ -94,6 +96,8 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         begin_run(folder, config, restart=restart)
     before_path = folder / "before.json"
     before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
+    if trainer.is_world_process_zero() and not quiet:
+        print(*(f"advice: {text}" for text in advice_on(train_set.sources)), sep="\n", file=sys.stderr)
     progress = show_progress(trainer, quiet=quiet)
     started, clock = datetime.now(UTC), time.monotonic()
     try:
