@@ -18,7 +18,7 @@ def advice_on(sources: Sequence[Source]) -> tuple[str, ...]:
     if num_sequences < FEW_SEQUENCES:
         advice.append(
             f"{num_sequences:,} sequences are few: below about {FEW_SEQUENCES} a student learns them by "
-            "heart; label more prompts (`penumbra label expand` makes some), or watch the loss on held-out records"
+            "heart; label more prompts (`penumbra label expand` makes some), or watch held-out records"
         )
     for licence in sorted({licence for source in sources if (licence := licence_of(source))}):
         advice.append(
