@@ -1,17 +1,20 @@
 """Machines of the clouds by accelerator, with rough prices.
 
-Prices are list prices on demand in US dollars as of autumn 2025, from memory of the public price lists,
-for a first estimate only: `price_per_hour` of a group replaces them. A spot machine is taken at 40%.
+They stand in `machines.json`, with their date and where they are from: a first estimate only. `--prices FILE`
+and `price_per_hour` of a group replace them.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 from cluster.describe.config import ClusterConfig, GroupConfig, HeadConfig
 from logitstore.common.config_file import ConfigError
-
-SPOT_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,62 +23,68 @@ class Machine:
     cores: int
     memory_gb: int
     price_per_hour: float
-    """USD, on demand."""
+    """On demand, in the list's currency; 0 if unknown."""
     gpu_type: str = ""
     """The cloud's name of the accelerator where it must be asked for apart from the machine."""
 
 
-AWS_GPU: dict[tuple[str, int], Machine] = {
-    ("T4", 1): Machine("g4dn.xlarge", 4, 16, 0.53),
-    ("T4", 4): Machine("g4dn.12xlarge", 48, 192, 3.91),
-    ("A10G", 1): Machine("g5.xlarge", 4, 16, 1.01),
-    ("A10G", 4): Machine("g5.12xlarge", 48, 192, 5.67),
-    ("A10G", 8): Machine("g5.48xlarge", 192, 768, 16.29),
-    ("L4", 1): Machine("g6.xlarge", 4, 16, 0.80),
-    ("L4", 4): Machine("g6.12xlarge", 48, 192, 4.60),
-    ("L4", 8): Machine("g6.48xlarge", 192, 768, 13.35),
-    ("L40S", 1): Machine("g6e.xlarge", 4, 32, 1.86),
-    ("L40S", 4): Machine("g6e.12xlarge", 48, 384, 10.49),
-    ("L40S", 8): Machine("g6e.48xlarge", 192, 1536, 30.13),
-    ("A100-40GB", 8): Machine("p4d.24xlarge", 96, 1152, 21.96),
-    ("A100-80GB", 8): Machine("p4de.24xlarge", 96, 1152, 27.45),
-    ("H100", 1): Machine("p5.4xlarge", 16, 256, 6.88),
-    ("H100", 8): Machine("p5.48xlarge", 192, 2048, 55.04),
-    ("H200", 8): Machine("p5en.48xlarge", 192, 2048, 63.30),
-}
-AWS_CPU = (
-    Machine("m7i.large", 2, 8, 0.10),
-    Machine("m7i.xlarge", 4, 16, 0.20),
-    Machine("m7i.2xlarge", 8, 32, 0.40),
-    Machine("m7i.4xlarge", 16, 64, 0.81),
-    Machine("m7i.8xlarge", 32, 128, 1.61),
-    Machine("m7i.16xlarge", 64, 256, 3.23),
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What machines cost an hour, and what is known about the figures."""
+
+    as_of: str
+    source: str
+    by_machine: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"prices of {self.as_of}: {self.source}"
+
+
+_DATA: dict[str, Any] = json.loads((files("cluster.describe") / "machines.json").read_text(encoding="utf-8"))
+SPOT_SHARE: float = _DATA["spot_share"]
+"""Of the price on demand, what a spot machine is taken at."""
+CATALOGS: dict[str, tuple[dict[tuple[str, int], Machine], tuple[Machine, ...]]] = {}
+"""By cloud: machines by accelerator and count, and those without, by size."""
+for _cloud, _machines in _DATA["clouds"].items():
+    _made = [
+        ((one["accelerator"], one["count"]),
+         Machine(one["name"], one["cores"], one["memory_gb"], one["price_per_hour"], one["gpu_type"]))
+        for one in _machines
+    ]  # fmt: skip
+    CATALOGS[_cloud] = (
+        {key: machine for key, machine in _made if key[1]},
+        tuple(machine for key, machine in _made if not key[1]),
+    )
+LIST_PRICES = Prices(
+    _DATA["as_of"],
+    _DATA["source"],
+    {one["name"]: one["price_per_hour"] for machines in _DATA["clouds"].values() for one in machines},
 )
-GCP_GPU: dict[tuple[str, int], Machine] = {
-    ("T4", 1): Machine("n1-standard-4", 4, 15, 0.54, "nvidia-tesla-t4"),
-    ("L4", 1): Machine("g2-standard-4", 4, 16, 0.71),
-    ("L4", 2): Machine("g2-standard-24", 24, 96, 2.00),
-    ("L4", 4): Machine("g2-standard-48", 48, 192, 4.00),
-    ("L4", 8): Machine("g2-standard-96", 96, 384, 8.00),
-    ("A100-40GB", 1): Machine("a2-highgpu-1g", 12, 85, 3.67),
-    ("A100-40GB", 2): Machine("a2-highgpu-2g", 24, 170, 7.35),
-    ("A100-40GB", 4): Machine("a2-highgpu-4g", 48, 340, 14.69),
-    ("A100-40GB", 8): Machine("a2-highgpu-8g", 96, 680, 29.39),
-    ("A100-80GB", 1): Machine("a2-ultragpu-1g", 12, 170, 5.07),
-    ("A100-80GB", 2): Machine("a2-ultragpu-2g", 24, 340, 10.14),
-    ("A100-80GB", 4): Machine("a2-ultragpu-4g", 48, 680, 20.28),
-    ("A100-80GB", 8): Machine("a2-ultragpu-8g", 96, 1360, 40.55),
-    ("H100", 8): Machine("a3-highgpu-8g", 208, 1872, 88.25),
-}
-GCP_CPU = (
-    Machine("n2-standard-2", 2, 8, 0.10),
-    Machine("n2-standard-4", 4, 16, 0.19),
-    Machine("n2-standard-8", 8, 32, 0.39),
-    Machine("n2-standard-16", 16, 64, 0.78),
-    Machine("n2-standard-32", 32, 128, 1.55),
-    Machine("n2-standard-64", 64, 256, 3.11),
-)
-CATALOGS = {"aws": (AWS_GPU, AWS_CPU), "gcp": (GCP_GPU, GCP_CPU)}
+
+
+def read_prices(path: Path) -> Prices:
+    """Prices of your own, for the machines that the file names; others keep the list's.
+
+    The file is a JSON object {"as_of": "2026-11", "source": "...", "per_hour": {"p5.48xlarge": 50.1, ...}}.
+
+    Raises:
+        ConfigError: it cannot be read so.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        own = {str(name): float(price) for name, price in value["per_hour"].items()}
+        as_of, source = str(value["as_of"]), str(value["source"])
+    except FileNotFoundError:
+        raise ConfigError(f"--prices {path} is not there; give a JSON file of prices") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--prices {path} cannot be used ({type(error).__name__}: {error}); give a JSON object with "
+            'as_of, source and per_hour {"machine": price}'
+        ) from None
+    wrong = next((name for name, price in own.items() if not 0 <= price < float("inf")), None)
+    if wrong is not None:
+        raise ConfigError(f"--prices {path}: the price of {wrong!r} is {own[wrong]}, it must be at least 0")
+    return Prices(as_of, source, {**LIST_PRICES.by_machine, **own})
 
 
 def machine_for(wanted: GroupConfig | HeadConfig, cloud: str) -> Machine:
@@ -107,19 +116,22 @@ def machine_for(wanted: GroupConfig | HeadConfig, cloud: str) -> Machine:
     )
 
 
-def price_lines(cluster: ClusterConfig, cloud: str | None, *, head: bool = True) -> list[str]:
-    """What the cluster costs an hour, group by group and in all.
+def price_lines(
+    cluster: ClusterConfig, cloud: str | None, *, head: bool = True, prices: Prices = LIST_PRICES
+) -> list[str]:
+    """What the cluster costs an hour, group by group and in all, and where the prices are from.
 
     `cloud` None is a place whose prices are not known: what AWS asks for such machines stands in. Without
     `head`, the head runs on one of the group's machines.
     """
-    lines, total, unknown = [], 0.0, False
+    lines, total, unknown, listed = [], 0.0, False, False
     parts: list[tuple[str, HeadConfig | GroupConfig, int, bool]] = [("head", cluster.head, 1, False)]
     parts += [(group.name, group, group.count, group.spot) for group in cluster.groups]
     for name, part, count, spot in parts if head else parts[1:]:
         price, source = part.price_per_hour, ""
         if price is None:
-            price = _list_price(part, cloud or "aws") * (SPOT_SHARE if spot else 1)
+            price = _list_price(part, cloud or "aws", prices) * (SPOT_SHARE if spot else 1)
+            listed |= price > 0
             source = "" if cloud else " at AWS's price; set price_per_hour"
         if not price and part.price_per_hour is None:
             lines.append(f"{name}: {count} machines, price unknown (set price_per_hour)")
@@ -133,12 +145,13 @@ def price_lines(cluster: ClusterConfig, cloud: str | None, *, head: bool = True)
     if total or not unknown:
         at_least = "at least " if unknown else ""
         lines.append(f"in all, with every machine up: {at_least}{total:.2f} {cluster.currency}/h (rough)")
-    return lines
+    return [*lines, str(prices)] if listed else lines
 
 
-def _list_price(wanted: GroupConfig | HeadConfig, cloud: str) -> float:
-    """Dollars an hour on demand; 0 where none is known."""
+def _list_price(wanted: GroupConfig | HeadConfig, cloud: str, prices: Prices) -> float:
+    """An hour on demand; 0 where no price is known."""
     try:
-        return machine_for(wanted, cloud).price_per_hour
+        machine = machine_for(wanted, cloud)
     except ConfigError:
         return 0.0
+    return prices.by_machine.get(machine.name, machine.price_per_hour)

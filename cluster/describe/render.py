@@ -19,7 +19,7 @@ import yaml
 
 from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, skypilot, slurm
 from cluster.describe.config import ClusterConfig, Kind, load_cluster
-from cluster.describe.machines import machine_for, price_lines
+from cluster.describe.machines import LIST_PRICES, Prices, machine_for, price_lines, read_prices
 from cluster.describe.placement import check_placement
 from labeler.config.loading import JobConfig, WorkersConfig, load_job
 from logitstore.common.config_file import ConfigError
@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
     )
+    parser.add_argument(
+        "--prices",
+        type=Path,
+        metavar="FILE",
+        help="JSON of your own prices: as_of, source, per_hour {machine: price}",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write here instead of printing")
 
 
@@ -48,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     if args.set and not args.job:
         raise ConfigError("--set changes a setting of the job, but no job is named; give --job JOB.toml")
     job = load_job(args.job, args.set, environ={}) if args.job else None
-    text = render(cluster, args.kind, job, job_file=args.job or DEFAULT_JOB_FILE)
+    prices = read_prices(args.prices) if args.prices else LIST_PRICES
+    text = render(cluster, args.kind, job, job_file=args.job or DEFAULT_JOB_FILE, prices=prices)
     if args.out is None:
         sys.stdout.write(text)
     else:
@@ -58,13 +65,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def render(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, *, job_file: str) -> str:
+def render(
+    cluster: ClusterConfig,
+    kind: Kind,
+    job: JobConfig | None,
+    *,
+    job_file: str,
+    prices: Prices = LIST_PRICES,
+) -> str:
     """The whole text of a description.
 
     Raises:
         ConfigError: the job does not fit the cluster, or the cluster lacks what the kind needs.
     """
-    head = _heading(cluster, kind, job)
+    head = _heading(cluster, kind, job, prices)
     makers: dict[str, Callable[[], str]] = {
         "ray-aws": lambda: _checked_ray_yaml(ray_yaml.aws(cluster)),
         "ray-gcp": lambda: _checked_ray_yaml(ray_yaml.gcp(cluster)),
@@ -158,7 +172,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None) -> str:
+def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, prices: Prices) -> str:
     """Comment lines: what it needs, where the replicas go, what it costs."""
     lines = [
         f"Rendered by `penumbra cluster render --kind {kind}` for the cluster {cluster.name!r}.",
@@ -170,8 +184,9 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None) -> str:
         placement = check_placement(cluster, job, _cores_offered(cluster, kind))
         lines += ["Placement of the job's replicas:", *(f"  - {line}" for line in placement)]
     if kind not in ("dockerfile", "grafana", "prometheus"):
-        prices = price_lines(cluster, CLOUDS.get(kind), head=kind not in ("slurm", "skypilot"))
-        lines += ["Cost:", *(f"  - {line}" for line in prices)]
+        has_head = kind not in ("slurm", "skypilot")
+        cost = price_lines(cluster, CLOUDS.get(kind), head=has_head, prices=prices)
+        lines += ["Cost:", *(f"  - {line}" for line in cost)]
     return "".join(f"# {line}\n" for line in lines)
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from cluster.__main__ import main
 from cluster.describe import grafana, kuberay, ray_yaml
 from cluster.describe.config import ClusterConfig, GroupConfig, Kind
-from cluster.describe.machines import CATALOGS, machine_for, price_lines
+from cluster.describe.machines import CATALOGS, machine_for, price_lines, read_prices
 from cluster.describe.placement import check_placement
 from cluster.describe.render import _checked_kuberay, _checked_ray_yaml, render
 from cluster.errors import JobRefusedError
@@ -679,10 +679,41 @@ def test_prices_add_up_and_yours_replace_ours() -> None:
     lines = price_lines(two_kinds(head={"price_per_hour": 0.5}), "aws")
     l4 = machine_for(two_kinds().groups[0], "aws").price_per_hour * 0.4 * 4
     h100 = machine_for(two_kinds().groups[1], "aws").price_per_hour * 2
-    assert f"{0.5 + l4 + h100:.2f} USD/h" in lines[-1]
+    assert f"{0.5 + l4 + h100:.2f} USD/h" in lines[-2]
+    assert "written from memory" in lines[-1]
     assert price_lines(two_kinds(), None)[1].endswith("at AWS's price; set price_per_hour")
     unknown = two_kinds(groups=[{"name": "own", "count": 1, "accelerator": "MI300X", "gpus": 8}])
     assert price_lines(unknown, None, head=False) == ["own: 1 machines, price unknown (set price_per_hour)"]
+
+
+def test_a_file_of_prices_replaces_the_list(tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    machine = machine_for(two_kinds().groups[1], "aws")
+    path.write_text(
+        json.dumps({"as_of": "2026-11", "source": "our contract", "per_hour": {machine.name: 1.25}})
+    )
+    lines = price_lines(two_kinds(), "aws", prices=read_prices(path))
+    assert "h100: 2 x 1.25 = 2.50 USD/h" in lines
+    assert lines[-1] == "prices of 2026-11: our contract"
+    assert any(line.startswith("l4: 4 spot x 0.") for line in lines), "others keep the list's price"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("no json", "cannot be used"),
+        ("[1]", "cannot be used"),
+        ('{"as_of": "x", "source": "y", "per_hour": {"m": "much"}}', "cannot be used"),
+        ('{"as_of": "x", "source": "y", "per_hour": {"m": -1}}', "'m' is -1.0, it must be at least 0"),
+    ],
+)
+def test_prices_that_cannot_be_used_are_refused(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        read_prices(path)
+    with pytest.raises(ConfigError, match="is not there"):
+        read_prices(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("cloud", sorted(CATALOGS))
