@@ -163,7 +163,7 @@ class Rounds:
 def run_command(arguments: Sequence[str]) -> str:
     """`python -m` with these arguments, which dies with this process; its standard error is this one's."""
     ended = subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, "-P", "-m", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=_die_with_parent,

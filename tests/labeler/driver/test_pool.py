@@ -23,7 +23,7 @@ from tests.labeler.jobs import overrides_for, write_records
 
 
 class Unmakeable(Worker):
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         raise ImportError("No module named 'labeler'")
 
 
