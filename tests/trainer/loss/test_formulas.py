@@ -117,7 +117,8 @@ def test_batchmean_is_the_mean_per_token_times_the_tokens_of_a_row() -> None:
 
 def test_each_row_of_the_page_has_a_test() -> None:
     page = (Path(__file__).parents[3] / "trainer" / "README.md").read_text(encoding="utf-8")
-    table = page.split("## Your formula in our settings")[1].split("\n## ")[0]
+    section = page.split("## Your formula in our settings")[1].split("\n## ")[0]
+    table = next(part for part in section.split("\n\n") if part.startswith("| formula "))
     rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line][1:]
     named = {line.split("`test_")[1].split("`")[0] for line in rows}
     assert named == {
