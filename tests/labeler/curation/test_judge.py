@@ -59,6 +59,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_judge_asks_once_and_its_grades_are_those_of_the_stored_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
