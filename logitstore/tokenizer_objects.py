@@ -133,6 +133,12 @@ def stored_tokenizer(objects: Objects) -> StoredTokenizer | None:
     return found
 
 
+def tokenizer_objects(objects: Objects) -> list[str]:
+    """Names of the objects that keep the tokenizer, the list of its files as the last; none without one."""
+    found = stored_tokenizer(objects)
+    return [] if found is None else [*(_object_name(file.checksum) for file in found.files), FILES_NAME]
+
+
 def read_file(objects: Objects, file: StoredFile) -> bytes:
     """The bytes of one of its files. Raises CorruptManifestError where they are others than those named."""
     name = _object_name(file.checksum)

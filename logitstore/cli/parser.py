@@ -371,11 +371,10 @@ def _add_copy(commands: _Commands) -> None:
         commands,
         "copy",
         "the store at another address, also while its job runs",
-        "Copies what was committed when the copy began: shards first, compared with their checksums, "
-        "the index\n"
-        "last, so that a copy that was cut off is refused by readers. Repeat the command to go on, or "
-        "to bring\n"
-        "a copy up to date. The plan, by which a job can go on, comes along with --with-job; logs do not.",
+        "Copies what was committed when the copy began: shards first, compared with their checksums, the\n"
+        "index last, so that a copy that was cut off is refused by readers. Repeat the command to go on,\n"
+        "or to bring a copy up to date. The teacher's tokenizer comes along; the plan, by which a job can\n"
+        "go on, only with --with-job, and logs never.",
         "copy build/store s3://bucket/store",
         "copy https://example.org/store build/store",
     )

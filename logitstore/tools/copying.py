@@ -20,6 +20,7 @@ from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENI
 from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest, manifest_hash
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import tokenizer_objects
 
 SNAPSHOT_TRIES = 10
 THREADS = 8
@@ -63,9 +64,11 @@ def copy_store(
             if progress:
                 progress("shards", done, len(missing))
     beside = _beside(source, with_job=with_job)
+    extras: dict[str, bytes] = {}
     for name in beside:
         with contextlib.suppress(ObjectNotFoundError):
-            small = {name: source.objects.get(name), **small}
+            extras[name] = source.objects.get(name)
+    small = {**extras, **small}
     for name, data in small.items():  # `index.json` is the last
         target.put(name, data)
         num_bytes += len(data)
@@ -115,6 +118,6 @@ def _copy_shard(source: Objects, target: Objects, name: str, checksums: dict[str
 
 
 def _beside(source: LogitStore, *, with_job: bool) -> Iterable[str]:
-    """Objects beside the labels: rejects of planning, and with the job its settings and plan."""
-    names = [REJECTS_NAME, RETOKENIZED_NAME]
+    """Objects beside the labels: tokenizer, rejects of planning, and with the job its settings and plan."""
+    names = [*tokenizer_objects(source.objects), REJECTS_NAME, RETOKENIZED_NAME]
     return [*names, JOB_NAME, *source.objects.list(PLAN_PREFIX)] if with_job else names

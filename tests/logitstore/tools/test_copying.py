@@ -10,6 +10,7 @@ from logitstore.__main__ import main
 from logitstore.errors import CorruptShardError, IndexLostError, StoreExistsError
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer
 from logitstore.tools import copying
 from logitstore.tools.copying import copy_store
 from logitstore.tools.deletion import delete_records
@@ -34,12 +35,17 @@ def store(tmp_path: Path) -> LogitStore:
 def test_a_copy_is_the_store(store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.objects.put("plan/head.json", b"{}")
     store.objects.put("logs/host.log", b"host")
+    put_tokenizer(store.objects, {"tokenizer.json": b"{}", "tokenizer_config.json": b"{}"}, "apache-2.0")
     out = tmp_path / "copy"
     assert main(["copy", store.uri, str(out)]) == 0
     assert "3 shards" in capsys.readouterr().out
     copy = LogitStore.open(out)
     assert copy.digest == store.digest
     assert verify_store(copy).problems == []
+    kept = stored_tokenizer(copy.objects)
+    assert kept is not None
+    assert kept == stored_tokenizer(store.objects)
+    assert [read_file(copy.objects, file) for file in kept.files] == [b"{}", b"{}"]
     assert not (out / "plan").exists()
     assert main(["copy", store.uri, str(out), "--with-job"]) == 0
     assert (out / "plan/head.json").exists()
