@@ -86,7 +86,7 @@ def head(args: argparse.Namespace) -> int:
     from logitstore.viewer.tokenizer_choice import choose_texts
 
     store = context.open_store(args)
-    texts, note = choose_texts(store, args.tokenizer)
+    texts, reason = choose_texts(store, args.tokenizer)
     rows = head_rows(
         store,
         num_rows=args.rows,
@@ -98,8 +98,8 @@ def head(args: argparse.Namespace) -> int:
         for row in rows:
             print(json.dumps(dataclasses.asdict(row), ensure_ascii=False))
         return context.OK
-    if note:
-        context.say(args, note)
+    if reason:
+        context.say(args, f"Token ids are shown: {reason}")
     print_head(list(rows), args.temperature, Console())
     return context.OK
 

@@ -20,6 +20,7 @@ Shape legend: N label rows, K stored entries, T temperatures of the file (M else
 from __future__ import annotations
 
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,9 +28,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source, choose_value_kind, label_statistics
-from logitstore.manifest.fields import MIXED, LabelSpec
+from logitstore.manifest.fields import MIXED, SEGMENTS, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.rows.selection import Selection
 from logitstore.rows.temperature import cut_labels, cut_sequences
@@ -52,9 +54,19 @@ def export_npz(
     top_k: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write a capture of the selected sequences; the number of rows. Memory stays at one shard."""
+    """Write a capture of the selected sequences; the number of rows. Memory stays at one shard.
+
+    Segments have no place in a capture, as masks and flags have none, and the labels mean the same without:
+    they are left out with a StoreWarning. Raises UnsupportedInputError for features that change the meaning.
+    """
     labels = cut_labels(store.manifest.labels, top_k)
-    if lost := [name for name in store.manifest.features if name != MIXED]:
+    if SEGMENTS in store.manifest.features:
+        warnings.warn(
+            f"{path} holds no segments, for which an npz capture has no place; parquet, arrow and jsonl have",
+            StoreWarning,
+            stacklevel=2,
+        )
+    if lost := [name for name in store.manifest.features if name not in (MIXED, SEGMENTS)]:
         raise UnsupportedInputError(
             f"{store.uri} has the features {', '.join(lost)}, for which an npz capture "
             "has no place: they would be lost; export as parquet, arrow or jsonl"

@@ -40,9 +40,9 @@ def export_texts(
 
     Raises UnsupportedInputError where the store keeps no tokenizer, or no sequence could be written.
     """
-    texts, note = choose_texts(store, tokenizer)
+    texts, reason = choose_texts(store, tokenizer)
     if not texts.known:
-        raise UnsupportedInputError(f"{store.uri}: text needs a tokenizer. {note}")
+        raise UnsupportedInputError(f"{store.uri}: text needs a tokenizer: {reason}")
     record_of = _messages_record(store, texts) if form == "messages" else _pair_record(texts)
     total = int(store.shards().column("num_sequences").sum())
     written = left_out = 0

@@ -51,7 +51,8 @@ class StoreView:
             now = time.monotonic()
             if self._store is None or self._pages is None:
                 store = LogitStore.open(self.uri, storage_options=self.storage_options)
-                self.texts, self._note = choose_texts(store, self.tokenizer)
+                self.texts, reason = choose_texts(store, self.tokenizer)
+                self._note = f"Token ids are shown: {reason}" if reason else ""
                 self._pages, self._store = SequencePages(store, self.selection), store
             elif now - self._refreshed_sec > REFRESH_AFTER_SEC:
                 self._pages.refresh()

@@ -13,7 +13,7 @@ from logitstore.viewer.tokens import TokenTexts, load_token_texts
 
 
 def choose_texts(store: LogitStore, given: str | None) -> tuple[TokenTexts, str]:
-    """Texts for a store's ids, and a note ("" when there is nothing to say).
+    """Texts for a store's ids, and why there are none ("" when there are).
 
     The tokenizer is the given one, else the one that the store keeps, else the job's teacher: a folder, or a
     model in the local Hugging Face cache; nothing is downloaded. One with other ids than the store's is
@@ -27,17 +27,16 @@ def choose_texts(store: LogitStore, given: str | None) -> tuple[TokenTexts, str]
     if path is None:
         whose = "the student" if manifest.retokenized else repr(manifest.teacher.model)
         return TokenTexts(), (
-            f"Token ids are shown: no tokenizer of {whose} was found on this machine; "
-            "name its folder with --tokenizer."
+            f"no tokenizer of {whose} was found on this machine; name its folder with --tokenizer."
         )
     try:
         texts = load_token_texts(path)
     except ModuleNotFoundError as error:
-        return TokenTexts(), f"Token ids are shown: {error}."
+        return TokenTexts(), f"{error}."
     expected = manifest.tokenizer.fingerprint
     if expected and tokenizer_fingerprint(texts.vocabulary()) != expected:
         return TokenTexts(), (
-            f"Token ids are shown: the tokenizer at {path!r} gives ids other meanings than the store's; "
+            f"the tokenizer at {path!r} gives ids other meanings than the store's; "
             f"name the {'student' if manifest.retokenized else 'teacher'}'s own with --tokenizer."
         )
     return texts, ""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import (
     CorruptShardError,
     InvalidLabelsError,
@@ -20,6 +21,7 @@ from logitstore.errors import (
 )
 from logitstore.exchange.importing import Origin, import_source
 from logitstore.exchange.merge import merge_stores
+from logitstore.exchange.npz import export_npz
 from logitstore.exchange.tables import export_table, read_table
 from logitstore.manifest import reading
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, Manifest
@@ -207,3 +209,21 @@ def test_a_student_with_its_own_prompt_has_it_as_context(tmp_path: Path) -> None
     store.commit_unit("unit", 0, [sequence], seconds=0.0, worker="test")
     (found,) = store.iter_sequences()
     assert lists([found, found.for_student()]) == [REASONED, [Segment.CONTEXT] * 2 + REASONED[4:]]
+
+
+def test_a_capture_leaves_segments_out_and_says_so(tmp_path: Path) -> None:
+    """`label run --out x.npz` ends with this export, and jobs with a chat template make segments."""
+    store = make_store(tmp_path / "store")
+    with pytest.warns(StoreWarning, match=r"x\.npz holds no segments"):
+        num_rows = export_npz(store, tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as arrays:
+        expected = np.concatenate([sequence.rows.token_ids_NK for sequence in store.iter_sequences()])
+        np.testing.assert_array_equal(arrays["token_ids_NK"], expected)
+    assert num_rows == len(expected) > 0
+
+
+def test_a_capture_of_labels_that_mean_less_without_a_feature_is_refused(tmp_path: Path) -> None:
+    store = LogitStore.create(tmp_path / "store", manifest((STUDENT_PROMPTS,)))
+    with pytest.raises(UnsupportedInputError, match="has the features student_prompts"):
+        export_npz(store, tmp_path / "x.npz")
+    assert not (tmp_path / "x.npz").exists()
