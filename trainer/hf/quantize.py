@@ -82,7 +82,7 @@ def fake_quantize(model: Any, quantization: WeightQuantization) -> int:
 
 def save_quantized(model: Any, quantization: WeightQuantization, folder: Path) -> None:
     """Save the model with its weights as integers, in the format of compressed-tensors, which transformers
-    and vLLM load. The model in memory is used up."""
+    loads. The model in memory is used up."""
     try:
         from compressed_tensors.compressors import ModelCompressor
         from compressed_tensors.quantization import (
