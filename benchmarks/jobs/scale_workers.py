@@ -17,7 +17,7 @@ from labeler.config.loading import (
     TeacherConfig,
     WorkersConfig,
 )
-from labeler.config.settings import FakeTeacherConfig
+from labeler.config.teacher_settings import FakeTeacherConfig
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.records import WorkUnit
 

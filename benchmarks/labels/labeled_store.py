@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from labeler.config.input_settings import FIELDS_BY_KIND, InputKind
 from labeler.config.loading import (
     InputConfig,
     JobConfig,
@@ -26,7 +27,6 @@ from labeler.config.loading import (
     TeacherConfig,
     WorkersConfig,
 )
-from labeler.config.settings import FIELDS_BY_KIND, InputKind
 from logitstore.inputs.reading import iter_records
 from logitstore.job_objects import STATUS_NAME, parse_status
 from logitstore.store import LogitStore

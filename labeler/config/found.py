@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from labeler.config.settings import FIELDS_BY_KIND
+from labeler.config.input_settings import FIELDS_BY_KIND
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import StoreError

@@ -15,20 +15,19 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from labeler.config.input_settings import InputConfig
 from labeler.config.settings import (
     MOVED_TO_SAMPLING,
     CostConfig,
-    FakeTeacherConfig,
     FiltersConfig,
-    InputConfig,
     JobConfig,
     LabelsConfig,
     LimitsConfig,
     OutputConfig,
     SamplingConfig,
-    TeacherConfig,
     WorkersConfig,
 )
+from labeler.config.teacher_settings import FakeTeacherConfig, TeacherConfig
 from logitstore.common.config_file import (
     ConfigError,
     apply_options,

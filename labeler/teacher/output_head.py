@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from labeler.config.settings import TeacherConfig
+from labeler.config.teacher_settings import TeacherConfig
 
 SUMS_SUFFIX = "_float32_sums"
 """Behind the dtype of the weights in a manifest: their product kept its float32 sums."""

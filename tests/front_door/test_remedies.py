@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.describe.config import ClusterConfig
+from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, load_job
-from labeler.config.settings import FIELDS_BY_KIND
 from logitstore.common.config_file import ConfigError, explain_problem
 from logitstore.common.settings_list import settings_of
 from trainer.run.config import TrainConfig, load_config

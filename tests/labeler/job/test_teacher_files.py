@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labeler.config.settings import InputConfig, TeacherConfig
+from labeler.config.input_settings import InputConfig
+from labeler.config.teacher_settings import TeacherConfig
 from labeler.job.teacher_files import leave_tokenizer
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import read_file, stored_tokenizer

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.jobs.running_job import verify
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig, load_job
-from labeler.config.settings import ApiTeacherConfig
+from labeler.config.teacher_settings import ApiTeacherConfig
 from labeler.errors import PromptError, TeacherDiedError
 from labeler.prompting.tokenization import load_tokenizer
 from labeler.records import Lease, TokenizedPrompt

@@ -1,0 +1,99 @@
+"""`[input]`: what a record holds and how the teacher is shown it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from logitstore.common.section import HomePath, Section
+
+InputKind = Literal["messages", "prompt", "prompt_response", "text", "token_ids"]
+
+FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt": ("prompt",),
+    "prompt_response": ("prompt", "response"),
+    "text": ("text",),
+    "token_ids": ("token_ids",),
+}
+"""Roles that every record of a kind must have."""
+OPTIONAL_FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
+    "messages": ("tools", "documents", "system", "student_messages"),
+    "prompt": ("system", "context", "student_prompt"),
+    "prompt_response": ("system", "context", "student_prompt"),
+    "text": (),
+    "token_ids": ("response_token_ids", "loss_mask", "segments", "student_token_ids"),
+}
+"""Roles that a record may have. Messages' own `tools` and `documents` are read without being named; the
+`context` is put after the prompt, as Alpaca's `input`; `system` is the record's own system prompt; a
+`loss_mask` has a 0 or 1 for each of the given ids, `segments` one of "context", "reasoning", "answer", "tool"
+and "end" (or its number, 0 to 4). Those that begin with `student_` are what a student shall
+see in place of the teacher's prompt: to answer as if it had seen what only the teacher did."""
+STUDENT_ROLES = ("student_messages", "student_prompt", "student_token_ids")
+
+
+class InputConfig(Section):
+    uri: str = Field(min_length=1)
+    """Path, glob or URL (local, s3://) of JSONL (also .gz, .zst), Parquet or Arrow files."""
+    kind: InputKind
+    """What a record holds."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Names of the record's fields by role, for example {prompt = "question", response = "answer"}; a role
+    not named here is a field of the role's own name. Dots reach into nested objects. Where a prompt is a
+    list of strings (turns), its first is the prompt."""
+    id: str | None = None
+    """Field holding a record's id; None makes a stable id from the content."""
+    chat_template: bool | HomePath = True
+    """Put prompts and messages into the tokenizer's chat template, or into the Jinja template of that file;
+    false concatenates plain text."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables of the chat template, such as {enable_thinking = false} or {date_string = "1 Jan 2026"}."""
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of messages (or "tools", "documents") that may be lost where the chat template does not read them;
+    a record with any other such key is rejected."""
+    list_of_texts: Literal["refuse", "join", "first"] = "refuse"
+    """What a list of strings in the place of one `text` becomes: a reject, one text with empty lines
+    between, or its first. A `prompt` takes the first of its list, its turns."""
+    system_prompt: str | None = None
+    """A system message put before prompts that have none; needs the chat template."""
+    student_system_prompt: str | None = None
+    """The system message of the student's prompt in place of the teacher's, "" for none: the student learns
+    to answer as if it had the teacher's. None gives both the same prompt."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only the first so many records of the input."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """fsspec options of the input's storage, such as endpoint_url; credentials come from the environment."""
+
+    @model_validator(mode="after")
+    def _roles(self) -> InputConfig:
+        known = {*FIELDS_BY_KIND[self.kind], *OPTIONAL_FIELDS_BY_KIND[self.kind]}
+        if unknown := sorted(set(self.fields) - known):
+            raise ValueError(
+                f"fields names the role {unknown[0]!r}, but kind {self.kind!r} has only "
+                f"{', '.join(sorted(known))}; remove it or change input.kind"
+            )
+        if self.system_prompt is not None and not self.chat_template:
+            raise ValueError("system_prompt needs chat_template = true: plain text has no system message")
+        is_plain = not self.chat_template or self.kind in ("text", "token_ids")
+        if self.student_system_prompt is not None and is_plain:
+            raise ValueError(
+                "student_system_prompt needs messages or prompts in a chat template: plain text and "
+                "token ids have no system message; set input.chat_template = true"
+            )
+        if self.chat_template_kwargs and not self.chat_template:
+            raise ValueError("chat_template_kwargs needs chat_template = true or the path of a template")
+        return self
+
+    @property
+    def has_student_prompts(self) -> bool:
+        """Whether students see other prompts than the teacher."""
+        return self.student_system_prompt is not None or any(role in self.fields for role in STUDENT_ROLES)
+
+    def field_names(self) -> dict[str, str]:
+        """The record's field for every role of the kind, "id" included where it is given."""
+        names = {role: self.fields.get(role, role) for role in FIELDS_BY_KIND[self.kind]}
+        names.update(self.fields)
+        if self.id is not None:
+            names["id"] = self.id
+        return names
