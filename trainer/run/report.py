@@ -36,7 +36,12 @@ def evaluation_table(
 
 
 def gap_closed(name: str, before: float, after: float, teacher: float) -> float | None:
-    """Share of the way from the untrained student to its teacher; None where the teacher is no better."""
+    """Share of the way from the untrained student to its teacher; None where the teacher is no better.
+
+    None too for the calibration error: a student may be calibrated better than a teacher that it is far from.
+    """
+    if name == "calibration_error":
+        return None
     way = teacher - before if name in HIGHER_IS_BETTER else before - teacher
     gone = after - before if name in HIGHER_IS_BETTER else before - after
     return gone / way if way > 0 else None

@@ -45,6 +45,7 @@ def test_they_are_those_of_the_rows_that_count(tmp_path: Path, limit: int | None
         ("accuracy", 0.2, 0.5, 0.8, 0.5),
         ("cross_entropy", 3.0, 3.5, 1.0, -0.25),
         ("accuracy", 0.8, 0.9, 0.7, None),
+        ("calibration_error", 0.2734, 0.0299, 0.0634, None),
     ],
 )
 def test_the_share_of_the_gap(
