@@ -284,7 +284,7 @@ def _recipe(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         following = (
             f"penumbra train run --student MODEL --labels {last} --out FOLDER"
-            if recipe.labels_prompts
+            if "label" in recipe.steps
             else f"penumbra label run --teacher MODEL --input {last} --out FOLDER"
         )
         print(f"result: {last}\nnext: {following}")

@@ -61,8 +61,11 @@ class Recipe:
     """The settings of a job, as they stand in the file."""
 
     @property
-    def labels_prompts(self) -> bool:
-        return "labels" in self.document
+    def steps(self) -> tuple[str, ...]:
+        """What is done, in order."""
+        return tuple(
+            name for name in STEPS if name in self.sections or (name == "label" and "labels" in self.document)
+        )
 
     @property
     def ledger(self) -> Path:
@@ -108,11 +111,11 @@ def checked_recipe(document: Mapping[str, Any], where: str) -> Recipe:
         sections,
         {name: document[name] for name in JOB_SECTIONS if name in document},
     )
-    if not sections and not recipe.labels_prompts:
+    if not recipe.steps:
         raise ConfigError(
             f"{where} has no step; give one of [expand], [dedupe], [decontaminate], [judge], [labels]"
         )
-    if recipe.labels_prompts or {"expand", "judge"} & sections.keys():
+    if {"expand", "judge", "label"} & {*recipe.steps}:
         checked_job(_label_document(recipe, Path("prompts.jsonl")), where)
     return recipe
 
@@ -129,12 +132,8 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
     ledger = _read_ledger(recipe.ledger)
     source = Source(recipe.settings.seeds, recipe.settings.field, limit=recipe.settings.limit)
     digest, last = f"{source.fingerprint()}:{source.limit}", Path(recipe.settings.seeds)
-    for place, name in enumerate(STEPS):
-        if (name == "label" and not recipe.labels_prompts) or (
-            name != "label" and name not in recipe.sections
-        ):
-            continue
-        out = folder / ("labels" if name == "label" else f"{place + 1}-{name}.jsonl")
+    for name in recipe.steps:
+        out = folder / ("labels" if name == "label" else f"{STEPS.index(name) + 1}-{name}.jsonl")
         made_from = _made_from(recipe, name, digest)
         record = ledger.get(name)
         if record is not None and record.made_from == made_from and _digest_of(out) == record.output_digest:
