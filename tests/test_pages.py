@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,12 @@ def test_no_folder_has_too_many_modules() -> None:
             if len(modules) > MOST_MODULES:
                 crowded[folder.relative_to(ROOT).as_posix()] = len(modules)
     assert crowded == {}
+
+
+def test_every_extra_stands_in_the_table_of_installations() -> None:
+    """All but those for this project's own tests."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "INSTALL.md").read_text(encoding="utf-8")
+    named = {name for listed in re.findall(r"'\.\[([a-z,-]+)\]'", page) for name in listed.split(",")}
+    assert named == project["optional-dependencies"].keys() - {"dev"}
+    assert project["name"] in page

@@ -32,10 +32,14 @@ cpu_build() {
         failed=1
     fi
 }
+# All but `dev`, which is for this project's own tests, and `label-cpu`, which is below.
+extras=$(.venv/bin/python -c "import tomllib
+extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']
+print(*(name for name in extras if name not in ('dev', 'label-cpu')))")
 pin=$found.torch
 echo "torch==$(sed -n 's/^torch==//p' requirements.lock)" >"$pin"
 for python in ${PYTHONS:-3.11 3.12 3.13}; do
-    for extra in fast train cluster curate bench label; do
+    for extra in $extras; do
         resolve "$python" "$extra"
     done
 done
