@@ -84,7 +84,8 @@ def read_prices(path: Path) -> Prices:
     wrong = next((name for name, price in own.items() if not 0 <= price < float("inf")), None)
     if wrong is not None:
         raise ConfigError(f"--prices {path}: the price of {wrong!r} is {own[wrong]}, it must be at least 0")
-    return Prices(as_of, source, {**LIST_PRICES.by_machine, **own})
+    told = f"{source}; of other machines: the list of {LIST_PRICES.as_of}"
+    return Prices(as_of, told, {**LIST_PRICES.by_machine, **own})
 
 
 def machine_for(wanted: GroupConfig | HeadConfig, cloud: str) -> Machine:

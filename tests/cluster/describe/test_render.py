@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from cluster.__main__ import main
 from cluster.describe import grafana, kuberay, ray_yaml
 from cluster.describe.config import ClusterConfig, GroupConfig, Kind
-from cluster.describe.machines import CATALOGS, machine_for, price_lines, read_prices
+from cluster.describe.machines import CATALOGS, LIST_PRICES, machine_for, price_lines, read_prices
 from cluster.describe.placement import check_placement
 from cluster.describe.render import _checked_kuberay, _checked_ray_yaml, render
 from cluster.errors import JobRefusedError
@@ -694,8 +694,8 @@ def test_a_file_of_prices_replaces_the_list(tmp_path: Path) -> None:
     )
     lines = price_lines(two_kinds(), "aws", prices=read_prices(path))
     assert "h100: 2 x 1.25 = 2.50 USD/h" in lines
-    assert lines[-1] == "prices of 2026-11: our contract"
-    assert any(line.startswith("l4: 4 spot x 0.") for line in lines), "others keep the list's price"
+    assert lines[-1] == f"prices of 2026-11: our contract; of other machines: the list of {LIST_PRICES.as_of}"
+    assert lines[1] == price_lines(two_kinds(), "aws")[1], "others keep the list's price"
 
 
 @pytest.mark.parametrize(
