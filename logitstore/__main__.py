@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from logitstore.cli import looking, making, mending, retokenizing
+from logitstore.cli import looking, making, mending, publishing, retokenizing
 from logitstore.cli.parser import PROGRAM, build_parser
 from logitstore.common.command import run_program
 from logitstore.viewer import cli as viewer_cli
@@ -21,6 +21,7 @@ COMMANDS = {
     "mix": making.mix,
     "retokenize": retokenizing.retokenize,
     "copy": making.copy,
+    "publish": publishing.publish,
     "codebook": making.codebook,
     "compact": making.compact,
     "rebuild-index": mending.rebuild_index,

@@ -31,6 +31,8 @@ RETOKENIZED_NAME = "retokenized.json"
 """What `penumbra store retokenize` kept of its source."""
 RETOKENIZED_PREFIX = "retokenized/"
 """The same of each unit."""
+CARD_NAME = "README.md"
+"""The dataset card of a published store."""
 JOB_NAMES = frozenset((JOB_NAME, LEASE_NAME, STATUS_NAME, REJECTS_NAME, RETOKENIZED_NAME))
 JOB_PREFIXES = (PLAN_PREFIX, LOGS_PREFIX, RETOKENIZED_PREFIX)
 """With `JOB_NAMES`: all that a job keeps beside its labels."""

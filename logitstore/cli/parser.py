@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     making.add_retokenize(commands)
     making.add_mix(commands)
     making.add_copy(commands)
+    making.add_publish(commands)
     mending.add_codebook(commands)
     mending.add_compact(commands)
     mending.add_rebuild_index(commands)

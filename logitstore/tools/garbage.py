@@ -23,10 +23,7 @@ from logitstore.index.absence import segment_units
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, record_place, shard_place
 from logitstore.index.pointer import INDEX_NAME, valid_tombstone_name
 from logitstore.index.segments import valid_segment_name
-from logitstore.job_objects import (
-    JOB_NAMES,
-    JOB_PREFIXES,
-)
+from logitstore.job_objects import CARD_NAME, JOB_NAMES, JOB_PREFIXES
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import TEMPORARY_PREFIX, ObjectInfo
 from logitstore.objects.probing import PROBE_PREFIX
@@ -226,7 +223,7 @@ def _is_known(name: str) -> bool:
     if name.startswith(COMMITS_PREFIX):
         return record_place(name) is not None
     return (
-        name in (MANIFEST_NAME, INDEX_NAME, CURRENT_CODEBOOKS)
+        name in (MANIFEST_NAME, INDEX_NAME, CURRENT_CODEBOOKS, CARD_NAME)
         or name in JOB_NAMES
         or name.startswith(JOB_PREFIXES)
         or name == FILES_NAME

@@ -68,6 +68,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("store", "rebuild-index"): ("STORE",),
     ("store", "uncommit"): ("STORE", "--bad"),
     ("store", "copy"): ("STORE", "OUT"),
+    ("store", "publish"): ("STORE", "OUT"),
     ("store", "delete"): ("STORE", "--ids", str(Path(__file__).parents[2] / "LICENSE"), "--reason", "a test"),
     ("store", "view"): ("STORE", "--out", "OUT"),
     ("train", "run"): ("TRAIN", "--dry-run"),

@@ -47,6 +47,7 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("store", "rebuild-index"): (NOWHERE,),
     ("store", "uncommit"): (NOWHERE, "--bad"),
     ("store", "copy"): (NOWHERE, "out"),
+    ("store", "publish"): (NOWHERE, "out"),
     ("store", "delete"): (NOWHERE, "--ids", str(Path(__file__).parents[2] / "LICENSE"), "--reason", "a test"),
     ("store", "view"): (NOWHERE, "--out", "out.html"),
     ("train", "run"): (f"{NOWHERE}.toml",),

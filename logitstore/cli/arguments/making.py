@@ -1,4 +1,6 @@
-"""Arguments of the commands that make stores and files: export, import, merge, retokenize, mix, copy."""
+"""Arguments of the commands that make stores and files: export, import, merge, retokenize, mix, copy,
+publish.
+"""
 
 from __future__ import annotations
 
@@ -197,6 +199,37 @@ def add_copy(commands: Commands) -> None:
     parser.add_argument("out", metavar="DST", help="a folder or URL that can be written")
     parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
     parser.add_argument("--with-job", action="store_true", help="also the job's settings and plan")
+    parser.add_argument(
+        "--out-storage-options", metavar="FILE", help="--storage-options of DST (default: those of SRC)"
+    )
+
+
+def add_publish(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "publish",
+        "the labels alone, ready for the Hub: a dataset card and few large shards",
+        "Writes README.md with teacher, licence, K, temperatures, sizes and an example, and joins shards so\n"
+        "that a folder has fewer than 10,000 files. No plan, log, status, path, worker's name, rejected or\n"
+        "deleted record is published. Repeat the command to go on, or to bring it up to date.",
+        "publish labels/store hub/store --repo me/labels-of-teacher",
+        "publish s3://bucket/store s3://public/store --licence apache-2.0",
+    )
+    parser.add_argument("store", metavar="SRC", help="a store, at any address")
+    parser.add_argument("out", metavar="DST", help="a folder or URL that can be written")
+    parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
+    parser.add_argument(
+        "--repo", metavar="OWNER/NAME", default="OWNER/NAME", help="of the Hub, for the card's example"
+    )
+    parser.add_argument(
+        "--licence", metavar="NAME", default="", help="of the labels (default: what the teacher's page says)"
+    )
+    parser.add_argument(
+        "--new-card", action="store_true", help="write README.md anew; without it one that is there stays"
+    )
+    parser.add_argument(
+        "--beside-job", action="store_true", help="publish what is committed while a job labels SRC"
+    )
     parser.add_argument(
         "--out-storage-options", metavar="FILE", help="--storage-options of DST (default: those of SRC)"
     )

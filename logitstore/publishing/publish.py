@@ -1,0 +1,204 @@
+"""`publish`: a store as a folder, or prefix, that others can have, with a dataset card of the Hub.
+
+What is published holds labels, codebooks and the tokenizer, and nothing of the machines: no plan, log,
+status, worker's name or path. Shards come first, each with an index segment of its own that no `index.json`
+names, by which an interrupted publication goes on; until `index.json` is there, as the last object, readers
+refuse it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
+from logitstore.errors import ObjectNotFoundError, ObjectStoreError, StoreExistsError
+from logitstore.index import segments as index_segments
+from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, shard_place
+from logitstore.index.compaction import write_segment_objects
+from logitstore.index.pointer import (
+    INDEX_NAME,
+    INDEX_PREFIX,
+    MAX_INDEX_BYTES,
+    MAX_SEGMENT_BYTES,
+    IndexPointer,
+    decode_pointer,
+    encode_pointer,
+)
+from logitstore.job_objects import CARD_NAME
+from logitstore.manifest.fields import Manifest, ShardEntry
+from logitstore.manifest.reading import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    decode_manifest,
+    encode_manifest,
+    manifest_hash,
+)
+from logitstore.objects.opening import Objects
+from logitstore.publishing.card import CardSettings, Contents, dataset_card
+from logitstore.publishing.joining import SHARD_BYTES, UNIT_PREFIX, Joined, joined_shard, plan_shards
+from logitstore.publishing.privacy import public_manifest, public_tokenizer
+from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import put_tokenizer, stored_tokenizer
+from logitstore.tools.deletion import refuse_running_job
+
+THREADS = 4
+_SEGMENT_NAME = re.compile(r"index/[0-9a-f]{16}\.arrow")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    """What was published."""
+
+    num_sequences: int
+    num_shards: int
+    """Shards of what is published now."""
+    num_written: int
+    """Shards that were written now; others were there from an earlier try."""
+    num_bytes: int
+    """Bytes of all shards."""
+    num_rejects: int
+    """Rejected records of the source; they are counted on the card and their texts left out."""
+    wrote_card: bool
+    """False where a README.md lay there, which is left alone."""
+    not_removed: str
+    """Why objects of an earlier publication could not be removed; "" if they were."""
+
+
+def publish_store(
+    source: LogitStore,
+    target: Objects,
+    card: CardSettings,
+    *,
+    new_card: bool = False,
+    beside_job: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> PublishResult:
+    """Write the store of all living sequences to `target`, or go on with it, or bring it up to date.
+
+    Raises StoreChangedError while a job labels the source, unless `beside_job`; StoreExistsError where
+    another store lies; CorruptShardError for a damaged shard.
+    """
+    if not beside_job:
+        refuse_running_job(source)
+    source.refresh()
+    manifest = public_manifest(source.manifest)
+    generation = _refuse_another(source, target, manifest)
+    target.put(MANIFEST_NAME, encode_manifest(manifest))
+    joined = plan_shards(source, shard_bytes)
+    known = _known_entries(target)
+    entries = _put_shards(source, target, joined, known, manifest_hash(manifest), progress)
+    _put_beside(source, target)
+    num_rejects = len(source.rejects())
+    contents = Contents.of(entries, num_rejects)
+    wrote_card = new_card or not target.exists(CARD_NAME)
+    if wrote_card:
+        tokenizer = stored_tokenizer(source.objects)
+        licence = card.licence or (tokenizer.licence if tokenizer is not None else "")
+        text = dataset_card(manifest, contents, replace(card, licence=licence))
+        target.put(CARD_NAME, text.encode())
+    not_removed = _put_index(target, entries, manifest_hash(manifest), generation)
+    return PublishResult(
+        num_sequences=contents.num_sequences,
+        num_shards=len(entries),
+        num_written=sum(one.name not in known for one in joined),
+        num_bytes=contents.num_bytes,
+        num_rejects=num_rejects,
+        wrote_card=wrote_card,
+        not_removed=not_removed,
+    )
+
+
+def _refuse_another(source: LogitStore, target: Objects, manifest: Manifest) -> int:
+    """The generation of what was published there, 0 for nothing. Raises StoreExistsError."""
+    if target.uri == source.uri:
+        raise StoreExistsError(f"{target.uri} is the store itself; publish to another place")
+    try:
+        found = decode_manifest(target.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
+    except ObjectNotFoundError:
+        return 0
+    published = LogitStore(target, found)
+    if manifest_hash(found) != manifest_hash(manifest) or any(
+        not unit_id.startswith(UNIT_PREFIX) for unit_id in published.committed_units()
+    ):
+        raise StoreExistsError(f"{target.uri} already holds another store; publish to another place")
+    try:
+        return decode_pointer(target.get(INDEX_NAME, max_bytes=MAX_INDEX_BYTES)).generation
+    except ObjectNotFoundError:
+        return 0
+
+
+def _known_entries(target: Objects) -> dict[str, ShardEntry]:
+    """Shards that lie there whole, by name, and what segments, named or not, say of them."""
+    sizes = {info.name: info.num_bytes for info in target.list_info(SHARDS_PREFIX)}
+    known: dict[str, ShardEntry] = {}
+    for name in target.list(INDEX_PREFIX):
+        table = (
+            index_segments.read_unnamed_entries(target, name, max_bytes=MAX_SEGMENT_BYTES)
+            if _SEGMENT_NAME.fullmatch(name)
+            else None
+        )
+        for entry in index_segments.table_to_entries(table) if table is not None else ():
+            if sizes.get(entry.name) == entry.num_bytes:
+                known[entry.name] = entry
+    return known
+
+
+def _put_shards(
+    source: LogitStore,
+    target: Objects,
+    joined: list[Joined],
+    known: Mapping[str, ShardEntry],
+    manifest: str,
+    progress: Progress | None,
+) -> list[ShardEntry]:
+    def put(one: Joined) -> ShardEntry:
+        if one.name in known:
+            return known[one.name]
+        data, entry = joined_shard(source, one)
+        target.put(entry.name, data)
+        # Named by nothing: what an interrupted publication goes on by.
+        write_segment_objects(target, [CommitRecord(one.key, manifest, entry)], one.key)
+        return entry
+
+    entries: list[ShardEntry] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for entry in pool.map(put, joined):
+            entries.append(entry)
+            if progress:
+                progress("shards", len(entries), len(joined))
+    return entries
+
+
+def _put_beside(source: LogitStore, target: Objects) -> None:
+    """Codebooks and tokenizer."""
+    codebooks = source.codebooks()
+    if codebooks is not None:
+        for name in (codebook_name(codebooks.hash), CURRENT_CODEBOOKS):
+            target.put(name, source.objects.get(name))
+    found = stored_tokenizer(source.objects)
+    if found is not None and stored_tokenizer(target) is None:
+        put_tokenizer(target, public_tokenizer(source.objects, found), found.licence)
+
+
+def _put_index(target: Objects, entries: list[ShardEntry], manifest: str, generation: int) -> str:
+    """Replace `index.json` and remove what it no longer names; why that failed, if it did."""
+    records = []
+    for entry in entries:
+        place = shard_place(entry.name)
+        assert place is not None
+        records.append(CommitRecord(place.attempt, manifest, entry))
+    segments = (write_segment_objects(target, records, secrets.token_hex(8)),) if records else ()
+    target.put(INDEX_NAME, encode_pointer(IndexPointer(generation + 1, manifest, segments)))
+    living = {entry.name for entry in entries} | {info.name for info in segments}
+    old = [name for prefix in (SHARDS_PREFIX, INDEX_PREFIX) for name in target.list(prefix)]
+    try:
+        target.delete_many(name for name in old if name not in living)
+    except ObjectStoreError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,250 @@
+"""`store publish`: what others get is the same labels, a card, and nothing of the machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard
+
+from logitstore.__main__ import main
+from logitstore.errors import IndexLostError, StoreChangedError, StoreExistsError
+from logitstore.job_objects import JobStatus
+from logitstore.objects.opening import Objects
+from logitstore.publishing import joining, publish
+from logitstore.publishing.card import CardSettings
+from logitstore.publishing.publish import publish_store
+from logitstore.records import Reject
+from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer
+from logitstore.tools.deletion import delete_records
+from logitstore.tools.verify import verify_store
+from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.s3_dialects import run_dialect
+from trainer import StreamingLogitDataset
+
+SECRETS = ("secret-host", "/home/me", "private-bucket", "plan-of-the-job", "taken-down", "never-labeled")
+"""What must not be published, in all of its forms."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LogitStore:
+    """Six units of three sequences, one of them deleted, and all that a job leaves beside."""
+    manifest = make_manifest(
+        sampling={"temperature": 0.7},
+        input={"chat_template": True, "uri": "/home/me/prompts.jsonl"},
+        output={"uri": "s3://private-bucket/store"},
+    )
+    source = dataclasses.replace(manifest.input, uri="/home/me/prompts.jsonl")
+    store = LogitStore.create(tmp_path / "store", dataclasses.replace(manifest, input=source))
+    rejects = [Reject("/home/me/prompts.jsonl", 7, "never-labeled", "too long on secret-host", "too_long")]
+    for unit_index in range(6):
+        unit_id, sequences = make_unit(unit_index)
+        if unit_index == 4:
+            sequences.append(make_sequence("taken-down"))
+        store.commit_unit(
+            unit_id,
+            unit_index,
+            sequences,
+            rejects if unit_index == 0 else [],
+            seconds=1,
+            worker="secret-host",
+        )
+    delete_records(store, frozenset({"taken-down"}), "asked for")
+    files = {"tokenizer.json": b"{}", "tokenizer_config.json": b'{"name_or_path": "/home/me/model", "a": 1}'}
+    put_tokenizer(store.objects, files, "apache-2.0")
+    for name in ("plan/head.json", "logs/secret-host.log", "status.json", "driver.json", "job.json"):
+        store.objects.put(name, b'"plan-of-the-job"')
+    store.refresh()
+    return store
+
+
+def sequences_of(store: LogitStore) -> list[tuple[str, bytes, bytes]]:
+    return [
+        (one.record_id, one.rows.logits_NK.tobytes(), one.rows.log_tail_mass_NM.tobytes())
+        for one in store.iter_sequences()
+    ]
+
+
+def test_what_is_published_is_the_store_and_names_no_machine(
+    store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "public"
+    assert main(["publish", store.uri, str(out), "--repo", "me/labels"]) == 0
+    assert "18 sequences in 1 shard" in capsys.readouterr().out
+    public = LogitStore.open(out)
+    assert sequences_of(public) == sequences_of(store)
+    assert verify_store(public).problems == []
+    assert public.rejects() == []
+    tokenizer = stored_tokenizer(public.objects)
+    assert tokenizer is not None
+    assert [read_file(public.objects, file) for file in tokenizer.files] == [b"{}", b'{\n  "a": 1\n}']
+    assert public.manifest.input.uri == "prompts.jsonl"
+    assert public.manifest.config == {"sampling": {"temperature": 0.7}, "input": {"chat_template": True}}
+    published = [(path, path.read_bytes()) for path in sorted(out.rglob("*")) if path.is_file()]
+    assert {path.relative_to(out).parts[0] for path, _ in published} == {
+        "README.md", "index", "index.json", "manifest.json", "shards", "tokenizer",
+    }  # fmt: skip
+    found = [(path.name, secret) for path, data in published for secret in SECRETS if secret.encode() in data]
+    assert found == []
+
+
+def test_it_trains_like_the_source(store: LogitStore, tmp_path: Path) -> None:
+    publish_store(store, Objects(tmp_path / "public"), CardSettings())
+
+    def batches(uri: str) -> dict[str, np.ndarray]:
+        samples = list(StreamingLogitDataset(uri, batch_size=2, shuffle=True))
+        return {one.sequence.record_id: one.sequence.rows.logits_NK for one in samples}
+
+    ours, theirs = batches(str(tmp_path / "public")), batches(store.uri)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_shards_are_joined_without_being_decoded_where_nothing_is_deleted(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = max(entry.num_bytes for entry in store.shards())
+    decoded: list[str] = []
+    real = joining.write_shard
+    monkeypatch.setattr(joining, "write_shard", lambda *args: decoded.append("") or real(*args))
+    result = publish_store(store, Objects(tmp_path / "public"), CardSettings(), shard_bytes=2 * size + 1)
+    assert result.num_shards == 3
+    assert len(decoded) == 1, "the one with the deleted sequence"
+    public = LogitStore.open(tmp_path / "public")
+    assert sequences_of(public) == sequences_of(store)
+    assert [entry.num_sequences for entry in public.shards()] == [6, 6, 6]
+
+
+def test_a_large_store_stays_below_ten_thousand_files(store: LogitStore) -> None:
+    entry = dataclasses.replace(store.shards()[0], num_bytes=3_000_000)
+
+    class Many:
+        def shards(self) -> list[object]:
+            return [entry] * 200_000
+
+        def deleted_places(self, entry: object) -> np.ndarray:
+            return np.zeros(0, np.int64)
+
+    planned = joining.plan_shards(Many())  # type: ignore[arg-type]  # what it asks of a store
+    assert 4_000 < len(planned) < 10_000
+    assert sum(len(one.entries) for one in planned) == 200_000
+
+
+def test_the_hub_reads_the_card_and_its_example_runs(store: LogitStore, tmp_path: Path) -> None:
+    out = tmp_path / "public"
+    publish_store(store, Objects(out), CardSettings("me/labels"))
+    card = DatasetCard.load(out / "README.md")
+    data = card.data.to_dict()
+    assert (data["license"], data["size_categories"], data["viewer"]) == ("apache-2.0", ["n<1K"], False)
+    for fact in ("teacher, revision main", "8 entries", "| 1, 2, 4 |", "`apache-2.0`", "1, left out here"):
+        assert fact in card.text, fact
+    example = re.findall(r"```python\n(.+?)```", card.text, re.DOTALL)
+    assert len(example) == 1
+    code = example[0].replace("hf://datasets/me/labels", str(out))
+    assert code != example[0]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["18", "8", "record-0", "(12,)", "(11,", "8)"]
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [("", "unknown"), ("Apache License, Version 2.0", "other"), ("llama3.1", "llama3.1")],
+)
+def test_licences_that_the_hub_does_not_know_are_named_beside(
+    licence: str, expected: str, tmp_path: Path
+) -> None:
+    store = LogitStore.create(tmp_path / "store", make_manifest(model='a "quoted": teacher | x'))
+    store.commit_unit("u", 0, [make_sequence("a")], seconds=0, worker="w")
+    publish_store(store, Objects(tmp_path / "public"), CardSettings(licence=licence))
+    data = DatasetCard.load(tmp_path / "public/README.md").data.to_dict()
+    assert data["license"] == expected
+    assert data.get("license_name") == (licence if expected == "other" else None)
+    assert data["pretty_name"] == 'Labels of a "quoted": teacher | x'
+
+
+def test_what_was_interrupted_is_refused_and_goes_on(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Objects(tmp_path / "public")
+    real = publish.joined_shard
+    made: list[str] = []
+
+    def failing(source: LogitStore, joined: joining.Joined):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(joined.name)
+        return real(source, joined)
+
+    monkeypatch.setattr(publish, "THREADS", 1)
+    monkeypatch.setattr(publish, "joined_shard", failing)
+    with pytest.raises(KeyboardInterrupt):
+        publish_store(store, target, CardSettings(), shard_bytes=1)
+    with pytest.raises(IndexLostError):
+        LogitStore.open(target.uri)
+    monkeypatch.setattr(publish, "joined_shard", real)
+    result = publish_store(store, target, CardSettings(), shard_bytes=1)
+    assert (result.num_shards, result.num_written) == (6, 3)
+    assert sequences_of(LogitStore.open(target.uri)) == sequences_of(store)
+
+
+def test_bringing_it_up_to_date_takes_out_what_is_gone(store: LogitStore, tmp_path: Path) -> None:
+    target = Objects(tmp_path / "public")
+    publish_store(store, target, CardSettings(), shard_bytes=1)
+    (tmp_path / "public/README.md").write_text("my own words")
+    delete_records(store, frozenset({"record-0"}), "asked for")
+    store.commit_unit("later", 9, [make_sequence("later")], seconds=0, worker="w")
+    result = publish_store(store, target, CardSettings(), shard_bytes=1)
+    assert (result.num_shards, result.num_written, result.wrote_card) == (7, 2, False)
+    public = LogitStore.open(target.uri)
+    assert sequences_of(public) == sequences_of(store)
+    assert verify_store(public).problems == [], "nothing of the earlier one is left"
+    assert (tmp_path / "public/README.md").read_text() == "my own words"
+    assert publish_store(store, target, CardSettings(), shard_bytes=1, new_card=True).num_written == 0
+    assert "Labels of teacher" in (tmp_path / "public/README.md").read_text()
+
+
+def test_to_an_object_store(store: LogitStore) -> None:
+    with run_dialect("plain") as server:
+        target = Objects("s3://b/public", server.storage_options)
+        publish_store(store, target, CardSettings())
+        public = LogitStore.open("s3://b/public", storage_options=server.storage_options)
+        assert sequences_of(public) == sequences_of(store)
+
+
+def test_what_is_refused(store: LogitStore, tmp_path: Path) -> None:
+    for target in (store.objects, LogitStore.create(tmp_path / "other", make_manifest(model="b")).objects):
+        with pytest.raises(StoreExistsError, match="publish to another place"):
+            publish_store(store, target, CardSettings())
+    status = JobStatus("running", updated=datetime.now(UTC).isoformat())
+    store.objects.put("status.json", status.as_json().encode())
+    with pytest.raises(StoreChangedError, match="a job is at work"):
+        publish_store(store, Objects(tmp_path / "public"), CardSettings())
+    assert (
+        publish_store(store, Objects(tmp_path / "public"), CardSettings(), beside_job=True).num_sequences
+        == 18
+    )
+
+
+def test_a_store_that_was_published_is_no_place_for_another(store: LogitStore, tmp_path: Path) -> None:
+    """Also one whose manifest needs no change: publishing would remove units that another job committed."""
+    manifest = make_manifest()
+    other = LogitStore.create(tmp_path / "plain", manifest)
+    other.commit_unit("mine", 0, [make_sequence("mine")], seconds=0, worker="w")
+    other.compact()
+    same = LogitStore.create(tmp_path / "same", manifest)
+    same.commit_unit("unit", 0, [make_sequence("theirs")], seconds=0, worker="w")
+    with pytest.raises(StoreExistsError, match="another store"):
+        publish_store(same, other.objects, CardSettings())
+    assert [one.record_id for one in LogitStore.open(other.uri)] == ["mine"]
