@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-KNOWN_FEATURES = {"mixed", "retokenized", "given_entries", "segments", "student_prompts"}
+KNOWN_FEATURES = {"mixed", "retokenized", "given_entries", "segments", "student_prompts", "record_parts"}
 CODEBOOKS_MAGIC = b"logitstore-codebooks-1\n"
 
 

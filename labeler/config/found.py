@@ -16,6 +16,7 @@ from labeler.config.input_settings import FIELDS_BY_KIND
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import StoreError
+from logitstore.inputs.parts import is_answer
 from logitstore.inputs.reading import iter_records
 
 FIELDS_OF_ROLE: dict[str, tuple[str, ...]] = {
@@ -154,8 +155,7 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _is_answered(messages: Any) -> bool:
-    last = messages[-1] if _is_conversation(messages) else {}
-    return last.get("role", last.get("from")) in ("assistant", "gpt")
+    return _is_conversation(messages) and is_answer(messages[-1])
 
 
 def _field(records: list[dict[str, Any]], role: str) -> str | None:

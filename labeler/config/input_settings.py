@@ -40,8 +40,7 @@ class InputConfig(Section):
     """What a record holds."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Names of the record's fields by role, for example {prompt = "question", response = "answer"}; a role
-    not named here is a field of the role's own name. Dots reach into nested objects. Where a prompt is a
-    list of strings (turns), its first is the prompt."""
+    not named here is a field of the role's own name. Dots reach into nested objects."""
     id: str | None = None
     """Field holding a record's id; None makes a stable id from the content."""
     chat_template: bool | HomePath = True
@@ -52,9 +51,9 @@ class InputConfig(Section):
     ignore_keys: tuple[str, ...] = ()
     """Keys of messages (or "tools", "documents") that may be lost where the chat template does not read them;
     a record with any other such key is rejected."""
-    list_of_texts: Literal["refuse", "join", "first"] = "refuse"
-    """What a list of strings in the place of one `text` becomes: a reject, one text with empty lines
-    between, or its first. A `prompt` takes the first of its list, its turns."""
+    list_of_texts: Literal["refuse", "join", "each", "first"] = "refuse"
+    """What a list of strings in the place of one text (prompt, response or text) becomes: a reject, one text
+    with empty lines between, a record for each, whose id has "#text-1" and so on behind it, or its first."""
     system_prompt: str | None = None
     """A system message put before prompts that have none; needs the chat template."""
     student_system_prompt: str | None = None

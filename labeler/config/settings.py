@@ -39,10 +39,12 @@ class LabelsConfig(Section):
     """Temperatures with exact stored normalisers, ascending from 1."""
     positions: Literal["auto", "response", "all"] = "auto"
     """Which tokens get labels; "auto" is "all" for text and token_ids without a response, else "response"."""
-    turns: Literal["last", "all"] = "last"
-    """Score, messages: which of the assistant's turns count. "all" is one sequence, labeled from the first
+    turns: Literal["last", "all", "each"] = "last"
+    """Messages: which of the assistant's turns count. "all" (score) is one sequence, labeled from the first
     answer on, whose loss mask leaves out what others say; a template that renders earlier turns otherwise
-    than a last one cannot be had so."""
+    than a last one cannot be had so. "each" is a sequence for every turn, whose conversation ends there and
+    whose id has "#turn-1" and so on behind it: each is rendered as a last one, and its tokens before are
+    paid for again. In mode "generate" the teacher writes every turn after the given ones before it."""
     reasoning: ReasoningMarks | None = None
     """Marks of the teacher's reasoning, {start = "<think>", end = "</think>"}, by which conversations get
     segments; None finds them in the chat template, and `--dry-run` says which."""
@@ -237,6 +239,15 @@ class JobConfig(Section):
                 'labels.turns = "all" needs labels.mode = "score", input.kind = "messages" and a chat '
                 'template; set it to "last"'
             )
+        if self.labels.turns == "each" and kind != "messages":
+            raise ValueError(
+                f'labels.turns = "each" needs input.kind = "messages", it is {kind!r}; set "last"'
+            )
+        if self.labels.turns == "each" and "student_messages" in self.input.fields:
+            raise ValueError(
+                'labels.turns = "each" cuts the conversation at each turn and input.fields.student_messages '
+                'has one for the last alone; set labels.turns = "last", or remove it'
+            )
         if "segments" in self.input.fields and mode == "generate":
             raise ValueError(
                 'input.fields.segments needs labels.mode = "score": the parts of a response that the teacher '
@@ -297,6 +308,18 @@ class JobConfig(Section):
                 'teacher.head_dtype = "float32", which casts the head\'s weight in every step'
             )
         return self
+
+    @property
+    def parts(self) -> Literal["", "turns", "texts"]:
+        """What makes several records of one of the input: its turns, or the texts of a list."""
+        if self.labels.turns == "each":
+            return "turns"
+        is_cut = self.input.list_of_texts == "each" and self.input.kind in (
+            "prompt",
+            "prompt_response",
+            "text",
+        )
+        return "texts" if is_cut else ""
 
     @property
     def has_segments(self) -> bool:

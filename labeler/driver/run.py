@@ -35,9 +35,16 @@ from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup
 from labeler.patience import persistently
-from labeler.planning.plan import KnownRecords, Plan, PlanTotals, SegmentWriter, contents_in_words
+from labeler.planning.plan import (
+    KnownRecords,
+    Plan,
+    PlanTotals,
+    SegmentWriter,
+    contents_in_words,
+    parts_in_words,
+)
 from labeler.planning.planner import Planner
-from labeler.planning.preflight import Prepared, prepare
+from labeler.planning.preflight import Prepared, input_info, prepare
 from labeler.planning.provenance import provenance_of
 from labeler.planning.relabeling import replace_changed
 from labeler.prompting.prompts import PromptBuilder
@@ -45,6 +52,7 @@ from labeler.prompting.segment_marks import NO_MARKS, find_marks
 from logitstore.common.command import ExitStatus
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
+from logitstore.inputs.parts import parts_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.job_objects import (
@@ -205,6 +213,8 @@ class _Run:
             if not planner.num_planned:
                 raise _NothingToLabelError(f"nothing can be labeled: {error}") from None
             raise
+        if parts := parts_in_words(self._job, totals, planner.num_whole):
+            self._view.note(parts)
         if planner.changed:
             num_replaced = replace_changed(objects, planner.changed, self._uncommit)
             self._view.note(f"{num_replaced:,} records have changed; their units are labeled again")
@@ -384,7 +394,7 @@ def new_planner(
 
 def read_input(job: JobConfig) -> Iterator[RawRecord]:
     raw = iter_records(job.input.uri, storage_options=job.input.storage_options)
-    return itertools.islice(raw, job.input.limit)
+    return parts_of(itertools.islice(raw, job.input.limit), input_info(job))
 
 
 def _log_path(job: JobConfig, prepared: Prepared, options: RunOptions) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +16,8 @@ from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
 from labeler.job.teacher_view import seen_by_teacher
 from labeler.planning.gpu_memory import memory_need
-from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words
+from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words, parts_in_words
+from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare
 from labeler.teacher.output_head import choose_head
 from logitstore.job_objects import PLAN_HEAD_NAME
@@ -100,13 +100,16 @@ def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
     """
     prepared = prepare(job)
     seen = (*seen_by_teacher(job, prepared), *_head_in_words(job))
-    totals, rejects, num_repeats, lengths = _count(job, prepared)
-    seen = (*seen, *histogram(lengths))
-    if num_repeats:
+    planner, totals = _count(job, prepared)
+    seen = (*seen, *histogram(planner.lengths))
+    if parts := parts_in_words(job, totals, planner.num_whole):
+        seen = (*seen, parts)
+    if planner.num_repeats:
         seen = (
             *seen,
-            f"{num_repeats:,} records without ids equal earlier ones and are labeled like any other",
+            f"{planner.num_repeats:,} records without ids equal earlier ones and are labeled like any other",
         )
+    rejects = tuple(f"{one.file}:{one.line}: {one.reason}" for one in planner.rejects.examples)
     calibration = None
     if calibrate:
         calibration = calibrate_job(job, totals, calibrate)
@@ -146,13 +149,10 @@ def bytes_per_row(top_k: int) -> float:
     return sizes[-1][1] * top_k / sizes[-1][0]
 
 
-def _count(job: JobConfig, prepared: Prepared) -> tuple[PlanTotals, tuple[str, ...], int, Counter[int]]:
+def _count(job: JobConfig, prepared: Prepared) -> tuple[Planner, PlanTotals]:
     known = Plan(prepared.objects).known() if prepared.objects.exists(PLAN_HEAD_NAME) else KnownRecords()
     planner = new_planner(job, prepared, known, writer=None)
-    totals = planner.run(read_input(job), lambda _: None)
-    examples = planner.rejects.examples
-    shown = tuple(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)
-    return totals, shown, planner.num_repeats, planner.lengths
+    return planner, planner.run(read_input(job), lambda _: None)
 
 
 def histogram(lengths: Mapping[int, int]) -> list[str]:

@@ -18,7 +18,14 @@ from labeler.planning.provenance import digests_of, provenance_of
 from labeler.records import TeacherDescription
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import StoreError, StoreExistsError
-from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec, Manifest, ShardEntry
+from logitstore.manifest.fields import (
+    RECORD_PARTS,
+    SEGMENTS,
+    STUDENT_PROMPTS,
+    LabelSpec,
+    Manifest,
+    ShardEntry,
+)
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
 
@@ -153,7 +160,7 @@ class StoreSetup:
                 positions=self.job.positions,
                 extra_columns=columns,
             ),
-            features=columns,
+            features=(*columns, *([RECORD_PARTS] if self.prepared.input_info.parts else [])),
             input=self.prepared.input_info,
             created=utc_now(),
             config=config,

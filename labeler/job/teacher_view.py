@@ -35,7 +35,8 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared) -> tuple[str, ...]:
         if num_shown == NUM_SHOWN:
             break
         try:
-            prompt = builder.build(f"{raw.file}:{raw.line}", raw.record or {})
+            part = f" part {raw.part}" if raw.part else ""
+            prompt = builder.build(f"{raw.file}:{raw.line}{part}", raw.record or {})
         except BadRecordError:
             continue
         num_shown += 1

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from labeler.config.loading import describe_difference
+from labeler.config.loading import JobConfig, describe_difference
 from labeler.errors import PlanTakenError, TooManyRejectsError
 from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
@@ -295,6 +295,14 @@ def contents_in_words(totals: PlanTotals) -> list[str]:
             "their content: whether they have changed since is not known"
         )
     return found
+
+
+def parts_in_words(job: JobConfig, totals: PlanTotals, num_whole: int) -> str:
+    """How many records the last pass made of `num_whole` of the input; "" where each is one."""
+    if not job.parts:
+        return ""
+    each = "turn of the assistant" if job.parts == "turns" else "text of a list"
+    return f"{num_whole:,} records of the input make {totals.num_records:,}, one for each {each}"
 
 
 def check_reject_share(

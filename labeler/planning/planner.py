@@ -19,7 +19,8 @@ from labeler.planning.relabeling import ChangedRecord
 from labeler.planning.units import unit_id_of
 from labeler.prompting.prompts import PromptBuilder
 from labeler.records import PlannedRecord, TokenizedPrompt
-from logitstore.inputs.identity import record_id, repeated_id
+from logitstore.inputs.identity import repeated_id
+from logitstore.inputs.parts import id_of
 from logitstore.inputs.proofs import proof_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
@@ -68,6 +69,9 @@ class Planner:
         """Records without ids of their own that equal an earlier one, and are labeled like any other."""
         self.lengths: Counter[int] = Counter()
         """Planned records by their tokens: n counts those of more than n / 2 and at most n, a power of 2."""
+        self.num_whole = 0
+        """Records of the input, of which `PlanTotals.num_records` counts the parts."""
+        self._place: tuple[str, int] | None = None
         self._repeats: Counter[bytes] = Counter()
         self.changed: dict[bytes, ChangedRecord] = {}
         """With `keep_changed`: records whose content is not what was planned, by their id's digest."""
@@ -100,6 +104,9 @@ class Planner:
         """Plan all records. Raises TooManyRejectsError, also in the middle of a long input."""
         for raw in raw_records:
             self._num_records += 1
+            if (raw.file, raw.line) != self._place:
+                self._place = raw.file, raw.line
+                self.num_whole += 1
             self._take(raw)
             if self._num_records % CHECK_EVERY_RECORDS == 0:
                 self._check_rejects()
@@ -125,7 +132,7 @@ class Planner:
             self._reject(raw, None, raw.error or "it cannot be read", "invalid_record")
             return
         try:
-            name = record_id(raw.record, self._input_info)
+            name = id_of(raw, self._input_info)
         except ValueError as error:
             self._reject(raw, None, str(error), "bad_id")
             return

@@ -53,15 +53,21 @@ def prepare(job: JobConfig) -> Prepared:
         )
     tokenizer = load_tokenizer(job.teacher, job.input, job.sampling)
     _check_chat_template(job, tokenizer)
-    info = InputInfo(
+    info = input_info(job)
+    unnamed_labels = check_unnamed_labels(job, objects)
+    return Prepared(
+        tokenizer, limits, info, f"{fingerprint}/{job.input.limit}", objects, unnamed_labels=unnamed_labels
+    )
+
+
+def input_info(job: JobConfig) -> InputInfo:
+    """What the store says of its input."""
+    return InputInfo(
         uri=redact_uri(job.input.uri),
         kind=job.input.kind,
         fields=job.input.field_names(),
         limit=job.input.limit,
-    )
-    unnamed_labels = check_unnamed_labels(job, objects)
-    return Prepared(
-        tokenizer, limits, info, f"{fingerprint}/{job.input.limit}", objects, unnamed_labels=unnamed_labels
+        parts=job.parts,
     )
 
 

@@ -44,7 +44,10 @@ def exchange_of(record: dict[str, Any], config: InputConfig, mode: Literal["scor
         exchange = _of_messages(record, names, mode)
     else:
         exchange = _of_prompt(
-            record, names, with_response=config.kind == "prompt_response" and mode == "score"
+            record,
+            names,
+            config.list_of_texts,
+            with_response=config.kind == "prompt_response" and mode == "score",
         )
     system = _optional_text(record, names.get("system")) or config.system_prompt
     if system is None or exchange.given.messages[0]["role"] in SYSTEM_ROLES:
@@ -71,7 +74,7 @@ def student_exchange(record: dict[str, Any], config: InputConfig, exchange: Exch
             )
         given = Conversation(tuple(messages), given.tools)
     if "student_prompt" in names:
-        prompt = text_field(record, names["student_prompt"], "first")
+        prompt = text_field(record, names["student_prompt"], config.list_of_texts)
         systems = tuple(message for message in given.messages if message["role"] in SYSTEM_ROLES)
         given = Conversation((*systems, {"role": "user", "content": prompt}))
     system = config.student_system_prompt
@@ -103,9 +106,14 @@ def _one_text(texts: list[str], name: str, list_of_texts: str) -> str:
         return texts[0]
     if list_of_texts == "join":
         return "\n\n".join(texts)
+    if list_of_texts == "each":
+        reason = (
+            f"field {name!r} is a list of {len(texts)} texts beside another list; make a record of each pair"
+        )
+        raise BadRecordError(reason, "list_of_texts")
     raise BadRecordError(
         f'field {name!r} is a list of {len(texts)} texts; set input.list_of_texts to "join" (with an empty '
-        'line between) or "first" (the others are left out), or make a record of each',
+        'line between), "each" (a record of each) or "first" (the others are left out)',
         "list_of_texts",
     )
 
@@ -119,12 +127,14 @@ def _optional_text(record: dict[str, Any], name: str | None) -> str | None:
     return value
 
 
-def _of_prompt(record: dict[str, Any], names: Mapping[str, str], *, with_response: bool) -> Exchange:
-    prompt = text_field(record, names["prompt"], "first")
+def _of_prompt(
+    record: dict[str, Any], names: Mapping[str, str], list_of_texts: str, *, with_response: bool
+) -> Exchange:
+    prompt = text_field(record, names["prompt"], list_of_texts)
     context = _optional_text(record, names.get("context"))
     if context is not None and context.strip():
         prompt = f"{prompt}\n\n{context}"
-    response = text_field(record, names["response"], "refuse") if with_response else None
+    response = text_field(record, names["response"], list_of_texts) if with_response else None
     return Exchange(
         Conversation(({"role": "user", "content": prompt},)),
         None if response is None else {"role": "assistant", "content": response},

@@ -21,7 +21,7 @@ from logitstore import __version__
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import InvalidLabelsError, StoreChangedError, UnsupportedInputError
 from logitstore.exchange.importing import CODEBOOK_USES, check_no_others
-from logitstore.manifest.fields import GIVEN_ENTRIES, Manifest, ShardEntry, TeacherInfo
+from logitstore.manifest.fields import GIVEN_ENTRIES, RECORD_PARTS, Manifest, ShardEntry, TeacherInfo
 from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows
 from logitstore.rows.silent_rows import spread_rows
 from logitstore.store import LogitStore
@@ -94,6 +94,7 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
     identity = hashlib.sha256(repr((parts, weights)).encode()).hexdigest()
     origin = first.retokenized or second.retokenized
     columns = first.labels.extra_columns
+    cut = [RECORD_PARTS] if RECORD_PARTS in first.features else []
     return dataclasses.replace(
         first,
         teacher=TeacherInfo(
@@ -118,7 +119,7 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
         ),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         codebooks=None,
-        features=(*(["retokenized"] if origin else []), *columns, GIVEN_ENTRIES),
+        features=(*(["retokenized"] if origin else []), *columns, GIVEN_ENTRIES, *cut),
         config={"mix": {"digests": [store.digest for store in stores], "weights": list(weights)}},
         retokenized=origin,
     )

@@ -31,7 +31,7 @@ import numpy as np
 from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source, choose_value_kind, label_statistics
-from logitstore.manifest.fields import MIXED, SEGMENTS, LabelSpec
+from logitstore.manifest.fields import MIXED, RECORD_PARTS, SEGMENTS, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.rows.selection import Selection
 from logitstore.rows.temperature import cut_labels, cut_sequences
@@ -66,7 +66,7 @@ def export_npz(
             StoreWarning,
             stacklevel=2,
         )
-    if lost := [name for name in store.manifest.features if name not in (MIXED, SEGMENTS)]:
+    if lost := [name for name in store.manifest.features if name not in (MIXED, SEGMENTS, RECORD_PARTS)]:
         raise UnsupportedInputError(
             f"{store.uri} has the features {', '.join(lost)}, for which an npz capture "
             "has no place: they would be lost; export as parquet, arrow or jsonl"

@@ -17,3 +17,7 @@ class RawRecord:
     record: dict[str, Any] | None
     error: str | None
     """Why there is no record: a sentence with the value found, the rule and the remedy."""
+    part: int = 0
+    """Number, from 1, of a record that is a part of one of the input (`parts.py`); 0 for a whole one."""
+    parent: dict[str, Any] | None = None
+    """Of a part: the record as it stands in the input."""

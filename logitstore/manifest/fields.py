@@ -19,6 +19,10 @@ GIVEN_ENTRIES = "given_entries"
 """Feature of stores whose entries are at ids that were given, and not the teacher's top ones."""
 SEGMENTS = "segments"
 """Feature of stores, and optional column of their shards: what each token is within its sequence."""
+RECORD_PARTS = "record_parts"
+"""Feature of stores whose records are parts of the input's."""
+PART_NAMES = {"turns": "turn", "texts": "text"}
+"""What a part is called in its record's id, by `InputInfo.parts`."""
 OPTIONAL_COLUMNS = (STUDENT_PROMPTS, SEGMENTS)
 """Packed columns that a shard has only where its store says so, in their order."""
 MIXED = "mixed"
@@ -106,6 +110,9 @@ class InputInfo:
     """Names of the record's fields by role: "id", "messages", "prompt", "response", "text", "token_ids"."""
     limit: int | None = None
     """Only this many records from the start of the input belong to the job; None for all."""
+    parts: str = field(default="", metadata=ABSENT_IF_DEFAULT)
+    """"turns" or "texts" where a record of the input is several of the store, one for each of the assistant's
+    turns or for each text of a list (feature "record_parts"; `inputs/parts.py`); "" where it is one."""
 
 
 @dataclass(frozen=True, slots=True)

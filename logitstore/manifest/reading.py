@@ -22,6 +22,8 @@ from logitstore.manifest.fields import (
     GIVEN_ENTRIES,
     MIXED,
     OPTIONAL_COLUMNS,
+    PART_NAMES,
+    RECORD_PARTS,
     RETOKENIZED,
     VALUE_KINDS,
     LabelSpec,
@@ -30,7 +32,9 @@ from logitstore.manifest.fields import (
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
-KNOWN_FEATURES: frozenset[str] = frozenset({MIXED, RETOKENIZED, GIVEN_ENTRIES, *OPTIONAL_COLUMNS})
+KNOWN_FEATURES: frozenset[str] = frozenset(
+    {MIXED, RETOKENIZED, GIVEN_ENTRIES, RECORD_PARTS, *OPTIONAL_COLUMNS}
+)
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 2, 2**20
 MAX_TEMPERATURES = 16
 MODES = ("score", "generate", MIXED)
@@ -127,6 +131,14 @@ def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
     if manifest.codebooks is not None and not re.fullmatch(r"blake2b-128:[0-9a-f]{32}", manifest.codebooks):
         raise CorruptManifestError(
             f"{what}: codebooks {manifest.codebooks!r:.80} must be 'blake2b-128:' and 32 hexadecimal digits"
+        )
+    if manifest.input.parts not in ("", *PART_NAMES):
+        raise CorruptManifestError(
+            f"{what}: the input's parts {manifest.input.parts!r:.40} must be {' or '.join(PART_NAMES)}"
+        )
+    if manifest.input.parts and RECORD_PARTS not in manifest.features:
+        raise CorruptManifestError(
+            f"{what}: the input has parts, but the feature {RECORD_PARTS!r} is missing"
         )
     if manifest.input.limit is not None and manifest.input.limit < 1:
         raise CorruptManifestError(f"{what}: the input's limit {manifest.input.limit} must be at least 1")

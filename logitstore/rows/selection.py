@@ -5,6 +5,7 @@
 Fields are those of `FIELDS` and of the unit that holds the sequence. Texts compare as texts, numbers as
 numbers; quotes are needed only around texts with spaces, commas, brackets or comparison signs. `hash` is a
 number in [0, 1) made of the record id alone, so `hash < 0.9` and `hash >= 0.9` split every store alike.
+Parts of a record (`inputs/parts.py`) have the `hash` of its id, which is their `parent_id`.
 
 What is not known yet, of a unit that was not opened or of a reject, is neither true nor false: an expression
 is evaluated to what may be true and what may be false, and a unit is read unless it cannot be true.
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from logitstore.inputs.parts import parent_id
 from logitstore.manifest.fields import ShardEntry
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, Reject
 from logitstore.shard.reader import ShardReader
@@ -36,10 +38,11 @@ UNIT_FIELDS = ("unit_index", "unit_id")
 
 
 def id_hashes(record_ids: Sequence[str]) -> np.ndarray:
-    """float64 [S] in [0, 1): a number of each id that no store, order or run changes."""
+    """float64 [S] in [0, 1): a number of each id that no store, order or run changes; the parts of one record
+    have the same, so that a split does not part them."""
+    parents = (parent_id(record_id).encode("utf-8", "surrogatepass") for record_id in record_ids)
     digests = b"".join(
-        hashlib.blake2b(record_id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"id-hash").digest()
-        for record_id in record_ids
+        hashlib.blake2b(parent, digest_size=8, person=b"id-hash").digest() for parent in parents
     )
     return (np.frombuffer(digests, ">u8") >> np.uint64(11)).astype(np.float64) / 2.0**53
 
@@ -69,6 +72,7 @@ class Block:
 
 FIELDS: dict[str, Callable[[Block], np.ndarray]] = {
     "record_id": lambda block: _texts(block.plain.record_id),
+    "parent_id": lambda block: _texts([parent_id(name) for name in block.plain.record_id]),
     "sample_index": lambda block: block.plain.sample_index,
     "num_tokens": lambda block: block.plain.num_tokens,
     "num_rows": lambda block: block.plain.num_rows,
@@ -79,7 +83,7 @@ FIELDS: dict[str, Callable[[Block], np.ndarray]] = {
     "hash": lambda block: id_hashes(block.plain.record_id),
 }
 SET_FIELDS = ("flags", "segments")
-TEXT_FIELDS = ("record_id", "finish_reason", "unit_id", *SET_FIELDS)
+TEXT_FIELDS = ("record_id", "parent_id", "finish_reason", "unit_id", *SET_FIELDS)
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -191,7 +195,11 @@ class Selection:
             return list(rejects)
         named = [reject for reject in rejects if reject.record_id is not None]
         record_ids = [str(reject.record_id) for reject in named]
-        columns = {"record_id": _texts(record_ids), "hash": id_hashes(record_ids)}
+        columns = {
+            "record_id": _texts(record_ids),
+            "parent_id": _texts([parent_id(name) for name in record_ids]),
+            "hash": id_hashes(record_ids),
+        }
         return [
             reject for reject, no in zip(named, self._outcome(columns, len(named))[1], strict=True) if not no
         ]

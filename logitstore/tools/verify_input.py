@@ -7,7 +7,8 @@ from itertools import islice
 
 import numpy as np
 
-from logitstore.inputs.identity import record_id, repeated_id
+from logitstore.inputs.identity import repeated_id
+from logitstore.inputs.parts import id_of, part_number, parts_of
 from logitstore.inputs.proofs import PlannedProofs, proof_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
@@ -42,9 +43,10 @@ class InputCheck:
         parts = findings.labeled.digests
         self._labeled = np.unique(np.concatenate(parts)) if parts else np.empty(0, "V16")
         self._seen = np.zeros(len(self._labeled), bool)
-        self._rejected: dict[tuple[str, int], bool] = {
-            (reject.file, reject.line): False for reject in rejects
+        self._rejected: dict[tuple[str, int, int], bool] = {
+            (reject.file, reject.line, self._part_of(reject)): False for reject in rejects
         }
+        """By file, line and part: 0 is a record without parts, and one whose id is not known."""
         self._counts: dict[str, int] = {}
         self._repeats: dict[str, int] = {}
         self.num_records = 0
@@ -53,6 +55,7 @@ class InputCheck:
         """Read the input and note every problem in the findings."""
         if self._info.limit is not None:
             records = islice(records, self._info.limit)
+        records = parts_of(records, self._info)
         while batch := list(islice(records, BATCH_RECORDS)):
             self._check_batch(batch)
             self.num_records += len(batch)
@@ -66,8 +69,7 @@ class InputCheck:
     def _check_batch(self, batch: list[RawRecord]) -> None:
         named: list[tuple[RawRecord, str]] = []
         for raw in batch:
-            if (raw.file, raw.line) in self._rejected:
-                self._rejected[raw.file, raw.line] = True
+            if self._is_rejected(raw):
                 continue
             identifier = self._identify(raw)
             if identifier is not None:
@@ -90,6 +92,15 @@ class InputCheck:
                 self._seen[place] = True
                 labeled.append((raw, identifier, digest.tobytes()))
         self._compare_contents(labeled)
+
+    def _part_of(self, reject: Reject) -> int:
+        return part_number(reject.record_id) if self._info.parts else 0
+
+    def _is_rejected(self, raw: RawRecord) -> bool:
+        places = [(raw.file, raw.line, part) for part in {raw.part, 0}]
+        found = [place for place in places if place in self._rejected]
+        self._rejected.update(dict.fromkeys(found, True))
+        return bool(found)
 
     def _compare_contents(self, labeled: list[tuple[RawRecord, str, bytes]]) -> None:
         if self._proofs is None or not labeled:
@@ -126,7 +137,7 @@ class InputCheck:
             self._error("not_rejected", where, f"the record is broken but not among the rejects: {raw.error}")
             return None
         try:
-            return record_id(raw.record, self._info)
+            return id_of(raw, self._info)
         except ValueError as error:
             self._error("not_rejected", where, f"the record has no id and is not among the rejects: {error}")
             return None
@@ -135,7 +146,7 @@ class InputCheck:
         strangers = int(len(self._seen) - self._seen.sum())
         if strangers:
             self._error("not_in_input", "input", f"{strangers} labeled records are not in the input")
-        for (file, line), found in self._rejected.items():
+        for (file, line, _), found in self._rejected.items():
             if not found:
                 self._error("not_in_input", f"{file}:{line}", "a reject names a line that the input lacks")
 

@@ -53,9 +53,13 @@ def test_all_positions_start_at_the_second_token():
     assert whole.label_start == 1
 
 
-def test_generate_takes_the_prompt_alone_and_the_first_of_several_turns():
+def test_generate_takes_the_prompt_alone_and_the_first_of_several_texts_where_that_is_asked_for():
     prompt = build(
-        {"turns": ["First?", "Second?"]}, "prompt", "labels.mode=generate", "input.fields.prompt=turns"
+        {"turns": ["First?", "Second?"]},
+        "prompt",
+        "labels.mode=generate",
+        "input.fields.prompt=turns",
+        "input.list_of_texts=first",
     )
     assert prompt.response_token_ids is None
     assert text_of(prompt.prompt_token_ids) == "<|start|>user\nFirst?<|end|>\n<|start|>assistant\n"
