@@ -19,11 +19,11 @@ from typing import Literal
 
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, ResultTable, publish
-from labeler.curation.cosine import CosineTexts
 from labeler.curation.minhash import MinHashTexts
-from labeler.curation.near import NearTexts
-from labeler.curation.prompt_texts import PromptText, read_prompts
 from labeler.curation.settings import DedupeSettings
+from logitstore.contamination.cosine import CosineTexts
+from logitstore.contamination.near import NearTexts
+from logitstore.contamination.prompt_texts import PromptText, read_prompts
 
 DATA = Path(__file__).parents[1] / "demo_data"
 Plant = Literal["case and marks", "a word left out", "paraphrase", "something else"]

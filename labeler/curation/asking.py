@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from labeler.config.loading import JobConfig, checked_job
-from labeler.curation.prompt_texts import PromptText, Unreadable
 from labeler.curation.sifting import Source
 from labeler.errors import JobFailedError
 from logitstore import LogitStore
+from logitstore.contamination.prompt_texts import PromptText, Unreadable
 
 SECTIONS = ("teacher", "workers", "limits", "cost")
 """Sections of the user's job that the asking job takes over whole."""

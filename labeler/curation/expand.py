@@ -17,10 +17,10 @@ from labeler.curation.asking import (
     read_questions,
     write_lines,
 )
-from labeler.curation.prompt_texts import words_of
 from labeler.curation.settings import ExpandSettings
 from labeler.curation.sifting import Source
 from labeler.prompting.tokenization import Tokenizer, load_tokenizer
+from logitstore.contamination.prompt_texts import words_of
 
 QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»"}
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from labeler.curation.near import Match
-from labeler.curation.prompt_texts import words_of
+from logitstore.contamination.near import Match
+from logitstore.contamination.prompt_texts import words_of
 
 RUN_LENGTH = 5
 """Characters of a run; words are joined by single spaces."""

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from labeler.curation.near import Match, NearTexts
-from labeler.curation.prompt_texts import PromptText, Unreadable
 from logitstore.common.config_file import ConfigError
+from logitstore.contamination.near import Match, NearTexts
+from logitstore.contamination.prompt_texts import PromptText, Unreadable
 
 BLOCK_RECORDS = 512
 SHOWN_CHARACTERS = 500

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labeler.curation.near import EMBEDDING, Method, NearTexts
-from labeler.curation.prompt_texts import PromptText, Unreadable, read_prompts
 from labeler.curation.settings import DecontaminateSettings, DedupeSettings
 from labeler.curation.sift import Partner, Sieve, SiftReport, sift
 from logitstore.common.config_file import ConfigError
+from logitstore.contamination.near import EMBEDDING, Method, NearTexts
+from logitstore.contamination.prompt_texts import PromptText, Unreadable, read_prompts
 from logitstore.inputs.listing import input_fingerprint, list_files, open_file
 from logitstore.objects.opening import is_local_uri
 
@@ -115,10 +115,10 @@ def _near_texts(way: Method, *, cosine: float, jaccard: float = 0.8, words: int 
 
         return MinHashTexts(jaccard)
     if way == "cosine":
-        from labeler.curation.cosine import CosineTexts
+        from logitstore.contamination.cosine import CosineTexts
 
         return CosineTexts(cosine)
-    from labeler.curation.ngrams import NgramTexts
+    from logitstore.contamination.ngrams import NgramTexts
 
     return NgramTexts(words)
 

@@ -12,9 +12,9 @@ import pytest
 import labeler.curation.sift as sift_module
 from benchmarks.labels.curation import planted_texts, score
 from labeler.__main__ import main
-from labeler.curation.cosine import CosineTexts
 from labeler.curation.minhash import MinHashTexts
 from labeler.curation.settings import DedupeSettings
+from logitstore.contamination.cosine import CosineTexts
 
 QUESTIONS = [
     "What is the capital of France?",

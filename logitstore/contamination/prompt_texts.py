@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from labeler.errors import BadRecordError
-from labeler.prompting.bad_records import shown
+from logitstore.errors import UnsupportedInputError
 from logitstore.inputs.identity import lookup_field
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
@@ -64,8 +63,8 @@ def _prompt_of(raw: RawRecord, field: str | None) -> PromptText | Unreadable:
         return Unreadable(place, raw.error or "", None)
     try:
         text = _text_of(raw.record, field)
-    except BadRecordError as error:
-        return Unreadable(place, error.reason, raw.record)
+    except UnsupportedInputError as error:
+        return Unreadable(place, str(error), raw.record)
     record_id = raw.record.get("id")
     return PromptText(place, None if record_id is None else str(record_id), raw.record, text)
 
@@ -73,16 +72,15 @@ def _prompt_of(raw: RawRecord, field: str | None) -> PromptText | Unreadable:
 def _text_of(record: Mapping[str, Any], field: str | None) -> str:
     name = field or next((name for name in PROMPT_FIELDS if record.get(name)), None)
     if name is None:
-        raise BadRecordError(
-            f"none of the fields {', '.join(PROMPT_FIELDS)} holds a prompt; name the field with --field",
-            "missing_field",
+        raise UnsupportedInputError(
+            f"none of the fields {', '.join(PROMPT_FIELDS)} holds a prompt; name the field with --field"
         )
     text = _joined(lookup_field(record, name), name)
     if field is None and name in ("instruction", "prompt"):
         contexts = [record.get(context) for context in CONTEXT_FIELDS]
         text = "\n\n".join([text, *(one for one in contexts if isinstance(one, str) and one.strip())])
     if not text.strip():
-        raise BadRecordError(f"field {name!r} has no text; give it text or leave the record out", "empty")
+        raise UnsupportedInputError(f"field {name!r} has no text; give it text or leave the record out")
     return text
 
 
@@ -94,9 +92,8 @@ def _joined(value: Any, name: str) -> str:
         texts = [one if isinstance(one, str) else _user_text(one) for one in value]
         if any(text is not None for text in texts):
             return "\n\n".join(text for text in texts if text)
-    raise BadRecordError(
-        f"field {name!r} is {shown(value)}, it must be text, a list of texts or messages of a user",
-        "bad_type",
+    raise UnsupportedInputError(
+        f"field {name!r} is {value!r:.80}, it must be text, a list of texts or messages of a user"
     )
 
 

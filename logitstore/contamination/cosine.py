@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labeler.curation.near import Match
+from logitstore.contamination.near import Match
 
 DIMENSIONS = 256
 CHUNK_TEXTS = 65_536

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labeler.curation.near import Match
-from labeler.curation.prompt_texts import words_of
+from logitstore.contamination.near import Match
+from logitstore.contamination.prompt_texts import words_of
 
 MIN_WORDS = 6
 """A kept text of fewer words is met by an equal text alone: everybody writes runs so short."""

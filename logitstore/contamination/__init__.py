@@ -1,0 +1,1 @@
+"""Texts that are near texts of an evaluation set, or near each other."""
