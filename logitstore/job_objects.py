@@ -150,6 +150,8 @@ class JobStatus:
     own_sec: float = 0.0
     """Time around them: reading, filtering, encoding, committing (beside the engine's next unit)."""
     message: str = ""
+    driver: str = ""
+    """Which driver said it: its name in `driver.json` then; "" of versions that kept none."""
 
     @property
     def is_active(self) -> bool:

@@ -21,7 +21,7 @@ from labeler.driver.pool_events import (
 )
 from labeler.driver.scheduler import Scheduler
 from labeler.driver.stop import StopRequest
-from labeler.errors import JobFailedError, LeaseLostError, TeacherMismatchError
+from labeler.errors import JobFailedError, TeacherMismatchError
 from labeler.job.driver_lease import DriverLease
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
@@ -80,8 +80,7 @@ class LabelingLoop:
         Raises JobFailedError, TooManyRejectsError, LeaseLostError, TeacherMismatchError.
         """
         while not self._scheduler.is_finished:
-            if lease.is_lost:
-                raise LeaseLostError("another driver has taken over the store; this one stops")
+            lease.raise_if_lost()
             if self._drain_until is None and (stop.requested or self._is_spent()):
                 self._begin_drain()
             if self._drain_until is not None and (

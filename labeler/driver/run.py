@@ -143,7 +143,7 @@ class _Run:
         self._tally = Tally()
         self._started = utc_now()
         self._replica_sec = 0.0
-        self._status = StatusWriter(prepared.objects, RunWriter(prepared.objects, self._started))
+        self._status = StatusWriter(prepared.objects, lease, RunWriter(prepared.objects, self._started))
 
     def run(self) -> tuple[ExitStatus, JobStatus]:
         state: JobState = "failed"
@@ -153,7 +153,10 @@ class _Run:
         try:
             totals = self._make_plan()
             setup = StoreSetup(self._job, self._prepared, totals, self._view.note)
-            state, exit_status, message = self._label(totals, setup)
+            labeled = self._label(totals, setup)
+            self._lease.is_held()  # A driver that slept through its term may find everything done by another.
+            self._lease.raise_if_lost()
+            state, exit_status, message = labeled
         except (StoreChangedError, TeacherMismatchError) as error:
             exit_status, message = ExitStatus.WRONG, str(error)
         except _NothingToLabelError as error:
@@ -169,7 +172,7 @@ class _Run:
                 f"the storage fails: {error}. What is labeled stays; run the same command again to go on"
             )
         status = replace(self._look(state, [], 0, message), tokens_per_second=self._rate_of_run())
-        self._write_last_words(setup, status, is_driver=exit_status is not ExitStatus.BUSY)
+        self._write_last_words(setup, status)
         self._log.write("ended", state=state, exit_status=int(exit_status), message=message)
         if exit_status in (ExitStatus.FAILED, ExitStatus.WRONG, ExitStatus.BUSY):
             self._view.note(f"error: {message}", trouble=True)
@@ -332,13 +335,13 @@ class _Run:
     def _trouble(self, text: str) -> None:
         self._view.note(text, trouble=True)
 
-    def _write_last_words(self, setup: StoreSetup | None, status: JobStatus, *, is_driver: bool) -> None:
+    def _write_last_words(self, setup: StoreSetup | None, status: JobStatus) -> None:
         """Rejects and status, unless another driver has the store now."""
 
         def write() -> None:
-            if is_driver:
+            if self._lease.is_held():
                 self._write_rejects(setup)
-            self._status.close(status, is_driver=is_driver)
+            self._status.close(status)
 
         try:
             persistently(write, self._job.output.retry_sec)

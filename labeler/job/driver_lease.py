@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from labeler.errors import StoreBusyError
+from labeler.errors import LeaseLostError, StoreBusyError
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError
 from logitstore.job_objects import LEASE_NAME
 from logitstore.manifest import strict_json
@@ -100,6 +100,29 @@ class DriverLease:
         """Another driver has the store now: stop at once."""
         return self._lost.is_set()
 
+    @property
+    def owner(self) -> str:
+        """The name of this driver, which no other has."""
+        return self._holder.owner
+
+    def is_held(self) -> bool:
+        """Whether the store's lease names this driver, as read now; `is_lost` is true once it does not.
+
+        A lease that was removed names nobody else. Raises OSError if storage fails.
+        """
+        with contextlib.suppress(ObjectNotFoundError):
+            if not self._is_ours(self._objects.get(LEASE_NAME)):
+                self._lost.set()
+        return not self.is_lost
+
+    def raise_if_lost(self) -> None:
+        """Raises LeaseLostError once the loss is known."""
+        if self.is_lost:
+            raise LeaseLostError(
+                f"another driver has taken over the store (its {LEASE_NAME} is not of this one any more); "
+                "this one stops"
+            )
+
     def release(self) -> None:
         """Let the next driver in without waiting."""
         self._stop.set()
@@ -125,12 +148,19 @@ class DriverLease:
 
     def _renew(self) -> bool:
         holder = replace(self._holder, renewed=_now())
-        replaced = self._objects.put_if_match(LEASE_NAME, _encode(holder), self._etag)
+        self._objects.put_if_match(LEASE_NAME, _encode(holder), self._etag)
         content, etag = self._objects.get_with_etag(LEASE_NAME)
-        if not replaced and _decode(content).owner != self._holder.owner:
+        if not self._is_ours(content):
             return False
         self._etag = etag
-        return _decode(content).owner == self._holder.owner
+        return True
+
+    def _is_ours(self, content: bytes) -> bool:
+        """False also for a lease that cannot be read: this driver did not write it."""
+        try:
+            return _decode(content).owner == self._holder.owner
+        except CorruptManifestError:
+            return False
 
 
 def acquire(objects: Objects, renew_sec: float, on_wait: Callable[[str], None]) -> DriverLease:

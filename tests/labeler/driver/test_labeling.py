@@ -94,7 +94,7 @@ class Driver:
 
     def run(self) -> None:
         """Until the pool has told everything."""
-        lease: Any = type("Held", (), {"is_lost": False})()
+        lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
         with pytest.raises(IndexError):
             self.loop.run(StopRequest(), lease, lambda: None)
 
@@ -110,7 +110,7 @@ def test_the_tokens_that_a_job_may_have_end_it_like_a_signal(
     if num_leased:
         driver.run()
     else:
-        lease: Any = type("Held", (), {"is_lost": False})()
+        lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
         assert driver.loop.run(StopRequest(), lease, lambda: None) is False
     assert len(driver.pool.submitted) == num_leased
     told = any("limits.max_tokens = 100 is reached: 100 tokens are stored" in text for text in driver.said)
@@ -172,7 +172,7 @@ def test_a_job_ends_with_the_reason_once_every_replica_is_given_up(tmp_path: Pat
         ReplicaGivenUp("worker-1.0", "no such model"),
     ]
     driver = Driver(tmp_path, given_up)
-    lease: Any = type("Held", (), {"is_lost": False})()
+    lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
     with pytest.raises(JobFailedError, match=r"no replica is left.*no such model.*run the same command"):
         driver.loop.run(StopRequest(), lease, lambda: None)
 
@@ -184,7 +184,7 @@ def test_units_that_fail_one_after_another_end_the_job(
     polls: list[Any] = [[WorkerReady("worker-0.0", description, 1.0)]]
     polls += [[LeaseFailed("worker-0.0", lease_id, "disk full")] for lease_id in range(4)]
     driver = Driver(tmp_path, *polls)
-    lease: Any = type("Held", (), {"is_lost": False})()
+    lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
     with pytest.raises(JobFailedError, match=r"units failed one after another.*disk full"):
         driver.loop.run(StopRequest(), lease, lambda: None)
 
@@ -199,6 +199,6 @@ def test_a_job_without_room_ends_after_the_wait_it_allows(tmp_path: Path) -> Non
     driver.run()
     driver = Driver(tmp_path, [], [], limits=limits)
     driver.pool.lack_of_room, driver.pool.waited_sec = "2 of 2 replicas wait for room", 61.0
-    lease: Any = type("Held", (), {"is_lost": False})()
+    lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
     with pytest.raises(JobFailedError, match=r"limits.wait_sec = 60: 2 of 2 replicas wait for room\. Run"):
         driver.loop.run(StopRequest(), lease, lambda: None)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main
+from labeler.job.driver_lease import acquire
 from labeler.job.person import person_here
 from labeler.job.runs import RunWriter, store_cost
 from labeler.job.status_writer import StatusWriter
 from logitstore.errors import CorruptManifestError
-from logitstore.job_objects import RUNS_PREFIX, STATUS_NAME, Cost, JobState, JobStatus
+from logitstore.job_objects import LEASE_NAME, RUNS_PREFIX, STATUS_NAME, Cost, JobState, JobStatus
 from logitstore.objects.opening import Objects
 
 
@@ -23,7 +24,9 @@ def status(device_sec: float, minute: int = 0, state: JobState = "running", pric
 
 def one_run(objects: Objects, device_sec: float, minute: int, state: JobState) -> None:
     last = status(device_sec, minute, state)
-    StatusWriter(objects, RunWriter(objects, last.started)).close(last)
+    lease = acquire(objects, 30.0, lambda _: None)
+    StatusWriter(objects, lease, RunWriter(objects, last.started)).close(last)
+    lease.release()
 
 
 def test_a_resumed_job_costs_what_all_its_runs_cost(
@@ -67,7 +70,10 @@ def test_a_killed_drivers_run_is_counted_up_to_its_last_minute(tmp_path: Path) -
 def test_another_drivers_status_is_left_alone_and_the_run_is_counted(tmp_path: Path) -> None:
     objects = Objects(tmp_path)
     last = status(12.0, state="failed")
-    StatusWriter(objects, RunWriter(objects, last.started)).close(last, is_driver=False)
+    lease = acquire(objects, 30.0, lambda _: None)
+    objects.delete(LEASE_NAME)
+    acquire(objects, 30.0, lambda _: None)
+    StatusWriter(objects, lease, RunWriter(objects, last.started)).close(last)
     assert not objects.exists(STATUS_NAME)
     assert store_cost(str(tmp_path)).runs[0].device_sec == 12
 

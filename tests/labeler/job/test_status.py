@@ -1,19 +1,25 @@
 """The driver's account, the rate, and what a status says of a store whose driver is gone."""
 
 import json
+import time
 from dataclasses import asdict, replace
 
 import pytest
 
-from labeler.job.driver_lease import Holder
+from labeler.errors import LeaseLostError
+from labeler.job.driver_lease import DriverLease, Holder, acquire
 from labeler.job.status import Tally, read_status, snapshot, utc_now
-from labeler.job.status_writer import StatusWriter
+from labeler.job.status_writer import StatusWriter, write_status
 from labeler.records import Committed, Heartbeat
 from logitstore.errors import StoreNotFoundError
-from logitstore.job_objects import LEASE_NAME, STATUS_NAME, JobState
+from logitstore.job_objects import LEASE_NAME, STATUS_NAME, JobState, parse_status
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
+
+
+def ignore(_):
+    pass
 
 
 def entry(index, tokens=100, rows=40, num_bytes=4000):
@@ -84,7 +90,7 @@ def test_only_the_latest_causes_are_kept_and_all_are_counted():
     assert status.causes[-1] == "engine_died: reason 24"
 
 
-def write_status(objects, holder):
+def put_status(objects, holder):
     status = status_from(Tally(units_total=3, units_done=1))
     objects.put(STATUS_NAME, status.as_json().encode())
     objects.put(LEASE_NAME, json.dumps(asdict(holder)).encode())
@@ -101,7 +107,7 @@ def write_status(objects, holder):
 )
 def test_a_status_says_so_when_its_driver_is_gone(tmp_path, changes, state):
     objects = Objects(tmp_path)
-    write_status(objects, replace(Holder.here(30.0), **changes))
+    put_status(objects, replace(Holder.here(30.0), **changes))
     status = read_status(str(tmp_path))
     assert status.state == state
     if state == "interrupted":
@@ -110,7 +116,7 @@ def test_a_status_says_so_when_its_driver_is_gone(tmp_path, changes, state):
 
 def test_a_silent_driver_elsewhere_counts_as_gone_after_twice_its_term(tmp_path):
     objects = Objects(tmp_path)
-    write_status(objects, replace(Holder.here(30.0), machine="elsewhere"))
+    put_status(objects, replace(Holder.here(30.0), machine="elsewhere"))
     document = json.loads(objects.get(STATUS_NAME))
     document["updated"] = "2026-01-01T00:00:00+00:00"
     objects.put(STATUS_NAME, json.dumps(document).encode())
@@ -124,9 +130,74 @@ def test_no_store_is_an_error(tmp_path):
 
 def test_the_writer_ends_with_the_last_word(tmp_path):
     objects = Objects(tmp_path)
-    writer = StatusWriter(objects)
+    writer = StatusWriter(objects, acquire(objects, 30.0, ignore))
     for done in range(50):
         writer.put(status_from(Tally(units_total=99, units_done=done)))
     writer.close(status_from(Tally(units_total=99, units_done=99), state="finished"))
     stored = json.loads(objects.get(STATUS_NAME))
     assert (stored["units_done"], stored["state"]) == (99, "finished")
+
+
+def silent(lease):
+    """As a driver that is suspended: it renews no more, and does not know of it."""
+    lease._stop.set()
+    lease._thread.join()
+
+
+def test_a_driver_that_slept_through_its_term_leaves_the_status_of_its_successor(tmp_path):
+    objects = Objects(tmp_path)
+    asleep = acquire(objects, 0.3, ignore)
+    writer = StatusWriter(objects, asleep)
+    silent(asleep)
+    successor = acquire(objects, 0.3, ignore)
+    StatusWriter(objects, successor).close(status_from(Tally(), state="finished"))
+    successor.release()
+    writer.put(status_from(Tally()))
+    deadline = time.monotonic() + 30
+    while not asleep.is_lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    writer.close(status_from(Tally(), state="failed"))
+    stored = parse_status(objects.get(STATUS_NAME))
+    assert (stored.state, stored.driver) == ("finished", successor.owner)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_driver_that_falls_asleep_in_the_middle_of_a_write_changes_nothing(tmp_path, is_first):
+    """Between its look at the lease and the write itself another driver begins and finishes."""
+    objects = Objects(tmp_path)
+    lease = acquire(objects, 0.3, ignore)
+    if not is_first:
+        assert write_status(objects, lease, status_from(Tally()))
+
+    def fall_asleep():
+        held = DriverLease.is_held(lease)
+        if held:
+            silent(lease)
+            successor = acquire(objects, 0.3, ignore)
+            assert write_status(objects, successor, status_from(Tally(), state="finished"))
+            successor.release()
+        return held
+
+    lease.is_held = fall_asleep
+    assert not write_status(objects, lease, status_from(Tally(units_total=7)))
+    assert parse_status(objects.get(STATUS_NAME)).state == "finished"
+    assert parse_status(objects.get(STATUS_NAME)).units_total == 0
+
+
+def test_a_status_that_is_none_is_replaced(tmp_path):
+    objects = Objects(tmp_path)
+    objects.put(STATUS_NAME, b"[" * 5_000_000)
+    lease = acquire(objects, 30.0, ignore)
+    assert write_status(objects, lease, status_from(Tally(units_total=7)))
+    lease.release()
+    assert parse_status(objects.get(STATUS_NAME)).units_total == 7
+
+
+def test_a_lease_that_is_damaged_belongs_to_nobody(tmp_path):
+    objects = Objects(tmp_path)
+    lease = acquire(objects, 30.0, ignore)
+    objects.put(LEASE_NAME, b"{")
+    assert not write_status(objects, lease, status_from(Tally()))
+    with pytest.raises(LeaseLostError, match="another driver"):
+        lease.raise_if_lost()
