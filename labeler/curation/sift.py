@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from logitstore.common.config_file import ConfigError
-from logitstore.contamination.near import Match, NearTexts
+from logitstore.contamination.near import Match, NearTexts, Partner
 from logitstore.contamination.prompt_texts import PromptText, Unreadable
 
 BLOCK_RECORDS = 512
@@ -25,15 +25,6 @@ SHOWN_CHARACTERS = 500
 """Of a partner's text that is written beside what was dropped for its sake."""
 
 Record = TypeVar("Record")
-
-
-@dataclass(frozen=True, slots=True)
-class Partner:
-    """The text for whose sake another is dropped."""
-
-    place: str
-    record_id: str | None
-    text: str
 
 
 @dataclass(frozen=True)

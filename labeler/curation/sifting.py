@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from labeler.curation.settings import DecontaminateSettings, DedupeSettings
-from labeler.curation.sift import Partner, Sieve, SiftReport, sift
-from logitstore.common.config_file import ConfigError
+from labeler.curation.sift import Sieve, SiftReport, sift
+from logitstore.contamination.evaluation_sets import near_texts, read_evaluation_sets
 from logitstore.contamination.near import EMBEDDING, Method, NearTexts
 from logitstore.contamination.prompt_texts import PromptText, Unreadable, read_prompts
 from logitstore.inputs.listing import input_fingerprint, list_files, open_file
@@ -67,16 +67,11 @@ def decontaminate(
     """Write to `out` the records of `source` that no evaluation set has. See `sift`.
 
     Raises:
-        ConfigError: an evaluation set cannot be read whole.
+        UnsupportedInputError: an evaluation set cannot be read whole.
     """
-    partners: list[Partner] = []
-    for uri in settings.against:
-        found = list(_evaluation_texts(uri, settings.against_field, source.storage_options))
-        if not found:
-            raise ConfigError(f"{uri} has no text to compare with; name its field with --against-field")
-        partners += found
+    partners = read_evaluation_sets(settings.against, settings.against_field, source.storage_options)
     digests = [content_fingerprint(uri, source.storage_options) for uri in settings.against]
-    methods = [_near_texts(way, cosine=settings.cosine, words=settings.words) for way in settings.by]
+    methods = [near_texts(way, cosine=settings.cosine, words=settings.words) for way in settings.by]
     return sift(
         source.prompts(),
         Sieve(methods, partners),
@@ -97,30 +92,12 @@ def _whole(source: Source, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _evaluation_texts(
-    uri: str, field: str | None, storage_options: Mapping[str, Any] | None
-) -> Iterator[Partner]:
-    for one in read_prompts(uri, field, storage_options=storage_options):
-        if isinstance(one, Unreadable):
-            raise ConfigError(
-                f"{uri}, {one.place}: {one.reason}; an evaluation set must be read whole, or what is left "
-                "out of it would count as clean"
-            )
-        yield Partner(f"{uri}:{one.place.rpartition(':')[2]}", one.record_id, one.text)
-
-
-def _near_texts(way: Method, *, cosine: float, jaccard: float = 0.8, words: int = 13) -> NearTexts:
+def _near_texts(way: Method, *, cosine: float, jaccard: float = 0.8) -> NearTexts:
     if way == "minhash":
         from labeler.curation.minhash import MinHashTexts
 
         return MinHashTexts(jaccard)
-    if way == "cosine":
-        from logitstore.contamination.cosine import CosineTexts
-
-        return CosineTexts(cosine)
-    from logitstore.contamination.ngrams import NgramTexts
-
-    return NgramTexts(words)
+    return near_texts(way, cosine=cosine)
 
 
 def content_fingerprint(uri: str, storage_options: Mapping[str, Any] | None) -> str:

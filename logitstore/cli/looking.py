@@ -9,6 +9,12 @@ import sys
 from itertools import islice
 
 from logitstore.cli import context
+from logitstore.cli.contamination import (
+    Compared,
+    check_for_contamination,
+    compared_text,
+    contamination_of,
+)
 from logitstore.cli.rendering import print_head, print_inspection
 from logitstore.cli.selecting import selection_of
 from logitstore.common.console import Console
@@ -48,7 +54,8 @@ def verify(args: argparse.Namespace) -> int:
         raise UnsupportedInputError(
             "--repair reads every shard before it removes another of the same unit; leave --quick out"
         )
-    findings = Findings()
+    contamination = contamination_of(args)
+    findings, store = Findings(), None
     removed = num_records = num_unproven = num_deleted = 0
     try:
         store = context.open_store(args)
@@ -78,7 +85,10 @@ def verify(args: argparse.Namespace) -> int:
         if isinstance(error, OSError) and not isinstance(error, ValueError):
             raise
         findings.error("unreadable", args.store, " ".join(str(error).split()))
-    _report(args, findings, num_records, num_unproven, num_deleted, removed)
+    compared = None
+    if contamination is not None and store is not None:
+        compared = check_for_contamination(args, store, contamination, findings)
+    _report(args, findings, num_records, num_unproven, num_deleted, removed, compared)
     return context.PROBLEMS if findings.errors else context.OK
 
 
@@ -130,6 +140,7 @@ def _report(
     num_unproven: int,
     num_deleted: int,
     removed: int,
+    compared: Compared | None,
 ) -> None:
     if args.json:
         summary = {
@@ -143,6 +154,7 @@ def _report(
             "num_deleted": num_deleted,
             "garbage_bytes": sum(info.num_bytes for info in findings.garbage),
             "num_removed": removed,
+            **({} if compared is None else dataclasses.asdict(compared)),
             "problems": [dataclasses.asdict(problem) for problem in findings.problems],
         }
         context.print_json(summary)
@@ -156,6 +168,8 @@ def _report(
     verdict = context.count_text(len(findings.errors), "error") if findings.errors else "no errors"
     seen = ", ".join(context.count_text(count, name) for name, count in counts.items())
     context.say(args, f"{verdict}: {seen}")
+    if compared is not None:
+        context.say(args, compared_text(args, compared))
     if num_unproven:
         what = context.count_text(num_unproven, "record")
         context.say(args, f"{what} compared by id alone: the store keeps no digest of their content")

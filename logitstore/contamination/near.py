@@ -22,6 +22,15 @@ class Match:
     method: Method
 
 
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """The text for whose sake another is dropped or named."""
+
+    place: str
+    record_id: str | None
+    text: str
+
+
 class NearTexts(Protocol):
     """Texts that are kept, searched a block at a time.
 

@@ -81,7 +81,7 @@ def _pair_record(texts: TokenTexts) -> RecordOf:
 
 
 def _messages_record(store: LogitStore, texts: TokenTexts) -> RecordOf:
-    render = _render_of(store)
+    render = render_of(store)
     parser = None if render is None else PromptParser(render)
 
     def record(sequence: LabeledSequence) -> dict[str, Any] | None:
@@ -109,14 +109,14 @@ def _prompt_and_answer(sequence: LabeledSequence, texts: TokenTexts) -> tuple[st
     while end > sequence.prompt_length and texts.is_special(ids[end - 1]):
         end -= 1
     prompt, answer = ids[: sequence.prompt_length], ids[sequence.prompt_length : end]
-    return _text(prompt, texts), _text(answer, texts)
+    return text_of(prompt, texts), text_of(answer, texts)
 
 
-def _text(token_ids: list[int], texts: TokenTexts) -> str:
+def text_of(token_ids: list[int], texts: TokenTexts) -> str:
     return b"".join(map(texts.raw, token_ids)).decode("utf-8", errors="replace")
 
 
-def _render_of(store: LogitStore) -> Render | None:
+def render_of(store: LogitStore) -> Render | None:
     """The chat template that the store keeps; None where its prompts were made without one.
 
     Raises UnsupportedInputError where it keeps none.

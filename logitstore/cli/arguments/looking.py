@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 from logitstore.cli.arguments.command import Commands, add_command, positive, share
 from logitstore.cli.selecting import add_selection
+from logitstore.contamination.evaluation_sets import DEFAULT_COSINE, DEFAULT_WORDS
 from logitstore.tools.inspection import RECOMMENDED_MASS
 from logitstore.tools.verify import DEFAULT_GRACE_SEC
 
@@ -47,6 +51,7 @@ def add_verify(commands: Commands) -> None:
         "verify build/demo/store",
         "verify s3://bucket/store --against s3://bucket/prompts/ --json",
         "verify build/demo/store --repair",
+        "verify build/labels --decontaminate gsm8k_test.jsonl --found build/found.jsonl",
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--json", action="store_true", help="one JSON object with all problems")
@@ -79,6 +84,43 @@ def add_verify(commands: Commands) -> None:
         default=DEFAULT_GRACE_SEC,
         help="uncommitted objects younger than this may have a living writer (default 3600)",
     )
+    _add_decontaminate(parser)
+
+
+def _add_decontaminate(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "contamination",
+        "A score on an evaluation set proves nothing for a student that was trained on its questions.\n"
+        "Prompts are compared as text, by the store's own tokenizer; answers are not compared.",
+    )
+    group.add_argument(
+        "--decontaminate", nargs="+", metavar="EVAL", help="evaluation sets that no prompt may be near"
+    )
+    group.add_argument("--eval-field", metavar="FIELD", help="field of their text (default: usual names)")
+    group.add_argument(
+        "--by", metavar="WAYS", default="ngram,cosine", help="ngram, cosine or both (default: both)"
+    )
+    group.add_argument(
+        "--words",
+        metavar="N",
+        type=positive,
+        default=DEFAULT_WORDS,
+        help="words in a row that two texts may not share (default 13)",
+    )
+    group.add_argument(
+        "--cosine",
+        metavar="X",
+        type=share,
+        default=DEFAULT_COSINE,
+        help="meaning: cosine, at least (default 0.85)",
+    )
+    group.add_argument(
+        "--found",
+        metavar="FILE.jsonl",
+        type=Path,
+        help="write what was found, with partners and scores; FILE.ids beside it is for --without-ids",
+    )
+    group.add_argument("--tokenizer", metavar="PATH", help="folder or tokenizer.json (default: the store's)")
 
 
 def add_head(commands: Commands) -> None:
