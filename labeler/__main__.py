@@ -7,8 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from labeler.config.found import find_settings
-from labeler.config.loading import JobConfig, checked_job, job_document
+from labeler.config.found import load_found_job
+from labeler.config.loading import JobConfig
 from labeler.curation.commands import add_curation_commands
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
@@ -132,9 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _job(arguments: argparse.Namespace, out: str | None) -> JobConfig:
     """The job of the command line, with what was found about it said on standard error."""
     options = {"teacher.model": arguments.teacher, "input.uri": arguments.input, "output.uri": out}
-    document = job_document(arguments.job, arguments.set, options=options)
-    found = find_settings(document)
-    job = checked_job(document, arguments.job)
+    job, found = load_found_job(arguments.job, arguments.set, options=options)
     if not (arguments.quiet or arguments.json):
         print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
     return job

@@ -24,6 +24,7 @@ from cluster.jobs.submission import (
     prepare,
     read_runtime_env,
 )
+from labeler.config.found import load_found_job
 from labeler.config.loading import JobConfig, load_job
 from labeler.driver.progress import one_line
 from labeler.job.dry_run import estimate
@@ -141,7 +142,8 @@ def cost(args: argparse.Namespace) -> int:
     """An estimate for a job file; for a job or a store, what all runs of the store have cost so far."""
     if args.what.endswith((".toml", ".json")):
         try:
-            found = estimate(load_job(args.what, args.set, environ={}))
+            job, _ = load_found_job(args.what, args.set, environ={})
+            found = estimate(job)
         except StoreError as error:
             raise JobRefusedError(str(error)) from None
         print(

@@ -7,30 +7,47 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from labeler.config.input_settings import FIELDS_BY_KIND
+from labeler.config.loading import JobConfig, checked_job, job_document
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import StoreError
+from logitstore.inputs.identity import lookup_field
+from logitstore.inputs.listing import form_of, list_files
 from logitstore.inputs.parts import is_answer
 from logitstore.inputs.reading import iter_records
 
 FIELDS_OF_ROLE: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "conversations", "conversation"),
+    "messages": ("messages", "conversations", "conversation", "body.messages"),
     "token_ids": ("token_ids", "input_ids"),
-    "prompt": ("prompt", "question", "instruction", "query", "problem"),
+    "prompt": ("prompt", "question", "instruction", "query", "problem", "turns", "body.prompt"),
     "response": ("response", "completion", "answer", "output", "solution"),
     "text": ("text",),
     "system": ("system", "system_prompt"),
     "context": ("context", "input"),
+    "tools": ("tools", "body.tools"),
 }
 """Names that data sets give to what a record holds, the usual one first. "input" is a prompt's context, as
-in Alpaca."""
+in Alpaca; "body" is what a line of OpenAI's batch files sends."""
+OPTIONAL_ROLES = ("system", "context", "tools")
+BATCH_ID = "custom_id"
+"""A record's id in OpenAI's batch files."""
 RECORDS_LOOKED_AT = 20
+FORM_NAMES = {
+    "jsonl": "JSON",
+    ".gz": "gzipped JSON",
+    ".zst": "zstandard JSON",
+    "parquet": "Parquet",
+    "arrow": "Arrow",
+    "csv": "CSV",
+}
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -42,6 +59,23 @@ class Shape:
     mode: Literal["score", "generate"]
     fields: dict[str, str] = field(default_factory=dict)
     """Field by role, where it is not the role's own name."""
+    form: str = ""
+    """What files of this form are called."""
+    unused: tuple[str, ...] = ()
+    """Fields that are no part of what the teacher sees."""
+
+
+def load_found_job(
+    path: str | None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    *,
+    options: Mapping[str, str | None] = MappingProxyType({}),
+) -> tuple[JobConfig, list[str]]:
+    """As `loading.load_job`, with what was not told found, and a line about each thing that was."""
+    document = job_document(path, overrides, environ, options=options)
+    found = find_settings(document)
+    return checked_job(document, path), found
 
 
 def find_settings(document: dict[str, Any]) -> list[str]:
@@ -55,43 +89,76 @@ def find_settings(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def shape_of(records: list[dict[str, Any]]) -> Shape | None:
-    """What the records hold; None where no known field tells it."""
-    first = records[0]
-    for name in (*FIELDS_OF_ROLE["messages"], *FIELDS_OF_ROLE["prompt"]):
-        if _is_conversation(first.get(name)):
-            answered = all(_is_answered(record.get(name)) for record in records)
-            named = {} if name == "messages" else {"messages": name}
-            return Shape("messages", "score" if answered else "generate", named)
-    fields = {role: name for role in FIELDS_OF_ROLE if (name := _field(records, role)) is not None}
+def shape_of(records: list[dict[str, Any]], given: Mapping[str, str] = MappingProxyType({})) -> Shape | None:
+    """What the records hold; None where no known field tells it. `given` are fields by role."""
+    fields = {role: name for role in FIELDS_OF_ROLE if (name := _field(records, role, given)) is not None}
+    chat = _chat_field(records[0], given)
+    if chat is not None:
+        answered = all(_is_answered(lookup_field(record, chat)) for record in records)
+        shape = Shape("messages", "score" if answered else "generate", form=_form_of_chats(records, chat))
+        return _named(shape, records, {**fields, "messages": chat}, "messages", "tools", "system")
     if "token_ids" in fields:
-        return Shape("token_ids", "score", _renamed(fields, "token_ids"))
+        return _named(Shape("token_ids", "score"), records, fields, "token_ids")
     if "prompt" in fields and "response" in fields:
-        return Shape("prompt_response", "score", _renamed(fields, "prompt", "response", "system", "context"))
+        form = "Alpaca's form" if {"instruction", "output"} <= {fields["prompt"], fields["response"]} else ""
+        shape = Shape("prompt_response", "score", form=form)
+        return _named(shape, records, fields, "prompt", "response", "system", "context")
     if "prompt" in fields:
-        return Shape("prompt", "generate", _renamed(fields, "prompt", "system", "context"))
-    return Shape("text", "score", _renamed(fields, "text")) if "text" in fields else None
+        return _named(Shape("prompt", "generate"), records, fields, "prompt", "system", "context")
+    return _named(Shape("text", "score"), records, fields, "text") if "text" in fields else None
+
+
+def _named(shape: Shape, records: list[dict[str, Any]], fields: Mapping[str, str], *roles: str) -> Shape:
+    """The shape with the fields of its roles, and with those that stay unread."""
+    read = {fields[role].partition(".")[0] for role in roles if role in fields}
+    unused = tuple(name for name in records[0] if name not in (*read, "id", BATCH_ID, "documents"))
+    return replace(shape, fields=_renamed(fields, *roles), unused=unused)
+
+
+def _chat_field(record: dict[str, Any], given: Mapping[str, str]) -> str | None:
+    names = (*FIELDS_OF_ROLE["messages"], *FIELDS_OF_ROLE["prompt"])
+    if "messages" in given or "prompt" in given:
+        names = tuple(given[role] for role in ("messages", "prompt") if role in given)
+    return next((name for name in names if _is_conversation(lookup_field(record, name))), None)
+
+
+def _form_of_chats(records: list[dict[str, Any]], name: str) -> str:
+    if name.startswith("body."):
+        return "an OpenAI batch file"
+    messages = lookup_field(records[0], name)
+    return "ShareGPT's form" if "from" in messages[0] else "OpenAI's form of chats"
 
 
 def _find_input(document: dict[str, Any]) -> list[str]:
     section = document.get("input")
     uri = section.get("uri") if isinstance(section, dict) else None
-    if not isinstance(section, dict) or not isinstance(uri, str) or not uri or section.get("fields"):
+    if not isinstance(section, dict) or not isinstance(uri, str) or not uri:
         return []  # what is missing or wrong is told by the check of the whole job
-    records = _first_records(uri, section.get("storage_options"))
-    shape = shape_of(records) if records else None
+    given = section.get("fields") or {}
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
+        return []
+    if given and "kind" not in section:
+        return []
+    records, files, error = _first_records(uri, section.get("storage_options"))
+    shape = shape_of(records, given) if records else None
     if shape is None:
-        seen = f"the fields {', '.join(map(repr, records[0]))}" if records else "no readable record"
+        seen = (
+            f"the fields {', '.join(map(repr, records[0]))}" if records else f"no record ({error or 'empty'})"
+        )
         raise ConfigError(
             f"input.kind cannot be found: {redact_uri(uri)!r} begins with {seen}; set --set input.kind=KIND, "
             f"one of {', '.join(FIELDS_BY_KIND)}, and --set input.fields.ROLE=FIELD for fields of other names"
         )
     section["kind"] = shape.kind
-    if shape.fields:
-        section["fields"] = dict(shape.fields)
+    if shape.fields or given:
+        section["fields"] = {**shape.fields, **given}
     line = f'found: input.kind = "{shape.kind}"'
     if shape.fields:
         line += " with " + ", ".join(f"{role} in the field {name!r}" for role, name in shape.fields.items())
+    if BATCH_ID in records[0] and not section.get("id"):
+        section["id"] = BATCH_ID
+        line += f', input.id = "{BATCH_ID}"'
+    line += f" ({', '.join(part for part in (shape.form, files) if part)})"
     labels = document.setdefault("labels", {})
     if isinstance(labels, dict) and "mode" not in labels:
         labels["mode"] = shape.mode
@@ -101,16 +168,39 @@ def _find_input(document: dict[str, Any]) -> list[str]:
             else "what the records hold is labeled"
         )
         line += f'; labels.mode = "{shape.mode}": {reason}'
+    line += _lists_of_texts(records, shape)
+    if shape.unused:
+        line += f"; not read: {', '.join(shape.unused)}"
     return [line]
 
 
-def _first_records(uri: str, storage_options: Any) -> list[dict[str, Any]]:
+def _lists_of_texts(records: list[dict[str, Any]], shape: Shape) -> str:
+    name = shape.fields.get("prompt", "prompt")
+    if shape.kind != "prompt" or not isinstance(lookup_field(records[0], name), list):
+        return ""
+    return f"; {name!r} is a list of texts: input.list_of_texts says what becomes of it"
+
+
+def _first_records(uri: str, storage_options: Any) -> tuple[list[dict[str, Any]], str, str]:
+    """The first records of the input, what its files are in words, and why the first bad one is bad."""
     options = storage_options if isinstance(storage_options, Mapping) else None
     try:
+        forms = Counter(form_of(path) for path, _ in list_files(uri, storage_options=options))
         found = itertools.islice(iter_records(uri, storage_options=options), RECORDS_LOOKED_AT)
-        return [raw.record for raw in found if raw.record is not None]
+        records, errors = [], []
+        for raw in found:
+            if raw.record is not None:
+                records.append(raw.record)
+            elif raw.error is not None:
+                errors.append(f"{raw.file}: {raw.error}")
     except (StoreError, OSError) as error:
         raise ConfigError(f"input.uri: {redact_text(str(error))}") from None
+    files = ", ".join(
+        f"{count} {FORM_NAMES[form]} {'file' if count == 1 else 'files'}"
+        for form, count in forms.items()
+        if form is not None
+    )
+    return records, files, errors[0] if errors else ""
 
 
 def _find_gpus(document: dict[str, Any]) -> list[str]:
@@ -147,7 +237,7 @@ def _num_gpus() -> int:
 
 def _is_set(document: Mapping[str, Any], section: str, name: str) -> bool:
     table = document.get(section)
-    return isinstance(table, Mapping) and table.get(name) is not None
+    return isinstance(table, Mapping) and table.get(name) not in (None, "auto")
 
 
 def _is_conversation(value: Any) -> bool:
@@ -158,21 +248,24 @@ def _is_answered(messages: Any) -> bool:
     return _is_conversation(messages) and is_answer(messages[-1])
 
 
-def _field(records: list[dict[str, Any]], role: str) -> str | None:
+def _field(records: list[dict[str, Any]], role: str, given: Mapping[str, str]) -> str | None:
     """The field of a role: in all records, or in some where a record may lack it."""
-    enough = any if role in ("system", "context") else all
-    for name in FIELDS_OF_ROLE[role]:
-        if enough(_fits(role, record.get(name)) for record in records):
+    enough = any if role in OPTIONAL_ROLES else all
+    for name in (given[role],) if role in given else FIELDS_OF_ROLE[role]:
+        if enough(_fits(role, lookup_field(record, name)) for record in records):
             return name
     return None
 
 
 def _fits(role: str, value: Any) -> bool:
+    if role == "messages":
+        return _is_conversation(value)
     if role == "token_ids":
         return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-    return isinstance(value, str) or (
-        role == "prompt" and isinstance(value, list) and all(isinstance(item, str) for item in value)
-    )
+    if role == "tools":
+        return bool(value)
+    is_listed = role in ("prompt", "text") and isinstance(value, list) and bool(value)
+    return isinstance(value, str) or (is_listed and all(isinstance(item, str) for item in value))
 
 
 def _renamed(fields: Mapping[str, str], *roles: str) -> dict[str, str]:

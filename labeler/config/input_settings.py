@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from logitstore.common.section import HomePath, Section
 
-InputKind = Literal["messages", "prompt", "prompt_response", "text", "token_ids"]
+InputKind = Literal["auto", "messages", "prompt", "prompt_response", "text", "token_ids"]
 
 FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -37,7 +37,9 @@ class InputConfig(Section):
     uri: str = Field(min_length=1)
     """Path, glob or URL (local, s3://) of JSONL (also .gz, .zst), Parquet or Arrow files."""
     kind: InputKind
-    """What a record holds."""
+    """What a record holds. "auto" is found from the first records when the job starts, and said: chats of
+    OpenAI's and ShareGPT's form, OpenAI's batch files, Alpaca's, tables with usual names. `fields` that are
+    given stay, others are found, as is labels.mode where it is not set."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Names of the record's fields by role, for example {prompt = "question", response = "answer"}; a role
     not named here is a field of the role's own name. Dots reach into nested objects."""
@@ -66,6 +68,8 @@ class InputConfig(Section):
 
     @model_validator(mode="after")
     def _roles(self) -> InputConfig:
+        if self.kind == "auto":
+            return self
         known = {*FIELDS_BY_KIND[self.kind], *OPTIONAL_FIELDS_BY_KIND[self.kind]}
         if unknown := sorted(set(self.fields) - known):
             raise ValueError(
@@ -91,7 +95,7 @@ class InputConfig(Section):
 
     def field_names(self) -> dict[str, str]:
         """The record's field for every role of the kind, "id" included where it is given."""
-        names = {role: self.fields.get(role, role) for role in FIELDS_BY_KIND[self.kind]}
+        names = {role: self.fields.get(role, role) for role in FIELDS_BY_KIND.get(self.kind, ())}
         names.update(self.fields)
         if self.id is not None:
             names["id"] = self.id

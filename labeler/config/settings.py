@@ -222,6 +222,8 @@ class JobConfig(Section):
     @model_validator(mode="after")
     def _kind_fits_mode(self) -> JobConfig:
         kind, mode = self.input.kind, self.labels.mode
+        if kind == "auto":
+            return self  # checked once it is found
         if mode == "score" and kind == "prompt":
             raise ValueError(
                 'input.kind = "prompt" has no response to score; set labels.mode = "generate", or '

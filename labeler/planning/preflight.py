@@ -43,6 +43,8 @@ class Prepared:
 
 def prepare(job: JobConfig) -> Prepared:
     """Check input, output and teacher, cheapest first. Raises ConfigError."""
+    if job.input.kind == "auto":
+        raise ConfigError('input.kind = "auto" is not found yet; read the job with found.load_found_job')
     fingerprint = _check_input(job)
     objects = _check_output(job)
     limits = context_limits(job.teacher)

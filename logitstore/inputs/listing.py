@@ -27,6 +27,8 @@ ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
 CSV_SUFFIXES = (".csv",)
 DATASET_NOTES = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """Files that the `datasets` library puts beside its data."""
+_SPLIT_FILE = re.compile(r"^/(.*?)([A-Za-z_]+)-\d{5}-of-\d{5}\.[^/]+$")
+"""A file of one split, as the hub names them: data/train-00000-of-00002.parquet."""
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -73,10 +75,24 @@ def _of_saved_dataset(file_system: Any, base: str, found: list[str]) -> list[str
         )
     state = f"{base}/state.json"
     if not file_system.isfile(state):
+        _refuse_several_splits(base, found)
         return found
     named = json.loads(file_system.cat_file(state)).get("_data_files") or []
     paths = {f"{base}/{entry['filename']}" for entry in named}
     return [path for path in found if path in paths] if paths else found
+
+
+def _refuse_several_splits(base: str, found: list[str]) -> None:
+    """As a snapshot of the hub holds them: training and test files would be read as one."""
+    splits: dict[str, str] = {}
+    for path in found:
+        if named := _SPLIT_FILE.search(path[len(base) :]):
+            splits.setdefault(named[2], f"{named[1]}{named[2]}-*")
+    if len(splits) > 1:
+        raise InputNotFoundError(
+            f"the input {redact_uri(base)} holds the splits {', '.join(splits)} of a dataset; give the files "
+            f"of one of them, such as {redact_uri(base)}/{next(iter(splits.values()))}"
+        )
 
 
 def input_fingerprint(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> str:
