@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
@@ -80,10 +81,23 @@ def build_parser() -> argparse.ArgumentParser:
             )
         else:
             one.add_argument("--model", help="folder of the student; default: the run's output folder")
+            one.add_argument(
+                "--picture",
+                type=_picture,
+                metavar="FILE",
+                help="draw how often teacher and student are right at each confidence (.png or .svg)",
+            )
     settings = commands.add_parser("settings", help="every setting of a run, with its default and meaning")
     add_form(settings)
     settings.set_defaults(command=_settings)
     return parser
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png or .svg, which says how it is drawn")
+    return path
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -182,13 +196,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     if config is None:
         return 0
+    from trainer.run.evaluation import evaluate_model
     from trainer.run.report import evaluation_table
-    from trainer.run.train import evaluate_model
 
-    evaluation = evaluate_model(config, arguments.model or config.output.folder)
-    print(
-        json.dumps(evaluation.to_dict()) if arguments.json else evaluation_table(None, evaluation.to_dict())
-    )
+    found = evaluate_model(config, arguments.model or config.output.folder).to_dict()
+    if arguments.picture is not None:
+        from trainer.run.pictures import draw_reliability
+
+        draw_reliability(arguments.picture, found["calibration"])
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        print(evaluation_table(None, found, found["teacher"], found["calibration"]))
     return 0
 
 

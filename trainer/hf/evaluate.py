@@ -17,14 +17,12 @@ from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.errors import SettingError
+from trainer.hf.calibration import NUM_BINS, CalibrationSums
 from trainer.hf.heads import MODEL_KEYS, Head, head_replaced
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
 
-NUM_BINS = 15
-"""Bins of confidence for the calibration error, as in Guo et al. 2017, "On Calibration of Modern Neural
-Networks"."""
 PIECE_TOKENS = 256
 """Tokens whose logits exist at a time."""
 
@@ -73,8 +71,9 @@ class Evaluation:
 class _Sums:
     """What adds up over rows, batches and processes."""
 
-    def __init__(self, tokenizer_size: int | None) -> None:
+    def __init__(self, tokenizer_size: int | None, calibration: CalibrationSums | None) -> None:
         self.tokenizer_size = tokenizer_size
+        self.calibration = calibration
         self.num_sequences = 0
         self.rows_9 = torch.zeros(9, dtype=torch.float64)
         """Rows, then sums over rows: KL, cross-entropy, agreement, teacher's mass, student's mass, student's
@@ -94,6 +93,8 @@ class _Sums:
         counts_T = labels_T[1:] != settings.ignore_index
         logits_NV = logits_TV[:-1][counts_T]
         beyond = self._mass_beyond(logits_NV)
+        if self.calibration is not None:
+            self.calibration.add(logits_NV[:, : settings.vocab_size], labels_T[1:][counts_T])
         probability_NV = logits_NV[:, : settings.vocab_size].softmax(dim=1)
         accepted = _acceptance(probability_NV, targets, counts_T)
         means_9 = [torch.ones(()), *means, metrics.student_mass, beyond, *accepted]
@@ -112,6 +113,8 @@ class _Sums:
         return beyond_N.exp().mean()
 
     def add_processes(self, device: torch.device) -> None:
+        if self.calibration is not None:
+            self.calibration.add_processes(device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             sequences = torch.tensor([self.num_sequences], dtype=torch.float64)
             flat = torch.cat([sequences, self.rows_9, self.bins_3C.flatten()]).to(device)
@@ -223,18 +226,19 @@ def evaluate(
     head: Head | None = None,
     vocab_size: int | None = None,
     tokenizer_size: int | None = None,
+    calibration: CalibrationSums | None = None,
 ) -> Evaluation:
     """Evaluate a causal language model on padded batches whose targets are at temperature 1.
 
     With a `head`, logits exist for PIECE_TOKENS tokens at a time only. `vocab_size` is the number of real
     ids where vocabularies are padded, as in LossSettings; `tokenizer_size` is that of the tokenizer, for
-    `mass_beyond_tokenizer` (see `tokenizer_size_of`). Under torch.distributed each process gives its
-    own batches and gets the result of all.
+    `mass_beyond_tokenizer` (see `tokenizer_size_of`); `calibration` gets the same rows. Under
+    torch.distributed each process gives its own batches and gets the result of all.
     """
     settings = LossSettings(alpha=1.0, vocab_size=vocab_size, foreign_ids="tail" if vocab_size else "error")
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    sums = _Sums(tokenizer_size)
+    sums = _Sums(tokenizer_size, calibration)
     try:
         for batch in batches:
             on_device = {key: value.to(device) for key, value in batch.items()}

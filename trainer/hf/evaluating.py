@@ -13,6 +13,7 @@ from transformers.trainer_utils import PredictionOutput, speed_metrics
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.calibration import CalibrationSums
 from trainer.hf.evaluate import Evaluation, EvaluationLoader, evaluate, evaluation_batches, tokenizer_size_of
 from trainer.hf.heads import Head
 from trainer.loss.loss_settings import LossSettings
@@ -65,7 +66,12 @@ class EvaluatingTrainer(Trainer):
         self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
 
-    def evaluate_student(self, eval_dataset: StreamingLogitDataset | None = None) -> Evaluation:
+    def evaluate_student(
+        self,
+        eval_dataset: StreamingLogitDataset | None = None,
+        calibration: CalibrationSums | None = None,
+    ) -> Evaluation:
+        """Of the held-out records; `calibration` gets the same rows."""
         dataset = self._evaluation_set(self.eval_dataset if eval_dataset is None else eval_dataset)
         return evaluate(
             self.model,
@@ -73,6 +79,7 @@ class EvaluatingTrainer(Trainer):
             head=self.head,
             vocab_size=self.loss_settings.vocab_size,
             tokenizer_size=tokenizer_size_of(dataset),
+            calibration=calibration,
         )
 
     def predict(  # type: ignore[override]  # as above

@@ -6,8 +6,9 @@ Shape legend: N label rows, C bins of confidence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ import torch
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.samples import Sample
-from trainer.hf.evaluate import NUM_BINS, evaluation_steps
+from trainer.hf.calibration import NUM_BINS, Calibration, Reliability, reliability_of
+from trainer.hf.evaluate import evaluation_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,16 @@ class TeacherFigures:
     cross_entropy: float
     accuracy: float
     calibration_error: float
+    reliability: Reliability
+
+    def to_dict(self) -> dict[str, float | int]:
+        """The figures that are one number."""
+        return {
+            "num_rows": self.num_rows,
+            "cross_entropy": self.cross_entropy,
+            "accuracy": self.accuracy,
+            "calibration_error": self.calibration_error,
+        }
 
 
 def teacher_figures(
@@ -48,12 +60,22 @@ def teacher_figures(
     num_rows = int(sums_3C[0].sum())
     if not num_rows:
         return None
+    reliability = reliability_of(sums_3C)
     return TeacherFigures(
         num_rows=num_rows,
         cross_entropy=nll / num_rows,
         accuracy=float(sums_3C[1].sum() / num_rows),
-        calibration_error=float(np.abs(sums_3C[1] - sums_3C[2]).sum() / num_rows),
+        calibration_error=reliability.calibration_error,
+        reliability=reliability,
     )
+
+
+def calibration_record(
+    student: Calibration | None, teacher: TeacherFigures | None
+) -> dict[str, dict[str, Any]]:
+    """What a run and an evaluation save of both: "student" and "teacher", what there is of them."""
+    found = {} if student is None else {"student": asdict(student)}
+    return found if teacher is None else {**found, "teacher": asdict(teacher.reliability)}
 
 
 def _as_they_are(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import logitstore
 from logitstore.manifest.fields import Manifest
-from trainer.hf.evaluate import Evaluation
 from trainer.run.texts import NO_TEACHER
 
 TITLES = {
@@ -26,12 +26,23 @@ TITLES = {
 """What the figures of an Evaluation are called."""
 
 
+RELIABILITY_NAME = "reliability.png"
+
+
+@dataclass(frozen=True, slots=True)
+class CardFigures:
+    """What a card says of how good the student is: the fields of these names of `RunMetrics`."""
+
+    before: Mapping[str, float] | None
+    after: Mapping[str, float]
+    teacher: Mapping[str, float] | None
+    calibration: Mapping[str, Any] | None
+    """The student's."""
+    num_steps: int
+
+
 def model_card(
-    manifests: Sequence[tuple[Mapping[str, Any], Manifest]],
-    settings: Mapping[str, Any],
-    before: Evaluation | None,
-    after: Evaluation,
-    num_steps: int,
+    manifests: Sequence[tuple[Mapping[str, Any], Manifest]], settings: Mapping[str, Any], figures: CardFigures
 ) -> str:
     """Markdown with the front matter of the Hugging Face hub. `manifests` pairs {uri, digest} with heads."""
     lines = [
@@ -47,8 +58,9 @@ def model_card(
         "",
     ]
     lines += [
-        f"Trained for {num_steps} steps on stored teacher labels by Penumbra {logitstore.__version__}. The "
-        "teacher itself was not loaded.",
+        f"Trained for {figures.num_steps} steps on stored teacher labels by Penumbra "
+        f"{logitstore.__version__}. "
+        "The teacher itself was not loaded.",
         "",
         "| Teacher | Revision | Precision | Top K | Temperatures | Store digest |",
         "|---|---|---|---|---|---|",
@@ -61,13 +73,42 @@ def model_card(
             f"| {teacher.model} | {teacher.revision or '-'} | {precision} | {labels.top_k} | {stored} "
             f"| `{place['digest']}` |"
         )
-    lines += ["", f"## On {after.num_sequences} held-out sequences ({after.num_rows} label rows)", ""]
-    lines += ["| | Before | After |", "|---|---|---|"]
-    figures = after.to_dict()
-    earlier = {} if before is None else before.to_dict()
-    for name, title in TITLES.items():
-        if name in figures:
-            first = f"{earlier[name]:.4f}" if name in earlier else "-"
-            lines.append(f"| {title} | {first} | {figures[name]:.4f} |")
+    lines += _figures(figures)
     lines += ["", "## Settings", "", "```json", json.dumps(settings, indent=2), "```", ""]
     return "\n".join(lines)
+
+
+def _figures(figures: CardFigures) -> list[str]:
+    after, before, teacher = figures.after, figures.before or {}, figures.teacher or {}
+    lines = [
+        "",
+        f"## On {after['num_sequences']} held-out sequences ({after['num_rows']} label rows)",
+        "",
+        "| | Before | After | Teacher |",
+        "|---|---|---|---|",
+    ]
+    for name, title in TITLES.items():
+        if name in after:
+            cells = [f"{known[name]:.4f}" if name in known else "-" for known in (before, after, teacher)]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    if figures.calibration is not None:
+        lines += [
+            "",
+            f"Calibration: {calibration_in_words(figures.calibration)}.",
+            "",
+            f"![How often the top token is right, by confidence]({RELIABILITY_NAME})",
+        ]
+    return lines
+
+
+def calibration_in_words(student: Mapping[str, Any]) -> str:
+    """One sentence on the temperature of a `Calibration`."""
+    temperature = student["temperature"]
+    if abs(temperature - 1) < 1e-6:
+        return "no other temperature gives the actual tokens more probability"
+    beyond = ", the last one tried" if student["is_at_the_end"] else ""
+    return (
+        f"divided by {temperature:.2f}{beyond}, the student's logits have a calibration error of "
+        f"{student['calibration_error']:.4f} instead of {student['calibration_error_before']:.4f} (fitted on "
+        "these rows)"
+    )

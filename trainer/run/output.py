@@ -16,10 +16,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from logitstore.common.config_file import ConfigError, flatten
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.hf.evaluate import Evaluation
 from trainer.hf.trainer import last_checkpoint
 from trainer.run.config import TrainConfig, resolved
-from trainer.run.model_card import model_card
+from trainer.run.model_card import RELIABILITY_NAME, CardFigures, model_card
+from trainer.run.pictures import draw_reliability
 
 if TYPE_CHECKING:
     from trainer.hf.arguments import OfflineDistillationConfig
@@ -88,6 +88,9 @@ class RunMetrics:
     evaluation_stores: list[dict[str, Any]] = field(default_factory=list)
     """By store of `evaluation.stores`: uri, digest, teacher, num_sequences. Empty where a part of the
     training stores is held out."""
+    calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """On the rows of `after`: "student", as `trainer.hf.calibration.Calibration`, and "teacher", as
+    `Reliability` of the same module. Empty in metrics of earlier versions."""
 
 
 def open_tensorboard(
@@ -225,12 +228,12 @@ def save_run(
     """Everything beside the model itself."""
     settings = resolved(config)
     heads = [({"uri": source.uri, "digest": source.digest}, source.manifest) for source in train_set.sources]
-    before, after = (
-        None if figures is None else Evaluation(**figures)  # type: ignore[arg-type]
-        for figures in (metrics.before, metrics.after)
+    if metrics.calibration:
+        draw_reliability(folder / RELIABILITY_NAME, metrics.calibration)
+    card = CardFigures(
+        metrics.before, metrics.after, metrics.teacher, metrics.calibration.get("student"), metrics.num_steps
     )
-    assert after is not None
-    (folder / "README.md").write_text(model_card(heads, settings, before, after, metrics.num_steps))
+    (folder / "README.md").write_text(model_card(heads, settings, card))
     # Last, since its presence says that the run is finished.
     temporary = folder / f"{METRICS_NAME}.tmp"
     temporary.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 from trainer.hf.evaluate import HIGHER_IS_BETTER
-from trainer.run.model_card import TITLES
+from trainer.run.model_card import TITLES, calibration_in_words
 from trainer.run.output import RunMetrics
 
 
@@ -14,25 +15,31 @@ def evaluation_table(
     before: Mapping[str, float] | None,
     after: Mapping[str, float],
     teacher: Mapping[str, float] | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> str:
-    """Held-out figures, one a line, before and after training where both are known.
+    """Held-out figures, one a line: before training where that is known, after it, and the teacher's.
 
-    With the teacher's figures, these too, and the share of the way to them that the student has gone.
+    With all three, the share of the way to the teacher that the student has gone; with the `calibration`
+    of a run or an evaluation, a line on the student's temperature.
     """
     head = f"held out: {after['num_sequences']:,} sequences, {after['num_rows']:,} label rows"
-    titles = {name: title for name, title in TITLES.items() if name in after}
-    if before is None:
-        return "\n".join([head, *(f"  {title:<34}{after[name]:>9.4f}" for name, title in titles.items())])
-    lines = [head, f"  {'':<34}{'before':>9}{'after':>9}"]
-    lines += [f"  {title:<34}{before[name]:>9.4f}{after[name]:>9.4f}" for name, title in titles.items()]
-    if teacher is not None:
-        goals = {"kl": 0.0, "top1_agreement": 1.0, **teacher}
-        lines[1] += f"{'teacher':>9}{'gap closed':>12}"
-        for place, name in enumerate(titles, start=2):
-            if name in goals:
-                share = gap_closed(name, before[name], after[name], goals[name])
-                lines[place] += f"{goals[name]:>9.4f}" + ("" if share is None else f"{share:>12.0%}")
-    return "\n".join(lines)
+    names = [name for name in TITLES if name in after]
+    goals = None if teacher is None else {"kl": 0.0, "top1_agreement": 1.0, **teacher}
+    columns = [] if before is None else [("before", before)]
+    columns.append(("student" if before is None else "after", after))
+    columns += [] if goals is None else [("teacher", goals)]
+    lines = [head, f"  {'':<34}" + "".join(f"{title:>9}" for title, _ in columns)]
+    if before is not None and goals is not None:
+        lines[1] += f"{'gap closed':>12}"
+    for name in names:
+        cells = "".join(f"{known[name]:>9.4f}" if name in known else f"{'':>9}" for _, known in columns)
+        share = None
+        if before is not None and goals is not None and name in goals:
+            share = gap_closed(name, before[name], after[name], goals[name])
+        lines.append(f"  {TITLES[name]:<34}{cells}" + ("" if share is None else f"{share:>12.0%}"))
+    if calibration and "student" in calibration:
+        lines.append(f"  calibration: {calibration_in_words(calibration['student'])}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def gap_closed(name: str, before: float, after: float, teacher: float) -> float | None:
@@ -52,7 +59,7 @@ def training_table(metrics: RunMetrics, folder: str) -> str:
     return (
         f"{metrics.num_steps:,} steps in {metrics.train_seconds:,.1f} s, {rate:,.0f} tokens/s, "
         f"{metrics.num_trainable_parameters:,} of {metrics.num_parameters:,} parameters trained\n"
-        f"{evaluation_table(metrics.before, metrics.after, metrics.teacher)}\n"
+        f"{evaluation_table(metrics.before, metrics.after, metrics.teacher, metrics.calibration)}\n"
         f"student saved in {folder}\n"
         f"evaluate it again: penumbra train eval {shlex.quote(folder)}/train.json"
     )

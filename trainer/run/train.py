@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,12 +28,10 @@ from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.packed_rows import Packing
 from trainer.data.sources import HeldOut
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches, tokenizer_size_of
+from trainer.hf.calibration import CalibrationSums
 from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_size
-from trainer.hf.heads import find_head
 from trainer.hf.quantize import fake_quantize, save_quantized
-from trainer.hf.student import student_ids
-from trainer.hf.teacher_figures import teacher_figures
+from trainer.hf.teacher_figures import calibration_record, teacher_figures
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.loss.loss_settings import LossSettings
 from trainer.run.advice import advice_on
@@ -106,11 +104,12 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         if progress is not None:
             progress.close()
     seconds = time.monotonic() - clock
+    calibration = CalibrationSums()
     metrics = RunMetrics(
         stores=_describe(train_set, held_out),
         evaluation_stores=_describe_evaluation(config, held_out),
         before=before,
-        after=trainer.evaluate_student().to_dict(),
+        after=trainer.evaluate_student(calibration=calibration).to_dict(),
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
         num_steps=trainer.state.global_step,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -127,7 +126,11 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     )
     limit = collate_settings(config, tokenizer).token_limit
     teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
-    metrics = replace(metrics, teacher=None if teacher is None else asdict(teacher))
+    metrics = replace(
+        metrics,
+        teacher=None if teacher is None else teacher.to_dict(),
+        calibration=calibration_record(calibration.calibration(), teacher),
+    )
     _save_student(config, trainer, folder)
     if trainer.is_world_process_zero():
         save_run(folder, config, train_set, metrics)
@@ -147,29 +150,6 @@ def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, fold
             trainer.processing_class.save_pretrained(str(folder))  # type: ignore[union-attr]  # given above
         return
     trainer.save_model(str(folder))  # on every process, as sharded weights are gathered
-
-
-def evaluate_model(config: TrainConfig, model_path: str) -> Evaluation:
-    """Evaluate a saved student on the held-out records of the configuration's stores."""
-    tokenizer = load_tokenizer(config.student, config.data.stores)
-    _, held_out = datasets(config, tokenizer)
-    student = config.student.model_copy(
-        update={"model": model_path, "small": None, "lora": None, "quantize": None}
-    )
-    model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    settings = replace(collate_settings(config, tokenizer), student_vocab_size=student_ids(model))
-    collator = DistillationCollator(settings)
-    batches = evaluation_batches(held_out, collator, config.evaluation.max_sequences)
-    head = find_head(model) if config.loss.fused else None
-    return evaluate(
-        model,
-        batches,
-        head=head,
-        vocab_size=real_size(config, held_out, model),
-        tokenizer_size=tokenizer_size_of(held_out),
-    )
 
 
 def datasets(

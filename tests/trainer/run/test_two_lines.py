@@ -49,8 +49,37 @@ def test_a_student_without_a_file(places, tmp_path, capsys):
     assert settings["data"]["held_out_fraction"] == 0.333
     next_command = out.strip().splitlines()[-1].partition("penumbra train ")[2].split()
     assert main([*next_command, "--json"]) == 0
-    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
-    assert json.loads(capsys.readouterr().out)["kl"] == pytest.approx(figures["kl"], rel=1e-4)
+    found = json.loads(capsys.readouterr().out)
+    assert found["kl"] == pytest.approx(metrics["after"]["kl"], rel=1e-4)
+    assert found["teacher"] == metrics["teacher"]
+    assert found["calibration"]["teacher"] == metrics["calibration"]["teacher"]
+
+
+def test_the_teacher_stands_beside_the_student_wherever_figures_are(places, tmp_path, capsys):
+    steps = ["--set", "training.max_steps=1", "--set", "training.tensorboard=false", "--quiet"]
+    assert main(["run", *places, *steps]) == 0
+    told = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for name in ("cross_entropy", "accuracy", "calibration_error"):
+        row = f"| {metrics['after'][name]:.4f} | {metrics['teacher'][name]:.4f} |"
+        assert row in (tmp_path / "run" / "README.md").read_text()
+    student = metrics["calibration"]["student"]
+    assert student["calibration_error_before"] == pytest.approx(
+        metrics["after"]["calibration_error"], abs=1e-5
+    )
+    assert student["cross_entropy"] <= metrics["after"]["cross_entropy"] + 1e-6
+    assert f"divided by {student['temperature']:.2f}" in told
+    assert (tmp_path / "run" / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    picture = tmp_path / "pictures" / "reliability.svg"
+    assert main(["eval", f"{tmp_path}/run/train.json", "--picture", str(picture)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (text for text in lines if text.strip().startswith("expected calibration error"))
+    known = (metrics["after"]["calibration_error"], metrics["teacher"]["calibration_error"])
+    assert line.split()[-2:] == [f"{value:.4f}" for value in known]
+    assert "<svg" in picture.read_text()
+    with pytest.raises(SystemExit):
+        main(["eval", f"{tmp_path}/run/train.json", "--picture", "reliability.pdf"])
+    assert "must end in .png or .svg" in capsys.readouterr().err
 
 
 def test_the_tokenizer_comes_from_the_store(places, tmp_path, capsys, monkeypatch):

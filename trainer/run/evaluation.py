@@ -1,0 +1,60 @@
+"""Evaluate a saved student beside its teacher, on the held-out records of a configuration's stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from trainer.batch.collate import DistillationCollator
+from trainer.hf.calibration import Calibration, CalibrationSums
+from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches, tokenizer_size_of
+from trainer.hf.heads import find_head
+from trainer.hf.student import student_ids
+from trainer.hf.teacher_figures import TeacherFigures, calibration_record, teacher_figures
+from trainer.run.config import TrainConfig
+from trainer.run.student import load_student, load_tokenizer
+from trainer.run.train import collate_settings, datasets, real_size
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A student and its teacher on the same rows."""
+
+    student: Evaluation
+    calibration: Calibration | None
+    teacher: TeacherFigures | None
+    """None where no row's actual token is known."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The student's figures, and "teacher" and "calibration" as in `RunMetrics`."""
+        return {
+            **self.student.to_dict(),
+            "teacher": None if self.teacher is None else self.teacher.to_dict(),
+            "calibration": calibration_record(self.calibration, self.teacher),
+        }
+
+
+def evaluate_model(config: TrainConfig, model_path: str) -> Judged:
+    """Evaluate a saved student on the held-out records of the configuration's stores."""
+    tokenizer = load_tokenizer(config.student, config.data.stores)
+    _, held_out = datasets(config, tokenizer)
+    student = config.student.model_copy(
+        update={"model": model_path, "small": None, "lora": None, "quantize": None}
+    )
+    model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    settings = replace(collate_settings(config, tokenizer), student_vocab_size=student_ids(model))
+    limit = config.evaluation.max_sequences
+    sums = CalibrationSums()
+    evaluation = evaluate(
+        model,
+        evaluation_batches(held_out, DistillationCollator(settings), limit),
+        head=find_head(model) if config.loss.fused else None,
+        vocab_size=real_size(config, held_out, model),
+        tokenizer_size=tokenizer_size_of(held_out),
+        calibration=sums,
+    )
+    return Judged(evaluation, sums.calibration(), teacher_figures(held_out, settings.token_limit, limit))
