@@ -82,27 +82,30 @@ def _checked(value: Any, name: str, number: int, what: str) -> RawRecord:
 def _read_array(start: bytes, file: BinaryIO, name: str) -> Iterator[RawRecord]:
     """A file that is one JSON array of records; `line` counts its elements."""
     decoder, text_of = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
-    number, text = 0, ""
+    number, text, at = 0, "", 0
     try:
         text = text_of.decode(start).lstrip()[1:]
         while True:
-            text = text.lstrip(" \t\r\n,")
-            if text.startswith("]"):
-                rest = text[1:] + text_of.decode(file.read(ARRAY_CHUNK_BYTES))
+            while at < len(text) and text[at] in " \t\r\n,":
+                at += 1
+            if text.startswith("]", at):
+                rest = text[at + 1 :] + text_of.decode(file.read(ARRAY_CHUNK_BYTES))
                 if rest.strip():
                     yield RawRecord(name, number + 1, None, "text stands behind the JSON array; remove it")
                 return
             try:
-                if not text:
+                if at == len(text):
                     raise ValueError("it ends before its closing bracket")
-                value, end = decoder.raw_decode(text)
+                value, at = decoder.raw_decode(text, at)
             except ValueError as error:
+                # Cut here only: behind each element it would copy the chunk for each.
+                text, at = text[at:], 0
                 chunk = file.read(ARRAY_CHUNK_BYTES) if len(text) <= MAX_LINE_BYTES else b""
                 text += text_of.decode(chunk)
                 if not chunk:
                     raise ValueError(f"{error!s:.200}") from None
                 continue
-            number, text = number + 1, text[end:]
+            number += 1
             yield _checked(value, name, number, "the element")
     except (ValueError, RecursionError) as error:
         reason = f"the JSON array cannot be read beyond element {number} ({error!s:.200}); write valid JSON"
