@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest -q
+# Tests that use one core each run side by side; those with a Ray cluster or an engine use all cores themselves.
+SIDE_BY_SIDE := -n auto --maxprocesses 8
 BENCH_OUT ?= build/bench
 # Logits to measure sizes on beside what the labeler makes; without any, a small packaged sample.
 CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
@@ -10,7 +12,7 @@ CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 
 help:
 	@echo "make demo         label, store, verify, train and report with a real teacher (5 minutes on 2 cores)"
-	@echo "make test         every test, real vLLM and Ray included (under an hour on 2 cores)"
+	@echo "make test         every test, real vLLM and Ray included (half an hour on 2 cores)"
 	@echo "make check        lint, types and the quick tests (under two minutes); PKG=labeler for one package's"
 	@echo "make test-gpu     the tests that need a GPU"
 	@echo "make bench        every measurement (half an hour on 2 cores); rewrites benchmarks/RESULTS.md"
@@ -27,7 +29,7 @@ demo: setup
 	$(VENV)/penumbra bench demo
 
 check: lint
-	$(PYTEST) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu" $(PKG:%=tests/%)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu" $(PKG:%=tests/%)
 
 lint: setup
 	$(VENV)/ruff check .
@@ -36,7 +38,10 @@ lint: setup
 	$(VENV)/shellcheck tools/*.sh .ci/run
 
 test: setup system-packages
-	$(PYTEST) -m "not gpu" --durations=25
+	@status=0; \
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not ray and not vllm and not gpu" --durations=25 || status=$$?; \
+	$(PYTEST) -m "(ray or vllm) and not gpu" --durations=25 || status=$$?; \
+	exit $$status
 
 test-gpu: setup
 	$(PYTEST) -m gpu -rA

@@ -9,10 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("vllm")
-
-from vllm import exceptions
-
 from labeler.config.loading import LabelsConfig, SamplingConfig
 from labeler.errors import PromptError
 from labeler.records import TokenizedPrompt
@@ -72,6 +68,7 @@ def fed(engine: FailingEngine) -> tuple[list[PromptError], dict[str, Work]]:
 
 def test_a_retryable_refusal_is_no_reject(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM 0.33 has a class for it, which is no error of the client's."""
+    exceptions = pytest.importorskip("vllm.exceptions")
     retryable = type("RetryableRequestError", (exceptions.VLLMServerError,), {})
     monkeypatch.setattr(exceptions, "RetryableRequestError", retryable, raising=False)
     engine = FailingEngine(2, retryable("busy"))
@@ -83,6 +80,7 @@ def test_a_retryable_refusal_is_no_reject(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_client_error_is_a_reject_and_any_other_the_engines_death() -> None:
+    exceptions = pytest.importorskip("vllm.exceptions")
     errors, _ = fed(FailingEngine(1, exceptions.VLLMValidationError("too long")))
     assert [(error.kind, error.reason) for error in errors] == [("bad_prompt", "vLLM refuses it: too long")]
     with pytest.raises(Exception, match=r"the engine died \(RuntimeError: lost"):
