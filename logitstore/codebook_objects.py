@@ -49,6 +49,11 @@ class StoreCodebooks:
         """Have the next `current` ask the store, if there was no set so far."""
         self._was_looked_for = False
 
+    def newest(self) -> CodebookSet | None:
+        """As `current`, asking the store once more where there was none so far."""
+        self.look_again()
+        return self.current()
+
     def current(self) -> CodebookSet | None:
         """Raises CorruptManifestError for a set that is not the one named."""
         if self._current is None and not self._was_looked_for:

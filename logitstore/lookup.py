@@ -1,20 +1,22 @@
 """Sequences of a store by number and by record id, without reading the others.
 
-A number counts the living sequences in the store's order. For ids the plain columns of every shard are read
-once, in threads, and 16 bytes of each sequence are kept; labels are fetched of the blocks that are asked for.
+A number counts the living sequences in the store's order. Ids are looked up in the id indexes of the
+segments. Of shards that none covers the ids are read once, in threads, and 16 bytes of each sequence are
+kept. Labels are fetched of the blocks that are asked for.
 """
 
 from __future__ import annotations
 
 import bisect
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from logitstore.manifest.fields import ShardEntry
+from logitstore.index.id_building import id_hashes
+from logitstore.index.ids import IdIndex
 from logitstore.records import LabeledSequence
 
 if TYPE_CHECKING:
@@ -31,10 +33,16 @@ class Lookup:
         self._store = store
         self._shards = store.shards()
         self._ends = np.cumsum(self._shards.column("num_sequences"), dtype=np.int64)
+        self._starts = self._ends - self._shards.column("num_sequences")
+        self._segments = store.index_segments()
+        self._dropped = store.dropped_attempts()
+        self._deletions = store.deletions
+        self._indexes: list[_SegmentIds] | None = None
+        """Of the segments that have one; None until an id is asked for."""
         self._hashes: np.ndarray | None = None
-        """uint64, ascending: of each sequence's record id; None until an id is asked for."""
+        """uint64: record ids of the sequences that no index covers; None until an id is asked for."""
         self._numbers = np.zeros(0, np.int64)
-        """Of the sequences, beside `_hashes`."""
+        """Of these sequences, beside `_hashes`."""
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -68,7 +76,7 @@ class Lookup:
     def find(self, record_ids: Iterable[str]) -> dict[str, list[LabeledSequence]]:
         """All samples of each record, in the store's order; an empty list for an id that is not there."""
         asked = list(dict.fromkeys(record_ids))
-        numbers = [self._candidates(record_id) for record_id in asked]
+        numbers = self.candidates(asked)
         every = self.read(number for some in numbers for number in some)
         rest = iter(every)
         found = {name: [next(rest) for _ in some] for name, some in zip(asked, numbers, strict=True)}
@@ -98,31 +106,106 @@ class Lookup:
             else f"record {record_id!r:.120} is not in {self._store.uri}"
         )
 
-    def _candidates(self, record_id: str) -> list[int]:
+    @property
+    def is_indexed(self) -> bool:
+        """Whether all segments of the store's index have an id index."""
+        return len(self._opened()) == len(self._segments)
+
+    def candidates(self, record_ids: Sequence[str]) -> list[list[int]]:
+        """Of each id, numbers of the sequences that have its hash: its own, and hardly ever another's.
+
+        Raises CorruptManifestError for a damaged id index.
+        """
+        asked = id_hashes(record_ids)
+        wanted = np.unique(asked)
+        found = [index.find(wanted) for index in self._opened()] + [self._among_loose(wanted)]
+        hashes = np.concatenate([one for one, _ in found])
+        numbers = np.concatenate([one for _, one in found])
+        order = np.lexsort((numbers, hashes))
+        hashes, numbers = hashes[order], numbers[order]
+        first = np.searchsorted(hashes, asked, side="left")
+        last = np.searchsorted(hashes, asked, side="right")
+        return [numbers[a:b].tolist() for a, b in zip(first, last, strict=True)]
+
+    def shards_with(self, record_ids: Sequence[str]) -> dict[int, list[int]]:
+        """Places of shards that may hold these records, and the numbers of the sequences within each."""
+        found: dict[int, list[int]] = {}
+        for number in sorted({number for some in self.candidates(record_ids) for number in some}):
+            shard = int(np.searchsorted(self._ends, number, side="right"))
+            found.setdefault(shard, []).append(number - int(self._starts[shard]))
+        return found
+
+    def _opened(self) -> list[_SegmentIds]:
+        if self._indexes is None:
+            unit_index = self._shards.column("unit_index")
+            self._indexes = []
+            for info, table in self._segments:
+                index = IdIndex.open(self._store.objects, info)
+                if index is not None:
+                    attempts = [attempt.hex() for attempt in table.column("attempt").to_pylist()]
+                    shard = np.searchsorted(unit_index, table.column("unit_index").to_numpy())
+                    dropped = np.array([attempt in self._dropped for attempt in attempts], bool)
+                    starts = np.where(dropped, -1, self._starts[np.minimum(shard, len(self._starts) - 1)])
+                    lengths = table.column("num_sequences").to_numpy()
+                    deleted = {
+                        row: self._deletions.places(attempt)
+                        for row, attempt in enumerate(attempts)
+                        if attempt in self._deletions.attempts
+                    }
+                    self._indexes.append(_SegmentIds(index, starts, lengths, deleted, shard[~dropped]))
+        return self._indexes
+
+    def _among_loose(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes and numbers of the sequences that no index covers, with one of the wanted hashes."""
         if self._hashes is None:
-            self._read_ids()
+            self._read_loose()
         assert self._hashes is not None
-        value = _hash(record_id)
-        first = int(np.searchsorted(self._hashes, value, side="left"))
-        last = int(np.searchsorted(self._hashes, value, side="right"))
-        return sorted(self._numbers[first:last].tolist())
+        found = np.isin(self._hashes, wanted)
+        return self._hashes[found], self._numbers[found]
 
-    def _read_ids(self) -> None:
-        entries = [entry for entry in self._shards if entry.num_sequences]
+    def _read_loose(self) -> None:
+        covered = np.zeros(len(self._shards), bool)
+        for index in self._opened():
+            covered[index.shards] = True
+        places = np.flatnonzero(~covered & (self._shards.column("num_sequences") > 0)).tolist()
+        builder = self._store.id_builder()
+
+        def read(place: int) -> np.ndarray:
+            entry = self._shards[place]
+            return builder.hashes(entry, self._store.deleted_places(entry))
+
         with ThreadPoolExecutor(THREADS) as pool:
-            parts = list(pool.map(self._hashes_of, entries))
-        hashes = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        self._hashes, self._numbers = hashes[order], order
-
-    def _hashes_of(self, entry: ShardEntry) -> np.ndarray:
-        with self._store.open_shard(entry) as reader:
-            names = [
-                name for block in range(reader.num_blocks) for name in reader.plain_columns(block).record_id
-            ]
-        return np.fromiter(map(_hash, names), np.uint64, len(names))
+            parts = list(pool.map(read, places))
+        numbers = [
+            int(self._starts[place]) + np.arange(len(part)) for place, part in zip(places, parts, strict=True)
+        ]
+        self._hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
+        self._numbers = np.concatenate([np.zeros(0, np.int64), *numbers])
 
 
-def _hash(record_id: str) -> np.uint64:
-    digest = hashlib.blake2b(record_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "big"))
+@dataclass(frozen=True)
+class _SegmentIds:
+    """The id index of a segment, and where its rows are in the store."""
+
+    index: IdIndex
+    starts: np.ndarray
+    """int64, of each row: number of its shard's first sequence; -1 for a dropped attempt."""
+    lengths: np.ndarray
+    """int64, of each row: sequences of its shard, deleted ones included."""
+    deleted: dict[int, np.ndarray]
+    """By row: places of deleted sequences, where there are any."""
+    shards: np.ndarray
+    """int64: places among the store's shards of the rows that count."""
+
+    def find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes and numbers of the living sequences with one of the wanted hashes."""
+        entries = self.index.find(wanted)
+        rows, places = entries["row"].astype(np.int64), entries["place"].astype(np.int64)
+        if np.any(rows >= len(self.starts)) or np.any(places >= self.lengths[rows]):
+            raise self.index.damaged()
+        living = self.starts[rows] >= 0
+        for row in set(rows.tolist()) & self.deleted.keys():
+            here = rows == row
+            living[here] &= ~np.isin(places[here], self.deleted[row])
+            places[here] -= np.searchsorted(self.deleted[row], places[here])
+        return entries["hash"][living], (self.starts[rows] + places)[living]

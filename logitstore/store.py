@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, overload
 
 import numpy as np
+import pyarrow as pa
 
 from logitstore.codebook_objects import StoreCodebooks
 from logitstore.codec.codebooks import CodebookSet
@@ -45,7 +46,8 @@ from logitstore.index.committing import commit
 from logitstore.index.compaction import CompactionResult, compact, fence_compactors
 from logitstore.index.deletions import Deletions
 from logitstore.index.entries import ShardIndex
-from logitstore.index.pointer import INDEX_NAME, IndexPointer, TombstoneInfo, encode_pointer
+from logitstore.index.id_building import IdBuilder
+from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, TombstoneInfo, encode_pointer
 from logitstore.index.rebuild import RebuildResult, rebuild_index
 from logitstore.index.uncommit import uncommit
 from logitstore.lookup import Lookup
@@ -254,7 +256,7 @@ class LogitStore:
         A unit that has another shard by now is left alone. Raises StoreChangedError if other processes keep
         replacing the index.
         """
-        dropped = uncommit(self.objects, self._manifest_hash, set(shard_names))
+        dropped = uncommit(self.objects, self._manifest_hash, set(shard_names), self.id_builder())
         self.refresh()
         return dropped
 
@@ -272,9 +274,21 @@ class LogitStore:
 
     def compact(self) -> CompactionResult:
         """Move commit records into the index, so that opening stays cheap. Safe beside writers."""
-        result = compact(self.objects, self._manifest_hash)
+        result = compact(self.objects, self._manifest_hash, self.id_builder())
         self.refresh()
         return result
+
+    def id_builder(self) -> IdBuilder:
+        """What makes the id index of a segment."""
+        return IdBuilder(self.objects, self._manifest.labels, self._codebooks.newest)
+
+    def index_segments(self) -> list[tuple[SegmentInfo, pa.Table]]:
+        """The segments of the index, with their entries as they lie there, dropped attempts included."""
+        return [(info, self._units.raw_table(info.name)) for info in self._units.pointer.segments]
+
+    def dropped_attempts(self) -> set[str]:
+        """Attempts in segments that count no more."""
+        return {one.attempt for one in self._units.pointer.dropped}
 
     def commit_unit(
         self,

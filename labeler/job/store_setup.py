@@ -106,6 +106,8 @@ class StoreSetup:
             result = persistently(self.store.compact, self.job.output.retry_sec)
             if result.not_removed:
                 self.note(f"garbage stays in the store until `verify --repair`: {result.not_removed}")
+            if result.not_indexed:
+                self.note(f"record ids are looked up in the shards: {result.not_indexed}")
 
     def _compact_or_leave(self) -> None:
         assert self.store is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from logitstore.tools.copying import copy_store
 from logitstore.tools.purge import purge
+from logitstore.tools.record_ids import make_missing_ids
 
 
 def export(args: argparse.Namespace) -> int:
@@ -167,9 +169,14 @@ def codebook(args: argparse.Namespace) -> int:
 def compact(args: argparse.Namespace) -> int:
     if args.purge:
         return _purge(args)
-    result = context.open_store(args).compact()
+    store = context.open_store(args)
+    result = store.compact()
+    with context.progress_bar(args) as progress:
+        made = make_missing_ids(store, progress)
     if args.json:
-        context.print_json(result)
+        context.print_json({**dataclasses.asdict(result), "num_ids_made": made.num_made})
+    for reason in made.reasons:
+        print(f"compact: warning: ids are looked up in the shards: {reason}", file=sys.stderr)
     if result.not_removed:
         print(
             f"compact: warning: garbage stays until `verify --repair`: {result.not_removed}", file=sys.stderr

@@ -177,6 +177,10 @@ class CommittedUnits:
         check_manifest_hash(record.manifest, self.pointer.manifest, what=name)
         return record
 
+    def raw_table(self, name: str) -> pa.Table:
+        """The entries of a segment in use as they lie there, those of dropped attempts included."""
+        return self._segments[name]
+
     def segment_table(self, name: str) -> pa.Table:
         """The entries of a segment in use that count: those of dropped attempts do not."""
         return (

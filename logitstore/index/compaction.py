@@ -21,6 +21,8 @@ from logitstore.errors import ObjectStoreError, StoreChangedError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import CommitRecord
 from logitstore.index.committed import CommittedUnits
+from logitstore.index.id_building import IdBuilder
+from logitstore.index.ids import ids_name
 from logitstore.index.pointer import INDEX_NAME, INDEX_PREFIX, IndexPointer, SegmentInfo, encode_pointer
 from logitstore.objects.opening import Objects
 
@@ -39,12 +41,14 @@ class CompactionResult:
     """Records of units that the index already had."""
     not_removed: str = ""
     """Why records or segments that are garbage by now could not be removed; "" if they were."""
+    not_indexed: str = ""
+    """Why the new segment has no index of record ids, which readers do without; "" if it has one."""
 
 
-def compact(objects: Objects, manifest: str) -> CompactionResult:
+def compact(objects: Objects, manifest: str, ids: IdBuilder | None = None) -> CompactionResult:
     """Move all commit records into the index. Safe to interrupt and to run anywhere at any time.
 
-    `manifest` is the store's `manifest_hash`.
+    `manifest` is the store's `manifest_hash`. With `ids` the new segment gets an index of record ids.
 
     Raises StoreChangedError if other compactors keep winning, and what reading the store raises.
     """
@@ -56,15 +60,18 @@ def compact(objects: Objects, manifest: str) -> CompactionResult:
             return _result(units.pointer, 0, len(units.late), _clean_up(objects, units.late))
         units.entries()  # refuses two units in one place, which no reader could tell apart afterwards
         kept, merged = _split_segments(units.pointer, len(records))
-        segment = _write_merged(objects, units, merged, records)
+        segment, table = _write_merged(objects, units, merged, records)
         pointer = dataclasses.replace(
             units.pointer, generation=units.pointer.generation + 1, segments=(*kept, segment)
         )
         if _swap(objects, units.pointer_etag, pointer):
+            replaced = [(info, units.raw_table(info.name)) for info in merged]
+            not_indexed = ids.build(segment, table, replaced) if ids is not None else ""
             # Whatever record a unit of the index has is garbage by now, this one's or a late rival's.
             garbage = [units.record_name(record.shard.unit_id) for record in records] + units.late
             garbage += [name for info in merged for name in _names(info)]
-            return _result(pointer, len(records), len(units.late), _clean_up(objects, garbage))
+            result = _result(pointer, len(records), len(units.late), _clean_up(objects, garbage))
+            return dataclasses.replace(result, not_indexed=not_indexed)
         # That the swap failed is no proof that `segment` is in no index: the reply may have been lost and
         # another compactor may have built on it. It stays, for `verify --repair` to judge.
     raise StoreChangedError(
@@ -101,17 +108,13 @@ def _split_segments(pointer: IndexPointer, num_new: int) -> tuple[list[SegmentIn
 
 def _write_merged(
     objects: Objects, units: CommittedUnits, merged: list[SegmentInfo], records: list[CommitRecord]
-) -> SegmentInfo:
+) -> tuple[SegmentInfo, pa.Table]:
     entries = [units.segment_table(info.name) for info in merged]
     rejects = [units.load_rejects(info) for info in merged if info.rejects_name]
     entries.append(index_segments.entries_to_table(records))
     rejects.append(index_segments.rejects_to_table(records))
-    return _put_tables(
-        objects,
-        secrets.token_hex(8),
-        index_segments.merge_tables(entries),
-        index_segments.merge_tables(rejects),
-    )
+    table = index_segments.merge_tables(entries)
+    return _put_tables(objects, secrets.token_hex(8), table, index_segments.merge_tables(rejects)), table
 
 
 def write_segment_objects(objects: Objects, records: list[CommitRecord], token: str) -> SegmentInfo:
@@ -151,7 +154,7 @@ def _swap(objects: Objects, etag: str | None, pointer: IndexPointer) -> bool:
 
 
 def _names(info: SegmentInfo) -> list[str]:
-    return [info.name, info.rejects_name] if info.rejects_name else [info.name]
+    return [name for name in (info.name, info.rejects_name, ids_name(info.name)) if name]
 
 
 def _clean_up(objects: Objects, names: list[str]) -> str:

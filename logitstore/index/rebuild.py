@@ -33,6 +33,7 @@ from logitstore.index.commits import (
 )
 from logitstore.index.compaction import write_segment_objects
 from logitstore.index.deletions import DELETED_PREFIX, MAX_TOMBSTONE_BYTES, decode_tombstone
+from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import (
     INDEX_NAME,
     INDEX_PREFIX,
@@ -117,10 +118,11 @@ def rebuild_index(
     sound, num_unreadable = _read_shards(objects, manifest, labels, codebooks, known, progress)
     chosen, num_rivals = _choose(known, sound)
     records = sorted(chosen.values(), key=lambda record: record.shard.unit_index)
+    segments = (write_segment_objects(objects, records, secrets.token_hex(8)),) if records else ()
     pointer = IndexPointer(
         generation=known.pointer.generation + 1 if known.pointer is not None else 1,
         manifest=manifest,
-        segments=(write_segment_objects(objects, records, secrets.token_hex(8)),) if records else (),
+        segments=segments,
         dropped=known.dropped,
         deleted=_tombstones(objects, manifest, known.pointer),
     )
@@ -133,6 +135,9 @@ def rebuild_index(
         raise StoreChangedError(
             f"{objects.uri}: {INDEX_NAME} was replaced while it was being rebuilt; stop the job, then repeat"
         )
+    for info in segments:
+        builder = IdBuilder(objects, labels, lambda: codebooks)
+        builder.build(info, index_segments.entries_to_table(records))
     from_records = sum((unit, record.attempt) in known.records for unit, record in chosen.items())
     return RebuildResult(len(records), from_records, len(records) - from_records, num_unreadable, num_rivals)
 

@@ -8,6 +8,7 @@ from logitstore.errors import StoreChangedError
 from logitstore.index.commits import shard_place
 from logitstore.index.committed import CommittedUnits
 from logitstore.index.compaction import MAX_SWAP_TRIES, compact
+from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, DroppedAttempt, encode_pointer
 from logitstore.objects.opening import Objects
 
@@ -15,7 +16,9 @@ MAX_DROPPED = 16_384
 """Attempts that one `index.json` can name as dropped, which keeps it small enough to be replaced at once."""
 
 
-def uncommit(objects: Objects, manifest: str, shard_names: set[str]) -> list[str]:
+def uncommit(
+    objects: Objects, manifest: str, shard_names: set[str], ids: IdBuilder | None = None
+) -> list[str]:
     """Drop the attempts that these shards are of; ids of the units dropped, by unit_index.
 
     The units are moved into the index first, so that one replacement of `index.json` decides. A shard's
@@ -27,7 +30,7 @@ def uncommit(objects: Objects, manifest: str, shard_names: set[str]) -> list[str
     places = [place for name in sorted(shard_names) if (place := shard_place(name)) is not None]
     units = CommittedUnits(objects, manifest)
     for _ in range(MAX_SWAP_TRIES):
-        compact(objects, manifest)
+        compact(objects, manifest, ids)
         units.refresh()
         dropped = [
             DroppedAttempt(place.unit_id, place.attempt)

@@ -15,10 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
+from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, StoreExistsError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, shard_place
 from logitstore.index.compaction import write_segment_objects
+from logitstore.index.id_building import IdBuilder
+from logitstore.index.ids import ids_name
 from logitstore.index.pointer import (
     INDEX_NAME,
     INDEX_PREFIX,
@@ -102,7 +105,7 @@ def publish_store(
         licence = card.licence or (tokenizer.licence if tokenizer is not None else "")
         text = dataset_card(manifest, contents, replace(card, licence=licence))
         target.put(CARD_NAME, text.encode())
-    not_removed = _put_index(target, entries, manifest_hash(manifest), generation)
+    not_removed = _put_index(target, entries, manifest, source.codebooks(), generation)
     return PublishResult(
         num_sequences=contents.num_sequences,
         num_shards=len(entries),
@@ -186,16 +189,27 @@ def _put_beside(source: LogitStore, target: Objects) -> None:
         put_tokenizer(target, public_tokenizer(source.objects, found), found.licence)
 
 
-def _put_index(target: Objects, entries: list[ShardEntry], manifest: str, generation: int) -> str:
+def _put_index(
+    target: Objects,
+    entries: list[ShardEntry],
+    manifest: Manifest,
+    codebooks: CodebookSet | None,
+    generation: int,
+) -> str:
     """Replace `index.json` and remove what it no longer names; why that failed, if it did."""
-    records = []
+    hash_of_manifest = manifest_hash(manifest)
+    records: list[CommitRecord] = []
     for entry in entries:
         place = shard_place(entry.name)
         assert place is not None
-        records.append(CommitRecord(place.attempt, manifest, entry))
+        records.append(CommitRecord(place.attempt, hash_of_manifest, entry))
     segments = (write_segment_objects(target, records, secrets.token_hex(8)),) if records else ()
-    target.put(INDEX_NAME, encode_pointer(IndexPointer(generation + 1, manifest, segments)))
-    living = {entry.name for entry in entries} | {info.name for info in segments}
+    for info in segments:
+        builder = IdBuilder(target, manifest.labels, lambda: codebooks)
+        builder.build(info, index_segments.entries_to_table(records))
+    target.put(INDEX_NAME, encode_pointer(IndexPointer(generation + 1, hash_of_manifest, segments)))
+    living = {entry.name for entry in entries}
+    living |= {name for info in segments for name in (info.name, ids_name(info.name))}
     old = [name for prefix in (SHARDS_PREFIX, INDEX_PREFIX) for name in target.list(prefix)]
     try:
         target.delete_many(name for name in old if name not in living)

@@ -35,6 +35,8 @@ Columns = Mapping[str, np.ndarray]
 Outcome = tuple[np.ndarray, np.ndarray]
 """bool [S] each: what may be true, and what may be false."""
 UNIT_FIELDS = ("unit_index", "unit_id")
+INDEXED_SHARE = 0.1
+"""Of a store's sequences: so many records are looked up; for more, the ids of all shards are read."""
 
 
 def id_hashes(record_ids: Sequence[str]) -> np.ndarray:
@@ -206,18 +208,36 @@ class Selection:
 
     def sequences(self, store: LogitStore, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
         """The selected sequences in the store's order. Blocks that hold none are not decoded."""
-        for entry in store.shards():
+        shards = store.shards()
+        places = self._places(store)
+        some = ((entry, None) for entry in shards)
+        if places is not None:
+            some = ((shards[shard], inside) for shard, inside in places.items())
+        for entry, inside in some:
             if entry.name and self.takes_unit(entry):
                 with store.open_shard(entry) as reader:
-                    yield from self._of_shard(reader, entry, top_k)
+                    yield from self._of_shard(reader, entry, top_k, inside)
+
+    def _places(self, store: LogitStore) -> dict[int, list[int]] | None:
+        """Where the store's id index says that the records are which all must be among, by shard.
+
+        None where no few records are named, or the ids would have to be read of the shards themselves.
+        """
+        named = list(_named_records(self.conditions))
+        if not named or min(map(len, named)) > len(store) * INDEXED_SHARE or not store.lookup().is_indexed:
+            return None
+        return store.lookup().shards_with(sorted(min(named, key=len)))
 
     def _of_shard(
-        self, reader: ShardReader, entry: ShardEntry, top_k: int | None
+        self, reader: ShardReader, entry: ShardEntry, top_k: int | None, places: list[int] | None
     ) -> Iterator[LabeledSequence]:
         if self.takes_all:
             yield from reader.iter_sequences(top_k=top_k)
             return
-        for block in range(reader.num_blocks):
+        blocks = range(reader.num_blocks)
+        if places is not None:
+            blocks = np.unique(np.searchsorted(reader.block_starts, places, side="right") - 1).tolist()
+        for block in blocks:
             kept_S = self.kept(Block(reader, block), entry)
             if kept_S.any():
                 sequences = reader.read_block(block, top_k=top_k)
@@ -225,6 +245,17 @@ class Selection:
 
     def _outcome(self, columns: Columns, size: int) -> Outcome:
         return Joined(self.conditions, every=True).outcome(columns, size)
+
+
+def _named_records(conditions: Sequence[Condition]) -> Iterator[frozenset[str]]:
+    """Sets of record ids in each of which all selected sequences are, by conditions that must all hold."""
+    for one in conditions:
+        if isinstance(one, Joined) and one.every:
+            yield from _named_records(one.parts)
+        elif isinstance(one, Membership) and one.field == "record_id":
+            yield frozenset(map(str, one.values))
+        elif isinstance(one, Comparison) and one.field == "record_id" and one.operator in ("=", "=="):
+            yield frozenset([str(one.value)])
 
 
 class _BlockColumns(Mapping[str, np.ndarray]):

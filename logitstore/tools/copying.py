@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
-from logitstore.errors import CorruptShardError, ObjectNotFoundError, StoreExistsError
+from logitstore.errors import AccessRefusedError, CorruptShardError, ObjectNotFoundError, StoreExistsError
 from logitstore.index import segments as index_segments
+from logitstore.index.ids import MAX_IDS_BYTES, ids_name
 from logitstore.index.pointer import INDEX_NAME, encode_pointer
 from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENIZED_NAME
 from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest, manifest_hash
@@ -63,9 +64,11 @@ def copy_store(
             num_bytes += size
             if progress:
                 progress("shards", done, len(missing))
-    beside = _beside(source, with_job=with_job)
     extras: dict[str, bytes] = {}
-    for name in beside:
+    for info, _ in source.index_segments():
+        with contextlib.suppress(ObjectNotFoundError, AccessRefusedError):
+            extras[ids_name(info.name)] = source.objects.get(ids_name(info.name), max_bytes=MAX_IDS_BYTES)
+    for name in _beside(source, with_job=with_job):
         with contextlib.suppress(ObjectNotFoundError):
             extras[name] = source.objects.get(name)
     small = {**extras, **small}

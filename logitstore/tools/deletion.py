@@ -46,7 +46,7 @@ def delete_records(
 ) -> DeletionResult:
     """Take records out of the store, for all readers at once.
 
-    Reads the ids of every shard. The bytes stay until `purge`. Raises StoreChangedError while a job labels
+    The bytes stay until `purge`. Raises StoreChangedError while a job labels
     the store or if other processes keep replacing the index.
     """
     if not reason.strip():
@@ -57,7 +57,8 @@ def delete_records(
         pointer, etag = store.index_pointer()
         units, seen = _find(store, record_ids, progress)
         new = sorted({digest_of(one).hex() for one in record_ids} - store.deletions.records)
-        absent = sum(one not in seen for one in record_ids)
+        known = store.deletions.records
+        absent = sum(one not in seen and digest_of(one).hex() not in known for one in record_ids)
         num_sequences = sum(len(unit.places) for unit in units)
         if not new and not units:
             return DeletionResult(len(record_ids), 0, 0, absent, "")
@@ -101,7 +102,9 @@ def _find(
     store: LogitStore, record_ids: frozenset[str], progress: Progress | None
 ) -> tuple[list[DeletedSequences], set[str]]:
     """Where the records' sequences are that are not deleted yet, and which of the records were met."""
-    entries = [entry for entry in store.shards() if entry.name]
+    shards = store.shards()
+    places = store.lookup().shards_with(sorted(record_ids))
+    entries = [shards[place] for place in sorted(places)]
     units: list[DeletedSequences] = []
     seen: set[str] = set()
     with ThreadPoolExecutor(THREADS) as pool:

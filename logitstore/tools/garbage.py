@@ -8,6 +8,7 @@ Each rule says why nothing can come to need the object later:
   may be an old one. Only what does not even begin and end as a shard is removed.
 - A segment that `index.json` does not name: `index.json` is replaced before the segment goes, so that a
   compactor suspended before its own replacement fails.
+- An id index whose segment `index.json` does not name: it can be made anew from the shards.
 - A commit record whose unit the index has, or whose round is over: no record of that name counts again.
 - A codebook set beside the one that the store names.
 """
@@ -21,6 +22,7 @@ from logitstore.codebook_objects import CODEBOOKS_PREFIX, CURRENT_CODEBOOKS
 from logitstore.errors import CorruptShardError, IndexLostError, StoreChangedError
 from logitstore.index.absence import segment_units
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, record_place, shard_place
+from logitstore.index.ids import segment_of
 from logitstore.index.pointer import INDEX_NAME, valid_tombstone_name
 from logitstore.index.segments import valid_segment_name
 from logitstore.job_objects import CARD_NAME, JOB_NAMES, JOB_PREFIXES
@@ -175,6 +177,9 @@ def _sort_segments(
     named = store.index_names()
     lost = store.lost_units()
     for name, info in objects.items():
+        segment = segment_of(name)
+        if segment is not None and segment not in named and info.modified_sec < oldest_live:
+            note_garbage(findings, info, "record ids of an index segment that is not in use")
         if not valid_segment_name(name) or name in named:
             continue
         entries = objects.get(name.replace("-rejects.arrow", ".arrow"), info)
@@ -191,10 +196,13 @@ def _still_garbage(store: LogitStore, findings: Findings) -> list[ObjectInfo]:
     live = {entry.name for entry in entries}
     committed = set(entries.unit_ids())
     late = set(store.late_records())
+    named = store.index_names()
     kept = []
     for info in findings.garbage:
         place = shard_place(info.name)
         if record_place(info.name) is not None and info.name not in late:
+            continue
+        if segment_of(info.name) in named:
             continue
         if place is not None and (
             info.name in live or (place.unit_id not in committed and info.name not in findings.no_shards)
@@ -230,6 +238,7 @@ def _is_known(name: str) -> bool:
         or _TOKENIZER_FILE.fullmatch(name) is not None
         or shard_place(name) is not None
         or valid_segment_name(name)
+        or segment_of(name) is not None
         or valid_tombstone_name(name)
         or _CODEBOOK_NAME.fullmatch(name) is not None
     )

@@ -20,7 +20,9 @@ from logitstore.errors import CorruptManifestError, ObjectNotFoundError, ObjectS
 from logitstore.index.commits import CommitRecord
 from logitstore.index.compaction import write_segment_objects
 from logitstore.index.deletions import write_tombstone
+from logitstore.index.ids import ids_name
 from logitstore.index.pointer import TombstoneInfo
+from logitstore.index.segments import entries_to_table
 from logitstore.job_objects import PLAN_PREFIX, PLAN_SEGMENTS_PREFIX, REJECTS_NAME
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
@@ -56,6 +58,7 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
     for _ in range(MAX_SWAP_TRIES):
         store.compact()
         pointer, etag = store.index_pointer()
+        replaced = store.index_segments()
         records, old_shards, num_rejects = _rewritten(store, progress)
         segments = (write_segment_objects(store.objects, records, secrets.token_hex(8)),) if records else ()
         tombstones = _without_places(store, pointer.deleted)
@@ -63,6 +66,8 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
             pointer, generation=pointer.generation + 1, segments=segments, deleted=tombstones
         )
         if store.replace_index(changed, etag):
+            for info in segments:
+                store.id_builder().build(info, entries_to_table(records), replaced)
             break
     else:
         raise StoreChangedError(
@@ -70,7 +75,10 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
             "works on the store, then purge"
         )
     garbage = old_shards + [
-        name for info in pointer.segments for name in (info.name, info.rejects_name) if name
+        name
+        for info in pointer.segments
+        for name in (info.name, info.rejects_name, ids_name(info.name))
+        if name
     ]
     garbage += [info.name for info in pointer.deleted if info not in tombstones]
     num_records, old_units = _purge_plan(store.objects, deleted)

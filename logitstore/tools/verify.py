@@ -27,6 +27,7 @@ from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import FILES_NAME, read_file, stored_tokenizer
 from logitstore.tools.findings import Findings, Progress, digest_of
 from logitstore.tools.garbage import find_codebook_garbage, find_garbage
+from logitstore.tools.record_ids import check_ids
 
 MAX_REJECT_LINE_BYTES = 2**20
 DEFAULT_GRACE_SEC = LIVE_SHARD_SEC
@@ -57,6 +58,8 @@ def verify_store(
     if progress:
         progress("shards", len(entries), len(entries))
     _check_rejects(store, findings)
+    if not quick:
+        check_ids(store, findings)
     oldest_live = time.time() - grace_sec
     _check_codebooks(store, objects, findings, oldest_live)
     _check_repeats(store, findings)

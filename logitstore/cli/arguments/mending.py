@@ -40,7 +40,8 @@ def add_compact(commands: Commands) -> None:
         commands,
         "compact",
         "move commit records into the index, so that opening stays cheap; safe beside writers",
-        "A labeling job does it by itself. Nothing that a reader sees changes.",
+        "A labeling job does it by itself. Nothing that a reader sees changes. A store of\n"
+        "earlier versions gets its index of record ids.",
         "compact s3://bucket/store",
         "compact s3://bucket/store --purge",
     )

@@ -72,7 +72,7 @@ def test_compaction_changes_nothing_but_the_cost(place: Place) -> None:
     assert store.compact().num_records == 0
     fill(store, range(8, 10))
     assert store.compact().num_entries == 9
-    assert len(store.objects.list("index/")) == 2, "one merged segment and its rejects"
+    assert len(store.objects.list("index/")) == 3, "one merged segment, its rejects and its record ids"
     assert sorted(reject.line for reject in store.rejects()) == [3, 6, 9]
 
 

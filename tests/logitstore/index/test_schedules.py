@@ -23,7 +23,10 @@ from logitstore.manifest.reading import encode_manifest, manifest_hash
 from logitstore.objects import opening
 from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore
+from logitstore.tools.deletion import delete_records
 from logitstore.tools.garbage import repair
+from logitstore.tools.purge import purge
+from logitstore.tools.record_ids import make_missing_ids
 from logitstore.tools.verify import verify_store
 from tests.logitstore.lossy_objects import Fault, LossyBackend, Memory, objects_over
 from tests.logitstore.random_labels import make_manifest, make_unit
@@ -49,6 +52,8 @@ class Schedule:
         self.answered: Counter[str] = Counter()
         """Units whose commit was answered and that were not un-committed since."""
         self.taken_out: Counter[str] = Counter()
+        self.deleted: set[str] = set()
+        """Records whose deletion was answered."""
         self._nested = False
         self.first = LossyBackend(self.memory, self.rng, FAULT_SHARE, self._second_acts)
         self.second = LossyBackend(self.memory, self.rng, FAULT_SHARE)
@@ -79,11 +84,15 @@ class Schedule:
         assert [str(problem) for problem in findings.errors] == []
         if "rebuild" not in self.operations:  # which knows no rejects of a shard that nothing names
             assert len(store.rejects()) == len(committed)
+        assert self.deleted.isdisjoint(sequence.record_id for sequence in store.iter_sequences())
+        _check_lookup(store)
         store.compact()
         assert [entry.unit_id for entry in store.shards()] == committed
+        make_missing_ids(store)
+        _check_lookup(store)
         repair(store, verify_store(store, grace_sec=-10), remove_most=True)
         assert [str(problem) for problem in verify_store(store).errors] == []
-        assert set(store.objects.list("shards/")) >= {entry.name for entry in store.shards()}
+        assert set(store.objects.list("shards/")) >= {entry.name for entry in store.shards()} - {""}
 
     def _second_acts(self, fault: Fault) -> None:
         """Mostly while the first waits for a lost reply: the time between two tries is long."""
@@ -104,6 +113,8 @@ class Schedule:
                 repair(store, verify_store(store, grace_sec=-10), remove_most=True)
             ),
             "uncommit": self._uncommit,
+            "delete": self._delete,
+            "purge": lambda store: _ignore(purge(store)),
             "rebuild": lambda store: _ignore(
                 rebuild_index(store.objects, manifest_hash(MANIFEST), MANIFEST.labels, None)
             ),
@@ -126,6 +137,11 @@ class Schedule:
                 self.answered[unit_id] += 1
             return
 
+    def _delete(self, store: LogitStore) -> None:
+        unit_id, sequences = unit_of(self.rng.randrange(NUM_UNITS))
+        delete_records(store, frozenset({sequences[0].record_id}), f"unit {unit_id}")
+        self.deleted.add(sequences[0].record_id)
+
     def _uncommit(self, store: LogitStore) -> None:
         store.refresh()
         entries = list(store.shards())
@@ -144,6 +160,16 @@ class Schedule:
                     raise
 
 
+def _check_lookup(store: LogitStore) -> None:
+    """What the id indexes say is what the shards hold."""
+    everything = [sequence.record_id for sequence in store.iter_sequences()]
+    names = [unit_of(unit_index)[1][0].record_id for unit_index in range(NUM_UNITS)]
+    found = LogitStore(store.objects, MANIFEST).find(names)
+    assert {name: len(some) for name, some in found.items()} == {
+        name: everything.count(name) for name in names
+    }
+
+
 def _ignore(_: object) -> None:
     """An operation whose answer does not matter here."""
 
@@ -153,6 +179,7 @@ MIXES = {
     "with repair": ("commit", "commit", "compact", "repair"),
     "with un-committing": ("commit", "commit", "compact", "repair", "uncommit"),
     "with rebuilding": ("commit", "commit", "compact", "rebuild"),
+    "with deleting": ("commit", "commit", "commit", "compact", "repair", "uncommit", "delete", "purge"),
 }
 
 

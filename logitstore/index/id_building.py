@@ -1,0 +1,97 @@
+"""Making the id index of a segment: from those of the segments that it took up, and from shards.
+
+It comes after the segment is in use, since labels count without it: what cannot be read now leaves the
+segment without one, and readers then read the ids of its shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from logitstore.codec.codebooks import CodebookSet
+from logitstore.errors import StoreError
+from logitstore.index import segments as index_segments
+from logitstore.index.ids import ENTRY, MAX_ENTRIES, IdIndex, encode_ids, ids_name
+from logitstore.index.pointer import SegmentInfo
+from logitstore.manifest.fields import LabelSpec, ShardEntry
+from logitstore.objects.opening import Objects
+from logitstore.shard.reader import ShardReader
+
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class IdBuilder:
+    """What reading the ids of a store's shards needs."""
+
+    objects: Objects
+    labels: LabelSpec
+    codebooks: Callable[[], CodebookSet | None]
+
+    def build(
+        self, segment: SegmentInfo, table: pa.Table, replaced: Sequence[tuple[SegmentInfo, pa.Table]] = ()
+    ) -> str:
+        """Put the id index of a segment with these entries; why there is none, if so.
+
+        `replaced` are segments whose entries it took up, with their tables as they lie there.
+        """
+        total = int(table.column("num_sequences").to_numpy().sum())
+        if total > MAX_ENTRIES:
+            return f"{segment.name} has {total:,} sequences, an id index at most {MAX_ENTRIES:,}"
+        try:
+            self.objects.put(ids_name(segment.name), encode_ids(segment, self._entries(table, replaced)))
+        except (StoreError, OSError) as error:
+            return str(error)
+        return ""
+
+    def _entries(self, table: pa.Table, replaced: Sequence[tuple[SegmentInfo, pa.Table]]) -> np.ndarray:
+        row_of = {attempt: row for row, attempt in enumerate(table.column("attempt").to_pylist())}
+        parts, covered = [np.zeros(0, ENTRY)], set[bytes]()
+        for info, old_table in replaced:
+            old = IdIndex.open(self.objects, info)
+            if old is None:
+                continue
+            attempts = old_table.column("attempt").to_pylist()
+            new_rows = np.array([row_of.get(attempt, -1) for attempt in attempts], np.int64)
+            entries = old.all().copy()
+            rows = new_rows[entries["row"]]
+            entries["row"] = np.maximum(rows, 0)
+            parts.append(entries[rows >= 0])
+            covered.update(attempts)
+        rows = [row for attempt, row in row_of.items() if attempt not in covered]
+        missing = index_segments.table_to_entries(table.take(rows)) if rows else []
+        with ThreadPoolExecutor(THREADS) as pool:
+            parts += pool.map(self._of_shard, rows, missing)
+        return np.concatenate(parts)
+
+    def _of_shard(self, row: int, entry: ShardEntry) -> np.ndarray:
+        hashes = self.hashes(entry, None)
+        entries = np.zeros(len(hashes), ENTRY)
+        entries["hash"], entries["row"], entries["place"] = hashes, row, np.arange(len(hashes))
+        return entries
+
+    def hashes(self, entry: ShardEntry, deleted: np.ndarray | None) -> np.ndarray:
+        """uint64, of the record ids of a shard, without those at the places `deleted`; no labels are read."""
+        if not entry.name:
+            return np.zeros(0, np.uint64)
+        # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
+        file = self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
+        with ShardReader(file, self.labels, self.codebooks(), deleted=deleted) as reader:
+            return id_hashes(
+                name for block in range(reader.num_blocks) for name in reader.plain_columns(block).record_id
+            )
+
+
+def id_hashes(record_ids: Iterable[str]) -> np.ndarray:
+    """uint64: the first 8 bytes of blake2b-128 of each id's UTF-8, the first byte the highest."""
+    digests = b"".join(
+        hashlib.blake2b(record_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()[:8]
+        for record_id in record_ids
+    )
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
