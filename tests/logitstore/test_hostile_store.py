@@ -170,7 +170,9 @@ def store(local_place: Place) -> LogitStore:
 
 
 def test_a_segment_changed_on_disk(store: LogitStore) -> None:
-    path = store.objects.local_path(next(name for name in store.objects.list("index/") if name.endswith(".arrow")))
+    path = store.objects.local_path(
+        next(name for name in store.objects.list("index/") if name.endswith(".arrow"))
+    )
     data = path.read_bytes()
     path.write_bytes(data[:-1] + b"\x01")
     with pytest.raises(CorruptManifestError, match="does not match its size or checksum"):
