@@ -111,6 +111,11 @@ class Lookup:
         """Whether all segments of the store's index have an id index."""
         return len(self._opened()) == len(self._segments)
 
+    def place(self, number: int) -> tuple[int, int]:
+        """(shard, place in it) of a sequence."""
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, number - int(self._starts[shard])
+
     def candidates(self, record_ids: Sequence[str]) -> list[list[int]]:
         """Of each id, numbers of the sequences that have its hash: its own, and hardly ever another's.
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, Render, reasoning_apart, renderer
 from logitstore.records import LabeledSequence
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
-from logitstore.tokenizer_objects import read_file, stored_tokenizer
+from logitstore.tokenizer_objects import files_in, read_file, stored_tokenizer
 from logitstore.viewer.tokenizer_choice import choose_texts
 from logitstore.viewer.tokens import TokenTexts
 
@@ -74,7 +76,7 @@ RecordOf = Callable[[LabeledSequence], dict[str, Any] | None]
 
 def _pair_record(texts: TokenTexts) -> RecordOf:
     def record(sequence: LabeledSequence) -> dict[str, Any] | None:
-        prompt, answer = _prompt_and_answer(sequence, texts)
+        prompt, answer = prompt_and_answer(sequence.token_ids_T, sequence.prompt_length, texts)
         return {**_head(sequence), "prompt": prompt, "completion": answer}
 
     return record
@@ -85,7 +87,7 @@ def _messages_record(store: LogitStore, texts: TokenTexts) -> RecordOf:
     parser = None if render is None else PromptParser(render)
 
     def record(sequence: LabeledSequence) -> dict[str, Any] | None:
-        prompt, answer = _prompt_and_answer(sequence, texts)
+        prompt, answer = prompt_and_answer(sequence.token_ids_T, sequence.prompt_length, texts)
         messages = [{"role": "user", "content": prompt}] if parser is None else parser.messages(prompt)
         if not messages or not prompt:
             return None
@@ -103,12 +105,13 @@ def _head(sequence: LabeledSequence) -> dict[str, Any]:
     return {"id": name, "finish_reason": sequence.finish_reason, "flags": list(sequence.flags)}
 
 
-def _prompt_and_answer(sequence: LabeledSequence, texts: TokenTexts) -> tuple[str, str]:
-    ids = sequence.token_ids_T.tolist()
+def prompt_and_answer(token_ids_T: np.ndarray, prompt_length: int, texts: TokenTexts) -> tuple[str, str]:
+    """The text of both, without the markers that end the answer."""
+    ids = token_ids_T.tolist()
     end = len(ids)
-    while end > sequence.prompt_length and texts.is_special(ids[end - 1]):
+    while end > prompt_length and texts.is_special(ids[end - 1]):
         end -= 1
-    prompt, answer = ids[: sequence.prompt_length], ids[sequence.prompt_length : end]
+    prompt, answer = ids[:prompt_length], ids[prompt_length:end]
     return text_of(prompt, texts), text_of(answer, texts)
 
 
@@ -116,8 +119,8 @@ def text_of(token_ids: list[int], texts: TokenTexts) -> str:
     return b"".join(map(texts.raw, token_ids)).decode("utf-8", errors="replace")
 
 
-def render_of(store: LogitStore) -> Render | None:
-    """The chat template that the store keeps; None where its prompts were made without one.
+def render_of(store: LogitStore, folder: Path | None = None) -> Render | None:
+    """The chat template that the store keeps, else the `folder`'s; None where its prompts have none.
 
     Raises UnsupportedInputError where it keeps none.
     """
@@ -125,7 +128,7 @@ def render_of(store: LogitStore) -> Render | None:
     settings = settings if isinstance(settings, dict) else {}
     if settings.get("chat_template") is False:
         return None
-    files = dict(_stored_files(store))
+    files = dict(_stored_files(store)) or ({} if folder is None else files_in(folder))
     config = json.loads(files.get("tokenizer_config.json", b"{}"))
     template = files.get("chat_template.jinja", b"").decode("utf-8") or config.get("chat_template")
     if isinstance(template, list):

@@ -210,6 +210,17 @@ class ShardReader:
         kept = self._kept(index)
         return found if kept is None else list(compress(found, kept))
 
+    def token_ids(self, index: int) -> list[np.ndarray]:
+        """int32 [T] of each sequence of a block: one column is fetched, no labels."""
+        buffers = self._buffers(index, ["sequences_checksum", "token_ids"])
+        plain = self._checked_plain(index, buffers)
+        tokens = Unpacker(buffers.packed("token_ids"), 3, "token_ids", verify_checksum=self._verify)
+        num_tokens = int(plain.num_tokens.sum())
+        ids_T = take_planes(tokens, num_tokens, loops_for(num_tokens)).view(np.int32)
+        found = np.split(ids_T, np.cumsum(plain.num_tokens)[:-1])
+        kept = self._kept(index)
+        return found if kept is None else list(compress(found, kept))
+
     def _segments(self, columns: dict[str, memoryview], plain: PlainColumns) -> Sequence[np.ndarray | None]:
         if SEGMENTS not in columns:
             return [None] * len(plain.record_id)

@@ -6,11 +6,15 @@ import argparse
 import signal
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from logitstore.cli.selecting import add_selection, selection_of
 from logitstore.common.command import EXIT_STATUSES
 from logitstore.common.options import add_storage_options, read_storage_options
 from logitstore.errors import UnsupportedInputError
+
+if TYPE_CHECKING:
+    from logitstore.viewer.student_view import StudentView
 
 DESCRIPTION = """\
 Show stores as a page: progress, sequences, and the teacher's distribution at every token.
@@ -19,6 +23,7 @@ examples:
   penumbra store view runs/demo                      serve on http://127.0.0.1:8400/
   penumbra store view s3://bucket/run --tokenizer models/teacher --port 0
   penumbra store view runs/demo --out labels.html    one file, no server, no network
+  penumbra store view runs/demo --student build/student     its bars beside the teacher's, and how they moved
   penumbra store view runs/demo --where 'flags has truncated and num_tokens > 1000'
 """
 
@@ -35,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="write one self-contained file instead")
     parser.add_argument(
         "--tokenizer", help="folder or tokenizer.json for the tokens' text (default: the job's)"
+    )
+    parser.add_argument(
+        "--student",
+        type=Path,
+        metavar="DIR",
+        help="folder of a student: its snapshots beside the labels",
     )
     parser.add_argument("--max-sequences", type=int, default=20, help="sequences of each store in --out")
     parser.add_argument("--top-k", type=int, default=32, help="entries of each label row in --out (0: all)")
@@ -65,9 +76,16 @@ def _write(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         storage_options=read_storage_options(args.storage_options),
         selection=selection_of(args),
+        student=_student(args),
     )
     print(f"{args.out}: {size:,} bytes")
     return 0
+
+
+def _student(args: argparse.Namespace) -> StudentView | None:
+    from logitstore.viewer.student_view import StudentView
+
+    return None if args.student is None else StudentView(args.student)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -75,7 +93,8 @@ def _serve(args: argparse.Namespace) -> int:
     from logitstore.viewer.server import ViewerServer
 
     options = read_storage_options(args.storage_options)
-    views = [StoreView(uri, args.tokenizer, options, selection_of(args)) for uri in args.stores]
+    student = _student(args)
+    views = [StoreView(uri, args.tokenizer, options, selection_of(args), student) for uri in args.stores]
     try:
         server = ViewerServer(views, args.port, args.jobs_file, args.tokenizer)
     except (OSError, OverflowError) as error:

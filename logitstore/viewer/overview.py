@@ -6,15 +6,20 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreError
 from logitstore.job_objects import STATUS_NAME, JobStatus, parse_status
 from logitstore.records import Reject
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
+from logitstore.viewer.conversation import Conversations
+from logitstore.viewer.encoding import Json
+from logitstore.viewer.finding import Finder
 from logitstore.viewer.pages import SequencePages
-from logitstore.viewer.payload import Json, manifest_payload
-from logitstore.viewer.tokenizer_choice import choose_texts
+from logitstore.viewer.payload import manifest_payload
+from logitstore.viewer.student_view import StudentView
+from logitstore.viewer.tokenizer_choice import choose_texts, tokenizer_folder
 from logitstore.viewer.tokens import TokenTexts
 
 SHOWN_NUMBERS = ("units_done", "units_total", "failures", "rejects", "tokens_per_second", "seconds_left")
@@ -32,8 +37,12 @@ class StoreView:
     storage_options: dict[str, object] | None = None
     selection: Selection = field(default_factory=Selection)
     """Which sequences are shown."""
+    student: StudentView | None = None
+    """Whose predictions are shown beside the teacher's, where it was followed."""
     texts: TokenTexts = field(default_factory=TokenTexts)
-    """Set when the store is opened."""
+    """Set when the store is opened, as the two that follow."""
+    conversations: Conversations = field(init=False)
+    finder: Finder = field(init=False)
     _note: str = ""
     _pages: SequencePages | None = None
     _store: LogitStore | None = None
@@ -53,6 +62,9 @@ class StoreView:
                 store = LogitStore.open(self.uri, storage_options=self.storage_options)
                 self.texts, reason = choose_texts(store, self.tokenizer)
                 self._note = f"Token ids are shown: {reason}" if reason else ""
+                folder = self.tokenizer or tokenizer_folder(store)
+                self.conversations = Conversations(store, self.texts, Path(folder) if folder else None)
+                self.finder = Finder(store, self.selection, self.texts)
                 self._pages, self._store = SequencePages(store, self.selection), store
             elif now - self._refreshed_sec > REFRESH_AFTER_SEC:
                 self._pages.refresh()
@@ -75,10 +87,31 @@ class StoreView:
             card["problem"] = str(error)
             return card
         card["tokenizer_note"] = self._note
+        card["student"] = self._student_card()
         card["manifest"] = manifest_payload(store.manifest)
         card["totals"] = self._totals
         card["status"] = read_status(store, datetime.now(UTC))
         return card
+
+    def followed(self) -> dict[int, tuple[str, int]]:
+        """Record id and sample of the sequences of this store that the student was followed on, by number."""
+        _, pages = self.open()
+        records = [] if self.student is None else self.student.records
+        found = {pages.find(*record): record for record in records}
+        return {number: record for number, record in sorted(found.items(), key=str) if number is not None}
+
+    def _student_card(self) -> Json | None:
+        if self.student is None:
+            return None
+        sequences = [
+            {"index": number, "record_id": record_id, "sample_index": sample}
+            for number, (record_id, sample) in self.followed().items()
+        ]
+        return {
+            "folder": str(self.student.folder),
+            "steps": list(self.student.snapshots.steps),
+            "sequences": sequences,
+        }
 
 
 def read_status(store: LogitStore, now: datetime) -> Json | None:

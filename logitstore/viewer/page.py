@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-SCRIPTS = ("temperature.js", "source.js", "progress.js", "sequences.js", "heatmap.js", "detail.js", "app.js")
+SCRIPTS = (
+    "temperature.js",
+    "source.js",
+    "progress.js",
+    "sequences.js",
+    "heatmap.js",
+    "lab.js",
+    "detail.js",
+    "app.js",
+)
 """Joined in this order into one script."""
 
 

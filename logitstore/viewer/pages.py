@@ -9,18 +9,35 @@ from __future__ import annotations
 import bisect
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from logitstore.index.entries import ShardIndex
+from logitstore.lookup import Lookup
 from logitstore.manifest.fields import ShardEntry
 from logitstore.records import LabeledSequence
 from logitstore.rows.selection import Block, Selection
 from logitstore.shard.reader import ShardReader
+from logitstore.shard.sequence_columns import to_flags
 from logitstore.store import LogitStore
 
 MAX_OPEN_SHARDS = 8
 MAX_CACHED_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What the list shows of a sequence; the fields are those of LabeledSequence."""
+
+    record_id: str
+    sample_index: int
+    token_ids_T: np.ndarray
+    prompt_length: int
+    num_rows: int
+    finish_reason: str
+    flags: tuple[str, ...]
 
 
 class SequencePages:
@@ -35,6 +52,7 @@ class SequencePages:
         self._lock = threading.Lock()
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
         self._blocks: OrderedDict[tuple[str, int, int | None], list[LabeledSequence]] = OrderedDict()
+        self._lookup: Lookup | None = None
         self._shards, self._ends = self._listed()
 
     @property
@@ -46,7 +64,10 @@ class SequencePages:
         """Take in the shards committed since."""
         with self._lock:
             self._store.refresh()
+            before = self._ends
             self._shards, self._ends = self._listed()
+            if not np.array_equal(before, self._ends):
+                self._lookup = None
 
     def read(self, start: int, count: int, *, top_k: int | None = None) -> list[LabeledSequence]:
         """Sequences `start` to `start + count`, as many as there are; `top_k` entries of each row.
@@ -57,24 +78,80 @@ class SequencePages:
         if self._store.manifest.labels.support == "given":
             top_k = None  # the first of given entries are no top-K
         with self._lock:
-            if not 0 <= start < self.total:
-                raise IndexError(
-                    f"sequence {start} does not exist: the store has {self.total}; "
-                    f"ask for 0 to {self.total - 1}"
-                )
+            self._check(start)
             stop = min(start + count, self.total)
             found: list[LabeledSequence] = []
             while start + len(found) < stop:
                 found += self._block_from(start + len(found), top_k)[: stop - start - len(found)]
             return found
 
+    def lines(self, numbers: Sequence[int]) -> list[Line]:
+        """What the list shows of these sequences, in their order; no labels are fetched.
+
+        Raises:
+            IndexError: a number is negative or not below `total`.
+        """
+        with self._lock:
+            by_block: dict[tuple[int, int], list[tuple[int, int]]] = {}
+            for number in numbers:
+                self._check(number)
+                shard, local = self._local(number)
+                starts = self._reader(self._shards[shard]).block_starts
+                block = bisect.bisect_right(starts, local) - 1
+                by_block.setdefault((shard, block), []).append((number, local - starts[block]))
+            found: dict[int, Line] = {}
+            for (shard, block), wanted in by_block.items():
+                reader = self._reader(self._shards[shard])
+                plain, tokens = reader.plain_columns(block), reader.token_ids(block)
+                for number, place in wanted:
+                    found[number] = Line(
+                        record_id=plain.record_id[place],
+                        sample_index=int(plain.sample_index[place]),
+                        token_ids_T=tokens[place],
+                        prompt_length=int(plain.prompt_length[place]),
+                        num_rows=int(plain.num_rows[place]),
+                        finish_reason=plain.finish_reason[place],
+                        flags=to_flags(plain.flags[place]),
+                    )
+            return [found[number] for number in numbers]
+
+    def shards(self) -> tuple[ShardIndex, np.ndarray]:
+        """The committed shards, and the number of each one's first selected sequence."""
+        with self._lock:
+            return self._shards, np.concatenate([[0], self._ends])[:-1]
+
+    def find(self, record_id: str, sample_index: int) -> int | None:
+        """The number of a record's sample; None where it is not there or not selected.
+
+        The first call reads the ids of the shards that no id index covers.
+        """
+        with self._lock:
+            self._lookup = self._lookup or Lookup(self._store)
+            (candidates,) = self._lookup.candidates([record_id])
+            numbers = [self._selected_number(number) for number in candidates]
+        for number in numbers:
+            if number is not None:
+                (sequence,) = self.read(number, 1, top_k=1)
+                if (sequence.record_id, sequence.sample_index) == (record_id, sample_index):
+                    return number
+        return None
+
+    def _selected_number(self, number: int) -> int | None:
+        """Of the sequence that has this number in the whole store; None where it is not selected."""
+        assert self._lookup is not None
+        shard, place = self._lookup.place(number)
+        kept = self._kept.get(self._shards[shard].name)
+        before = int(self._ends[shard - 1]) if shard else 0
+        if kept is None:
+            return before + place
+        at = int(np.searchsorted(kept, place))
+        return before + at if at < len(kept) and kept[at] == place else None
+
     def _block_from(self, number: int, top_k: int | None) -> list[LabeledSequence]:
         """The sequences from `number` to the end of its block."""
-        shard = int(np.searchsorted(self._ends, number, side="right"))
+        shard, local = self._local(number)
         entry = self._shards[shard]
-        place = number - (int(self._ends[shard - 1]) if shard else 0)
         kept = self._kept.get(entry.name)
-        local = place if kept is None else int(kept[place])
         reader = self._reader(entry)
         block = bisect.bisect_right(reader.block_starts, local) - 1
         key = (entry.name, block, top_k)
@@ -86,7 +163,21 @@ class SequencePages:
         sequences, first = self._blocks[key], reader.block_starts[block]
         if kept is None:
             return sequences[local - first :]
-        return [sequences[other - first] for other in kept[place:] if other < first + len(sequences)]
+        others = kept[np.searchsorted(kept, local) :]
+        return [sequences[other - first] for other in others if other < first + len(sequences)]
+
+    def _check(self, number: int) -> None:
+        if not 0 <= number < self.total:
+            raise IndexError(
+                f"sequence {number} does not exist: the store has {self.total}; ask for 0 to {self.total - 1}"
+            )
+
+    def _local(self, number: int) -> tuple[int, int]:
+        """(shard, place among all of its sequences) of a selected sequence."""
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        place = number - (int(self._ends[shard - 1]) if shard else 0)
+        kept = self._kept.get(self._shards[shard].name)
+        return shard, place if kept is None else int(kept[place])
 
     def _reader(self, entry: ShardEntry) -> ShardReader:
         if entry.name not in self._readers:

@@ -8,7 +8,6 @@ page computes probabilities at any temperature from them (assets/temperature.js)
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,12 +15,11 @@ import numpy as np
 from logitstore.manifest.fields import LabelSpec, Manifest
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, LabelRows, Reject
 from logitstore.shard.segments import runs_of
+from logitstore.viewer.conversation import Conversations
+from logitstore.viewer.encoding import Json, encode
+from logitstore.viewer.pages import Line
+from logitstore.viewer.student_view import StudentView
 from logitstore.viewer.tokens import TokenTexts
-
-PREVIEW_TOKENS = 48
-"""Tokens of a sequence's text shown in the list."""
-
-Json = dict[str, object]
 
 
 def manifest_payload(manifest: Manifest) -> Json:
@@ -45,29 +43,37 @@ def manifest_payload(manifest: Manifest) -> Json:
     }
 
 
-def summary_payload(index: int, sequence: LabeledSequence, texts: TokenTexts) -> Json:
+def summary_payload(index: int, sequence: Line, conversations: Conversations) -> Json:
     """One row of the list of sequences."""
-    tokens = sequence.token_ids_T[:PREVIEW_TOKENS].tolist()
-    has_more = len(sequence.token_ids_T) > PREVIEW_TOKENS
+    conversation = conversations.of(sequence.token_ids_T, sequence.prompt_length)
     return {
         "index": index,
         "record_id": sequence.record_id,
         "sample_index": sequence.sample_index,
         "num_tokens": len(sequence.token_ids_T),
-        "num_rows": sequence.rows.num_rows,
+        "num_rows": sequence.num_rows,
         "finish_reason": sequence.finish_reason,
         "flags": list(sequence.flags),
-        "preview": "".join(texts.sequence(tokens, is_whole=not has_more)) + ("…" if has_more else ""),
+        "asked": conversation.asked,
+        "answer": conversation.answer,
+        "num_turns": conversation.num_turns,
     }
 
 
-def sequence_payload(index: int, sequence: LabeledSequence, spec: LabelSpec, texts: TokenTexts) -> Json:
+def sequence_payload(
+    index: int,
+    sequence: LabeledSequence,
+    spec: LabelSpec,
+    texts: TokenTexts,
+    student: StudentView | None = None,
+) -> Json:
     """Everything of one sequence: its texts, its label rows and the text of every id that occurs.
 
     `spec` gives the temperatures and V; K is the rows' own, so that truncated rows are shown as such.
     """
     rows = sequence.rows
-    ids = np.unique(np.concatenate([sequence.token_ids_T, rows.token_ids_NK.reshape(-1)])).tolist()
+    own = np.zeros(0, np.int32) if student is None else student.own_ids(sequence)
+    ids = np.unique(np.concatenate([sequence.token_ids_T, rows.token_ids_NK.reshape(-1), own])).tolist()
     return {
         "index": index,
         "record_id": sequence.record_id,
@@ -86,6 +92,7 @@ def sequence_payload(index: int, sequence: LabeledSequence, spec: LabelSpec, tex
         "vocab_size": spec.num_outcomes,  # what the page interpolates tails by
         "temperatures": list(spec.temperatures),
         "rows": _rows_payload(rows, sequence.loss_mask_N),
+        "student": None if student is None else student.payload(sequence, spec),
     }
 
 
@@ -127,16 +134,12 @@ def _rows_payload(rows: LabelRows, loss_mask_N: np.ndarray) -> Json:
     return {
         "num_rows": num_rows,
         "top_k": top_k,
-        "logits_NK": _encode(rows.logits_NK, "<f4"),
-        "token_ids_NK": _encode(rows.token_ids_NK, "<i4"),
-        "count_N": _encode(rows.count_N, "<i4"),
-        "logsumexp_NM": _encode(rows.logsumexp_NM, "<f4"),
-        "log_tail_mass_NM": _encode(rows.log_tail_mass_NM, "<f4"),
-        "label_logprob_N": _encode(rows.label_logprob_N, "<f4"),
-        "label_rank_N": _encode(rows.label_rank_N, "<i4"),
-        "loss_mask_N": _encode(loss_mask_N, "|u1"),
+        "logits_NK": encode(rows.logits_NK, "<f4"),
+        "token_ids_NK": encode(rows.token_ids_NK, "<i4"),
+        "count_N": encode(rows.count_N, "<i4"),
+        "logsumexp_NM": encode(rows.logsumexp_NM, "<f4"),
+        "log_tail_mass_NM": encode(rows.log_tail_mass_NM, "<f4"),
+        "label_logprob_N": encode(rows.label_logprob_N, "<f4"),
+        "label_rank_N": encode(rows.label_rank_N, "<i4"),
+        "loss_mask_N": encode(loss_mask_N, "|u1"),
     }
-
-
-def _encode(array: np.ndarray, dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes()).decode("ascii")

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from logitstore.errors import StoreError
+from logitstore.errors import StoreError, UnsupportedInputError
 from logitstore.objects.opening import is_local_uri
+from logitstore.viewer.encoding import Json
+from logitstore.viewer.finding import Question
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.page import build_page, script_json
-from logitstore.viewer.payload import Json, rejects_payload, sequence_payload, summary_payload
+from logitstore.viewer.payload import rejects_payload, sequence_payload, summary_payload
 
 MAX_PAGE = 500
 IDLE_SEC = 20
@@ -78,19 +80,40 @@ class ViewerServer(ThreadingHTTPServer):
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
-    def sequences(self, store: int, start: int, count: int) -> Json:
-        """The list's page from `start`; an empty one where a store holds nothing yet."""
+    def sequences(self, store: int, start: int, count: int, question: Question) -> Json:
+        """The list's page from `start`; an empty one where a store holds nothing yet.
+
+        For a question `total` is what was found among the `looked` of `of` sequences looked through so far.
+        """
         view = self.views[store]
         _, pages = view.open()
-        found = pages.read(start, min(count, MAX_PAGE), top_k=1) if start < pages.total else []
-        summaries = [summary_payload(start + i, sequence, view.texts) for i, sequence in enumerate(found)]
-        return {"start": start, "total": pages.total, "sequences": summaries}
+        count = min(count, MAX_PAGE)
+        facts: Json = {"start": start, "total": pages.total, "looked": pages.total, "of": pages.total}
+        if question.takes_all_as_they_are:
+            numbers = list(range(start, min(start + count, pages.total)))
+        else:
+            answer = view.finder.ask(question, *pages.shards())
+            numbers = answer.numbers[start : start + count].tolist()
+            facts |= {"total": len(answer.numbers), "looked": answer.looked, "of": answer.total}
+            facts["problem"] = answer.problem
+        lines = zip(numbers, pages.lines(numbers), strict=True)
+        summaries = [summary_payload(number, line, view.conversations) for number, line in lines]
+        return {**facts, "sequences": summaries}
 
     def sequence(self, store: int, index: int) -> Json:
         view = self.views[store]
         opened, pages = view.open()
         (sequence,) = pages.read(index, 1)
-        return sequence_payload(index, sequence, opened.manifest.labels, view.texts) | {"total": pages.total}
+        spec = opened.manifest.labels
+        return sequence_payload(index, sequence, spec, view.texts, view.student) | {"total": pages.total}
+
+    def record(self, store: int, record_id: str, sample_index: int) -> Json:
+        """The number of a record's sample, for addresses that outlast a job."""
+        _, pages = self.views[store].open()
+        index = pages.find(record_id, sample_index)
+        if index is None:
+            raise IndexError(f"record {record_id!r:.120} has no sample {sample_index} among those shown here")
+        return {"index": index}
 
     def rejects(self, store: int, start: int, count: int) -> Json:
         return rejects_payload(self.views[store].rejects(), start, min(count, MAX_PAGE))
@@ -137,10 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if numbers and numbers[0] >= len(self.server.views):
                 raise IndexError(f"no store {numbers[0]}: this page shows {len(self.server.views)}")
-            start, count = (_whole(query, name, default) for name, default in (("start", 0), ("count", 50)))
-            value = answer(self.server, numbers, start, count)
+            value = answer(self.server, numbers, query)
         except IndexError as error:
             self._reply_json(HTTPStatus.NOT_FOUND, {"error": str(error)})
+        except UnsupportedInputError as error:
+            self._reply_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except (StoreError, OSError) as error:
             self._reply_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
         except ValueError as error:
@@ -171,22 +195,41 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are not logged; errors are shown on the page."""
 
 
-_Answer = Callable[[ViewerServer, list[int], int, int], Json]
+_Answer = Callable[[ViewerServer, list[int], dict[str, list[str]]], Json]
 _ROUTES: list[tuple[re.Pattern[str], _Answer]] = [
-    (re.compile("/api/overview"), lambda server, numbers, start, count: server.overview()),
+    (re.compile("/api/overview"), lambda server, numbers, query: server.overview()),
     (
         re.compile(r"/api/stores/(\d{1,6})/sequences"),
-        lambda server, numbers, start, count: server.sequences(numbers[0], start, count),
+        lambda server, numbers, query: server.sequences(numbers[0], *_span(query), _question(query)),
     ),
     (
         re.compile(r"/api/stores/(\d{1,6})/sequences/(\d{1,15})"),
-        lambda server, numbers, start, count: server.sequence(numbers[0], numbers[1]),
+        lambda server, numbers, query: server.sequence(numbers[0], numbers[1]),
+    ),
+    (
+        re.compile(r"/api/stores/(\d{1,6})/record"),
+        lambda server, numbers, query: server.record(
+            numbers[0], _text(query, "id"), _whole(query, "sample", 0)
+        ),
     ),
     (
         re.compile(r"/api/stores/(\d{1,6})/rejects"),
-        lambda server, numbers, start, count: server.rejects(numbers[0], start, count),
+        lambda server, numbers, query: server.rejects(numbers[0], *_span(query)),
     ),
 ]
+
+
+def _span(query: dict[str, list[str]]) -> tuple[int, int]:
+    return _whole(query, "start", 0), _whole(query, "count", 50)
+
+
+def _question(query: dict[str, list[str]]) -> Question:
+    order: Any = _text(query, "order") or "number"  # Question refuses another
+    return Question(_text(query, "text"), _text(query, "where"), order, _text(query, "descending") == "1")
+
+
+def _text(query: dict[str, list[str]], name: str) -> str:
+    return query.get(name, [""])[0]
 
 
 def _whole(query: dict[str, list[str]], name: str, default: int) -> int:

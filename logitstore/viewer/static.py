@@ -11,6 +11,7 @@ from logitstore.rows.selection import Selection
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.page import build_page
 from logitstore.viewer.payload import rejects_payload, sequence_payload, summary_payload
+from logitstore.viewer.student_view import StudentView
 
 MAX_REJECTS = 1000
 
@@ -24,8 +25,11 @@ def write_static_page(
     tokenizer: str | None = None,
     storage_options: dict[str, object] | None = None,
     selection: Selection | None = None,
+    student: StudentView | None = None,
 ) -> int:
     """Write the page with the first sequences of each store inside; returns the file's size in bytes.
+
+    Those that a student was followed on are held as well.
 
     Args:
         stores: one store's URI or several.
@@ -35,13 +39,14 @@ def write_static_page(
         tokenizer: folder or `tokenizer.json` for the tokens' text; the job's own by default, else bare ids.
         storage_options: how to reach the stores' object store.
         selection: which sequences to show; None for all.
+        student: whose predictions to show beside the teacher's.
 
     Raises:
         StoreError: a store is missing or cannot be read.
         FileNotFoundError: no tokenizer at the given path.
     """
     uris = [stores] if isinstance(stores, str) else list(stores)
-    views = [StoreView(uri, tokenizer, storage_options, selection or Selection()) for uri in uris]
+    views = [StoreView(uri, tokenizer, storage_options, selection or Selection(), student) for uri in uris]
     html = static_page(views, max_sequences=max_sequences, top_k=top_k)
     return _replace(Path(path), html.encode("utf-8"))
 
@@ -57,9 +62,11 @@ def static_page(
     for view in views:
         store, pages = view.open()
         spec = store.manifest.labels
-        found = pages.read(0, max_sequences, top_k=top_k) if pages.total else []
-        summaries.append([summary_payload(i, sequence, view.texts) for i, sequence in enumerate(found)])
-        sequences.append([sequence_payload(i, one, spec, view.texts) for i, one in enumerate(found)])
+        numbers = sorted({*range(min(max_sequences, pages.total)), *view.followed()})
+        found = [(number, *pages.read(number, 1, top_k=top_k)) for number in numbers]
+        lines = zip(numbers, pages.lines(numbers), strict=True)
+        summaries.append([summary_payload(i, line, view.conversations) for i, line in lines])
+        sequences.append([sequence_payload(i, one, spec, view.texts, view.student) for i, one in found])
         rejects.append(rejects_payload(store.rejects(), 0, MAX_REJECTS))
     data: dict[str, object] = {
         "mode": "static",

@@ -388,6 +388,11 @@ class EvaluationConfig(Section):
     Needs `steps`, and `training.save_steps` to be a multiple of them."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many evaluations without a better `best`; None does not stop early."""
+    snapshots: int = Field(default=2, ge=0)
+    """Held-out sequences whose predictions `snapshots.npz` keeps, before, during and after training, for
+    `penumbra store view STORE --student FOLDER`; 0 keeps none."""
+    snapshot_steps: int | None = Field(default=None, ge=1)
+    """Steps between two snapshots; None takes one at each evaluation and checkpoint."""
 
 
 class RunOutputConfig(Section):

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch.utils.tensorboard import SummaryWriter
 
 from logitstore.common.config_file import ConfigError, flatten
+from logitstore.students.snapshots import SNAPSHOTS_NAME
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.trainer import last_checkpoint
 from trainer.run.config import TrainConfig, resolved
@@ -217,6 +218,8 @@ def begin_run(folder: Path, config: TrainConfig, *, restart: bool) -> None:
     """Say in the folder what runs now, and take away what would pass for its result."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METRICS_NAME).unlink(missing_ok=True)
+    if restart or not config.evaluation.snapshots:
+        (folder / SNAPSHOTS_NAME).unlink(missing_ok=True)
     if restart and (folder / CHECKPOINTS_NAME).exists():
         shutil.rmtree(folder / CHECKPOINTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(resolved(config), indent=2) + "\n")

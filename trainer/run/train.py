@@ -49,6 +49,7 @@ from trainer.run.output import (
     write_evaluations,
 )
 from trainer.run.progress import show_progress
+from trainer.run.snapshots import SnapshotTaker
 from trainer.run.student import load_student, load_tokenizer, quantization_of
 from trainer.run.texts import text_store
 
@@ -90,6 +91,16 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
             *([] if (patience := config.evaluation.patience) is None else [EarlyStoppingCallback(patience)]),
         ],
     )
+    if config.evaluation.snapshots:
+        trainer.add_callback(
+            SnapshotTaker(
+                trainer,
+                held_out,
+                folder,
+                num_sequences=config.evaluation.snapshots,
+                steps=config.evaluation.snapshot_steps,
+            )
+        )
     if trainer.is_world_process_zero():
         begin_run(folder, config, restart=restart)
     before_path = folder / "before.json"

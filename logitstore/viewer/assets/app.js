@@ -1,16 +1,20 @@
 /* Views by the address: the overview, a page of a store's sequences, one sequence. */
 
 const REFRESH_MILLISECONDS = 2000;
+const LOOKING_MILLISECONDS = 500;
 
 const places = Object.fromEntries(["overview", "list", "sequence"].map((name) => [name, document.getElementById(name)]));
 const notice = document.getElementById("notice");
-const state = { overview: null, view: null, pages: 1, drawing: 0, isFitted: true };
+const state = { overview: null, view: null, pages: 1, drawing: 0, isFitted: true, isLooking: false, list: null };
 
 function parseRoute() {
   const isBare = !location.href.includes("#");
   const fields = new URLSearchParams(isBare ? boot.start || "" : location.hash.slice(1));
   const whole = (name) => (/^\d+$/.test(fields.get(name) || "") ? Number(fields.get(name)) : null);
-  return { store: whole("store"), page: whole("page"), sequence: whole("sequence"), token: whole("token") };
+  return {
+    store: whole("store"), page: whole("page"), sequence: whole("sequence"), token: whole("token"), record: fields.get("record"), sample: whole("sample"),
+    text: fields.get("text"), where: fields.get("where"), order: fields.get("order"), descending: fields.get("descending"),
+  };
 }
 
 function address(route) {
@@ -30,18 +34,29 @@ function say(text) {
 async function draw() {
   const turn = ++state.drawing;
   const route = parseRoute();
+  if (route.store !== null && route.record !== null) {
+    // The address of a record holds where numbers do not, as while its store is still filled.
+    try {
+      route.sequence = await source.record(route.store, route.record, route.sample || 0);
+    } catch (error) {
+      say(error.message);
+      return;
+    }
+    if (turn !== state.drawing) return;
+  }
   const name = route.store === null ? "overview" : route.sequence === null ? "list" : "sequence";
   let problem = "";
   try {
     if (name !== "overview" && !state.overview) state.overview = await source.overview();
     if (name === "overview") await drawOverview();
-    else if (name === "list") state.pages = (await showList(places.list, route.store, route.page || 0, go)).pages;
+    else if (name === "list") Object.assign(state, await showList(places.list, route, go));
     else await drawSequence(route, turn);
   } catch (error) {
     problem = error.message;
   }
   if (turn !== state.drawing) return;
   say(problem);
+  if (name === "list" && !problem) state.list = { store: route.store, ...questionOf(route), page: route.page || 0 };
   // What could not be drawn must not leave another place's content under its address.
   const isShown = !problem || name === "overview";
   for (const [other, place] of Object.entries(places)) place.hidden = other !== name || !isShown;
@@ -70,25 +85,30 @@ async function drawOverview() {
 
 async function refresh() {
   const route = parseRoute();
-  const isAwaited = route.store === null || (route.sequence === null && !places.list.querySelector("table"));
+  const isList = route.store !== null && route.sequence === null && route.record === null;
+  const isAwaited = route.store === null || (isList && (state.isLooking || !places.list.querySelector("table")));
   if (source.live && !document.hidden && isAwaited) await draw();
   const slower = state.overview && !isRunning(state.overview) ? 5 : 1;
-  setTimeout(refresh, slower * REFRESH_MILLISECONDS);
+  setTimeout(refresh, isList && state.isLooking ? LOOKING_MILLISECONDS : slower * REFRESH_MILLISECONDS);
 }
 
 async function drawSequence(route, turn) {
   const payload = await source.sequence(route.store, route.sequence);
   if (turn !== state.drawing) return;
   const rows = decodeRows(payload);
-  const view = { payload, rows, measure: "entropy", temperature: rows.temperatures[0] };
-  const { total } = payload;
-  const turnTo = (symbol, label, index) => pageButton(symbol, label, index >= 0 && index < total, () => go({ store: route.store, sequence: index }));
+  const view = { payload, rows, measure: payload.student ? "kl" : "entropy", temperature: rows.temperatures[0] };
+  view.lab = payload.student ? new Lab(payload, rows, () => paintSoon(view)) : null;
+  const { total, previous, next } = payload;
+  const turnTo = (symbol, label, index) => pageButton(symbol, label, index !== null, () => go({ store: route.store, sequence: index }));
+  const record = { store: route.store, record: payload.record_id, sample: payload.sample_index || null };
   const heading = payload.sample_index ? `${payload.record_id} · sample ${payload.sample_index}` : payload.record_id;
   const text = element("div", {
     id: "heatmap", class: "heatmap", role: "listbox", tabindex: "0", dir: "auto",
     "aria-label": "Tokens, coloured by the chosen figure; move with the arrow keys",
   });
-  const detail = element("aside", { id: "detail", "aria-live": "polite", "aria-label": "The chosen token" });
+  // What moves by itself is not read out at every step.
+  const live = view.lab ? "off" : "polite";
+  const detail = element("aside", { id: "detail", "aria-live": live, "aria-label": "The chosen token" });
   places.sequence.replaceChildren(...[
     element(
       "nav",
@@ -97,27 +117,46 @@ async function drawSequence(route, turn) {
       element(
         "span",
         { class: "pager" },
-        turnTo("‹", "Previous", route.sequence - 1),
-        element("span", { title: "sequences are numbered from 0" }, `${number(route.sequence)} / ${number(total - 1)}`),
-        turnTo("›", "Next", route.sequence + 1),
+        turnTo("‹", "Previous", previous),
+        element("span", {}, `${number(route.sequence + 1)} of ${number(total)}`),
+        turnTo("›", "Next", next),
       ),
+      source.live || location.protocol !== "about:" ? copyButton(() => ({ ...record, token: state.view.map.selected })) : null,
     ),
     element("p", { id: "facts", class: "quiet" }),
     controls(view),
+    ...(view.lab ? view.lab.controls() : []),
     legend(payload),
     payload.student_prompt ? prompts(payload) : null,
     element("div", { class: "columns" }, text, detail),
   ].filter(Boolean));
-  view.detail = new Detail(detail, payload, rows);
+  view.detail = new Detail(detail, payload, rows, view.lab);
   view.map = new HeatMap(text, payload, rows, (position) => {
     view.detail.show(position, view.map.rowOf(position), view.temperature);
-    const place = { store: route.store, sequence: route.sequence, token: position };
+    if (view.lab) view.lab.drawCurve(view.map.rowOf(position), view.temperature);
+    const place = route.record === null ? { store: route.store, sequence: route.sequence } : record;
     // A frame without an address of its own (srcdoc) may not change it.
-    if (location.protocol !== "about:") history.replaceState(null, "", address(place));
+    if (location.protocol !== "about:") history.replaceState(null, "", address({ ...place, token: position }));
   });
   state.view = view;
   paint(view);
   view.map.choose(route.token === null ? payload.label_start : route.token);
+}
+
+/** Copies the address of the sequence and token that are shown. */
+function copyButton(place) {
+  const button = element("button", { type: "button", id: "copy", title: "Copy the address of this token" }, "Copy link");
+  button.addEventListener("click", async () => {
+    const link = new URL(address(place()), location.href).href;
+    try {
+      await navigator.clipboard.writeText(link);
+      button.textContent = "Copied";
+    } catch {
+      window.prompt("The address of this token", link); // where the browser keeps the clipboard to itself
+    }
+    setTimeout(() => (button.textContent = "Copy link"), 2000);
+  });
+  return button;
 }
 
 /** What the teacher and what its student see before the same response, side by side. */
@@ -153,7 +192,8 @@ function controls(view) {
   slider.disabled = low === high;
   slider.addEventListener("input", () => setTemperature(view, Number(slider.value)));
   const marks = element("datalist", { id: "stored" }, ...temperatures.map((value) => element("option", { value: String(value) })));
-  const choice = element("select", { id: "measure" }, ...Object.entries(MEASURES).map(([name, one]) => element("option", { value: name }, one.label)));
+  const choice = element("select", { id: "measure" }, ...Object.entries(MEASURES).filter(([name]) => name !== "kl" || view.lab).map(([name, one]) => element("option", { value: name }, one.label)));
+  choice.value = view.measure;
   choice.addEventListener("change", () => {
     view.measure = choice.value;
     paint(view);
@@ -200,18 +240,31 @@ function setTemperature(view, temperature) {
   const near = temperatures.find((stored) => Math.abs(stored - temperature) < 0.0251);
   view.temperature = near === undefined ? Math.min(Math.max(temperature, low), high) : near;
   document.getElementById("temperature").value = String(view.temperature);
+  view.isMoved = true;
+  paintSoon(view);
+}
+
+/** At the next frame; a moved temperature changes the figures too, a snapshot only the student's bars. */
+function paintSoon(view) {
   if (view.waiting) return;
   view.waiting = true;
   requestAnimationFrame(() => {
     view.waiting = false;
     paint(view);
-    view.detail.show(view.map.selected, view.map.rowOf(view.map.selected), view.temperature);
+    const row = view.map.rowOf(view.map.selected);
+    if (view.isMoved || row === null || row >= view.lab.numRows) view.detail.show(view.map.selected, row, view.temperature);
+    else view.detail.move(row, view.payload.token_ids[view.map.selected] ?? null, view.temperature);
+    if (view.lab) view.lab.drawCurve(row, view.temperature);
+    view.isMoved = false;
   });
 }
 
 function paint(view) {
   const { rows, payload, temperature, measure } = view;
-  const { values, low, high } = view.map.paint(measure, temperature, state.isFitted);
+  const ofStudent = measure === "kl";
+  const values = ofStudent ? view.lab.measure(temperature) : measureRows(rows, measure, temperature);
+  const [low, high] = ofStudent && state.isFitted ? view.lab.range(temperature) : colourRange(values, measure, rows, state.isFitted);
+  view.map.paint(values, [low, high]);
   const kind = rows.temperatures.includes(temperature) ? "stored" : "interpolated";
   const only = rows.temperatures.length === 1 ? "the only one stored" : kind;
   document.getElementById("temperature-value").textContent = `${number(temperature, 2)} (${only})`;
@@ -240,17 +293,19 @@ function mean(values) {
 /* Keys that work anywhere in a view; those of the heat map are its own. */
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
-  const { store, page, sequence } = parseRoute();
+  const route = parseRoute();
+  const { store, page } = route;
+  const sequence = route.record !== null && state.view ? state.view.payload.index : route.sequence;
   if (store === null || document.getElementById("keys").open) return;
   const step = { n: 1, p: -1 }[event.key];
   if (step && sequence !== null) {
-    const total = state.view ? state.view.payload.total : 0;
-    if (sequence + step >= 0 && sequence + step < total) go({ store, sequence: sequence + step });
+    const beside = state.view && (step > 0 ? state.view.payload.next : state.view.payload.previous);
+    if (beside !== null) go({ store, sequence: beside });
   } else if (step) {
     const next = (page || 0) + step;
-    if (next >= 0 && next < state.pages) go({ store, page: next });
+    if (next >= 0 && next < state.pages) go({ store, ...questionOf(route), page: next });
   } else if (event.key === "Escape") {
-    go(sequence === null ? {} : { store, page: Math.floor(sequence / PAGE_SIZE) });
+    go(sequence === null ? {} : state.list || { store, page: Math.floor(sequence / PAGE_SIZE) });
   } else if (event.key === "g") {
     const jump = document.getElementById("jump");
     event.preventDefault();
@@ -258,6 +313,10 @@ document.addEventListener("keydown", (event) => {
     else go({ store, page: Math.floor(sequence / PAGE_SIZE) });
   } else if ("+=-".includes(event.key) && sequence !== null && state.view) {
     setTemperature(state.view, state.view.temperature + (event.key === "-" ? -0.1 : 0.1));
+  } else if (sequence !== null && state.view && state.view.lab) {
+    const { lab } = state.view;
+    if (event.key === "." || event.key === ",") lab.show(lab.step + (event.key === "." ? 1 : -1));
+    else if (event.key === "l") lab.toggle();
   }
 });
 

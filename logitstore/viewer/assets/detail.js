@@ -3,8 +3,11 @@
 const SHOWN_ENTRIES = 20;
 
 class Detail {
-  constructor(place, payload, rows) {
+  /** With a `lab`, the student's bars stand below the teacher's. */
+  constructor(place, payload, rows, lab) {
     this.place = place;
+    this.lab = lab;
+    this.bars = new Bars(payload);
     this.payload = payload;
     this.rows = rows;
     this.all = false;
@@ -29,11 +32,22 @@ class Detail {
     this.place.replaceChildren(heading, element("p", { class: "facts" }, facts.join(" · ")));
     if (row === null) return;
     const at = rowAt(this.rows, row, temperature);
+    if (this.lab && row < this.lab.numRows) {
+      const quiet = [figures(this.figuresOf(row, at, isToken), "small"), this.bars.table, this.moreButton(position, row, temperature)];
+      this.place.append(...quiet.filter(Boolean));
+      this.move(row, id, temperature);
+      return;
+    }
     this.place.append(
       figures(this.figuresOf(row, at, isToken), "small"),
       this.table(row, at, id),
       ...[this.moreButton(position, row, temperature)].filter(Boolean),
     );
+  }
+
+  /** The student's bars to where the lab stands now. */
+  move(row, id, temperature) {
+    this.bars.update(this.lab.lines(row, temperature, id, this.all), id, this.lab.alpha < 1);
   }
 
   figuresOf(row, at, isToken) {
@@ -80,12 +94,13 @@ class Detail {
   }
 
   moreButton(position, row, temperature) {
-    if (this.rows.count[row] <= SHOWN_ENTRIES) return null;
+    const shown = this.lab && row < this.lab.numRows ? LAB_ENTRIES : SHOWN_ENTRIES;
+    if (this.rows.count[row] <= shown) return null;
     const toggle = () => {
       this.all = !this.all;
       this.show(position, row, temperature);
     };
-    const label = this.all ? `Show ${SHOWN_ENTRIES}` : `Show all ${this.rows.count[row]}`;
+    const label = this.all ? `Show ${shown}` : `Show all ${this.rows.count[row]}`;
     return element("button", { type: "button", on: { click: toggle } }, label);
   }
 }

@@ -6,6 +6,7 @@ const MEASURES = {
   entropy: { label: "entropy", unit: "nats", top: (rows) => Math.log(rows.vocabSize) },
   surprise: { label: "surprise at T = 1", unit: "nats", top: (rows) => Math.log(rows.vocabSize) },
   tail: { label: "mass of the tail", unit: "", top: () => 1 },
+  kl: { label: "KL to the student", unit: "nats", top: (rows) => Math.log(rows.vocabSize) },
 };
 const FITTED_SHARE = 0.02;
 
@@ -77,10 +78,8 @@ class HeatMap {
     this.place.replaceChildren(fragment);
   }
 
-  /** Colour by a measure at a temperature; the values, and those of the palest and the strongest colour. */
-  paint(measure, temperature, isFitted) {
-    const values = measureRows(this.rows, measure, temperature);
-    const [low, high] = colourRange(values, measure, this.rows, isFitted);
+  /** Colour by values of the rows, from the palest colour at `low` to the strongest at `high`. */
+  paint(values, [low, high]) {
     for (let position = 0; position < this.cells.length; position++) {
       const cell = this.cells[position];
       const row = this.rowOf(position);
@@ -95,7 +94,6 @@ class HeatMap {
       }
       cell.className = position === this.selected ? `${name} chosen` : name;
     }
-    return { values, low, high };
   }
 
   choose(position) {

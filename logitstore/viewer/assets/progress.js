@@ -69,11 +69,29 @@ function storeCard(store, index) {
   if (status && status.causes.length) card.append(causeList(status.causes, index));
   if (status && status.workers.length) card.append(workerTable(status.workers, index));
   if (totals && totals.num_rejects) card.append(rejectList(totals.num_rejects, index));
+  if (store.student) card.append(studentLine(store.student, index));
   if (totals && totals.num_sequences) {
     const open = { class: "button", href: `#store=${index}&page=0`, "data-key": `open${index}` };
     card.append(element("p", {}, element("a", open, "Open the sequences")));
   }
   return card;
+}
+
+/** The sequences on which a student was followed. */
+function studentLine(student, index) {
+  const links = student.sequences.map((one) => {
+    const name = one.sample_index ? `${one.record_id} · sample ${one.sample_index}` : one.record_id;
+    return element("li", {}, element("a", { class: "record", href: `#store=${index}&sequence=${one.index}` }, name));
+  });
+  const last = student.steps[student.steps.length - 1];
+  const words = `${number(student.steps.length)} snapshots, up to step ${number(last)}`;
+  return element(
+    "div",
+    { class: "student" },
+    element("h3", {}, "Watch the student learn"),
+    element("p", { class: "quiet" }, ...breakable(student.folder), `: ${words}.`, links.length ? "" : " It was followed on no sequence of this store."),
+    element("ul", {}, ...links),
+  );
 }
 
 /** What the job's driver last told, without what it does not know. */

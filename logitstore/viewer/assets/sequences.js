@@ -3,33 +3,106 @@
 const PAGE_SIZE = 50;
 const EMPTY = "No sequence is committed yet. A unit appears here when its worker has finished it.";
 
-async function showList(place, store, page, go) {
-  const answer = await source.sequences(store, page * PAGE_SIZE, PAGE_SIZE);
+/** What the address asks for, without what it leaves open. */
+function questionOf(route) {
+  const question = { text: route.text, where: route.where, order: route.order, descending: route.descending };
+  return Object.fromEntries(Object.entries(question).filter(([, value]) => value));
+}
+
+async function showList(place, route, go) {
+  const { store } = route;
+  const page = route.page || 0;
+  const question = questionOf(route);
+  const answer = await source.sequences(store, page * PAGE_SIZE, PAGE_SIZE, question);
   const pages = Math.max(1, Math.ceil(answer.total / PAGE_SIZE));
-  const last = answer.start + answer.sequences.length;
+  const first = answer.start + 1;
   const range = answer.sequences.length
-    ? `${number(answer.start)} to ${number(last - 1)} of ${number(answer.total)}`
+    ? `${number(first)} to ${number(first + answer.sequences.length - 1)} of ${number(answer.total)}`
     : "0 of 0";
-  const turn = (symbol, label, enabled, target) => pageButton(symbol, label, enabled, () => go({ store, page: target }));
-  place.replaceChildren(
+  const isAsked = Object.keys(question).length > 0;
+  const turn = (symbol, label, enabled, target) => pageButton(symbol, label, enabled, () => go({ store, ...question, page: target }));
+  const bar = element(
+    "nav",
+    { class: "bar", "aria-label": "Pages" },
+    element("h2", { class: "grow" }, isAsked ? "Sequences found" : "Sequences"),
+    answer.of ? jumpForm(answer.of, (index) => go({ store, sequence: index })) : null,
     element(
-      "nav",
-      { class: "bar", "aria-label": "Pages" },
-      element("h2", { class: "grow" }, "Sequences"),
-      answer.total ? jumpForm(answer.total, (index) => go({ store, sequence: index })) : null,
-      element(
-        "span",
-        { class: "pager" },
-        turn("«", "First", page > 0, 0),
-        turn("‹", "Previous", page > 0, page - 1),
-        element("span", { id: "range" }, range),
-        turn("›", "Next", page + 1 < pages, page + 1),
-        turn("»", "Last", page + 1 < pages, pages - 1),
-      ),
+      "span",
+      { class: "pager" },
+      turn("«", "First", page > 0, 0),
+      turn("‹", "Previous", page > 0, page - 1),
+      element("span", { id: "range" }, range),
+      turn("›", "Next", page + 1 < pages, page + 1),
+      turn("»", "Last", page + 1 < pages, pages - 1),
     ),
-    answer.sequences.length ? sequenceTable(answer.sequences, store) : element("p", { class: "quiet" }, EMPTY),
   );
-  return { pages };
+  // The form stays as it is while a person types and what is found comes in.
+  const form = place.querySelector("#find");
+  const kept = form && form.dataset.question === JSON.stringify([store, question]) ? form : findForm(route, question, go);
+  const isLooking = answer.looked < answer.of && !answer.problem;
+  const empty = isLooking ? "Nothing found yet." : isAsked ? "Nothing was found." : EMPTY;
+  const parts = [
+    bar,
+    kept,
+    progressLine(answer, isLooking),
+    answer.sequences.length ? sequenceTable(answer.sequences, store) : element("p", { class: "quiet" }, empty),
+  ].filter(Boolean);
+  for (const part of [...place.children]) if (!parts.includes(part)) part.remove();
+  parts.forEach((part, at) => {
+    if (place.children[at] !== part) place.insertBefore(part, place.children[at] || null);
+  });
+  return { pages, isLooking };
+}
+
+/** How far the search is, and what a file does not hold. */
+function progressLine(answer, isLooking) {
+  if (answer.problem) return element("p", { class: "problem" }, `The search ended early: ${answer.problem}`);
+  if (isLooking) {
+    const words = `looked through ${number(answer.looked)} of ${number(answer.of)} sequences`;
+    const bar = element("progress", { max: String(answer.of), value: String(answer.looked), "aria-label": words });
+    return element("p", { class: "row", id: "looking" }, bar, element("span", {}, words));
+  }
+  if (answer.store > answer.of) {
+    const words = `This file holds ${number(answer.of)} of the store's ${number(answer.store)} sequences. `;
+    return element("p", { class: "quiet", id: "cut" }, words, "All of them: ", element("code", {}, "penumbra store view STORE"));
+  }
+  return null;
+}
+
+const ORDERS = {
+  "": "as stored", "length+": "longest first", length: "shortest first", "entropy+": "highest entropy first",
+  entropy: "lowest entropy first", "surprise+": "most surprising first", surprise: "least surprising first",
+};
+
+function findForm(route, question, go) {
+  const text = element("input", { type: "search", id: "text", value: question.text || "", placeholder: "id or text", "aria-label": "A part of the id or of the text" });
+  const where = element("input", {
+    type: "text", id: "where", list: "wheres", value: question.where || "", placeholder: "flags has truncated", "aria-label": "A condition, as for --where",
+  });
+  const examples = ["flags has truncated", "flags lacks truncated", "flags has repeated", "segments has reasoning", "segments has tool", "finish_reason = length", "num_tokens > 1000"];
+  const wheres = element("datalist", { id: "wheres" }, ...examples.map((value) => element("option", { value })));
+  const known = Object.entries(ORDERS).filter(([name]) => source.live || !/entropy|surprise/.test(name));
+  const order = element("select", { id: "order", "aria-label": "Order" }, ...known.map(([value, words]) => element("option", { value }, words)));
+  order.value = question.order ? question.order + (question.descending ? "+" : "") : "";
+  const ask = () => {
+    const named = { text: text.value, where: where.value, order: order.value.replace("+", ""), descending: order.value.endsWith("+") ? "1" : "" };
+    go({ store: route.store, page: 0, ...questionOf(named) });
+  };
+  for (const input of [text, where]) {
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") ask();
+    });
+  }
+  order.addEventListener("change", ask);
+  return element(
+    "div",
+    { id: "find", class: "controls", role: "search", "data-question": JSON.stringify([route.store, question]) },
+    text,
+    source.live ? where : null,
+    wheres,
+    order,
+    element("button", { type: "button", on: { click: ask } }, "Find"),
+  );
 }
 
 function pageButton(symbol, label, enabled, action) {
@@ -40,11 +113,11 @@ function pageButton(symbol, label, enabled, action) {
 
 function jumpForm(total, jump) {
   const input = element("input", {
-    type: "number", id: "jump", min: "0", max: String(total - 1), required: "", inputmode: "numeric",
+    type: "number", id: "jump", min: "1", max: String(total), required: "", inputmode: "numeric",
     "aria-label": "Number of a sequence to open", placeholder: "number",
   });
   const open = () => {
-    if (input.reportValidity()) jump(Number(input.value)); // else the browser says what is wrong
+    if (input.reportValidity()) jump(Number(input.value) - 1); // else the browser says what is wrong
   };
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter") open();
@@ -61,16 +134,23 @@ function sequenceTable(sequences, store) {
       element(
         "tr",
         {},
-        element("td", { class: "right" }, number(one.index)),
+        element("td", { class: "right" }, number(one.index + 1)),
         element("td", { class: "record" }, element("a", { href: target }, name)),
         element("td", { class: "right" }, number(one.num_tokens)),
         element("td", { class: "right" }, number(one.num_rows)),
         element("td", {}, [one.finish_reason, ...one.flags].join(", ")),
-        element("td", { class: "preview", dir: "auto" }, one.preview.replace(/\s+/g, " ")),
+        element(
+          "td",
+          { class: "preview", dir: "auto" },
+          element("span", { class: "asked" }, one.asked),
+          one.num_turns > 1 ? element("span", { class: "quiet" }, ` (${one.num_turns} turns)`) : null,
+          one.asked ? " " : null,
+          element("span", { class: "quiet" }, one.answer),
+        ),
       ),
     );
   }
-  const heads = [["#", "right"], ["record", ""], ["tokens", "right"], ["rows", "right"], ["end", ""], ["text", ""]];
+  const heads = [["#", "right"], ["record", ""], ["tokens", "right"], ["rows", "right"], ["end", ""], ["conversation", ""]];
   return element("div", { class: "scroll" }, element("table", { class: "sequences" }, tableHead(heads), body));
 }
 

@@ -17,28 +17,47 @@ async function ask(path) {
 const liveSource = {
   live: true,
   overview: () => ask("/api/overview"),
-  sequences: (store, start, count) => ask(`/api/stores/${store}/sequences?start=${start}&count=${count}`),
-  sequence: (store, index) => ask(`/api/stores/${store}/sequences/${index}`),
+  sequences: (store, start, count, question) => ask(`/api/stores/${store}/sequences?${new URLSearchParams({ start, count, ...question })}`),
+  sequence: async (store, index) => {
+    const found = await ask(`/api/stores/${store}/sequences/${index}`);
+    return { ...found, previous: index > 0 ? index - 1 : null, next: index + 1 < found.total ? index + 1 : null };
+  },
+  record: async (store, id, sample) => (await ask(`/api/stores/${store}/record?${new URLSearchParams({ id, sample })}`)).index,
   rejects: (store, start, count) => ask(`/api/stores/${store}/rejects?start=${start}&count=${count}`),
 };
 
 const embeddedSource = {
   live: false,
   overview: async () => boot.overview,
-  sequences: async (store, start, count) => {
-    const all = boot.summaries[store];
-    return { start, total: all.length, sequences: all.slice(start, start + count) };
+  sequences: async (store, start, count, question) => {
+    const needle = (question.text || "").toLowerCase();
+    const held = boot.summaries[store];
+    const all = held.filter((one) => [one.record_id, one.asked, one.answer].some((text) => text.toLowerCase().includes(needle)));
+    const facts = { looked: held.length, of: held.length, store: storeTotal(store) };
+    if (question.order === "length") all.sort((a, b) => (question.descending ? -1 : 1) * (a.num_tokens - b.num_tokens));
+    return { start, total: all.length, ...facts, sequences: all.slice(start, start + count) };
   },
   sequence: async (store, index) => {
-    const found = boot.sequences[store][index];
-    if (!found) throw new Error(`Sequence ${index} is not in this file; it holds the first ${boot.sequences[store].length}.`);
-    return { ...found, total: boot.sequences[store].length };
+    const all = boot.sequences[store];
+    const place = all.findIndex((one) => one.index === index);
+    if (place < 0) throw new Error(`Sequence ${index} is not in this file, which holds ${all.length} of ${storeTotal(store)}.`);
+    const beside = (other) => (all[other] ? all[other].index : null);
+    return { ...all[place], total: storeTotal(store), previous: beside(place - 1), next: beside(place + 1) };
+  },
+  record: async (store, id, sample) => {
+    const found = boot.summaries[store].find((one) => one.record_id === id && one.sample_index === sample);
+    if (!found) throw new Error(`Record ${id} is not in this file, which holds ${boot.summaries[store].length} of ${storeTotal(store)} sequences.`);
+    return found.index;
   },
   rejects: async (store, start, count) => {
     const all = boot.rejects[store];
     return { ...all, rejects: all.rejects.slice(start, start + count) };
   },
 };
+
+function storeTotal(store) {
+  return boot.overview.stores[store].totals.num_sequences;
+}
 
 const source = boot.mode === "live" ? liveSource : embeddedSource;
 

@@ -72,7 +72,8 @@ function rowAt(rows, i, temperature) {
   if (stored >= 0) {
     normaliser = rows.logsumexp[i * M + stored];
   } else {
-    const top = rows.logits[start] / temperature;
+    let top = tail ? tail.value : -Infinity; // a student's entries are in its teacher's order
+    for (let k = 0; k < count; k++) top = Math.max(top, rows.logits[start + k] / temperature);
     let sum = 0;
     for (let k = 0; k < count; k++) sum += Math.exp(rows.logits[start + k] / temperature - top);
     if (tail) sum += Math.exp(tail.value - top);
@@ -83,7 +84,7 @@ function rowAt(rows, i, temperature) {
   for (let k = 0; k < count; k++) {
     const logprob = rows.logits[start + k] / temperature - normaliser;
     logprobs[k] = logprob;
-    entropy -= Math.exp(logprob) * logprob;
+    if (logprob > -Infinity) entropy -= Math.exp(logprob) * logprob;
   }
   const logTail = stored >= 0 ? rows.logTailMass[i * M + stored] : tail ? tail.value - normaliser : -Infinity;
   if (Number.isFinite(logTail)) {
@@ -91,5 +92,5 @@ function rowAt(rows, i, temperature) {
     const within = tail ? Math.min(Math.max(logTail + normaliser - tail.slope / temperature, 0), most) : most;
     entropy += Math.exp(logTail) * (within - logTail);
   }
-  return { logprobs, logTail, entropy };
+  return { logprobs, logTail, entropy, normaliser };
 }

@@ -25,11 +25,19 @@ from logitstore.records import LabeledSequence
 from logitstore.rows.entropy import entropy
 from logitstore.rows.temperature import log_tail_mass, logprobs
 from logitstore.store import LogitStore
+from logitstore.students.snapshots import FollowedSequence, Snapshots, write_snapshots
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.server import ViewerServer
 from logitstore.viewer.static import static_page
+from logitstore.viewer.student_view import StudentView
 from tests.logitstore.viewer.test_viewer_tokens import byte_level_tokenizer
-from tests.logitstore.viewer.viewer_records import manifest_of, sequence_of
+from tests.logitstore.viewer.viewer_records import (
+    fill_large_store,
+    full_logits,
+    manifest_of,
+    sequence_of,
+    student_rows_of,
+)
 
 CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
 pytestmark = [
@@ -230,7 +238,7 @@ def test_everything_can_be_done_by_keyboard(page: Page, address: str, stored: St
     page.goto(f"{address}#store=0&page=0")
     page.wait_for_selector("#jump")
     page.keyboard.press("g")
-    page.keyboard.type("1")
+    page.keyboard.type("2")
     page.keyboard.press("Enter")
     page.wait_for_selector("#heatmap .chosen")
     assert page.evaluate("document.activeElement.id") == "heatmap"
@@ -251,7 +259,7 @@ def test_everything_can_be_done_by_keyboard(page: Page, address: str, stored: St
     expect(page.locator("#sequence h2")).to_contain_text("record 2")
     page.keyboard.press("Escape")
     page.wait_for_selector("#range")
-    assert "0 to 3 of 4" in page.locator("#range").inner_text()
+    assert "1 to 4 of 4" in page.locator("#range").inner_text()
 
 
 def test_arrows_move_by_lines(page: Page, address: str) -> None:
@@ -369,7 +377,7 @@ def test_one_file_works_without_server_and_in_a_narrow_frame(
     page.get_by_role("link", name="Overview").click()
     page.wait_for_selector(".card")
     page.goto(f"{(tmp_path / 'labels.html').as_uri()}#store=0&sequence=3")
-    expect(page.locator("#notice")).to_contain_text("it holds the first 2")
+    expect(page.locator("#notice")).to_contain_text("which holds 2 of 4")
     assert page.locator("main section:visible").count() == 0, "another sequence is left under this address"
 
     frame_file = tmp_path / "report.html"
@@ -487,3 +495,144 @@ def test_segments_are_shaded_and_named(page: Page, stored: Stored, tmp_path: Pat
     page.locator(f"#p{start + 1}").click()
     expect(page.locator("#detail .facts")).to_contain_text("tool")
     keep(page, "segments")
+
+
+STEPS = (0, 10, 20)
+
+
+@pytest.fixture(scope="module")
+def lab(stored: Stored, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Snapshots]:
+    """Address of one file with a student that comes nearer to its teacher in three snapshots, and these."""
+    folder = tmp_path_factory.mktemp("student")
+    sequence, rng = stored.sequences[0], np.random.default_rng(3)
+    rows, labels_N = sequence.rows, sequence.token_ids_T[sequence.label_start :]
+    teacher_NV = np.full((rows.num_rows, VOCAB), float(rows.logits_NK.min()) - 1)
+    np.put_along_axis(teacher_NV, rows.token_ids_NK, rows.logits_NK, axis=1)
+    start_NV = full_logits(rng, rows.num_rows, VOCAB)
+    taken = tuple(
+        student_rows_of((1 - share) * start_NV + share * teacher_NV, rows, labels_N)
+        for share in (0.0, 0.6, 0.95)
+    )
+    followed = FollowedSequence(stored.uri, sequence.record_id, 0, stored.spec.temperatures, VOCAB, taken)
+    snapshots = Snapshots(STEPS, (followed,))
+    write_snapshots(snapshots, folder)
+    html = static_page([StoreView(stored.uri, student=StudentView(folder))], max_sequences=2, top_k=None)
+    (folder / "lab.html").write_text(html, encoding="utf-8")
+    return (folder / "lab.html").as_uri(), snapshots
+
+
+def kl_rows(stored: Stored, snapshots: Snapshots, place: int, temperature: float) -> np.ndarray:
+    """By the definition, from what the store and the student's file say."""
+    teacher, student = (
+        np.concatenate(
+            [
+                logprobs(rows, stored.spec, temperature),
+                log_tail_mass(rows, stored.spec, temperature)[:, None],
+            ],
+            1,
+        ).astype(float)
+        for rows in (stored.sequences[0].rows, snapshots.sequences[0].snapshots[place].rows)
+    )
+    return (np.exp(teacher) * (teacher - student)).sum(axis=1)
+
+
+def test_a_student_is_shown_beside_its_teacher_over_its_snapshots(
+    page: Page, lab: tuple[str, Snapshots], stored: Stored
+) -> None:
+    address, snapshots = lab
+    page.goto(address)
+    page.get_by_role("link", name="<b>record 0</b>").click()
+    page.wait_for_selector("#heatmap .chosen")
+    for temperature in (1.0, 2.75):
+        set_temperature(page, temperature)
+        np.testing.assert_allclose(shown_values(page), kl_rows(stored, snapshots, 2, temperature), atol=2e-4)
+    set_temperature(page, 1.0)
+    page.locator("#p7").click()
+    row = 7 - stored.sequences[0].label_start
+    teacher, student = stored.sequences[0].rows, snapshots.sequences[0].snapshots[2].rows
+    page.get_by_role("button", name=f"Show all {TOP_K}").click()
+    page.locator("#alpha").fill("0.5")
+    actual = int(stored.sequences[0].token_ids_T[7])
+    p_K, q_K = (np.exp(logprobs(rows, stored.spec, 1.0)[row].astype(float)) for rows in (teacher, student))
+    is_actual_K = teacher.token_ids_NK[row] == actual
+    expect(page.locator(".both")).to_have_class(re.compile("targeted"))
+    lines = page.eval_on_selector_all(
+        ".both tbody tr", "rows => rows.map((row) => [...row.cells].slice(1).map((cell) => cell.textContent))"
+    )
+    shown = np.array([[read_probability(text) for text in line] for line in lines[:TOP_K]])
+    expected = np.stack([p_K, 0.5 * p_K + 0.5 * is_actual_K, q_K], axis=1)
+    np.testing.assert_allclose(shown, expected, rtol=0.06, atol=6e-4)
+    keep(page, "lab-desk")
+
+    mean = kl_rows(stored, snapshots, 0, 1.0).mean()
+    page.locator("#heatmap").focus()
+    page.keyboard.press(",")
+    expect(page.locator("#step-value")).to_have_text("step 10 of 20")
+    page.keyboard.press(",")
+    expect(page.locator("#step-value")).to_have_text("before training")
+    expect(page.locator("#curve")).to_contain_text(f"KL of the sequence: {mean:.2f} before")
+    np.testing.assert_allclose(shown_values(page), kl_rows(stored, snapshots, 0, 1.0), atol=2e-4)
+    page.keyboard.press("l")
+    expect(page.locator("#play")).to_contain_text("Pause")
+    expect(page.locator("#step-value")).to_have_text("step 20 of 20")
+    expect(page.locator("#play")).to_contain_text("Play")
+    motion = "getComputedStyle(document.querySelector('.both .fill')).transitionDuration"
+    assert page.evaluate(motion) == "0.45s"
+    page.emulate_media(reduced_motion="reduce")
+    assert page.evaluate(motion) == "0s"
+
+
+def read_probability(text: str) -> float:
+    return float(text.removesuffix(" %")) / 100 if text.endswith("%") else float(text)
+
+
+@pytest.mark.parametrize("page", [PHONE | {"color_scheme": "dark"}], indirect=True)
+def test_the_lab_fits_on_a_phone(page: Page, lab: tuple[str, Snapshots]) -> None:
+    page.goto(f"{lab[0]}#store=0&sequence=0&token=9")
+    page.wait_for_selector(".both tbody tr")
+    assert page.evaluate(WIDER_THAN_THE_WINDOW) == []
+    assert contrast(page, ".both th.student") > 4.4
+    assert contrast(page, ".both th.teacher") > 4.4
+    keep(page, "lab-phone-dark")
+
+
+def test_a_large_store_is_searched_sorted_and_linked_to(page: Page, tmp_path: Path, stored: Stored) -> None:
+    store = LogitStore.create(str(tmp_path / "store"), replace(stored.store.manifest, codebooks=None))
+    fill_large_store(store, 12, 50, stored.tokenizer.encode("abcdefghijklm ").ids)
+    server = ViewerServer([StoreView(store.uri)], 0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        page.goto(f"{server.address}#store=0&page=0")
+        expect(page.locator("#range")).to_have_text("1 to 50 of 600")
+        page.keyboard.press("Tab")
+        page.locator("#where").fill("flags has truncated")
+        page.locator("#where").press("Enter")
+        expect(page.locator("#range")).to_have_text("1 to 50 of 60")
+        page.locator("#order").select_option("longest first")
+        expect(page.locator(".sequences tbody tr td:nth-child(3)").first).to_have_text("30")
+        page.locator("#text").fill("11-4")
+        page.locator("#text").press("Enter")
+        expect(page.locator("#range")).to_have_text("1 to 1 of 1")
+        keep(page, "list-found")
+        page.get_by_role("link", name="11-40").click()
+        page.wait_for_selector("#heatmap .chosen")
+        page.keyboard.press("ArrowRight")
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.locator("#copy").click()
+        expect(page.locator("#copy")).to_have_text("Copied")
+        link = page.evaluate("navigator.clipboard.readText()")
+        assert link == f"{server.address}#store=0&record=11-40&token=5"
+        page.keyboard.press("Escape")
+        expect(page.locator("#range")).to_have_text("1 to 1 of 1")
+        page.goto("about:blank")
+        page.goto(link)
+        page.wait_for_selector("#p5.chosen")
+        assert page.locator("#sequence h2").inner_text() == "11-40"
+        page.goto(f"{server.address}#store=0&where=flags+holds+x")
+        expect(page.locator("#notice")).to_be_visible()
+        page.goto("about:blank")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

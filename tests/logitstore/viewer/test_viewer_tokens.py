@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitstore.viewer.payload import PREVIEW_TOKENS, summary_payload
 from logitstore.viewer.tokens import TokenTexts, load_token_texts, piece_text, stream_texts, visible
-from tests.logitstore.viewer.viewer_records import sequence_of
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -34,14 +31,6 @@ def test_bytes_that_never_become_a_character_are_escaped() -> None:
     assert stream_texts([b"a", b"\xe4\xbd"]) == ["a", "\\xe4\\xbd"]
     # What ends in the middle of a character because it was cut there is no such case.
     assert stream_texts([b"a", b"\xe4\xbd"], is_whole=False) == ["a", ""]
-
-
-def test_a_preview_is_cut_between_characters() -> None:
-    texts = TokenTexts(byte_level_tokenizer())
-    ids = byte_level_tokenizer().encode("naïve " + "你" * 20).ids
-    sequence = sequence_of("r", ids, np.random.default_rng(0), vocab_size=257, top_k=4)
-    preview = summary_payload(0, sequence, texts)["preview"]
-    assert preview == "naïve " + "你" * ((PREVIEW_TOKENS - 7) // 3) + "…"
 
 
 def test_a_piece_alone_shows_its_loose_bytes() -> None:

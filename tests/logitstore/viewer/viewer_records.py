@@ -5,10 +5,14 @@ Shape legend: N label rows, K stored entries, V vocabulary, M temperatures.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence, LabelRows
+from logitstore.store import LogitStore
+from logitstore.students.snapshots import StudentRows
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 
@@ -84,3 +88,51 @@ def manifest_of(vocab_size: int, top_k: int, *, model: str = "made-up", fingerpr
         input=InputInfo("prompts.jsonl", "text", {"text": "text"}),
         created="2026-11-22T00:00:00Z",
     )
+
+
+def student_rows_of(logits_NV: np.ndarray, teacher: LabelRows, labels_N: np.ndarray) -> StudentRows:
+    """A student's rows at its teacher's ids, computed directly from full logits."""
+    wide_NV = logits_NV.astype(np.float64)
+    taken_NK = np.take_along_axis(wide_NV, teacher.token_ids_NK, axis=1)
+    rest_NV = wide_NV.copy()
+    np.put_along_axis(rest_NV, teacher.token_ids_NK, -np.inf, axis=1)
+    logsumexp_NM = np.stack([logsumexp(wide_NV / t) for t in TEMPERATURES], axis=1)
+    tail_NM = np.stack([logsumexp(rest_NV / t) for t in TEMPERATURES], axis=1)
+    label_logit_N = wide_NV[np.arange(len(wide_NV)), labels_N]
+    rows = LabelRows(
+        logits_NK=taken_NK.astype(np.float32),
+        token_ids_NK=teacher.token_ids_NK,
+        count_N=teacher.count_N,
+        logsumexp_NM=logsumexp_NM.astype(np.float32),
+        log_tail_mass_NM=(tail_NM - logsumexp_NM).astype(np.float32),
+        label_logprob_N=(label_logit_N - logsumexp_NM[:, 0]).astype(np.float32),
+        label_rank_N=(wide_NV >= label_logit_N[:, None]).sum(axis=1).astype(np.int32),
+    )
+    return StudentRows(rows, wide_NV.argmax(axis=1).astype(np.int32), wide_NV.max(axis=1).astype(np.float32))
+
+
+def fill_large_store(
+    store: LogitStore, num_units: int, per_unit: int, letters: list[int], *, num_tokens: int = 24
+) -> None:
+    """Many short sequences, quickly: each unit has the same label rows, and texts and ids of its own.
+
+    Sequence i of unit u is record `u-i`; every tenth is flagged truncated. Tokens are of `letters`.
+    """
+    spec = store.manifest.labels
+    rng = np.random.default_rng(0)
+    templates = [
+        sequence_of("", rng.choice(letters, num_tokens + i % 7).tolist(), rng, vocab_size=spec.vocab_size,
+                    top_k=spec.top_k, prompt=4)
+        for i in range(50)
+    ]  # fmt: skip
+    for unit in range(num_units):
+        sequences = [
+            replace(
+                templates[i % 50],
+                record_id=f"{unit}-{i}",
+                token_ids_T=rng.choice(letters, len(templates[i % 50].token_ids_T)).astype(np.int32),
+                flags=("truncated",) if i % 10 == 0 else (),
+            )
+            for i in range(per_unit)
+        ]
+        store.commit_unit(f"u{unit:06d}", unit, sequences, seconds=1.0, worker="test")

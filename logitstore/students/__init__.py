@@ -1,0 +1,1 @@
+"""What a student leaves beside its model for the pages of this package."""

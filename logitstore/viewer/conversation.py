@@ -1,0 +1,50 @@
+"""What a sequence says, for a line of the list: the first user's words and the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from logitstore.errors import StoreError
+from logitstore.exchange.chat_text import PromptParser
+from logitstore.exchange.texts import prompt_and_answer, render_of
+from logitstore.store import LogitStore
+from logitstore.viewer.tokens import TokenTexts, visible
+
+MAX_CHARACTERS = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Of one sequence, each text cut to MAX_CHARACTERS."""
+
+    asked: str
+    """The first user's message; the whole prompt where messages cannot be told apart."""
+    answer: str
+    num_turns: int
+    """User messages of the prompt; 0 where they cannot be told apart."""
+
+
+class Conversations:
+    """Of a store's sequences: by the chat template that the store keeps, else the tokenizer folder's."""
+
+    def __init__(self, store: LogitStore, texts: TokenTexts, folder: Path | None = None) -> None:
+        self._texts = texts
+        try:
+            render = render_of(store, folder)
+            self._parser = None if render is None else PromptParser(render)
+        except StoreError:
+            self._parser = None
+
+    def of(self, token_ids_T: np.ndarray, prompt_length: int) -> Conversation:
+        prompt, answer = prompt_and_answer(token_ids_T, prompt_length, self._texts)
+        messages = None if self._parser is None else self._parser.messages(prompt)
+        asked = [message["content"] for message in messages or () if message["role"] == "user"]
+        return Conversation(_short(asked[0] if asked else prompt), _short(answer), len(asked))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return visible(text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS].rstrip() + "…")

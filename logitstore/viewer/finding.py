@@ -1,0 +1,210 @@
+"""Sequences of a store that a person looks for: by id or text, by a selection, in the order of a figure.
+
+Shards are looked through one after the other in a thread, and what is known so far is shown meanwhile. The
+figures of a shard are kept, so that the next question about them is answered at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.index.entries import ShardIndex
+from logitstore.manifest.fields import ShardEntry
+from logitstore.records import LabeledSequence
+from logitstore.rows.entropy import entropy
+from logitstore.rows.selection import Block, Selection
+from logitstore.rows.where import parse_selection
+from logitstore.shard.reader import ShardReader
+from logitstore.store import LogitStore
+from logitstore.viewer.tokens import TokenTexts
+
+Order = Literal["number", "length", "entropy", "surprise"]
+MAX_KEPT = 8
+"""Answers that are kept, the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is looked for; the defaults look for everything, in the store's order."""
+
+    text: str = ""
+    """A part of the record id or of the text, whatever its case."""
+    where: str = ""
+    """An expression as for `--where`."""
+    order: Order = "number"
+    """"length" in tokens; "entropy" of the teacher and "surprise" of the actual tokens, means at T = 1 over
+    the label rows that a loss counts."""
+    descending: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            raise UnsupportedInputError(
+                f"order {self.order!r:.40} is none of {', '.join(get_args(Order))}; choose one of them"
+            )
+
+    @property
+    def takes_all_as_they_are(self) -> bool:
+        return self == Question()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known so far."""
+
+    numbers: np.ndarray
+    """int64, of the sequences found, in the order asked for; those without the figure last."""
+    looked: int
+    """Sequences looked through."""
+    total: int
+    problem: str = ""
+    """Why it ended early; empty where it did not."""
+
+
+class Finder:
+    """Answers questions about one store; safe to call from several threads."""
+
+    def __init__(self, store: LogitStore, selection: Selection, texts: TokenTexts) -> None:
+        self._store, self._selection, self._texts = store, selection, texts
+        self._lock = threading.Lock()
+        self._searches: OrderedDict[Question, _Search] = OrderedDict()
+        self._figures: dict[tuple[str, Order], np.ndarray] = {}
+        """By shard: float64 of each of its sequences."""
+
+    def ask(self, question: Question, shards: ShardIndex, starts: np.ndarray) -> Answer:
+        """What is known; the first call begins to look, and one for another question ends the one before.
+
+        `starts` are the numbers of the shards' first selected sequences.
+
+        Raises:
+            UnsupportedInputError: `where` is no expression.
+        """
+        with self._lock:
+            search = self._searches.get(question)
+            if search is None or search.num_shards != len(shards):
+                selection = parse_selection(question.where)
+                for other in self._searches.values():
+                    other.is_wanted = False
+                search = _Search(self, question, selection, shards, starts)
+                self._searches[question] = search
+            elif not search.is_wanted and not search.is_done:
+                search.go_on()
+            self._searches.move_to_end(question)
+            while len(self._searches) > MAX_KEPT:
+                self._searches.popitem(last=False)[1].is_wanted = False
+        return search.answer()
+
+    def found_in(
+        self, entry: ShardEntry, question: Question, selection: Selection
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(places among the shard's selected sequences, their figures) of what is found in one shard."""
+        if not self._selection.takes_unit(entry):
+            return np.zeros(0, np.int64), np.zeros(0)
+        kept: list[np.ndarray] = []
+        found: list[np.ndarray] = []
+        with self._store.open_shard(entry) as reader:
+            for index in range(reader.num_blocks):
+                block = Block(reader, index)
+                kept.append(self._selection.kept(block, entry))
+                found.append(kept[-1] & selection.kept(block, entry))
+                if question.text and found[-1].any():
+                    found[-1] &= self._has_text(block, question.text, found[-1])
+            figures = self._figures_of(entry, reader, question.order)
+        kept_S, found_S = (np.concatenate([np.zeros(0, bool), *parts]) for parts in (kept, found))
+        return np.flatnonzero(found_S[kept_S]), figures[found_S]
+
+    def _has_text(self, block: Block, text: str, wanted_S: np.ndarray) -> np.ndarray:
+        needle, raw = text.casefold(), self._texts.raw
+        tokens = block.reader.token_ids(block.index)
+        has_S = np.zeros(len(wanted_S), bool)
+        for place in np.flatnonzero(wanted_S):
+            whole = b"".join(map(raw, tokens[place].tolist())).decode("utf-8", errors="replace")
+            has_S[place] = needle in block.plain.record_id[place].casefold() or needle in whole.casefold()
+        return has_S
+
+    def _figures_of(self, entry: ShardEntry, reader: ShardReader, order: Order) -> np.ndarray:
+        key = (entry.name, order)
+        if key not in self._figures:
+            self._figures[key] = self._read_figures(reader, order)
+        return self._figures[key]
+
+    def _read_figures(self, reader: ShardReader, order: Order) -> np.ndarray:
+        blocks = range(reader.num_blocks)
+        if order in ("number", "length"):
+            lengths = [reader.plain_columns(index).num_tokens for index in blocks]
+            return np.concatenate([np.zeros(0), *lengths]).astype(np.float64)
+        spec = self._store.manifest.labels
+        figure: Callable[[LabeledSequence], np.ndarray] = _surprise
+        top_k = 1 if spec.support != "given" else None
+        if order == "entropy":
+            figure, top_k = (lambda sequence: entropy(sequence.rows, spec, 1.0)), None
+        values = [
+            _mean(figure(sequence), sequence.loss_mask_N)
+            for index in blocks
+            for sequence in reader.read_block(index, top_k=top_k)
+        ]
+        return np.array(values, np.float64)
+
+
+class _Search:
+    """One question on its way through the shards."""
+
+    def __init__(
+        self, finder: Finder, question: Question, selection: Selection, shards: ShardIndex, starts: np.ndarray
+    ) -> None:
+        self._finder, self._question, self._selection = finder, question, selection
+        self._shards, self._starts = shards, starts
+        self._found: list[tuple[np.ndarray, np.ndarray]] = []
+        self._problem = ""
+        self.num_shards = len(shards)
+        self.is_wanted = False
+        self._looked = np.cumsum([0, *shards.column("num_sequences")])
+        self.go_on()
+
+    @property
+    def is_done(self) -> bool:
+        return len(self._found) == self.num_shards or bool(self._problem)
+
+    def go_on(self) -> None:
+        self.is_wanted = True
+        threading.Thread(target=self._run, name="finder", daemon=True).start()
+
+    def answer(self) -> Answer:
+        found = self._found[:]
+        numbers = np.concatenate([np.zeros(0, np.int64), *(numbers for numbers, _ in found)])
+        if self._question.order != "number":
+            figures = np.concatenate([np.zeros(0), *(figures for _, figures in found)])
+            numbers = numbers[np.argsort(-figures if self._question.descending else figures, kind="stable")]
+        elif self._question.descending:
+            numbers = numbers[::-1]
+        return Answer(numbers, int(self._looked[len(found)]), int(self._looked[-1]), self._problem)
+
+    def _run(self) -> None:
+        while self.is_wanted and len(self._found) < self.num_shards:
+            place = len(self._found)
+            entry = self._shards[place]
+            nothing = (np.zeros(0, np.int64), np.zeros(0))
+            try:
+                places, figures = (
+                    self._finder.found_in(entry, self._question, self._selection) if entry.name else nothing
+                )
+            except (OSError, ValueError) as error:  # the errors of stores are of these
+                self._problem = str(error)
+                return
+            self._found.append((places + self._starts[place], figures))
+
+
+def _surprise(sequence: LabeledSequence) -> np.ndarray:
+    return -sequence.rows.label_logprob_N
+
+
+def _mean(values_N: np.ndarray, loss_mask_N: np.ndarray) -> float:
+    """Of the rows that a loss counts and whose value is known; NaN where there is none."""
+    known = values_N[loss_mask_N & ~np.isnan(values_N)]
+    return float(known.mean()) if len(known) else float("nan")

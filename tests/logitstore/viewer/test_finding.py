@@ -1,0 +1,177 @@
+"""Looking for sequences: what is found is what reading the whole store finds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.records import LabeledSequence
+from logitstore.rows.entropy import entropy
+from logitstore.rows.where import parse_selection
+from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import put_tokenizer
+from logitstore.viewer.conversation import Conversations
+from logitstore.viewer.finding import Question
+from logitstore.viewer.overview import StoreView
+from logitstore.viewer.server import ViewerServer
+from logitstore.viewer.static import write_static_page
+from logitstore.viewer.tokens import TokenTexts
+from tests.logitstore.viewer.test_viewer_tokens import byte_level_tokenizer
+from tests.logitstore.viewer.viewer_records import fill_large_store, manifest_of
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    folder = tmp_path_factory.mktemp("large")
+    tokenizer = byte_level_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    fingerprint = tokenizer_fingerprint(tokenizer.get_vocab())
+    made = LogitStore.create(
+        str(folder / "store"), manifest_of(257, 8, model=str(folder), fingerprint=fingerprint)
+    )
+    fill_large_store(made, 8, 40, tokenizer.encode("abcdefghijklmnop ").ids)
+    return made
+
+
+@pytest.fixture(scope="module")
+def sequences(store: LogitStore) -> list[LabeledSequence]:
+    return list(store.iter_sequences())
+
+
+def found(server: ViewerServer, question: Question, count: int = 500) -> dict[str, Any]:
+    """The answer when all has been looked through."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        answer: dict[str, Any] = server.sequences(0, 0, count, question)
+        if answer["looked"] == answer["of"]:
+            return answer
+        time.sleep(0.02)
+    raise AssertionError("the search did not end")
+
+
+def numbers_of(answer: dict[str, Any]) -> list[int]:
+    return [one["index"] for one in answer["sequences"]]
+
+
+@pytest.fixture
+def server(store: LogitStore) -> Any:
+    made = ViewerServer([StoreView(store.uri)], 0)
+    yield made
+    made.server_close()
+
+
+def test_flags_and_lengths_select(server: ViewerServer, sequences: list[LabeledSequence]) -> None:
+    expected = [i for i, one in enumerate(sequences) if "truncated" in one.flags]
+    assert numbers_of(found(server, Question(where="flags has truncated"))) == expected
+    assert 0 < len(expected) < len(sequences)
+    longer = [i for i, one in enumerate(sequences) if len(one.token_ids_T) > 28]
+    assert numbers_of(found(server, Question(where="num_tokens > 28"))) == longer
+
+
+def test_a_part_of_an_id_or_of_the_text_is_found(
+    server: ViewerServer, sequences: list[LabeledSequence]
+) -> None:
+    texts = TokenTexts(byte_level_tokenizer())
+    whole = [b"".join(map(texts.raw, one.token_ids_T.tolist())).decode() for one in sequences]
+    needle = whole[77][5:8].upper()
+    expected = [i for i, text in enumerate(whole) if needle.lower() in text.lower()]
+    assert 77 in expected
+    assert numbers_of(found(server, Question(text=needle))) == expected
+    by_id = [i for i, one in enumerate(sequences) if "3-1" in one.record_id]
+    assert numbers_of(found(server, Question(text="3-1"))) == by_id
+
+
+@pytest.mark.parametrize("order", ["length", "entropy", "surprise"])
+def test_orders_are_those_of_the_rows(
+    server: ViewerServer, store: LogitStore, sequences: list[LabeledSequence], order: Any
+) -> None:
+    spec = store.manifest.labels
+    figure = {
+        "length": lambda one: len(one.token_ids_T),
+        "entropy": lambda one: entropy(one.rows, spec, 1.0).mean(),
+        "surprise": lambda one: -one.rows.label_logprob_N.mean(),
+    }[order]
+    values = [float(figure(one)) for one in sequences]
+    for descending in (False, True):
+        shown = numbers_of(found(server, Question(order=order, descending=descending)))
+        assert sorted(shown) == list(range(len(sequences)))
+        ordered = np.array([values[number] for number in shown])
+        np.testing.assert_allclose(ordered, sorted(values, reverse=descending), atol=1e-6)
+
+
+def test_a_search_keeps_to_what_the_page_shows(store: LogitStore, sequences: list[LabeledSequence]) -> None:
+    """Numbers are those of the selected sequences, as everywhere on the page."""
+    server = ViewerServer([StoreView(store.uri, selection=parse_selection("flags lacks truncated"))], 0)
+    kept = [one for one in sequences if not one.flags]
+    answer = found(server, Question(where="num_tokens > 28"))
+    expected = [one.record_id for one in kept if len(one.token_ids_T) > 28]
+    assert [one["record_id"] for one in answer["sequences"]] == expected
+    assert all(kept[one["index"]].record_id == one["record_id"] for one in answer["sequences"])
+    assert server.record(0, kept[100].record_id, 0) == {"index": 100}
+    with pytest.raises(IndexError, match="no sample 0"):
+        server.record(0, "0-0", 0)  # flagged
+    server.server_close()
+
+
+def test_what_comes_in_is_shown_before_all_is_looked_through(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = StoreView(store.uri)
+    view.open()
+    one_shard = view.finder.found_in
+    monkeypatch.setattr(
+        view.finder, "found_in", lambda *given: (time.sleep(0.2), one_shard(*given))[1], raising=True
+    )
+    server = ViewerServer([view], 0)
+    question = Question(where="flags has truncated")
+    looked = set()
+    answer: dict[str, Any] = {"looked": None, "of": 0}
+    while answer["looked"] != answer["of"]:
+        answer = server.sequences(0, 0, 500, question)
+        looked.add(answer["looked"])
+        assert answer["total"] == answer["looked"] // 10
+        time.sleep(0.05)
+    assert len(looked) > 2
+    server.server_close()
+
+
+def test_a_question_that_means_nothing_is_refused(server: ViewerServer) -> None:
+    with pytest.raises(UnsupportedInputError, match="knows no field"):
+        server.sequences(0, 0, 5, Question(where="colour = red"))
+    with pytest.raises(UnsupportedInputError, match="none of number, length"):
+        Question(order="colour")  # type: ignore[arg-type]
+
+
+def test_the_list_shows_what_was_asked_and_not_the_template(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    store = LogitStore.create(str(tmp_path / "store"), manifest_of(257, 8))
+    files = {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": b"{}",
+        "chat_template.jinja": TEMPLATE.encode(),
+    }
+    put_tokenizer(store.objects, files)
+    conversations = Conversations(store, TokenTexts(tokenizer))
+    prompt = "<|system|>Be good.<|end|><|user|>First?<|end|><|assistant|>Yes.<|end|><|user|>And <b>?<|end|><|assistant|>"
+    for text, asked, turns in ((prompt, "First?", 2), ("no template: " + "x" * 400, "no template: ", 0)):
+        ids = tokenizer.encode(text + "An answer.").ids
+        found = conversations.of(np.array(ids), len(text))
+        assert found.asked.startswith(asked)
+        assert len(found.asked) <= 241
+        assert (found.answer, found.num_turns) == ("An answer.", turns)
+
+
+def test_a_file_names_what_it_leaves_out(store: LogitStore, tmp_path: Path) -> None:
+    write_static_page(store.uri, tmp_path / "page.html", max_sequences=3)
+    assert '"num_sequences":320' in (tmp_path / "page.html").read_text(encoding="utf-8")
