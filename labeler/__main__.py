@@ -104,12 +104,15 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--calibrate estimates what a job will cost; give it together with --dry-run")
     if arguments.dry_run:
         from labeler.job.dry_run import dry_run
+        from labeler.on_ray.gpus import check_gpus_for_dry_run
 
         print(
             dry_run(
                 job, calibrate=arguments.calibrate, as_json=arguments.json, with_settings=arguments.settings
             )
         )
+        if warning := check_gpus_for_dry_run(job):
+            print(f"WARNING: {warning}", file=sys.stderr)
         return 0
     from labeler.driver.progress import report
     from labeler.driver.run import RunOptions, run

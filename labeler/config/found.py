@@ -208,7 +208,7 @@ def _find_gpus(document: dict[str, Any]) -> list[str]:
     teacher, workers = document.get("teacher"), document.get("workers")
     if not isinstance(teacher, dict) or not isinstance(workers, dict) or teacher.get("engine") == "fake":
         return []
-    num_gpus = _num_gpus()
+    num_gpus = gpus_here()
     if not num_gpus:
         there = len(list(NVIDIA_GPUS.iterdir())) if NVIDIA_GPUS.is_dir() else 0
         if there and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
@@ -228,7 +228,7 @@ def _find_gpus(document: dict[str, Any]) -> list[str]:
     return [line]
 
 
-def _num_gpus() -> int:
+def gpus_here() -> int:
     """GPUs that the installed PyTorch, and so vLLM, can use here."""
     import torch  # takes a second or two, as the engine will anyway
 

@@ -306,10 +306,13 @@ class _Run:
         from labeler.driver.loop import LabelingLoop
         from labeler.driver.metrics import JobMetrics
         from labeler.driver.pool import ActorPool
+        from labeler.on_ray.gpus import check_gpus
         from labeler.on_ray.runtime import ray_for
 
         with ray_for(self._job):
             self._stop.take_again()
+            if warning := check_gpus(self._job):
+                self._trouble(warning)
             tokenizer = self._prepared.tokenizer
             marks = find_marks(tokenizer, self._job.labels.reasoning) if self._job.has_segments else NO_MARKS
             pool = ActorPool(with_absolute_paths(self._job), tokenizer.ends, marks=marks)

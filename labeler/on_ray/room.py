@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labeler.config.loading import WorkersConfig
+
+MOST_KINDS = 5
+"""Kinds of nodes that are told of."""
+HIDDEN = ("node:", "object_store_memory")
 
 
 def lack_of_room(workers: WorkersConfig, num_waiting: int, nodes: Sequence[Mapping[str, Any]]) -> str:
@@ -27,6 +32,29 @@ def lack_of_room(workers: WorkersConfig, num_waiting: int, nodes: Sequence[Mappi
 def fits(workers: WorkersConfig, nodes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the cluster, with nothing else on it, has the machines for one replica."""
     return _count_large(workers, nodes)[0] >= workers.machines
+
+
+def lack_of_gpus(workers: WorkersConfig, nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Why a replica's GPUs are nowhere, with what the nodes have; "" where there are as many as it takes."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    enough = sum(node.get("GPU", 0) >= workers.gpus for node in alive)
+    if not workers.gpus or enough >= workers.machines:
+        return ""
+    wanted = f"workers.gpus = {workers.gpus:g}" + (
+        f" on each of workers.machines = {workers.machines}" if workers.machines > 1 else ""
+    )
+    kinds = Counter(_in_words(node) for node in alive)
+    there = "; ".join(f"{count} with {kind}" for kind, count in kinds.most_common(MOST_KINDS)) or "none"
+    return f"{wanted}, but {enough or 'none'} of {len(alive)} nodes have that ({there})"
+
+
+def _in_words(resources: Mapping[str, float]) -> str:
+    """What a node has, but for what Ray names after the node itself."""
+    named = {name: amount for name, amount in resources.items() if not name.startswith(HIDDEN)}
+    return ", ".join(
+        f"{amount / 1e9:.1f} GB {name}" if name.endswith("memory") else f"{amount:g} {name}"
+        for name, amount in sorted({"GPU": 0.0, **named}.items())
+    )
 
 
 def _count_large(workers: WorkersConfig, nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import pytest
 
 import logitstore
 from labeler.__main__ import main
+from labeler.config.found import gpus_here
 from labeler.job.driver_lease import acquire
 from labeler.prompting.prompts import PromptBuilder
 from logitstore.objects.opening import Objects
@@ -227,5 +228,7 @@ def test_the_dry_run_says_how_the_logits_are_computed(tmp_path, capsys, gpus, wo
     settings = [f"teacher.model='{engines.MODEL}'", "teacher.dtype=bfloat16", f"workers.gpus={gpus}"]
     settings += [f"input.uri='{tmp_path}/in.jsonl'", "input.kind=text", f"output.uri='{tmp_path}/store'"]
     arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
-    assert main(arguments) == 0
-    assert f"logits: {words}" in capsys.readouterr().out
+    assert main(arguments) == (0 if gpus_here() >= gpus else 2)
+    out, err = capsys.readouterr()
+    assert f"logits: {words}" in out
+    assert ("workers.gpus = 1, but none of 1 nodes have that" in err) == (gpus_here() < gpus)

@@ -101,7 +101,7 @@ def test_gpus_become_replicas(
     wanted: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(found, "_num_gpus", lambda: num_gpus)
+    monkeypatch.setattr(found, "gpus_here", lambda: num_gpus)
     document = {"teacher": dict(teacher), "workers": dict(workers), "input": {"kind": "prompt"}}
     lines = find_settings(document)
     assert document["workers"] == wanted
