@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -104,13 +105,17 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--calibrate estimates what a job will cost; give it together with --dry-run")
     if arguments.dry_run:
         from labeler.job.dry_run import dry_run
+        from labeler.job.segment_colours import paint_for
         from labeler.on_ray.gpus import check_gpus_for_dry_run
 
-        print(
-            dry_run(
-                job, calibrate=arguments.calibrate, as_json=arguments.json, with_settings=arguments.settings
-            )
+        report_of_dry_run = dry_run(
+            job,
+            calibrate=arguments.calibrate,
+            as_json=arguments.json,
+            with_settings=arguments.settings,
+            paint=paint_for(sys.stdout, os.environ),
         )
+        print(report_of_dry_run)
         if warning := check_gpus_for_dry_run(job):
             print(f"WARNING: {warning}", file=sys.stderr)
         return 0

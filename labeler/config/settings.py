@@ -41,10 +41,15 @@ class LabelsConfig(Section):
     """Which tokens get labels; "auto" is "all" for text and token_ids without a response, else "response"."""
     turns: Literal["last", "all", "each"] = "last"
     """Messages: which of the assistant's turns count. "all" (score) is one sequence, labeled from the first
-    answer on, whose loss mask leaves out what others say; a template that renders earlier turns otherwise
-    than a last one cannot be had so. "each" is a sequence for every turn, whose conversation ends there and
-    whose id has "#turn-1" and so on behind it: each is rendered as a last one, and its tokens before are
-    paid for again. In mode "generate" the teacher writes every turn after the given ones before it."""
+    answer on, whose loss mask leaves out what others say: by the template's {% generation %} marks where it
+    has them, else a template that renders earlier turns otherwise than a last one cannot be had so. "each" is
+    a sequence for every turn, whose conversation ends there and whose id has "#turn-1" and so on behind it:
+    each is rendered as a last one, and its tokens before are paid for again. In mode "generate" the teacher
+    writes every turn after the given ones before it. An answer with weight = 0, as OpenAI's files have it, is
+    read and not labeled."""
+    segments: bool = True
+    """Store of each token of a conversation whether it is context, reasoning, answer, tool call or an end.
+    false leaves that out; a store begun with it goes on with it."""
     reasoning: ReasoningMarks | None = None
     """Marks of the teacher's reasoning, {start = "<think>", end = "</think>"}, by which conversations get
     segments; None finds them in the chat template, and `--dry-run` says which."""
@@ -250,6 +255,10 @@ class JobConfig(Section):
                 'labels.turns = "each" cuts the conversation at each turn and input.fields.student_messages '
                 'has one for the last alone; set labels.turns = "last", or remove it'
             )
+        if "segments" in self.input.fields and not self.labels.segments:
+            raise ValueError(
+                "labels.segments = false leaves out what input.fields.segments gives; remove one"
+            )
         if "segments" in self.input.fields and mode == "generate":
             raise ValueError(
                 'input.fields.segments needs labels.mode = "score": the parts of a response that the teacher '
@@ -325,9 +334,12 @@ class JobConfig(Section):
 
     @property
     def has_segments(self) -> bool:
-        """Whether it is known of every token what it is."""
-        if "segments" in self.input.fields:
-            return True
+        """Whether it is stored of every token what it is."""
+        return self.labels.segments and (self.has_marks or "segments" in self.input.fields)
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether the parts of an assistant's turn are told apart by marks."""
         return bool(self.input.chat_template) and self.input.kind not in ("text", "token_ids")
 
     @property

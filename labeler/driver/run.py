@@ -314,7 +314,7 @@ class _Run:
             if warning := check_gpus(self._job):
                 self._trouble(warning)
             tokenizer = self._prepared.tokenizer
-            marks = find_marks(tokenizer, self._job.labels.reasoning) if self._job.has_segments else NO_MARKS
+            marks = find_marks(tokenizer, self._job.labels.reasoning) if self._job.has_marks else NO_MARKS
             pool = ActorPool(with_absolute_paths(self._job), tokenizer.ends, marks=marks)
             loop = LabelingLoop(self._job, scheduler, pool, setup, self._tally, self._log, self._trouble)
             metrics = JobMetrics(self._job.output.uri)

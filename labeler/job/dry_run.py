@@ -14,6 +14,7 @@ from labeler.driver.progress import duration
 from labeler.driver.run import new_planner, read_input
 from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
+from labeler.job.segment_colours import Paint, plain
 from labeler.job.teacher_view import seen_by_teacher
 from labeler.planning.gpu_memory import memory_need
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words, parts_in_words
@@ -93,13 +94,13 @@ class Estimate:
         return [*lines, self.unnamed_labels] if self.unnamed_labels else lines
 
 
-def estimate(job: JobConfig, *, calibrate: int = 0) -> Estimate:
+def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Estimate:
     """Read the input as a run would; with `calibrate` also label so many records for a trial.
 
     Writes nothing into the store. Raises ConfigError as a run would.
     """
     prepared = prepare(job)
-    seen = (*seen_by_teacher(job, prepared), *_head_in_words(job))
+    seen = (*seen_by_teacher(job, prepared, paint), *_head_in_words(job))
     planner, totals = _count(job, prepared)
     seen = (*seen, *histogram(planner.lengths))
     if parts := parts_in_words(job, totals, planner.num_whole):
@@ -128,9 +129,11 @@ def _head_in_words(job: JobConfig) -> list[str]:
     return [f"logits: {choice.in_words}"]
 
 
-def dry_run(job: JobConfig, *, calibrate: int, as_json: bool, with_settings: bool) -> str:
+def dry_run(
+    job: JobConfig, *, calibrate: int, as_json: bool, with_settings: bool, paint: Paint = plain
+) -> str:
     """The report of `--dry-run`: what the teacher will see and the plan; every setting where asked for."""
-    found = estimate(job, calibrate=calibrate)
+    found = estimate(job, calibrate=calibrate, paint=plain if as_json else paint)
     if as_json:
         return json.dumps(found.as_record(), indent=1)
     settings = [json.dumps(resolved(job), indent=1), ""] if with_settings else []

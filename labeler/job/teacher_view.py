@@ -9,12 +9,13 @@ import numpy as np
 from labeler.config.loading import JobConfig
 from labeler.driver.run import read_input
 from labeler.errors import BadRecordError
+from labeler.job.segment_colours import Paint, legend, plain
 from labeler.planning.preflight import Prepared
 from labeler.prompting.prompts import PromptBuilder
 from labeler.prompting.segment_marks import NO_MARKS, find_marks
 from labeler.records import TokenizedPrompt
 from labeler.worker.segmenting import Segmenter
-from logitstore.records import SEGMENT_NAMES
+from logitstore.records import SEGMENT_NAMES, Segment
 from logitstore.shard.segments import runs_of
 
 NUM_SHOWN = 2
@@ -24,10 +25,13 @@ BORDER_IDS = 4
 MAX_SHOWN = 600
 
 
-def seen_by_teacher(job: JobConfig, prepared: Prepared) -> tuple[str, ...]:
-    """Lines for the user: records with their markers, and the ids where the response begins."""
+def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) -> tuple[str, ...]:
+    """Lines for the user: records with their markers, and the ids where the response begins.
+
+    `paint` colours what belongs to a segment.
+    """
     tokenizer, lines = prepared.tokenizer, list[str]()
-    marks = find_marks(tokenizer, job.labels.reasoning) if job.has_segments else NO_MARKS
+    marks = find_marks(tokenizer, job.labels.reasoning) if job.has_marks else NO_MARKS
     segmenter = Segmenter(marks, tokenizer.ends, tokenizer.decode)
     builder = PromptBuilder(job, tokenizer, prepared.limits)
     num_shown = 0
@@ -46,15 +50,15 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared) -> tuple[str, ...]:
         lines += [
             f"{prompt.record_id}: {prompt.num_tokens:,} tokens, labels from token {prompt.label_start}, ids "
             f"at the border {given[-BORDER_IDS:]} | {response[:BORDER_IDS]}",
-            f"  given:    {_shortened(tokenizer.decode(given))}",
+            f"  given:    {paint(Segment.CONTEXT, _shortened(tokenizer.decode(given)))}",
             f"  response: {answer}",
         ]
         if job.has_segments and response:
-            lines += _segments_in_words(prompt, segmenter)
+            lines += _segments_in_words(prompt, segmenter, paint)
     if job.labels.mode == "generate":
         lines.append(f"responses end at {tokenizer.ends}")
-    if job.has_segments and "segments" not in job.input.fields:
-        lines.append(f"segments: {marks}")
+    if job.has_marks:
+        lines += [f"segments: {marks}", *legend(paint)]
     if builder.num_split_borders or builder.num_raw_answers:
         lines.append(
             f"of the records shown, {builder.num_split_borders} were tokenised apart at the border and "
@@ -63,7 +67,7 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _segments_in_words(prompt: TokenizedPrompt, segmenter: Segmenter) -> list[str]:
+def _segments_in_words(prompt: TokenizedPrompt, segmenter: Segmenter, paint: Paint) -> list[str]:
     """A line for each run of tokens that are alike: where it lies, its ids at the borders, its text."""
     assert prompt.response_token_ids is not None
     ids_T = np.concatenate([prompt.prompt_token_ids, prompt.response_token_ids])
@@ -74,7 +78,8 @@ def _segments_in_words(prompt: TokenizedPrompt, segmenter: Segmenter) -> list[st
         border = f"{ids[0]} .. {ids[-1]}" if length > 1 else f"{ids[0]}"
         text = _shortened(segmenter.decode(ids)) if segmenter.decode is not None else ""
         lines.append(
-            f"  {SEGMENT_NAMES[number]:<9} tokens {start:,} to {start + length - 1:,}, ids {border}: {text}"
+            f"  {paint(number, f'{SEGMENT_NAMES[number]:<9}')} tokens {start:,} to {start + length - 1:,}, "
+            f"ids {border}: {paint(number, text)}"
         )
         start += length
     return lines

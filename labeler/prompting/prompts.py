@@ -55,7 +55,7 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._limits = limits
         self._probe = TemplateProbe(tokenizer, job.input.ignore_keys)
-        found = find_marks(tokenizer, job.labels.reasoning) if job.has_segments else SegmentMarks()
+        found = find_marks(tokenizer, job.labels.reasoning) if job.has_marks else SegmentMarks()
         self._think = THINK if found.reasoning is None else tuple(mark.text for mark in found.reasoning)
         self._first_marker = _first_marker(tokenizer) if job.input.chat_template else ""
 
@@ -119,7 +119,10 @@ class PromptBuilder:
         if kind == "text":
             text = text_field(record, self._input.field_names()["text"], self._input.list_of_texts)
             return [], self._with_bos(self._tokenizer.encode(text))
-        return self._ids_of(exchange_of(record, self._input, self._mode))
+        exchange = exchange_of(record, self._input, self._mode)
+        if self._mode == "score" and (exchange.response or {}).get("weight") == 0:
+            raise BadRecordError("its last answer has weight 0: it is not to be learned", "no_response")
+        return self._ids_of(exchange)
 
     def _ids_of(self, exchange: Exchange) -> tuple[list[int], list[int] | None]:
         if self._input.chat_template:
@@ -182,24 +185,39 @@ class PromptBuilder:
         whole = Conversation(messages, given.tools, given.documents)
         ids = self._without_trailing_space(self._tokenizer.encode(self._render(whole)))
         self._probe.check(whole)
-        mask_T, first = np.zeros(len(ids), bool), len(ids)
-        for place, message in enumerate(messages):
-            if message["role"] != "assistant":
+        all_count = all(message.get("weight") != 0 for message in messages)
+        marked = self._tokenizer.answers_marked(whole) if all_count else None
+        if marked is None:
+            mask_T = self._answers_by_prefixes(whole, ids)
+        else:
+            mask_T = np.array(marked[: len(ids)], bool)
+        if not mask_T.any():
+            reason = (
+                "no answer of the conversation counts, by the chat template's marks or the messages' weight"
+            )
+            raise BadRecordError(reason, "no_response")
+        first = int(mask_T.argmax())
+        return ids[:first], ids[first:], mask_T
+
+    def _answers_by_prefixes(self, whole: Conversation, ids: list[int]) -> np.ndarray:
+        """bool over the conversation's ids, its answers; by what each turn adds to the turns before."""
+        mask_T = np.zeros(len(ids), bool)
+        for place, message in enumerate(whole.messages):
+            if message["role"] != "assistant" or message.get("weight") == 0:
                 continue
-            before = Conversation(messages[:place], given.tools, given.documents)
-            after = Conversation(messages[: place + 1], given.tools, given.documents)
+            before = Conversation(whole.messages[:place], whole.tools, whole.documents)
+            after = Conversation(whole.messages[: place + 1], whole.tools, whole.documents)
             start_ids = self._tokenizer.encode(self._render(before, add_generation_prompt=True))
             end_ids = self._without_trailing_space(self._tokenizer.encode(self._render(after)))
             if ids[: len(start_ids)] != start_ids or ids[: len(end_ids)] != end_ids:
                 raise BadRecordError(
                     f"the chat template renders turn {place + 1} otherwise in the middle of the conversation "
                     "than at its end, so it cannot be labeled together with the others; set labels.turns = "
-                    '"last"',
+                    '"each" for a sequence of each turn, or "last"',
                     "unstable_template",
                 )
             mask_T[len(start_ids) : len(end_ids)] = True
-            first = min(first, len(start_ids))
-        return ids[:first], ids[first:], mask_T
+        return mask_T
 
     def _render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
         """Raises BadRecordError where the template refuses the conversation."""

@@ -18,6 +18,8 @@ KNOWN_REASONING = (
     ("<reasoning>", "</reasoning>"),
 )
 """Marks looked for in templates that do not print a message's reasoning."""
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which templates look for a message's reasoning."""
 PROBE_REASONING, PROBE_FUNCTION = "penumbra reasoning", "penumbra_function"
 
 
@@ -92,16 +94,29 @@ def _turn(tokenizer: Tokenizer, answer: Mapping[str, Any], tools: list[Any] | No
 
 def _reasoning(tokenizer: Tokenizer) -> tuple[str, str] | None:
     """As the template prints a message's reasoning; else a known pair that the template names."""
-    turn = _turn(tokenizer, {"content": PROBE_ANSWER, "reasoning_content": PROBE_REASONING}) or ""
-    before, found, after = turn.partition(PROBE_REASONING)
-    if found and PROBE_ANSWER in after:
-        opening, closing = before.split(), after.partition(PROBE_ANSWER)[0].split()
-        if opening and closing and not opening[-1][-1].isalnum():
-            start = opening[-1]
-            bracket = max(start.rfind(sign) for sign in "<[")
-            return start[bracket:] if bracket >= 0 else start, closing[0]
+    for key in REASONING_KEYS:
+        turn = _turn(tokenizer, {"content": PROBE_ANSWER, key: PROBE_REASONING}) or ""
+        before, found, after = turn.partition(PROBE_REASONING)
+        if found and PROBE_ANSWER in after:
+            opening, closing = before.split(), after.partition(PROBE_ANSWER)[0].split()
+            if opening and closing and not opening[-1][-1].isalnum():
+                return _last_mark(opening[-1], closing[-1]), _first_mark(closing[0])
     template = tokenizer.chat_template or ""
     return next((pair for pair in KNOWN_REASONING if pair[1] in template), None)
+
+
+def _last_mark(text: str, elsewhere: str) -> str:
+    """What opens the reasoning: the shortest end of `text` from a bracket on that does not open the answer
+    too, as <|message|> does in <|channel|>analysis<|message|>."""
+    brackets = [i for i, sign in enumerate(text) if sign in "<["]
+    ends = [text[i:] for i in reversed(brackets)]
+    return next((end for end in ends if not elsewhere.endswith(end)), ends[-1] if ends else text)
+
+
+def _first_mark(text: str) -> str:
+    """What closes the reasoning: up to the first closing bracket, where `text` begins with an opening one."""
+    closing = {"<": ">", "[": "]"}.get(text[0])
+    return text[: text.index(closing) + 1] if closing is not None and closing in text else text
 
 
 def _tool_call(tokenizer: Tokenizer) -> tuple[str, str, bool] | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,11 @@ class Tokenizer(Protocol):
 
     def render_chat(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
         """The conversation in the chat template. Raises ChatTemplateError."""
+        ...
+
+    def answers_marked(self, conversation: Conversation) -> list[int] | None:
+        """1 for each token of the rendered conversation that the template marks with {% generation %} as the
+        assistant's, else 0; None for a template without such marks."""
         ...
 
 
@@ -153,6 +159,20 @@ class HuggingFaceTokenizer:
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from None
         return str(text)
+
+    def answers_marked(self, conversation: Conversation) -> list[int] | None:
+        if not re.search(r"{%-?\s*generation\b", self.chat_template or ""):
+            return None
+        rendered: Any = self._tokenizer.apply_chat_template(
+            [dict(message) for message in conversation.messages],
+            tools=conversation.tools,
+            documents=conversation.documents,
+            chat_template=self._chat_template,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **self._chat_template_kwargs,
+        )
+        return list(rendered["assistant_masks"])
 
     def _find_ends(self, named: list[tuple[int, str]], stop: Sequence[str]) -> ResponseEnds:
         tokenizer = self._tokenizer
@@ -254,6 +274,9 @@ class ByteTokenizer:
         start, end = BYTE_MARKERS[START_OF_TURN], BYTE_MARKERS[END_OF_TURN]
         turns = [f"{start}{m['role']}\n{m['content']}{end}\n" for m in conversation.messages]
         return "".join(turns) + (f"{start}assistant\n" if add_generation_prompt else "")
+
+    def answers_marked(self, conversation: Conversation) -> list[int] | None:
+        return None
 
 
 def load_tokenizer(

@@ -59,7 +59,8 @@ def is_answer(message: object) -> bool:
 def _turns(
     record: Mapping[str, Any], fields: Mapping[str, str]
 ) -> Iterator[tuple[int, dict[str, Any] | Mapping[str, Any]]]:
-    """The conversation up to each answer, and whole where it ends without one. A first message is none."""
+    """The conversation up to each answer, and whole where it ends without one. A first message is none, and
+    what has weight 0 is not to be learned."""
     name = fields["messages"]
     messages = lookup_field(record, name)
     if not isinstance(messages, list) or not messages:
@@ -69,7 +70,7 @@ def _turns(
     for place, message in enumerate(messages):
         if is_answer(message):
             number += 1
-            if place:
+            if place and message.get("weight") != 0:
                 yield number, _with_field(record, name, messages[: place + 1])
     if not is_answer(messages[-1]) or len(messages) == 1:
         yield number + 1, record

@@ -219,6 +219,38 @@ def test_the_dry_run_shows_segments_with_their_border_ids_and_lengths(tmp_path, 
     assert [len(line[4]) for line in lines] == [40, 20]
 
 
+@pytest.mark.parametrize(
+    ("environment", "flags", "coloured"),
+    [
+        ({"TERM": "xterm"}, [], True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, [], False),
+        ({"TERM": "dumb"}, [], False),
+        ({"TERM": "xterm"}, ["--json"], False),
+    ],
+)
+def test_the_dry_run_colours_segments_on_a_terminal_alone(
+    tmp_path, monkeypatch, environment, flags, coloured
+):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a\x1bb"}]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    settings = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", "input.kind=messages"]
+    settings.append(f"output.uri='{tmp_path}/store'")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = os.openpty()
+    arguments = ["run", "--dry-run", *flags, *(part for one in settings for part in ("--set", one))]
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main(arguments) == 0
+        terminal.flush()
+        text = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert ("\x1b[32m'a\\x1bb'\x1b[0m" in text) == coloured
+    assert ("colours: \x1b[2mcontext\x1b[0m, \x1b[35mreasoning\x1b[0m" in text) == coloured
+    assert ("\x1b" in text) == coloured
+
+
 @engines.needs_model
 @pytest.mark.parametrize(
     ("gpus", "words"), [(0, "rounded to the dtype"), (1, "float32 sums of the half-prec")]

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from logitstore.inputs.parts import parent_id
 from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.rows.selection import Block, Selection
 from logitstore.shard.reader import ShardReader
@@ -35,8 +36,10 @@ class HeldOut:
             raise ValueError(f"held-out fraction {self.fraction} must lie in [0, 1)")
 
     def keeps(self, record_id: str) -> bool:
-        """Whether a record is on this side: by a hash of its id, so all its samples stay together."""
-        digest = hashlib.blake2b(record_id.encode(), digest_size=8, person=b"held-out").digest()
+        """Whether a record is on this side: by a hash of its id, so all its samples stay together, and of its
+        parent's id where it is a part of one, so that no turn of a conversation is held out of the others."""
+        name = parent_id(record_id).encode()
+        digest = hashlib.blake2b(name, digest_size=8, person=b"held-out").digest()
         is_held_out = int.from_bytes(digest, "big") < self.fraction * 2**64
         return is_held_out == (self.side == "held_out")
 

@@ -238,7 +238,8 @@ class DataConfig(Section):
     )
     """Weight of each label's loss by what its token is, for example { reasoning = 0.3, tool = 0 }; a segment
     left out has 1. The loss is sum(w L) / sum(w) over the labels of an optimizer step; 0 masks them, also in
-    evaluation, which counts all others alike. Needs stores that know segments."""
+    evaluation, which counts all others alike. Needs stores that know segments; what is learned of
+    `texts` is "answer", but for an end of text."""
     cache_dir: HomePath | None = None
     """Folder for copies of the shards of remote or slow stores; None reads what is needed each time."""
     cache_limit: Annotated[int | None, BeforeValidator(parse_bytes)] = None

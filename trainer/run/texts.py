@@ -12,6 +12,7 @@ import hashlib
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,9 @@ from logitstore.common.config_file import ConfigError
 from logitstore.inputs.listing import input_fingerprint
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
-from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.manifest.fields import SEGMENTS, InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
-from logitstore.records import LabeledSequence, LabelRows
+from logitstore.records import LabeledSequence, LabelRows, Segment
 from logitstore.store import LogitStore
 from trainer.run.config import TextSource
 
@@ -37,16 +38,24 @@ UNIT_SEQUENCES = 2048
 
 
 def text_store(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, folder: Path, *, vocab_size: int
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    vocab_size: int,
+    with_segments: bool = False,
 ) -> Path:
     """The folder of the store of a text, below `folder`; made unless it is there for the same files.
 
-    `vocab_size` is the width of the labels' stores. Raises ConfigError for a record that cannot be used, and
+    `vocab_size` is the width of the labels' stores. `with_segments` for `data.segments`: what is learned is
+    "answer", a closing end of text "end". Raises ConfigError for a record that cannot be used, and
     InputNotFoundError and the like as the labeler's readers do.
     """
     vocabulary = tokenizer_fingerprint(tokenizer.get_vocab())
     files = input_fingerprint(source.uri, storage_options=source.storage_options)
     key = repr((files, source.kind, vocabulary, tokenizer.chat_template, vocab_size))
+    key += SEGMENTS if with_segments else ""
+    columns = (SEGMENTS,) if with_segments else ()
     path = folder / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     if path.exists():
         return path
@@ -54,13 +63,14 @@ def text_store(
     manifest = Manifest(
         teacher=TeacherInfo(NO_TEACHER, None, "", "float32", None, "text", "", "import"),
         tokenizer=TokenizerInfo(vocabulary, len(tokenizer)),
-        labels=LabelSpec(vocab_size, 1, (1.0,), "logit_f16", "score", "response"),
+        labels=LabelSpec(vocab_size, 1, (1.0,), "logit_f16", "score", "response", extra_columns=columns),
         input=InputInfo(source.uri, source.kind, {}),
+        features=columns,
         created="1970-01-01T00:00:00Z",  # the same text is the same store, whenever it was read
     )
     try:
         store = LogitStore.create(str(temporary), manifest)
-        sequences, unit = _sequences(source, tokenizer), 0
+        sequences, unit = _sequences(source, tokenizer, with_segments), 0
         while of_unit := list(islice(sequences, UNIT_SEQUENCES)):
             store.commit_unit(f"text-{unit}", unit, of_unit, seconds=0.0, worker="text")
             unit += 1
@@ -74,7 +84,9 @@ def text_store(
     return path
 
 
-def _sequences(source: TextSource, tokenizer: PreTrainedTokenizerBase) -> Iterator[LabeledSequence]:
+def _sequences(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, with_segments: bool
+) -> Iterator[LabeledSequence]:
     records = iter_records(source.uri, storage_options=source.storage_options)
     first = next(records, None)
     if first is None:
@@ -87,7 +99,14 @@ def _sequences(source: TextSource, tokenizer: PreTrainedTokenizerBase) -> Iterat
         label_start = max(prompt_length, 1)
         if len(token_ids) <= label_start:
             raise ConfigError(f"{where}: no token is left to learn; remove the record")
-        yield _as_sequence(f"{raw.file}:{raw.line}", token_ids, prompt_length, label_start)
+        sequence = _as_sequence(f"{raw.file}:{raw.line}", token_ids, prompt_length, label_start)
+        if with_segments:
+            segments_T = np.full(len(token_ids), Segment.ANSWER, np.uint8)
+            segments_T[:prompt_length] = Segment.CONTEXT
+            if token_ids[-1] == tokenizer.eos_token_id:
+                segments_T[-1] = Segment.END
+            sequence = replace(sequence, segments_T=segments_T)
+        yield sequence
 
 
 def _tokens(

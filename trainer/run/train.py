@@ -211,10 +211,14 @@ def _texts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Stor
         return []
     first = config.data.stores[0]
     width = LogitStore.open(first.uri, storage_options=first.storage_options).manifest.labels.vocab_size
-    folder = Path(config.output.folder, TEXTS_NAME)
-    return [
-        StoreSpec(str(text_store(text, tokenizer, folder, vocab_size=width)), text.weight, is_text=True)
+    folder, weighted = Path(config.output.folder, TEXTS_NAME), bool(config.data.segments)
+    made = [
+        text_store(text, tokenizer, folder, vocab_size=width, with_segments=weighted)
         for text in config.data.texts
+    ]
+    return [
+        StoreSpec(str(path), text.weight, is_text=True)
+        for path, text in zip(made, config.data.texts, strict=True)
     ]
 
 

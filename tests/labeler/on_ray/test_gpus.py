@@ -84,9 +84,9 @@ def test_a_job_is_refused_where_no_node_has_its_gpus_and_waits_where_some_may_co
         ConfigError, match=r"workers.gpus = 64, but none of 1 nodes have that .*CPU, .*set limits"
     ):
         run(a_job(tmp_path), RunOptions(quiet=True))
-    context = ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        address = context.address_info["gcs_address"]
+        address = ray.get_runtime_context().gcs_address
         joined = a_job(tmp_path, f"workers.address='{address}'")
         deadline = time.monotonic() + 30
         while _internal_kv_get(STATUS_KEY) is None and time.monotonic() < deadline:

@@ -12,6 +12,7 @@ MARKERS = (
     *("<|start_header_id|>", "<|end_header_id|>", "[INST]", "[/INST]", "<bos>", "<start_of_turn>"),
     *("<end_of_turn>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>", "<|system|>", "<|user|>"),
     *("<|assistant|>", "<|end|>"),
+    *("<|start|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"),
 )
 PLAIN_MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Added, but not special: as Qwen has them."""
@@ -63,6 +64,19 @@ _DATED = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 
+_HARMONY = (
+    "{% for m in messages %}{% if m['role'] != 'assistant' %}<|start|>"
+    "{{ m['name'] ~ ' to=assistant' if m['role'] == 'tool' else m['role'] }}<|message|>{{ m['content'] }}<|end|>"
+    "{% elif m['tool_calls'] %}{% if m['thinking'] %}"
+    "<|start|>assistant<|channel|>analysis<|message|>{{ m['thinking'] }}<|end|>{% endif %}"
+    "{% for c in m['tool_calls'] %}<|start|>assistant to=functions.{{ c['function']['name'] }}"
+    "<|channel|>commentary json<|message|>{{ c['function']['arguments'] | tojson }}<|call|>{% endfor %}"
+    "{% else %}{% if m['thinking'] and loop.last %}"
+    "<|start|>assistant<|channel|>analysis<|message|>{{ m['thinking'] }}<|end|>{% endif %}"
+    "<|start|>assistant<|channel|>final<|message|>{{ m['content'] }}{{ '<|return|>' if loop.last else '<|end|>' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
 TEMPLATES: dict[str, str] = {
     "chatml": _CHATML,
     "llama3": _LLAMA3,
@@ -72,7 +86,10 @@ TEMPLATES: dict[str, str] = {
     "r1": _R1,
     "tools": _TOOLS,
     "dated": _DATED,
+    "harmony": _HARMONY,
 }
+UNSTABLE = ("harmony", "qwen3", "r1")
+"""Shapes that render an earlier turn of the assistant's otherwise than a last one."""
 BOS = {"llama3": "<|begin_of_text|>", "mistral": "<s>", "gemma": "<bos>", "r1": "<s>"}
 END_OF_TURN = {
     "chatml": "<|im_end|>",
@@ -83,6 +100,7 @@ END_OF_TURN = {
     "r1": "<|end_of_sentence|>",
     "tools": "<|im_end|>",
     "dated": "<|end|>",
+    "harmony": "<|return|>",
 }
 
 
@@ -120,6 +138,28 @@ def byte_tokenizer(*, family: str = "byte_bpe", bos: str | None = None, adds_eos
             single=" ".join([*before, "$A", *after]), special_tokens=named
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token=bos)
+
+
+def marked(template: str) -> str:
+    """The template with {% generation %} around what the assistant writes, its end of turn included."""
+    if "{% generation %}" in template:
+        return template
+    for answer in (
+        "{{ m['content'] }}{{ '<|return|>' if loop.last else '<|end|>' }}",
+        "{{ m['content'].split('</think>')[-1] }}<|end_of_sentence|>",
+        " {{ m['content'] }}</s>",
+        "{{ m['content'] | trim }}<end_of_turn>",
+        "{{ m['content'] }}<|end|>",
+        "{{ m['content'] }}<|im_end|>",
+        "{% if m['content'] %}{{ m['content'] }}{% endif %}",
+    ):
+        if answer in template:
+            both = (
+                "{% if m['role'] == 'assistant' %}{% generation %}" + answer + "{% endgeneration %}"
+                "{% else %}" + answer + "{% endif %}"
+            )
+            return template.replace(answer, both)
+    raise AssertionError(template)
 
 
 @cache

@@ -77,7 +77,7 @@ def spans(tokenizer: Any, sequence: LabeledSequence) -> list[tuple[str, str]]:
     return [(name, tokenizer.decode(token_ids)) for name, token_ids in found]
 
 
-@pytest.mark.parametrize("shape", sorted(set(TEMPLATES) - {"r1", "qwen3"}))
+@pytest.mark.parametrize("shape", sorted(set(TEMPLATES) - {"r1", "qwen3", "harmony"}))
 def test_every_shape_has_answers_ends_and_context(shape: str) -> None:
     tokenizer = tokenizer_of(shape)
     prompt = builder_for(tokenizer, *(DATED if shape == "dated" else [])).build("r", {"messages": CHAT})
@@ -228,3 +228,37 @@ def test_segments_of_a_prompt_are_context_and_written_responses_have_none_given(
     assert "another segment than context" in bad.reason
     with pytest.raises(ConfigError, match=r"input\.fields\.segments needs labels\.mode"):
         given_builder("labels.mode=generate")
+
+
+def test_channels_as_gpt_oss_has_them() -> None:
+    tokenizer = tokenizer_of("harmony")
+    marks = find_marks(HuggingFaceTokenizer(tokenizer), None)
+    assert str(marks) == (
+        "reasoning between '<|channel|>analysis<|message|>' and '<|end|>'; "
+        "calls of tools from 'to=functions.' to '<|call|>'"
+    )
+    answer = {"role": "assistant", "content": "It is 5.", "thinking": "2 + 3"}
+    prompt = builder_for(tokenizer).build("r", {"messages": [*CHAT[:3], answer]})
+    assert spans(tokenizer, segmented(tokenizer, prompt)) == [
+        ("reasoning", "<|channel|>analysis<|message|>2 + 3<|end|>"),
+        ("answer", "<|start|>assistant<|channel|>final<|message|>It is 5."),
+        ("end", "<|return|>"),
+    ]
+    call = {**TOOL_CHAT[1], "thinking": "ask"}
+    prompt = builder_for(tokenizer, "input.ignore_keys=['tools']").build(
+        "r", {"messages": [TOOL_CHAT[0], call], "tools": TOOLS}
+    )
+    (_, reasoning), *others = spans(tokenizer, segmented(tokenizer, prompt))
+    assert reasoning == "<|channel|>analysis<|message|>ask<|end|>"
+    assert others[0] == ("answer", "<|start|>assistant ")
+    assert others[1][0] == "tool"
+    assert others[1][1].startswith('to=functions.get_temp<|channel|>commentary json<|message|>{"city"')
+
+
+def test_segments_can_be_left_out() -> None:
+    base = ["teacher.engine=fake", "input.uri=in", "output.uri=out"]
+    job = load_job(None, [*base, "input.kind=messages", "labels.segments=false"], {})
+    assert (job.has_segments, job.has_marks) == (False, True)
+    given = ["input.kind=token_ids", "input.fields.segments=s", "labels.segments=false"]
+    with pytest.raises(ConfigError, match="leaves out what"):
+        load_job(None, [*base, *given], {})

@@ -82,3 +82,9 @@ def test_a_split_keeps_the_parts_of_a_record_together() -> None:
     hashes = id_hashes(["c", "c#turn-1", "c#turn-12", "c#text-3", "c#turn-1-2", "c#turn-x", "d#turn-1"])
     assert np.unique(hashes[:5]).size == 1
     assert len(set(hashes.tolist())) == 3
+
+
+def test_an_answer_of_weight_0_ends_no_part() -> None:
+    info = InputInfo("in", "messages", {"messages": "messages"}, parts="turns")
+    shown = [USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}]
+    assert [raw.part for raw in parts({"messages": shown}, info)] == [2]

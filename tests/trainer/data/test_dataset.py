@@ -259,6 +259,7 @@ def test_held_out_records_are_never_trained_on(small_store):
 
 def test_the_held_out_part_depends_on_the_record_alone():
     keeps = [HeldOut(0.25, "held_out").keeps(f"record {n}") for n in range(4000)]
+    assert keeps[:99] == [HeldOut(0.25, "held_out").keeps(f"record {n}#turn-2") for n in range(99)]
     assert sum(keeps) / 4000 == pytest.approx(0.25, abs=0.02)
     assert all(HeldOut(0.25).keeps(f"record {n}") is not kept for n, kept in enumerate(keeps))
     assert all(HeldOut(0.5, "held_out").keeps(f"record {n}") for n, kept in enumerate(keeps) if kept)

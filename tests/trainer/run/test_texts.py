@@ -9,7 +9,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from logitstore.common.config_file import ConfigError
+from logitstore.records import SEGMENT_NAMES
 from logitstore.store import LogitStore
+from logitstore.tools.verify import verify_store
 from trainer.run.config import TextSource
 from trainer.run.texts import text_store
 
@@ -28,10 +30,10 @@ def tokenizer(template=None):
     return made
 
 
-def written(tmp_path, record, kind, template=None):
+def written(tmp_path, record, kind, template=None, **options):
     (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
     source = TextSource(uri=str(tmp_path / "in.jsonl"), kind=kind)
-    return text_store(source, tokenizer(template), tmp_path / "texts", vocab_size=8)
+    return text_store(source, tokenizer(template), tmp_path / "texts", vocab_size=8, **options)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,24 @@ def test_what_is_learned_of_a_record(tmp_path, record, kind, template, tokens, l
     assert sequence.token_ids_T.tolist() == [WORDS[word] for word in tokens.split()]
     assert sequence.token_ids_T[sequence.label_start :].tolist() == [WORDS[word] for word in learned.split()]
     assert sequence.rows.token_ids_NK[:, 0].tolist() == [WORDS[word] for word in learned.split()]
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "segments"),
+    [
+        ({"text": "a b c"}, "text", ["answer"] * 3 + ["end"]),
+        ({"prompt": "a b", "response": "c d"}, "prompt_response", ["context"] * 2 + ["answer"] * 2 + ["end"]),
+    ],
+)
+def test_where_segments_are_weighted_what_is_learned_of_a_text_is_answer(tmp_path, record, kind, segments):
+    plain = written(tmp_path, record, kind)
+    path = written(tmp_path, record, kind, with_segments=True)
+    assert path != plain, "a run without weights keeps the store that it began with"
+    store = LogitStore.open(str(path))
+    (sequence,) = store.iter_sequences()
+    assert sequence.segments_T is not None
+    assert [SEGMENT_NAMES[number] for number in sequence.segments_T] == segments
+    assert not verify_store(store).errors
 
 
 def test_the_same_text_is_read_once_and_other_text_is_another_store(tmp_path):
