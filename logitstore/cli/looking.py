@@ -24,7 +24,7 @@ from logitstore.errors import (
     StoreNotFoundError,
     UnsupportedInputError,
 )
-from logitstore.exchange.tables import write_json_line
+from logitstore.exchange.tables.json_lines import write_json_line
 from logitstore.inputs.proofs import read_proofs
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo

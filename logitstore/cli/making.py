@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from logitstore.cli import context
+from logitstore.cli.arguments.making import TABLE_FORMS, TEXT_FORMS
 from logitstore.cli.selecting import selection_of
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
@@ -19,9 +20,11 @@ from logitstore.exchange.megatron import read_megatron
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.npz import export_npz, read_npz
-from logitstore.exchange.tables import export_table, read_table
+from logitstore.exchange.tables.export import FILE_BYTES, export_files, export_table
+from logitstore.exchange.tables.reading import read_table
 from logitstore.exchange.texts import export_texts
 from logitstore.objects.opening import Objects
+from logitstore.objects.room import free_bytes
 from logitstore.store import LogitStore
 from logitstore.tools.copying import copy_store
 from logitstore.tools.purge import purge
@@ -29,42 +32,86 @@ from logitstore.tools.record_ids import make_missing_ids
 
 
 def export(args: argparse.Namespace) -> int:
+    place: str = args.file
     store = context.open_store(args)
-    path: Path = args.file
+    if "://" in place or place.endswith("/") or Path(place).is_dir():
+        return _export_files(args, store, place)
+    path = Path(place)
     if not path.resolve().parent.is_dir():
         raise UnsupportedInputError(f"{path.parent} is no folder; make it, or export to another place")
-    if args.to in ("messages", "prompt-completion"):
-        return _export_texts(args, store)
-    if args.tokenizer is not None:
-        raise UnsupportedInputError(f"--tokenizer is for texts; --to {args.to} holds ids")
+    if args.to in TEXT_FORMS:
+        return _export_texts(args, store, path)
+    _refuse_tokenizer(args)
+    selection = selection_of(args)
     with context.progress_bar(args) as progress:
         if args.to == "npz":
-            count, what = (
-                export_npz(store, path, selection=selection_of(args), top_k=args.top_k, progress=progress),
-                "label rows",
-            )
+            count = export_npz(store, path, selection=selection, top_k=args.top_k, progress=progress)
         else:
             count = export_table(
-                store, path, args.to, selection=selection_of(args), top_k=args.top_k, progress=progress
+                store,
+                path,
+                args.to,
+                selection=selection,
+                top_k=args.top_k,
+                announce=lambda num_bytes: _say_room(args, place, num_bytes),
+                progress=progress,
             )
-            what = "sequences"
+    what = "label rows" if args.to == "npz" else "sequences"
     context.say(args, f"{count:,} {what} to {path} ({context.size_text(path.stat().st_size)})")
     return context.OK
 
 
-def _export_texts(args: argparse.Namespace, store: LogitStore) -> int:
+def _export_files(args: argparse.Namespace, store: LogitStore, place: str) -> int:
+    if args.to not in TABLE_FORMS:
+        raise UnsupportedInputError(
+            f"{place} is a folder or URL, and --to {args.to} is one local file; name a file, or export --to "
+            f"{', '.join(TABLE_FORMS)}"
+        )
+    _refuse_tokenizer(args)
+    with context.progress_bar(args) as progress:
+        result = export_files(
+            store,
+            place,
+            args.to,
+            selection=selection_of(args),
+            top_k=args.top_k,
+            file_bytes=args.file_bytes or FILE_BYTES,
+            storage_options=read_storage_options(args.out_storage_options) or context.storage_options(args),
+            announce=lambda num_bytes: _say_room(args, place, num_bytes),
+            progress=progress,
+        )
+    context.say(
+        args,
+        f"{result.num_sequences:,} sequences to {context.count_text(result.num_files, 'file')} below {place} "
+        f"({context.size_text(result.num_bytes)})",
+    )
+    return context.OK
+
+
+def _refuse_tokenizer(args: argparse.Namespace) -> None:
+    if args.tokenizer is not None:
+        raise UnsupportedInputError(f"--tokenizer is for texts; --to {args.to} holds ids")
+
+
+def _say_room(args: argparse.Namespace, place: str, num_bytes: int) -> None:
+    free = free_bytes(place)
+    room = f"; {context.size_text(free)} are free" if free is not None else ""
+    context.say(args, f"about {context.size_text(num_bytes)} to {place}{room}")
+
+
+def _export_texts(args: argparse.Namespace, store: LogitStore, path: Path) -> int:
     if args.top_k is not None:
         raise UnsupportedInputError(f"--top-k is for labels; --to {args.to} holds text alone")
     with context.progress_bar(args) as progress:
         written, left_out = export_texts(
             store,
-            args.file,
+            path,
             args.to,
             selection=selection_of(args),
             tokenizer=args.tokenizer,
             progress=progress,
         )
-    context.say(args, f"{written:,} sequences to {args.file} ({context.size_text(args.file.stat().st_size)})")
+    context.say(args, f"{written:,} sequences to {path} ({context.size_text(path.stat().st_size)})")
     if left_out:
         print(
             f"export: warning: {left_out:,} sequences are left out, since no messages render to their "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.npz import export_npz
-from logitstore.exchange.tables import export_table
+from logitstore.exchange.tables.export import export_table
 from logitstore.store import LogitStore
 
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".npz")

@@ -12,6 +12,7 @@ from logitstore.exchange.importing import check_no_others, unit_id_of, units_of
 from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized
 from logitstore.manifest.reading import teacher_identity
 from logitstore.objects.opening import normalise_uri
+from logitstore.objects.room import require_room
 from logitstore.records import LabeledSequence, Reject
 from logitstore.rows.selection import Selection
 from logitstore.rows.temperature import cut_labels, cut_sequences
@@ -35,7 +36,8 @@ def merge_stores(
     Rejects come along as far as their record ids are selected. `top_k` keeps only so many entries of a row,
     the mass of the others joins its tail. Raises StoreChangedError for stores of different
     teachers or label shapes and for a target begun with another selection or other sources,
-    InvalidLabelsError for a sequence that two of them hold.
+    InvalidLabelsError for a sequence that two of them hold, UnsupportedInputError where a local disk has no
+    room.
     """
     if normalise_uri(uri) in [source.uri for source in sources]:
         raise StoreChangedError(f"{uri} is one of the stores to merge; give a new place with --out")
@@ -43,6 +45,7 @@ def merge_stores(
     selection = selection or Selection()
     manifest = dataclasses.replace(manifest, labels=cut_labels(manifest.labels, top_k))
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    _require_room(target, sources, selection, manifest.labels.top_k)
     for source in sources:
         copy_tokenizer(source.objects, target.objects)
     codebooks = next((found for source in sources if (found := source.codebooks()) is not None), None)
@@ -63,6 +66,25 @@ def merge_stores(
     check_no_others(target, committed - names)
     target.compact()
     return target
+
+
+def _require_room(
+    target: LogitStore, sources: Sequence[LogitStore], selection: Selection, top_k: int
+) -> None:
+    """Raise UnsupportedInputError where a local disk has no room for what is still to be written.
+
+    Labels are coded anew, with one set of codebooks, at about the size that they have.
+    """
+    if not target.objects.is_local:
+        return
+    needed = -int(target.shards().column("num_bytes").sum())
+    for source in sources:
+        shards = source.shards()
+        rows, size = (int(shards.column(name).sum()) for name in ("num_rows", "num_bytes"))
+        selected = selection.count_rows(source, selection.parts(source))
+        share = min(1.0, top_k / source.manifest.labels.top_k)
+        needed += int(size * share * selected / max(1, rows))
+    require_room(target.uri, max(0, needed), "the merge")
 
 
 def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:

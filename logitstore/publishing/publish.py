@@ -41,6 +41,7 @@ from logitstore.manifest.reading import (
     manifest_hash,
 )
 from logitstore.objects.opening import Objects
+from logitstore.objects.room import require_room
 from logitstore.publishing.card import CardSettings, Contents, dataset_card
 from logitstore.publishing.joining import SHARD_BYTES, UNIT_PREFIX, Joined, joined_shard, plan_shards
 from logitstore.publishing.privacy import public_manifest, public_tokenizer
@@ -85,7 +86,8 @@ def publish_store(
     """Write the store of all living sequences to `target`, or go on with it, or bring it up to date.
 
     Raises StoreChangedError while a job labels the source, unless `beside_job`; StoreExistsError where
-    another store lies; CorruptShardError for a damaged shard.
+    another store lies; CorruptShardError for a damaged shard; UnsupportedInputError where a local disk has no
+    room.
     """
     if not beside_job:
         refuse_running_job(source)
@@ -95,6 +97,8 @@ def publish_store(
     target.put(MANIFEST_NAME, encode_manifest(manifest))
     joined = plan_shards(source, shard_bytes)
     known = _known_entries(target)
+    missing = [entry for one in joined if one.name not in known for entry in one.entries]
+    require_room(target.uri, sum(entry.num_bytes for entry in missing), "the publication")
     entries = _put_shards(source, target, joined, known, manifest_hash(manifest), progress)
     _put_beside(source, target)
     num_rejects = len(source.rejects())

@@ -168,6 +168,21 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class ShardPart:
+    """A shard, and where in it selected sequences can be."""
+
+    entry: ShardEntry
+    places: tuple[int, ...] | None = None
+    """Ascending, among the shard's living sequences; None for anywhere."""
+
+    def blocks(self, reader: ShardReader) -> Sequence[int]:
+        if self.places is None:
+            return range(reader.num_blocks)
+        found = np.searchsorted(reader.block_starts, self.places, side="right") - 1
+        return np.unique(found).tolist()
+
+
+@dataclass(frozen=True)
 class Selection:
     """The sequences for which all conditions hold; none selects everything."""
 
@@ -208,15 +223,35 @@ class Selection:
 
     def sequences(self, store: LogitStore, *, top_k: int | None = None) -> Iterator[LabeledSequence]:
         """The selected sequences in the store's order. Blocks that hold none are not decoded."""
+        for part in self.parts(store):
+            yield from self.of_part(store, part, top_k=top_k)
+
+    def parts(self, store: LogitStore) -> list[ShardPart]:
+        """The shards that can hold selected sequences, in the store's order."""
         shards = store.shards()
         places = self._places(store)
-        some = ((entry, None) for entry in shards)
+        some = [ShardPart(entry) for entry in shards] if places is None else []
         if places is not None:
-            some = ((shards[shard], inside) for shard, inside in places.items())
-        for entry, inside in some:
-            if entry.name and self.takes_unit(entry):
-                with store.open_shard(entry) as reader:
-                    yield from self._of_shard(reader, entry, top_k, inside)
+            some = [ShardPart(shards[shard], tuple(inside)) for shard, inside in places.items()]
+        return [part for part in some if part.entry.name and self.takes_unit(part.entry)]
+
+    def of_part(
+        self, store: LogitStore, part: ShardPart, *, top_k: int | None = None
+    ) -> Iterator[LabeledSequence]:
+        """The selected sequences of one shard."""
+        with store.open_shard(part.entry) as reader:
+            yield from self._of_shard(reader, part, top_k)
+
+    def count_rows(self, store: LogitStore, parts: Sequence[ShardPart]) -> int:
+        """Label rows of the selected sequences; no labels are read."""
+        if self.takes_all:
+            return sum(part.entry.num_rows for part in parts)
+        return sum(self._rows_of_shard(store, part) for part in parts)
+
+    def _rows_of_shard(self, store: LogitStore, part: ShardPart) -> int:
+        with store.open_shard(part.entry) as reader:
+            blocks = [Block(reader, block) for block in part.blocks(reader)]
+            return sum(int(block.plain.num_rows[self.kept(block, part.entry)].sum()) for block in blocks)
 
     def _places(self, store: LogitStore) -> dict[int, list[int]] | None:
         """Where the store's id index says that the records are which all must be among, by shard.
@@ -228,17 +263,12 @@ class Selection:
             return None
         return store.lookup().shards_with(sorted(min(named, key=len)))
 
-    def _of_shard(
-        self, reader: ShardReader, entry: ShardEntry, top_k: int | None, places: list[int] | None
-    ) -> Iterator[LabeledSequence]:
+    def _of_shard(self, reader: ShardReader, part: ShardPart, top_k: int | None) -> Iterator[LabeledSequence]:
         if self.takes_all:
             yield from reader.iter_sequences(top_k=top_k)
             return
-        blocks = range(reader.num_blocks)
-        if places is not None:
-            blocks = np.unique(np.searchsorted(reader.block_starts, places, side="right") - 1).tolist()
-        for block in blocks:
-            kept_S = self.kept(Block(reader, block), entry)
+        for block in part.blocks(reader):
+            kept_S = self.kept(Block(reader, block), part.entry)
             if kept_S.any():
                 sequences = reader.read_block(block, top_k=top_k)
                 yield from (sequences[place] for place in np.flatnonzero(kept_S))

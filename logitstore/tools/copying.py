@@ -20,6 +20,7 @@ from logitstore.index.pointer import INDEX_NAME, encode_pointer
 from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENIZED_NAME
 from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest, manifest_hash
 from logitstore.objects.opening import Objects
+from logitstore.objects.room import require_room
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import tokenizer_objects
 
@@ -46,13 +47,15 @@ def copy_store(
     """Copy all committed labels, and `with_job` the plan by which the job can go on there.
 
     The target may be any place that objects can be put to. Every shard is compared with its checksum on the
-    way. Raises StoreExistsError where another store lies, CorruptShardError for a damaged shard.
+    way. Raises StoreExistsError where another store lies, CorruptShardError for a damaged shard,
+    UnsupportedInputError where a local disk has no room.
     """
     _refuse_another(source, target)
     there = {info.name: info.num_bytes for info in target.list_info()}
     small = _snapshot(source)  # fixes what is copied: compaction may replace these objects at any time
     entries = [entry for entry in source.shards() if entry.name]
     missing = [entry for entry in entries if there.get(entry.name) != entry.num_bytes]
+    require_room(target.uri, sum(entry.num_bytes for entry in missing), "the copy")
     manifest = source.objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
     if there.get(MANIFEST_NAME) != len(manifest):
         target.put(MANIFEST_NAME, manifest)

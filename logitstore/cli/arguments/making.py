@@ -9,7 +9,8 @@ from pathlib import Path
 from logitstore.cli.arguments.command import Commands, add_command, add_cut, positive
 from logitstore.cli.selecting import add_selection
 
-LABEL_FORMS = ("npz", "parquet", "arrow", "jsonl")
+TABLE_FORMS = ("parquet", "arrow", "jsonl")
+LABEL_FORMS = ("npz", *TABLE_FORMS)
 TEXT_FORMS = ("messages", "prompt-completion")
 EXPORT_FORMS = (*LABEL_FORMS, *TEXT_FORMS)
 IMPORT_FORMS = (*LABEL_FORMS, "distillkit", "megatron")
@@ -26,12 +27,25 @@ def add_export(commands: Commands) -> None:
         "conversations with the teacher's answer last, reasoning apart; or prompts as the teacher saw them.",
         "export build/store --to npz capture.npz",
         "export build/store --to parquet labels.parquet --where 'num_tokens <= 512'",
+        "export s3://bucket/store --to parquet s3://bucket/tables",
         "export build/store --to jsonl some.jsonl --ids wanted.txt --top-k 16",
         "export build/store --to messages texts.jsonl --where 'finish_reason != length'",
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--to", required=True, choices=EXPORT_FORMS, help="the form of FILE")
-    parser.add_argument("file", type=Path, metavar="FILE", help="written whole or not at all")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="written whole or not at all; tables also as several files, below a folder (one that is "
+        "there, or ends with a slash) or a URL",
+    )
+    parser.add_argument(
+        "--file-bytes",
+        metavar="N",
+        type=positive,
+        help="of several files: labels that one takes, as the store holds them (default 67108864)",
+    )
+    parser.add_argument("--out-storage-options", metavar="FILE", help="--storage-options of FILE's address")
     add_selection(parser)
     add_cut(parser)
     parser.add_argument(

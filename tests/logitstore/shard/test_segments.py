@@ -22,7 +22,8 @@ from logitstore.errors import (
 from logitstore.exchange.importing import Origin, import_source
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.npz import export_npz
-from logitstore.exchange.tables import export_table, read_table
+from logitstore.exchange.tables.export import export_table
+from logitstore.exchange.tables.reading import read_table
 from logitstore.manifest import reading
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, Manifest
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, Segment

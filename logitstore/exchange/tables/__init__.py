@@ -1,0 +1,1 @@
+"""Stores as tables, one row per sequence with list columns: Parquet, Arrow IPC and JSONL."""

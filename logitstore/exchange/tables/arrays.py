@@ -1,0 +1,92 @@
+"""Sequences as Arrow columns, made from whole arrays: no entry of a row becomes a Python object.
+
+Shape legend: T tokens, N label rows, K stored entries, M temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from logitstore.exchange.tables.columns import SEGMENTS_OF_TOKENS, STUDENT_PROMPT
+from logitstore.records import LabeledSequence, LabelRows
+
+
+def record_batch(sequences: Sequence[LabeledSequence], schema: pa.Schema) -> pa.RecordBatch:
+    """One row per sequence; entries beyond a row's count are left out."""
+    rows = [sequence.rows for sequence in sequences]
+    num_rows = [one.num_rows for one in rows]
+    columns: dict[str, pa.Array] = {
+        "record_id": pa.array([one.record_id for one in sequences], pa.utf8()),
+        "sample_index": pa.array([one.sample_index for one in sequences], pa.int32()),
+        "token_ids": _lists([one.token_ids_T for one in sequences], pa.int32()),
+        "prompt_length": pa.array([one.prompt_length for one in sequences], pa.int32()),
+        "label_start": pa.array([one.label_start for one in sequences], pa.int32()),
+        "loss_mask": _lists([one.loss_mask_N for one in sequences], pa.bool_()),
+        "finish_reason": pa.array([one.finish_reason for one in sequences], pa.utf8()),
+        "flags": pa.array([list(one.flags) for one in sequences], pa.list_(pa.utf8())),
+        **_entries(rows, num_rows),
+        "logsumexp": _nested(_table([one.logsumexp_NM for one in rows]), num_rows),
+        "log_tail_mass": _nested(_table([one.log_tail_mass_NM for one in rows]), num_rows),
+        "label_logprob": _lists([one.label_logprob_N for one in rows], pa.float32()),
+        "label_rank": _lists([one.label_rank_N for one in rows], pa.int32()),
+    }
+    if STUDENT_PROMPT.name in schema.names:
+        prompts = [one.student_prompt_ids for one in sequences]
+        columns[STUDENT_PROMPT.name] = _lists_or_null(prompts, STUDENT_PROMPT.type)
+    if SEGMENTS_OF_TOKENS.name in schema.names:
+        segments = [one.segments_T for one in sequences]
+        columns[SEGMENTS_OF_TOKENS.name] = _lists_or_null(segments, SEGMENTS_OF_TOKENS.type)
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _entries(rows: Sequence[LabelRows], num_rows: Sequence[int]) -> dict[str, pa.Array]:
+    """`top_ids` and `top_logits`, each row as long as it has entries."""
+    counts_N = np.concatenate([one.count_N for one in rows])
+    ids: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
+    for one in rows:
+        width = one.token_ids_NK.shape[1]
+        if bool((one.count_N == width).all()):
+            ids.append(one.token_ids_NK.ravel())
+            logits.append(one.logits_NK.ravel())
+        else:
+            stored_NK = np.arange(width) < one.count_N[:, None]
+            ids.append(one.token_ids_NK[stored_NK])
+            logits.append(one.logits_NK[stored_NK])
+    ends = _offsets(counts_N)
+    return {
+        "top_ids": _outer(pa.ListArray.from_arrays(ends, pa.array(np.concatenate(ids))), num_rows),
+        "top_logits": _outer(pa.ListArray.from_arrays(ends, pa.array(np.concatenate(logits))), num_rows),
+    }
+
+
+def _table(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [N, M] of all rows."""
+    width = max(part.shape[1] if part.ndim == 2 else 1 for part in parts)
+    return np.concatenate([part.reshape(-1, width) for part in parts]).astype(np.float32, copy=False)
+
+
+def _nested(values_NM: np.ndarray, num_rows: Sequence[int]) -> pa.Array:
+    ends = _offsets(np.full(len(values_NM), values_NM.shape[1]))
+    return _outer(pa.ListArray.from_arrays(ends, pa.array(values_NM.ravel())), num_rows)
+
+
+def _outer(inner: pa.Array, lengths: Sequence[int]) -> pa.Array:
+    return pa.ListArray.from_arrays(_offsets(np.array(lengths)), inner)
+
+
+def _lists(parts: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
+    lengths = np.array([len(part) for part in parts])
+    return pa.ListArray.from_arrays(_offsets(lengths), pa.array(np.concatenate(parts)).cast(kind))
+
+
+def _lists_or_null(parts: Sequence[np.ndarray | None], kind: pa.DataType) -> pa.Array:
+    return pa.array([None if part is None else part.tolist() for part in parts], kind)
+
+
+def _offsets(lengths: np.ndarray) -> pa.Array:
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return pa.array(ends.astype(np.int32))

@@ -1,0 +1,130 @@
+"""Tables back into sequences: one file, or a folder of them.
+
+Shape legend: T tokens, N label rows, K stored entries, M temperatures.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.importing import Source
+from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY, METADATA_KEY, STUDENT_PROMPT
+from logitstore.inputs.listing import list_files
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.reading import iter_records
+from logitstore.manifest.fields import SEGMENTS, Manifest
+from logitstore.manifest.reading import decode_manifest
+from logitstore.records import LabeledSequence, LabelRows
+
+
+def read_table(path: Path, like: Manifest | None = None) -> Source:
+    """A table that `export_table` wrote, as a source. Raises UnsupportedInputError.
+
+    `like` is the manifest of a table that has lost it, as through tools that drop a schema's metadata.
+    """
+    manifest = _read_manifest(path) if like is None else like
+    records = (raw for raw in iter_records(str(path)) if not _is_head(raw))
+    sequences = (_from_record(raw, manifest) for raw in records)
+    return Source(
+        "table",
+        path.name,
+        manifest.labels,
+        sequences,
+        None,
+        manifest.teacher,
+        manifest.tokenizer,
+        manifest.features,
+        manifest.retokenized,
+    )
+
+
+def _is_head(raw: RawRecord) -> bool:
+    return raw.record is not None and JSONL_MANIFEST_KEY in raw.record
+
+
+def _read_manifest(path: Path) -> Manifest:
+    metadata: dict[bytes, bytes] = {}
+    if path.is_dir():
+        path = Path(list_files(str(path))[0][0].removeprefix("file://"))
+    try:
+        if path.suffix == ".parquet":
+            metadata = pq.read_schema(path).metadata or {}
+        elif path.suffix == ".arrow":
+            with pa.ipc.open_file(path) as reader:
+                metadata = reader.schema.metadata or {}
+        else:
+            first = next(iter_records(str(path)), None)
+            if first is not None and _is_head(first) and first.record is not None:
+                return decode_manifest(json.dumps(first.record[JSONL_MANIFEST_KEY]).encode(), what=str(path))
+        if METADATA_KEY in metadata:
+            return decode_manifest(base64.b64decode(metadata[METADATA_KEY]), what=str(path))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UnsupportedInputError(f"{path} cannot be read as a table of a store: {error}") from error
+    raise UnsupportedInputError(
+        f"{path} carries no manifest of a store; only tables that `export` wrote can be imported. Where "
+        "another tool has dropped it, name the store that was exported: --like STORE (a capture goes in as "
+        "--from npz)"
+    )
+
+
+def _from_record(raw: RawRecord, manifest: Manifest) -> LabeledSequence:
+    if raw.record is None:
+        raise UnsupportedInputError(f"{raw.file}:{raw.line}: {raw.error}")
+    record = raw.record
+    try:
+        return LabeledSequence(
+            record_id=record["record_id"],
+            sample_index=record["sample_index"],
+            token_ids_T=np.array(record["token_ids"], np.int32),
+            prompt_length=record["prompt_length"],
+            label_start=record["label_start"],
+            rows=_from_lists(record, len(manifest.labels.temperatures)),
+            loss_mask_N=np.array(record["loss_mask"], bool),
+            finish_reason=record["finish_reason"],
+            flags=tuple(record["flags"]),
+            student_prompt_ids=_student_prompt(record),
+            segments_T=_segments(record),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedInputError(
+            f"{raw.file}:{raw.line} is not a sequence of a store's table ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _student_prompt(record: dict[str, Any]) -> np.ndarray | None:
+    ids = record.get(STUDENT_PROMPT.name)
+    return None if ids is None else np.array(ids, np.int32)
+
+
+def _segments(record: dict[str, Any]) -> np.ndarray | None:
+    segments = record.get(SEGMENTS)
+    return None if segments is None else np.array(segments, np.uint8)
+
+
+def _from_lists(record: dict[str, Any], num_temperatures: int) -> LabelRows:
+    count_N = np.array([len(ids) for ids in record["top_ids"]], np.int32)
+    width = max(1, int(count_N.max(initial=0)))
+    ids_NK = np.zeros((len(count_N), width), np.int32)
+    logits_NK = np.full((len(count_N), width), -np.inf, np.float32)
+    for row, (ids, values) in enumerate(zip(record["top_ids"], record["top_logits"], strict=True)):
+        ids_NK[row, : len(ids)] = ids
+        logits_NK[row, : len(ids)] = values
+    tail = [[-np.inf if value is None else value for value in row] for row in record["log_tail_mass"]]
+    logprob = [np.nan if value is None else value for value in record["label_logprob"]]
+    return LabelRows(
+        logits_NK=logits_NK,
+        token_ids_NK=ids_NK,
+        count_N=count_N,
+        logsumexp_NM=np.array(record["logsumexp"], np.float32).reshape(-1, num_temperatures),
+        log_tail_mass_NM=np.array(tail, np.float32).reshape(-1, num_temperatures),
+        label_logprob_N=np.array(logprob, np.float32),
+        label_rank_N=np.array(record["label_rank"], np.int32),
+    )

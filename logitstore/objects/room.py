@@ -1,0 +1,29 @@
+"""Whether a disk has room for what is to be written, asked before the first byte."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from logitstore.errors import UnsupportedInputError
+from logitstore.objects.opening import is_local_uri, normalise_uri
+
+
+def free_bytes(uri: str) -> int | None:
+    """Of the disk on which a local place is or will be; None for another machine's."""
+    if not is_local_uri(uri):
+        return None
+    folder = Path(normalise_uri(uri))
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def require_room(uri: str, num_bytes: int, what: str) -> None:
+    """Raise UnsupportedInputError where a local disk has no room for `num_bytes`."""
+    free = free_bytes(uri)
+    if free is not None and num_bytes > free:
+        raise UnsupportedInputError(
+            f"{what} needs about {num_bytes:,} bytes at {uri}, and {free:,} are free; make room, select "
+            "fewer sequences, keep a smaller K with --top-k, or write to another disk"
+        )

@@ -1,0 +1,139 @@
+"""Exports as several files, at any address, in threads; what they take is said and refused before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from logitstore.__main__ import main
+from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.importing import Origin, import_source
+from logitstore.exchange.merge import merge_stores
+from logitstore.exchange.tables.arrays import record_batch
+from logitstore.exchange.tables.columns import table_schema
+from logitstore.exchange.tables.export import export_files, export_table
+from logitstore.exchange.tables.json_lines import sequence_record
+from logitstore.exchange.tables.reading import read_table
+from logitstore.objects.opening import Objects
+from logitstore.publishing.card import CardSettings
+from logitstore.publishing.publish import publish_store
+from logitstore.rows.where import parse_selection
+from logitstore.store import LogitStore
+from logitstore.tools.copying import copy_store
+from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.s3_dialects import run_dialect
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LogitStore:
+    """Six units of three sequences."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    for unit_index in range(6):
+        unit_id, sequences = make_unit(unit_index)
+        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    return store
+
+
+def names(store: LogitStore) -> list[tuple[str, bytes]]:
+    return [(one.record_id, one.rows.logits_NK.tobytes()) for one in store]
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "jsonl"])
+def test_several_files_come_back_as_the_store(
+    store: LogitStore, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = max(entry.num_bytes for entry in store.shards())
+    out = tmp_path / "tables"
+    assert main(["export", store.uri, "--to", form, f"{out}/", "--file-bytes", str(2 * size + 1)]) == 0
+    said = capsys.readouterr().out
+    assert "18 sequences to 3 files" in said
+    assert "are free" in said
+    assert sorted(path.name for path in out.iterdir()) == [f"part-0000{n}-of-00003.{form}" for n in range(3)]
+    assert names(import_source(read_table(out), str(tmp_path / "back"), origin=Origin())) == names(store)
+    assert (
+        main(["export", store.uri, "--to", form, str(out), "--file-bytes", str(2 * size + 1), "--quiet"]) == 0
+    )
+    with pytest.raises(UnsupportedInputError, match="files of another export, such as part-00000-of-00003"):
+        export_files(store, str(out), form, file_bytes=1)
+
+
+def test_rows_of_unlike_length_keep_their_entries() -> None:
+    """The columns made from whole arrays are those that were made entry by entry."""
+    sequence = make_sequence("ragged")
+    sequence.rows.count_N[::2] = 3
+    sequence.rows.logits_NK[::2, 3:] = -np.inf
+    sequence.rows.token_ids_NK[::2, 3:] = 0
+    both = [make_sequence("full"), sequence]
+    rows = record_batch(both, table_schema(make_manifest())).to_pylist()
+    for row, expected in zip(rows, map(sequence_record, both), strict=True):
+        assert [len(ids) for ids in row["top_ids"]] == [len(ids) for ids in expected["top_ids"]]
+        for name, value in expected.items():
+            assert row[name] == value, name
+
+
+def test_to_an_object_store(store: LogitStore, tmp_path: Path) -> None:
+    with run_dialect("plain") as server:
+        chosen = parse_selection("num_tokens > 3 and record_id != record-4")
+        result = export_files(
+            store,
+            "s3://b/out",
+            "parquet",
+            selection=chosen,
+            file_bytes=1,
+            storage_options=server.storage_options,
+        )
+        assert (result.num_sequences, result.num_files) == (17, 6)
+        objects = Objects("s3://b/out", server.storage_options)
+        for name in objects.list():
+            (tmp_path / "tables").mkdir(exist_ok=True)
+            (tmp_path / "tables" / name).write_bytes(objects.get(name))
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "tables").iterdir())]
+    assert sum(table.num_rows for table in tables) == 17
+
+
+@pytest.mark.parametrize("form", ["npz", "messages"])
+def test_forms_of_one_file_refuse_a_folder(
+    store: LogitStore, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", store.uri, "--to", form, f"{tmp_path}/out/"]) == 2
+    assert "is one local file" in capsys.readouterr().err
+
+
+def test_what_has_no_room_is_refused_before_anything_is_written(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = int(store.shards().column("num_bytes").sum())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, size // 4))
+    out = tmp_path / "out"
+    attempts = {
+        "the export": lambda: export_files(store, str(out), "parquet"),
+        "the copy": lambda: copy_store(store, Objects(out)),
+        "the publication": lambda: publish_store(store, Objects(out), CardSettings()),
+        "the merge": lambda: merge_stores([store], str(tmp_path / "merged")),
+    }
+    for what, attempt in attempts.items():
+        with pytest.raises(UnsupportedInputError, match=f"{what} needs about .* are free; make room"):
+            attempt()
+    with pytest.raises(UnsupportedInputError, match="are free"):
+        export_table(store, tmp_path / "t.parquet", "parquet")
+    assert not list(tmp_path.rglob("*.parquet*"))
+    assert [path for path in out.rglob("*.arrow") if out.exists()] == []
+    few = parse_selection("record_id = record-1")
+    assert export_table(store, tmp_path / "t.parquet", "parquet", selection=few, announce=None) == 1
+
+
+def test_the_estimate_is_near_what_is_written(store: LogitStore, tmp_path: Path) -> None:
+    said: list[int] = []
+    result = export_files(store, str(tmp_path / "out"), "jsonl", announce=said.append)
+    assert 0.8 < said[0] / result.num_bytes < 1.3
