@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from logitstore.errors import CorruptManifestError
+from logitstore.manifest import strict_json
 
 JOB_NAME = "job.json"
 """Every setting of the job, secrets blanked."""
@@ -36,6 +37,9 @@ CARD_NAME = "README.md"
 JOB_NAMES = frozenset((JOB_NAME, LEASE_NAME, STATUS_NAME, REJECTS_NAME, RETOKENIZED_NAME))
 JOB_PREFIXES = (PLAN_PREFIX, LOGS_PREFIX, RETOKENIZED_PREFIX)
 """With `JOB_NAMES`: all that a job keeps beside its labels."""
+
+MAX_JOB_OBJECT_BYTES = 16 * 2**20
+"""Of the status and of a run: a line for each worker, at most ten causes in words."""
 
 JobState = Literal[
     "planning", "starting", "running", "draining", "finished", "stopped", "failed", "interrupted"
@@ -177,8 +181,8 @@ def parse_status(content: bytes) -> JobStatus:
     statuses can be read. Raises CorruptManifestError for what is no status.
     """
     try:
-        return _record(JobStatus, json.loads(content), STATUS_NAME)
-    except (ValueError, RecursionError) as error:
+        return _record(JobStatus, _object_of(content, STATUS_NAME), STATUS_NAME)
+    except ValueError as error:
         raise CorruptManifestError(
             f"{STATUS_NAME} of the store is not readable ({error}); the next status of its job replaces it"
         ) from None
@@ -187,14 +191,22 @@ def parse_status(content: bytes) -> JobStatus:
 def parse_run(content: bytes, name: str) -> RunRecord:
     """One run of those below `RUNS_PREFIX`. Raises CorruptManifestError for what is none."""
     try:
-        return _record(RunRecord, json.loads(content), name)
-    except (ValueError, RecursionError) as error:
+        run = _record(RunRecord, _object_of(content, name), name)
+        if min(run.device_sec, run.num_tokens, run.compute) < 0:
+            raise ValueError(f"{name}: seconds, tokens and money cannot be negative")
+        return run
+    except ValueError as error:
         raise CorruptManifestError(
             f"{name} of the store is not readable ({error}); remove it, and its run is not counted"
         ) from None
 
 
 _Record = TypeVar("_Record", JobStatus, WorkerView, Cost, RunRecord)
+
+
+def _object_of(content: bytes, name: str) -> dict[str, Any]:
+    """Finite numbers, no key twice, text that is Unicode; see `strict_json`. Raises CorruptManifestError."""
+    return strict_json.parse_object(content, what=name, max_bytes=MAX_JOB_OBJECT_BYTES)
 
 
 def _record(kind: type[_Record], raw: object, where: str) -> _Record:
@@ -214,6 +226,8 @@ def _of(*kinds: type) -> Callable[[object, str], Any]:
     def parse(raw: object, where: str) -> Any:
         if not isinstance(raw, kinds) or isinstance(raw, bool):
             raise ValueError(f"{where} = {raw!r:.40} is not of type {kinds[0].__name__}")
+        if isinstance(raw, int) and abs(raw) > strict_json.MAX_INTEGER:
+            raise ValueError(f"{where} does not fit 63 bits")
         return raw
 
     return parse

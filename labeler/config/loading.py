@@ -182,22 +182,36 @@ def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> li
     stored = {moved.get(name, name): value for name, value in stored.items()}
     stored = {name: _default_of(name) for name in now if name not in stored} | stored
     return [
-        f"{name}: {stored.get(name)!r} in the store, {now.get(name)!r} now"
+        f"{name}: {stored.get(name)!r} in the store, "
+        + (f"{now.get(name)!r} now" if name in now or _is_known(name) else "which needs the newer version")
         for name in sorted(set(stored) | set(now))
         if not name.startswith(_CHANGEABLE) and stored.get(name) != now.get(name)
     ]
 
 
+def _is_known(name: str) -> bool:
+    """Whether this version has the setting, or a table in which it may stand."""
+    *sections, last = name.split(".")
+    model = _section_of(sections)
+    return model is None or last in model.model_fields
+
+
 def _default_of(name: str) -> Any:
     """Default of a setting as JSON, by its dotted name; None where it has none."""
-    model: type[BaseModel] = JobConfig
     *sections, last = name.split(".")
+    model = _section_of(sections)
+    field = None if model is None else model.model_fields.get(last)
+    if field is None or field.is_required():
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True))
+
+
+def _section_of(sections: Sequence[str]) -> type[BaseModel] | None:
+    """The section of the settings below these names; None for a table of anybody's names, or for none."""
+    model: type[BaseModel] = JobConfig
     for section in sections:
         kind = model.model_fields[section].annotation if section in model.model_fields else None
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             return None
         model = kind
-    field = model.model_fields.get(last)
-    if field is None or field.is_required():
-        return None
-    return to_jsonable_python(field.get_default(call_default_factory=True))
+    return model

@@ -24,10 +24,17 @@ from labeler.config.loading import JobConfig, describe_difference
 from labeler.errors import PlanTakenError, TooManyRejectsError
 from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
+from labeler.planning.plan_objects import (
+    MADE_FROM_KEY,
+    decode_part,
+    load_object,
+    load_rejects,
+    segment_names,
+)
 from labeler.planning.provenance import Provenance, describe_change
 from labeler.planning.units import decode_records, encode_records
 from labeler.records import PlannedRecord, WorkUnit
-from logitstore.errors import CorruptManifestError, StoreChangedError
+from logitstore.errors import StoreChangedError
 from logitstore.index.deletions import deleted_records
 from logitstore.job_objects import (
     PLAN_HEAD_NAME,
@@ -35,13 +42,9 @@ from logitstore.job_objects import (
     PLAN_PREFIX,
     PLAN_SEGMENTS_PREFIX,
 )
-from logitstore.manifest import strict_json
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 
-MADE_FROM_KEY = "made_from"
-"""Of the head: what the prompts were made from besides the settings; see `provenance.py`."""
-MAX_OBJECT_BYTES = 64 * 2**20
 SEGMENT_UNITS = 1024
 SEGMENT_BYTES = 16 * 2**20
 
@@ -142,14 +145,13 @@ class Plan:
         record = self._input_record()
         if record is None:
             return None
-        return strict_json.decode_known(PlanTotals, record["totals"], what=f"{PLAN_INPUT_NAME}.totals")
+        return decode_part(self._objects, PlanTotals, record["totals"], what=f"{PLAN_INPUT_NAME}.totals")
 
     def rejects(self) -> Iterator[Reject]:
         """Records of the last complete pass that are in no unit."""
         record = self._input_record()
         if record is not None and record["rejects"]:
-            for line in self._objects.get(record["rejects"]).splitlines():
-                yield Reject(**json.loads(line))
+            yield from load_rejects(self._objects, record["rejects"])
 
     def units(self, retry_sec: float = 0.0) -> Iterator[WorkUnit]:
         """All units in order, one segment in memory at a time.
@@ -271,11 +273,6 @@ class SegmentWriter:
         self._num_labels = 0
 
 
-def segment_names(objects: Objects) -> list[str]:
-    """Names of the plan's segments, in order."""
-    return [name for name in objects.list(PLAN_SEGMENTS_PREFIX) if name.endswith(".json")]
-
-
 def read_unit(objects: Objects, unit: WorkUnit) -> list[PlannedRecord]:
     """The tokenised records of a unit, in one ranged request."""
     return decode_records(objects.get_range(unit.segment, unit.offset, unit.offset + unit.num_bytes))
@@ -327,40 +324,3 @@ def check_reject_share(
         f"limits.max_reject_share = {max_share:g} allows. For example {shown}. Correct the input or "
         "input.fields, or raise limits.max_reject_share"
     )
-
-
-def load_object(objects: Objects, name: str) -> dict[str, Any]:
-    """A JSON object of the plan. Raises CorruptManifestError, also where a field of it is not what it is."""
-    try:
-        value = strict_json.parse_object(objects.get(name), what=name, max_bytes=MAX_OBJECT_BYTES)
-        if name == PLAN_INPUT_NAME:
-            known = {**value, "totals": {}} if isinstance(value.get("totals"), dict) else value
-            strict_json.decode_known(_InputRecord, known, what=name)
-        elif name != PLAN_HEAD_NAME:
-            strict_json.decode_known(_Segment, value, what=name)
-        return value
-    except CorruptManifestError as error:
-        raise CorruptManifestError(
-            f"{error} (at {objects.uri}). If nothing is labeled yet, delete the store's plan/ and start again"
-        ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class _InputRecord:
-    """Fields of `input.json`."""
-
-    fingerprint: str
-    totals: dict[str, object]
-    rejects: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """Fields of a segment's JSON."""
-
-    data: str
-    first_unit_index: int
-    num_labels: int
-    ids: tuple[int, ...]
-    prompts: tuple[int, ...]
-    units: tuple[object, ...]

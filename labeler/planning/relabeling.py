@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labeler.planning.digests import DIGEST_BYTES
-from labeler.planning.plan import load_object, segment_names
+from labeler.planning.plan_objects import load_object, segment_names
 from labeler.planning.units import decode_records, encode_records
 from labeler.records import PlannedRecord
 from logitstore.job_objects import PLAN_SEGMENTS_PREFIX

@@ -25,15 +25,21 @@ def read_document(path: str, *, what: str) -> dict[str, Any]:
     """The tables of a TOML (or resolved .json) file. `what` names its kind in errors, like "job"."""
     try:
         with open(path, "rb") as file:
-            return json.load(file) if path.endswith(".json") else tomllib.load(file)
+            document = json.load(file) if path.endswith(".json") else tomllib.load(file)
     except FileNotFoundError:
         raise ConfigError(
             f"no {what} file at {path!r}: give the path of a TOML file, or use --set alone"
         ) from None
     except OSError as error:
         raise ConfigError(f"cannot read the {what} file {path!r}: {error.strerror}; check the path") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not a valid {what} file: {error}; correct the syntax") from None
+    if not isinstance(document, dict):
+        raise ConfigError(
+            f"{path}: not a valid {what} file: it holds {document!r:.40}, not an object; correct it, or give "
+            "a TOML file"
+        )
+    return document
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:

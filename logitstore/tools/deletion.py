@@ -86,8 +86,16 @@ def refuse_running_job(store: LogitStore) -> None:
     """Raise StoreChangedError if a job says that it is at work on the store."""
     try:
         status = parse_status(store.objects.get(STATUS_NAME))
+    except ObjectNotFoundError:
+        return
+    except CorruptManifestError as error:
+        raise StoreChangedError(
+            f"{store.uri}: whether a job is at work here cannot be known: {error}. If none is, remove that "
+            f"{STATUS_NAME}"
+        ) from None
+    try:
         updated = datetime.fromisoformat(status.updated)
-    except (ObjectNotFoundError, CorruptManifestError, ValueError):
+    except ValueError:  # Of a version that did not say when it was at work.
         return
     updated = updated if updated.tzinfo else updated.replace(tzinfo=UTC)
     if status.state in ACTIVE_STATES and time.time() - updated.timestamp() < ACTIVE_SEC:

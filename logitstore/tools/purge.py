@@ -145,7 +145,7 @@ def _purge_plan(objects: Objects, deleted: frozenset[str]) -> tuple[int, list[st
             segment = json.loads(objects.get(name))
             data = objects.get(segment["data"])
             count, changed, content = _without_records(segment, data, deleted)
-        except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
             raise CorruptManifestError(
                 f"{name} of the store at {objects.uri} is no segment of a plan ({error}); the plan is "
                 "not needed "
@@ -223,6 +223,6 @@ def _purge_reject_lists(objects: Objects, deleted: frozenset[str]) -> int:
 def _names_deleted(line: bytes, deleted: frozenset[str]) -> bool:
     try:
         record_id = json.loads(line)["record_id"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
     return isinstance(record_id, str) and digest_of(record_id).hex() in deleted

@@ -92,7 +92,8 @@ def read_rejects(objects: Objects, findings: Findings) -> list[Reject]:
                 value = strict_json.parse_object(line, what=where, max_bytes=MAX_REJECT_LINE_BYTES)
                 rejects.append(strict_json.decode(Reject, value, what=where))
             except StoreError as error:
-                findings.error("bad_reject", where, str(error))
+                remedy = "remove the file: the next run of the job writes it again"
+                findings.error("bad_reject", where, f"{error}; {remedy}")
             if len(line) > MAX_REJECT_LINE_BYTES:
                 break  # no list of lines: what follows need not end
     return rejects

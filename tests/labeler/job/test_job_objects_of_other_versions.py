@@ -9,7 +9,8 @@ import pytest
 
 import labeler.__main__ as labeler_command
 from labeler.job.driver_lease import Holder, acquire, present_holder
-from labeler.planning.plan import Plan, load_object
+from labeler.planning.plan import Plan
+from labeler.planning.plan_objects import load_object
 from logitstore.errors import CorruptManifestError
 from logitstore.job_objects import LEASE_NAME, PLAN_INPUT_NAME
 from logitstore.objects.opening import Objects
