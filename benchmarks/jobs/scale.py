@@ -220,15 +220,18 @@ def made_up_sequence(record_id: str, num_rows: int, rng: np.random.Generator) ->
     )
 
 
+MANIFEST = Manifest(
+    teacher=TeacherInfo("made-up", None, "sha256:0", "float32", None, "none", "0", "import"),
+    tokenizer=TokenizerInfo("", VOCAB_SIZE),
+    labels=LabelSpec(VOCAB_SIZE, TOP_K, (1.0,), "gap_f16", "score", "response"),
+    input=InputInfo("none", "import", {}),
+    created="1970-01-01T00:00:00+00:00",
+)
+"""Of the stores of made-up labels."""
+
+
 def empty_store(folder: Path) -> LogitStore:
-    manifest = Manifest(
-        teacher=TeacherInfo("made-up", None, "sha256:0", "float32", None, "none", "0", "import"),
-        tokenizer=TokenizerInfo("", VOCAB_SIZE),
-        labels=LabelSpec(VOCAB_SIZE, TOP_K, (1.0,), "gap_f16", "score", "response"),
-        input=InputInfo("none", "import", {}),
-        created="1970-01-01T00:00:00+00:00",
-    )
-    return LogitStore.create(str(folder), manifest)
+    return LogitStore.create(str(folder), MANIFEST)
 
 
 def _measure_units(folder: Path, count: int, rng: np.random.Generator) -> UnitTimes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.jobs.lossy_objects import Fault, LossyBackend, Memory, objects_over
 from labeler.config.loading import JobConfig
 from labeler.planning.plan import Plan, SegmentWriter, read_unit
 from labeler.planning.planner import Planner
@@ -23,7 +24,6 @@ from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.labeler.planning.test_plan import job_for, records, write_input
-from tests.logitstore.lossy_objects import Fault, LossyBackend, Memory, objects_over
 from tests.logitstore.random_labels import make_manifest, make_sequence
 
 NUM_RECORDS = 11

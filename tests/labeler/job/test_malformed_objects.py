@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -102,7 +102,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         assert main(found.command("run")) == 0
     (found.store / RUNS_PREFIX).mkdir(parents=True)
     run = RunRecord("ada", "finished", "2026-01-01T00:00:00+00:00", "", "core", 1.0, 1, 0.0, "")
-    (found.store / RUN).write_text(json.dumps({name: getattr(run, name) for name in run.__slots__}))
+    (found.store / RUN).write_text(json.dumps(asdict(run)))
     shutil.copytree(found.store, found.good)
     return found
 
@@ -155,7 +155,7 @@ def test_what_is_malformed_is_told_in_one_line(
     bad = []
     for number, (what, data) in enumerate(cases):
         # All commands at what is no JSON at all, one at each wrong field: the object is decoded in one place.
-        readers = READERS[name] if number < 4 else DECODERS.get(name, READERS[name])
+        readers = READERS[name] if number < 4 or name not in DECODERS else DECODERS[name]
         for command in readers if number < 4 else readers[number % len(readers) :][:1]:
             told = _told_of(job, good.relative_to(job.good), data, command, capsys)
             if problem := _problem(told, good.name):
