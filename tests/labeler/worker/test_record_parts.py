@@ -14,9 +14,11 @@ from labeler.driver.run import new_planner, read_input
 from labeler.job.dry_run import estimate
 from labeler.planning.plan import Plan
 from labeler.planning.preflight import prepare
+from labeler.planning.relabeling import replace_changed
 from labeler.records import Lease
 from logitstore.common.config_file import ConfigError
 from logitstore.manifest.fields import RECORD_PARTS
+from logitstore.records import SEGMENT_NAMES
 from logitstore.store import LogitStore
 from tests.labeler.jobs import label_and_commit
 from tests.labeler.worker.test_actor import set_up
@@ -91,6 +93,31 @@ def test_a_changed_turn_is_found_and_only_it_is_labeled_again(
     totals = planner.run(read_input(job), lambda _: None)
     assert (totals.num_changed, totals.num_planned) == (1, 4)
     assert [one.planned.prompt.record_id for one in planner.changed.values()] == ["a#turn-2"]
+
+
+def test_a_turn_that_is_labeled_again_has_the_segments_of_what_it_says_now(tmp_path: Path) -> None:
+    label_all(tmp_path, CHATS, *EACH)
+    texts = ("Two and two?", "It is 4.", "And three?", "It is five.")
+    grown = [{"uid": "a", "messages": chat(*texts)}, *CHATS[1:]]
+    worker, _, setup = set_up(tmp_path, grown, *EACH, kind="messages")
+    objects = setup.prepared.objects
+    planner = new_planner(setup.job, setup.prepared, Plan(objects).known(), None, keep_changed=True)
+    planner.run(read_input(setup.job), lambda _: None)
+
+    def uncommit(unit_ids: set[str]) -> set[str]:
+        store = LogitStore.open(tmp_path / "store", writing=True)
+        labeled = {entry.unit_id: entry.name for entry in store.shards() if entry.unit_id in unit_ids}
+        return (unit_ids - labeled.keys()) | set(store.uncommit(labeled.values()))
+
+    assert replace_changed(objects, planner.changed, uncommit) == 1
+    for number, unit in enumerate(Plan(objects).units()):
+        label_and_commit(worker, Lease(number, unit, "w"))
+    found = {one.record_id: one for one in LogitStore.open(tmp_path / "store").iter_sequences()}
+    assert sorted(found) == IDS
+    segments_T = found["a#turn-2"].segments_T
+    assert segments_T is not None
+    written = [SEGMENT_NAMES[number] for number in segments_T[found["a#turn-2"].prompt_length :]]
+    assert written == ["answer"] * len("It is five.") + ["end"]
 
 
 def test_further_turns_of_a_conversation_are_new_records(tmp_path: Path) -> None:
