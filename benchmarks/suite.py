@@ -1,4 +1,4 @@
-"""Every measurement in turn, each in a process of its own, and the results page.
+"""Every measurement in turn, each in a process of its own, and the results page; with `--gpus` the GPU part.
 
 A part that fails or takes too long does not stop the others; it is named at the end and the exit status
 is then 1. With `--reference` the quick sizes are measured too, of what is always there (the demo's teacher
@@ -21,7 +21,7 @@ from benchmarks.advice import recommend
 from benchmarks.jobs.processes import end_descendants, end_session
 from benchmarks.report.quotes import DOCUMENTS, rewrite
 from benchmarks.report.results import load_all
-from benchmarks.report.results_page import write_page
+from benchmarks.report.results_page import GPU, write_page
 
 PARTS = (
     "recommend", "storage", "decode", "fidelity", "labeling", "loading", "training", "faults", "scale",
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     only = {"recommend": _recommend_options(args)}
     failed = measure(args.parts, args.out, _common_options(args), only)
+    if args.gpus and args.parts == PARTS:
+        failed += measure((GPU,), args.out, [])
     if args.reference:
         parts = [part for part in args.parts if part in REFERENCE_PARTS]
         failed += [f"{part} --quick" for part in measure(parts, args.reference, ["--quick", "--quiet"])]

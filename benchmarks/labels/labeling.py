@@ -4,7 +4,7 @@ One engine, one run, all variants in turn: ratios of rates are comparable across
 The fair bound is the same engine's prefill with one prompt logprob of vLLM's own, since it too must push
 every position through the lm_head. Every variant scores the same sequences.
 
-- rates by K with temperatures 1, 2, 4, and of a whole job at K=64, from its plan to commits on disk;
+- rates by K with temperatures 1, 2, 4, of vLLM's own 64, and of a whole job at K=64, from plan to disk;
 - CPU time of our own code per token, step by step, on real rows, with an engine that costs nothing;
 - labels taken while decoding against scoring the finished response;
 - seconds to start.
@@ -23,12 +23,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.labels.labeling_path import RunningWorker, measure_own_code
+from benchmarks.labels.labeling_sizes import ON_CPU, ON_GPU, Sizes, read_prompts, sizes_for
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, ResultTable, publish
-from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
+from labeler.config.loading import (
+    InputConfig,
+    JobConfig,
+    LabelsConfig,
+    OutputConfig,
+    SamplingConfig,
+    TeacherConfig,
+    WorkersConfig,
+)
 from labeler.errors import PromptError
 from labeler.records import TokenizedPrompt
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout
@@ -38,25 +45,29 @@ from logitstore.records import LabeledSequence
 WHOLE_PATH_TOP_K = 64
 TEMPERATURES = (1.0, 2.0, 4.0)
 LAYOUT = ColumnLayout(WHOLE_PATH_TOP_K, TEMPERATURES)
-PROMPT_TOKENS = 256
 RESCORE_SAMPLING = SamplingConfig(temperature=0.0, max_tokens=32)
-PROMPTS_FILE = Path(__file__).parents[1] / "demo_data" / "pairs.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="runs of every variant (default 5)")
-    parser.add_argument("--prompts", type=int, default=6, help="sequences of 256 tokens per run (default 6)")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        help=f"sequences per run (default {ON_CPU.prompts} of {ON_CPU.prompt_tokens} tokens, with --gpus "
+        f"{ON_GPU.prompts} of {ON_GPU.prompt_tokens})",
+    )
     parser.add_argument("--cores", default="0", help="logical CPUs of the engine, where it has no GPU")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.quick:
-        args.repetitions, args.prompts = min(args.repetitions, 3), min(args.prompts, 2)
+        args.repetitions = min(args.repetitions, 3)
+    sizes = sizes_for(args)
     teacher, start_sec = start_teacher(args)
     try:
-        prompts = read_prompts(Path(args.input) if args.input else PROMPTS_FILE, args)
+        prompts = read_prompts(args, sizes)
         with tempfile.TemporaryDirectory() as folder:
-            worker = start_worker(teacher, prompts, args.repetitions + 1, Path(folder))
+            worker = start_worker(teacher, prompts, args, sizes.unit_prompts, Path(folder))
             rates, ratios = measure_rates(teacher, prompts, args, worker)
         own_code = measure_own_code(
             captured_rows(teacher, prompts), prompts, LAYOUT, label_spec(teacher), args.repetitions
@@ -64,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         rescore = [] if args.quick else measure_rescoring(teacher, prompts, args.repetitions)
     finally:
         teacher.close()
-    result = build_result(args, own_code, start_sec, rates, ratios, rescore)
+    result = build_result(args, sizes, own_code, start_sec, rates, ratios, rescore)
     publish(result, args.out, quiet=args.quiet)
     return 0
 
@@ -87,20 +98,6 @@ def start_teacher(args: argparse.Namespace) -> tuple[Any, dict[str, float]]:
     return teacher, {"import": imported - started, "engine": ready - imported}
 
 
-def read_prompts(path: Path, args: argparse.Namespace) -> list[TokenizedPrompt]:
-    """Equally long pieces of the input's text, to be scored as a whole."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
-    ids = np.asarray(tokenizer(path.read_text(encoding="utf-8")[:200_000])["input_ids"], np.int32)
-    needed = args.prompts * PROMPT_TOKENS
-    if len(ids) < needed:
-        raise ValueError(f"{path} holds {len(ids)} tokens, the measurement needs {needed}; lower --prompts")
-    pieces = ids[:needed].reshape(args.prompts, PROMPT_TOKENS)
-    empty = np.empty(0, np.int32)
-    return [TokenizedPrompt(f"piece-{index}", empty, piece, 1) for index, piece in enumerate(pieces)]
-
-
 def measure_rates(
     teacher: Any, prompts: list[TokenizedPrompt], args: argparse.Namespace, worker: RunningWorker
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -111,6 +108,7 @@ def measure_rates(
     variants: dict[str, Callable[[], object]] = {"none": lambda: prefill(teacher, prompts, None)}
     for top_k in sorted({1, WHOLE_PATH_TOP_K, *args.top_k}):
         variants[f"k{top_k}"] = lambda k=top_k: label(teacher, prompts, k)
+    variants[f"vllm_k{WHOLE_PATH_TOP_K}"] = lambda: prefill(teacher, prompts, WHOLE_PATH_TOP_K)
     variants["job"] = lambda: run_job(teacher, worker)
     tokens = sum(prompt.num_tokens for prompt in prompts)
 
@@ -165,10 +163,18 @@ def label(teacher: Any, prompts: list[TokenizedPrompt], top_k: int, **labels: An
 
 
 def start_worker(
-    teacher: Any, prompts: list[TokenizedPrompt], num_rounds: int, folder: Path
+    teacher: Any, prompts: list[TokenizedPrompt], args: argparse.Namespace, unit_prompts: int, folder: Path
 ) -> RunningWorker:
     teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
-    return RunningWorker(teacher, prompts, label_spec(teacher), num_rounds, folder)
+    job = JobConfig(
+        teacher=TeacherConfig(model=args.teacher),
+        input=InputConfig(uri="memory", kind="token_ids"),
+        labels=LabelsConfig(mode="score"),
+        output=OutputConfig(uri=str(folder / "store")),
+        workers=WorkersConfig(gpus=args.gpus),
+    )
+    num_rounds = args.repetitions + 1
+    return RunningWorker(teacher, prompts, label_spec(teacher), job, num_rounds, unit_prompts)
 
 
 def run_job(teacher: Any, worker: RunningWorker) -> None:
@@ -220,13 +226,19 @@ def measure_rescoring(teacher: Any, prompts: list[TokenizedPrompt], repetitions:
 
 def build_result(
     args: argparse.Namespace,
+    sizes: Sizes,
     own_code: dict[str, list[float]],
     start_sec: dict[str, float],
     rates: dict[str, list[float]],
     ratios: dict[str, list[float]],
     rescore: list[float],
 ) -> Result:
-    labels = {"none": "no logprobs", "one": "1 logprob of vLLM's (bound)", "job": "K=64, whole job to disk"}
+    labels = {
+        "none": "no logprobs",
+        "one": "1 logprob of vLLM's (bound)",
+        f"vllm_k{WHOLE_PATH_TOP_K}": f"vLLM's own {WHOLE_PATH_TOP_K}, without a tail",
+        "job": f"K={WHOLE_PATH_TOP_K}, whole job to disk",
+    }
     rows = [
         (
             labels.get(name, f"K={name[1:]}"),
@@ -264,8 +276,9 @@ def build_result(
         figures=figures,
         plots=draw(args.out, ratios, own_code),
         notes=(
-            f"{args.prompts} sequences of {PROMPT_TOKENS} tokens, temperatures 1, 2, 4; variants take turns, "
-            "each right after the bound.",
+            f"{sizes.prompts} sequences of {sizes.prompt_tokens} tokens, temperatures 1, 2, 4, units of "
+            f"{sizes.unit_prompts}; variants take turns, each right after the bound.",
+            f"vLLM's own {WHOLE_PATH_TOP_K} are raw logits, as ours are, through the same engine.",
             "Our own code is timed on the tensors of an earlier run, with no engine at work.",
             "Start-up is measured once, on this machine as busy as it is.",
             *_rescoring_note(rescore),

@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from labeler.config.loading import InputConfig, JobConfig, OutputConfig, TeacherConfig
-from labeler.planning.plan import KnownRecords, Plan, SegmentWriter
+from labeler.config.loading import JobConfig, TeacherConfig
+from labeler.driver.in_flight import units_in_flight
+from labeler.planning.plan import KnownRecords, Plan, PlanTotals, SegmentWriter
 from labeler.planning.units import unit_id_of
 from labeler.records import Committed, Lease, PlannedRecord, TeacherDescription, TokenizedPrompt
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
@@ -26,10 +26,6 @@ from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, Tokenizer
 from logitstore.objects.opening import Objects
 from logitstore.shard.writer import write_shard
 from logitstore.store import LogitStore
-
-LEASES = 2
-"""Units in flight, as an actor has them by default: one in the engine while the other is written."""
-UNIT_PROMPTS = 2
 
 
 class RunningWorker:
@@ -43,25 +39,26 @@ class RunningWorker:
         teacher: Any,
         prompts: Sequence[TokenizedPrompt],
         labels: LabelSpec,
+        job: JobConfig,
         num_rounds: int,
-        folder: Path,
+        unit_prompts: int,
     ) -> None:
-        uri = str(folder / "store")
-        job = JobConfig(
-            teacher=TeacherConfig(engine="fake"),  # the real one is handed in, and labels as it was told
-            input=InputConfig(uri="memory", kind="token_ids"),
-            output=OutputConfig(uri=uri),
-        )
-        self._worker = Worker(job, "benchmark", ResponseEnds(), lambda cores: teacher)
+        """`job` says where the store is and how many units are in flight; `teacher` is there already."""
+        uri, self._num_prompts = job.output.uri, len(prompts)
+        self._num_units = -(-self._num_prompts // unit_prompts)
+        # The worker makes no teacher of its own: this one labels as it was told.
+        fake = job.model_copy(update={"teacher": TeacherConfig(engine="fake")})
+        self._worker = Worker(fake, "benchmark", ResponseEnds(), lambda cores: teacher)
         LogitStore.create(uri, _manifest(self._worker.start(None), labels))
-        _write_plan(uri, prompts, num_rounds)
+        _write_plan(uri, prompts, num_rounds, unit_prompts)
         self._units = enumerate(Plan(Objects(uri)).units())
-        self._num_prompts = len(prompts)
-        self._threads = ThreadPoolExecutor(LEASES)
+        num_tokens = sum(prompt.num_tokens for prompt in prompts)
+        totals = PlanTotals(self._num_prompts, self._num_prompts, self._num_units, num_tokens, num_tokens)
+        self._threads = ThreadPoolExecutor(units_in_flight(job, totals).leases)
 
     def label_round(self) -> None:
         """The next round from leases to commits on disk."""
-        units = itertools.islice(self._units, -(-self._num_prompts // UNIT_PROMPTS))
+        units = itertools.islice(self._units, self._num_units)
         leases = [Lease(number, unit, "benchmark") for number, unit in units]
         results = list(self._threads.map(self._worker.label_unit, leases))
         committed = sum(one.entry.num_sequences for one in results if isinstance(one, Committed))
@@ -69,12 +66,12 @@ class RunningWorker:
             raise RuntimeError(f"{committed} of {self._num_prompts} sequences were committed")
 
 
-def _write_plan(uri: str, prompts: Sequence[TokenizedPrompt], num_rounds: int) -> None:
+def _write_plan(uri: str, prompts: Sequence[TokenizedPrompt], num_rounds: int, unit_prompts: int) -> None:
     writer = SegmentWriter(Objects(uri), KnownRecords())
     for number in range(num_rounds):
         renamed = [replace(prompt, record_id=f"{number}-{prompt.record_id}") for prompt in prompts]
-        for start in range(0, len(renamed), UNIT_PROMPTS):
-            records = [PlannedRecord(prompt, "memory", 1) for prompt in renamed[start : start + UNIT_PROMPTS]]
+        for start in range(0, len(renamed), unit_prompts):
+            records = [PlannedRecord(prompt, "memory", 1) for prompt in renamed[start : start + unit_prompts]]
             writer.add(unit_id_of([record.prompt.record_id for record in records]), records, 0, b"", b"", b"")
     writer.flush()
 

@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         plots=["training-memory.svg"],
         notes=[
             f"Hidden size {HIDDEN_SIZE}, K={TOP_K}, fp32, one thread; forward and backward of the head only.",
+            "`penumbra bench gpu` measures the losses on a GPU, at sizes that fill one.",
             "Dense: all logits at once. Dense cross-entropy is PyTorch's linear and cross_entropy.",
             "Seconds are the processor's. Quotients are medians over steps that alternate between the losses "
             "in one process.",
