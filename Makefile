@@ -8,7 +8,7 @@ BENCH_OUT ?= build/bench
 # Logits to measure sizes on beside what the labeler makes; without any, a small packaged sample.
 CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 
-.PHONY: help setup demo check test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
+.PHONY: help setup demo check quick test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
 
 help:
 	@echo "make demo         label, store, verify, train and report with a real teacher (5 minutes on 2 cores)"
@@ -28,7 +28,10 @@ setup:
 demo: setup
 	$(VENV)/penumbra bench demo
 
-check: lint
+check: setup
+	@$(MAKE) --no-print-directory -j2 --output-sync=line lint quick
+
+quick:
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu" $(PKG:%=tests/%)
 
 lint: setup

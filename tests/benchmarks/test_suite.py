@@ -73,6 +73,7 @@ def test_a_part_that_hangs_is_stopped_with_all_it_started(tmp_path: Path) -> Non
     leader.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "check"])
 def test_a_suite_that_is_told_to_stop_ends_its_part(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "benchmarks", name, "--parts", "scale", "--out", str(tmp_path)]

@@ -36,6 +36,7 @@ def read_only(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return mount, folder / "store"
 
 
+@pytest.mark.slow
 def test_reading_and_writing(read_only: tuple[str, Path]) -> None:
     mount, store = read_only
     wanted = [[name] for name in READING] + list(WRITING)
@@ -64,6 +65,7 @@ for name, *more in ast.literal_eval(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_a_job_on_a_store_that_is_read_only(read_only: tuple[str, Path], tmp_path: Path) -> None:
     mount, store = read_only
     (tmp_path / "in.jsonl").write_text('{"text": "one"}\n')

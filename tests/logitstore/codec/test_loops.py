@@ -41,6 +41,7 @@ def take_in_parts(values: np.ndarray, threshold: int, form: Loops, sizes: list[i
     return np.concatenate([reader.take(size) for size in sizes])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     threshold=st.integers(1, 223),

@@ -121,6 +121,7 @@ def test_a_reader_caught_by_compaction_reads_again(
     assert [entry.unit_index for entry in reader.entries()] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_segments_stay_few_and_rewrites_rare(tmp_path: Path) -> None:
     """300 compactions of one unit each: like a merge tree, not like a copy of everything each time."""
     objects = Objects(tmp_path)

@@ -41,6 +41,7 @@ def test_a_server_that_knows_no_conditions_is_named_for_it() -> None:
         assert server.data == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["plain", "wants Content-MD5", "no DeleteObjects"])
 def test_a_server_with_conditions_is_used(dialect: Dialect) -> None:
     with run_dialect(dialect) as server:
@@ -64,6 +65,7 @@ def test_objects_are_deleted_one_by_one_where_batches_are_not_taken(dialect: Dia
             assert server.requests.count("DELETE") == 3
 
 
+@pytest.mark.slow
 def test_a_failed_clean_up_is_a_warning(
     tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

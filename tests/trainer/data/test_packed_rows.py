@@ -103,6 +103,7 @@ def test_packed_rows_train_as_their_sequences_do_apart(small_store):
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_packed_run_goes_on_exactly(small_store, tmp_path):
     def trainer(folder, **settings):
         train_set = dataset(small_store, held_out=HeldOut(0.2), even=True)

@@ -64,6 +64,7 @@ def own_labels(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not say which tokenizer")
 @pytest.mark.parametrize("quantization", [INT8, INT4])
 def test_a_student_learns_its_own_labels_back_and_loads_as_integers(own_labels, tmp_path, quantization):

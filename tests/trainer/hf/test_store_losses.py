@@ -57,6 +57,7 @@ def test_a_batch_is_the_sum_of_its_stores_by_their_own_losses(stores, fused, pac
     assert int(output.metrics.num_rows) == num_labels
 
 
+@pytest.mark.slow
 def test_a_training_uses_the_loss_of_each_store_and_the_same_for_all_is_one_loss(stores, tmp_path):
     def trained(name, store_losses):
         dataset = StreamingLogitDataset(stores, batch_size=4, num_splits=3, seed=1, held_out=HeldOut(0.2))

@@ -25,6 +25,7 @@ def batches(**settings):
     return [DistillationCollator(CollateSettings(**settings))(samples)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_student_with_fewer_ids_is_told_which_record_it_cannot_read(small_store, tmp_path, fused):
     model = tiny_student(vocab_size=40)
@@ -63,6 +64,7 @@ def test_a_student_without_such_ids_has_no_mass_there_and_an_unknown_tokenizer_g
     assert "mass_beyond_tokenizer" not in unknown.to_dict()
 
 
+@pytest.mark.slow
 def test_the_mass_on_unused_ids_is_trained_away(small_store, tmp_path):
     """By vocab_size=None, where they take part in the softmax and no label ever names them."""
     model = tiny_student(vocab_size=96)

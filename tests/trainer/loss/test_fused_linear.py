@@ -87,6 +87,7 @@ def test_equals_the_dense_loss(kind, top_k):
         torch.testing.assert_close(head.gradients(fused), dense_grads, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_gradient_is_the_derivative(softcap):
     case = make_case(3, batch=1, tokens=4, vocab_size=9, temperature=2.0, ragged=True)

@@ -32,6 +32,7 @@ def places(tmp_path):
     return ["--student", f"{tmp_path}/model", "--labels", f"{tmp_path}/store", "--out", f"{tmp_path}/run"]
 
 
+@pytest.mark.slow
 def test_a_student_without_a_file(places, tmp_path, capsys):
     steps = ["--set", "training.max_steps=3", "--set", "training.tensorboard=false"]
     assert main(["run", *places, *steps]) == 0
@@ -82,6 +83,7 @@ def test_the_teacher_stands_beside_the_student_wherever_figures_are(places, tmp_
     assert "must end in .png or .svg" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_tokenizer_comes_from_the_store(places, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     size = [f"student.small.{name}=8" for name in ("hidden_size", "intermediate_size")]

@@ -48,12 +48,14 @@ def run(arguments: list[str], **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_kernel_under_the_interpreter():
     output = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)], TRITON_INTERPRET="1")
     assert " passed" in output
     assert "skipped" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux only")
 def test_kernel_compiles_for_a_gpu(tmp_path):
     output = run(["-c", COMPILE], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
