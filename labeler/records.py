@@ -85,6 +85,29 @@ class TeacherDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class Billed:
+    """What the server of a teacher has taken and written since the teacher was started."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    """As the server says in its answers, those included that were of no use."""
+    num_answers: int = 0
+    num_lost: int = 0
+    """Requests whose answer did not come whole: the server may have billed them."""
+    num_on_the_way: int = 0
+    """Requests made and not answered yet."""
+
+    def __add__(self, more: Billed) -> Billed:
+        return Billed(
+            self.input_tokens + more.input_tokens,
+            self.output_tokens + more.output_tokens,
+            self.num_answers + more.num_answers,
+            self.num_lost + more.num_lost,
+            self.num_on_the_way + more.num_on_the_way,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """A unit in a worker's hands."""
 

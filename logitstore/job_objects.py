@@ -28,6 +28,8 @@ PLAN_SEGMENTS_PREFIX = f"{PLAN_PREFIX}segments/"
 LOGS_PREFIX = "logs/"
 RUNS_PREFIX = f"{LOGS_PREFIX}runs/"
 """A `RunRecord` of each run."""
+BILLS_PREFIX = f"{LOGS_PREFIX}bills/"
+"""A `Bill` of each worker that asked a server."""
 RETOKENIZED_NAME = "retokenized.json"
 """What `penumbra store retokenize` kept of its source."""
 RETOKENIZED_PREFIX = "retokenized/"
@@ -64,6 +66,14 @@ class Cost:
     storage_per_month: float
     """Money for keeping the bytes a month; 0 where no price is given."""
     currency: str
+    billed: float = 0.0
+    """Money for the tokens that a server took and wrote, all runs of the job together."""
+    billed_input_tokens: int = 0
+    billed_output_tokens: int = 0
+    answers_lost: int = 0
+    """Requests that may have been billed and whose answer did not come whole, so that it is not counted."""
+    answers_on_the_way: int = 0
+    """Requests not answered when their worker last said something; a worker that was killed leaves them."""
 
     @property
     def device_sec_per_million_tokens(self) -> float:
@@ -81,6 +91,24 @@ class Cost:
             text += f", {self.compute:,.4f} {self.currency}"
         if self.storage_per_month:
             text += f", {self.storage_per_month:,.6f} {self.currency} a month to keep"
+        return f"{text}; {self.bill_in_words}" if self.has_bill else text
+
+    @property
+    def has_bill(self) -> bool:
+        """Whether a server was asked."""
+        return bool(self.billed_input_tokens or self.answers_lost or self.answers_on_the_way)
+
+    @property
+    def bill_in_words(self) -> str:
+        """What the server billed in all runs, and what is not known of it."""
+        text = (
+            f"the server billed {self.billed_input_tokens:,} tokens given and {self.billed_output_tokens:,} "
+            f"written, {self.billed:,.4f} {self.currency} in all runs"
+        )
+        if self.answers_lost:
+            text += f"; {self.answers_lost:,} answers were lost and are not counted"
+        if self.answers_on_the_way:
+            text += f"; {self.answers_on_the_way:,} were on the way and are not counted"
         return text
 
 
@@ -101,6 +129,29 @@ class RunRecord:
     compute: float
     """Money for the devices; 0 where no price was given."""
     currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a server billed one worker by the time that it wrote this."""
+
+    worker: str
+    input_tokens: int
+    output_tokens: int
+    """As the server says in its answers."""
+    num_answers: int
+    num_lost: int
+    """Requests whose answer did not come whole: the server may have billed them."""
+    num_on_the_way: int
+    """Requests made and not answered yet."""
+    input_price: float
+    """Money for a million tokens, as `output_price`; 0 where none was given."""
+    output_price: float
+    currency: str
+
+    @property
+    def money(self) -> float:
+        return (self.input_tokens * self.input_price + self.output_tokens * self.output_price) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +252,17 @@ def parse_run(content: bytes, name: str) -> RunRecord:
         ) from None
 
 
-_Record = TypeVar("_Record", JobStatus, WorkerView, Cost, RunRecord)
+def parse_bill(content: bytes, name: str) -> Bill:
+    """One bill of those below `BILLS_PREFIX`. Raises CorruptManifestError for what is none."""
+    try:
+        return _record(Bill, json.loads(content), name)
+    except (ValueError, RecursionError) as error:
+        raise CorruptManifestError(
+            f"{name} of the store is not readable ({error}); remove it, and what it says is not counted"
+        ) from None
+
+
+_Record = TypeVar("_Record", JobStatus, WorkerView, Cost, RunRecord, Bill)
 
 
 def _object_of(content: bytes, name: str) -> dict[str, Any]:

@@ -26,7 +26,9 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-KNOWN_FEATURES = {"mixed", "retokenized", "given_entries", "segments", "student_prompts", "record_parts"}
+KNOWN_FEATURES = {
+    "mixed", "retokenized", "given_entries", "texts_only", "segments", "student_prompts", "record_parts"
+}  # fmt: skip
 CODEBOOKS_MAGIC = b"logitstore-codebooks-1\n"
 
 
@@ -40,7 +42,8 @@ def read_store(folder: str | Path) -> Iterator[dict[str, Any]]:
     Each is a dict of `record_id`, `sample_index`, `prompt_length`, `label_start`, `finish_reason`, `flags`,
     `token_ids_T`, `loss_mask_N`, `segments_T` and `student_prompt_ids` (None where there are none), and the
     label rows: `logits_NK` (float32, -inf beyond `count_N`), `token_ids_NK`, `count_N`, `logsumexp_NM`,
-    `log_tail_mass_NM`, `label_logprob_N` (NaN if unknown), `label_rank_N` (0 if unknown).
+    `log_tail_mass_NM`, `label_logprob_N` (NaN if unknown), `label_rank_N` (0 if unknown). A store of the
+    feature "texts_only" has none of them: N is 0, and the tokens from `label_start` on are the text to learn.
 
     Raises:
         NotReadableError: a checksum differs, or the store has a feature that is not known here.

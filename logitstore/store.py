@@ -27,6 +27,7 @@ from logitstore.errors import (
     StoreChangedError,
     StoreExistsError,
     StoreNotFoundError,
+    UnsupportedInputError,
 )
 from logitstore.index.absence import (
     lost_units,
@@ -184,6 +185,14 @@ class LogitStore:
         hasher = hashlib.blake2b(identity(self._manifest), digest_size=16)
         self.shards().digest_into(hasher)
         return hasher.hexdigest()
+
+    def need_rows(self, what: str) -> None:
+        """Raises UnsupportedInputError where the store holds texts alone, which `what` cannot do without."""
+        if self._manifest.labels.support == "none":
+            raise UnsupportedInputError(
+                f"{self.uri} holds texts alone and no label rows, which {what} needs; train on it with "
+                "loss.alpha = 0, or write its texts: penumbra store export --to messages or prompt-completion"
+            )
 
     def refresh(self) -> None:
         """See every unit committed before this call."""

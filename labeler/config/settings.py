@@ -37,6 +37,9 @@ class LabelsConfig(Section):
     """K, the stored entries of a label row."""
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Temperatures with exact stored normalisers, ascending from 1."""
+    rows: bool = True
+    """False keeps what the teacher writes and nothing of its distribution: a store of texts alone, for any
+    server, from which a student learns with loss.alpha = 0; `top_k` and `temperatures` mean nothing then."""
     positions: Literal["auto", "response", "all"] = "auto"
     """Which tokens get labels; "auto" is "all" for text and token_ids without a response, else "response"."""
     turns: Literal["last", "all", "each"] = "last"
@@ -187,10 +190,15 @@ class LimitsConfig(Section):
     """Tokens of the stored sequences, prompts and earlier runs included, at which the job stops as on a
     signal: units at work are finished, and the same command with a higher limit goes on. What one prompt's
     tokens cost is paid once for each of its `sampling.n` responses."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Money at which the job stops likewise, by the prices of `[cost]`: what a server billed, refused and
+    repeated requests included, and the devices, over all runs. What is at work when it is reached is finished
+    and paid beyond it: small units (`output.unit_size`) keep that small."""
 
 
 class CostConfig(Section):
-    """Prices for the estimate of `--dry-run` and the sum at the end; 0 leaves the money out."""
+    """Prices for the estimate of `--dry-run`, the sum at the end and `limits.max_cost`; 0 leaves the money
+    out."""
 
     per_gpu_hour: float = Field(default=0.0, ge=0)
     """Price of an hour of one GPU."""
@@ -198,6 +206,10 @@ class CostConfig(Section):
     """Price of an hour of one CPU core, counted for replicas without GPUs."""
     per_gb_month: float = Field(default=0.0, ge=0)
     """Price of a month of one GB (10^9 bytes) of storage."""
+    price_per_million_input_tokens: float = Field(default=0.0, ge=0)
+    """Price of a million tokens that a server is given (`teacher.engine = "openai"`), as it counts them."""
+    price_per_million_output_tokens: float = Field(default=0.0, ge=0)
+    """Price of a million tokens that a server writes."""
     currency: str = "USD"
     """Name of the money."""
 
@@ -274,10 +286,45 @@ class JobConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _texts_alone(self) -> JobConfig:
+        api = self.teacher.api
+        if self.labels.rows:
+            if self.teacher.engine == "openai" and api.endpoint == "chat":
+                raise ValueError(
+                    'teacher.api.endpoint = "chat" gives texts and labels.rows = true wants distributions; '
+                    'set labels.rows = false, or "completions" for a server that takes and names token ids'
+                )
+            return self
+        if self.labels.mode == "score":
+            raise ValueError(
+                'labels.rows = false keeps what the teacher writes, and labels.mode = "score" lets it write '
+                'nothing; set labels.mode = "generate", or train on the given texts (data.texts)'
+            )
+        if self.positions == "all":
+            raise ValueError(
+                'labels.positions = "all" labels prompts, which labels.rows = false has no rows for; set '
+                '"response"'
+            )
+        if self.sampling.stop:
+            raise ValueError(
+                f"sampling.stop = {list(self.sampling.stop)} masks tokens, for which labels.rows = false has "
+                "no place; set sampling.stop_token_ids"
+            )
+        if self.teacher.engine == "openai" and api.endpoint == "chat":
+            own = self.input.chat_template is not True or self.input.chat_template_kwargs
+            if own or self.input.kind not in ("messages", "prompt", "prompt_response"):
+                raise ValueError(
+                    'teacher.api.endpoint = "chat" sends messages, which are told apart by the chat template '
+                    "of teacher.model's tokenizer; set input.chat_template = true without "
+                    'chat_template_kwargs, or teacher.api.endpoint = "completions"'
+                )
+        return self
+
+    @model_validator(mode="after")
     def _server_can_do_it(self) -> JobConfig:
         if self.teacher.engine != "openai":
             return self
-        if self.labels.temperatures != (1.0,):
+        if self.labels.rows and self.labels.temperatures != (1.0,):
             raise ValueError(
                 f'labels.temperatures = {list(self.labels.temperatures)}, but teacher.engine = "openai" '
                 "gives log-probabilities at temperature 1 alone; set labels.temperatures = [1.0]"
@@ -286,6 +333,24 @@ class JobConfig(Section):
             raise ValueError(
                 f'sampling.stop = {list(self.sampling.stop)} is not known to teacher.engine = "openai", '
                 "whose servers cut a stop text off; set sampling.stop_token_ids"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _money_has_prices(self) -> JobConfig:
+        cost = self.cost
+        per_hour = cost.per_gpu_hour if self.workers.gpus else cost.per_core_hour
+        per_token = cost.price_per_million_input_tokens or cost.price_per_million_output_tokens
+        if per_token and self.teacher.engine != "openai":
+            raise ValueError(
+                f"cost has prices of tokens, but teacher.engine is {self.teacher.engine!r}; they are for "
+                '"openai": set cost.per_gpu_hour or cost.per_core_hour'
+            )
+        if self.limits.max_cost is not None and not per_hour and not per_token:
+            raise ValueError(
+                f"limits.max_cost = {self.limits.max_cost:g} can never be reached, since no price is given; "
+                "set cost.price_per_million_input_tokens and ..._output_tokens of the server, or the price "
+                "of the devices"
             )
         return self
 

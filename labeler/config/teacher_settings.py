@@ -48,6 +48,10 @@ class ApiTeacherConfig(Section):
     """Address up to the version, for example "http://127.0.0.1:8000/v1"; it may hold no credential."""
     model: str = ""
     """The server's name of the model; "" is `teacher.model`, which is where the tokenizer comes from."""
+    endpoint: Literal["completions", "chat"] = "completions"
+    """"chat" sends messages and is what every server has; it gives texts alone (`labels.rows = false`), which
+    are kept in the tokens of `teacher.model`: name the student's there. "completions" sends token ids, or the
+    prompt as text where `labels.rows` is false."""
     key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the key, on every machine of a worker; unset sends none."""
     concurrency: int = Field(default=16, ge=1)

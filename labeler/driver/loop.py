@@ -22,6 +22,7 @@ from labeler.driver.pool_events import (
 from labeler.driver.scheduler import Scheduler
 from labeler.driver.stop import StopRequest
 from labeler.errors import JobFailedError, TeacherMismatchError
+from labeler.job.cost import over_budget
 from labeler.job.driver_lease import DriverLease
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
@@ -48,7 +49,9 @@ class LabelingLoop:
         tally: Tally,
         log: JobLog,
         note: Callable[[str], None],
+        money_spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`money_spent` is asked where `limits.max_cost` is set."""
         self._job = job
         self._scheduler = scheduler
         self._pool = pool
@@ -56,6 +59,7 @@ class LabelingLoop:
         self._tally = tally
         self._log = log
         self._note = note
+        self._money_spent = money_spent
         self._last_progress: dict[str, int] = {}
         self._failures_in_row = 0
         self._ready_since: dict[str, float] = {}
@@ -107,14 +111,18 @@ class LabelingLoop:
             )
 
     def _is_spent(self) -> bool:
-        """Whether the tokens that the job may have are reached; says so."""
-        most = self._job.limits.max_tokens
-        if most is None or self._tally.tokens < most:
+        """Whether the tokens or the money that the job may have are reached; says so."""
+        limits = self._job.limits
+        if limits.max_tokens is not None and self._tally.tokens >= limits.max_tokens:
+            reached = (
+                f"limits.max_tokens = {limits.max_tokens:,} is reached: {self._tally.tokens:,} tokens are "
+                "stored"
+            )
+        elif limits.max_cost is not None and (money := self._money_spent()) >= limits.max_cost:
+            reached = over_budget(self._job, money)
+        else:
             return False
-        self._note(
-            f"limits.max_tokens = {most:,} is reached: {self._tally.tokens:,} tokens are stored. Raise it "
-            "and run the same command again to go on"
-        )
+        self._note(f"{reached}. Raise it and run the same command again to go on")
         return True
 
     def _begin_drain(self) -> None:
@@ -186,7 +194,8 @@ class LabelingLoop:
             for follow_up in self._pool.give_up(event.worker_id, str(error)):
                 self._handle(follow_up)
             return
-        if first and event.description.exact_temperatures != self._job.labels.temperatures:
+        labels = self._job.labels
+        if first and labels.rows and event.description.exact_temperatures != labels.temperatures:
             self._note(
                 "WARNING: labels come through vLLM's public API, so normalisers are exact at T=1 only; the "
                 'store is marked so. teacher.capture = "in_engine" makes this an error'

@@ -123,6 +123,8 @@ def report(status: JobStatus) -> str:
         if counts:
             listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
             lines.append(f"  {title}: {listed}")
+    if status.cost is not None and status.cost.has_bill:
+        lines.append(f"  cost: {status.cost.bill_in_words}")
     lines += [f"  {cause}" for cause in status.causes]
     lines += [f"  {_worker(worker)}" for worker in status.workers]
     if status.message and not status.is_active:

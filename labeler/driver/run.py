@@ -27,10 +27,10 @@ from labeler.errors import (
     TeacherMismatchError,
     TooManyRejectsError,
 )
-from labeler.job.cost import cost_of
+from labeler.job.cost import BillReader, cost_of, over_budget
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog
-from labeler.job.runs import RunWriter
+from labeler.job.runs import RunWriter, money_of_runs
 from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup
@@ -143,6 +143,8 @@ class _Run:
         self._tally = Tally()
         self._started = utc_now()
         self._replica_sec = 0.0
+        self._bills = BillReader(prepared.objects, job.teacher.engine == "openai")
+        self._earlier_money = 0.0
         self._status = StatusWriter(prepared.objects, lease, RunWriter(prepared.objects, self._started))
 
     def run(self) -> tuple[ExitStatus, JobStatus]:
@@ -280,6 +282,11 @@ class _Run:
         scheduler = Scheduler(units, done.__contains__, policy)
         if scheduler.is_finished:
             return "finished", ExitStatus.DONE, f"everything was labeled before; {self._next_command()}"
+        if self._job.limits.max_cost is not None:
+            self._earlier_money = money_of_runs(self._prepared.objects, self._job.cost.currency)
+            if (money := self._money_spent()) >= self._job.limits.max_cost:
+                reached = over_budget(self._job, money)
+                return "stopped", ExitStatus.STOPPED, f"{reached}; raise it to go on"
         all_done = self._run_workers(scheduler, setup)
         setup.finish()
         if not all_done:
@@ -316,7 +323,16 @@ class _Run:
             tokenizer = self._prepared.tokenizer
             marks = find_marks(tokenizer, self._job.labels.reasoning) if self._job.has_marks else NO_MARKS
             pool = ActorPool(with_absolute_paths(self._job), tokenizer.ends, marks=marks)
-            loop = LabelingLoop(self._job, scheduler, pool, setup, self._tally, self._log, self._trouble)
+            loop = LabelingLoop(
+                self._job,
+                scheduler,
+                pool,
+                setup,
+                self._tally,
+                self._log,
+                self._trouble,
+                self._money_spent,
+            )
             metrics = JobMetrics(self._job.output.uri)
 
             def show() -> None:
@@ -332,6 +348,7 @@ class _Run:
             finally:
                 self._replica_sec = loop.replica_sec
                 pool.close()
+                self._bills.bills(now=True)
             self._lease.is_working = lambda: True
             return all_done
 
@@ -372,7 +389,13 @@ class _Run:
             replica_sec=self._replica_sec,
             num_tokens=self._tally.tokens_seen,
             num_bytes=self._tally.bytes,
+            bills=self._bills.bills(),
         )
+
+    def _money_spent(self) -> float:
+        """By all runs, this one included."""
+        cost = self._cost()
+        return self._earlier_money + cost.compute + cost.billed
 
     def _look(self, state: JobState, workers: list[WorkerView], queue_depth: int, message: str) -> JobStatus:
         return snapshot(

@@ -1,12 +1,18 @@
-"""What a job costs: device seconds, bytes, and what given prices make of them."""
+"""What a job costs: device seconds, bytes, what a server billed, and what given prices make of them."""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Sequence
+
 from labeler.config.loading import CostConfig, JobConfig
-from logitstore.job_objects import Cost
+from logitstore.job_objects import BILLS_PREFIX, Bill, Cost, parse_bill
+from logitstore.objects.opening import Objects
 
 SECONDS_PER_HOUR = 3600
 BYTES_PER_GB = 1e9
+READ_BILLS_EVERY_SEC = 2.0
 
 
 def devices_per_replica(job: JobConfig) -> float:
@@ -14,8 +20,11 @@ def devices_per_replica(job: JobConfig) -> float:
     return (job.workers.gpus or job.workers.cores) * job.workers.machines
 
 
-def cost_of(job: JobConfig, *, replica_sec: float, num_tokens: int, num_bytes: int) -> Cost:
-    """`replica_sec` is the sum over replicas of the seconds that each was held."""
+def cost_of(
+    job: JobConfig, *, replica_sec: float, num_tokens: int, num_bytes: int, bills: Sequence[Bill] = ()
+) -> Cost:
+    """`replica_sec` is the sum over replicas of the seconds that each was held, `bills` are those of all
+    runs; bills in another currency than the job's count in tokens alone."""
     prices: CostConfig = job.cost
     on_gpu = job.workers.gpus > 0
     device_sec = replica_sec * devices_per_replica(job)
@@ -28,4 +37,55 @@ def cost_of(job: JobConfig, *, replica_sec: float, num_tokens: int, num_bytes: i
         compute=device_sec / SECONDS_PER_HOUR * per_hour,
         storage_per_month=num_bytes / BYTES_PER_GB * prices.per_gb_month,
         currency=prices.currency,
+        billed=sum(bill.money for bill in bills if bill.currency == prices.currency),
+        billed_input_tokens=sum(bill.input_tokens for bill in bills),
+        billed_output_tokens=sum(bill.output_tokens for bill in bills),
+        answers_lost=sum(bill.num_lost for bill in bills),
+        answers_on_the_way=sum(bill.num_on_the_way for bill in bills),
     )
+
+
+def over_budget(job: JobConfig, money: float) -> str:
+    """What is said where `limits.max_cost` is reached."""
+    return (
+        f"limits.max_cost = {job.limits.max_cost:g} {job.cost.currency} is reached: {money:,.4f} "
+        f"{job.cost.currency} are spent in all runs"
+    )
+
+
+def read_bills(objects: Objects) -> list[Bill]:
+    """What servers billed all workers of all runs.
+
+    Raises CorruptManifestError for a bill that is none, OSError for storage that fails.
+    """
+    names = objects.list(BILLS_PREFIX)
+    contents = zip(names, objects.get_many(names), strict=True)
+    return [parse_bill(content, name) for name, content in contents if content is not None]
+
+
+class BillReader:
+    """The bills of a store while workers write them, read anew now and then."""
+
+    def __init__(self, objects: Objects, is_wanted: bool) -> None:
+        """Without `is_wanted` there are none."""
+        self._objects = objects
+        self._is_wanted = is_wanted
+        self._bills: list[Bill] | None = None
+        self._next_sec = 0.0
+
+    def bills(self, *, now: bool = False) -> list[Bill]:
+        """At most about `READ_BILLS_EVERY_SEC` old; as they are where it is `now`.
+
+        Raises OSError where storage fails at the first time; later the last ones count on.
+        """
+        if not self._is_wanted:
+            return []
+        if self._bills is None:
+            self._bills = read_bills(self._objects)
+        elif now or time.monotonic() >= self._next_sec:
+            with contextlib.suppress(OSError):
+                self._bills = read_bills(self._objects)
+        else:
+            return self._bills
+        self._next_sec = time.monotonic() + READ_BILLS_EVERY_SEC
+        return self._bills

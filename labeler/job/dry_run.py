@@ -78,6 +78,7 @@ class Estimate:
             f"{totals.num_tokens:,} tokens of input, {at_most}{totals.num_labels:,} label rows, "
             f"{at_most or 'about '}{self.num_bytes / 1e6:,.2f} MB{kept}",
         ]
+        lines += _price_in_words(job, totals)
         lines += contents_in_words(totals)
         need = memory_need(job)
         lines += [] if need is None else [str(need)]
@@ -92,6 +93,27 @@ class Estimate:
             ]
         lines += [f"  {reject}" for reject in self.first_rejects]
         return [*lines, self.unnamed_labels] if self.unnamed_labels else lines
+
+
+BYTES_PER_TEXT_TOKEN = 3.0
+"""Of a store of texts alone: an id, uncompressed."""
+
+
+def _price_in_words(job: JobConfig, totals: PlanTotals) -> list[str]:
+    """What a server will bill at most, where its prices are given."""
+    given, written = job.cost.price_per_million_input_tokens, job.cost.price_per_million_output_tokens
+    if not given and not written:
+        return []
+    asks = totals.num_planned * job.labels_per_record
+    num_given = totals.num_tokens * job.labels_per_record
+    num_written = asks * (job.sampling.max_tokens if job.labels.mode == "generate" else 1)
+    if job.labels.label_at == "rescore" and job.labels.mode == "generate":
+        num_given, num_written = 2 * num_given + num_written, num_written + asks
+    money = (num_given * given + num_written * written) / 1e6
+    return [
+        f"the server bills {num_given:,} tokens given and at most {num_written:,} written, at most "
+        f"{money:,.4f} {job.cost.currency} without what is asked again"
+    ]
 
 
 def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Estimate:
@@ -114,7 +136,8 @@ def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Est
     calibration = None
     if calibrate:
         calibration = calibrate_job(job, totals, calibrate)
-    num_bytes = round(totals.num_labels * bytes_per_row(job.labels.top_k))
+    row_bytes = bytes_per_row(job.labels.top_k) if job.labels.rows else BYTES_PER_TEXT_TOKEN
+    num_bytes = round(totals.num_labels * row_bytes)
     return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, seen)
 
 

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from labeler.job.cost import read_bills
 from labeler.job.person import person_here
 from logitstore.errors import CorruptManifestError
 from logitstore.job_objects import (
     RUNS_PREFIX,
     STATUS_NAME,
+    Bill,
     Cost,
     JobStatus,
     RunRecord,
@@ -59,6 +61,14 @@ class RunWriter:
         self._objects.put(self._name, json.dumps(asdict(record)).encode())
 
 
+def money_of_runs(objects: Objects, currency: str) -> float:
+    """Money for the devices of all runs before, as far as it was in that currency.
+
+    Raises CorruptManifestError, OSError.
+    """
+    return sum(run.compute for run in _read_runs(objects) if run.currency == currency)
+
+
 @dataclass(frozen=True, slots=True)
 class StoreCost:
     """What all runs of a store have cost."""
@@ -67,6 +77,8 @@ class StoreCost:
     """By their beginning."""
     storage: Cost | None
     """The last status's, for the bytes and their price; None where there is none."""
+    bills: tuple[Bill, ...] = ()
+    """What servers billed, by worker."""
 
     @property
     def owners(self) -> list[str]:
@@ -80,6 +92,7 @@ class StoreCost:
             "runs": [asdict(run) for run in self.runs],
             "num_bytes": self.storage.num_bytes if self.storage else 0,
             "storage_per_month": self.storage.storage_per_month if self.storage else 0.0,
+            "billed": _billed(self.bills),
         }
 
     def in_words(self) -> list[str]:
@@ -88,6 +101,7 @@ class StoreCost:
         if len(self.owners) > 1:
             lines += [f"  {owner}: {_words_of(self._of(owner))}" for owner in self.owners]
         lines += [f"  {run.started}  {run.state:<11}  {run.owner}: {_words_of([run])}" for run in self.runs]
+        lines += _billed_in_words(self.bills)
         if self.storage is not None and self.storage.storage_per_month:
             price = f"{self.storage.storage_per_month:,.6f} {self.storage.currency}"
             lines.append(f"{self.storage.num_bytes / 1e6:,.2f} MB, {price} a month to keep")
@@ -100,9 +114,7 @@ class StoreCost:
 def store_cost(uri: str, storage_options: Mapping[str, Any] | None = None) -> StoreCost:
     """Raises CorruptManifestError for a record that is none, ObjectStoreError for storage that fails."""
     objects = Objects(uri, storage_options)
-    names = objects.list(RUNS_PREFIX)
-    contents = objects.get_many(names)
-    runs = [parse_run(data, name) for name, data in zip(names, contents, strict=True) if data is not None]
+    runs = _read_runs(objects)
     storage = None
     if objects.exists(STATUS_NAME):
         storage = parse_status(objects.get(STATUS_NAME)).cost
@@ -110,7 +122,45 @@ def store_cost(uri: str, storage_options: Mapping[str, Any] | None = None) -> St
         raise CorruptManifestError(
             f"{objects.uri} was labeled by a version that kept the cost of its last run alone: {storage}"
         )
-    return StoreCost(tuple(sorted(runs, key=lambda run: run.started)), storage)
+    bills = read_bills(objects)
+    return StoreCost(tuple(sorted(runs, key=lambda run: run.started)), storage, tuple(bills))
+
+
+def _read_runs(objects: Objects) -> list[RunRecord]:
+    names = objects.list(RUNS_PREFIX)
+    contents = zip(names, objects.get_many(names), strict=True)
+    return [parse_run(data, name) for name, data in contents if data is not None]
+
+
+def _billed(bills: Sequence[Bill]) -> dict[str, Any]:
+    money: dict[str, float] = {}
+    for bill in bills:
+        money[bill.currency] = money.get(bill.currency, 0.0) + bill.money
+    return {
+        "money": money,
+        "input_tokens": sum(bill.input_tokens for bill in bills),
+        "output_tokens": sum(bill.output_tokens for bill in bills),
+        "num_answers": sum(bill.num_answers for bill in bills),
+        "num_lost": sum(bill.num_lost for bill in bills),
+        "num_on_the_way": sum(bill.num_on_the_way for bill in bills),
+    }
+
+
+def _billed_in_words(bills: Sequence[Bill]) -> list[str]:
+    if not bills:
+        return []
+    total = _billed(bills)
+    money = ", ".join(f"{amount:,.4f} {currency}" for currency, amount in sorted(total["money"].items()))
+    lines = [
+        f"servers billed {total['input_tokens']:,} tokens given and {total['output_tokens']:,} written in "
+        f"{total['num_answers']:,} answers: {money}"
+    ]
+    if unknown := total["num_lost"] + total["num_on_the_way"]:
+        lines.append(
+            f"  not counted: {unknown:,} answers that were lost, or on the way when their worker last said "
+            "something; the server may have billed them"
+        )
+    return lines
 
 
 def _sum_of(runs: Sequence[RunRecord]) -> dict[str, Any]:

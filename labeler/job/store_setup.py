@@ -22,6 +22,7 @@ from logitstore.manifest.fields import (
     RECORD_PARTS,
     SEGMENTS,
     STUDENT_PROMPTS,
+    TEXTS_ONLY,
     LabelSpec,
     Manifest,
     ShardEntry,
@@ -82,7 +83,7 @@ class StoreSetup:
 
     def committed_one(self, entry: ShardEntry) -> None:
         """After `output.codebook_units` units with labels, train the store's codebooks in the background."""
-        wanted = self.job.output.codebook_units
+        wanted = self.job.output.codebook_units if self.job.labels.rows else 0
         if not wanted or self._training is not None or not entry.name or self.store is None:
             return
         self._first_entries.append(entry)
@@ -155,14 +156,19 @@ class StoreSetup:
             tokenizer=self.prepared.tokenizer.info,
             labels=LabelSpec(
                 vocab_size=description.vocab_size,
-                top_k=labels.top_k,
-                temperatures=description.exact_temperatures,
+                top_k=labels.top_k if labels.rows else 1,
+                temperatures=description.exact_temperatures if labels.rows else (1.0,),
                 value_kind=description.value_kind,
                 mode=labels.mode,
                 positions=self.job.positions,
                 extra_columns=columns,
+                support="top" if labels.rows else "none",
             ),
-            features=(*columns, *([RECORD_PARTS] if self.prepared.input_info.parts else [])),
+            features=(
+                *columns,
+                *([] if labels.rows else [TEXTS_ONLY]),
+                *([RECORD_PARTS] if self.prepared.input_info.parts else []),
+            ),
             input=self.prepared.input_info,
             created=utc_now(),
             config=config,

@@ -93,6 +93,9 @@ class FakeTeacher:
             for sample_index in range(self._sampling.n):
                 yield self._generate(prompt, sample_index)
 
+    def billed(self) -> None:
+        """No server is asked."""
+
     def close(self) -> None:
         self._dead = True
 

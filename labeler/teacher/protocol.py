@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from labeler.errors import PromptError
-from labeler.records import TeacherDescription, TokenizedPrompt
+from labeler.records import Billed, TeacherDescription, TokenizedPrompt
 from logitstore.records import LabeledSequence, LabelRows
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class Teacher(Protocol):
         Raises:
             TeacherDiedError: the engine is dead; every further call raises it too.
         """
+        ...
+
+    def billed(self) -> Billed | None:
+        """What its server billed so far, from any thread; None where no server is asked."""
         ...
 
     def close(self) -> None:

@@ -38,11 +38,14 @@ from labeler.records import (
 )
 from labeler.teacher.protocol import Teacher, build_teacher
 from labeler.teacher.response_ends import ResponseEnds
+from labeler.worker.bill_writer import BillWriter
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from labeler.worker.filters import filter_responses
 from labeler.worker.segmenting import Segmenter, with_segments
 from logitstore.manifest.fields import SEGMENTS, ShardEntry
+from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence, Reject
+from logitstore.rows.silent_rows import without_rows
 from logitstore.store import LogitStore
 
 MAX_BUFFERED_BYTES = 1 << 30
@@ -69,6 +72,7 @@ class Worker:
         self._marks = marks
         self._segmenter: Segmenter | None = None
         self._feed: EngineFeed | None = None
+        self._bill: BillWriter | None = None
         self._store: LogitStore | None = None
         self._leaving = threading.Event()
         self._state = threading.Condition()
@@ -92,12 +96,24 @@ class Worker:
         self._feed = EngineFeed(
             lambda: self._load_teacher(cores), self._job.labels_per_record, self._count_labeled
         )
+        billed = self._feed.teacher.billed()
+        if billed is not None:
+            teacher, output = self._feed.teacher, self._job.output
+            self._bill = BillWriter(
+                Objects(output.uri, output.storage_options),
+                self._name,
+                self._job.cost,
+                lambda: teacher.billed() or billed,
+            )
         return self._feed.teacher.describe()
 
     def _load_own_teacher(self, cores: str | None) -> Teacher:
+        labels = self._job.labels
+        if not labels.rows:  # The least that an engine gives; it is left out of the store.
+            labels = labels.model_copy(update={"top_k": 1, "temperatures": (1.0,), "label_at": "decode"})
         return build_teacher(
             self._job.teacher,
-            self._job.labels,
+            labels,
             self._job.sampling,
             cores=cores,
             machines=self._job.workers.machines,
@@ -146,6 +162,8 @@ class Worker:
         self.leave()
         if self._feed is not None:
             self._feed.close()
+        if self._bill is not None:
+            self._bill.close()
 
     def _count_labeled(self, sequence: LabeledSequence) -> None:
         with self._state:
@@ -173,6 +191,8 @@ class Worker:
             sequences, filtered = outcome.kept, outcome.counts
             rejects += _dropped(outcome.dropped, planned, self._job.sampling.n)
         sequences = _in_plan_order(sequences, planned)
+        if not self._job.labels.rows:
+            sequences = [without_rows(sequence) for sequence in sequences]
         filtered_sec = time.perf_counter() - started
         spent_sec = read_sec + fed.engine_sec + filtered_sec
         entry, won = self._commit(store, lease, sequences, rejects, spent_sec)
@@ -209,6 +229,8 @@ class Worker:
                 f"the records of unit {lease.unit.unit_id} were replaced while they were labeled; its labels "
                 "are thrown away, and the driver that replaced them has it labeled again"
             )
+        if self._bill is not None:
+            self._persistently(self._bill.write)
         return self._persistently(
             lambda: store.commit_unit(
                 lease.unit.unit_id,

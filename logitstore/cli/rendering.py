@@ -53,7 +53,9 @@ def print_inspection(found: Inspection, console: Console) -> None:
         told = report_lines(found.kept)[0] if found.kept else unfinished
         console.print(printable(f"mapped   {told}"), highlight=False, markup=False, soft_wrap=True)
     if not found.num_inspected_rows:
-        console.print("no label rows to look at")
+        console.print(
+            "texts alone, no label rows" if labels["support"] == "none" else "no label rows to look at"
+        )
         return
     console.print(_columns(found))
     console.print(_entries(found))

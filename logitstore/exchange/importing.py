@@ -119,15 +119,16 @@ def _train(sequences: list[LabeledSequence], source: Source) -> CodebookSet:
 
 
 def units_of(sequences: Iterator[LabeledSequence]) -> Iterator[list[LabeledSequence]]:
-    """Whole sequences in groups of about UNIT_ROWS rows."""
+    """Whole sequences in groups of about UNIT_ROWS rows; one without rows counts by its tokens."""
     unit: list[LabeledSequence] = []
     num_rows = 0
     for sequence in sequences:
-        if unit and num_rows + sequence.rows.num_rows > UNIT_ROWS:
+        more = sequence.rows.num_rows or len(sequence.token_ids_T)
+        if unit and num_rows + more > UNIT_ROWS:
             yield unit
             unit, num_rows = [], 0
         unit.append(sequence)
-        num_rows += sequence.rows.num_rows
+        num_rows += more
     if unit:
         yield unit
 

@@ -61,7 +61,7 @@ def merge_stores(
         done_rows += sum(sequence.rows.num_rows for sequence in unit)
         if progress:
             progress("rows", done_rows, num_rows)
-    if not done_rows and rejects:
+    if not names and rejects:
         names.add(_commit(target, 0, [], rejects, committed))
     check_no_others(target, committed - names)
     target.compact()

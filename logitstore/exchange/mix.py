@@ -46,6 +46,8 @@ def mix_stores(
     """
     if not (min(weights) > 0 and abs(sum(weights) - 1) < 1e-6):
         raise UnsupportedInputError(f"weights {weights} must be above 0 and add up to 1; for example 0.5 0.5")
+    for source in stores:
+        source.need_rows("a mixture")
     manifest = mixed_manifest(stores, weights)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
     for source in stores:

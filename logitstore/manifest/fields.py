@@ -17,6 +17,8 @@ STUDENT_PROMPTS = "student_prompts"
 """Feature of stores, and optional column of their shards: prompts of students other than the teacher's."""
 GIVEN_ENTRIES = "given_entries"
 """Feature of stores whose entries are at ids that were given, and not the teacher's top ones."""
+TEXTS_ONLY = "texts_only"
+"""Feature of stores without label rows: what a teacher wrote, and nothing of its distribution."""
 SEGMENTS = "segments"
 """Feature of stores, and optional column of their shards: what each token is within its sequence."""
 RECORD_PARTS = "record_parts"
@@ -86,12 +88,18 @@ class LabelSpec:
 
     support: str = field(default="top", metadata=ABSENT_IF_DEFAULT)
     """"top": the entries of a row are the teacher's likeliest. "given": they are at ids that were given, so
-    that the first ones of them are no top-K (feature "given_entries")."""
+    that the first ones of them are no top-K (feature "given_entries"). "none": there are no rows, only the
+    tokens that the teacher wrote (feature "texts_only"; `top_k` is 1 then, and the only temperature 1)."""
 
     @property
     def shard_features(self) -> tuple[str, ...]:
         """What the shards name as features: optional columns, and entries that are not the top ones."""
-        return (*self.extra_columns, *([GIVEN_ENTRIES] if self.support == "given" else []))
+        return (*self.extra_columns, *self.support_features)
+
+    @property
+    def support_features(self) -> tuple[str, ...]:
+        """The feature that says what the entries are; none where they are the top ones."""
+        return {"given": (GIVEN_ENTRIES,), "none": (TEXTS_ONLY,)}.get(self.support, ())
 
     @property
     def num_outcomes(self) -> int:

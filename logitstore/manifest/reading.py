@@ -25,6 +25,7 @@ from logitstore.manifest.fields import (
     PART_NAMES,
     RECORD_PARTS,
     RETOKENIZED,
+    TEXTS_ONLY,
     VALUE_KINDS,
     LabelSpec,
     Manifest,
@@ -33,7 +34,7 @@ from logitstore.manifest.fields import (
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 KNOWN_FEATURES: frozenset[str] = frozenset(
-    {MIXED, RETOKENIZED, GIVEN_ENTRIES, RECORD_PARTS, *OPTIONAL_COLUMNS}
+    {MIXED, RETOKENIZED, GIVEN_ENTRIES, TEXTS_ONLY, RECORD_PARTS, *OPTIONAL_COLUMNS}
 )
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 2, 2**20
 MAX_TEMPERATURES = 16
@@ -113,10 +114,17 @@ def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
             f"{what}: labels.extra_columns {manifest.labels.extra_columns!r:.80} must be the features that "
             f"are columns, in their order: {columns!r:.80}"
         )
-    if (GIVEN_ENTRIES in manifest.features) != (manifest.labels.support == "given"):
+    named = tuple(name for name in (GIVEN_ENTRIES, TEXTS_ONLY) if name in manifest.features)
+    if named != manifest.labels.support_features:
         raise CorruptManifestError(
-            f"{what}: the feature {GIVEN_ENTRIES!r} and labels.support {manifest.labels.support!r:.40} must "
-            'go together: "given" with it, "top" without'
+            f"{what}: labels.support {manifest.labels.support!r:.40} must go together with the feature "
+            f'{manifest.labels.support_features}, but the features have {named}: "given" with '
+            f'{GIVEN_ENTRIES!r}, "none" with {TEXTS_ONLY!r}, "top" with neither'
+        )
+    shape = (manifest.labels.top_k, manifest.labels.temperatures)
+    if manifest.labels.support == "none" and shape != (1, (1.0,)):
+        raise CorruptManifestError(
+            f"{what}: top_k and temperatures {shape!r:.120} must be 1 and 1.0 where there are no rows"
         )
     if (MIXED in manifest.features) != (MIXED in (manifest.labels.mode, manifest.labels.positions)):
         raise CorruptManifestError(
@@ -176,7 +184,7 @@ def check_labels(labels: LabelSpec, *, what: str = MANIFEST_NAME) -> None:
         ("mode", labels.mode, MODES),
         ("positions", labels.positions, POSITIONS),
         ("alignment", labels.alignment, ("label",)),
-        ("support", labels.support, ("top", "given")),
+        ("support", labels.support, ("top", "given", "none")),
     ):
         if value not in allowed:
             raise CorruptManifestError(f"{what}: {name} {value!r:.60} must be one of {', '.join(allowed)}")

@@ -46,6 +46,7 @@ def retokenize_store(
     the store's, StoreExistsError for a target of other labels, StoreChangedError for one begun with other
     pairs.
     """
+    source.need_rows("a mapping to another tokenizer")
     _check_teacher(source, teacher)
     equal_V = equal_ids(teacher, student, pairs or {})
     manifest = _manifest(source, teacher, student, dict(pairs or {}), merge_spans)

@@ -5,9 +5,49 @@ Shape legend: N label rows, K stored entries, M temperatures.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from logitstore.records import LabelRows
+from logitstore.records import LabeledSequence, LabelRows
+
+
+def no_rows(num_temperatures: int) -> LabelRows:
+    """Zero rows of one entry, as sequences of a store of texts alone have them."""
+    return LabelRows(
+        logits_NK=np.zeros((0, 1), np.float32),
+        token_ids_NK=np.zeros((0, 1), np.int32),
+        count_N=np.zeros(0, np.int32),
+        logsumexp_NM=np.zeros((0, num_temperatures), np.float32),
+        log_tail_mass_NM=np.zeros((0, num_temperatures), np.float32),
+        label_logprob_N=np.zeros(0, np.float32),
+        label_rank_N=np.zeros(0, np.int32),
+    )
+
+
+def without_rows(sequence: LabeledSequence) -> LabeledSequence:
+    """The sequence as a store of texts alone keeps it."""
+    return replace(sequence, rows=no_rows(1), loss_mask_N=np.zeros(0, bool))
+
+
+def text_rows(token_ids_N: np.ndarray) -> LabelRows:
+    """Rows in which the actual token has all mass: hard labels, and nothing of a teacher's distribution."""
+    zeros_N1 = np.zeros((len(token_ids_N), 1), dtype=np.float32)
+    return LabelRows(
+        logits_NK=zeros_N1,
+        token_ids_NK=token_ids_N[:, None],
+        count_N=np.ones(len(token_ids_N), dtype=np.int32),
+        logsumexp_NM=zeros_N1,
+        log_tail_mass_NM=np.full_like(zeros_N1, -np.inf),
+        label_logprob_N=zeros_N1[:, 0],
+        label_rank_N=np.ones(len(token_ids_N), dtype=np.int32),
+    )
+
+
+def with_text_rows(sequence: LabeledSequence) -> LabeledSequence:
+    """A sequence of a store of texts alone, with hard labels from `label_start` on, all counted."""
+    token_ids_N = sequence.token_ids_T[sequence.label_start :]
+    return replace(sequence, rows=text_rows(token_ids_N), loss_mask_N=np.ones(len(token_ids_N), dtype=bool))
 
 
 def spread_rows(rows: LabelRows, place_N: np.ndarray, num_rows: int, vocab_size: int) -> LabelRows:

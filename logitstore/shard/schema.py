@@ -9,12 +9,12 @@ import functools
 
 import pyarrow as pa
 
-from logitstore.manifest.fields import GIVEN_ENTRIES, OPTIONAL_COLUMNS, LabelSpec
+from logitstore.manifest.fields import GIVEN_ENTRIES, OPTIONAL_COLUMNS, TEXTS_ONLY, LabelSpec
 
 SHARD_FORMAT = "logitstore-shard"
 SHARD_VERSION = 1
 
-KNOWN_FEATURES: frozenset[str] = frozenset((*OPTIONAL_COLUMNS, GIVEN_ENTRIES))
+KNOWN_FEATURES: frozenset[str] = frozenset((*OPTIONAL_COLUMNS, GIVEN_ENTRIES, TEXTS_ONLY))
 """Features that this reader knows beyond version 1; a shard that names another is refused."""
 
 FIRST_GROUP = 8

@@ -114,6 +114,7 @@ class PlainColumns:
             or int(self.num_rows.min(initial=0)) < 0
             or int(self.num_tokens.min(initial=0)) < 0
             or rows * labels.top_k > MAX_BLOCK_ENTRIES
+            or (rows and labels.support == "none")
             or tokens > MAX_BLOCK_TOKENS
         ):
             raise damaged(

@@ -27,7 +27,11 @@ def check_spec(labels: LabelSpec) -> None:
     )
     _require(1 <= labels.top_k <= labels.vocab_size, f"top_k {labels.top_k}", "1..vocab_size")
     _require(labels.value_kind in VALUE_KINDS, f"value_kind {labels.value_kind!r}", f"one of {VALUE_KINDS}")
-    _require(labels.support in ("top", "given"), f"support {labels.support!r}", '"top" or "given"')
+    _require(
+        labels.support in ("top", "given", "none"),
+        f"support {labels.support!r}",
+        '"top", "given" or "none"',
+    )
     _require(labels.alignment == "label", f"alignment {labels.alignment!r}", '"label"')
     _require(
         0 < len(temperatures) <= MAX_TEMPERATURES
@@ -43,6 +47,11 @@ def check_sequence(sequence: LabeledSequence, labels: LabelSpec) -> None:
     """Raises InvalidLabelsError, naming the record, unless the sequence keeps the rules of records.py."""
     try:
         _check_shape(sequence)
+        _require(
+            labels.support != "none" or not sequence.rows.num_rows,
+            f"{sequence.rows.num_rows} label rows in a store of texts alone",
+            "none, or a store that is not of the feature 'texts_only'",
+        )
         _check_student_prompt(sequence, labels)
         _check_segments(sequence, labels)
         check_rows(sequence.rows, labels)

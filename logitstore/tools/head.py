@@ -38,7 +38,8 @@ class HeadRow:
 def head_rows(
     store: LogitStore, *, num_rows: int, num_alternatives: int, temperature: float, decode: Decode
 ) -> Iterator[HeadRow]:
-    """The first rows of the store, in order. Raises TemperatureError."""
+    """The first rows of the store, in order. Raises TemperatureError, UnsupportedInputError."""
+    store.need_rows("`head`")
     spec = store.manifest.labels
     rows = (
         row

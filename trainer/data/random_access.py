@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 
 from logitstore.records import LabeledSequence
-from trainer.data.samples import Sample
+from trainer.data.samples import Sample, as_learned
 from trainer.data.sources import Source
 
 
@@ -55,4 +55,5 @@ class RandomAccess:
                 block = int(np.searchsorted(reader.block_starts, place, side="right")) - 1
                 start, sequences = reader.block_starts[block], reader.read_block(block, top_k=self._top_k)
             self._block = _Block((store, shard), range(start, start + len(sequences)), sequences)
-        return self._block.sequences[place - self._block.places.start].for_student()
+        found = self._block.sequences[place - self._block.places.start]
+        return as_learned(found, self._sources[store].manifest.labels)

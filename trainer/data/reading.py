@@ -12,6 +12,7 @@ from logitstore.records import LabeledSequence
 from logitstore.shard.reader import ShardReader
 from trainer.data.order import EpochOrder, Visit, Window
 from trainer.data.packed_rows import PackedRow
+from trainer.data.samples import as_learned
 from trainer.data.sources import Source
 from trainer.errors import CacheTooSmallError
 
@@ -109,8 +110,9 @@ class SplitReader:
         self._window_sequences = []  # free the last window before the next is decoded
         blocks = {block: self._reader.read_block(block, top_k=self._top_k) for block in window.blocks}
         block_of = np.searchsorted(starts, kept, side="right") - 1
+        labels = self._sources[visit.store].manifest.labels
         return [
-            blocks[block][sequence - starts[block]].for_student()
+            as_learned(blocks[block][sequence - starts[block]], labels)
             for block, sequence in zip(block_of.tolist(), kept.tolist(), strict=True)
         ]
 

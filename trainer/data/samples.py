@@ -6,8 +6,14 @@ from dataclasses import dataclass
 
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
+from logitstore.rows.silent_rows import with_text_rows
 
 ANY_STEP = -1
+
+
+def as_learned(sequence: LabeledSequence, labels: LabelSpec) -> LabeledSequence:
+    """The sequence as its student sees it; of a store of texts alone with the text as hard labels."""
+    return (with_text_rows(sequence) if labels.support == "none" else sequence).for_student()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import SEGMENTS, InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
-from logitstore.records import LabeledSequence, LabelRows, Segment
+from logitstore.records import LabeledSequence, Segment
+from logitstore.rows.silent_rows import text_rows
 from logitstore.store import LogitStore
 from trainer.run.config import TextSource
 
@@ -156,22 +157,13 @@ def _as_sequence(
 ) -> LabeledSequence:
     token_ids_T = np.array(token_ids, dtype=np.int32)
     labels_N = token_ids_T[label_start:]
-    zeros_N1 = np.zeros((len(labels_N), 1), dtype=np.float32)
     return LabeledSequence(
         record_id=record_id,
         sample_index=0,
         token_ids_T=token_ids_T,
         prompt_length=prompt_length,
         label_start=label_start,
-        rows=LabelRows(
-            logits_NK=zeros_N1,
-            token_ids_NK=labels_N[:, None],
-            count_N=np.ones(len(labels_N), dtype=np.int32),
-            logsumexp_NM=zeros_N1,
-            log_tail_mass_NM=np.full_like(zeros_N1, -np.inf),
-            label_logprob_N=zeros_N1[:, 0],
-            label_rank_N=np.ones(len(labels_N), dtype=np.int32),
-        ),
+        rows=text_rows(labels_N),
         loss_mask_N=np.ones(len(labels_N), dtype=bool),
         finish_reason="scored",
     )

@@ -107,6 +107,13 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
     if trainer.is_world_process_zero() and not quiet:
         print(*(f"advice: {text}" for text in advice_on(train_set.sources)), sep="\n", file=sys.stderr)
+        for source in held_out.sources:
+            if source.manifest.labels.support == "none":
+                print(
+                    f"note: {source.uri} holds texts alone, so that on its sequences KL is the cross-entropy "
+                    "of the text and agreement the accuracy: nothing of the teacher's is known",
+                    file=sys.stderr,
+                )
     progress = show_progress(trainer, quiet=quiet)
     started, clock = datetime.now(UTC), time.monotonic()
     try:
@@ -136,7 +143,8 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         },
     )
     limit = collate_settings(config, tokenizer).token_limit
-    teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
+    has_rows = all(source.manifest.labels.support != "none" for source in held_out.sources)
+    teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences) if has_rows else None
     metrics = replace(
         metrics,
         teacher=None if teacher is None else teacher.to_dict(),
@@ -178,6 +186,12 @@ def datasets(
             _own(store.temperature, config.loss.temperature),
             _own(store.alpha, config.loss.alpha),
         )
+        if source.manifest.labels.support == "none" and config.loss.alpha > 0:
+            raise ConfigError(
+                f"{source.uri} holds texts alone and loss.alpha = {config.loss.alpha:g} wants a teacher's "
+                "distributions; set loss.alpha = 0, or give its texts as data.texts beside labels "
+                f"(penumbra store export {source.uri} --to messages texts.jsonl)"
+            )
         if alpha > 0:
             check_temperature(source.manifest.labels, temperature, config.loss.tail, where=source.uri)
     if not train_set.num_sequences + held_out.num_sequences:

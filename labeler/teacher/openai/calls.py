@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from labeler.config.loading import TeacherConfig
 from labeler.errors import LabelerError
+from labeler.records import Billed
 from logitstore.common.terminal import first_line
 
 if TYPE_CHECKING:
@@ -72,9 +73,10 @@ class Caller:
         self.closing = threading.Event()
         self.num_tries = 0
         """Requests made, repeated ones included."""
+        self.billed = Billed()
 
     def complete(self, request: dict[str, Any], num_tokens: int, read: Callable[[Any], Answer]) -> Answer:
-        """What `read` makes of the answer to one completion of `num_tokens`.
+        """What `read` makes of the answer to one completion of `num_tokens`, of its messages or its prompt.
 
         Raises RefusedError for a request that the server will never take, ServerFailedError after
         `teacher.api.tries` tries or at once where no try can help (key, name of the model, money).
@@ -86,7 +88,7 @@ class Caller:
             self._pace(num_tokens)
             asked_pause_sec = 0.0
             try:
-                return read(self._client.completions.create(**request))
+                return read(self._billed_answer(request))
             except openai.APIStatusError as error:
                 reason = self._why(error)
                 asked_pause_sec = _retry_after_sec(error)
@@ -101,6 +103,32 @@ class Caller:
             f"the server at {self._api.base_url} failed {self._api.tries} times at one request, the last "
             f"with {reason}; look at the server, or raise teacher.api.tries"
         )
+
+    def _billed_answer(self, request: dict[str, Any]) -> Any:
+        """One try. What the server says that it took and wrote is counted, whatever comes of the answer."""
+        import openai
+
+        self._count(Billed(num_on_the_way=1))
+        try:
+            ask = self._client.chat.completions if "messages" in request else self._client.completions
+            answer = ask.create(**request)
+        except openai.APIStatusError:
+            self._count(Billed(num_on_the_way=-1))  # Refusals are not billed.
+            raise
+        except BaseException as error:
+            self._count(Billed(num_on_the_way=-1, num_lost=0 if _never_arrived(error) else 1))
+            raise
+        usage = getattr(answer, "usage", None)
+        given, written = (getattr(usage, f"{kind}_tokens", None) for kind in ("prompt", "completion"))
+        if isinstance(given, int) and isinstance(written, int | None):
+            self._count(Billed(given, written or 0, num_answers=1, num_on_the_way=-1))
+        else:
+            self._count(Billed(num_lost=1, num_on_the_way=-1))
+        return answer
+
+    def _count(self, more: Billed) -> None:
+        with self._lock:
+            self.billed += more
 
     def _pace(self, num_tokens: int) -> None:
         with self._lock:
@@ -144,6 +172,13 @@ class Caller:
         if any(words in text for words in TOO_LONG_WORDS):
             raise RefusedError(f"the server takes no prompt of that length: {said}", "too_long") from None
         raise RefusedError(f"the server refuses it with {status}: {said}", "bad_prompt") from None
+
+
+def _never_arrived(error: BaseException) -> bool:
+    """Whether no connection came about, so that the server did nothing."""
+    import httpx
+
+    return isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
 
 
 def _retry_after_sec(error: APIStatusError) -> float:

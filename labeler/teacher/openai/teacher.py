@@ -20,11 +20,12 @@ from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError, TeacherDiedError
 from labeler.planning.preflight import context_limits
 from labeler.prompting.tokenization import load_tokenizer
-from labeler.records import TeacherDescription, TokenizedPrompt
+from labeler.records import Billed, TeacherDescription, TokenizedPrompt
 from labeler.teacher.label_rows import concatenate, rows_from_logprobs
 from labeler.teacher.model_identity import model_name
 from labeler.teacher.openai.answers import Completion, read_completion
 from labeler.teacher.openai.calls import Caller, MalformedAnswerError, RefusedError
+from labeler.teacher.openai.texts import TextTeacher
 from labeler.teacher.protocol import check_prompt, labeled_sequence, sample_seed
 from labeler.teacher.response_ends import ResponseEnds
 from logitstore.errors import InvalidLabelsError
@@ -75,7 +76,12 @@ class OpenAiTeacher:
         )
         self._caller = Caller(self._client, teacher_config)
         self._threads = ThreadPoolExecutor(api.concurrency, thread_name_prefix="api")
-        self._self_test([*tokenizer.bos_ids, *tokenizer.encode(PROBE_TEXT)])
+        self._texts: TextTeacher | None = None
+        if labels_config.rows:
+            self._self_test([*tokenizer.bos_ids, *tokenizer.encode(PROBE_TEXT)])
+        else:
+            self._texts = TextTeacher(self._caller, self._served, teacher_config, sampling_config, tokenizer)
+            self._texts.self_test()
 
     def describe(self) -> TeacherDescription:
         return TeacherDescription(
@@ -124,6 +130,9 @@ class OpenAiTeacher:
             for future in running:
                 future.cancel()
 
+    def billed(self) -> Billed:
+        return self._caller.billed
+
     def close(self) -> None:
         self._caller.closing.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -136,6 +145,8 @@ class OpenAiTeacher:
     def _result(self, work: _Work) -> LabeledSequence | PromptError:
         """On a thread of its own: ask, and make a sequence of the answer."""
         prompt = work.prompt
+        if self._texts is not None:
+            return self._texts.written(prompt, work.sample_index)
         sample_index = work.sample_index if self._labels.mode == "generate" else None
         try:
             if prompt.response_token_ids is not None:

@@ -273,6 +273,9 @@ class VllmTeacher:
         """vLLM's own `LLMEngine`, for measurements and tests."""
         return self._engine
 
+    def billed(self) -> None:
+        """No server is asked."""
+
     def close(self) -> None:
         self._stop()
         self._dead = self._dead or "it was closed"

@@ -1,10 +1,20 @@
 """Device seconds and money of a job."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.job.cost import cost_of
+from labeler.job.cost import cost_of, read_bills
 from labeler.job.dry_run import bytes_per_row
+from labeler.job.runs import store_cost
+from labeler.records import Billed
+from labeler.worker.bill_writer import BillWriter
+from logitstore.common.config_file import ConfigError
+from logitstore.errors import CorruptManifestError
+from logitstore.job_objects import BILLS_PREFIX, Bill
+from logitstore.objects.opening import Objects
 
 
 def job_for(*overrides):
@@ -34,6 +44,69 @@ def test_replicas_without_gpus_cost_cores():
     assert (cost.device, cost.device_sec) == ("core", 400)
     assert cost.compute == pytest.approx(0.004)
     assert cost.device_sec_per_million_tokens == 0
+
+
+API = (
+    "teacher.engine=openai",
+    "teacher.model=m",
+    "teacher.api.base_url='http://h/v1'",
+    "labels.temperatures=[1.0]",
+)
+
+
+def bill(worker: str, currency: str = "EUR", **counts: int) -> Bill:
+    fields = {"input_tokens": 0, "output_tokens": 0, "num_answers": 0, "num_lost": 0, "num_on_the_way": 0}
+    return Bill(worker, **(fields | counts), input_price=2.0, output_price=10.0, currency=currency)
+
+
+def test_what_servers_billed_is_summed_over_workers_and_said(tmp_path):
+    objects = Objects(str(tmp_path))
+    bills = [
+        bill("w0", input_tokens=1_000_000, output_tokens=50_000, num_answers=9, num_lost=2),
+        bill("w1", input_tokens=500_000, num_answers=4, num_on_the_way=3),
+        bill("w2", "USD", input_tokens=7, num_answers=1),
+    ]
+    for one in bills:
+        objects.put(f"{BILLS_PREFIX}{one.worker}.json", json.dumps(asdict(one)).encode())
+    assert read_bills(objects) == bills
+    job = job_for(*API, "cost.price_per_million_input_tokens=3", "cost.currency=EUR")
+    cost = cost_of(job, replica_sec=1, num_tokens=1, num_bytes=0, bills=bills)
+    assert cost.billed == pytest.approx(2 + 0.5 + 1), "each by its own price, and no other currency"
+    assert (cost.billed_input_tokens, cost.billed_output_tokens) == (1_500_007, 50_000)
+    assert "2 answers were lost and are not counted; 3 were on the way" in str(cost)
+    found = store_cost(str(tmp_path))
+    assert found.as_record()["billed"]["money"] == {"EUR": 3.5, "USD": pytest.approx(14e-6)}
+    assert "not counted: 5 answers" in "\n".join(found.in_words())
+    objects.put(f"{BILLS_PREFIX}x.json", b'{"worker": 3}')
+    with pytest.raises(CorruptManifestError, match=r"x\.json of the store is not readable"):
+        read_bills(objects)
+
+
+def test_a_bill_is_written_when_it_changes_and_at_the_end(tmp_path):
+    job = job_for(*API, "cost.price_per_million_input_tokens=2", "cost.price_per_million_output_tokens=10")
+    objects, billed = Objects(str(tmp_path)), [Billed(5, 1, 1, 0, 2)]
+    writer = BillWriter(objects, "w", job.cost, lambda: billed[0])
+    writer.write()
+    assert [(one.input_tokens, one.num_on_the_way) for one in read_bills(objects)] == [(5, 2)]
+    billed[0] += Billed(7, 3, 2, 1, -2)
+    writer.close()
+    (last,) = read_bills(objects)
+    assert (last.num_answers, last.num_lost, last.num_on_the_way) == (3, 1, 0)
+    assert last.money == pytest.approx((12 * 2 + 4 * 10) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["limits.max_cost=1"], "no price is given"),
+        (["cost.price_per_million_input_tokens=1"], "they are for"),
+        ([*API, "limits.max_cost=1", "cost.per_gb_month=1"], "no price is given"),
+    ],
+)
+def test_money_that_cannot_be_counted_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        job_for(*settings)
+    assert job_for("limits.max_cost=1", "cost.per_core_hour=1").limits.max_cost == 1
 
 
 def test_expected_bytes_grow_with_k_and_meet_the_measured_sizes():

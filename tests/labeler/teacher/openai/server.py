@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import http.client
+import itertools
+import json
 import os
 import socket
 import subprocess
@@ -72,14 +74,24 @@ class FaultyProxy:
         self._host = upstream.split("/")[2]
         self.faults: deque[Fault] = deque()
         self.counts: Counter[str] = Counter()
+        self.every: Iterator[Fault | None] = itertools.repeat(None)
+        """What requests take once the list is empty."""
+        self.billed: list[tuple[float, int, int]] = []
+        """When each answer that arrived whole was sent off, and its tokens given and written."""
         self.slow_sec = 0.0
         self._lock = threading.Lock()
 
     def next_fault(self) -> Fault | None:
         with self._lock:
-            fault = self.faults.popleft() if self.faults else None
+            fault = self.faults.popleft() if self.faults else next(self.every)
             self.counts[fault or "none"] += 1
             return fault
+
+    def sends_whole(self, answer: bytes) -> None:
+        usage = json.loads(answer).get("usage")
+        if usage is not None:
+            with self._lock:
+                self.billed.append((time.time(), usage["prompt_tokens"], usage["completion_tokens"]))
 
     def ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, timeout=120)
@@ -130,11 +142,13 @@ def faulty_proxy(upstream: str) -> Iterator[tuple[FaultyProxy, str]]:
             elif fault == "nonsense":
                 self._send(200, b'{"choices": [{"index": 0, "text": ')
             elif fault == "other" and other:
+                proxy.sends_whole(other[0])
                 self._send(200, other[0])  # A duplicate of the answer to another request.
             else:
                 if fault == "slow":
                     time.sleep(proxy.slow_sec)
                 other.append(answer)
+                proxy.sends_whole(answer)
                 self._send(status, answer)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

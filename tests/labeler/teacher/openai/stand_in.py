@@ -101,6 +101,7 @@ class StandIn:
             "created": 0,
             "model": SERVED,
             "choices": [choice],
+            "usage": {"prompt_tokens": len(given), "completion_tokens": len(written), "total_tokens": 0},
         }
 
 

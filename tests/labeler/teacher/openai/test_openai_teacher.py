@@ -166,10 +166,16 @@ def test_every_fault_is_survived_and_nothing_is_twice(proxied: tuple[FaultyProxy
     faults: tuple[Fault, ...] = ("busy", "error", "cut", "slow", "nonsense", "other", "busy", "cut")
     before = proxy.counts["none"]
     proxy.faults.extend(faults)
+    at_start = len(proxy.billed)
+    assert teacher.billed().num_answers == at_start == 2, "the self-test costs too"
     prompts = place.texts(6)
     found = engines.labeled(teacher, prompts)
     assert {name: proxy.counts[name] for name in set(faults)} == Counter(faults)
     assert proxy.counts["none"] - before == 5, "one request for each text that no fault spoilt or slowed"
+    bill = teacher.billed()
+    assert bill.input_tokens == sum(given for _, given, _ in proxy.billed)
+    assert bill.output_tokens == sum(written for _, _, written in proxy.billed) > 0
+    assert (bill.num_answers, bill.num_lost, bill.num_on_the_way) == (len(proxy.billed), 3, 0)
     clean = engines.labeled(teacher_at(place), prompts)
     assert found.keys() == clean.keys()
     for name, item in found.items():

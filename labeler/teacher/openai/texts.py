@@ -1,0 +1,132 @@
+"""What a server's model writes, as text: for servers that say nothing of token ids or log-probabilities.
+
+The text is kept in the tokens of the tokenizer that the job names, which is the student's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from labeler.config.loading import SamplingConfig, TeacherConfig
+from labeler.errors import ChatTemplateError, PromptError
+from labeler.prompting.tokenization import Conversation, Tokenizer
+from labeler.records import TokenizedPrompt
+from labeler.teacher.openai.calls import Caller, MalformedAnswerError, RefusedError
+from labeler.teacher.protocol import labeled_sequence, sample_seed
+from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.chat_text import THINK, THINK_END, PromptParser
+from logitstore.records import LabeledSequence
+from logitstore.rows.silent_rows import no_rows
+
+PROBE_TEXT = "Say yes."
+OFF_BY_DEFAULT: Mapping[str, float] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Settings of sampling that are no part of OpenAI's API and are sent only where they do something."""
+
+
+class TextTeacher:
+    """Asks for one response at a time, from any thread."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        served: str,
+        teacher_config: TeacherConfig,
+        sampling_config: SamplingConfig,
+        tokenizer: Tokenizer,
+    ) -> None:
+        """Raises UnsupportedInputError where messages cannot be told apart by the chat template."""
+        self._caller = caller
+        self._served = served
+        self._sampling = sampling_config
+        self._where = f"the server at {teacher_config.api.base_url}"
+        self._tokenizer = tokenizer
+        self._parser = PromptParser(self._rendered) if teacher_config.api.endpoint == "chat" else None
+        ends = tokenizer.ends.tokens
+        of_template = [end for end in ends if "chat template" in end.named_by]
+        self._end_ids = [end.token_id for end in (of_template or ends)[:1]]
+
+    def self_test(self) -> None:
+        """Raises RuntimeError, ServerFailedError: the server gives no texts."""
+        place = {"messages": [{"role": "user", "content": PROBE_TEXT}]}
+        if self._parser is None:
+            place = {"prompt": PROBE_TEXT}
+        request = {"model": self._served, **place, "max_tokens": 1}
+        try:
+            self._caller.complete(request, 1, _read_text)
+        except RefusedError as error:
+            raise RuntimeError(f"{self._where} writes no text: {error.reason}") from None
+
+    def written(self, prompt: TokenizedPrompt, sample_index: int) -> LabeledSequence | PromptError:
+        """What the model answers, without label rows."""
+        text = self._tokenizer.decode(prompt.prompt_token_ids.tolist())
+        place: dict[str, Any] = {"prompt": text}
+        if self._parser is not None:
+            messages = self._parser.messages(text)
+            if messages is None:
+                reason = (
+                    "its messages cannot be told apart in the prompt that the chat template makes of them "
+                    '(tools, say); leave it out, or set teacher.api.endpoint = "completions"'
+                )
+                return PromptError(prompt.record_id, reason, "bad_prompt", sample_index)
+            place = {"messages": messages}
+        request = {"model": self._served, **place, **self._settings(prompt, sample_index)}
+        num_tokens = len(prompt.prompt_token_ids) + self._sampling.max_tokens
+        try:
+            answer, finish_reason = self._caller.complete(request, num_tokens, _read_text)
+        except RefusedError as error:
+            return PromptError(prompt.record_id, error.reason, error.kind, sample_index)
+        response_ids = self._tokenizer.encode(answer)
+        if finish_reason == "stop":
+            response_ids += self._end_ids
+        ids_T = np.concatenate([prompt.prompt_token_ids, response_ids]).astype(np.int32)
+        return labeled_sequence(
+            prompt, ids_T, no_rows(1), sample_index=sample_index, finish_reason=finish_reason
+        )
+
+    def _settings(self, prompt: TokenizedPrompt, sample_index: int) -> dict[str, Any]:
+        sampling = self._sampling
+        extra = {name: getattr(sampling, name) for name in OFF_BY_DEFAULT}
+        return {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "presence_penalty": sampling.presence_penalty,
+            "seed": sample_seed(sampling.seed, prompt.record_id, sample_index),
+            "extra_body": {name: value for name, value in extra.items() if value != OFF_BY_DEFAULT[name]},
+        }
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        conversation = Conversation(tuple(messages))
+        try:
+            return self._tokenizer.render_chat(conversation, add_generation_prompt=add_generation_prompt)
+        except ChatTemplateError as error:
+            raise UnsupportedInputError(str(error)) from None
+
+
+def _read_text(answer: Any) -> tuple[str, str]:
+    """(text, finish reason) of a completion or a chat; reasoning that comes apart is put before the text.
+
+    Raises MalformedAnswerError, and RefusedError where the server's filter cut it off.
+    """
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or len(choices) != 1:
+        raise MalformedAnswerError("the answer has not exactly one choice")
+    choice = choices[0]
+    if choice.finish_reason == "content_filter":
+        raise RefusedError("the server's filter cut the response off", "content_filter")
+    if choice.finish_reason not in ("stop", "length"):
+        raise MalformedAnswerError(f"the answer ended with {choice.finish_reason!r}")
+    message = getattr(choice, "message", None)
+    text = choice.text if message is None else message.content
+    if refusal := getattr(message, "refusal", None):
+        raise RefusedError(f"the model refuses: {refusal!r:.120}", "content_filter")
+    apart = {} if message is None else message.model_extra or {}
+    reasoning = apart.get("reasoning_content") or apart.get("reasoning")
+    if not isinstance(text, str) and not (text is None and reasoning):
+        raise MalformedAnswerError("the answer has no text")
+    if isinstance(reasoning, str):
+        return f"{THINK}\n{reasoning}\n{THINK_END}\n\n{text or ''}", choice.finish_reason
+    return str(text), choice.finish_reason

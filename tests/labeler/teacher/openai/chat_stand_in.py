@@ -1,0 +1,78 @@
+"""A server with chat completions alone, without token ids or log-probabilities: its answer is the question backwards."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+TEMPLATE = (
+    "{% for m in messages %}<|s|>{{ m.role }}\n{{ m.content }}<|e|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|s|>assistant\n{% endif %}"
+)
+VOCAB_SIZE = 258
+
+
+def write_student(folder: Path) -> Path:
+    """Config and tokenizer of a student whose tokens are bytes."""
+    LlamaConfig(vocab_size=VOCAB_SIZE, max_position_embeddings=512).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<|s|>", "<|e|>")])
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|e|>", chat_template=TEMPLATE)
+    made.save_pretrained(folder)
+    return folder
+
+
+def answer_to(messages: list[dict[str, str]], most: int) -> dict[str, Any]:
+    asked = messages[-1]["content"]
+    if asked.startswith("forbidden"):
+        return {"message": {"role": "assistant", "content": None, "refusal": "No."}, "finish_reason": "stop"}
+    text = asked[::-1]
+    message: dict[str, Any] = {"role": "assistant", "content": text[:most]}
+    if asked.startswith("think"):
+        message["reasoning_content"] = "Backwards."
+    return {"message": message, "finish_reason": "stop" if len(text) <= most else "length"}
+
+
+@contextmanager
+def chat_server(asked: list[dict[str, Any]]) -> Iterator[str]:
+    """Its address up to the version; `asked` gets every request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body)
+            known = self.path == "/v1/chat/completions"
+            answer: dict[str, Any] = {"error": {"message": "unknown path"}}
+            if known:
+                choice = {"index": 0, **answer_to(body["messages"], body["max_tokens"])}
+                usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+                answer = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
+                answer |= {"choices": [choice], "usage": usage}
+            content = json.dumps(answer).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,211 @@
+"""Labels of texts alone: from a server that says nothing but text, through the store, to everything that reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from labeler.config.loading import load_job
+from labeler.records import Lease
+from logitstore.__main__ import main
+from logitstore.common.config_file import ConfigError
+from logitstore.errors import CorruptManifestError, InvalidLabelsError, UnsupportedInputError
+from logitstore.manifest.reading import encode_manifest
+from logitstore.records import LabeledSequence
+from logitstore.standalone_reader import read_store
+from logitstore.store import LogitStore
+from tests.labeler.jobs import label_and_commit, overrides_for
+from tests.labeler.teacher.openai.chat_stand_in import chat_server, write_student
+from tests.labeler.whole_jobs.test_storage_faults import started_worker
+from tests.trainer.stores import label_spec, labeled_sequence
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.run.config import load_config
+
+QUESTIONS = ("why?", "think twice", "a b c d e f g", "forbidden fruit", "x" * 60)
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """A store of texts, and what was asked for it."""
+
+    store: LogitStore
+    folder: Path
+    asked: list[dict[str, Any]]
+
+
+def job_settings(folder: Path, *more: str) -> list[str]:
+    settings = ["input.kind=prompt", "labels.mode=generate", "labels.rows=false", "sampling.max_tokens=20"]
+    settings += ["sampling.temperature=0", "input.system_prompt='Be brief.'", "filters.repeated=keep"]
+    return overrides_for(folder, *settings, *more)
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Labeled:
+    folder = tmp_path_factory.mktemp("texts")
+    lines = [json.dumps({"uid": str(i), "prompt": text}) for i, text in enumerate(QUESTIONS)]
+    (folder / "in.jsonl").write_text("\n".join(lines))
+    model, asked = write_student(folder / "student"), list[dict[str, Any]]()
+    with chat_server(asked) as url:
+        settings = ["teacher.engine=openai", f"teacher.model='{model}'", f"teacher.api.base_url='{url}'"]
+        settings += ["teacher.api.model=clever", "teacher.api.endpoint=chat"]
+        worker, units = started_worker(load_job(None, job_settings(folder, *settings), {}))
+        for number, unit in enumerate(units):
+            assert label_and_commit(worker, Lease(number, unit, "w")).won
+        worker.close()
+    return Labeled(LogitStore.open(folder / "store"), folder, asked)
+
+
+def test_answers_are_kept_in_the_students_tokens(labeled: Labeled) -> None:
+    found = {item.record_id: item for item in labeled.store.iter_sequences()}
+    assert list(found) == ["0", "1", "2", "4"]
+    assert [reject.kind for reject in labeled.store.rejects()] == ["content_filter"]
+    for item in found.values():
+        assert item.rows.num_rows == 0 == len(item.loss_mask_N)
+        assert item.label_start == item.prompt_length
+    texts = {name: text_of(item) for name, item in found.items()}
+    assert texts["0"] == "?yhw<|e|>"
+    assert texts["1"] == "<think>\nBackwards.\n</think>\n\neciwt kniht<|e|>"
+    assert texts["4"] == "x" * 20, "cut off, so without an end"
+    assert (found["4"].finish_reason, found["4"].flags) == ("length", ("truncated",))
+    manifest = labeled.store.manifest
+    assert (manifest.labels.support, manifest.labels.top_k, manifest.labels.temperatures) == (
+        "none",
+        1,
+        (1.0,),
+    )
+    assert "texts_only" in manifest.features
+    assert manifest.teacher.model == "clever"
+
+
+def text_of(item: LabeledSequence) -> str:
+    from tokenizers import pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    back = {letter: chr(code) for code, letter in byte_letters().items()}
+    names = [*(back[letter] for letter in letters), "<|s|>", "<|e|>"]
+    return "".join(names[i] for i in item.token_ids_T[item.prompt_length :])
+
+
+def byte_letters() -> dict[int, str]:
+    """GPT-2's letter of each byte."""
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [code for code in range(256) if code not in own]
+    return {code: chr(code) for code in own} | {code: chr(256 + n) for n, code in enumerate(others)}
+
+
+def test_messages_are_sent_as_they_were(labeled: Labeled) -> None:
+    sent = [body for body in labeled.asked if len(body["messages"]) == 2]
+    assert sorted(body["messages"][1]["content"] for body in sent) == sorted(QUESTIONS)
+    assert {body["messages"][0]["content"] for body in sent} == {"Be brief."}
+    assert {(body["model"], body["temperature"], body["max_tokens"]) for body in sent} == {
+        ("clever", 0.0, 20)
+    }
+    assert not any("top_k" in body or "logprobs" in body for body in labeled.asked)
+
+
+def test_the_store_is_sound_and_every_command_knows_it(
+    labeled: Labeled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = labeled.store.uri
+    assert main(["verify", uri, "--against", str(labeled.folder / "in.jsonl")]) == 0
+    assert main(["inspect", uri]) == 0
+    assert "texts alone" in capsys.readouterr().out
+    assert main(["export", uri, "--to", "messages", str(tmp_path / "out.jsonl")]) == 0
+    first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert [message["content"] for message in first["messages"]] == ["Be brief.", "why?", "?yhw"]
+    for command in (["merge", uri, "--out", str(tmp_path / "merged")], ["copy", uri, str(tmp_path / "copy")]):
+        assert main(command) == 0
+    for copy in ("merged", "copy"):
+        read = list(LogitStore.open(tmp_path / copy).iter_sequences())
+        assert [item.record_id for item in read] == ["0", "1", "2", "4"]
+    alone = list(read_store(tmp_path / "copy"))
+    assert [len(item["logits_NK"]) for item in alone] == [0] * 4
+    np.testing.assert_array_equal(
+        alone[2]["token_ids_T"], list(labeled.store.iter_sequences())[2].token_ids_T
+    )
+    assert main(["view", uri, "--out", str(tmp_path / "page.html")]) == 0
+    assert "?yhw" in (tmp_path / "page.html").read_text() or (tmp_path / "page.html").stat().st_size > 1000
+    capsys.readouterr()
+    for refused in (["head", uri], ["export", uri, "--to", "npz", str(tmp_path / "x.npz")]):
+        assert main(refused) == 2
+    assert main(["mix", uri, str(tmp_path / "copy"), "--out", str(tmp_path / "mixed")]) == 2
+    assert "holds texts alone" in capsys.readouterr().err
+
+
+def test_rows_do_not_fit_in(labeled: Labeled) -> None:
+    rows = labeled.store.manifest
+    with pytest.raises(CorruptManifestError, match=r"must be 1 and 1\.0"):
+        encode_manifest(replace(rows, labels=replace(rows.labels, top_k=4)))
+    with pytest.raises(CorruptManifestError, match="must go together"):
+        encode_manifest(replace(rows, features=tuple(f for f in rows.features if f != "texts_only")))
+    one = labeled_sequence(np.random.default_rng(0), "r", label_spec(), 9, 3)
+    with pytest.raises((InvalidLabelsError, UnsupportedInputError), match="texts alone"):
+        labeled.store.commit_unit("u", 99, [one], seconds=0, worker="w")
+
+
+def test_a_student_learns_the_response_alone(labeled: Labeled) -> None:
+    dataset = StreamingLogitDataset([labeled.store.uri], batch_size=1, shuffle=False)
+    for index, item in enumerate(labeled.store.iter_sequences()):
+        learned = dataset[index].sequence
+        np.testing.assert_array_equal(learned.rows.token_ids_NK[:, 0], item.token_ids_T[item.label_start :])
+        assert learned.loss_mask_N.all()
+    streamed = [sample.sequence.rows.num_rows for sample in dataset]
+    assert streamed == [dataset[index].sequence.rows.num_rows for index in range(4)]
+
+
+def test_training_wants_no_distributions_of_them(labeled: Labeled) -> None:
+    from trainer.run.train import datasets
+
+    settings = [f"student.tokenizer={labeled.folder}/student", f"data.stores={labeled.store.uri}"]
+    settings += [f"student.model={labeled.folder}/student", f"output.folder={labeled.folder}/run"]
+    settings += ["data.held_out_fraction=0.5", "training.max_steps=1"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(labeled.folder / "student")
+    with pytest.raises(ConfigError, match=r"holds texts alone and loss\.alpha = 0\.5"):
+        datasets(load_config(None, [*settings, "loss.alpha=0.5"]), tokenizer)
+    train_set, held_out = datasets(load_config(None, [*settings, "loss.alpha=0"]), tokenizer)
+    assert train_set.num_sequences + held_out.num_sequences == 4
+
+
+BASE = ["teacher.engine=openai", "teacher.model=m", "teacher.api.base_url='http://h/v1'", "output.uri=y"]
+BASE += ["input.uri=x", "input.kind=messages"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["labels.rows=false"], "writes, and labels.mode"),
+        (
+            ["teacher.api.endpoint=chat", "labels.mode=generate", "labels.temperatures=[1.0]"],
+            "gives texts and",
+        ),
+        (["labels.rows=false", "labels.mode=generate", "labels.positions=all"], "labels prompts"),
+        (["labels.rows=false", "labels.mode=generate", "sampling.stop=['x']"], "masks tokens"),
+        (
+            [
+                "labels.rows=false",
+                "labels.mode=generate",
+                "teacher.api.endpoint=chat",
+                "input.chat_template=false",
+            ],
+            "sends messages",
+        ),
+    ],
+)
+def test_what_texts_cannot_be_is_refused(settings: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_job(None, [*BASE, *settings], {})
+
+
+def test_any_engine_may_leave_rows_out(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"uid": "0", "prompt": "why?"}) + "\n")
+    worker, units = started_worker(load_job(None, job_settings(tmp_path), {}))
+    assert label_and_commit(worker, Lease(0, units[0], "w")).won
+    worker.close()
+    (item,) = LogitStore.open(tmp_path / "store").iter_sequences()
+    assert item.rows.num_rows == 0 < len(item.token_ids_T) - item.prompt_length
