@@ -218,8 +218,9 @@ class _Run:
             if not planner.num_planned:
                 raise _NothingToLabelError(f"nothing can be labeled: {error}") from None
             raise
-        if parts := parts_in_words(self._job, totals, planner.num_whole):
-            self._view.note(parts)
+        for text in (parts_in_words(self._job, totals, planner.num_whole), planner.fallbacks):
+            if text:
+                self._view.note(text)
         if planner.changed:
             num_replaced = replace_changed(objects, planner.changed, self._uncommit)
             self._view.note(f"{num_replaced:,} records have changed; their units are labeled again")

@@ -127,6 +127,8 @@ def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Est
     seen = (*seen, *histogram(planner.lengths))
     if parts := parts_in_words(job, totals, planner.num_whole):
         seen = (*seen, parts)
+    if planner.fallbacks:
+        seen = (*seen, planner.fallbacks)
     if planner.num_repeats:
         seen = (
             *seen,

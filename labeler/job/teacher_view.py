@@ -59,11 +59,6 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
         lines.append(f"responses end at {tokenizer.ends}")
     if job.has_marks:
         lines += [f"segments: {marks}", *legend(paint)]
-    if builder.num_split_borders or builder.num_raw_answers:
-        lines.append(
-            f"of the records shown, {builder.num_split_borders} were tokenised apart at the border and "
-            f"{builder.num_raw_answers} have their text as it is after the generation prompt"
-        )
     return tuple(lines)
 
 

@@ -96,6 +96,11 @@ class Planner:
         self._start_unit()
 
     @property
+    def fallbacks(self) -> str:
+        """How many records took another way to their ids than the usual one, in words."""
+        return self._builder.fallbacks
+
+    @property
     def num_planned(self) -> int:
         """Records in units, those of earlier passes included."""
         return self._num_planned

@@ -59,6 +59,15 @@ class PromptBuilder:
         self._think = THINK if found.reasoning is None else tuple(mark.text for mark in found.reasoning)
         self._first_marker = _first_marker(tokenizer) if job.input.chat_template else ""
 
+    @property
+    def fallbacks(self) -> str:
+        """How many records so far took another way than the usual one, in words; "" where none did."""
+        counts = (
+            (self.num_split_borders, "were tokenised apart at the border of prompt and response"),
+            (self.num_raw_answers, "have their answer as it is after the generation prompt"),
+        )
+        return ", ".join(f"{count:,} records {what}" for count, what in counts if count)
+
     def build(self, record_id: str, record: dict[str, Any]) -> TokenizedPrompt:
         """The record's ids. Raises BadRecordError."""
         mask_T = None
@@ -68,7 +77,9 @@ class PromptBuilder:
             prompt_ids, response_ids = self._tokenise(record)
         if self._mode == "generate":
             response_ids = None
+        counts = self.num_split_borders, self.num_raw_answers
         student_ids = self._student_prompt(record, response_ids) if self._input.has_student_prompts else None
+        self.num_split_borders, self.num_raw_answers = counts  # a record counts once
         if "loss_mask" in self._input.field_names():
             mask_T = _given_mask(record, self._input.field_names()["loss_mask"], prompt_ids, response_ids)
         segments_T = None

@@ -219,6 +219,18 @@ def test_the_dry_run_shows_segments_with_their_border_ids_and_lengths(tmp_path, 
     assert [len(line[4]) for line in lines] == [40, 20]
 
 
+@engines.needs_model
+def test_the_dry_run_counts_the_records_that_took_another_way_in_the_whole_input(tmp_path, capsys):
+    """A response that begins in the middle of a token is tokenised apart."""
+    words = [{"prompt": "ab", "response": "out"}] * 25 + [{"prompt": "one", "response": " two"}] * 5
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in words))
+    settings = [f"teacher.model='{engines.MODEL}'", f"input.uri='{tmp_path}/in.jsonl'"]
+    settings += ["input.kind=prompt_response", "input.chat_template=false", f"output.uri='{tmp_path}/store'"]
+    arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    assert main(arguments) == 0
+    assert "25 records were tokenised apart at the border of prompt and response" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("environment", "flags", "coloured"),
     [
