@@ -10,6 +10,7 @@ Layouts: https://arrow.apache.org/docs/format/Columnar.html and the flatbuffers 
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -46,6 +47,8 @@ class ArrowFile:
 
     def __init__(self, file: BinaryIO | pa.NativeFile) -> None:
         self._file = file
+        self._one_at_a_time = threading.Lock()
+        """Held from seeking to the end of a read, so that threads may decode blocks of one file."""
         zero_copy: Callable[[int], Any] | None = getattr(file, "read_buffer", None)
         self._take: Callable[[int], Any] = zero_copy or file.read
         self.num_bytes = int(file.seek(0, 2) or file.tell())
@@ -65,8 +68,9 @@ class ArrowFile:
 
     def read(self, offset: int, num_bytes: int) -> memoryview:
         """`num_bytes` from `offset`; raises CorruptShardError when the file is shorter."""
-        self._file.seek(offset)
-        data = memoryview(self._take(num_bytes))
+        with self._one_at_a_time:
+            self._file.seek(offset)
+            data = memoryview(self._take(num_bytes))
         if len(data) != num_bytes:
             raise damaged(f"the file ends {num_bytes - len(data)} bytes early, at {offset + len(data)}")
         return data

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import numpy as np
+from torch.utils.data import get_worker_info
 
 from logitstore.records import LabeledSequence
 from logitstore.shard.reader import ShardReader
-from trainer.data.order import EpochOrder, Visit, Window
+from trainer.data.order import WINDOW_BLOCKS, EpochOrder, Visit, Window
 from trainer.data.packed_rows import PackedRow
 from trainer.data.samples import as_learned
 from trainer.data.sources import Source
 from trainer.errors import CacheTooSmallError
 
 FETCH_THREADS = 4
+MOST_DECODERS = WINDOW_BLOCKS
+"""Threads that decode the blocks of a window side by side; what they run releases the interpreter's lock."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 StoredSequence = tuple[int, LabeledSequence]
 """Index of the store, and the sequence."""
@@ -29,6 +39,9 @@ class Fetcher:
         self.predownload = predownload
         self._sources = sources
         self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="logit-fetch")
+        # Loader workers have each other to compete with, and no core that is idle.
+        self.num_decoders = 1 if get_worker_info() is not None else min(MOST_DECODERS, usable_cores())
+        self._decoders = ThreadPoolExecutor(self.num_decoders, thread_name_prefix="logit-decode")
         self._fetches: dict[tuple[int, int], Future[None]] = {}
 
     def ahead(self, visits: Sequence[Visit]) -> None:
@@ -44,8 +57,18 @@ class Fetcher:
             with suppress(CacheTooSmallError):
                 fetch.result()
 
+    def decode(
+        self, reader: ShardReader, blocks: Sequence[int], top_k: int | None
+    ) -> dict[int, list[LabeledSequence]]:
+        """Blocks of a shard, by their numbers."""
+        if self.num_decoders == 1 or len(blocks) == 1:
+            return {block: reader.read_block(block, top_k=top_k) for block in blocks}
+        decoded = self._decoders.map(lambda block: reader.read_block(block, top_k=top_k), blocks)
+        return dict(zip(blocks, decoded, strict=True))
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._decoders.shutdown(cancel_futures=True)
 
 
 class SplitReader:
@@ -108,7 +131,7 @@ class SplitReader:
         starts = self._reader.block_starts
         kept = self._sources[visit.store].kept(visit.shard)[window.sequences]
         self._window_sequences = []  # free the last window before the next is decoded
-        blocks = {block: self._reader.read_block(block, top_k=self._top_k) for block in window.blocks}
+        blocks = self._fetcher.decode(self._reader, window.blocks, self._top_k)
         block_of = np.searchsorted(starts, kept, side="right") - 1
         labels = self._sources[visit.store].manifest.labels
         return [

@@ -229,10 +229,12 @@ class DataConfig(Section):
     """How packed documents are kept apart, as `CollateSettings` says. None takes the first way that a trial
     with the student shows to be right; one that is given is tried too, and refused if it is wrong."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that decode and collate. 0 does it in the training process, with one background thread: right
-    as long as the student learns more slowly than a process reads, which is nearly always. Batches of a
-    worker cross shared memory, which costs more processor time in all but less in the training process: take
-    1 or 2 where that is busy itself, with processor cores to spare."""
+    """Processes that decode and collate. 0 does it in the training process: one background thread, and up to
+    four more that decode blocks side by side without the interpreter's lock, as many as there are cores. That
+    is right as long as the student learns more slowly than this reads, which is nearly always. Batches of a
+    worker cross shared memory, and workers may decode a block again that another one has (see `num_splits`),
+    which costs more processor time in all but less in the training process: take 1 or 2 where that is busy
+    itself, with processor cores to spare."""
     segments: dict[Literal["context", "reasoning", "answer", "tool", "end"], NonNegativeFloat] = Field(
         default_factory=dict
     )
