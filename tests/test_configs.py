@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.describe.config import load_cluster
+from cluster.describe.settings.cluster import load_cluster
 from cluster.rounds.config import load_rounds
 from labeler.config.loading import JobConfig, load_job
 from labeler.curation.recipe import checked_recipe

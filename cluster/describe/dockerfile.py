@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.describe.config import ClusterConfig
+from cluster.describe.settings.cluster import ClusterConfig
 
 BASE_IMAGE = "nvidia/cuda:13.0.1-devel-ubuntu22.04"
 """The CUDA of vLLM's PyTorch. vLLM compiles some kernels when it starts, so the compiler is needed too."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.describe.config import ClusterConfig
+from cluster.describe.settings.cluster import ClusterConfig
 
 STORE = '{store=~"$store"}'
 PANEL_WIDTH, PANEL_HEIGHT, GRID_WIDTH = 12, 8, 24

@@ -8,15 +8,14 @@ import re
 import shlex
 from typing import Any
 
-from cluster.describe.config import ClusterConfig, GroupConfig, HeadConfig
+from cluster.describe.fit.cache import CACHE_FOLDER, USED
 from cluster.describe.merging import merged
+from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, HeadConfig
 from cluster.jobs.submission import STOP_MARGIN_SEC, refuse_secrets
 from labeler.config.loading import JobConfig, is_local_path, resolved
 from logitstore.common.config_file import ConfigError
 
 API_VERSION = "ray.io/v1"
-CACHE_FOLDER = "/cache/huggingface"
-"""Where `[cache]` is mounted, and what HF_HOME is then."""
 JOB_FOLDER = "/etc/penumbra"
 GRACE_SEC = 120
 """From the notice that a pod must go to its end, at least: time for its actors to finish their units."""
@@ -199,7 +198,7 @@ def _container(
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(grace_sec - GRACE_MARGIN_SEC),
     }
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
-    if cluster.cache.is_set:
+    if cluster.cache.given in USED["kuberay-cluster"]:
         environment["HF_HOME"] = CACHE_FOLDER
         mounts.append({"name": "cache", "mountPath": CACHE_FOLDER})
     if cluster.cache.size_gb:
@@ -225,7 +224,7 @@ def _pod(
     job_name: str | None = None,
 ) -> dict[str, Any]:
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    if cluster.cache.is_set:
+    if cluster.cache.given in USED["kuberay-cluster"]:
         volumes.append({"name": "cache", **_cache_volume(cluster)})
     if job_name is not None:
         volumes.append({"name": "job", "configMap": {"name": job_name}})

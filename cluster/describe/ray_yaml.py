@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from cluster.describe.config import ClusterConfig, GroupConfig
-from cluster.describe.kuberay import CACHE_FOLDER
-from cluster.describe.machines import machine_for
+from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
+from cluster.describe.fit.machines import machine_for
 from cluster.describe.merging import merged
+from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
 from logitstore.common.config_file import ConfigError
 
 TOKEN_FILE = "~/.ray/auth_token"
@@ -26,15 +26,16 @@ DOCKER_ACCESS = ["sudo usermod -aG docker $USER || true", "sleep 15"]
 
 
 def aws(cluster: ClusterConfig) -> dict[str, Any]:
-    def node(name: str) -> dict[str, Any]:
-        disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": cluster.disk_gb, "VolumeType": "gp3"}}
+    def node(name: str, num_gb: int) -> dict[str, Any]:
+        kind = {"VolumeType": "gp3", "Throughput": cluster.aws.disk_mb_per_sec}
+        disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": num_gb, **kind}}
         rendered = {"InstanceType": name, "ImageId": cluster.aws.machine_image, "BlockDeviceMappings": [disk]}
         return merged(rendered, cluster.aws.node)
 
-    types: dict[str, Any] = {"head": _head(node(machine_for(cluster.head, "aws").name))}
+    types: dict[str, Any] = {"head": _head(node(machine_for(cluster.head, "aws").name, cluster.disk_gb))}
     for group in cluster.groups:
         machine = machine_for(group, "aws")
-        config = node(machine.name)
+        config = node(machine.name, disk_gb(cluster, group))
         if group.spot:
             config["InstanceMarketOptions"] = {"MarketType": "spot"}
         if cluster.aws.worker_profile:  # Ray gives the head a profile of its own, and the workers none
@@ -55,12 +56,19 @@ def gcp(cluster: ClusterConfig) -> dict[str, Any]:
             "autoDelete": True,
             "type": "PERSISTENT",
             "initializeParams": {
-                "diskSizeGb": cluster.disk_gb,
+                "diskSizeGb": cluster.disk_gb if group is None else disk_gb(cluster, group),
                 "sourceImage": cluster.gcp.machine_image,
                 "diskType": f"zones/{cluster.gcp.zone}/diskTypes/{cluster.gcp.disk_type}",
             },
         }
-        config: dict[str, Any] = merged({"machineType": machine.name, "disks": [disk]}, cluster.gcp.node)
+        scratch = {
+            "type": "SCRATCH",
+            "autoDelete": True,
+            "interface": "NVME",
+            "initializeParams": {"diskType": f"zones/{cluster.gcp.zone}/diskTypes/local-ssd"},
+        }
+        disks = [disk] if group is None else [disk, *[scratch] * cluster.gcp.local_ssds]
+        config: dict[str, Any] = merged({"machineType": machine.name, "disks": disks}, cluster.gcp.node)
         if group is None:
             return config
         if machine.gpu_type:
@@ -122,8 +130,9 @@ def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
         "min_workers": len(place.worker_ips),
         "max_workers": len(place.worker_ips),
         "file_mounts": {TOKEN_FILE: TOKEN_FILE},
+        "initialization_commands": _cache_commands(cluster, "local"),
         "head_start_ray_commands": ["ray stop", f"{HEAD_START} --num-cpus=0 --num-gpus=0"],
-        "worker_start_ray_commands": ["ray stop", start],
+        "worker_start_ray_commands": ["ray stop", f"{_cache_variable(cluster)}{start}"],
     }
     return config | _docker(cluster)
 
@@ -156,15 +165,46 @@ def _whole(
         "available_node_types": types,
         "head_node_type": "head",
         # Ray's defaults would install packages, a nightly build of Ray among them: all is in the image.
-        "initialization_commands": DOCKER_ACCESS if cluster.image else [],
+        "initialization_commands": [
+            *(DOCKER_ACCESS if cluster.image else []),
+            *_cache_commands(cluster, provider["type"]),
+        ],
         "setup_commands": [],
         "head_setup_commands": [],
         "worker_setup_commands": [],
         "file_mounts": {TOKEN_FILE: TOKEN_FILE},
         "head_start_ray_commands": ["ray stop", HEAD_START],
-        "worker_start_ray_commands": ["ray stop", WORKER_START],
+        "worker_start_ray_commands": ["ray stop", f"{_cache_variable(cluster)}{WORKER_START}"],
     }
     return config | _docker(cluster)
+
+
+LOCAL_DISKS = """\
+if ! mountpoint -q {path}; then
+  disks=$(ls /dev/disk/by-id/google-local-nvme-ssd-* 2>/dev/null || true)
+  if [ -n "$disks" ]; then
+    command -v mdadm >/dev/null || {{ sudo apt-get -q update && sudo apt-get -q -y install mdadm; }}
+    # shellcheck disable=SC2086
+    sudo mdadm --create /dev/md0 --force --run --level=0 --raid-devices="$(echo $disks | wc -w)" $disks &&
+      sudo mkfs.ext4 -q -F /dev/md0 && sudo mkdir -p {path} && sudo mount /dev/md0 {path}
+  fi
+fi"""
+"""On a GCP machine: its local disks, which come without a file system, as one at the cache's place."""
+
+
+def _cache_commands(cluster: ClusterConfig, provider: str) -> list[str]:
+    """On each machine before its container: the cache's folder, which the container's user may write to."""
+    path = cluster.cache.host_path
+    if not path:
+        return []
+    disks = [LOCAL_DISKS.format(path=path)] if provider == "gcp" else []
+    return [*disks, f"sudo mkdir -p {path} && sudo chmod 1777 {path}"]
+
+
+def _cache_variable(cluster: ClusterConfig) -> str:
+    """Before `ray start`, where no container gets the cache by options."""
+    path = cluster.cache.host_path
+    return f"export HF_HOME={path}; " if path and not cluster.image else ""
 
 
 def _docker(cluster: ClusterConfig) -> dict[str, Any]:

@@ -10,18 +10,20 @@ import argparse
 import json
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
-from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, skypilot, slurm
-from cluster.describe.config import ClusterConfig, Kind, load_cluster
-from cluster.describe.machines import LIST_PRICES, Prices, machine_for, price_lines, read_prices
-from cluster.describe.placement import check_placement
-from labeler.config.loading import JobConfig, WorkersConfig, load_job
+from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, skypilot
+from cluster.describe.fit.cache import cache_notes
+from cluster.describe.fit.machines import LIST_PRICES, Prices, machine_for, price_lines, read_prices
+from cluster.describe.fit.placement import check_placement
+from cluster.describe.settings.cluster import ClusterConfig, Kind, load_cluster
+from cluster.describe.slurm import script
+from labeler.config.loading import JobConfig, load_job
 from logitstore.common.config_file import ConfigError
 
 DEFAULT_JOB_FILE = "job.toml"
@@ -55,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--set changes a setting of the job, but no job is named; give --job JOB.toml")
     job = load_job(args.job, args.set, environ={}) if args.job else None
     prices = read_prices(args.prices) if args.prices else LIST_PRICES
-    text = render(cluster, args.kind, job, job_file=args.job or DEFAULT_JOB_FILE, prices=prices)
+    text = render(
+        cluster, args.kind, job, job_file=args.job or DEFAULT_JOB_FILE, overrides=args.set, prices=prices
+    )
     if args.out is None:
         sys.stdout.write(text)
     else:
@@ -71,9 +75,10 @@ def render(
     job: JobConfig | None,
     *,
     job_file: str,
+    overrides: Sequence[str] = (),
     prices: Prices = LIST_PRICES,
 ) -> str:
-    """The whole text of a description.
+    """The whole text of a description. `job` is what `job_file` and `overrides` say.
 
     Raises:
         ConfigError: the job does not fit the cluster, or the cluster lacks what the kind needs.
@@ -87,7 +92,7 @@ def render(
         "kuberay-job": lambda: _checked_kuberay(
             [*_policies(cluster), *kuberay.ray_job(cluster, _needed(job, kind), secrets.token_hex(3))]
         ),
-        "slurm": lambda: slurm.script(cluster, job_file, (job.workers if job else WorkersConfig()).drain_sec),
+        "slurm": lambda: script.script(cluster, job_file, job, overrides),
         "skypilot": lambda: _yaml([skypilot.task(cluster, _needed(job, kind))]),
         "dockerfile": lambda: dockerfile.dockerfile(cluster),
         "grafana": lambda: json.dumps(grafana.dashboard(cluster), indent=2) + "\n",
@@ -148,7 +153,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
         "kubectl apply -f FILE; kubectl delete -f FILE stops it; to go on with the store, render it again",
     ),
     "slurm": (
-        "Slurm 20.11 or later; the project installed at the same path on every node",
+        "Slurm 20.11 or later; the project installed at the same path on every node, or `slurm.container`",
         "a store that every node reaches: a shared file system, or S3 with its keys in the environment",
         "sbatch FILE; before the time limit the job drains and is queued again; scancel ends it for good",
     ),
@@ -180,8 +185,13 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, prices: 
     ]
     names = {"name": cluster.name, "namespace": cluster.kubernetes.namespace}
     lines += [f"  - {need.format(**names)}" for need in NEEDS[kind]]
+    lines += [f"  - {note}" for note in cache_notes(cluster, kind)]
     if job is not None:
-        placement = check_placement(cluster, job, _cores_offered(cluster, kind))
+        placed = (cluster, job)
+        if kind == "slurm" and cluster.slurm.array:
+            placed = script.task_of_array(cluster, job)
+            lines.append(f"  - when all tasks are done: {script.merge_command(cluster, job)}")
+        placement = check_placement(*placed, _cores_offered(cluster, kind), disk_kind=kind)
         lines += ["Placement of the job's replicas:", *(f"  - {line}" for line in placement)]
     if kind not in ("dockerfile", "grafana", "prometheus"):
         has_head = kind not in ("slurm", "skypilot")

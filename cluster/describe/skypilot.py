@@ -10,7 +10,8 @@ import json
 import shlex
 from typing import Any
 
-from cluster.describe.config import ClusterConfig
+from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
+from cluster.describe.settings.cluster import ClusterConfig
 from cluster.jobs.submission import refuse_secrets
 from labeler.config.loading import JobConfig, is_local_path, resolved
 from logitstore.common.config_file import ConfigError
@@ -36,7 +37,7 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
         raise ConfigError("image is missing; SkyPilot starts one (render --kind dockerfile makes it)")
     resources: dict[str, Any] = {
         "image_id": f"docker:{cluster.image}",
-        "disk_size": cluster.disk_gb,
+        "disk_size": disk_gb(cluster, group) + cluster.cache.size_gb,
         "cpus": f"{group.cores}+",
         "memory": f"{group.memory_gb}+",
     }
@@ -44,11 +45,14 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
         resources["accelerators"] = {group.accelerator: group.gpus}
     if group.spot:  # and machines at the full price where no zone has any at the lower one
         resources["any_of"] = [{"use_spot": True}, {"use_spot": False}]
+    bucket = cluster.cache.bucket
+    mounts = {CACHE_FOLDER: {"source": bucket, "mode": "MOUNT_CACHED"}} if bucket else {}
     return {
         "name": cluster.name,
         "num_nodes": group.count,
         "resources": resources,
-        "envs": {"RAY_USAGE_STATS_ENABLED": "0"},
+        **({"file_mounts": mounts} if mounts else {}),
+        "envs": {"RAY_USAGE_STATS_ENABLED": "0"} | ({"HF_HOME": CACHE_FOLDER} if bucket else {}),
         "secrets": dict.fromkeys(SECRETS),
         "run": _RUN.format(
             python=shlex.quote(cluster.python), job_file=JOB_FILE, settings=_settings(job, group.name)

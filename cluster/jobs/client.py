@@ -73,15 +73,18 @@ class ClusterClient:
         interpreter are the same."""
         if not is_loopback(self.address):
             return False
-        with _reached(self.address):
-            nodes = list_nodes(self._way)
+        nodes = self.nodes()
         heads = [node for node in nodes if node["raylet"].get("isHeadNode")]
         return any(head["raylet"]["nodeManagerHostname"] == socket.gethostname() for head in heads)
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """The machines there are now, as the dashboard describes them."""
+        with _reached(self.address):
+            return list_nodes(self._way)
+
     def lack_of_machines(self, workers: WorkersConfig) -> str:
         """Why no replica could be placed on the machines there are now; "" where they are large enough."""
-        with _reached(self.address):
-            nodes = list_nodes(self._way)
+        nodes = self.nodes()
         shown = [
             {"Alive": node["raylet"].get("state") == "ALIVE", "Resources": node["raylet"]["resourcesTotal"]}
             for node in nodes

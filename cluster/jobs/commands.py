@@ -14,6 +14,7 @@ from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs import dashboard, local
 from cluster.jobs.address import find_way
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
+from cluster.jobs.machines import check_machines
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 from cluster.jobs.submission import (
     JOB_KEY,
@@ -55,6 +56,8 @@ def submit(args: argparse.Namespace) -> int:
         _refuse_busy_store(client, submission.metadata["penumbra.store"])
         if lack := client.lack_of_machines(job.workers):
             print(f"WARNING: {lack}, unless the cluster grows by itself", file=sys.stderr)
+        for warning in check_machines(job, client.nodes()):
+            print(warning, file=sys.stderr)
         submission_id = client.submit(submission)
     return _submitted(client, submission_id, args)
 

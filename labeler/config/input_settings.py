@@ -63,6 +63,9 @@ class InputConfig(Section):
     to answer as if it had the teacher's. None gives both the same prompt."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many records of the input."""
+    slice: str = Field(default="", pattern=r"^([0-9]+/[1-9][0-9]*)?$")
+    """Take only one slice of the input, as "NUMBER/SLICES" with numbers from 0: "1/4" is every fourth record
+    from the second on. Each has a store of its own; `penumbra store merge` joins them. "" takes all."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """fsspec options of the input's storage, such as endpoint_url; credentials come from the environment."""
 
@@ -84,9 +87,21 @@ class InputConfig(Section):
                 "student_system_prompt needs messages or prompts in a chat template: plain text and "
                 "token ids have no system message; set input.chat_template = true"
             )
+        first, _, parts = self.taken
+        if first >= parts:
+            raise ValueError(
+                f"slice = {self.slice!r} is none of {parts} slices, whose numbers are 0 to {parts - 1}; "
+                f"{first} is too large"
+            )
         if self.chat_template_kwargs and not self.chat_template:
             raise ValueError("chat_template_kwargs needs chat_template = true or the path of a template")
         return self
+
+    @property
+    def taken(self) -> tuple[int, int | None, int]:
+        """Start, stop and step of the job's records in the input, as of a slice."""
+        number, _, parts = self.slice.partition("/")
+        return (int(number), self.limit, int(parts)) if self.slice else (0, self.limit, 1)
 
     @property
     def has_student_prompts(self) -> bool:

@@ -424,7 +424,7 @@ def new_planner(
 
 def read_input(job: JobConfig) -> Iterator[RawRecord]:
     raw = iter_records(job.input.uri, storage_options=job.input.storage_options)
-    return parts_of(itertools.islice(raw, job.input.limit), input_info(job))
+    return parts_of(itertools.islice(raw, *job.input.taken), input_info(job))
 
 
 def _log_path(job: JobConfig, prepared: Prepared, options: RunOptions) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
 from labeler.job.segment_colours import Paint, plain
 from labeler.job.teacher_view import seen_by_teacher
+from labeler.planning.disk_fit import bytes_per_row, disk_lines
 from labeler.planning.gpu_memory import memory_need
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words, parts_in_words
 from labeler.planning.planner import Planner
@@ -24,8 +24,6 @@ from labeler.teacher.output_head import choose_head
 from logitstore.job_objects import PLAN_HEAD_NAME
 
 BAR_WIDTH = 40
-BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
-"""Stored bytes of a label row by K with shared codebooks, for a vocabulary of 49,152 (see FORMAT.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,7 @@ class Estimate:
         lines += contents_in_words(totals)
         need = memory_need(job)
         lines += [] if need is None else [str(need)]
+        lines += disk_lines(job, self.num_bytes)
         found = self.calibration
         if found is not None:
             lines += [
@@ -163,18 +162,6 @@ def dry_run(
         return json.dumps(found.as_record(), indent=1)
     settings = [json.dumps(resolved(job), indent=1), ""] if with_settings else []
     return "\n".join([*settings, *found.seen, "", *found.in_words()])
-
-
-def bytes_per_row(top_k: int) -> float:
-    """Bytes to expect for a row of `top_k` entries: measured values, interpolated in log K."""
-    sizes = sorted(BYTES_PER_ROW.items())
-    if top_k <= sizes[0][0]:
-        return sizes[0][1] * top_k / sizes[0][0]
-    for (low_k, low), (high_k, high) in itertools.pairwise(sizes):
-        if top_k <= high_k:
-            share = (math.log(top_k) - math.log(low_k)) / (math.log(high_k) - math.log(low_k))
-            return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-    return sizes[-1][1] * top_k / sizes[-1][0]
 
 
 def _count(job: JobConfig, prepared: Prepared) -> tuple[Planner, PlanTotals]:

@@ -32,6 +32,7 @@ SCALES = 1.05
 """A quantised weight's share of the scales."""
 NOT_GATED = ("bloom", "falcon", "gpt_bigcode", "gpt_neox", "mpt", "opt", "phi", "starcoder2")
 """Models whose layers have two matrices in the MLP instead of three."""
+CONFIG_SOURCE = "by its config.json"
 _SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])")
 
 
@@ -61,6 +62,38 @@ class MemoryNeed:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """A teacher's weights as they lie on a disk, in its own precision."""
+
+    num_bytes: float
+    source: str
+    """Where the number of weights is from, for people."""
+    is_sure: bool
+    """False where the number stands in the model's name alone."""
+
+    def __str__(self) -> str:
+        return f"{self.num_bytes / GB:,.1f} GB ({self.source})"
+
+
+def stored_weights(job: JobConfig) -> StoredWeights | None:
+    """Of a teacher that machines fetch; None for a folder and where nothing says how large it is."""
+    teacher = job.teacher
+    if teacher.engine != "vllm" or Path(teacher.model).is_dir():
+        return None
+    config = _config_of(teacher.model, teacher.revision)
+    if config is not None:
+        inner, outer = _num_weights(config)
+        num_bytes = inner * _bytes_per_weight(config, "auto", None, "") + outer * FLOAT_BYTES[_dtype(config)]
+        return StoredWeights(num_bytes, CONFIG_SOURCE, is_sure=True)
+    named = _size_in_name(teacher.model)
+    if named is None:
+        return None
+    num_weights, source = named
+    name = teacher.model.rpartition("/")[2]
+    return StoredWeights(num_weights * _bytes_per_weight({}, "auto", None, name), source, is_sure=False)
+
+
 def memory_need(job: JobConfig) -> MemoryNeed | None:
     """None without GPUs, for the stand-in teacher, and where nothing says how large the model is."""
     teacher = job.teacher
@@ -70,12 +103,12 @@ def memory_need(job: JobConfig) -> MemoryNeed | None:
     utilization = float(arguments.get("gpu_memory_utilization", DEFAULT_UTILIZATION))
     config = _config_of(teacher.model, teacher.revision)
     if config is None:
-        name = teacher.model.rpartition("/")[2]
-        named = _SIZE_IN_NAME.search(name)
+        named = _size_in_name(teacher.model)
         if named is None:
             return None
-        weights = float(named[1]) * 1e9 * _bytes_per_weight({}, teacher.dtype, teacher.quantization, name)
-        source = f"{named[0]} in its name, as its config.json is not here"
+        num_weights, source = named
+        name = teacher.model.rpartition("/")[2]
+        weights = num_weights * _bytes_per_weight({}, teacher.dtype, teacher.quantization, name)
         return MemoryNeed(weights, weights / ranks, utilization, source, is_sure=False)
     inner, outer = _num_weights(config)
     float_bytes = FLOAT_BYTES[teacher.dtype if teacher.dtype != "auto" else _dtype(config)]
@@ -87,7 +120,15 @@ def memory_need(job: JobConfig) -> MemoryNeed | None:
     longest = teacher.max_model_len or int(config.get("max_position_embeddings", 4096))
     cache = longest * _cache_bytes_per_token(config, float_bytes)
     each = (weights + cache) / ranks + logits
-    return MemoryNeed(weights, each, utilization, "by its config.json", is_sure=True)
+    return MemoryNeed(weights, each, utilization, CONFIG_SOURCE, is_sure=True)
+
+
+def _size_in_name(model: str) -> tuple[float, str] | None:
+    """How many weights a model's name says it has, and the words for that."""
+    named = _SIZE_IN_NAME.search(model.rpartition("/")[2])
+    if named is None:
+        return None
+    return float(named[1]) * 1e9, f"{named[0]} in its name, as its config.json is not here"
 
 
 def _config_of(model: str, revision: str | None) -> dict[str, Any] | None:

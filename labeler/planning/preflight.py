@@ -57,9 +57,9 @@ def prepare(job: JobConfig) -> Prepared:
     _check_chat_template(job, tokenizer)
     info = input_info(job)
     unnamed_labels = check_unnamed_labels(job, objects)
-    return Prepared(
-        tokenizer, limits, info, f"{fingerprint}/{job.input.limit}", objects, unnamed_labels=unnamed_labels
-    )
+    part = f"/{job.input.slice}" if job.input.slice else ""
+    fingerprint = f"{fingerprint}/{job.input.limit}{part}"
+    return Prepared(tokenizer, limits, info, fingerprint, objects, unnamed_labels=unnamed_labels)
 
 
 def input_info(job: JobConfig) -> InputInfo:

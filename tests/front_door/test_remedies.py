@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.describe.config import ClusterConfig
+from cluster.describe.settings.cluster import ClusterConfig
 from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, load_job
 from logitstore.common.config_file import ConfigError, explain_problem

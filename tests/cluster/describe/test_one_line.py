@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from cluster.describe.config import SCRIPTS, ClusterConfig
+from cluster.describe.settings.cluster import ClusterConfig
+from cluster.describe.settings.one_line import SCRIPTS
 
 GROUP = {"name": "g", "count": 1, "cores": 8}
 

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from cluster.describe.config import SCRIPTS, ClusterConfig, Kind
 from pydantic import BaseModel, ValidationError
 
 from cluster.describe import render as describing
-from cluster.describe.config import SCRIPTS, ClusterConfig, Kind
 from cluster.describe.render import render
 from logitstore.common.config_file import ConfigError
 from tests.cluster.describe.test_render import ONE_KIND, a_job

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -18,10 +16,10 @@ from pydantic import ValidationError
 
 from cluster.__main__ import main
 from cluster.describe import grafana, kuberay, ray_yaml
-from cluster.describe.config import ClusterConfig, GroupConfig, Kind
-from cluster.describe.machines import CATALOGS, LIST_PRICES, machine_for, price_lines, read_prices
-from cluster.describe.placement import check_placement
+from cluster.describe.fit.machines import CATALOGS, LIST_PRICES, machine_for, price_lines, read_prices
+from cluster.describe.fit.placement import check_placement
 from cluster.describe.render import _checked_kuberay, _checked_ray_yaml, render
+from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, Kind
 from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig, TeacherConfig
 from logitstore.common.config_file import ConfigError
@@ -58,16 +56,6 @@ def two_kinds(**changes: Any) -> ClusterConfig:
 
 def one_kind(**changes: Any) -> ClusterConfig:
     return ClusterConfig.model_validate(ONE_KIND | changes)
-
-
-@pytest.fixture(autouse=True)
-def _without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test asks Hugging Face how large a teacher is."""
-
-    def refuse(name: str, *, revision: str | None, setting: str) -> None:
-        raise ConfigError(f"{setting} = {name!r} is not asked for here")
-
-    monkeypatch.setattr("labeler.planning.gpu_memory.check_model_name", refuse)
 
 
 def a_job(replicas: int = 8, gpus: float = 2, tensor_parallel: int = 2, **workers: Any) -> JobConfig:
@@ -356,123 +344,6 @@ def test_pods_fit_their_nodes_and_have_time_to_drain() -> None:
 def test_nodes_that_cannot_be_told_apart_are_refused(kubernetes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         kuberay.ray_cluster(two_kinds(kubernetes=kubernetes))
-
-
-def test_the_slurm_script_is_bash_and_drains_before_the_time_is_up(tmp_path: Path) -> None:
-    text = render(one_kind(), "slurm", a_job(drain_sec=100), job_file="runs/my job.toml")
-    script = tmp_path / "job.sh"
-    script.write_text(text)
-    assert text.startswith("#!/bin/bash\n")
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    done = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
-    head = text.split("set -euo pipefail")[0]
-    for directive in (
-        "--nodes=4",
-        "--gpus-per-node=4",
-        "--signal=B:TERM@160",
-        "--time=01:30:00",
-        "--partition=gpu",
-        "--account=lab",
-        "--open-mode=append",
-    ):
-        assert f"#SBATCH {directive}\n" in head
-    assert "'runs/my job.toml'" in text
-
-
-def fake_slurm(folder: Path, job_status: str, slurm_state: str) -> dict[str, str]:
-    """scontrol, srun and a python that note how they were called; the job waits for its signal."""
-    tools = {
-        "scontrol": 'case "$*" in "show hostnames"*) printf "n1\\nn2\\n";; '
-        f'"show job"*) echo "   JobState={slurm_state} Reason=None";; *) echo "scontrol $*" >> "$NOTES";; esac',
-        "srun": 'echo "srun $*" >> "$NOTES"; case "$*" in *hostname*) echo "127.0.1.1 fd00::5 10.0.0.1 10.9.9.9";; *"rm -rf"*) ;; *) sleep 60;; esac',
-        "python": f'case "$*" in *labeler*) trap \'echo drained >> "$NOTES"; exit {job_status}\' TERM;; esac\n'
-        'echo "python $*" >> "$NOTES"\n'
-        'case "$*" in *labeler*) for _ in $(seq 1200); do sleep 0.1; done;; esac',
-    }
-    for name, body in tools.items():
-        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
-        (folder / name).chmod(0o755)
-    return {
-        "PATH": f"{folder}:/usr/bin:/bin",
-        "NOTES": str(folder / "notes"),
-        "SLURM_JOB_NODELIST": "n[1-2]",
-        "SLURM_JOB_NUM_NODES": "4",
-        "SLURM_JOB_ID": "77",
-        "SLURM_CPUS_PER_TASK": "48",
-    }
-
-
-def traps_sigterm(process_id: int) -> bool:
-    status = Path(f"/proc/{process_id}/status").read_text()
-    caught = int(status.split("SigCgt:")[1].split()[0], 16)
-    return bool(caught & 1 << (signal.SIGTERM - 1))
-
-
-@pytest.mark.parametrize(("slurm_state", "num_turns"), [("RUNNING", 1), ("CANCELLED", 0)])
-def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(
-    tmp_path: Path, slurm_state: str, num_turns: int
-) -> None:
-    script = tmp_path / "job.sh"
-    cluster = one_kind(slurm={"setup": 'echo setup >> "$NOTES"'})
-    script.write_text(render(cluster, "slurm", None, job_file="job.toml"))
-    environment = fake_slurm(tmp_path, job_status="4", slurm_state=slurm_state)
-    process = subprocess.Popen(["bash", str(script)], env=environment)
-    notes = tmp_path / "notes"
-
-    def is_under_way() -> bool:
-        said = notes.read_text() if notes.exists() else ""
-        return "labeler run" in said and "start --address" in said and traps_sigterm(process.pid)
-
-    while not is_under_way():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.terminate()
-    assert process.wait(timeout=60) == 4
-    said = notes.read_text()
-    assert said.startswith("setup\n")
-    assert "drained" in said
-    assert said.count("scontrol requeue 77") == num_turns
-    assert said.count("start --address=10.0.0.1:6456") == 1
-    assert "srun --nodes=3" in said
-    assert re.search(r"rm -rf /tmp/ray-\d+-77$", said, re.MULTILINE)
-
-
-def test_a_slurm_job_ends_when_its_head_has_died(tmp_path: Path) -> None:
-    """Else it holds its GPUs for two minutes and then fails with something else."""
-    script = tmp_path / "job.sh"
-    script.write_text(render(one_kind(slurm={}), "slurm", None, job_file="job.toml"))
-    environment = fake_slurm(tmp_path, job_status="0", slurm_state="RUNNING")
-    (tmp_path / "srun").write_text('#!/bin/bash\ncase "$*" in *hostname*) echo 10.0.0.1;; *) exit 7;; esac\n')
-    (tmp_path / "python").write_text("#!/bin/bash\nexit 1\n")
-    done = subprocess.run(
-        ["bash", str(script)], env=environment, capture_output=True, text=True, timeout=30, check=False
-    )
-    assert done.returncode == 1
-    assert "Ray's head on n1 has ended" in done.stderr
-
-
-def test_what_a_slurm_site_demands_can_be_said(tmp_path: Path) -> None:
-    slurm = {
-        "gpu_types": {"L4": "l4"},
-        "directives": ["--qos=high", "--mem=0", "--constraint=nvlink"],
-        "interface": "ib0",
-        "container": "apptainer",
-    }
-    text = render(one_kind(slurm=slurm), "slurm", None, job_file="job.toml")
-    head, body = text.split("set -euo pipefail")
-    assert "#SBATCH --gpus-per-node=l4:4\n" in head
-    assert head.count("--mem=") == 1
-    assert all(f"#SBATCH {line}\n" in head for line in slurm["directives"])
-    assert "ip -4 -o addr show dev ib0" in body
-    assert body.count("apptainer exec --nv docker://") == 4
-    script = tmp_path / "job.sh"
-    script.write_text(text)
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    assert subprocess.run([shellcheck, str(script)], check=False).returncode == 0
-    for wrong in ("qos=high", "--a\nrm -rf /"):
-        with pytest.raises(ValidationError, match="one line that starts with"):
-            one_kind(slurm={"directives": [wrong]})
 
 
 def test_a_dockerfile_copies_only_what_there_is() -> None:
@@ -794,11 +665,110 @@ def test_a_network_policy_lets_in_the_own_namespace_alone() -> None:
     )  # fmt: skip
 
 
-def test_the_cache_of_a_machine_is_mounted_into_the_containers_of_ray_up() -> None:
-    cluster = ClusterConfig.model_validate(TWO_KINDS | {"cache": {"host_path": "/opt/dlami/nvme/hf"}})
-    options = yaml.safe_load(render(cluster, "ray-aws", None, job_file="job.toml"))["docker"]["run_options"]
+@pytest.mark.parametrize("kind", ["ray-aws", "ray-gcp", "ray-on-premise"])
+def test_the_cache_of_a_machine_is_made_and_mounted_into_the_containers_of_ray_up(kind: Kind) -> None:
+    cluster = ClusterConfig.model_validate(ONE_KIND | {"cache": {"host_path": "/opt/dlami/nvme/hf"}})
+    config = yaml.safe_load(render(cluster, kind, None, job_file="job.toml"))
+    options = config["docker"]["run_options"]
     assert "-v /opt/dlami/nvme/hf:/cache/huggingface" in options
     assert "-e HF_HOME=/cache/huggingface" in options
+    made = "sudo mkdir -p /opt/dlami/nvme/hf && sudo chmod 1777 /opt/dlami/nvme/hf"
+    assert config["initialization_commands"][-1] == made
+    bare = ClusterConfig.model_validate(ONE_KIND | {"cache": {"host_path": "/nvme"}, "image": ""})
+    config = yaml.safe_load(render(bare, kind, None, job_file="job.toml"))
+    assert config["worker_start_ray_commands"][-1].startswith("export HF_HOME=/nvme; ulimit")
+
+
+def test_local_disks_of_gcp_are_asked_for_and_mounted_at_the_cache(tmp_path: Path) -> None:
+    cluster = two_kinds(gcp=TWO_KINDS["gcp"] | {"local_ssds": 2}, cache={"host_path": "/mnt/nvme/hf"})
+    config = yaml.safe_load(render(cluster, "ray-gcp", None, job_file="job.toml"))
+    types = config["available_node_types"]
+    kinds = [disk["type"] for disk in types["l4"]["node_config"]["disks"]]
+    assert kinds == ["PERSISTENT", "SCRATCH", "SCRATCH"]
+    assert [disk["type"] for disk in types["head"]["node_config"]["disks"]] == ["PERSISTENT"]
+    script = tmp_path / "mount.sh"
+    script.write_text("#!/bin/bash\n" + "\n".join(config["initialization_commands"][2:]) + "\n")
+    assert "mount /dev/md0 /mnt/nvme/hf" in script.read_text()
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        [shellcheck, "--exclude=SC2012", str(script)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    with pytest.raises(ValidationError, match="mounted nowhere"):
+        two_kinds(gcp=TWO_KINDS["gcp"] | {"local_ssds": 2})
+
+
+def test_disks_are_as_large_and_fast_as_was_said() -> None:
+    groups = [TWO_KINDS["groups"][0], TWO_KINDS["groups"][1] | {"disk_gb": 900}]
+    cluster = two_kinds(groups=groups, aws={"disk_mb_per_sec": 700})
+    types = ray_yaml.aws(cluster)["available_node_types"]
+    disks = {name: kind["node_config"]["BlockDeviceMappings"][0]["Ebs"] for name, kind in types.items()}
+    assert {name: disk["VolumeSize"] for name, disk in disks.items()} == {"head": 200, "l4": 200, "h100": 900}
+    assert {disk["Throughput"] for disk in disks.values()} == {700}
+    types = ray_yaml.gcp(cluster)["available_node_types"]
+    assert types["h100"]["node_config"]["disks"][0]["initializeParams"]["diskSizeGb"] == 900
+
+
+@pytest.mark.parametrize(
+    ("kind", "cache", "known"),
+    [
+        ("slurm", {"claim": "models"}, "set cache.host_path or cache.size_gb"),
+        ("ray-aws", {"size_gb": 100}, "set cache.host_path"),
+        ("skypilot", {"host_path": "/nvme"}, "set cache.bucket or cache.size_gb"),
+        ("kuberay-cluster", {"bucket": "s3://b/x"}, "set cache.claim or cache.host_path or cache.size_gb"),
+    ],
+)
+def test_a_place_of_the_cache_that_a_kind_lacks_is_said(
+    kind: Kind, cache: dict[str, Any], known: str
+) -> None:
+    text = render(one_kind(cache=cache), kind, a_job(), job_file="job.toml")
+    (line,) = [line for line in comments(text).splitlines() if "means nothing here" in line]
+    assert line.endswith(known)
+    assert "HF_HOME" not in text
+
+
+def hub_teacher(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> JobConfig:
+    """A teacher of 0.47 GB a layer that machines must fetch, whose config.json is known."""
+    config = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 1000}
+    known = config | {"num_hidden_layers": num_layers}
+    monkeypatch.setattr("labeler.planning.gpu_memory._config_of", lambda model, revision: known)
+    teacher = a_job().teacher.model_copy(update={"max_model_len": 2048})
+    return a_job(replicas=2, gpus=8, tensor_parallel=8).model_copy(
+        update={"teacher": teacher.model_copy(update={"tensor_parallel_size": 8})}
+    )
+
+
+def test_a_teacher_that_no_disk_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = hub_teacher(monkeypatch, 500)  # 235 GB: on eight GPUs well, on a disk of 200 GB not
+    groups = [TWO_KINDS["groups"][1]]
+    with pytest.raises(ConfigError) as refused:
+        render(two_kinds(groups=groups), "ray-aws", job, job_file="job.toml")
+    for words in ("by its config.json", "170 GB on group h100", "raise disk_gb"):
+        assert words in str(refused.value)
+    for changes in (
+        {"groups": [groups[0] | {"disk_gb": 400}]},
+        {"disk_gb": 400, "groups": groups},
+        {"groups": groups, "cache": {"host_path": "/nvme"}},
+    ):
+        assert "refused" not in render(two_kinds(**changes), "ray-aws", job, job_file="job.toml")
+    small = two_kinds(groups=groups, cache={"size_gb": 100})
+    with pytest.raises(ConfigError, match="room for 100 GB"):
+        render(small, "kuberay-cluster", job, job_file="job.toml")
+    assert render(two_kinds(groups=groups), "kuberay-cluster", job, job_file="job.toml")
+    onwards = two_kinds(groups=[groups[0] | {"disk_gb": 100, "spot": False}])
+    with pytest.raises(ConfigError, match="room for 100 GB"):
+        render(onwards, "slurm", job, job_file="job.toml")
+
+
+def test_a_disk_that_may_be_too_small_is_a_warning_and_the_stores_size_is_told() -> None:
+    job = a_job(replicas=2, gpus=8, tensor_parallel=8)
+    teacher = job.teacher.model_copy(update={"model": "org/Teacher-110B"})
+    labels = job.labels.model_copy(update={"mode": "generate", "top_k": 64})
+    read = job.input.model_copy(update={"limit": 10_000, "slice": "1/2"})
+    job = job.model_copy(update={"teacher": teacher, "labels": labels, "input": read})
+    text = render(two_kinds(groups=[TWO_KINDS["groups"][1]]), "ray-aws", job, job_file="job.toml")
+    assert "WARNING: the teacher's weights are about 220.0 GB (110B in its name" in text
+    assert "the store takes at most about 0.3 GB" in text  # 5,000 x 512 rows of 131 B
 
 
 @pytest.mark.parametrize(

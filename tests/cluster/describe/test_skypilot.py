@@ -99,3 +99,16 @@ def test_what_a_task_cannot_have_is_refused() -> None:
         skypilot.task(one_kind(), local)
     with pytest.raises(ConfigError, match="--kind skypilot carries the job"):
         render(one_kind(), "skypilot", None, job_file="job.toml")
+
+
+def test_the_weights_of_a_task_lie_in_a_bucket_or_on_a_larger_disk(sky_schemas: Any) -> None:
+    task = parsed(cache={"bucket": "s3://models/hf"})
+    jsonschema.validate(task, sky_schemas.get_task_schema())
+    mounted = task["file_mounts"]["/cache/huggingface"]
+    assert mounted == {"source": "s3://models/hf", "mode": "MOUNT_CACHED"}
+    modes = Path(sky_schemas.__file__).parents[1] / "data" / "storage.py"
+    assert "    MOUNT_CACHED = 'MOUNT_CACHED'" in modes.read_text()
+    assert task["envs"]["HF_HOME"] == "/cache/huggingface"
+    larger = parsed(cache={"size_gb": 300})
+    assert larger["resources"]["disk_size"] == 500
+    assert "file_mounts" not in larger

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from cluster.describe.config import ClusterConfig, GroupConfig
+from cluster.describe.fit.cache import room_for_weights_gb
+from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, Kind
 from labeler.config.loading import JobConfig, WorkersConfig
-from labeler.planning.gpu_memory import GB, MemoryNeed, memory_need
+from labeler.planning.disk_fit import store_bytes_at_most
+from labeler.planning.gpu_memory import GB, MemoryNeed, memory_need, stored_weights
 from logitstore.common.config_file import ConfigError
 
 GPU_MEMORY_GB: dict[str, float] = {
@@ -17,15 +19,18 @@ GPU_MEMORY_GB: dict[str, float] = {
 """What NVIDIA's data sheets say, in GB."""
 
 
-def check_placement(cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, int]) -> list[str]:
+def check_placement(
+    cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, int], *, disk_kind: Kind | None = None
+) -> list[str]:
     """How the job's replicas fit the cluster's groups, one line per group that takes some.
 
     A replica is on one machine, or on `workers.machines` different ones of a group at once, with the same
     share on each. A job picks a group by `workers.resources = {"group-NAME" = 0.001}`. `cores` says how many
-    CPU cores a machine of each group offers to Ray.
+    CPU cores a machine of each group offers to Ray; `disk_kind` what is rendered, for the disks.
 
     Raises:
-        ConfigError: not a single group can hold a replica, or not all replicas fit.
+        ConfigError: not a single group can hold a replica, or not all replicas fit, or a teacher not on the
+            machines' disks.
     """
     workers = job.workers
     asked = _asked_group(cluster, workers)
@@ -34,7 +39,7 @@ def check_placement(cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, 
     too_small: dict[str, str] = {}
     lines = []
     for group in cluster.groups:
-        each = _shares_of_a_machine(group, workers, cores[group.name])
+        each = shares_of_a_machine(group, workers, cores[group.name])
         if asked not in (None, group.name) or not each or group.count < workers.machines:
             continue
         if need is not None and need.gpu_bytes > (gpu_memory_gb(group) or math.inf) * GB:
@@ -63,12 +68,37 @@ def check_placement(cluster: ClusterConfig, job: JobConfig, cores: Mapping[str, 
             "count or lower replicas"
         )
     lines += [f"WARNING: {why}" for why in too_small.values()] or _memory_lines(cluster, job, need)
+    if disk_kind is not None:
+        groups = [group for group in cluster.groups if group.name in rooms]
+        lines += disk_lines(job, {one.name: room_for_weights_gb(cluster, one, disk_kind) for one in groups})
     return lines
 
 
 def gpu_memory_gb(group: GroupConfig) -> float | None:
     """Of one GPU of the group; None for one that is not known here."""
     return group.gpu_memory_gb or GPU_MEMORY_GB.get(group.accelerator)
+
+
+def disk_lines(job: JobConfig, room_gb: Mapping[str, float | None]) -> list[str]:
+    """Warnings where the teacher's weights may not fit the disk of a group (by its name).
+
+    Raises ConfigError where they are known not to.
+    """
+    weights = stored_weights(job)
+    store = store_bytes_at_most(job)
+    lines = [] if store is None else [f"the store takes at most about {store / GB:,.1f} GB"]
+    if weights is None:
+        return lines
+    small = [
+        (name, room) for name, room in room_gb.items() if room is not None and room * GB < weights.num_bytes
+    ]
+    if not small:
+        return lines
+    where = ", ".join(f"{max(0, room):g} GB on group {name}" for name, room in small)
+    why = f"the teacher's weights are about {weights}, but the disks have room for {where}"
+    if not weights.is_sure:
+        return [*lines, f"WARNING: {why}"]
+    raise ConfigError(f"{why}; raise disk_gb or cache.size_gb, or name another place in [cache]")
 
 
 def _refuse_small_gpus(too_small: dict[str, str], others: list[str]) -> None:
@@ -106,7 +136,7 @@ def _asked_group(cluster: ClusterConfig, workers: WorkersConfig) -> str | None:
     return asked[0] if asked else None
 
 
-def _shares_of_a_machine(group: GroupConfig, workers: WorkersConfig, cores: int) -> int:
+def shares_of_a_machine(group: GroupConfig, workers: WorkersConfig, cores: int) -> int:
     """How many replicas, or parts of replicas on several machines, fit on a machine of the group."""
     if group.gpus and not workers.gpus:
         return 0  # a GPU is not paid for to idle

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cluster.describe.config import ClusterConfig, GroupConfig, HeadConfig
+from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, HeadConfig
 from logitstore.common.config_file import ConfigError
 
 
@@ -40,7 +40,9 @@ class Prices:
         return f"prices of {self.as_of}: {self.source}"
 
 
-_DATA: dict[str, Any] = json.loads((files("cluster.describe") / "machines.json").read_text(encoding="utf-8"))
+_DATA: dict[str, Any] = json.loads(
+    (files("cluster.describe.fit") / "machines.json").read_text(encoding="utf-8")
+)
 SPOT_SHARE: float = _DATA["spot_share"]
 """Of the price on demand, what a spot machine is taken at."""
 CATALOGS: dict[str, tuple[dict[tuple[str, int], Machine], tuple[Machine, ...]]] = {}

@@ -1,0 +1,1 @@
+"""Which machines there are, what they cost, and whether a job fits them."""

@@ -1,0 +1,1 @@
+"""The settings of a description: one section for each place that a cluster may be in."""

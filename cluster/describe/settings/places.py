@@ -1,0 +1,141 @@
+"""Sections of the places other than Kubernetes, and of what several of them share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from cluster.describe.settings.one_line import OneLineSection
+
+
+class OnPremiseConfig(OneLineSection):
+    """Machines of your own, reached by ssh."""
+
+    head_ip: str = ""
+    """Address of the head."""
+    worker_ips: tuple[str, ...] = ()
+    """Addresses of the workers, all of the first group's kind."""
+    ssh_user: str = "ubuntu"
+    """Who may log in on them."""
+    ssh_private_key: str = "~/.ssh/id_ed25519"
+    """Path of the key on the machine that runs `ray up`."""
+
+
+class SlurmConfig(OneLineSection):
+    partition: str = Field(default="", pattern=r"^[A-Za-z0-9._,:@/+-]*$")
+    """Partition; "" is the site's default."""
+    account: str = Field(default="", pattern=r"^[A-Za-z0-9._,:@/+-]*$")
+    """Account to charge; "" is the user's."""
+    hours: float = Field(default=4, gt=0)
+    """Time limit; a job cut off resumes by submitting the script again."""
+    setup: str = ""
+    """Shell lines before anything starts, for example loading modules."""
+    gpu_types: dict[str, str] = Field(default_factory=dict)
+    """The site's names of GPUs by accelerator, for example {H100 = "h100"}, so that a mixed partition gives
+    no other."""
+    directives: tuple[str, ...] = ()
+    """Further lines for sbatch, each starting with "--", for example "--qos=high"; one that the script has
+    too replaces it."""
+    interface: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    """Network interface whose IPv4 address the nodes use for each other; "" takes the first routable one."""
+    scratch: str = Field(default="/tmp", pattern=r"^/[A-Za-z0-9._/-]{0,40}$")
+    """Folder on each node for Ray's sockets and logs; short, as a socket's name has at most 107 bytes."""
+    container: Literal["", "apptainer", "pyxis"] = ""
+    """Runs Ray and the job inside `image`: by the program "apptainer", or by "pyxis", Slurm's plugin of
+    enroot; "" runs what is installed on the nodes."""
+    mounts: tuple[Annotated[str, Field(pattern=r"^/[^:,\s\"'$`\\]*(:/[^:,\s\"'$`\\]*)?$")], ...] = ()
+    """Folders of the nodes that a container sees besides the one the job is sent from and `cache.host_path`,
+    as "/path" or "/path/outside:/path/inside"."""
+    array: int = Field(default=0, ge=0, le=1000)
+    """Parts of the input, each labeled into a store of its own by a task of one machine of an array, `count`
+    of them at once: small allocations wait less. `penumbra store merge` joins the stores. 0 is one job over
+    `count` machines."""
+
+    @field_validator("directives")
+    @classmethod
+    def _directives_are_lines(cls, directives: tuple[str, ...]) -> tuple[str, ...]:
+        for line in directives:
+            if not line.startswith("--") or not line.isprintable():
+                raise ValueError(f"{line!r} must be one line that starts with '--', for example '--qos=high'")
+        return directives
+
+    @model_validator(mode="after")
+    def _mounts_need_a_container(self) -> Self:
+        if self.mounts and not self.container:
+            raise ValueError(f"mounts = {list(self.mounts)} need slurm.container; set it or remove them")
+        return self
+
+
+class AwsConfig(OneLineSection):
+    worker_profile: str = ""
+    """Instance profile of the workers, whose role may read and write the store's bucket."""
+    machine_image: str = (
+        "resolve:ssm:/aws/service/deeplearning/ami/x86_64/"
+        "base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+    )
+    """Image of the machines, with NVIDIA's driver and Docker; AWS looks this name up when it starts one."""
+    disk_mb_per_sec: int = Field(default=500, ge=125, le=750)
+    """Throughput of the disks, in 2^20 bytes a second, for reading weights; AWS gives 125 for nothing."""
+    node: dict[str, Any] = Field(default_factory=dict)
+    """Merged into every machine's description as EC2's RunInstances takes it: SubnetIds, SecurityGroupIds,
+    KeyName, Placement, TagSpecifications."""
+
+
+class GcpConfig(OneLineSection):
+    project: str = ""
+    """Project id."""
+    zone: str = ""
+    """Zone within the region, for example "us-central1-a"."""
+    worker_account: str = ""
+    """E-mail address of the workers' service account, which may read and write the store's bucket."""
+    machine_image: str = (
+        "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
+    )
+    """Image of the machines, with NVIDIA's driver and Docker."""
+    disk_type: str = "pd-balanced"
+    """Kind of the boot disks; newer machines want "hyperdisk-balanced". GPU machines refuse "pd-standard"."""
+    local_ssds: int = Field(default=0, ge=0, le=32)
+    """Local NVMe disks of 375 GB to ask for on each worker, joined and mounted at `cache.host_path`. Machines
+    that always bring their own (A3 and later) need 0: theirs are mounted there too."""
+    node: dict[str, Any] = Field(default_factory=dict)
+    """Merged into every machine's description as Compute Engine's instances.insert takes it:
+    networkInterfaces, labels, reservationAffinity."""
+
+
+class CacheConfig(OneLineSection):
+    """Where Hugging Face's cache is, so that a machine's weights are not fetched again by every container. At
+    most one of them; the image's user must be able to write there."""
+
+    claim: str = ""
+    """Kubernetes: name of a PersistentVolumeClaim that all pods may write to (ReadWriteMany)."""
+    host_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._/-]+)?$")
+    """Folder of every machine, such as a mounted NVMe disk: Kubernetes, `ray up` and Slurm; it is made where
+    it is missing. A machine's processes wait for the first to fetch the weights, and read them from there."""
+    size_gb: int = Field(default=0, ge=0)
+    """Scratch of so many GB, which goes with the pod or job. Kubernetes: ephemeral storage of each pod;
+    Slurm: disk in `slurm.scratch` (`--tmp`); SkyPilot: added to each machine's disk."""
+    bucket: str = Field(default="", pattern=r"^((s3|gs|r2|https)://[A-Za-z0-9._/-]+)?$")
+    """SkyPilot: a bucket, s3://NAME/PATH or gs://NAME/PATH, that all machines mount and keep a copy of what
+    they read: other machines and later tasks find the weights there."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given, and the cache is in one place; keep one")
+        return self
+
+    @property
+    def given(self) -> str:
+        """The setting that names the place; "" for none."""
+        return next((name for name in type(self).model_fields if getattr(self, name)), "")
+
+
+class DockerConfig(OneLineSection):
+    """Containers of `ray up`: Ray passes nothing of a machine's environment on to them."""
+
+    env_file: str = ""
+    """File on every machine with NAME=VALUE lines for the container: HF_TOKEN, AWS_ACCESS_KEY_ID, ..."""
+    run_options: tuple[str, ...] = ()
+    """Further options of `docker run`, for example "-v /mnt/models:/home/ray/.cache/huggingface"."""

@@ -1,0 +1,1 @@
+"""A Slurm batch script, and how its commands run in containers."""

@@ -1,0 +1,248 @@
+"""A Slurm batch script: Ray on the allocation's nodes, the job on it, resumed by submitting again. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from cluster.describe.fit.placement import shares_of_a_machine
+from cluster.describe.settings.cluster import ClusterConfig
+from cluster.describe.slurm.container import ON_ALL_NODES, container_of
+from labeler.config.loading import JobConfig, WorkersConfig
+from logitstore.common.config_file import ConfigError
+
+PORT = 6379
+WARNING_MARGIN_SEC = 60
+"""Slurm warns this long before the end of the time limit, beyond `workers.drain_sec`."""
+
+
+def script(
+    cluster: ClusterConfig, job_file: str, job: JobConfig | None, overrides: Sequence[str] = ()
+) -> str:
+    """The script for `sbatch`. The first node is also Ray's head.
+
+    `job` is what `job_file` and `overrides` say, which the script gives on to the labeler; with
+    `slurm.array` each task takes its part of the input and its own store.
+
+    Raises:
+        ConfigError: several groups, as one allocation has machines of one kind; a container without an
+            image; an array without a job.
+    """
+    group, *others = cluster.groups
+    if others:
+        raise ConfigError(
+            f"{len(cluster.groups)} groups, but a Slurm job is rendered for machines of one kind; describe "
+            "each kind as a cluster of its own and submit the same job file to each, one after the other"
+        )
+    slurm = cluster.slurm
+    drain_sec = (job.workers if job else WorkersConfig()).drain_sec
+    inside = container_of(cluster)
+    python = f"{inside.prefix}{shlex.quote(cluster.python)}"
+    node = (
+        f"--num-cpus={group.cores} --num-gpus={group.gpus} --resources='{{\"group-{group.name}\": 1}}' "
+        "--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$(( port + 2000 )) "
+        "--disable-usage-stats --block"
+    )
+    arguments = " ".join([shlex.quote(job_file), *(f"--set {shlex.quote(one)}" for one in overrides)])
+    parts = {
+        "directives": "\n".join(f"#SBATCH {line}" for line in _directives(cluster, drain_sec)),
+        "setup": slurm.setup or ":  # slurm.setup is empty",
+        "ray": f"{python} -m ray.scripts.scripts",
+        "addresses": _ADDRESSES if not slurm.interface else f"ip -4 -o addr show dev {slurm.interface}",
+        "scratch": slurm.scratch.rstrip("/"),
+        "node": node,
+        "port": PORT,
+        "all_nodes": ON_ALL_NODES,
+        "cache": _cache(cluster),
+        "prepare": inside.prepare,
+        "step": inside.step,
+        "here": inside.here,
+        "note": inside.note,
+        "labeler": inside.driver(f"{python} -P -m labeler run {arguments}{_task(cluster, job)}"),
+        "terminate": inside.terminate,
+        "clean": inside.clean,
+    }
+    return _SCRIPT.format(**parts)
+
+
+def part_store(uri: str, number: int | str) -> str:
+    """Where the task `number` of an array labels its part of the input."""
+    return f"{uri.rstrip('/')}-part-{number}"
+
+
+def merge_command(cluster: ClusterConfig, job: JobConfig) -> str:
+    """What joins the stores of an array's tasks, as it is typed."""
+    uri = job.output.uri.rstrip("/")
+    numbers = f"{{0..{cluster.slurm.array - 1}}}" if cluster.slurm.array > 1 else "0"
+    return f"penumbra store merge {shlex.quote(part_store(uri, ''))}{numbers} --out {shlex.quote(uri)}"
+
+
+def task_of_array(cluster: ClusterConfig, job: JobConfig) -> tuple[ClusterConfig, JobConfig]:
+    """One task's machine and job: as many of the job's replicas as one machine holds.
+
+    Raises ConfigError for a job that cannot be cut so.
+    """
+    group, workers = cluster.groups[0], job.workers
+    if workers.machines > 1:
+        raise ConfigError(
+            f"workers.machines is {workers.machines}, but a task of slurm.array has one machine; set "
+            "slurm.array = 0"
+        )
+    if job.input.slice:
+        raise ConfigError(
+            f"input.slice is {job.input.slice!r}, but slurm.array = {cluster.slurm.array} gives each task "
+            "one; remove one of the two"
+        )
+    each = max(1, shares_of_a_machine(group, workers, group.cores))
+    replicas = min(workers.replicas, each)
+    one = group.model_copy(update={"count": 1, "min_count": 0})
+    return (
+        cluster.model_copy(update={"groups": (one,)}),
+        job.model_copy(update={"workers": workers.model_copy(update={"replicas": replicas})}),
+    )
+
+
+def _task(cluster: ClusterConfig, job: JobConfig | None) -> str:
+    """What the labeler of an array's task is told besides the job file."""
+    count = cluster.slurm.array
+    if not count:
+        return ""
+    if job is None:
+        raise ConfigError(
+            f"slurm.array = {count} gives each task a store named like the job's; name the job file with "
+            "--job"
+        )
+    _, task = task_of_array(cluster, job)
+    store = shlex.quote(f"output.uri={part_store(job.output.uri, '')}")
+    return (
+        f' --set input.slice="$SLURM_ARRAY_TASK_ID/{count}" --set {store}"$SLURM_ARRAY_TASK_ID"'
+        f" --set workers.replicas={task.workers.replicas}"
+    )
+
+
+def _cache(cluster: ClusterConfig) -> str:
+    """Where the weights are kept on each node: fetched once, and read from there by all processes."""
+    cache = cluster.cache
+    if cache.host_path:
+        place = cache.host_path
+    elif cache.size_gb:
+        place = "$RAY_TMPDIR/huggingface"
+    else:
+        return ":  # [cache] names no place on the nodes"
+    return f'export HF_HOME="{place}"\n{ON_ALL_NODES} mkdir -p "$HF_HOME"'
+
+
+def _directives(cluster: ClusterConfig, drain_sec: float) -> list[str]:
+    """What sbatch is told; lines of `slurm.directives` replace ours of the same name."""
+    group, slurm = cluster.groups[0], cluster.slurm
+    minutes = int(slurm.hours * 60)
+    lines = [
+        f"--job-name={cluster.name}",
+        f"--nodes={1 if slurm.array else group.count}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={group.cores}",
+        f"--mem={group.memory_gb}G",
+        f"--time={minutes // 60:02d}:{minutes % 60:02d}:00",
+        f"--signal=B:TERM@{int(drain_sec) + WARNING_MARGIN_SEC}",
+        "--requeue",
+        f"--output=%x-{'%A_%a' if slurm.array else '%j'}.log",
+        "--open-mode=append",
+    ]
+    if group.gpus:
+        gpu_type = slurm.gpu_types.get(group.accelerator)
+        lines.append(f"--gpus-per-node={f'{gpu_type}:' if gpu_type else ''}{group.gpus}")
+    if slurm.array:  # never more at once than the group has machines
+        lines.append(f"--array=0-{slurm.array - 1}%{group.count}")
+    if cluster.cache.size_gb:
+        lines.append(f"--tmp={cluster.cache.size_gb}G")
+    if slurm.partition:
+        lines.append(f"--partition={slurm.partition}")
+    if slurm.account:
+        lines.append(f"--account={slurm.account}")
+    named = {re.split(r"[=\s]", line)[0] for line in slurm.directives}
+    return [line for line in lines if line.partition("=")[0] not in named] + list(slurm.directives)
+
+
+_ADDRESSES = "bash -c 'hostname --ip-address; hostname --all-ip-addresses'"
+
+
+_SCRIPT = """\
+#!/bin/bash
+{directives}
+set -euo pipefail
+export RAY_USAGE_STATS_ENABLED=0
+# Since Slurm 22.05 steps no longer take over the job's cores per task by themselves.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+# Ray listens on the nodes' network: only this job's own steps have the token.
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+export RAY_AUTH_TOKEN
+# A folder of this user and job: one that all users share belongs to whoever used the node first.
+RAY_TMPDIR="{scratch}/ray-$(id -u)-$SLURM_JOB_ID"
+export RAY_TMPDIR
+{setup}
+
+head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1')
+{all_nodes} mkdir -p -m 700 "$RAY_TMPDIR"
+{cache}
+{prepare}
+# The first address that other nodes reach: Debian's /etc/hosts gives a machine's name a loopback one.
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" {addresses} | tr ' /' '\n\n' |
+  awk '/^[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+$/ && !/^127[.]/ && !found++')
+if [ -z "$head_ip" ]; then
+  echo "no IPv4 address that other nodes reach on $head_node; set slurm.interface" >&2
+  exit 1
+fi
+# Several jobs may share a node, so ports follow from the job's number: a second page or server for clients
+# at the same port would end the whole head.
+port=$(( {port} + SLURM_JOB_ID % 1000 ))
+export RAY_ADDRESS="$head_ip:$port"
+
+srun --nodes=1 --ntasks=1 --nodelist="$head_node" --overlap \\
+  {step}{ray} start --head --node-ip-address="$head_ip" --port="$port" \\
+  --include-dashboard=false --ray-client-server-port=$(( port + 1000 )) \\
+  {node} &
+steps=($!)
+answers=""
+for _ in $(seq 60); do
+  if {here}{ray} status --address "$RAY_ADDRESS" >/dev/null 2>&1; then
+    answers=yes
+    break
+  fi
+  kill -0 "${{steps[0]}}" 2>/dev/null || break
+  sleep 2
+done
+if [ -z "$answers" ]; then
+  echo "Ray's head on $head_node has ended or does not answer; its messages are above" >&2
+  exit 1
+fi
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+  srun --nodes=$(( SLURM_JOB_NUM_NODES - 1 )) --ntasks=$(( SLURM_JOB_NUM_NODES - 1 )) \\
+    --exclude="$head_node" --overlap \\
+    {step}{ray} start --address="$RAY_ADDRESS" {node} &
+  steps+=($!)
+fi
+
+# Slurm warns the batch script before the time is up; the labeler then finishes the units at work.
+{note}{here}{labeler} &
+job=$!
+trap '{terminate}' TERM
+status=0
+wait "$job" || status=$?
+# A wait cut short by the trap says so by a status above 128; the job itself then still drains.
+while kill -0 "$job" 2>/dev/null; do
+  status=0
+  wait "$job" || status=$?
+done
+kill "${{steps[@]}}" 2>/dev/null || true
+wait "${{steps[@]}}" 2>/dev/null || true
+{all_nodes} rm -rf "$RAY_TMPDIR" || true
+{clean}
+# 4: the job was interrupted before its end; unless it was cancelled, ask Slurm for another turn, which goes
+# on where it stopped.
+if [ "$status" -eq 4 ] && [[ "$(scontrol show job "$SLURM_JOB_ID")" == *JobState=RUNNING* ]]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
+"""
