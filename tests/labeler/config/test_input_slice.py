@@ -26,7 +26,7 @@ def a_job(folder: Path, **read: Any) -> JobConfig:
 
 
 def numbers(job: JobConfig) -> list[int]:
-    return [int(raw.record["text"]) for raw in read_input(job)]
+    return [int(raw.record["text"]) for raw in read_input(job) if raw.record is not None]
 
 
 @pytest.fixture
