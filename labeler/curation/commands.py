@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labeler.config.loading import job_document
+from labeler.curation.check_command import add_check
 from labeler.curation.settings import (
     DecontaminateSettings,
     DedupeSettings,
@@ -53,6 +54,7 @@ def add_curation_commands(commands: Any, epilog: str) -> None:
     _add_dedupe(commands, epilog)
     _add_decontaminate(commands, epilog)
     _add_judge(commands, epilog)
+    add_check(commands, epilog)
     recipe = _add(
         commands,
         "recipe",

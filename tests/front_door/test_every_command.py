@@ -40,6 +40,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("label", "run"): (*JOB, "--set", "output.uri=OUT", "--dry-run"),
     ("label", "status"): ("STORE",),
     ("label", "settings"): (),
+    ("label", "check"): (NOWHERE, "--out", "out", "--program", "true"),
     ("label", "dedupe"): (NOWHERE, "--out", "out.jsonl"),
     ("label", "decontaminate"): (NOWHERE, "--against", NOWHERE, "--out", "out.jsonl"),
     ("label", "expand"): (NOWHERE, "--out", "out.jsonl"),

@@ -31,6 +31,7 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("label", "expand"): (f"{NOWHERE}.toml", "--out", "out.jsonl"),
     ("label", "judge"): (f"{NOWHERE}.toml", "--out", "out.jsonl"),
     ("label", "recipe"): (f"{NOWHERE}.toml",),
+    ("label", "check"): (NOWHERE, "--out", "out", "--program", "true"),
     ("label", "dedupe"): (NOWHERE, "--out", "out.jsonl"),
     ("label", "decontaminate"): (NOWHERE, "--against", NOWHERE, "--out", "out.jsonl"),
     ("store", "inspect"): (NOWHERE,),

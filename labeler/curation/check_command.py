@@ -1,0 +1,81 @@
+"""`penumbra label check`: the responses of a store that a program of the user's finds right."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from labeler.curation.check import CheckSettings, check_responses
+from logitstore.common.command import ExitStatus
+from logitstore.common.config_file import ConfigError
+from logitstore.common.options import add_storage_options, read_storage_options
+from logitstore.inputs.reading import iter_records
+from logitstore.store import LogitStore
+
+DESCRIPTION = """\
+Keep the responses of a store that a program of yours finds right.
+
+The program reads a JSON object a line, with id, sample, prompt, reasoning, answer, finish_reason and record,
+and answers each with a line, flushed: {"keep": true, "score": 1.0}. A response without a verdict in time is
+dropped. Of each problem the best ones are kept, in a store of their own. OUT.checks.jsonl has every verdict,
+OUT.check.json the counts; a command that was stopped goes on when it is given again.
+"""
+EXAMPLES = """\
+examples:
+  penumbra label check build/traces --out build/right --program 'python3 check.py' --records problems.jsonl
+  penumbra label check build/traces --out build/best-of-4 --program ./grade --best 2 --timeout-sec 5
+"""
+
+
+def add_check(commands: Any, epilog: str) -> None:
+    """Add the subcommand to those of `penumbra label`."""
+    parser = commands.add_parser(
+        "check",
+        help="keep the responses of a store that a program of yours finds right",
+        description=DESCRIPTION,
+        epilog=f"{EXAMPLES}\n{epilog}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("store", help="store with the responses, several of each problem say")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="store of those kept")
+    parser.add_argument("--program", required=True, metavar="COMMAND", help="the program and its arguments")
+    parser.add_argument(
+        "--records", metavar="INPUT", help="problems whose record the program shall see, found by id"
+    )
+    parser.add_argument("--id", default="id", metavar="FIELD", help="field of their id (default: id)")
+    parser.add_argument("--best", type=int, default=1, metavar="N", help="kept of each problem (default: 1)")
+    parser.add_argument(
+        "--timeout-sec", type=float, default=30.0, metavar="SEC", help="longest wait for a verdict"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show trouble only")
+    add_storage_options(parser)
+    parser.set_defaults(command=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.best < 1 or arguments.timeout_sec <= 0:
+        raise ConfigError(
+            f"--best {arguments.best} must be at least 1, --timeout-sec {arguments.timeout_sec:g} above 0"
+        )
+    options = read_storage_options(arguments.storage_options)
+    store = LogitStore.open(arguments.store, storage_options=options)
+    records: dict[str, Any] = {}
+    for raw in iter_records(arguments.records, storage_options=options) if arguments.records else ():
+        if raw.record is not None and arguments.id in raw.record:
+            records[str(raw.record[arguments.id])] = raw.record
+    if arguments.records and not records:
+        raise ConfigError(
+            f"{arguments.records} has no record with the field {arguments.id!r}; give --id FIELD"
+        )
+    settings = CheckSettings(arguments.program, arguments.best, arguments.timeout_sec)
+    report = check_responses(store, arguments.out, settings, records)
+    if not arguments.quiet:
+        dropped = "; ".join(f"{count:,} {reason}" for reason, count in report.num_dropped.items())
+        print(
+            f"{report.num_read:,} responses to {report.num_problems:,} problems checked, {report.num_kept:,} "
+            f"kept, dropped: {dropped or 'none'}; {report.num_unsolved:,} problems "
+            f"without a right one\nkept: {arguments.out}\nnext: penumbra train run --student MODEL --labels "
+            f"{arguments.out} --out FOLDER --set 'data.segments={{reasoning = 0.3}}'"
+        )
+    return ExitStatus.DONE
