@@ -8,7 +8,7 @@ import json
 import sys
 
 from cluster.rounds.config import load_rounds
-from cluster.rounds.running import last_student, report_rows, run_rounds
+from cluster.rounds.running import last_student, report_rows, run_rounds, support_rows
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,6 +28,9 @@ def run(args: argparse.Namespace) -> int:
     for name, own, teacher, outside in report_rows(ledger):
         cells = (_figure(own, 14), _figure(teacher, 14), _figure(outside, 16))
         print(f"{name:14}{''.join(cells)}")
+    print(f"{'mass outside K':>14}{'own text':>14}{'teacher':>14}")
+    for k, own, teacher in support_rows(ledger):
+        print(f"{k:14}{_figure(own, 14)}{_figure(teacher, 14)}")
     print(f"ended: {ledger.ended}; the last student is in {student}")
     return 0
 

@@ -69,6 +69,16 @@ def report_rows(ledger: Ledger) -> list[tuple[str, float | None, float | None, f
     return rows
 
 
+def support_rows(ledger: Ledger) -> list[tuple[int, float | None, float | None]]:
+    """By K, in the last round: the teacher's mass outside the K likeliest tokens on the student's own text
+    and on the teacher's."""
+    found = [step["outside"] for name, step in ledger.steps.items() if name.endswith("/measure")]
+    if not found:
+        return []
+    own, teacher = found[-1]["own"], found[-1]["teacher"]
+    return [(k, own.get(str(k)), teacher.get(str(k))) for k in sorted({*map(int, own), *map(int, teacher)})]
+
+
 def _steps_before_stopping(rounds: Rounds, number: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     for name in ("answer", "texts", "score", "measure"):
         step = getattr(rounds, name)

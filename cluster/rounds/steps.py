@@ -17,6 +17,7 @@ from cluster.errors import ClusterError, JobRefusedError
 from cluster.rounds import documents as made
 from cluster.rounds.config import Documents, RoundsConfig
 from cluster.rounds.ledger import write_whole
+from cluster.rounds.support import outside_by_k
 from logitstore.manifest.fields import Manifest
 from logitstore.manifest.reading import teacher_identity
 from logitstore.store import LogitStore
@@ -126,9 +127,9 @@ class Rounds:
         own = self._file(places, "own.json", made.evaluation_of_own_text(self.documents, places.scores))
         student = self.student_before(number)
         found = {"own": self._evaluate(own, student)}
-        return found | {
-            "teacher": self._evaluate(self._file(places, "teacher.json", self.documents.train), student)
-        }
+        found["teacher"] = self._evaluate(self._file(places, "teacher.json", self.documents.train), student)
+        teacher_text = outside_by_k(made.teacher_stores(self.documents))
+        return found | {"outside": {"own": outside_by_k([places.scores]), "teacher": teacher_text}}
 
     def train(self, number: int) -> dict[str, Any]:
         """Training goes on over all text."""

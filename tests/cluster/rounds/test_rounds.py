@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,8 @@ from cluster.__main__ import main
 from cluster.errors import JobRefusedError
 from cluster.rounds.config import load_rounds
 from cluster.rounds.documents import answer_job, score_job, training_run
-from cluster.rounds.ledger import Ledger, only_writer, read_ledger
-from cluster.rounds.running import last_student, report_rows, run_rounds
+from cluster.rounds.ledger import Ledger, only_writer, read_ledger, write_ledger
+from cluster.rounds.running import last_student, report_rows, run_rounds, support_rows
 from cluster.rounds.steps import StepFailedError, run_command
 from labeler.config.loading import load_job
 from labeler.driver.run import new_planner, read_input
@@ -157,11 +158,11 @@ def outcome(folder: Path, ledger: Ledger) -> dict[str, Any]:
 
 
 class DyingCommand:
-    """Dies once before every command of the first round, and once after every command of both rounds that
-    writes something, when it is done and nobody knows it yet."""
+    """Kills its process once before every command of the first round, and once after every command of both
+    rounds that writes something, when it is done and nobody knows it yet."""
 
-    def __init__(self) -> None:
-        self.died: set[tuple[str, ...]] = set()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __call__(self, arguments: Sequence[str]) -> str:
         if "round-1/" in arguments[2]:
@@ -171,10 +172,32 @@ class DyingCommand:
             self._die_once("after", *arguments)
         return told
 
+    def deaths(self) -> int:
+        return len(list(self.folder.iterdir()))
+
     def _die_once(self, *moment: str) -> None:
-        if moment not in self.died:
-            self.died.add(moment)
-            raise KeyboardInterrupt
+        mark = self.folder / "-".join(moment).replace("/", "_")[-200:]
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(run: Callable[[], object]) -> bool:
+    """Whether `run`, in a process of its own that has loaded all that this one has, was killed."""
+    process = os.fork()
+    if not process:
+        torch.set_num_threads(1)  # the others of a pool are not there after a fork
+        status = 1
+        try:
+            run()
+            status = 0
+        finally:
+            if status:
+                traceback.print_exc()
+            os._exit(status)
+    _, status = os.waitpid(process, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +221,14 @@ def test_two_rounds_label_what_the_student_wrote_and_train_on_it(
     assert first[0] == "round 1"
     assert None not in (first[1], first[2], first[3], second[1], last[2])
     assert 0 < (first[3] or 0) < 1
+    # The mass outside the stored entries, as the evaluation has it, is the last of those by K.
+    own = ledger.steps["2/measure"]["outside"]["own"]
+    by_k = support_rows(ledger)
+    assert [k for k, _, _ in by_k] == [1, 2, 4, 8]
+    assert own["8"] == pytest.approx(second[3], abs=1e-4)
+    for column in (1, 2):
+        masses = [row[column] or 0.0 for row in by_k]
+        assert masses == sorted(masses, reverse=True)
     # The figures are those of the student that wrote the text: evaluated again, they are the same.
     own = str(folder / "rounds" / "round-2" / "own.json")
     student = str(folder / "rounds" / "round-1" / "student")
@@ -224,16 +255,17 @@ def test_two_rounds_label_what_the_student_wrote_and_train_on_it(
 
 
 @pytest.mark.slow
-def test_rounds_interrupted_at_every_step_end_as_unbroken_ones(
+def test_rounds_killed_at_every_step_end_as_unbroken_ones(
     begun: Path, unbroken: tuple[Path, Ledger], tmp_path: Path
 ) -> None:
-    command, ledger = DyingCommand(), None
-    for _ in range(20):
-        with contextlib.suppress(KeyboardInterrupt):
-            ledger = run_rounds(*load_rounds(rounds_file(begun, tmp_path)), command=command)
-            break
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    command = DyingCommand(deaths)
+    while killed(lambda: run_rounds(*load_rounds(rounds_file(begun, tmp_path)), command=command)):
+        assert command.deaths() <= 5 + 2 * 3, "it died twice at the same place"
+    assert command.deaths() == 5 + 2 * 3
+    ledger = read_ledger(tmp_path / "rounds")
     assert ledger is not None
-    assert len(command.died) == 5 + 2 * 3
     mine, theirs = outcome(tmp_path, ledger), outcome(*unbroken)
     assert mine == theirs
 
@@ -247,18 +279,33 @@ def test_rounds_interrupted_at_every_step_end_as_unbroken_ones(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stop", "ended", "steps"),
+    ("stop", "ended", "last"),
     [
-        ("kl_below = 1000.0", "at most stop.kl_below", 4),
-        ("gain_below = 0.999", "less than stop.gain_below", 9),
+        ("kl_below = 1000.0", "at most stop.kl_below", "1/measure"),
+        ("gain_below = 0.999", "less than stop.gain_below", "2/measure"),
     ],
 )
 def test_rounds_stop_by_the_kl_on_own_text(
-    begun: Path, tmp_path: Path, stop: str, ended: str, steps: int
+    begun: Path, unbroken: tuple[Path, Ledger], tmp_path: Path, stop: str, ended: str, last: str
 ) -> None:
-    ledger = run_rounds(*load_rounds(rounds_file(begun, tmp_path, count=3, stop=stop)), command=here)
+    """Rounds that came as far as `last` without a rule, and go on with one: nothing more is trained."""
+    folder, whole = unbroken
+    names = list(whole.steps)[: list(whole.steps).index(last) + 1]
+    begun_with = whole.settings | {"rounds.folder": f"{tmp_path}/rounds"}
+    (tmp_path / "rounds").mkdir()
+    for number in ("1", "2"):
+        (tmp_path / "rounds" / f"round-{number}").symlink_to(folder / "rounds" / f"round-{number}")
+    write_ledger(tmp_path / "rounds", Ledger(begun_with, {name: whole.steps[name] for name in names}))
+    seen: list[Sequence[str]] = []
+
+    def evaluate(arguments: Sequence[str]) -> str:
+        seen.append(arguments)
+        return json.dumps({"kl": 1.0})
+
+    ledger = run_rounds(*load_rounds(rounds_file(begun, tmp_path, count=3, stop=stop)), command=evaluate)
     assert ended in ledger.ended
-    assert len([name for name in ledger.steps if not name.endswith("/last")]) == steps
+    assert [name for name in ledger.steps if not name.endswith("/last")] == names
+    assert all(arguments[:2] == ["trainer", "eval"] for arguments in seen)
 
 
 @pytest.mark.slow
