@@ -20,7 +20,7 @@ from labeler.planning.units import unit_id_of
 from labeler.prompting.prompts import PromptBuilder
 from labeler.records import PlannedRecord, TokenizedPrompt
 from logitstore.inputs.identity import repeated_id
-from logitstore.inputs.parts import id_of
+from logitstore.inputs.parts import id_of, parent_id
 from logitstore.inputs.proofs import proof_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
@@ -153,7 +153,9 @@ class Planner:
             id_digest = digest_of(name.encode("utf-8", errors="surrogatepass"))
             self._seen.add(id_digest)
             self.num_repeats += 1
-        if id_digest in self._known.deleted:
+        parent = parent_id(name) if raw.part else name
+        whole_digest = digest_of(parent.encode("utf-8", errors="surrogatepass"))
+        if id_digest in self._known.deleted or whole_digest in self._known.deleted:
             return
         proof = proof_of(id_digest, raw.record, self._input_info)
         if id_digest in self._known.ids and (

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
 from logitstore.index.commits import shard_place
 from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
+from logitstore.inputs.parts import parent_id
 from logitstore.job_objects import ACTIVE_STATES, STATUS_NAME, parse_status
-from logitstore.manifest.fields import ShardEntry
+from logitstore.manifest.fields import RECORD_PARTS, ShardEntry
 from logitstore.manifest.reading import manifest_hash
 from logitstore.store import LogitStore
 from logitstore.tools.findings import digest_of
@@ -24,6 +25,23 @@ THREADS = 8
 ACTIVE_SEC = 120.0
 """A job that wrote its status so lately is at work."""
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedRecords:
+    """Which records were taken down; `name in self`. With a record all of its parts are."""
+
+    digests: frozenset[str]
+    has_parts: bool
+    """Whether records of the store are parts of those of the input."""
+
+    @classmethod
+    def of(cls, store: LogitStore) -> DeletedRecords:
+        return cls(store.deletions.records, RECORD_PARTS in store.manifest.features)
+
+    def __contains__(self, name: str) -> bool:
+        names = {name, parent_id(name)} if self.has_parts else {name}
+        return any(digest_of(one).hex() in self.digests for one in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +64,8 @@ def delete_records(
 ) -> DeletionResult:
     """Take records out of the store, for all readers at once.
 
-    The bytes stay until `purge`. Raises StoreChangedError while a job labels
+    The bytes stay until `purge`. With a record of the input all of its parts go, also those that it gets
+    later. Raises StoreChangedError while a job labels
     the store or if other processes keep replacing the index.
     """
     if not reason.strip():
@@ -55,8 +74,10 @@ def delete_records(
     for _ in range(MAX_SWAP_TRIES):
         store.compact()
         pointer, etag = store.index_pointer()
-        units, seen = _find(store, record_ids, progress)
-        new = sorted({digest_of(one).hex() for one in record_ids} - store.deletions.records)
+        named = _with_parts(store, record_ids)
+        units, seen = _find(store, named, progress)
+        seen |= {parent_id(one) for one in seen}
+        new = sorted({digest_of(one).hex() for one in named} - store.deletions.records)
         known = store.deletions.records
         absent = sum(one not in seen and digest_of(one).hex() not in known for one in record_ids)
         num_sequences = sum(len(unit.places) for unit in units)
@@ -104,6 +125,20 @@ def refuse_running_job(store: LogitStore) -> None:
             "and would "
             "commit labels of what is being deleted; stop it first"
         )
+
+
+def _with_parts(store: LogitStore, record_ids: frozenset[str]) -> frozenset[str]:
+    """The ids, and those of their parts in the store."""
+    if RECORD_PARTS not in store.manifest.features:
+        return record_ids
+    parts: set[str] = set()
+    for entry in store.shards():
+        if entry.name:
+            with store.open_shard(entry, deleted=True) as reader:
+                for block in range(reader.num_blocks):
+                    names = reader.plain_columns(block).record_id
+                    parts.update(name for name in names if parent_id(name) in record_ids)
+    return record_ids | parts
 
 
 def _find(

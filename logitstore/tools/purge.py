@@ -27,8 +27,7 @@ from logitstore.job_objects import PLAN_PREFIX, PLAN_SEGMENTS_PREFIX, REJECTS_NA
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 from logitstore.store import LogitStore
-from logitstore.tools.deletion import MAX_SWAP_TRIES, refuse_running_job
-from logitstore.tools.findings import digest_of
+from logitstore.tools.deletion import MAX_SWAP_TRIES, DeletedRecords, refuse_running_job
 
 _PLAN_PARTS = ("ids", "prompts", "proofs")
 Progress = Callable[[str, int, int], None]
@@ -54,7 +53,7 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
     Raises StoreChangedError while a job labels the store or if other processes keep replacing the index.
     """
     refuse_running_job(store)
-    deleted = store.deletions.records
+    deleted = DeletedRecords.of(store)
     for _ in range(MAX_SWAP_TRIES):
         store.compact()
         pointer, etag = store.index_pointer()
@@ -93,11 +92,11 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
 
 def _rewritten(store: LogitStore, progress: Progress | None) -> tuple[list[CommitRecord], list[str], int]:
     """All records of the index after the purge, the shards that they replace, and the rejects they lose."""
-    deletions, done, num_lost = store.deletions, 0, 0
+    deletions, deleted, done, num_lost = store.deletions, DeletedRecords.of(store), 0, 0
     records: list[CommitRecord] = []
     old_shards: list[str] = []
     for record in store.index_records():
-        rejects = [one for one in record.rejects if not _is_deleted(one, deletions.records)]
+        rejects = [one for one in record.rejects if not _is_deleted(one, deleted)]
         num_lost += len(record.rejects) - len(rejects)
         entry = record.shard
         if record.attempt in deletions.attempts:
@@ -130,11 +129,11 @@ def _without_places(store: LogitStore, infos: tuple[TombstoneInfo, ...]) -> tupl
     return tuple(kept)
 
 
-def _is_deleted(reject: Reject, deleted: frozenset[str]) -> bool:
-    return reject.record_id is not None and digest_of(reject.record_id).hex() in deleted
+def _is_deleted(reject: Reject, deleted: DeletedRecords) -> bool:
+    return reject.record_id is not None and reject.record_id in deleted
 
 
-def _purge_plan(objects: Objects, deleted: frozenset[str]) -> tuple[int, list[str]]:
+def _purge_plan(objects: Objects, deleted: DeletedRecords) -> tuple[int, list[str]]:
     """Take records out of the units of a job's plan; how many, and the objects that held them.
 
     Digests of their ids stay, by which the job knows that it has planned them.
@@ -162,7 +161,7 @@ def _purge_plan(objects: Objects, deleted: frozenset[str]) -> tuple[int, list[st
 
 
 def _without_records(
-    segment: dict[str, Any], data: bytes, deleted: frozenset[str]
+    segment: dict[str, Any], data: bytes, deleted: DeletedRecords
 ) -> tuple[int, dict[str, Any], bytes]:
     """A plan's segment, its data, and how many records they lost."""
     parts: list[bytes] = []
@@ -173,7 +172,7 @@ def _without_records(
         with pa.ipc.open_stream(content) as reader:
             batch = reader.read_next_batch()
         names = batch.column(batch.schema.get_field_index("record_id")).to_pylist()
-        keep = [digest_of(name).hex() not in deleted for name in names]
+        keep = [name not in deleted for name in names]
         if not all(keep):
             removed += keep.count(False)
             batch = batch.filter(pa.array(keep, pa.bool_()))
@@ -204,7 +203,7 @@ def _num_tokens(batch: pa.RecordBatch) -> int:
     return sum(len(tokens) for column in columns for tokens in column.to_pylist() if tokens is not None)
 
 
-def _purge_reject_lists(objects: Objects, deleted: frozenset[str]) -> int:
+def _purge_reject_lists(objects: Objects, deleted: DeletedRecords) -> int:
     """Lines of deleted records leave `rejects.jsonl` and the plan's lists."""
     names = [REJECTS_NAME, *(name for name in objects.list(PLAN_PREFIX) if name.endswith(".jsonl"))]
     removed = 0
@@ -220,9 +219,9 @@ def _purge_reject_lists(objects: Objects, deleted: frozenset[str]) -> int:
     return removed
 
 
-def _names_deleted(line: bytes, deleted: frozenset[str]) -> bool:
+def _names_deleted(line: bytes, deleted: DeletedRecords) -> bool:
     try:
         record_id = json.loads(line)["record_id"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
-    return isinstance(record_id, str) and digest_of(record_id).hex() in deleted
+    return isinstance(record_id, str) and record_id in deleted

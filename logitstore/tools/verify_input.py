@@ -13,6 +13,7 @@ from logitstore.inputs.proofs import PlannedProofs, proof_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
 from logitstore.records import Reject
+from logitstore.tools.deletion import DeletedRecords
 from logitstore.tools.findings import Findings, Progress, digest_of
 
 BATCH_RECORDS = 4096
@@ -81,7 +82,7 @@ class InputCheck:
         labeled: list[tuple[RawRecord, str, bytes]] = []
         for (raw, identifier), digest, place in zip(named, digests, places, strict=True):
             where, who = f"{raw.file}:{raw.line}", f"record {identifier!r:.120}"
-            if self._deleted and digest.tobytes().hex() in self._deleted:
+            if self._is_deleted(identifier):
                 self.num_deleted += 1
                 continue
             if place == len(self._labeled) or self._labeled[place] != digest:
@@ -92,6 +93,9 @@ class InputCheck:
                 self._seen[place] = True
                 labeled.append((raw, identifier, digest.tobytes()))
         self._compare_contents(labeled)
+
+    def _is_deleted(self, identifier: str) -> bool:
+        return bool(self._deleted) and identifier in DeletedRecords(self._deleted, bool(self._info.parts))
 
     def _part_of(self, reject: Reject) -> int:
         return part_number(reject.record_id) if self._info.parts else 0

@@ -132,6 +132,28 @@ def test_further_turns_of_a_conversation_are_new_records(tmp_path: Path) -> None
     assert [one.record_id for one in LogitStore.open(tmp_path / "store").iter_sequences()][-1] == "c#turn-2"
 
 
+def test_a_conversation_is_taken_down_with_all_of_its_turns_also_later_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label_all(tmp_path, CHATS, *EACH)
+    (tmp_path / "ids").write_text("a\nc\n")
+    store, ids = str(tmp_path / "store"), str(tmp_path / "ids")
+    assert store_command.main(["delete", store, "--ids", ids, "--reason", "asked for"]) == 0
+    assert [one.record_id for one in LogitStore.open(store).iter_sequences()] == ["b#turn-1"]
+    assert store_command.main(["compact", store, "--purge"]) == 0
+    assert verify(tmp_path, capsys)[0] == 0
+    grown = [
+        *CHATS[:2],
+        {"uid": "c", "messages": [*CHATS[2]["messages"], {"role": "assistant", "content": "You."}]},
+    ]
+    _, units, setup = set_up(tmp_path, grown, *EACH, kind="messages")
+    assert len(units) == 1
+    assert setup.totals.num_records == 5
+    left = b"".join(path.read_bytes() for path in Path(store).rglob("*") if path.is_file())
+    assert b"a#turn-1" not in left
+    assert b"c#turn-2" not in left
+
+
 def test_equal_conversations_without_ids_are_repeats_turn_by_turn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
