@@ -51,14 +51,15 @@ class Tokenization:
 
     def ordinary(self) -> dict[bytes, int]:
         """For every string of bytes the id that stands for it: not a byte's fallback where another does."""
-        found: dict[bytes, tuple[bool, int]] = {}
-        for token_id, raw in self.bytes_by_id.items():
-            if token_id in self.special or not raw:
-                continue
-            token = self.encoder.id_to_token(token_id) or ""
-            key = (len(token) == 6 and token.startswith("<0x"), token_id)
-            found[raw] = min(found.get(raw, key), key)
-        return {raw: token_id for raw, (_, token_id) in found.items()}
+        tokens = (self.encoder.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        fallbacks = {token_id for token_id in tokens if token_id is not None}
+        left_out = self.special | fallbacks
+        found: dict[bytes, int] = {}
+        for ids in (fallbacks - self.special, self.bytes_by_id.keys() - left_out):
+            # Of several with the same bytes the smallest, which is written last.
+            found.update((self.bytes_by_id[token_id], token_id) for token_id in sorted(ids, reverse=True))
+        found.pop(b"", None)
+        return found
 
 
 def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenization:
