@@ -63,7 +63,7 @@ system-packages:
 	@tools/system_packages.sh
 
 clean:
-	rm -rf build/bench build/screenshots build/lib build/bdist.* .demo/labels .demo/student .demo/student-start .demo/report .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build/bench build/screenshots build/lib build/bdist.* .demo/labels .demo/student .demo/student-text .demo/student-start .demo/report .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 clean-env: clean
 	rm -rf .venv .demo

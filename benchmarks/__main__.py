@@ -38,6 +38,7 @@ COMMANDS = {
     "demo": "label, store, verify, train and report with the demo teacher",
     "teacher": "convert the packaged demo teacher to a model folder, once",
     "student": "make the demo's untrained student of a few layers of its teacher, once",
+    "answers": "what students say to held-out prompts, beside their teacher",
 }
 MODULES = {
     "storage": "benchmarks.sizes.storage",
@@ -61,6 +62,7 @@ MODULES = {
     "demo": "benchmarks.demo.demo",
     "teacher": "benchmarks.demo.demo_teacher",
     "student": "benchmarks.demo.demo_student",
+    "answers": "benchmarks.demo.answers",
 }
 """The module behind each part; only the one asked for is imported."""
 FILLING_A_FOLDER = ("all", "agreement", "storm", "leases", "gpu")

@@ -1,7 +1,8 @@
 """The demo: the commands a user would type, one after the other, and a report at the end.
 
 Two jobs label into two stores (the teacher answers prompts; given answers are scored), both stores are
-verified against their inputs, a small student learns from them, and a page shows what came of it. Every
+verified against their inputs, a small student learns from them, another learns from their text alone, and a
+page shows what came of it. Every
 step is a public command in a process of its own. A second run finds the labels finished and the student
 trained on the same labels with the same settings, so it only verifies and reports.
 """
@@ -18,8 +19,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
+from benchmarks.demo.answers import read_answers
 from benchmarks.demo.report import (
     SEQUENCES_PER_STORE,
     Evaluation,
@@ -27,18 +30,27 @@ from benchmarks.demo.report import (
     Stage,
     StoreSummary,
     Training,
+    figure_rows,
     summarise_store,
     write_report,
 )
 from benchmarks.report.environment import describe_hardware, package_versions
 from labeler.config.loading import load_job
 from logitstore.common.console import Console
+from logitstore.manifest.fields import LabelSpec
+from logitstore.records import LabelRows
+from logitstore.rows.temperature import log_tail_mass, logprobs
+from logitstore.store import LogitStore
+from logitstore.students.snapshots import read_snapshots
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.static import static_page
-from trainer.run.config import load_config
+from logitstore.viewer.student_view import StudentView
+from trainer.run.config import TrainConfig, load_config
 
 REQUIRED_KL_FALL = 0.5
 """The demo fails if KL(teacher, student) on held-out records does not fall by more than this share."""
+
+ANSWERS_NAME = "answers.json"
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
 """Defaults for the demo's processes: nothing is fetched and nothing is reported anywhere."""
@@ -90,28 +102,61 @@ def run(args: argparse.Namespace) -> int:
             steps.run("verify", "store", "verify", job.output.uri, "--against", job.input.uri)
         if train.student.model is not None:
             steps.run("student", "bench", "student", "--out", train.student.model)
-        steps.run("train", "train", "run", str(train_file))
+        steps.run("train: distillation", "train", "run", str(train_file))
+        # The same start, text, order and steps; what differs is that no teacher's distribution is read.
+        steps.run("train: text alone", "train", "run", str(train_file), *text_alone(train))
+        steps.run("answers", "bench", "answers", *answers_arguments(jobs[0].output.uri, train))
     except StepFailedError as error:
         console.print(f"demo: {error}", style="red", markup=False)
         return 1
+    folder = Path(train.output.folder)
     report = Report(
         stores=tuple(summarise_store(job.output.uri) for job in jobs),
-        training=read_training(Path(train.output.folder)),
+        training=read_training(folder),
+        text_alone=read_training(text_folder(train)),
+        answers=read_answers(folder / ANSWERS_NAME),
         stages=tuple(steps.done),
         hardware=describe_hardware(),
         versions=package_versions(),
         date=datetime.now(UTC).isoformat(sep=" ", timespec="minutes"),
     )
-    views = [StoreView(job.output.uri, job.teacher.model, None) for job in jobs]
-    page = static_page(views, max_sequences=SEQUENCES_PER_STORE, top_k=16, start="store=0&sequence=0")
+    student = StudentView(folder)
+    views = [StoreView(job.output.uri, job.teacher.model, student=student) for job in jobs]
+    start = f"store=0&sequence={min(views[0].followed(), default=0)}"
+    page = static_page(views, max_sequences=SEQUENCES_PER_STORE, top_k=16, start=start)
     num_bytes = write_report(report, page, args.report)
     summarise(console, report)
     console.print(f"\nreport: {args.report} ({num_bytes / 1e6:.1f} MB)", highlight=False)
     return _judge(console, report.training)
 
 
+def text_folder(train: TrainConfig) -> Path:
+    """Of the student that learns from the text alone."""
+    return Path(f"{train.output.folder}-text")
+
+
+def text_alone(train: TrainConfig) -> list[str]:
+    """What the second run sets otherwise. Its start is the first's, and was evaluated there."""
+    return ["--set", "loss.alpha=0", "--set", f"output.folder={text_folder(train)}"]
+
+
+def answers_arguments(uri: str, train: TrainConfig) -> list[str]:
+    folder = train.output.folder
+    start = [train.student.model] if train.student.model is not None else []
+    students = [*start, str(text_folder(train)), str(folder)]
+    return [
+        uri,
+        "--students",
+        *students,
+        "--followed",
+        str(folder),
+        "--out",
+        str(Path(folder) / ANSWERS_NAME),
+    ]
+
+
 def read_training(folder: Path) -> Training:
-    """What the trainer wrote in `metrics.json` of its output folder."""
+    """What the trainer wrote in `metrics.json` and `snapshots.npz` of its output folder."""
     metrics = json.loads((folder / "metrics.json").read_text())
     history = [entry for entry in metrics["history"] if "loss" in entry]
     return Training(
@@ -121,11 +166,38 @@ def read_training(folder: Path) -> Training:
         after=_evaluation(metrics["after"]),
         num_parameters=metrics["num_parameters"],
         seconds=metrics["train_seconds"],
+        teacher=metrics["teacher"],
+        curve=kl_curve(folder),
     )
 
 
 def _evaluation(metrics: dict[str, float]) -> Evaluation:
-    return Evaluation(metrics["kl"], metrics["cross_entropy"], metrics["top1_agreement"])
+    return Evaluation(
+        metrics["kl"], metrics["cross_entropy"], metrics["top1_agreement"], metrics["accuracy"],
+        metrics["calibration_error"],
+    )  # fmt: skip
+
+
+def kl_curve(folder: Path) -> tuple[tuple[int, float], ...]:
+    """(step, mean KL in nats over the rows that a loss counts) of the sequences that were followed."""
+    found = read_snapshots(folder)
+    sums, num_rows = np.zeros(len(found.steps)), 0
+    for one in found.sequences:
+        store = LogitStore.open(one.store)
+        sequence, spec = store[one.record_id, one.sample_index], store.manifest.labels
+        counted = sequence.loss_mask_N[: one.num_rows]
+        teacher = _distribution(sequence.rows.slice(0, one.num_rows), spec)[counted]
+        num_rows += len(teacher)
+        for place, taken in enumerate(one.snapshots):
+            student = _distribution(taken.rows, spec)[counted]
+            sums[place] += (np.exp(teacher) * np.where(np.isfinite(teacher), teacher - student, 0)).sum()
+    return tuple(zip(found.steps, (sums / max(num_rows, 1)).tolist(), strict=True))
+
+
+def _distribution(rows: LabelRows, spec: LabelSpec) -> np.ndarray:
+    """float64 [N, K + 1]: log-probabilities of the stored entries and of all others, at T = 1."""
+    tail_N1 = log_tail_mass(rows, spec, 1.0)[:, None]
+    return np.concatenate([logprobs(rows, spec, 1.0), tail_N1], axis=1).astype(np.float64)
 
 
 def summarise(console: Console, report: Report) -> None:
@@ -137,11 +209,9 @@ def summarise(console: Console, report: Report) -> None:
     stores = Table("store", "sequences", "label rows", "B per row", "rejected", box=None, padding=(0, 2))
     for store in report.stores:
         stores.add_row(*_store_row(store))
-    student = Table("held-out rows", "before", "after", box=None, padding=(0, 2))
-    before, after = report.training.before, report.training.after
-    student.add_row("KL(teacher, student), nats", f"{before.kl:.3f}", f"{after.kl:.3f}")
-    student.add_row("cross-entropy, nats", f"{before.cross_entropy:.3f}", f"{after.cross_entropy:.3f}")
-    student.add_row("top-1 agreement", f"{before.top1_agreement:.1%}", f"{after.top1_agreement:.1%}")
+    student = Table("held-out rows", "before", "text alone", "distilled", "teacher", box=None, padding=(0, 2))
+    for row in figure_rows(report):
+        student.add_row(*row)
     for table in (steps, stores, student):
         console.print(table, "")
 

@@ -15,13 +15,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from benchmarks.demo.answers import Answers
 from benchmarks.demo.svg_chart import Bar, Series, bar_chart, line_chart
+from benchmarks.sizes.layouts import Entries, to_tuned_parquet
 from logitstore.manifest.fields import Manifest, ShardEntry
+from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from logitstore.tools.inspection import MassAtK, inspect_store
 
-PLAIN_BYTES_PER_ENTRY = 6
-"""A float16 value and a 32-bit id, as a plain array would hold each entry."""
+PARQUET_ROWS = 4096
+"""Rows of a store that are written as Parquet to compare with, about."""
 SEQUENCES_PER_STORE = 12
 INSPECTED_ROWS = 100_000
 """Rows of a store that the mass by K is a mean over, at the most."""
@@ -60,6 +63,8 @@ class StoreSummary:
     """In order of their end."""
     mass_by_k: tuple[MassAtK, ...]
     """What fewer entries would keep, ascending in K."""
+    parquet_bytes_per_row: float
+    """Ids, values and one normaliser of some of its rows in Parquet tuned for them; nothing else."""
 
     @property
     def bytes_per_row(self) -> float:
@@ -76,6 +81,10 @@ class Evaluation:
     """Of the actual tokens, nats."""
     top1_agreement: float
     """Share of rows in which both rank the same token first."""
+    accuracy: float
+    """Share of rows in which the student's first token is the actual one."""
+    calibration_error: float
+    """Expected calibration error of its first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,10 @@ class Training:
     after: Evaluation
     num_parameters: int
     seconds: float
+    teacher: dict[str, float]
+    """The teacher's own figures on the rows of `after`, by the names of Evaluation."""
+    curve: tuple[tuple[int, float], ...]
+    """(step, KL in nats) of a few held-out sequences during training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,10 @@ class Report:
 
     stores: tuple[StoreSummary, ...]
     training: Training
+    text_alone: Training
+    """From the same start on the same text, without the teacher's distributions."""
+    answers: tuple[Answers, ...]
+    """Of the student before, with text alone, and distilled, in this order."""
     stages: tuple[Stage, ...]
     hardware: dict[str, str]
     versions: dict[str, str]
@@ -115,7 +132,38 @@ def summarise_store(uri: str) -> StoreSummary:
         num_rejects=sum(entry.num_rejects for entry in entries),
         shards=_written_shards(entries),
         mass_by_k=tuple(inspect_store(store, max_rows=INSPECTED_ROWS).mass_by_k),
+        parquet_bytes_per_row=_parquet_bytes_per_row(store),
     )
+
+
+def _parquet_bytes_per_row(store: LogitStore) -> float:
+    sequences: list[LabeledSequence] = []
+    num_rows = 0
+    for sequence in store.iter_sequences():
+        sequences.append(sequence)
+        num_rows += sequence.rows.num_rows
+        if num_rows >= PARQUET_ROWS:
+            break
+    return len(to_tuned_parquet(Entries.of(sequences))) / num_rows if num_rows else 0.0
+
+
+def figure_rows(report: Report) -> list[tuple[str, ...]]:
+    """Name, and what it is before, with text alone, distilled, and of the teacher."""
+    training = report.training
+    students = (training.before, report.text_alone.after, training.after)
+
+    def row(title: str, name: str, form: str, teacher: float | None) -> tuple[str, ...]:
+        values = [*(getattr(one, name) for one in students), teacher]
+        return (title, *("" if value is None else format(value, form) for value in values))
+
+    own = training.teacher.get
+    return [
+        row("KL(teacher, student), nats", "kl", ".3f", 0.0),
+        row("cross-entropy, nats", "cross_entropy", ".3f", own("cross_entropy")),
+        row("same first choice as the teacher", "top1_agreement", ".1%", 1.0),
+        row("first choice is the actual token", "accuracy", ".1%", own("accuracy")),
+        row("calibration error", "calibration_error", ".3f", own("calibration_error")),
+    ]
 
 
 def _written_shards(entries: Sequence[ShardEntry]) -> tuple[WrittenShard, ...]:
@@ -164,7 +212,7 @@ def write_report(report: Report, sequences_page: str, path: Path) -> int:
         charts=_charts(report),
         total_rows=sum(store.num_rows for store in report.stores),
         total_bytes=sum(store.num_bytes for store in report.stores),
-        plain_bytes_per_entry=PLAIN_BYTES_PER_ENTRY,
+        figures=figure_rows(report),
         sequences_page=sequences_page,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,23 +225,23 @@ def write_report(report: Report, sequences_page: str, path: Path) -> int:
 def _charts(report: Report) -> dict[str, Markup]:
     """The page's charts by name. They escape what they are given, so they are markup."""
     training, stores = report.training, report.stores
-    before, after = training.before, training.after
-    bytes_bars = [Bar(_short_name(store), store.bytes_per_row) for store in stores]
-    top_k = max(store.manifest.labels.top_k for store in stores)
-    bytes_bars.append(Bar("plain arrays", float(top_k * PLAIN_BYTES_PER_ENTRY), color=1))
+    bytes_bars = [
+        bar
+        for store in stores
+        for bar in (
+            Bar(f"{_short_name(store)}\nstore", store.bytes_per_row),
+            Bar(f"{_short_name(store)}\nParquet, tuned", store.parquet_bytes_per_row, color=1),
+        )
+    ]
     charts = {
         "loss": line_chart(
             "training loss over steps", [Series("loss", training.steps, training.losses)], "step", "loss"
         ),
-        "student": bar_chart(
-            "distance of the student from the teacher",
-            [
-                Bar("KL", before.kl), Bar("KL", after.kl, color=1),
-                Bar("cross-entropy", before.cross_entropy),
-                Bar("cross-entropy", after.cross_entropy, color=1),
-            ],
-            "nats per token",
-            ("before", "after training"),
+        "student": line_chart(
+            "distance of both students from the teacher over time",
+            [_curve("distilled", training), _curve("text alone", report.text_alone)],
+            "seconds of training",
+            "KL, nats per token",
         ),
         "mass": mass_chart(stores[0]),
         "bytes": bar_chart("bytes per label row", bytes_bars, "bytes per token"),
@@ -201,9 +249,16 @@ def _charts(report: Report) -> dict[str, Markup]:
     for index, store in enumerate(stores):
         charts[f"rate{index}"] = line_chart(
             "labeling rate over time", labeling_rates(store.shards), "seconds since the first unit began",
-            "label rows per second",
+            "label rows per second", filled=True,
         )  # fmt: skip
     return {name: Markup(svg) for name, svg in charts.items()}
+
+
+def _curve(name: str, training: Training) -> Series:
+    """KL over the seconds of training, steps taken as equally long."""
+    last = max((step for step, _ in training.curve), default=0) or 1
+    seconds = [training.seconds * step / last for step, _ in training.curve]
+    return Series(name, seconds, [kl for _, kl in training.curve])
 
 
 def mass_chart(store: StoreSummary) -> str:

@@ -50,9 +50,12 @@ def line_chart(
     x_label: str,
     y_label: str,
     x_names: Mapping[float, str] | None = None,
+    *,
+    filled: bool = False,
 ) -> str:
     """Lines over a common x axis; y starts at zero. `name` is what a screen reader says.
 
+    `filled` fills the area below each line as well. A line of one point is a dot.
     `x_names` are ticks with texts of their own, for an axis that is not linear in what it shows.
     """
     points = [(x, y) for one in series for x, y in zip(one.xs, one.ys, strict=True)]
@@ -68,7 +71,14 @@ def line_chart(
     parts = [_axes(x, y, x_label, y_label, ticks)]
     for index, one in enumerate(series):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(one.xs, one.ys, strict=True))
+        if filled:
+            ground = f"{x(one.xs[0]):.1f},{y(0):.1f} {path} {x(one.xs[-1]):.1f},{y(0):.1f}"
+            parts.append(f'<polygon class="band c{index % 6}" points="{ground}"/>')
         parts.append(f'<polyline class="line c{index % 6}" points="{path}"/>')
+        if len(one.xs) == 1:
+            parts.append(
+                f'<circle class="bar c{index % 6}" cx="{x(one.xs[0]):.1f}" cy="{y(one.ys[0]):.1f}" r="4"/>'
+            )
     if len(series) > 1:
         parts.append(_legend([one.label for one in series]))
     return _svg(name, parts)

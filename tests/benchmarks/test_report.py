@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.demo.answers import Answers
 from benchmarks.demo.report import (
     Evaluation,
     Report,
@@ -40,20 +41,21 @@ def a_manifest(model: str) -> Manifest:
 def a_report(text: str = "teacher", stores: tuple[StoreSummary, ...] | None = None) -> Report:
     shards = (WrittenShard(text, 100.0, 110.0, 500), WrittenShard("worker 1", 101.0, 121.0, 400))
     mass = (MassAtK(1, {"1": 0.5, "2": 0.1}, 0.0), MassAtK(4, {"1": 0.75, "2": 0.2}, 0.1))
-    store = StoreSummary(f"labels/{text}", a_manifest(text), 20, 900, 118_000, 3, shards, mass)
-    training = Training(
-        (1, 2, 3),
-        (10.5, 8.0, 6.25),
-        Evaluation(9.876, 10.8, 0.01),
-        Evaluation(3.21, 6.0, 0.25),
-        6_500_000,
-        90.0,
+    store = StoreSummary(f"labels/{text}", a_manifest(text), 20, 900, 118_000, 3, shards, mass, 186.4)
+    before, teacher = Evaluation(9.876, 10.8, 0.01, 0.02, 0.3), {"cross_entropy": 1.5, "accuracy": 0.625}
+    training, text_alone = (
+        Training((1, 2, 3), (10.5, 8.0, 6.25), before, after, 6_500_000, 90.0, teacher, ((0, 9.5), (3, kl)))
+        for kl, after in (
+            (3.0, Evaluation(3.21, 6.0, 0.25, 0.2, 0.1)),
+            (4.5, Evaluation(4.4, 6.5, 0.2, 0.19, 0.1)),
+        )
     )
+    answers = (Answers("r", f"Why? {text}", "Because.", ("the the", "it is", f"Because {text}")),)
     stages = (
         Stage("label", f"python -m labeler {text}", 61.0),
         Stage("train", "python -m trainer", 1.0),
     )
-    return Report(stores or (store,), training, stages, {"cpu": text, "cores": "2", "memory_gib": "8", "gpu": "none", "system": "Linux"}, {"numpy": "2"}, "2026-01-01")  # fmt: skip
+    return Report(stores or (store,), training, text_alone, answers, stages, {"cpu": text, "cores": "2", "memory_gib": "8", "gpu": "none", "system": "Linux"}, {"numpy": "2"}, "2026-01-01")  # fmt: skip
 
 
 class Elements(HTMLParser):
@@ -81,8 +83,38 @@ def render(report: Report, tmp_path: Path, page: str = "<p>viewer</p>") -> str:
 def test_the_page_shows_the_figures(tmp_path: Path) -> None:
     html = render(a_report(), tmp_path)
     text = unescape(re.sub(r"<[^>]*>", " ", html))
-    for figure in ("131.1 B", "9.88 → 3.21", "1% → 25%", "6,500,000 parameters", "3 steps in 90 s", "61.0"):
+    for figure in (
+        "131.1 B",
+        "67%",
+        "55%",
+        "6,500,000 parameters",
+        "3 steps",
+        "61.0",
+        "penumbra train sweep",
+    ):
         assert figure in text
+    table = [[cell.strip() for cell in re.findall(r"<td>([^<]*)</td>", row)] for row in html.split("<tr>")]
+    assert ["KL(teacher, student), nats", "9.876", "4.400", "3.210", "0.000"] in table
+    assert ["first choice is the actual token", "2.0%", "19.0%", "20.0%", "62.5%"] in table
+    assert ["calibration error", "0.300", "0.100", "0.100", ""] in table
+
+
+def test_no_figure_of_the_students_stands_twice(tmp_path: Path) -> None:
+    html = render(a_report(), tmp_path)
+    assert [
+        figure for figure in ("9.876", "4.400", "3.210", "10.800", "6.500") if html.count(figure) != 1
+    ] == []
+    labels = re.findall(r"<text x=[^>]*>([^<0-9]+)</text>", html)
+    bars = [label for label in labels if label in ("teacher", "store", "Parquet, tuned")]
+    assert bars == ["teacher", "store", "teacher", "Parquet, tuned"]
+
+
+def test_rates_are_filled_and_a_single_point_is_a_dot() -> None:
+    svg = line_chart("c", [Series("s", [0, 0, 10, 10], [0, 5, 5, 0])], "x", "y", filled=True)
+    (points,) = re.findall(r'<polygon class="band c0" points="([^"]+)"', svg)
+    assert points.split()[0] == "56.0,216.0"
+    assert points.split()[-1] == "390.0,216.0"
+    assert line_chart("c", [Series("s", [1], [2])], "x", "y").count("<circle") == 1
 
 
 def test_nothing_from_data_becomes_markup(tmp_path: Path) -> None:

@@ -67,11 +67,12 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("cluster", "render"): (f"{NOWHERE}.toml", "--kind", "grafana"),
     ("bench", "plan"): ("--tokens", "1e9", "--rate", "1000", "--results", NOWHERE),
     ("bench", "check"): ("--reference", NOWHERE),
+    ("bench", "answers"): (NOWHERE, "--students", "s", "--followed", NOWHERE, "--out", "out.json"),
 }
 """Arguments that name something which is not there."""
 WITHOUT_A_PLACE = {
     ("label", "settings"), ("train", "settings"), ("cluster", "up"),
-    *(("bench", part) for part in benchmarks.__main__.MODULES if part not in ("plan", "check")),
+    *(("bench", part) for part in benchmarks.__main__.MODULES if part not in ("plan", "check", "answers")),
 }  # fmt: skip
 """Commands that read nothing which could be missing, and measurements, whose place of output is tried below."""
 

@@ -629,8 +629,6 @@ def test_a_large_store_is_searched_sorted_and_linked_to(page: Page, tmp_path: Pa
         page.goto(link)
         page.wait_for_selector("#p5.chosen")
         assert page.locator("#sequence h2").inner_text() == "11-40"
-        page.goto(f"{server.address}#store=0&where=flags+holds+x")
-        expect(page.locator("#notice")).to_be_visible()
         page.goto("about:blank")
     finally:
         server.shutdown()

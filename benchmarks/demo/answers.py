@@ -1,0 +1,113 @@
+"""What students say to held-out prompts, the most likely token each time, beside what their teacher said.
+
+Only the students are loaded. The teacher's words are those of its store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from logitstore.exchange.texts import prompt_and_answer
+from logitstore.store import LogitStore
+from logitstore.students.snapshots import read_snapshots
+from logitstore.viewer.conversation import Conversations
+from logitstore.viewer.tokenizer_choice import choose_texts, tokenizer_folder
+from logitstore.viewer.tokens import TokenTexts
+
+DEFAULT_TOKENS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """To one prompt."""
+
+    record_id: str
+    asked: str
+    teacher: str
+    students: tuple[str, ...]
+    """In the order of the folders that were given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="store of the teacher's answers")
+    parser.add_argument("--students", nargs="+", required=True, type=Path, metavar="DIR")
+    parser.add_argument(
+        "--followed", required=True, type=Path, metavar="DIR",
+        help="student whose snapshots name the held-out records",
+    )  # fmt: skip
+    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, help="of each answer (default: 40)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    if _is_newer(args.out, [*args.students, args.followed]):
+        return 0
+    followed = [
+        (one.record_id, one.sample_index)
+        for one in read_snapshots(args.followed).sequences
+        if one.store == args.store
+    ]
+    found = answers_of(args.store, followed, args.students, args.tokens)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.with_suffix(".partial")
+    partial.write_text(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False) + "\n")
+    partial.replace(args.out)
+    return 0
+
+
+def _is_newer(out: Path, students: list[Path]) -> bool:
+    """Whether the answers were written after all of these students."""
+    made = [path for student in students for path in student.glob("*.safetensors")]
+    return out.is_file() and all(path.stat().st_mtime < out.stat().st_mtime for path in made)
+
+
+def read_answers(path: Path) -> tuple[Answers, ...]:
+    """What `penumbra bench answers` wrote."""
+    return tuple(
+        Answers(one["record_id"], one["asked"], one["teacher"], tuple(one["students"]))
+        for one in json.loads(path.read_text())
+    )
+
+
+def answers_of(
+    uri: str, records: list[tuple[str, int]], students: list[Path], num_tokens: int
+) -> list[Answers]:
+    """To the prompts of these records (id, sample), each answer cut to `num_tokens`."""
+    store = LogitStore.open(uri)
+    texts, _ = choose_texts(store, None)
+    folder = tokenizer_folder(store)
+    conversations = Conversations(store, texts, None if folder is None else Path(folder))
+    sequences = [store[record] for record in records]
+    prompts = [sequence.token_ids_T[: sequence.prompt_length].tolist() for sequence in sequences]
+    said = [_said(student, prompts, num_tokens, texts) for student in students]
+    return [
+        Answers(
+            sequence.record_id,
+            conversations.of(sequence.token_ids_T, sequence.prompt_length).asked,
+            prompt_and_answer(
+                sequence.token_ids_T[: sequence.prompt_length + num_tokens], sequence.prompt_length, texts
+            )[1],
+            tuple(of_student[place] for of_student in said),
+        )
+        for place, sequence in enumerate(sequences)
+    ]
+
+
+def _said(student: Path, prompts: list[list[int]], num_tokens: int, texts: TokenTexts) -> list[str]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).eval()
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            made = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False
+            )
+        answers.append(prompt_and_answer(made[0].numpy(), len(prompt), texts)[1])
+    return answers
