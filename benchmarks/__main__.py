@@ -25,6 +25,7 @@ MEASUREMENTS = {
     "faults": "seconds lost to a killed actor, driver or worker",
     "curation": "planted repeats among prompts that are found, by threshold",
     "scale": "cost against the number of units, shards, rows and workers",
+    "store": "a store of 100,000 sequences: looked up, deleted from, copied, published, out and back",
 }
 COMMANDS = {
     "all": "every measurement above, then RESULTS.md",
@@ -50,6 +51,7 @@ MODULES = {
     "faults": "benchmarks.jobs.faults",
     "curation": "benchmarks.labels.curation",
     "scale": "benchmarks.jobs.scale",
+    "store": "benchmarks.jobs.large_store",
     "all": "benchmarks.suite",
     "plan": "benchmarks.advice.plan",
     "recommend": "benchmarks.advice.recommend",

@@ -20,7 +20,7 @@ resolve() {
     fi
 }
 found=$(mktemp)
-trap 'rm -f "$found" "$found.err" "$found.torch"' EXIT
+trap 'rm -f "$found" "$found.err" "$found.torch" "$found.torch.lock"' EXIT
 cpu_build() {
     if [ -n "$links" ]; then
         UV_FIND_LINKS=$links resolve "$@" --constraint "$pin"
@@ -42,6 +42,17 @@ for python in ${PYTHONS:-3.11 3.12 3.13}; do
     for extra in $extras; do
         resolve "$python" "$extra"
     done
+done
+# The lock serves each Python: every pin has a wheel for it. (PyTorch's own index has its CPU build for each.)
+sed 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock >"$pin.lock"
+for python in ${PYTHONS:-3.11 3.12 3.13}; do
+    if "$UV" pip compile --quiet --no-header --no-deps --only-binary :all: --python-version "$python" \
+        "$pin.lock" -o "$found" 2>"$found.err"; then
+        echo "extras: Python $python, requirements.lock: every pin has a wheel"
+    else
+        echo "extras: Python $python, requirements.lock: $(tail -n 3 "$found.err" | tr '\n' ' ')"
+        failed=1
+    fi
 done
 # A folder of wheels may hold those of the lock's Python alone.
 for extra in train label-cpu; do

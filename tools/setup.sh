@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes .venv from requirements.lock with the project in it (editable), and nothing if that is already so.
 #
-# PYTHON names the interpreter (default: python3.11). Wheels in the folders of PIP_FIND_LINKS or
+# PYTHON names the interpreter (default: python3.11; 3.12 and 3.13 do as well). Wheels in the folders of PIP_FIND_LINKS or
 # UV_FIND_LINKS are used first; PyTorch's CPU build otherwise comes from PyTorch's own index.
 set -eu
 cd "$(dirname "$0")/.."
@@ -18,20 +18,27 @@ fail() {
 
 [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || fail "requirements.lock pins wheels for Linux on x86-64, \
 this is $(uname -s) on $(uname -m); install without the lock, for example to train: pip install '.[train]'"
-command -v "$PYTHON" >/dev/null || fail "no interpreter '$PYTHON': the lock is for Python 3.11; install it
-(Debian: apt-get install python3.11 python3.11-venv) or name one: make setup PYTHON=/path/to/python3.11"
+command -v "$PYTHON" >/dev/null || fail "no interpreter '$PYTHON': the lock is for Python 3.11 to 3.13; install it
+(Debian: apt-get install python3.11 python3.11-venv) or name one: make setup PYTHON=python3.12"
 found=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-[ "$found" = 3.11 ] || fail "'$PYTHON' is Python $found, but requirements.lock pins wheels for 3.11; \
+case $found in
+3.11 | 3.12 | 3.13) ;;
+*)
+    fail "'$PYTHON' is Python $found, but requirements.lock pins wheels for 3.11, 3.12 and 3.13; \
 name another with PYTHON=..., or install without the lock: pip install '.[train,label-cpu]'"
+    ;;
+esac
 
-digest=$(cat requirements.lock pyproject.toml tools/setup.sh | sha256sum | cut -c1-16)
+digest=$found-$(cat requirements.lock pyproject.toml tools/setup.sh | sha256sum | cut -c1-16)
 stamp=.venv/.penumbra-setup
 if [ "$(cat "$stamp" 2>/dev/null || true)" = "$digest" ] && [ -x .venv/bin/python ]; then
     exit 0
 fi
 
 echo "setup: installing $(grep -c '==' requirements.lock) pinned packages into .venv"
-if [ ! -x .venv/bin/pip ]; then
+# An environment of another Python is made anew.
+made_by=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+if [ ! -x .venv/bin/pip ] || [ "$made_by" != "$found" ]; then
     "$PYTHON" -m venv --clear .venv || fail "'$PYTHON' cannot make a virtual environment; \
 on Debian: apt-get install python3.11-venv"
 fi

@@ -33,7 +33,7 @@ JOB = (
     "--set", "input.kind=prompt_response", "--set", "labels.mode=score", "--set", "input.limit=8",
 )  # fmt: skip
 MEASURED = (
-    "recommend", "storage", "decode", "labeling", "loading", "training", "fidelity", "faults", "scale", "all",
+    "recommend", "storage", "decode", "labeling", "loading", "training", "fidelity", "faults", "scale", "store", "all",
     "curation",
 )  # fmt: skip
 WORK: dict[tuple[str, str], tuple[str, ...]] = {

@@ -34,7 +34,9 @@ Progress = Callable[[str, int, int], None]
 Announce = Callable[[int], None]
 """Called before anything is written with the bytes that it will take, about."""
 ROWS_PER_BATCH = 256
-"""Sequences per record batch or row group."""
+"""Sequences per record batch."""
+ROW_GROUP_BYTES = 32 * 2**20
+"""Of arrays that make a row group of Parquet."""
 FILE_BYTES = 64 * 2**20
 """Labels, as the store holds them, that one of several files takes; Parquet makes about twice of them."""
 THREADS = 4
@@ -91,10 +93,8 @@ class _Table:
             return
         schema = table_schema(self.manifest)
         with _writer(file, schema, self.form) as writer:
-            for part in parts:
-                for batch in part:
-                    assert isinstance(batch, pa.RecordBatch)
-                    writer.write_batch(batch)
+            for group in _row_groups(parts):
+                writer.write_table(pa.Table.from_batches(group, schema))
 
     def content(self, part: ShardPart) -> Content:
         """What `write` takes of one shard."""
@@ -237,6 +237,19 @@ def _groups(parts: list[ShardPart], file_bytes: int) -> list[list[ShardPart]]:
         groups[-1].append(part)
         size += part.entry.num_bytes
     return groups
+
+
+def _row_groups(parts: Iterable[Content]) -> Iterator[list[pa.RecordBatch]]:
+    """Record batches of several shards together: many small row groups cost more than their labels."""
+    group: list[pa.RecordBatch] = []
+    for batch in itertools.chain.from_iterable(parts):
+        assert isinstance(batch, pa.RecordBatch)
+        group.append(batch)
+        if sum(one.nbytes for one in group) >= ROW_GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _refuse_another(target: Objects, num_files: int, form: str) -> None:

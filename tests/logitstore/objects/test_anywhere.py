@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from logitstore.__main__ import main
@@ -93,6 +94,17 @@ def test_a_command_says_what_it_says_of_the_folder(address: list[str], here, com
             for text in (found, expected)
         )
     assert found == expected
+
+
+def test_what_makes_stores_reads_from_there(store: LogitStore, address: list[str], tmp_path: Path) -> None:
+    expected = [one.record_id for one in store]
+    assert main(["merge", *address, "--out", str(tmp_path / "merged"), "--quiet"]) == 0
+    assert main(["copy", *address[:1], str(tmp_path / "copy"), *address[1:], "--quiet"]) == 0
+    assert main(["publish", *address[:1], str(tmp_path / "public"), *address[1:], "--quiet"]) == 0
+    assert main(["export", *address[:1], "--to", "parquet", f"{tmp_path}/t/", *address[1:], "--quiet"]) == 0
+    for place in ("merged", "copy", "public"):
+        assert [one.record_id for one in LogitStore.open(tmp_path / place)] == expected, place
+    assert pq.read_table(tmp_path / "t").num_rows == len(expected)
 
 
 def test_export_and_view(store: LogitStore, address: list[str], tmp_path: Path) -> None:
