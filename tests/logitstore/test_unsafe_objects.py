@@ -126,7 +126,12 @@ def test_little_memory_and_time(tmp_path: Path, make: Callable[[Path], None], co
     make(tmp_path / "store")
     places = {"STORE": str(tmp_path / "store"), "OUT": str(tmp_path / "out")}
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *(places.get(word, word) for word in READERS[command])],
+        [
+            sys.executable,
+            "-c",
+            _MEASURED,
+            *(places[word] if word in places else word for word in READERS[command]),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
