@@ -118,19 +118,24 @@ SOUND = {("bomb", "copy"), ("bomb", "publish"), ("bomb", "view")}
 READS_REJECTS = ("verify", "copy")
 
 
+def command_line(folder: Path, command: str) -> list[str]:
+    return [
+        word.replace("STORE", f"{folder}/store").replace("OUT", f"{folder}/out") for word in READERS[command]
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("make", [bomb, sparse, endless_lines])
 @pytest.mark.parametrize("command", READERS)
 def test_little_memory_and_time(tmp_path: Path, make: Callable[[Path], None], command: str) -> None:
     make(tmp_path / "store")
-    places = {"STORE": str(tmp_path / "store"), "OUT": str(tmp_path / "out")}
     done = subprocess.run(
         [
             sys.executable,
             "-c",
             _MEASURED,
-            *(places[word] if word in places else word for word in READERS[command]),
+            *command_line(tmp_path, command),
         ],
         capture_output=True,
         text=True,
