@@ -60,8 +60,9 @@ def store(tmp_path: Path) -> LogitStore:
     delete_records(store, frozenset({"taken-down"}), "asked for")
     files = {"tokenizer.json": b"{}", "tokenizer_config.json": b'{"name_or_path": "/home/me/model", "a": 1}'}
     put_tokenizer(store.objects, files, "apache-2.0")
-    for name in ("plan/head.json", "logs/secret-host.log", "status.json", "driver.json", "job.json"):
+    for name in ("plan/head.json", "logs/secret-host.log", "driver.json", "job.json"):
         store.objects.put(name, b'"plan-of-the-job"')
+    store.objects.put("status.json", JobStatus("finished", message="plan-of-the-job").as_json().encode())
     store.refresh()
     return store
 
