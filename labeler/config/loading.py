@@ -172,6 +172,11 @@ def with_absolute_paths(job: JobConfig) -> JobConfig:
     return job.model_copy(update=changed)
 
 
+_NEVER_OTHER_LABELS = ("input.list_of_texts", "refuse", "first")
+"""A change that only adds records: lists that were refused. Earlier versions took the first text of a prompt
+where the setting says "refuse", and such a job goes on with "first"."""
+
+
 def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line per setting in which two `identity` records differ.
 
@@ -185,7 +190,9 @@ def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> li
         f"{name}: {stored.get(name)!r} in the store, "
         + (f"{now.get(name)!r} now" if name in now or _is_known(name) else "which needs the newer version")
         for name in sorted(set(stored) | set(now))
-        if not name.startswith(_CHANGEABLE) and stored.get(name) != now.get(name)
+        if not name.startswith(_CHANGEABLE)
+        and stored.get(name) != now.get(name)
+        and (name, stored.get(name), now.get(name)) != _NEVER_OTHER_LABELS
     ]
 
 

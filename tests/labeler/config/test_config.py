@@ -170,6 +170,18 @@ def _identity_before_sampling(job):
     } | {"labels.top_k": flat["labels.top_k"]}
 
 
+def test_lists_that_were_refused_may_be_cut_to_their_first_later_and_not_otherwise():
+    """A job of a version that took the first text of a prompt without being asked goes on by saying so."""
+    refused, first, joined = (
+        identity(load(f"input.list_of_texts={choice}")) for choice in ("refuse", "first", "join")
+    )
+    assert describe_difference(refused, first) == []
+    older = {name: value for name, value in refused.items() if name != "input.list_of_texts"}
+    assert describe_difference(older, first) == []
+    assert len(describe_difference(first, refused)) == 1
+    assert len(describe_difference(refused, joined)) == 1
+
+
 def test_an_identity_of_an_earlier_version_is_read_at_the_new_places():
     job = load("labels.mode=generate", "sampling.temperature=0.5", "labels.top_k=7")
     stored = _identity_before_sampling(job)
