@@ -83,7 +83,7 @@ def test_the_report_fits_and_shows_its_charts_and_tokens(
     assert "<b>record 0-0</b>" in tokens
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("svg.chart").count() == 5
-    assert page.locator("svg.chart polyline").count() == 5  # two students, the loss, the mass, two workers
+    assert page.locator("svg.chart polyline").count() == 6  # two students, the loss, the mass, two workers
     for chart in page.locator("svg.chart").all():
         box = chart.bounding_box()
         assert box["width"] > 250
