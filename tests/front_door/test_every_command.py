@@ -98,6 +98,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("bench", "demo"): ("--configs", NOWHERE),
     ("bench", "teacher"): ("--out", "OUT"),
     ("bench", "student"): ("--teacher", NOWHERE, "--out", "OUT"),
+    ("bench", "answers"): ("STORE", "--students", NOWHERE, "--followed", NOWHERE, "--out", "answers.json"),
     **{("bench", part): ("--quick", "--out", "OUT") for part in MEASURED},
 }
 """Arguments by which each command begins real work, or, for what needs more than one machine or a model, all
