@@ -5,19 +5,22 @@ Shape legend: T tokens, N label rows, K stored entries, M temperatures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
+from labeler.config.teacher_settings import ApiTeacherConfig
 from labeler.errors import PromptError
 from labeler.records import TokenizedPrompt
 from labeler.teacher.fake import FakeTeacher
 from labeler.teacher.protocol import Teacher, build_teacher
 from logitstore.records import LabeledSequence
 from tests.labeler import engines
+from tests.labeler.teacher.openai.server import KEY, SERVED
+from tests.labeler.teacher.openai.stand_in import stand_in_server, write_model
 
 FAKE = TeacherConfig(engine="fake", max_model_len=engines.MAX_MODEL_LEN)
 
@@ -31,6 +34,8 @@ class Case:
     labels: LabelsConfig
     tolerance: float
     """By how much values may differ between runs of other batches."""
+    scored: LabelsConfig = engines.SCORE
+    capture: str = "in_engine"
 
 
 def _fake(labels: LabelsConfig) -> Teacher:
@@ -43,14 +48,34 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def openai_case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    """A server with the fake teacher's logits; `openai/` has tests of the same teacher on vLLM's own server."""
+    folder = write_model(tmp_path_factory.mktemp("model"))
+    with stand_in_server(folder) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PENUMBRA_TEST_KEY", KEY)
+        api = ApiTeacherConfig(base_url=url, model=SERVED, key_variable="PENUMBRA_TEST_KEY", concurrency=4)
+        config = TeacherConfig(
+            engine="openai", model=str(folder), max_model_len=engines.MAX_MODEL_LEN, api=api
+        )
+        settings = {"top_k": 20, "temperatures": (1.0,)}
+        score, generate = (one.model_copy(update=settings) for one in (engines.SCORE, engines.GENERATE))
+        sampling = engines.SAMPLING.model_copy(update={"stop": ()})
+        teachers = [build_teacher(config, labels, sampling, cores=None) for labels in (score, generate)]
+        yield Case(lambda: teachers[0], lambda: teachers[1], generate, 1e-5, score, "public_api")
+        for teacher in teachers:
+            teacher.close()
+
+
 @pytest.fixture(
     params=[
         "fake",
+        "openai",
         pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]),
     ]
 )
 def case(request: pytest.FixtureRequest) -> Case:
-    return CASES[request.param]
+    return request.getfixturevalue("openai_case") if request.param == "openai" else CASES[request.param]
 
 
 def _ids(*ids: int) -> np.ndarray:
@@ -117,7 +142,7 @@ def test_score_labels_the_positions_asked_for(case: Case) -> None:
         assert (item.prompt_length, item.label_start) == (len(prompt.prompt_token_ids), prompt.label_start)
         assert item.finish_reason == "scored"
         assert item.loss_mask_N.all()
-        _assert_consistent(item, teacher, engines.SCORE)
+        _assert_consistent(item, teacher, case.scored)
 
 
 def test_a_row_is_of_its_own_position(case: Case) -> None:
@@ -174,7 +199,7 @@ def test_the_longest_sequence_allowed_is_labeled(case: Case) -> None:
     ids = (np.arange(longest) % 300).astype(np.int32)
     item = engines.labeled(teacher, [TokenizedPrompt("longest", ids[:1], ids[1:], longest - 2)])["longest", 0]
     assert item.rows.num_rows == 2
-    _assert_consistent(item, teacher, engines.SCORE)
+    _assert_consistent(item, teacher, case.scored)
 
 
 def test_an_abandoned_iterator_leaves_the_teacher_usable(case: Case) -> None:
@@ -269,9 +294,9 @@ def test_the_description_is_cheap_and_stable(case: Case) -> None:
     teacher = case.score()
     description = teacher.describe()
     assert description == teacher.describe()
-    assert description.exact_temperatures == engines.SCORE.temperatures
-    assert description.info.capture == "in_engine"
-    assert description.value_kind == "gap_f16", "both teachers compute in float32"
+    assert description.exact_temperatures == case.scored.temperatures
+    assert description.info.capture == case.capture
+    assert description.value_kind == "gap_f16", "all of these compute in float32"
     # vLLM always samples one token more than it scores.
     assert engines.MAX_MODEL_LEN - description.max_model_len in (0, 1)
 

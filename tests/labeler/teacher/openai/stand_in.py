@@ -1,6 +1,6 @@
 """A server that answers completions in the form of vLLM's, with the logits of the stand-in teacher.
 
-It takes greedy requests only, and refuses what vLLM's refuses: a wrong key, another model, too many entries.
+It samples by the request's seed from all ids, and refuses what vLLM's refuses: a wrong key, another model, too many entries.
 """
 
 from __future__ import annotations
@@ -65,9 +65,13 @@ class StandIn:
         written: list[int] = []
         rows: list[dict[str, float]] = []
         reason = "length"
+        random = np.random.default_rng(body.get("seed", 0))
         while len(written) < body["max_tokens"]:
             row_V = self.logprobs([*given, *written])[-1]
-            written.append(int(row_V.argmax()))
+            if temperature := body.get("temperature", 1.0):
+                written.append(int((row_V / temperature + random.gumbel(size=len(row_V))).argmax()))
+            else:
+                written.append(int(row_V.argmax()))
             rows.append(
                 {f"token_id:{i}": value for i, value in _top(row_V, body.get("logprobs") or 1, written[-1])}
             )
