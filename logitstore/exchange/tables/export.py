@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -71,10 +72,14 @@ class _Table:
     selection: Selection
     top_k: int | None
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
         manifest = self.store.manifest
         return dataclasses.replace(manifest, labels=cut_labels(manifest.labels, self.top_k))
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        return table_schema(self.manifest)
 
     def sequences(self, part: ShardPart) -> Iterator[LabeledSequence]:
         found = self.selection.of_part(self.store, part)
@@ -91,10 +96,10 @@ class _Table:
                     write_json_line(sequence, text)
             text.detach()
             return
-        schema = table_schema(self.manifest)
+        schema = self.schema
         with _writer(file, schema, self.form) as writer:
             for group in _row_groups(parts):
-                writer.write_table(pa.Table.from_batches(group, schema))
+                writer.write_table(pa.Table.from_batches(group, schema).combine_chunks())
 
     def content(self, part: ShardPart) -> Content:
         """What `write` takes of one shard."""
@@ -102,7 +107,7 @@ class _Table:
         return list(sequences) if self.form == "jsonl" else self.batches(sequences)
 
     def batches(self, sequences: Iterable[LabeledSequence]) -> list[pa.RecordBatch]:
-        schema = table_schema(self.manifest)
+        schema = self.schema
         waiting, found = iter(sequences), list[pa.RecordBatch]()
         while some := list(itertools.islice(waiting, ROWS_PER_BATCH)):
             found.append(record_batch(some, schema))
