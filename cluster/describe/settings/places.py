@@ -114,7 +114,8 @@ class CacheConfig(OneLineSection):
     it is missing. A machine's processes wait for the first to fetch the weights, and read them from there."""
     size_gb: int = Field(default=0, ge=0)
     """Scratch of so many GB, which goes with the pod or job. Kubernetes: ephemeral storage of each pod;
-    Slurm: disk in `slurm.scratch` (`--tmp`); SkyPilot: added to each machine's disk."""
+    Slurm: disk in `slurm.scratch` (`--tmp`, which a site that gives its nodes no TmpDisk refuses: set
+    `slurm.directives = ["--tmp=0"]` there); SkyPilot: added to each machine's disk."""
     bucket: str = Field(default="", pattern=r"^((s3|gs|r2|https)://[A-Za-z0-9._/-]+)?$")
     """SkyPilot: a bucket, s3://NAME/PATH or gs://NAME/PATH, that all machines mount and keep a copy of what
     they read: other machines and later tasks find the weights there."""
