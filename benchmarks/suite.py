@@ -24,11 +24,11 @@ from benchmarks.report.results import load_all
 from benchmarks.report.results_page import GPU, write_page
 
 PARTS = (
-    "recommend", "storage", "decode", "fidelity", "labeling", "loading", "training", "faults", "scale",
-    "store", "curation",
+    "recommend", "storage", "decode", "fidelity", "labeling", "loading", "training", "faults",
+    "schedules", "scale", "store", "curation",
 )  # fmt: skip
 """`recommend` labels what `storage`, `decode` and `loading` then measure, so it comes first."""
-REFERENCE_PARTS = tuple(part for part in PARTS if part not in ("recommend", "faults", "store"))
+REFERENCE_PARTS = tuple(part for part in PARTS if part not in ("recommend", "faults", "schedules", "store"))
 """Those with figures that `check` can compare: sizes, qualities and quotients of rates."""
 PART_LIMIT_SEC = 600
 

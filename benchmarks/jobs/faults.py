@@ -1,9 +1,6 @@
-"""What faults do to a store and to a job: schedules of them, and the time until a job goes on.
+"""How long a job takes to recover from a killed worker and from a killed driver.
 
-Each schedule is a random order of operations by two actors over objects in memory, of which some requests and
-replies are lost; afterwards the store must be readable and hold every unit whose commit was answered once.
-
-Then three runs of one small job on a Ray cluster of its own, with the stand-in teacher so that the time
+Three runs of one small job on a Ray cluster of its own, with the stand-in teacher so that the time
 measured is the labeler's and not a model's loading: undisturbed, with one actor killed by SIGKILL, and
 with the driver killed and the same command given again. After each, the store must hold every record once.
 """
@@ -16,22 +13,16 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
-from benchmarks.jobs.driver_schedules import NUM_DRIVERS, lease_schedule, status_schedule
 from benchmarks.jobs.running_job import RunningJob, started, units_done, verify, wait_for
-from benchmarks.jobs.store_schedules import MIXES, HarmError, run_schedule
 from benchmarks.report.plots import plot
-from benchmarks.report.results import Figure, Result, ResultTable, publish
+from benchmarks.report.results import Figure, Result, publish
 
 RECORDS = {False: 320, True: 96}
 """By --quick; units hold eight records."""
-SCHEDULES = {False: 200, True: 12}
-"""Of each kind, by --quick."""
 UNIT_SIZE = 8
 SECONDS_PER_TOKEN = 0.004
 WORDS_PER_RECORD = 12
@@ -39,14 +30,11 @@ RUN_LIMIT_SEC = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--schedules", type=int, metavar="N", help="of each kind (default 200; --quick: 12)")
+    """Nothing beside what every measurement takes."""
 
 
 def run(args: argparse.Namespace) -> int:
     num_records = RECORDS[args.quick]
-    schedules = [
-        _tried(what, run_one, args.schedules or SCHEDULES[args.quick]) for what, run_one in KINDS.items()
-    ]
     with tempfile.TemporaryDirectory() as folder:
         prompts = _write_prompts(Path(folder), num_records)
         undisturbed = _undisturbed(prompts, Path(folder) / "undisturbed")
@@ -58,23 +46,19 @@ def run(args: argparse.Namespace) -> int:
         Figure.of("actor_kill_costs_sec", max(actor_total - undisturbed, 0.0), "s"),
         Figure.of("driver_back_sec", driver_sec, "s"),
         Figure.of("driver_kill_costs_sec", max(driver_total - undisturbed, 0.0), "s"),
-        Figure.of("schedules", sum(one.tried for one in schedules), ""),
-        Figure.of("schedules_survived", sum(one.survived for one in schedules), ""),
     ]
     with plot(args.out / "faults.svg", "Time until work goes on", "what is killed", "seconds") as axes:
         axes.bar(["one of two actors", "the driver, then started again"], [actor_sec, driver_sec], width=0.5)
     result = Result.of(
         "faults",
         meaning=f"Work goes on {actor_sec:.0f} s after an actor is killed and {driver_sec:.0f} s after a "
-        f"killed driver is started again. Of {sum(one.tried for one in schedules):,} random schedules of "
-        f"faults {sum(one.survived for one in schedules):,} leave every unit readable and there once.",
+        "killed driver is started again.",
         columns=("what is killed", "seconds until work goes on", "seconds of the whole job"),
         rows=[
             ("nothing", None, undisturbed),
             ("one of two actors", actor_sec, actor_total),
             ("the driver, then the same command", driver_sec, driver_total),
         ],
-        more_tables=[_schedules_table(schedules)],
         figures=figures,
         plots=["faults.svg"],
         notes=[
@@ -84,65 +68,11 @@ def run(args: argparse.Namespace) -> int:
             "Work goes on when a replacement of the actor is ready, or when the second driver leases a unit; "
             "each was measured once.",
             "The second driver runs on the same machine, so it need not wait for the lease of the first.",
-            "A schedule has 40 operations by one actor, while a second one acts in between; 15% of their "
-            "changes and 45% of the replacements of an object lose the request or the reply, or are tried "
-            "again by the client after a lost reply. Lost: a unit whose commit was answered is gone.",
-            f"Schedules of lease and status have {NUM_DRIVERS} drivers, each suspended when the next begins.",
         ],
         quick=args.quick,
     )
     publish(result, args.out, quiet=args.quiet)
     return 0
-
-
-@dataclass(slots=True)
-class Tried:
-    """What became of the schedules of one kind."""
-
-    what: str
-    tried: int = 0
-    num_faults: int = 0
-    """Requests and replies lost in the schedules that were survived."""
-    unreadable: int = 0
-    """The store cannot be read, or something of it is not as it must be."""
-    lost: int = 0
-    twice: int = 0
-
-    @property
-    def survived(self) -> int:
-        return self.tried - self.unreadable - self.lost - self.twice
-
-
-KINDS: dict[str, Callable[[int], int]] = {
-    **{f"store, {mix}": partial(run_schedule, mix) for mix in MIXES},
-    "driver lease": lease_schedule,
-    "status of a job": status_schedule,
-}
-
-
-def _tried(what: str, run_one: Callable[[int], int], count: int) -> Tried:
-    tried = Tried(what)
-    for seed in range(count):
-        tried.tried += 1
-        try:
-            tried.num_faults += run_one(seed)
-        except HarmError as error:
-            tried.lost += error.harm == "lost"
-            tried.twice += error.harm == "twice"
-        except Exception:  # noqa: BLE001 - whatever else went wrong is one more store that is not sound
-            tried.unreadable += 1
-    return tried
-
-
-def _schedules_table(schedules: list[Tried]) -> ResultTable:
-    return ResultTable.of(
-        "Random schedules of lost requests, lost replies and second actors",
-        ("schedules over", "tried", "survived", "unreadable or wrong", "lost", "twice", "faults in them"),
-        [
-            (one.what, one.tried, one.survived, one.unreadable, one.lost, one.twice, one.num_faults)
-            for one in schedules
-        ],
-    )
 
 
 def _undisturbed(prompts: Path, store: Path) -> float:

@@ -34,7 +34,7 @@ JOB = (
 )  # fmt: skip
 MEASURED = (
     "recommend", "storage", "decode", "labeling", "loading", "training", "fidelity", "faults", "scale", "store", "all",
-    "curation",
+    "schedules", "curation",
 )  # fmt: skip
 WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("label", "run"): (*JOB, "--set", "output.uri=OUT", "--dry-run"),

@@ -1,0 +1,101 @@
+"""What lost requests, lost replies and second actors do to a store: random schedules, tried and survived.
+
+Each schedule is a random order of operations by two actors over objects in memory, of which some requests and
+replies are lost; afterwards the store must be readable and hold every unit whose commit was answered once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.jobs.driver_schedules import NUM_DRIVERS, lease_schedule, status_schedule
+from benchmarks.jobs.store_schedules import MIXES, HarmError, run_schedule
+from benchmarks.report.results import Figure, Result, publish
+
+SCHEDULES = {False: 100, True: 12}
+"""Of each kind, by --quick."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--schedules", type=int, metavar="N", help="of each kind (default 100; --quick: 12)")
+
+
+def run(args: argparse.Namespace) -> int:
+    count = args.schedules or SCHEDULES[args.quick]
+    found = [_tried(what, run_one, count) for what, run_one in KINDS.items()]
+    tried, survived = sum(one.tried for one in found), sum(one.survived for one in found)
+    result = Result.of(
+        "schedules",
+        meaning=f"Of {tried:,} random schedules of faults, {survived:,} leave every unit readable and there "
+        "once. The times of recovery are in the section on faults.",
+        columns=(
+            "schedules over",
+            "tried",
+            "survived",
+            "unreadable or wrong",
+            "lost",
+            "twice",
+            "faults in them",
+        ),
+        rows=[
+            (one.what, one.tried, one.survived, one.unreadable, one.lost, one.twice, one.num_faults)
+            for one in found
+        ],
+        figures=[
+            Figure.of("tried", tried, ""),
+            Figure.of("survived", survived, ""),
+            Figure.of("faults", sum(one.num_faults for one in found), ""),
+        ],
+        plots=[],
+        notes=[
+            "A schedule has 40 operations by one actor, while a second one acts in between; 15% of their "
+            "changes and 45% of the replacements of an object lose the request or the reply, or are tried "
+            "again by the client after a lost reply. Lost: a unit whose commit was answered is gone.",
+            f"Schedules of lease and status have {NUM_DRIVERS} drivers, each suspended when the next begins.",
+        ],
+        quick=args.quick,
+    )
+    publish(result, args.out, quiet=args.quiet)
+    return int(survived < tried)
+
+
+@dataclass(slots=True)
+class Tried:
+    """What became of the schedules of one kind."""
+
+    what: str
+    tried: int = 0
+    num_faults: int = 0
+    """Requests and replies lost in the schedules that were survived."""
+    unreadable: int = 0
+    """The store cannot be read, or something of it is not as it must be."""
+    lost: int = 0
+    twice: int = 0
+
+    @property
+    def survived(self) -> int:
+        return self.tried - self.unreadable - self.lost - self.twice
+
+
+KINDS: dict[str, Callable[[int], int]] = {
+    **{f"store, {mix}": partial(run_schedule, mix) for mix in MIXES},
+    "driver lease": lease_schedule,
+    "status of a job": status_schedule,
+}
+
+
+def _tried(what: str, run_one: Callable[[int], int], count: int) -> Tried:
+    tried = Tried(what)
+    for seed in range(count):
+        tried.tried += 1
+        try:
+            tried.num_faults += run_one(seed)
+        except HarmError as error:
+            tried.lost += error.harm == "lost"
+            tried.twice += error.harm == "twice"
+        except Exception:  # noqa: BLE001 - whatever else went wrong is one more store that is not sound
+            tried.unreadable += 1
+    return tried
