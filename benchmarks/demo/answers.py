@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.texts import prompt_and_answer
 from logitstore.store import LogitStore
 from logitstore.students.snapshots import read_snapshots
@@ -46,11 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if _is_newer(args.out, [*args.students, args.followed]):
         return 0
+    uri = LogitStore.open(args.store).uri  # as a training run names it, wherever it was started
     followed = [
         (one.record_id, one.sample_index)
         for one in read_snapshots(args.followed).sequences
-        if one.store == args.store
+        if one.store == uri
     ]
+    if not followed:
+        raise UnsupportedInputError(
+            f"the student in {str(args.followed)!r} was followed on no sequence of {uri}; give one that "
+            "it was trained on, or raise evaluation.snapshots"
+        )
     found = answers_of(args.store, followed, args.students, args.tokens)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_suffix(".partial")

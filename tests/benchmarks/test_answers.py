@@ -39,14 +39,17 @@ def store(tmp_path: Path) -> LogitStore:
     return make_store(tmp_path / "store", (6,), lengths=(12, 20))
 
 
-def test_answers_are_the_likeliest_tokens_after_the_stored_prompt(store: LogitStore, tmp_path: Path) -> None:
+def test_answers_are_the_likeliest_tokens_after_the_stored_prompt(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the store is named as in the demo, and by its whole path in snapshots
     folders = [tmp_path / "one", tmp_path / "two"]
     for seed, folder in enumerate(folders):
         tiny_student(seed=seed).save_pretrained(folder)
     records = [one.record_id for one in store if one.prompt_length][:2]
     followed_in(store, records, folders[0])
     out = tmp_path / "answers.json"
-    arguments = ["answers", store.uri, "--students", *map(str, folders), "--followed", str(folders[0])]
+    arguments = ["answers", "store", "--students", *map(str, folders), "--followed", str(folders[0])]
     assert main([*arguments, "--tokens", "5", "--out", str(out)]) == 0
     found = read_answers(out)
     assert [one.record_id for one in found] == records
