@@ -29,10 +29,12 @@ BatchLoss = Callable[[Any, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """A student on held-out windows; everything at T=1 and over the whole vocabulary."""
+    """A student on held-out windows, over the whole vocabulary; at T=1 where nothing else is said."""
 
     kl: float
     """KL(teacher || student), nats per token."""
+    kl_at_t: float
+    """The same with both sides at the temperature that the student was trained at."""
     cross_entropy: float
     """-log q of the text, nats per token."""
     agreement: float
@@ -76,12 +78,22 @@ def from_store(teacher: LiveTeacher, targets: TeacherTargets | None, settings: L
     return loss
 
 
-def train(teacher: LiveTeacher, loss: BatchLoss, train_windows: Tensor, *, seed: int, num_steps: int) -> Any:
-    """A fresh student after `num_steps`. Start and batches depend on the seed alone."""
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the students of one seed have in common."""
+
+    seed: int
+    """Decides the random weights and the batches."""
+    num_steps: int
+    peak_learning_rate: float = PEAK_LEARNING_RATE
+
+
+def random_student(vocab_size: int, seed: int) -> Any:
+    """A small Llama of random weights, which the seed alone decides."""
     torch.manual_seed(seed)
-    student: Any = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=teacher.vocab_size,
+            vocab_size=vocab_size,
             hidden_size=128,
             intermediate_size=384,
             num_hidden_layers=2,
@@ -90,12 +102,17 @@ def train(teacher: LiveTeacher, loss: BatchLoss, train_windows: Tensor, *, seed:
             tie_word_embeddings=False,
         )
     )
-    optimizer = torch.optim.AdamW(student.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01)
+
+
+def train(student: Any, loss: BatchLoss, train_windows: Tensor, training: Training) -> Any:
+    """The student itself, `num_steps` later. Batches depend on the seed alone."""
+    student.train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=training.peak_learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LEARNING_RATE, total_steps=num_steps + 1, pct_start=0.1
+        optimizer, training.peak_learning_rate, total_steps=training.num_steps + 1, pct_start=0.1
     )
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(num_steps):
+    generator = torch.Generator().manual_seed(training.seed)
+    for _ in range(training.num_steps):
         choice = torch.randperm(len(train_windows), generator=generator)[:BATCH_WINDOWS]
         optimizer.zero_grad()
         loss(student, train_windows[choice]).backward()
@@ -106,18 +123,26 @@ def train(teacher: LiveTeacher, loss: BatchLoss, train_windows: Tensor, *, seed:
 
 
 @torch.no_grad()
-def evaluate(teacher: LiveTeacher, student: Any, windows: Tensor) -> Quality:
+def evaluate(teacher: LiveTeacher, student: Any, windows: Tensor, temperature: float) -> Quality:
     """Quality over all rows of the windows."""
-    log_p_NV = torch.log_softmax(teacher.logits(windows)[:, :-1].flatten(0, 1), dim=-1)
-    log_q_NV = torch.log_softmax(student(teacher.token_ids_WT[windows]).logits[:, :-1].flatten(0, 1), dim=-1)
+    teacher_NV = teacher.logits(windows)[:, :-1].flatten(0, 1)
+    student_NV = student(teacher.token_ids_WT[windows]).logits[:, :-1].flatten(0, 1)
+    log_q_NV = torch.log_softmax(student_NV, dim=-1)
     labels_N = teacher.token_ids_WT[windows][:, 1:].flatten()
     confidence_N, top_N = log_q_NV.exp().max(dim=1)
     return Quality(
-        kl=functional.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True).item(),
+        kl=_kl(teacher_NV, student_NV),
+        kl_at_t=_kl(teacher_NV / temperature, student_NV / temperature),
         cross_entropy=functional.nll_loss(log_q_NV, labels_N).item(),
-        agreement=(top_N == log_p_NV.argmax(dim=1)).double().mean().item(),
+        agreement=(top_N == teacher_NV.argmax(dim=1)).double().mean().item(),
         calibration_error=_calibration_error(confidence_N, top_N == labels_N),
     )
+
+
+def _kl(teacher_NV: Tensor, student_NV: Tensor) -> float:
+    """KL(teacher || student), nats per row; both sides logits."""
+    log_p_NV, log_q_NV = teacher_NV.log_softmax(dim=-1), student_NV.log_softmax(dim=-1)
+    return functional.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True).item()
 
 
 def _calibration_error(confidence_N: Tensor, right_N: Tensor) -> float:
