@@ -112,6 +112,10 @@ def _refuse_zero_3(deepspeed: Any) -> None:
     stage: Any = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if isinstance(deepspeed, Mapping):
         stage = deepspeed.get("zero_optimization", {}).get("stage", stage)
+    _refuse_stage(stage)
+
+
+def _refuse_stage(stage: Any) -> None:
     if str(stage) == "3":
         raise ValueError(
             "DeepSpeed's ZeRO stage 3 is not supported: it empties the weights between calls of the model, "
@@ -157,6 +161,8 @@ class OfflineDistillationConfig(TrainingArguments):
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         _refuse_zero_3(self.deepspeed)
         super().__post_init__()
+        # accelerate launch may have named a file of DeepSpeed's settings, which it has read by now.
+        _refuse_stage(getattr(self.deepspeed_plugin, "zero_stage", None))
         for name, value in SET.items():
             setattr(self, name, value)
         for name, refusal in REFUSED.items():

@@ -14,6 +14,20 @@ def with_adapters(model: Any, peft_config: Any) -> Any:
     return get_peft_model(model, peft_config)
 
 
+def check_not_tensor_parallel(model: Any) -> None:
+    """Raises GuardError for a student that transformers has divided among processes when it loaded it.
+
+    Such processes must all get the same batch, and the dataset gives each its own.
+    """
+    size = getattr(model, "tp_size", None) or 1
+    if size > 1:
+        raise GuardError(
+            f"the student was loaded with tensor parallelism over {size} processes, which need the same "
+            "batch, and the Trainer gives each its own; load it whole and shard it by FSDP (fsdp=True), or "
+            "write a loop of your own with StreamingLogitDataset(replication=...)"
+        )
+
+
 def student_ids(model: Any) -> int | None:
     """Token ids that the student can look up; None if its embedding does not say."""
     return getattr(model.get_input_embeddings(), "num_embeddings", None)

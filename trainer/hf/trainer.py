@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -47,7 +48,12 @@ from trainer.hf.guards import check_student, checked_store_losses
 from trainer.hf.heads import Head, batch_loss, find_head, total_weight
 from trainer.hf.lengths import check_lengths, length_limit, student_context
 from trainer.hf.packing_check import settle_packing
-from trainer.hf.student import router_loss_coef, student_ids, with_adapters
+from trainer.hf.student import (
+    check_not_tensor_parallel,
+    router_loss_coef,
+    student_ids,
+    with_adapters,
+)
 from trainer.hf.token_means import TokenMeans
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
@@ -94,6 +100,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         check_types(train_dataset, eval_dataset)
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        check_not_tensor_parallel(model)
         if peft_config is not None:
             model = with_adapters(model, peft_config)
         self.collator: DistillationCollator | None = None
@@ -136,6 +143,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """`model_init` makes a student at construction, and a new one for each training."""
         model = super().call_model_init(trial)
+        check_not_tensor_parallel(model)
         if self.collator is not None:
             self._take_student(model)
         return model
@@ -304,6 +312,12 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             raise ReshardingError(
                 f"this process has {self.args.n_gpu} GPUs and would divide each batch among them; start one "
                 f"for each, `torchrun --nproc-per-node {self.args.n_gpu} ...`, or set CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.args.fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise ValueError(
+                "fsdp was asked for, but accelerate shards on GPUs alone and would train by plain data "
+                f"parallelism here ({self.accelerator.distributed_type}); leave fsdp out (training.fsdp in a "
+                "configuration)"
             )
         if dataset.num_readers != num_processes:
             raise ReshardingError(

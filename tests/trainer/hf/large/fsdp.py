@@ -1,0 +1,109 @@
+"""One of the processes of test_fsdp.py: trains students that accelerate shards by FSDP2.
+
+accelerate makes plain data parallelism of FSDP on a CPU. Told that its processes have GPUs, it shards as it
+does there; the rest is the same code on gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
+
+from tests.trainer.students import tiny_student, tiny_trainer
+from trainer.errors import GuardError
+from trainer.hf.arguments import OfflineDistillationConfig
+
+SETTINGS: dict[str, Any] = {
+    "batch_size": 2, "max_steps": 6, "optim": "adamw_torch", "learning_rate": 1e-2, "max_grad_norm": 1.0,
+}  # fmt: skip
+FSDP: dict[str, Any] = {"fsdp": True, "fsdp_config": {}, "ddp_backend": "gloo"}
+
+
+def losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def as_if_on_gpus() -> None:
+    """From the next Accelerator on, which looks only at this; arguments of transformers set it anew."""
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def sharded(store: Path, folder: Path, *, model: Any = None, **settings: Any) -> Any:
+    made = OfflineDistillationConfig.__post_init__
+
+    def and_shard(self: OfflineDistillationConfig) -> None:
+        made(self)
+        as_if_on_gpus()
+
+    OfflineDistillationConfig.__post_init__ = and_shard  # type: ignore[method-assign]
+    try:
+        return tiny_trainer(store, folder, model=model, **SETTINGS, **FSDP, **settings)
+    finally:
+        OfflineDistillationConfig.__post_init__ = made  # type: ignore[method-assign]
+
+
+def adapted() -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    return get_peft_model(tiny_student(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))  # type: ignore[arg-type]
+
+
+def scenario(store: Path, folder: Path, make: Any, **settings: Any) -> dict[str, Any]:
+    trainer = sharded(store, folder, model=make(), save_strategy="steps", save_steps=3, **settings)
+    before = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    trainer.save_model(str(folder / "saved"))
+    seen = {"type": type(trainer.model_wrapped).__name__, "losses": losses(trainer), "before": before}
+    seen |= {"after": trainer.evaluate()["eval_kl"]}
+    again = sharded(store, folder / "again", model=make(), **settings)
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    return {**seen, "resumed": losses(again), "resumed_after": again.evaluate()["eval_kl"]}
+
+
+def refusal(construct: Callable[[], Any]) -> str:
+    try:
+        construct()
+    except (ValueError, GuardError) as error:
+        return str(error)
+    return "silent"
+
+
+def tensor_parallel(store: Path, folder: Path) -> Any:
+    tiny_student().save_pretrained(folder / str(torch.distributed.get_rank()))
+    config = DistributedConfig(tp_size=2, tp_plan="auto")
+    path = folder / str(torch.distributed.get_rank())
+    model = AutoModelForCausalLM.from_pretrained(path, distributed_config=config)
+    assert isinstance(model.lm_head.weight, DTensor)
+    return tiny_trainer(store, folder, model=model, **SETTINGS)
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    store, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    refused = refusal(lambda: tiny_trainer(store, folder / "refused", **SETTINGS, **FSDP))
+    seen = {
+        "fused": scenario(store, folder / "fused", tiny_student),
+        "dense": scenario(store, folder / "dense", tiny_student, fused=False),
+        "lora": scenario(store, folder / "lora", adapted),
+        "refused": refused,
+        "tensor parallel": refusal(lambda: tensor_parallel(store, folder / "tp")),
+    }
+    Path(folder, f"rank-{torch.distributed.get_rank()}.json").write_text(json.dumps(seen))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""FSDP2 through accelerate, on two real processes: it trains, saves and resumes as one process does."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.trainer.hf.large.fsdp import SETTINGS, adapted, losses
+from tests.trainer.hf.large.processes import run_processes
+from tests.trainer.students import tiny_student, tiny_trainer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+MADE = {"fused": tiny_student, "dense": tiny_student, "lora": adapted}
+
+
+@pytest.fixture(scope="module")
+def seen(small_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp")
+    ranks, _ = run_processes(
+        "tests.trainer.hf.large.fsdp",
+        str(small_store),
+        folder=folder,
+        environment={"ACCELERATE_USE_CPU": "true"},
+    )
+    return ranks, folder
+
+
+@pytest.fixture(scope="module")
+def alone(small_store, tmp_path_factory):
+    """The same trainings in this one process, each of the batch of both."""
+
+    def train(name):
+        trainer = tiny_trainer(
+            small_store,
+            tmp_path_factory.mktemp("alone"),
+            model=MADE[name](),
+            **{**SETTINGS, "batch_size": 4, "fused": name != "dense"},
+        )
+        before = trainer.evaluate()["eval_kl"]
+        trainer.train()
+        return trainer, before, trainer.evaluate()["eval_kl"]
+
+    return {name: train(name) for name in MADE}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_sharded_student_trains_and_is_evaluated_as_in_one_process(name, seen, alone):
+    trainer, before, after = alone[name]
+    for rank in seen[0]:
+        assert rank[name]["type"].startswith("FSDP")
+        assert rank[name]["before"] == pytest.approx(before, rel=1e-4)
+        assert rank[name]["after"] == pytest.approx(after, rel=1e-3)
+    assert seen[0][0][name]["losses"] == pytest.approx(losses(trainer), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_sharded_student_is_resumed(name, seen):
+    for rank in seen[0]:
+        assert rank[name]["resumed"][-3:] == pytest.approx(rank[name]["losses"][-3:], rel=1e-5)
+        assert rank[name]["resumed_after"] == pytest.approx(rank[name]["after"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fused", "dense"])
+def test_a_sharded_student_is_saved_whole(name, seen, alone):
+    saved = AutoModelForCausalLM.from_pretrained(seen[1] / name / "saved").state_dict()
+    for key, value in alone[name][0].model.state_dict().items():
+        assert torch.allclose(saved[key], value, atol=1e-3), key
+
+
+def test_adapters_of_a_sharded_student_are_saved_whole(seen, alone):
+    saved = load_file(seen[1] / "lora" / "saved" / "adapter_model.safetensors")
+    expected = alone["lora"][0].model.state_dict()
+    assert saved
+    for key, value in saved.items():
+        whole = expected[key.replace(".weight", ".default.weight")]
+        assert torch.allclose(value, whole, atol=1e-3), key
+
+
+def test_fsdp_that_accelerate_would_not_do_is_refused(seen):
+    """On a CPU it makes data parallelism of it, every process with a whole student."""
+    for rank in seen[0]:
+        assert "fsdp was asked for" in rank["refused"]
+
+
+def test_a_student_loaded_with_tensor_parallelism_is_refused_by_name(seen):
+    for rank in seen[0]:
+        assert "tensor parallelism over 2 processes" in rank["tensor parallel"]
