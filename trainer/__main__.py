@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,9 +168,14 @@ def _document(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.config is None and arguments.command is not _evaluate:
         checked_config(document, None)  # what is missing is told before a store is opened
         found = find_settings(document)
-        if not (arguments.quiet or arguments.json):
+        if not (arguments.quiet or arguments.json) and _is_first_process():
             print(*found, sep="\n", file=sys.stderr)
     return document
+
+
+def _is_first_process() -> bool:
+    """Of those that torchrun started, which all do the same and of which one tells it."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _settings(arguments: argparse.Namespace) -> int:
@@ -185,6 +191,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from trainer.run.train import train
 
     metrics = train(config, restart=arguments.restart, quiet=arguments.quiet or arguments.json)
+    if not _is_first_process():
+        return 0
     if arguments.json:
         print(json.dumps(dataclasses.asdict(metrics)))
     else:

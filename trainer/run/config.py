@@ -92,7 +92,16 @@ class LoraSettings(Section):
     merge: bool = False
     """Save the whole student with the adapters merged into its weights, instead of the adapters alone."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the modules that get adapters; "all-linear" is every linear layer but the head."""
+    """Names of the modules that get adapters; "all-linear" is every linear layer but the head. "lm_head" may
+    be among the names, with loss.fused = false."""
+    load_in_4bit: bool = False
+    """QLoRA: hold the student's own weights in 4 bits (NF4). Needs the package bitsandbytes."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that are trained and saved whole beside the adapters; "lm_head" among them needs
+    loss.fused = false."""
+    trainable_tokens: tuple[int, ...] = ()
+    """Ids whose rows of the input embedding are trained, such as tokens that were added. Where the head is
+    tied to it, its rows are trained too, which needs loss.fused = false."""
 
 
 class StudentConfig(Section):
@@ -138,6 +147,11 @@ class StudentConfig(Section):
             raise ValueError(
                 f"quantize_group_size = {self.quantize_group_size} means nothing without quantize; remove it"
             )
+        if self.lora is not None and self.lora.load_in_4bit and self.lora.merge:
+            raise ValueError(
+                "lora.load_in_4bit = true holds weights in 4 bits, and lora.merge = true would round the "
+                "student that is saved to them; set merge = false, and merge into the full weights later"
+            )
         if self.small is not None and self.lora is not None:
             raise ValueError(
                 "student.lora saves adapters alone, so a small student, which begins at random, could not be "
@@ -175,6 +189,9 @@ class TextSource(Section):
     last answer is learned. Both of the latter go through the tokenizer's chat template, if it has one."""
     weight: float = Field(default=1.0, ge=0)
     """How often its records occur in an epoch, as for stores."""
+    bad_records: Literal["refuse", "drop"] = "refuse"
+    """What becomes of a record that cannot be used: it stops the run by name before training, or is left
+    out, counted and said."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """As for stores."""
 
@@ -396,6 +413,11 @@ class EvaluationConfig(Section):
     `penumbra store view STORE --student FOLDER`; 0 keeps none."""
     snapshot_steps: int | None = Field(default=None, ge=1)
     """Steps between two snapshots; None takes one at each evaluation and checkpoint."""
+    samples: int = Field(default=0, ge=0)
+    """Held-out prompts that the student answers, greedily, before training, at every evaluation and at the
+    end: in the log, in TensorBoard and in samples.jsonl of the output folder."""
+    sample_tokens: int = Field(default=64, ge=1)
+    """Tokens of such an answer, at most."""
 
 
 class RunOutputConfig(Section):

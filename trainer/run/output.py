@@ -29,6 +29,7 @@ METRICS_NAME = "metrics.json"
 CONFIG_NAME = "train.json"
 CHECKPOINTS_NAME = "checkpoints"
 TEXTS_NAME = "texts"
+SAMPLES_NAME = "samples.jsonl"
 MAY_CHANGE = (
     "student.trust_remote_code",
     "student.attn_implementation",
@@ -222,6 +223,8 @@ def begin_run(folder: Path, config: TrainConfig, *, restart: bool) -> None:
         (folder / SNAPSHOTS_NAME).unlink(missing_ok=True)
     if restart and (folder / CHECKPOINTS_NAME).exists():
         shutil.rmtree(folder / CHECKPOINTS_NAME)
+    if restart:
+        (folder / SAMPLES_NAME).unlink(missing_ok=True)
     (folder / CONFIG_NAME).write_text(json.dumps(resolved(config), indent=2) + "\n")
 
 

@@ -80,6 +80,10 @@ class TrainingProgress(TrainerCallback):
         else:
             self._console.print(f"step {state.global_step}/{state.max_steps}: {words}", soft_wrap=True)
 
+    def tell(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        self._console.print(line, soft_wrap=True, markup=False)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:

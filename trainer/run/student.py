@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
@@ -129,6 +129,7 @@ def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             attn_implementation=config.attn_implementation,
+            quantization_config=_in_4_bits(dtype) if config.lora and config.lora.load_in_4bit else None,
         )
     except (OSError, ValueError) as error:
         if config.attn_implementation is not None and "ttention" in str(error):
@@ -139,19 +140,21 @@ def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
 
 
+def _in_4_bits(dtype: torch.dtype) -> Any:
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
 def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PreTrainedModel:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ConfigError(
-            "student.lora needs the package peft: install it, or remove [student.lora]"
-        ) from error
+    from peft import LoraConfig, get_peft_model
+
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     adapters = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is what the scaling uses
         lora_dropout=lora.dropout,
         target_modules=targets,
+        modules_to_save=list(lora.modules_to_save) or None,
+        trainable_token_indices=list(lora.trainable_tokens) or None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapters)  # type: ignore[return-value]  # a PeftModel acts as the model

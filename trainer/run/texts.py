@@ -25,7 +25,7 @@ from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import SEGMENTS, InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
-from logitstore.records import LabeledSequence, Segment
+from logitstore.records import LabeledSequence, Reject, Segment
 from logitstore.rows.silent_rows import text_rows
 from logitstore.store import LogitStore
 from trainer.run.config import TextSource
@@ -49,12 +49,13 @@ def text_store(
     """The folder of the store of a text, below `folder`; made unless it is there for the same files.
 
     `vocab_size` is the width of the labels' stores. `with_segments` for `data.segments`: what is learned is
-    "answer", a closing end of text "end". Raises ConfigError for a record that cannot be used, and
+    "answer", a closing end of text "end". The store's rejects are the records that were dropped. Raises
+    ConfigError for a record that cannot be used, unless such are dropped, or if none is left, and
     InputNotFoundError and the like as the labeler's readers do.
     """
     vocabulary = tokenizer_fingerprint(tokenizer.get_vocab())
     files = input_fingerprint(source.uri, storage_options=source.storage_options)
-    key = repr((files, source.kind, vocabulary, tokenizer.chat_template, vocab_size))
+    key = repr((files, source.kind, source.bad_records, vocabulary, tokenizer.chat_template, vocab_size))
     key += SEGMENTS if with_segments else ""
     columns = (SEGMENTS,) if with_segments else ()
     path = folder / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
@@ -71,10 +72,14 @@ def text_store(
     )
     try:
         store = LogitStore.create(str(temporary), manifest)
-        sequences, unit = _sequences(source, tokenizer, with_segments), 0
-        while of_unit := list(islice(sequences, UNIT_SEQUENCES)):
-            store.commit_unit(f"text-{unit}", unit, of_unit, seconds=0.0, worker="text")
-            unit += 1
+        records, unit, kept = _sequences(source, tokenizer, with_segments), 0, 0
+        while of_unit := list(islice(records, UNIT_SEQUENCES)):
+            sequences = [one for one in of_unit if isinstance(one, LabeledSequence)]
+            rejects = [one for one in of_unit if isinstance(one, Reject)]
+            store.commit_unit(f"text-{unit}", unit, sequences, rejects, seconds=0.0, worker="text")
+            unit, kept = unit + 1, kept + len(sequences)
+        if not kept:
+            raise ConfigError(f"data.texts: no record of {source.uri} can be used; remove it or give another")
         if not path.exists():  # another process may have been first
             temporary.rename(path)
     except OSError:
@@ -85,29 +90,50 @@ def text_store(
     return path
 
 
+def dropped_records(path: Path) -> list[Reject]:
+    """The records that were left out of the store of a text, and why."""
+    return LogitStore.open(str(path)).rejects()
+
+
+class _BadRecordError(ConfigError):
+    """A record that cannot be used, by name."""
+
+
 def _sequences(
     source: TextSource, tokenizer: PreTrainedTokenizerBase, with_segments: bool
-) -> Iterator[LabeledSequence]:
+) -> Iterator[LabeledSequence | Reject]:
     records = iter_records(source.uri, storage_options=source.storage_options)
     first = next(records, None)
     if first is None:
         raise ConfigError(f"data.texts: {source.uri} holds no record; remove it or give another")
     for raw in chain([first], records):
-        where = f"data.texts: {source.uri}, {raw.file} record {raw.line}"
-        if raw.record is None:
-            raise ConfigError(f"{where}: {raw.error}")
-        token_ids, prompt_length = _tokens(raw, source, tokenizer, where)
-        label_start = max(prompt_length, 1)
-        if len(token_ids) <= label_start:
-            raise ConfigError(f"{where}: no token is left to learn; remove the record")
-        sequence = _as_sequence(f"{raw.file}:{raw.line}", token_ids, prompt_length, label_start)
-        if with_segments:
-            segments_T = np.full(len(token_ids), Segment.ANSWER, np.uint8)
-            segments_T[:prompt_length] = Segment.CONTEXT
-            if token_ids[-1] == tokenizer.eos_token_id:
-                segments_T[-1] = Segment.END
-            sequence = replace(sequence, segments_T=segments_T)
-        yield sequence
+        try:
+            sequence = _sequence(raw, source, tokenizer)
+        except _BadRecordError as error:
+            if source.bad_records == "refuse":
+                raise
+            yield Reject(raw.file, raw.line, None, str(error), kind="invalid_record")
+            continue
+        yield _segmented(sequence, tokenizer) if with_segments else sequence
+
+
+def _segmented(sequence: LabeledSequence, tokenizer: PreTrainedTokenizerBase) -> LabeledSequence:
+    segments_T = np.full(len(sequence.token_ids_T), Segment.ANSWER, np.uint8)
+    segments_T[: sequence.prompt_length] = Segment.CONTEXT
+    if sequence.token_ids_T[-1] == tokenizer.eos_token_id:
+        segments_T[-1] = Segment.END
+    return replace(sequence, segments_T=segments_T)
+
+
+def _sequence(raw: RawRecord, source: TextSource, tokenizer: PreTrainedTokenizerBase) -> LabeledSequence:
+    where = f"data.texts: {source.uri}, {raw.file} record {raw.line}"
+    if raw.record is None:
+        raise _BadRecordError(f"{where}: {raw.error}")
+    token_ids, prompt_length = _tokens(raw, source, tokenizer, where)
+    label_start = max(prompt_length, 1)
+    if len(token_ids) <= label_start:
+        raise _BadRecordError(f"{where}: no token is left to learn; remove the record")
+    return _as_sequence(f"{raw.file}:{raw.line}", token_ids, prompt_length, label_start)
 
 
 def _tokens(
@@ -118,7 +144,7 @@ def _tokens(
     needed = {"text": ("text",), "prompt_response": ("prompt", "response"), "messages": ("messages",)}
     for name in needed[source.kind]:
         if not isinstance(record.get(name), list if name == "messages" else str):
-            raise ConfigError(
+            raise _BadRecordError(
                 f"{where} has {name} = {str(record.get(name))[:60]!r}: kind = {source.kind!r} needs "
                 f"{'a list of messages' if name == 'messages' else 'text'} there; its fields are "
                 f"{', '.join(record)}"
@@ -129,7 +155,7 @@ def _tokens(
     if source.kind == "messages":
         messages = record["messages"]
         if not messages or messages[-1].get("role") != "assistant":
-            raise ConfigError(f"{where}: the last message must be the assistant's, which is learned")
+            raise _BadRecordError(f"{where}: the last message must be the assistant's, which is learned")
     else:
         messages = [
             {"role": "user", "content": record["prompt"]},
@@ -137,7 +163,9 @@ def _tokens(
         ]
     if tokenizer.chat_template is None:
         if source.kind == "messages":
-            raise ConfigError(f"{where}: the tokenizer has no chat template; use kind = 'prompt_response'")
+            raise _BadRecordError(
+                f"{where}: the tokenizer has no chat template; use kind = 'prompt_response'"
+            )
         prompt: Any = tokenizer(record["prompt"])["input_ids"]
         response: Any = tokenizer(record["response"], add_special_tokens=False)["input_ids"]
         return [*prompt, *response, *end], len(prompt)
@@ -145,7 +173,7 @@ def _tokens(
     begun: Any = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **template)
     whole: Any = tokenizer.apply_chat_template(messages, **template)
     if whole[: len(begun)] != begun:
-        raise ConfigError(
+        raise _BadRecordError(
             f"{where}: the chat template writes the beginning of the conversation otherwise once the answer "
             "is there, so its tokens cannot be told apart; use kind = 'text' with it written out"
         )

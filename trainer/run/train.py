@@ -10,6 +10,7 @@ import json
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from trainer.data.sources import HeldOut
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.calibration import CalibrationSums
 from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_size
+from trainer.hf.lengths import student_context
 from trainer.hf.quantize import fake_quantize, save_quantized
 from trainer.hf.teacher_figures import calibration_record, teacher_figures
 from trainer.hf.trainer import OfflineDistillationTrainer
@@ -48,12 +50,15 @@ from trainer.run.output import (
     unfinished_run,
     write_evaluations,
 )
+from trainer.run.packages import check_packages
 from trainer.run.progress import show_progress
+from trainer.run.samples import SampledAnswers, held_out_prompts
 from trainer.run.snapshots import SnapshotTaker
 from trainer.run.student import load_student, load_tokenizer, quantization_of
-from trainer.run.texts import text_store
+from trainer.run.texts import dropped_records, text_store
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
     from transformers import PreTrainedTokenizerBase
 
 
@@ -65,6 +70,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     """
     folder = Path(config.output.folder)
     check_place(folder)
+    check_packages(config)
     tokenizer = load_tokenizer(config.student, config.data.stores)
     train_set, held_out = datasets(config, tokenizer)
     finished = None if restart else finished_run(folder, config, train_set)
@@ -115,6 +121,9 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
                     file=sys.stderr,
                 )
     progress = show_progress(trainer, quiet=quiet)
+    samples = _sampled_answers(config, trainer, board, None if progress is None else progress.tell)
+    if samples is not None and checkpoint is None:
+        samples.write(trainer.model, trainer.state)
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -122,6 +131,8 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         if progress is not None:
             progress.close()
     seconds = time.monotonic() - clock
+    if samples is not None:
+        samples.write(trainer.model, trainer.state)
     calibration = CalibrationSums()
     metrics = RunMetrics(
         stores=_describe(train_set, held_out),
@@ -156,6 +167,30 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     if board is not None:
         write_evaluations(board, metrics)
     return metrics
+
+
+def _sampled_answers(
+    config: TrainConfig,
+    trainer: OfflineDistillationTrainer,
+    board: SummaryWriter | None,
+    tell: Callable[[str], None] | None,
+) -> SampledAnswers | None:
+    evaluation = config.evaluation
+    if not evaluation.samples:
+        return None
+    held_out: Any = trainer.eval_dataset
+    samples = SampledAnswers(
+        Path(config.output.folder),
+        trainer.processing_class,  # type: ignore[arg-type]  # the tokenizer that it was given
+        held_out_prompts(
+            held_out, evaluation.samples, student_context(trainer.model), evaluation.sample_tokens
+        ),
+        evaluation.sample_tokens,
+        board=board,
+        tell=tell,
+    )
+    trainer.add_callback(samples)
+    return samples
 
 
 def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, folder: Path) -> None:
@@ -226,14 +261,17 @@ def _texts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Stor
     first = config.data.stores[0]
     width = LogitStore.open(first.uri, storage_options=first.storage_options).manifest.labels.vocab_size
     folder, weighted = Path(config.output.folder, TEXTS_NAME), bool(config.data.segments)
-    made = [
-        text_store(text, tokenizer, folder, vocab_size=width, with_segments=weighted)
-        for text in config.data.texts
-    ]
-    return [
-        StoreSpec(str(path), text.weight, is_text=True)
-        for path, text in zip(made, config.data.texts, strict=True)
-    ]
+    stores = []
+    for text in config.data.texts:
+        path = text_store(text, tokenizer, folder, vocab_size=width, with_segments=weighted)
+        if dropped := dropped_records(path):
+            warnings.warn(
+                f"data.texts: {len(dropped)} records of {text.uri} are left out, the first of them: "
+                f"{dropped[0].reason}",
+                stacklevel=2,
+            )
+        stores.append(StoreSpec(str(path), text.weight, is_text=True))
+    return stores
 
 
 def _dataset_maker(config: TrainConfig, texts: list[StoreSpec]) -> Callable[..., StreamingLogitDataset]:

@@ -11,52 +11,15 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitstore.common.config_file import ConfigError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.store import LogitStore
+from tests.trainer.run.conftest import VOCABULARY, settings
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
 from trainer.run.config import load_config, parse_bytes
-
-VOCABULARY = {f"t{index}": index for index in range(64)}
-
-
-@pytest.fixture
-def config(tmp_path):
-    """A configuration file, its tokenizer and its store."""
-    model = WordLevel(VOCABULARY, unk_token="t0")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="t1", unk_token="t0")
-    tokenizer.save_pretrained(tmp_path / "teacher")
-    make_store(
-        tmp_path / "store", (20, 20, 20), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64
-    )
-    path = tmp_path / "train.toml"
-    path.write_text(f"""
-[student]
-tokenizer = "{tmp_path / "teacher"}"
-[student.small]
-hidden_size = 32
-intermediate_size = 64
-num_layers = 1
-num_heads = 2
-[data]
-stores = "{tmp_path / "store"}"
-held_out_fraction = 0.25
-[loss]
-alpha = 0.9
-[training]
-max_steps = 60
-batch_size = 4
-learning_rate = 2e-2
-save_steps = 25
-[output]
-folder = "{tmp_path / "run"}"
-""")
-    return path
 
 
 @pytest.mark.slow
@@ -301,10 +264,6 @@ def test_labels_beyond_the_limit_are_refused_before_training(config, tmp_path, c
 def test_attention_that_is_not_there_is_named(config, capsys):
     assert main(["train", str(config), "--set", "student.attn_implementation=flash_attention_2"]) == 2
     assert "student.attn_implementation = 'flash_attention_2'" in capsys.readouterr().err
-
-
-def settings(*overrides):
-    return [word for override in overrides for word in ("--set", override)]
 
 
 @pytest.mark.slow

@@ -66,11 +66,15 @@ def refusal(folder: Path) -> str:
     return "silent"
 
 
+def without_compiling() -> None:
+    """Its collective operations in shared memory would be compiled first; gloo has the same ones."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     store, student, folder = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    # Its collective operations in shared memory would be compiled first; gloo has the same ones.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    without_compiling()
     seen = {
         "version": deepspeed.__version__,
         "refused": refusal(folder),

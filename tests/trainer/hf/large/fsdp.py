@@ -34,23 +34,26 @@ def losses(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def as_if_on_gpus() -> None:
-    """From the next Accelerator on, which looks only at this; arguments of transformers set it anew."""
+_post_init = OfflineDistillationConfig.__post_init__
+
+
+def _and_as_if_on_gpus(self: OfflineDistillationConfig) -> None:
+    """The next Accelerator looks only at this; transformers' arguments set it anew."""
+    _post_init(self)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def shard_without_gpus() -> None:
+    """For the arguments that are constructed from now on."""
+    OfflineDistillationConfig.__post_init__ = _and_as_if_on_gpus  # type: ignore[method-assign]
+
+
 def sharded(store: Path, folder: Path, *, model: Any = None, **settings: Any) -> Any:
-    made = OfflineDistillationConfig.__post_init__
-
-    def and_shard(self: OfflineDistillationConfig) -> None:
-        made(self)
-        as_if_on_gpus()
-
-    OfflineDistillationConfig.__post_init__ = and_shard  # type: ignore[method-assign]
+    shard_without_gpus()
     try:
         return tiny_trainer(store, folder, model=model, **SETTINGS, **FSDP, **settings)
     finally:
-        OfflineDistillationConfig.__post_init__ = made  # type: ignore[method-assign]
+        OfflineDistillationConfig.__post_init__ = _post_init  # type: ignore[method-assign]
 
 
 def adapted() -> Any:

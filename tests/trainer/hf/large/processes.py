@@ -14,6 +14,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[4]
 NUM_PROCESSES = 2
+DEEPSPEED = ROOT / ".venv" / "aside" / "deepspeed"
+"""Where tools/setup.sh has installed it."""
+
+
+def deepspeed_environment() -> dict[str, str]:
+    paths = [str(DEEPSPEED), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "DS_ACCELERATOR": "cpu"}
 
 
 def run_processes(

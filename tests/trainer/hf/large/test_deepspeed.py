@@ -4,7 +4,6 @@ DeepSpeed is installed in a folder of its own (tools/setup.sh): where it can be 
 in every training.
 """
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,24 +11,22 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.trainer.hf.large.fsdp import SETTINGS, losses
-from tests.trainer.hf.large.processes import ROOT, run_processes
+from tests.trainer.hf.large.processes import deepspeed_environment, run_processes
 from tests.trainer.students import tiny_student, tiny_trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-DEEPSPEED = ROOT / ".venv" / "aside" / "deepspeed"
 
 
 @pytest.fixture(scope="module")
 def seen(small_store, tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("deepspeed")
     tiny_student().save_pretrained(folder / "student")
-    paths = [str(DEEPSPEED), *filter(None, [os.environ.get("PYTHONPATH")])]
     ranks, _ = run_processes(
         "tests.trainer.hf.large.deepspeed",
         str(small_store),
         str(folder / "student"),
         folder=folder,
-        environment={"PYTHONPATH": os.pathsep.join(paths), "DS_ACCELERATOR": "cpu"},
+        environment=deepspeed_environment(),
     )
     return ranks, folder
 
