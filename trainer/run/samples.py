@@ -64,12 +64,13 @@ def greedy_answers(
     """(prompt, answer) as text. Every process of a sharded student has to call it, with the same prompts."""
     was_training = model.training
     model.eval()
-    ends = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
+    own: Any = model.generation_config.eos_token_id
+    ends: set[Any] = {*_as_list(tokenizer.eos_token_id), *_as_list(own)} - {None}
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends) or None,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0),
+        pad_token_id=min(ends, default=0),  # of one prompt at a time, nothing is padded
     )
     try:
         for prompt in prompts:
@@ -80,12 +81,12 @@ def greedy_answers(
                 generation_config=settings,
             )
             new_T = found_1T[0, len(prompt.token_ids) :].tolist()
-            yield str(tokenizer.decode(prompt.token_ids)), str(tokenizer.decode(new_T))
+            yield str(tokenizer.decode(list(prompt.token_ids))), str(tokenizer.decode(new_T))
     finally:
         model.train(was_training)
 
 
-def _as_list(token_ids: int | list[int] | None) -> list[int | None]:
+def _as_list(token_ids: Any) -> list[Any]:
     return list(token_ids) if isinstance(token_ids, list) else [token_ids]
 
 

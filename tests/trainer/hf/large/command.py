@@ -17,7 +17,7 @@ def prepare(way: str) -> None:
 
         shard_without_gpus()
     if way == "deepspeed":
-        from tests.trainer.hf.large.deepspeed import without_compiling
+        from tests.trainer.hf.large.zero import without_compiling
 
         without_compiling()
 

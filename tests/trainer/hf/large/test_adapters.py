@@ -23,7 +23,11 @@ def adapted(model, **settings):
 
 def llama(*, hidden_size=16, tied=False):
     torch.manual_seed(0)
-    sizes = {"intermediate_size": 2 * hidden_size, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     return LlamaForCausalLM(
         LlamaConfig(vocab_size=VOCAB_SIZE, hidden_size=hidden_size, tie_word_embeddings=tied, **sizes)
     )
@@ -109,6 +113,7 @@ def test_a_student_held_in_4_bits_learns_by_adapters(small_store, tmp_path, fuse
     )
     before, after = kl_before_and_after(trainer)
     assert after < before
-    trained = [name for name, value in trainer.model.named_parameters() if value.requires_grad]
+    student: Any = trainer.model
+    trained = [name for name, value in student.named_parameters() if value.requires_grad]
     assert trained
     assert all("lora" in name for name in trained)

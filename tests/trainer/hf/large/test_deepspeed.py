@@ -22,7 +22,7 @@ def seen(small_store, tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("deepspeed")
     tiny_student().save_pretrained(folder / "student")
     ranks, _ = run_processes(
-        "tests.trainer.hf.large.deepspeed",
+        "tests.trainer.hf.large.zero",
         str(small_store),
         str(folder / "student"),
         folder=folder,

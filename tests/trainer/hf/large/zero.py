@@ -1,10 +1,11 @@
 """One of the processes of test_deepspeed.py: trains students by DeepSpeed, on gloo.
 
-Called with the stages to train with, "fused" or "dense" each, and with what comes first.
+Called with a store, a student and the folder for what it leaves.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -12,13 +13,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # type: ignore[import-not-found]  # in a folder of its own, see test_deepspeed.py
 import torch
 from transformers import AutoModelForCausalLM
 
 from tests.trainer.hf.large.fsdp import SETTINGS, losses
 from tests.trainer.students import tiny_trainer
 from trainer.hf.arguments import OfflineDistillationConfig
+
+deepspeed: Any = importlib.import_module("deepspeed")  # in a folder of its own, which pyright does not know
 
 
 def settings(stage: int) -> dict[str, Any]:
