@@ -14,7 +14,6 @@ from logitstore.records import LabeledSequence
 from logitstore.rows.temperature import log_tail_mass, logprobs
 from logitstore.store import LogitStore
 from logitstore.students.snapshots import FollowedSequence, Snapshots, read_snapshots
-from tests.trainer.run.test_train_cli import config  # noqa: F401  # a fixture
 from trainer.run.config import load_config
 from trainer.run.train import train
 
@@ -25,7 +24,7 @@ def sequence_of(tmp_path: Path, one: FollowedSequence) -> LabeledSequence:
     return LogitStore.open(str(tmp_path / "store"))[one.record_id, one.sample_index]
 
 
-def test_the_last_snapshot_is_the_saved_students(config: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_last_snapshot_is_the_saved_students(config: Path, tmp_path: Path) -> None:
     train(load_config(str(config), [*SETTINGS, "evaluation.snapshot_steps=2"]), quiet=True)
     found = read_snapshots(tmp_path / "run")
     assert found.steps == (0, 2, 4)
@@ -53,7 +52,7 @@ def test_the_last_snapshot_is_the_saved_students(config: Path, tmp_path: Path) -
         np.testing.assert_allclose(last.rows.label_logprob_N, label_logprob_N, atol=1e-4)
 
 
-def test_the_kl_of_snapshots_is_that_of_the_evaluation(config: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_kl_of_snapshots_is_that_of_the_evaluation(config: Path, tmp_path: Path) -> None:
     """Where all held-out sequences are followed; steps come from the evaluations."""
     given = ["training.max_steps=4", "training.tensorboard=false", "evaluation.snapshots=1000"]
     settings = load_config(str(config), [*given, "evaluation.steps=2"])
@@ -79,7 +78,7 @@ def kl_of(found: Snapshots, place: int, tmp_path: Path) -> float:
     return float(np.mean(values))
 
 
-def test_a_resumed_run_keeps_what_was_taken_before(config: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_resumed_run_keeps_what_was_taken_before(config: Path, tmp_path: Path) -> None:
     given = [*SETTINGS, "evaluation.snapshot_steps=1", "training.save_steps=2"]
     train(load_config(str(config), given), quiet=True)
     first = read_snapshots(tmp_path / "run")
@@ -92,7 +91,7 @@ def test_a_resumed_run_keeps_what_was_taken_before(config: Path, tmp_path: Path)
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-def test_none_are_kept_where_none_are_asked_for(config: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_none_are_kept_where_none_are_asked_for(config: Path, tmp_path: Path) -> None:
     train(load_config(str(config), ["training.max_steps=1", "training.tensorboard=false"]), quiet=True)
     assert read_snapshots(tmp_path / "run").steps == (0, 1)
     without = ["training.max_steps=1", "training.tensorboard=false", "evaluation.snapshots=0"]
