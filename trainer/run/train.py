@@ -51,11 +51,11 @@ from trainer.run.output import (
     write_evaluations,
 )
 from trainer.run.packages import check_packages
-from trainer.run.progress import show_progress
-from trainer.run.samples import SampledAnswers, held_out_prompts
 from trainer.run.snapshots import SnapshotTaker
 from trainer.run.student import load_student, load_tokenizer, quantization_of
 from trainer.run.texts import dropped_records, text_store
+from trainer.run.watch.progress import show_progress
+from trainer.run.watch.samples import SampledAnswers, held_out_prompts
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -121,9 +121,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
                     file=sys.stderr,
                 )
     progress = show_progress(trainer, quiet=quiet)
-    samples = _sampled_answers(config, trainer, board, None if progress is None else progress.tell)
-    if samples is not None and checkpoint is None:
-        samples.write(trainer.model, trainer.state)
+    _answer_prompts(config, trainer, board, None if progress is None else progress.tell)
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -131,8 +129,6 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         if progress is not None:
             progress.close()
     seconds = time.monotonic() - clock
-    if samples is not None:
-        samples.write(trainer.model, trainer.state)
     calibration = CalibrationSums()
     metrics = RunMetrics(
         stores=_describe(train_set, held_out),
@@ -169,15 +165,15 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     return metrics
 
 
-def _sampled_answers(
+def _answer_prompts(
     config: TrainConfig,
     trainer: OfflineDistillationTrainer,
     board: SummaryWriter | None,
     tell: Callable[[str], None] | None,
-) -> SampledAnswers | None:
+) -> None:
     evaluation = config.evaluation
     if not evaluation.samples:
-        return None
+        return
     held_out: Any = trainer.eval_dataset
     samples = SampledAnswers(
         Path(config.output.folder),
@@ -190,7 +186,6 @@ def _sampled_answers(
         tell=tell,
     )
     trainer.add_callback(samples)
-    return samples
 
 
 def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, folder: Path) -> None:

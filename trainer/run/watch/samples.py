@@ -91,7 +91,7 @@ def _as_list(token_ids: Any) -> list[Any]:
 
 
 class SampledAnswers(TrainerCallback):
-    """At every evaluation: into samples.jsonl, onto standard error, and into TensorBoard. Once per step."""
+    """Into samples.jsonl, onto standard error and into TensorBoard: at the start, evaluations and the end."""
 
     def __init__(
         self,
@@ -111,12 +111,23 @@ class SampledAnswers(TrainerCallback):
         self._tell = tell
         self._last_step: int | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        if not state.global_step:  # a resumed run has said it before
+            self._write(given["model"], state)
+
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        self.write(given["model"], state)
+        self._write(given["model"], state)
 
-    def write(self, model: Any, state: TrainerState) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        self._write(given["model"], state)
+
+    def _write(self, model: Any, state: TrainerState) -> None:
         """The answers after as many steps as `state` says; on all processes, of which the first writes."""
         if state.global_step == self._last_step:
             return
