@@ -5,12 +5,11 @@ Imports neither torch nor transformers. What a field means stands below it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from logitstore.common.config_file import (
     ConfigError,
@@ -23,6 +22,8 @@ from logitstore.common.secrets import redacted
 from logitstore.common.section import HomePath, Section
 from trainer.loss.loss_settings import LossSettings, Tail
 from trainer.loss.presets import Preset, with_preset
+from trainer.run.settings.data import DataConfig, Sources
+from trainer.run.settings.student import StudentConfig
 
 __all__ = [
     "ConfigError",
@@ -30,241 +31,8 @@ __all__ = [
     "checked_config",
     "config_document",
     "load_config",
-    "parse_bytes",
     "resolved",
 ]
-
-_BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
-
-def parse_bytes(value: int | str | None) -> int | None:
-    """Bytes of a size like 5000000, "500mb" or "2GiB"; None stays None."""
-    if value is None or isinstance(value, int):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", value.lower())
-    if match is None or match[2] not in _BYTE_UNITS:
-        raise ValueError(
-            f"{value!r} is not a size; write a number of bytes, or for example '500mb' or '20gib'"
-        )
-    return int(float(match[1]) * _BYTE_UNITS[match[2]])
-
-
-class SmallStudentConfig(Section):
-    """A fresh Llama of a given size; its vocabulary is the tokenizer's."""
-
-    hidden_size: int = Field(default=128, ge=8)
-    """Width of the hidden states."""
-    intermediate_size: int = Field(default=384, ge=8)
-    """Width inside the MLPs."""
-    num_layers: int = Field(default=2, ge=1)
-    """Decoder layers."""
-    num_heads: int = Field(default=4, ge=1)
-    """Attention heads; they divide hidden_size."""
-    num_kv_heads: int | None = Field(default=None, ge=1)
-    """None is one per head."""
-    tie_embeddings: bool = True
-    """Use the input embedding as the output head."""
-    max_positions: int = Field(default=2048, ge=8)
-    """Longest sequence, in tokens."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> SmallStudentConfig:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}"
-            )
-        if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ValueError(
-                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
-            )
-        return self
-
-
-class LoraSettings(Section):
-    """Train low-rank adapters instead of the student's weights. Needs the package peft."""
-
-    rank: int = Field(default=16, ge=1)
-    """Rank r of the adapters."""
-    alpha: float = Field(default=32.0, gt=0)
-    """Scale of the adapters: alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout before the adapters."""
-    merge: bool = False
-    """Save the whole student with the adapters merged into its weights, instead of the adapters alone."""
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the modules that get adapters; "all-linear" is every linear layer but the head. "lm_head" may
-    be among the names, with loss.fused = false."""
-    load_in_4bit: bool = False
-    """QLoRA: hold the student's own weights in 4 bits (NF4). Needs the package bitsandbytes."""
-    modules_to_save: tuple[str, ...] = ()
-    """Names of modules that are trained and saved whole beside the adapters; "lm_head" among them needs
-    loss.fused = false."""
-    trainable_tokens: tuple[int, ...] = ()
-    """Ids whose rows of the input embedding are trained, such as tokens that were added. Where the head is
-    tied to it, its rows are trained too, which needs loss.fused = false."""
-
-
-class StudentConfig(Section):
-    """The model that learns."""
-
-    model: HomePath | None = None
-    """Hugging Face id or folder of a causal language model to start from."""
-    revision: str | None = None
-    """Commit or tag of a Hugging Face id; None is the newest."""
-    small: SmallStudentConfig | None = None
-    """Sizes of a fresh student, instead of `model`."""
-    tokenizer: HomePath | None = None
-    """Hugging Face id or folder of the tokenizer: the teacher's. None takes the one that the first store
-    keeps, which is the teacher's, or, where none keeps one, the one beside `model`."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the student's weights."""
-    attn_implementation: str | None = None
-    """Attention code of transformers: "sdpa", "eager", "flash_attention_2", or another name that it knows.
-    None is its own choice, SDPA for most models."""
-    lora: LoraSettings | None = None
-    quantize: Literal["int8", "int4"] | None = None
-    """Train a student whose weights, but for the head's, are rounded to integers in every forward pass, and
-    save it as such, in the format of compressed-tensors. From the labels that `model` gave itself at full
-    precision (loss.alpha = 1), this takes back what rounding lost: metrics.json has the KL before and after.
-    Needs the extra `quantize`."""
-    quantize_group_size: int | None = Field(default=None, ge=1)
-    """Inputs that share a scale; None is 32 for "int4" and all inputs of an output for "int8"."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> StudentConfig:
-        if (self.model is None) == (self.small is None):
-            raise ValueError(
-                "give exactly one of student.model (a model to start from) and student.small (sizes)"
-            )
-        if self.quantize is not None and self.lora is not None:
-            raise ValueError(
-                f"quantize = {self.quantize!r} trains all weights as integers, lora adds adapters to "
-                "weights that stay; give one"
-            )
-        if self.quantize_group_size is not None and self.quantize is None:
-            raise ValueError(
-                f"quantize_group_size = {self.quantize_group_size} means nothing without quantize; remove it"
-            )
-        if self.lora is not None and self.lora.load_in_4bit and self.lora.merge:
-            raise ValueError(
-                "lora.load_in_4bit = true holds weights in 4 bits, and lora.merge = true would round the "
-                "student that is saved to them; set merge = false, and merge into the full weights later"
-            )
-        if self.small is not None and self.lora is not None:
-            raise ValueError(
-                "student.lora saves adapters alone, so a small student, which begins at random, could not be "
-                "loaded again; remove student.lora, or start from student.model"
-            )
-        return self
-
-
-class StoreSource(Section):
-    uri: str
-    """Folder or URL of a logit store."""
-    weight: float = Field(default=1.0, ge=0)
-    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
-    alpha: float | None = Field(default=None, ge=0, le=1)
-    """Weight of distillation for this store's labels; None takes `loss.alpha`. 0 trains on its text alone."""
-    temperature: float | None = Field(default=None, gt=0)
-    """T of the distillation term for this store's labels; None takes `loss.temperature`."""
-    where: str | None = None
-    """Which of its sequences take part, as `penumbra store cat --where` has it, for example
-    'finish_reason != length and num_tokens < 2048', or 'hash < 0.9' for nine tenths of the records; None
-    takes all."""
-    ids: str | None = None
-    """A file of record ids, one a line: only these take part."""
-    without_ids: str | None = None
-    """A file of record ids that take no part."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-    """For the object store, as in fsspec. Credentials are better left to the environment."""
-
-
-class TextSource(Section):
-    uri: str
-    """Path, folder, glob or URL of JSONL, Parquet, CSV or Arrow files, as the labeler reads them."""
-    kind: Literal["text", "prompt_response", "messages"] = "messages"
-    """What a record holds: `text`, all of it learned; `prompt` and `response`, or `messages`, of which the
-    last answer is learned. Both of the latter go through the tokenizer's chat template, if it has one."""
-    weight: float = Field(default=1.0, ge=0)
-    """How often its records occur in an epoch, as for stores."""
-    bad_records: Literal["refuse", "drop"] = "refuse"
-    """What becomes of a record that cannot be used: it stops the run by name before training, or is left
-    out, counted and said."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-    """As for stores."""
-
-
-def _as_source(value: Any) -> Any:
-    return {"uri": value} if isinstance(value, str) else value
-
-
-def _as_sources(value: Any) -> Any:
-    return [value] if isinstance(value, (str, dict)) else value
-
-
-Sources = Annotated[
-    tuple[Annotated[StoreSource, BeforeValidator(_as_source)], ...], BeforeValidator(_as_sources)
-]
-
-
-class DataConfig(Section):
-    """What is read, and in which batches."""
-
-    stores: Sources
-    """One or several stores: a URI, or tables with uri, weight, alpha, temperature, where, ids, without_ids
-    and storage_options."""
-    texts: tuple[TextSource, ...] = ()
-    """Plain text without a teacher, mixed with the stores and learned by cross-entropy alone. It is tokenised
-    once, into `texts` in the output folder; nothing of it is held out."""
-    top_k: int | None = Field(default=None, ge=1)
-    """Entries read of each row, at most what the store holds; None reads all. Fewer bytes are read too."""
-    shuffle: bool = True
-    """Read in an order of its own every epoch; false reads as stored."""
-    seed: int = 0
-    """Of the order of reading."""
-    num_splits: int = Field(default=16, ge=1)
-    """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
-    multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the
-    same block, but at an epoch's end; otherwise several do. Packed, a split gives one row at a time: then
-    `num_splits` should be a multiple of batch_size x processes x workers."""
-    held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Share of records, chosen by a hash of their id, kept from training for evaluation. 0 needs
-    `evaluation.stores`."""
-    max_length: int | None = Field(default=None, ge=2)
-    """Tokens kept of each sequence."""
-    pack_length: int | None = Field(default=None, ge=2)
-    """Pack whole sequences, across batches, into rows of at most so many tokens; None pads. A batch then is
-    `training.batch_size` rows, so at most batch_size x pack_length tokens. Each logged step says its fill,
-    the share of places that hold tokens."""
-    pack_buffer_rows: int = Field(default=16, ge=1)
-    """Rows that each of `num_splits` packs together. More find a better fit and hold more decoded labels."""
-    packed_attention: (
-        Literal["position_ids", "position_ids_one_row", "block_diagonal", "block_diagonal_additive"] | None
-    ) = None
-    """How packed documents are kept apart, as `CollateSettings` says. None takes the first way that a trial
-    with the student shows to be right; one that is given is tried too, and refused if it is wrong."""
-    num_workers: int = Field(default=0, ge=0)
-    """Processes that decode and collate. 0 does it in the training process: one background thread, and up to
-    four more that decode blocks side by side without the interpreter's lock, as many as there are cores. That
-    is right as long as the student learns more slowly than this reads, which is nearly always. Batches of a
-    worker cross shared memory, and workers may decode a block again that another one has (see `num_splits`),
-    which costs more processor time in all but less in the training process: take 1 or 2 where that is busy
-    itself, with processor cores to spare."""
-    segments: dict[Literal["context", "reasoning", "answer", "tool", "end"], NonNegativeFloat] = Field(
-        default_factory=dict
-    )
-    """Weight of each label's loss by what its token is, for example { reasoning = 0.3, tool = 0 }; a segment
-    left out has 1. The loss is sum(w L) / sum(w) over the labels of an optimizer step; 0 masks them, also in
-    evaluation, which counts all others alike. Needs stores that know segments; what is learned of
-    `texts` is "answer", but for an end of text."""
-    cache_dir: HomePath | None = None
-    """Folder for copies of the shards of remote or slow stores; None reads what is needed each time."""
-    cache_limit: Annotated[int | None, BeforeValidator(parse_bytes)] = None
-    """Bytes the cache may take, also like "20gb"; None is no limit."""
-    predownload: int = Field(default=1, ge=0)
-    """Shards of each split fetched ahead into the cache."""
 
 
 class LossConfig(Section):

@@ -14,8 +14,8 @@ from trainer.hf.heads import find_head
 from trainer.hf.student import student_ids
 from trainer.hf.teacher_figures import TeacherFigures, calibration_record, teacher_figures
 from trainer.run.config import TrainConfig
+from trainer.run.reading.datasets import collate_settings, datasets, real_size
 from trainer.run.student import load_student, load_tokenizer
-from trainer.run.train import collate_settings, datasets, real_size
 
 
 @dataclass(frozen=True, slots=True)

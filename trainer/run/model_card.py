@@ -9,7 +9,7 @@ from typing import Any
 
 import logitstore
 from logitstore.manifest.fields import Manifest
-from trainer.run.texts import NO_TEACHER
+from trainer.run.reading.texts import NO_TEACHER
 
 TITLES = {
     "kl": "KL(teacher, student), nats",

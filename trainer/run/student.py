@@ -14,7 +14,8 @@ from logitstore.common.terminal import first_line
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import unpacked_tokenizer
 from trainer.hf.quantize import WeightQuantization
-from trainer.run.config import LoraSettings, SmallStudentConfig, StoreSource, StudentConfig
+from trainer.run.settings.data import StoreSource
+from trainer.run.settings.student import LoraSettings, SmallStudentConfig, StudentConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

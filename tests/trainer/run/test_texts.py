@@ -12,8 +12,8 @@ from logitstore.common.config_file import ConfigError
 from logitstore.records import SEGMENT_NAMES
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
-from trainer.run.config import TextSource
-from trainer.run.texts import text_store
+from trainer.run.reading.texts import text_store
+from trainer.run.settings.data import TextSource
 
 WORDS = {word: index for index, word in enumerate(("?", "<eos>", "<user>", "<bot>", "a", "b", "c", "d"))}
 TEMPLATE = (

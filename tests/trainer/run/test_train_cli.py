@@ -19,7 +19,8 @@ from logitstore.store import LogitStore
 from tests.trainer.run.conftest import VOCABULARY, settings
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
-from trainer.run.config import load_config, parse_bytes
+from trainer.run.config import load_config
+from trainer.run.settings.data import parse_bytes
 
 
 @pytest.mark.slow

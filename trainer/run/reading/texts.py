@@ -28,7 +28,7 @@ from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence, Reject, Segment
 from logitstore.rows.silent_rows import text_rows
 from logitstore.store import LogitStore
-from trainer.run.config import TextSource
+from trainer.run.settings.data import TextSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""What a run reads: the datasets of its stores, and plain text as stores."""
