@@ -55,7 +55,8 @@ class StoreSpec:
     without_ids: str | Path | None = None
     """A file of record ids that take no part."""
     is_text: bool = False
-    """Without a teacher (`trainer.run.reading.texts`): `held_out` keeps nothing of it back, `top_k` is not its."""
+    """Without a teacher (`trainer.run.reading.texts`): `held_out` keeps nothing of it back, and `top_k` is
+    not its."""
 
     def selection(self) -> Selection:
         """All three together. Raises UnsupportedInputError."""

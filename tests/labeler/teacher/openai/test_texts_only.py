@@ -160,7 +160,7 @@ def test_a_student_learns_the_response_alone(labeled: Labeled) -> None:
 
 
 def test_training_wants_no_distributions_of_them(labeled: Labeled) -> None:
-    from trainer.run.train import datasets
+    from trainer.run.reading.datasets import datasets
 
     settings = [f"student.tokenizer={labeled.folder}/student", f"data.stores={labeled.store.uri}"]
     settings += [f"student.model={labeled.folder}/student", f"output.folder={labeled.folder}/run"]
