@@ -9,6 +9,7 @@ Shape legend: B batch, T tokens, K stored entries, V vocabulary, H hidden size.
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from trainer.loss.losses import TopKDistillationLoss
 pytestmark = pytest.mark.slow
 VOCAB_SIZE, HIDDEN_SIZE = 13, 5
 TEMPERATURES, ALPHAS, TOP_KS = (1.0, 1.5, 2.0, 4.0), (0.0, 0.3, 1.0), (4, 1, 13, 12)
-FORMULAS = [
+FORMULAS: list[Any] = [
     *(
         (tail, beta, "generalized_jsd")
         for tail in ("bucket", "renormalize")
