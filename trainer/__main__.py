@@ -1,4 +1,4 @@
-"""`penumbra train run|eval|sweep|settings`: a student learns from stored labels; how close it came."""
+"""`penumbra train run|eval|sweep|parity|settings`: a student learns from stored labels; how close it came."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
 from logitstore.common.settings_list import add_form, listed
+from trainer.parity.arguments import add_parity
 from trainer.run.config import TrainConfig, checked_config, config_document, resolved
 from trainer.run.found import find_settings
 from trainer.sweep.grid import SEED, Axis, points_of, read_axis
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help="draw how often teacher and student are right at each confidence (.png or .svg)",
             )
+    add_parity(commands)
     settings = commands.add_parser("settings", help="every setting of a run, with its default and meaning")
     add_form(settings)
     settings.set_defaults(command=_settings)

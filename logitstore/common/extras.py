@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-EXTRA_OF_PACKAGE = {"datasketch": "curate", "wordllama": "curate", "scipy": "curate", "openai": "api"}
+EXTRA_OF_PACKAGE = {
+    "datasketch": "curate",
+    "wordllama": "curate",
+    "scipy": "curate",
+    "openai": "api",
+    "lm_eval": "parity",
+}
 """Packages of single subcommands; all others come with the extra of their command."""
 OURS = ("logitstore", "labeler", "trainer", "cluster", "benchmarks")
 

@@ -1,0 +1,108 @@
+"""The options of `penumbra train parity`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+EPILOG = """examples:
+  penumbra train parity --student build/student --teacher Qwen/Qwen3-8B \\
+      --tasks questions.jsonl --match contains --out build/parity
+  penumbra train parity --student build/student --teacher build/labels --tasks questions.jsonl \\
+      --out build/parity
+  penumbra train parity --student build/student --teacher Qwen/Qwen3-8B --tasks gsm8k,arc_easy \\
+      --out build/parity
+  penumbra train parity --student build/student --teacher MODEL --tasks gsm8k=gsm8k_test.jsonl --limit 50 \\
+      --out build/parity
+
+A file has a question (prompt, question, messages) and an answer on each line. Other names are tasks of
+EleutherAI's lm-eval (pip install '.[parity]'), whose data NAME=FILE gives where there is no network.
+Questions that share 13 words in a row with the student's training prompts are left out and listed. Teacher
+and student are loaded one after the other. Given again, the command asks for no answer that is in
+OUT/answers.jsonl.
+"""
+
+
+def add_parity(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "parity",
+        help="student and teacher on the same tasks: scores, gap, who should answer what",
+        description="""Lets teacher and student answer the same questions, and compares: both scores,
+the gap with a bootstrap interval over items, and what the quality would be if the requests of which the
+student is least sure went to the teacher.""",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--student", required=True, metavar="MODEL", help="folder or Hugging Face id")
+    parser.add_argument(
+        "--teacher",
+        required=True,
+        metavar="MODEL|STORE",
+        help="its model, or a store of its answers",
+    )
+    parser.add_argument("--tasks", required=True, metavar="TASK,...", help="files and tasks of lm-eval")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="gets all results")
+    parser.add_argument(
+        "--labels",
+        action="append",
+        default=[],
+        metavar="STORE",
+        help="what the student was trained on (default: what its folder says; repeatable)",
+    )
+    parser.add_argument("--unchecked", action="store_true", help="do not look for questions met in training")
+    parser.add_argument(
+        "--match",
+        choices=("exact", "contains", "regex", "judge"),
+        default="exact",
+        help="when an answer to a file's question is right (default exact)",
+    )
+    parser.add_argument("--regex", metavar="PATTERN", help="what is compared: its first group, or all of it")
+    parser.add_argument("--judge", metavar="MODEL", help="the model that grades answers")
+    parser.add_argument("--prompt-field", metavar="NAME", help="field of a file's question")
+    parser.add_argument("--answer-field", metavar="NAME", help="field of a file's right answer")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N items of each task")
+    parser.add_argument(
+        "--max-tokens", type=_positive, default=256, metavar="N", help="of an answer (default 256)"
+    )
+    parser.add_argument("--fewshot", type=int, metavar="N", help="examples before a question of lm-eval")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="default 8")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the interval (default 0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(command=_parity)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _parity(arguments: argparse.Namespace) -> int:
+    from trainer.parity.command import ParityOptions, in_words, parity  # torch takes seconds to import
+
+    options = ParityOptions(
+        student=arguments.student,
+        teacher=arguments.teacher,
+        tasks=tuple(task for task in arguments.tasks.split(",") if task),
+        out=arguments.out,
+        labels=tuple(arguments.labels),
+        unchecked=arguments.unchecked,
+        match=arguments.match,
+        regex=arguments.regex,
+        judge=arguments.judge,
+        prompt_field=arguments.prompt_field,
+        answer_field=arguments.answer_field,
+        limit=arguments.limit,
+        max_tokens=arguments.max_tokens,
+        num_fewshot=arguments.fewshot,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        quiet=arguments.quiet or arguments.json,
+    )
+    record = parity(options)
+    print(json.dumps(record) if arguments.json else in_words(record, arguments.out))
+    return 0

@@ -1,0 +1,83 @@
+"""Evaluation items that the student has met in training: those that share a run of words with a prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from logitstore.common.config_file import ConfigError
+from logitstore.contamination.ngrams import NgramTexts
+from trainer.parity.stored import prompts_of
+
+NUM_WORDS = 13
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """What the check found."""
+
+    num_prompts: int
+    """Of training."""
+    stores: tuple[str, ...]
+    met: Mapping[str, str]
+    """By item: the training prompt that shares NUM_WORDS words in a row with it, or all of its own."""
+
+
+def training_stores(student: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """The stores that were named, else those that the student's folder says it was trained on.
+
+    Raises ConfigError where nobody says.
+    """
+    if labels:
+        return tuple(labels)
+    try:
+        metrics = json.loads(Path(student, "metrics.json").read_bytes())
+        return tuple(store["uri"] for store in metrics["stores"])
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
+        raise ConfigError(
+            f"nothing says what {student!r} was trained on, so it may have learned the questions themselves; "
+            "give --labels STORE, or --unchecked to do without"
+        ) from None
+
+
+def contamination_of(questions: Mapping[str, str], stores: Sequence[str]) -> Contamination:
+    """`questions` by item."""
+    found = _Found(questions)
+    for uri in stores:
+        found.compare(prompts_of(uri))
+    return Contamination(found.num_prompts, tuple(stores), found.all_met())
+
+
+class _Found:
+    def __init__(self, questions: Mapping[str, str]) -> None:
+        self._items, self._questions = list(questions), list(questions.values())
+        self._texts = NgramTexts(NUM_WORDS)
+        self._texts.start_block(self._questions)
+        for number in range(len(self._items)):
+            self._texts.keep(number, number)
+        self.num_prompts = 0
+        self._met: dict[str, str] = {}
+        self._prompts: list[str] = []
+
+    def compare(self, prompts: Iterable[str]) -> None:
+        for prompt in prompts:
+            self.num_prompts += 1
+            self._texts.start_block([prompt])
+            match = self._texts.nearest(0)
+            if match is not None:
+                self._met.setdefault(self._items[match.partner], prompt)
+                self._prompts.append(prompt)
+
+    def all_met(self) -> dict[str, str]:
+        """Of a prompt, `nearest` tells one item; others are found from their side."""
+        training = NgramTexts(NUM_WORDS)
+        training.start_block(self._prompts)
+        for number in range(len(self._prompts)):
+            training.keep(number, number)
+        training.start_block(self._questions)
+        for number, item in enumerate(self._items):
+            if item not in self._met and (match := training.nearest(number)) is not None:
+                self._met[item] = self._prompts[match.partner]
+        return {item: self._met[item] for item in self._items if item in self._met}

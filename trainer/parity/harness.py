@@ -1,0 +1,219 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, with models that answer from the book."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from logitstore.common.command import nearest
+from logitstore.common.config_file import ConfigError
+from logitstore.common.terminal import first_line
+from trainer.parity.records import Request, Scored
+
+ANSWER_SEC = 5.0
+MAX_TOKENS = 256
+"""Where neither the task nor the command says how long an answer may be."""
+ScoresByMetric = dict[str, list[Scored]]
+"""By "metric" or "metric, filter"."""
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessTask:
+    """One task that is loaded."""
+
+    name: str
+    task: Any
+    """lm_eval.api.task.Task."""
+    questions: Mapping[str, str]
+    """By number of the document, as text: the question alone, without examples before it."""
+
+
+def load_tasks(specs: Sequence[str], *, limit: int | None, num_fewshot: int | None) -> list[HarnessTask]:
+    """The tasks of "gsm8k", or of "gsm8k=FILE", which takes its documents from a file.
+
+    Raises ConfigError for unknown names and for data that is neither on the machine nor to be had.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if not _hub_answers():
+        _forbid_the_hub()
+    manager = importlib.import_module("lm_eval.tasks").TaskManager()
+    known = {*manager.all_tasks, *manager.all_groups, *manager.all_tags}
+    found: list[HarnessTask] = []
+    for spec in specs:
+        name, _, file = spec.partition("=")
+        if name not in known:
+            raise ConfigError(
+                f"--tasks {name!r} is no file here and no task of lm-eval; {nearest(name, sorted(known))}"
+                if len(name) < 60
+                else f"--tasks {name!r} is no file here"
+            )
+        for task in _loaded(manager, name, file):
+            if num_fewshot is not None:
+                task.set_config(key="num_fewshot", value=num_fewshot)
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=1234)
+            found.append(HarnessTask(task.task_name, task, _questions(task, limit)))
+    return found
+
+
+def score(task: HarnessTask, model: Any, *, items: Sequence[str], chat: bool, max_tokens: int | None) -> Any:
+    """Scores of the documents `items` by metric, as the task itself counts; see `ScoresByMetric`.
+
+    `model` is an AnsweringModel.
+    """
+    evaluator = importlib.import_module("lm_eval.evaluator")
+    adapter = _adapter(model, max_tokens)
+    results = evaluator.evaluate(
+        lm=adapter,
+        task_dict={"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
+        samples={task.name: [int(item) for item in items]},
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+    )
+    found: ScoresByMetric = {}
+    means = {name for name, how in task.task.aggregation().items() if how.__name__ == "mean"}
+    for sample in results["samples"][task.name]:
+        for metric in sample["metrics"]:
+            if metric in means and isinstance(sample[metric], (bool, int, float)):
+                name = metric if sample["filter"] == "none" else f"{metric}, {sample['filter']}"
+                found.setdefault(name, []).append(_scored(task, sample, metric, adapter.confidences))
+    for name, scored in found.items():
+        found[name] = sorted(scored, key=lambda one: int(one.item_id))
+    if not found:
+        raise ConfigError(
+            f"--tasks {task.name}: none of its figures ({', '.join(task.task.aggregation())}) is a "
+            "mean over items, so two models cannot be compared item by item; choose another task"
+        )
+    return found
+
+
+def _scored(task: HarnessTask, sample: Mapping[str, Any], metric: str, known: Mapping[str, float]) -> Scored:
+    item = str(sample["doc_id"])
+    responses = [response[0] for response in sample["resps"]]
+    if isinstance(responses[0], str):
+        confidence, output = known.get(sample["arguments"][0][0]), responses[0]
+    else:  # log-probabilities of choices
+        logprobs = [logprob for logprob, _ in responses]
+        weights = [math.exp(value - max(logprobs)) for value in logprobs]
+        best = max(range(len(logprobs)), key=logprobs.__getitem__)
+        confidence = 1 / sum(weights) if len(weights) > 1 else math.exp(logprobs[0])
+        output = str(sample["arguments"][best][1])
+    value = float(sample[metric])
+    return Scored(item, task.questions[item], str(sample["target"]), output, value, confidence)
+
+
+def _loaded(manager: Any, name: str, file: str) -> list[Any]:
+    spec: Any = name
+    if file:
+        # Examples come from the same file: the harness leaves the question itself out of them.
+        own = {
+            "task": name, "dataset_path": "json", "dataset_name": None, "test_split": "test",
+            "training_split": None, "validation_split": None, "fewshot_split": "test",
+            "dataset_kwargs": {"data_files": {"test": os.path.abspath(file)}},
+        }  # fmt: skip
+        spec = {"group": f"{name} of a file", "task": [own]}
+    try:
+        return list(manager.load([spec])["tasks"].values())
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        if file:
+            raise ConfigError(
+                f"--tasks {name}={file}: the task cannot read it ({_reason(error)}); "
+                "give records with the fields of the task's own data set"
+            ) from error
+        raise ConfigError(
+            f"--tasks {name}: its data set is not on this machine and cannot be had "
+            f"({_reason(error)}); give its records by {name}=FILE.jsonl, or the network"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return first_line(error) or type(error).__name__
+
+
+def _questions(task: Any, limit: int | None) -> dict[str, str]:
+    found = {}
+    for number, document in enumerate(islice(task.eval_docs, limit)):
+        text = task.doc_to_text(document)
+        found[str(number)] = text if isinstance(text, str) else str(document)
+    return found
+
+
+def _hub_answers() -> bool:
+    place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(place, timeout=ANSWER_SEC).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _forbid_the_hub() -> None:
+    """Otherwise libraries try again for minutes. They read the setting once, when they are imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        if name in sys.modules:
+            sys.modules[name].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def _adapter(model: Any, max_tokens: int | None) -> Any:
+    """An `lm_eval` model around an AnsweringModel."""
+    base: Any = importlib.import_module("lm_eval.api.model").LM
+
+    class Adapter(base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.confidences: dict[str, float] = {}
+            """Of generated answers, by prompt."""
+            self._is_chat = False
+
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            self._is_chat = True
+            return model.tokenizer.apply_chat_template(
+                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+
+        @property
+        def tokenizer_name(self) -> str:
+            return model.name
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            return model.tokenizer.chat_template if chat_template else None
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            asked = [self._request(*request.args) for request in requests]
+            answers = model.answers(asked)
+            for request, answer in zip(asked, answers, strict=True):
+                if answer.confidence is not None:
+                    self.confidences[request.prompt] = answer.confidence
+            return [answer.text for answer in answers]
+
+        def _request(self, prompt: str, settings: Mapping[str, Any]) -> Request:
+            until = settings.get("until") or ()
+            until = (until,) if isinstance(until, str) else tuple(until)
+            length = max_tokens or settings.get("max_gen_toks") or MAX_TOKENS
+            return Request(prompt, self._is_chat, until, int(length))
+
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            return model.loglikelihoods([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+            raise ConfigError(
+                "a task of perplexity has no answers to compare; `penumbra train eval` compares probabilities"
+            )
+
+    return Adapter()

@@ -1,0 +1,85 @@
+"""What is asked, what is answered, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["teacher", "student"]
+MatchKind = Literal["exact", "contains", "regex", "judge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to be gone on with, greedily."""
+
+    prompt: str
+    """Text; a chat template has been applied if one is to be."""
+    is_chat: bool
+    """The text has the template's special tokens, and the tokenizer adds none."""
+    until: tuple[str, ...]
+    """The answer ends before the first of these."""
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    text: str
+    confidence: float | None
+    """Geometric mean of the probabilities of its tokens; None where nobody knows them."""
+    num_tokens: int | None
+    is_cut: bool
+    """It reached `max_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One record of a user's own file."""
+
+    item_id: str
+    """Its own id, else "line N"."""
+    messages: tuple[Mapping[str, str], ...]
+    """Of `role` and `content`; the last is the user's."""
+    reference: str
+
+    @property
+    def question(self) -> str:
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One item, answered by one model."""
+
+    item_id: str
+    question: str
+    reference: str
+    output: str
+    score: float
+    confidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One item, answered by both."""
+
+    item_id: str
+    question: str
+    reference: str
+    teacher: Scored
+    student: Scored
+
+    def to_dict(self, task: str) -> dict[str, Any]:
+        return {
+            "task": task,
+            "item": self.item_id,
+            "question": self.question,
+            "reference": self.reference,
+            "teacher": {"output": self.teacher.output, "score": self.teacher.score},
+            "student": {
+                "output": self.student.output,
+                "score": self.student.score,
+                "confidence": self.student.confidence,
+            },
+        }
