@@ -84,10 +84,10 @@ def refusal(construct: Callable[[], Any]) -> str:
 
 
 def tensor_parallel(store: Path, folder: Path) -> Any:
-    tiny_student().save_pretrained(folder / str(torch.distributed.get_rank()))
+    tiny_student().save_pretrained(folder)  # which the first process alone does
+    torch.distributed.barrier()
     config = DistributedConfig(tp_size=2, tp_plan="auto")
-    path = folder / str(torch.distributed.get_rank())
-    model = AutoModelForCausalLM.from_pretrained(path, distributed_config=config)
+    model = AutoModelForCausalLM.from_pretrained(folder, distributed_config=config)
     assert isinstance(model.lm_head.weight, DTensor)
     return tiny_trainer(store, folder, model=model, **SETTINGS)
 
