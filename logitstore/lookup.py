@@ -150,7 +150,8 @@ class Lookup:
                     attempts = [attempt.hex() for attempt in table.column("attempt").to_pylist()]
                     shard = np.searchsorted(unit_index, table.column("unit_index").to_numpy())
                     dropped = np.array([attempt in self._dropped for attempt in attempts], bool)
-                    starts = np.where(dropped, -1, self._starts[np.minimum(shard, len(self._starts) - 1)])
+                    starts = np.full(len(attempts), -1)
+                    starts[~dropped] = self._starts[shard[~dropped]]
                     lengths = table.column("num_sequences").to_numpy()
                     deleted = {
                         row: self._deletions.places(attempt)

@@ -317,10 +317,10 @@ class LogitStore:
         """
         commit_name(unit_id)  # both refuse before anything is written
         self._units.check_place(unit_index, unit_id)
-        sequences = self._without_deleted(sequences)
         for _ in range(MAX_ROUNDS_PER_COMMIT):
             self._codebooks.look_again()
-            record = self.write_attempt(unit_id, unit_index, sequences, rejects, seconds, worker)
+            kept = self._without_deleted(sequences)
+            record = self.write_attempt(unit_id, unit_index, kept, rejects, seconds, worker)
             outcome = commit(self.objects, self._units, record)
             if outcome is not None:
                 return outcome
@@ -331,7 +331,7 @@ class LogitStore:
 
     def _without_deleted(self, sequences: Sequence[LabeledSequence]) -> Sequence[LabeledSequence]:
         """What a worker labeled that did not know yet, or whose unit is labeled again, stays deleted."""
-        deleted = self.deletions.records
+        deleted = self._units.newest_deletions().records
         if not deleted:
             return sequences
         return [one for one in sequences if digest_of(one.record_id).hex() not in deleted]

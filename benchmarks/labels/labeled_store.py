@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from labeler.config.input_settings import FIELDS_BY_KIND, InputKind
 from labeler.config.loading import (
@@ -155,9 +155,10 @@ def _first_record(uri: str) -> dict[str, Any]:
 
 def _kind_of(record: dict[str, Any], job: LabelingJob) -> InputKind:
     """The labeler's kind of input with the most roles that the record's fields fill."""
-    kinds = cast("tuple[InputKind, ...]", get_args(InputKind))
     filled: list[InputKind] = [
-        kind for kind in kinds if all(job.fields.get(role, role) in record for role in FIELDS_BY_KIND[kind])
+        kind
+        for kind, roles in FIELDS_BY_KIND.items()
+        if all(job.fields.get(role, role) in record for role in roles)
     ]
     if not filled:
         raise ValueError(

@@ -10,7 +10,7 @@ from logitstore.common.section import HomePath, Section
 
 InputKind = Literal["auto", "messages", "prompt", "prompt_response", "text", "token_ids"]
 
-FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
+FIELDS_BY_KIND: dict[InputKind, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt": ("prompt",),
     "prompt_response": ("prompt", "response"),

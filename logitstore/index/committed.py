@@ -246,6 +246,14 @@ class CommittedUnits:
                 found.append(CommitRecord(attempt.hex(), self.pointer.manifest, entry, lost))
         return found
 
+    def newest_deletions(self) -> Deletions:
+        """As the index has them now. What else was read before stays as it is."""
+        try:
+            data, _ = self._objects.get_with_etag(INDEX_NAME)
+        except ObjectNotFoundError:
+            return self.deletions
+        return self._load_deletions(decode_pointer(data))
+
     def _load_deletions(self, pointer: IndexPointer) -> Deletions:
         if pointer.deleted == self.pointer.deleted:
             return self.deletions

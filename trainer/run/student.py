@@ -123,6 +123,8 @@ def _single(token_id: Any) -> int | None:
 
 def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
     assert config.model is not None, "StudentConfig checks this"
+    # Not given as None: transformers then forgets what the folder says of its own integers.
+    in_4_bits = {"quantization_config": _in_4_bits(dtype)} if config.lora and config.lora.load_in_4bit else {}
     try:
         return AutoModelForCausalLM.from_pretrained(
             config.model,
@@ -130,7 +132,7 @@ def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             attn_implementation=config.attn_implementation,
-            quantization_config=_in_4_bits(dtype) if config.lora and config.lora.load_in_4bit else None,
+            **in_4_bits,
         )
     except (OSError, ValueError) as error:
         if config.attn_implementation is not None and "ttention" in str(error):

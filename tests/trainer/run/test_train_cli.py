@@ -44,6 +44,8 @@ def test_train_saves_a_better_student_and_says_so(config, tmp_path, capsys):
     # The saved configuration is a configuration, and evaluation gives the figures of the run.
     assert main(["eval", str(tmp_path / "run" / "train.json"), "--json"]) == 0
     again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert again.pop("teacher") == pytest.approx(metrics["teacher"])
+    assert again.pop("calibration").keys() == metrics["calibration"].keys()
     assert again == pytest.approx(metrics["after"], rel=1e-4)
     # A finished run is not run again; what it found is said again.
     written = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
