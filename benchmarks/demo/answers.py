@@ -1,4 +1,4 @@
-"""What students say to held-out prompts, the most likely token each time, beside what their teacher said.
+"""What students say to held-out prompts, drawn with one seed, beside what their teacher said.
 
 Only the students are loaded. The teacher's words are those of its store.
 """
@@ -20,6 +20,9 @@ from logitstore.viewer.tokenizer_choice import choose_texts, tokenizer_folder
 from logitstore.viewer.tokens import TokenTexts
 
 DEFAULT_TOKENS = 40
+TEMPERATURE = 0.7
+"""Of the students' words. After so few steps their most likely tokens would be one token, over and over."""
+SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,16 @@ def _said(student: Path, prompts: list[list[int]], num_tokens: int, texts: Token
     answers = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(SEED)
             made = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=num_tokens,
+                do_sample=True,
+                temperature=TEMPERATURE,
+                top_p=1.0,
+                top_k=0,
             )
         answers.append(prompt_and_answer(made[0].numpy(), len(prompt), texts)[1])
     return answers

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.demo.answers import read_answers
+from benchmarks.demo.answers import SEED, TEMPERATURE, read_answers
 from benchmarks.demo.demo import kl_curve
 from logitstore.store import LogitStore
 from logitstore.students.snapshots import FollowedSequence, Snapshots, StudentRows, write_snapshots
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> LogitStore:
     return make_store(tmp_path / "store", (6,), lengths=(12, 20))
 
 
-def test_answers_are_the_likeliest_tokens_after_the_stored_prompt(
+def test_answers_are_drawn_after_the_stored_prompt_with_one_seed(
     store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the store is named as in the demo, and by its whole path in snapshots
@@ -59,11 +59,12 @@ def test_answers_are_the_likeliest_tokens_after_the_stored_prompt(
         teacher = sequence.token_ids_T[sequence.prompt_length :][:5].tolist()
         assert one.teacher == "".join(f"⟨{token}⟩" for token in teacher)
         for seed, said in enumerate(one.students):
-            ids = list(prompt)
-            for _ in range(5):
-                with torch.no_grad():
-                    logits = tiny_student(seed=seed).eval()(torch.tensor([ids])).logits
-                ids.append(int(logits[0, -1].argmax()))
+            ids, student = list(prompt), tiny_student(seed=seed).eval()
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(SEED)
+                for _ in range(5):
+                    logits = student(torch.tensor([ids])).logits[:, -1]
+                    ids.append(int(torch.multinomial((logits / TEMPERATURE).softmax(-1), 1)))
             assert said == "".join(f"⟨{token}⟩" for token in ids[len(prompt) :])
     # Given again, nothing is made again; a student that was trained since is asked anew.
     out.write_text(json.dumps([]))
