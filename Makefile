@@ -12,8 +12,8 @@ CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 
 help:
 	@echo "make demo         label, store, verify, train and report with a real teacher (5 minutes on 2 cores)"
-	@echo "make test         every test, real vLLM and Ray included (half an hour on 2 cores)"
-	@echo "make check        lint, types and the quick tests (under two minutes); PKG=labeler for one package's"
+	@echo "make test         every test, real vLLM and Ray included (under an hour on 2 cores)"
+	@echo "make check        lint, types and the quick tests (four minutes on 2 cores); PKG=labeler for one package's"
 	@echo "make test-gpu     the tests that need a GPU"
 	@echo "make bench        every measurement (half an hour on 2 cores); rewrites benchmarks/RESULTS.md"
 	@echo "make bench-quick  the same with small inputs, into $(BENCH_OUT) (8 minutes)"

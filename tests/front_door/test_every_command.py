@@ -264,10 +264,11 @@ UNWRITABLE: dict[tuple[str, str], tuple[str, ...]] = {
     **{
         command: arguments
         for command, arguments in WORK.items()
-        if "OUT" in arguments and command not in (*SET_APART, ("bench", "student"), ("cluster", "down"))
+        if "OUT" in arguments
+        and command not in (*SET_APART, ("bench", "student"), ("train", "parity"), ("cluster", "down"))
     },
 }
-"""`bench student` reads its teacher first, `cluster down` writes nothing."""
+"""`bench student` and `train parity` look at their models first, `cluster down` writes nothing."""
 READ_ONLY = (
     ("store", "compact"), ("store", "rebuild-index"), ("store", "uncommit"), ("store", "delete"),
 )  # fmt: skip

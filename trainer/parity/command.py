@@ -70,8 +70,8 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     pattern = compiled(options.regex, options.match)
     if (options.judge is not None) != (options.match == "judge"):
         raise ConfigError("--match judge needs --judge MODEL, and no other way of matching takes one")
-    options.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written shows now
     work = _work(options)
+    options.out.mkdir(parents=True, exist_ok=True)
     book = AnswerBook(options.out / "answers.jsonl")
     try:
         teacher, cut_teacher = _teacher_scores(options, work, book, pattern)
