@@ -11,7 +11,7 @@ CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 .PHONY: help setup demo check quick test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
 
 help:
-	@echo "make demo         label, store, verify, train and report with a real teacher (5 minutes on 2 cores)"
+	@echo "make demo         label, store, verify, train and report with a real teacher (10 minutes on 2 cores)"
 	@echo "make test         every test, real vLLM and Ray included (under an hour on 2 cores)"
 	@echo "make check        lint, types and the quick tests (four minutes on 2 cores); PKG=labeler for one package's"
 	@echo "make test-gpu     the tests that need a GPU"
