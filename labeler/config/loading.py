@@ -1,8 +1,8 @@
 """The configuration of a labeling job: one TOML file, checked before anything starts.
 
 Imports neither ray, vllm nor torch, so that `cluster` can check a job where none of them is installed.
-The models are in `settings.py`; `load_job` reads a file and `--set` overrides, and `resolved` is what a
-store keeps in `job.json`.
+The models are in the modules `*settings.py`; `load_job` reads a file and `--set` overrides, and `resolved` is
+what a store keeps in `job.json`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from labeler.config.input_settings import InputConfig
-from labeler.config.settings import (
-    MOVED_TO_SAMPLING,
-    CostConfig,
-    FiltersConfig,
-    JobConfig,
-    LabelsConfig,
-    LimitsConfig,
-    OutputConfig,
-    SamplingConfig,
-    WorkersConfig,
-)
+from labeler.config.label_settings import MOVED_TO_SAMPLING, FiltersConfig, LabelsConfig, SamplingConfig
+from labeler.config.run_settings import CostConfig, LimitsConfig, OutputConfig, WorkersConfig
+from labeler.config.settings import JobConfig
 from labeler.config.teacher_settings import FakeTeacherConfig, TeacherConfig
 from logitstore.common.config_file import (
     ConfigError,

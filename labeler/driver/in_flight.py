@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from labeler.config.loading import JobConfig
-from labeler.config.settings import MOST_LEASES
+from labeler.config.run_settings import MOST_LEASES
 from labeler.planning.plan import PlanTotals
 from labeler.teacher.vllm.engine import (
     CPU_BATCHED_TOKENS,

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from labeler.config.loading import WorkersConfig
-from labeler.config.settings import MOST_LEASES
+from labeler.config.run_settings import MOST_LEASES
 from labeler.on_ray.room import room_of
 
 

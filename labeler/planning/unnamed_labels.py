@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from labeler.config.loading import JobConfig
-from labeler.config.settings import MOST_LEASES
+from labeler.config.run_settings import MOST_LEASES
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import IndexLostError, StoreNotFoundError
 from logitstore.objects.opening import Objects

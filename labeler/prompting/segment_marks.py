@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from labeler.config.settings import ReasoningMarks
+from labeler.config.label_settings import ReasoningMarks
 from labeler.errors import ChatTemplateError
 from labeler.prompting.tokenization import PROBE_ANSWER, PROBE_QUESTION, Conversation, Tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from labeler.config.loading import JobConfig, load_job
-from labeler.config.settings import MOST_LEASES
+from labeler.config.run_settings import MOST_LEASES
 from labeler.driver.in_flight import units_in_flight
 from labeler.planning.plan import PlanTotals
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.config.settings import LimitsConfig
+from labeler.config.run_settings import LimitsConfig
 from labeler.driver.loop import LabelingLoop
 from labeler.driver.pool_events import (
     LeaseFailed,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from labeler.config.label_settings import ReasoningMarks
 from labeler.config.loading import load_job
-from labeler.config.settings import ReasoningMarks
 from labeler.planning.units import decode_records, encode_records
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
 from labeler.prompting.segment_marks import Mark, SegmentMarks, find_marks
