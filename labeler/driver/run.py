@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from labeler.config.loading import JobConfig, identity, resolved, with_absolute_paths
+from labeler.config.loading import JobConfig, resolved, with_absolute_paths
 from labeler.driver.in_flight import units_in_flight
+from labeler.driver.plan_pass import NothingToLabelError, PlanPass, why_nothing
 from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
@@ -36,27 +37,16 @@ from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup
 from labeler.patience import persistently
 from labeler.planning.plan import (
-    KnownRecords,
     Plan,
     PlanTotals,
-    SegmentWriter,
     contents_in_words,
-    parts_in_words,
 )
-from labeler.planning.planner import Planner
-from labeler.planning.preflight import Prepared, input_info, prepare
-from labeler.planning.provenance import provenance_of
-from labeler.planning.relabeling import replace_changed
-from labeler.prompting.prompts import PromptBuilder
+from labeler.planning.preflight import Prepared, prepare
 from labeler.prompting.segment_marks import NO_MARKS, find_marks
 from logitstore.common.command import ExitStatus
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
-from logitstore.inputs.parts import parts_of
-from logitstore.inputs.raw_record import RawRecord
-from logitstore.inputs.reading import iter_records
 from logitstore.job_objects import (
-    JOB_NAME,
     LOGS_PREFIX,
     REJECTS_NAME,
     STATUS_NAME,
@@ -65,8 +55,6 @@ from logitstore.job_objects import (
     JobStatus,
     WorkerView,
 )
-from logitstore.manifest.reading import MANIFEST_NAME
-from logitstore.store import LogitStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +93,6 @@ def _driving(prepared: Prepared, lease_sec: float, note: Callable[[str], None]) 
         lease.release()
 
 
-class _NothingToLabelError(Exception):
-    """Not one record of the input can be labeled."""
-
-
-def _why_nothing(job: JobConfig, totals: PlanTotals) -> str:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(totals.rejects_by_kind.items()))
-    return (
-        f"nothing to label: input.uri = {redact_uri(job.input.uri)!r} has {totals.num_records:,} records, "
-        f"of which {totals.num_rejects:,} are rejected"
-        + (f" ({kinds})" if kinds else "")
-        + f"; their reasons are in {REJECTS_NAME} of the store. Correct the input, input.kind or input.fields"
-    )
-
-
 class _Run:
     """One run of a job that holds the driver's lease."""
 
@@ -153,7 +127,7 @@ class _Run:
         setup: StoreSetup | None = None
         self._log.write("started", job=resolved(self._job))
         try:
-            totals = self._make_plan()
+            totals = self._plan_pass().make()
             setup = StoreSetup(self._job, self._prepared, totals, self._view.note)
             labeled = self._label(totals, setup)
             self._lease.is_held()  # A driver that slept through its term may find everything done by another.
@@ -161,7 +135,7 @@ class _Run:
             state, exit_status, message = labeled
         except (StoreChangedError, TeacherMismatchError) as error:
             exit_status, message = ExitStatus.WRONG, str(error)
-        except _NothingToLabelError as error:
+        except NothingToLabelError as error:
             exit_status, message = ExitStatus.WRONG, str(error)
         except (TooManyRejectsError, JobFailedError) as error:
             message = str(error)
@@ -185,67 +159,17 @@ class _Run:
         held_sec = self._replica_sec / max(self._job.workers.replicas, 1)
         return round(self._tally.tokens_seen / held_sec, 2) if held_sec else 0.0
 
-    def _make_plan(self) -> PlanTotals:
-        """The plan of the present input, from the store or by a pass over the input."""
-        objects = self._prepared.objects
-        anything_labeled = objects.exists(MANIFEST_NAME)
-        changes = self._plan.claim(
-            identity(self._job),
-            provenance_of(self._job, self._prepared.tokenizer),
-            has_manifest=anything_labeled,
-            num_labeled=self._num_labeled() if anything_labeled else 0,
+    def _plan_pass(self) -> PlanPass:
+        return PlanPass(
+            self._job,
+            self._prepared,
+            self._plan,
+            self._tally,
+            self._log,
+            self._view.note,
+            self._show_planning,
+            self._relabel_changed,
         )
-        if changes:
-            self._view.note(
-                f"nothing is labeled yet and the job has changed, so it is planned anew: {changes}"
-            )
-        objects.put(JOB_NAME, json.dumps(resolved(self._job), indent=1).encode())
-        totals = self._plan.totals()
-        is_wanted = totals is not None and totals.num_changed and self._relabel_changed
-        if totals is not None and self._plan.is_current(self._prepared.fingerprint) and not is_wanted:
-            return totals
-        self._view.note(f"planning: reading {redact_uri(self._job.input.uri)}")
-        known = self._plan.known()
-        writer = SegmentWriter(objects, known)
-        planner = new_planner(self._job, self._prepared, known, writer, keep_changed=self._relabel_changed)
-        try:
-            totals = planner.run(read_input(self._job), self._show_planning)
-        except TooManyRejectsError as error:
-            self._tally.rejects_by_kind.update(planner.rejects.by_kind)
-            if not anything_labeled:
-                self._plan.discard()
-                objects.put(REJECTS_NAME, planner.rejects.content())
-            if not planner.num_planned:
-                raise _NothingToLabelError(f"nothing can be labeled: {error}") from None
-            raise
-        for text in (parts_in_words(self._job, totals, planner.num_whole), planner.fallbacks):
-            if text:
-                self._view.note(text)
-        if planner.changed:
-            num_replaced = replace_changed(objects, planner.changed, self._uncommit)
-            self._view.note(f"{num_replaced:,} records have changed; their units are labeled again")
-            totals = replace(totals, num_changed=totals.num_changed - num_replaced)
-        self._plan.finish_pass(self._prepared.fingerprint, totals, planner.rejects.content())
-        self._log.write("planned", **asdict(totals))
-        return totals
-
-    def _open_store(self) -> LogitStore:
-        output = self._job.output
-        return LogitStore.open(output.uri, storage_options=output.storage_options, writing=True)
-
-    def _num_labeled(self) -> int:
-        return len(self._open_store().shards())
-
-    def _uncommit(self, unit_ids: set[str]) -> set[str]:
-        """Drop the labels of these units; those that have none now."""
-        if not self._prepared.objects.exists(MANIFEST_NAME):
-            return unit_ids
-        store = self._open_store()
-        labeled = {entry.unit_id: entry.name for entry in store.shards() if entry.unit_id in unit_ids}
-        dropped = (
-            set(store.uncommit(name for name in labeled.values() if name)) if any(labeled.values()) else set()
-        )
-        return (unit_ids - labeled.keys()) | dropped
 
     def _show_planning(self, num_records: int) -> None:
         message = f"{num_records:,} records read"
@@ -257,7 +181,7 @@ class _Run:
 
     def _label(self, totals: PlanTotals, setup: StoreSetup) -> tuple[JobState, ExitStatus, str]:
         if not totals.num_units:
-            raise _NothingToLabelError(_why_nothing(self._job, totals))
+            raise NothingToLabelError(why_nothing(self._job, totals))
         tally = self._tally
         tally.units_total, tally.tokens_total = totals.num_units, totals.num_tokens
         tally.rejects_by_kind.update(totals.rejects_by_kind)
@@ -408,23 +332,6 @@ class _Run:
             cost=self._cost(),
             message=message,
         )
-
-
-def new_planner(
-    job: JobConfig,
-    prepared: Prepared,
-    known: KnownRecords,
-    writer: SegmentWriter | None,
-    *,
-    keep_changed: bool = False,
-) -> Planner:
-    builder = PromptBuilder(job, prepared.tokenizer, prepared.limits)
-    return Planner(job, builder, prepared.input_info, known, writer, keep_changed=keep_changed)
-
-
-def read_input(job: JobConfig) -> Iterator[RawRecord]:
-    raw = iter_records(job.input.uri, storage_options=job.input.storage_options)
-    return parts_of(itertools.islice(raw, *job.input.taken), input_info(job))
 
 
 def _log_path(job: JobConfig, prepared: Prepared, options: RunOptions) -> str | None:

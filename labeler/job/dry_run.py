@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from labeler.config.loading import JobConfig, resolved
+from labeler.driver.plan_pass import new_planner, read_input
 from labeler.driver.progress import duration
-from labeler.driver.run import new_planner, read_input
 from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
 from labeler.job.segment_colours import Paint, plain

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from labeler.config.loading import JobConfig
-from labeler.driver.run import read_input
+from labeler.driver.plan_pass import read_input
 from labeler.errors import BadRecordError
 from labeler.job.segment_colours import Paint, legend, plain
 from labeler.planning.preflight import Prepared

@@ -29,7 +29,7 @@ from cluster.rounds.ledger import Ledger, only_writer, read_ledger, write_ledger
 from cluster.rounds.running import last_student, report_rows, run_rounds, support_rows
 from cluster.rounds.steps import StepFailedError, run_command
 from labeler.config.loading import load_job
-from labeler.driver.run import new_planner, read_input
+from labeler.driver.plan_pass import new_planner, read_input
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import Plan, SegmentWriter
 from labeler.planning.preflight import prepare

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from labeler.config.loading import JobConfig
-from labeler.driver.run import read_input
+from labeler.driver.plan_pass import read_input
 from labeler.planning.preflight import prepare
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.jobs.running_job import started, verify, wait_for
 from labeler.config.loading import load_job
-from labeler.driver.run import new_planner, read_input
+from labeler.driver.plan_pass import new_planner, read_input
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import Plan, SegmentWriter
 from labeler.planning.preflight import prepare

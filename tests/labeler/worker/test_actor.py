@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from labeler.config.loading import JobConfig, load_job
-from labeler.driver.run import new_planner, read_input
+from labeler.driver.plan_pass import new_planner, read_input
 from labeler.errors import EngineDiedError, TeacherMismatchError
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import Plan, SegmentWriter

@@ -10,7 +10,7 @@ import pytest
 
 import logitstore.__main__ as store_command
 from labeler.config.loading import load_job
-from labeler.driver.run import new_planner, read_input
+from labeler.driver.plan_pass import new_planner, read_input
 from labeler.job.dry_run import estimate
 from labeler.planning.plan import Plan
 from labeler.planning.preflight import prepare

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.driver.run import new_planner, read_input
+from labeler.driver.plan_pass import new_planner, read_input
 from labeler.errors import StaleLeaseError
 from labeler.planning.plan import Plan, SegmentWriter
 from labeler.planning.preflight import prepare

@@ -1,0 +1,132 @@
+"""The plan of a run's present input: the one in the store, or that of a new pass over the input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+from labeler.config.loading import JobConfig, identity, resolved
+from labeler.errors import TooManyRejectsError
+from labeler.job.logs import JobLog
+from labeler.job.status import Tally
+from labeler.planning.plan import KnownRecords, Plan, PlanTotals, SegmentWriter, parts_in_words
+from labeler.planning.planner import Planner
+from labeler.planning.preflight import Prepared, input_info
+from labeler.planning.provenance import provenance_of
+from labeler.planning.relabeling import replace_changed
+from labeler.prompting.prompts import PromptBuilder
+from logitstore.common.secrets import redact_uri
+from logitstore.inputs.parts import parts_of
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.reading import iter_records
+from logitstore.job_objects import JOB_NAME, REJECTS_NAME
+from logitstore.manifest.reading import MANIFEST_NAME
+from logitstore.store import LogitStore
+
+
+class NothingToLabelError(Exception):
+    """Not one record of the input can be labeled."""
+
+
+def why_nothing(job: JobConfig, totals: PlanTotals) -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(totals.rejects_by_kind.items()))
+    return (
+        f"nothing to label: input.uri = {redact_uri(job.input.uri)!r} has {totals.num_records:,} records, "
+        f"of which {totals.num_rejects:,} are rejected"
+        + (f" ({kinds})" if kinds else "")
+        + f"; their reasons are in {REJECTS_NAME} of the store. Correct the input, input.kind or input.fields"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPass:
+    """Makes the plan for the driver of a store."""
+
+    job: JobConfig
+    prepared: Prepared
+    plan: Plan
+    tally: Tally
+    log: JobLog
+    note: Callable[[str], None]
+    show: Callable[[int], None]
+    """Given the records read so far; may end the pass by raising."""
+    relabel_changed: bool
+
+    def make(self) -> PlanTotals:
+        """The plan of the present input, from the store or by a pass over the input."""
+        objects = self.prepared.objects
+        anything_labeled = objects.exists(MANIFEST_NAME)
+        changes = self.plan.claim(
+            identity(self.job),
+            provenance_of(self.job, self.prepared.tokenizer),
+            has_manifest=anything_labeled,
+            num_labeled=self._num_labeled() if anything_labeled else 0,
+        )
+        if changes:
+            self.note(f"nothing is labeled yet and the job has changed, so it is planned anew: {changes}")
+        objects.put(JOB_NAME, json.dumps(resolved(self.job), indent=1).encode())
+        totals = self.plan.totals()
+        is_wanted = totals is not None and totals.num_changed and self.relabel_changed
+        if totals is not None and self.plan.is_current(self.prepared.fingerprint) and not is_wanted:
+            return totals
+        self.note(f"planning: reading {redact_uri(self.job.input.uri)}")
+        known = self.plan.known()
+        writer = SegmentWriter(objects, known)
+        planner = new_planner(self.job, self.prepared, known, writer, keep_changed=self.relabel_changed)
+        try:
+            totals = planner.run(read_input(self.job), self.show)
+        except TooManyRejectsError as error:
+            self.tally.rejects_by_kind.update(planner.rejects.by_kind)
+            if not anything_labeled:
+                self.plan.discard()
+                objects.put(REJECTS_NAME, planner.rejects.content())
+            if not planner.num_planned:
+                raise NothingToLabelError(f"nothing can be labeled: {error}") from None
+            raise
+        for text in (parts_in_words(self.job, totals, planner.num_whole), planner.fallbacks):
+            if text:
+                self.note(text)
+        if planner.changed:
+            num_replaced = replace_changed(objects, planner.changed, self._uncommit)
+            self.note(f"{num_replaced:,} records have changed; their units are labeled again")
+            totals = replace(totals, num_changed=totals.num_changed - num_replaced)
+        self.plan.finish_pass(self.prepared.fingerprint, totals, planner.rejects.content())
+        self.log.write("planned", **asdict(totals))
+        return totals
+
+    def _open_store(self) -> LogitStore:
+        output = self.job.output
+        return LogitStore.open(output.uri, storage_options=output.storage_options, writing=True)
+
+    def _num_labeled(self) -> int:
+        return len(self._open_store().shards())
+
+    def _uncommit(self, unit_ids: set[str]) -> set[str]:
+        """Drop the labels of these units; those that have none now."""
+        if not self.prepared.objects.exists(MANIFEST_NAME):
+            return unit_ids
+        store = self._open_store()
+        labeled = {entry.unit_id: entry.name for entry in store.shards() if entry.unit_id in unit_ids}
+        dropped = (
+            set(store.uncommit(name for name in labeled.values() if name)) if any(labeled.values()) else set()
+        )
+        return (unit_ids - labeled.keys()) | dropped
+
+
+def new_planner(
+    job: JobConfig,
+    prepared: Prepared,
+    known: KnownRecords,
+    writer: SegmentWriter | None,
+    *,
+    keep_changed: bool = False,
+) -> Planner:
+    builder = PromptBuilder(job, prepared.tokenizer, prepared.limits)
+    return Planner(job, builder, prepared.input_info, known, writer, keep_changed=keep_changed)
+
+
+def read_input(job: JobConfig) -> Iterator[RawRecord]:
+    raw = iter_records(job.input.uri, storage_options=job.input.storage_options)
+    return parts_of(itertools.islice(raw, *job.input.taken), input_info(job))
