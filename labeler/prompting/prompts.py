@@ -14,16 +14,19 @@ import numpy as np
 
 from labeler.config.loading import InputConfig, JobConfig
 from labeler.errors import BadRecordError, ChatTemplateError, PromptError
-from labeler.prompting.bad_records import field_value, shown
 from labeler.prompting.conversations import Exchange, exchange_of, student_exchange, text_field
+from labeler.prompting.given_tokens import (
+    given_mask,
+    given_segments,
+    given_token_ids,
+    mask_of_segments,
+)
 from labeler.prompting.segment_marks import SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
 from labeler.records import TokenizedPrompt
 from labeler.teacher.protocol import check_prompt
-from logitstore.records import SEGMENT_NAMES, Segment
 
-MAX_TOKEN_ID = 2**31 - 1
 THINK = ("<think>", "</think>")
 """Marks of reasoning that a generation prompt may open, where the template names none."""
 
@@ -81,12 +84,12 @@ class PromptBuilder:
         student_ids = self._student_prompt(record, response_ids) if self._input.has_student_prompts else None
         self.num_split_borders, self.num_raw_answers = counts  # a record counts once
         if "loss_mask" in self._input.field_names():
-            mask_T = _given_mask(record, self._input.field_names()["loss_mask"], prompt_ids, response_ids)
+            mask_T = given_mask(record, self._input.field_names()["loss_mask"], prompt_ids, response_ids)
         segments_T = None
         if "segments" in self._input.field_names():
             num_tokens = len(prompt_ids) + len(response_ids or ())
-            segments_T = _given_segments(record, self._input.field_names()["segments"], num_tokens)
-            mask_T = _mask_of_segments(segments_T, mask_T, len(prompt_ids))
+            segments_T = given_segments(record, self._input.field_names()["segments"], num_tokens)
+            mask_T = mask_of_segments(segments_T, mask_T, len(prompt_ids))
         label_start = 1 if self._label_all else max(len(prompt_ids), 1)
         prompt = TokenizedPrompt(
             record_id=record_id,
@@ -107,7 +110,7 @@ class PromptBuilder:
         """int32 [T], the ids that the student sees before the same response."""
         names = self._input.field_names()
         if self._input.kind == "token_ids":
-            return np.asarray(_token_ids(record, names["student_token_ids"]), np.int32)
+            return np.asarray(given_token_ids(record, names["student_token_ids"]), np.int32)
         exchange = student_exchange(record, self._input, exchange_of(record, self._input, self._mode))
         if self._turns == "all":
             prompt_ids, same_ids, _ = self._all_turns(exchange)
@@ -162,9 +165,9 @@ class PromptBuilder:
         """`token_ids` alone is scored as a whole; before `response_token_ids`, or to be answered, it is
         the prompt."""
         names = self._input.field_names()
-        ids = _token_ids(record, names["token_ids"])
+        ids = given_token_ids(record, names["token_ids"])
         if "response_token_ids" in names:
-            return ids, _token_ids(record, names["response_token_ids"])
+            return ids, given_token_ids(record, names["response_token_ids"])
         return (ids, None) if self._mode == "generate" else ([], ids)
 
     def _with_template(self, exchange: Exchange) -> tuple[list[int], list[int] | None]:
@@ -343,65 +346,3 @@ def _first_marker(tokenizer: Tokenizer) -> str:
 
 def bad_record(error: PromptError) -> BadRecordError:
     return BadRecordError(error.reason, error.kind)
-
-
-def _given_mask(
-    record: dict[str, Any], name: str, prompt_ids: list[int], response_ids: list[int] | None
-) -> np.ndarray:
-    """bool over the record's ids, which training losses count."""
-    value, wanted = field_value(record, name), len(prompt_ids) + len(response_ids or ())
-    if not isinstance(value, list) or len(value) != wanted or not all(item in (0, 1) for item in value):
-        raise BadRecordError(
-            f"field {name!r} is {shown(value)}, it must be a list of {wanted} zeros and ones, one for each "
-            "token id; correct the record",
-            "bad_type",
-        )
-    return np.array(value, bool)
-
-
-def _given_segments(record: dict[str, Any], name: str, num_tokens: int) -> np.ndarray:
-    """uint8 over the record's ids, given as names or numbers."""
-    value = field_value(record, name)
-    numbers = {**{label: number for number, label in enumerate(SEGMENT_NAMES)}, **{i: i for i in Segment}}
-    if (
-        not isinstance(value, list)
-        or len(value) != num_tokens
-        or not all(type(item) in (str, int) and item in numbers for item in value)
-    ):
-        raise BadRecordError(
-            f"field {name!r} is {shown(value)}, it must be a list of {num_tokens} segments, one for each "
-            f"token id: {', '.join(SEGMENT_NAMES)}, or their numbers; correct the record",
-            "bad_type",
-        )
-    return np.array([numbers[item] for item in value], np.uint8)
-
-
-def _mask_of_segments(segments_T: np.ndarray, mask_T: np.ndarray | None, prompt_length: int) -> np.ndarray:
-    """bool, what counts: all but the context, and of that what a given mask has."""
-    if bool((segments_T[:prompt_length] != Segment.CONTEXT).any()):
-        raise BadRecordError(
-            "a token of its prompt has another segment than context; put what the assistant wrote into "
-            "response_token_ids, or give all ids as token_ids",
-            "bad_segments",
-        )
-    counted_T = segments_T != Segment.CONTEXT
-    return counted_T if mask_T is None else counted_T & mask_T
-
-
-def _token_ids(record: dict[str, Any], name: str) -> list[int]:
-    value = field_value(record, name)
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise BadRecordError(
-            f"field {name!r} is {shown(value)}, it must be a list of whole numbers; correct the record",
-            "bad_type",
-        )
-    if not value:
-        raise BadRecordError(f"field {name!r} is empty; give it token ids", "empty")
-    for token_id in value:
-        if not 0 <= token_id <= MAX_TOKEN_ID:
-            raise BadRecordError(
-                f"field {name!r} holds the token id {token_id}, which no vocabulary has; tokenise with the "
-                "teacher's tokenizer",
-                "bad_token_id",
-            )
-    return value
