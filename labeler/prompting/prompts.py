@@ -7,7 +7,7 @@ tokenised apart, as they would be when the response is generated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -196,15 +196,16 @@ class PromptBuilder:
         given = exchange.given
         messages = (*given.messages, exchange.response)
         self._refuse_rendered(messages[0])
-        whole = Conversation(messages, given.tools, given.documents)
-        ids = self._without_trailing_space(self._tokenizer.encode(self._render(whole)))
+        whole, text = self._shown(Conversation(messages, given.tools, given.documents))
+        whole_ids = self._tokenizer.encode(text)
+        ids = self._without_trailing_space(whole_ids)
         self._probe.check(whole)
         all_count = all(message.get("weight") != 0 for message in messages)
-        marked = self._tokenizer.answers_marked(whole) if all_count else None
-        if marked is None:
-            mask_T = self._answers_by_prefixes(whole, ids)
-        else:
+        marked_ids, marked = (all_count and self._tokenizer.answers_marked(whole)) or (None, [])
+        if marked_ids == whole_ids:
             mask_T = np.array(marked[: len(ids)], bool)
+        else:
+            mask_T = self._answers_by_prefixes(whole, ids)
         if not mask_T.any():
             reason = (
                 "no answer of the conversation counts, by the chat template's marks or the messages' weight"
@@ -235,31 +236,26 @@ class PromptBuilder:
 
     def _render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
         """Raises BadRecordError where the template refuses the conversation."""
+        return self._shown(conversation, add_generation_prompt=add_generation_prompt)[1]
+
+    def _shown(
+        self, conversation: Conversation, *, add_generation_prompt: bool = False
+    ) -> tuple[Conversation, str]:
+        """What the template is given, and its text. Jinja writes "None" where a template prints content that
+        is null; there empty text is given, which is what is meant. Raises BadRecordError."""
+
+        def render(shown: Conversation) -> str:
+            return self._tokenizer.render_chat(shown, add_generation_prompt=add_generation_prompt)
+
         try:
-            text = self._tokenizer.render_chat(conversation, add_generation_prompt=add_generation_prompt)
-            if any(message["content"] is None for message in conversation.messages):
-                text = self._without_none(conversation, text, add_generation_prompt=add_generation_prompt)
+            text = render(conversation)
+            for place, message in enumerate(conversation.messages):
+                if message["content"] is None and text == render(_with_content(conversation, place, "None")):
+                    conversation = _with_content(conversation, place, "")
+                    text = render(conversation)
         except ChatTemplateError as error:
             raise BadRecordError(f"{error}; correct the messages' roles and order", "bad_prompt") from None
-        return text
-
-    def _without_none(self, conversation: Conversation, text: str, *, add_generation_prompt: bool) -> str:
-        """Jinja writes "None" where a template prints content that is null; empty text is what is meant."""
-        literal, empty = (
-            self._tokenizer.render_chat(
-                Conversation(
-                    tuple(
-                        {**m, "content": content} if m["content"] is None else m
-                        for m in conversation.messages
-                    ),
-                    conversation.tools,
-                    conversation.documents,
-                ),
-                add_generation_prompt=add_generation_prompt,
-            )
-            for content in ("None", "")
-        )
-        return empty if text == literal else text
+        return conversation, text
 
     def _raw_answer(self, prompt_text: str, response: Message) -> str:
         """The given text as the teacher would have written it after the generation prompt, and an end."""
@@ -329,6 +325,13 @@ class PromptBuilder:
         if last is None or self._tokenizer.decode(response_ids[last + 1 :]).strip():
             return response_ids
         return response_ids[: last + 1]
+
+
+def _with_content(conversation: Conversation, place: int, content: str) -> Conversation:
+    """The conversation with another content of one message."""
+    messages = list(conversation.messages)
+    messages[place] = {**messages[place], "content": content}
+    return replace(conversation, messages=tuple(messages))
 
 
 def _first_marker(tokenizer: Tokenizer) -> str:

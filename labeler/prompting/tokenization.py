@@ -80,9 +80,10 @@ class Tokenizer(Protocol):
         """The conversation in the chat template. Raises ChatTemplateError."""
         ...
 
-    def answers_marked(self, conversation: Conversation) -> list[int] | None:
-        """1 for each token of the rendered conversation that the template marks with {% generation %} as the
-        assistant's, else 0; None for a template without such marks."""
+    def answers_marked(self, conversation: Conversation) -> tuple[list[int], list[int]] | None:
+        """Ids of the rendered conversation and, for each, 1 where the template marks it with {% generation %}
+        as the assistant's, else 0; None for a template without such marks, or a tokenizer that cannot say
+        where in the text its tokens stand."""
         ...
 
 
@@ -160,8 +161,8 @@ class HuggingFaceTokenizer:
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from None
         return str(text)
 
-    def answers_marked(self, conversation: Conversation) -> list[int] | None:
-        if not re.search(r"{%-?\s*generation\b", self.chat_template or ""):
+    def answers_marked(self, conversation: Conversation) -> tuple[list[int], list[int]] | None:
+        if not self._tokenizer.is_fast or not re.search(r"{%-?\s*generation\b", self.chat_template or ""):
             return None
         rendered: Any = self._tokenizer.apply_chat_template(
             [dict(message) for message in conversation.messages],
@@ -172,7 +173,7 @@ class HuggingFaceTokenizer:
             return_assistant_tokens_mask=True,
             **self._chat_template_kwargs,
         )
-        return list(rendered["assistant_masks"])
+        return list(rendered["input_ids"]), list(rendered["assistant_masks"])
 
     def _find_ends(self, named: list[tuple[int, str]], stop: Sequence[str]) -> ResponseEnds:
         tokenizer = self._tokenizer
@@ -275,7 +276,7 @@ class ByteTokenizer:
         turns = [f"{start}{m['role']}\n{m['content']}{end}\n" for m in conversation.messages]
         return "".join(turns) + (f"{start}assistant\n" if add_generation_prompt else "")
 
-    def answers_marked(self, conversation: Conversation) -> list[int] | None:
+    def answers_marked(self, conversation: Conversation) -> tuple[list[int], list[int]] | None:
         return None
 
 

@@ -344,6 +344,53 @@ def test_answers_that_a_template_marks_are_the_ones_of_transformers_mask(shape: 
     assert ("It is 4." in labeled, "It is 5." in labeled, "?" in labeled) == (True, True, False)
 
 
+PRINTED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}{% for c in m['tool_calls'] %}<tool_call>{{ c['function']['name'] }}</tool_call>{% endfor %}"
+    "<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Prints the content whatever it is, also null."""
+
+
+def test_marks_are_those_of_the_text_that_is_sent_where_content_is_null() -> None:
+    tokenizer = copy(tokenizer_of("chatml"))
+    tokenizer.chat_template = PRINTED
+    prompt = builder_for(tokenizer, "labels.turns=all").build("r", {"messages": TOOL_CHAT})
+    meant = [{**message, "content": message["content"] or ""} for message in TOOL_CHAT]
+    reference = tokenizer.apply_chat_template(meant, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask_T = whole_ids(prompt), prompt.loss_mask_T
+    assert mask_T is not None
+    assert ids == reference["input_ids"][: len(ids)]
+    assert mask_T.astype(int).tolist() == reference["assistant_masks"][: len(ids)]
+
+
+def test_each_null_content_is_shown_as_the_template_shows_that_message() -> None:
+    tokenizer = copy(tokenizer_of("chatml"))
+    checks = "{% if m['content'] is not none or not m['tool_calls'] %}{{ m['content'] }}{% endif %}"
+    tokenizer.chat_template = PRINTED.replace(
+        "{{ m['content'] }}{% for", checks + "{{ m['thinking'] }}{% for"
+    )
+    messages = [*TOOL_CHAT[:3], {"role": "assistant", "content": None, "thinking": "warm"}]
+    prompt = builder_for(tokenizer).build("r", {"messages": messages})
+    text = tokenizer.decode(whole_ids(prompt))
+    assert "None" not in text
+    assert text.endswith("assistant\nwarm<|im_end|>")
+
+
+def test_a_tokenizer_without_places_in_the_text_has_its_answers_by_prefixes() -> None:
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    assert "generation %}" in TEMPLATES["chatml"]
+    prompt = builder_for(tokenizer, "labels.turns=all").build("r", {"messages": CHAT})
+    assert prompt.loss_mask_T is not None
+    labeled = [i for i, counted in zip(whole_ids(prompt), prompt.loss_mask_T, strict=True) if counted]
+    assert tokenizer.decode(labeled) == "It is 4.<|im_end|>It is 5.<|im_end|>"
+
+
 def test_given_ids_may_have_a_loss_mask() -> None:
     fields = "input.fields={response_token_ids='r', loss_mask='m'}"
     builder = builder_for(byte_tokenizer(), fields, kind="token_ids")
