@@ -23,7 +23,8 @@ from cluster.describe.fit.machines import LIST_PRICES, Prices, machine_for, pric
 from cluster.describe.fit.placement import check_placement
 from cluster.describe.settings.cluster import ClusterConfig, Kind, load_cluster
 from cluster.describe.slurm import script
-from labeler.config.loading import JobConfig, load_job
+from labeler.config.found import load_input_found
+from labeler.config.loading import JobConfig
 from logitstore.common.config_file import ConfigError
 
 DEFAULT_JOB_FILE = "job.toml"
@@ -55,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
     cluster = load_cluster(args.cluster)
     if args.set and not args.job:
         raise ConfigError("--set changes a setting of the job, but no job is named; give --job JOB.toml")
-    job = load_job(args.job, args.set, environ={}) if args.job else None
+    job, found = load_input_found(args.job, args.set, environ={}) if args.job else (None, [])
+    if not args.quiet:
+        print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
     prices = read_prices(args.prices) if args.prices else LIST_PRICES
     text = render(
         cluster, args.kind, job, job_file=args.job or DEFAULT_JOB_FILE, overrides=args.set, prices=prices

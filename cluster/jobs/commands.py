@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cluster.jobs.submission import (
     prepare,
     read_runtime_env,
 )
-from labeler.config.found import load_found_job
+from labeler.config.found import load_input_found
 from labeler.config.loading import JobConfig, load_job
 from labeler.driver.progress import one_line
 from labeler.job.dry_run import estimate
@@ -41,7 +42,8 @@ TIME_AND_PRICE = (
 
 def submit(args: argparse.Namespace) -> int:
     """Check the job here, send it, and stay with it if asked to."""
-    job = load_job(args.job, args.set, environ={})
+    job, found = load_input_found(args.job, args.set, environ={})
+    _say_found(args, found)
     client = _client(args)
     near = client.head_is_here()
     options = SubmitOptions(
@@ -145,13 +147,12 @@ def cost(args: argparse.Namespace) -> int:
     """An estimate for a job file; for a job or a store, what all runs of the store have cost so far."""
     if args.what.endswith((".toml", ".json")):
         try:
-            job, _ = load_found_job(args.what, args.set, environ={})
-            found = estimate(job)
+            job, lines = load_input_found(args.what, args.set, environ={})
+            _say_found(args, lines)
+            plan = estimate(job)
         except StoreError as error:
             raise JobRefusedError(str(error)) from None
-        print(
-            json.dumps(found.plan_record()) if args.json else "\n".join([*found.in_words(), TIME_AND_PRICE])
-        )
+        print(json.dumps(plan.plan_record()) if args.json else "\n".join([*plan.in_words(), TIME_AND_PRICE]))
         return 0
     uri, options = args.what, None
     if not ("://" in args.what or os.path.isdir(args.what)):
@@ -286,6 +287,12 @@ def _line(job: ClusterJob) -> str:
         f"{job.submission_id}  {job.state:<9}  {job.started or '-':<20}  {job.seconds:>7.0f} s  "
         f"{job.owner or '-':<16}  {job.store}"
     )
+
+
+def _say_found(args: argparse.Namespace, lines: Sequence[str]) -> None:
+    """What the job was not told and its input tells."""
+    if lines and not args.quiet and not args.json:
+        print(*lines, sep="\n", file=sys.stderr)
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

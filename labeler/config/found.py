@@ -78,12 +78,24 @@ def load_found_job(
     return checked_job(document, path), found
 
 
+def load_input_found(
+    path: str | None, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+) -> tuple[JobConfig, list[str]]:
+    """As `load_found_job` for a job that runs elsewhere: its input is looked at, this machine's GPUs are not.
+
+    The job is whole, so that where it runs nothing is left to be found otherwise than here. Loads no torch.
+    """
+    document = job_document(path, overrides, environ)
+    found = find_input(document)
+    return checked_job(document, path), found
+
+
 def find_settings(document: dict[str, Any]) -> list[str]:
     """Add to a job's document what is not in it and can be found; a line about each thing that was.
 
     Raises ConfigError where records tell nothing.
     """
-    lines = _find_input(document) if not _is_set(document, "input", "kind") else []
+    lines = find_input(document)
     if not _is_set(document, "workers", "gpus") and not _is_set(document, "workers", "address"):
         lines += _find_gpus(document)
     return lines
@@ -129,7 +141,13 @@ def _form_of_chats(records: list[dict[str, Any]], name: str) -> str:
     return "ShareGPT's form" if "from" in messages[0] else "OpenAI's form of chats"
 
 
-def _find_input(document: dict[str, Any]) -> list[str]:
+def find_input(document: dict[str, Any]) -> list[str]:
+    """Add to a job's document the kind of its input and what follows from it, unless it says the kind.
+
+    Raises ConfigError where the records tell nothing, or cannot be read.
+    """
+    if _is_set(document, "input", "kind"):
+        return []
     section = document.get("input")
     uri = section.get("uri") if isinstance(section, dict) else None
     if not isinstance(section, dict) or not isinstance(uri, str) or not uri:
@@ -194,7 +212,10 @@ def _first_records(uri: str, storage_options: Any) -> tuple[list[dict[str, Any]]
             elif raw.error is not None:
                 errors.append(f"{raw.file}: {raw.error}")
     except (StoreError, OSError) as error:
-        raise ConfigError(f"input.uri: {redact_text(str(error))}") from None
+        raise ConfigError(
+            f"input.uri: {redact_text(str(error))}; where the input cannot be read from here, set input.kind "
+            "and labels.mode"
+        ) from None
     files = ", ".join(
         f"{count} {FORM_NAMES[form]} {'file' if count == 1 else 'files'}"
         for form, count in forms.items()

@@ -227,7 +227,8 @@ fi
 # Slurm warns the batch script before the time is up; the labeler then finishes the units at work.
 {note}{here}{labeler} &
 job=$!
-trap '{terminate}' TERM
+# The job may have ended by itself when the warning comes: that is no failure of this script.
+trap '{terminate} || true' TERM
 status=0
 wait "$job" || status=$?
 # A wait cut short by the trap says so by a status above 128; the job itself then still drains.
@@ -239,10 +240,15 @@ kill "${{steps[@]}}" 2>/dev/null || true
 wait "${{steps[@]}}" 2>/dev/null || true
 {all_nodes} rm -rf "$RAY_TMPDIR" || true
 {clean}
+# One task of an array has the number of the whole array, which would all be queued again.
+me="$SLURM_JOB_ID"
+if [ -n "${{SLURM_ARRAY_JOB_ID:-}}" ]; then
+  me="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
 # 4: the job was interrupted before its end; unless it was cancelled, ask Slurm for another turn, which goes
 # on where it stopped.
-if [ "$status" -eq 4 ] && [[ "$(scontrol show job "$SLURM_JOB_ID")" == *JobState=RUNNING* ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if [ "$status" -eq 4 ] && [[ "$(scontrol show job "$me")" == *JobState=RUNNING* ]]; then
+  scontrol requeue "$me"
 fi
 exit "$status"
 """

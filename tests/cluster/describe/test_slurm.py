@@ -88,15 +88,22 @@ def traps_sigterm(process_id: int) -> bool:
     return bool(caught & 1 << (signal.SIGTERM - 1))
 
 
-@pytest.mark.parametrize(("slurm_state", "num_turns"), [("RUNNING", 1), ("CANCELLED", 0)])
+AS_A_TASK = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
+"""Of the array's last task, which has the array's own number."""
+
+
+@pytest.mark.parametrize(
+    ("slurm_state", "array", "turns"),
+    [("RUNNING", {}, ["77"]), ("RUNNING", AS_A_TASK, ["77_3"]), ("CANCELLED", {}, [])],
+)
 def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(
-    tmp_path: Path, slurm_state: str, num_turns: int
+    tmp_path: Path, slurm_state: str, array: dict[str, str], turns: list[str]
 ) -> None:
     script = tmp_path / "job.sh"
     cluster = one_kind(slurm={"setup": 'echo setup >> "$NOTES"'})
     script.write_text(render(cluster, "slurm", None, job_file="job.toml"))
     environment = fake_slurm(tmp_path, job_status="4", slurm_state=slurm_state)
-    process = subprocess.Popen(["bash", str(script)], env=environment)
+    process = subprocess.Popen(["bash", str(script)], env=environment | array)
     notes = tmp_path / "notes"
 
     def is_under_way() -> bool:
@@ -111,10 +118,32 @@ def test_the_slurm_script_hands_the_warning_on_and_asks_for_another_turn(
     said = notes.read_text()
     assert said.startswith("setup\n")
     assert "drained" in said
-    assert said.count("scontrol requeue 77") == num_turns
+    assert re.findall(r"scontrol requeue (\S+)", said) == turns
     assert said.count("start --address=10.0.0.1:6456") == 1
     assert "srun --nodes=3" in said
     assert re.search(r"rm -rf /tmp/ray-\d+-77$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("container", ["", "pyxis"])
+def test_a_warning_after_the_jobs_end_is_no_failure(tmp_path: Path, container: str) -> None:
+    script = tmp_path / "job.sh"
+    cluster = one_kind(slurm={"container": container})
+    script.write_text(render(cluster, "slurm", None, job_file="job.toml"))
+    environment = stub_pyxis(tmp_path)
+    tools = {
+        "srun": 'while [[ "$1" == --* ]]; do shift; done\n'
+        'case "$*" in *hostname*) echo 10.0.0.1;; *"rm -rf"*) touch "$NOTES.cleaning"; sleep 1; exec "$@";; '
+        '*) exec "$@";; esac',
+        "python": 'case "$*" in *" start "*) sleep 60;; esac',
+    }
+    for name, body in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+    process = subprocess.Popen(["bash", str(script)], env=environment)
+    while not (tmp_path / "notes.cleaning").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) == 0
 
 
 def test_a_slurm_job_ends_when_its_head_has_died(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalClu
 
 
 def write_job(folder: Path, *, seconds_per_token: float = 0.0, fields: str = "") -> Path:
-    """A job of 24 short texts in units of two, one or two replicas."""
+    """A job of 24 short texts, whose kind is found, in units of two, one or two replicas."""
     records = [{"id": f"r{i}", "text": f"Sentence number {i} of the input."} for i in range(NUM_RECORDS)]
     (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     job = folder / "job.toml"
@@ -57,7 +57,6 @@ engine = "fake"
 fake = {{ seconds_per_token = {seconds_per_token} }}
 [input]
 uri = "{folder}/in.jsonl"
-kind = "text"
 id = "id"
 [labels]
 top_k = 8
