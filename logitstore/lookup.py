@@ -3,18 +3,23 @@
 A number counts the living sequences in the store's order. Ids are looked up in the id indexes of the
 segments. Of shards that none covers the ids are read once, in threads, and 16 bytes of each sequence are
 kept. Labels are fetched of the blocks that are asked for.
+
+Compaction removes the id indexes of the segments that it takes up. A lookup made before it goes on with
+those of the index as it is then: what they say counts for the shards that the lookup has.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
+from logitstore.errors import AccessRefusedError, ObjectNotFoundError
+from logitstore.index.entries import attempts_of
 from logitstore.index.id_building import id_hashes
 from logitstore.index.ids import IdIndex
 from logitstore.records import LabeledSequence
@@ -22,27 +27,36 @@ from logitstore.records import LabeledSequence
 if TYPE_CHECKING:
     from logitstore.store import LogitStore
 
-THREADS = 16
 MAX_SAMPLES_LISTED = 5
+MAX_TRIES = 5
+"""So often is an id index that went away looked for anew, before the ids are read from the shards."""
+
+
+@dataclass
+class KeptIds:
+    """What was read of a store's ids and holds for every later lookup."""
+
+    opened: dict[str, IdIndex] = field(default_factory=dict)
+    """By the name of the segment, which is never written twice."""
+    read: dict[int, np.ndarray] = field(default_factory=dict)
+    """By attempt: uint64, of the record ids of a shard that no index covers, deleted ones included."""
 
 
 class Lookup:
     """Of the store as it was when this was made."""
 
-    def __init__(self, store: LogitStore) -> None:
+    def __init__(self, store: LogitStore, kept: KeptIds | None = None) -> None:
+        """`kept` is what other lookups of this store have read, and takes in what this one reads."""
         self._store = store
         self._shards = store.shards()
         self._ends = np.cumsum(self._shards.column("num_sequences"), dtype=np.int64)
         self._starts = self._ends - self._shards.column("num_sequences")
+        self._attempts = self._shards.attempts()
         self._segments = store.index_segments()
-        self._dropped = store.dropped_attempts()
         self._deletions = store.deletions
-        self._indexes: list[_SegmentIds] | None = None
-        """Of the segments that have one; None until an id is asked for."""
-        self._hashes: np.ndarray | None = None
-        """uint64: record ids of the sequences that no index covers; None until an id is asked for."""
-        self._numbers = np.zeros(0, np.int64)
-        """Of these sequences, beside `_hashes`."""
+        self._kept = KeptIds() if kept is None else kept
+        self._known: _Known | None = None
+        """None until an id is asked for."""
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -109,7 +123,7 @@ class Lookup:
     @property
     def is_indexed(self) -> bool:
         """Whether all segments of the store's index have an id index."""
-        return len(self._opened()) == len(self._segments)
+        return len(self._indexes()) == len(self._segments)
 
     def place(self, number: int) -> tuple[int, int]:
         """(shard, place in it) of a sequence."""
@@ -122,10 +136,7 @@ class Lookup:
         Raises CorruptManifestError for a damaged id index.
         """
         asked = id_hashes(record_ids)
-        wanted = np.unique(asked)
-        found = [index.find(wanted) for index in self._opened()] + [self._among_loose(wanted)]
-        hashes = np.concatenate([one for one, _ in found])
-        numbers = np.concatenate([one for _, one in found])
+        hashes, numbers = self._find(np.unique(asked))
         order = np.lexsort((numbers, hashes))
         hashes, numbers = hashes[order], numbers[order]
         first = np.searchsorted(hashes, asked, side="left")
@@ -140,53 +151,85 @@ class Lookup:
             found.setdefault(shard, []).append(number - int(self._starts[shard]))
         return found
 
-    def _opened(self) -> list[_SegmentIds]:
-        if self._indexes is None:
-            unit_index = self._shards.column("unit_index")
-            self._indexes = []
-            for info, table in self._segments:
-                index = IdIndex.open(self._store.objects, info)
-                if index is not None:
-                    attempts = [attempt.hex() for attempt in table.column("attempt").to_pylist()]
-                    shard = np.searchsorted(unit_index, table.column("unit_index").to_numpy())
-                    dropped = np.array([attempt in self._dropped for attempt in attempts], bool)
-                    starts = np.full(len(attempts), -1)
-                    starts[~dropped] = self._starts[shard[~dropped]]
-                    lengths = table.column("num_sequences").to_numpy()
-                    deleted = {
-                        row: self._deletions.places(attempt)
-                        for row, attempt in enumerate(attempts)
-                        if attempt in self._deletions.attempts
-                    }
-                    self._indexes.append(_SegmentIds(index, starts, lengths, deleted, shard[~dropped]))
-        return self._indexes
+    def _find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes and numbers of the living sequences with one of the wanted hashes, ascending ones."""
+        for _ in range(MAX_TRIES):
+            known = self._known or self._know(self._indexes())
+            self._known = known
+            try:
+                return known.find(wanted)
+            except (ObjectNotFoundError, AccessRefusedError):
+                # Compaction took the segment up. (A key that may not list gets a refusal for what is gone.)
+                self._kept.opened, self._known = {}, None
+        self._known = known = self._know([])
+        return known.find(wanted)
 
-    def _among_loose(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes and numbers of the sequences that no index covers, with one of the wanted hashes."""
-        if self._hashes is None:
-            self._read_loose()
-        assert self._hashes is not None
-        found = np.isin(self._hashes, wanted)
-        return self._hashes[found], self._numbers[found]
-
-    def _read_loose(self) -> None:
+    def _know(self, indexes: list[_SegmentIds]) -> _Known:
+        """Where the ids are known from: these indexes, and the shards that none of them covers."""
         covered = np.zeros(len(self._shards), bool)
-        for index in self._opened():
+        for index in indexes:
             covered[index.shards] = True
         places = np.flatnonzero(~covered & (self._shards.column("num_sequences") > 0)).tolist()
-        builder = self._store.id_builder()
+        missing = [place for place in places if int(self._attempts[place]) not in self._kept.read]
+        new = self._store.id_builder().hashes([self._shards[place] for place in missing])
+        read = {**self._kept.read, **dict(zip(self._attempts[missing].tolist(), new, strict=True))}
+        attempts = self._attempts[places].tolist()
+        hashes = np.concatenate([np.zeros(0, np.uint64), *(read[attempt] for attempt in attempts)])
+        ends = np.cumsum([len(read[attempt]) for attempt in attempts], dtype=np.int64)
+        self._kept.read = dict(zip(attempts, np.split(hashes, ends[:-1]), strict=True)) if attempts else {}
+        numbers = [np.zeros(0, np.int64)]
+        for place, attempt in zip(places, attempts, strict=True):
+            living = np.ones(len(read[attempt]), bool)
+            living[self._deletions.places(f"{attempt:016x}")] = False
+            numbers.append(np.where(living, int(self._starts[place]) + np.cumsum(living) - 1, -1))
+        return _Known(indexes, hashes, np.concatenate(numbers))
 
-        def read(place: int) -> np.ndarray:
-            entry = self._shards[place]
-            return builder.hashes(entry, self._store.deleted_places(entry))
+    def _indexes(self) -> list[_SegmentIds]:
+        """Of the segments that have an id index; where one lacks it, of the index as it is now."""
+        found = self._open_indexes()
+        if len(found) < len(self._segments):
+            self._segments = self._store.newest_index_segments()
+            found = self._open_indexes()
+        return [self._segment_ids(index, table) for index, table in found]
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            parts = list(pool.map(read, places))
-        numbers = [
-            int(self._starts[place]) + np.arange(len(part)) for place, part in zip(places, parts, strict=True)
-        ]
-        self._hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
-        self._numbers = np.concatenate([np.zeros(0, np.int64), *numbers])
+    def _open_indexes(self) -> list[tuple[IdIndex, pa.Table]]:
+        opened = self._kept.opened
+        for info, _ in self._segments:
+            if info.name not in opened and (index := IdIndex.open(self._store.objects, info)):
+                opened[info.name] = index
+        return [(opened[info.name], table) for info, table in self._segments if info.name in opened]
+
+    def _segment_ids(self, index: IdIndex, table: pa.Table) -> _SegmentIds:
+        """What the index says of the shards that this lookup has; what it says of others is passed by."""
+        attempts = attempts_of(table)
+        place = np.searchsorted(self._shards.column("unit_index"), table.column("unit_index").to_numpy())
+        place = np.minimum(place, max(0, len(self._shards) - 1))
+        here = self._attempts[place] == attempts if len(self._shards) else np.zeros(len(attempts), bool)
+        starts = np.full(len(attempts), -1)
+        starts[here] = self._starts[place[here]]
+        gone = np.array([int(attempt, 16) for attempt in self._deletions.attempts], np.uint64)
+        deleted = {
+            row: self._deletions.places(f"{int(attempts[row]):016x}")
+            for row in np.flatnonzero(here & np.isin(attempts, gone)).tolist()
+        }
+        return _SegmentIds(index, starts, table.column("num_sequences").to_numpy(), deleted, place[here])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Where the ids of a store's sequences are known from."""
+
+    indexes: list[_SegmentIds]
+    hashes: np.ndarray
+    """uint64: of the record ids of the sequences that no index covers."""
+    numbers: np.ndarray
+    """int64: numbers of these sequences; -1 for a deleted one."""
+
+    def find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes and numbers of the living sequences with one of the wanted hashes, ascending ones."""
+        loose = np.isin(self.hashes, wanted) & (self.numbers >= 0)
+        found = [*(index.find(wanted) for index in self.indexes), (self.hashes[loose], self.numbers[loose])]
+        return np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
 
 
 @dataclass(frozen=True)
@@ -195,7 +238,7 @@ class _SegmentIds:
 
     index: IdIndex
     starts: np.ndarray
-    """int64, of each row: number of its shard's first sequence; -1 for a dropped attempt."""
+    """int64, of each row: number of its shard's first sequence; -1 for an attempt that does not count."""
     lengths: np.ndarray
     """int64, of each row: sequences of its shard, deleted ones included."""
     deleted: dict[int, np.ndarray]
@@ -206,9 +249,8 @@ class _SegmentIds:
     def find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hashes and numbers of the living sequences with one of the wanted hashes."""
         entries = self.index.find(wanted)
+        self.index.check_places(entries, self.lengths)
         rows, places = entries["row"].astype(np.int64), entries["place"].astype(np.int64)
-        if np.any(rows >= len(self.starts)) or np.any(places >= self.lengths[rows]):
-            raise self.index.damaged()
         living = self.starts[rows] >= 0
         for row in set(rows.tolist()) & self.deleted.keys():
             here = rows == row

@@ -51,7 +51,7 @@ from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, TombstoneInfo, encode_pointer
 from logitstore.index.rebuild import RebuildResult, rebuild_index
 from logitstore.index.uncommit import uncommit
-from logitstore.lookup import Lookup
+from logitstore.lookup import KeptIds, Lookup
 from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.manifest.reading import (
     MANIFEST_NAME,
@@ -85,6 +85,7 @@ class LogitStore:
         self.max_block_entries = MAX_BLOCK_ENTRIES
         """Rows times K of a block that this process decodes at once; the format's limit unless lowered."""
         self._lookup: tuple[ShardIndex, Lookup] | None = None
+        self._kept_ids = KeptIds()
         self._units = CommittedUnits(objects, self._manifest_hash)
         if refresh:
             self.refresh()
@@ -295,6 +296,11 @@ class LogitStore:
         """The segments of the index, with their entries as they lie there, dropped attempts included."""
         return [(info, self._units.raw_table(info.name)) for info in self._units.pointer.segments]
 
+    def newest_index_segments(self) -> list[tuple[SegmentInfo, pa.Table]]:
+        """As `index_segments`, of the index as it is now; what the store shows stays as it is."""
+        units = self._units.with_newest_index()
+        return [(info, units.raw_table(info.name)) for info in units.pointer.segments]
+
     def dropped_attempts(self) -> set[str]:
         """Attempts in segments that count no more."""
         return {one.attempt for one in self._units.pointer.dropped}
@@ -465,7 +471,7 @@ class LogitStore:
         """Sequences by number and by id, as of the last `refresh`; kept until the store changes."""
         shards = self.shards()
         if self._lookup is None or self._lookup[0] is not shards:
-            self._lookup = (shards, Lookup(self))
+            self._lookup = (shards, Lookup(self, self._kept_ids))
         return self._lookup[1]
 
     def codebooks(self) -> CodebookSet | None:

@@ -10,6 +10,7 @@ unit: its next record has another name, so nothing that was written for an earli
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
 
@@ -97,6 +98,12 @@ class CommittedUnits:
             if self._read_index():
                 return
         raise self._unsteady()
+
+    def with_newest_index(self) -> CommittedUnits:
+        """Another view, of the index as it is now; what both name is read once."""
+        newest = copy.copy(self)
+        newest.refresh_index()
+        return newest
 
     @property
     def has_index(self) -> bool:

@@ -58,6 +58,10 @@ class ShardIndex(Sequence[ShardEntry]):
         """One numeric field of all entries in their order, for example `num_rows`."""
         return self._table.column(name).to_numpy()[self._order]
 
+    def attempts(self) -> np.ndarray:
+        """uint64: the attempt of each entry, which is its 16 hexadecimal digits."""
+        return attempts_of(self._table)[self._order]
+
     def unit_ids(self) -> list[str]:
         starts = range(0, len(self), _DIGEST_BATCH)
         parts = (self._rows(self._order[start : start + _DIGEST_BATCH], ["unit_id"]) for start in starts)
@@ -97,6 +101,11 @@ class ShardIndex(Sequence[ShardEntry]):
             )
             hasher.update("".join(f"{unit_id}\n" for unit_id in part.column("unit_id").to_pylist()).encode())
             hasher.update(b"".join(part.column("checksum").to_pylist()))
+
+
+def attempts_of(table: pa.Table) -> np.ndarray:
+    """uint64: the attempt of each row of a table of entries, which is its 16 hexadecimal digits."""
+    return np.frombuffer(b"".join(table.column("attempt").to_pylist()), ">u8").astype(np.uint64)
 
 
 def of_another_plan(unit_index: int, there: str, here: str) -> StoreChangedError:

@@ -23,7 +23,7 @@ from logitstore.manifest.fields import LabelSpec, ShardEntry
 from logitstore.objects.opening import Objects
 from logitstore.shard.reader import ShardReader
 
-THREADS = 8
+THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -60,32 +60,39 @@ class IdBuilder:
             attempts = old_table.column("attempt").to_pylist()
             new_rows = np.array([row_of.get(attempt, -1) for attempt in attempts], np.int64)
             entries = old.all().copy()
+            old.check_places(entries, old_table.column("num_sequences").to_numpy())
             rows = new_rows[entries["row"]]
             entries["row"] = np.maximum(rows, 0)
             parts.append(entries[rows >= 0])
             covered.update(attempts)
         rows = [row for attempt, row in row_of.items() if attempt not in covered]
         missing = index_segments.table_to_entries(table.take(rows)) if rows else []
-        with ThreadPoolExecutor(THREADS) as pool:
-            parts += pool.map(self._of_shard, rows, missing)
+        parts += [_entries_of(row, hashes) for row, hashes in zip(rows, self.hashes(missing), strict=True)]
         return np.concatenate(parts)
 
-    def _of_shard(self, row: int, entry: ShardEntry) -> np.ndarray:
-        hashes = self.hashes(entry, None)
-        entries = np.zeros(len(hashes), ENTRY)
-        entries["hash"], entries["row"], entries["place"] = hashes, row, np.arange(len(hashes))
-        return entries
+    def hashes(self, entries: Sequence[ShardEntry]) -> list[np.ndarray]:
+        """uint64, of the record ids of each shard, deleted ones included; no labels are read."""
+        if not any(entry.name for entry in entries):
+            return [np.zeros(0, np.uint64)] * len(entries)
+        codebooks = self.codebooks()
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(lambda entry: self._hashes_of(entry, codebooks), entries))
 
-    def hashes(self, entry: ShardEntry, deleted: np.ndarray | None) -> np.ndarray:
-        """uint64, of the record ids of a shard, without those at the places `deleted`; no labels are read."""
+    def _hashes_of(self, entry: ShardEntry, codebooks: CodebookSet | None) -> np.ndarray:
         if not entry.name:
             return np.zeros(0, np.uint64)
         # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
         file = self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
-        with ShardReader(file, self.labels, self.codebooks(), deleted=deleted) as reader:
+        with ShardReader(file, self.labels, codebooks) as reader:
             return id_hashes(
                 name for block in range(reader.num_blocks) for name in reader.plain_columns(block).record_id
             )
+
+
+def _entries_of(row: int, hashes: np.ndarray) -> np.ndarray:
+    entries = np.zeros(len(hashes), ENTRY)
+    entries["hash"], entries["row"], entries["place"] = hashes, row, np.arange(len(hashes))
+    return entries
 
 
 def id_hashes(record_ids: Iterable[str]) -> np.ndarray:

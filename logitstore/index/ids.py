@@ -108,6 +108,15 @@ class IdIndex:
         entries = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
         return entries[np.isin(entries["hash"], hashes)]
 
+    def check_places(self, entries: np.ndarray, lengths: np.ndarray) -> None:
+        """Raises CorruptManifestError for entries beyond the segment's rows or their shards' sequences.
+
+        `lengths` are the sequences of each row's shard.
+        """
+        rows = entries["row"].astype(np.int64)
+        if np.any(rows >= len(lengths)) or np.any(entries["place"] >= lengths[rows]):
+            raise self.damaged()
+
     def damaged(self) -> CorruptManifestError:
         return _damaged(self.objects, self.name)
 

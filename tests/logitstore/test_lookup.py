@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from logitstore.objects.local import LocalBackend
+from logitstore.rows.where import parse_selection
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
@@ -68,14 +69,7 @@ def test_what_is_asked_for_is_read_once_and_nothing_else(
     monkeypatch.setattr(ShardReader, "read_block", counting)
     assert len(store[["r0", "r1", "r2", "r39"]]) == 4
     assert sorted(read) == [0, 1, 2], "two blocks of the first shard, one of the last"
-    opened: list[str] = []
-    open_object = LocalBackend.open
-
-    def opening(self: LocalBackend, name: str, num_bytes: int | None, buffer_bytes: int):
-        opened.append(name)
-        return open_object(self, name, num_bytes, buffer_bytes)
-
-    monkeypatch.setattr(LocalBackend, "open", opening)
+    opened = opened_shards(monkeypatch)
     assert store["r25"].record_id == "r25"
     assert len(opened) == 1, "ids are read once"
 
@@ -93,3 +87,72 @@ def test_deleted_and_new_sequences(store: LogitStore) -> None:
 def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
     store = LogitStore.create(tmp_path / "empty", make_manifest())
     assert (len(store), bool(store), store[:], store.find(["a"])) == (0, True, [], {"a": []})
+
+
+def test_a_lookup_goes_on_after_others_compacted(store: LogitStore) -> None:
+    """Compaction removes the id index that the reader has opened, and those it has not looked at yet."""
+    store.compact()
+    reader, late = LogitStore.open(store.uri), LogitStore.open(store.uri)
+    assert reader["r3"].record_id == "r3"
+    store.uncommit([store.shards()[0].name])
+    for unit in (0, 20, 21):
+        store.commit_unit(f"unit-{unit}", unit, [make_sequence(f"n{unit}")], seconds=0, worker="w")
+    store.compact()
+    for seen in (reader, late):
+        assert seen["r33"].record_id == "r33"
+        assert seen["r4"].record_id == "r4", "as of its last refresh"
+        assert seen.find(["n0", "n20"]) == {"n0": [], "n20": []}
+        assert [one.record_id for one in parse_selection("record_id in (r7)").sequences(seen)] == ["r7"] * 2
+        seen.refresh()
+        assert (seen["n0"].record_id, seen["n21"].record_id, seen.find(["r4"])) == ("n0", "n21", {"r4": []})
+
+
+def test_ids_are_read_from_the_shards_where_the_id_index_is_gone(store: LogitStore) -> None:
+    store.compact()
+    assert store["r3"].record_id == "r3"
+    store.objects.delete_many([name for name in store.objects.list("index/") if name.endswith("-ids.bin")])
+    assert store["r33"].record_id == "r33"
+
+
+def test_a_lookup_after_compaction_reads_no_shard_for_ids(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.compact()
+    reader, late = LogitStore.open(store.uri), LogitStore.open(store.uri)
+    assert reader["r3"].record_id == "r3"
+    for unit in (10, 11, 12):
+        store.commit_unit(f"unit-{unit}", unit, [make_sequence(f"n{unit}")], seconds=0, worker="w")
+    store.compact()
+    assert len(store.index_segments()) == 1
+    opened = opened_shards(monkeypatch)
+    for seen in (reader, late):
+        assert seen["r33"].record_id == "r33"
+    assert len(opened) == 2, "the shard of the record"
+
+
+def test_a_refresh_reads_the_ids_of_new_shards_alone(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.find(["nobody"]) == {"nobody": []}
+    other = LogitStore.open(store.uri)
+    other.commit_unit("later", 9, [make_sequence("later")], seconds=0, worker="w")
+    delete_records(other, frozenset({"r1"}), "asked for")
+    store.objects.delete_many([name for name in store.objects.list("index/") if name.endswith("-ids.bin")])
+    opened = opened_shards(monkeypatch)
+    store.refresh()
+    assert store.find(["nobody", "r1"]) == {"nobody": [], "r1": []}
+    assert len(opened) == 1
+    assert store["r2"].record_id == "r2"
+
+
+def opened_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards that are opened from now on."""
+    opened: list[str] = []
+    open_object = LocalBackend.open
+
+    def opening(self: LocalBackend, name: str, num_bytes: int | None, buffer_bytes: int):
+        opened.extend([name] if name.startswith("shards/") else [])
+        return open_object(self, name, num_bytes, buffer_bytes)
+
+    monkeypatch.setattr(LocalBackend, "open", opening)
+    return opened

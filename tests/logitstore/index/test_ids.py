@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from logitstore.__main__ import main
+from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.errors import CorruptManifestError
 from logitstore.exchange.merge import merge_stores
 from logitstore.index import ids
@@ -181,6 +182,35 @@ def test_verify_compares_it_with_the_shards(store: LogitStore) -> None:
     errors = verify_store(store).errors
     assert [one.kind for one in errors] == ["wrong_ids"]
     assert any(unit_id in errors[0].message for unit_id in table.column("unit_id").to_pylist())
+
+
+@pytest.mark.parametrize("column", ["row", "place"])
+def test_one_that_names_what_is_not_there_is_not_taken_up(store: LogitStore, column: str) -> None:
+    """Its checksums hold: another program may have written it."""
+    info, _ = store.index_segments()[0]
+    index = IdIndex.open(store.objects, info)
+    assert index is not None
+    entries = index.all().copy()
+    entries[column][3] = 1000
+    store.objects.put(ids.ids_name(info.name), encode_ids(info, entries))
+    result = store.compact()
+    assert "is damaged; remove it" in result.not_indexed
+    assert store["record-8"].record_id == "record-8"
+    check(store, 0)
+
+
+def test_the_codebooks_are_asked_for_once(store: LogitStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    get_range = LocalBackend.get_range
+
+    def counting(self: LocalBackend, name: str, start: int, end: int | None) -> bytes:
+        asked.append(name)
+        return get_range(self, name, start, end)
+
+    monkeypatch.setattr(LocalBackend, "get_range", counting)
+    segment, table = store.index_segments()[0]
+    assert store.id_builder().build(segment, table) == ""
+    assert asked.count(CURRENT_CODEBOOKS) == 1
 
 
 @pytest.mark.parametrize("num_entries", [0, 1, 63, 64, 5000])
