@@ -21,7 +21,7 @@ from trainer.parity.judging import judged
 from trainer.parity.model import AnsweringModel
 from trainer.parity.pictures import draw_routing
 from trainer.parity.records import Answer, Item, MatchKind, Pair, Request, Scored
-from trainer.parity.scoring import compiled, score_of
+from trainer.parity.scoring import check_reference, compiled, score_of
 from trainer.parity.stored import is_store, stored_answers
 
 ScoresByName = dict[str, list[Scored]]
@@ -70,7 +70,7 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     pattern = compiled(options.regex, options.match)
     if (options.judge is not None) != (options.match == "judge"):
         raise ConfigError("--match judge needs --judge MODEL, and no other way of matching takes one")
-    work = _work(options)
+    work = _work(options, pattern)
     options.out.mkdir(parents=True, exist_ok=True)
     book = AnswerBook(options.out / "answers.jsonl")
     try:
@@ -81,7 +81,7 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     return _written(options, work, teacher, student, {"teacher": cut_teacher, "student": cut_student})
 
 
-def _work(options: ParityOptions) -> Work:
+def _work(options: ParityOptions, pattern: re.Pattern[str] | None) -> Work:
     check_model_name(options.student, revision=None, setting="--student")
     if not is_store(options.teacher):
         check_model_name(options.teacher, revision=None, setting="--teacher")
@@ -90,6 +90,9 @@ def _work(options: ParityOptions) -> Work:
     files = {
         path: read_items(path, options.prompt_field, options.answer_field, options.limit) for path in paths
     }
+    for path, items in files.items():
+        for item in items:
+            check_reference(options.match, item.reference, pattern, f"{path}, {item.item_id}")
     if names and is_store(options.teacher):
         raise ConfigError(
             f"--tasks {names[0]} is a task of lm-eval, and a store answers its own prompts alone; give the "
@@ -97,10 +100,12 @@ def _work(options: ParityOptions) -> Work:
         )
     stores = () if options.unchecked else training_stores(options.student, options.labels)
     harness = load_tasks(names, limit=options.limit, num_fewshot=options.num_fewshot) if names else []
-    questions = {f"{path}\t{item.item_id}": item.question for path, items in files.items() for item in items}
+    questions = {f"{path}\t{item.item_id}": (item.asked,) for path, items in files.items() for item in items}
     for task in harness:
-        questions |= {f"{task.name}\t{item}": text for item, text in task.questions.items()}
-    found = None if options.unchecked else contamination_of(questions, stores)
+        questions |= {
+            f"{task.name}\t{item}": (text, task.bare[item]) for item, text in task.questions.items()
+        }
+    found = None if options.unchecked else contamination_of(questions, stores, options.student)
     met = {} if found is None else found.met
     if len(met) == len(questions):
         raise ConfigError(

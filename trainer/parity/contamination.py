@@ -42,21 +42,21 @@ def training_stores(student: str, labels: Sequence[str]) -> tuple[str, ...]:
         ) from None
 
 
-def contamination_of(questions: Mapping[str, str], stores: Sequence[str]) -> Contamination:
-    """`questions` by item."""
+def contamination_of(
+    questions: Mapping[str, Sequence[str]], stores: Sequence[str], tokenizer: str
+) -> Contamination:
+    """`questions`: by item, the texts each of which is the question. `tokenizer`: the student's folder."""
     found = _Found(questions)
     for uri in stores:
-        found.compare(prompts_of(uri))
+        found.compare(prompts_of(uri, tokenizer))
     return Contamination(found.num_prompts, tuple(stores), found.all_met())
 
 
 class _Found:
-    def __init__(self, questions: Mapping[str, str]) -> None:
-        self._items, self._questions = list(questions), list(questions.values())
-        self._texts = NgramTexts(NUM_WORDS)
-        self._texts.start_block(self._questions)
-        for number in range(len(self._items)):
-            self._texts.keep(number, number)
+    def __init__(self, questions: Mapping[str, Sequence[str]]) -> None:
+        self._items = list(questions)
+        self._asked = [(item, text) for item, texts in questions.items() for text in texts]
+        self._texts = _kept([text for _, text in self._asked])
         self.num_prompts = 0
         self._met: dict[str, str] = {}
         self._prompts: list[str] = []
@@ -67,17 +67,22 @@ class _Found:
             self._texts.start_block([prompt])
             match = self._texts.nearest(0)
             if match is not None:
-                self._met.setdefault(self._items[match.partner], prompt)
+                self._met.setdefault(self._asked[match.partner][0], prompt)
                 self._prompts.append(prompt)
 
     def all_met(self) -> dict[str, str]:
         """Of a prompt, `nearest` tells one item; others are found from their side."""
-        training = NgramTexts(NUM_WORDS)
-        training.start_block(self._prompts)
-        for number in range(len(self._prompts)):
-            training.keep(number, number)
-        training.start_block(self._questions)
-        for number, item in enumerate(self._items):
+        training = _kept(self._prompts)
+        training.start_block([text for _, text in self._asked])
+        for number, (item, _) in enumerate(self._asked):
             if item not in self._met and (match := training.nearest(number)) is not None:
                 self._met[item] = self._prompts[match.partner]
         return {item: self._met[item] for item in self._items if item in self._met}
+
+
+def _kept(texts: Sequence[str]) -> NgramTexts:
+    found = NgramTexts(NUM_WORDS)
+    found.start_block(texts)
+    for number in range(len(texts)):
+        found.keep(number, number)
+    return found

@@ -22,6 +22,8 @@ from trainer.parity.records import Request, Scored
 ANSWER_SEC = 5.0
 MAX_TOKENS = 256
 """Where neither the task nor the command says how long an answer may be."""
+FEWSHOT_SEED = 1234
+"""The harness' own."""
 ScoresByMetric = dict[str, list[Scored]]
 """By "metric" or "metric, filter"."""
 
@@ -35,6 +37,9 @@ class HarnessTask:
     """lm_eval.api.task.Task."""
     questions: Mapping[str, str]
     """By number of the document, as text: the question alone, without examples before it."""
+    bare: Mapping[str, str]
+    """The longest field of the document that the question holds word for word: without what the task writes
+    around it."""
 
 
 def load_tasks(specs: Sequence[str], *, limit: int | None, num_fewshot: int | None) -> list[HarnessTask]:
@@ -61,8 +66,7 @@ def load_tasks(specs: Sequence[str], *, limit: int | None, num_fewshot: int | No
                 task.set_config(key="num_fewshot", value=num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=1234)
-            found.append(HarnessTask(task.task_name, task, _questions(task, limit)))
+            found.append(HarnessTask(task.task_name, task, *_questions(task, limit)))
     return found
 
 
@@ -73,6 +77,8 @@ def score(task: HarnessTask, model: Any, *, items: Sequence[str], chat: bool, ma
     """
     evaluator = importlib.import_module("lm_eval.evaluator")
     adapter = _adapter(model, max_tokens)
+    # Drawn anew for each model, examples would differ between teacher and student.
+    task.task.set_fewshot_seed(seed=FEWSHOT_SEED)
     results = evaluator.evaluate(
         lm=adapter,
         task_dict={"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
@@ -141,12 +147,20 @@ def _reason(error: Exception) -> str:
     return first_line(error) or type(error).__name__
 
 
-def _questions(task: Any, limit: int | None) -> dict[str, str]:
-    found = {}
+def _questions(task: Any, limit: int | None) -> tuple[dict[str, str], dict[str, str]]:
+    questions, bare = {}, {}
     for number, document in enumerate(islice(task.eval_docs, limit)):
         text = task.doc_to_text(document)
-        found[str(number)] = text if isinstance(text, str) else str(document)
-    return found
+        # The number of the right one among several texts, where the task has several.
+        text = text if isinstance(text, str) else "\n".join(filter(_is_text, document.values()))
+        inside = [value for value in document.values() if _is_text(value) and value.strip() in text]
+        questions[str(number)] = text
+        bare[str(number)] = max(inside, key=len, default=text)
+    return questions, bare
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _hub_answers() -> bool:

@@ -142,7 +142,6 @@ class AnsweringModel:
         return Answer(
             text=text[: min(found)] if found else text,
             confidence=float(logprob_S[:num_tokens].mean().exp()),
-            num_tokens=num_tokens,
             is_cut=not found and count == request.max_tokens,
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Role = Literal["teacher", "student"]
 MatchKind = Literal["exact", "contains", "regex", "judge"]
 
 
@@ -28,7 +27,6 @@ class Answer:
     text: str
     confidence: float | None
     """Geometric mean of the probabilities of its tokens; None where nobody knows them."""
-    num_tokens: int | None
     is_cut: bool
     """It reached `max_tokens`."""
 
@@ -46,6 +44,11 @@ class Item:
     @property
     def question(self) -> str:
         return self.messages[-1]["content"]
+
+    @property
+    def asked(self) -> str:
+        """All that the user says."""
+        return "\n\n".join(one["content"] for one in self.messages if one["role"] == "user")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,44 @@ import unicodedata
 from logitstore.common.config_file import ConfigError
 from trainer.parity.records import MatchKind
 
+MARKS = ".,;:!?\"'`“”‘’ "
+"""Not seen at both ends of a text."""
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+# Scripts that put no space between words: Thai, Lao, Myanmar, Khmer, Japanese, Chinese, and Korean, whose
+# particles follow the word.
+_SPACELESS = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+    r"\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+)
+_WORD = rf"[^\W{_SPACELESS}]"
+
 
 def score_of(kind: MatchKind, output: str, reference: str, pattern: re.Pattern[str] | None) -> float:
     """1 or 0.
 
-    "exact" and "contains" do not see case, punctuation at the ends and runs of white space. "regex" compares
-    what the pattern's first group (else the whole pattern) last meets in the output with what it last meets
-    in the reference, or with the whole reference where it meets nothing there.
+    None of the ways sees case, punctuation at the ends, runs of white space and the commas between a
+    number's thousands. "contains" wants the reference between the borders of words, and a number whole: "15"
+    is not in "115", "15.5" or "-15". "regex" compares what the pattern's first group (else the whole pattern)
+    last meets in the output with what it last meets in the reference, or with the whole reference where it
+    meets nothing there; a meeting without text does not count.
     """
+    wanted = _wanted(kind, reference, pattern)
+    if kind == "contains":
+        return float(re.search(_bordered(wanted), _plain(output)) is not None)
     if kind == "regex":
         assert pattern is not None
-        found, wanted = _last(pattern, output), _last(pattern, reference)
-        return float(found is not None and _plain(found) == _plain(reference if wanted is None else wanted))
-    output, reference = _plain(output), _plain(reference)
-    return float(output == reference if kind == "exact" else reference in output)
+        found = _last(pattern, output)
+        return float(found is not None and _plain(found) == wanted)
+    return float(_plain(output) == wanted)
+
+
+def check_reference(kind: MatchKind, reference: str, pattern: re.Pattern[str] | None, where: str) -> None:
+    """Raises ConfigError, which begins with `where`, for an answer that leaves nothing to compare with."""
+    if kind != "judge" and not _wanted(kind, reference, pattern):
+        raise ConfigError(
+            f"{where}: of the answer {reference!r} nothing is left to compare with, since --match {kind} "
+            "does not see punctuation at the ends; write the answer in words, or use --match judge"
+        )
 
 
 def compiled(text: str | None, kind: MatchKind) -> re.Pattern[str] | None:
@@ -39,19 +63,35 @@ def compiled(text: str | None, kind: MatchKind) -> re.Pattern[str] | None:
         raise ConfigError(f"--regex {text!r} is no regular expression: {error}") from None
 
 
+def _wanted(kind: MatchKind, reference: str, pattern: re.Pattern[str] | None) -> str:
+    found = None if kind != "regex" or pattern is None else _last(pattern, reference)
+    return _plain(reference if found is None else found)
+
+
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
     found = None
     for match in pattern.finditer(text):
-        found = match
-    if found is None:
-        return None
-    return found.group(1) if pattern.groups and found.group(1) is not None else found.group(0)
+        own = match.group(1) if pattern.groups and match.group(1) is not None else match.group(0)
+        found = own if own.strip() else found
+    return found
 
 
 def _plain(text: str) -> str:
-    words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return words.strip(".,;:!?\"'` ").replace(",", "") if _is_number(words) else words.strip(".,;:!?\"'` ")
+    words = " ".join(unicodedata.normalize("NFKC", text).casefold().split()).replace("\u2212", "-")
+    words = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), words).rstrip(MARKS)
+    bare = words.lstrip(MARKS)
+    # The point of ".5" is part of the number.
+    return f".{bare}" if bare[:1].isdigit() and words[: -len(bare)].endswith(".") else bare
 
 
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[-+$]?[\d,]*\.?\d+[.]?", text) is not None
+def _bordered(wanted: str) -> str:
+    """A pattern for `wanted` that meets no part of a word or number."""
+    before = rf"(?<!{_WORD})" if re.match(_WORD, wanted) else ""
+    after = rf"(?!{_WORD})" if re.search(rf"{_WORD}\Z", wanted) else ""
+    if wanted[0].isdigit():
+        before += r"(?<![\d\W]\.)(?<!^\.)(?<!\W-)(?<!^-)"
+    elif re.match(r"\.\d", wanted):
+        before += r"(?<!\d)"
+    if wanted[-1].isdigit():
+        after += r"(?!\.\d)"
+    return before + re.escape(wanted) + after

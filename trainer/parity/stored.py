@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from logitstore.common.config_file import ConfigError
-from logitstore.contamination.prompt_texts import words_of
 from logitstore.errors import UnsupportedInputError
-from logitstore.exchange.texts import export_texts
+from logitstore.exchange.chat_text import PromptParser, reasoning_apart
+from logitstore.exchange.texts import prompt_and_answer, render_of, text_of
+from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
+from logitstore.viewer.tokenizer_choice import choose_texts
+from logitstore.viewer.tokens import TokenTexts
 from trainer.parity.records import Answer, Item
+
+Key = tuple[tuple[str, str], ...]
+"""(role, content) of each message, without regard to white space."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredText:
+    """One sequence of a store, as text."""
+
+    messages: Sequence[Mapping[str, str]]
+    """The prompt's; one of the user's with all of it where no chat template tells them apart."""
+    answer: str
+    """Without reasoning."""
+    is_cut: bool
 
 
 def is_store(place: str) -> bool:
@@ -23,7 +38,8 @@ def is_store(place: str) -> bool:
 def stored_answers(uri: str, items: Sequence[Item]) -> dict[str, Answer]:
     """What the teacher answered, by item; those that the store has no answer to are left out.
 
-    An item is known by the words of its last question. Raises ConfigError for a store of given responses.
+    An item is known by all of its messages, those of the system left out where the store has no answer to it
+    with them. Of several samples the first counts. Raises ConfigError for a store of given responses.
     """
     store = LogitStore.open(uri)
     if store.manifest.labels.mode != "generate":
@@ -31,38 +47,67 @@ def stored_answers(uri: str, items: Sequence[Item]) -> dict[str, Answer]:
             f"--teacher {uri}: its responses were given (labels.mode = {store.manifest.labels.mode!r}), so "
             "they are not the teacher's; give a store whose responses it generated, or its model"
         )
-    answers: dict[tuple[str, ...], Answer] = {}
-    for record in _texts(store):
-        question, text = _question(record), record.get("completion")
-        if text is None:
-            text = record["messages"][-1]["content"]
-        answer = Answer(text, None, None, record["finish_reason"] == "length")
-        answers.setdefault(tuple(words_of(question)), answer)
-    found = {item.item_id: answers.get(tuple(words_of(item.question))) for item in items}
-    return {item_id: answer for item_id, answer in found.items() if answer is not None}
+    whole: dict[Key, Answer] = {}
+    without_system: dict[Key, Answer] = {}
+    for text in _texts_of(store, None):
+        answer = Answer(text.answer, None, text.is_cut)
+        whole.setdefault(_key(text.messages), answer)
+        without_system.setdefault(_key(_talk(text.messages)), answer)
+    found: dict[str, Answer] = {}
+    for item in items:
+        answer = whole.get(_key(item.messages)) or without_system.get(_key(_talk(item.messages)))
+        if answer is not None:
+            found[item.item_id] = answer
+    return found
 
 
-def prompts_of(uri: str) -> Iterator[str]:
-    """What users asked in a store's sequences; whole prompts where no chat template tells."""
-    for record in _texts(LogitStore.open(uri)):
-        yield _question(record)
+def prompts_of(uri: str, tokenizer: str) -> Iterator[str]:
+    """What users asked in a store's sequences, all turns of each; whole prompts where no chat template tells
+    turns apart, and all of a plain text.
+
+    `tokenizer`: the folder of the student's, for a store that keeps none, as those of plain text.
+    """
+    for text in _texts_of(LogitStore.open(uri), tokenizer):
+        yield "\n\n".join(one["content"] for one in text.messages if one["role"] == "user")
 
 
-def _question(record: dict[str, Any]) -> str:
-    if "messages" not in record:
-        return record["prompt"]
-    users = [message["content"] for message in record["messages"] if message["role"] == "user"]
-    return users[-1] if users else ""
+def _key(messages: Sequence[Mapping[str, str]]) -> Key:
+    return tuple((one["role"], " ".join(one["content"].split())) for one in messages)
 
 
-def _texts(store: LogitStore) -> Iterator[dict[str, Any]]:
-    with tempfile.TemporaryDirectory(prefix="penumbra-parity-") as folder:
-        path = Path(folder, "texts.jsonl")
-        try:
-            _, left_out = export_texts(store, path, "messages")
-        except UnsupportedInputError:
-            left_out = 1
-        if left_out:
-            export_texts(store, path, "prompt-completion")
-        with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+def _talk(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    return [one for one in messages if one["role"] != "system"]
+
+
+def _texts_of(store: LogitStore, tokenizer: str | None) -> Iterator[StoredText]:
+    folder = None if tokenizer is None else Path(tokenizer)
+    texts, reason = choose_texts(store, None)
+    if not texts.known and folder is not None and (folder / "tokenizer.json").is_file():
+        texts, reason = choose_texts(store, tokenizer)
+    if not texts.known:
+        raise UnsupportedInputError(
+            f"{store.uri}: its texts are compared, and they need a tokenizer: {reason}"
+        )
+    parser = _parser_of(store, folder)
+    top_k = None if store.manifest.labels.support == "given" else 1
+    for sequence in store.iter_sequences(top_k=top_k):
+        yield _text_of(sequence, texts, parser)
+
+
+def _parser_of(store: LogitStore, folder: Path | None) -> PromptParser | None:
+    """What takes prompts apart; None where they are plain text, or the template gives no hold."""
+    try:
+        render = render_of(store, folder)
+        return None if render is None else PromptParser(render)
+    except UnsupportedInputError:
+        return None
+
+
+def _text_of(sequence: LabeledSequence, texts: TokenTexts, parser: PromptParser | None) -> StoredText:
+    prompt, answer = prompt_and_answer(sequence.token_ids_T, sequence.prompt_length, texts)
+    messages = parser.messages(prompt) if parser is not None and prompt else None
+    if not messages:
+        ids = sequence.token_ids_T[: sequence.prompt_length or None].tolist()
+        bare = text_of([one for one in ids if not texts.is_special(one)], texts)
+        messages = [{"role": "user", "content": bare}]
+    return StoredText(messages, reasoning_apart(prompt, answer)[1], sequence.finish_reason == "length")

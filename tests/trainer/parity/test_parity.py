@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,6 @@ from trainer.parity.answer_book import AnswerBook
 from trainer.parity.contamination import _Found
 from trainer.parity.gap import gap_of, routing_of
 from trainer.parity.records import Pair, Scored
-from trainer.parity.scoring import score_of
-
-NUMBER = re.compile(r"#### (-?\d+)")
 
 
 @pytest.fixture
@@ -54,7 +50,7 @@ def test_both_answer_and_are_not_asked_again(
     assert len(items) == 10
     for item in items:
         for role in ("teacher", "student"):
-            assert item[role]["score"] == float(item["reference"] in item[role]["output"])
+            assert item[role]["score"] == float(item["reference"] in item[role]["output"].split())
         assert 0 < item["student"]["confidence"] < 1
     (gap,) = json.loads((tmp_path / "out" / "parity.json").read_text())["gaps"].values()
     difference = [item["teacher"]["score"] - item["student"]["score"] for item in items]
@@ -78,24 +74,6 @@ def test_a_cut_line_is_dropped(tmp_path: Path) -> None:
     book = AnswerBook(tmp_path / "book.jsonl")
     assert (book.get("a"), book.get("b")) == ({"text": "x"}, None)
     assert (tmp_path / "book.jsonl").read_bytes().count(b"\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("kind", "output", "reference", "score"),
-    [
-        ("exact", " Paris. ", "paris", 1.0),
-        ("exact", "It is Paris", "Paris", 0.0),
-        ("exact", "1,200", "1200", 1.0),
-        ("contains", "It is Paris, of course", "Paris", 1.0),
-        ("contains", "London", "Paris", 0.0),
-        ("regex", "2 and 3: #### 4, no: #### 5", "so #### 5", 1.0),
-        ("regex", "#### 4", "so #### 5", 0.0),
-        ("regex", "5", "so #### 5", 0.0),
-        ("regex", "#### 5", "5", 1.0),
-    ],
-)
-def test_when_an_answer_is_right(kind: str, output: str, reference: str, score: float) -> None:
-    assert score_of(kind, output, reference, NUMBER) == score  # type: ignore[arg-type]  # one of the kinds
 
 
 def pairs_of(scores: list[tuple[float, float, float]]) -> list[Pair]:
@@ -128,6 +106,6 @@ def test_gap_and_routing() -> None:
 
 def test_questions_met_in_training_are_found() -> None:
     shared = "how many clips did the shop sell in the months of april and may together"
-    found = _Found({"a": f"Natalia asks {shared}", "b": f"And {shared}", "c": "something else " * 8})
+    found = _Found({"a": (f"Natalia asks {shared}",), "b": (f"And {shared}",), "c": ("something else " * 8,)})
     found.compare(["a prompt of its own that nobody else has", f"Please tell me {shared} and why"])
     assert (found.num_prompts, sorted(found.all_met())) == (2, ["a", "b"])
