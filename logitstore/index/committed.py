@@ -68,11 +68,16 @@ class CommittedUnits:
         self._all: ShardIndex | None = None
 
     def refresh(self) -> None:
-        """See every unit committed before this call. Raises CorruptManifestError and its siblings."""
+        """See every unit committed before this call. Raises CorruptManifestError and its siblings.
+
+        `entries` is the same object after it where nothing changed.
+        """
+        before = self.tail
         for _ in range(MAX_REFRESH_TRIES):
             listed = self._list_records()
             if self._read_index() and self._read_records(listed):
-                self._all = None
+                if self.tail != before:
+                    self._all = None
                 return
         raise self._unsteady()
 

@@ -74,8 +74,8 @@ class Finder:
         self._store, self._selection, self._texts = store, selection, texts
         self._lock = threading.Lock()
         self._searches: OrderedDict[Question, _Search] = OrderedDict()
-        self._figures: dict[tuple[str, Order], np.ndarray] = {}
-        """By shard: float64 of each of its sequences."""
+        self._figures: dict[tuple[str, int, Order], np.ndarray] = {}
+        """By shard and how many of its sequences are not deleted: float64 of each of these."""
 
     def ask(self, question: Question, shards: ShardIndex, starts: np.ndarray) -> Answer:
         """What is known; the first call begins to look, and one for another question ends the one before.
@@ -87,15 +87,13 @@ class Finder:
         """
         with self._lock:
             search = self._searches.get(question)
-            if search is None or search.num_shards != len(shards):
-                selection = parse_selection(question.where)
-                for other in self._searches.values():
-                    other.is_wanted = False
-                search = _Search(self, question, selection, shards, starts)
-                self._searches[question] = search
-            elif not search.is_wanted and not search.is_done:
-                search.go_on()
+            if search is None or search.shards is not shards:
+                search = _Search(self, question, parse_selection(question.where), shards, starts)
+            for other in self._searches.values():
+                other.is_wanted = other is search
+            self._searches[question] = search
             self._searches.move_to_end(question)
+            search.go_on()
             while len(self._searches) > MAX_KEPT:
                 self._searches.popitem(last=False)[1].is_wanted = False
         return search.answer()
@@ -129,7 +127,7 @@ class Finder:
         return has_S
 
     def _figures_of(self, entry: ShardEntry, reader: ShardReader, order: Order) -> np.ndarray:
-        key = (entry.name, order)
+        key = (entry.name, reader.num_sequences, order)
         if key not in self._figures:
             self._figures[key] = self._read_figures(reader, order)
         return self._figures[key]
@@ -159,21 +157,26 @@ class _Search:
         self, finder: Finder, question: Question, selection: Selection, shards: ShardIndex, starts: np.ndarray
     ) -> None:
         self._finder, self._question, self._selection = finder, question, selection
-        self._shards, self._starts = shards, starts
+        self.shards, self._starts = shards, starts
         self._found: list[tuple[np.ndarray, np.ndarray]] = []
         self._problem = ""
-        self.num_shards = len(shards)
         self.is_wanted = False
+        self._has_thread = False
+        self._lock = threading.Lock()
+        """Held to begin and to end the thread, so that there is never a second one."""
         self._looked = np.cumsum([0, *shards.column("num_sequences")])
-        self.go_on()
-
-    @property
-    def is_done(self) -> bool:
-        return len(self._found) == self.num_shards or bool(self._problem)
 
     def go_on(self) -> None:
-        self.is_wanted = True
-        threading.Thread(target=self._run, name="finder", daemon=True).start()
+        """Look through what is left, unless that is being done."""
+        with self._lock:
+            self.is_wanted = True
+            if not self._has_thread and not self._is_done:
+                self._has_thread = True
+                threading.Thread(target=self._run, name="finder", daemon=True).start()
+
+    @property
+    def _is_done(self) -> bool:
+        return len(self._found) == len(self.shards) or bool(self._problem)
 
     def answer(self) -> Answer:
         found = self._found[:]
@@ -186,18 +189,23 @@ class _Search:
         return Answer(numbers, int(self._looked[len(found)]), int(self._looked[-1]), self._problem)
 
     def _run(self) -> None:
-        while self.is_wanted and len(self._found) < self.num_shards:
-            place = len(self._found)
-            entry = self._shards[place]
-            nothing = (np.zeros(0, np.int64), np.zeros(0))
+        while True:
+            with self._lock:
+                if not self.is_wanted or self._is_done:
+                    self._has_thread = False
+                    return
             try:
-                places, figures = (
-                    self._finder.found_in(entry, self._question, self._selection) if entry.name else nothing
-                )
+                self._found.append(self._look_through(len(self._found)))
             except (OSError, ValueError) as error:  # the errors of stores are of these
                 self._problem = str(error)
-                return
-            self._found.append((places + self._starts[place], figures))
+
+    def _look_through(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and figures of what is found in the shard at this place."""
+        entry = self.shards[place]
+        if not entry.name:
+            return np.zeros(0, np.int64), np.zeros(0)
+        places, figures = self._finder.found_in(entry, self._question, self._selection)
+        return places + self._starts[place], figures
 
 
 def _surprise(sequence: LabeledSequence) -> np.ndarray:

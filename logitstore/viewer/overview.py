@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreError
+from logitstore.index.entries import ShardIndex
 from logitstore.job_objects import STATUS_NAME, JobStatus, parse_status
 from logitstore.records import Reject
 from logitstore.rows.selection import Selection
@@ -48,6 +49,8 @@ class StoreView:
     _store: LogitStore | None = None
     _totals: Json = field(default_factory=dict)
     _refreshed_sec: float = 0.0
+    _followed: tuple[ShardIndex, dict[int, tuple[str, int]]] | None = None
+    """With the shards that it was found in."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def open(self) -> tuple[LogitStore, SequencePages]:
@@ -94,11 +97,24 @@ class StoreView:
         return card
 
     def followed(self) -> dict[int, tuple[str, int]]:
-        """Record id and sample of the sequences of this store that the student was followed on, by number."""
-        _, pages = self.open()
-        records = [] if self.student is None else self.student.records
-        found = {pages.find(*record): record for record in records}
-        return {number: record for number, record in sorted(found.items(), key=str) if number is not None}
+        """Record id and sample of the sequences of this store that the student was followed on, by number.
+
+        They are looked for once, and again after the store has changed.
+        """
+        if self.student is None:
+            return {}
+        store, pages = self.open()
+        shards, _ = pages.shards()
+        if self._followed is None or self._followed[0] is not shards:
+            spec = store.manifest.labels
+            numbers = {pages.find(*record): record for record in self.student.records}
+            found: dict[int, tuple[str, int]] = {}
+            for number in sorted(number for number in numbers if number is not None):
+                (sequence,) = pages.read(number, 1)
+                if self.student.follows(sequence, spec):
+                    found[number] = numbers[number]
+            self._followed = (shards, found)
+        return self._followed[1]
 
     def _student_card(self) -> Json | None:
         if self.student is None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from logitstore.index.entries import ShardIndex
-from logitstore.lookup import Lookup
 from logitstore.manifest.fields import ShardEntry
 from logitstore.records import LabeledSequence
 from logitstore.rows.selection import Block, Selection
@@ -52,7 +51,7 @@ class SequencePages:
         self._lock = threading.Lock()
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
         self._blocks: OrderedDict[tuple[str, int, int | None], list[LabeledSequence]] = OrderedDict()
-        self._lookup: Lookup | None = None
+        self._deletions = store.deletions
         self._shards, self._ends = self._listed()
 
     @property
@@ -61,13 +60,10 @@ class SequencePages:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def refresh(self) -> None:
-        """Take in the shards committed since."""
+        """Take in the shards committed since, and leave out what was deleted since."""
         with self._lock:
             self._store.refresh()
-            before = self._ends
-            self._shards, self._ends = self._listed()
-            if not np.array_equal(before, self._ends):
-                self._lookup = None
+            self._follow()
 
     def read(self, start: int, count: int, *, top_k: int | None = None) -> list[LabeledSequence]:
         """Sequences `start` to `start + count`, as many as there are; `top_k` entries of each row.
@@ -116,7 +112,8 @@ class SequencePages:
             return [found[number] for number in numbers]
 
     def shards(self) -> tuple[ShardIndex, np.ndarray]:
-        """The committed shards, and the number of each one's first selected sequence."""
+        """The committed shards, the same object until they change, and the number of each one's first
+        selected sequence."""
         with self._lock:
             return self._shards, np.concatenate([[0], self._ends])[:-1]
 
@@ -126,9 +123,10 @@ class SequencePages:
         The first call reads the ids of the shards that no id index covers.
         """
         with self._lock:
-            self._lookup = self._lookup or Lookup(self._store)
-            (candidates,) = self._lookup.candidates([record_id])
-            numbers = [self._selected_number(number) for number in candidates]
+            self._follow()
+            lookup = self._store.lookup()
+            (candidates,) = lookup.candidates([record_id])
+            numbers = [self._selected_number(*lookup.place(number)) for number in candidates]
         for number in numbers:
             if number is not None:
                 (sequence,) = self.read(number, 1, top_k=1)
@@ -136,10 +134,8 @@ class SequencePages:
                     return number
         return None
 
-    def _selected_number(self, number: int) -> int | None:
-        """Of the sequence that has this number in the whole store; None where it is not selected."""
-        assert self._lookup is not None
-        shard, place = self._lookup.place(number)
+    def _selected_number(self, shard: int, place: int) -> int | None:
+        """Of the sequence at this place of a shard; None where it is not selected."""
         kept = self._kept.get(self._shards[shard].name)
         before = int(self._ends[shard - 1]) if shard else 0
         if kept is None:
@@ -186,6 +182,18 @@ class SequencePages:
                 self._readers.popitem(last=False)
         self._readers.move_to_end(entry.name)
         return self._readers[entry.name]
+
+    def _follow(self) -> None:
+        """Show the store as it was last refreshed."""
+        if self._store.shards() is self._shards:
+            return
+        if self._store.deletions is not self._deletions:
+            # What is kept of a shard counts the sequences that it had.
+            self._readers.clear()
+            self._blocks.clear()
+            self._kept.clear()
+            self._deletions = self._store.deletions
+        self._shards, self._ends = self._listed()
 
     def _listed(self) -> tuple[ShardIndex, np.ndarray]:
         """The committed shards, and how many selected sequences lie in each and before it (int64)."""

@@ -72,7 +72,7 @@ def sequence_payload(
     `spec` gives the temperatures and V; K is the rows' own, so that truncated rows are shown as such.
     """
     rows = sequence.rows
-    own = np.zeros(0, np.int32) if student is None else student.own_ids(sequence)
+    own = np.zeros(0, np.int32) if student is None else student.own_ids(sequence, spec)
     ids = np.unique(np.concatenate([sequence.token_ids_T, rows.token_ids_NK.reshape(-1), own])).tolist()
     return {
         "index": index,

@@ -19,20 +19,27 @@ class StudentView:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.snapshots = read_snapshots(folder)
-        self._by_record = {(one.record_id, one.sample_index): one for one in self.snapshots.sequences}
+        self._by_record: dict[tuple[str, int], list[FollowedSequence]] = {}
+        """Several where several stores have a record of this id."""
+        for one in self.snapshots.sequences:
+            self._by_record.setdefault((one.record_id, one.sample_index), []).append(one)
 
     @property
     def records(self) -> list[tuple[str, int]]:
-        """(record id, sample index) of the sequences that were followed."""
+        """(record id, sample index) of the sequences that were followed, of whatever store."""
         return list(self._by_record)
 
+    def follows(self, sequence: LabeledSequence, spec: LabelSpec) -> bool:
+        """Whether it was followed, and not one of the same id in a store with other label rows."""
+        return self._followed(sequence, spec) is not None
+
     def payload(self, sequence: LabeledSequence, spec: LabelSpec) -> Json | None:
-        """What the page shows of it; None where it was not followed, or in a store with other label rows.
+        """What the page shows of it; None where it was not followed.
 
         Entries are as many as the rows of `sequence` have, the mass of the student's others in its tail.
         """
-        followed = self._by_record.get((sequence.record_id, sequence.sample_index))
-        if followed is None or not _fits(followed, sequence.rows, spec):
+        followed = self._followed(sequence, spec)
+        if followed is None:
             return None
         top_k = sequence.rows.token_ids_NK.shape[1]
         return {
@@ -42,12 +49,17 @@ class StudentView:
             "snapshots": [_snapshot_payload(taken, spec, top_k) for taken in followed.snapshots],
         }
 
-    def own_ids(self, sequence: LabeledSequence) -> np.ndarray:
+    def own_ids(self, sequence: LabeledSequence, spec: LabelSpec) -> np.ndarray:
         """The ids of the student's first choices, whose texts the page needs too."""
-        followed = self._by_record.get((sequence.record_id, sequence.sample_index))
+        followed = self._followed(sequence, spec)
         if followed is None:
             return np.zeros(0, np.int32)
         return np.unique(np.concatenate([taken.own_token_ids_N for taken in followed.snapshots]))
+
+    def _followed(self, sequence: LabeledSequence, spec: LabelSpec) -> FollowedSequence | None:
+        """By the label rows themselves, since a store may have another address than it had in training."""
+        named = self._by_record.get((sequence.record_id, sequence.sample_index), [])
+        return next((one for one in named if _fits(one, sequence.rows, spec)), None)
 
 
 def _fits(followed: FollowedSequence, rows: LabelRows, spec: LabelSpec) -> bool:

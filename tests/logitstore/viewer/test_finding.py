@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence
@@ -16,6 +20,7 @@ from logitstore.rows.entropy import entropy
 from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
+from logitstore.viewer import overview
 from logitstore.viewer.conversation import Conversations
 from logitstore.viewer.finding import Question
 from logitstore.viewer.overview import StoreView
@@ -143,6 +148,86 @@ def test_what_comes_in_is_shown_before_all_is_looked_through(
         assert answer["total"] == answer["looked"] // 10
         time.sleep(0.05)
     assert len(looked) > 2
+    server.server_close()
+
+
+@pytest.mark.parametrize("where", ["", "num_tokens > 24"])
+def test_what_is_deleted_between_two_requests_is_gone_from_the_second(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """From pages, searches, orders and addresses, with nothing else in its place."""
+    monkeypatch.setattr(overview, "REFRESH_AFTER_SEC", 0.0)
+    copy = tmp_path / "copy"
+    shutil.copytree(store.uri, copy)
+    server = ViewerServer([StoreView(str(copy), selection=parse_selection(where))], 0)
+    questions = [Question(), Question(text="1-1"), *(Question(order=one) for one in ("length", "entropy"))]
+    before = [found(server, question)["sequences"] for question in questions]
+    gone = {"1-11", "1-12", "3-39"}
+    assert gone <= {one["record_id"] for one in before[0]}
+    server.sequence(0, before[0][-1]["index"])
+    assert server.record(0, "1-12", 0)["index"] in numbers_of({"sequences": before[0]})
+
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join(sorted(gone)))
+    assert main(["delete", str(copy), "--ids", str(ids), "--reason", "asked for"]) == 0
+
+    for question, shown in zip(questions, before, strict=True):
+        after = found(server, question)["sequences"]
+        left = [one["record_id"] for one in shown if one["record_id"] not in gone]
+        assert [one["record_id"] for one in after] == left
+        for one in after[::17]:
+            assert server.sequence(0, one["index"])["record_id"] == one["record_id"]
+            assert server.record(0, one["record_id"], 0) == {"index": one["index"]}
+    with pytest.raises(IndexError, match="no sample 0"):
+        server.record(0, "1-12", 0)
+    server.server_close()
+
+
+def test_links_go_on_after_the_index_was_compacted(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "REFRESH_AFTER_SEC", 0.0)
+    copy = tmp_path / "copy"
+    shutil.copytree(store.uri, copy)
+    assert main(["compact", str(copy)]) == 0
+    server = ViewerServer([StoreView(str(copy))], 0)
+    assert server.record(0, "2-7", 0) == {"index": 87}
+    late = LogitStore.open(copy)
+    (sequence,) = [one for one in store.iter_sequences() if one.record_id == "2-7"]
+    late.commit_unit("later", 99, [dataclasses.replace(sequence, record_id="late")], seconds=1, worker="w")
+    assert main(["compact", str(copy)]) == 0
+    assert server.record(0, "late", 0) == {"index": 320}
+    assert server.record(0, "2-7", 0) == {"index": 87}
+    server.server_close()
+
+
+def test_a_search_that_is_taken_up_again_has_one_thread(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the thread of before has not yet noticed that it was ended."""
+    view = StoreView(store.uri)
+    view.open()
+    go, at_work = threading.Event(), []
+    one_shard = view.finder.found_in
+
+    def slow(*given: Any) -> Any:
+        at_work.append(threading.get_ident())
+        go.wait(30)
+        return one_shard(*given)
+
+    monkeypatch.setattr(view.finder, "found_in", slow)
+    server = ViewerServer([view], 0)
+    question = Question(where="num_tokens > 0")
+    for other in (question, Question(text="3-1"), question, Question(text="3-1"), question):
+        server.sequences(0, 0, 5, other)
+    while len(at_work) < 2:
+        time.sleep(0.01)
+    go.set()
+    answer = found(server, question)
+    assert numbers_of(answer) == list(range(320))
+    found(server, Question(text="3-1"))
+    assert len(at_work) == 2 * 8, "each shard was looked through once for each question"
+    assert len(set(at_work)) <= 4
     server.server_close()
 
 
