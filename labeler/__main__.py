@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from labeler.config.found import load_found_job
 from labeler.config.loading import JobConfig
-from labeler.curation.commands import add_curation_commands
+from labeler.curation.commands.registered import add_curation_commands
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
 from logitstore.common.options import add_storage_options, read_storage_options
