@@ -9,4 +9,5 @@ for line in sys.stdin:
     numbers = re.findall(r"-?\d+(?:\.\d+)?", asked["answer"].replace(",", ""))
     right = bool(numbers) and float(numbers[-1]) == float(asked["record"]["answer"])
     whole = asked["finish_reason"] == "stop"
-    print(json.dumps({"keep": right, "score": 1.0 if whole else 0.5}), flush=True)
+    asked_about = {"id": asked["id"], "sample": asked["sample"]}
+    print(json.dumps({**asked_about, "keep": right, "score": 1.0 if whole else 0.5}), flush=True)

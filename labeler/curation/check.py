@@ -1,39 +1,37 @@
 """Responses checked by a program of the user's, and the best of each problem kept: the step `check`.
 
 The program gets one JSON object a line (id, sample, prompt, reasoning, answer, finish_reason, record) and
-writes one a line: {"keep": true or false, "score": number}. It is started once, and anew after a time-out or
-its end. Each verdict is written before the next response is shown, so a check that was stopped goes on.
+writes one a line: see `check_program`. Each verdict is written before the next response is shown, so a check
+that was stopped goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import queue
-import shlex
-import subprocess
-import threading
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 import numpy as np
 
+from labeler.curation.check_program import NO_VERDICT, CheckProgram, VerdictKind, command_parts, question_line
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.texts import prompt_and_answer
+from logitstore.inputs.parts import parent_id
 from logitstore.rows.selection import Columns, Outcome, Selection
 from logitstore.store import LogitStore
 from logitstore.viewer.tokenizer_choice import choose_texts
 
-MAX_FAILURES = 3
-"""So often in a row may the program end without a verdict before the check ends too."""
-SHOWN_CHARACTERS = 400
-VerdictKind = Literal["right", "wrong", "timeout", "malformed", "failed"]
 Key = tuple[str, int]
+Records = Mapping[str, Mapping[str, Any]]
+"""What else the program shall see of a problem, by its id: the right answer, say."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class CheckReport:
     source: str
     """Digest of the store."""
     settings: Mapping[str, Any]
+    """With digests of the program's files and of the records."""
     num_read: int = 0
     num_kept: int = 0
     num_dropped: Mapping[str, int] = field(default_factory=dict)
@@ -74,6 +73,10 @@ class CheckReport:
     num_problems: int = 0
     num_unsolved: int = 0
     """Problems without a right response."""
+    num_restarts: int = 0
+    """How often this command, and not those before it, ended the program since it gave no verdict."""
+    last_trouble: str = ""
+    """Why, the last time."""
 
 
 @dataclass(frozen=True)
@@ -91,72 +94,148 @@ class _Kept:
 
 
 def check_responses(
-    store: LogitStore, out: Path, settings: CheckSettings, records: Mapping[str, Mapping[str, Any]]
+    store: LogitStore, out: Path, settings: CheckSettings, records: Records | None = None
 ) -> CheckReport:
     """Write to the folder `out` a store of the responses that are kept.
 
     Args:
-        records: by id, what else the program shall see of a problem, the right answer say.
+        records: found by a response's id, or the id of the record that it is a part of.
 
     Raises:
-        ConfigError: `out` was made from another store or with other settings, or the program does not work.
+        ConfigError: `out` was made from another store, program or records or with other settings, a problem
+            has no record, or the program does not work.
         UnsupportedInputError: the store's tokens have no text here, or nothing is left.
     """
-    begun = CheckReport(store.digest, asdict(settings))
+    if records is not None:
+        _refuse_missing(store, records)
+    begun = CheckReport(store.digest, asdict(settings) | _contents(settings, records))
     report_path, verdicts_path = (out.with_name(out.name + end) for end in (".check.json", ".checks.jsonl"))
-    known = _known(begun, report_path, verdicts_path)
-    if not known:
-        report_path.parent.mkdir(parents=True, exist_ok=True)
-        report_path.write_text(json.dumps(asdict(begun), indent=1) + "\n")
-    verdicts = [*known.values(), *_judged(store, settings, records, known, verdicts_path)]
+    before = _before(begun, report_path)
+    known = _known(before, verdicts_path)
+    if before is None:
+        _write(report_path, begun)
+    program = CheckProgram(settings.command, settings.timeout_sec)
+    verdicts = [*known.values(), *_judged(store, program, records, known, verdicts_path)]
     kept = _best(verdicts, settings.best)
     if not kept:
         raise UnsupportedInputError(f"no response of {len(verdicts):,} is right; see {verdicts_path}")
-    text = f"checked {begun.source} {settings.command!r} best {settings.best}"
+    if before is not None and before.num_read:
+        report = before
+    else:
+        report = _report(begun, verdicts, kept, program)
+        _write(report_path, report)
+    text = f"checked {begun.source} {json.dumps(begun.settings, sort_keys=True)}"
     merge_stores([store], str(out), selection=Selection((_Kept(frozenset(kept)),), (text,)))
-    dropped = Counter(verdict.kind for verdict in verdicts if verdict.kind != "right")
-    dropped["worse"] = sum(verdict.kind == "right" for verdict in verdicts) - len(kept)
-    problems = {verdict.id for verdict in verdicts}
-    report = CheckReport(
-        begun.source,
-        begun.settings,
-        len(verdicts),
-        len(kept),
-        {name: count for name, count in sorted(dropped.items()) if count},
-        len(problems),
-        len(problems - {name for name, _ in kept}),
-    )
-    report_path.write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
 
 
-def _known(begun: CheckReport, report_path: Path, verdicts_path: Path) -> dict[Key, Verdict]:
-    """The verdicts of a check that was stopped, or is done."""
-    try:
-        before = CheckReport(**json.loads(report_path.read_bytes()))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{report_path} is damaged ({error!s:.100}); choose another --out") from None
-    if (before.source, before.settings) != (begun.source, begun.settings):
+def _report(
+    begun: CheckReport, verdicts: list[Verdict], kept: list[Key], program: CheckProgram
+) -> CheckReport:
+    dropped = Counter(verdict.kind for verdict in verdicts if verdict.kind != "right")
+    dropped["worse"] = sum(verdict.kind == "right" for verdict in verdicts) - len(kept)
+    problems = {verdict.id for verdict in verdicts}
+    return CheckReport(
+        begun.source,
+        begun.settings,
+        num_read=len(verdicts),
+        num_kept=len(kept),
+        num_dropped={name: count for name, count in sorted(dropped.items()) if count},
+        num_problems=len(problems),
+        num_unsolved=len(problems - {name for name, _ in kept}),
+        num_restarts=program.num_ended,
+        last_trouble=program.last_trouble,
+    )
+
+
+def _write(path: Path, report: CheckReport) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    os.replace(part, path)
+
+
+def _refuse_missing(store: LogitStore, records: Records) -> None:
+    """Raise ConfigError where a problem of the store has no record."""
+    names = set[str]()
+    for entry in store.shards():
+        if entry.name:
+            with store.open_shard(entry) as reader:
+                blocks = range(reader.num_blocks)
+                names.update(name for block in blocks for name in reader.plain_columns(block).record_id)
+    missing = sorted(name for name in names if _record_of(name, records) is None)
+    if missing:
         raise ConfigError(
-            f"{report_path} is of another store or other settings ({before.settings}); choose another --out"
+            f"{len(missing):,} of {len(names):,} problems of {store.uri} have no record, for example "
+            f"{missing[0]!r}, and the records have ids such as {next(iter(records))!r}; name the field of "
+            "their ids, give the records of all problems, or check a store of those that have one "
+            "(penumbra store merge --where)"
         )
-    found: dict[Key, Verdict] = {}
-    if verdicts_path.exists():
-        for line in verdicts_path.read_text(encoding="utf-8").splitlines():
+
+
+def _record_of(name: str, records: Records) -> Mapping[str, Any] | None:
+    return records.get(name, records.get(parent_id(name)))
+
+
+def _contents(settings: CheckSettings, records: Records | None) -> dict[str, str]:
+    """Digests of what else decides about verdicts: the files that the command names, and the records.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    program, given = (hashlib.blake2b(digest_size=16) for _ in range(2))
+    for place, part in enumerate(command_parts(settings.command)):
+        # A program without a slash is one of PATH: an interpreter, say.
+        if (place or "/" in part) and Path(part).is_file():
             try:
-                verdict = Verdict(**json.loads(line))
-            except (ValueError, TypeError):
-                continue  # Half a line of a check that was killed: its response is shown again.
-            found[verdict.id, verdict.sample] = verdict
-    return found
+                with open(part, "rb") as file:
+                    program.update(hashlib.file_digest(file, "blake2b").digest())
+            except OSError as error:
+                raise ConfigError(f"--program names {part!r}, which cannot be read ({error})") from None
+    for name in sorted(records or ()):
+        given.update(question_line({"id": name, "record": (records or {})[name]}))
+    return {"program": program.hexdigest(), "records": given.hexdigest() if records is not None else ""}
+
+
+def _before(begun: CheckReport, path: Path) -> CheckReport | None:
+    """The report of a check that was stopped, or is done. Raises ConfigError where it is another check's."""
+    try:
+        before = CheckReport(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!s:.100}); choose another --out") from None
+    if (before.source, before.settings) == (begun.source, begun.settings):
+        return before
+    told = before.settings if isinstance(before.settings, dict) else {}
+    other = [name for name, value in begun.settings.items() if told.get(name) != value]
+    which = "another store" if before.source != begun.source else "this store"
+    raise ConfigError(
+        f"{path} is of {which}{' with other ' * bool(other)}{', '.join(other)} (of program and records the "
+        "content counts); choose another --out"
+    )
+
+
+def _known(before: CheckReport | None, path: Path) -> dict[Key, Verdict]:
+    """The verdicts of a check that was stopped, or is done."""
+    found: dict[Key, Verdict] = {}
+    if before is None:
+        return found
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            verdict = Verdict(**json.loads(line))
+        except (ValueError, TypeError):
+            continue  # Half a line of a check that was killed: its response is shown again.
+        found[verdict.id, verdict.sample] = verdict
+    if before.num_read:
+        return found
+    # What the program's own faults left without a verdict is shown again.
+    return {key: verdict for key, verdict in found.items() if verdict.kind not in NO_VERDICT}
 
 
 def _judged(
     store: LogitStore,
-    settings: CheckSettings,
-    records: Mapping[str, Mapping[str, Any]],
+    program: CheckProgram,
+    records: Records | None,
     known: Mapping[Key, Verdict],
     path: Path,
 ) -> Iterator[Verdict]:
@@ -164,10 +243,9 @@ def _judged(
     if not texts.known:
         raise UnsupportedInputError(f"{store.uri}: responses are checked as text: {reason}")
     top_k = 1 if store.manifest.labels.support == "top" else None
-    program = _Program(settings)
     try:
         with path.open("a", encoding="utf-8") as file:
-            if known:
+            if file.tell():
                 file.write("\n")  # The last line may be half a line.
             for sequence in store.iter_sequences(top_k=top_k):
                 key = (sequence.record_id, sequence.sample_index)
@@ -175,7 +253,7 @@ def _judged(
                     continue
                 prompt, answer = prompt_and_answer(sequence.token_ids_T, sequence.prompt_length, texts)
                 reasoning, rest = reasoning_apart(prompt, answer)
-                kind, score, said = program.ask(
+                reply = program.ask(
                     {
                         "id": key[0],
                         "sample": key[1],
@@ -183,11 +261,11 @@ def _judged(
                         "reasoning": reasoning,
                         "answer": rest,
                         "finish_reason": sequence.finish_reason,
-                        "record": records.get(key[0]),
+                        "record": _record_of(key[0], records) if records is not None else None,
                     }
                 )
-                verdict = Verdict(*key, kind, score, len(sequence.token_ids_T), said)
-                file.write(json.dumps(asdict(verdict), ensure_ascii=False) + "\n")
+                verdict = Verdict(*key, reply.kind, reply.score, len(sequence.token_ids_T), reply.reason)
+                file.write(json.dumps(asdict(verdict)) + "\n")
                 file.flush()
                 yield verdict
     finally:
@@ -204,83 +282,3 @@ def _best(verdicts: list[Verdict], best: int) -> list[Key]:
         for right in by_problem.values()
         for verdict in sorted(right, key=lambda one: (-one.score, one.num_tokens, one.sample))[:best]
     ]
-
-
-class _Program:
-    """The user's program, one question at a time."""
-
-    def __init__(self, settings: CheckSettings) -> None:
-        self._settings = settings
-        self._process: subprocess.Popen[str] | None = None
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self._failures = 0
-
-    def ask(self, question: Mapping[str, Any]) -> tuple[VerdictKind, float, str]:
-        """(kind, score, why it is no verdict). Raises ConfigError for a program that does not work."""
-        process = self._started()
-        try:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(question, ensure_ascii=False) + "\n")
-            process.stdin.flush()
-            line = self._lines.get(timeout=self._settings.timeout_sec)
-        except queue.Empty:
-            self.close()
-            return "timeout", 0.0, f"no verdict within {self._settings.timeout_sec:g} s"
-        except OSError:
-            line = None
-        if line is None:
-            return self._ended(process)
-        self._failures = 0
-        try:
-            said = json.loads(line)
-            keep, score = said["keep"], float(said.get("score", 0.0))
-            if not isinstance(keep, bool) or score != score:
-                raise ValueError("keep must be true or false, and score a number")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return "malformed", 0.0, f"{line[:SHOWN_CHARACTERS]!r}: {error!s:.100}"
-        return ("right" if keep else "wrong"), score, str(said.get("reason", ""))[:SHOWN_CHARACTERS]
-
-    def close(self) -> None:
-        """End the program."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def _started(self) -> subprocess.Popen[str]:
-        if self._process is None:
-            try:
-                self._process = subprocess.Popen(
-                    shlex.split(self._settings.command),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    encoding="utf-8",
-                )
-            except (OSError, ValueError) as error:
-                raise ConfigError(
-                    f"--program {self._settings.command!r} cannot be started ({error}); give a program and "
-                    "its arguments, for example 'python3 check_number.py'"
-                ) from None
-            self._lines = queue.Queue()
-            assert self._process.stdout is not None
-            arguments = (self._process.stdout, self._lines)
-            threading.Thread(target=_read_lines, args=arguments, name="check", daemon=True).start()
-        return self._process
-
-    def _ended(self, process: subprocess.Popen[str]) -> tuple[VerdictKind, float, str]:
-        self.close()
-        self._failures += 1
-        if self._failures >= MAX_FAILURES:
-            raise ConfigError(
-                f"--program {self._settings.command!r} ended {MAX_FAILURES} times in a row without a verdict "
-                f"(exit status {process.returncode}); it must read a JSON object a line and answer each with "
-                'a line such as {"keep": true, "score": 1.0}, flushed'
-            )
-        return "failed", 0.0, f"the program ended with {process.returncode}"
-
-
-def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from labeler.curation.check import CheckSettings, check_responses
 from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
 from logitstore.common.options import add_storage_options, read_storage_options
+from logitstore.inputs.identity import lookup_field
 from logitstore.inputs.reading import iter_records
 from logitstore.store import LogitStore
 
@@ -17,9 +20,12 @@ DESCRIPTION = """\
 Keep the responses of a store that a program of yours finds right.
 
 The program reads a JSON object a line, with id, sample, prompt, reasoning, answer, finish_reason and record,
-and answers each with a line, flushed: {"keep": true, "score": 1.0}. A response without a verdict in time is
-dropped. Of each problem the best ones are kept, in a store of their own. OUT.checks.jsonl has every verdict,
-OUT.check.json the counts; a command that was stopped goes on when it is given again.
+and answers each with a line, flushed: {"id": ..., "sample": ..., "keep": true, "score": 1.0}, with the id and
+the sample that it was asked about. After any other line it is ended, and a new one is asked once more. A
+response without a verdict in time is dropped. Of each problem the best ones are kept, in a store of their
+own. OUT.checks.jsonl has every verdict, OUT.check.json the counts. A command that was stopped goes on when it
+is given again with the same program and records; the files that --program names count by their content, what
+these import does not.
 """
 EXAMPLES = """\
 examples:
@@ -41,9 +47,11 @@ def add_check(commands: Any, epilog: str) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="store of those kept")
     parser.add_argument("--program", required=True, metavar="COMMAND", help="the program and its arguments")
     parser.add_argument(
-        "--records", metavar="INPUT", help="problems whose record the program shall see, found by id"
+        "--records", metavar="INPUT", help="records of all problems, for the program to see; found by id"
     )
-    parser.add_argument("--id", default="id", metavar="FIELD", help="field of their id (default: id)")
+    parser.add_argument(
+        "--id", metavar="FIELD", help="field of their id, dots reach inside (default: as in the store's job)"
+    )
     parser.add_argument("--best", type=int, default=1, metavar="N", help="kept of each problem (default: 1)")
     parser.add_argument(
         "--timeout-sec", type=float, default=30.0, metavar="SEC", help="longest wait for a verdict"
@@ -60,17 +68,16 @@ def _check(arguments: argparse.Namespace) -> int:
         )
     options = read_storage_options(arguments.storage_options)
     store = LogitStore.open(arguments.store, storage_options=options)
-    records: dict[str, Any] = {}
-    for raw in iter_records(arguments.records, storage_options=options) if arguments.records else ():
-        if raw.record is not None and arguments.id in raw.record:
-            records[str(raw.record[arguments.id])] = raw.record
-    if arguments.records and not records:
-        raise ConfigError(
-            f"{arguments.records} has no record with the field {arguments.id!r}; give --id FIELD"
-        )
+    records = _records(arguments, store, options) if arguments.records else None
     settings = CheckSettings(arguments.program, arguments.best, arguments.timeout_sec)
     report = check_responses(store, arguments.out, settings, records)
     if not arguments.quiet:
+        if report.num_restarts:
+            print(
+                f"the program was ended {report.num_restarts:,} times without a verdict, the last time "
+                f"since: {report.last_trouble}",
+                file=sys.stderr,
+            )
         dropped = "; ".join(f"{count:,} {reason}" for reason, count in report.num_dropped.items())
         print(
             f"{report.num_read:,} responses to {report.num_problems:,} problems checked, {report.num_kept:,} "
@@ -79,3 +86,29 @@ def _check(arguments: argparse.Namespace) -> int:
             f"{arguments.out} --out FOLDER --set 'data.segments={{reasoning = 0.3}}'"
         )
     return ExitStatus.DONE
+
+
+def _records(
+    arguments: argparse.Namespace, store: LogitStore, options: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, Any]]:
+    """The records by their id. Raises ConfigError for two of one id, and where none has one."""
+    told = store.manifest.input.fields.get("id") if store.manifest.input is not None else None
+    field = arguments.id or told or "id"
+    found: dict[str, Mapping[str, Any]] = {}
+    unreadable = ""
+    for raw in iter_records(arguments.records, storage_options=options):
+        if raw.record is None:
+            unreadable = unreadable or f"; its first record that cannot be read: {raw.error}"
+            continue
+        value = lookup_field(raw.record, field)
+        if value is None:
+            continue
+        if found.setdefault(str(value), raw.record) != raw.record:
+            raise ConfigError(
+                f"{arguments.records} has two records of the id {str(value)!r} that differ; remove one"
+            )
+    if not found:
+        raise ConfigError(
+            f"{arguments.records} has no record with the field {field!r}; give --id FIELD{unreadable}"
+        )
+    return found

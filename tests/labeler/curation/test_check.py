@@ -6,10 +6,13 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from labeler.__main__ import main
@@ -30,6 +33,8 @@ ANSWERS = {
 }
 PROBLEMS = [{"id": f"p{i}", "prompt": f"problem {i}", "answer": right} for i, right in enumerate((12, 8, 42))]
 
+TOKENIZER = {"tokenizer.json": byte_tokenizer().to_str().encode(), "chat_template.jinja": CHATML.encode()}
+
 
 @pytest.fixture
 def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogitStore:
@@ -46,8 +51,7 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogitStore:
         for one, (name, sample) in zip(base.iter_sequences(), ANSWERS, strict=True)
     ]
     store.commit_unit("u", 0, named, seconds=0.0, worker="w")
-    files = {"tokenizer.json": byte_tokenizer().to_str().encode(), "chat_template.jinja": CHATML.encode()}
-    put_tokenizer(store.objects, files)
+    put_tokenizer(store.objects, TOKENIZER)
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(one) + "\n" for one in PROBLEMS))
     return store
 
@@ -56,7 +60,9 @@ def program(folder: Path, body: str) -> str:
     """The command of a program that writes down what it is shown, and then does `body`."""
     path = folder / "program.py"
     path.write_text(
-        "import json, sys, time\n"
+        "import json, os, sys, time\n"
+        "def say(**said):\n"
+        "    print(json.dumps({'id': asked['id'], 'sample': asked['sample'], **said}), flush=True)\n"
         "for line in sys.stdin:\n"
         "    asked = json.loads(line)\n"
         f"    open({str(folder / 'shown')!r}, 'a').write(line)\n"
@@ -96,7 +102,7 @@ def test_the_best_right_one_of_each_problem_is_kept_with_its_labels(
 
 
 def test_a_program_sees_reasoning_apart_and_the_record(traces: LogitStore, tmp_path: Path) -> None:
-    command = program(tmp_path, "print(json.dumps({'keep': True, 'score': asked['sample']}), flush=True)")
+    command = program(tmp_path, "say(keep=True, score=asked['sample'])")
     assert check(traces, command, "--records", str(tmp_path / "problems.jsonl"), "--best", "2") == 0
     shown = [json.loads(line) for line in (tmp_path / "shown").read_text().splitlines()]
     first = shown[0]
@@ -117,17 +123,163 @@ def test_time_outs_nonsense_and_ends_are_counted_and_the_rest_goes_on(
     body = (
         "{('p0', 1): lambda: time.sleep(60), ('p0', 2): lambda: print('what?', flush=True), "
         "('p1', 0): lambda: sys.exit(3)}"
-        ".get((asked['id'], asked['sample']), lambda: print(json.dumps({'keep': True}), flush=True))()"
+        ".get((asked['id'], asked['sample']), lambda: say(keep=True))()"
     )
     assert check(traces, program(tmp_path, body), "--timeout-sec", "3", "--best", "9") == 0
     assert report(traces)["num_dropped"] == {"failed": 1, "malformed": 1, "timeout": 1}
     assert kept(traces) == [("p0", 0), ("p0", 3), ("p1", 1), ("p2", 0)]
+    assert report(traces)["num_restarts"] == 5, "a time-out once, nonsense and an end twice each"
+
+
+@pytest.mark.parametrize(
+    "further",
+    ["print(json.dumps({'keep': True}), flush=True)", "say(keep=True)", "print('seen', flush=True)"],
+    ids=["a verdict without a name", "a second verdict", "a word"],
+)
+def test_a_line_too_many_is_no_verdict_on_another_response(
+    traces: LogitStore, tmp_path: Path, further: str
+) -> None:
+    body = f"say(keep=(asked['id'], asked['sample']) == ('p0', 2)); time.sleep(0.05); {further}"
+    assert check(traces, program(tmp_path, body), "--best", "9") == 0
+    assert kept(traces) == [("p0", 2)]
+    assert report(traces)["num_dropped"] == {"wrong": 6}
+    assert report(traces)["num_restarts"] > 0
+
+
+def test_what_a_program_missed_by_its_own_fault_is_asked_again(
+    traces: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = program(tmp_path, f"os.path.exists({str(tmp_path / 'ready')!r}) or sys.exit(3); say(keep=True)")
+    assert check(traces, command) == 2
+    assert "exit status 3" in capsys.readouterr().err
+    (tmp_path / "ready").touch()
+    assert check(traces, command, "--quiet") == 0
+    assert kept(traces) == [("p0", 2), ("p1", 0), ("p2", 0)], "not one of those that failed is lost"
+
+
+def test_a_response_at_which_a_program_ended_once_is_not_lost(traces: LogitStore, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    body = f"os.path.exists({str(once)!r}) or (open({str(once)!r}, 'w'), sys.exit(3)); say(keep=True)"
+    assert check(traces, program(tmp_path, body), "--best", "9") == 0
+    assert len(kept(traces)) == 7
+    assert (report(traces)["num_restarts"], report(traces)["num_dropped"]) == (1, {})
+    assert check(traces, program(tmp_path, body), "--best", "9") == 0
+    assert report(traces)["num_restarts"] == 1, "a check that is done says what it said"
+
+
+@pytest.mark.parametrize("what", ["program", "records"])
+def test_verdicts_of_another_program_or_other_records_do_not_count(
+    traces: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    problems = tmp_path / "problems.jsonl"
+    given = ["--records", str(problems)]
+    assert check(traces, program(tmp_path, "say(keep=True)"), *given) == 0
+    if what == "program":
+        program(tmp_path, "say(keep=False)")
+    else:
+        problems.write_text(problems.read_text().replace("42", "43"))
+    assert check(traces, shlex.join([sys.executable, str(tmp_path / "program.py")]), *given) == 2
+    assert f"with other {what} (" in capsys.readouterr().err
+
+
+def test_a_program_that_does_not_read_is_timed_out(
+    traces: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [{**one, "more": "x" * 200_000} for one in PROBLEMS]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(one) + "\n" for one in long))
+    command = shlex.join([sys.executable, "-c", "import time; time.sleep(600)"])
+    records = ["--records", str(tmp_path / "problems.jsonl")]
+    assert check(traces, command, "--timeout-sec", "0.2", *records) == 2
+    assert "no response of 7 is right" in capsys.readouterr().err
+    assert (tmp_path / "kept.checks.jsonl").read_text().count('"timeout"') == 7
+
+
+def test_what_a_program_started_is_ended_with_it(traces: LogitStore, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    command = shlex.join(["sh", "-c", f"sleep 600 & echo $! >> {started}; cat > /dev/null"])
+    assert check(traces, command, "--timeout-sec", "0.3") == 2
+    numbers = [int(line) for line in started.read_text().split()]
+    assert len(numbers) == 7
+    assert not any(is_running(number) for number in numbers)
+
+
+def is_running(process_id: int) -> bool:
+    """Whether it is there and no mere entry that nobody has asked for."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "say(keep=True, score=10**400)",
+        "say(keep=True, score=float('nan'))",
+        "say(keep=True, score='1')",
+        "say(keep=1)",
+        "sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()",
+        "print('[' * 100_000, flush=True)",
+        "print('x' * 2_000_000, flush=True)",
+        "print(json.dumps({'id': asked['id'], 'sample': False, 'keep': True}), flush=True)",
+    ],
+)
+def test_no_output_is_a_traceback(traces: LogitStore, tmp_path: Path, line: str) -> None:
+    body = f"exec({line!r}) if asked['id'] == 'p2' else say(keep=True, reason='half \\ud800 a pair')"
+    assert check(traces, program(tmp_path, body)) == 0
+    assert report(traces)["num_dropped"] == {"malformed": 1, "worse": 4}
+
+
+def test_a_record_of_any_values_is_shown(traces: LogitStore, tmp_path: Path) -> None:
+    rows = [{**one, "asked": datetime(2026, 1, 2), "nothing": float("nan"), "raw": b"x"} for one in PROBLEMS]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "problems.parquet")
+    command = program(tmp_path, "say(keep=True)")
+    assert check(traces, command, "--records", str(tmp_path / "problems.parquet")) == 0
+    shown = json.loads((tmp_path / "shown").read_text().splitlines()[0])["record"]
+    assert (shown["asked"], shown["nothing"], shown["answer"]) == ("2026-01-02 00:00:00", None, 12)
+
+
+def test_records_are_found_for_parts_and_by_dotted_ids(traces: LogitStore, tmp_path: Path) -> None:
+    store = LogitStore.create(tmp_path / "parts", traces.manifest)
+    names = {"p0": "p0#turn-2", "p1": "p1#text-1", "p2": "p2"}
+    parts = [replace(one, record_id=names[one.record_id]) for one in traces.iter_sequences()]
+    store.commit_unit("u", 0, parts, seconds=0.0, worker="w")
+    put_tokenizer(store.objects, TOKENIZER)
+    nested = [{"meta": {"id": one["id"]}, "answer": one["answer"]} for one in PROBLEMS]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(one) + "\n" for one in nested))
+    command = program(tmp_path, "say(keep=asked['record']['answer'] == 12)")
+    records = ["--records", str(tmp_path / "problems.jsonl"), "--id", "meta.id"]
+    assert check(store, command, *records, "--best", "9") == 0
+    assert kept(store) == [("p0#turn-2", sample) for sample in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        (PROBLEMS[:2], "1 of 3 problems of"),
+        ([{**one, "id": f"{one['id']}x"} for one in PROBLEMS], "3 of 3 problems of"),
+        ([*PROBLEMS, {**PROBLEMS[0], "answer": 13}], "two records of the id 'p0' that differ"),
+        ([{"name": "p0"}], "no record with the field 'id'"),
+    ],
+)
+def test_a_problem_without_a_record_is_refused(
+    traces: LogitStore,
+    tmp_path: Path,
+    records: list[dict[str, Any]],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "given.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    assert check(traces, program(tmp_path, "say(keep=True)"), "--records", str(path)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "shown").exists()
 
 
 def test_a_check_that_was_stopped_goes_on_and_is_done_once(
     traces: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = program(tmp_path, "print(json.dumps({'keep': True}), flush=True)")
+    command = program(tmp_path, "say(keep=True)")
     assert check(traces, command) == 0
     verdicts = (tmp_path / "kept.checks.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "kept.checks.jsonl").write_text("".join(verdicts[:3]) + verdicts[3][:20])
@@ -144,7 +296,8 @@ def test_a_check_that_was_stopped_goes_on_and_is_done_once(
     ("command", "words"),
     [
         ("/no/such/program", "cannot be started"),
-        (shlex.join([sys.executable, "-c", "pass"]), "ended 3 times in a row"),
+        (shlex.join([sys.executable, "-c", "pass"]), "no verdict for 3 problems in a row"),
+        ("echo 'half", "close its quotes"),
     ],
 )
 def test_a_program_that_does_not_work_ends_the_check_in_words(
