@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.s3_server import S3Server, run_s3_server
+from benchmarks.servers.s3 import S3Server, run_s3_server
 
 # The same examples in every run, and none fails because the machine was busy.
 settings.register_profile(

@@ -253,7 +253,7 @@ def _size(place: Path) -> int:
 
 def _over_http(store: LogitStore, use: Callable[[LogitStore], object]) -> int:
     """Bytes that a web server sends to somebody who opens the store and uses it; needs a checkout."""
-    from tests.web_server import run_web_server
+    from benchmarks.servers.web import run_web_server
 
     with run_web_server(Path(store.uri)) as server:
         use(LogitStore.open(server.url))

@@ -225,7 +225,7 @@ def _ours(
 def _copy_to_s3(stack: ExitStack, store: LogitStore) -> StoreSpec | None:
     """The store on a local S3 server; None without a checkout, which holds the server."""
     try:
-        from tests.s3_server import run_s3_server
+        from benchmarks.servers.s3 import run_s3_server
     except ImportError:
         return None
     server = stack.enter_context(run_s3_server())

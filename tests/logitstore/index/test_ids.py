@@ -28,7 +28,7 @@ from logitstore.tools.garbage import repair
 from logitstore.tools.purge import purge
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
-from tests.web_server import WebHabits, run_web_server
+from benchmarks.servers.web import WebHabits, run_web_server
 
 SEGMENT = SegmentInfo("index/0123456789abcdef.arrow", 3, 100, "blake2b-128:" + "ab" * 16, "", 0, 0, "")
 

@@ -20,7 +20,7 @@ from logitstore.inputs.listing import input_fingerprint
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
-from tests.s3_server import S3Server
+from benchmarks.servers.s3 import S3Server
 
 RECORDS = [{"id": str(index), "text": f"täxt {index}", "nested": {"n": index}} for index in range(2500)]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()

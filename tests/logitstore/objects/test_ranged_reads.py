@@ -11,7 +11,7 @@ from logitstore.objects.s3 import S3Backend
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_rows
-from tests.s3_server import S3Server
+from benchmarks.servers.s3 import S3Server
 
 
 @pytest.fixture

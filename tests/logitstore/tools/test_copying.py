@@ -17,7 +17,7 @@ from logitstore.tools.deletion import delete_records
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
 from tests.s3_dialects import run_dialect
-from tests.web_server import WebHabits, run_web_server
+from benchmarks.servers.web import WebHabits, run_web_server
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Servers on loopback that measurements and tests read from: object storage, and plain files."""
