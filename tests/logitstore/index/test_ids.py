@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
 from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.errors import CorruptManifestError
@@ -28,7 +29,6 @@ from logitstore.tools.garbage import repair
 from logitstore.tools.purge import purge
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
-from benchmarks.servers.web import WebHabits, run_web_server
 
 SEGMENT = SegmentInfo("index/0123456789abcdef.arrow", 3, 100, "blake2b-128:" + "ab" * 16, "", 0, 0, "")
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from benchmarks.servers.s3 import S3Server
 from logitstore.errors import InputNotFoundError, ObjectStoreError, UnsupportedInputError
 from logitstore.inputs import text_files as inputs
 from logitstore.inputs.identity import record_id
@@ -20,7 +21,6 @@ from logitstore.inputs.listing import input_fingerprint
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
-from benchmarks.servers.s3 import S3Server
 
 RECORDS = [{"id": str(index), "text": f"täxt {index}", "nested": {"n": index}} for index in range(2500)]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
 from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import AccessRefusedError, ObjectStoreError, StoreNotFoundError
@@ -22,7 +23,6 @@ from logitstore.tools.inspection import inspect_store
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_unit
 from tests.s3_dialects import run_dialect
-from benchmarks.servers.web import WebHabits, run_web_server
 
 SIGNATURE = "Expires=1&Signature=secretsignature"
 HABITS = {

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from benchmarks.servers.s3 import S3Server
 from logitstore.objects.s3 import S3Backend
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_rows
-from benchmarks.servers.s3 import S3Server
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
 from logitstore.errors import CorruptShardError, IndexLostError, StoreExistsError
 from logitstore.objects.opening import Objects
@@ -17,7 +18,6 @@ from logitstore.tools.deletion import delete_records
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
 from tests.s3_dialects import run_dialect
-from benchmarks.servers.web import WebHabits, run_web_server
 
 
 @pytest.fixture
