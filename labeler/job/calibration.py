@@ -23,6 +23,7 @@ class Calibration:
     """What a trial found, and what it makes of the whole job."""
 
     records_tried: int
+    """Records that the trial labeled."""
     tokens_per_second_per_replica: float
     bytes_per_token: float
     """Stored bytes per label row."""
@@ -37,13 +38,14 @@ class Calibration:
 
 
 def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> Calibration:
-    """Label `num_records` records with one replica into a store that is thrown away, and extrapolate.
+    """Label up to `num_records` of the job's records with one replica into a store that is thrown away, and
+    extrapolate.
 
     The job is expected to take, per token of the plan, what the trial's engine took per token of its own;
     loading is counted once per replica. Raises ConfigError if the trial fails.
     """
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
-        trial = _trial_of(job, f"{folder}/store", num_records)
+        trial = trial_of(job, f"{folder}/store", num_records)
         exit_status, status = run(trial, RunOptions(quiet=True))
         if exit_status is not ExitStatus.DONE or status.cost is None:
             raise ConfigError(
@@ -61,7 +63,7 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> Calib
         job, replica_sec=engine_sec + load_sec * replicas, num_tokens=num_tokens, num_bytes=num_bytes
     )
     return Calibration(
-        records_tried=num_records,
+        records_tried=trial_totals.num_planned,
         tokens_per_second_per_replica=round(status.tokens / status.engine_sec, 1),
         bytes_per_token=status.bytes_per_token,
         expected_tokens=num_tokens,
@@ -71,11 +73,14 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> Calib
     )
 
 
-def _trial_of(job: JobConfig, uri: str, num_records: int) -> JobConfig:
+def trial_of(job: JobConfig, uri: str, num_records: int) -> JobConfig:
+    """The job with its first `num_records` records, or all if it has fewer, one replica and another store."""
     output = {"uri": uri, "storage_options": {}, "unit_size": max(num_records // UNITS, 1)}
+    first, stop, step = job.input.taken
+    limit = first + (num_records - 1) * step + 1  # of the input, of which a slice takes every so many-th
     return job.model_copy(
         update={
-            "input": job.input.model_copy(update={"limit": num_records}),
+            "input": job.input.model_copy(update={"limit": limit if stop is None else min(limit, stop)}),
             "output": job.output.model_copy(update=output),
             "workers": job.workers.model_copy(update={"replicas": 1}),
         }

@@ -122,11 +122,12 @@ def test_the_store_has_shared_codebooks_and_reads_shards_from_before_and_after(f
 def test_a_calibration_measures_the_teacher_and_leaves_nothing_behind(tmp_path, capsys):
     write_records(tmp_path / "in.jsonl", 60)
     slow = ("teacher.fake.seconds_per_token=0.001", "cost.per_core_hour=3600")
-    overrides = overrides_for(tmp_path, *slow)
+    overrides = overrides_for(tmp_path, *slow, "input.slice='1/2'")
     sets = [part for override in overrides for part in ("--set", override)]
     assert main(["run", *sets, "--dry-run", "--calibrate", "16", "--json"]) == 0
     estimate = json.loads(capsys.readouterr().out)["plan"]["calibration"]
     assert 20 < estimate["tokens_per_second_per_replica"] <= 1000, "a token takes a millisecond"
-    assert 0.9 < estimate["expected_tokens"] / 4424 < 1.1
+    assert estimate["records_tried"] == 16, "of the slice's 30"
+    assert 0.9 < estimate["expected_tokens"] / 2212 < 1.1
     assert estimate["cost"]["compute"] == pytest.approx(estimate["cost"]["device_sec"])
     assert not (tmp_path / "store").exists()
