@@ -134,7 +134,8 @@ class PromptBuilder:
             text = text_field(record, self._input.field_names()["text"], self._input.list_of_texts)
             return [], self._with_bos(self._tokenizer.encode(text))
         exchange = exchange_of(record, self._input, self._mode)
-        if self._mode == "score" and (exchange.response or {}).get("weight") == 0:
+        is_given = self._mode == "score" or self._turns == "each"
+        if is_given and (exchange.response or {}).get("weight") == 0:
             raise BadRecordError("its last answer has weight 0: it is not to be learned", "no_response")
         return self._ids_of(exchange)
 

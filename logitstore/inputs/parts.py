@@ -60,20 +60,23 @@ def _turns(
     record: Mapping[str, Any], fields: Mapping[str, str]
 ) -> Iterator[tuple[int, dict[str, Any] | Mapping[str, Any]]]:
     """The conversation up to each answer, and whole where it ends without one. A first message is none, and
-    what has weight 0 is not to be learned."""
+    what has weight 0 is not to be learned; where that leaves nothing the record stays whole, to be rejected."""
     name = fields["messages"]
     messages = lookup_field(record, name)
     if not isinstance(messages, list) or not messages:
         yield 0, record
         return
-    number = 0
+    number = num_parts = 0
     for place, message in enumerate(messages):
         if is_answer(message):
             number += 1
             if place and message.get("weight") != 0:
+                num_parts += 1
                 yield number, _with_field(record, name, messages[: place + 1])
     if not is_answer(messages[-1]) or len(messages) == 1:
         yield number + 1, record
+    elif not num_parts:
+        yield 0, record
 
 
 def _texts(

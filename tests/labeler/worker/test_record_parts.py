@@ -172,6 +172,19 @@ def test_where_the_teacher_writes_every_turn_is_a_prompt(tmp_path: Path) -> None
     assert [one.record_id for one in store.iter_sequences()] == [*IDS, "c#turn-2"]
 
 
+@pytest.mark.parametrize("mode", ["score", "generate"])
+def test_a_conversation_of_which_nothing_is_to_be_learned_is_rejected_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    shown = {"uid": "z", "messages": [CHATS[1]["messages"][0], {**CHATS[1]["messages"][1], "weight": 0}]}
+    store = label_all(tmp_path, [*CHATS, shown], *EACH, f"labels.mode={mode}", "sampling.max_tokens=4")
+    assert "z" not in "".join(one.record_id for one in store.iter_sequences())
+    rejects = [json.loads(line) for line in (tmp_path / "store/rejects.jsonl").read_text().splitlines()]
+    (reject,) = [reject for reject in rejects if reject["record_id"] == "z"]
+    assert (reject["line"], reject["kind"], "weight 0" in reject["reason"]) == (4, "no_response", True)
+    assert verify(tmp_path, capsys)[0] == 0
+
+
 def test_a_record_for_each_text_of_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = [{"uid": 1, "prompt": "Q", "response": ["A", "BB"]}, {"uid": 2, "prompt": "Q", "response": "C"}]
     store = label_all(tmp_path, items, "input.list_of_texts=each", kind="prompt_response")

@@ -88,3 +88,5 @@ def test_an_answer_of_weight_0_ends_no_part() -> None:
     info = InputInfo("in", "messages", {"messages": "messages"}, parts="turns")
     shown = [USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}]
     assert [raw.part for raw in parts({"messages": shown}, info)] == [2]
+    (whole,) = parts({"messages": shown[:2]}, info)
+    assert (whole.part, whole.record) == (0, {"messages": shown[:2]}), "it is not lost"
