@@ -65,7 +65,8 @@ class LimitsConfig(Section):
     """Rejects are judged as a share of at least so many records: one bad record of three is no stop."""
     wait_sec: float | None = Field(default=None, gt=0)
     """How long a job waits while not one replica finds room in the cluster; it then ends with exit status 1.
-    None waits for ever. A wait is noticed after 30 seconds."""
+    None waits for ever, but ends at once where no node has the GPUs of `workers.gpus` and the cluster starts
+    none by itself. A wait is noticed after 30 seconds."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens of the stored sequences, prompts and earlier runs included, at which the job stops as on a
     signal: units at work are finished, and the same command with a higher limit goes on. What one prompt's

@@ -44,6 +44,7 @@ from labeler.planning.plan import (
 from labeler.planning.preflight import Prepared, prepare
 from labeler.prompting.segment_marks import NO_MARKS, find_marks
 from logitstore.common.command import ExitStatus
+from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
 from logitstore.job_objects import (
@@ -70,7 +71,8 @@ class RunOptions:
 def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
     """Label everything of the job that is not labeled yet.
 
-    Raises ConfigError or StoreError for what is wrong before anything starts.
+    Raises ConfigError or StoreError for what is wrong before the store is touched; what is found wrong later
+    is in the status, like any other end.
     """
     with ProgressView(quiet=options.quiet) as view, StopRequest() as stop:
         prepared = prepare(job)
@@ -133,9 +135,7 @@ class _Run:
             self._lease.is_held()  # A driver that slept through its term may find everything done by another.
             self._lease.raise_if_lost()
             state, exit_status, message = labeled
-        except (StoreChangedError, TeacherMismatchError) as error:
-            exit_status, message = ExitStatus.WRONG, str(error)
-        except NothingToLabelError as error:
+        except (ConfigError, StoreChangedError, TeacherMismatchError, NothingToLabelError) as error:
             exit_status, message = ExitStatus.WRONG, str(error)
         except (TooManyRejectsError, JobFailedError) as error:
             message = str(error)
@@ -243,7 +243,7 @@ class _Run:
 
         with ray_for(self._job):
             self._stop.take_again()
-            if warning := check_gpus(self._job):
+            if warning := check_gpus(self._job, is_stopped=lambda: self._stop.requested):
                 self._trouble(warning)
             tokenizer = self._prepared.tokenizer
             marks = find_marks(tokenizer, self._job.labels.reasoning) if self._job.has_marks else NO_MARKS

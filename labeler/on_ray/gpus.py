@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 from labeler.config.found import gpus_here
 from labeler.config.loading import JobConfig
+from labeler.errors import StoppedError
 from labeler.on_ray.room import lack_of_gpus
 from logitstore.common.config_file import ConfigError
 
@@ -18,10 +20,12 @@ NODE_WITHOUT_TYPE = "node_"
 """Begins the monitor's name for a node where no autoscaler is configured."""
 
 
-def check_gpus(job: JobConfig, patience_sec: float = JOIN_SEC) -> str:
+def check_gpus(
+    job: JobConfig, patience_sec: float = JOIN_SEC, is_stopped: Callable[[], bool] = lambda: False
+) -> str:
     """Connected to Ray: "" where the GPUs are there, a warning where they are lacking and may still come.
 
-    Raises ConfigError where no node has them and none will come by itself.
+    Raises ConfigError where no node has them and none will come by itself; StoppedError once `is_stopped`.
     """
     import ray
     from ray.experimental.internal_kv import _internal_kv_get
@@ -29,6 +33,8 @@ def check_gpus(job: JobConfig, patience_sec: float = JOIN_SEC) -> str:
     workers = job.workers
     deadline = time.monotonic() + (0.0 if workers.address is None else patience_sec)
     while (lack := lack_of_gpus(workers, ray.nodes())) and time.monotonic() < deadline:
+        if is_stopped():
+            raise StoppedError("stopped before any replica was started; run the same command again to go on")
         time.sleep(1)
     if not lack:
         return ""
@@ -37,7 +43,8 @@ def check_gpus(job: JobConfig, patience_sec: float = JOIN_SEC) -> str:
     if job.limits.wait_sec is not None:
         return f"{lack}; the job waits for limits.wait_sec = {job.limits.wait_sec:g}"
     raise ConfigError(
-        f"{lack}; set workers.gpus to what a node has, add such nodes, or set limits.wait_sec to wait"
+        f"{lack}, and none will come by itself; set workers.gpus to what a node has, add such nodes, or set "
+        "limits.wait_sec to how long the job shall wait for them"
     )
 
 

@@ -11,9 +11,12 @@ import pytest
 
 from labeler.config.loading import JobConfig, WorkersConfig, load_job
 from labeler.driver.run import RunOptions, run
+from labeler.errors import StoppedError
+from labeler.job.status import read_status
 from labeler.on_ray.gpus import STATUS_KEY, check_gpus, check_gpus_for_dry_run, may_grow
 from labeler.on_ray.room import lack_of_gpus
 from logitstore.common.config_file import ConfigError
+from tests.labeler.jobs import events
 
 GB = 10**9
 
@@ -80,10 +83,12 @@ def test_a_job_is_refused_where_no_node_has_its_gpus_and_waits_where_some_may_co
     import ray
     from ray.experimental.internal_kv import _internal_kv_get
 
-    with pytest.raises(
-        ConfigError, match=r"workers.gpus = 64, but none of 1 nodes have that .*CPU, .*set limits"
-    ):
-        run(a_job(tmp_path), RunOptions(quiet=True))
+    exit_status, status = run(a_job(tmp_path), RunOptions(quiet=True))
+    assert (int(exit_status), status.state) == (2, "failed")
+    assert status.message.startswith("workers.gpus = 64, but none of 1 nodes have that (1 with ")
+    assert "set limits.wait_sec to how long" in status.message
+    assert read_status(str(tmp_path / "store")).message == status.message
+    assert events(tmp_path / "store", "ended")[0]["exit_status"] == 2
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         address = ray.get_runtime_context().gcs_address
@@ -96,6 +101,8 @@ def test_a_job_is_refused_where_no_node_has_its_gpus_and_waits_where_some_may_co
             time.sleep(0.2)
         with pytest.raises(ConfigError, match="none of 1 nodes"):
             check_gpus(joined, patience_sec=0)
+        with pytest.raises(StoppedError):
+            check_gpus(joined, is_stopped=lambda: True)
         waits = a_job(tmp_path, f"workers.address='{address}'", "limits.wait_sec=5")
         assert check_gpus(waits, patience_sec=0).endswith("the job waits for limits.wait_sec = 5")
     finally:
