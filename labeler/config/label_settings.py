@@ -43,7 +43,8 @@ class LabelsConfig(Section):
     read and not labeled."""
     segments: bool = True
     """Store of each token of a conversation whether it is context, reasoning, answer, tool call or an end.
-    false leaves that out; a store begun with it goes on with it."""
+    false leaves that out. Fixed with a store's first label, like all of this section; a store that an earlier
+    version began without segments goes on without them."""
     reasoning: ReasoningMarks | None = None
     """Marks of the teacher's reasoning, {start = "<think>", end = "</think>"}, by which conversations get
     segments; None finds them in the chat template, and `--dry-run` says which."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from labeler.config.input_settings import InputConfig
@@ -189,28 +190,31 @@ def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> li
 
 
 def _is_known(name: str) -> bool:
-    """Whether this version has the setting, or a table in which it may stand."""
-    *sections, last = name.split(".")
-    model = _section_of(sections)
-    return model is None or last in model.model_fields
+    """Whether this version has the setting, or a table of anybody's names in which it may stand."""
+    field, below = _field_of(name)
+    return field is not None and (not below or get_origin(field.annotation) is dict)
 
 
 def _default_of(name: str) -> Any:
     """Default of a setting as JSON, by its dotted name; None where it has none."""
-    *sections, last = name.split(".")
-    model = _section_of(sections)
-    field = None if model is None else model.model_fields.get(last)
-    if field is None or field.is_required():
+    field, below = _field_of(name)
+    if field is None or below or field.is_required():
         return None
     return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
-def _section_of(sections: Sequence[str]) -> type[BaseModel] | None:
-    """The section of the settings below these names; None for a table of anybody's names, or for none."""
-    model: type[BaseModel] = JobConfig
-    for section in sections:
-        kind = model.model_fields[section].annotation if section in model.model_fields else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return None
-        model = kind
-    return model
+def _field_of(name: str) -> tuple[FieldInfo | None, bool]:
+    """The last setting on the way of a dotted name, and whether the name goes on below it; None where a
+    section has no setting of that name."""
+    model: type[BaseModel] | None = JobConfig
+    field = None
+    for part in name.split("."):
+        if model is None:
+            return field, True
+        field = model.model_fields.get(part)
+        if field is None:
+            return None, False
+        kinds = (field.annotation, *get_args(field.annotation))  # the latter of an optional section
+        sections = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+        model = next(sections, None)
+    return field, False

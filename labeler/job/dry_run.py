@@ -15,7 +15,7 @@ from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
 from labeler.job.segment_colours import Paint, plain
 from labeler.job.teacher_view import seen_by_teacher
-from labeler.planning.disk_fit import bytes_per_row, disk_lines
+from labeler.planning.disk_fit import bytes_per_label, disk_lines
 from labeler.planning.gpu_memory import memory_need
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words, parts_in_words
 from labeler.planning.planner import Planner
@@ -94,10 +94,6 @@ class Estimate:
         return [*lines, self.unnamed_labels] if self.unnamed_labels else lines
 
 
-BYTES_PER_TEXT_TOKEN = 3.0
-"""Of a store of texts alone: an id, uncompressed."""
-
-
 def _price_in_words(job: JobConfig, totals: PlanTotals) -> list[str]:
     """What a server will bill at most, where its prices are given."""
     given, written = job.cost.price_per_million_input_tokens, job.cost.price_per_million_output_tokens
@@ -137,8 +133,7 @@ def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Est
     calibration = None
     if calibrate:
         calibration = calibrate_job(job, totals, calibrate)
-    row_bytes = bytes_per_row(job.labels.top_k) if job.labels.rows else BYTES_PER_TEXT_TOKEN
-    num_bytes = round(totals.num_labels * row_bytes)
+    num_bytes = round(totals.num_labels * bytes_per_label(job.labels))
     return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, seen)
 
 

@@ -55,10 +55,12 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
         ]
         if job.has_segments and response:
             lines += _segments_in_words(prompt, segmenter, paint)
-    if job.labels.mode == "generate":
+    if job.labels.mode == "generate" or job.has_marks:
         lines.append(f"responses end at {tokenizer.ends}")
-    if job.has_marks:
-        lines += [f"segments: {marks}", *legend(paint)]
+    if job.has_segments:
+        lines += [f"segments: {marks if job.has_marks else 'as the records give them'}", *legend(paint)]
+    elif job.has_marks:
+        lines.append("segments: none are kept (labels.segments = false)")
     return tuple(lines)
 
 

@@ -11,11 +11,20 @@ import os
 import shutil
 from pathlib import Path
 
-from labeler.config.loading import JobConfig, is_local_path
+from labeler.config.loading import JobConfig, LabelsConfig, is_local_path
 from labeler.planning.gpu_memory import GB, stored_weights
 
 BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
 """Stored bytes of a label row by K with shared codebooks, for a vocabulary of 49,152 (see FORMAT.md)."""
+
+
+BYTES_PER_TEXT_TOKEN = 3.0
+"""Of a store of texts alone: an id, uncompressed."""
+
+
+def bytes_per_label(labels: LabelsConfig) -> float:
+    """Bytes to expect for a labeled token."""
+    return bytes_per_row(labels.top_k) if labels.rows else BYTES_PER_TEXT_TOKEN
 
 
 def bytes_per_row(top_k: int) -> float:
@@ -35,7 +44,7 @@ def store_bytes_at_most(job: JobConfig) -> float | None:
     if job.labels.mode != "generate" or job.input.limit is None:
         return None
     num_records = len(range(job.input.limit)[slice(*job.input.taken)])
-    return num_records * job.sampling.n * job.sampling.max_tokens * bytes_per_row(job.labels.top_k)
+    return num_records * job.sampling.n * job.sampling.max_tokens * bytes_per_label(job.labels)
 
 
 def disk_lines(job: JobConfig, store_bytes: float) -> list[str]:

@@ -214,9 +214,15 @@ def test_the_dry_run_shows_segments_with_their_border_ids_and_lengths(tmp_path, 
     assert "  context   tokens 0 to 19, ids 256 .. 10: '<|start|>user" in text
     assert "  answer    tokens 20 to 21, ids 97 .. 98: 'ab'" in text
     assert "  end       tokens 22 to 22, ids 257: '<|end|>'" in text
+    assert "responses end at '<|end|>' 257 (tokenizer)" in text
+    assert "segments: no reasoning and no calls of tools" in text
     lines = [line.split() for line in text.splitlines() if " to " in line and "#" in line]
     assert [line[:4] for line in lines] == [["17", "to", "32", "2"], ["65", "to", "128", "1"]]
     assert [len(line[4]) for line in lines] == [40, 20]
+    assert main([*arguments, "--set", "labels.segments=false"]) == 0
+    text = capsys.readouterr().out
+    assert "segments: none are kept (labels.segments = false)" in text
+    assert "colours:" not in text
 
 
 @engines.needs_model

@@ -143,6 +143,11 @@ def test_identity_ignores_what_does_not_change_labels_and_shows_what_does():
     assert identity(load(*more_machines)) == before
     # The manifest has what it came to, so that a job begun before "auto" meant another head can go on.
     assert identity(load("teacher.head_dtype=model")) == before
+    newer = {"labels.reasoning.budget": 9, "labels.speech.voice": "a", "labels.mode.of": 1}
+    assert describe_difference({**before, **newer}, before) == [
+        f"{name}: {value!r} in the store, which needs the newer version"
+        for name, value in sorted(newer.items())
+    ]
     changes = describe_difference(before, identity(load("labels.top_k=16", "teacher.engine_args.x=1")))
     assert "labels.top_k: 64 in the store, 16 now" in changes
     assert "teacher.engine_args.x: None in the store, 1 now" in changes

@@ -9,7 +9,7 @@ import pytest
 
 from labeler.config.loading import JobConfig
 from labeler.planning import disk_fit
-from labeler.planning.disk_fit import disk_lines, store_bytes_at_most
+from labeler.planning.disk_fit import BYTES_PER_TEXT_TOKEN, disk_lines, store_bytes_at_most
 
 
 class Usage(NamedTuple):
@@ -74,3 +74,5 @@ def test_the_most_that_answers_can_take() -> None:
     job = a_job(input=read, labels={"mode": "generate", "top_k": 64}, sampling={"max_tokens": 100, "n": 2})
     assert store_bytes_at_most(job) == pytest.approx(3 * 2 * 100 * 131)
     assert store_bytes_at_most(a_job(input={"kind": "text"})) is None
+    texts = a_job(input=read, labels={"mode": "generate", "rows": False}, sampling={"max_tokens": 100})
+    assert store_bytes_at_most(texts) == pytest.approx(3 * 100 * BYTES_PER_TEXT_TOKEN)

@@ -14,7 +14,7 @@ import pytest
 
 import logitstore.__main__ as store_command
 from labeler.records import Lease
-from logitstore.objects.opening import Objects
+from logitstore.manifest.fields import SEGMENTS
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import files_in, put_tokenizer
 from tests.labeler.jobs import label_and_commit
@@ -77,4 +77,5 @@ def test_second_turns_are_answered_after_the_first_ones(
     assert store_command.main(merge[2:]) == 0
     ids = sorted(one.record_id for one in LogitStore.open("build/both").iter_sequences())
     assert ids == ["80", "80#turn-2", "81", "81#turn-2", "82", "82#turn-2"]
-    assert Objects("build/both").exists("manifest.json")
+    assert store_command.main(["verify", "build/both"]) == 0
+    assert set(LogitStore.open("build/both").manifest.features) >= {SEGMENTS}

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from labeler.config.label_settings import ReasoningMarks
-from labeler.config.loading import load_job
+from labeler.config.loading import identity, load_job
+from labeler.planning.plan import Plan
+from labeler.planning.provenance import provenance_of
 from labeler.planning.units import decode_records, encode_records
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
 from labeler.prompting.segment_marks import Mark, SegmentMarks, find_marks
 from labeler.prompting.tokenization import HuggingFaceTokenizer
-from labeler.records import PlannedRecord, TokenizedPrompt
+from labeler.records import Lease, PlannedRecord, TokenizedPrompt
 from labeler.worker.segmenting import Segmenter, with_segments
 from logitstore.common.config_file import ConfigError
+from logitstore.errors import StoreChangedError
+from logitstore.manifest.fields import SEGMENTS
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, Segment
+from logitstore.store import LogitStore
+from tests.labeler.jobs import label_and_commit
 from tests.labeler.planning.templates import END_OF_TURN, TEMPLATES, byte_tokenizer, tokenizer_of
 from tests.labeler.planning.test_chat_templates import (
     CHAT,
@@ -26,6 +33,7 @@ from tests.labeler.planning.test_chat_templates import (
     refused,
     whole_ids,
 )
+from tests.labeler.worker.test_actor import set_up
 from tests.labeler.worker.test_filters import rows
 
 DATED = ["input.chat_template_kwargs={date_string='1 Jan 2026'}"]
@@ -255,10 +263,23 @@ def test_channels_as_gpt_oss_has_them() -> None:
     assert others[1][1].startswith('to=functions.get_temp<|channel|>commentary json<|message|>{"city"')
 
 
-def test_segments_can_be_left_out() -> None:
-    base = ["teacher.engine=fake", "input.uri=in", "output.uri=out"]
-    job = load_job(None, [*base, "input.kind=messages", "labels.segments=false"], {})
-    assert (job.has_segments, job.has_marks) == (False, True)
-    given = ["input.kind=token_ids", "input.fields.segments=s", "labels.segments=false"]
+def test_segments_can_be_left_out_and_that_is_fixed_with_the_first_label(tmp_path: Path) -> None:
+    items = [{"uid": 0, "messages": CHAT[:2]}]
+    worker, units, setup = set_up(tmp_path, items, "labels.segments=false", kind="messages")
+    label_and_commit(worker, Lease(0, units[0], "w"))
+    store = LogitStore.open(tmp_path / "store")
+    (found,) = store.iter_sequences()
+    assert (found.segments_T, SEGMENTS in store.manifest.features) == (None, False)
+    assert found.rows.num_rows == len("It is 4.") + 1
+    prepared, job = setup.prepared, setup.job
+    other = job.model_copy(update={"labels": job.labels.model_copy(update={"segments": True})})
+    plan, provenance = Plan(prepared.objects), provenance_of(job, prepared.tokenizer)
+    assert plan.claim(identity(job), provenance, has_manifest=True, num_labeled=1) == ""
+    with pytest.raises(StoreChangedError, match=r"labels\.segments: False in the store, True now"):
+        plan.claim(identity(other), provenance, has_manifest=True, num_labeled=1)
+
+
+def test_segments_that_are_given_and_left_out_are_refused() -> None:
+    base = ["teacher.engine=fake", "input.uri=in", "output.uri=out", "input.kind=token_ids"]
     with pytest.raises(ConfigError, match="leaves out what"):
-        load_job(None, [*base, *given], {})
+        load_job(None, [*base, "input.fields.segments=s", "labels.segments=false"], {})
