@@ -60,7 +60,7 @@ def _turns(
     record: Mapping[str, Any], fields: Mapping[str, str]
 ) -> Iterator[tuple[int, dict[str, Any] | Mapping[str, Any]]]:
     """The conversation up to each answer, and whole where it ends without one. A first message is none, and
-    what has weight 0 is not to be learned; where that leaves nothing the record stays whole, to be rejected."""
+    what has weight 0 is not to be learned; where that leaves nothing the record stays whole, for a reject."""
     name = fields["messages"]
     messages = lookup_field(record, name)
     if not isinstance(messages, list) or not messages:
