@@ -202,6 +202,10 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     if config is None:
@@ -209,7 +213,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from trainer.run.evaluation import evaluate_model
     from trainer.run.report import evaluation_table
 
-    found = evaluate_model(config, arguments.model or config.output.folder).to_dict()
+    found = evaluate_model(config, arguments.model or config.output.folder, tell=_tell).to_dict()
     if arguments.picture is not None:
         from trainer.run.pictures import draw_reliability
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.manifest.fields import TEXTS_ONLY, InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence, LabelRows
+from logitstore.rows.silent_rows import without_rows
 from logitstore.store import LogitStore
 
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -96,20 +98,24 @@ def make_store(
     storage_options: dict[str, Any] | None = None,
     fingerprint: str = "",
     tokenizer_size: int | None = None,
+    texts_alone: bool = False,
 ) -> LogitStore:
     """A store with so many sequences in each unit; ids are prefix + running number."""
     spec = spec or label_spec()
     rng = np.random.default_rng(seed)
-    store = LogitStore.create(
-        str(uri), manifest(spec, fingerprint, tokenizer_size), storage_options=storage_options
-    )
+    head = manifest(spec, fingerprint, tokenizer_size)
+    if texts_alone:
+        labels = replace(spec, support="none", top_k=1, temperatures=(1.0,))
+        head = replace(head, labels=labels, features=(TEXTS_ONLY,))
+    store = LogitStore.create(str(uri), head, storage_options=storage_options)
     number = 0
     for unit, count in enumerate(units):
         sequences = []
         for _ in range(count):
             length = int(rng.integers(*lengths))
             prompt_length = int(rng.integers(0, length // 2))
-            sequences.append(labeled_sequence(rng, f"{prefix}{number}", spec, length, prompt_length))
+            labeled = labeled_sequence(rng, f"{prefix}{number}", spec, length, prompt_length)
+            sequences.append(without_rows(labeled) if texts_alone else labeled)
             number += 1
         store.commit_unit(f"unit-{unit}", unit, sequences, seconds=0.0, worker="test")
     return store

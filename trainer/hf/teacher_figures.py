@@ -44,11 +44,14 @@ class TeacherFigures:
 def teacher_figures(
     dataset: StreamingLogitDataset, token_limit: int | None, max_sequences: int | None
 ) -> TeacherFigures | None:
-    """Of the rows that `evaluation_batches` gives of the same dataset; None where no row has a known token.
+    """Of the rows that `evaluation_batches` gives of the same dataset.
 
-    `token_limit` is the most tokens of a sequence. Under torch.distributed each process reads its own part
-    and gets the result of all.
+    None where no row has a known token, and where a store holds texts alone: the rows made of those are the
+    text itself, and their figures would be those of a teacher that is never wrong. `token_limit` is the most
+    tokens of a sequence. Under torch.distributed each process reads its own part and gets the result of all.
     """
+    if any(source.manifest.labels.support == "none" for source in dataset.sources):
+        return None
     dataset.set_epoch(0)
     dataset.restart()
     steps = evaluation_steps(dataset, max_sequences)

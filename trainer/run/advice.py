@@ -27,6 +27,16 @@ def advice_on(sources: Sequence[Source]) -> tuple[str, ...]:
     return tuple(advice)
 
 
+def notes_on_texts(held_out: Sequence[Source]) -> tuple[str, ...]:
+    """What the figures of an evaluation mean on stores without the teacher's distribution."""
+    return tuple(
+        f"{source.uri} holds texts alone, so that on its sequences KL is the cross-entropy of the text and "
+        "agreement the accuracy: nothing of the teacher's is known"
+        for source in held_out
+        if source.manifest.labels.support == "none"
+    )
+
+
 def licence_of(source: Source) -> str:
     """What the teacher's page said of its licence when it labeled; "" where the store does not say."""
     found = stored_tokenizer(source.objects)

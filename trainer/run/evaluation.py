@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches, tokeni
 from trainer.hf.heads import find_head
 from trainer.hf.student import student_ids
 from trainer.hf.teacher_figures import TeacherFigures, calibration_record, teacher_figures
+from trainer.run.advice import notes_on_texts
 from trainer.run.config import TrainConfig
 from trainer.run.reading.datasets import collate_settings, datasets, real_size
 from trainer.run.student import load_student, load_tokenizer
@@ -36,8 +38,13 @@ class Judged:
         }
 
 
-def evaluate_model(config: TrainConfig, model_path: str) -> Judged:
-    """Evaluate a saved student on the held-out records of the configuration's stores."""
+def evaluate_model(
+    config: TrainConfig, model_path: str, *, tell: Callable[[str], None] | None = None
+) -> Judged:
+    """Evaluate a saved student on the held-out records of the configuration's stores.
+
+    `tell` gets what the figures mean where they do not mean what their names say.
+    """
     tokenizer = load_tokenizer(config.student, config.data.stores)
     _, held_out = datasets(config, tokenizer)
     student = config.student.model_copy(
@@ -46,6 +53,9 @@ def evaluate_model(config: TrainConfig, model_path: str) -> Judged:
     model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
+    if tell is not None:
+        for note in notes_on_texts(held_out.sources):
+            tell(f"note: {note}")
     settings = replace(collate_settings(config, tokenizer), student_vocab_size=student_ids(model))
     limit = config.evaluation.max_sequences
     sums = CalibrationSums()

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch.utils.tensorboard import SummaryWriter
 
 from logitstore.common.config_file import ConfigError, flatten
+from logitstore.common.whole_file import write_whole
 from logitstore.students.snapshots import SNAPSHOTS_NAME
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.trainer import last_checkpoint
@@ -225,7 +226,7 @@ def begin_run(folder: Path, config: TrainConfig, *, restart: bool) -> None:
         shutil.rmtree(folder / CHECKPOINTS_NAME)
     if restart:
         (folder / SAMPLES_NAME).unlink(missing_ok=True)
-    (folder / CONFIG_NAME).write_text(json.dumps(resolved(config), indent=2) + "\n")
+    write_whole(folder / CONFIG_NAME, json.dumps(resolved(config), indent=2) + "\n")
 
 
 def save_run(
@@ -239,8 +240,6 @@ def save_run(
     card = CardFigures(
         metrics.before, metrics.after, metrics.teacher, metrics.calibration.get("student"), metrics.num_steps
     )
-    (folder / "README.md").write_text(model_card(heads, settings, card))
+    write_whole(folder / "README.md", model_card(heads, settings, card))
     # Last, since its presence says that the run is finished.
-    temporary = folder / f"{METRICS_NAME}.tmp"
-    temporary.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")
-    temporary.replace(folder / METRICS_NAME)
+    write_whole(folder / METRICS_NAME, json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")

@@ -21,6 +21,7 @@ import transformers
 from transformers import EarlyStoppingCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from logitstore.common.whole_file import write_whole
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.arguments import OfflineDistillationConfig
@@ -29,7 +30,7 @@ from trainer.hf.lengths import student_context
 from trainer.hf.quantize import fake_quantize, save_quantized
 from trainer.hf.teacher_figures import calibration_record, teacher_figures
 from trainer.hf.trainer import OfflineDistillationTrainer
-from trainer.run.advice import advice_on
+from trainer.run.advice import advice_on, notes_on_texts
 from trainer.run.config import TrainConfig
 from trainer.run.output import (
     CHECKPOINTS_NAME,
@@ -103,14 +104,11 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     before_path = folder / "before.json"
     before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
     if trainer.is_world_process_zero() and not quiet:
-        print(*(f"advice: {text}" for text in advice_on(train_set.sources)), sep="\n", file=sys.stderr)
-        for source in held_out.sources:
-            if source.manifest.labels.support == "none":
-                print(
-                    f"note: {source.uri} holds texts alone, so that on its sequences KL is the cross-entropy "
-                    "of the text and agreement the accuracy: nothing of the teacher's is known",
-                    file=sys.stderr,
-                )
+        for line in (
+            *(f"advice: {text}" for text in advice_on(train_set.sources)),
+            *(f"note: {text}" for text in notes_on_texts(held_out.sources)),
+        ):
+            print(line, file=sys.stderr)
     progress = show_progress(trainer, quiet=quiet)
     _answer_prompts(config, trainer, board, None if progress is None else progress.tell)
     started, clock = datetime.now(UTC), time.monotonic()
@@ -141,8 +139,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
         },
     )
     limit = collate_settings(config, tokenizer).token_limit
-    has_rows = all(source.manifest.labels.support != "none" for source in held_out.sources)
-    teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences) if has_rows else None
+    teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
     metrics = replace(
         metrics,
         teacher=None if teacher is None else teacher.to_dict(),
@@ -262,7 +259,7 @@ def _evaluate_before(
     before = trainer.evaluate_student().to_dict()
     if trainer.is_world_process_zero():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(before))
+        write_whole(path, json.dumps(before))
     return before
 
 

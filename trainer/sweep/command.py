@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.whole_file import write_whole
 from trainer.sweep.certainty import verdict
 from trainer.sweep.grid import Axis, points_of
 from trainer.sweep.page import page
@@ -89,7 +90,7 @@ def _best(outcomes: Sequence[Outcome], by: str) -> Outcome | None:
 def _write(folder: Path, outcomes: Sequence[Outcome], axes: Sequence[Axis], by: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder / RECORD_NAME, record(outcomes, axes, by))
-    (folder / PAGE_NAME).write_text(page(outcomes, axes, by, str(folder)), encoding="utf-8")
+    write_whole(folder / PAGE_NAME, page(outcomes, axes, by, str(folder)))
 
 
 def _in_words(outcome: Outcome, by: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import blanked_places
+from logitstore.common.whole_file import write_whole
 from trainer.run.config import resolved
 from trainer.sweep.grid import Point
 
@@ -103,7 +104,7 @@ class _Runner:
         folder = Path(point.config.output.folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         config = folder.with_name(f"{folder.name}.json")
-        config.write_text(json.dumps(resolved(point.config), indent=1))
+        write_whole(config, json.dumps(resolved(point.config), indent=1))
         gpu = self._free_gpus.get() if self._has_gpus else None
         try:
             status, out, err = self._process(config, gpu)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from logitstore.common.whole_file import write_whole
 from trainer.sweep.certainty import LEVEL, Verdict, verdict
 from trainer.sweep.grid import SEED, Axis
 from trainer.sweep.runs import Outcome
@@ -91,9 +92,7 @@ def record(outcomes: Sequence[Outcome], axes: Sequence[Axis], by: str) -> dict[s
 
 
 def write_record(path: Path, found: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
 def _others(found: Verdict, num_settings: int) -> str:

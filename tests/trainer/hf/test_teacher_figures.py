@@ -52,3 +52,12 @@ def test_the_share_of_the_gap(
     name: str, before: float, after: float, teacher: float, share: float | None
 ) -> None:
     assert gap_closed(name, before, after, teacher) == (None if share is None else pytest.approx(share))
+
+
+def test_texts_alone_tell_nothing_of_the_teacher(tmp_path: Path) -> None:
+    """Their rows are made of the text: a teacher of accuracy 1 and cross-entropy 0 that nobody has."""
+    make_store(tmp_path / "texts", texts_alone=True, prefix="t")
+    make_store(tmp_path / "labels")
+    for stores in (["texts"], ["labels", "texts"]):
+        dataset = StreamingLogitDataset([str(tmp_path / name) for name in stores], batch_size=4)
+        assert teacher_figures(dataset, None, None) is None

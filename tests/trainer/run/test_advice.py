@@ -6,7 +6,7 @@ from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
 from tests.trainer.stores import make_store
 from trainer.data.sources import HeldOut, Source
-from trainer.run.advice import FEW_SEQUENCES, advice_on
+from trainer.run.advice import FEW_SEQUENCES, advice_on, notes_on_texts
 
 
 def test_few_sequences_are_told_with_their_number(tmp_path: Path) -> None:
@@ -30,3 +30,10 @@ def test_a_licence_is_told_once(tmp_path: Path) -> None:
     assert advice_on(sources) == (
         "the teacher's licence is gemma: see that it allows to train other models on its output",
     )
+
+
+def test_stores_of_texts_alone_are_told_by_name(tmp_path: Path) -> None:
+    make_store(tmp_path / "labels")
+    make_store(tmp_path / "texts", texts_alone=True, prefix="t")
+    (line,) = notes_on_texts([Source(str(tmp_path / "labels")), Source(str(tmp_path / "texts"))])
+    assert line.startswith(f"{tmp_path / 'texts'} holds texts alone")

@@ -166,6 +166,24 @@ def test_plain_text_is_learned_beside_labels(config, tmp_path, capsys):
     )
 
 
+def test_evaluation_on_texts_alone_has_no_teacher_and_says_so(config, tmp_path, capsys):
+    """Which may train beside labels by a loss of its own, whatever loss.alpha is."""
+    fingerprint = LogitStore.open(tmp_path / "store").manifest.tokenizer.fingerprint
+    make_store(tmp_path / "texts", fingerprint=fingerprint, tokenizer_size=64, texts_alone=True, prefix="t")
+    stores = f'data.stores=[{{uri = "{tmp_path / "store"}"}}, {{uri = "{tmp_path / "texts"}", alpha = 0}}]'
+    given = settings(stores, "training.max_steps=2")
+    assert main(["run", str(config), "--json", *given]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["teacher"] is None
+    assert main(["eval", str(config), "--json", *given]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["teacher"] is None
+    assert "texts holds texts alone" in told.err
+    refused = settings(stores.replace("alpha = 0}", "alpha = 0.5}"), f"output.folder={tmp_path / 'other'}")
+    assert main(["run", str(config), "--quiet", *refused]) == 2
+    assert "texts holds texts alone and alpha = 0.5" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_finished_student_is_never_replaced_without_restart(config, tmp_path, capsys):
     """Without training.save_steps it leaves no checkpoint, and it stood unguarded."""

@@ -39,11 +39,11 @@ def datasets(
             _own(store.temperature, config.loss.temperature),
             _own(store.alpha, config.loss.alpha),
         )
-        if source.manifest.labels.support == "none" and config.loss.alpha > 0:
+        if source.manifest.labels.support == "none" and alpha > 0:
             raise ConfigError(
-                f"{source.uri} holds texts alone and loss.alpha = {config.loss.alpha:g} wants a teacher's "
-                "distributions; set loss.alpha = 0, or give its texts as data.texts beside labels "
-                f"(penumbra store export {source.uri} --to messages texts.jsonl)"
+                f"{source.uri} holds texts alone and alpha = {alpha:g} wants a teacher's distributions; set "
+                "loss.alpha = 0, or alpha = 0 of this store in data.stores, or give its texts as data.texts "
+                f"beside labels (penumbra store export {source.uri} --to messages texts.jsonl)"
             )
         if alpha > 0:
             check_temperature(source.manifest.labels, temperature, config.loss.tail, where=source.uri)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from logitstore.common.whole_file import write_whole
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.run.output import SAMPLES_NAME
 
@@ -61,7 +62,11 @@ def _prompt(sample: Any) -> Prompt:
 def greedy_answers(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> Iterator[tuple[str, str]]:
-    """(prompt, answer) as text. Every process of a sharded student has to call it, with the same prompts."""
+    """(prompt, answer) as text. Every process of a sharded student has to call it, with the same prompts.
+
+    Of the student's own generation settings only its ends count: a penalty on repetition, say, would make
+    its answers others than the most probable tokens.
+    """
     was_training = model.training
     model.eval()
     own: Any = model.generation_config.eos_token_id
@@ -72,6 +77,12 @@ def greedy_answers(
         eos_token_id=sorted(ends) or None,
         pad_token_id=min(ends, default=0),  # of one prompt at a time, nothing is padded
     )
+    holders = [module for module in model.modules() if "generation_config" in vars(module)]
+    own_settings = [module.generation_config for module in holders]
+    for module in holders:
+        module.generation_config = (
+            GenerationConfig()
+        )  # transformers would take from it what `settings` leaves
     try:
         for prompt in prompts:
             token_ids_1T = torch.tensor([prompt.token_ids], device=model.device)
@@ -83,6 +94,8 @@ def greedy_answers(
             new_T = found_1T[0, len(prompt.token_ids) :].tolist()
             yield str(tokenizer.decode(list(prompt.token_ids))), str(tokenizer.decode(new_T))
     finally:
+        for module, its_own in zip(holders, own_settings, strict=True):
+            module.generation_config = its_own
         model.train(was_training)
 
 
@@ -91,7 +104,11 @@ def _as_list(token_ids: Any) -> list[Any]:
 
 
 class SampledAnswers(TrainerCallback):
-    """Into samples.jsonl, onto standard error and into TensorBoard: at the start, evaluations and the end."""
+    """Into samples.jsonl, onto standard error and into TensorBoard: at the start, evaluations and the end.
+
+    The file has each step once, of the run as it is: what an earlier start of it did behind the checkpoint
+    that it goes on from is taken out.
+    """
 
     def __init__(
         self,
@@ -109,41 +126,63 @@ class SampledAnswers(TrainerCallback):
         self._max_new_tokens = max_new_tokens
         self._board = board
         self._tell = tell
-        self._last_step: int | None = None
+        self._asked_at: set[int] = set()
+        self._lines: dict[int, list[Answer]] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        if not state.global_step:  # a resumed run has said it before
-            self._write(given["model"], state)
+        self._asked_at.clear()
+        self._lines = _earlier_answers(self._path, state.global_step) if state.global_step else {}
+        self._write(given["model"], state, state.global_step)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        self._write(given["model"], state)
+        self._write(given["model"], state, state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        self._write(given["model"], state)
+        """Where the best student was loaded again, its answers are those of its own step."""
+        best = state.best_global_step if args.load_best_model_at_end else None
+        self._write(given["model"], state, best or state.global_step)
 
-    def _write(self, model: Any, state: TrainerState) -> None:
-        """The answers after as many steps as `state` says; on all processes, of which the first writes."""
-        if state.global_step == self._last_step:
+    def _write(self, model: Any, state: TrainerState, step: int) -> None:
+        """The answers after so many steps; on all processes, of which the first writes.
+
+        What was asked before is judged by this process's own steps: others may not see the same file.
+        """
+        if step in self._asked_at:
             return
-        self._last_step = state.global_step
+        self._asked_at.add(step)
         texts = list(greedy_answers(model, self._tokenizer, self._prompts, self._max_new_tokens))
+        answers = [
+            Answer(step, prompt.record_id, *text) for prompt, text in zip(self._prompts, texts, strict=True)
+        ]
         if not state.is_world_process_zero:
             return
-        answers = [
-            Answer(state.global_step, prompt.record_id, *text)
-            for prompt, text in zip(self._prompts, texts, strict=True)
-        ]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+        self._lines[step] = answers
+        in_order = (answer for _, of_step in sorted(self._lines.items()) for answer in of_step)
+        lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in in_order)
+        write_whole(self._path, "".join(lines))
         for answer in answers:
             if self._tell is not None:
                 self._tell(f"step {answer.step}, answer to {answer.record_id}: {answer.answer!r}")
             if self._board is not None:
                 text = f"{answer.prompt}\n\n**{answer.answer}**"
                 self._board.add_text(f"answer to {answer.record_id}", text, answer.step)
+
+
+def _earlier_answers(path: Path, last_step: int) -> dict[int, list[Answer]]:
+    """What an earlier start of the run wrote up to its checkpoint, by step."""
+    by_step: dict[int, list[Answer]] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                answer = Answer(**json.loads(line))
+                if answer.step <= last_step:
+                    by_step.setdefault(answer.step, []).append(answer)
+    except FileNotFoundError:
+        pass
+    return by_step

@@ -63,6 +63,15 @@ def adapted() -> Any:
     return get_peft_model(tiny_student(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))  # type: ignore[arg-type]
 
 
+def other(model: Any) -> Any:
+    """The same student with other weights to train, of which nothing may be left when it is resumed."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    return model
+
+
 def scenario(store: Path, folder: Path, make: Any, **settings: Any) -> dict[str, Any]:
     trainer = sharded(store, folder, model=make(), save_strategy="steps", save_steps=3, **settings)
     before = trainer.evaluate()["eval_kl"]
@@ -70,7 +79,7 @@ def scenario(store: Path, folder: Path, make: Any, **settings: Any) -> dict[str,
     trainer.save_model(str(folder / "saved"))
     seen = {"type": type(trainer.model_wrapped).__name__, "losses": losses(trainer), "before": before}
     seen |= {"after": trainer.evaluate()["eval_kl"]}
-    again = sharded(store, folder / "again", model=make(), **settings)
+    again = sharded(store, folder / "again", model=other(make()), **settings)
     again.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     return {**seen, "resumed": losses(again), "resumed_after": again.evaluate()["eval_kl"]}
 

@@ -10,13 +10,14 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.trainer.hf.large.fsdp import SETTINGS, losses
+from tests.trainer.hf.large.fsdp import SETTINGS, losses, other
 from tests.trainer.students import tiny_trainer
 from trainer.hf.arguments import OfflineDistillationConfig
 
@@ -44,10 +45,10 @@ def arguments(folder: Path, stage: int) -> OfflineDistillationConfig:
 
 
 def scenario(store: Path, folder: Path, student: str, *, fused: bool, model_first: bool) -> dict[str, Any]:
-    def trainer(where: Path) -> Any:
+    def trainer(where: Path, change: Callable[[Any], Any] = lambda model: model) -> Any:
         if not model_first:
             arguments(where, 2)
-        model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+        model = change(AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32))
         common: dict[str, Any] = {**SETTINGS, "fused": fused, "deepspeed": settings(2), "ddp_backend": "gloo"}
         return tiny_trainer(store, where, model=model, save_strategy="steps", save_steps=3, **common)
 
@@ -55,7 +56,7 @@ def scenario(store: Path, folder: Path, student: str, *, fused: bool, model_firs
     first.train()
     seen = {"type": type(first.model_wrapped).__name__, "losses": losses(first)}
     seen["after"] = first.evaluate()["eval_kl"]
-    again = trainer(folder / "again")
+    again = trainer(folder / "again", other)
     again.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     return {**seen, "resumed": losses(again)}
 

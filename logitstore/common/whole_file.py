@@ -1,0 +1,24 @@
+"""Text files that appear whole: a reader, or a process that is killed, never leaves or sees half of one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write UTF-8 text to a new name beside `path` and rename it, which replaces an earlier file.
+
+    Raises OSError, and then leaves the earlier file and nothing beside it.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

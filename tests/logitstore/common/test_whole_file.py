@@ -1,0 +1,26 @@
+"""A file appears whole or not at all, and a failure leaves what was there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from logitstore.common.whole_file import write_whole
+
+
+def test_a_file_is_replaced_and_nothing_stays_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for text in ("first\n", "zweitens: ü\n"):
+        write_whole(path, text)
+        assert path.read_bytes() == text.encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "earlier")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "a lone surrogate \ud800 " * 100_000)
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
