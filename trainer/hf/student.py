@@ -14,6 +14,25 @@ def with_adapters(model: Any, peft_config: Any) -> Any:
     return get_peft_model(model, peft_config)
 
 
+def keep_4_bits_differentiable(model: Any) -> None:
+    """Leave the weights of layers that bitsandbytes holds in 4 bits in the layout that it can train through.
+
+    On a CPU with AVX512-BF16, its layers lay them out anew at the first evaluation, for a kernel that has no
+    gradient: what is trained below such a layer then silently gets none through it. Raises GuardError where
+    that has happened: its own way back loses the scales' precision.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise GuardError(
+                f"the student's {name} is held in 4 bits and was evaluated on this CPU before training: "
+                "bitsandbytes has changed its layout to one without a gradient; load the student anew and "
+                "construct the trainer before evaluating it"
+            )
+
+
 def check_not_tensor_parallel(model: Any) -> None:
     """Raises GuardError for a student that transformers has divided among processes when it loaded it.
 

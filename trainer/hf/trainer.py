@@ -50,6 +50,7 @@ from trainer.hf.lengths import check_lengths, length_limit, student_context
 from trainer.hf.packing_check import settle_packing
 from trainer.hf.student import (
     check_not_tensor_parallel,
+    keep_4_bits_differentiable,
     router_loss_coef,
     student_ids,
     with_adapters,
@@ -150,6 +151,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
 
     def _take_student(self, model: Any) -> None:
         """What follows from the student: its head, its context, and how its packed documents stay apart."""
+        keep_4_bits_differentiable(model)
         settings = replace(
             self._given_settings,
             max_length=length_limit(self._given_settings, student_context(model)),

@@ -117,3 +117,48 @@ def test_a_student_held_in_4_bits_learns_by_adapters(small_store, tmp_path, fuse
     trained = [name for name, value in student.named_parameters() if value.requires_grad]
     assert trained
     assert all("lora" in name for name in trained)
+
+
+def in_4_bits(folder):
+    """A student of one layer with adapters that pass gradients on from the start."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        ),
+        dtype=torch.float32,
+    )
+    torch.manual_seed(0)
+    return peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    )
+
+
+def test_an_evaluation_takes_no_gradient_from_a_student_held_in_4_bits(small_store, tmp_path):
+    """On CPUs with AVX512-BF16, bitsandbytes evaluates by a kernel that gradients do not go through."""
+    pytest.importorskip("bitsandbytes")
+    llama(hidden_size=64).save_pretrained(tmp_path / "student")
+    ids = torch.arange(20)[None]
+
+    def gradients(model):
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        return {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+
+    expected = gradients(in_4_bits(tmp_path / "student"))
+    model = in_4_bits(tmp_path / "student")
+    tiny_trainer(small_store, tmp_path, model=model).evaluate()
+    for name, gradient in gradients(model).items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_a_student_held_in_4_bits_that_was_evaluated_before_is_refused(small_store, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    if not bitsandbytes.functional.has_avx512bf16():
+        pytest.skip("bitsandbytes keeps one layout on this CPU")
+    llama(hidden_size=64).save_pretrained(tmp_path / "student")
+    model = in_4_bits(tmp_path / "student")
+    with torch.no_grad():
+        model.eval()(torch.arange(20)[None])
+    with pytest.raises(GuardError, match=r"q_proj\S* is held in 4 bits and was evaluated on this CPU"):
+        tiny_trainer(small_store, tmp_path, model=model)
