@@ -1,4 +1,4 @@
-"""Finding the record of a unit that kills engines, by labeling halves for trial.
+"""What goes wrong with a unit; the record of it that kills engines is found by labeling halves for trial.
 
 Pure: positions in, positions out. Each trial may cost an engine, so a unit of n records costs at most
 about log2(n) + 1 of them.
@@ -7,7 +7,9 @@ about log2(n) + 1 of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from labeler.records import WorkUnit
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +39,28 @@ class Bisection:
         if len(self.suspects) == 1:
             return Bisection(self.suspects, cleared=True)
         return Bisection(self.suspects[len(self.trial) :])
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What went wrong with a unit so far."""
+
+    kills: int = 0
+    errors: int = 0
+    fruitless_bisections: int = 0
+    not_before_sec: float = 0.0
+    last_reason: str = ""
+    bisection: Bisection | None = None
+    skip: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.kills > 0 or self.bisection is not None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedUnit:
+    """A unit that the job gives up; the next run of the job tries it again."""
+
+    unit: WorkUnit
+    reason: str

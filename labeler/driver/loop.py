@@ -27,7 +27,7 @@ from labeler.job.driver_lease import DriverLease
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
 from labeler.job.store_setup import StoreSetup
-from labeler.planning.plan import check_reject_share
+from labeler.planning.planner import check_reject_share
 from labeler.records import Committed, GaveBack, Lease, PassedTrial
 from logitstore.job_objects import JobState
 

@@ -11,7 +11,7 @@ from labeler.config.loading import JobConfig, identity, resolved
 from labeler.errors import TooManyRejectsError
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
-from labeler.planning.plan import KnownRecords, Plan, PlanTotals, SegmentWriter, parts_in_words
+from labeler.planning.plan import KnownRecords, Plan, PlanTotals, SegmentWriter
 from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, input_info
 from labeler.planning.provenance import provenance_of
@@ -130,3 +130,27 @@ def new_planner(
 def read_input(job: JobConfig) -> Iterator[RawRecord]:
     raw = iter_records(job.input.uri, storage_options=job.input.storage_options)
     return parts_of(itertools.islice(raw, *job.input.taken), input_info(job))
+
+
+def contents_in_words(totals: PlanTotals) -> list[str]:
+    """What the last pass found of records that earlier ones planned, in sentences."""
+    found = []
+    if totals.num_changed:
+        found.append(
+            f"{totals.num_changed:,} records differ from what was planned or labeled under their ids; "
+            "`--relabel-changed` labels them again, else they keep their former labels"
+        )
+    if totals.num_unproven:
+        found.append(
+            f"{totals.num_unproven:,} records were planned by an earlier version, which kept no digest of "
+            "their content: whether they have changed since is not known"
+        )
+    return found
+
+
+def parts_in_words(job: JobConfig, totals: PlanTotals, num_whole: int) -> str:
+    """How many records the last pass made of `num_whole` of the input; "" where each is one."""
+    if not job.parts:
+        return ""
+    each = "turn of the assistant" if job.parts == "turns" else "text of a list"
+    return f"{num_whole:,} records of the input make {totals.num_records:,}, one for each {each}"

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.util.placement_group import PlacementGroup
 
 from labeler.config.loading import JobConfig
 from labeler.driver.pool_events import (
@@ -27,6 +25,7 @@ from labeler.driver.pool_events import (
     WorkerLeft,
     WorkerReady,
 )
+from labeler.driver.slots import Call, CallKind, Slot
 from labeler.errors import EngineDiedError
 from labeler.on_ray.cores import CoreBook
 from labeler.on_ray.failure_causes import first_cause
@@ -34,7 +33,7 @@ from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.placement import actor_options, release, reserve
 from labeler.on_ray.room import lack_of_room
 from labeler.prompting.segment_marks import NO_MARKS, SegmentMarks
-from labeler.records import Heartbeat, Lease
+from labeler.records import Lease
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
 from logitstore.job_objects import WorkerView
@@ -49,52 +48,6 @@ ROOM_PATIENCE_SEC = 30.0
 """A replica without room for so long is mentioned."""
 
 
-SlotState = Literal["empty", "placing", "loading", "ready", "leaving", "given_up"]
-"""empty -> placing -> loading -> ready -> leaving -> empty. An actor that dies in any state makes its slot
-empty again, or given up where it died too often."""
-CallKind = Literal["place", "start", "heartbeat", "label"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call of an actor that has not been answered yet."""
-
-    slot: _Slot
-    generation: int
-    """Of the slot at the time of the call; its actor may be another one by the answer."""
-    kind: CallKind
-    lease_id: int = 0
-    """Of a "label" call."""
-
-
-@dataclass(slots=True)
-class _Slot:
-    """The place of one replica, and the actor that is in it now."""
-
-    index: int
-    generation: int = 0
-    state: SlotState = "empty"
-    handle: Any = None
-    group: PlacementGroup | None = None
-    """What holds the replica's machines, where it has several."""
-    node_ids: tuple[str, ...] = ()
-    """Of its machines, the actor's first."""
-    node_name: str = ""
-    since_sec: float = 0.0
-    leave_by_sec: float = 0.0
-    """When "leaving": what is not finished by then is given back."""
-    not_before_sec: float = 0.0
-    deaths_in_row: int = 0
-    restarts: int = 0
-    leases: dict[int, Lease] = field(default_factory=dict)
-    heartbeat: Heartbeat | None = None
-    next_heartbeat_sec: float = 0.0
-
-    @property
-    def worker_id(self) -> str:
-        return f"worker-{self.index}.{self.generation}"
-
-
 class ActorPool:
     """`replicas` places, each with at most one live actor. Call `poll` often."""
 
@@ -104,8 +57,8 @@ class ActorPool:
         """`actor_class` stands in for the actors of `Worker`, for measurements of the driver alone."""
         self._job = job
         self._ends, self._marks = ends, marks
-        self._slots = [_Slot(index) for index in range(job.workers.replicas)]
-        self._calls: dict[Any, _Call] = {}
+        self._slots = [Slot(index) for index in range(job.workers.replicas)]
+        self._calls: dict[Any, Call] = {}
         """By Ray's reference to the answer."""
         self._cores = CoreBook(job.workers.cores) if job.workers.gpus == 0 else None
         self._actor_class = actor_class or ray.remote(Worker)
@@ -215,16 +168,16 @@ class ActorPool:
                 release(slot.group)
         self._calls.clear()
 
-    def _slot_of(self, worker_id: str) -> _Slot:
+    def _slot_of(self, worker_id: str) -> Slot:
         for slot in self._slots:
             if slot.worker_id == worker_id:
                 return slot
         raise KeyError(worker_id)
 
-    def _call(self, slot: _Slot, kind: CallKind, ref: Any, lease_id: int = 0) -> None:
-        self._calls[ref] = _Call(slot, slot.generation, kind, lease_id)
+    def _call(self, slot: Slot, kind: CallKind, ref: Any, lease_id: int = 0) -> None:
+        self._calls[ref] = Call(slot, slot.generation, kind, lease_id)
 
-    def _start_if_empty(self, slot: _Slot, now_sec: float) -> None:
+    def _start_if_empty(self, slot: Slot, now_sec: float) -> None:
         if (
             slot.state != "empty"
             or self._closing
@@ -240,7 +193,7 @@ class ActorPool:
         slot.state, slot.since_sec = "placing", now_sec
         self._call(slot, "place", slot.handle.place.remote())
 
-    def _ask_for_heartbeat(self, slot: _Slot, now_sec: float) -> None:
+    def _ask_for_heartbeat(self, slot: Slot, now_sec: float) -> None:
         if slot.state in ("ready", "leaving") and now_sec >= slot.next_heartbeat_sec:
             slot.next_heartbeat_sec = float("inf")  # Until this one is answered.
             self._call(slot, "heartbeat", slot.handle.heartbeat.remote())
@@ -273,7 +226,7 @@ class ActorPool:
                 slot.deaths_in_row = 0
             yield LeaseEnded(slot.worker_id, value)
 
-    def _failed(self, call: _Call, error: Exception) -> list[PoolEvent]:
+    def _failed(self, call: Call, error: Exception) -> list[PoolEvent]:
         slot, lease_id = call.slot, call.lease_id
         reason = first_cause(error)
         died = isinstance(error, RayActorError | EngineDiedError)
@@ -286,7 +239,7 @@ class ActorPool:
         return self._lost(slot, reason, engine_failed=engine_failed, culprits=culprits)
 
     def _lost(
-        self, slot: _Slot, reason: str, *, engine_failed: bool, culprits: tuple[int, ...] = ()
+        self, slot: Slot, reason: str, *, engine_failed: bool, culprits: tuple[int, ...] = ()
     ) -> list[PoolEvent]:
         """The slot's actor is gone or unfit; `engine_failed` where the fault is not its node's or ours."""
         worker_id, was_ready = slot.worker_id, slot.state in ("ready", "leaving")
@@ -308,7 +261,7 @@ class ActorPool:
             events.append(ReplicaGivenUp(worker_id, reason))
         return events
 
-    def _vacate(self, slot: _Slot, pause_sec: float) -> None:
+    def _vacate(self, slot: Slot, pause_sec: float) -> None:
         """End the slot's actor for certain and make room for another."""
         if self._head.answers():
             ray.kill(slot.handle)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from labeler.config.loading import JobConfig, resolved, with_absolute_paths
 from labeler.driver.in_flight import units_in_flight
-from labeler.driver.plan_pass import NothingToLabelError, PlanPass, why_nothing
+from labeler.driver.plan_pass import NothingToLabelError, PlanPass, contents_in_words, why_nothing
 from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
@@ -36,11 +36,7 @@ from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup
 from labeler.patience import persistently
-from labeler.planning.plan import (
-    Plan,
-    PlanTotals,
-    contents_in_words,
-)
+from labeler.planning.plan import Plan, PlanTotals
 from labeler.planning.preflight import Prepared, prepare
 from labeler.prompting.segment_marks import NO_MARKS, find_marks
 from logitstore.common.command import ExitStatus

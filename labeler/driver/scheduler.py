@@ -9,9 +9,9 @@ from __future__ import annotations
 import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from labeler.driver.bisection import Bisection
+from labeler.driver.bisection import Bisection, FailedUnit, Trouble
 from labeler.records import Lease, WorkUnit
 
 RECENT_DURATIONS = 101
@@ -37,31 +37,6 @@ class LeasePolicy:
     """And at least so long."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailedUnit:
-    """A unit that the job gives up; the next run of the job tries it again."""
-
-    unit: WorkUnit
-    reason: str
-
-
-@dataclass(slots=True)
-class _Trouble:
-    """What went wrong with a unit so far."""
-
-    kills: int = 0
-    errors: int = 0
-    fruitless_bisections: int = 0
-    not_before_sec: float = 0.0
-    last_reason: str = ""
-    bisection: Bisection | None = None
-    skip: list[tuple[int, str]] = field(default_factory=list)
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.kills > 0 or self.bisection is not None
-
-
 @dataclass(slots=True)
 class _Holding:
     lease: Lease
@@ -82,7 +57,7 @@ class Scheduler:
         self._held: dict[int, _Holding] = {}
         self._leases_of_worker: dict[str, set[int]] = {}
         self._leases_of_unit: dict[str, set[int]] = {}
-        self._trouble: dict[str, _Trouble] = {}
+        self._trouble: dict[str, Trouble] = {}
         self._durations: deque[float] = deque(maxlen=RECENT_DURATIONS)
         self._next_lease_id = 0
         self.failed: list[FailedUnit] = []
@@ -226,7 +201,7 @@ class Scheduler:
             suspects = [position for position in range(unit.num_records) if position not in skipped]
             self._continue_bisection(unit, trouble, Bisection.of(suspects))
 
-    def _continue_bisection(self, unit: WorkUnit, trouble: _Trouble, bisection: Bisection) -> None:
+    def _continue_bisection(self, unit: WorkUnit, trouble: Trouble, bisection: Bisection) -> None:
         trouble.bisection = None
         if bisection.convicted:
             self.events["record_convicted"] += 1
@@ -326,5 +301,5 @@ class Scheduler:
             del self._leases_of_unit[unit_id]
         return holding
 
-    def _trouble_of(self, unit: WorkUnit) -> _Trouble:
-        return self._trouble.setdefault(unit.unit_id, _Trouble())
+    def _trouble_of(self, unit: WorkUnit) -> Trouble:
+        return self._trouble.setdefault(unit.unit_id, Trouble())

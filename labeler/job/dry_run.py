@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from labeler.config.loading import JobConfig, resolved
-from labeler.driver.plan_pass import new_planner, read_input
+from labeler.driver.plan_pass import contents_in_words, new_planner, parts_in_words, read_input
 from labeler.driver.progress import duration
 from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.cost import cost_of
@@ -17,7 +17,7 @@ from labeler.job.segment_colours import Paint, plain
 from labeler.job.teacher_view import seen_by_teacher
 from labeler.planning.disk_fit import bytes_per_label, disk_lines
 from labeler.planning.gpu_memory import memory_need
-from labeler.planning.plan import KnownRecords, Plan, PlanTotals, contents_in_words, parts_in_words
+from labeler.planning.plan import KnownRecords, Plan, PlanTotals
 from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare
 from labeler.teacher.output_head import choose_head

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from labeler.config.loading import JobConfig, describe_difference
-from labeler.errors import PlanTakenError, TooManyRejectsError
+from labeler.config.loading import describe_difference
+from labeler.errors import PlanTakenError
 from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
 from labeler.planning.plan_objects import (
@@ -276,51 +275,3 @@ class SegmentWriter:
 def read_unit(objects: Objects, unit: WorkUnit) -> list[PlannedRecord]:
     """The tokenised records of a unit, in one ranged request."""
     return decode_records(objects.get_range(unit.segment, unit.offset, unit.offset + unit.num_bytes))
-
-
-def contents_in_words(totals: PlanTotals) -> list[str]:
-    """What the last pass found of records that earlier ones planned, in sentences."""
-    found = []
-    if totals.num_changed:
-        found.append(
-            f"{totals.num_changed:,} records differ from what was planned or labeled under their ids; "
-            "`--relabel-changed` labels them again, else they keep their former labels"
-        )
-    if totals.num_unproven:
-        found.append(
-            f"{totals.num_unproven:,} records were planned by an earlier version, which kept no digest of "
-            "their content: whether they have changed since is not known"
-        )
-    return found
-
-
-def parts_in_words(job: JobConfig, totals: PlanTotals, num_whole: int) -> str:
-    """How many records the last pass made of `num_whole` of the input; "" where each is one."""
-    if not job.parts:
-        return ""
-    each = "turn of the assistant" if job.parts == "turns" else "text of a list"
-    return f"{num_whole:,} records of the input make {totals.num_records:,}, one for each {each}"
-
-
-def check_reject_share(
-    num_records: int,
-    rejects: Mapping[str, int],
-    examples: list[Reject],
-    *,
-    max_share: float,
-    min_records: int,
-) -> None:
-    """Raise TooManyRejectsError if more than the allowed share of the records is rejected.
-
-    Repeated prompts that the job drops by name do not count.
-    """
-    num_rejects = sum(count for kind, count in rejects.items() if kind != "duplicate_prompt")
-    if num_rejects <= max_share * max(num_records, min_records):
-        return
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(rejects).most_common())
-    shown = "; ".join(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)
-    raise TooManyRejectsError(
-        f"{num_rejects} of {num_records} records cannot be labeled ({kinds}), more than "
-        f"limits.max_reject_share = {max_share:g} allows. For example {shown}. Correct the input or "
-        "input.fields, or raise limits.max_reject_share"
-    )

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
 from labeler.config.loading import JobConfig
-from labeler.errors import BadRecordError
+from labeler.errors import BadRecordError, TooManyRejectsError
 from labeler.planning.digests import DigestSet, digest_of
-from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter, check_reject_share
+from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter
 from labeler.planning.relabeling import ChangedRecord
 from labeler.planning.units import unit_id_of
 from labeler.prompting.prompts import PromptBuilder
@@ -269,3 +269,27 @@ class Planner:
             max_share=limits.max_reject_share,
             min_records=limits.min_records,
         )
+
+
+def check_reject_share(
+    num_records: int,
+    rejects: Mapping[str, int],
+    examples: list[Reject],
+    *,
+    max_share: float,
+    min_records: int,
+) -> None:
+    """Raise TooManyRejectsError if more than the allowed share of the records is rejected.
+
+    Repeated prompts that the job drops by name do not count.
+    """
+    num_rejects = sum(count for kind, count in rejects.items() if kind != "duplicate_prompt")
+    if num_rejects <= max_share * max(num_records, min_records):
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(rejects).most_common())
+    shown = "; ".join(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)
+    raise TooManyRejectsError(
+        f"{num_rejects} of {num_records} records cannot be labeled ({kinds}), more than "
+        f"limits.max_reject_share = {max_share:g} allows. For example {shown}. Correct the input or "
+        "input.fields, or raise limits.max_reject_share"
+    )

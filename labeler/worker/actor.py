@@ -18,7 +18,7 @@ from typing import TypeVar
 import ray
 
 from labeler.config.loading import JobConfig
-from labeler.errors import PromptError, StaleLeaseError
+from labeler.errors import StaleLeaseError
 from labeler.on_ray.placement import other_nodes_of_replica
 from labeler.patience import persistently
 from labeler.planning.plan import read_unit
@@ -42,6 +42,7 @@ from labeler.worker.bill_writer import BillWriter
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from labeler.worker.filters import filter_responses
 from labeler.worker.segmenting import Segmenter, with_segments
+from labeler.worker.unit_rejects import dropped, killers, refused
 from logitstore.manifest.fields import SEGMENTS, ShardEntry
 from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence, Reject
@@ -181,7 +182,7 @@ class Worker:
         read_sec: float,
     ) -> Committed:
         started = time.perf_counter()
-        rejects = [*_refused(fed.errors, planned), *_killers(planned, lease)]
+        rejects = [*refused(fed.errors, planned), *killers(planned, lease)]
         segmenter = self._own_segmenter()
         sequences, filtered = fed.sequences, Counter[str]()
         if SEGMENTS in store.manifest.features:
@@ -189,7 +190,7 @@ class Worker:
         if self._job.labels.mode == "generate":
             outcome = filter_responses(sequences, self._job.filters, segmenter)
             sequences, filtered = outcome.kept, outcome.counts
-            rejects += _dropped(outcome.dropped, planned, self._job.sampling.n)
+            rejects += dropped(outcome.dropped, planned, self._job.sampling.n)
         sequences = _in_plan_order(sequences, planned)
         if not self._job.labels.rows:
             sequences = [without_rows(sequence) for sequence in sequences]
@@ -275,35 +276,6 @@ def _prompts_of(planned: list[PlannedRecord], lease: Lease) -> list[TokenizedPro
 
 def _num_bytes(sequence: LabeledSequence) -> int:
     return sequence.rows.logits_NK.nbytes + sequence.rows.token_ids_NK.nbytes
-
-
-def _refused(errors: list[PromptError], planned: list[PlannedRecord]) -> list[Reject]:
-    by_id = {record.prompt.record_id: record for record in planned}
-    rejects: list[Reject] = []
-    for error in errors:
-        record = by_id[error.record_id]
-        rejects.append(Reject(record.file, record.line, error.record_id, error.reason, error.kind))
-    return rejects
-
-
-def _killers(planned: list[PlannedRecord], lease: Lease) -> list[Reject]:
-    rejects: list[Reject] = []
-    for position, reason in lease.skip:
-        record = planned[position]
-        rejects.append(Reject(record.file, record.line, record.prompt.record_id, reason, "killed_engine"))
-    return rejects
-
-
-def _dropped(
-    dropped: list[tuple[LabeledSequence, str, str]], planned: list[PlannedRecord], num_samples: int
-) -> list[Reject]:
-    by_id = {record.prompt.record_id: record for record in planned}
-    rejects: list[Reject] = []
-    for sequence, kind, reason in dropped:
-        record = by_id[sequence.record_id]
-        which = f"response {sequence.sample_index + 1} of {num_samples}: " if num_samples > 1 else ""
-        rejects.append(Reject(record.file, record.line, sequence.record_id, which + reason, f"filter_{kind}"))
-    return rejects
 
 
 def _in_plan_order(sequences: list[LabeledSequence], planned: list[PlannedRecord]) -> list[LabeledSequence]:

@@ -11,7 +11,7 @@ import pytest
 import labeler.curation.recipe as recipe_module
 from labeler.__main__ import main
 from labeler.curation.expand import text_of
-from labeler.prompting.tokenization import ByteTokenizer
+from labeler.prompting.byte_tokenizer import ByteTokenizer
 from logitstore import LogitStore
 
 SEEDS = [

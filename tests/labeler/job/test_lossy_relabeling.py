@@ -14,8 +14,8 @@ from labeler.config.loading import JobConfig
 from labeler.planning.plan import Plan, SegmentWriter, read_unit
 from labeler.planning.planner import Planner
 from labeler.planning.relabeling import replace_changed
+from labeler.prompting.byte_tokenizer import ByteTokenizer
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
-from labeler.prompting.tokenization import ByteTokenizer
 from logitstore.errors import ObjectStoreError
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo

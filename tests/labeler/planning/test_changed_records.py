@@ -10,11 +10,12 @@ import pytest
 
 import logitstore.__main__ as store_command
 from labeler.config.loading import load_job
-from labeler.planning.plan import Plan, PlanTotals, SegmentWriter, contents_in_words, read_unit
+from labeler.driver.plan_pass import contents_in_words
+from labeler.planning.plan import Plan, PlanTotals, SegmentWriter, read_unit
 from labeler.planning.planner import Planner
 from labeler.planning.relabeling import replace_changed
+from labeler.prompting.byte_tokenizer import ByteTokenizer
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
-from labeler.prompting.tokenization import ByteTokenizer
 from logitstore.inputs.proofs import read_proofs
 from logitstore.inputs.reading import iter_records
 from logitstore.job_objects import PLAN_SEGMENTS_PREFIX

@@ -13,8 +13,8 @@ from labeler.errors import PlanTakenError, TooManyRejectsError
 from labeler.planning.digests import DigestSet, digest_of
 from labeler.planning.plan import Plan, SegmentWriter, read_unit
 from labeler.planning.planner import Planner
+from labeler.prompting.byte_tokenizer import ByteTokenizer
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
-from labeler.prompting.tokenization import ByteTokenizer
 from logitstore.errors import StoreChangedError
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo

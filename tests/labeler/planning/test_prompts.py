@@ -6,8 +6,9 @@ import pytest
 
 from labeler.config.loading import load_job
 from labeler.errors import BadRecordError
+from labeler.prompting.byte_tokenizer import END_OF_TURN, ByteTokenizer
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
-from labeler.prompting.tokenization import END_OF_TURN, ByteTokenizer, load_tokenizer
+from labeler.prompting.tokenization import load_tokenizer
 
 TEACHER = Path(__file__).parents[3] / ".demo" / "teacher"
 GSM8K = {"question": "Two and two?", "answer": "It is 4.\n#### 4"}

@@ -13,8 +13,9 @@ import torch
 from labeler.config.loading import load_job
 from labeler.errors import BadRecordError
 from labeler.planning.units import decode_records, encode_records
+from labeler.prompting.byte_tokenizer import ByteTokenizer
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
-from labeler.prompting.tokenization import ByteTokenizer, load_tokenizer
+from labeler.prompting.tokenization import load_tokenizer
 from labeler.records import Lease, PlannedRecord
 from logitstore.common.config_file import ConfigError
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS
