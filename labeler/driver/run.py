@@ -6,13 +6,9 @@ Running it again goes on where it stopped: what is committed is never labeled ag
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import shlex
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from labeler.config.loading import JobConfig, resolved, with_absolute_paths
 from labeler.driver.in_flight import units_in_flight
@@ -30,7 +26,7 @@ from labeler.errors import (
 )
 from labeler.job.cost import BillReader, cost_of, over_budget
 from labeler.job.driver_lease import DriverLease, acquire
-from labeler.job.logs import JobLog
+from labeler.job.logs import JobLog, log_path
 from labeler.job.runs import RunWriter, money_of_runs
 from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
@@ -44,7 +40,6 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreChangedError
 from logitstore.job_objects import (
-    LOGS_PREFIX,
     REJECTS_NAME,
     STATUS_NAME,
     Cost,
@@ -76,7 +71,7 @@ def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
             view.note(prepared.unnamed_labels, trouble=True)
         with (
             _driving(prepared, job.workers.driver_lease_sec, view.note) as lease,
-            contextlib.closing(JobLog(_log_path(job, prepared, options))) as log,
+            contextlib.closing(JobLog(log_path(prepared.objects, options.log_file))) as log,
         ):
             return _Run(job, prepared, lease, view, stop, log, options).run()
 
@@ -280,29 +275,14 @@ class _Run:
         """Rejects and status, unless another driver has the store now."""
 
         def write() -> None:
-            if self._lease.is_held():
-                self._write_rejects(setup)
+            if setup is not None and self._lease.is_held():
+                setup.write_rejects(self._plan.rejects())
             self._status.close(status)
 
         try:
             persistently(write, self._job.output.retry_sec)
         except OSError as error:
             self._trouble(f"{REJECTS_NAME} and {STATUS_NAME} of the store could not be written: {error}")
-
-    def _write_rejects(self, setup: StoreSetup | None) -> None:
-        """All rejects of planning and of the engines in one file, for people."""
-        if setup is None:
-            return
-        store = setup.open_existing()
-        if store is not None:
-            store.refresh()
-        from_engines = store.rejects() if store is not None else []
-        lines = [
-            json.dumps(asdict(reject), ensure_ascii=False)
-            for reject in itertools.chain(self._plan.rejects(), from_engines)
-        ]
-        content = "".join(f"{line}\n" for line in lines)
-        self._prepared.objects.put(REJECTS_NAME, content.encode("utf-8", "replace"))
 
     def _cost(self) -> Cost:
         return cost_of(
@@ -328,14 +308,3 @@ class _Run:
             cost=self._cost(),
             message=message,
         )
-
-
-def _log_path(job: JobConfig, prepared: Prepared, options: RunOptions) -> str | None:
-    """The file asked for, else one in a local store's folder; a remote store keeps none by itself."""
-    if options.log_file is not None:
-        return options.log_file
-    if not prepared.objects.is_local:
-        return None
-    folder = Path(prepared.objects.uri) / LOGS_PREFIX
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder / f"run-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import BinaryIO
+
+from logitstore.job_objects import LOGS_PREFIX
+from logitstore.objects.opening import Objects
 
 
 class JobLog:
@@ -53,3 +57,14 @@ class JobLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def log_path(objects: Objects, asked_for: str | None) -> str | None:
+    """The file asked for, else one in a local store's folder; a remote store keeps none by itself."""
+    if asked_for is not None:
+        return asked_for
+    if not objects.is_local:
+        return None
+    folder = Path(objects.uri) / LOGS_PREFIX
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"run-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl")

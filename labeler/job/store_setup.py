@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 
 from labeler.config.loading import JobConfig, resolved
 from labeler.errors import TeacherMismatchError
@@ -18,6 +20,7 @@ from labeler.planning.provenance import digests_of, provenance_of
 from labeler.records import TeacherDescription
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import StoreError, StoreExistsError
+from logitstore.job_objects import REJECTS_NAME
 from logitstore.manifest.fields import (
     RECORD_PARTS,
     SEGMENTS,
@@ -28,6 +31,7 @@ from logitstore.manifest.fields import (
     ShardEntry,
 )
 from logitstore.manifest.reading import MANIFEST_NAME
+from logitstore.records import Reject
 from logitstore.store import LogitStore
 
 
@@ -109,6 +113,19 @@ class StoreSetup:
                 self.note(f"garbage stays in the store until `verify --repair`: {result.not_removed}")
             if result.not_indexed:
                 self.note(f"record ids are looked up in the shards: {result.not_indexed}")
+
+    def write_rejects(self, planned: Iterable[Reject]) -> None:
+        """All rejects, those of planning and of the engines, in one file for people."""
+        store = self.open_existing()
+        if store is not None:
+            store.refresh()
+        from_engines = store.rejects() if store is not None else []
+        lines = [
+            json.dumps(asdict(reject), ensure_ascii=False)
+            for reject in itertools.chain(planned, from_engines)
+        ]
+        content = "".join(f"{line}\n" for line in lines)
+        self.prepared.objects.put(REJECTS_NAME, content.encode("utf-8", "replace"))
 
     def _compact_or_leave(self) -> None:
         assert self.store is not None

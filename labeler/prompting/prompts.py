@@ -7,13 +7,13 @@ tokenised apart, as they would be when the response is generated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from labeler.config.loading import InputConfig, JobConfig
-from labeler.errors import BadRecordError, ChatTemplateError, PromptError
+from labeler.errors import BadRecordError, PromptError
 from labeler.prompting.conversations import Exchange, exchange_of, student_exchange, text_field
 from labeler.prompting.given_tokens import (
     given_mask,
@@ -21,6 +21,7 @@ from labeler.prompting.given_tokens import (
     given_token_ids,
     mask_of_segments,
 )
+from labeler.prompting.rendering import continuation, first_marker, shown, without_trailing_space
 from labeler.prompting.segment_marks import SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
@@ -60,7 +61,7 @@ class PromptBuilder:
         self._probe = TemplateProbe(tokenizer, job.input.ignore_keys)
         found = find_marks(tokenizer, job.labels.reasoning) if job.has_marks else SegmentMarks()
         self._think = THINK if found.reasoning is None else tuple(mark.text for mark in found.reasoning)
-        self._first_marker = _first_marker(tokenizer) if job.input.chat_template else ""
+        self._first_marker = first_marker(tokenizer) if job.input.chat_template else ""
 
     @property
     def fallbacks(self) -> str:
@@ -189,7 +190,7 @@ class PromptBuilder:
             response_text = self._raw_answer(prompt_text, response)
         prompt_ids, response_ids = self._as_a_whole(prompt_text, response_text)
         assert response_ids is not None
-        return prompt_ids, self._without_trailing_space(response_ids)
+        return prompt_ids, without_trailing_space(self._tokenizer, response_ids)
 
     def _all_turns(self, exchange: Exchange) -> tuple[list[int], list[int], np.ndarray]:
         """Ids up to the first answer, the others, and which of all of them the assistant wrote."""
@@ -197,9 +198,9 @@ class PromptBuilder:
         given = exchange.given
         messages = (*given.messages, exchange.response)
         self._refuse_rendered(messages[0])
-        whole, text = self._shown(Conversation(messages, given.tools, given.documents))
+        whole, text = shown(self._tokenizer, Conversation(messages, given.tools, given.documents))
         whole_ids = self._tokenizer.encode(text)
-        ids = self._without_trailing_space(whole_ids)
+        ids = without_trailing_space(self._tokenizer, whole_ids)
         self._probe.check(whole)
         all_count = all(message.get("weight") != 0 for message in messages)
         marked_ids, marked = (all_count and self._tokenizer.answers_marked(whole)) or (None, [])
@@ -224,7 +225,7 @@ class PromptBuilder:
             before = Conversation(whole.messages[:place], whole.tools, whole.documents)
             after = Conversation(whole.messages[: place + 1], whole.tools, whole.documents)
             start_ids = self._tokenizer.encode(self._render(before, add_generation_prompt=True))
-            end_ids = self._without_trailing_space(self._tokenizer.encode(self._render(after)))
+            end_ids = without_trailing_space(self._tokenizer, self._tokenizer.encode(self._render(after)))
             if ids[: len(start_ids)] != start_ids or ids[: len(end_ids)] != end_ids:
                 raise BadRecordError(
                     f"the chat template renders turn {place + 1} otherwise in the middle of the conversation "
@@ -236,27 +237,7 @@ class PromptBuilder:
         return mask_T
 
     def _render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
-        """Raises BadRecordError where the template refuses the conversation."""
-        return self._shown(conversation, add_generation_prompt=add_generation_prompt)[1]
-
-    def _shown(
-        self, conversation: Conversation, *, add_generation_prompt: bool = False
-    ) -> tuple[Conversation, str]:
-        """What the template is given, and its text. Jinja writes "None" where a template prints content that
-        is null; there empty text is given, which is what is meant. Raises BadRecordError."""
-
-        def render(shown: Conversation) -> str:
-            return self._tokenizer.render_chat(shown, add_generation_prompt=add_generation_prompt)
-
-        try:
-            text = render(conversation)
-            for place, message in enumerate(conversation.messages):
-                if message["content"] is None and text == render(_with_content(conversation, place, "None")):
-                    conversation = _with_content(conversation, place, "")
-                    text = render(conversation)
-        except ChatTemplateError as error:
-            raise BadRecordError(f"{error}; correct the messages' roles and order", "bad_prompt") from None
-        return conversation, text
+        return shown(self._tokenizer, conversation, add_generation_prompt=add_generation_prompt)[1]
 
     def _raw_answer(self, prompt_text: str, response: Message) -> str:
         """The given text as the teacher would have written it after the generation prompt, and an end."""
@@ -308,44 +289,7 @@ class PromptBuilder:
         if whole_ids[: len(prompt_ids)] == prompt_ids:
             return prompt_ids, whole_ids[len(prompt_ids) :]
         self.num_split_borders += 1
-        return prompt_ids, self._continuation(response_text)
-
-    def _continuation(self, text: str) -> list[int]:
-        """Ids of `text` in the middle of a text: SentencePiece puts a space before what begins one."""
-        line_ids, whole_ids = self._tokenizer.encode("\n"), self._tokenizer.encode("\n" + text)
-        if whole_ids[: len(line_ids)] == line_ids:
-            return whole_ids[len(line_ids) :]
-        return self._tokenizer.encode(text)
-
-    def _without_trailing_space(self, response_ids: list[int]) -> list[int]:
-        """Up to the end-of-turn token: the white space that templates put after it is never generated."""
-        ends = self._tokenizer.ends
-        last = next(
-            (i for i in reversed(range(len(response_ids))) if response_ids[i] in ends.token_ids), None
-        )
-        if last is None or self._tokenizer.decode(response_ids[last + 1 :]).strip():
-            return response_ids
-        return response_ids[: last + 1]
-
-
-def _with_content(conversation: Conversation, place: int, content: str) -> Conversation:
-    """The conversation with another content of one message."""
-    messages = list(conversation.messages)
-    messages[place] = {**messages[place], "content": content}
-    return replace(conversation, messages=tuple(messages))
-
-
-def _first_marker(tokenizer: Tokenizer) -> str:
-    """The marker with which the chat template begins a conversation; "" if it begins with text."""
-    try:
-        text = tokenizer.render_chat(
-            Conversation(({"role": "user", "content": "a"},)), add_generation_prompt=True
-        )
-    except ChatTemplateError:
-        return ""
-    ids = tokenizer.encode(text)
-    first = tokenizer.decode(ids[:1]) if ids else ""
-    return first if len(first) > 2 and ids[0] in tokenizer.ends.blank_ids and first.strip() else ""
+        return prompt_ids, continuation(self._tokenizer, response_text)
 
 
 def bad_record(error: PromptError) -> BadRecordError:

@@ -1,0 +1,65 @@
+"""Conversations to text as the teacher is shown them, and ids at the borders of what it writes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from labeler.errors import BadRecordError, ChatTemplateError
+from labeler.prompting.tokenization import Conversation, Tokenizer
+
+
+def shown(
+    tokenizer: Tokenizer, conversation: Conversation, *, add_generation_prompt: bool = False
+) -> tuple[Conversation, str]:
+    """What the template is given, and its text. Jinja writes "None" where a template prints content that is
+    null; there empty text is given, which is what is meant. Raises BadRecordError."""
+
+    def render(given: Conversation) -> str:
+        return tokenizer.render_chat(given, add_generation_prompt=add_generation_prompt)
+
+    try:
+        text = render(conversation)
+        for place, message in enumerate(conversation.messages):
+            if message["content"] is None and text == render(_with_content(conversation, place, "None")):
+                conversation = _with_content(conversation, place, "")
+                text = render(conversation)
+    except ChatTemplateError as error:
+        raise BadRecordError(f"{error}; correct the messages' roles and order", "bad_prompt") from None
+    return conversation, text
+
+
+def _with_content(conversation: Conversation, place: int, content: str) -> Conversation:
+    """The conversation with another content of one message."""
+    messages = list(conversation.messages)
+    messages[place] = {**messages[place], "content": content}
+    return replace(conversation, messages=tuple(messages))
+
+
+def first_marker(tokenizer: Tokenizer) -> str:
+    """The marker with which the chat template begins a conversation; "" if it begins with text."""
+    try:
+        text = tokenizer.render_chat(
+            Conversation(({"role": "user", "content": "a"},)), add_generation_prompt=True
+        )
+    except ChatTemplateError:
+        return ""
+    ids = tokenizer.encode(text)
+    first = tokenizer.decode(ids[:1]) if ids else ""
+    return first if len(first) > 2 and ids[0] in tokenizer.ends.blank_ids and first.strip() else ""
+
+
+def continuation(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of `text` in the middle of a text: SentencePiece puts a space before what begins one."""
+    line_ids, whole_ids = tokenizer.encode("\n"), tokenizer.encode("\n" + text)
+    if whole_ids[: len(line_ids)] == line_ids:
+        return whole_ids[len(line_ids) :]
+    return tokenizer.encode(text)
+
+
+def without_trailing_space(tokenizer: Tokenizer, response_ids: list[int]) -> list[int]:
+    """Up to the end-of-turn token: the white space that templates put after it is never generated."""
+    ends = tokenizer.ends
+    last = next((i for i in reversed(range(len(response_ids))) if response_ids[i] in ends.token_ids), None)
+    if last is None or tokenizer.decode(response_ids[last + 1 :]).strip():
+        return response_ids
+    return response_ids[: last + 1]
