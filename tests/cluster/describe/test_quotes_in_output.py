@@ -18,7 +18,7 @@ from cluster.describe.render import render
 from cluster.describe.settings.cluster import ClusterConfig, Kind
 from cluster.describe.settings.one_line import SCRIPTS
 from logitstore.common.config_file import ConfigError
-from tests.cluster.describe.test_render import ONE_KIND, a_job
+from tests.cluster.describe.descriptions import ONE_KIND, a_job
 
 pytestmark = pytest.mark.slow  # Ray's validator and Kubernetes' schemas take seconds to load
 

@@ -19,7 +19,7 @@ from cluster.describe import skypilot
 from cluster.describe.render import render
 from labeler.config.loading import load_job
 from logitstore.common.config_file import ConfigError
-from tests.cluster.describe.test_render import a_job, one_kind, two_kinds
+from tests.cluster.describe.descriptions import a_job, one_kind, two_kinds
 
 
 @pytest.fixture(scope="module")

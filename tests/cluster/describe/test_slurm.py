@@ -24,7 +24,7 @@ from cluster.describe.slurm.script import merge_command
 from labeler.config.loading import load_job
 from logitstore.common.config_file import ConfigError
 from logitstore.store import LogitStore
-from tests.cluster.describe.test_render import a_job, one_kind
+from tests.cluster.describe.descriptions import a_job, one_kind
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow  # shellcheck, and scripts that wait for processes

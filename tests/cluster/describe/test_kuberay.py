@@ -1,0 +1,247 @@
+"""What is rendered for Kubernetes, against its own schema and ours of KubeRay."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.describe import kuberay
+from cluster.describe.render import _checked_kuberay, render
+from cluster.describe.settings.cluster import ClusterConfig, Kind
+from cluster.errors import JobRefusedError
+from labeler.config.loading import JobConfig
+from logitstore.common.config_file import ConfigError
+from tests.cluster.describe.descriptions import (
+    TWO_KINDS,
+    a_job,
+    two_kinds,
+)
+
+pytestmark = pytest.mark.slow  # Ray's validator and Kubernetes' schemas take seconds to load
+
+
+def pod_templates(document: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = document["spec"].get("rayClusterSpec", document["spec"])
+    return [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
+
+
+def validate_pod(template: dict[str, Any]) -> None:
+    """Kubernetes' own schema, strict: a field that it does not know is an error."""
+    import kubernetes_validate
+
+    metadata = template.get("metadata", {}) | {"name": "pod"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    kubernetes_validate.validate(pod, "1.33", strict=True)
+
+
+@pytest.mark.parametrize("kind", ["kuberay-cluster", "kuberay-job"])
+def test_kubernetes_accepts_the_pods_and_our_schema_the_rest(kind: Kind) -> None:
+    text = render(two_kinds(), kind, a_job(), job_file="job.toml")
+    assert "&id" not in text
+    documents = list(yaml.safe_load_all(text))
+    ray = documents[-1]
+    templates = pod_templates(ray)
+    assert len(templates) == 3
+    for template in templates:
+        validate_pod(template)
+    workers = (ray["spec"].get("rayClusterSpec") or ray["spec"])["workerGroupSpecs"]
+    assert [json.loads(json.loads(one["rayStartParams"]["resources"])) for one in workers] == [
+        {"group-l4": 1},
+        {"group-h100": 1},
+    ]
+    assert workers[0]["template"]["spec"]["nodeSelector"] == {
+        "nvidia.com/gpu.product": "NVIDIA-L4",
+        "cloud.example/spot": "true",
+    }
+    if kind == "kuberay-job":
+        import kubernetes_validate
+
+        kubernetes_validate.validate(documents[0], "1.33", strict=True)
+        carried = JobConfig.model_validate(json.loads(documents[0]["data"]["job.json"]))
+        assert carried == a_job()
+
+
+def test_a_misspelt_pod_field_is_noticed() -> None:
+    import kubernetes_validate
+
+    template = pod_templates(kuberay.ray_cluster(two_kinds()))[1]
+    template["spec"]["containers"][0]["resuorces"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate_pod(template)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda spec: spec.update(rayVersoin="2"), "rayVersoin"),
+        (lambda spec: spec["workerGroupSpecs"][0].pop("groupName"), "groupName"),
+        (lambda spec: spec["workerGroupSpecs"][0].update(maxReplicas="4"), "maxReplicas"),
+        (lambda spec: spec["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}), "num-cpus"),
+        (lambda spec: spec["autoscalerOptions"].update(upscalingMode="Fast"), "upscalingMode"),
+    ],
+)
+def test_our_schema_refuses_what_kuberay_would(break_it: Any, says: str) -> None:
+    document = kuberay.ray_cluster(two_kinds())
+    break_it(document["spec"])
+    with pytest.raises(ConfigError, match=says):
+        _checked_kuberay([document])
+
+
+def test_a_job_in_kubernetes_needs_a_store_outside_its_pods() -> None:
+    job = a_job().model_copy(update={"output": a_job().output.model_copy(update={"uri": "runs/store"})})
+    with pytest.raises(ConfigError, match="lost with its pod"):
+        kuberay.ray_job(two_kinds(), job, "0a1b2c")
+
+
+def test_two_jobs_in_kubernetes_have_names_of_their_own() -> None:
+    """The second `kubectl apply` would else replace the settings that the first one's head has mounted."""
+    other = a_job().model_copy(
+        update={"output": a_job().output.model_copy(update={"uri": "s3://b/Other_Run/"})}
+    )
+    kind: Kind = "kuberay-job"
+    names = set()
+    for job in (a_job(), a_job(), other):
+        texts = render(two_kinds(), kind, job, job_file="job.toml")
+        config, ray = yaml.safe_load_all(texts)
+        assert config["metadata"]["name"] == ray["metadata"]["name"]
+        volumes = ray["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+        assert {"name": "job", "configMap": {"name": ray["metadata"]["name"]}} in volumes
+        assert len(ray["metadata"]["name"]) <= 47
+        names.add(ray["metadata"]["name"])
+    assert len(names) == 3
+    assert any(name.startswith("distill-other-run-") for name in names)
+
+
+def test_a_teacher_in_a_folder_is_refused_where_no_pod_has_it() -> None:
+    job = a_job().model_copy(
+        update={"teacher": a_job().teacher.model_copy(update={"model": "./models/llama"})}
+    )
+    with pytest.raises(ConfigError, match=r"teacher\.model './models/llama' is a path"):
+        kuberay.ray_job(two_kinds(), job, "0a1b2c")
+
+
+def test_what_is_added_to_a_description_reaches_it_and_is_validated() -> None:
+    more = {
+        "pod": {"spec": {"runtimeClassName": "nvidia", "containers": [
+            {"name": "ray-worker", "env": [{"name": "NCCL_SOCKET_IFNAME", "value": "eth0"}]}]}},
+        "head_pod": {"spec": {"nodeSelector": {"pool": "system"}}},
+        "metadata": {"labels": {"team": "nlp"}},
+        "queue": "gpu-queue",
+        "pull_secrets": ["registry"],
+        "priority_class": "batch",
+        "autoscale": False,
+    }  # fmt: skip
+    config = two_kinds(kubernetes=TWO_KINDS["kubernetes"] | more)
+    (ray,) = yaml.safe_load_all(render(config, "kuberay-cluster", None, job_file="job.toml"))
+    assert ray["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "gpu-queue", "team": "nlp"}
+    assert ray["spec"]["authOptions"] == {"mode": "token"}
+    assert ray["spec"]["enableInTreeAutoscaling"] is False
+    head = ray["spec"]["headGroupSpec"]["template"]["spec"]
+    assert head["nodeSelector"] == {"pool": "system"}
+    for group, count in zip(ray["spec"]["workerGroupSpecs"], (4, 2), strict=True):
+        assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == count
+        pod = group["template"]["spec"]
+        assert pod["runtimeClassName"] == "nvidia"
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["priorityClassName"] == "batch"
+        (container,) = pod["containers"]
+        assert container["image"] == config.image
+        assert [one["name"] for one in container["env"]][-1] == "NCCL_SOCKET_IFNAME"
+        assert "RAY_USAGE_STATS_ENABLED" in [one["name"] for one in container["env"]]
+    wrong = two_kinds(kubernetes=TWO_KINDS["kubernetes"] | {"metadata": {"labels": {"team": 7}}})
+    with pytest.raises(ConfigError, match="not a RayCluster"):
+        render(wrong, "kuberay-cluster", None, job_file="job.toml")
+
+
+def test_a_job_in_kubernetes_carries_no_secret() -> None:
+    output = a_job().output.model_copy(update={"storage_options": {"secret": "abc"}})
+    with pytest.raises(JobRefusedError, match=r"output\.storage_options\.secret"):
+        kuberay.ray_job(two_kinds(), a_job().model_copy(update={"output": output}), "0a1b2c")
+
+
+def test_pods_fit_their_nodes_and_have_time_to_drain() -> None:
+    _, ray = kuberay.ray_job(two_kinds(), a_job(drain_sec=300), "0a1b2c")
+    for template in pod_templates(ray):
+        spec = template["spec"]
+        variables = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+        assert (
+            spec["terminationGracePeriodSeconds"]
+            > int(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            > 300
+        )
+    from ray._private import ray_constants
+
+    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"), "this Ray has no such variable"
+    limits = [one["spec"]["containers"][0]["resources"]["limits"] for one in pod_templates(ray)]
+    assert [(one["cpu"], one["memory"]) for one in limits] == [("3", "13Gi"), ("43", "27Gi"), ("172", "27Gi")]
+    assert [one.get("nvidia.com/gpu") for one in limits] == [None, "4", "8"]
+
+
+@pytest.mark.parametrize(
+    ("kubernetes", "says"),
+    [
+        ({"spot_label": "a=b"}, "no value for 'L4'"),
+        ({"gpu_labels": {"L4": "a", "H100": "b"}}, "spot_label is missing"),
+    ],
+)
+def test_nodes_that_cannot_be_told_apart_are_refused(kubernetes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        kuberay.ray_cluster(two_kinds(kubernetes=kubernetes))
+
+
+@pytest.mark.parametrize(
+    ("cache", "volume"),
+    [
+        ({"claim": "models"}, {"persistentVolumeClaim": {"claimName": "models"}}),
+        ({"host_path": "/mnt/nvme/hf"}, {"hostPath": {"path": "/mnt/nvme/hf", "type": "DirectoryOrCreate"}}),
+        ({"size_gb": 300}, {"emptyDir": {"sizeLimit": "300G"}}),
+    ],
+)
+def test_the_cache_is_mounted_where_hugging_face_looks(cache: dict[str, Any], volume: dict[str, Any]) -> None:
+    cluster = ClusterConfig.model_validate(TWO_KINDS | {"cache": cache})
+    (rendered,) = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
+    groups = [rendered["spec"]["headGroupSpec"], *rendered["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        assert {"name": "cache", **volume} in pod["volumes"]
+        (container,) = pod["containers"]
+        assert {"name": "cache", "mountPath": "/cache/huggingface"} in container["volumeMounts"]
+        assert {"name": "HF_HOME", "value": "/cache/huggingface"} in container["env"]
+        asked = container["resources"]["requests"].get("ephemeral-storage")
+        assert asked == ("300G" if "size_gb" in cache else None)
+    with pytest.raises(ValueError, match="the cache is in one place"):
+        ClusterConfig.model_validate(TWO_KINDS | {"cache": {"claim": "a", "size_gb": 1}})
+
+
+def test_a_network_policy_lets_in_the_own_namespace_alone() -> None:
+    kubernetes = TWO_KINDS["kubernetes"] | {"network_policy": True}
+    cluster = ClusterConfig.model_validate(TWO_KINDS | {"kubernetes": kubernetes})
+    policy, rendered = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    for group in [rendered["spec"]["headGroupSpec"], *rendered["spec"]["workerGroupSpecs"]]:
+        assert labels.items() <= group["template"]["metadata"]["labels"].items()
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": {}}]}]
+    assert (policy["spec"]["policyTypes"], policy["metadata"]["namespace"]) == (
+        ["Ingress"], rendered["metadata"]["namespace"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("platform", "selector"),
+    [
+        ("gke", {"cloud.google.com/gke-accelerator": "nvidia-l4", "cloud.google.com/gke-spot": "true"}),
+        ("karpenter", {"karpenter.k8s.aws/instance-gpu-name": "l4", "karpenter.sh/capacity-type": "spot"}),
+    ],
+)
+def test_a_platforms_node_labels_are_there_before_a_node_is(platform: str, selector: dict[str, str]) -> None:
+    groups = [TWO_KINDS["groups"][0] | {"spot": True}, TWO_KINDS["groups"][1]]
+    document = TWO_KINDS | {"groups": groups, "kubernetes": {"platform": platform}}
+    text = render(ClusterConfig.model_validate(document), "kuberay-cluster", None, job_file="job.toml")
+    (rendered,) = yaml.safe_load_all(text)
+    group = rendered["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert group["nodeSelector"] == selector
+    own = document | {"kubernetes": {"platform": platform, "gpu_labels": {"L4": "mine", "H100": "h"}}}
+    assert ClusterConfig.model_validate(own).kubernetes.gpu_labels["L4"] == "mine"
