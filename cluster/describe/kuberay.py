@@ -17,6 +17,9 @@ from logitstore.common.config_file import ConfigError
 
 API_VERSION = "ray.io/v1"
 JOB_FOLDER = "/etc/penumbra"
+HEAD = "ray-head"
+"""Name of the head's container."""
+CACHE_MOUNT = {"name": "cache", "mountPath": CACHE_FOLDER}
 GRACE_SEC = 120
 """From the notice that a pod must go to its end, at least: time for its actors to finish their units."""
 GRACE_MARGIN_SEC = 15
@@ -112,7 +115,7 @@ def _cluster_spec(cluster: ClusterConfig, grace_sec: int, *, job_name: str | Non
     if not cluster.image:
         raise ConfigError("image is missing; Kubernetes needs one (render --kind dockerfile makes it)")
     _require_labels(cluster)
-    head = _container(cluster, "ray-head", _resources(cluster.head), grace_sec)
+    head = _container(cluster, HEAD, _resources(cluster.head), grace_sec)
     head["ports"] = [
         {"containerPort": port, "name": name}
         for port, name in ((6379, "gcs-server"), (8265, "dashboard"), (8080, "metrics"))
@@ -198,11 +201,12 @@ def _container(
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(grace_sec - GRACE_MARGIN_SEC),
     }
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
-    if cluster.cache.given in USED["kuberay-cluster"]:
+    # The head reads a tokenizer, which a shared cache may have; no room for weights is set aside there.
+    if cluster.cache.given in USED["kuberay-cluster"] and not (cluster.cache.size_gb and name == HEAD):
         environment["HF_HOME"] = CACHE_FOLDER
-        mounts.append({"name": "cache", "mountPath": CACHE_FOLDER})
-    if cluster.cache.size_gb:
-        resources = resources | {"ephemeral-storage": f"{cluster.cache.size_gb}G"}
+        mounts.append(CACHE_MOUNT)
+        if cluster.cache.size_gb:
+            resources = resources | {"ephemeral-storage": f"{cluster.cache.size_gb}G"}
     container: dict[str, Any] = {
         "name": name,
         "image": cluster.image,
@@ -224,7 +228,7 @@ def _pod(
     job_name: str | None = None,
 ) -> dict[str, Any]:
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    if cluster.cache.given in USED["kuberay-cluster"]:
+    if CACHE_MOUNT in container["volumeMounts"]:
         volumes.append({"name": "cache", **_cache_volume(cluster)})
     if job_name is not None:
         volumes.append({"name": "job", "configMap": {"name": job_name}})
@@ -235,6 +239,8 @@ def _pod(
         "terminationGracePeriodSeconds": grace_sec,
         **more,
     }
+    if cluster.cache.host_path:
+        spec["initContainers"] = [_opened_folder(cluster)]
     kubernetes = cluster.kubernetes
     if kubernetes.service_account:
         spec["serviceAccountName"] = kubernetes.service_account
@@ -251,6 +257,22 @@ def _pod(
         },
     }
     return {"metadata": metadata, "spec": spec}
+
+
+def _opened_folder(cluster: ClusterConfig) -> dict[str, Any]:
+    """Lets every user write to the machine's folder, which Kubernetes makes root's, as a mounted disk is.
+
+    A namespace that forbids root forbids folders of the machine too.
+    """
+    room = {"cpu": "100m", "memory": "64Mi"}
+    return {
+        "name": "cache-folder",
+        "image": cluster.image,
+        "command": ["chmod", "1777", CACHE_FOLDER],
+        "securityContext": {"runAsUser": 0, "runAsNonRoot": False},
+        "resources": {"requests": room, "limits": room},
+        "volumeMounts": [CACHE_MOUNT],
+    }
 
 
 def _cache_volume(cluster: ClusterConfig) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def check_machines(job: JobConfig, nodes: Sequence[Node]) -> list[str]:
             lines.append(f"WARNING: {why}")
     weights = stored_weights(job)
     if weights is not None:
-        full = sorted(_name(node) for node in taken if (free := _free(node)) and free < weights.num_bytes)
+        free = [(_name(node), num_bytes) for node in taken if (num_bytes := _free(node)) is not None]
+        full = sorted(name for name, num_bytes in free if num_bytes < weights.num_bytes)
         if full:
             lines.append(
                 f"WARNING: the teacher's weights are about {weights}, more than the root disk of "

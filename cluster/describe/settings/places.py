@@ -105,15 +105,17 @@ class GcpConfig(OneLineSection):
 
 class CacheConfig(OneLineSection):
     """Where Hugging Face's cache is, so that a machine's weights are not fetched again by every container. At
-    most one of them; the image's user must be able to write there."""
+    most one of them."""
 
     claim: str = ""
-    """Kubernetes: name of a PersistentVolumeClaim that all pods may write to (ReadWriteMany)."""
+    """Kubernetes: name of a PersistentVolumeClaim that all pods, and the image's user, may write to
+    (ReadWriteMany)."""
     host_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._/-]+)?$")
     """Folder of every machine, such as a mounted NVMe disk: Kubernetes, `ray up` and Slurm; it is made where
-    it is missing. A machine's processes wait for the first to fetch the weights, and read them from there."""
+    it is missing, and on the first two opened to every user. A machine's processes wait for the first to
+    fetch the weights, and read them from there."""
     size_gb: int = Field(default=0, ge=0)
-    """Scratch of so many GB, which goes with the pod or job. Kubernetes: ephemeral storage of each pod;
+    """Scratch of so many GB, which goes with the pod or job. Kubernetes: ephemeral storage of each worker;
     Slurm: disk in `slurm.scratch` (`--tmp`, which a site that gives its nodes no TmpDisk refuses: set
     `slurm.directives = ["--tmp=0"]` there); SkyPilot: added to each machine's disk."""
     bucket: str = Field(default="", pattern=r"^((s3|gs|r2|https)://[A-Za-z0-9._/-]+)?$")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,17 +205,38 @@ def test_nodes_that_cannot_be_told_apart_are_refused(kubernetes: dict[str, Any],
 def test_the_cache_is_mounted_where_hugging_face_looks(cache: dict[str, Any], volume: dict[str, Any]) -> None:
     cluster = ClusterConfig.model_validate(TWO_KINDS | {"cache": cache})
     (rendered,) = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
-    groups = [rendered["spec"]["headGroupSpec"], *rendered["spec"]["workerGroupSpecs"]]
-    for group in groups:
-        pod = group["template"]["spec"]
+    for template in pod_templates(rendered):
+        validate_pod(template)
+    head, *workers = (template["spec"] for template in pod_templates(rendered))
+    # The head holds no weights: it shares a cache, but room for one is not asked of it.
+    for pod in workers if "size_gb" in cache else (head, *workers):
         assert {"name": "cache", **volume} in pod["volumes"]
         (container,) = pod["containers"]
         assert {"name": "cache", "mountPath": "/cache/huggingface"} in container["volumeMounts"]
         assert {"name": "HF_HOME", "value": "/cache/huggingface"} in container["env"]
         asked = container["resources"]["requests"].get("ephemeral-storage")
         assert asked == ("300G" if "size_gb" in cache else None)
+    if "size_gb" in cache:
+        assert "cache" not in json.dumps(head)
+        assert "ephemeral-storage" not in json.dumps(head)
     with pytest.raises(ValueError, match="the cache is in one place"):
         ClusterConfig.model_validate(TWO_KINDS | {"cache": {"claim": "a", "size_gb": 1}})
+
+
+def test_a_folder_of_the_machine_is_opened_to_the_images_user(tmp_path: Path) -> None:
+    """Kubernetes makes it root's with mode 755, and a pod's fsGroup does not reach it."""
+    cluster = ClusterConfig.model_validate(TWO_KINDS | {"cache": {"host_path": "/mnt/nvme/hf"}})
+    (rendered,) = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
+    for template in pod_templates(rendered):
+        (opening,) = template["spec"]["initContainers"]
+        assert opening["volumeMounts"] == [{"name": "cache", "mountPath": "/cache/huggingface"}]
+        assert opening["securityContext"]["runAsUser"] == 0
+        here = [str(tmp_path) if word == "/cache/huggingface" else word for word in opening["command"]]
+        tmp_path.chmod(0o755)
+        subprocess.run(here, check=True)
+        assert tmp_path.stat().st_mode & 0o7777 == 0o1777
+    other = ClusterConfig.model_validate(TWO_KINDS | {"cache": {"claim": "models"}})
+    assert "initContainers" not in render(other, "kuberay-cluster", None, job_file="job.toml")
 
 
 def test_a_network_policy_lets_in_the_own_namespace_alone() -> None:

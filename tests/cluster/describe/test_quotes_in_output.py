@@ -55,8 +55,9 @@ Texts = dict[Field, str]
 """What each of several fields says."""
 
 
-def cluster_with(texts: Texts) -> ClusterConfig:
+def cluster_with(texts: Texts, container: str = "") -> ClusterConfig:
     found = json.loads(json.dumps(ONE_KIND))
+    found["slurm"]["container"] = container
     for (path, form), text in texts.items():
         place = found
         for name in path[:-1]:
@@ -155,25 +156,31 @@ def numbered(fields: Iterable[Field], text: str) -> Texts:
     return {field: f"{text}{FIELDS.index(field):03d}" for field in fields}
 
 
-def rendered(kind: Kind, fields: tuple[Field, ...], text: str) -> tuple[str, tuple[Field, ...]]:
+def rendered(
+    kind: Kind, fields: tuple[Field, ...], text: str, container: str
+) -> tuple[str, tuple[Field, ...]]:
     """The description with `text` in as many of the fields as the kind takes it in, and which those are."""
     try:
-        described = cluster_with(numbered(fields, text))
+        described = cluster_with(numbered(fields, text), container)
         return render(described, kind, a_job(), job_file="job.toml"), fields
     except (ValidationError, ConfigError):
         if len(fields) <= 1:
             return "", ()
     half = len(fields) // 2
-    kept = rendered(kind, fields[:half], text)[1] + rendered(kind, fields[half:], text)[1]
-    return rendered(kind, kept, text) if kept else ("", ())
+    first, second = fields[:half], fields[half:]
+    kept = rendered(kind, first, text, container)[1] + rendered(kind, second, text, container)[1]
+    return rendered(kind, kept, text, container) if kept else ("", ())
 
 
 SHOWN: dict[Kind, set[Field]] = {}
 """Fields that a kind was rendered with."""
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_a_field_stays_itself(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "container"),
+    [*((kind, "") for kind in get_args(Kind)), ("slurm", "apptainer"), ("slurm", "pyxis")],
+)
+def test_a_field_stays_itself(kind: Kind, container: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # What a validator refuses is not written; what it lets through is the same text without it.
     monkeypatch.setattr(describing, "_checked_ray_yaml", lambda config: describing._yaml([config]))
     monkeypatch.setattr(describing, "_checked_kuberay", describing._yaml)
@@ -181,10 +188,11 @@ def test_a_field_stays_itself(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> No
     shown = SHOWN.setdefault(kind, set())
     for text in HOSTILE:
         for batch in batches(text):
-            hostile, fields = rendered(kind, batch, text)
+            hostile, fields = rendered(kind, batch, text, container)
             if not fields:
                 continue
-            plain = render(cluster_with(numbered(fields, PLAIN)), kind, a_job(), job_file="job.toml")
+            described = cluster_with(numbered(fields, PLAIN), container)
+            plain = render(described, kind, a_job(), job_file="job.toml")
             shown.update(fields)
             texts, plain_texts = (list(numbered(fields, one).values()) for one in (text, PLAIN))
             if kind in ("slurm", "dockerfile"):

@@ -27,7 +27,7 @@ def a_job(model: str, **workers: Any) -> JobConfig:
 
 
 def node(
-    name: str, kind: str = "", *, memory_mb: int = 0, free: float = 0, **resources: float
+    name: str, kind: str = "", *, memory_mb: int = 0, free: float | None = None, **resources: float
 ) -> dict[str, Any]:
     """As Ray 2.60's dashboard shows one."""
     gpu = {f"accelerator_type:{kind}": 1.0} if kind else {}
@@ -35,7 +35,7 @@ def node(
         "hostname": name,
         "raylet": {"state": "ALIVE", "resourcesTotal": {"CPU": 8.0, "GPU": 4.0} | gpu | resources},
         "gpus": [{"memoryTotal": memory_mb}] if memory_mb else [],
-        "disk": {"/": {"total": 10**13, "free": free}} if free else {"/": {"total": 1, "free": 1}},
+        "disk": {"/": {"total": 1, "free": 1} if free is None else {"total": 10**13, "free": free}},
     }
 
 
@@ -78,3 +78,5 @@ def test_a_guess_and_a_full_disk_are_warnings(monkeypatch: pytest.MonkeyPatch) -
     assert memory.startswith("WARNING: a replica may be placed on small (24 GB), but the teacher's weights")
     assert "32B in its name" in memory
     assert "more than the root disk of small has free" in disk
+    (disk,) = check_machines(job, [node("full", "H200", free=0), node("pod", "H200")])
+    assert "more than the root disk of full has free" in disk
