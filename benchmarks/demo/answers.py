@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from labeler.teacher.model_identity import model_fingerprint
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.texts import prompt_and_answer
 from logitstore.store import LogitStore
@@ -48,38 +49,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if _is_newer(args.out, [*args.students, args.followed]):
-        return 0
-    uri = LogitStore.open(args.store).uri  # as a training run names it, wherever it was started
+    store = LogitStore.open(args.store)
     followed = [
         (one.record_id, one.sample_index)
         for one in read_snapshots(args.followed).sequences
-        if one.store == uri
+        if one.store == store.uri  # as a training run names it, wherever it was started
     ]
     if not followed:
         raise UnsupportedInputError(
-            f"the student in {str(args.followed)!r} was followed on no sequence of {uri}; give one that "
-            "it was trained on, or raise evaluation.snapshots"
+            f"the student in {str(args.followed)!r} was followed on no sequence of {store.uri}; give one "
+            "that it was trained on, or raise evaluation.snapshots"
         )
+    source = {
+        "store": store.digest,
+        "records": [list(one) for one in followed],
+        "students": [model_fingerprint(student) for student in args.students],
+        "tokens": args.tokens,
+        "temperature": TEMPERATURE,
+        "seed": SEED,
+    }
+    if args.out.is_file() and _source_of(args.out) == source:
+        return 0
     found = answers_of(args.store, followed, args.students, args.tokens)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_suffix(".partial")
-    partial.write_text(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False) + "\n")
+    document = {"source": source, "answers": [asdict(one) for one in found]}
+    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     partial.replace(args.out)
     return 0
 
 
-def _is_newer(out: Path, students: list[Path]) -> bool:
-    """Whether the answers were written after all of these students."""
-    made = [path for student in students for path in student.glob("*.safetensors")]
-    return out.is_file() and all(path.stat().st_mtime < out.stat().st_mtime for path in made)
+def _source_of(path: Path) -> Any:
+    """What the answers in the file were made from; None for a file that does not say it."""
+    try:
+        document = json.loads(path.read_text())
+    except ValueError:
+        return None
+    return document.get("source") if isinstance(document, dict) else None
 
 
 def read_answers(path: Path) -> tuple[Answers, ...]:
     """What `penumbra bench answers` wrote."""
     return tuple(
         Answers(one["record_id"], one["asked"], one["teacher"], tuple(one["students"]))
-        for one in json.loads(path.read_text())
+        for one in json.loads(path.read_text())["answers"]
     )
 
 

@@ -2,9 +2,9 @@
 
 Two jobs label into two stores (the teacher answers prompts; given answers are scored), both stores are
 verified against their inputs, a small student learns from them, another learns from their text alone, and a
-page shows what came of it. Every
-step is a public command in a process of its own. A second run finds the labels finished and the student
-trained on the same labels with the same settings, so it only verifies and reports.
+page shows what came of it. Every step is a public command in a process of its own. A second run finds the
+labels finished and the student trained on the same labels with the same settings, so it only verifies and
+reports.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         stores=tuple(summarise_store(job.output.uri) for job in jobs),
         training=read_training(folder),
         text_alone=read_training(text_folder(train)),
+        students=tuple(answering_students(train)),
         answers=read_answers(folder / ANSWERS_NAME),
         stages=tuple(steps.done),
         hardware=describe_hardware(),
@@ -140,19 +141,16 @@ def text_alone(train: TrainConfig) -> list[str]:
     return ["--set", "loss.alpha=0", "--set", f"output.folder={text_folder(train)}"]
 
 
+def answering_students(train: TrainConfig) -> dict[str, str]:
+    """Folder by name of the students that answer; one that begins with random weights says nothing."""
+    start = {"before": train.student.model} if train.student.model is not None else {}
+    return {**start, "text alone": str(text_folder(train)), "distilled": train.output.folder}
+
+
 def answers_arguments(uri: str, train: TrainConfig) -> list[str]:
     folder = train.output.folder
-    start = [train.student.model] if train.student.model is not None else []
-    students = [*start, str(text_folder(train)), str(folder)]
-    return [
-        uri,
-        "--students",
-        *students,
-        "--followed",
-        str(folder),
-        "--out",
-        str(Path(folder) / ANSWERS_NAME),
-    ]
+    students = answering_students(train).values()
+    return [uri, "--students", *students, "--followed", folder, "--out", str(Path(folder) / ANSWERS_NAME)]
 
 
 def read_training(folder: Path) -> Training:

@@ -15,7 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks.demo.answers import Answers
+from benchmarks.demo.answers import TEMPERATURE, Answers
 from benchmarks.demo.svg_chart import Bar, Series, bar_chart, line_chart
 from benchmarks.sizes.layouts import Entries, to_tuned_parquet
 from logitstore.manifest.fields import Manifest, ShardEntry
@@ -111,8 +111,9 @@ class Report:
     training: Training
     text_alone: Training
     """From the same start on the same text, without the teacher's distributions."""
+    students: tuple[str, ...]
+    """Names of the students that answer, in the order of their answers."""
     answers: tuple[Answers, ...]
-    """Of the student before, with text alone, and distilled, in this order."""
     stages: tuple[Stage, ...]
     hardware: dict[str, str]
     versions: dict[str, str]
@@ -214,6 +215,8 @@ def write_report(report: Report, sequences_page: str, path: Path) -> int:
         total_bytes=sum(store.num_bytes for store in report.stores),
         figures=figure_rows(report),
         sequences_page=sequences_page,
+        temperature=TEMPERATURE,
+        parquet_rows=PARQUET_ROWS,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".html.partial")

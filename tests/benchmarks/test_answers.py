@@ -66,14 +66,26 @@ def test_answers_are_drawn_after_the_stored_prompt_with_one_seed(
                     logits = student(torch.tensor([ids])).logits[:, -1]
                     ids.append(int(torch.multinomial((logits / TEMPERATURE).softmax(-1), 1)))
             assert said == "".join(f"⟨{token}⟩" for token in ids[len(prompt) :])
-    # Given again, nothing is made again; a student that was trained since is asked anew.
-    out.write_text(json.dumps([]))
+    # Given again, nothing is made again, whatever the clock says.
+    document = json.loads(out.read_text())
+    out.write_text(json.dumps({**document, "answers": []}))
+    os.utime(folders[1] / "model.safetensors", None)
     assert main([*arguments, "--tokens", "5", "--out", str(out)]) == 0
     assert read_answers(out) == ()
-    later = out.stat().st_mtime + 5
-    os.utime(folders[1] / "model.safetensors", (later, later))
-    assert main([*arguments, "--tokens", "5", "--out", str(out)]) == 0
-    assert read_answers(out) == found
+    # Of other tokens, students and records they are others; also where a student's files are older.
+    assert main([*arguments, "--tokens", "3", "--out", str(out)]) == 0
+    assert [one.record_id for one in read_answers(out)] == records
+    fewer = ["answers", "store", "--students", str(folders[1]), "--followed", str(folders[0])]
+    assert main([*fewer, "--tokens", "3", "--out", str(out)]) == 0
+    assert [len(one.students) for one in read_answers(out)] == [1, 1]
+    followed_in(store, records[:1], folders[0])
+    assert main([*fewer, "--tokens", "3", "--out", str(out)]) == 0
+    (said,) = read_answers(out)
+    out.write_text(json.dumps({**json.loads(out.read_text()), "answers": []}))
+    tiny_student(seed=7).save_pretrained(folders[1])
+    os.utime(folders[1] / "model.safetensors", (1, 1))
+    assert main([*fewer, "--tokens", "3", "--out", str(out)]) == 0
+    assert [one.record_id for one in read_answers(out)] == [said.record_id]
 
 
 def test_the_curve_is_the_kl_of_the_rows(store: LogitStore, tmp_path: Path) -> None:

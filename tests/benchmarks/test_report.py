@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from benchmarks.demo.answers import Answers
+from benchmarks.demo.answers import TEMPERATURE, Answers
 from benchmarks.demo.report import (
+    PARQUET_ROWS,
     Evaluation,
     Report,
     Stage,
@@ -55,7 +57,8 @@ def a_report(text: str = "teacher", stores: tuple[StoreSummary, ...] | None = No
         Stage("label", f"python -m labeler {text}", 61.0),
         Stage("train", "python -m trainer", 1.0),
     )
-    return Report(stores or (store,), training, text_alone, answers, stages, {"cpu": text, "cores": "2", "memory_gib": "8", "gpu": "none", "system": "Linux"}, {"numpy": "2"}, "2026-01-01")  # fmt: skip
+    names = ("before", "text alone", "distilled")
+    return Report(stores or (store,), training, text_alone, names, answers, stages, {"cpu": text, "cores": "2", "memory_gib": "8", "gpu": "none", "system": "Linux"}, {"numpy": "2"}, "2026-01-01")  # fmt: skip
 
 
 class Elements(HTMLParser):
@@ -97,6 +100,20 @@ def test_the_page_shows_the_figures(tmp_path: Path) -> None:
     assert ["KL(teacher, student), nats", "9.876", "4.400", "3.210", "0.000"] in table
     assert ["first choice is the actual token", "2.0%", "19.0%", "20.0%", "62.5%"] in table
     assert ["calibration error", "0.300", "0.100", "0.100", ""] in table
+
+
+def test_students_are_named_however_many_there_are(tmp_path: Path) -> None:
+    answers = (Answers("r", "Why?", "Because.", ("it is", "the the")),)
+    html = render(replace(a_report(), students=("text alone", "distilled"), answers=answers), tmp_path)
+    said = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)
+    assert said == [("teacher", "Because."), ("text alone", "it is"), ("distilled", "the the")]
+
+
+def test_captions_say_what_was_measured(tmp_path: Path) -> None:
+    text = unescape(re.sub(r"<[^>]*>", " ", render(a_report(), tmp_path)))
+    assert f"T = {TEMPERATURE} with one seed" in text
+    assert f"first {PARQUET_ROWS:,} rows or so" in text
+    assert "same rows" not in text
 
 
 def test_no_figure_of_the_students_stands_twice(tmp_path: Path) -> None:
