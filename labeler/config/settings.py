@@ -108,10 +108,18 @@ class JobConfig(Section):
                 'labels.positions = "all" labels prompts, which labels.rows = false has no rows for; set '
                 '"response"'
             )
+        is_api = self.teacher.engine == "openai"
         if self.sampling.stop:
+            remedy = "remove it" if is_api else "set sampling.stop_token_ids"
             raise ValueError(
                 f"sampling.stop = {list(self.sampling.stop)} masks tokens, for which labels.rows = false has "
-                "no place; set sampling.stop_token_ids"
+                f"no place; {remedy}"
+            )
+        if self.sampling.stop_token_ids and is_api:
+            raise ValueError(
+                f"sampling.stop_token_ids = {list(self.sampling.stop_token_ids)} are ids of teacher.model's "
+                "tokenizer, and a server that gives texts alone (labels.rows = false) is told of none; "
+                "remove it: the server's model ends by itself"
             )
         if self.teacher.engine == "openai" and api.endpoint == "chat":
             own = self.input.chat_template is not True or self.input.chat_template_kwargs

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_SEC = 0.5
 TOO_LONG_WORDS = ("context length", "maximum context", "max_model_len", "too long")
+MAYBE_BILLED_STATUSES = (408, 500, 502, 504)
+"""With which a server, or a gateway before it, ends a request that its model may have answered; other
+refusals come before any work and are not billed."""
 SPENT_CODES = ("insufficient_quota", "billing_hard_limit_reached")
 
 Answer = TypeVar("Answer")
@@ -112,8 +115,9 @@ class Caller:
         try:
             ask = self._client.chat.completions if "messages" in request else self._client.completions
             answer = ask.create(**request)
-        except openai.APIStatusError:
-            self._count(Billed(num_on_the_way=-1))  # Refusals are not billed.
+        except openai.APIStatusError as error:
+            maybe_billed = error.status_code in MAYBE_BILLED_STATUSES
+            self._count(Billed(num_on_the_way=-1, num_lost=1 if maybe_billed else 0))
             raise
         except BaseException as error:
             self._count(Billed(num_on_the_way=-1, num_lost=0 if _never_arrived(error) else 1))

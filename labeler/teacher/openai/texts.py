@@ -6,6 +6,7 @@ The text is kept in the tokens of the tokenizer that the job names, which is the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,16 @@ from logitstore.rows.silent_rows import no_rows
 PROBE_TEXT = "Say yes."
 OFF_BY_DEFAULT: Mapping[str, float] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Settings of sampling that are no part of OpenAI's API and are sent only where they do something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server says that its model wrote."""
+
+    text: str
+    reasoning: str
+    """What it gives apart from the text; "" where it gives none."""
+    finish_reason: str
 
 
 class TextTeacher:
@@ -75,15 +86,16 @@ class TextTeacher:
         request = {"model": self._served, **place, **self._settings(prompt, sample_index)}
         num_tokens = len(prompt.prompt_token_ids) + self._sampling.max_tokens
         try:
-            answer, finish_reason = self._caller.complete(request, num_tokens, _read_text)
+            answer = self._caller.complete(request, num_tokens, _read_text)
         except RefusedError as error:
             return PromptError(prompt.record_id, error.reason, error.kind, sample_index)
-        response_ids = self._tokenizer.encode(answer)
-        if finish_reason == "stop":
+        response = answer.text if self._parser is None else response_text(text, answer)
+        response_ids = self._tokenizer.encode(response)
+        if answer.finish_reason == "stop":
             response_ids += self._end_ids
         ids_T = np.concatenate([prompt.prompt_token_ids, response_ids]).astype(np.int32)
         return labeled_sequence(
-            prompt, ids_T, no_rows(1), sample_index=sample_index, finish_reason=finish_reason
+            prompt, ids_T, no_rows(1), sample_index=sample_index, finish_reason=answer.finish_reason
         )
 
     def _settings(self, prompt: TokenizedPrompt, sample_index: int) -> dict[str, Any]:
@@ -106,8 +118,26 @@ class TextTeacher:
             raise UnsupportedInputError(str(error)) from None
 
 
-def _read_text(answer: Any) -> tuple[str, str]:
-    """(text, finish reason) of a completion or a chat; reasoning that comes apart is put before the text.
+def response_text(prompt: str, answer: Answer) -> str:
+    """The response as it follows the prompt, its reasoning between `<think>` and `</think>`.
+
+    What the prompt opened is not opened again, and is closed before an answer without reasoning. Reasoning
+    that was cut off before any answer stays open, as the model left it.
+    """
+    opened, text = prompt.rstrip().endswith(THINK), answer.text
+    if text.lstrip().startswith(THINK):
+        return text.lstrip().removeprefix(THINK).lstrip("\n") if opened else text
+    if not answer.reasoning:
+        return f"\n{THINK_END}\n\n{text}" if opened and THINK_END not in text else text
+    reasoning = answer.reasoning.strip("\n").removeprefix(THINK).removesuffix(THINK_END).strip("\n")
+    begun = reasoning if opened else f"{THINK}\n{reasoning}"
+    if answer.finish_reason == "length" and not text.strip():
+        return begun
+    return f"{begun}\n{THINK_END}\n\n{text}"
+
+
+def _read_text(answer: Any) -> Answer:
+    """The one completion, or message, of an answer. A message without content is one without text.
 
     Raises MalformedAnswerError, and RefusedError where the server's filter cut it off.
     """
@@ -120,13 +150,15 @@ def _read_text(answer: Any) -> tuple[str, str]:
     if choice.finish_reason not in ("stop", "length"):
         raise MalformedAnswerError(f"the answer ended with {choice.finish_reason!r}")
     message = getattr(choice, "message", None)
-    text = choice.text if message is None else message.content
+    if message is None:
+        if not isinstance(choice.text, str):
+            raise MalformedAnswerError("the answer has no text")
+        return Answer(choice.text, "", choice.finish_reason)
     if refusal := getattr(message, "refusal", None):
         raise RefusedError(f"the model refuses: {refusal!r:.120}", "content_filter")
-    apart = {} if message is None else message.model_extra or {}
-    reasoning = apart.get("reasoning_content") or apart.get("reasoning")
-    if not isinstance(text, str) and not (text is None and reasoning):
-        raise MalformedAnswerError("the answer has no text")
-    if isinstance(reasoning, str):
-        return f"{THINK}\n{reasoning}\n{THINK_END}\n\n{text or ''}", choice.finish_reason
-    return str(text), choice.finish_reason
+    apart = message.model_extra or {}
+    reasoning = apart.get("reasoning_content") or apart.get("reasoning") or ""
+    text = message.content if message.content is not None else ""
+    if not isinstance(text, str) or not isinstance(reasoning, str):
+        raise MalformedAnswerError("the answer has a content or a reasoning that is no text")
+    return Answer(text, reasoning, choice.finish_reason)

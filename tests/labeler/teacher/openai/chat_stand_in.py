@@ -37,6 +37,10 @@ def answer_to(messages: list[dict[str, str]], most: int) -> dict[str, Any]:
     asked = messages[-1]["content"]
     if asked.startswith("forbidden"):
         return {"message": {"role": "assistant", "content": None, "refusal": "No."}, "finish_reason": "stop"}
+    if asked.startswith(("ponder", "mute")):
+        message = {"role": "assistant", "content": None}
+        thought = {"reasoning_content": "I do not kn"} if asked.startswith("ponder") else {}
+        return {"message": message | thought, "finish_reason": "length"}
     text = asked[::-1]
     message: dict[str, Any] = {"role": "assistant", "content": text[:most]}
     if asked.startswith("think"):

@@ -24,7 +24,12 @@ from tests.labeler import engines
 SERVED = "demo"
 START_LIMIT_SEC = 400
 KEY = "the-key-of-the-test"
-Fault = Literal["busy", "error", "cut", "slow", "nonsense", "other", "filtered"]
+Fault = Literal["busy", "error", "cut", "slow", "nonsense", "other", "filtered", "gateway"]
+REFUSED: dict[Fault | None, tuple[int, bytes]] = {
+    "error": (503, b"<html>no server</html>"),
+    "filtered": (400, b'{"error": {"message": "no", "code": "content_filter"}}'),
+}
+"""Without asking the server."""
 
 
 def _free_port() -> int:
@@ -125,15 +130,14 @@ def faulty_proxy(upstream: str) -> Iterator[tuple[FaultyProxy, str]]:
             if fault == "busy":
                 self._send(429, b'{"error": {"message": "slow down"}}', Retry_After="0.2")
                 return
-            if fault == "error":
-                self._send(503, b"<html>bad gateway</html>")
-                return
-            if fault == "filtered":
-                self._send(400, b'{"error": {"message": "no", "code": "content_filter"}}')
+            if fault in REFUSED:
+                self._send(*REFUSED[fault])
                 return
             names = ("Authorization", "Content-Type")
             status, answer = proxy.ask(self.path, body, {name: self.headers[name] for name in names})
-            if fault == "cut":
+            if fault == "gateway":
+                self._send(504, b"<html>gateway timeout</html>")
+            elif fault == "cut":
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()

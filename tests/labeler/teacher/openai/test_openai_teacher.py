@@ -163,7 +163,7 @@ def test_every_fault_is_survived_and_nothing_is_twice(proxied: tuple[FaultyProxy
     proxy, place = proxied
     teacher = teacher_at(place, timeout_sec=30, concurrency=4)
     proxy.slow_sec = 0.3
-    faults: tuple[Fault, ...] = ("busy", "error", "cut", "slow", "nonsense", "other", "busy", "cut")
+    faults: tuple[Fault, ...] = ("busy", "error", "cut", "slow", "nonsense", "other", "busy", "gateway")
     before = proxy.counts["none"]
     proxy.faults.extend(faults)
     at_start = len(proxy.billed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from labeler.config.loading import load_job
 from labeler.records import Lease
+from labeler.teacher.openai.texts import Answer, response_text
 from logitstore.__main__ import main
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptManifestError, InvalidLabelsError, UnsupportedInputError
+from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.manifest.reading import encode_manifest
 from logitstore.records import LabeledSequence
 from logitstore.standalone_reader import read_store
@@ -45,15 +48,20 @@ def job_settings(folder: Path, *more: str) -> list[str]:
     return overrides_for(folder, *settings, *more)
 
 
+def api_settings(folder: Path, url: str) -> list[str]:
+    model = write_student(folder / "student")
+    settings = ["teacher.engine=openai", f"teacher.model='{model}'", f"teacher.api.base_url='{url}'"]
+    return [*settings, "teacher.api.model=clever", "teacher.api.endpoint=chat"]
+
+
 @pytest.fixture(scope="module")
 def labeled(tmp_path_factory: pytest.TempPathFactory) -> Labeled:
     folder = tmp_path_factory.mktemp("texts")
     lines = [json.dumps({"uid": str(i), "prompt": text}) for i, text in enumerate(QUESTIONS)]
     (folder / "in.jsonl").write_text("\n".join(lines))
-    model, asked = write_student(folder / "student"), list[dict[str, Any]]()
+    asked = list[dict[str, Any]]()
     with chat_server(asked) as url:
-        settings = ["teacher.engine=openai", f"teacher.model='{model}'", f"teacher.api.base_url='{url}'"]
-        settings += ["teacher.api.model=clever", "teacher.api.endpoint=chat"]
+        settings = api_settings(folder, url)
         worker, units = started_worker(load_job(None, job_settings(folder, *settings), {}))
         for number, unit in enumerate(units):
             assert label_and_commit(worker, Lease(number, unit, "w")).won
@@ -99,6 +107,51 @@ def byte_letters() -> dict[int, str]:
     return {code: chr(code) for code in own} | {code: chr(256 + n) for n, code in enumerate(others)}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "response", "apart"),
+    [
+        ("Q", Answer("12", "", "stop"), "12", (None, "12")),
+        ("Q", Answer("12", "So.", "stop"), "<think>\nSo.\n</think>\n\n12", ("So.", "12")),
+        ("Q", Answer("", "So", "length"), "<think>\nSo", ("So", "")),
+        ("Q", Answer("1", "So.", "length"), "<think>\nSo.\n</think>\n\n1", ("So.", "1")),
+        ("Q", Answer("", "So.", "stop"), "<think>\nSo.\n</think>\n\n", ("So.", "")),
+        ("Q", Answer("<think>\nSo.\n</think>\n\n12", "So.", "stop"), None, ("So.", "12")),
+        ("Q", Answer("12", "<think>\nSo.\n</think>\n", "stop"), None, ("So.", "12")),
+        ("Q<think>\n", Answer("12", "So.", "stop"), "So.\n</think>\n\n12", ("So.", "12")),
+        ("Q<think>\n", Answer("", "So", "length"), "So", ("So", "")),
+        ("Q<think>\n", Answer("12", "", "stop"), "\n</think>\n\n12", ("", "12")),
+        ("Q<think>\n", Answer("So.\n</think>\n\n12", "", "stop"), None, ("So.", "12")),
+        ("Q<think>\n", Answer("<think>\nSo.\n</think>\n\n12", "", "stop"), None, ("So.", "12")),
+    ],
+)
+def test_reasoning_is_opened_once_and_closed_where_the_model_closed_it(
+    prompt: str, answer: Answer, response: str | None, apart: tuple[str | None, str]
+) -> None:
+    found = response_text(prompt, answer)
+    assert reasoning_apart(prompt, found) == apart
+    assert (prompt + found).count("<think>") == (apart[0] is not None)
+    assert response in (None, found)
+
+
+def test_a_message_without_content_is_an_empty_answer(tmp_path: Path) -> None:
+    records = [{"uid": name, "prompt": name} for name in ("ponder", "mute", "why?")]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    with chat_server([]) as url:
+        settings = api_settings(tmp_path, url)
+        worker, units = started_worker(load_job(None, job_settings(tmp_path, *settings), {}))
+        assert label_and_commit(worker, Lease(0, units[0], "w")).won
+        worker.close()
+    store = LogitStore.open(tmp_path / "store")
+    found = {
+        item.record_id: (text_of(item), item.finish_reason, item.flags) for item in store.iter_sequences()
+    }
+    assert found == {
+        "ponder": ("<think>\nI do not kn", "length", ("truncated",)),
+        "why?": ("?yhw<|e|>", "stop", ()),
+    }
+    assert [(reject.record_id, reject.kind) for reject in store.rejects()] == [("mute", "filter_empty")]
+
+
 def test_messages_are_sent_as_they_were(labeled: Labeled) -> None:
     sent = [body for body in labeled.asked if len(body["messages"]) == 2]
     assert sorted(body["messages"][1]["content"] for body in sent) == sorted(QUESTIONS)
@@ -130,7 +183,10 @@ def test_the_store_is_sound_and_every_command_knows_it(
         alone[2]["token_ids_T"], list(labeled.store.iter_sequences())[2].token_ids_T
     )
     assert main(["view", uri, "--out", str(tmp_path / "page.html")]) == 0
-    assert "?yhw" in (tmp_path / "page.html").read_text() or (tmp_path / "page.html").stat().st_size > 1000
+    block = re.search(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text(), re.DOTALL)
+    assert block is not None
+    (shown,) = json.loads(block[1])["summaries"]
+    assert [(one["asked"], one["answer"]) for one in shown[:1]] == [("why?", "?yhw")]
     capsys.readouterr()
     for refused in (["head", uri], ["export", uri, "--to", "npz", str(tmp_path / "x.npz")]):
         assert main(refused) == 2
@@ -186,6 +242,7 @@ BASE += ["input.uri=x", "input.kind=messages"]
         ),
         (["labels.rows=false", "labels.mode=generate", "labels.positions=all"], "labels prompts"),
         (["labels.rows=false", "labels.mode=generate", "sampling.stop=['x']"], "masks tokens"),
+        (["labels.rows=false", "labels.mode=generate", "sampling.stop_token_ids=[7]"], "is told of none"),
         (
             [
                 "labels.rows=false",
