@@ -25,6 +25,7 @@ def publish(args: argparse.Namespace) -> int:
             CardSettings(args.repo, args.licence),
             new_card=args.new_card,
             beside_job=args.beside_job,
+            allow_paths=args.allow_paths,
             progress=progress,
         )
     if args.json:
@@ -39,7 +40,7 @@ def publish(args: argparse.Namespace) -> int:
         args,
         f"{target.uri}: {result.num_sequences:,} sequences in "
         f"{context.count_text(result.num_shards, 'shard')} ({context.size_text(result.num_bytes)}), "
-        f"{result.num_written:,} written now; {result.num_rejects:,} rejected records are left out",
+        f"{result.num_written:,} written now; {result.num_rejects:,} records without labels are left out",
     )
     if target.is_local:
         context.say(args, f"to the Hub: hf upload {args.repo} {args.out} --repo-type dataset")

@@ -102,8 +102,7 @@ class Deletions:
             if values.min(initial=0) < 0:
                 raise CorruptManifestError(
                     f"{DELETED_PREFIX} names more deleted {name[4:]} of a unit than it has; restore it "
-                    "from a "
-                    "copy of the store"
+                    "from a copy of the store"
                 )
             at = table.schema.get_field_index(name)
             table = table.set_column(at, table.schema.field(at), pa.array(values))

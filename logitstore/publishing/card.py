@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from logitstore import __version__
-from logitstore.manifest.fields import Manifest, ShardEntry
+from logitstore.manifest.fields import LabelSpec, Manifest, ShardEntry
 
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 """How the Hub writes licences that it knows; others are called `other` and named beside."""
@@ -55,12 +55,11 @@ def dataset_card(manifest: Manifest, contents: Contents, settings: CardSettings)
         [
             *_front_matter(manifest, contents, settings),
             "",
-            f"# Labels of {manifest.teacher.model}",
+            f"# {_title(manifest)}",
             "",
-            f"The {manifest.labels.top_k} likeliest tokens at every position, with their logits and the "
-            "exact mass of all others: what a student needs to be distilled without its teacher. A logit "
-            f"store of [Penumbra](https://pypi.org/project/penumbra-distill/) {__version__}; its format is "
-            "open, and one file of Python reads it.",
+            f"{_what_it_holds(manifest)} A logit store of "
+            f"[Penumbra](https://pypi.org/project/penumbra-distill/) {__version__}; its format is open, and "
+            "one file of Python reads it.",
             "",
             *_facts(manifest, contents),
             "",
@@ -69,17 +68,54 @@ def dataset_card(manifest: Manifest, contents: Contents, settings: CardSettings)
             "`pip install penumbra-distill huggingface_hub`, then",
             "",
             "```python",
-            *_example(settings.repository),
+            *_example(manifest.labels, settings.repository),
             "```",
             "",
             "To train on it, name the address under `[data]` of a training run: "
-            f'`stores = ["hf://datasets/{settings.repository}"]`.',
+            f'`stores = ["hf://datasets/{settings.repository}"]`{_how_to_train(manifest.labels)}.',
             "",
             "## Licence",
             "",
             _licence_note(manifest, settings.licence),
             "",
         ]
+    )
+
+
+def _title(manifest: Manifest) -> str:
+    kind = "Texts" if manifest.labels.support == "none" else "Labels"
+    return f"{kind} of {manifest.teacher.model}"
+
+
+def _what_it_holds(manifest: Manifest) -> str:
+    labels = manifest.labels
+    if labels.support == "none":
+        return (
+            "What a teacher wrote, as the ids of its tokens, and nothing of its distribution: a student can "
+            "be trained on the texts."
+        )
+    others = (
+        "the mass of all others" if manifest.teacher.capture == "import" else "the exact mass of all others"
+    )
+    if labels.support == "given":
+        entries = f"Up to {labels.top_k} tokens that were named beforehand, not the teacher's likeliest,"
+    else:
+        entries = f"The {labels.top_k} likeliest tokens"
+    ids = (
+        " The rows were mapped to the ids of another tokenizer than the teacher's; what has no counterpart "
+        "there is part of that mass, and rows that have none are masked."
+        if manifest.retokenized is not None
+        else ""
+    )
+    return (
+        f"{entries} at every labeled position, with their logits and {others}: what a student needs to be "
+        f"distilled without its teacher.{ids}"
+    )
+
+
+def _how_to_train(labels: LabelSpec) -> str:
+    return (
+        ", with `loss.alpha = 0` since there is no distribution to learn" if labels.support == "none" else ""
     )
 
 
@@ -94,13 +130,13 @@ def _front_matter(manifest: Manifest, contents: Contents, settings: CardSettings
     digits = len(str(max(contents.num_sequences, 1)))
     return [
         "---",
-        f"pretty_name: {json.dumps(f'Labels of {manifest.teacher.model}')}",
+        f"pretty_name: {json.dumps(_title(manifest))}",
         *lines,
         "task_categories:",
         "- text-generation",
         "tags:",
         "- distillation",
-        "- logits",
+        *(["- logits"] if manifest.labels.support != "none" else []),
         "size_categories:",
         f"- {_SIZES[min(max(digits - 3, 0), len(_SIZES) - 1)]}",
         "viewer: false",
@@ -117,33 +153,50 @@ def _facts(manifest: Manifest, contents: Contents) -> list[str]:
         "Precision": precision,
         "Labeled by": f"{teacher.engine} {teacher.engine_version}, capture {teacher.capture}",
         "Tokenizer": f"`{tokenizer.fingerprint or 'not known'}`, {tokenizer.vocab_size:,} ids",
-        "Width of the logits": f"{labels.vocab_size:,}",
-        "K": f"{labels.top_k} entries a position",
-        "Temperatures with exact mass": ", ".join(f"{temperature:g}" for temperature in labels.temperatures),
-        "Values": labels.value_kind,
-        "Labeled": f"{labels.positions} positions, mode {labels.mode}",
+        **_facts_of_rows(manifest),
         "Sequences": f"{contents.num_sequences:,}",
-        "Label rows": f"{contents.num_rows:,}",
+        **({} if labels.support == "none" else {"Label rows": f"{contents.num_rows:,}"}),
         "Tokens": f"{contents.num_tokens:,}",
-        "Bytes": f"{contents.num_bytes:,} in {contents.num_shards:,} shards, "
-        f"{contents.num_bytes / max(1, contents.num_rows):.1f} a label row",
+        "Bytes": f"{contents.num_bytes:,} in {contents.num_shards:,} shards, {_bytes_each(contents)}",
         "Records without labels": f"{contents.num_rejects:,}, left out here",
     }
     return ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in facts.items())]
+
+
+def _facts_of_rows(manifest: Manifest) -> dict[str, str]:
+    labels = manifest.labels
+    if labels.support == "none":
+        return {"Written": f"mode {labels.mode}"}
+    mass = "mass" if manifest.teacher.capture == "import" else "exact mass"
+    entries = "given entries" if labels.support == "given" else "entries"
+    return {
+        "Width of the logits": f"{labels.num_outcomes:,}",
+        "K": f"{labels.top_k} {entries} a position",
+        f"Temperatures with {mass}": ", ".join(f"{temperature:g}" for temperature in labels.temperatures),
+        "Values": labels.value_kind,
+        "Labeled": f"{labels.positions} positions, mode {labels.mode}",
+    }
+
+
+def _bytes_each(contents: Contents) -> str:
+    if contents.num_rows:
+        return f"{contents.num_bytes / contents.num_rows:.1f} a label row"
+    return f"{contents.num_bytes / max(1, contents.num_tokens):.1f} a token"
 
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _example(repository: str) -> list[str]:
+def _example(labels: LabelSpec, repository: str) -> list[str]:
+    of_rows = "" if labels.support == "none" else ", sequence.rows.logits_NK.shape"
     return [
         "from logitstore import LogitStore",
         "",
         f'store = LogitStore.open("hf://datasets/{repository}")',
-        "print(len(store), store.manifest.labels.top_k)",
+        "print(len(store), store.manifest.teacher.model)",
         "sequence = store[0]",
-        "print(sequence.record_id, sequence.token_ids_T.shape, sequence.rows.logits_NK.shape)",
+        f"print(sequence.record_id, sequence.token_ids_T.shape{of_rows})",
     ]
 
 

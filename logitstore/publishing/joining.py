@@ -13,6 +13,7 @@ from logitstore.errors import CorruptShardError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import shard_name
 from logitstore.manifest.fields import ShardEntry
+from logitstore.shard.reader import ShardReader
 from logitstore.shard.schema import MAX_BLOCK_SEQUENCES, MAX_BLOCK_TOKENS, MAX_SHARD_BYTES
 from logitstore.shard.writer import write_shard
 from logitstore.store import LogitStore
@@ -86,18 +87,24 @@ def joined_shard(source: LogitStore, joined: Joined) -> tuple[bytes, ShardEntry]
     return data, entry
 
 
+def record_ids_in(shard: bytes, source: LogitStore) -> list[str]:
+    """Record ids of a shard made by `joined_shard`; no labels are decoded."""
+    with ShardReader(io.BytesIO(shard), source.manifest.labels, source.codebooks()) as reader:
+        return [one for at in range(reader.num_blocks) for one in reader.plain_columns(at).record_id]
+
+
 def _groups(entries: Sequence[ShardEntry], target_bytes: int) -> Iterator[list[ShardEntry]]:
+    limits = (target_bytes, MAX_BLOCK_SEQUENCES, MAX_BLOCK_TOKENS)
     group: list[ShardEntry] = []
+    sizes = (0, 0, 0)
     for entry in entries:
-        together = [*group, entry]
-        if group and (
-            sum(one.num_bytes for one in together) > target_bytes
-            or sum(one.num_sequences for one in together) > MAX_BLOCK_SEQUENCES
-            or sum(one.num_tokens for one in together) > MAX_BLOCK_TOKENS
-        ):
+        its = (entry.num_bytes, entry.num_sequences, entry.num_tokens)
+        together = tuple(map(sum, zip(sizes, its, strict=True)))
+        if group and any(size > limit for size, limit in zip(together, limits, strict=True)):
             yield group
-            together = [entry]
-        group = together
+            group, together = [], its
+        group.append(entry)
+        sizes = together
     if group:
         yield group
 

@@ -11,8 +11,9 @@ from logitstore.manifest.fields import Manifest
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import StoredTokenizer, read_file
 
-_OWN_NAMES = ("_name_or_path", "name_or_path")
-"""Fields by which transformers' files say whence they were loaded."""
+_ORIGIN = re.compile(r"_?name_or_path|\w+_file")
+"""Fields by which transformers' files say whence they were loaded: `_name_or_path`, `tokenizer_file`,
+`special_tokens_map_file`, `vocab_file` and so on. Nothing reads them."""
 
 
 def public_manifest(manifest: Manifest) -> Manifest:
@@ -26,7 +27,7 @@ def public_manifest(manifest: Manifest) -> Manifest:
 
 
 def public_tokenizer(objects: Objects, found: StoredTokenizer) -> dict[str, bytes]:
-    """The tokenizer's files by name, without the folder that they were loaded from."""
+    """The tokenizer's files by name, without the folders that they, or parts of them, were loaded from."""
     return {file.name: _without_origin(file.name, read_file(objects, file)) for file in found.files}
 
 
@@ -49,17 +50,23 @@ def _last_name(uri: str) -> str:
 
 
 def _without_origin(name: str, data: bytes) -> bytes:
-    if not name.endswith(".json"):
+    """A JSON file of settings without its fields of origin; one that has none as it is, to the byte."""
+    if not name.endswith("config.json") and name != "special_tokens_map.json":
         return data
     try:
         value = json.loads(data)
     except ValueError:
         return data
-    if not isinstance(value, dict) or not any(_is_path(value.get(key)) for key in _OWN_NAMES):
-        return data
-    kept = {key: one for key, one in value.items() if key not in _OWN_NAMES}
-    return json.dumps(kept, indent=2, ensure_ascii=False).encode()
+    kept = _kept(value)
+    return data if kept == value else json.dumps(kept, indent=2, ensure_ascii=False).encode()
 
 
-def _is_path(value: object) -> bool:
-    return isinstance(value, str) and (value.startswith((".", "/", "~", "\\")) or value[1:2] == ":")
+def _kept(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _kept(one) for key, one in value.items() if not _is_origin(key, one)}
+    return [_kept(one) for one in value] if isinstance(value, list) else value
+
+
+def _is_origin(key: str, value: object) -> bool:
+    """A relative path cannot be told from a model's name on the Hub, so both go; "" says nothing."""
+    return _ORIGIN.fullmatch(key) is not None and isinstance(value, str) and value != ""

@@ -43,11 +43,21 @@ from logitstore.manifest.reading import (
 from logitstore.objects.opening import Objects
 from logitstore.objects.room import require_room
 from logitstore.publishing.card import CardSettings, Contents, dataset_card
-from logitstore.publishing.joining import SHARD_BYTES, UNIT_PREFIX, Joined, joined_shard, plan_shards
+from logitstore.publishing.joining import (
+    SHARD_BYTES,
+    UNIT_PREFIX,
+    Joined,
+    joined_shard,
+    plan_shards,
+    record_ids_in,
+)
+from logitstore.publishing.local_paths import PlaceFinder
 from logitstore.publishing.privacy import public_manifest, public_tokenizer
 from logitstore.store import LogitStore
-from logitstore.tokenizer_objects import put_tokenizer, stored_tokenizer
+from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer, tokenizer_objects
 from logitstore.tools.deletion import refuse_running_job
+from logitstore.tools.findings import Findings
+from logitstore.tools.verify import read_rejects
 
 THREADS = 4
 _SEGMENT_NAME = re.compile(r"index/[0-9a-f]{16}\.arrow")
@@ -66,7 +76,7 @@ class PublishResult:
     num_bytes: int
     """Bytes of all shards."""
     num_rejects: int
-    """Rejected records of the source; they are counted on the card and their texts left out."""
+    """Records without labels, of planning too; they are counted on the card and their texts left out."""
     wrote_card: bool
     """False where a README.md lay there, which is left alone."""
     not_removed: str
@@ -80,6 +90,7 @@ def publish_store(
     *,
     new_card: bool = False,
     beside_job: bool = False,
+    allow_paths: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> PublishResult:
@@ -87,28 +98,35 @@ def publish_store(
 
     Raises StoreChangedError while a job labels the source, unless `beside_job`; StoreExistsError where
     another store lies; CorruptShardError for a damaged shard; UnsupportedInputError where a local disk has no
-    room.
+    room, and for places on machines in what would be published, unless `allow_paths`.
     """
     if not beside_job:
         refuse_running_job(source)
     source.refresh()
     manifest = public_manifest(source.manifest)
     generation = _refuse_another(source, target, manifest)
+    stored = stored_tokenizer(source.objects)
+    tokenizer = public_tokenizer(source.objects, stored) if stored is not None else {}
+    card = replace(card, licence=card.licence or (stored.licence if stored is not None else ""))
+    finder = None if allow_paths else PlaceFinder(source.manifest, source.uri)
+    if finder is not None:
+        without_counts = dataset_card(manifest, Contents.of([], 0), card).encode()
+        head = {MANIFEST_NAME: encode_manifest(manifest), CARD_NAME: without_counts}
+        finder.refuse_in_files({**head, **tokenizer})
     target.put(MANIFEST_NAME, encode_manifest(manifest))
     joined = plan_shards(source, shard_bytes)
     known = _known_entries(target)
     missing = [entry for one in joined if one.name not in known for entry in one.entries]
     require_room(target.uri, sum(entry.num_bytes for entry in missing), "the publication")
-    entries = _put_shards(source, target, joined, known, manifest_hash(manifest), progress)
-    _put_beside(source, target)
-    num_rejects = len(source.rejects())
+    entries = _put_shards(source, target, joined, known, finder, manifest_hash(manifest), progress)
+    _put_codebooks(source, target)
+    if stored is not None:
+        _put_tokenizer(target, tokenizer, stored.licence)
+    num_rejects = _count_rejects(source)
     contents = Contents.of(entries, num_rejects)
     wrote_card = new_card or not target.exists(CARD_NAME)
     if wrote_card:
-        tokenizer = stored_tokenizer(source.objects)
-        licence = card.licence or (tokenizer.licence if tokenizer is not None else "")
-        text = dataset_card(manifest, contents, replace(card, licence=licence))
-        target.put(CARD_NAME, text.encode())
+        target.put(CARD_NAME, dataset_card(manifest, contents, card).encode())
     not_removed = _put_index(target, entries, manifest, source.codebooks(), generation)
     return PublishResult(
         num_sequences=contents.num_sequences,
@@ -161,6 +179,7 @@ def _put_shards(
     target: Objects,
     joined: list[Joined],
     known: Mapping[str, ShardEntry],
+    finder: PlaceFinder | None,
     manifest: str,
     progress: Progress | None,
 ) -> list[ShardEntry]:
@@ -168,6 +187,8 @@ def _put_shards(
         if one.name in known:
             return known[one.name]
         data, entry = joined_shard(source, one)
+        if finder is not None:
+            finder.refuse_in_ids(record_ids_in(data, source))
         target.put(entry.name, data)
         # Named by nothing: what an interrupted publication goes on by.
         write_segment_objects(target, [CommitRecord(one.key, manifest, entry)], one.key)
@@ -182,15 +203,26 @@ def _put_shards(
     return entries
 
 
-def _put_beside(source: LogitStore, target: Objects) -> None:
-    """Codebooks and tokenizer."""
+def _count_rejects(source: LogitStore) -> int:
+    """Records without labels: of engines, which the index has, and of planning, which a job lists beside."""
+    findings = Findings()
+    everywhere = [*source.rejects(), *read_rejects(source.objects, findings)]
+    return len({(one.file, one.line, one.record_id) for one in everywhere}) + len(findings.problems)
+
+
+def _put_tokenizer(target: Objects, files: Mapping[str, bytes], licence: str) -> None:
+    """In place of the one of an earlier publication, if it is another."""
+    found = stored_tokenizer(target)
+    if found is not None and {file.name: read_file(target, file) for file in found.files} != files:
+        target.delete_many(reversed(tokenizer_objects(target)))
+    put_tokenizer(target, files, licence)
+
+
+def _put_codebooks(source: LogitStore, target: Objects) -> None:
     codebooks = source.codebooks()
     if codebooks is not None:
         for name in (codebook_name(codebooks.hash), CURRENT_CODEBOOKS):
             target.put(name, source.objects.get(name))
-    found = stored_tokenizer(source.objects)
-    if found is not None and stored_tokenizer(target) is None:
-        put_tokenizer(target, public_tokenizer(source.objects, found), found.licence)
 
 
 def _put_index(

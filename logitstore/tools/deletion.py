@@ -65,8 +65,8 @@ def delete_records(
     """Take records out of the store, for all readers at once.
 
     The bytes stay until `purge`. With a record of the input all of its parts go, also those that it gets
-    later. Raises StoreChangedError while a job labels
-    the store or if other processes keep replacing the index.
+    later. Raises StoreChangedError while a job labels the store or if other processes keep replacing the
+    index.
     """
     if not reason.strip():
         raise ValueError("a deletion needs a reason, by which others will know why; give --reason TEXT")

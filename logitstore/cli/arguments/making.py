@@ -245,5 +245,11 @@ def add_publish(commands: Commands) -> None:
         "--beside-job", action="store_true", help="publish what is committed while a job labels SRC"
     )
     parser.add_argument(
+        "--allow-paths",
+        action="store_true",
+        help="publish also what says a place on a machine: a path in a file of the tokenizer, in a setting "
+        "or in a record's id (without it such a store is refused)",
+    )
+    parser.add_argument(
         "--out-storage-options", metavar="FILE", help="--storage-options of DST (default: those of SRC)"
     )

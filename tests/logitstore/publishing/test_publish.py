@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,13 +17,13 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from logitstore.__main__ import main
-from logitstore.errors import IndexLostError, StoreChangedError, StoreExistsError
+from logitstore.errors import IndexLostError, StoreChangedError, StoreExistsError, UnsupportedInputError
 from logitstore.job_objects import JobStatus
 from logitstore.objects.opening import Objects
 from logitstore.publishing import joining, publish
-from logitstore.publishing.card import CardSettings
+from logitstore.publishing.card import CardSettings, Contents, dataset_card
 from logitstore.publishing.publish import publish_store
-from logitstore.records import Reject
+from logitstore.records import LabelRows, Reject
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer
 from logitstore.tools.deletion import delete_records
@@ -58,7 +60,14 @@ def store(tmp_path: Path) -> LogitStore:
             worker="secret-host",
         )
     delete_records(store, frozenset({"taken-down"}), "asked for")
-    files = {"tokenizer.json": b"{}", "tokenizer_config.json": b'{"name_or_path": "/home/me/model", "a": 1}'}
+    origins = {"name_or_path": "build/taken-down", "tokenizer_file": "/home/me/model/tokenizer.json"}
+    config = {
+        **origins,
+        "a": 1,
+        "special_tokens_map_file": "secret-host/map.json",
+        "nested": {"b": ["c"], "_name_or_path": "../taken-down"},
+    }
+    files = {"tokenizer.json": b"{}", "tokenizer_config.json": json.dumps(config).encode()}
     put_tokenizer(store.objects, files, "apache-2.0")
     for name in ("plan/head.json", "logs/secret-host.log", "driver.json", "job.json"):
         store.objects.put(name, b'"plan-of-the-job"')
@@ -86,7 +95,9 @@ def test_what_is_published_is_the_store_and_names_no_machine(
     assert public.rejects() == []
     tokenizer = stored_tokenizer(public.objects)
     assert tokenizer is not None
-    assert [read_file(public.objects, file) for file in tokenizer.files] == [b"{}", b'{\n  "a": 1\n}']
+    files = {file.name: read_file(public.objects, file) for file in tokenizer.files}
+    assert files["tokenizer.json"] == b"{}"
+    assert json.loads(files["tokenizer_config.json"]) == {"a": 1, "nested": {"b": ["c"]}}
     assert public.manifest.input.uri == "prompts.jsonl"
     assert public.manifest.config == {"sampling": {"temperature": 0.7}, "input": {"chat_template": True}}
     published = [(path, path.read_bytes()) for path in sorted(out.rglob("*")) if path.is_file()]
@@ -147,16 +158,161 @@ def test_the_hub_reads_the_card_and_its_example_runs(store: LogitStore, tmp_path
     assert (data["license"], data["size_categories"], data["viewer"]) == ("apache-2.0", ["n<1K"], False)
     for fact in ("teacher, revision main", "8 entries", "| 1, 2, 4 |", "`apache-2.0`", "1, left out here"):
         assert fact in card.text, fact
-    example = re.findall(r"```python\n(.+?)```", card.text, re.DOTALL)
-    assert len(example) == 1
-    code = example[0].replace("hf://datasets/me/labels", str(out))
-    assert code != example[0]
+    assert ran_example(card.text, "me/labels", out) == ["18", "teacher", "record-0", "(12,)", "(11,", "8)"]
+
+
+def texts_store(place: Path) -> LogitStore:
+    """Two sequences of what a teacher wrote, without label rows."""
+    manifest = make_manifest(top_k=1)
+    labels = dataclasses.replace(manifest.labels, support="none", temperatures=(1.0,))
+    store = LogitStore.create(
+        place, dataclasses.replace(manifest, labels=labels, features=labels.support_features)
+    )
+    sequences = []
+    for number in range(2):
+        whole = make_sequence(f"record-{number}", top_k=1)
+        arrays = {one.name: getattr(whole.rows, one.name)[:0] for one in dataclasses.fields(whole.rows)}
+        for name in ("logsumexp_NM", "log_tail_mass_NM"):
+            arrays[name] = arrays[name][:, :1]
+        rows = LabelRows(**arrays)
+        sequences.append(dataclasses.replace(whole, rows=rows, loss_mask_N=whole.loss_mask_N[:0]))
+    store.commit_unit("u", 0, sequences, seconds=0, worker="w")
+    return store
+
+
+def ran_example(card: str, repository: str, out: Path) -> list[str]:
+    """Words that the card's example prints for the folder in place of the Hub."""
+    (code,) = re.findall(r"```python\n(.+?)```", card, re.DOTALL)
+    assert f'"hf://datasets/{repository}"' in code
+    code = code.replace(f"hf://datasets/{repository}", str(out))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["18", "8", "record-0", "(12,)", "(11,", "8)"]
+    return ran.stdout.split()
+
+
+def test_the_card_of_a_store_of_texts_speaks_of_no_distribution(tmp_path: Path) -> None:
+    store = texts_store(tmp_path / "texts")
+    publish_store(store, Objects(tmp_path / "public"), CardSettings())
+    card = (tmp_path / "public/README.md").read_text()
+    for said in ("# Texts of teacher", "nothing of its distribution", "`loss.alpha = 0`", "a token |"):
+        assert said in card, said
+    for wrong in (
+        "likeliest",
+        "| K |",
+        "exact mass",
+        "Label rows",
+        "Values",
+        "logits_NK",
+        "- logits",
+        "a label row",
+    ):
+        assert wrong not in card, wrong
+    assert ran_example(card, "OWNER/NAME", tmp_path / "public") == ["2", "teacher", "record-0", "(12,)"]
+
+
+def test_the_card_of_given_entries_does_not_call_them_likeliest(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    labels = dataclasses.replace(manifest.labels, support="given")
+    given = dataclasses.replace(manifest, labels=labels, features=labels.support_features)
+    card = dataset_card(given, Contents.of([], 0), CardSettings())
+    assert "Up to 8 tokens that were named beforehand" in card
+    assert "| K | 8 given entries a position |" in card
+    assert "The 8 likeliest tokens" not in card
+
+
+def test_all_records_without_labels_are_counted_once(store: LogitStore, tmp_path: Path) -> None:
+    """Those of planning too, which are in no unit; the job's list has those of the engines again."""
+    planned = Reject("/home/me/prompts.jsonl", 9, None, "no JSON", "invalid_json")
+    lines = [json.dumps(dataclasses.asdict(one)) for one in (planned, *store.rejects())]
+    store.objects.put("rejects.jsonl", "\n".join(lines).encode())
+    result = publish_store(store, Objects(tmp_path / "public"), CardSettings())
+    assert result.num_rejects == 2
+    assert "| Records without labels | 2, left out here |" in (tmp_path / "public/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (
+            "chat_template.jinja",
+            "{# from /home/you/templates/chat.jinja #}{{ messages }}",
+            "/home/you/templates",
+        ),
+        ("tokenizer_config.json", '{"auto_map": {"A": "/mnt/models/mine--file.A"}}', "/mnt/models/mine"),
+        ("tokenizer_config.json", '{"extra": ["s3://our-bucket/model"]}', "s3://our-bucket/model"),
+        ("special_tokens_map.json", '{"note": "C:\\\\Users\\\\me\\\\x"}', "Users"),
+        ("tokenizer.json", '{"model": {}, "comment": "~/runs/7"}', "~/runs/7"),
+        ("generation_config.json", '{"from": "./out/of-the-job"}', "./out/of-the-job"),
+    ],
+)
+def test_places_on_machines_are_refused(
+    tmp_path: Path, name: str, content: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = LogitStore.create(tmp_path / "store", make_manifest(output={"uri": "./out/of-the-job"}))
+    store.commit_unit("u", 0, [make_sequence("a")], seconds=0, worker="w")
+    put_tokenizer(store.objects, {name: content.encode()})
+    out = tmp_path / "public"
+    assert main(["publish", store.uri, str(out)]) == 2
+    said = capsys.readouterr().err
+    assert name in said
+    assert says in said.replace("\\\\", "\\")
+    assert "--allow-paths" in said
+    assert not out.exists() or not list(out.rglob("*.*")), "nothing is written before"
+    assert main(["publish", store.uri, str(out), "--allow-paths"]) == 0
+    tokenizer = stored_tokenizer(Objects(out))
+    assert tokenizer is not None
+    assert read_file(Objects(out), tokenizer.files[0]).decode() == content
+
+
+def test_ids_that_are_paths_are_refused_and_words_of_a_tokenizer_are_not(tmp_path: Path) -> None:
+    words = {"model": {"vocab": {"/home/me/x": 0, "/usr/lib": 1}}, "added_tokens": []}
+    template = "{{ 'Q:\\n' }}</think> /no_think and/or http://localhost:8000/data/x hf://datasets/me/x ~ 1/2"
+    files = {
+        "tokenizer.json": json.dumps(words),
+        "chat_template.jinja": template,
+        "merges.txt": "/ home/me/x",
+    }
+    manifest = make_manifest(input={"chat_template_kwargs": {"system": "/no_think"}})
+    store = LogitStore.create(tmp_path / "store", manifest)
+    put_tokenizer(store.objects, {name: text.encode() for name, text in files.items()})
+    store.commit_unit("u", 0, [make_sequence("a/b#1"), make_sequence("/r/news/7")], seconds=0, worker="w")
+    publish_store(store, Objects(tmp_path / "public"), CardSettings())
+    store.commit_unit("v", 1, [make_sequence("/data/me/x.jsonl:7")], seconds=0, worker="w")
+    with pytest.raises(UnsupportedInputError, match=r"the id of a record: '/data/me/x\.jsonl:7'"):
+        publish_store(store, Objects(tmp_path / "public"), CardSettings())
+    result = publish_store(store, Objects(tmp_path / "public"), CardSettings(), allow_paths=True)
+    assert result.num_sequences == 3
+
+
+def test_a_tokenizer_published_before_is_replaced_by_the_one_of_now(
+    store: LogitStore, tmp_path: Path
+) -> None:
+    """As that of an earlier version, which named the machine."""
+    target = Objects(tmp_path / "public")
+    publish_store(store, target, CardSettings())
+    old = stored_tokenizer(target)
+    assert old is not None
+    target.delete("tokenizer/files.json")
+    put_tokenizer(target, {"tokenizer_config.json": b'{"tokenizer_file": "/home/me/t.json"}'})
+    publish_store(store, target, CardSettings())
+    assert stored_tokenizer(target) == old
+    assert not [
+        path
+        for path in (tmp_path / "public").rglob("*")
+        if path.is_file() and "/home/me" in str(path.read_bytes())
+    ]
+    assert verify_store(LogitStore.open(target.uri)).problems == []
+
+
+def test_joining_a_million_small_shards_takes_seconds(store: LogitStore) -> None:
+    entry = dataclasses.replace(store.shards()[0], num_bytes=1, num_sequences=1)
+    started = time.monotonic()
+    groups = list(joining._groups([entry] * 100_000, 50_000))
+    assert [len(group) for group in groups] == [50_000, 50_000]
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
