@@ -64,7 +64,10 @@ student is least sure went to the teacher.""",
     parser.add_argument("--answer-field", metavar="NAME", help="field of a file's right answer")
     parser.add_argument("--limit", type=_positive, metavar="N", help="the first N items of each task")
     parser.add_argument(
-        "--max-tokens", type=_positive, default=256, metavar="N", help="of an answer (default 256)"
+        "--max-tokens",
+        type=_positive,
+        metavar="N",
+        help="of an answer (default: what a task of lm-eval says itself, else 256)",
     )
     parser.add_argument("--fewshot", type=int, metavar="N", help="examples before a question of lm-eval")
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="default 8")
@@ -82,7 +85,9 @@ def _positive(text: str) -> int:
 
 
 def _parity(arguments: argparse.Namespace) -> int:
-    from trainer.parity.command import ParityOptions, in_words, parity  # torch takes seconds to import
+    from trainer.parity.command import parity  # torch takes seconds to import
+    from trainer.parity.options import ParityOptions
+    from trainer.parity.report import in_words
 
     options = ParityOptions(
         student=arguments.student,

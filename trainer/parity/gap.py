@@ -17,7 +17,7 @@ RESAMPLES = 10_000
 CHUNK = 500
 LEVEL = 0.95
 ENOUGH = 0.95
-"""Share of the teacher's score that routing is said to reach."""
+"""How near routing is said to come: short of the teacher's score by no more than the rest of its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Gap:
     """The interval in which the gap lies at LEVEL: percentiles of a bootstrap over items, which keeps each
     item's two scores together."""
     high: float
+    higher_is_better: bool = True
+    """Else a teacher that is ahead makes the gap negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,16 @@ class Routing:
     threshold: tuple[float | None, ...]
     """A request goes to the teacher if the student's confidence is below it; None where all go."""
 
-    def enough(self) -> int | None:
-        """The first place whose quality is ENOUGH of the teacher's alone; None where none is."""
-        goal = ENOUGH * self.quality[-1]
-        return next((place for place, quality in enumerate(self.quality) if quality >= goal - 1e-12), None)
+    def enough(self) -> int:
+        """The first place whose quality is as near to the teacher's alone as ENOUGH says."""
+        goal = self.quality[-1] - (1 - ENOUGH) * abs(self.quality[-1])
+        return next(place for place, quality in enumerate(self.quality) if quality >= goal - 1e-12)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def gap_of(pairs: Sequence[Pair], seed: int) -> Gap:
+def gap_of(pairs: Sequence[Pair], seed: int, *, higher_is_better: bool = True) -> Gap:
     """`pairs` is not empty."""
     teacher_N = np.array([pair.teacher.score for pair in pairs], dtype=np.float64)
     student_N = np.array([pair.student.score for pair in pairs], dtype=np.float64)
@@ -76,6 +78,7 @@ def gap_of(pairs: Sequence[Pair], seed: int) -> Gap:
         gap=float(difference_N.mean()),
         low=float(low),
         high=float(high),
+        higher_is_better=higher_is_better,
     )
 
 

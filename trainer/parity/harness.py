@@ -14,18 +14,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from logitstore.common.command import nearest
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
-from trainer.parity.records import Request, Scored
+from trainer.parity.records import MAX_TOKENS, Request, Scored, Scores
 
 ANSWER_SEC = 5.0
-MAX_TOKENS = 256
-"""Where neither the task nor the command says how long an answer may be."""
 FEWSHOT_SEED = 1234
 """The harness' own."""
-ScoresByMetric = dict[str, list[Scored]]
-"""By "metric" or "metric, filter"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +68,16 @@ def load_tasks(specs: Sequence[str], *, limit: int | None, num_fewshot: int | No
     return found
 
 
-def score(task: HarnessTask, model: Any, *, items: Sequence[str], chat: bool, max_tokens: int | None) -> Any:
-    """Scores of the documents `items` by metric, as the task itself counts; see `ScoresByMetric`.
+def score(
+    task: HarnessTask, model: Any, *, items: Sequence[str], chat: bool, max_tokens: int | None
+) -> dict[str, Scores]:
+    """Scores of the documents `items` by "metric" or "metric, filter", as the task itself counts.
 
-    `model` is an AnsweringModel.
+    `model` is an AnsweringModel. Raises ConfigError for a task that has no mean over items.
     """
     evaluator = importlib.import_module("lm_eval.evaluator")
     adapter = _adapter(model, max_tokens)
-    # Drawn anew for each model, examples would differ between teacher and student.
+    # Drawn on from where the first model's ended, examples would differ between teacher and student.
     task.task.set_fewshot_seed(seed=FEWSHOT_SEED)
     results = evaluator.evaluate(
         lm=adapter,
@@ -87,21 +87,29 @@ def score(task: HarnessTask, model: Any, *, items: Sequence[str], chat: bool, ma
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
     )
-    found: ScoresByMetric = {}
-    means = {name for name, how in task.task.aggregation().items() if how.__name__ == "mean"}
+    found: dict[str, list[Scored]] = {}
+    metric_of: dict[str, str] = {}
+    means = {name for name, how in task.task.aggregation().items() if _is_mean(how)}
     for sample in results["samples"][task.name]:
         for metric in sample["metrics"]:
-            if metric in means and isinstance(sample[metric], (bool, int, float)):
+            if metric in means and isinstance(sample[metric], (bool, int, float, np.number, np.bool_)):
                 name = metric if sample["filter"] == "none" else f"{metric}, {sample['filter']}"
+                metric_of[name] = metric
                 found.setdefault(name, []).append(_scored(task, sample, metric, adapter.confidences))
-    for name, scored in found.items():
-        found[name] = sorted(scored, key=lambda one: int(one.item_id))
     if not found:
         raise ConfigError(
             f"--tasks {task.name}: none of its figures ({', '.join(task.task.aggregation())}) is a "
             "mean over items, so two models cannot be compared item by item; choose another task"
         )
-    return found
+    better = task.task.higher_is_better()
+    return {
+        name: Scores(sorted(scored, key=lambda one: int(one.item_id)), better.get(metric_of[name], True))
+        for name, scored in found.items()
+    }
+
+
+def _is_mean(how: Any) -> bool:
+    return getattr(how, "__name__", "") == "mean"  # a partial has no name
 
 
 def _scored(task: HarnessTask, sample: Mapping[str, Any], metric: str, known: Mapping[str, float]) -> Scored:
@@ -109,14 +117,29 @@ def _scored(task: HarnessTask, sample: Mapping[str, Any], metric: str, known: Ma
     responses = [response[0] for response in sample["resps"]]
     if isinstance(responses[0], str):
         confidence, output = known.get(sample["arguments"][0][0]), responses[0]
-    else:  # log-probabilities of choices
-        logprobs = [logprob for logprob, _ in responses]
-        weights = [math.exp(value - max(logprobs)) for value in logprobs]
-        best = max(range(len(logprobs)), key=logprobs.__getitem__)
-        confidence = 1 / sum(weights) if len(weights) > 1 else math.exp(logprobs[0])
-        output = str(sample["arguments"][best][1])
+    elif task.task.OUTPUT_TYPE == "multiple_choice":
+        confidence, output = _chosen(task, sample, metric, [logprob for logprob, _ in responses])
+    else:  # the probability of the right text says how good the model is, not how sure
+        confidence, output = None, "greedy" if responses[0][1] else "not greedy"
     value = float(sample[metric])
     return Scored(item, task.questions[item], str(sample["target"]), output, value, confidence)
+
+
+def _chosen(
+    task: HarnessTask, sample: Mapping[str, Any], metric: str, logprobs: list[float]
+) -> tuple[float | None, str]:
+    """The choice that the metric counts, and its share of the choices' probabilities as the metric weighs
+    them; None for a metric that weighs otherwise."""
+    choices = [str(choice) for choice in task.task.doc_to_choice(sample["doc"])]
+    lengths = {
+        "acc_norm": [len(choice) for choice in choices],
+        "acc_bytes": [len(choice.encode()) for choice in choices],
+    }.get(metric, [1] * len(choices))
+    # Some metrics ask for each choice without its question too, after those with it.
+    weighed = [logprob / max(length, 1) for logprob, length in zip(logprobs, lengths, strict=False)]
+    best = max(range(len(weighed)), key=weighed.__getitem__)
+    share = 1 / sum(math.exp(value - weighed[best]) for value in weighed)
+    return (share if metric in ("acc", "acc_norm", "acc_bytes") else None), choices[best]
 
 
 def _loaded(manager: Any, name: str, file: str) -> list[Any]:
@@ -198,7 +221,10 @@ def _adapter(model: Any, max_tokens: int | None) -> Any:
         ) -> str:
             self._is_chat = True
             return model.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
             )
 
         @property
@@ -223,7 +249,7 @@ def _adapter(model: Any, max_tokens: int | None) -> Any:
             return Request(prompt, self._is_chat, until, int(length))
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            return model.loglikelihoods([request.args for request in requests])
+            return model.loglikelihoods([request.args for request in requests], is_chat=self._is_chat)
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
             raise ConfigError(

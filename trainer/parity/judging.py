@@ -21,17 +21,18 @@ How right is the answer to grade, from 1 (wrong) to 5 (right)? Reply with one di
 
 def judged(judge: AnsweringModel, asked: Sequence[tuple[str, str, str]]) -> list[float]:
     """Scores from 0 to 1 of (question, reference, output): the expected grade."""
+    is_chat = judge.tokenizer.chat_template is not None
     pairs = []
     for question, reference, output in asked:
         text = QUESTION.format(question=question, reference=reference, output=output)
-        if judge.tokenizer.chat_template is not None:
+        if is_chat:
             text = judge.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
             )
         else:
             text += "\nGrade: "
         pairs += [(text, grade) for grade in GRADES]
-    logprobs = [logprob for logprob, _ in judge.loglikelihoods(pairs)]
+    logprobs = [logprob for logprob, _ in judge.loglikelihoods(pairs, is_chat=is_chat)]
     scores = []
     for start in range(0, len(logprobs), len(GRADES)):
         own = logprobs[start : start + len(GRADES)]

@@ -1,25 +1,24 @@
 """A causal language model that answers, and does not answer twice.
 
-Shape legend: B sequences of a batch, T tokens, S steps of generation, V vocabulary.
+Shape legend: B sequences of a batch, T tokens, S tokens of a continuation, V vocabulary.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
 from trainer.parity.answer_book import AnswerBook, key_of
+from trainer.parity.generation import greedy_answers, take_ends
+from trainer.parity.identity import identity_of
 from trainer.parity.records import Answer, Request
 
 Tell = Callable[[int, int], None]
@@ -35,7 +34,8 @@ class AnsweringModel:
         self.name = name
         self.num_cut_prompts = 0
         """Prompts that were too long for the model, whose beginning was left out."""
-        self._identity = [name, _contents(Path(name))]
+        self.num_cut_answers = 0
+        """Answers that were not at their end when they were as long as they might be."""
         self._book = book
         self._batch_size = batch_size
         self._tell = tell
@@ -49,9 +49,11 @@ class AnsweringModel:
             ) from error
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        self._identity = [name, identity_of(name)]
+        self._ends: set[int] = set()
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
-        keys = [key_of("generate", self._identity, asdict(request)) for request in requests]
+        keys = [key_of("answer", self._identity, asdict(request)) for request in requests]
         open_ones = {
             key: request for key, request in zip(keys, requests, strict=True) if not self._book.get(key)
         }
@@ -63,22 +65,32 @@ class AnsweringModel:
             self._book.flush()
             done += len(batch)
             self._tell(done, len(requests))
-        return [Answer(**self._known(key)) for key in keys]
+        answers = [Answer(**self._known(key)) for key in keys]
+        self.num_cut_prompts += sum(answer.is_prompt_cut for answer in answers)
+        self.num_cut_answers += sum(answer.is_cut for answer in answers)
+        return answers
 
-    def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): the continuation's log-probability, and whether it is greedy."""
-        keys = [key_of("loglikelihood", self._identity, *pair) for pair in pairs]
+    def loglikelihoods(self, pairs: Sequence[tuple[str, str]], *, is_chat: bool) -> list[tuple[float, bool]]:
+        """Of each (context, continuation): the continuation's log-probability, and whether it is greedy.
+
+        `is_chat`: contexts have the chat template's special tokens, and the tokenizer adds none.
+        """
+        keys = [key_of("logprob", self._identity, *pair, is_chat) for pair in pairs]
         open_ones = {key: pair for key, pair in zip(keys, pairs, strict=True) if not self._book.get(key)}
         order = sorted(open_ones, key=lambda key: len(open_ones[key][0]))
         done = len(pairs) - len(open_ones)
         for batch in _batches(order, self._batch_size, lambda _: None):
-            found = self._loglikelihoods([open_ones[key] for key in batch])
-            for key, (logprob, is_greedy) in zip(batch, found, strict=True):
-                self._book.add(key, {"logprob": logprob, "is_greedy": is_greedy})
+            found = self._loglikelihoods([open_ones[key] for key in batch], is_chat)
+            for key, record in zip(batch, found, strict=True):
+                self._book.add(key, record)
             self._book.flush()
             done += len(batch)
             self._tell(done, len(pairs))
-        return [(self._known(key)["logprob"], self._known(key)["is_greedy"]) for key in keys]
+        known = [self._known(key) for key in keys]
+        # The choices of a question have their context in common.
+        cut = {context for (context, _), record in zip(pairs, known, strict=True) if record["is_prompt_cut"]}
+        self.num_cut_prompts += len(cut)
+        return [(record["logprob"], record["is_greedy"]) for record in known]
 
     def close(self) -> None:
         """Let go of the model's memory."""
@@ -103,57 +115,34 @@ class AnsweringModel:
                 ) from error
             if torch.accelerator.is_available():
                 model.to(torch.accelerator.current_accelerator())
+            self._ends = take_ends(model, self.tokenizer)
             self._model = model.eval()
         return self._model
 
-    @torch.no_grad()
     def _generate(self, requests: Sequence[Request]) -> list[Answer]:
         model, first = self._loaded(), requests[0]
+        limit = _context_of(model)
+        if limit is not None:  # at least half of the context is the prompt's
+            first = replace(first, max_tokens=min(first.max_tokens, max(limit // 2, 1)))
         prompts = [self._encoded(request.prompt, add_special=not request.is_chat) for request in requests]
-        prompts = self._fitting(prompts, model, first.max_tokens)
-        inputs = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-        inputs = inputs.to(model.device)
-        ends = _ends(model, self.tokenizer)
-        sureness = _Sureness()
-        output_BT = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=first.max_tokens,
-                eos_token_id=sorted(ends) or None,
-                pad_token_id=self.tokenizer.pad_token_id,
-                stop_strings=list(first.until) or None,
-            ),
-            logits_processor=[sureness],
-            tokenizer=self.tokenizer,
-        )
-        logprobs_SB = torch.stack(sureness.logprobs)
-        new_BS = output_BT[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._answer(new_BS[b], logprobs_SB[:, b], ends, first) for b in range(len(requests))]
-
-    def _answer(self, new_S: list[int], logprob_S: Tensor, ends: set[int], request: Request) -> Answer:
-        stops = {*ends, self.tokenizer.pad_token_id}
-        count = next((place for place, token in enumerate(new_S) if token in stops), len(new_S))
-        text = self.tokenizer.decode(new_S[:count], skip_special_tokens=True)
-        found = [place for stop in request.until if (place := text.find(stop)) >= 0]
-        # The token that ends it counts: whether to stop is part of the answer.
-        num_tokens = min(count + 1, len(new_S))
-        return Answer(
-            text=text[: min(found)] if found else text,
-            confidence=float(logprob_S[:num_tokens].mean().exp()),
-            is_cut=not found and count == request.max_tokens,
-        )
+        fitting = [_fitting(ids, limit, first.max_tokens) for ids in prompts]
+        return greedy_answers(model, self.tokenizer, self._ends, fitting, first)
 
     @torch.no_grad()
-    def _loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+    def _loglikelihoods(self, pairs: Sequence[tuple[str, str]], is_chat: bool) -> list[dict[str, Any]]:
         model = self._loaded()
-        encoded = [self._encoded_pair(*pair) for pair in pairs]
+        limit = _context_of(model)
+        encoded = [self._encoded_pair(*pair, is_chat) for pair in pairs]
         longest = max(count for _, count in encoded)
-        ids = self._fitting([ids for ids, _ in encoded], model, 0)
-        inputs = self.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(
-            model.device
-        )
+        if limit is not None and longest >= limit:
+            raise ConfigError(
+                f"{self.name!r}: one of the texts to choose from has {longest} tokens, and with one token "
+                f"before it must fit the model's context of {limit}; leave this task out"
+            )
+        fitting = [_fitting(ids, limit, 0) for ids, _ in encoded]
+        inputs = self.tokenizer.pad(
+            {"input_ids": [ids for ids, _ in fitting]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
         position_BT = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         # Padded on the left, all continuations end at the last place, so only logits before it are needed.
         logits_BTV = model(**inputs, position_ids=position_BT, logits_to_keep=longest + 1).logits
@@ -163,51 +152,41 @@ class AnsweringModel:
             token_S = inputs["input_ids"][b, -count:]
             chosen_S = logprobs_SV.gather(1, token_S[:, None])[:, 0]
             is_greedy = bool((logprobs_SV.argmax(dim=1) == token_S).all())
-            results.append((float(chosen_S.sum()), is_greedy))
+            results.append(
+                {"logprob": float(chosen_S.sum()), "is_greedy": is_greedy, "is_prompt_cut": fitting[b][1]}
+            )
         return results
 
     def _encoded(self, text: str, *, add_special: bool) -> list[int]:
         return self.tokenizer(text, add_special_tokens=add_special)["input_ids"]
 
-    def _encoded_pair(self, context: str, continuation: str) -> tuple[list[int], int]:
-        """Ids of both together, and how many are the continuation's, which gets the spaces between them."""
-        bare = context.rstrip()
+    def _encoded_pair(self, context: str, continuation: str, is_chat: bool) -> tuple[list[int], int]:
+        """Ids of both together, and how many are the continuation's, which gets the spaces between them.
+
+        Line ends of a chat template stay where they are, since they belong to its markers.
+        """
+        bare = context.rstrip(" ") if is_chat else context.rstrip()
         continuation = context[len(bare) :] + continuation
-        before = self._encoded(bare, add_special=True)
-        whole = self._encoded(bare + continuation, add_special=True)
+        before = self._encoded(bare, add_special=not is_chat)
+        whole = self._encoded(bare + continuation, add_special=not is_chat)
         if not before:
             start = self.tokenizer.bos_token_id
             whole = [self.tokenizer.eos_token_id if start is None else start, *whole]
             before = whole[:1]
         return whole, max(len(whole) - len(before), 1)
 
-    def _fitting(self, prompts: list[list[int]], model: Any, num_new: int) -> list[list[int]]:
-        """Those too long for the model without their beginning; they are counted."""
-        limit = getattr(model.config, "max_position_embeddings", None)
-        if not isinstance(limit, int):
-            return prompts
-        room = max(limit - num_new, 1)
-        self.num_cut_prompts += sum(len(ids) > room for ids in prompts)
-        return [ids[-room:] for ids in prompts]
+
+def _context_of(model: Any) -> int | None:
+    """How many tokens the model takes; None where its configuration says nothing."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
-class _Sureness(LogitsProcessor):
-    """Keeps the log-probability of the top token, which greedy decoding takes, of each step."""
-
-    def __init__(self) -> None:
-        self.logprobs: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        scores_BV = scores.float()
-        self.logprobs.append((scores_BV.max(dim=1).values - scores_BV.logsumexp(dim=1)).cpu())
-        return scores
-
-
-def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that end an answer."""
-    found = getattr(model.generation_config, "eos_token_id", None)
-    ids = found if isinstance(found, list) else [found]
-    return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}
+def _fitting(ids: list[int], limit: int | None, num_new: int) -> tuple[list[int], bool]:
+    """Those before which there is room, without their beginning where that is too long; whether it was."""
+    if limit is None or len(ids) <= limit - num_new:
+        return ids, False
+    return ids[num_new - limit :], True
 
 
 def _shape(request: Request) -> tuple[int, tuple[str, ...]]:
@@ -223,14 +202,3 @@ def _batches(keys: Sequence[str], size: int, alike: Callable[[str], Any]) -> lis
         else:
             batches.append([key])
     return batches
-
-
-def _contents(folder: Path) -> str:
-    """Changes when the model in the folder does; "" for a name of the hub."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]):
-        if path.name in ("train.json", "metrics.json", "before.json"):
-            continue  # of the run that made it
-        found = path.stat()
-        digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest() if folder.is_dir() else ""

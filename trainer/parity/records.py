@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 MatchKind = Literal["exact", "contains", "regex", "judge"]
+MAX_TOKENS = 256
+"""Of an answer, where neither a task nor the command says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,9 @@ class Answer:
     confidence: float | None
     """Geometric mean of the probabilities of its tokens; None where nobody knows them."""
     is_cut: bool
-    """It reached `max_tokens`."""
+    """It was not at its end when it was as long as it might be."""
+    is_prompt_cut: bool
+    """The prompt was too long for the model, and its beginning was left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,14 @@ class Scored:
     output: str
     score: float
     confidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """All items by one measure, answered by one model."""
+
+    items: Sequence[Scored]
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True, slots=True)

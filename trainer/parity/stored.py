@@ -50,7 +50,7 @@ def stored_answers(uri: str, items: Sequence[Item]) -> dict[str, Answer]:
     whole: dict[Key, Answer] = {}
     without_system: dict[Key, Answer] = {}
     for text in _texts_of(store, None):
-        answer = Answer(text.answer, None, text.is_cut)
+        answer = Answer(text.answer, None, text.is_cut, False)
         whole.setdefault(_key(text.messages), answer)
         without_system.setdefault(_key(_talk(text.messages)), answer)
     found: dict[str, Answer] = {}

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tests.logitstore.exchange.test_texts import store_of
+from tests.trainer.parity.models import byte_model
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
 from trainer.parity.answer_book import AnswerBook
 from trainer.parity.contamination import _Found
 from trainer.parity.gap import gap_of, routing_of
 from trainer.parity.records import Pair, Scored
+from trainer.parity.report import in_words
 
 
 @pytest.fixture
 def places(tmp_path: Path) -> list[str]:
-    """Options: two tiny models that differ, questions whose right answers are the teacher's, a folder."""
+    """Options: two tiny models that differ, ten questions of words that they know, a folder."""
     words = Tokenizer(WordLevel({f"t{index}": index for index in range(64)}, unk_token="t0"))
     words.pre_tokenizer = Whitespace()  # type: ignore[assignment]  # the library's own way to set it
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t1", unk_token="t0")
     for seed, name in enumerate(("teacher", "student")):
         tokenizer.save_pretrained(tmp_path / name)
         tiny_student(seed=seed).save_pretrained(tmp_path / name)
-    lines = [{"question": f"t{n} t{n + 1} t{n + 2}", "answer": f"t{n}"} for n in range(2, 12)]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_questions(tmp_path / "q.jsonl", range(2, 12))
     return [
         "parity", "--student", f"{tmp_path}/student", "--teacher", f"{tmp_path}/teacher",
         "--tasks", f"{tmp_path}/q.jsonl", "--match", "contains", "--max-tokens", "6",
@@ -102,6 +107,92 @@ def test_gap_and_routing() -> None:
     assert routing.quality == pytest.approx((0.5, 0.75, 1.0, 1.0, 0.75))
     assert routing.enough() == 1
     assert routing.threshold[1] == 0.2
+
+
+def test_a_score_below_zero_can_be_come_near_to() -> None:
+    """Such as a mean log-probability."""
+    pairs = pairs_of([(-1, -3, 0.1), (-1, -1.05, 0.8)])
+    gap = gap_of(pairs, seed=0)
+    routing = routing_of(pairs)
+    assert routing is not None
+    assert routing.enough() == 1
+    record = {
+        "contamination": None, "emptied": ["other.jsonl"], "num_cut_prompts": {"student": 0},
+        "num_cut_answers": {"student": 3}, "gaps": {"a": asdict(gap), "b": asdict(replace(gap, higher_is_better=False))},
+        "routing": {"a": routing.to_dict()},
+    }  # fmt: skip
+    told = in_words(record, Path("out")).splitlines()
+    assert "other.jsonl: nothing is left to ask" in told
+    assert any(line.startswith("student: 3 answers were cut off") for line in told)
+    assert "50% of requests to the teacher, those with a confidence below 0.800, come within 5%" in told[4]
+    assert told[5].startswith("b: 2 items, lower is better; teacher -1.0000, student -2.0250, gap +1.0250")
+
+
+def write_questions(path: Path, numbers: range, answer: str = "t{}") -> str:
+    lines = [{"question": f"t{n} t{n + 1} t{n + 2}", "answer": answer.format(n)} for n in numbers]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_judge_is_loaded_once_and_its_name_checked_first(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_questions(tmp_path / "other.jsonl", range(20, 24))
+    judged = [*places, "--unchecked", "--match", "judge", "--tasks", f"{tmp_path}/q.jsonl,{other}"]
+    assert main([*judged, "--judge", f"{tmp_path}/nowhere"]) == 2
+    assert f"--judge = '{tmp_path}/nowhere' is no folder here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    loaded: list[str] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def spy(name: str, **settings: Any) -> Any:
+        loaded.append(Path(name).name)
+        return load(name, **settings)
+
+    monkeypatch.setattr("trainer.parity.model.AutoModelForCausalLM.from_pretrained", spy)
+    shutil.copytree(tmp_path / "teacher", tmp_path / "judge")
+    assert main([*judged, "--judge", f"{tmp_path}/judge", "--json"]) == 0
+    assert loaded == ["teacher", "student", "judge"]
+    record = json.loads(capsys.readouterr().out)
+    assert sorted(gap["num_items"] for gap in record["gaps"].values()) == [4, 10]
+
+
+def test_answers_that_leave_nothing_to_compare_are_refused_first(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_questions(tmp_path / "q.jsonl", range(2, 4), "?!")
+    assert main([*places, "--unchecked"]) == 2
+    assert f"{tmp_path}/q.jsonl, line 1: of the answer '?!' nothing is left" in capsys.readouterr().err
+    assert main([*places[:-2], "--tasks", ",", "--out", f"{tmp_path}/out", "--unchecked"]) == 2
+    assert "--tasks names nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_was_met_whole_is_said(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training store holds all questions of one file; what is left is asked of the teacher's store."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    met = [(f"a question of {number} that the student has met", " yes<|e|>") for number in range(3)]
+    store_of(tmp_path / "trained", met, None)
+    asked = [("another question that nobody trained on", " It is 7.<|e|>")]
+    store_of(tmp_path / "labels", asked, None)
+    lines = [{"question": question, "answer": "7"} for question, _ in met]
+    (tmp_path / "met.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "new.jsonl").write_text(json.dumps({"question": asked[0][0], "answer": "7"}) + "\n")
+    student = byte_model(tmp_path / "bytes")
+    given = [
+        "parity", "--student", student, "--teacher", f"{tmp_path}/labels", "--match", "contains",
+        "--labels", f"{tmp_path}/trained", "--max-tokens", "4", "--out", f"{tmp_path}/out",
+    ]  # fmt: skip
+    assert main([*given, "--tasks", f"{tmp_path}/met.jsonl"]) == 2
+    assert "all 3 items share 13 words in a row" in capsys.readouterr().err
+    assert main([*given, "--tasks", f"{tmp_path}/met.jsonl,{tmp_path}/new.jsonl"]) == 0
+    told = capsys.readouterr().out
+    assert "contamination: 3 items share" in told
+    assert f"{tmp_path}/met.jsonl: nothing is left to ask" in told
+    assert f"{tmp_path}/new.jsonl: 1 items; teacher 1.0000" in told
+    assert "student: 1 answers were cut off before their end" in told
 
 
 def test_questions_met_in_training_are_found() -> None:

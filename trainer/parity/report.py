@@ -1,0 +1,118 @@
+"""What a comparison leaves: its files, and what the command prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trainer.parity.answering import Said, Work
+from trainer.parity.contamination import NUM_WORDS
+from trainer.parity.gap import ENOUGH, Gap, Routing, gap_of, routing_of
+from trainer.parity.options import ParityOptions
+from trainer.parity.pictures import draw_routing
+from trainer.parity.records import Pair, Scored, Scores
+
+
+def write_results(
+    options: ParityOptions,
+    work: Work,
+    teacher: Said,
+    student: Said,
+    teacher_scores: Mapping[str, Scores],
+    student_scores: Mapping[str, Scores],
+) -> dict[str, Any]:
+    """items.jsonl, routing.png and parity.json in the folder; the content of the last."""
+    pairs = {
+        name: _paired(scores.items, student_scores[name].items) for name, scores in teacher_scores.items()
+    }
+    gaps = {
+        name: gap_of(found, options.seed, higher_is_better=teacher_scores[name].higher_is_better)
+        for name, found in pairs.items()
+        if found
+    }
+    curves = {
+        name: curve
+        for name, found in pairs.items()
+        if found and gaps[name].higher_is_better and (curve := routing_of(found))
+    }
+    with (options.out / "items.jsonl").open("w", encoding="utf-8") as file:
+        for name, found in pairs.items():
+            file.writelines(json.dumps(one.to_dict(name), ensure_ascii=False) + "\n" for one in found)
+    if curves:
+        draw_routing(options.out / "routing.png", curves)
+    found = work.contamination
+    record = {
+        "student": options.student,
+        "teacher": options.teacher,
+        "seed": options.seed,
+        "contamination": None
+        if found is None
+        else {"stores": list(found.stores), "num_prompts": found.num_prompts, "left_out": dict(found.met)},
+        "emptied": list(work.emptied),
+        "num_cut_prompts": {"teacher": teacher.num_cut_prompts, "student": student.num_cut_prompts},
+        "num_cut_answers": {"teacher": teacher.num_cut_answers, "student": student.num_cut_answers},
+        "gaps": {name: asdict(gap) for name, gap in gaps.items()},
+        "routing": {name: curve.to_dict() for name, curve in curves.items()},
+    }
+    (options.out / "parity.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record
+
+
+def _paired(teacher: Sequence[Scored], student: Sequence[Scored]) -> list[Pair]:
+    own = {one.item_id: one for one in student}
+    return [
+        Pair(one.item_id, one.question, one.reference, one, own[one.item_id])
+        for one in teacher
+        if one.item_id in own
+    ]
+
+
+def in_words(record: Mapping[str, Any], out: Path) -> str:
+    """What the command prints."""
+    checked = record["contamination"]
+    lines = ["contamination was not checked (--unchecked)"]
+    if checked is not None:
+        lines = [
+            f"contamination: {len(checked['left_out']):,} items share {NUM_WORDS} words in a row with one of "
+            f"{checked['num_prompts']:,} training prompts and are left out"
+        ]
+    lines += [f"{name}: nothing is left to ask" for name in record["emptied"]]
+    lines += [
+        f"{role}: the beginning of {count:,} prompts was left out, since they are too long for it"
+        for role, count in record["num_cut_prompts"].items()
+        if count
+    ]
+    lines += [
+        f"{role}: {count:,} answers were cut off before their end; --max-tokens allows longer ones, within "
+        "the model's context"
+        for role, count in record["num_cut_answers"].items()
+        if count
+    ]
+    for name, fields in record["gaps"].items():
+        gap = Gap(**fields)
+        lines.append(
+            f"{name}: {gap.num_items:,} items{'' if gap.higher_is_better else ', lower is better'}; teacher "
+            f"{gap.teacher:.4f}, student {gap.student:.4f}, gap "
+            f"{gap.gap:+.4f} (95% interval {gap.low:+.4f} to {gap.high:+.4f})"
+        )
+        if name in record["routing"]:
+            lines.append("  " + _routing_in_words(Routing(**record["routing"][name])))
+    lines.append(f"each item: {out}/items.jsonl; all figures: {out}/parity.json")
+    if record["routing"]:
+        lines.append(f"routing: {out}/routing.png")
+    return "\n".join(lines)
+
+
+def _routing_in_words(routing: Routing) -> str:
+    if routing.quality[0] >= routing.quality[-1]:
+        return "routing: the student alone scores no less than the teacher"
+    place = routing.enough()
+    threshold = routing.threshold[place]
+    below = "" if threshold is None else f", those with a confidence below {threshold:.3f},"
+    return (
+        f"routing: {routing.share[place]:.0%} of requests to the teacher{below} come within "
+        f"{1 - ENOUGH:.0%} of its score (threshold chosen on these items)"
+    )
