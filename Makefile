@@ -15,9 +15,9 @@ help:
 	@echo "make test         every test, real vLLM and Ray included (under an hour on 2 cores)"
 	@echo "make check        lint, types and the quick tests (four minutes on 2 cores); PKG=labeler for one package's"
 	@echo "make test-gpu     the tests that need a GPU"
-	@echo "make bench        every measurement (half an hour on 2 cores); rewrites benchmarks/RESULTS.md"
-	@echo "make bench-quick  the same with small inputs, into $(BENCH_OUT) (8 minutes)"
-	@echo "make bench-check  small measurements against the committed ones (6 minutes); fails if a ratio lost 15%"
+	@echo "make bench        every measurement; rewrites benchmarks/RESULTS.md"
+	@echo "make bench-quick  the same with small inputs, into $(BENCH_OUT)"
+	@echo "make bench-check  small measurements against the committed ones; fails if a ratio lost 15%"
 	@echo "make setup        only .venv and the demo's teacher, which the others make where they are missing"
 	@echo "make clean        removes what demo, tests and benchmarks left, never labels or students of yours; clean-env also .venv"
 

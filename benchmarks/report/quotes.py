@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "labeler" / "README.md",
+    ROOT / "logitstore" / "README.md",
     ROOT / "logitstore" / "FORMAT.md",
+    ROOT / "cluster" / "README.md",
     ROOT / "benchmarks" / "README.md",
 )
 
