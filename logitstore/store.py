@@ -45,14 +45,14 @@ from logitstore.index.commits import (
 from logitstore.index.committed import CommittedUnits
 from logitstore.index.committing import commit
 from logitstore.index.compaction import CompactionResult, compact, fence_compactors
-from logitstore.index.deletions import Deletions
+from logitstore.index.deletions import DeletedRecords, Deletions
 from logitstore.index.entries import ShardIndex
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, TombstoneInfo, encode_pointer
 from logitstore.index.rebuild import RebuildResult, rebuild_index
 from logitstore.index.uncommit import uncommit
 from logitstore.lookup import KeptIds, Lookup
-from logitstore.manifest.fields import Manifest, ShardEntry
+from logitstore.manifest.fields import RECORD_PARTS, Manifest, ShardEntry
 from logitstore.manifest.reading import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -67,7 +67,6 @@ from logitstore.records import LabeledSequence, Reject
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.schema import MAX_BLOCK_ENTRIES, MAX_SHARD_BYTES
 from logitstore.shard.writer import ShardStats, write_shard
-from logitstore.tools.findings import digest_of
 
 MAX_WHOLE_BYTES = 256 * 2**20
 MAX_ROUNDS_PER_COMMIT = 10
@@ -212,6 +211,11 @@ class LogitStore:
         """What was taken down, as of the last `refresh`."""
         return self._units.deletions
 
+    @property
+    def deleted_records(self) -> DeletedRecords:
+        """Which records were taken down, as of the last `refresh` or commit."""
+        return DeletedRecords(self._units.deletions.records, RECORD_PARTS in self._manifest.features)
+
     def deleted_places(self, entry: ShardEntry) -> np.ndarray:
         """int64, ascending: places within the entry's shard of the sequences that are deleted."""
         place = shard_place(entry.name)
@@ -325,22 +329,35 @@ class LogitStore:
         self._units.check_place(unit_index, unit_id)
         for _ in range(MAX_ROUNDS_PER_COMMIT):
             self._codebooks.look_again()
-            kept = self._without_deleted(sequences)
+            deleted = self.deleted_records
+            kept = [one for one in sequences if one.record_id not in deleted]
             record = self.write_attempt(unit_id, unit_index, kept, rejects, seconds, worker)
             outcome = commit(self.objects, self._units, record)
-            if outcome is not None:
+            if outcome is None:
+                continue
+            if not self._shows_deleted(outcome[0], sequences):
                 return outcome
+            self.uncommit([outcome[0].name])
         raise StoreChangedError(
             f"{self.uri}: unit {unit_id} was un-committed {MAX_ROUNDS_PER_COMMIT} times while it was being "
             "committed; un-commit units while no job labels them"
         )
 
-    def _without_deleted(self, sequences: Sequence[LabeledSequence]) -> Sequence[LabeledSequence]:
-        """What a worker labeled that did not know yet, or whose unit is labeled again, stays deleted."""
-        deleted = self._units.newest_deletions().records
-        if not deleted:
-            return sequences
-        return [one for one in sequences if digest_of(one.record_id).hex() not in deleted]
+    def _shows_deleted(self, entry: ShardEntry, sequences: Sequence[LabeledSequence]) -> bool:
+        """Whether the shard that counts for a unit of these sequences hands out a deleted one.
+
+        The index was read after the unit's record was put. A deletion that was not in it yet looks once more
+        after it is, and so finds the record: one of the two sees the other.
+        """
+        deleted = self.deleted_records
+        if not entry.name or not any(one.record_id in deleted for one in sequences):
+            return False
+        try:
+            with self.open_shard(entry) as reader:
+                blocks = map(reader.plain_columns, range(reader.num_blocks))
+                return any(name in deleted for plain in blocks for name in plain.record_id)
+        except (ObjectNotFoundError, CorruptShardError):
+            return False  # another writer's, which hands out nothing; `verify` tells
 
     def write_attempt(
         self,

@@ -163,11 +163,16 @@ class CommittedUnits:
                 return False
             raise
         rounds = Counter(dropped.unit_id for dropped in pointer.dropped)
-        self.tail = {unit: record for unit, record in self.tail.items() if rounds[unit] == self._rounds[unit]}
-        self._segments, self.pointer, self.pointer_etag, self._rounds = segments, pointer, etag, rounds
+        before, self._rounds = self._rounds, rounds
+        self._segments, self.pointer, self.pointer_etag = segments, pointer, etag
         self.deletions = deletions
         tables = [self.segment_table(name) for name in segments]
         self.compacted = ShardIndex(pa.concat_tables(tables or [index_segments.ENTRY_SCHEMA.empty_table()]))
+        self.tail = {
+            unit: record
+            for unit, record in self.tail.items()
+            if rounds[unit] == before[unit] and not self.compacted.has(record.shard.unit_index, unit)
+        }
         self._all = None
         return True
 
@@ -257,14 +262,6 @@ class CommittedUnits:
                 lost = tuple(rejects.get(entry.unit_index, ()))
                 found.append(CommitRecord(attempt.hex(), self.pointer.manifest, entry, lost))
         return found
-
-    def newest_deletions(self) -> Deletions:
-        """As the index has them now. What else was read before stays as it is."""
-        try:
-            data, _ = self._objects.get_with_etag(INDEX_NAME)
-        except ObjectNotFoundError:
-            return self.deletions
-        return self._load_deletions(decode_pointer(data))
 
     def _load_deletions(self, pointer: IndexPointer) -> Deletions:
         if pointer.deleted == self.pointer.deleted:

@@ -21,6 +21,8 @@ from logitstore.errors import CorruptManifestError, ObjectNotFoundError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import check_attempt, check_manifest_hash, check_unit_id
 from logitstore.index.pointer import INDEX_NAME, MAX_INDEX_BYTES, TombstoneInfo, decode_pointer
+from logitstore.inputs.identity import digest_of
+from logitstore.inputs.parts import parent_id
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import FORMAT_VERSION
 from logitstore.manifest.reading import check_version
@@ -107,6 +109,22 @@ class Deletions:
             at = table.schema.get_field_index(name)
             table = table.set_column(at, table.schema.field(at), pa.array(values))
         return table
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedRecords:
+    """Which records were taken down; `name in self`. With a record all of its parts are."""
+
+    digests: frozenset[str]
+    """As `Deletions.records`."""
+    has_parts: bool
+    """Whether records of the store are parts of those of the input."""
+
+    def __contains__(self, name: str) -> bool:
+        if not self.digests:
+            return False
+        names = {name, parent_id(name)} if self.has_parts else {name}
+        return any(digest_of(one).hex() in self.digests for one in names)
 
 
 def tombstone_name(token: str) -> str:

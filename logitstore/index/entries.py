@@ -69,14 +69,24 @@ class ShardIndex(Sequence[ShardEntry]):
 
     def find(self, unit_index: int, unit_id: str) -> tuple[ShardEntry, str] | None:
         """Entry and attempt of a unit. Raises StoreChangedError if its place holds another unit."""
-        position = int(np.searchsorted(self._unit_index, unit_index))
-        if position == len(self) or self._unit_index[position] != unit_index:
+        position = self._position(unit_index)
+        if position is None:
             return None
         entry = self[position]
         if entry.unit_id != unit_id:
             raise of_another_plan(unit_index, entry.unit_id, unit_id)
         attempt = self._rows(self._order[[position]]).column("attempt")[0].as_py().hex()
         return entry, attempt
+
+    def has(self, unit_index: int, unit_id: str) -> bool:
+        """Whether the unit is in its place."""
+        position = self._position(unit_index)
+        return position is not None and self[position].unit_id == unit_id
+
+    def _position(self, unit_index: int) -> int | None:
+        position = int(np.searchsorted(self._unit_index, unit_index))
+        found = position < len(self) and self._unit_index[position] == unit_index
+        return position if found else None
 
     def _rows(self, rows: np.ndarray, names: list[str] | None = None) -> pa.Table:
         """Rows of the table by number. (Arrow's own `take` copies whole string columns each time.)"""

@@ -55,3 +55,8 @@ def lookup_field(record: Mapping[str, Any], name: str) -> Any:
 def repeated_id(name: str, number: int) -> str:
     """Id of the `number`-th (from 2) record of the input whose content, and so `record_id`, is the same."""
     return f"{name}-{number}"
+
+
+def digest_of(name: str) -> bytes:
+    """Blake2b-128 of a record's id, by which sets of many records are kept."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()

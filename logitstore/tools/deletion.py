@@ -13,35 +13,18 @@ from datetime import UTC, datetime
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
 from logitstore.index.commits import shard_place
 from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
+from logitstore.inputs.identity import digest_of
 from logitstore.inputs.parts import parent_id
 from logitstore.job_objects import ACTIVE_STATES, STATUS_NAME, parse_status
 from logitstore.manifest.fields import RECORD_PARTS, ShardEntry
 from logitstore.manifest.reading import manifest_hash
 from logitstore.store import LogitStore
-from logitstore.tools.findings import digest_of
 
 MAX_SWAP_TRIES = 20
 THREADS = 8
 ACTIVE_SEC = 120.0
 """A job that wrote its status so lately is at work."""
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class DeletedRecords:
-    """Which records were taken down; `name in self`. With a record all of its parts are."""
-
-    digests: frozenset[str]
-    has_parts: bool
-    """Whether records of the store are parts of those of the input."""
-
-    @classmethod
-    def of(cls, store: LogitStore) -> DeletedRecords:
-        return cls(store.deletions.records, RECORD_PARTS in store.manifest.features)
-
-    def __contains__(self, name: str) -> bool:
-        names = {name, parent_id(name)} if self.has_parts else {name}
-        return any(digest_of(one).hex() in self.digests for one in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +54,20 @@ def delete_records(
     if not reason.strip():
         raise ValueError("a deletion needs a reason, by which others will know why; give --reason TEXT")
     refuse_running_job(store)
+    search = _Search(store, record_ids, progress)
+    before = store.deletions.records
+    found: list[DeletedSequences] = []
+    name = ""
     for _ in range(MAX_SWAP_TRIES):
         store.compact()
         pointer, etag = store.index_pointer()
-        named = _with_parts(store, record_ids)
-        units, seen = _find(store, named, progress)
-        seen |= {parent_id(one) for one in seen}
-        new = sorted({digest_of(one).hex() for one in named} - store.deletions.records)
-        known = store.deletions.records
-        absent = sum(one not in seen and digest_of(one).hex() not in known for one in record_ids)
-        num_sequences = sum(len(unit.places) for unit in units)
+        units = search.living()
+        new = sorted({digest_of(one).hex() for one in search.named} - store.deletions.records)
         if not new and not units:
-            return DeletionResult(len(record_ids), 0, 0, absent, "")
+            absent = sum(one not in search.met and digest_of(one).hex() not in before for one in record_ids)
+            num_sequences = sum(len(unit.places) for unit in found)
+            num_units = len({unit.attempt for unit in found})
+            return DeletionResult(len(record_ids), num_sequences, num_units, absent, name)
         tombstone = Tombstone(
             manifest=manifest_hash(store.manifest),
             reason=reason.strip(),
@@ -94,8 +79,10 @@ def delete_records(
         changed = dataclasses.replace(
             pointer, generation=pointer.generation + 1, deleted=(*pointer.deleted, info)
         )
+        # A writer that read the index before this and put its record meanwhile is found by the next look.
         if store.replace_index(changed, etag):
-            return DeletionResult(len(record_ids), num_sequences, len(units), absent, info.name)
+            found += units
+            name = name or info.name
     raise StoreChangedError(
         f"{store.uri}: {MAX_SWAP_TRIES} attempts to replace the index lost to other processes; stop what "
         "works on "
@@ -127,38 +114,47 @@ def refuse_running_job(store: LogitStore) -> None:
         )
 
 
-def _with_parts(store: LogitStore, record_ids: frozenset[str]) -> frozenset[str]:
-    """The ids, and those of their parts in the store."""
-    if RECORD_PARTS not in store.manifest.features:
-        return record_ids
-    parts: set[str] = set()
-    for entry in store.shards():
-        if entry.name:
-            with store.open_shard(entry, deleted=True) as reader:
+class _Search:
+    """Where records and their parts are in a store, looked for again and again while it changes."""
+
+    def __init__(self, store: LogitStore, record_ids: frozenset[str], progress: Progress | None) -> None:
+        self._store, self._record_ids, self._progress = store, record_ids, progress
+        self.named = record_ids
+        """The ids, and those of their parts in the store."""
+        self.met: set[str] = set()
+        """Ids that have labels, of records and of parts."""
+        self._looked: set[str] = set()
+        """Shards whose parts are known."""
+
+    def living(self) -> list[DeletedSequences]:
+        """The sequences that are not deleted yet."""
+        if RECORD_PARTS in self._store.manifest.features:
+            self.named |= self._new_parts()
+        store, shards = self._store, self._store.shards()
+        places = store.lookup().shards_with(sorted(self.named))
+        entries = [shards[place] for place in sorted(places)]
+        units: list[DeletedSequences] = []
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = pool.map(lambda entry: _find_in(store, entry, self.named), entries)
+            for done, (unit, met) in enumerate(found):
+                if self._progress:
+                    self._progress("shards", done, len(entries))
+                self.met |= met | {parent_id(one) for one in met}
+                if unit is not None:
+                    units.append(unit)
+        return units
+
+    def _new_parts(self) -> set[str]:
+        """Parts of the records, in shards that were not looked at before."""
+        entries = [entry for entry in self._store.shards() if entry.name and entry.name not in self._looked]
+        self._looked.update(entry.name for entry in entries)
+        parts: set[str] = set()
+        for entry in entries:
+            with self._store.open_shard(entry, deleted=True) as reader:
                 for block in range(reader.num_blocks):
                     names = reader.plain_columns(block).record_id
-                    parts.update(name for name in names if parent_id(name) in record_ids)
-    return record_ids | parts
-
-
-def _find(
-    store: LogitStore, record_ids: frozenset[str], progress: Progress | None
-) -> tuple[list[DeletedSequences], set[str]]:
-    """Where the records' sequences are that are not deleted yet, and which of the records were met."""
-    shards = store.shards()
-    places = store.lookup().shards_with(sorted(record_ids))
-    entries = [shards[place] for place in sorted(places)]
-    units: list[DeletedSequences] = []
-    seen: set[str] = set()
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda entry: _find_in(store, entry, record_ids), entries)
-        for done, (unit, met) in enumerate(found):
-            if progress:
-                progress("shards", done, len(entries))
-            seen |= met
-            if unit is not None:
-                units.append(unit)
-    return units, seen
+                    parts.update(name for name in names if parent_id(name) in self._record_ids)
+        return parts
 
 
 def _find_in(

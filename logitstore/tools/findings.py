@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from logitstore.inputs.identity import digest_of
 from logitstore.objects.opening import ObjectInfo
 
 Progress = Callable[[str, int, int], None]
@@ -73,7 +73,3 @@ class Findings:
 
     def note(self, kind: str, where: str, message: str) -> None:
         self.problems.append(Problem("note", kind, where, message))
-
-
-def digest_of(record_id: str) -> bytes:
-    return hashlib.blake2b(record_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()

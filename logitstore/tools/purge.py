@@ -19,7 +19,7 @@ import pyarrow as pa
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, ObjectStoreError, StoreChangedError
 from logitstore.index.commits import CommitRecord
 from logitstore.index.compaction import write_segment_objects
-from logitstore.index.deletions import write_tombstone
+from logitstore.index.deletions import DeletedRecords, write_tombstone
 from logitstore.index.ids import ids_name
 from logitstore.index.pointer import TombstoneInfo
 from logitstore.index.segments import entries_to_table
@@ -27,7 +27,7 @@ from logitstore.job_objects import PLAN_PREFIX, PLAN_SEGMENTS_PREFIX, REJECTS_NA
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 from logitstore.store import LogitStore
-from logitstore.tools.deletion import MAX_SWAP_TRIES, DeletedRecords, refuse_running_job
+from logitstore.tools.deletion import MAX_SWAP_TRIES, refuse_running_job
 
 _PLAN_PARTS = ("ids", "prompts", "proofs")
 Progress = Callable[[str, int, int], None]
@@ -53,7 +53,7 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
     Raises StoreChangedError while a job labels the store or if other processes keep replacing the index.
     """
     refuse_running_job(store)
-    deleted = DeletedRecords.of(store)
+    deleted = store.deleted_records
     for _ in range(MAX_SWAP_TRIES):
         store.compact()
         pointer, etag = store.index_pointer()
@@ -92,7 +92,7 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
 
 def _rewritten(store: LogitStore, progress: Progress | None) -> tuple[list[CommitRecord], list[str], int]:
     """All records of the index after the purge, the shards that they replace, and the rejects they lose."""
-    deletions, deleted, done, num_lost = store.deletions, DeletedRecords.of(store), 0, 0
+    deletions, deleted, done, num_lost = store.deletions, store.deleted_records, 0, 0
     records: list[CommitRecord] = []
     old_shards: list[str] = []
     for record in store.index_records():

@@ -17,6 +17,7 @@ from logitstore.errors import (
     UnsafeObjectError,
 )
 from logitstore.index.absence import LIVE_SHARD_SEC
+from logitstore.inputs.identity import digest_of
 from logitstore.job_objects import REJECTS_NAME
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import ShardEntry
@@ -25,7 +26,7 @@ from logitstore.records import LabeledSequence, Reject
 from logitstore.shard.validation import check_sequence
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import FILES_NAME, read_file, stored_tokenizer
-from logitstore.tools.findings import Findings, Progress, digest_of
+from logitstore.tools.findings import Findings, Progress
 from logitstore.tools.garbage import find_codebook_garbage, find_garbage
 from logitstore.tools.record_ids import check_ids
 
@@ -186,9 +187,25 @@ def _read_shard(store: LogitStore, entry: ShardEntry, findings: Findings) -> Non
         raise CorruptShardError(
             f"the shard holds (sequences, rows, tokens) {found}, its entry says {said}; {_remedy(entry)}"
         )
+    _check_deleted(store, entry, names, findings)
     findings.labeled.add(entry.unit_index, names)
     findings.num_sequences += len(names)
     findings.num_rows += num_rows
+
+
+def _check_deleted(
+    store: LogitStore, entry: ShardEntry, names: list[tuple[str, int]], findings: Findings
+) -> None:
+    """A writer that died right after its record was put may have left sequences of deleted records."""
+    deleted = store.deleted_records
+    shown = sorted({name for name, _ in names if name in deleted})
+    if shown:
+        findings.error(
+            "deleted_shown",
+            entry.name,
+            f"hands out {len(shown)} records that were deleted, as {shown[0]!r:.100}, since it was committed "
+            "while they were being deleted; delete them again: `penumbra store delete`",
+        )
 
 
 def _remedy(entry: ShardEntry) -> str:

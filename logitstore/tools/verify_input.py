@@ -7,14 +7,14 @@ from itertools import islice
 
 import numpy as np
 
-from logitstore.inputs.identity import repeated_id
+from logitstore.index.deletions import DeletedRecords
+from logitstore.inputs.identity import digest_of, repeated_id
 from logitstore.inputs.parts import id_of, part_number, parts_of
 from logitstore.inputs.proofs import PlannedProofs, proof_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
 from logitstore.records import Reject
-from logitstore.tools.deletion import DeletedRecords
-from logitstore.tools.findings import Findings, Progress, digest_of
+from logitstore.tools.findings import Findings, Progress
 
 BATCH_RECORDS = 4096
 MAX_LISTED = 1000
@@ -95,7 +95,7 @@ class InputCheck:
         self._compare_contents(labeled)
 
     def _is_deleted(self, identifier: str) -> bool:
-        return bool(self._deleted) and identifier in DeletedRecords(self._deleted, bool(self._info.parts))
+        return identifier in DeletedRecords(self._deleted, bool(self._info.parts))
 
     def _part_of(self, reject: Reject) -> int:
         return part_number(reject.record_id) if self._info.parts else 0

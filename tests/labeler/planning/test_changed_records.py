@@ -149,8 +149,8 @@ def test_the_verifier_compares_contents(tmp_path: Path, capsys: pytest.CaptureFi
     rejects = lines[24]
     (tmp_path / "in.jsonl").write_text("\n".join([*lines[:15]]) + "\n")
     # The plan of that version, with the proofs that this one keeps.
+    from logitstore.inputs.identity import digest_of
     from logitstore.inputs.proofs import proof_of
-    from logitstore.tools.findings import digest_of
 
     info = InputInfo("in.jsonl", "prompt_response", INFO)
     proofs = b"".join(

@@ -59,6 +59,18 @@ def fill(store: LogitStore, units: range) -> None:
         store.commit_unit(unit_id, unit_index, sequences, rejects, seconds=1, worker="w")
 
 
+def test_a_writer_sees_each_unit_once_after_others_compacted(tmp_path: Path) -> None:
+    """Its commit reads the index anew, which has the units whose records it knew by then."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    fill(store, range(3))
+    writer = LogitStore.open(tmp_path / "store")
+    store.compact()
+    fill(writer, range(3, 4))
+    assert [entry.unit_index for entry in writer.shards()] == [0, 1, 2, 3]
+    writer.refresh()
+    assert [entry.unit_index for entry in writer.shards()] == [0, 1, 2, 3]
+
+
 def test_compaction_changes_nothing_but_the_cost(place: Place) -> None:
     store = LogitStore.create(place.uri, make_manifest(), storage_options=place.storage_options)
     fill(store, range(7, 0, -1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,16 +13,17 @@ from labeler.planning.plan import Plan, SegmentWriter, read_unit
 from labeler.planning.units import unit_id_of
 from labeler.records import PlannedRecord, TokenizedPrompt
 from logitstore.__main__ import main
-from logitstore.errors import CorruptManifestError, StoreChangedError
+from logitstore.errors import CorruptManifestError, ObjectStoreError, StoreChangedError
 from logitstore.index import pointer as index_pointer
-from logitstore.index.pointer import INDEX_NAME
-from logitstore.inputs.identity import record_id
+from logitstore.index.pointer import INDEX_NAME, IndexPointer
+from logitstore.inputs.identity import digest_of, record_id
 from logitstore.job_objects import STATUS_NAME
 from logitstore.manifest import strict_json
-from logitstore.records import Reject
+from logitstore.manifest.fields import RECORD_PARTS, InputInfo
+from logitstore.objects.local import LocalBackend
+from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
-from logitstore.tools.findings import digest_of
 from logitstore.tools.inspection import inspect_store
 from logitstore.tools.purge import purge
 from logitstore.tools.verify import verify_store
@@ -90,6 +92,120 @@ def test_a_deleted_record_that_is_labeled_again_stays_deleted(store: LogitStore)
     store.commit_unit("unit-1", 1, [make_sequence(name) for name in NAMES[3:6]], seconds=1, worker="w")
     assert left(store) == [name for name in NAMES if name not in GONE]
     assert verify_store(store).errors == []
+
+
+def parts_store(tmp_path: Path) -> LogitStore:
+    """A store whose records are turns of conversations; the first unit has the first turn of each."""
+    info = InputInfo("in", "messages", {"messages": "messages", "id": "id"}, parts="turns")
+    manifest = dataclasses.replace(make_manifest(), input=info, features=(RECORD_PARTS,))
+    store = LogitStore.create(tmp_path / "parts", manifest)
+    sequences = [make_sequence(f"{name}#turn-1") for name in "cd"]
+    store.commit_unit("unit-0", 0, sequences, seconds=0, worker="w")
+    return store
+
+
+def second_turns() -> list[LabeledSequence]:
+    return [make_sequence(f"{name}#turn-2") for name in "cd"]
+
+
+def test_parts_of_a_deleted_record_are_not_committed(tmp_path: Path) -> None:
+    store = parts_store(tmp_path)
+    delete_records(store, frozenset({"c"}), "asked for")
+    entry, _ = store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+    assert (entry.num_sequences, left(store)) == (1, ["d#turn-1", "d#turn-2"])
+    assert verify_store(store).errors == []
+
+
+def delete_before_the_record_is_put(store: LogitStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of the store's next commit, whose attempts are in the list that is returned."""
+    other, put_if_absent = LogitStore.open(store.uri), store.objects.put_if_absent
+    attempts: list[str] = []
+
+    def put(name: str, data: bytes) -> bool:
+        attempts.append(json.loads(data)["attempt"])
+        if len(attempts) == 1:
+            delete_records(other, frozenset({"c"}), "asked for")
+        return put_if_absent(name, data)
+
+    monkeypatch.setattr(store.objects, "put_if_absent", put)
+    return attempts
+
+
+def test_a_writer_takes_back_what_was_deleted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = parts_store(tmp_path)
+    attempts = delete_before_the_record_is_put(store, monkeypatch)
+    entry, won = store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+    assert (won, entry.num_sequences, len(attempts)) == (True, 1, 2)
+    assert left(LogitStore.open(store.uri)) == ["d#turn-1", "d#turn-2"]
+    assert verify_store(store).errors == []
+
+
+def test_a_writer_that_lost_the_reply_takes_it_back_when_it_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = parts_store(tmp_path)
+    delete_before_the_record_is_put(store, monkeypatch)
+    put_if_absent = store.objects.put_if_absent
+
+    def reply_lost(name: str, data: bytes) -> bool:
+        put_if_absent(name, data)
+        monkeypatch.setattr(store.objects, "put_if_absent", put_if_absent)
+        raise ObjectStoreError("the reply was lost, on purpose")
+
+    monkeypatch.setattr(store.objects, "put_if_absent", reply_lost)
+    with pytest.raises(ObjectStoreError):
+        store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+    assert "c#turn-2" in left(LogitStore.open(store.uri))
+    store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+    assert left(LogitStore.open(store.uri)) == ["d#turn-1", "d#turn-2"]
+
+
+def test_a_deletion_finds_what_was_committed_before_it_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = parts_store(tmp_path)
+    writer, replace_index = LogitStore.open(store.uri), LogitStore.replace_index
+
+    def commit_first(self: LogitStore, pointer: IndexPointer, etag: str) -> bool:
+        if self is store and "unit-1" not in writer.committed_units():
+            writer.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+        return replace_index(self, pointer, etag)
+
+    monkeypatch.setattr(LogitStore, "replace_index", commit_first)
+    result = delete_records(store, frozenset({"c"}), "asked for")
+    assert (result.num_sequences, result.num_units, result.num_absent) == (2, 2, 0)
+    assert left(LogitStore.open(store.uri)) == ["d#turn-1", "d#turn-2"]
+    assert verify_store(store).errors == []
+
+
+def test_what_a_writer_that_died_left_of_them_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = parts_store(tmp_path)
+    delete_before_the_record_is_put(store, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(LogitStore, "_shows_deleted", lambda *_: False)
+        store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+    (error,) = verify_store(store).errors
+    assert (error.kind, "c#turn-2" in error.message) == ("deleted_shown", True)
+    assert delete_records(store, frozenset({"c"}), "again").num_sequences == 1
+    assert (verify_store(store).errors, left(store)) == ([], ["d#turn-1", "d#turn-2"])
+
+
+def test_a_commit_reads_the_index_once(store: LogitStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    get_with_etag = LocalBackend.get_with_etag
+
+    def counting(self: LocalBackend, name: str) -> tuple[bytes, str]:
+        read.append(name)
+        return get_with_etag(self, name)
+
+    delete_records(store, GONE, "asked for")
+    monkeypatch.setattr(LocalBackend, "get_with_etag", counting)
+    store.commit_unit("unit-9", 9, [make_sequence("person-90")], seconds=0, worker="w")
+    assert read == [INDEX_NAME]
 
 
 def test_older_readers_refuse_a_store_with_deletions(store: LogitStore) -> None:
