@@ -69,13 +69,19 @@ student is least sure went to the teacher.""",
         metavar="N",
         help="of an answer (default: what a task of lm-eval says itself, else 256)",
     )
-    parser.add_argument("--fewshot", type=int, metavar="N", help="examples before a question of lm-eval")
+    parser.add_argument("--fewshot", type=_count, metavar="N", help="examples before a question of lm-eval")
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="default 8")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the interval (default 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(command=_parity)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -59,12 +59,9 @@ def load_tasks(specs: Sequence[str], *, limit: int | None, num_fewshot: int | No
                 if len(name) < 60
                 else f"--tasks {name!r} is no file here"
             )
-        for task in _loaded(manager, name, file):
-            if num_fewshot is not None:
-                task.set_config(key="num_fewshot", value=num_fewshot)
-            elif task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-            found.append(HarnessTask(task.task_name, task, *_questions(task, limit)))
+        for task in _loaded(manager, name, file, limit):
+            _set_fewshot(task, num_fewshot, f"--tasks {spec}" if file else "")
+            found.append(task)
     return found
 
 
@@ -142,7 +139,7 @@ def _chosen(
     return (share if metric in ("acc", "acc_norm", "acc_bytes") else None), choices[best]
 
 
-def _loaded(manager: Any, name: str, file: str) -> list[Any]:
+def _loaded(manager: Any, name: str, file: str, limit: int | None) -> list[HarnessTask]:
     spec: Any = name
     if file:
         # Examples come from the same file: the harness leaves the question itself out of them.
@@ -152,9 +149,23 @@ def _loaded(manager: Any, name: str, file: str) -> list[Any]:
             "dataset_kwargs": {"data_files": {"test": os.path.abspath(file)}},
         }  # fmt: skip
         spec = {"group": f"{name} of a file", "task": [own]}
+    # What a task makes of a document is its own code, and templates.
+    undefined = importlib.import_module("jinja2").TemplateError
     try:
-        return list(manager.load([spec])["tasks"].values())
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        return [
+            HarnessTask(task.task_name, task, *_questions(task, limit))
+            for task in manager.load([spec])["tasks"].values()
+        ]
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        undefined,
+    ) as error:
         if file:
             raise ConfigError(
                 f"--tasks {name}={file}: the task cannot read it ({_reason(error)}); "
@@ -164,6 +175,17 @@ def _loaded(manager: Any, name: str, file: str) -> list[Any]:
             f"--tasks {name}: its data set is not on this machine and cannot be had "
             f"({_reason(error)}); give its records by {name}=FILE.jsonl, or the network"
         ) from error
+
+
+def _set_fewshot(task: HarnessTask, given: int | None, file: str) -> None:
+    """`file`: what names the file that examples come from too, "" where they come from elsewhere."""
+    number = given if given is not None else task.task.get_config("num_fewshot") or 0
+    task.task.set_config(key="num_fewshot", value=number)
+    if file and number >= (num_records := len(task.task.eval_docs)):
+        raise ConfigError(
+            f"{file}: {number} examples before a question do not come from a file of {num_records} records; "
+            "give more records, or fewer examples with --fewshot"
+        )
 
 
 def _reason(error: Exception) -> str:
