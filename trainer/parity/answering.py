@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from logitstore.common.config_file import ConfigError
-from trainer.parity.answer_book import AnswerBook
 from trainer.parity.contamination import Contamination
+from trainer.parity.figures.scoring import score_of
 from trainer.parity.harness import HarnessTask, score
-from trainer.parity.judging import judged
-from trainer.parity.model import AnsweringModel
+from trainer.parity.models.answer_book import AnswerBook
+from trainer.parity.models.judging import judged
+from trainer.parity.models.model import AnsweringModel
 from trainer.parity.options import ParityOptions
 from trainer.parity.records import MAX_TOKENS, Answer, Item, Request, Scored, Scores
-from trainer.parity.scoring import score_of
 from trainer.parity.stored import is_store, stored_answers
 
 

@@ -92,8 +92,8 @@ def _positive(text: str) -> int:
 
 def _parity(arguments: argparse.Namespace) -> int:
     from trainer.parity.command import parity  # torch takes seconds to import
+    from trainer.parity.figures.report import in_words
     from trainer.parity.options import ParityOptions
-    from trainer.parity.report import in_words
 
     options = ParityOptions(
         student=arguments.student,

@@ -8,14 +8,14 @@ from typing import Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
-from trainer.parity.answer_book import AnswerBook
 from trainer.parity.answering import Work, model_said, scores_of, teacher_said
 from trainer.parity.contamination import NUM_WORDS, contamination_of, training_stores
+from trainer.parity.figures.report import write_results
+from trainer.parity.figures.scoring import check_reference, compiled
 from trainer.parity.harness import load_tasks
 from trainer.parity.items import read_items
+from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.options import ParityOptions
-from trainer.parity.report import write_results
-from trainer.parity.scoring import check_reference, compiled
 from trainer.parity.stored import is_store
 
 

@@ -18,9 +18,9 @@ from logitstore.common.config_file import ConfigError
 from tests.logitstore.exchange.test_texts import store_of
 from tests.trainer.parity.models import WITH_START, byte_model
 from trainer.__main__ import main
-from trainer.parity.answer_book import AnswerBook
 from trainer.parity.harness import HarnessTask, score
-from trainer.parity.model import AnsweringModel
+from trainer.parity.models.answer_book import AnswerBook
+from trainer.parity.models.model import AnsweringModel
 from trainer.parity.records import Request
 
 LM_EVAL = Path(__file__).parents[3] / ".venv" / "aside" / "lm_eval"

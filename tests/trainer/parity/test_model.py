@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer.parity.models import WITH_START, byte_model
-from trainer.parity.answer_book import AnswerBook
-from trainer.parity.identity import identity_of
-from trainer.parity.judging import judged
-from trainer.parity.model import AnsweringModel
+from trainer.parity.models.answer_book import AnswerBook
+from trainer.parity.models.identity import identity_of
+from trainer.parity.models.judging import judged
+from trainer.parity.models.model import AnsweringModel
 from trainer.parity.records import Answer, Request
 
 PROMPTS = ("Why?", "How many are there in all, then?", "So", "Tell me of it at length.", "x")

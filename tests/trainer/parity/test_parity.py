@@ -18,11 +18,11 @@ from tests.logitstore.exchange.test_texts import store_of
 from tests.trainer.parity.models import byte_model
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
-from trainer.parity.answer_book import AnswerBook
 from trainer.parity.contamination import _Found
-from trainer.parity.gap import gap_of, routing_of
+from trainer.parity.figures.gap import gap_of, routing_of
+from trainer.parity.figures.report import in_words
+from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.records import Pair, Scored
-from trainer.parity.report import in_words
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_judge_is_loaded_once_and_its_name_checked_first(
         loaded.append(Path(name).name)
         return load(name, **settings)
 
-    monkeypatch.setattr("trainer.parity.model.AutoModelForCausalLM.from_pretrained", spy)
+    monkeypatch.setattr("trainer.parity.models.model.AutoModelForCausalLM.from_pretrained", spy)
     shutil.copytree(tmp_path / "teacher", tmp_path / "judge")
     assert main([*judged, "--judge", f"{tmp_path}/judge", "--json"]) == 0
     assert loaded == ["teacher", "student", "judge"]

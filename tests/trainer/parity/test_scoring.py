@@ -7,7 +7,7 @@ import re
 import pytest
 
 from logitstore.common.config_file import ConfigError
-from trainer.parity.scoring import check_reference, score_of
+from trainer.parity.figures.scoring import check_reference, score_of
 
 NUMBER = re.compile(r"#### (-?\d+)")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from trainer.parity.gap import Routing
+from trainer.parity.figures.gap import Routing
 
 # Of Okabe and Ito, distinct for colour-blind readers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
-from trainer.parity.answer_book import AnswerBook, key_of
-from trainer.parity.generation import greedy_answers, take_ends
-from trainer.parity.identity import identity_of
+from trainer.parity.models.answer_book import AnswerBook, key_of
+from trainer.parity.models.generation import greedy_answers, take_ends
+from trainer.parity.models.identity import identity_of
 from trainer.parity.records import Answer, Request
 
 Tell = Callable[[int, int], None]

@@ -10,9 +10,9 @@ from typing import Any
 
 from trainer.parity.answering import Said, Work
 from trainer.parity.contamination import NUM_WORDS
-from trainer.parity.gap import ENOUGH, Gap, Routing, gap_of, routing_of
+from trainer.parity.figures.gap import ENOUGH, Gap, Routing, gap_of, routing_of
+from trainer.parity.figures.pictures import draw_routing
 from trainer.parity.options import ParityOptions
-from trainer.parity.pictures import draw_routing
 from trainer.parity.records import Pair, Scored, Scores
 
 

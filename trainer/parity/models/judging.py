@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trainer.parity.model import AnsweringModel
+from trainer.parity.models.model import AnsweringModel
 
 GRADES = ("1", "2", "3", "4", "5")
 QUESTION = """Grade the answer to a question against the right answer.

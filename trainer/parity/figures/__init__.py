@@ -1,0 +1,1 @@
+"""Scores of what was said, the gap between them, and what is left of a comparison."""
