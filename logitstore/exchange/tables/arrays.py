@@ -13,9 +13,14 @@ import pyarrow as pa
 from logitstore.exchange.tables.columns import SEGMENTS_OF_TOKENS, STUDENT_PROMPT
 from logitstore.records import LabeledSequence, LabelRows
 
+MAX_OFFSET = 2**31 - 1
+
 
 def record_batch(sequences: Sequence[LabeledSequence], schema: pa.Schema) -> pa.RecordBatch:
-    """One row per sequence; entries beyond a row's count are left out."""
+    """One row per sequence; entries beyond a row's count are left out.
+
+    Raises ValueError where a column would have more than MAX_OFFSET numbers.
+    """
     rows = [sequence.rows for sequence in sequences]
     num_rows = [one.num_rows for one in rows]
     columns: dict[str, pa.Array] = {
@@ -89,4 +94,8 @@ def _lists_or_null(parts: Sequence[np.ndarray | None], kind: pa.DataType) -> pa.
 
 def _offsets(lengths: np.ndarray) -> pa.Array:
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if ends[-1] > MAX_OFFSET:
+        raise ValueError(
+            f"a batch of {ends[-1]:,} numbers is beyond int32 offsets; give fewer sequences at once"
+        )
     return pa.array(ends.astype(np.int32))

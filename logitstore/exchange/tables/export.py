@@ -10,7 +10,6 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.tables.ahead import made_ahead
 from logitstore.exchange.tables.arrays import record_batch
 from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.json_lines import write_head, write_json_line
@@ -34,15 +34,18 @@ from logitstore.store import LogitStore
 Progress = Callable[[str, int, int], None]
 Announce = Callable[[int], None]
 """Called before anything is written with the bytes that it will take, about."""
-ROWS_PER_BATCH = 256
-"""Sequences per record batch."""
+BATCH_SEQUENCES = 256
+BATCH_NUMBERS = 2**21
+"""Of a record batch: entries of label rows, and tokens, of its sequences together; one sequence that has more
+is a batch of its own. Arrow counts them in int32."""
 ROW_GROUP_BYTES = 32 * 2**20
 """Of arrays that make a row group of Parquet."""
 FILE_BYTES = 64 * 2**20
 """Labels, as the store holds them, that one of several files takes; Parquet makes about twice of them."""
-THREADS = 4
 SAMPLE_SEQUENCES = 8
 """So many of the first sequences are written to nowhere, to know what all will take."""
+SAMPLE_SHARDS = 16
+"""In so many shards it is counted how much a selection takes."""
 _PLANES = tuple(
     f"{name}.list.element.list.element" for name in ("top_ids", "top_logits", "logsumexp", "log_tail_mass")
 )
@@ -50,8 +53,8 @@ _PLANES = tuple(
 _PART_NAME = re.compile(r"part-\d{5}-of-(\d{5})\.(parquet|arrow|jsonl)")
 
 
-Content = list[LabeledSequence] | list[pa.RecordBatch]
-"""What is written of one shard: its sequences for JSONL, else record batches."""
+Piece = list[LabeledSequence] | pa.RecordBatch
+"""What is written at once: a few sequences for JSONL, else a record batch of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,48 +88,53 @@ class _Table:
         found = self.selection.of_part(self.store, part)
         return cut_sequences(found, self.store.manifest.labels, self.top_k)
 
-    def write(self, file: pa.NativeFile, parts: Iterable[Content]) -> None:
-        """Whole parts, of sequences for JSONL, else of record batches."""
+    def write(self, file: pa.NativeFile, pieces: Iterable[Piece]) -> None:
         if self.form == "jsonl":
             text = io.TextIOWrapper(cast("BinaryIO", file), encoding="utf-8", write_through=True)
             write_head(self.manifest, text)
-            for part in parts:
-                for sequence in part:
+            for piece in pieces:
+                for sequence in piece:
                     assert isinstance(sequence, LabeledSequence)
                     write_json_line(sequence, text)
             text.detach()
             return
         schema = self.schema
         with _writer(file, schema, self.form) as writer:
-            for group in _row_groups(parts):
+            for group in _row_groups(pieces):
                 writer.write_table(pa.Table.from_batches(group, schema).combine_chunks())
 
-    def content(self, part: ShardPart) -> Content:
-        """What `write` takes of one shard."""
-        sequences = self.sequences(part)
-        return list(sequences) if self.form == "jsonl" else self.batches(sequences)
+    def pieces(self, part: ShardPart) -> Iterator[Piece]:
+        """What `write` takes of one shard, of bounded size whatever the shard's."""
+        return self.pieces_of(self.sequences(part))
 
-    def batches(self, sequences: Iterable[LabeledSequence]) -> list[pa.RecordBatch]:
-        schema = self.schema
-        waiting, found = iter(sequences), list[pa.RecordBatch]()
-        while some := list(itertools.islice(waiting, ROWS_PER_BATCH)):
-            found.append(record_batch(some, schema))
-        return found
+    def pieces_of(self, sequences: Iterable[LabeledSequence]) -> Iterator[Piece]:
+        for some in _bounded(sequences):
+            yield some if self.form == "jsonl" else record_batch(some, self.schema)
 
     def bytes_per_row(self, parts: list[ShardPart]) -> float:
         """Bytes a label row takes, by the first sequences; 0 for none."""
         every = (sequence for part in parts for sequence in self.sequences(part))
         sample = list(itertools.islice(every, SAMPLE_SEQUENCES))
         sink = pa.BufferOutputStream()
-        self.write(sink, [sample if self.form == "jsonl" else self.batches(sample)])
+        self.write(sink, self.pieces_of(sample))
         return sink.getvalue().size / max(1, sum(one.rows.num_rows for one in sample))
 
     def require_room(self, uri: str, parts: list[ShardPart], announce: Announce | None) -> None:
         """Tell what all will take. Raises UnsupportedInputError where a local disk has no room for it."""
-        num_bytes = int(self.selection.count_rows(self.store, parts) * self.bytes_per_row(parts))
+        num_bytes = int(self.num_rows_about(parts) * self.bytes_per_row(parts))
         if announce:
             announce(num_bytes)
         require_room(uri, num_bytes, "the export")
+
+    def num_rows_about(self, parts: list[ShardPart]) -> float:
+        """Label rows of the selected sequences, by the share of them in SAMPLE_SHARDS shards.
+
+        Counting them all would open every shard of a store twice.
+        """
+        looked = parts[:: max(1, -(-len(parts) // SAMPLE_SHARDS))]
+        num_looked = sum(part.entry.num_rows for part in looked)
+        share = self.selection.count_rows(self.store, looked) / max(1, num_looked)
+        return share * sum(part.entry.num_rows for part in parts)
 
 
 def export_table(
@@ -150,7 +158,7 @@ def export_table(
     counter = _Counter(store, progress)
     try:
         with pa.OSFile(str(temporary), "wb") as file:
-            table.write(file, map(counter.count, _ahead(table.content, parts)))
+            table.write(file, map(counter.count, made_ahead(table.pieces, parts)))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -182,17 +190,18 @@ def export_files(
     table.require_room(target.uri, parts, announce)
     counter = _Counter(store, progress)
 
-    def write(numbered: tuple[int, list[ShardPart]]) -> tuple[int, int]:
+    def write(numbered: tuple[int, list[ShardPart]]) -> Iterator[tuple[int, int]]:
         number, group = numbered
         sink = pa.BufferOutputStream()
         counted = _Counter(store, None)
-        table.write(sink, map(counted.count, map(table.content, group)))
+        pieces = itertools.chain.from_iterable(map(table.pieces, group))
+        table.write(sink, map(counted.count, pieces))
         data = sink.getvalue().to_pybytes()
         target.put(f"part-{number:05d}-of-{len(groups):05d}.{form}", data)
-        return counted.done, len(data)
+        yield counted.done, len(data)
 
     num_bytes = 0
-    for num_sequences, size in _ahead(write, enumerate(groups)):
+    for num_sequences, size in made_ahead(write, enumerate(groups)):
         counter.add(num_sequences)
         num_bytes += size
     return Exported(counter.done, len(groups), num_bytes)
@@ -206,9 +215,9 @@ class _Counter:
         self._total = len(store)
         self._progress = progress
 
-    def count(self, content: Content) -> Content:
-        self.add(sum(1 if isinstance(one, LabeledSequence) else one.num_rows for one in content))
-        return content
+    def count(self, piece: Piece) -> Piece:
+        self.add(piece.num_rows if isinstance(piece, pa.RecordBatch) else len(piece))
+        return piece
 
     def add(self, num_sequences: int) -> None:
         self.done += num_sequences
@@ -216,20 +225,19 @@ class _Counter:
             self._progress("sequences", self.done, self._total)
 
 
-def _ahead(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`make` of each item, in order, made by threads a few items ahead."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting: list[Future[Any]] = []
-        try:
-            for item in items:
-                waiting.append(pool.submit(make, item))
-                if len(waiting) > THREADS:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
+def _bounded(sequences: Iterable[LabeledSequence]) -> Iterator[list[LabeledSequence]]:
+    """At most BATCH_SEQUENCES at once, and of BATCH_NUMBERS numbers unless one alone has more."""
+    group: list[LabeledSequence] = []
+    size = 0
+    for sequence in sequences:
+        its_size = sequence.rows.token_ids_NK.size + len(sequence.token_ids_T)
+        if group and (len(group) == BATCH_SEQUENCES or size + its_size > BATCH_NUMBERS):
+            yield group
+            group, size = [], 0
+        group.append(sequence)
+        size += its_size
+    if group:
+        yield group
 
 
 def _groups(parts: list[ShardPart], file_bytes: int) -> list[list[ShardPart]]:
@@ -244,15 +252,17 @@ def _groups(parts: list[ShardPart], file_bytes: int) -> list[list[ShardPart]]:
     return groups
 
 
-def _row_groups(parts: Iterable[Content]) -> Iterator[list[pa.RecordBatch]]:
+def _row_groups(pieces: Iterable[Piece]) -> Iterator[list[pa.RecordBatch]]:
     """Record batches of several shards together: many small row groups cost more than their labels."""
     group: list[pa.RecordBatch] = []
-    for batch in itertools.chain.from_iterable(parts):
+    size = 0
+    for batch in pieces:
         assert isinstance(batch, pa.RecordBatch)
         group.append(batch)
-        if sum(one.nbytes for one in group) >= ROW_GROUP_BYTES:
+        size += batch.nbytes
+        if size >= ROW_GROUP_BYTES:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 

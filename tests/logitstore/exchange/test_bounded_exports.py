@@ -1,0 +1,116 @@
+"""What an export holds at once is bounded, whatever the size of a shard, and a shard is read once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from logitstore.exchange.tables import arrays, export
+from logitstore.exchange.tables.ahead import PIECES_AHEAD, THREADS, made_ahead
+from logitstore.exchange.tables.arrays import record_batch
+from logitstore.exchange.tables.columns import table_schema
+from logitstore.exchange.tables.export import export_table
+from logitstore.rows.where import parse_selection
+from logitstore.store import LogitStore
+from tests.logitstore.random_labels import make_manifest, make_sequence
+
+
+def store_of(place: Path, num_units: int, per_unit: int) -> LogitStore:
+    store = LogitStore.create(place, make_manifest())
+    for unit in range(num_units):
+        sequences = [make_sequence(f"{unit}-{i}") for i in range(per_unit)]
+        store.commit_unit(f"u{unit}", unit, sequences, seconds=0, worker="w")
+    return store
+
+
+def test_batches_are_bounded_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of few and long sequences was one batch, whose offsets could pass int32."""
+    store = store_of(tmp_path / "store", 1, 20)
+    a_sequence = 11 * 8 + 12
+    monkeypatch.setattr(export, "BATCH_NUMBERS", 3 * a_sequence + 1)
+    sizes: list[int] = []
+    real = record_batch
+    monkeypatch.setattr(
+        export, "record_batch", lambda some, schema: sizes.append(len(some)) or real(some, schema)
+    )
+    assert export_table(store, tmp_path / "t.parquet", "parquet") == 20
+    assert sizes[-7:] == [3, 3, 3, 3, 3, 3, 2]
+    monkeypatch.setattr(export, "BATCH_NUMBERS", 1)
+    assert export_table(store, tmp_path / "one.parquet", "parquet") == 20
+    assert sizes[-20:] == [1] * 20, "one that is larger alone is a batch"
+    both = [pq.read_table(tmp_path / name) for name in ("t.parquet", "one.parquet")]
+    assert both[0].equals(both[1])
+    assert both[0].column("record_id").to_pylist() == [f"0-{i}" for i in range(20)]
+
+
+def test_offsets_beyond_int32_are_refused_and_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "MAX_OFFSET", 11 * 8 - 1)
+    with pytest.raises(ValueError, match="a batch of 88 numbers is beyond int32 offsets"):
+        record_batch([make_sequence("a")], table_schema(make_manifest()))
+
+
+def test_threads_wait_until_their_pieces_are_taken() -> None:
+    made: list[int] = []
+
+    def pieces(item: int) -> Iterator[int]:
+        for piece in range(100):
+            made.append(item)
+            yield 100 * item + piece
+
+    taken: list[int] = []
+    most = 0
+    for piece in made_ahead(pieces, range(6)):
+        taken.append(piece)
+        most = max(most, len(made) - len(taken))
+        if len(taken) % 50 == 1:
+            time.sleep(0.05)
+    assert taken == list(range(600))
+    assert most <= THREADS * (PIECES_AHEAD + 1), most
+
+
+def test_threads_end_where_nobody_takes_more_or_one_fails() -> None:
+    def pieces(item: int) -> Iterator[int]:
+        yield item
+        if item == 2:
+            raise RuntimeError("damaged")
+        yield from range(1000)
+
+    before = threading.active_count()
+    endless = made_ahead(pieces, range(100))
+    assert next(endless) == 0
+    endless.close()  # type: ignore[attr-defined]  # it is a generator
+    assert threading.active_count() == before
+    with pytest.raises(RuntimeError, match="damaged"):
+        list(made_ahead(pieces, range(100)))
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_condition_does_not_open_every_shard_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    store = store_of(tmp_path / "store", 40, 2)
+    opened: Counter[str] = Counter()
+    real = LogitStore.open_shard
+
+    def counted(self: LogitStore, entry: Any, **how: Any) -> Any:
+        opened[entry.name] += 1
+        return real(self, entry, **how)
+
+    monkeypatch.setattr(LogitStore, "open_shard", counted)
+    said: list[int] = []
+    selection = parse_selection("hash < 0.5")
+    path = tmp_path / f"t.{form}"
+    written = export_table(store, path, form, selection=selection, announce=said.append)
+    assert 20 < written < 60
+    assert len(opened) == 40
+    assert sum(opened.values()) <= 40 + 2 * export.SAMPLE_SHARDS
+    export_table(store, path, form, announce=said.append)
+    assert said[0] / said[1] == pytest.approx(written / 80, abs=0.2)
