@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.labels.labeled_store import LabelingJob, finished_store
-from logitstore.exchange.npz import read_npz
+from logitstore.exchange.npz.reading import read_npz
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
 from logitstore.rows.temperature import truncate

@@ -19,7 +19,8 @@ from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.exchange.megatron import read_megatron
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
-from logitstore.exchange.npz import export_npz, read_npz
+from logitstore.exchange.npz.export import export_npz
+from logitstore.exchange.npz.reading import read_npz
 from logitstore.exchange.tables.export import FILE_BYTES, export_files, export_table
 from logitstore.exchange.tables.reading import read_table
 from logitstore.exchange.texts import export_texts

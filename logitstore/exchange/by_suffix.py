@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from logitstore.errors import UnsupportedInputError
-from logitstore.exchange.npz import export_npz
+from logitstore.exchange.npz.export import export_npz
 from logitstore.exchange.tables.export import export_table
 from logitstore.store import LogitStore
 

@@ -58,10 +58,10 @@ def add_import(commands: Commands) -> None:
         commands,
         "import",
         "make a store of labels in another form",
-        "npz: a capture of top-K logits, ids and logsumexp by temperature (the layout stands in\n"
-        "logitstore/exchange/npz.py). parquet, arrow, jsonl: what `export` wrote. distillkit: DistillKit's\n"
-        "compressed captures. megatron: Megatron-LM's cached logits. The last two know T=1 only, with the\n"
-        "tail that their rounded values leave. An interrupted import goes on when the command is repeated.",
+        "npz: a capture of top-K logits, ids and logsumexp by temperature (its layout is in\n"
+        "logitstore/exchange/npz/__init__.py). parquet, arrow, jsonl: what `export` wrote. distillkit:\n"
+        "DistillKit's compressed captures. megatron: Megatron-LM's cached logits. The last two know T=1 only,\n"
+        "with the tail that their rounded values leave. An interrupted import goes on when the command is repeated.",
         "import --from npz capture.npz build/store --top-k 64",
         "import --from npz capture.npz build/store --codebook build/other-store",
         "import --from distillkit logits/ build/store --config compression_config.yaml",

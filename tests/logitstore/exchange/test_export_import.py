@@ -25,7 +25,8 @@ from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, import_source
 from logitstore.exchange.megatron import read_megatron
 from logitstore.exchange.merge import merge_stores
-from logitstore.exchange.npz import export_npz, read_npz
+from logitstore.exchange.npz.export import export_npz
+from logitstore.exchange.npz.reading import read_npz
 from logitstore.exchange.tables.export import export_table
 from logitstore.exchange.tables.reading import read_table
 from logitstore.exchange.torch_archive import read_archive

@@ -15,7 +15,7 @@ from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
 from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import AccessRefusedError, ObjectStoreError, StoreNotFoundError
-from logitstore.exchange.npz import read_npz
+from logitstore.exchange.npz.reading import read_npz
 from logitstore.objects import remote
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore

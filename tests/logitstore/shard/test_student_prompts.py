@@ -19,7 +19,7 @@ from logitstore.errors import (
 )
 from logitstore.exchange.importing import Origin, import_source
 from logitstore.exchange.merge import merge_stores
-from logitstore.exchange.npz import export_npz
+from logitstore.exchange.npz.export import export_npz
 from logitstore.exchange.tables.export import export_table
 from logitstore.exchange.tables.reading import read_table
 from logitstore.manifest import reading

@@ -1,112 +1,28 @@
-"""npz captures: label rows of all sequences one after another, in a few plain arrays.
-
-| array | shape, dtype | meaning |
-|---|---|---|
-| `logits_NK` | [N, K] float32 | the K highest raw logits, descending; -inf where a row has fewer |
-| `token_ids_NK` | [N, K] unsigned | their vocabulary ids |
-| `logsumexp_NT` | [N, T] float32 | logsumexp(l / T) over the whole vocabulary, nats |
-| `log_tail_mass_NT` | [N, T] float32 | log mass outside the K entries; optional in an import |
-| `temperatures` | [T] float32 | the temperatures of the two above |
-| `document_N` | [N] int | which sequence a row belongs to; rows of one lie together, by position |
-| `input_token_N` | [N] int | last token of the row's context: the row is of the token that follows it |
-| `label_token_N` | [N] int | the token that does follow; -1 if none; optional in an import |
-| `record_id` | [S] str | by the values of `document_N` in order; optional in an import |
-| `sample_index` | [S] int | beside `record_id`; optional in an import |
-| `vocab_size` | int | V |
+"""An npz capture as a source of sequences.
 
 Shape legend: N label rows, K stored entries, T temperatures of the file (M elsewhere), S sequences.
 """
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source, choose_value_kind, label_statistics
-from logitstore.manifest.fields import MIXED, RECORD_PARTS, SEGMENTS, LabelSpec
+from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
-from logitstore.rows.selection import Selection
-from logitstore.rows.temperature import cut_labels, cut_sequences
-from logitstore.store import LogitStore
 
-Progress = Callable[[str, int, int], None]
 PROBE_ROWS = 65_536
 SMALLEST_TAIL = 2.0**-24
 """Stands for a tail that the capture's float32 normalisers cannot tell from nothing."""
 _ROW_ARRAYS = ("logits_NK", "token_ids_NK", "logsumexp_NT", "document_N", "input_token_N")
 _OPTIONAL_ROW_ARRAYS = ("log_tail_mass_NT", "label_token_N")
 _REQUIRED = (*_ROW_ARRAYS, "temperatures", "vocab_size")
-
-
-def export_npz(
-    store: LogitStore,
-    path: Path,
-    *,
-    selection: Selection | None = None,
-    top_k: int | None = None,
-    progress: Progress | None = None,
-) -> int:
-    """Write a capture of the selected sequences; the number of rows. Memory stays at one shard.
-
-    Segments have no place in a capture, as masks and flags have none, and the labels mean the same without:
-    they are left out with a StoreWarning. Raises UnsupportedInputError for features that change the meaning.
-    """
-    labels = cut_labels(store.manifest.labels, top_k)
-    if SEGMENTS in store.manifest.features:
-        warnings.warn(
-            f"{path} holds no segments, for which an npz capture has no place; parquet, arrow and jsonl have",
-            StoreWarning,
-            stacklevel=2,
-        )
-    if lost := [name for name in store.manifest.features if name not in (MIXED, SEGMENTS, RECORD_PARTS)]:
-        raise UnsupportedInputError(
-            f"{store.uri} has the features {', '.join(lost)}, for which an npz capture "
-            "has no place: they would be lost; export as parquet, arrow or jsonl"
-        )
-    selection = selection or Selection()
-    if not selection.takes_all:
-        num_rows = sum(sequence.rows.num_rows for sequence in selection.sequences(store, top_k=1))
-    else:
-        num_rows = int(store.shards().column("num_rows").sum())
-    num_temperatures = len(labels.temperatures)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "logits_NK": ((num_rows, labels.top_k), np.float32),
-        "token_ids_NK": ((num_rows, labels.top_k), np.uint16 if labels.vocab_size <= 2**16 else np.uint32),
-        "logsumexp_NT": ((num_rows, num_temperatures), np.float32),
-        "log_tail_mass_NT": ((num_rows, num_temperatures), np.float32),
-        "document_N": ((num_rows,), np.int64),
-        "input_token_N": ((num_rows,), np.int32),
-        "label_token_N": ((num_rows,), np.int32),
-    }
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        arrays = {name: _create_array(Path(folder, name), *shape) for name, shape in shapes.items()}
-        names, samples, row = [], [], 0
-        for sequence in cut_sequences(selection.sequences(store), store.manifest.labels, top_k):
-            _fill(arrays, row, len(names), sequence)
-            names.append(sequence.record_id)
-            samples.append(sequence.sample_index)
-            row += sequence.rows.num_rows
-            if progress:
-                progress("rows", row, num_rows)
-        arrays["record_id"] = np.array(names, dtype=np.str_)
-        arrays["sample_index"] = np.array(samples, dtype=np.int32)
-        arrays["temperatures"] = np.array(labels.temperatures, np.float32)
-        arrays["vocab_size"] = np.array(labels.vocab_size)
-        temporary = Path(folder, "npz")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-        temporary.replace(path)
-    return num_rows
 
 
 def read_npz(path: Path, *, top_k: int | None = None, value_kind: str | None = None) -> Source:
@@ -198,28 +114,6 @@ class _Capture:
                 return np.lib.format.read_array(member, allow_pickle=False)  # type: ignore[arg-type]
             except ValueError as error:
                 raise UnsupportedInputError(f"{self._path}: array {name} cannot be read: {error}") from error
-
-
-def _create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
-
-
-def _fill(arrays: dict[str, np.ndarray], row: int, document: int, sequence: LabeledSequence) -> None:
-    rows, start = sequence.rows, sequence.label_start
-    span = slice(row, row + rows.num_rows)
-    width = rows.logits_NK.shape[1]
-    arrays["logits_NK"][span] = -np.inf
-    arrays["logits_NK"][span, :width] = rows.logits_NK
-    arrays["token_ids_NK"][span, :width] = rows.token_ids_NK
-    arrays["logsumexp_NT"][span] = rows.logsumexp_NM
-    arrays["log_tail_mass_NT"][span] = rows.log_tail_mass_NM
-    arrays["document_N"][span] = document
-    # One unknown token past the end: the last row may be of a token that the sequence does not have.
-    tokens = np.append(sequence.token_ids_T, -1)
-    arrays["input_token_N"][span] = tokens[start - 1 : start - 1 + rows.num_rows]
-    arrays["label_token_N"][span] = tokens[start : start + rows.num_rows]
 
 
 def _sequences(capture: _Capture, labels: LabelSpec) -> Iterator[LabeledSequence]:
