@@ -60,8 +60,8 @@ def add_import(commands: Commands) -> None:
         "make a store of labels in another form",
         "npz: a capture of top-K logits, ids and logsumexp by temperature (its layout is in\n"
         "logitstore/exchange/npz/__init__.py). parquet, arrow, jsonl: what `export` wrote. distillkit:\n"
-        "DistillKit's compressed captures. megatron: Megatron-LM's cached logits. The last two know T=1 only,\n"
-        "with the tail that their rounded values leave. An interrupted import goes on when the command is repeated.",
+        "DistillKit's compressed captures. megatron: Megatron-LM's cached logits. The last two know T=1\n"
+        "only, with the tail that their rounded values leave. Repeat the command where it was interrupted.",
         "import --from npz capture.npz build/store --top-k 64",
         "import --from npz capture.npz build/store --codebook build/other-store",
         "import --from distillkit logits/ build/store --config compression_config.yaml",

@@ -5,24 +5,27 @@ Shape legend: N label rows, K stored entries, T temperatures of the file (M else
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
 from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import UnsupportedInputError
-from logitstore.manifest.fields import MIXED, RECORD_PARTS, SEGMENTS
+from logitstore.manifest.fields import MIXED, RECORD_PARTS, SEGMENTS, LabelSpec
 from logitstore.records import LabeledSequence
 from logitstore.rows.selection import Selection
 from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
 
 Progress = Callable[[str, int, int], None]
+COPY_BYTES = 2**20
 
 
 def export_npz(
@@ -33,7 +36,8 @@ def export_npz(
     top_k: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write a capture of the selected sequences; the number of rows. Memory stays at one shard.
+    """Write a capture of the selected sequences; the number of rows. Memory stays at one block, and beside
+    the file its arrays lie on the disk until it is whole.
 
     Segments have no place in a capture, as masks and flags have none, and the labels mean the same without:
     they are left out with a StoreWarning. Raises UnsupportedInputError for features that change the meaning.
@@ -50,61 +54,88 @@ def export_npz(
             f"{store.uri} has the features {', '.join(lost)}, for which an npz capture "
             "has no place: they would be lost; export as parquet, arrow or jsonl"
         )
-    selection = selection or Selection()
-    if not selection.takes_all:
-        num_rows = sum(sequence.rows.num_rows for sequence in selection.sequences(store, top_k=1))
-    else:
-        num_rows = int(store.shards().column("num_rows").sum())
-    num_temperatures = len(labels.temperatures)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "logits_NK": ((num_rows, labels.top_k), np.float32),
-        "token_ids_NK": ((num_rows, labels.top_k), np.uint16 if labels.vocab_size <= 2**16 else np.uint32),
-        "logsumexp_NT": ((num_rows, num_temperatures), np.float32),
-        "log_tail_mass_NT": ((num_rows, num_temperatures), np.float32),
-        "document_N": ((num_rows,), np.int64),
-        "input_token_N": ((num_rows,), np.int32),
-        "label_token_N": ((num_rows,), np.int32),
-    }
+    names: list[str] = []
+    samples: list[int] = []
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        arrays = {name: _create_array(Path(folder, name), *shape) for name, shape in shapes.items()}
-        names, samples, row = [], [], 0
-        for sequence in cut_sequences(selection.sequences(store), store.manifest.labels, top_k):
-            _fill(arrays, row, len(names), sequence)
-            names.append(sequence.record_id)
-            samples.append(sequence.sample_index)
-            row += sequence.rows.num_rows
-            if progress:
-                progress("rows", row, num_rows)
-        arrays["record_id"] = np.array(names, dtype=np.str_)
-        arrays["sample_index"] = np.array(samples, dtype=np.int32)
-        arrays["temperatures"] = np.array(labels.temperatures, np.float32)
-        arrays["vocab_size"] = np.array(labels.vocab_size)
-        temporary = Path(folder, "npz")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-        temporary.replace(path)
-    return num_rows
+        with contextlib.ExitStack() as opened:
+            columns = {
+                name: _Column(opened.enter_context(Path(folder, name).open("w+b")), dtype, width)
+                for name, (dtype, width) in _layout(labels).items()
+            }
+            found = (selection or Selection()).sequences(store)
+            for sequence in cut_sequences(found, store.manifest.labels, top_k):
+                _append(columns, len(names), sequence)
+                names.append(sequence.record_id)
+                samples.append(sequence.sample_index)
+                if progress:
+                    progress("sequences", len(names), len(store))
+            whole = {
+                "record_id": np.array(names, dtype=np.str_),
+                "sample_index": np.array(samples, dtype=np.int32),
+                "temperatures": np.array(labels.temperatures, np.float32),
+                "vocab_size": np.array(labels.vocab_size),
+            }
+            _write_archive(Path(folder, "npz"), columns, whole)
+        Path(folder, "npz").replace(path)
+    return columns["document_N"].num_rows
 
 
-def _create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+def _write_archive(path: Path, columns: Mapping[str, _Column], whole: Mapping[str, np.ndarray]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, column in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                column.write_to(member)
+        for name, array in whole.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _fill(arrays: dict[str, np.ndarray], row: int, document: int, sequence: LabeledSequence) -> None:
+def _layout(labels: LabelSpec) -> dict[str, tuple[Any, int | None]]:
+    """Of each array with a row for every label row, its type and width; None for a plain one."""
+    num_temperatures = len(labels.temperatures)
+    return {
+        "logits_NK": (np.float32, labels.top_k),
+        "token_ids_NK": (np.uint16 if labels.vocab_size <= 2**16 else np.uint32, labels.top_k),
+        "logsumexp_NT": (np.float32, num_temperatures),
+        "log_tail_mass_NT": (np.float32, num_temperatures),
+        "document_N": (np.int64, None),
+        "input_token_N": (np.int32, None),
+        "label_token_N": (np.int32, None),
+    }
+
+
+class _Column:
+    """An array of as yet unknown length, in a file of its own."""
+
+    def __init__(self, file: BinaryIO, dtype: Any, width: int | None) -> None:
+        self._file, self._dtype, self._width = file, np.dtype(dtype), width
+        self.num_rows = 0
+
+    def append(self, values: np.ndarray, filling: float = 0) -> None:
+        """Rows, which are filled up to the width."""
+        part = values.astype(self._dtype, copy=False)
+        if self._width is not None and part.shape[1] < self._width:
+            narrow, part = part, np.full((len(part), self._width), filling, self._dtype)
+            part[:, : narrow.shape[1]] = narrow
+        self._file.write(np.ascontiguousarray(part).data)
+        self.num_rows += len(part)
+
+    def write_to(self, member: IO[bytes]) -> None:
+        shape = (self.num_rows,) if self._width is None else (self.num_rows, self._width)
+        head = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, head)  # type: ignore[arg-type]
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, member, COPY_BYTES)
+
+
+def _append(columns: Mapping[str, _Column], document: int, sequence: LabeledSequence) -> None:
     rows, start = sequence.rows, sequence.label_start
-    span = slice(row, row + rows.num_rows)
-    width = rows.logits_NK.shape[1]
-    arrays["logits_NK"][span] = -np.inf
-    arrays["logits_NK"][span, :width] = rows.logits_NK
-    arrays["token_ids_NK"][span, :width] = rows.token_ids_NK
-    arrays["logsumexp_NT"][span] = rows.logsumexp_NM
-    arrays["log_tail_mass_NT"][span] = rows.log_tail_mass_NM
-    arrays["document_N"][span] = document
+    columns["logits_NK"].append(rows.logits_NK, -np.inf)
+    columns["token_ids_NK"].append(rows.token_ids_NK)
+    columns["logsumexp_NT"].append(rows.logsumexp_NM)
+    columns["log_tail_mass_NT"].append(rows.log_tail_mass_NM)
+    columns["document_N"].append(np.full(rows.num_rows, document))
     # One unknown token past the end: the last row may be of a token that the sequence does not have.
     tokens = np.append(sequence.token_ids_T, -1)
-    arrays["input_token_N"][span] = tokens[start - 1 : start - 1 + rows.num_rows]
-    arrays["label_token_N"][span] = tokens[start : start + rows.num_rows]
+    columns["input_token_N"].append(tokens[start - 1 : start - 1 + rows.num_rows])
+    columns["label_token_N"].append(tokens[start : start + rows.num_rows])

@@ -216,7 +216,7 @@ class _Counter:
         self._progress = progress
 
     def count(self, piece: Piece) -> Piece:
-        self.add(piece.num_rows if isinstance(piece, pa.RecordBatch) else len(piece))
+        self.add(len(piece) if isinstance(piece, list) else piece.num_rows)
         return piece
 
     def add(self, num_sequences: int) -> None:
@@ -257,7 +257,7 @@ def _row_groups(pieces: Iterable[Piece]) -> Iterator[list[pa.RecordBatch]]:
     group: list[pa.RecordBatch] = []
     size = 0
     for batch in pieces:
-        assert isinstance(batch, pa.RecordBatch)
+        assert not isinstance(batch, list)
         group.append(batch)
         size += batch.nbytes
         if size >= ROW_GROUP_BYTES:

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from logitstore.exchange.npz.export import export_npz
 from logitstore.exchange.tables import arrays, export
 from logitstore.exchange.tables.ahead import PIECES_AHEAD, THREADS, made_ahead
 from logitstore.exchange.tables.arrays import record_batch
@@ -114,3 +116,33 @@ def test_a_condition_does_not_open_every_shard_twice(
     assert sum(opened.values()) <= 40 + 2 * export.SAMPLE_SHARDS
     export_table(store, path, form, announce=said.append)
     assert said[0] / said[1] == pytest.approx(written / 80, abs=0.2)
+
+
+def test_a_capture_of_selected_sequences_reads_each_shard_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_of(tmp_path / "store", 6, 3)
+    opened: Counter[str] = Counter()
+    real = LogitStore.open_shard
+
+    def counted(self: LogitStore, entry: Any, **how: Any) -> Any:
+        opened[entry.name] += 1
+        return real(self, entry, **how)
+
+    monkeypatch.setattr(LogitStore, "open_shard", counted)
+    selection = parse_selection("hash < 0.5")
+    num_rows = export_npz(store, tmp_path / "some.npz", selection=selection)
+    assert set(opened.values()) == {1}
+    chosen = list(selection.sequences(store))
+    assert 0 < len(chosen) < 18
+    assert num_rows == 11 * len(chosen)
+    with np.load(tmp_path / "some.npz") as arrays:
+        assert arrays["record_id"].tolist() == [one.record_id for one in chosen]
+        np.testing.assert_array_equal(
+            arrays["logits_NK"], np.concatenate([one.rows.logits_NK for one in chosen])
+        )
+        assert arrays["token_ids_NK"].dtype == np.uint16
+    nothing = parse_selection("record_id = nobody")
+    assert export_npz(store, tmp_path / "none.npz", selection=nothing) == 0
+    with np.load(tmp_path / "none.npz") as arrays:
+        assert arrays["logits_NK"].shape == (0, 8)
