@@ -6,6 +6,7 @@ The labeler writes these; the viewer, the garbage collector and the cluster's to
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -255,8 +256,12 @@ def parse_run(content: bytes, name: str) -> RunRecord:
 def parse_bill(content: bytes, name: str) -> Bill:
     """One bill of those below `BILLS_PREFIX`. Raises CorruptManifestError for what is none."""
     try:
-        return _record(Bill, json.loads(content), name)
-    except (ValueError, RecursionError) as error:
+        bill = _record(Bill, _object_of(content, name), name)
+        counts = (bill.input_tokens, bill.output_tokens, bill.num_answers, bill.num_lost)
+        if min(*counts, bill.num_on_the_way, bill.input_price, bill.output_price) < 0:
+            raise ValueError(f"{name}: tokens, answers and prices cannot be negative")
+        return bill
+    except ValueError as error:
         raise CorruptManifestError(
             f"{name} of the store is not readable ({error}); remove it, and what it says is not counted"
         ) from None
@@ -289,6 +294,8 @@ def _of(*kinds: type) -> Callable[[object, str], Any]:
             raise ValueError(f"{where} = {raw!r:.40} is not of type {kinds[0].__name__}")
         if isinstance(raw, int) and abs(raw) > strict_json.MAX_INTEGER:
             raise ValueError(f"{where} does not fit 63 bits")
+        if isinstance(raw, float) and not math.isfinite(raw):
+            raise ValueError(f"{where} is not finite")
         return raw
 
     return parse

@@ -98,6 +98,8 @@ class JobConfig(Section):
                     'set labels.rows = false, or "completions" for a server that takes and names token ids'
                 )
             return self
+        if self.input.kind == "auto":
+            return self  # checked once it is found, and with it the mode
         if self.labels.mode == "score":
             raise ValueError(
                 'labels.rows = false keeps what the teacher writes, and labels.mode = "score" lets it write '

@@ -10,15 +10,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labeler.config.found import find_settings
 from labeler.config.loading import JobConfig, checked_job
 from labeler.curation.sifting import Source
 from labeler.errors import JobFailedError
 from logitstore import LogitStore
+from logitstore.common.config_file import ConfigError
 from logitstore.contamination.prompt_texts import PromptText, Unreadable
 
 SECTIONS = ("teacher", "workers", "limits", "cost")
@@ -93,9 +97,15 @@ def ask(
     paths: AskPaths,
     sampling: Mapping[str, Any],
     *,
+    rows: bool,
     quiet: bool,
+    also_counted: Sequence[str] = (),
 ) -> tuple[JobConfig, LogitStore]:
     """The job that put all (id, text) to the teacher, and its store with the replies.
+
+    Args:
+        rows: whether the replies' label rows are wanted; without, a server may give texts alone.
+        also_counted: stores whose money counts for `limits.max_cost` too.
 
     Raises:
         JobFailedError: the job ended before its end; the same command goes on.
@@ -104,8 +114,12 @@ def ask(
 
     paths.out.parent.mkdir(parents=True, exist_ok=True)
     write_lines(paths.asks, ({"id": ask_id, "prompt": text} for ask_id, text in questions))
-    job = checked_job(_asking_document(document, paths, sampling), None)
-    status, _ = run(job, RunOptions(quiet=quiet))
+    document = deepcopy(dict(document))
+    for line in find_settings({**document, "input": {"kind": "prompt"}}):
+        if not quiet:
+            print(line, file=sys.stderr)
+    job = asking_job(document, paths, sampling, rows=rows)
+    status, _ = run(job, RunOptions(quiet=quiet, also_counted=tuple(also_counted)))
     if status:
         raise JobFailedError(
             f"the teacher did not answer everything (exit status {int(status)}, see above); give the same "
@@ -114,11 +128,27 @@ def ask(
     return job, LogitStore.open(str(paths.store))
 
 
-def _asking_document(
-    document: Mapping[str, Any], paths: AskPaths, sampling: Mapping[str, Any]
-) -> dict[str, Any]:
+def asking_job(
+    document: Mapping[str, Any],
+    paths: AskPaths,
+    sampling: Mapping[str, Any],
+    *,
+    rows: bool,
+    where: str | None = None,
+) -> JobConfig:
+    """The job that asks the teacher of the user's `document`.
+
+    Raises ConfigError, also for a server that gives texts alone where `rows` are wanted.
+    """
+    texts_alone = _gives_texts_alone(document)
+    if rows and texts_alone:
+        raise ConfigError(
+            'teacher.api.endpoint = "chat" gives texts alone, and a judge reads the probabilities of digits; '
+            'set "completions" for a server that takes and names token ids, or give judge another teacher'
+        )
     told = document.get("input", {})
-    return {
+    labels = {"rows": False} if texts_alone else _top_k(document)
+    asking = {
         **{name: document[name] for name in SECTIONS if name in document},
         "input": {
             "uri": str(paths.asks),
@@ -126,11 +156,18 @@ def _asking_document(
             "id": "id",
             **{key: told[key] for key in TEMPLATE_KEYS if key in told},
         },
-        "labels": {"mode": "generate", "temperatures": [1.0], **_top_k(document)},
+        "labels": {"mode": "generate", "temperatures": [1.0], **labels},
         "sampling": dict(sampling),
         "filters": KEEP_ALL,
         "output": {"uri": str(paths.store)},
     }
+    return checked_job(asking, where)
+
+
+def _gives_texts_alone(document: Mapping[str, Any]) -> bool:
+    teacher = document.get("teacher")
+    api = teacher.get("api") if isinstance(teacher, Mapping) else None
+    return isinstance(api, Mapping) and api.get("endpoint") == "chat"
 
 
 def _top_k(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,13 @@ class ExpandReport:
 
 
 def expand(
-    document: Mapping[str, Any], source: Source, out: Path, settings: ExpandSettings, *, quiet: bool = False
+    document: Mapping[str, Any],
+    source: Source,
+    out: Path,
+    settings: ExpandSettings,
+    *,
+    quiet: bool = False,
+    also_counted: Sequence[str] = (),
 ) -> ExpandReport:
     """Write to `out` the given prompts and, after them, the teacher's, each with its `parent`'s id.
 
@@ -45,20 +51,17 @@ def expand(
 
     Args:
         document: settings of a job; its teacher, workers and limits are used.
+        also_counted: stores whose money counts for `limits.max_cost` too.
 
     Raises:
         JobFailedError: the teacher did not answer everything; the same command goes on.
     """
     paths = AskPaths(out)
     questions, dropped = read_questions(source)
-    sampling = {
-        "n": settings.n,
-        "temperature": settings.temperature,
-        "max_tokens": settings.max_tokens,
-        "seed": settings.seed,
-    }
     asks = ((one.ask_id, filled(settings.template, {"prompt": one.prompt.text})) for one in questions)
-    job, store = ask(document, asks, paths, sampling, quiet=quiet)
+    job, store = ask(
+        document, asks, paths, sampling_of(settings), rows=False, quiet=quiet, also_counted=also_counted
+    )
     tokenizer = load_tokenizer(job.teacher, job.input, job.sampling)
     texts: dict[tuple[str, int], tuple[str, str]] = {}
     for reply in store.iter_sequences():
@@ -69,6 +72,16 @@ def expand(
     write_lines(paths.dropped, dropped)
     write_lines(out, [*(given if settings.with_seeds else ()), *new])
     return ExpandReport(len(questions), len(new), dict(Counter(str(line["method"]) for line in dropped)))
+
+
+def sampling_of(settings: ExpandSettings) -> dict[str, Any]:
+    """`[sampling]` of the job that asks."""
+    return {
+        "n": settings.n,
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        "seed": settings.seed,
+    }
 
 
 def _new_prompts(

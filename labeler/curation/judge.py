@@ -7,7 +7,7 @@ The expected grade over the digits' probabilities tells more than the likeliest 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from logitstore import LabelRows
 from logitstore.common.config_file import ConfigError
 
 GRADES = (1, 2, 3, 4, 5)
+SAMPLING = {"max_tokens": 1, "temperature": 0.0}
+"""Of the job that asks: the first token of the reply is the grade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +81,17 @@ def judge(
     *,
     compare: Path | None = None,
     quiet: bool = False,
+    also_counted: Sequence[str] = (),
 ) -> JudgeReport:
     """Write to `out` the records whose grade reaches the threshold, and to `OUT.scores.jsonl` all grades.
 
     Args:
         document: settings of a job; its teacher, workers and limits are used.
         compare: `*.scores.jsonl` of another judge over the same prompts.
+        also_counted: stores whose money counts for `limits.max_cost` too.
 
     Raises:
+        ConfigError: the teacher is a server that gives texts alone.
         JobFailedError: the teacher did not answer everything; the same command goes on.
     """
     paths = AskPaths(out)
@@ -94,7 +99,7 @@ def judge(
     questions, dropped = read_questions(source)
     questions = list(_with_responses(questions, settings, dropped))
     asks = ((one.ask_id, filled(settings.rubric, _places(one, settings))) for one in questions)
-    job, store = ask(document, asks, paths, {"max_tokens": 1, "temperature": 0.0}, quiet=quiet)
+    job, store = ask(document, asks, paths, SAMPLING, rows=True, quiet=quiet, also_counted=also_counted)
     tokenizer = load_tokenizer(job.teacher, job.input, job.sampling)
     digit_of = _DigitOf(tokenizer.decode)
     grades = {reply.record_id: grade_of(reply.rows, digit_of) for reply in store.iter_sequences()}

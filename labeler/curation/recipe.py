@@ -11,15 +11,18 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from labeler.config.found import find_settings
 from labeler.config.loading import checked_job
-from labeler.curation.asking import AskPaths
-from labeler.curation.expand import expand
+from labeler.curation.asking import AskPaths, asking_job
+from labeler.curation.expand import expand, sampling_of
+from labeler.curation.judge import SAMPLING as JUDGE_SAMPLING
 from labeler.curation.judge import judge
 from labeler.curation.settings import (
     DecontaminateSettings,
@@ -34,6 +37,8 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.section import Section
 
 STEPS = ("expand", "dedupe", "decontaminate", "judge", "label")
+ASKING_STEPS = ("expand", "judge", "label")
+"""Those that have a job of the teacher, and so a store."""
 JOB_SECTIONS = ("teacher", "input", "labels", "sampling", "filters", "output", "workers", "limits", "cost")
 
 
@@ -70,6 +75,21 @@ class Recipe:
     @property
     def ledger(self) -> Path:
         return Path(self.settings.out) / "recipe.json"
+
+    def output_of(self, name: str) -> Path:
+        """A file of prompts, or the store of labels."""
+        return Path(self.settings.out) / (
+            "labels" if name == "label" else f"{STEPS.index(name) + 1}-{name}.jsonl"
+        )
+
+    def stores_of_others(self, name: str) -> list[str]:
+        """Stores of the other steps that ask the teacher, as far as they are there: all have one budget."""
+        stores = [
+            self.output_of(other) if other == "label" else AskPaths(self.output_of(other)).store
+            for other in ASKING_STEPS
+            if other != name
+        ]
+        return [str(store) for store in stores if store.is_dir()]
 
 
 @dataclass(frozen=True)
@@ -115,9 +135,20 @@ def checked_recipe(document: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError(
             f"{where} has no step; give one of [expand], [dedupe], [decontaminate], [judge], [labels]"
         )
-    if {"expand", "judge", "label"} & {*recipe.steps}:
-        checked_job(_label_document(recipe, Path("prompts.jsonl")), where)
+    _check_jobs(recipe, where)
     return recipe
+
+
+def _check_jobs(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError for settings that the job of a step will not take."""
+    prompts = Path("prompts.jsonl")
+    if "label" in recipe.steps:
+        checked_job(_label_document(recipe, prompts), where)
+    for settings in recipe.sections.values():
+        if isinstance(settings, ExpandSettings):
+            asking_job(recipe.document, AskPaths(prompts), sampling_of(settings), rows=False, where=where)
+        elif isinstance(settings, JudgeSettings):
+            asking_job(recipe.document, AskPaths(prompts), JUDGE_SAMPLING, rows=True, where=where)
 
 
 def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path:
@@ -133,7 +164,7 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
     source = Source(recipe.settings.seeds, recipe.settings.field, limit=recipe.settings.limit)
     digest, last = f"{source.fingerprint()}:{source.limit}", Path(recipe.settings.seeds)
     for name in recipe.steps:
-        out = folder / ("labels" if name == "label" else f"{STEPS.index(name) + 1}-{name}.jsonl")
+        out = recipe.output_of(name)
         made_from = _made_from(recipe, name, digest)
         record = ledger.get(name)
         if record is not None and record.made_from == made_from and _digest_of(out) == record.output_digest:
@@ -144,7 +175,7 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
                     f"{out} was made from other seeds or settings than [{name}] and the steps before it have "
                     "now; choose another recipe.out, or remove the files of that step and of those after it"
                 )
-            report = _do(recipe, name, source, out, quiet=quiet)
+            report = _do(recipe, name, source, out, quiet=quiet, say=say)
             record = StepRecord(made_from, out.name, _digest_of(out), report)
             ledger[name] = record
             _write_ledger(recipe.ledger, ledger)
@@ -158,28 +189,32 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
     return last
 
 
-def _do(recipe: Recipe, name: str, source: Source, out: Path, *, quiet: bool) -> dict[str, Any]:
+def _do(recipe: Recipe, name: str, source: Source, out: Path, *, quiet: bool, say: Say) -> dict[str, Any]:
     settings = recipe.sections.get(name)
     if isinstance(settings, ExpandSettings):
-        return asdict(expand(recipe.document, source, out, settings, quiet=quiet))
+        others = recipe.stores_of_others(name)
+        return asdict(expand(recipe.document, source, out, settings, quiet=quiet, also_counted=others))
     if isinstance(settings, JudgeSettings):
-        return asdict(judge(recipe.document, source, out, settings, quiet=quiet))
+        others = recipe.stores_of_others(name)
+        return asdict(judge(recipe.document, source, out, settings, quiet=quiet, also_counted=others))
     if isinstance(settings, DedupeSettings):
         report = dedupe(source, out, settings)
     elif isinstance(settings, DecontaminateSettings):
         report = decontaminate(source, out, settings)
     else:
-        return _label(recipe, source, quiet=quiet)
+        return _label(recipe, source, quiet=quiet, say=say)
     counts = ("num_read", "num_kept", "num_dropped")
     return {count: asdict(report)[count] for count in counts}
 
 
-def _label(recipe: Recipe, source: Source, *, quiet: bool) -> dict[str, Any]:
+def _label(recipe: Recipe, source: Source, *, quiet: bool, say: Say) -> dict[str, Any]:
     from labeler.driver.run import RunOptions, run
 
-    status, job_status = run(
-        checked_job(_label_document(recipe, Path(source.uri)), None), RunOptions(quiet=quiet)
-    )
+    document = deepcopy(_label_document(recipe, Path(source.uri)))
+    for line in find_settings(document):
+        say(line)
+    options = RunOptions(quiet=quiet, also_counted=tuple(recipe.stores_of_others("label")))
+    status, job_status = run(checked_job(document, None), options)
     if status:
         raise JobFailedError(
             f"not everything was labeled (exit status {int(status)}, see above); give the recipe again and "
@@ -195,7 +230,7 @@ def _label_document(recipe: Recipe, prompts: Path) -> dict[str, Any]:
         **told,
         "input": {"kind": "prompt", **ids, **told.get("input", {}), "uri": str(prompts)},
         "labels": {"mode": "generate", **told.get("labels", {})},
-        "output": {**told.get("output", {}), "uri": str(Path(recipe.settings.out) / "labels")},
+        "output": {**told.get("output", {}), "uri": str(recipe.output_of("label"))},
     }
 
 

@@ -22,7 +22,6 @@ from labeler.driver.pool_events import (
 from labeler.driver.scheduler import Scheduler
 from labeler.driver.stop import StopRequest
 from labeler.errors import JobFailedError, TeacherMismatchError
-from labeler.job.cost import over_budget
 from labeler.job.driver_lease import DriverLease
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
@@ -49,9 +48,9 @@ class LabelingLoop:
         tally: Tally,
         log: JobLog,
         note: Callable[[str], None],
-        money_spent: Callable[[], float] = lambda: 0.0,
+        money_reached: Callable[[], str] = lambda: "",
     ) -> None:
-        """`money_spent` is asked where `limits.max_cost` is set."""
+        """`money_reached` says so where `limits.max_cost` is reached, else nothing."""
         self._job = job
         self._scheduler = scheduler
         self._pool = pool
@@ -59,7 +58,7 @@ class LabelingLoop:
         self._tally = tally
         self._log = log
         self._note = note
-        self._money_spent = money_spent
+        self._money_reached = money_reached
         self._last_progress: dict[str, int] = {}
         self._failures_in_row = 0
         self._ready_since: dict[str, float] = {}
@@ -118,9 +117,9 @@ class LabelingLoop:
                 f"limits.max_tokens = {limits.max_tokens:,} is reached: {self._tally.tokens:,} tokens are "
                 "stored"
             )
-        elif limits.max_cost is not None and (money := self._money_spent()) >= limits.max_cost:
-            reached = over_budget(self._job, money)
         else:
+            reached = self._money_reached()
+        if not reached:
             return False
         self._note(f"{reached}. Raise it and run the same command again to go on")
         return True

@@ -24,10 +24,10 @@ from labeler.errors import (
     TeacherMismatchError,
     TooManyRejectsError,
 )
-from labeler.job.cost import BillReader, cost_of, over_budget
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog, log_path
-from labeler.job.runs import RunWriter, money_of_runs
+from labeler.job.runs import RunWriter
+from labeler.job.spending import Spending
 from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup
@@ -38,11 +38,10 @@ from labeler.prompting.segment_marks import NO_MARKS, find_marks
 from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_uri
-from logitstore.errors import StoreChangedError
+from logitstore.errors import CorruptManifestError, StoreChangedError
 from logitstore.job_objects import (
     REJECTS_NAME,
     STATUS_NAME,
-    Cost,
     JobState,
     JobStatus,
     WorkerView,
@@ -57,6 +56,8 @@ class RunOptions:
     log_file: str | None = None
     relabel_changed: bool = False
     """Label records again whose content changed since they were labeled."""
+    also_counted: tuple[str, ...] = ()
+    """Stores whose money counts for `limits.max_cost` too: those of a recipe's other steps."""
 
 
 def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
@@ -109,9 +110,7 @@ class _Run:
         self._plan = Plan(prepared.objects)
         self._tally = Tally()
         self._started = utc_now()
-        self._replica_sec = 0.0
-        self._bills = BillReader(prepared.objects, job.teacher.engine == "openai")
-        self._earlier_money = 0.0
+        self._spending = Spending(job, prepared.objects, self._tally, self._trouble, options.also_counted)
         self._status = StatusWriter(prepared.objects, lease, RunWriter(prepared.objects, self._started))
 
     def run(self) -> tuple[ExitStatus, JobStatus]:
@@ -120,13 +119,20 @@ class _Run:
         setup: StoreSetup | None = None
         self._log.write("started", job=resolved(self._job))
         try:
+            self._spending.begin()
             totals = self._plan_pass().make()
             setup = StoreSetup(self._job, self._prepared, totals, self._view.note)
             labeled = self._label(totals, setup)
             self._lease.is_held()  # A driver that slept through its term may find everything done by another.
             self._lease.raise_if_lost()
             state, exit_status, message = labeled
-        except (ConfigError, StoreChangedError, TeacherMismatchError, NothingToLabelError) as error:
+        except (
+            ConfigError,
+            StoreChangedError,
+            TeacherMismatchError,
+            NothingToLabelError,
+            CorruptManifestError,
+        ) as error:
             exit_status, message = ExitStatus.WRONG, str(error)
         except (TooManyRejectsError, JobFailedError) as error:
             message = str(error)
@@ -147,7 +153,7 @@ class _Run:
 
     def _rate_of_run(self) -> float:
         """Tokens a second over the time that this run's engines were held; 0 where none was."""
-        held_sec = self._replica_sec / max(self._job.workers.replicas, 1)
+        held_sec = self._spending.replica_sec / max(self._job.workers.replicas, 1)
         return round(self._tally.tokens_seen / held_sec, 2) if held_sec else 0.0
 
     def _plan_pass(self) -> PlanPass:
@@ -198,11 +204,8 @@ class _Run:
         scheduler = Scheduler(units, done.__contains__, policy)
         if scheduler.is_finished:
             return "finished", ExitStatus.DONE, f"everything was labeled before; {self._next_command()}"
-        if self._job.limits.max_cost is not None:
-            self._earlier_money = money_of_runs(self._prepared.objects, self._job.cost.currency)
-            if (money := self._money_spent()) >= self._job.limits.max_cost:
-                reached = over_budget(self._job, money)
-                return "stopped", ExitStatus.STOPPED, f"{reached}; raise it to go on"
+        if reached := self._spending.reached():
+            return "stopped", ExitStatus.STOPPED, f"{reached}; raise it to go on"
         all_done = self._run_workers(scheduler, setup)
         setup.finish()
         if not all_done:
@@ -214,7 +217,7 @@ class _Run:
                 "Correct the cause and run the same command again, what is labeled stays"
             )
             return "failed", ExitStatus.FAILED, message
-        return "finished", ExitStatus.DONE, f"{self._cost()}; {self._next_command()}"
+        return "finished", ExitStatus.DONE, f"{self._spending.cost()}; {self._next_command()}"
 
     def _next_command(self) -> str:
         store = shlex.quote(redact_uri(self._job.output.uri))
@@ -247,24 +250,24 @@ class _Run:
                 self._tally,
                 self._log,
                 self._trouble,
-                self._money_spent,
+                self._spending.reached,
             )
             metrics = JobMetrics(self._job.output.uri)
 
             def show() -> None:
-                self._replica_sec = loop.replica_sec
+                self._spending.replica_sec = loop.replica_sec
                 status = self._look(loop.state, pool.views(), scheduler.num_held, pool.lack_of_room)
                 self._view.show(status)
                 self._status.put(status)
                 metrics.update(status)
 
             self._lease.is_working = lambda: pool.is_in_contact
-            try:
-                all_done = loop.run(self._stop, self._lease, show)
-            finally:
-                self._replica_sec = loop.replica_sec
-                pool.close()
-                self._bills.bills(now=True)
+            with self._spending.watched():
+                try:
+                    all_done = loop.run(self._stop, self._lease, show)
+                finally:
+                    self._spending.replica_sec = loop.replica_sec
+                    pool.close()
             self._lease.is_working = lambda: True
             return all_done
 
@@ -284,20 +287,6 @@ class _Run:
         except OSError as error:
             self._trouble(f"{REJECTS_NAME} and {STATUS_NAME} of the store could not be written: {error}")
 
-    def _cost(self) -> Cost:
-        return cost_of(
-            self._job,
-            replica_sec=self._replica_sec,
-            num_tokens=self._tally.tokens_seen,
-            num_bytes=self._tally.bytes,
-            bills=self._bills.bills(),
-        )
-
-    def _money_spent(self) -> float:
-        """By all runs, this one included."""
-        cost = self._cost()
-        return self._earlier_money + cost.compute + cost.billed
-
     def _look(self, state: JobState, workers: list[WorkerView], queue_depth: int, message: str) -> JobStatus:
         return snapshot(
             self._tally,
@@ -305,6 +294,6 @@ class _Run:
             started=self._started,
             workers=workers,
             queue_depth=queue_depth,
-            cost=self._cost(),
+            cost=self._spending.cost(),
             message=message,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Sequence
 
 from labeler.config.loading import CostConfig, JobConfig
@@ -12,7 +10,6 @@ from logitstore.objects.opening import Objects
 
 SECONDS_PER_HOUR = 3600
 BYTES_PER_GB = 1e9
-READ_BILLS_EVERY_SEC = 2.0
 
 
 def devices_per_replica(job: JobConfig) -> float:
@@ -24,7 +21,7 @@ def cost_of(
     job: JobConfig, *, replica_sec: float, num_tokens: int, num_bytes: int, bills: Sequence[Bill] = ()
 ) -> Cost:
     """`replica_sec` is the sum over replicas of the seconds that each was held, `bills` are those of all
-    runs; bills in another currency than the job's count in tokens alone."""
+    runs; bills in another currency than the job's count in tokens alone, which `Spending.begin` says."""
     prices: CostConfig = job.cost
     on_gpu = job.workers.gpus > 0
     device_sec = replica_sec * devices_per_replica(job)
@@ -61,31 +58,3 @@ def read_bills(objects: Objects) -> list[Bill]:
     names = objects.list(BILLS_PREFIX)
     contents = zip(names, objects.get_many(names), strict=True)
     return [parse_bill(content, name) for name, content in contents if content is not None]
-
-
-class BillReader:
-    """The bills of a store while workers write them, read anew now and then."""
-
-    def __init__(self, objects: Objects, is_wanted: bool) -> None:
-        """Without `is_wanted` there are none."""
-        self._objects = objects
-        self._is_wanted = is_wanted
-        self._bills: list[Bill] | None = None
-        self._next_sec = 0.0
-
-    def bills(self, *, now: bool = False) -> list[Bill]:
-        """At most about `READ_BILLS_EVERY_SEC` old; as they are where it is `now`.
-
-        Raises OSError where storage fails at the first time; later the last ones count on.
-        """
-        if not self._is_wanted:
-            return []
-        if self._bills is None:
-            self._bills = read_bills(self._objects)
-        elif now or time.monotonic() >= self._next_sec:
-            with contextlib.suppress(OSError):
-                self._bills = read_bills(self._objects)
-        else:
-            return self._bills
-        self._next_sec = time.monotonic() + READ_BILLS_EVERY_SEC
-        return self._bills

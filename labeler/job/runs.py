@@ -61,12 +61,17 @@ class RunWriter:
         self._objects.put(self._name, json.dumps(asdict(record)).encode())
 
 
-def money_of_runs(objects: Objects, currency: str) -> float:
-    """Money for the devices of all runs before, as far as it was in that currency.
+def money_by_currency(objects: Objects, bills: Sequence[Bill]) -> dict[str, float]:
+    """Money for the devices of all runs of a store, and of the bills.
 
     Raises CorruptManifestError, OSError.
     """
-    return sum(run.compute for run in _read_runs(objects) if run.currency == currency)
+    found: dict[str, float] = {}
+    for run in _read_runs(objects):
+        found[run.currency] = found.get(run.currency, 0.0) + run.compute
+    for bill in bills:
+        found[bill.currency] = found.get(bill.currency, 0.0) + bill.money
+    return found
 
 
 @dataclass(frozen=True, slots=True)

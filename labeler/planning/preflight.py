@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, TeacherConfig
 from labeler.planning.model_folder import check_weights, refuse_other_forms
 from labeler.planning.unnamed_labels import check_unnamed_labels
@@ -44,7 +45,10 @@ class Prepared:
 def prepare(job: JobConfig) -> Prepared:
     """Check input, output and teacher, cheapest first. Raises ConfigError."""
     if job.input.kind == "auto":
-        raise ConfigError('input.kind = "auto" is not found yet; read the job with found.load_found_job')
+        raise ConfigError(
+            'input.kind = "auto" is found before a job runs, and was not; set one of '
+            f"{', '.join(FIELDS_BY_KIND)} (in code: read the job with labeler.config.found.load_found_job)"
+        )
     fingerprint = _check_input(job)
     objects = _check_output(job)
     limits = context_limits(job.teacher)

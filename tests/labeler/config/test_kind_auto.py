@@ -172,5 +172,5 @@ def test_what_cannot_be_found_is_refused_in_words(
 
 def test_a_job_whose_kind_was_not_looked_for_does_not_start(tmp_path: Path) -> None:
     settings = ["teacher.engine=fake", "input.uri=in", f"output.uri='{tmp_path}/s'", "input.kind=auto"]
-    with pytest.raises(ConfigError, match="not found yet"):
+    with pytest.raises(ConfigError, match="is found before a job runs"):
         prepare(load_job(None, settings, {}))

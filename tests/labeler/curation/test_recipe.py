@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import labeler.curation.recipe as recipe_module
+import labeler.driver.run as run_module
 from labeler.__main__ import main
-from labeler.curation.expand import text_of
+from labeler.config.loading import JobConfig
+from labeler.curation.asking import AskPaths, asking_job
+from labeler.curation.expand import sampling_of, text_of
+from labeler.curation.recipe import checked_recipe, run_recipe
+from labeler.curation.settings import ExpandSettings
+from labeler.driver.run import RunOptions
 from labeler.prompting.byte_tokenizer import ByteTokenizer
 from logitstore import LogitStore
+from logitstore.common.command import ExitStatus
+from logitstore.job_objects import JobStatus
 
 SEEDS = [
     {"id": "a", "question": "What is the capital of France?"},
@@ -102,6 +111,7 @@ def test_a_recipe_runs_through_and_goes_on_where_it_was_stopped(
         ("[labels2]\ntop_k = 3\n", "[labels2] is no section of a recipe"),
         ("[filters]\nempty = 'no'\n", "filters.empty"),
         ("[limits]\nwrong = 1\n", "limits.wrong is not a setting"),
+        ("[judge]\n[workers]\ncores = 0\n", "workers.cores"),
     ],
 )
 def test_every_section_is_checked_before_the_first_step(
@@ -110,6 +120,71 @@ def test_every_section_is_checked_before_the_first_step(
     assert main(["recipe", str(write_recipe(tmp_path, change))]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+API = """
+engine = "openai"
+model = "m"
+api = { base_url = "http://127.0.0.1:1/v1", endpoint = "chat" }
+"""
+
+
+def test_a_judge_that_can_see_no_probabilities_is_refused_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path, "[judge]\n")
+    text = path.read_text().replace('engine = "fake"\n', API).replace("top_k = 512", "rows = false")
+    path.write_text(text)
+    assert main(["recipe", str(path)]) == 2
+    assert "a judge reads the probabilities of digits" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_of_texts_alone_writes_prompts(tmp_path: Path) -> None:
+    teacher = tomllib.loads(API)
+    document = {"teacher": teacher, "labels": {"top_k": 8}, "limits": {"max_cost": 1.0}}
+    document["cost"] = {"price_per_million_output_tokens": 1.0}
+    paths = AskPaths(tmp_path / "prompts.jsonl")
+    job = asking_job(document, paths, sampling_of(ExpandSettings()), rows=False)
+    assert (job.labels.rows, job.teacher.api.endpoint, job.limits.max_cost) == (False, "chat", 1.0)
+    teacher["api"]["endpoint"] = "completions"
+    job = asking_job(document, paths, sampling_of(ExpandSettings()), rows=False)
+    assert (job.labels.rows, job.labels.top_k) == (True, 8)
+
+
+@pytest.mark.parametrize("kind", ["auto", None])
+def test_the_kind_of_a_recipes_prompts_is_found_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str | None
+) -> None:
+    (tmp_path / "seeds.jsonl").write_text("".join(json.dumps(one) + "\n" for one in SEEDS))
+    document: dict[str, Any] = {
+        "recipe": {"seeds": str(tmp_path / "seeds.jsonl"), "out": str(tmp_path / "out")},
+        "teacher": {"engine": "fake"},
+        "labels": {"top_k": 8},
+        "input": {"kind": kind} if kind else {"fields": {"prompt": "question"}},
+    }
+    jobs, said = list[JobConfig](), list[str]()
+
+    def labeled(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
+        jobs.append(job)
+        return ExitStatus.DONE, JobStatus("finished")
+
+    monkeypatch.setattr(run_module, "run", labeled)
+    run_recipe(checked_recipe(document, "recipe.toml"), say=said.append)
+    assert (jobs[0].input.kind, jobs[0].input.fields) == ("prompt", {"prompt": "question"})
+    assert jobs[0].labels.mode == "generate"
+    assert any("found: input.kind" in line for line in said) == (kind == "auto")
+
+
+def test_all_steps_of_a_recipe_have_one_budget(tmp_path: Path) -> None:
+    recipe = checked_recipe(tomllib.loads(write_recipe(tmp_path, "[judge]\n").read_text()), "recipe.toml")
+    out = tmp_path / "out"
+    assert recipe.stores_of_others("expand") == []
+    for name in ("1-expand.asked", "4-judge.asked", "labels"):
+        (out / name).mkdir(parents=True)
+    assert recipe.stores_of_others("expand") == [str(out / "4-judge.asked"), str(out / "labels")]
+    assert recipe.stores_of_others("judge") == [str(out / "1-expand.asked"), str(out / "labels")]
+    assert recipe.stores_of_others("label") == [str(out / "1-expand.asked"), str(out / "4-judge.asked")]
 
 
 @pytest.mark.parametrize(

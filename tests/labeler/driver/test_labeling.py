@@ -117,21 +117,19 @@ def test_the_tokens_that_a_job_may_have_end_it_like_a_signal(
     assert told == driver.pool.is_leaving == (num_leased == 0)
 
 
-@pytest.mark.parametrize(("money", "num_leased"), [(0.99, 2), (1.0, 0)])
+@pytest.mark.parametrize(("reached", "num_leased"), [("", 2), ("the money is spent", 0)])
 def test_the_money_that_a_job_may_cost_ends_it_like_a_signal(
-    tmp_path: Path, description: TeacherDescription, money: float, num_leased: int
+    tmp_path: Path, description: TeacherDescription, reached: str, num_leased: int
 ) -> None:
     driver = Driver(tmp_path, [WorkerReady("worker-0.0", description, 1.0)])
-    limits = driver.job.limits.model_copy(update={"max_cost": 1.0})
-    driver.loop._job = driver.job.model_copy(update={"limits": limits})
-    driver.loop._money_spent = lambda: money
+    driver.loop._money_reached = lambda: reached
     if num_leased:
         driver.run()
     else:
         lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
         assert driver.loop.run(StopRequest(), lease, lambda: None) is False
     assert len(driver.pool.submitted) == num_leased
-    told = any("limits.max_cost = 1 USD is reached: 1.0000 USD are spent" in text for text in driver.said)
+    told = any("the money is spent. Raise it" in text for text in driver.said)
     assert told == driver.pool.is_leaving == (num_leased == 0)
 
 

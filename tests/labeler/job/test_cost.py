@@ -77,8 +77,26 @@ def test_what_servers_billed_is_summed_over_workers_and_said(tmp_path):
     found = store_cost(str(tmp_path))
     assert found.as_record()["billed"]["money"] == {"EUR": 3.5, "USD": pytest.approx(14e-6)}
     assert "not counted: 5 answers" in "\n".join(found.in_words())
-    objects.put(f"{BILLS_PREFIX}x.json", b'{"worker": 3}')
-    with pytest.raises(CorruptManifestError, match=r"x\.json of the store is not readable"):
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '"input_price": NaN',
+        '"input_price": 1e999',
+        '"input_price": -1.0',
+        '"input_tokens": -1',
+        '"currency": "EUR", "currency": "USD"',
+        '"worker": 3',
+    ],
+)
+def test_a_bill_that_is_none_is_not_money(tmp_path, wrong):
+    objects = Objects(str(tmp_path))
+    text = json.dumps(asdict(bill("w")))
+    name = wrong.partition(":")[0]
+    kept = {key: value for key, value in json.loads(text).items() if f'"{key}"' != name}
+    objects.put(f"{BILLS_PREFIX}x.json", f"{json.dumps(kept)[:-1]}, {wrong}}}".encode())
+    with pytest.raises(CorruptManifestError, match=r"x\.json of the store is not readable|not valid JSON"):
         read_bills(objects)
 
 
@@ -101,6 +119,8 @@ def test_a_bill_is_written_when_it_changes_and_at_the_end(tmp_path):
         (["limits.max_cost=1"], "no price is given"),
         (["cost.price_per_million_input_tokens=1"], "they are for"),
         ([*API, "limits.max_cost=1", "cost.per_gb_month=1"], "no price is given"),
+        ([*API, "cost.price_per_million_input_tokens=inf"], "finite"),
+        (["limits.max_cost=nan", "cost.per_core_hour=1"], "finite"),
     ],
 )
 def test_money_that_cannot_be_counted_is_refused(settings, words):

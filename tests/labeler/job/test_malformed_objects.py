@@ -19,11 +19,12 @@ from labeler.planning.plan import Plan
 from labeler.records import Lease
 from labeler.worker.actor import Worker
 from logitstore.common.penumbra import main
-from logitstore.job_objects import RUNS_PREFIX, RunRecord
+from logitstore.job_objects import BILLS_PREFIX, RUNS_PREFIX, Bill, RunRecord
 from tests.labeler.jobs import label_and_commit, overrides_for, write_records
 
 HEAD, INPUT, SEGMENT = "plan/head.json", "plan/input.json", "plan/segments/000000.json"
 RUN = f"{RUNS_PREFIX}20260101000000-aaaa.json"
+BILL = f"{BILLS_PREFIX}worker-0.0-aaaa.json"
 REMEDIES = ("delete", "remove", "replaces it", "--set", "restore", "choose another", "correct", "should be")
 NEWER = {"of_a_newer_version": [1, {"a": 2}]}
 READERS = {
@@ -35,6 +36,7 @@ READERS = {
     "job.json": ("again",),
     "rejects.jsonl": ("verify", "against"),
     RUN: ("cost",),
+    BILL: ("cost",),
     "plan/rejects-*.jsonl": ("run",),
 }
 """By object: the commands that cannot do their work without it."""
@@ -103,6 +105,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     (found.store / RUNS_PREFIX).mkdir(parents=True)
     run = RunRecord("ada", "finished", "2026-01-01T00:00:00+00:00", "", "core", 1.0, 1, 0.0, "")
     (found.store / RUN).write_text(json.dumps(asdict(run)))
+    (found.store / BILLS_PREFIX).mkdir(parents=True)
+    bill = Bill("worker-0.0", 5, 1, 1, 0, 0, 2.5, 10.5, "USD")
+    (found.store / BILL).write_text(json.dumps(asdict(bill)))
     shutil.copytree(found.store, found.good)
     return found
 
@@ -137,6 +142,7 @@ FIELDS = {
     "job.json": ("input",),
     "rejects.jsonl": ("file", "line", "reason", "kind"),
     RUN: ("owner", "device_sec", "num_tokens"),
+    BILL: ("worker", "input_tokens", "num_lost", "output_price"),
     "plan/rejects-*.jsonl": ("file", "line", "reason", "kind"),
 }
 """By object: fields that every version has written, so that one which is missing or of another type is refused."""
@@ -196,7 +202,7 @@ def _problem(told: tuple[int, str, str], name: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", [INPUT, SEGMENT, "driver.json", "status.json", RUN])
+@pytest.mark.parametrize("name", [INPUT, SEGMENT, "driver.json", "status.json", RUN, BILL])
 def test_fields_of_a_newer_writer_are_left_out(
     job: Job, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
