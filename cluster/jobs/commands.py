@@ -30,7 +30,7 @@ from labeler.config.found import load_input_found
 from labeler.config.loading import JobConfig, load_job
 from labeler.driver.progress import one_line
 from labeler.job.dry_run import estimate
-from labeler.job.runs import store_cost
+from labeler.job.money.runs import store_cost
 from labeler.job.status import read_status
 from logitstore.errors import StoreError
 from logitstore.job_objects import JobStatus

@@ -26,8 +26,8 @@ from labeler.errors import (
 )
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog, log_path
-from labeler.job.runs import RunWriter
-from labeler.job.spending import Spending
+from labeler.job.money.runs import RunWriter
+from labeler.job.money.spending import Spending
 from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup

@@ -8,7 +8,7 @@ from typing import Any
 
 from labeler.config.loading import JobConfig
 from labeler.driver.run import RunOptions, run
-from labeler.job.cost import cost_of, devices_per_replica
+from labeler.job.money.cost import cost_of, devices_per_replica
 from labeler.planning.plan import Plan, PlanTotals
 from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError

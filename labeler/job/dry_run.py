@@ -12,7 +12,7 @@ from labeler.config.loading import JobConfig, resolved
 from labeler.driver.plan_pass import contents_in_words, new_planner, parts_in_words, read_input
 from labeler.driver.progress import duration
 from labeler.job.calibration import Calibration, calibrate_job
-from labeler.job.cost import cost_of
+from labeler.job.money.cost import cost_of
 from labeler.job.segment_colours import Paint, plain
 from labeler.job.teacher_view import seen_by_teacher
 from labeler.planning.disk_fit import bytes_per_label, disk_lines

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 
 from labeler.job.driver_lease import DriverLease
-from labeler.job.runs import RunWriter
+from labeler.job.money.runs import RunWriter
 from logitstore.errors import ObjectNotFoundError
 from logitstore.job_objects import STATUS_NAME, JobStatus
 from logitstore.objects.opening import Objects

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.job.cost import cost_of, read_bills
-from labeler.job.runs import store_cost
+from labeler.job.money.cost import cost_of, read_bills
+from labeler.job.money.runs import store_cost
 from labeler.planning.disk_fit import bytes_per_row
 from labeler.records import Billed
 from labeler.worker.bill_writer import BillWriter

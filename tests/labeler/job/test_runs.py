@@ -9,8 +9,8 @@ import pytest
 
 from cluster.__main__ import main
 from labeler.job.driver_lease import acquire
+from labeler.job.money.runs import RunWriter, store_cost
 from labeler.job.person import person_here
-from labeler.job.runs import RunWriter, store_cost
 from labeler.job.status_writer import StatusWriter
 from logitstore.errors import CorruptManifestError
 from logitstore.job_objects import LEASE_NAME, RUNS_PREFIX, STATUS_NAME, Cost, JobState, JobStatus

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import JobConfig, load_job
-from labeler.job import spending
-from labeler.job.spending import Spending
+from labeler.job.money import spending
+from labeler.job.money.spending import Spending
 from labeler.job.status import Tally
 from logitstore.errors import CorruptManifestError
 from logitstore.job_objects import BILLS_PREFIX, RUNS_PREFIX, Bill, RunRecord

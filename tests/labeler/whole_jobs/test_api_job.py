@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.jobs.running_job import started, units_done, verify, wait_for
-from labeler.job.runs import store_cost
+from labeler.job.money.runs import store_cost
 from labeler.job.status import read_status
 from logitstore.common.command import ExitStatus
 from logitstore.objects.opening import Objects

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from labeler.config.loading import JobConfig
-from labeler.job.cost import cost_of, over_budget, read_bills
-from labeler.job.runs import money_by_currency
+from labeler.job.money.cost import cost_of, over_budget, read_bills
+from labeler.job.money.runs import money_by_currency
 from labeler.job.status import Tally
 from labeler.patience import persistently
 from logitstore.errors import CorruptManifestError

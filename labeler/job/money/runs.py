@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labeler.job.cost import read_bills
+from labeler.job.money.cost import read_bills
 from labeler.job.person import person_here
 from logitstore.errors import CorruptManifestError
 from logitstore.job_objects import (
