@@ -108,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from labeler.job.segment_colours import paint_for
         from labeler.on_ray.gpus import check_gpus_for_dry_run
 
-        report_of_dry_run = dry_run(
+        report_of_dry_run, nothing = dry_run(
             job,
             calibrate=arguments.calibrate,
             as_json=arguments.json,
@@ -116,6 +116,8 @@ def _run(arguments: argparse.Namespace) -> int:
             paint=paint_for(sys.stdout, os.environ),
         )
         print(report_of_dry_run)
+        if nothing:
+            raise ConfigError(nothing)
         if warning := check_gpus_for_dry_run(job):
             print(f"WARNING: {warning}", file=sys.stderr)
         return 0

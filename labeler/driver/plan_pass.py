@@ -30,13 +30,14 @@ class NothingToLabelError(Exception):
     """Not one record of the input can be labeled."""
 
 
-def why_nothing(job: JobConfig, totals: PlanTotals) -> str:
+def why_nothing(job: JobConfig, totals: PlanTotals, reasons: str) -> str:
+    """What is said where no record can be labeled; `reasons` is where they stand."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(totals.rejects_by_kind.items()))
     return (
         f"nothing to label: input.uri = {redact_uri(job.input.uri)!r} has {totals.num_records:,} records, "
         f"of which {totals.num_rejects:,} are rejected"
         + (f" ({kinds})" if kinds else "")
-        + f"; their reasons are in {REJECTS_NAME} of the store. Correct the input, input.kind or input.fields"
+        + f"; their reasons are {reasons}. Correct the input, input.kind or input.fields"
     )
 
 

@@ -178,7 +178,7 @@ class _Run:
 
     def _label(self, totals: PlanTotals, setup: StoreSetup) -> tuple[JobState, ExitStatus, str]:
         if not totals.num_units:
-            raise NothingToLabelError(why_nothing(self._job, totals))
+            raise NothingToLabelError(why_nothing(self._job, totals, f"in {REJECTS_NAME} of the store"))
         tally = self._tally
         tally.units_total, tally.tokens_total = totals.num_units, totals.num_tokens
         tally.rejects_by_kind.update(totals.rejects_by_kind)

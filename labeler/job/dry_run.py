@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from labeler.config.loading import JobConfig, resolved
-from labeler.driver.plan_pass import contents_in_words, new_planner, parts_in_words, read_input
+from labeler.driver.plan_pass import contents_in_words, new_planner, parts_in_words, read_input, why_nothing
 from labeler.driver.progress import duration
 from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.money.cost import cost_of
@@ -42,6 +42,8 @@ class Estimate:
     """What a trial with the teacher found."""
     seen: tuple[str, ...] = ()
     """What the teacher will see of the first records, and where responses end."""
+    nothing: str = ""
+    """Why there is nothing to label; "" where there is something."""
 
     def plan_record(self) -> dict[str, Any]:
         """The plan's figures as JSON values."""
@@ -130,11 +132,12 @@ def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Est
             f"{planner.num_repeats:,} records without ids equal earlier ones and are labeled like any other",
         )
     rejects = tuple(f"{one.file}:{one.line}: {one.reason}" for one in planner.rejects.examples)
+    nothing = "" if totals.num_units else why_nothing(job, totals, "above")
     calibration = None
-    if calibrate:
+    if calibrate and not nothing:
         calibration = calibrate_job(job, totals, calibrate)
     num_bytes = round(totals.num_labels * bytes_per_label(job.labels))
-    return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, seen)
+    return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, seen, nothing)
 
 
 def _head_in_words(job: JobConfig) -> list[str]:
@@ -150,13 +153,14 @@ def _head_in_words(job: JobConfig) -> list[str]:
 
 def dry_run(
     job: JobConfig, *, calibrate: int, as_json: bool, with_settings: bool, paint: Paint = plain
-) -> str:
-    """The report of `--dry-run`: what the teacher will see and the plan; every setting where asked for."""
+) -> tuple[str, str]:
+    """The report of `--dry-run`: what the teacher will see and the plan; every setting where asked for. And
+    why there is nothing to label, or ""."""
     found = estimate(job, calibrate=calibrate, paint=plain if as_json else paint)
     if as_json:
-        return json.dumps(found.as_record(), indent=1)
+        return json.dumps(found.as_record(), indent=1), found.nothing
     settings = [json.dumps(resolved(job), indent=1), ""] if with_settings else []
-    return "\n".join([*settings, *found.seen, "", *found.in_words()])
+    return "\n".join([*settings, *found.seen, "", *found.in_words()]), found.nothing
 
 
 def _count(job: JobConfig, prepared: Prepared) -> tuple[Planner, PlanTotals]:

@@ -7,7 +7,7 @@ tokenised apart, as they would be when the response is generated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from labeler.prompting.given_tokens import (
     mask_of_segments,
 )
 from labeler.prompting.rendering import continuation, first_marker, shown, without_trailing_space
-from labeler.prompting.segment_marks import SegmentMarks, find_marks
+from labeler.prompting.segment_marks import REASONING_KEYS, SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
 from labeler.records import TokenizedPrompt
@@ -177,17 +177,20 @@ class PromptBuilder:
         given, response = exchange.given, exchange.response
         if self._mode == "generate":
             response = None
-        prompt_text = self._render(given, add_generation_prompt=True)
+        prompt, prompt_text = shown(self._tokenizer, given, add_generation_prompt=True)
         if response is None:
-            self._probe.check(given)
+            self._probe.check(prompt)
             return self._tokenizer.encode(prompt_text), None
-        whole = Conversation((*given.messages, response), given.tools, given.documents)
-        whole_text = self._render(whole, add_generation_prompt=False)
-        self._probe.check(whole)
+        whole, whole_text = shown(
+            self._tokenizer, Conversation((*given.messages, response), given.tools, given.documents)
+        )
         if whole_text.startswith(prompt_text):
             response_text = whole_text[len(prompt_text) :]
         else:
-            response_text = self._raw_answer(prompt_text, response)
+            response_text, read_key = self._raw_answer(prompt_text, response)
+            rest = {key: value for key, value in response.items() if key != read_key}
+            whole = replace(whole, messages=(*whole.messages[:-1], rest))
+        self._probe.check(whole)
         prompt_ids, response_ids = self._as_a_whole(prompt_text, response_text)
         assert response_ids is not None
         return prompt_ids, without_trailing_space(self._tokenizer, response_ids)
@@ -239,15 +242,17 @@ class PromptBuilder:
     def _render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
         return shown(self._tokenizer, conversation, add_generation_prompt=add_generation_prompt)[1]
 
-    def _raw_answer(self, prompt_text: str, response: Message) -> str:
-        """The given text as the teacher would have written it after the generation prompt, and an end."""
-        answer, reasoning = response["content"], response.get("reasoning_content")
+    def _raw_answer(self, prompt_text: str, response: Message) -> tuple[str, str]:
+        """The given text as the teacher would have written it after the generation prompt, and an end; and
+        the key that is in it beside the content."""
+        answer, read_key = response["content"], ""
         ends = self._tokenizer.ends.tokens
         start, end = self._think
         opened = prompt_text.rstrip().endswith(start)
         if opened and isinstance(answer, str):
-            if isinstance(reasoning, str) and end not in answer:
-                answer = f"{reasoning}\n{end}\n\n{answer}"
+            if end not in answer:
+                read_key = next((key for key in REASONING_KEYS if isinstance(response.get(key), str)), "")
+                answer = f"{response[read_key]}\n{end}\n\n{answer}" if read_key else answer
             if answer.lstrip().startswith(start):
                 answer = answer.lstrip().removeprefix(start).removeprefix("\n")
         if (
@@ -266,7 +271,7 @@ class PromptBuilder:
             )
         self.num_raw_answers += 1
         named_by_template = [token for token in ends if "chat template" in token.named_by]
-        return answer + (named_by_template or list(ends))[0].text
+        return answer + (named_by_template or list(ends))[0].text, read_key
 
     def _refuse_rendered(self, last: Message) -> None:
         content = last["content"]

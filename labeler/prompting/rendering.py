@@ -11,18 +11,30 @@ from labeler.prompting.tokenization import Conversation, Tokenizer
 def shown(
     tokenizer: Tokenizer, conversation: Conversation, *, add_generation_prompt: bool = False
 ) -> tuple[Conversation, str]:
-    """What the template is given, and its text. Jinja writes "None" where a template prints content that is
-    null; there empty text is given, which is what is meant. Raises BadRecordError."""
+    """What the template is given, and its text. Content that is null is given as empty text, which is what is
+    meant, where a template cannot take null, or prints it: Jinja writes "None". Raises BadRecordError."""
+    nulls = [place for place, message in enumerate(conversation.messages) if message["content"] is None]
 
     def render(given: Conversation) -> str:
         return tokenizer.render_chat(given, add_generation_prompt=add_generation_prompt)
 
+    def emptied(places: list[int]) -> Conversation:
+        given = conversation
+        for place in places:
+            given = _with_content(given, place, "")
+        return given
+
     try:
-        text = render(conversation)
-        for place, message in enumerate(conversation.messages):
-            if message["content"] is None and text == render(_with_content(conversation, place, "None")):
-                conversation = _with_content(conversation, place, "")
-                text = render(conversation)
+        try:
+            text = render(conversation)
+        except ChatTemplateError:
+            if not nulls:
+                raise
+            return emptied(nulls), render(emptied(nulls))
+        printed = [at for at in nulls if text == render(_with_content(conversation, at, "None"))]
+        if printed:
+            conversation = emptied(printed)
+            text = render(conversation)
     except ChatTemplateError as error:
         raise BadRecordError(f"{error}; correct the messages' roles and order", "bad_prompt") from None
     return conversation, text

@@ -153,6 +153,21 @@ def test_a_dry_run_tells_the_plan_in_words(folder, capsys):
     assert "--dry-run" in error_of(capsys)
 
 
+@pytest.mark.usefixtures("no_ray")
+def test_a_dry_run_of_which_nothing_can_be_labeled_fails_as_the_run_would(tmp_path, capsys):
+    """One bad record is no share of many, and yet all."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "q", "response": ["a", "b"]}\n')
+    settings = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", "input.kind=prompt_response"]
+    settings.append(f"output.uri='{tmp_path}/store'")
+    arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    assert main([*arguments, "--calibrate", "4"]) == 2
+    said = capsys.readouterr()
+    assert "1 records read: 0 in 0 units, 1 rejected (1 list_of_texts)" in said.out
+    assert "in.jsonl:1: field 'response' is a list of 2 texts" in said.out
+    assert "nothing to label: " in said.err
+    assert "of which 1 are rejected (1 list_of_texts); their reasons are above" in said.err
+
+
 def test_the_status_of_no_store_is_an_error(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 2
     assert "no store lies at" in error_of(capsys)

@@ -203,8 +203,9 @@ def test_a_template_that_opens_reasoning_gives_what_the_teacher_would_write() ->
         {"role": "assistant", "content": "<think>\nit is even\n</think>\n\nIt is 4."},
         {"role": "assistant", "content": "it is even\n</think>\n\nIt is 4."},
         {"role": "assistant", "content": "It is 4.", "reasoning_content": "it is even"},
+        {"role": "assistant", "content": "It is 4.", "reasoning": "it is even"},
     ):
-        builder = builder_for(tokenizer, 'input.ignore_keys=["reasoning_content"]')
+        builder = builder_for(tokenizer)
         prompt = builder.build("r", {"messages": [CHAT[0], answer]})
         assert prompt.prompt_token_ids.tolist() == start
         response = response_text(tokenizer, prompt)
@@ -213,6 +214,9 @@ def test_a_template_that_opens_reasoning_gives_what_the_teacher_would_write() ->
     error = refused(builder_for(tokenizer), {"messages": CHAT[:2]})
     assert (error.kind, "which the answer does not close" in error.reason) == ("bad_prompt", True)
     assert "chat_template = false" not in error.reason
+    earlier = [CHAT[0], {**CHAT[1], "reasoning_content": "lost"}, CHAT[2], {**CHAT[3], "reasoning": "kept"}]
+    error = refused(builder_for(tokenizer), {"messages": earlier})
+    assert (error.kind, "would not see 'lost'" in error.reason) == ("unread_key", True)
 
 
 def test_sharegpt_parts_and_the_records_own_system_are_understood() -> None:
@@ -363,6 +367,24 @@ def test_marks_are_those_of_the_text_that_is_sent_where_content_is_null() -> Non
     assert mask_T is not None
     assert ids == reference["input_ids"][: len(ids)]
     assert mask_T.astype(int).tolist() == reference["assistant_masks"][: len(ids)]
+
+
+def test_null_content_that_a_template_cannot_take_is_empty_text() -> None:
+    """As vLLM's own chat has it; and an empty content with the same calls is the same record."""
+    tokenizer = copy(tokenizer_of("chatml"))
+    tokenizer.chat_template = TEMPLATES["tools"].replace(
+        "{% if m['content'] %}{{ m['content'] }}{% endif %}", "{{ m['content'] + '' }}"
+    )
+    meant = [{**message, "content": message["content"] or ""} for message in TOOL_CHAT]
+    for settings in ([], ["labels.turns=all"]):
+        builder = builder_for(tokenizer, *settings)
+        prompt = builder.build("r", {"messages": TOOL_CHAT, "tools": TOOLS})
+        assert whole_ids(prompt) == expected(tokenizer, meant, tools=TOOLS)[:-1]
+        assert whole_ids(builder.build("r", {"messages": meant, "tools": TOOLS})) == whole_ids(prompt)
+    tokenizer.chat_template = TEMPLATES["chatml"].replace("m['content']", "m['content'] + ''")
+    for messages in (TOOL_CHAT, meant):
+        error = refused(builder_for(tokenizer), {"messages": messages})
+        assert (error.kind, "does not read 'tool_calls'" in error.reason) == ("unread_key", True)
 
 
 def test_each_null_content_is_shown_as_the_template_shows_that_message() -> None:
