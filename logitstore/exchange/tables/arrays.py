@@ -5,6 +5,7 @@ Shape legend: T tokens, N label rows, K stored entries, M temperatures.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,28 +51,33 @@ def record_batch(sequences: Sequence[LabeledSequence], schema: pa.Schema) -> pa.
 def _entries(rows: Sequence[LabelRows], num_rows: Sequence[int]) -> dict[str, pa.Array]:
     """`top_ids` and `top_logits`, each row as long as it has entries."""
     counts_N = np.concatenate([one.count_N for one in rows])
-    ids: list[np.ndarray] = []
-    logits: list[np.ndarray] = []
-    for one in rows:
-        width = one.token_ids_NK.shape[1]
-        if bool((one.count_N == width).all()):
-            ids.append(one.token_ids_NK.ravel())
-            logits.append(one.logits_NK.ravel())
-        else:
-            stored_NK = np.arange(width) < one.count_N[:, None]
-            ids.append(one.token_ids_NK[stored_NK])
-            logits.append(one.logits_NK[stored_NK])
     ends = _offsets(counts_N)
-    return {
-        "top_ids": _outer(pa.ListArray.from_arrays(ends, pa.array(np.concatenate(ids))), num_rows),
-        "top_logits": _outer(pa.ListArray.from_arrays(ends, pa.array(np.concatenate(logits))), num_rows),
+    columns = {
+        "top_ids": _stored([one.token_ids_NK for one in rows], counts_N),
+        "top_logits": _stored([one.logits_NK for one in rows], counts_N),
     }
+    return {
+        name: _outer(pa.ListArray.from_arrays(ends, pa.array(values)), num_rows)
+        for name, values in columns.items()
+    }
+
+
+def _stored(parts: Sequence[np.ndarray], counts_N: np.ndarray) -> np.ndarray:
+    """The first `counts_N` values of each row, one row after the other; blocks may be of unlike width."""
+    found: list[np.ndarray] = []
+    row = 0
+    for width, some in itertools.groupby(parts, key=lambda part: part.shape[1]):
+        values_NK = np.concatenate(list(some))
+        here_N = counts_N[row : row + len(values_NK)]
+        is_full = bool((here_N == width).all())
+        found.append(values_NK.ravel() if is_full else values_NK[np.arange(width) < here_N[:, None]])
+        row += len(values_NK)
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _table(parts: Sequence[np.ndarray]) -> np.ndarray:
     """float32 [N, M] of all rows."""
-    width = max(part.shape[1] if part.ndim == 2 else 1 for part in parts)
-    return np.concatenate([part.reshape(-1, width) for part in parts]).astype(np.float32, copy=False)
+    return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 def _nested(values_NM: np.ndarray, num_rows: Sequence[int]) -> pa.Array:

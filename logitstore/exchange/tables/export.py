@@ -42,6 +42,8 @@ ROW_GROUP_BYTES = 32 * 2**20
 """Of arrays that make a row group of Parquet."""
 FILE_BYTES = 64 * 2**20
 """Labels, as the store holds them, that one of several files takes; Parquet makes about twice of them."""
+TOGETHER_BYTES = 2**20
+"""Of neighbouring small shards that one thread reads, so that their batches are not small."""
 SAMPLE_SEQUENCES = 8
 """So many of the first sequences are written to nowhere, to know what all will take."""
 SAMPLE_SHARDS = 16
@@ -101,11 +103,13 @@ class _Table:
         schema = self.schema
         with _writer(file, schema, self.form) as writer:
             for group in _row_groups(pieces):
-                writer.write_table(pa.Table.from_batches(group, schema).combine_chunks())
+                table = pa.Table.from_batches(group, schema)
+                # Parquet makes one row group of them as they are.
+                writer.write_table(table.combine_chunks() if self.form == "arrow" else table)
 
-    def pieces(self, part: ShardPart) -> Iterator[Piece]:
-        """What `write` takes of one shard, of bounded size whatever the shard's."""
-        return self.pieces_of(self.sequences(part))
+    def pieces(self, parts: Iterable[ShardPart]) -> Iterator[Piece]:
+        """What `write` takes of some shards, of bounded size whatever the shards'."""
+        return self.pieces_of(itertools.chain.from_iterable(map(self.sequences, parts)))
 
     def pieces_of(self, sequences: Iterable[LabeledSequence]) -> Iterator[Piece]:
         for some in _bounded(sequences):
@@ -158,7 +162,8 @@ def export_table(
     counter = _Counter(store, progress)
     try:
         with pa.OSFile(str(temporary), "wb") as file:
-            table.write(file, map(counter.count, made_ahead(table.pieces, parts)))
+            pieces = made_ahead(table.pieces, _groups(parts, TOGETHER_BYTES))
+            table.write(file, map(counter.count, pieces))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -194,8 +199,7 @@ def export_files(
         number, group = numbered
         sink = pa.BufferOutputStream()
         counted = _Counter(store, None)
-        pieces = itertools.chain.from_iterable(map(table.pieces, group))
-        table.write(sink, map(counted.count, pieces))
+        table.write(sink, map(counted.count, table.pieces(group)))
         data = sink.getvalue().to_pybytes()
         target.put(f"part-{number:05d}-of-{len(groups):05d}.{form}", data)
         yield counted.done, len(data)
