@@ -71,7 +71,7 @@ class CollateSettings:
     packed_attention: PackedAttention | None = None
     """How a packed batch keeps documents apart. Which ways are right depends on the student's attention
     code: None leaves the choice to OfflineDistillationTrainer, which tries them; another loop gets it from
-    `trainer.hf.packing_check.choose_packed_attention`. "position_ids": no mask; transformers finds the
+    `trainer.hf.checks.packing_check.choose_packed_attention`. "position_ids": no mask; transformers finds the
     documents where positions restart, if it is called with use_cache=False as our trainer does. It costs no
     T^2 memory, and layers with sliding windows keep them. "position_ids_one_row": the same with all rows
     laid end to end in one, as FlashAttention wants it. "block_diagonal": `attention_mask` is bool
@@ -133,8 +133,8 @@ class DistillationCollator:
         if settings.pack_length is not None and settings.packed_attention is None:
             raise ValueError(
                 f"pack_length={settings.pack_length} needs packed_attention: what keeps documents apart "
-                "depends on the student. Give CollateSettings packed_attention=trainer.hf.packing_check."
-                "choose_packed_attention(model, pack_length=...)"
+                "depends on the student. Give CollateSettings packed_attention="
+                "trainer.hf.checks.packing_check.choose_packed_attention(model, pack_length=...)"
             )
         lengths = [len(sample.sequence.token_ids_T) for sample in samples]
         if settings.token_limit is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from trainer.hf.evaluate import LOWER_IS_BETTER
+from trainer.hf.evaluation.evaluate import LOWER_IS_BETTER
 from trainer.loss.loss_settings import Divergence, ForeignIds, LossSettings, Tail
 
 LOSS_FIELDS = tuple(item.name for item in fields(LossSettings) if item.name != "ignore_index")

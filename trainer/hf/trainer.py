@@ -32,22 +32,27 @@ from transformers.trainer_utils import (
     EvalPrediction,
 )
 
-from trainer.batch.collate import LABEL_WEIGHTS, TEACHER_KEYS, CollateSettings, DistillationCollator
+from trainer.batch.collate import (
+    LABEL_WEIGHTS,
+    TEACHER_KEYS,
+    CollateSettings,
+    DistillationCollator,
+)
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.errors import GuardError, ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.evaluating import (
+from trainer.hf.checks.guards import check_student, checked_store_losses
+from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
+from trainer.hf.checks.packing_check import settle_packing
+from trainer.hf.evaluation.evaluating import (
     DEFAULT_EVAL_BATCH_SIZE,
     EvaluatingTrainer,
     EvaluationSets,
     check_types,
     evaluation_sets,
 )
-from trainer.hf.guards import check_student, checked_store_losses
 from trainer.hf.heads import Head, batch_loss, find_head, total_weight
-from trainer.hf.lengths import check_lengths, length_limit, student_context
-from trainer.hf.packing_check import settle_packing
 from trainer.hf.student import (
     check_not_tensor_parallel,
     keep_4_bits_differentiable,
@@ -66,8 +71,8 @@ DATASET_STATE_NAME = "logit_dataset_state.json"
 class OfflineDistillationTrainer(EvaluatingTrainer):
     """Trainer for a causal language model on stored teacher labels.
 
-    Raises GuardError and the like (`trainer.hf.guards`) if store, student and loss do not fit together;
-    `processing_class` is the student's tokenizer, which is not checked without it.
+    Raises GuardError and the like (`trainer.hf.checks.guards`) if store, student and loss do not fit
+    together; `processing_class` is the student's tokenizer, which is not checked without it.
     """
 
     def __init__(

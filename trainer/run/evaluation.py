@@ -9,11 +9,20 @@ from typing import Any
 import torch
 
 from trainer.batch.collate import DistillationCollator
-from trainer.hf.calibration import Calibration, CalibrationSums
-from trainer.hf.evaluate import Evaluation, evaluate, evaluation_batches, tokenizer_size_of
+from trainer.hf.evaluation.calibration import Calibration, CalibrationSums
+from trainer.hf.evaluation.evaluate import (
+    Evaluation,
+    evaluate,
+    evaluation_batches,
+    tokenizer_size_of,
+)
+from trainer.hf.evaluation.teacher_figures import (
+    TeacherFigures,
+    calibration_record,
+    teacher_figures,
+)
 from trainer.hf.heads import find_head
 from trainer.hf.student import student_ids
-from trainer.hf.teacher_figures import TeacherFigures, calibration_record, teacher_figures
 from trainer.run.advice import notes_on_texts
 from trainer.run.config import TrainConfig
 from trainer.run.reading.datasets import collate_settings, datasets, real_size

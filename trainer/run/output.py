@@ -68,7 +68,7 @@ class RunMetrics:
     stores: list[dict[str, Any]]
     """By store: uri, digest, teacher, num_sequences and num_held_out that take part."""
     before: dict[str, float | int] | None
-    """`trainer.hf.evaluate.Evaluation` of the untrained student; None if not asked for."""
+    """`trainer.hf.evaluation.evaluate.Evaluation` of the untrained student; None if not asked for."""
     after: dict[str, float | int]
     history: list[dict[str, float | int]]
     """By logged step: step, epoch, loss, distillation, cross_entropy, teacher_mass, student_mass,
@@ -87,13 +87,14 @@ class RunMetrics:
     started: str
     versions: dict[str, str]
     teacher: dict[str, float | int] | None = None
-    """`trainer.hf.teacher_figures.TeacherFigures` of the rows of `after`; None where no token is known."""
+    """`trainer.hf.evaluation.teacher_figures.TeacherFigures` of the rows of `after`; None where no token is
+    known."""
     evaluation_stores: list[dict[str, Any]] = field(default_factory=list)
     """By store of `evaluation.stores`: uri, digest, teacher, num_sequences. Empty where a part of the
     training stores is held out."""
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """On the rows of `after`: "student", as `trainer.hf.calibration.Calibration`, and "teacher", as
-    `Reliability` of the same module. Empty in metrics of earlier versions."""
+    """On the rows of `after`: "student", as `trainer.hf.evaluation.calibration.Calibration`, and "teacher",
+    as `Reliability` of the same module. Empty in metrics of earlier versions."""
 
 
 def open_tensorboard(

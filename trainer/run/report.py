@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.hf.evaluate import HIGHER_IS_BETTER
+from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER
 from trainer.run.model_card import TITLES, calibration_in_words
 from trainer.run.output import RunMetrics
 

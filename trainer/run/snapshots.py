@@ -29,7 +29,7 @@ from logitstore.students.snapshots import (
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
-from trainer.hf.evaluate import PIECE_TOKENS
+from trainer.hf.evaluation.evaluate import PIECE_TOKENS
 from trainer.hf.heads import MODEL_KEYS, head_replaced
 from trainer.hf.trainer import OfflineDistillationTrainer
 

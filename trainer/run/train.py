@@ -25,10 +25,10 @@ from logitstore.common.whole_file import write_whole
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.calibration import CalibrationSums
-from trainer.hf.lengths import student_context
+from trainer.hf.checks.lengths import student_context
+from trainer.hf.evaluation.calibration import CalibrationSums
+from trainer.hf.evaluation.teacher_figures import calibration_record, teacher_figures
 from trainer.hf.quantize import fake_quantize, save_quantized
-from trainer.hf.teacher_figures import calibration_record, teacher_figures
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.run.advice import advice_on, notes_on_texts
 from trainer.run.config import TrainConfig

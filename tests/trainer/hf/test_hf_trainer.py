@@ -18,7 +18,7 @@ from trainer.data.loader import LogitDataLoader
 from trainer.data.sources import HeldOut
 from trainer.errors import PackingError, ReshardingError, UnsupportedHeadError
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
+from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
 from trainer.hf.trainer import DATASET_STATE_NAME, last_checkpoint, make_compute_loss_func
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings

@@ -17,8 +17,8 @@ from tests.trainer.stores import label_spec, labeled_sequence
 from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.samples import Sample
+from trainer.hf.checks.packing_check import choose_packed_attention
 from trainer.hf.heads import batch_loss
-from trainer.hf.packing_check import choose_packed_attention
 from trainer.loss.loss_settings import LossSettings
 
 STEPS = 4

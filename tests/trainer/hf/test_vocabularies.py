@@ -13,7 +13,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 from trainer.data.sources import HeldOut
 from trainer.errors import GuardError, SettingError
-from trainer.hf.evaluate import evaluate
+from trainer.hf.evaluation.evaluate import evaluate
 from trainer.hf.heads import find_head
 
 SPEC = label_spec()

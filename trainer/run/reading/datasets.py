@@ -14,7 +14,7 @@ from trainer.batch.collate import CollateSettings
 from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.packed_rows import Packing
 from trainer.data.sources import HeldOut
-from trainer.hf.guards import check_temperature, check_tokenizer, real_vocab_size
+from trainer.hf.checks.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.loss.loss_settings import LossSettings
 from trainer.run.config import TrainConfig
 from trainer.run.output import TEXTS_NAME

@@ -17,7 +17,7 @@ from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.errors import SettingError
-from trainer.hf.calibration import NUM_BINS, CalibrationSums
+from trainer.hf.evaluation.calibration import NUM_BINS, CalibrationSums
 from trainer.hf.heads import MODEL_KEYS, Head, head_replaced
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings

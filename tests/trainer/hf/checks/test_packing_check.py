@@ -12,8 +12,8 @@ from tests.trainer.stores import label_spec, labeled_sequence
 from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.samples import Sample
 from trainer.errors import PackingError
+from trainer.hf.checks.packing_check import check_packed_attention, choose_packed_attention
 from trainer.hf.heads import batch_loss
-from trainer.hf.packing_check import check_packed_attention, choose_packed_attention
 from trainer.loss.loss_settings import LossSettings
 
 SPEC = label_spec()

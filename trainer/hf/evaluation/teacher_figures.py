@@ -16,8 +16,8 @@ import torch
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.samples import Sample
-from trainer.hf.calibration import NUM_BINS, Calibration, Reliability, reliability_of
-from trainer.hf.evaluate import evaluation_steps
+from trainer.hf.evaluation.calibration import NUM_BINS, Calibration, Reliability, reliability_of
+from trainer.hf.evaluation.evaluate import evaluation_steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from trainer.batch.collate import CollateSettings, DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 from trainer.errors import UnsupportedHeadError
-from trainer.hf import evaluate as evaluate_module
-from trainer.hf.calibration import NUM_BINS
-from trainer.hf.evaluate import evaluate, evaluation_batches
+from trainer.hf.evaluation import evaluate as evaluate_module
+from trainer.hf.evaluation.calibration import NUM_BINS
+from trainer.hf.evaluation.evaluate import evaluate, evaluation_batches
 from trainer.hf.heads import batch_loss, find_head
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings

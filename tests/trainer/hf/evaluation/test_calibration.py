@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.hf.calibration import NUM_BINS, CalibrationSums
+from trainer.hf.evaluation.calibration import NUM_BINS, CalibrationSums
 
 
 def drawn(scale: float, num_rows: int = 3000, vocab_size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from trainer.batch.collate import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 from trainer.errors import GuardError
-from trainer.hf.guards import (
+from trainer.hf.checks.guards import (
     check_alignment,
     check_collation,
     check_student,

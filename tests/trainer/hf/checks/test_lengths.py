@@ -12,7 +12,7 @@ from trainer.data.dataset import StoreSpec, StreamingLogitDataset
 from trainer.data.sources import HeldOut
 from trainer.errors import GuardError
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.lengths import check_lengths
+from trainer.hf.checks.lengths import check_lengths
 
 
 def labels_at(dataset, limit):

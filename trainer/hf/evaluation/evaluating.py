@@ -13,8 +13,14 @@ from transformers.trainer_utils import PredictionOutput, speed_metrics
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.calibration import CalibrationSums
-from trainer.hf.evaluate import Evaluation, EvaluationLoader, evaluate, evaluation_batches, tokenizer_size_of
+from trainer.hf.evaluation.calibration import CalibrationSums
+from trainer.hf.evaluation.evaluate import (
+    Evaluation,
+    EvaluationLoader,
+    evaluate,
+    evaluation_batches,
+    tokenizer_size_of,
+)
 from trainer.hf.heads import Head
 from trainer.loss.loss_settings import LossSettings
 
@@ -39,7 +45,7 @@ class EvaluatingTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate on held-out records, the same ones each time; see `trainer.hf.evaluate.Evaluation`.
+        """Evaluate on held-out records, the same each time; see `trainer.hf.evaluation.evaluate.Evaluation`.
 
         Of several sets each is evaluated, with its name in the names of the figures.
         """

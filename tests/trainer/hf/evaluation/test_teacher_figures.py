@@ -10,7 +10,7 @@ import pytest
 from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.hf.teacher_figures import teacher_figures
+from trainer.hf.evaluation.teacher_figures import teacher_figures
 from trainer.run.report import gap_closed
 
 

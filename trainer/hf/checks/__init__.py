@@ -1,0 +1,1 @@
+"""Whether student, store and loss fit together, before anything is trained."""

@@ -1,0 +1,1 @@
+"""A student's figures on held-out rows, and its teacher's."""
