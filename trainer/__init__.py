@@ -10,10 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.batch.collate import CollateSettings, DistillationCollator
-    from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+    from trainer.batch.collate import DistillationCollator
+    from trainer.batch.collate_settings import CollateSettings
+    from trainer.data.dataset import StreamingLogitDataset
     from trainer.data.loader import LogitDataLoader
     from trainer.data.packed_rows import Packing
+    from trainer.data.sources import StoreSpec
     from trainer.hf.arguments import OfflineDistillationConfig
     from trainer.hf.trainer import OfflineDistillationTrainer
     from trainer.loss.fused_linear import FusedLinearTopKDistillationLoss
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.loss.losses import TopKDistillationLoss, naive_topk_loss
 
 _MODULES = {
-    "CollateSettings": "trainer.batch.collate",
+    "CollateSettings": "trainer.batch.collate_settings",
     "DistillationCollator": "trainer.batch.collate",
     "FusedLinearTopKDistillationLoss": "trainer.loss.fused_linear",
     "LogitDataLoader": "trainer.data.loader",
@@ -31,7 +33,7 @@ _MODULES = {
     "OfflineDistillationConfig": "trainer.hf.arguments",
     "OfflineDistillationTrainer": "trainer.hf.trainer",
     "Packing": "trainer.data.packed_rows",
-    "StoreSpec": "trainer.data.dataset",
+    "StoreSpec": "trainer.data.sources",
     "StreamingLogitDataset": "trainer.data.dataset",
     "TeacherTargets": "trainer.loss.loss_inputs",
     "TopKDistillationLoss": "trainer.loss.losses",

@@ -24,7 +24,8 @@ from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
-from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.samples import Sample
 from trainer.loss.loss_inputs import TeacherTargets
 

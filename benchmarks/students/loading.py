@@ -27,9 +27,11 @@ from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
-from trainer.batch.collate import CollateSettings, DistillationCollator
-from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
+from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
+from trainer.data.sources import StoreSpec
 
 SEQUENCE_TOKENS = 256
 BATCH_SIZE = 8

@@ -13,23 +13,21 @@ yielded is a tuple of samples, the sequences of one row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from logitstore.errors import StoreChangedError
-from logitstore.rows.selection import Selection
-from logitstore.rows.where import parse_selection, select_ids
 from trainer.data.cache import ShardCache
-from trainer.data.order import GROUP, ORDER_VERSION, EpochOrder, OrderKey, Visit, rank_slice
+from trainer.data.order import ORDER_VERSION, EpochOrder, OrderKey, rank_slice
 from trainer.data.packed_rows import PackedLine, Packing
 from trainer.data.prefetch import run_ahead
 from trainer.data.random_access import RandomAccess
-from trainer.data.reading import Fetcher, RowReader, SplitReader, StoredSequence
+from trainer.data.reading import EpochReader, StoredSequence
 from trainer.data.samples import Sample
-from trainer.data.sources import HeldOut, Source, combined_digest
+from trainer.data.sources import HeldOut, Source, StoreSpec, check_top_k, combined_digest
 from trainer.data.state import STATE_KIND, find_state
 from trainer.data.topology import refuse_resharding, resolve_topology
 from trainer.errors import SettingError
@@ -38,38 +36,6 @@ Batch = TypeVar("Batch")
 
 STEPS_AHEAD = 2
 """Steps that the background thread reads ahead of the consumer."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreSpec:
-    """A store to read, when a URI alone does not say enough."""
-
-    uri: str
-    weight: float = 1.0
-    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
-    storage_options: Mapping[str, Any] | None = None
-    where: str | None = None
-    """Which of its sequences take part, as `penumbra store cat --where` has it; None takes all."""
-    ids: str | Path | None = None
-    """A file of record ids, one a line: only these take part."""
-    without_ids: str | Path | None = None
-    """A file of record ids that take no part."""
-    is_text: bool = False
-    """Without a teacher (`trainer.run.reading.texts`): `held_out` keeps nothing of it back, and `top_k` is
-    not its."""
-
-    def selection(self) -> Selection:
-        """All three together. Raises UnsupportedInputError."""
-        selection = parse_selection(self.where)
-        if self.ids is not None:
-            selection &= select_ids(self.ids)
-        if self.without_ids is not None:
-            selection &= select_ids(self.without_ids, without=True)
-        return selection
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight {self.weight} of {self.uri} must be finite and at least 0")
 
 
 class StreamingLogitDataset(IterableDataset[Any]):
@@ -149,7 +115,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self._order_of_epoch: EpochOrder | None = None
         self._packed_line: PackedLine | None = None
         self._random_access = RandomAccess(self.sources, top_k)
-        self._check_top_k()
+        check_top_k(self.sources, self._specs, top_k)
         self._check_cache()
 
     # ---- Size and random access ----
@@ -305,7 +271,15 @@ class StreamingLogitDataset(IterableDataset[Any]):
 
     def _iterate(self, starts: range) -> Iterator[Any]:
         length = self.epoch_length
-        steps = run_ahead(lambda: self._read_steps(starts), STEPS_AHEAD)
+
+        def part(start: int) -> tuple[int, int]:
+            return self._part(start, min(start + self.step_size, length))
+
+        def read() -> Iterator[list[list[StoredSequence]]]:  # in the background thread
+            reader = EpochReader(self._order(), self._line(), self.sources, self.predownload, self.top_k)
+            return reader.steps(starts, part, self.batch_size)
+
+        steps = run_ahead(read, STEPS_AHEAD)
         try:
             for number, (start, rows) in enumerate(zip(starts, steps, strict=True)):
                 for place, row in enumerate(rows, start=1):
@@ -319,45 +293,6 @@ class StreamingLogitDataset(IterableDataset[Any]):
         finally:
             steps.close()
         self.consumed = length
-
-    def _read_steps(self, starts: range) -> Iterator[list[list[StoredSequence]]]:
-        """The rows that this rank gets of the steps that begin there, each of one sequence unless they are
-        packed; runs in the background thread."""
-        order, length, line = self._order(), self.epoch_length, self._line()
-        fetcher = Fetcher(self.sources, self.predownload)
-        readers = [
-            SplitReader(order, split, self.sources, fetcher, self.top_k) for split in range(len(order.splits))
-        ]
-        row_readers = [RowReader(reader) for reader in readers]
-        try:
-            fetcher.ahead(self._first_visits(starts))
-            for start in starts:
-                part = self._part(start, min(start + self.step_size, length))
-                if line is not None:
-                    yield [row_readers[row.split].read(row) for row in line.rows(*part)]
-                    continue
-                yield [
-                    [readers[run.split].read(place)]
-                    for run in order.runs(*part)
-                    for place in range(run.start, run.start + run.count)
-                ]
-        finally:
-            for reader in readers:
-                reader.close()
-            fetcher.close()
-
-    def _first_visits(self, starts: range) -> list[Visit]:
-        """The shards needed first, so that they are fetched side by side."""
-        order, line = self._order(), self._line()
-        visits: dict[int, Visit] = {}
-        in_turn = GROUP if line is None else 1
-        for start in starts[: -(-len(order.splits) * in_turn // self.batch_size)]:
-            part = self._part(start, min(start + self.step_size, self.epoch_length))
-            firsts = order.runs(*part) if line is None else line.rows(*part)
-            for first in firsts:
-                index, _ = order.visit_at(first.split, first.start)
-                visits.setdefault(first.split, order.splits[first.split][index])
-        return list(visits.values())
 
     def _part(self, start: int, stop: int) -> tuple[int, int]:
         return rank_slice(start, stop, self.topology.rank, self.topology.world_size, even=self.even)
@@ -380,20 +315,6 @@ class StreamingLogitDataset(IterableDataset[Any]):
             outlines = [source.outlines() for source in self.sources]
             self._packed_line = PackedLine(order, outlines, self.packing)
         return self._packed_line
-
-    def _check_top_k(self) -> None:
-        for source, spec in zip(self.sources, self._specs, strict=True):
-            stored = source.manifest.labels.top_k
-            if self.top_k is not None and self.top_k < stored and source.manifest.labels.support == "given":
-                raise SettingError(
-                    f"top_k={self.top_k} asks for the first entries of {source.uri}, whose rows are at ids "
-                    "that were given: the first ones are no top-K; leave data.top_k out"
-                )
-            if not spec.is_text and self.top_k is not None and not 1 <= self.top_k <= stored:
-                raise SettingError(
-                    f"top_k={self.top_k} must lie in 1..{stored}, the entries that {source.uri} stores of "
-                    "a row; lower it, or leave it out to read all"
-                )
 
     def _check_cache(self) -> None:
         if self._cache is None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import get_worker_info
 
 from logitstore.records import LabeledSequence
 from logitstore.shard.reader import ShardReader
-from trainer.data.order import WINDOW_BLOCKS, EpochOrder, Visit, Window
-from trainer.data.packed_rows import PackedRow
+from trainer.data.order import GROUP, WINDOW_BLOCKS, EpochOrder, Visit, Window
+from trainer.data.packed_rows import PackedLine, PackedRow
 from trainer.data.samples import as_learned
 from trainer.data.sources import Source
 from trainer.errors import CacheTooSmallError
@@ -155,3 +156,53 @@ class RowReader:
             self._held = [self._reader.read(place) for place in range(row.start, row.stop)]
             self._start = row.start
         return [self._held[place - row.start] for place in row.members]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReader:
+    """Reads steps of one epoch; packed ones where it has a line of rows."""
+
+    order: EpochOrder
+    line: PackedLine | None
+    sources: Sequence[Source]
+    predownload: int
+    top_k: int | None
+
+    def steps(
+        self, starts: range, part: Callable[[int], tuple[int, int]], batch_size: int
+    ) -> Iterator[list[list[StoredSequence]]]:
+        """By step, the rows that this rank gets of it, each of one sequence unless they are packed.
+
+        `starts` are the steps' places in the epoch's line, and `part` gives [start, stop) of the rank's own
+        `batch_size` of the step that begins there.
+        """
+        fetcher = Fetcher(self.sources, self.predownload)
+        splits = range(len(self.order.splits))
+        readers = [SplitReader(self.order, split, self.sources, fetcher, self.top_k) for split in splits]
+        row_readers = [RowReader(reader) for reader in readers]
+        try:
+            in_turn = GROUP if self.line is None else 1
+            first_steps = starts[: -(-len(splits) * in_turn // batch_size)]
+            fetcher.ahead(self._first_visits([part(start) for start in first_steps]))
+            for start in starts:
+                if self.line is not None:
+                    yield [row_readers[row.split].read(row) for row in self.line.rows(*part(start))]
+                    continue
+                yield [
+                    [readers[run.split].read(place)]
+                    for run in self.order.runs(*part(start))
+                    for place in range(run.start, run.start + run.count)
+                ]
+        finally:
+            for reader in readers:
+                reader.close()
+            fetcher.close()
+
+    def _first_visits(self, parts: Sequence[tuple[int, int]]) -> list[Visit]:
+        """The shards needed first, so that they are fetched side by side."""
+        visits: dict[int, Visit] = {}
+        for part in parts:
+            for first in self.order.runs(*part) if self.line is None else self.line.rows(*part):
+                index, _ = self.order.visit_at(first.split, first.start)
+                visits.setdefault(first.split, self.order.splits[first.split][index])
+        return list(visits.values())

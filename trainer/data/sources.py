@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -14,10 +15,11 @@ import numpy as np
 from logitstore.inputs.parts import parent_id
 from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.rows.selection import Block, Selection
+from logitstore.rows.where import parse_selection, select_ids
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 from trainer.data.cache import ShardCache
-from trainer.errors import CacheFullError
+from trainer.errors import CacheFullError, SettingError
 
 OUTLINE_THREADS = 16
 """Shards whose outlines are read side by side."""
@@ -42,6 +44,38 @@ class HeldOut:
         digest = hashlib.blake2b(name, digest_size=8, person=b"held-out").digest()
         is_held_out = int.from_bytes(digest, "big") < self.fraction * 2**64
         return is_held_out == (self.side == "held_out")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSpec:
+    """A store to read, when a URI alone does not say enough."""
+
+    uri: str
+    weight: float = 1.0
+    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
+    storage_options: Mapping[str, Any] | None = None
+    where: str | None = None
+    """Which of its sequences take part, as `penumbra store cat --where` has it; None takes all."""
+    ids: str | Path | None = None
+    """A file of record ids, one a line: only these take part."""
+    without_ids: str | Path | None = None
+    """A file of record ids that take no part."""
+    is_text: bool = False
+    """Without a teacher (`trainer.run.reading.texts`): `held_out` keeps nothing of it back, and `top_k` is
+    not its."""
+
+    def selection(self) -> Selection:
+        """All three together. Raises UnsupportedInputError."""
+        selection = parse_selection(self.where)
+        if self.ids is not None:
+            selection &= select_ids(self.ids)
+        if self.without_ids is not None:
+            selection &= select_ids(self.without_ids, without=True)
+        return selection
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight {self.weight} of {self.uri} must be finite and at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,3 +228,21 @@ def combined_digest(
     if held_out is not None:
         digest.update(f"{held_out.fraction!r}|{held_out.side}".encode())
     return digest.hexdigest()
+
+
+def check_top_k(sources: Sequence[Source], specs: Sequence[StoreSpec], top_k: int | None) -> None:
+    """Raises SettingError for a number of entries that the stores do not have, or not as the top ones."""
+    if top_k is None:
+        return
+    for source, spec in zip(sources, specs, strict=True):
+        labels = source.manifest.labels
+        if top_k < labels.top_k and labels.support == "given":
+            raise SettingError(
+                f"top_k={top_k} asks for the first entries of {source.uri}, whose rows are at ids "
+                "that were given: the first ones are no top-K; leave data.top_k out"
+            )
+        if not spec.is_text and not 1 <= top_k <= labels.top_k:
+            raise SettingError(
+                f"top_k={top_k} must lie in 1..{labels.top_k}, the entries that {source.uri} stores of "
+                "a row; lower it, or leave it out to read all"
+            )

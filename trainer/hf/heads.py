@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.batch.collate import LABEL_WEIGHTS
+from trainer.batch.collate_settings import LABEL_WEIGHTS
 from trainer.errors import SettingError, UnsupportedHeadError
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets

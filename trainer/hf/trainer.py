@@ -2,49 +2,37 @@
 
 `OfflineDistillationTrainer` reads a StreamingLogitDataset in its own order (accelerate never divides it
 again), saves the dataset's place in every checkpoint and goes on from it on any number of processes.
-`make_compute_loss_func` is for the stock Trainer, on one process.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import stat
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalPrediction,
 )
 
-from trainer.batch.collate import (
-    LABEL_WEIGHTS,
-    TEACHER_KEYS,
-    CollateSettings,
-    DistillationCollator,
-)
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import LABEL_WEIGHTS, CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
-from trainer.errors import GuardError, ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.checkpoints import TrueEpoch, open_to_readers, take_up_place, write_place
 from trainer.hf.checks.guards import check_student, checked_store_losses
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
 from trainer.hf.checks.packing_check import settle_packing
+from trainer.hf.checks.processes import check_dataset, check_processes
 from trainer.hf.evaluation.evaluating import (
     DEFAULT_EVAL_BATCH_SIZE,
     EvaluatingTrainer,
@@ -61,11 +49,7 @@ from trainer.hf.student import (
     with_adapters,
 )
 from trainer.hf.token_means import TokenMeans
-from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
-from trainer.loss.losses import topk_distillation_loss
-
-DATASET_STATE_NAME = "logit_dataset_state.json"
 
 
 class OfflineDistillationTrainer(EvaluatingTrainer):
@@ -130,9 +114,15 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         self.store_losses = checked_store_losses(store_losses, self.loss_settings, train_dataset)
         self._given_settings = data_collator.settings
         self._means = TokenMeans()
-        self.add_callback(_TrueEpoch(train_dataset))
+        self.add_callback(TrueEpoch(train_dataset))
         self._take_student(self.model)
-        self._check_dataset()
+        check_processes(self.args, self.accelerator.distributed_type)
+        check_dataset(
+            train_dataset,
+            data_collator.settings,
+            num_processes=self.args.world_size,
+            train_batch_size=self._train_batch_size,
+        )
         with warnings.catch_warnings():
             if self.args.process_index:  # the first process says it for all
                 warnings.simplefilter("ignore")
@@ -228,11 +218,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir or ".")
-        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which nothing reads
-        mode = _mode_of_new_files(folder)
-        for path in folder.glob("*.safetensors"):  # written for their owner alone, whatever the umask
-            path.chmod(mode)
+        open_to_readers(Path(output_dir or self.args.output_dir or "."))
 
     # ---- Checkpoints: the dataset's place is saved with the weights, and taken up with them ----
 
@@ -241,9 +227,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             folder = Path(
                 self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
-            folder.mkdir(parents=True, exist_ok=True)
-            # First, so that no checkpoint is ever complete but for this.
-            (folder / DATASET_STATE_NAME).write_text(json.dumps(self.logit_dataset.state_dict()))
+            write_place(folder, self.logit_dataset)
         super()._save_checkpoint(model, trial)
 
     def _init_training_state(
@@ -260,13 +244,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         )
         if resume_from_checkpoint is None:
             return started
-        path = Path(resume_from_checkpoint, DATASET_STATE_NAME)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing: the checkpoint does not say where its data stood, and starting from "
-                "zero would train on data twice. Resume from a checkpoint of OfflineDistillationTrainer"
-            )
-        self.logit_dataset.load_state_dict(json.loads(path.read_text()))
+        take_up_place(Path(resume_from_checkpoint), self.logit_dataset)
         if self.state.global_step >= max_steps:
             return num_train_epochs, 0  # finished; Trainer would take one step more
         return self.logit_dataset.epoch, 0
@@ -312,110 +290,3 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
                     f"per_device_eval_batch_size={self.args.per_device_eval_batch_size}; give both the same, "
                     "or leave the argument out"
                 )
-
-    def _check_dataset(self) -> None:
-        dataset, num_processes = self.logit_dataset, self.args.world_size
-        if self.args.n_gpu > 1:
-            raise ReshardingError(
-                f"this process has {self.args.n_gpu} GPUs and would divide each batch among them; start one "
-                f"for each, `torchrun --nproc-per-node {self.args.n_gpu} ...`, or set CUDA_VISIBLE_DEVICES=0"
-            )
-        if self.args.fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
-            raise ValueError(
-                "fsdp was asked for, but accelerate shards on GPUs alone and would train by plain data "
-                f"parallelism here ({self.accelerator.distributed_type}); leave fsdp out (training.fsdp in a "
-                "configuration)"
-            )
-        if dataset.num_readers != num_processes:
-            raise ReshardingError(
-                f"the dataset is divided among {dataset.num_readers} processes, but {num_processes} train; "
-                "construct it after TrainingArguments (which starts torch.distributed), or give rank and "
-                "world_size"
-            )
-        if dataset.topology.world_size > 1 and not dataset.even:
-            raise ValueError(
-                f"an epoch may give some of {num_processes} processes one step more than others, which would "
-                "then wait for ever; construct the dataset with even=True"
-            )
-        packing, collate = dataset.packing, self._given_settings
-        if packing is not None and (packing.row_tokens, packing.max_tokens) != (
-            collate.pack_length,
-            collate.max_length,
-        ):
-            raise ValueError(
-                f"the dataset packs rows of {packing.row_tokens} tokens of sequences of at most "
-                f"{packing.max_tokens}, the collator has pack_length={collate.pack_length} and "
-                f"max_length={collate.max_length}; give Packing(row_tokens, max_tokens) and CollateSettings "
-                "(pack_length, max_length) the same"
-            )
-        if dataset.batch_size != self._train_batch_size:
-            raise ValueError(
-                f"the dataset has batch_size={dataset.batch_size}, training "
-                f"per_device_train_batch_size={self._train_batch_size}; give both the same"
-            )
-
-
-def make_compute_loss_func(model: nn.Module, settings: LossSettings) -> Callable[..., Tensor]:
-    """`compute_loss_func` for the stock Trainer: `Trainer(model, ..., compute_loss_func=...)`.
-
-    The stock Trainer gives the whole batch to the model, and only its outputs to the loss. So a hook on
-    the model takes the `teacher_*` keys out of each call and keeps them for the loss that follows.
-    Needs `remove_unused_columns=False`.
-    """
-    taken: list[TeacherTargets | None] = [None]
-
-    def take(_: nn.Module, args: tuple[Any, ...], batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if LABEL_WEIGHTS in batch:
-            raise GuardError(
-                "the stock Trainer counts labels and knows no weights of segments; train with "
-                "OfflineDistillationTrainer, or leave CollateSettings segment_weights out"
-            )
-        taken[0] = TeacherTargets.from_batch(batch) if "teacher_token_ids" in batch else None
-        # With a cache, transformers would not look where positions restart, and packed documents would mix.
-        return args, {
-            **{key: value for key, value in batch.items() if key not in TEACHER_KEYS},
-            "use_cache": False,
-        }
-
-    def compute_loss(
-        outputs: Mapping[str, Any], labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        output = topk_distillation_loss(
-            outputs["logits"], labels, taken[0], settings, num_items_in_batch=num_items_in_batch
-        )
-        return output.loss
-
-    model.register_forward_pre_hook(take, with_kwargs=True)
-    return compute_loss
-
-
-def _mode_of_new_files(folder: Path) -> int:
-    """As the umask has it. (To ask for the umask is to change it, for all threads.)"""
-    probe = folder / ".mode-of-new-files"
-    probe.touch()
-    try:
-        return stat.S_IMODE(probe.stat().st_mode)
-    finally:
-        probe.unlink()
-
-
-class _TrueEpoch(TrainerCallback):
-    """Keeps `state.epoch` at the dataset's place, which is right on any number of processes."""
-
-    def __init__(self, dataset: StreamingLogitDataset) -> None:
-        self.dataset = dataset
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        state.epoch = self.dataset.epoch + self.dataset.consumed / self.dataset.epoch_length
-
-
-def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The newest complete checkpoint below a folder, or None."""
-    complete = [
-        path
-        for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (path / DATASET_STATE_NAME).exists() and (path / "trainer_state.json").exists()
-    ]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default="")) or None

@@ -18,7 +18,7 @@ from logitstore.common.config_file import ConfigError, flatten
 from logitstore.common.whole_file import write_whole
 from logitstore.students.snapshots import SNAPSHOTS_NAME
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.hf.trainer import last_checkpoint
+from trainer.hf.checkpoints import last_checkpoint
 from trainer.run.config import TrainConfig, resolved
 from trainer.run.model_card import RELIABILITY_NAME, CardFigures, model_card
 from trainer.run.pictures import draw_reliability

@@ -23,7 +23,8 @@ from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.labeler.jobs import label_and_commit
 from tests.labeler.worker.test_actor import set_up, store_of
-from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings

@@ -12,12 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from logitstore.errors import TemperatureError
 from logitstore.rows import temperature as temperatures
 from tests.trainer.stores import label_spec, labeled_sequence
-from trainer.batch.collate import (
-    COLUMN_ALIASES,
-    TEACHER_KEYS,
-    CollateSettings,
-    DistillationCollator,
-)
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import COLUMN_ALIASES, TEACHER_KEYS, CollateSettings
 from trainer.data.samples import Sample
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings

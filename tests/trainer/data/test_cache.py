@@ -14,8 +14,9 @@ from logitstore.errors import CorruptShardError
 from logitstore.objects.opening import Objects
 from tests.trainer.stores import make_store
 from trainer.data.cache import FOLDER_NAME, ShardCache
-from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
+from trainer.data.sources import StoreSpec
 from trainer.errors import CacheTooSmallError, SettingError
 
 

@@ -15,11 +15,12 @@ from logitstore.errors import StoreChangedError
 from logitstore.store import LogitStore
 from tests.trainer.conftest import NUM_SEQUENCES
 from tests.trainer.stores import label_spec, make_store
-from trainer.batch.collate import CollateSettings, DistillationCollator
-from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
+from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.prefetch import run_ahead
-from trainer.data.sources import HeldOut
+from trainer.data.sources import HeldOut, StoreSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

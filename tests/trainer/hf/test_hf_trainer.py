@@ -12,14 +12,16 @@ from transformers import Trainer, TrainingArguments
 from logitstore.errors import StoreChangedError
 from tests.trainer.stores import make_store
 from tests.trainer.students import tiny_student, tiny_trainer, weights
-from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.sources import HeldOut
 from trainer.errors import PackingError, ReshardingError, UnsupportedHeadError
 from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.checkpoints import DATASET_STATE_NAME, last_checkpoint
 from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
-from trainer.hf.trainer import DATASET_STATE_NAME, last_checkpoint, make_compute_loss_func
+from trainer.hf.stock_trainer import make_compute_loss_func
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss

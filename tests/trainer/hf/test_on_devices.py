@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.devices import DEVICES, no_gpu
 from tests.trainer.stores import label_spec, labeled_sequence
 from tests.trainer.students import tiny_student, tiny_trainer, weights
-from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.samples import Sample
 from trainer.hf.checks.packing_check import choose_packed_attention
 from trainer.hf.heads import batch_loss

@@ -8,7 +8,8 @@ import torch
 
 from tests.trainer.stores import label_spec, labeled_sequence
 from tests.trainer.students import tiny_student, tiny_trainer
-from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 from trainer.data.sources import HeldOut

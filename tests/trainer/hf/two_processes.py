@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from tests.trainer.loss.reference_loss import make_case
 from tests.trainer.students import tiny_student, tiny_trainer, weights
-from trainer.batch.collate import TEACHER_KEYS
+from trainer.batch.collate_settings import TEACHER_KEYS
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.errors import ReshardingError

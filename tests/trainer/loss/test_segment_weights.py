@@ -16,12 +16,14 @@ from logitstore.records import LabeledSequence, Segment
 from logitstore.store import LogitStore
 from tests.trainer.stores import label_spec, labeled_sequence, make_store, manifest
 from tests.trainer.students import VOCAB_SIZE, tiny_student, tiny_trainer, weights
-from trainer.batch.collate import CollateSettings, DistillationCollator
-from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
+from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
+from trainer.data.sources import StoreSpec
 from trainer.errors import GuardError
 from trainer.hf.heads import batch_loss, find_head
-from trainer.hf.trainer import make_compute_loss_func
+from trainer.hf.stock_trainer import make_compute_loss_func
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss

@@ -16,7 +16,7 @@ from logitstore.errors import TemperatureError
 from logitstore.manifest.fields import SEGMENTS, LabelSpec, Manifest
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.rows import temperature as temperatures
-from trainer.batch.collate import CollateSettings
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 from trainer.errors import GuardError

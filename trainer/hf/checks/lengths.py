@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from trainer.batch.collate import CollateSettings
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import GuardError
 

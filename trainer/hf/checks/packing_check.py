@@ -20,7 +20,8 @@ from torch import Tensor
 
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
-from trainer.batch.collate import CollateSettings, DistillationCollator, PackedAttention
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings, PackedAttention
 from trainer.batch.packing import one_per_row, packed
 from trainer.data.samples import Sample
 from trainer.errors import PackingError

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.errors import SettingError

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from logitstore.common.config_file import ConfigError
 from logitstore.store import LogitStore
-from trainer.batch.collate import CollateSettings
-from trainer.data.dataset import StoreSpec, StreamingLogitDataset
+from trainer.batch.collate_settings import CollateSettings
+from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.packed_rows import Packing
-from trainer.data.sources import HeldOut
+from trainer.data.sources import HeldOut, StoreSpec
 from trainer.hf.checks.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.loss.loss_settings import LossSettings
 from trainer.run.config import TrainConfig

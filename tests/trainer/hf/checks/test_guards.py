@@ -9,7 +9,7 @@ import pytest
 from logitstore.errors import TemperatureError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from tests.trainer.stores import label_rows, label_spec, labeled_sequence, make_store, manifest
-from trainer.batch.collate import CollateSettings
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 from trainer.errors import GuardError

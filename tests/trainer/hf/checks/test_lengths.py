@@ -7,9 +7,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.trainer.stores import make_store
 from tests.trainer.students import tiny_student, tiny_trainer
-from trainer.batch.collate import CollateSettings, DistillationCollator
-from trainer.data.dataset import StoreSpec, StreamingLogitDataset
-from trainer.data.sources import HeldOut
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.sources import HeldOut, StoreSpec
 from trainer.errors import GuardError
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checks.lengths import check_lengths

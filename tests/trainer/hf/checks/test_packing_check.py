@@ -9,7 +9,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tests.trainer.stores import label_spec, labeled_sequence
-from trainer.batch.collate import CollateSettings, DistillationCollator
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.samples import Sample
 from trainer.errors import PackingError
 from trainer.hf.checks.packing_check import check_packed_attention, choose_packed_attention

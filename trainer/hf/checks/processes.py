@@ -1,0 +1,58 @@
+"""Whether the processes that train, the dataset's division among them and the batches agree."""
+
+from __future__ import annotations
+
+from accelerate.utils import DistributedType
+
+from trainer.batch.collate_settings import CollateSettings
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.errors import ReshardingError
+from trainer.hf.arguments import OfflineDistillationConfig
+
+
+def check_processes(args: OfflineDistillationConfig, distributed_type: DistributedType) -> None:
+    """Raises ReshardingError and ValueError where a step would not be divided as the arguments say."""
+    if args.n_gpu > 1:
+        raise ReshardingError(
+            f"this process has {args.n_gpu} GPUs and would divide each batch among them; start one "
+            f"for each, `torchrun --nproc-per-node {args.n_gpu} ...`, or set CUDA_VISIBLE_DEVICES=0"
+        )
+    if args.fsdp and distributed_type != DistributedType.FSDP:
+        raise ValueError(
+            "fsdp was asked for, but accelerate shards on GPUs alone and would train by plain data "
+            f"parallelism here ({distributed_type}); leave fsdp out (training.fsdp in a "
+            "configuration)"
+        )
+
+
+def check_dataset(
+    dataset: StreamingLogitDataset, collate: CollateSettings, *, num_processes: int, train_batch_size: int
+) -> None:
+    """Raises ReshardingError and ValueError where the dataset gives other batches than training takes."""
+    if dataset.num_readers != num_processes:
+        raise ReshardingError(
+            f"the dataset is divided among {dataset.num_readers} processes, but {num_processes} train; "
+            "construct it after TrainingArguments (which starts torch.distributed), or give rank and "
+            "world_size"
+        )
+    if dataset.topology.world_size > 1 and not dataset.even:
+        raise ValueError(
+            f"an epoch may give some of {num_processes} processes one step more than others, which would "
+            "then wait for ever; construct the dataset with even=True"
+        )
+    packing = dataset.packing
+    if packing is not None and (packing.row_tokens, packing.max_tokens) != (
+        collate.pack_length,
+        collate.max_length,
+    ):
+        raise ValueError(
+            f"the dataset packs rows of {packing.row_tokens} tokens of sequences of at most "
+            f"{packing.max_tokens}, the collator has pack_length={collate.pack_length} and "
+            f"max_length={collate.max_length}; give Packing(row_tokens, max_tokens) and CollateSettings "
+            "(pack_length, max_length) the same"
+        )
+    if dataset.batch_size != train_batch_size:
+        raise ValueError(
+            f"the dataset has batch_size={dataset.batch_size}, training "
+            f"per_device_train_batch_size={train_batch_size}; give both the same"
+        )
