@@ -35,6 +35,10 @@ from logitstore.index.absence import (
     refuse_lost_manifest,
     unnamed_shards,
 )
+from logitstore.index.changes.committing import commit
+from logitstore.index.changes.compaction import CompactionResult, compact, fence_compactors
+from logitstore.index.changes.rebuild import RebuildResult, rebuild_index
+from logitstore.index.changes.uncommit import uncommit
 from logitstore.index.commits import (
     SHARDS_PREFIX,
     CommitRecord,
@@ -43,14 +47,10 @@ from logitstore.index.commits import (
     shard_place,
 )
 from logitstore.index.committed import CommittedUnits
-from logitstore.index.committing import commit
-from logitstore.index.compaction import CompactionResult, compact, fence_compactors
 from logitstore.index.deletions import DeletedRecords, Deletions
 from logitstore.index.entries import ShardIndex
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, TombstoneInfo, encode_pointer
-from logitstore.index.rebuild import RebuildResult, rebuild_index
-from logitstore.index.uncommit import uncommit
 from logitstore.lookup import KeptIds, Lookup
 from logitstore.manifest.fields import RECORD_PARTS, Manifest, ShardEntry
 from logitstore.manifest.reading import (

@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.jobs.lossy_objects import Fault, LossyBackend, Memory, objects_over
 from benchmarks.jobs.scale import MANIFEST, made_up_sequence
 from logitstore.errors import ObjectStoreError, StoreChangedError
-from logitstore.index import compaction
-from logitstore.index.rebuild import rebuild_index
+from logitstore.index.changes import compaction
+from logitstore.index.changes.rebuild import rebuild_index
 from logitstore.manifest.reading import encode_manifest, manifest_hash
 from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore

@@ -1,1 +1,1 @@
-"""Which units are committed: commit records, index segments, and compaction of the one into the other."""
+"""Which units are committed: commit records, index segments, tombstones."""

@@ -18,8 +18,8 @@ from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, StoreExistsError
 from logitstore.index import segments as index_segments
+from logitstore.index.changes.compaction import write_segment_objects
 from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, shard_place
-from logitstore.index.compaction import write_segment_objects
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.ids import ids_name
 from logitstore.index.pointer import (

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, ObjectStoreError, StoreChangedError
+from logitstore.index.changes.compaction import write_segment_objects
 from logitstore.index.commits import CommitRecord
-from logitstore.index.compaction import write_segment_objects
 from logitstore.index.deletions import DeletedRecords, write_tombstone
 from logitstore.index.ids import ids_name
 from logitstore.index.pointer import TombstoneInfo

@@ -12,7 +12,7 @@ from logitstore.__main__ import main
 from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.codec.codebooks import identity_codebook
 from logitstore.errors import CorruptManifestError, IndexLostError, StoreChangedError
-from logitstore.index import rebuild
+from logitstore.index.changes import rebuild
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.tools.garbage import repair

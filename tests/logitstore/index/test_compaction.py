@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from logitstore.index import segments as index_segments
+from logitstore.index.changes.compaction import compact
 from logitstore.index.commits import CommitRecord, commit_name, encode_commit, shard_name
 from logitstore.index.committed import CommittedUnits
-from logitstore.index.compaction import compact
 from logitstore.index.pointer import IndexPointer, SegmentInfo, encode_pointer
 from logitstore.manifest.fields import ShardEntry
 from logitstore.manifest.reading import manifest_hash

@@ -9,7 +9,7 @@ import pytest
 
 from logitstore.__main__ import main
 from logitstore.errors import StoreChangedError
-from logitstore.index import uncommit as uncommit_module
+from logitstore.index.changes import uncommit as uncommit_module
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.tools.garbage import repair

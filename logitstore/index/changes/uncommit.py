@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from logitstore.errors import StoreChangedError
+from logitstore.index.changes.compaction import MAX_SWAP_TRIES, compact
 from logitstore.index.commits import shard_place
 from logitstore.index.committed import CommittedUnits
-from logitstore.index.compaction import MAX_SWAP_TRIES, compact
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, DroppedAttempt, encode_pointer
 from logitstore.objects.opening import Objects

@@ -1,0 +1,1 @@
+"""What changes the index: commits, compaction, un-committing, and an index made anew."""
