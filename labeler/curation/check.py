@@ -19,19 +19,17 @@ from typing import Any
 import numpy as np
 
 from labeler.curation.check_program import NO_VERDICT, CheckProgram, VerdictKind, command_parts, question_line
+from labeler.curation.check_records import Records, record_of, refuse_missing
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.texts import prompt_and_answer
-from logitstore.inputs.parts import parent_id
 from logitstore.rows.selection import Columns, Outcome, Selection
 from logitstore.store import LogitStore
 from logitstore.viewer.tokenizer_choice import choose_texts
 
 Key = tuple[str, int]
-Records = Mapping[str, Mapping[str, Any]]
-"""What else the program shall see of a problem, by its id: the right answer, say."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def check_responses(
         UnsupportedInputError: the store's tokens have no text here, or nothing is left.
     """
     if records is not None:
-        _refuse_missing(store, records)
+        refuse_missing(store, records)
     begun = CheckReport(store.digest, asdict(settings) | _contents(settings, records))
     report_path, verdicts_path = (out.with_name(out.name + end) for end in (".check.json", ".checks.jsonl"))
     before = _before(begun, report_path)
@@ -153,28 +151,6 @@ def _write(path: Path, report: CheckReport) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(asdict(report), indent=1) + "\n")
     os.replace(part, path)
-
-
-def _refuse_missing(store: LogitStore, records: Records) -> None:
-    """Raise ConfigError where a problem of the store has no record."""
-    names = set[str]()
-    for entry in store.shards():
-        if entry.name:
-            with store.open_shard(entry) as reader:
-                blocks = range(reader.num_blocks)
-                names.update(name for block in blocks for name in reader.plain_columns(block).record_id)
-    missing = sorted(name for name in names if _record_of(name, records) is None)
-    if missing:
-        raise ConfigError(
-            f"{len(missing):,} of {len(names):,} problems of {store.uri} have no record, for example "
-            f"{missing[0]!r}, and the records have ids such as {next(iter(records))!r}; name the field of "
-            "their ids, give the records of all problems, or check a store of those that have one "
-            "(penumbra store merge --where)"
-        )
-
-
-def _record_of(name: str, records: Records) -> Mapping[str, Any] | None:
-    return records.get(name, records.get(parent_id(name)))
 
 
 def _contents(settings: CheckSettings, records: Records | None) -> dict[str, str]:
@@ -261,7 +237,7 @@ def _judged(
                         "reasoning": reasoning,
                         "answer": rest,
                         "finish_reason": sequence.finish_reason,
-                        "record": _record_of(key[0], records) if records is not None else None,
+                        "record": record_of(key[0], records) if records is not None else None,
                     }
                 )
                 verdict = Verdict(*key, reply.kind, reply.score, len(sequence.token_ids_T), reply.reason)

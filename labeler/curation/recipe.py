@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from labeler.curation.asking import AskPaths, asking_job
 from labeler.curation.expand import expand, sampling_of
 from labeler.curation.judge import SAMPLING as JUDGE_SAMPLING
 from labeler.curation.judge import judge
+from labeler.curation.recipe_ledger import StepRecord, digest_of, read_ledger, write_ledger
 from labeler.curation.settings import (
     DecontaminateSettings,
     DedupeSettings,
@@ -92,17 +92,6 @@ class Recipe:
         return [str(store) for store in stores if store.is_dir()]
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What the ledger holds of a step that is done."""
-
-    made_from: str
-    """Digest of its settings and of its input."""
-    output: str
-    output_digest: str
-    report: Mapping[str, Any]
-
-
 Say = Callable[[str], None]
 
 
@@ -160,14 +149,14 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
     """
     folder = Path(recipe.settings.out)
     folder.mkdir(parents=True, exist_ok=True)
-    ledger = _read_ledger(recipe.ledger)
+    ledger = read_ledger(recipe.ledger)
     source = Source(recipe.settings.seeds, recipe.settings.field, limit=recipe.settings.limit)
     digest, last = f"{source.fingerprint()}:{source.limit}", Path(recipe.settings.seeds)
     for name in recipe.steps:
         out = recipe.output_of(name)
         made_from = _made_from(recipe, name, digest)
         record = ledger.get(name)
-        if record is not None and record.made_from == made_from and _digest_of(out) == record.output_digest:
+        if record is not None and record.made_from == made_from and digest_of(out) == record.output_digest:
             say(f"{name}: done before, {_counts(record.report)}")
         else:
             if record is not None and record.made_from != made_from and out.exists():
@@ -176,9 +165,9 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
                     "now; choose another recipe.out, or remove the files of that step and of those after it"
                 )
             report = _do(recipe, name, source, out, quiet=quiet, say=say)
-            record = StepRecord(made_from, out.name, _digest_of(out), report)
+            record = StepRecord(made_from, out.name, digest_of(out), report)
             ledger[name] = record
-            _write_ledger(recipe.ledger, ledger)
+            write_ledger(recipe.ledger, ledger)
             say(f"{name}: {_counts(report)}")
         if out.is_file() and not out.stat().st_size:
             raise ConfigError(
@@ -246,15 +235,6 @@ def _made_from(recipe: Recipe, name: str, digest: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _digest_of(out: Path) -> str:
-    """Of a file its content; of a store the manifest's, since its own commits prove the rest."""
-    path = out / "manifest.json" if out.is_dir() else out
-    if not path.exists():
-        return ""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def _counts(report: Mapping[str, Any]) -> str:
     """The numbers of a report in words."""
     parts = []
@@ -264,20 +244,3 @@ def _counts(report: Mapping[str, Any]) -> str:
         elif isinstance(value, int):
             parts.append(f"{value:,} {name.removeprefix('num_').replace('_', ' ')}")
     return ", ".join(parts)
-
-
-def _read_ledger(path: Path) -> dict[str, StepRecord]:
-    try:
-        return {name: StepRecord(**record) for name, record in json.loads(path.read_bytes()).items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} is damaged ({error!s:.100}); remove it and every step is looked at again"
-        ) from None
-
-
-def _write_ledger(path: Path, ledger: Mapping[str, StepRecord]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({name: asdict(record) for name, record in ledger.items()}, indent=1) + "\n")
-    os.replace(part, path)

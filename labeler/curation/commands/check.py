@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from labeler.curation.check import CheckSettings, check_responses
+from labeler.curation.check_records import read_records
 from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
 from logitstore.common.options import add_storage_options, read_storage_options
-from logitstore.inputs.identity import lookup_field
-from logitstore.inputs.reading import iter_records
 from logitstore.store import LogitStore
 
 DESCRIPTION = """\
@@ -68,7 +66,7 @@ def _check(arguments: argparse.Namespace) -> int:
         )
     options = read_storage_options(arguments.storage_options)
     store = LogitStore.open(arguments.store, storage_options=options)
-    records = _records(arguments, store, options) if arguments.records else None
+    records = read_records(arguments.records, arguments.id, store, options) if arguments.records else None
     settings = CheckSettings(arguments.program, arguments.best, arguments.timeout_sec)
     report = check_responses(store, arguments.out, settings, records)
     if not arguments.quiet:
@@ -86,29 +84,3 @@ def _check(arguments: argparse.Namespace) -> int:
             f"{arguments.out} --out FOLDER --set 'data.segments={{reasoning = 0.3}}'"
         )
     return ExitStatus.DONE
-
-
-def _records(
-    arguments: argparse.Namespace, store: LogitStore, options: Mapping[str, Any] | None
-) -> dict[str, Mapping[str, Any]]:
-    """The records by their id. Raises ConfigError for two of one id, and where none has one."""
-    told = store.manifest.input.fields.get("id") if store.manifest.input is not None else None
-    field = arguments.id or told or "id"
-    found: dict[str, Mapping[str, Any]] = {}
-    unreadable = ""
-    for raw in iter_records(arguments.records, storage_options=options):
-        if raw.record is None:
-            unreadable = unreadable or f"; its first record that cannot be read: {raw.error}"
-            continue
-        value = lookup_field(raw.record, field)
-        if value is None:
-            continue
-        if found.setdefault(str(value), raw.record) != raw.record:
-            raise ConfigError(
-                f"{arguments.records} has two records of the id {str(value)!r} that differ; remove one"
-            )
-    if not found:
-        raise ConfigError(
-            f"{arguments.records} has no record with the field {field!r}; give --id FIELD{unreadable}"
-        )
-    return found

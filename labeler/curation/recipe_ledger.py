@@ -1,0 +1,50 @@
+"""The ledger of a recipe: what each step that is done was made from and what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from logitstore.common.config_file import ConfigError
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What the ledger holds of a step that is done."""
+
+    made_from: str
+    """Digest of its settings and of its input."""
+    output: str
+    output_digest: str
+    report: Mapping[str, Any]
+
+
+def digest_of(out: Path) -> str:
+    """Of a file its content; of a store the manifest's, since its own commits prove the rest."""
+    path = out / "manifest.json" if out.is_dir() else out
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def read_ledger(path: Path) -> dict[str, StepRecord]:
+    try:
+        return {name: StepRecord(**record) for name, record in json.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error!s:.100}); remove it and every step is looked at again"
+        ) from None
+
+
+def write_ledger(path: Path, ledger: Mapping[str, StepRecord]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps({name: asdict(record) for name, record in ledger.items()}, indent=1) + "\n")
+    os.replace(part, path)
