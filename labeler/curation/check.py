@@ -154,22 +154,28 @@ def _write(path: Path, report: CheckReport) -> None:
 
 
 def _contents(settings: CheckSettings, records: Records | None) -> dict[str, str]:
-    """Digests of what else decides about verdicts: the files that the command names, and the records.
+    """Digests of what else decides about verdicts."""
+    given = hashlib.blake2b(digest_size=16)
+    for name in sorted(records or ()):
+        given.update(question_line({"id": name, "record": (records or {})[name]}))
+    return {
+        "program": program_digest(settings.command),
+        "records": given.hexdigest() if records is not None else "",
+    }
 
-    Raises ConfigError for a file that cannot be read.
-    """
-    program, given = (hashlib.blake2b(digest_size=16) for _ in range(2))
-    for place, part in enumerate(command_parts(settings.command)):
+
+def program_digest(command: str) -> str:
+    """Of the files that a command names. Raises ConfigError for one that cannot be read."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for place, part in enumerate(command_parts(command)):
         # A program without a slash is one of PATH: an interpreter, say.
         if (place or "/" in part) and Path(part).is_file():
             try:
                 with open(part, "rb") as file:
-                    program.update(hashlib.file_digest(file, "blake2b").digest())
+                    hasher.update(hashlib.file_digest(file, "blake2b").digest())
             except OSError as error:
                 raise ConfigError(f"--program names {part!r}, which cannot be read ({error})") from None
-    for name in sorted(records or ()):
-        given.update(question_line({"id": name, "record": (records or {})[name]}))
-    return {"program": program.hexdigest(), "records": given.hexdigest() if records is not None else ""}
+    return hasher.hexdigest()
 
 
 def _before(begun: CheckReport, path: Path) -> CheckReport | None:
@@ -179,7 +185,9 @@ def _before(begun: CheckReport, path: Path) -> CheckReport | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error!s:.100}); choose another --out") from None
+        raise ConfigError(
+            f"{path} is damaged ({error!s:.100}); choose another place (--out, recipe.out)"
+        ) from None
     if (before.source, before.settings) == (begun.source, begun.settings):
         return before
     told = before.settings if isinstance(before.settings, dict) else {}
@@ -187,7 +195,7 @@ def _before(begun: CheckReport, path: Path) -> CheckReport | None:
     which = "another store" if before.source != begun.source else "this store"
     raise ConfigError(
         f"{path} is of {which}{' with other ' * bool(other)}{', '.join(other)} (of program and records the "
-        "content counts); choose another --out"
+        "content counts); choose another place (--out, recipe.out)"
     )
 
 

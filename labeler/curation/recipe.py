@@ -1,8 +1,9 @@
 """From seeds to a labeled store through all steps, with one ledger: `penumbra label recipe`.
 
-The steps go from what costs little to what costs much: expand, dedupe, decontaminate, judge, label; each only
-if the recipe has its section. The ledger holds, for each step, what it was made from and what came out, so a
-recipe that is given again goes on where it stopped and does nothing twice.
+The steps go from what costs little to what costs much: expand, dedupe, decontaminate, judge, label; then a
+program may check what was answered. Each is done only if the recipe has its section. The ledger holds, for
+each step, what it was made from and what came out, so a recipe that is given again goes on where it stopped
+and does nothing twice.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from pydantic import Field
 from labeler.config.found import find_settings
 from labeler.config.loading import checked_job
 from labeler.curation.asking import AskPaths, asking_job
+from labeler.curation.check import CheckSettings, check_responses, program_digest
+from labeler.curation.check_program import command_parts
+from labeler.curation.check_records import read_records
 from labeler.curation.expand import expand, sampling_of
 from labeler.curation.judge import SAMPLING as JUDGE_SAMPLING
 from labeler.curation.judge import judge
 from labeler.curation.recipe_ledger import StepRecord, digest_of, read_ledger, write_ledger
 from labeler.curation.settings import (
+    CheckStepSettings,
     DecontaminateSettings,
     DedupeSettings,
     ExpandSettings,
@@ -35,8 +40,9 @@ from labeler.curation.sifting import Source, decontaminate, dedupe
 from labeler.errors import JobFailedError
 from logitstore.common.config_file import ConfigError
 from logitstore.common.section import Section
+from logitstore.store import LogitStore
 
-STEPS = ("expand", "dedupe", "decontaminate", "judge", "label")
+STEPS = ("expand", "dedupe", "decontaminate", "judge", "label", "check")
 ASKING_STEPS = ("expand", "judge", "label")
 """Those that have a job of the teacher, and so a store."""
 JOB_SECTIONS = ("teacher", "input", "labels", "sampling", "filters", "output", "workers", "limits", "cost")
@@ -77,10 +83,15 @@ class Recipe:
         return Path(self.settings.out) / "recipe.json"
 
     def output_of(self, name: str) -> Path:
-        """A file of prompts, or the store of labels."""
-        return Path(self.settings.out) / (
-            "labels" if name == "label" else f"{STEPS.index(name) + 1}-{name}.jsonl"
-        )
+        """A file of prompts, or the store of labels or of those that are right."""
+        stores = {"label": "labels", "check": "right"}
+        return Path(self.settings.out) / stores.get(name, f"{STEPS.index(name) + 1}-{name}.jsonl")
+
+    @property
+    def labeled_prompts(self) -> Path | str:
+        """What the step `label` reads: the output of the step before it, or the seeds."""
+        before = [name for name in self.steps if name not in ("label", "check")]
+        return self.output_of(before[-1]) if before else self.settings.seeds
 
     def stores_of_others(self, name: str) -> list[str]:
         """Stores of the other steps that ask the teacher, as far as they are there: all have one budget."""
@@ -100,7 +111,7 @@ def checked_recipe(document: Mapping[str, Any], where: str) -> Recipe:
 
     Raises ConfigError.
     """
-    known = ("recipe", *STEPS[:-1], *JOB_SECTIONS)
+    known = ("recipe", *(name for name in STEPS if name != "label"), *JOB_SECTIONS)
     for name in document:
         if name not in known:
             raise ConfigError(f"{where}: [{name}] is no section of a recipe; there are: {', '.join(known)}")
@@ -109,6 +120,7 @@ def checked_recipe(document: Mapping[str, Any], where: str) -> Recipe:
         "dedupe": DedupeSettings,
         "decontaminate": DecontaminateSettings,
         "judge": JudgeSettings,
+        "check": CheckStepSettings,
     }
     sections: dict[str, Section] = {
         name: checked(model, document[name], f"{where}, [{name}]")
@@ -124,8 +136,24 @@ def checked_recipe(document: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError(
             f"{where} has no step; give one of [expand], [dedupe], [decontaminate], [judge], [labels]"
         )
+    _check_check(recipe, where)
     _check_jobs(recipe, where)
     return recipe
+
+
+def _check_check(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError for a [check] that cannot be done once everything is labeled."""
+    settings = recipe.sections.get("check")
+    if not isinstance(settings, CheckStepSettings):
+        return
+    command_parts(settings.program)
+    if "label" not in recipe.steps:
+        raise ConfigError(f"{where}: [check] looks at responses, and no step writes any; give [labels] too")
+    if settings.records and not _label_document(recipe, Path())["input"].get("id"):
+        raise ConfigError(
+            f"{where}: check.records = true finds problems by their own ids; set input.id to the field that "
+            "holds them, or check.records = false"
+        )
 
 
 def _check_jobs(recipe: Recipe, where: str) -> None:
@@ -190,6 +218,8 @@ def _do(recipe: Recipe, name: str, source: Source, out: Path, *, quiet: bool, sa
         report = dedupe(source, out, settings)
     elif isinstance(settings, DecontaminateSettings):
         report = decontaminate(source, out, settings)
+    elif isinstance(settings, CheckStepSettings):
+        return _check(recipe, out, settings)
     else:
         return _label(recipe, source, quiet=quiet, say=say)
     counts = ("num_read", "num_kept", "num_dropped")
@@ -212,6 +242,16 @@ def _label(recipe: Recipe, source: Source, *, quiet: bool, say: Say) -> dict[str
     return {"num_sequences": job_status.sequences}
 
 
+def _check(recipe: Recipe, out: Path, settings: CheckStepSettings) -> dict[str, Any]:
+    store, records = LogitStore.open(str(recipe.output_of("label"))), None
+    if settings.records:
+        records = read_records(str(recipe.labeled_prompts), None, store)
+    asked = CheckSettings(settings.program, settings.best, settings.timeout_sec)
+    report = asdict(check_responses(store, out, asked, records))
+    counts = ("num_read", "num_kept", "num_dropped", "num_problems", "num_unsolved", "num_restarts")
+    return {count: report[count] for count in counts}
+
+
 def _label_document(recipe: Recipe, prompts: Path) -> dict[str, Any]:
     told = dict(recipe.document)
     ids = {"id": "id"} if "expand" in recipe.sections else {}
@@ -228,7 +268,9 @@ def _made_from(recipe: Recipe, name: str, digest: str) -> str:
     settings: dict[str, Any] = {}
     if name in recipe.sections:
         settings = recipe.sections[name].model_dump(mode="json")
-    if name in ("expand", "judge", "label"):
+    if isinstance(step := recipe.sections.get(name), CheckStepSettings):
+        settings["program"] = [step.program, program_digest(step.program)]
+    if name in ASKING_STEPS:
         identity = ("teacher", "labels", "sampling", "input")
         settings |= {"job": {part: recipe.document.get(part, {}) for part in identity}}
     text = json.dumps([name, settings, digest], sort_keys=True, default=str)

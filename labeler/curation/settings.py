@@ -90,6 +90,20 @@ class JudgeSettings(Section):
         return _with_place(rubric)
 
 
+class CheckStepSettings(Section):
+    """Keeping the responses that a program of yours finds right: the last step of a recipe."""
+
+    program: str = Field(min_length=1)
+    """The program and its arguments, as in a shell but without one; see `penumbra label check --help`."""
+    best: int = Field(default=1, ge=1)
+    """Responses kept of each problem: those with the highest score, then the shortest."""
+    timeout_sec: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Longest wait for a verdict; a response without one is dropped."""
+    records: bool = True
+    """Show the program the record of each problem that was labeled; this needs records with ids of their own
+    (`input.id`), which `[expand]` gives to all."""
+
+
 def _with_place(template: str) -> str:
     if "{prompt}" not in template:
         raise ValueError("the text has no {prompt}, where the prompt belongs; put it in")

@@ -25,7 +25,7 @@ def add_curation_commands(commands: Any, epilog: str) -> None:
         "recipe",
         "from seeds to a labeled store through all these steps",
         """Does the steps that the recipe has a section for, in this order: expand, dedupe, decontaminate,
-judge, label. One ledger, recipe.json in recipe.out, remembers what is done; the same command goes on.
+judge, label, check. One ledger, recipe.json in recipe.out, remembers what is done; the same command goes on.
 """,
         "examples:\n  penumbra label recipe configs/recipe.toml --set recipe.out=build/recipe\n",
         epilog,

@@ -289,7 +289,7 @@ def test_a_check_that_was_stopped_goes_on_and_is_done_once(
     assert again == shown[3:], "what has a whole verdict is not shown again"
     assert kept(traces) == before
     assert check(traces, command, "--best", "2") == 2
-    assert "choose another --out" in capsys.readouterr().err
+    assert "choose another place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

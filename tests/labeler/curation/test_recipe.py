@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,10 @@ from labeler.driver.run import RunOptions
 from labeler.prompting.byte_tokenizer import ByteTokenizer
 from logitstore import LogitStore
 from logitstore.common.command import ExitStatus
+from logitstore.common.config_file import ConfigError
 from logitstore.job_objects import JobStatus
+from logitstore.tokenizer_objects import put_tokenizer
+from tests.logitstore.exchange.test_texts import CHATML, byte_tokenizer, store_of
 
 SEEDS = [
     {"id": "a", "question": "What is the capital of France?"},
@@ -174,6 +180,78 @@ def test_the_kind_of_a_recipes_prompts_is_found_where_it_is_asked_for(
     assert (jobs[0].input.kind, jobs[0].input.fields) == ("prompt", {"prompt": "question"})
     assert jobs[0].labels.mode == "generate"
     assert any("found: input.kind" in line for line in said) == (kind == "auto")
+
+
+ANSWERS = {"a": "Paris<|e|>", "b": "paris<|e|>", "c": "Chlorophyll.<|e|>", "d": "26<|e|>"}
+GRADE = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    keep = asked["answer"] == asked["record"].get("right")
+    print(json.dumps({"id": asked["id"], "sample": asked["sample"], "keep": keep}), flush=True)
+"""
+
+
+def test_a_recipe_ends_with_the_responses_that_a_program_finds_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seeds = [{**one, "right": {"a": "Paris", "d": "25"}.get(one["id"])} for one in SEEDS]
+    (tmp_path / "seeds.jsonl").write_text("".join(json.dumps(one) + "\n" for one in seeds))
+    (tmp_path / "grade.py").write_text(GRADE)
+    document: dict[str, Any] = {
+        "recipe": {"seeds": str(tmp_path / "seeds.jsonl"), "out": str(tmp_path / "out")},
+        "teacher": {"engine": "fake"},
+        "input": {"fields": {"prompt": "question"}, "id": "id"},
+        "labels": {"top_k": 8},
+        "check": {"program": shlex.join([sys.executable, str(tmp_path / "grade.py")])},
+    }
+
+    def labeled(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
+        base = store_of(tmp_path / "base", [("q", answer) for answer in ANSWERS.values()], CHATML)
+        store = LogitStore.create(job.output.uri, base.manifest)
+        named = [replace(one, record_id=name) for one, name in zip(base, ANSWERS, strict=True)]
+        store.commit_unit("u", 0, named, seconds=0.0, worker="w")
+        put_tokenizer(store.objects, {"tokenizer.json": byte_tokenizer().to_str().encode()})
+        return ExitStatus.DONE, JobStatus("finished", sequences=4)
+
+    monkeypatch.setattr(run_module, "run", labeled)
+    said = list[str]()
+    last = run_recipe(checked_recipe(document, "recipe.toml"), say=said.append)
+    assert last == tmp_path / "out" / "right"
+    assert [one.record_id for one in LogitStore.open(last).iter_sequences()] == ["a"]
+    assert said[-1] == "check: 4 read, 1 kept, 3 wrong, 4 problems, 3 unsolved, 0 restarts"
+    monkeypatch.setattr(run_module, "run", None)
+    assert run_recipe(checked_recipe(document, "recipe.toml"), say=said.append) == last
+    assert [line.partition(",")[0] for line in said[-2:]] == ["label: done before", "check: done before"]
+    (tmp_path / "grade.py").write_text(GRADE.replace("==", "!="))
+    with pytest.raises(ConfigError, match="right was made from other seeds or settings"):
+        run_recipe(checked_recipe(document, "recipe.toml"), say=said.append)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": None}, "no step writes any"),
+        ({"input": {}}, "set input.id"),
+        ({"check": {"program": "grade 'half"}}, "close its quotes"),
+        ({"check": {}}, "program"),
+    ],
+)
+def test_a_check_that_cannot_be_done_is_refused_before_the_first_step(
+    change: dict[str, Any], words: str
+) -> None:
+    document = {
+        "recipe": {"seeds": "seeds.jsonl", "out": "out"},
+        "teacher": {"engine": "fake"},
+        "input": {"id": "id"},
+        "dedupe": {},
+        "labels": {"top_k": 8},
+        "check": {"program": "grade"},
+    }
+    given = {name: value for name, value in {**document, **change}.items() if value is not None}
+    with pytest.raises(ConfigError, match=words):
+        checked_recipe(given, "recipe.toml")
 
 
 def test_all_steps_of_a_recipe_have_one_budget(tmp_path: Path) -> None:
