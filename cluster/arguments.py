@@ -112,13 +112,16 @@ def _add_job_commands(add: Add) -> None:
     listing = add("list", commands.list_jobs, "The labeling jobs of a cluster, newest first", "list --json")
     cost = add("cost", commands.cost, "What a job will cost, or has cost", "cost job.toml")
     cost.add_argument(
-        "what", metavar="JOB.toml|ID|STORE", help="a file: estimated; else all runs of its store"
+        "id",
+        nargs="?",
+        metavar="JOB.toml|ID|STORE",
+        help="a file: estimated; else all runs of its store (default: that of the newest of yours)",
     )
     cost.add_argument(
         "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
     )
     listing.add_argument("--mine", action="store_true", help="only your own")
-    for sub in (status, logs, stop, resume, listing):
+    for sub in (status, logs, stop, resume, listing, cost):
         _add_owner(sub)
     for sub in (status, logs, stop, resume, listing, cost):
         _add_address(sub)

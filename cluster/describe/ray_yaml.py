@@ -131,7 +131,10 @@ def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
         "max_workers": len(place.worker_ips),
         "file_mounts": {TOKEN_FILE: TOKEN_FILE},
         "initialization_commands": _cache_commands(cluster, "local"),
-        "head_start_ray_commands": ["ray stop", f"{HEAD_START} --num-cpus=0 --num-gpus=0"],
+        "head_start_ray_commands": [
+            "ray stop",
+            f"{_cache_variable(cluster)}{HEAD_START} --num-cpus=0 --num-gpus=0",
+        ],
         "worker_start_ray_commands": ["ray stop", f"{_cache_variable(cluster)}{start}"],
     }
     return config | _docker(cluster)
@@ -173,7 +176,7 @@ def _whole(
         "head_setup_commands": [],
         "worker_setup_commands": [],
         "file_mounts": {TOKEN_FILE: TOKEN_FILE},
-        "head_start_ray_commands": ["ray stop", HEAD_START],
+        "head_start_ray_commands": ["ray stop", f"{_cache_variable(cluster)}{HEAD_START}"],
         "worker_start_ray_commands": ["ray stop", f"{_cache_variable(cluster)}{WORKER_START}"],
     }
     return config | _docker(cluster)
@@ -204,7 +207,9 @@ def _cache_commands(cluster: ClusterConfig, provider: str) -> list[str]:
 def _cache_variable(cluster: ClusterConfig) -> str:
     """Before `ray start`, where no container gets the cache by options."""
     path = cluster.cache.host_path
-    return f"export HF_HOME={path}; " if path and not cluster.image else ""
+    if not path or cluster.image:
+        return ""
+    return "".join(f"export {name}={value}; " for name, value in cluster.cache.environment(path).items())
 
 
 def _docker(cluster: ClusterConfig) -> dict[str, Any]:
@@ -215,7 +220,9 @@ def _docker(cluster: ClusterConfig) -> dict[str, Any]:
     if cluster.docker.env_file:
         options.append(f"--env-file {shlex.quote(cluster.docker.env_file)}")
     if cluster.cache.host_path:
-        options += [f"-v {cluster.cache.host_path}:{CACHE_FOLDER}", f"-e HF_HOME={CACHE_FOLDER}"]
+        environment = cluster.cache.environment(CACHE_FOLDER)
+        options.append(f"-v {cluster.cache.host_path}:{CACHE_FOLDER}")
+        options += [f"-e {name}={value}" for name, value in environment.items()]
     options += cluster.docker.run_options
     docker = {"image": cluster.image, "container_name": "penumbra", "run_options": options}
     return {"docker": docker | {"pull_before_run": True}}

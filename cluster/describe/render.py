@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import yaml
 
-from cluster.describe import dockerfile, grafana, kuberay, ray_yaml, skypilot
+from cluster.describe import dockerfile, grafana, kuberay, pods, ray_yaml, skypilot
 from cluster.describe.fit.cache import cache_notes
 from cluster.describe.fit.machines import LIST_PRICES, Prices, machine_for, price_lines, read_prices
 from cluster.describe.fit.placement import check_placement
@@ -208,7 +208,7 @@ def _cores_offered(cluster: ClusterConfig, kind: Kind) -> dict[str, int]:
     if kind in CLOUDS:
         return {group.name: machine_for(group, CLOUDS[kind]).cores for group in cluster.groups}
     if kind.startswith("kuberay"):
-        return {group.name: kuberay.pod_cores(group.cores) for group in cluster.groups}
+        return {group.name: pods.pod_cores(group.cores) for group in cluster.groups}
     return {group.name: group.cores for group in cluster.groups}
 
 

@@ -52,7 +52,8 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
         "num_nodes": group.count,
         "resources": resources,
         **({"file_mounts": mounts} if mounts else {}),
-        "envs": {"RAY_USAGE_STATS_ENABLED": "0"} | ({"HF_HOME": CACHE_FOLDER} if bucket else {}),
+        "envs": {"RAY_USAGE_STATS_ENABLED": "0"}
+        | (cluster.cache.environment(CACHE_FOLDER) if bucket else {}),
         "secrets": dict.fromkeys(SECRETS),
         "run": _RUN.format(
             python=shlex.quote(cluster.python), job_file=JOB_FILE, settings=_settings(job, group.name)

@@ -145,18 +145,18 @@ def list_jobs(args: argparse.Namespace) -> int:
 
 def cost(args: argparse.Namespace) -> int:
     """An estimate for a job file; for a job or a store, what all runs of the store have cost so far."""
-    if args.what.endswith((".toml", ".json")):
+    if args.id is not None and args.id.endswith((".toml", ".json")):
         try:
-            job, lines = load_input_found(args.what, args.set, environ={})
+            job, lines = load_input_found(args.id, args.set, environ={})
             _say_found(args, lines)
             plan = estimate(job)
         except StoreError as error:
             raise JobRefusedError(str(error)) from None
         print(json.dumps(plan.plan_record()) if args.json else "\n".join([*plan.in_words(), TIME_AND_PRICE]))
         return 0
-    uri, options = args.what, None
-    if not ("://" in args.what or os.path.isdir(args.what)):
-        job = _client(args).job(args.what)
+    uri, options = args.id, None
+    if uri is None or not ("://" in uri or os.path.isdir(uri)):
+        job = _chosen(_client(args), args)
         uri, options = job.store, json.loads(job.metadata[JOB_KEY])["output"]["storage_options"]
     try:
         spent = store_cost(uri, options)

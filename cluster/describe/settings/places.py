@@ -121,18 +121,34 @@ class CacheConfig(OneLineSection):
     bucket: str = Field(default="", pattern=r"^((s3|gs|r2|https)://[A-Za-z0-9._/-]+)?$")
     """SkyPilot: a bucket, s3://NAME/PATH or gs://NAME/PATH, that all machines mount and keep a copy of what
     they read: other machines and later tasks find the weights there."""
+    offline: bool = False
+    """The model is in the cache already and nothing is fetched (HF_HUB_OFFLINE=1), for machines without
+    internet."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        given = [name for name in type(self).model_fields if getattr(self, name)]
+        given = self._places
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given, and the cache is in one place; keep one")
+        if self.offline and given in ([], ["size_gb"]):
+            raise ValueError(
+                "offline = true needs a place where the model is already, and scratch is empty; set claim, "
+                "host_path or bucket"
+            )
         return self
 
     @property
     def given(self) -> str:
         """The setting that names the place; "" for none."""
-        return next((name for name in type(self).model_fields if getattr(self, name)), "")
+        return next(iter(self._places), "")
+
+    @property
+    def _places(self) -> list[str]:
+        return [name for name in ("claim", "host_path", "size_gb", "bucket") if getattr(self, name)]
+
+    def environment(self, folder: str) -> dict[str, str]:
+        """Variables of the processes to which the cache is `folder`."""
+        return {"HF_HOME": folder} | ({"HF_HUB_OFFLINE": "1"} if self.offline else {})
 
 
 class DockerConfig(OneLineSection):

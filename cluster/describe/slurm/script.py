@@ -130,7 +130,8 @@ def _cache(cluster: ClusterConfig) -> str:
         place = "$RAY_TMPDIR/huggingface"
     else:
         return ":  # [cache] names no place on the nodes"
-    return f'export HF_HOME="{place}"\n{ON_ALL_NODES} mkdir -p "$HF_HOME"'
+    exports = [f'export {name}="{value}"' for name, value in cache.environment(place).items()]
+    return "\n".join([*exports, f'{ON_ALL_NODES} mkdir -p "$HF_HOME"'])
 
 
 def _directives(cluster: ClusterConfig, drain_sec: float) -> list[str]:

@@ -66,6 +66,22 @@ def test_kubernetes_accepts_the_pods_and_our_schema_the_rest(kind: Kind) -> None
         assert carried == a_job()
 
 
+def test_what_is_not_spot_stays_off_spot_nodes() -> None:
+    """Google's are not tainted, so that a pod without a selector may be placed there."""
+    (rendered,) = yaml.safe_load_all(render(two_kinds(), "kuberay-cluster", None, job_file="job.toml"))
+    head, spot, on_demand = pod_templates(rendered)
+    for template in (head, on_demand):
+        validate_pod(template)
+        nodes = template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        (rule,) = nodes["nodeSelectorTerms"][0]["matchExpressions"]
+        assert rule == {"key": "cloud.example/spot", "operator": "NotIn", "values": ["true"]}
+    assert "affinity" not in spot["spec"]
+    kubernetes = TWO_KINDS["kubernetes"] | {"spot_label": ""}
+    groups = [group | {"spot": False} for group in TWO_KINDS["groups"]]
+    unmarked = two_kinds(groups=groups, kubernetes=kubernetes)
+    assert "affinity" not in render(unmarked, "kuberay-cluster", None, job_file="job.toml")
+
+
 def test_a_misspelt_pod_field_is_noticed() -> None:
     import kubernetes_validate
 

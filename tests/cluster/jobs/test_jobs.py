@@ -102,7 +102,7 @@ def test_a_submitted_job_is_followed_to_its_end(
     assert progress["state"] == "finished"
     assert progress["sequences"] == NUM_RECORDS
     assert run(capsys, "logs", job_id, *address)[1].strip() == log.strip()
-    status, out, _ = run(capsys, "cost", job_id, *address, "--json")
+    status, out, _ = run(capsys, "cost", *address, "--json")  # of the newest of one's own
     assert status == 0
     spent = json.loads(out)
     assert [run["state"] for run in spent["runs"]] == ["finished"]
