@@ -31,10 +31,7 @@ OWNED_ENGINE_ARGS: tuple[str, ...] = (
     "runner",
     "convert",
     "task",
-    # Labels must be those of the teacher itself, in an engine that the labeler starts and ends.
-    "speculative_config",
-    "enable_lora",
-    "data_parallel_size",
+    # Labels must be those of an engine that the labeler starts and ends.
     "distributed_executor_backend",
     "nnodes",
     "node_rank",
@@ -44,3 +41,11 @@ OWNED_ENGINE_ARGS: tuple[str, ...] = (
     "seed",
 )
 """Keys refused in `engine_args`."""
+
+NOT_SUPPORTED: dict[str, str] = {
+    "enable_lora": "adapters are not applied; merge the adapter into its base model (peft: merge_and_unload, "
+    "then save_pretrained) and give that folder as teacher.model",
+    "speculative_config": "labels are those of the teacher itself; remove it",
+    "data_parallel_size": "engines side by side are replicas; set workers.replicas instead",
+}
+"""Keys of what the labeler does not do, and what to do instead."""

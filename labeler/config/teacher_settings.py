@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from labeler.config.engine_keys import OWNED_ENGINE_ARGS
+from labeler.config.engine_keys import NOT_SUPPORTED, OWNED_ENGINE_ARGS
 from logitstore.common.secrets import redact_uri, secret_places
 from logitstore.common.section import HomePath, Section
 
@@ -125,6 +125,8 @@ class TeacherConfig(Section):
     @classmethod
     def _not_owned(cls, engine_args: dict[str, Any]) -> dict[str, Any]:
         for name in engine_args:
+            if name in NOT_SUPPORTED:
+                raise ValueError(f"{name!r} is not supported: {NOT_SUPPORTED[name]}")
             if name in OWNED_ENGINE_ARGS:
                 setting = SETTING_OF_ENGINE_ARG.get(name)
                 remedy = f"set {setting} instead" if setting else "remove it"

@@ -17,6 +17,7 @@ from labeler.planning.preflight import Prepared, input_info
 from labeler.planning.provenance import provenance_of
 from labeler.planning.relabeling import replace_changed
 from labeler.prompting.prompts import PromptBuilder
+from labeler.prompting.tokenization import Tokenizer
 from logitstore.common.secrets import redact_uri
 from logitstore.inputs.parts import parts_of
 from logitstore.inputs.raw_record import RawRecord
@@ -86,7 +87,8 @@ class PlanPass:
             if not planner.num_planned:
                 raise NothingToLabelError(f"nothing can be labeled: {error}") from None
             raise
-        for text in (parts_in_words(self.job, totals, planner.num_whole), planner.fallbacks):
+        parts = parts_in_words(self.job, totals, planner.num_whole)
+        for text in (parts, planner.fallbacks, clock_in_words(self.job, self.prepared.tokenizer)):
             if text:
                 self.note(text)
         if planner.changed:
@@ -155,3 +157,14 @@ def parts_in_words(job: JobConfig, totals: PlanTotals, num_whole: int) -> str:
         return ""
     each = "turn of the assistant" if job.parts == "turns" else "text of a list"
     return f"{num_whole:,} records of the input make {totals.num_records:,}, one for each {each}"
+
+
+def clock_in_words(job: JobConfig, tokenizer: Tokenizer) -> str:
+    """That prompts may change from day to day, where the chat template reads the clock; else ""."""
+    given = any("date" in name or "time" in name for name in job.input.chat_template_kwargs)
+    if not job.has_marks or given or "strftime_now" not in (tokenizer.chat_template or ""):
+        return ""
+    return (
+        "the chat template reads the clock, so that prompts planned on another day may differ; set what it "
+        'writes with input.chat_template_kwargs, for example {date_string = "1 Jan 2026"}'
+    )

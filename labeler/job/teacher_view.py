@@ -7,12 +7,13 @@ import itertools
 import numpy as np
 
 from labeler.config.loading import JobConfig
-from labeler.driver.plan_pass import read_input
+from labeler.driver.plan_pass import clock_in_words, read_input
 from labeler.errors import BadRecordError
 from labeler.job.segment_colours import Paint, legend, plain
 from labeler.planning.preflight import Prepared
 from labeler.prompting.prompts import PromptBuilder
 from labeler.prompting.segment_marks import NO_MARKS, find_marks
+from labeler.prompting.tokenization import model_file
 from labeler.records import TokenizedPrompt
 from labeler.worker.segmenting import Segmenter
 from logitstore.records import SEGMENT_NAMES, Segment
@@ -23,6 +24,8 @@ NUM_LOOKED_AT = 20
 """Records at the start, of which the first good ones are shown."""
 BORDER_IDS = 4
 MAX_SHOWN = 600
+SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Settings of `[sampling]` that a generation_config.json has under the same name."""
 
 
 def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) -> tuple[str, ...]:
@@ -57,11 +60,27 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
             lines += _segments_in_words(prompt, segmenter, paint)
     if job.labels.mode == "generate" or job.has_marks:
         lines.append(f"responses end at {tokenizer.ends}")
+    lines += _unused_sampling(job)
+    if clock := clock_in_words(job, prepared.tokenizer):
+        lines.append(f"WARNING: {clock}")
     if job.has_segments:
         lines += [f"segments: {marks if job.has_marks else 'as the records give them'}", *legend(paint)]
     elif job.has_marks:
         lines.append("segments: none are kept (labels.segments = false)")
     return tuple(lines)
+
+
+def _unused_sampling(job: JobConfig) -> list[str]:
+    """What the model's makers advise and the job does not do."""
+    if job.labels.mode != "generate" or job.teacher.engine == "fake":
+        return []
+    own = model_file(job.teacher, "generation_config.json") or {}
+    others = [
+        f"{name} = {own[name]:g} (sampling.{name} = {getattr(job.sampling, name):g})"
+        for name in SAMPLING_NAMES
+        if isinstance(own.get(name), int | float) and own[name] != getattr(job.sampling, name)
+    ]
+    return [f"of the model's generation_config.json is not used: {', '.join(others)}"] if others else []
 
 
 def _segments_in_words(prompt: TokenizedPrompt, segmenter: Segmenter, paint: Paint) -> list[str]:

@@ -11,16 +11,17 @@ _LFS_START = b"version https://git-lfs"
 
 
 def refuse_other_forms(folder: Path) -> None:
-    """Raises ConfigError for a folder without config.json that holds a model of another form."""
+    """Raises ConfigError for a GGUF file, or a folder without config.json with a model of another form."""
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
             f"teacher.model = {str(folder)!r} is an adapter (LoRA) and no whole model; merge it into its "
             "base model first (peft: merge_and_unload, then save_pretrained) and give that folder"
         )
-    if any(folder.glob("*.gguf")):
+    if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
         raise ConfigError(
-            f"teacher.model = {str(folder)!r} holds GGUF files; give the folder of the original model in "
-            "safetensors"
+            f"teacher.model = {str(folder)!r} is a model in GGUF, which cannot be labeled with; give the "
+            "folder or the Hugging Face id of the original model in safetensors, or convert it "
+            "(transformers: from_pretrained with gguf_file, then save_pretrained)"
         )
 
 

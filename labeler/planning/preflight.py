@@ -81,13 +81,16 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
     """Vocabulary and context of the teacher, from its config.json alone. Raises ConfigError."""
     if teacher.engine == "fake":
         return ContextLimits(teacher.fake.vocab_size, teacher.max_model_len or FAKE_MAX_MODEL_LEN)
-    if os.path.isdir(teacher.model) and not (Path(teacher.model) / "config.json").is_file():
+    is_folder = os.path.isdir(teacher.model)
+    if os.path.isfile(teacher.model):
+        refuse_other_forms(Path(teacher.model))
+    if is_folder and not (Path(teacher.model) / "config.json").is_file():
         refuse_other_forms(Path(teacher.model))
         raise ConfigError(
             f"teacher.model = {teacher.model!r} is a folder without config.json; give the folder that holds "
             "the model's config and weights"
         )
-    if os.path.isdir(teacher.model) and teacher.engine == "vllm":
+    if is_folder and teacher.engine == "vllm":
         check_weights(Path(teacher.model))
     check_model_name(teacher.model, revision=teacher.revision, setting="teacher.model")
     from transformers import AutoConfig
@@ -98,6 +101,11 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
         )
     except (OSError, ValueError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
+        if is_folder:
+            raise ConfigError(
+                f"teacher.model = {teacher.model!r}: its config.json cannot be read ({first_line}); correct "
+                "the file, or upgrade transformers and vLLM where the model is newer than they are"
+            ) from None
         raise ConfigError(
             f"teacher.model = {teacher.model!r} is neither a folder here nor a model that Hugging Face can "
             f"be asked for ({first_line}); check the path, the name, teacher.revision and the network"

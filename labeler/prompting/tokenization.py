@@ -240,7 +240,7 @@ def load_tokenizer(
             f"teacher.model = {config.model!r}: its tokenizer.json is of a newer form than the installed "
             f"tokenizers library reads ({first_line(error)}); upgrade tokenizers and transformers"
         ) from None
-    named = named_in_files(lambda name: _model_file(config, name))
+    named = named_in_files(lambda name: model_file(config, name))
     named += [(token_id, "sampling.stop_token_ids") for token_id in stop_token_ids]
     return HuggingFaceTokenizer(
         tokenizer,
@@ -251,7 +251,8 @@ def load_tokenizer(
     )
 
 
-def _model_file(config: TeacherConfig, name: str) -> Mapping[str, Any] | None:
+def model_file(config: TeacherConfig, name: str) -> Mapping[str, Any] | None:
+    """A JSON file of the teacher's model; None where it has none of that name."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(

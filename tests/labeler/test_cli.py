@@ -16,6 +16,7 @@ from labeler.prompting.prompts import PromptBuilder
 from logitstore.objects.opening import Objects
 from tests.labeler import engines
 from tests.labeler.jobs import overrides_for, write_records
+from tests.labeler.planning.templates import TEMPLATES
 
 
 @pytest.fixture
@@ -238,6 +239,33 @@ def test_the_dry_run_shows_segments_with_their_border_ids_and_lengths(tmp_path, 
     text = capsys.readouterr().out
     assert "segments: none are kept (labels.segments = false)" in text
     assert "colours:" not in text
+
+
+@engines.needs_model
+def test_the_dry_run_says_what_it_leaves_out_of_the_models_own_sampling_and_of_the_clock(tmp_path, capsys):
+    model = tmp_path / "teacher"
+    model.mkdir()
+    for path in engines.MODEL.iterdir():
+        if path.name != "generation_config.json":
+            (model / path.name).symlink_to(path.resolve())
+    own = {"temperature": 0.6, "top_p": 1.0, "top_k": 20, "do_sample": True}
+    (model / "generation_config.json").write_text(json.dumps(own))
+    (tmp_path / "dated.jinja").write_text(TEMPLATES["dated"])
+    (tmp_path / "in.jsonl").write_text('{"prompt": "q"}\n')
+    settings = [f"teacher.model='{model}'", f"input.uri='{tmp_path}/in.jsonl'", "input.kind=prompt"]
+    settings += ["labels.mode=generate", f"output.uri='{tmp_path}/store'", "sampling.top_k=20"]
+    settings.append(f"input.chat_template='{tmp_path}/dated.jinja'")
+    arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "generation_config.json is not used: temperature = 0.6 (sampling.temperature = 1)\n" in said
+    assert "WARNING: the chat template reads the clock" in said
+    dated = ("--set", "input.chat_template_kwargs={date_string='1 Jan 2026'}")
+    assert main([*arguments, *dated, "--set", "sampling.temperature=0.6"]) == 0
+    said = capsys.readouterr().out
+    assert "not used" not in said
+    assert "the clock" not in said
+    assert "Today is 1 Jan 2026" in said
 
 
 @engines.needs_model

@@ -39,6 +39,8 @@ def load(*overrides, environ=None):
         ("teacher.pipeline_parallel_size=2", ["= 1 and 2 stages", "workers.cores is 1", "at least 2"]),
         ("workers.machines=2", ["pipeline_parallel_size = 1", "to 2 or a multiple of it"]),
         ("teacher.engine_args.nnodes=2", ["'nnodes'", "set workers.machines instead"]),
+        ("teacher.engine_args.enable_lora=true", ["'enable_lora' is not supported", "merge_and_unload"]),
+        ("teacher.engine_args.data_parallel_size=2", ["set workers.replicas instead"]),
         ("teacher.head_dtype=float32_sums", ["needs a GPU", "workers.gpus is 0", '= "float32"']),
         (
             "teacher.engine_args.hf_overrides={head_dtype = 'float32'}",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from labeler.config.loading import TeacherConfig
 from labeler.planning.model_folder import check_weights, refuse_other_forms
+from labeler.planning.preflight import context_limits
 from logitstore.common.config_file import ConfigError
 
 GOOD = (2).to_bytes(8, "little") + b"{}"
@@ -40,6 +42,30 @@ def test_a_folder_without_loadable_weights_is_refused(
     with pytest.raises(ConfigError) as caught:
         check_weights(tmp_path)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"model_type": "of-next-year"}', "upgrade transformers and vLLM"),
+        ("{not json", "correct the file"),
+    ],
+)
+def test_a_folder_whose_config_cannot_be_read_is_said_to_be_there(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "m.safetensors").write_bytes(GOOD)
+    with pytest.raises(ConfigError) as caught:
+        context_limits(TeacherConfig(model=str(tmp_path)))
+    assert str(caught.value).startswith(f"teacher.model = '{tmp_path}': its config.json cannot be read (")
+    assert words in str(caught.value)
+
+
+def test_a_gguf_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=r"m\.gguf' is a model in GGUF.*or convert it"):
+        context_limits(TeacherConfig(model=str(tmp_path / "m.gguf")))
 
 
 def test_whole_weights_pass(tmp_path: Path) -> None:
