@@ -122,9 +122,12 @@ def answers_of(
 
 def _said(student: Path, prompts: list[list[int]], num_tokens: int, texts: TokenTexts) -> list[str]:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     model: Any = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).eval()
+    own = model.generation_config
+    # `generate` would take what a call leaves open from there, a penalty on repetition among it.
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
     answers = []
     for prompt in prompts:
         ids = torch.tensor([prompt])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from logitstore.common.config_file import ConfigError
+from logitstore.exchange.chat_text import reasoning_apart
 from trainer.parity.contamination import Contamination
 from trainer.parity.figures.scoring import score_of
 from trainer.parity.harness import HarnessTask, score
@@ -36,7 +37,7 @@ class Said:
     """By one of the two."""
 
     answers: Mapping[str, Mapping[str, Answer]]
-    """By file and item."""
+    """By file and item, without reasoning, as a store tells them."""
     harness: Mapping[str, Scores]
     """By "task (metric)"."""
     num_cut_prompts: int
@@ -73,8 +74,11 @@ def model_said(options: ParityOptions, name: str, role: str, work: Work, book: A
     length = options.max_tokens or MAX_TOKENS
     answers: dict[str, dict[str, Answer]] = {}
     for path, items in work.files.items():
-        given = model.answers([_request(model, item, length) for item in items])
-        answers[path] = {item.item_id: answer for item, answer in zip(items, given, strict=True)}
+        requests = [_request(model, item, length) for item in items]
+        answers[path] = {
+            item.item_id: replace(answer, text=reasoning_apart(request.prompt, answer.text)[1])
+            for item, request, answer in zip(items, requests, model.answers(requests), strict=True)
+        }
     scores: dict[str, Scores] = {}
     is_chat = model.tokenizer.chat_template is not None
     for task, items in work.harness:

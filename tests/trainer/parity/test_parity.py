@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.logitstore.exchange.test_texts import store_of
+from tests.logitstore.exchange.test_texts import THINKING, store_of
 from tests.trainer.parity.models import byte_model
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
@@ -193,6 +193,15 @@ def test_a_file_that_was_met_whole_is_said(
     assert f"{tmp_path}/met.jsonl: nothing is left to ask" in told
     assert f"{tmp_path}/new.jsonl: 1 items; teacher 1.0000" in told
     assert "student: 1 answers were cut off before their end" in told
+
+
+def test_reasoning_is_no_part_of_an_answer(places: list[str], tmp_path: Path) -> None:
+    """A model that is still thinking when it is cut off has said nothing."""
+    byte_model(tmp_path / "student", template=THINKING)
+    assert main([*places, "--unchecked", "--quiet"]) == 0
+    items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert {item["student"]["output"] for item in items} == {""}
+    assert all(item["teacher"]["output"] for item in items)
 
 
 def test_questions_met_in_training_are_found() -> None:

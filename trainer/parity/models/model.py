@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
+from trainer.hf.checks.lengths import student_context
 from trainer.parity.models.answer_book import AnswerBook, key_of
 from trainer.parity.models.generation import greedy_answers, take_ends
 from trainer.parity.models.identity import identity_of
@@ -121,7 +122,7 @@ class AnsweringModel:
 
     def _generate(self, requests: Sequence[Request]) -> list[Answer]:
         model, first = self._loaded(), requests[0]
-        limit = _context_of(model)
+        limit = student_context(model)
         if limit is not None:  # at least half of the context is the prompt's
             first = replace(first, max_tokens=min(first.max_tokens, max(limit // 2, 1)))
         prompts = [self._encoded(request.prompt, add_special=not request.is_chat) for request in requests]
@@ -131,7 +132,7 @@ class AnsweringModel:
     @torch.no_grad()
     def _loglikelihoods(self, pairs: Sequence[tuple[str, str]], is_chat: bool) -> list[dict[str, Any]]:
         model = self._loaded()
-        limit = _context_of(model)
+        limit = student_context(model)
         encoded = [self._encoded_pair(*pair, is_chat) for pair in pairs]
         longest = max(count for _, count in encoded)
         if limit is not None and longest >= limit:
@@ -174,12 +175,6 @@ class AnsweringModel:
             whole = [self.tokenizer.eos_token_id if start is None else start, *whole]
             before = whole[:1]
         return whole, max(len(whole) - len(before), 1)
-
-
-def _context_of(model: Any) -> int | None:
-    """How many tokens the model takes; None where its configuration says nothing."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
 
 
 def _fitting(ids: list[int], limit: int | None, num_new: int) -> tuple[list[int], bool]:
