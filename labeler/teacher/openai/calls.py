@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
 
 FIRST_PAUSE_SEC = 0.5
-TOO_LONG_WORDS = ("context length", "maximum context", "max_model_len", "too long")
+TOO_LONG_WORDS = (
+    "context length",
+    "context size",
+    "maximum context",
+    "maximum allowed input",
+    "max_model_len",
+    "too long",
+)
+"""Of OpenAI's, vLLM's, SGLang's and llama.cpp's servers."""
 MAYBE_BILLED_STATUSES = (408, 500, 502, 504)
 """With which a server, or a gateway before it, ends a request that its model may have answered; other
 refusals come before any work and are not billed."""
@@ -29,6 +37,10 @@ Answer = TypeVar("Answer")
 
 class ServerFailedError(LabelerError, RuntimeError):
     """The server did not answer as it must, however often it was asked: the unit is tried again later."""
+
+
+class StillMalformedError(ServerFailedError):
+    """The last answer too was none to the request: the server may be one that cannot do what is asked."""
 
 
 class MalformedAnswerError(LabelerError, ValueError):
@@ -86,23 +98,24 @@ class Caller:
         """
         import openai
 
-        reason = "nothing was tried"
+        reason, failed = "nothing was tried", ServerFailedError
         for number in range(self._api.tries):
             self._pace(num_tokens)
             asked_pause_sec = 0.0
             try:
                 return read(self._billed_answer(request))
             except openai.APIStatusError as error:
-                reason = self._why(error)
+                reason, failed = self._why(error), ServerFailedError
                 asked_pause_sec = _retry_after_sec(error)
             except (openai.APIError, MalformedAnswerError, ValueError) as error:
                 # Connections, timeouts, and bodies that are no JSON or none of this API.
                 if isinstance(error, RefusedError):
                     raise
                 reason = f"{type(error).__name__}: {first_line(error)}"
+                failed = StillMalformedError if isinstance(error, MalformedAnswerError) else ServerFailedError
             if number + 1 < self._api.tries:
                 self._pause(number, asked_pause_sec)
-        raise ServerFailedError(
+        raise failed(
             f"the server at {self._api.base_url} failed {self._api.tries} times at one request, the last "
             f"with {reason}; look at the server, or raise teacher.api.tries"
         )

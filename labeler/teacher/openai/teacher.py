@@ -24,7 +24,7 @@ from labeler.records import Billed, TeacherDescription, TokenizedPrompt
 from labeler.teacher.label_rows import concatenate, rows_from_logprobs
 from labeler.teacher.model_identity import model_name
 from labeler.teacher.openai.answers import Completion, read_completion
-from labeler.teacher.openai.calls import Caller, MalformedAnswerError, RefusedError
+from labeler.teacher.openai.calls import Caller, MalformedAnswerError, RefusedError, StillMalformedError
 from labeler.teacher.openai.texts import TextTeacher
 from labeler.teacher.protocol import check_prompt, labeled_sequence, sample_seed
 from labeler.teacher.response_ends import ResponseEnds
@@ -34,6 +34,11 @@ from logitstore.records import LabeledSequence
 
 PROBE_TEXT = "The 2nd naïve test, №5: don't re-tokenise 12345.\n"
 """What server and tokenizer must turn into the same ids."""
+
+TEXTS_REMEDY = (
+    "rows need vLLM's server, which names tokens by their ids; of any other take texts alone: labels.rows = "
+    'false, teacher.api.endpoint = "chat"'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +242,11 @@ class OpenAiTeacher:
         """The server has this tokenizer and gives rows of the asked width, or RuntimeError in words."""
         request = {"model": self._served, "prompt": PROBE_TEXT, "max_tokens": 1, "temperature": 0.0}
         request["extra_body"] = {"return_token_ids": True}
-        seen = self._caller.complete(request, len(probe_ids) + 1, _ids_of_prompt)
         where = f"the server at {self._teacher.api.base_url}"
+        try:
+            seen = self._caller.complete(request, len(probe_ids) + 1, _ids_of_prompt)
+        except StillMalformedError as error:
+            raise RuntimeError(f"{where} gives no rows: {error}; {TEXTS_REMEDY}") from None
         if seen != probe_ids:
             raise RuntimeError(
                 f"{where} turns a text into {seen[:8]}..., the tokenizer of teacher.model = "
@@ -254,6 +262,8 @@ class OpenAiTeacher:
                 f"{where} gives no rows of labels.top_k = {self._labels.top_k}: {error.reason}; lower "
                 "labels.top_k, or start vLLM's server with a higher --max-logprobs"
             ) from None
+        except StillMalformedError as error:
+            raise RuntimeError(f"{where} gives no rows: {error}; {TEXTS_REMEDY}") from None
 
 
 def _ids_of_prompt(answer: Any) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -48,8 +48,23 @@ def answer_to(messages: list[dict[str, str]], most: int) -> dict[str, Any]:
     return {"message": message, "finish_reason": "stop" if len(text) <= most else "length"}
 
 
+Reply = tuple[int, dict[str, Any]]
+
+
+def chat_reply(path: str, body: dict[str, Any]) -> Reply:
+    """Status and body of OpenAI's own form."""
+    if path != "/v1/chat/completions":
+        return 404, {"error": {"message": "unknown path"}}
+    choice = {"index": 0, **answer_to(body["messages"], body["max_tokens"])}
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+    answer = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
+    return 200, {**answer, "choices": [choice], "usage": usage}
+
+
 @contextmanager
-def chat_server(asked: list[dict[str, Any]]) -> Iterator[str]:
+def chat_server(
+    asked: list[dict[str, Any]], reply: Callable[[str, dict[str, Any]], Reply] = chat_reply
+) -> Iterator[str]:
     """Its address up to the version; `asked` gets every request."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -59,15 +74,9 @@ def chat_server(asked: list[dict[str, Any]]) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(body)
-            known = self.path == "/v1/chat/completions"
-            answer: dict[str, Any] = {"error": {"message": "unknown path"}}
-            if known:
-                choice = {"index": 0, **answer_to(body["messages"], body["max_tokens"])}
-                usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
-                answer = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
-                answer |= {"choices": [choice], "usage": usage}
+            status, answer = reply(self.path, body)
             content = json.dumps(answer).encode()
-            self.send_response(200 if known else 404)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
