@@ -23,7 +23,7 @@ COMMANDS = {
     "copy": making.copy,
     "publish": publishing.publish,
     "codebook": making.codebook,
-    "compact": making.compact,
+    "compact": mending.compact,
     "rebuild-index": mending.rebuild_index,
     "uncommit": mending.uncommit,
     "delete": mending.delete,

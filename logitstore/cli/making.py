@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from logitstore.objects.opening import Objects
 from logitstore.objects.room import free_bytes
 from logitstore.store import LogitStore
 from logitstore.tools.copying import copy_store
-from logitstore.tools.purge import purge
-from logitstore.tools.record_ids import make_missing_ids
 
 
 def export(args: argparse.Namespace) -> int:
@@ -211,47 +208,6 @@ def codebook(args: argparse.Namespace) -> int:
     if winner.hash != codebooks.hash:
         raise StoreChangedError(f"{store.uri} got the codebook set {winner.hash} meanwhile, which stays")
     context.say(args, f"later shards of {store.uri} use {winner.hash} ({winner.num_codebooks} codebooks)")
-    return context.OK
-
-
-def compact(args: argparse.Namespace) -> int:
-    if args.purge:
-        return _purge(args)
-    store = context.open_store(args)
-    result = store.compact()
-    with context.progress_bar(args) as progress:
-        made = make_missing_ids(store, progress)
-    if args.json:
-        context.print_json({**dataclasses.asdict(result), "num_ids_made": made.num_made})
-    for reason in made.reasons:
-        print(f"compact: warning: ids are looked up in the shards: {reason}", file=sys.stderr)
-    if result.not_removed:
-        print(
-            f"compact: warning: garbage stays until `verify --repair`: {result.not_removed}", file=sys.stderr
-        )
-    context.say(
-        args,
-        f"{result.num_records:,} commit records moved, {result.num_late:,} late ones removed; "
-        f"{result.num_entries:,} units in {result.num_segments} segments",
-    )
-    return context.OK
-
-
-def _purge(args: argparse.Namespace) -> int:
-    store = context.open_store(args)
-    with context.progress_bar(args) as progress:
-        result = purge(store, progress)
-    if args.json:
-        context.print_json(result)
-    context.say(
-        args,
-        f"{context.count_text(result.num_shards, 'shard')} written anew; {result.num_plan_records:,} "
-        "records out "
-        f"of the plan, {result.num_rejects:,} out of lists of rejects",
-    )
-    if result.not_removed:
-        print(f"compact: deleted records are still in objects: {result.not_removed}", file=sys.stderr)
-        return context.PROBLEMS
     return context.OK
 
 

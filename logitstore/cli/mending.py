@@ -1,15 +1,22 @@
-"""Commands that mend a store: rebuild-index, uncommit."""
+"""Commands that mend a store: rebuild-index, uncommit, delete, compact."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 
 from logitstore.cli import context
 from logitstore.errors import StoreChangedError, UnsupportedInputError
 from logitstore.rows.where import read_ids
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
+from logitstore.tools.purge import purge
+from logitstore.tools.record_ids import make_missing_ids
 from logitstore.tools.verify import verify_store
+
+MAX_SAID = 10
+"""Things left out that are named; the others are counted."""
 
 
 def rebuild_index(args: argparse.Namespace) -> int:
@@ -24,6 +31,14 @@ def rebuild_index(args: argparse.Namespace) -> int:
         f"{result.num_units:,} units in the index: {result.num_from_records:,} as they were recorded, "
         f"{result.num_from_shards:,} from their shards alone, whose rejects are not known",
     )
+    for reason in result.unread[:MAX_SAID]:
+        print(f"rebuild-index: warning: left out: {' '.join(reason.split())}", file=sys.stderr)
+    if len(result.unread) > MAX_SAID:
+        print(f"rebuild-index: warning: and {len(result.unread) - MAX_SAID:,} more", file=sys.stderr)
+    if result.not_indexed:
+        print(
+            f"rebuild-index: warning: ids are looked up in the shards: {result.not_indexed}", file=sys.stderr
+        )
     if result.num_unreadable or result.num_rivals:
         context.say(
             args,
@@ -62,6 +77,55 @@ def delete(args: argparse.Namespace) -> int:
         + (f"; {result.num_absent:,} records have no labels here" if result.num_absent else "")
         + (f"; their bytes go by `penumbra store compact {args.store} --purge`" if result.num_units else ""),
     )
+    return context.OK
+
+
+def compact(args: argparse.Namespace) -> int:
+    if args.purge:
+        return _purge(args)
+    store = context.open_store(args)
+    result = store.compact()
+    with context.progress_bar(args) as progress:
+        made = make_missing_ids(store, progress)
+    if args.json:
+        context.print_json({**dataclasses.asdict(result), "num_ids_made": made.num_made})
+    for reason in made.reasons:
+        print(f"compact: warning: ids are looked up in the shards: {reason}", file=sys.stderr)
+    if result.not_removed:
+        print(
+            f"compact: warning: garbage stays until `verify --repair`: {result.not_removed}", file=sys.stderr
+        )
+    context.say(
+        args,
+        f"{result.num_records:,} commit records moved, {result.num_late:,} late ones removed; "
+        f"{result.num_entries:,} units in {result.num_segments} segments",
+    )
+    return context.OK
+
+
+def _purge(args: argparse.Namespace) -> int:
+    store = context.open_store(args)
+    with context.progress_bar(args) as progress:
+        result = purge(store, progress)
+    if args.json:
+        context.print_json(result)
+    context.say(
+        args,
+        f"{context.count_text(result.num_shards, 'shard')} written anew; {result.num_plan_records:,} "
+        "records out "
+        f"of the plan, {result.num_rejects:,} out of lists of rejects",
+    )
+    if result.num_unread_lines:
+        print(
+            f"compact: warning: {context.count_text(result.num_unread_lines, 'line')} of the lists of "
+            "rejects cannot be read and stay; look whether they name deleted records",
+            file=sys.stderr,
+        )
+    if result.not_indexed:
+        print(f"compact: warning: ids are looked up in the shards: {result.not_indexed}", file=sys.stderr)
+    if result.not_removed:
+        print(f"compact: deleted records are still in objects: {result.not_removed}", file=sys.stderr)
+        return context.PROBLEMS
     return context.OK
 
 

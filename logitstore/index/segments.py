@@ -119,15 +119,6 @@ def read_unnamed_entries(objects: Objects, name: str, *, max_bytes: int) -> pa.T
         return None
 
 
-def read_unnamed_rejects(objects: Objects, name: str, *, max_bytes: int) -> pa.Table | None:
-    """As `read_unnamed_entries`, of a segment of rejects."""
-    try:
-        data = objects.get(name, max_bytes=max_bytes)
-        return read_rejects(pa.py_buffer(data), what=name, num_rejects=None)
-    except (CorruptManifestError, ObjectNotFoundError):
-        return None
-
-
 def read_rejects(data: pa.Buffer, *, what: str, num_rejects: int | None) -> pa.Table:
     return _read_stream(data, REJECT_SCHEMA, what=what, num_rows=num_rejects)
 

@@ -43,8 +43,12 @@ class PurgeResult:
     """Records taken out of the plan."""
     num_rejects: int
     """Rejects taken out of the index, the plan and `rejects.jsonl`."""
+    num_unread_lines: int
+    """Lines of the lists of rejects that are no rejects, and may name deleted records."""
     not_removed: str
     """Why objects that hold deleted records could not be removed; "" if they were."""
+    not_indexed: str = ""
+    """Why the index has no index of record ids now, which readers do without; "" if it has one."""
 
 
 def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
@@ -65,8 +69,8 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
             pointer, generation=pointer.generation + 1, segments=segments, deleted=tombstones
         )
         if store.replace_index(changed, etag):
-            for info in segments:
-                store.id_builder().build(info, entries_to_table(records), replaced)
+            builder, table = store.id_builder(), entries_to_table(records)
+            not_indexed = "".join(builder.build(info, table, replaced) for info in segments)
             break
     else:
         raise StoreChangedError(
@@ -81,13 +85,20 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
     ]
     garbage += [info.name for info in pointer.deleted if info not in tombstones]
     num_records, old_units = _purge_plan(store.objects, deleted)
-    num_rejects += _purge_reject_lists(store.objects, deleted)
+    num_lines, num_unread = _purge_reject_lists(store.objects, deleted)
     try:
         store.objects.delete_many(garbage + old_units)
         not_removed = ""
     except ObjectStoreError as error:
         not_removed = str(error)
-    return PurgeResult(len(old_shards), num_records, num_rejects, not_removed)
+    return PurgeResult(
+        num_shards=len(old_shards),
+        num_plan_records=num_records,
+        num_rejects=num_rejects + num_lines,
+        num_unread_lines=num_unread,
+        not_removed=not_removed,
+        not_indexed=not_indexed,
+    )
 
 
 def _rewritten(store: LogitStore, progress: Progress | None) -> tuple[list[CommitRecord], list[str], int]:
@@ -203,25 +214,28 @@ def _num_tokens(batch: pa.RecordBatch) -> int:
     return sum(len(tokens) for column in columns for tokens in column.to_pylist() if tokens is not None)
 
 
-def _purge_reject_lists(objects: Objects, deleted: DeletedRecords) -> int:
-    """Lines of deleted records leave `rejects.jsonl` and the plan's lists."""
+def _purge_reject_lists(objects: Objects, deleted: DeletedRecords) -> tuple[int, int]:
+    """Lines of deleted records leave `rejects.jsonl` and the plan's lists; how many, and lines not read."""
     names = [REJECTS_NAME, *(name for name in objects.list(PLAN_PREFIX) if name.endswith(".jsonl"))]
-    removed = 0
+    removed = unread = 0
     for name in names:
         try:
             lines = objects.get(name).splitlines(keepends=True)
         except ObjectNotFoundError:
             continue
-        kept = [line for line in lines if not _names_deleted(line, deleted)]
+        named = [_record_named(line) for line in lines]
+        unread += sum(one is None for one in named)
+        kept = [line for line, one in zip(lines, named, strict=True) if one is None or one not in deleted]
         if len(kept) < len(lines):
             objects.put(name, b"".join(kept))
             removed += len(lines) - len(kept)
-    return removed
+    return removed, unread
 
 
-def _names_deleted(line: bytes, deleted: DeletedRecords) -> bool:
+def _record_named(line: bytes) -> str | None:
+    """The record of a line of rejects, "" where it has no id; None for what is no such line."""
     try:
         record_id = json.loads(line)["record_id"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        return False
-    return isinstance(record_id, str) and record_id in deleted
+        return None
+    return record_id if isinstance(record_id, str) else ""

@@ -11,6 +11,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+import pyarrow as pa
+
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import (
@@ -35,7 +38,7 @@ from logitstore.index.pointer import (
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import Reject
 
-_ENTRIES_NAME = re.compile(r"index/([0-9a-f]{16})\.arrow")
+_ENTRIES_NAME = re.compile(r"index/[0-9a-f]{16}\.arrow")
 
 
 @dataclass(slots=True)
@@ -49,6 +52,8 @@ class Known:
     """By unit id and attempt; what was found first stays."""
     rounds: dict[str, int] = field(default_factory=dict)
     """Of the units with records of a later round than the first."""
+    unread: list[str] = field(default_factory=list)
+    """Why what could not be read was left out."""
 
     def add(self, records: Iterable[CommitRecord]) -> None:
         for record in records:
@@ -73,57 +78,69 @@ def gather(objects: Objects, manifest: str) -> Known:
     listed = objects.list_info(COMMITS_PREFIX)
     with contextlib.suppress(ObjectNotFoundError):
         data, known.etag = objects.get_with_etag(INDEX_NAME)
-        with contextlib.suppress(CorruptManifestError):
+        try:
             known.pointer = decode_pointer(data)
+        except CorruptManifestError as error:
+            known.unread.append(str(error))
     if known.pointer is not None:
         check_manifest_hash(known.pointer.manifest, manifest, what=INDEX_NAME)
     segments = objects.list_info(INDEX_PREFIX)
     named = [info.name for info in known.pointer.segments] if known.pointer is not None else []
     for name in named:
-        known.add(_segment_records(objects, name, manifest))
+        known.add(_segment_records(objects, name, manifest, known.unread))
     places = {info: place for info in listed if (place := record_place(info.name)) is not None}
     rounds = Counter(one.unit_id for one in known.dropped)
     for place in places.values():
         rounds[place.unit_id] = max(place.round_number, rounds[place.unit_id])
     known.rounds = {unit_id: number for unit_id, number in rounds.items() if number}
     for info in (info for info, place in places.items() if place.round_number == rounds[place.unit_id]):
-        known.add(_record(objects, info, manifest))
+        known.add(_record(objects, info, manifest, known.unread))
     for info in sorted(segments, key=lambda info: -info.modified_sec):
         if _ENTRIES_NAME.fullmatch(info.name) and info.name not in named:
-            known.add(_segment_records(objects, info.name, manifest))
+            known.add(_segment_records(objects, info.name, manifest, known.unread))
     return known
 
 
-def _record(objects: Objects, info: ObjectInfo, manifest: str) -> list[CommitRecord]:
+def _record(objects: Objects, info: ObjectInfo, manifest: str, unread: list[str]) -> list[CommitRecord]:
     try:
         record = decode_commit(objects.get(info.name, max_bytes=MAX_COMMIT_BYTES), what=info.name)
         check_manifest_hash(record.manifest, manifest, what=info.name)
-    except (CorruptManifestError, ObjectNotFoundError):
+    except (CorruptManifestError, ObjectNotFoundError) as error:
+        unread.append(str(error))
         return []
     return [record]
 
 
-def _segment_records(objects: Objects, name: str, manifest: str) -> list[CommitRecord]:
+def _segment_records(objects: Objects, name: str, manifest: str, unread: list[str]) -> list[CommitRecord]:
     """A segment's entries as the records they were, with their rejects where those can be read."""
-    table = index_segments.read_unnamed_entries(objects, name, max_bytes=MAX_SEGMENT_BYTES)
-    if table is None:
+    try:
+        data = pa.py_buffer(objects.get(name, max_bytes=MAX_SEGMENT_BYTES))
+        table = index_segments.read_entries(data, what=name, num_entries=None)
+    except (CorruptManifestError, ObjectNotFoundError) as error:
+        unread.append(str(error))
         return []
     rejects: dict[int, list[Reject]] = {}
-    match = _ENTRIES_NAME.fullmatch(name)
-    assert match is not None
-    other = index_segments.read_unnamed_rejects(
-        objects, f"{INDEX_PREFIX}{match[1]}-rejects.arrow", max_bytes=MAX_SEGMENT_BYTES
-    )
-    if other is not None:
-        for unit_index, reject in zip(
-            other.column("unit_index").to_pylist(), index_segments.table_to_rejects(other), strict=True
-        ):
-            rejects.setdefault(unit_index, []).append(reject)
+    if np.any(table.column("num_rejects").to_numpy()):
+        rejects = _segment_rejects(objects, name.removesuffix(".arrow") + "-rejects.arrow", unread)
     attempts = [attempt.hex() for attempt in table.column("attempt").to_pylist()]
     return [
         _with_rejects(CommitRecord(attempt, manifest, entry), rejects.get(entry.unit_index, []))
         for attempt, entry in zip(attempts, index_segments.table_to_entries(table), strict=True)
     ]
+
+
+def _segment_rejects(objects: Objects, name: str, unread: list[str]) -> dict[int, list[Reject]]:
+    try:
+        data = pa.py_buffer(objects.get(name, max_bytes=MAX_SEGMENT_BYTES))
+        table = index_segments.read_rejects(data, what=name, num_rejects=None)
+    except (CorruptManifestError, ObjectNotFoundError) as error:
+        unread.append(str(error))
+        return {}
+    rejects: dict[int, list[Reject]] = {}
+    numbers = table.column("unit_index").to_pylist()
+    for unit_index, reject in zip(numbers, index_segments.table_to_rejects(table), strict=True):
+        rejects.setdefault(unit_index, []).append(reject)
+    return rejects
 
 
 def _with_rejects(record: CommitRecord, rejects: list[Reject]) -> CommitRecord:
@@ -132,14 +149,22 @@ def _with_rejects(record: CommitRecord, rejects: list[Reject]) -> CommitRecord:
 
 
 def tombstones(objects: Objects, manifest: str, pointer: IndexPointer | None) -> tuple[TombstoneInfo, ...]:
-    """All deletions that lie here, named or not: what was taken down once does not come back."""
+    """All deletions that lie here, named or not: what was taken down once does not come back.
+
+    Raises CorruptManifestError for one that cannot be read.
+    """
     named = pointer.deleted if pointer is not None else ()
     found = list(named)
     for name in objects.list(DELETED_PREFIX):
         if not valid_tombstone_name(name) or name in {info.name for info in named}:
             continue
         data = objects.get(name, max_bytes=MAX_TOMBSTONE_BYTES)
-        with contextlib.suppress(CorruptManifestError):
+        try:
             decode_tombstone(data, manifest, what=name)
-            found.append(TombstoneInfo(name, len(data), index_segments.checksum(data)))
+        except CorruptManifestError as error:
+            raise CorruptManifestError(
+                f"{objects.uri}: {error}. It says what was deleted: restore it from a copy of the store, or "
+                "remove it, and what it says is handed out again"
+            ) from error
+        found.append(TombstoneInfo(name, len(data), index_segments.checksum(data)))
     return tuple(found)

@@ -36,6 +36,10 @@ class RebuildResult:
     """Shards that are left out since they cannot be read; they stay where they are."""
     num_rivals: int
     """Sound shards that are left out since another shard of their unit, or of its place, is taken."""
+    unread: tuple[str, ...] = ()
+    """Why these shards could not be read, nor parts of the old index, which are left out as well."""
+    not_indexed: str = ""
+    """Why the segment has no index of record ids, which readers do without; "" if it has one."""
 
 
 def rebuild_index(
@@ -51,9 +55,11 @@ def rebuild_index(
     segments, and those before what only the shard tells. Deletes nothing. `manifest` is the manifest's
     hash.
 
-    Raises StoreChangedError if the index is replaced meanwhile, and what reading objects raises.
+    Raises StoreChangedError if the index is replaced meanwhile, CorruptManifestError for a deletion that
+    cannot be read, and what reading objects raises.
     """
     known = gather(objects, manifest)
+    deleted = tombstones(objects, manifest, known.pointer)
     sound, num_unreadable = _read_shards(objects, manifest, labels, codebooks, known, progress)
     chosen, num_rivals = _choose(known, sound)
     records = sorted(chosen.values(), key=lambda record: record.shard.unit_index)
@@ -63,7 +69,7 @@ def rebuild_index(
         manifest=manifest,
         segments=segments,
         dropped=known.dropped,
-        deleted=tombstones(objects, manifest, known.pointer),
+        deleted=deleted,
     )
     data = encode_pointer(pointer)
     if known.etag is None:
@@ -74,11 +80,18 @@ def rebuild_index(
         raise StoreChangedError(
             f"{objects.uri}: {INDEX_NAME} was replaced while it was being rebuilt; stop the job, then repeat"
         )
-    for info in segments:
-        builder = IdBuilder(objects, labels, lambda: codebooks)
-        builder.build(info, index_segments.entries_to_table(records))
+    builder = IdBuilder(objects, labels, lambda: codebooks)
+    not_indexed = [builder.build(info, index_segments.entries_to_table(records)) for info in segments]
     from_records = sum((unit, record.attempt) in known.records for unit, record in chosen.items())
-    return RebuildResult(len(records), from_records, len(records) - from_records, num_unreadable, num_rivals)
+    return RebuildResult(
+        num_units=len(records),
+        num_from_records=from_records,
+        num_from_shards=len(records) - from_records,
+        num_unreadable=num_unreadable,
+        num_rivals=num_rivals,
+        unread=tuple(known.unread),
+        not_indexed="".join(not_indexed),
+    )
 
 
 def _read_shards(
@@ -104,8 +117,9 @@ def _read_shards(
             entry = entry_of_shard(objects, info, place, labels, codebooks)
         except OSError:
             raise
-        except StoreError:
+        except StoreError as error:
             num_unreadable += 1
+            known.unread.append(f"{info.name}: {error}")
             continue
         standing = known.records.get((place.unit_id, place.attempt))
         if standing is None or standing.shard.checksum != entry.checksum:

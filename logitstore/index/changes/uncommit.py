@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import StoreChangedError
 from logitstore.index.changes.compaction import MAX_SWAP_TRIES, compact
 from logitstore.index.commits import shard_place
@@ -30,7 +32,13 @@ def uncommit(
     places = [place for name in sorted(shard_names) if (place := shard_place(name)) is not None]
     units = CommittedUnits(objects, manifest)
     for _ in range(MAX_SWAP_TRIES):
-        compact(objects, manifest, ids)
+        result = compact(objects, manifest, ids)
+        if result.not_removed:
+            what = f"{objects.uri}: garbage stays until `verify --repair`: {result.not_removed}"
+            warnings.warn(what, StoreWarning, stacklevel=2)
+        if result.not_indexed:
+            what = f"{objects.uri}: record ids are looked up in the shards: {result.not_indexed}"
+            warnings.warn(what, StoreWarning, stacklevel=2)
         units.refresh()
         dropped = [
             DroppedAttempt(place.unit_id, place.attempt)

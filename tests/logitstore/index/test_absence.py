@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from logitstore.errors import CorruptManifestError, IndexLostError, StoreChanged
 from logitstore.index.changes import rebuild
 from logitstore.records import Reject
 from logitstore.store import LogitStore
+from logitstore.tools.deletion import delete_records
 from logitstore.tools.garbage import repair
 from logitstore.tools.verify import verify_store
 from tests.conftest import Place
@@ -248,3 +250,28 @@ def test_a_rebuild_beside_a_compaction_is_refused(
     with pytest.raises(StoreChangedError, match="was replaced while it was being rebuilt"):
         LogitStore.rebuild(local_place.uri)
     assert len(LogitStore.open(local_place.uri).shards()) == 3
+
+
+def test_a_rebuild_says_what_it_could_not_read(
+    local_place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(local_place.uri, num_units=4, num_compacted=2)
+    broken = [store.objects.list("shards/")[0], store.index_segments()[0][0].name, "index.json"]
+    for name in broken:
+        store.objects.put(name, store.objects.get(name)[:-20])
+    assert main(["rebuild-index", local_place.uri, "--json"]) == 0
+    said = capsys.readouterr()
+    assert [name for name in broken if f"left out: {name}" not in said.err] == []
+    assert len(json.loads(said.out)["unread"]) == 3
+
+
+def test_a_rebuild_drops_no_deletion(local_place: Place) -> None:
+    store = make_store(local_place.uri, num_units=3, num_compacted=3)
+    name = delete_records(store, frozenset({"record-0"}), "asked for").tombstone
+    store.objects.put(name, store.objects.get(name)[:-20])
+    store.objects.delete("index.json")
+    with pytest.raises(CorruptManifestError, match="says what was deleted: restore it"):
+        LogitStore.rebuild(local_place.uri)
+    store.objects.delete(name)
+    rebuilt, _ = LogitStore.rebuild(local_place.uri)
+    assert "record-0" in [one.record_id for one in rebuilt]

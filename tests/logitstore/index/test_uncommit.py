@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from logitstore.__main__ import main
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import StoreChangedError
 from logitstore.index.changes import uncommit as uncommit_module
 from logitstore.records import Reject
@@ -43,6 +44,12 @@ def damage(store: LogitStore, *unit_indexes: int) -> list[str]:
         path = Path(store.uri, name)
         path.unlink() if place % 2 else path.write_bytes(path.read_bytes()[:-9] + b"123456789")
     return names
+
+
+def test_what_its_compaction_left_undone_is_said(store: LogitStore) -> None:
+    names = damage(store, 0, 3)
+    with pytest.warns(StoreWarning, match=names[1]):
+        assert store.uncommit(names) == ["unit-0000", "unit-0003"]
 
 
 @pytest.mark.parametrize("unit_index", [0, 3], ids=["in the index", "in a record"])

@@ -318,6 +318,19 @@ def test_a_purge_leaves_no_byte_of_them(store: LogitStore) -> None:
     assert purge(store).num_shards == 0
 
 
+def test_a_purge_says_what_it_could_not_read(
+    store: LogitStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.objects.put("rejects.jsonl", b'{"record_id": "person-08"}\nperson-08 again\n')
+    delete_records(store, GONE, "asked for")
+    monkeypatch.setattr("logitstore.index.id_building.MAX_ENTRIES", 3)
+    assert main(["compact", store.uri, "--purge"]) == 0
+    said = capsys.readouterr().err
+    assert "1 line of the lists of rejects cannot be read and stay" in said
+    assert "an id index at most 3" in said
+    assert store.objects.get("rejects.jsonl") == b"person-08 again\n"
+
+
 def test_a_unit_of_deleted_records_alone_has_no_shard(store: LogitStore) -> None:
     delete_records(store, frozenset(NAMES[3:6]), "all of a unit")
     purge(store)
