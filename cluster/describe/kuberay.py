@@ -9,7 +9,17 @@ import shlex
 from typing import Any
 
 from cluster.describe.merging import merged
-from cluster.describe.pods import HEAD, JOB_FOLDER, container_of, off_spot, pod_of, resources_of, spot_label
+from cluster.describe.pods import (
+    HEAD,
+    JOB_FOLDER,
+    container_of,
+    container_rights,
+    off_spot,
+    pod_of,
+    resources_of,
+    spot_label,
+    submitter_of,
+)
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
 from cluster.jobs.submission import STOP_MARGIN_SEC, refuse_secrets
 from labeler.config.loading import JobConfig, is_local_path, resolved
@@ -71,6 +81,9 @@ def ray_job(cluster: ClusterConfig, job: JobConfig, submission: str) -> list[dic
             "rayClusterSpec": _cluster_spec(cluster, max(GRACE_SEC, stop_sec + 30), job_name=name),
         },
     }
+    submitter = submitter_of(cluster)
+    if submitter is not None:
+        ray["spec"]["submitterPodTemplate"] = submitter
     return [config_map, ray]
 
 
@@ -102,6 +115,11 @@ def job_name(cluster: ClusterConfig, job: JobConfig, submission: str) -> str:
 def _cluster_spec(cluster: ClusterConfig, grace_sec: int, *, job_name: str | None) -> dict[str, Any]:
     if not cluster.image:
         raise ConfigError("image is missing; Kubernetes needs one (render --kind dockerfile makes it)")
+    if cluster.kubernetes.restricted and cluster.cache.host_path:
+        raise ConfigError(
+            f"cache.host_path = {cluster.cache.host_path!r} is a folder of the machine, which a restricted "
+            "namespace forbids; set cache.claim or cache.size_gb, or kubernetes.restricted = false"
+        )
     _require_labels(cluster)
     head = container_of(cluster, HEAD, resources_of(cluster.head), grace_sec)
     head["ports"] = [
@@ -115,6 +133,7 @@ def _cluster_spec(cluster: ClusterConfig, grace_sec: int, *, job_name: str | Non
             "version": "v2",
             "idleTimeoutSeconds": 60 * cluster.idle_minutes,
             "upscalingMode": "Default",
+            **container_rights(cluster),
         }
     return {
         "rayVersion": cluster.ray_version,

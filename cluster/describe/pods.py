@@ -11,6 +11,8 @@ JOB_FOLDER = "/etc/penumbra"
 HEAD = "ray-head"
 """Name of the head's container."""
 CACHE_MOUNT = {"name": "cache", "mountPath": CACHE_FOLDER}
+USER_ID = 1000
+"""Of the user in the image that the rendered Dockerfile makes: Kubernetes knows users by number alone."""
 GRACE_MARGIN_SEC = 15
 CORES_SHARE, MEMORY_SHARE = 0.9, 0.85
 """Of a node's, for a pod that is to have the node alone: the rest is Kubernetes' own and its daemons'."""
@@ -63,6 +65,7 @@ def container_of(
         "env": [{"name": variable, "value": value} for variable, value in environment.items()],
         # vLLM's workers talk through shared memory, of which a pod has 64 MB by default.
         "volumeMounts": mounts,
+        **container_rights(cluster),
     }
     if cluster.kubernetes.secret:
         container["envFrom"] = [{"secretRef": {"name": cluster.kubernetes.secret}}]
@@ -87,16 +90,10 @@ def pod_of(
         "volumes": volumes,
         "terminationGracePeriodSeconds": grace_sec,
         **more,
+        **_common(cluster),
     }
     if cluster.cache.host_path:
         spec["initContainers"] = [_opened_folder(cluster)]
-    kubernetes = cluster.kubernetes
-    if kubernetes.service_account:
-        spec["serviceAccountName"] = kubernetes.service_account
-    if kubernetes.pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in kubernetes.pull_secrets]
-    if kubernetes.priority_class:
-        spec["priorityClassName"] = kubernetes.priority_class
     metadata = {
         "labels": {"app.kubernetes.io/name": "penumbra"},
         # Consolidation would take the head, and with it the job, or a worker in the middle of a unit.
@@ -106,6 +103,62 @@ def pod_of(
         },
     }
     return {"metadata": metadata, "spec": spec}
+
+
+def templates_in(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The pod templates of a RayCluster or RayJob, by where they stand; none of other documents."""
+    spec = document["spec"] if document["kind"] in ("RayCluster", "RayJob") else {}
+    cluster_spec = spec.get("rayClusterSpec", spec)
+    if not cluster_spec:
+        return []
+    found = [("head", cluster_spec["headGroupSpec"]["template"])]
+    found += [(f"group {one['groupName']}", one["template"]) for one in cluster_spec["workerGroupSpecs"]]
+    submitter = spec.get("submitterPodTemplate")
+    return found if submitter is None else [*found, ("submitter", submitter)]
+
+
+def submitter_of(cluster: ClusterConfig) -> dict[str, Any] | None:
+    """The pod that submits a RayJob, as KubeRay has it, with what all pods have; None where that is nothing.
+
+    KubeRay's own could not pull the image, nor run in a restricted namespace.
+    """
+    common = _common(cluster)
+    if not common:
+        return None
+    resources = {"requests": {"cpu": "500m", "memory": "200Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+    container: dict[str, Any] = {
+        "name": "ray-job-submitter",
+        "image": cluster.image,
+        "resources": resources,
+        **container_rights(cluster),
+    }
+    return {"spec": {"restartPolicy": "Never", "containers": [container], **common}}
+
+
+def container_rights(cluster: ClusterConfig) -> dict[str, Any]:
+    """The security context of a container in a restricted namespace."""
+    rights = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {"securityContext": rights} if cluster.kubernetes.restricted else {}
+
+
+def _common(cluster: ClusterConfig) -> dict[str, Any]:
+    """What every pod has: account, secrets to pull the image by, priority, user."""
+    kubernetes = cluster.kubernetes
+    common: dict[str, Any] = {}
+    if kubernetes.service_account:
+        common["serviceAccountName"] = kubernetes.service_account
+    if kubernetes.pull_secrets:
+        common["imagePullSecrets"] = [{"name": name} for name in kubernetes.pull_secrets]
+    if kubernetes.priority_class:
+        common["priorityClassName"] = kubernetes.priority_class
+    if kubernetes.restricted:
+        common["securityContext"] = {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+    return common
 
 
 def _opened_folder(cluster: ClusterConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import secrets
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +29,8 @@ from labeler.config.loading import JobConfig
 from logitstore.common.config_file import ConfigError
 
 DEFAULT_JOB_FILE = "job.toml"
+KUBERNETES = "1.33"
+"""Whose schema pods are held against."""
 CLOUDS = {"ray-aws": "aws", "ray-gcp": "gcp"}
 
 
@@ -189,6 +192,8 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, prices: 
     names = {"name": cluster.name, "namespace": cluster.kubernetes.namespace}
     lines += [f"  - {need.format(**names)}" for need in NEEDS[kind]]
     lines += [f"  - {note}" for note in cache_notes(cluster, kind)]
+    if kind.startswith("kuberay") and find_spec("kubernetes_validate") is None:
+        lines.append("  - pods were not held against Kubernetes' schema: pip install kubernetes-validate")
     if job is not None:
         placed = (cluster, job)
         if kind == "slurm" and cluster.slurm.array:
@@ -245,7 +250,28 @@ def _checked_kuberay(documents: list[dict[str, Any]]) -> str:
             jsonschema.validate(document, schema)
         except jsonschema.ValidationError as error:
             raise ConfigError(f"not a {document['kind']}: {error.json_path}: {error.message}") from None
+    _check_pods(documents)
     return _yaml(documents)
+
+
+def _check_pods(documents: list[dict[str, Any]]) -> None:
+    """Kubernetes' own schema, where its package is installed: `kubernetes.pod` may add anything.
+
+    Raises ConfigError for a field or value that Kubernetes would refuse.
+    """
+    if find_spec("kubernetes_validate") is None:
+        return
+    import kubernetes_validate
+
+    for document in documents:
+        for place, template in pods.templates_in(document):
+            pod = {"apiVersion": "v1", "kind": "Pod", **template}
+            pod["metadata"] = {"name": "pod", **template.get("metadata", {})}
+            try:
+                kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                path = ".".join(map(str, error.path))
+                raise ConfigError(f"not a pod ({place}): {path}: {error.message}") from None
 
 
 class _PlainDumper(yaml.SafeDumper):

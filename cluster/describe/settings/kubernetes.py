@@ -58,8 +58,12 @@ class KubernetesConfig(OneLineSection):
     """Names of Secrets by which the image may be pulled."""
     priority_class: str = ""
     """Priority class of all pods."""
+    restricted: bool = False
+    """For a namespace that enforces the level "restricted": pods run as the user 1000, as the rendered
+    Dockerfile's image does, without further rights."""
     queue: str = ""
-    """Queue of Kueue (the label kueue.x-k8s.io/queue-name) that admits the cluster or job."""
+    """Queue of Kueue (the label kueue.x-k8s.io/queue-name) that admits the cluster or job. Volcano's are
+    labels of `metadata`: {"ray.io/scheduler-name" = "volcano", "volcano.sh/queue-name" = "..."}."""
     pod: dict[str, Any] = Field(default_factory=dict)
     """Merged into the pod template of every worker, for example {spec = {runtimeClassName = "nvidia"}}; lists
     of named items are merged by name, others appended."""

@@ -61,3 +61,17 @@ CORES = {"l4": 48, "h100": 192}
 
 def comments(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.startswith("#"))
+
+
+def pod_templates(document: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = document["spec"].get("rayClusterSpec", document["spec"])
+    return [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
+
+
+def validate_pod(template: dict[str, Any]) -> None:
+    """Kubernetes' own schema, strict: a field that it does not know is an error."""
+    import kubernetes_validate
+
+    metadata = template.get("metadata", {}) | {"name": "pod"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    kubernetes_validate.validate(pod, "1.33", strict=True)

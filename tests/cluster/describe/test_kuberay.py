@@ -1,10 +1,8 @@
-"""What is rendered for Kubernetes, against its own schema and ours of KubeRay."""
+"""What is rendered for KubeRay, against its schema and Kubernetes' own."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,27 +14,9 @@ from cluster.describe.settings.cluster import ClusterConfig, Kind
 from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig
 from logitstore.common.config_file import ConfigError
-from tests.cluster.describe.descriptions import (
-    TWO_KINDS,
-    a_job,
-    two_kinds,
-)
+from tests.cluster.describe.descriptions import TWO_KINDS, a_job, pod_templates, two_kinds, validate_pod
 
-pytestmark = pytest.mark.slow  # Ray's validator and Kubernetes' schemas take seconds to load
-
-
-def pod_templates(document: dict[str, Any]) -> list[dict[str, Any]]:
-    spec = document["spec"].get("rayClusterSpec", document["spec"])
-    return [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
-
-
-def validate_pod(template: dict[str, Any]) -> None:
-    """Kubernetes' own schema, strict: a field that it does not know is an error."""
-    import kubernetes_validate
-
-    metadata = template.get("metadata", {}) | {"name": "pod"}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-    kubernetes_validate.validate(pod, "1.33", strict=True)
+pytestmark = pytest.mark.slow  # Kubernetes' schemas take seconds to load
 
 
 @pytest.mark.parametrize("kind", ["kuberay-cluster", "kuberay-job"])
@@ -64,31 +44,6 @@ def test_kubernetes_accepts_the_pods_and_our_schema_the_rest(kind: Kind) -> None
         kubernetes_validate.validate(documents[0], "1.33", strict=True)
         carried = JobConfig.model_validate(json.loads(documents[0]["data"]["job.json"]))
         assert carried == a_job()
-
-
-def test_what_is_not_spot_stays_off_spot_nodes() -> None:
-    """Google's are not tainted, so that a pod without a selector may be placed there."""
-    (rendered,) = yaml.safe_load_all(render(two_kinds(), "kuberay-cluster", None, job_file="job.toml"))
-    head, spot, on_demand = pod_templates(rendered)
-    for template in (head, on_demand):
-        validate_pod(template)
-        nodes = template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-        (rule,) = nodes["nodeSelectorTerms"][0]["matchExpressions"]
-        assert rule == {"key": "cloud.example/spot", "operator": "NotIn", "values": ["true"]}
-    assert "affinity" not in spot["spec"]
-    kubernetes = TWO_KINDS["kubernetes"] | {"spot_label": ""}
-    groups = [group | {"spot": False} for group in TWO_KINDS["groups"]]
-    unmarked = two_kinds(groups=groups, kubernetes=kubernetes)
-    assert "affinity" not in render(unmarked, "kuberay-cluster", None, job_file="job.toml")
-
-
-def test_a_misspelt_pod_field_is_noticed() -> None:
-    import kubernetes_validate
-
-    template = pod_templates(kuberay.ray_cluster(two_kinds()))[1]
-    template["spec"]["containers"][0]["resuorces"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        validate_pod(template)
 
 
 @pytest.mark.parametrize(
@@ -180,24 +135,6 @@ def test_a_job_in_kubernetes_carries_no_secret() -> None:
         kuberay.ray_job(two_kinds(), a_job().model_copy(update={"output": output}), "0a1b2c")
 
 
-def test_pods_fit_their_nodes_and_have_time_to_drain() -> None:
-    _, ray = kuberay.ray_job(two_kinds(), a_job(drain_sec=300), "0a1b2c")
-    for template in pod_templates(ray):
-        spec = template["spec"]
-        variables = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
-        assert (
-            spec["terminationGracePeriodSeconds"]
-            > int(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
-            > 300
-        )
-    from ray._private import ray_constants
-
-    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"), "this Ray has no such variable"
-    limits = [one["spec"]["containers"][0]["resources"]["limits"] for one in pod_templates(ray)]
-    assert [(one["cpu"], one["memory"]) for one in limits] == [("3", "13Gi"), ("43", "27Gi"), ("172", "27Gi")]
-    assert [one.get("nvidia.com/gpu") for one in limits] == [None, "4", "8"]
-
-
 @pytest.mark.parametrize(
     ("kubernetes", "says"),
     [
@@ -208,51 +145,6 @@ def test_pods_fit_their_nodes_and_have_time_to_drain() -> None:
 def test_nodes_that_cannot_be_told_apart_are_refused(kubernetes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         kuberay.ray_cluster(two_kinds(kubernetes=kubernetes))
-
-
-@pytest.mark.parametrize(
-    ("cache", "volume"),
-    [
-        ({"claim": "models"}, {"persistentVolumeClaim": {"claimName": "models"}}),
-        ({"host_path": "/mnt/nvme/hf"}, {"hostPath": {"path": "/mnt/nvme/hf", "type": "DirectoryOrCreate"}}),
-        ({"size_gb": 300}, {"emptyDir": {"sizeLimit": "300G"}}),
-    ],
-)
-def test_the_cache_is_mounted_where_hugging_face_looks(cache: dict[str, Any], volume: dict[str, Any]) -> None:
-    cluster = ClusterConfig.model_validate(TWO_KINDS | {"cache": cache})
-    (rendered,) = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
-    for template in pod_templates(rendered):
-        validate_pod(template)
-    head, *workers = (template["spec"] for template in pod_templates(rendered))
-    # The head holds no weights: it shares a cache, but room for one is not asked of it.
-    for pod in workers if "size_gb" in cache else (head, *workers):
-        assert {"name": "cache", **volume} in pod["volumes"]
-        (container,) = pod["containers"]
-        assert {"name": "cache", "mountPath": "/cache/huggingface"} in container["volumeMounts"]
-        assert {"name": "HF_HOME", "value": "/cache/huggingface"} in container["env"]
-        asked = container["resources"]["requests"].get("ephemeral-storage")
-        assert asked == ("300G" if "size_gb" in cache else None)
-    if "size_gb" in cache:
-        assert "cache" not in json.dumps(head)
-        assert "ephemeral-storage" not in json.dumps(head)
-    with pytest.raises(ValueError, match="the cache is in one place"):
-        ClusterConfig.model_validate(TWO_KINDS | {"cache": {"claim": "a", "size_gb": 1}})
-
-
-def test_a_folder_of_the_machine_is_opened_to_the_images_user(tmp_path: Path) -> None:
-    """Kubernetes makes it root's with mode 755, and a pod's fsGroup does not reach it."""
-    cluster = ClusterConfig.model_validate(TWO_KINDS | {"cache": {"host_path": "/mnt/nvme/hf"}})
-    (rendered,) = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
-    for template in pod_templates(rendered):
-        (opening,) = template["spec"]["initContainers"]
-        assert opening["volumeMounts"] == [{"name": "cache", "mountPath": "/cache/huggingface"}]
-        assert opening["securityContext"]["runAsUser"] == 0
-        here = [str(tmp_path) if word == "/cache/huggingface" else word for word in opening["command"]]
-        tmp_path.chmod(0o755)
-        subprocess.run(here, check=True)
-        assert tmp_path.stat().st_mode & 0o7777 == 0o1777
-    other = ClusterConfig.model_validate(TWO_KINDS | {"cache": {"claim": "models"}})
-    assert "initContainers" not in render(other, "kuberay-cluster", None, job_file="job.toml")
 
 
 def test_a_network_policy_lets_in_the_own_namespace_alone() -> None:
@@ -266,21 +158,3 @@ def test_a_network_policy_lets_in_the_own_namespace_alone() -> None:
     assert (policy["spec"]["policyTypes"], policy["metadata"]["namespace"]) == (
         ["Ingress"], rendered["metadata"]["namespace"],
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("platform", "selector"),
-    [
-        ("gke", {"cloud.google.com/gke-accelerator": "nvidia-l4", "cloud.google.com/gke-spot": "true"}),
-        ("karpenter", {"karpenter.k8s.aws/instance-gpu-name": "l4", "karpenter.sh/capacity-type": "spot"}),
-    ],
-)
-def test_a_platforms_node_labels_are_there_before_a_node_is(platform: str, selector: dict[str, str]) -> None:
-    groups = [TWO_KINDS["groups"][0] | {"spot": True}, TWO_KINDS["groups"][1]]
-    document = TWO_KINDS | {"groups": groups, "kubernetes": {"platform": platform}}
-    text = render(ClusterConfig.model_validate(document), "kuberay-cluster", None, job_file="job.toml")
-    (rendered,) = yaml.safe_load_all(text)
-    group = rendered["spec"]["workerGroupSpecs"][0]["template"]["spec"]
-    assert group["nodeSelector"] == selector
-    own = document | {"kubernetes": {"platform": platform, "gpu_labels": {"L4": "mine", "H100": "h"}}}
-    assert ClusterConfig.model_validate(own).kubernetes.gpu_labels["L4"] == "mine"
