@@ -35,6 +35,7 @@ from labeler.curation.settings import (
     ExpandSettings,
     JudgeSettings,
     checked,
+    refuse_no_tables,
 )
 from labeler.curation.sifting import Source, decontaminate, dedupe
 from labeler.errors import JobFailedError
@@ -115,6 +116,7 @@ def checked_recipe(document: Mapping[str, Any], where: str) -> Recipe:
     for name in document:
         if name not in known:
             raise ConfigError(f"{where}: [{name}] is no section of a recipe; there are: {', '.join(known)}")
+    refuse_no_tables(document, where)
     models = {
         "expand": ExpandSettings,
         "dedupe": DedupeSettings,

@@ -123,3 +123,12 @@ def checked(model: type[SomeSettings], values: Mapping[str, Any], where: str) ->
     except ValidationError as error:
         lines = [explain_problem(problem, model, what=where) for problem in error.errors()]
         raise ConfigError(f"{where}: {'; '.join(lines)}") from None
+
+
+def refuse_no_tables(document: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a section that is no table of settings."""
+    for name, values in document.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{where}: {name} = {values!r:.40} is no section; write [{name}] and its settings"
+            )

@@ -16,7 +16,7 @@ from labeler.curation.commands.options import (
     given_options,
     out_of,
 )
-from labeler.curation.settings import ExpandSettings, JudgeSettings, SomeSettings, checked
+from labeler.curation.settings import ExpandSettings, JudgeSettings, SomeSettings, checked, refuse_no_tables
 from labeler.curation.sifting import Source
 from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
@@ -139,6 +139,7 @@ def _asked(
     """The job's settings, and those of the step: its section, then the options of the command line."""
     options = {"teacher.model": arguments.teacher, "input.uri": arguments.input}
     document = job_document(arguments.job, arguments.set, options=options)
+    refuse_no_tables(document, arguments.job or "--set")
     values = {**document.pop(section, {}), **given_options(arguments, names)}
     values |= {name: path.read_text() for name, path in files.items() if path is not None}
     return document, checked(model, values, section)

@@ -158,6 +158,20 @@ def test_a_server_of_texts_alone_writes_prompts(tmp_path: Path) -> None:
     assert (job.labels.rows, job.labels.top_k) == (True, 8)
 
 
+@pytest.mark.parametrize("name", ["input", "labels", "teacher", "expand", "recipe"])
+def test_a_section_that_is_no_table_is_told(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(f"{name} = 3\n")
+    assert main(["recipe", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert f"{name} = 3 is no section" in told
+    if name != "recipe":
+        assert main(["expand", str(path), "--out", str(tmp_path / "out.jsonl")]) == 2
+        assert f"{name} = 3 is no section" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["auto", None])
 def test_the_kind_of_a_recipes_prompts_is_found_where_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str | None
