@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import JobConfig, load_job
+from labeler.driver.run import RunOptions, run
 from labeler.job.money import spending
 from labeler.job.money.spending import Spending
 from labeler.job.status import Tally
+from logitstore.common.command import ExitStatus
 from logitstore.errors import CorruptManifestError
-from logitstore.job_objects import BILLS_PREFIX, RUNS_PREFIX, Bill, RunRecord
+from logitstore.job_objects import BILLS_PREFIX, RUNS_PREFIX, STATUS_NAME, Bill, RunRecord, parse_status
 from logitstore.objects.opening import Objects
+from tests.labeler.teacher.openai.chat_stand_in import write_student
 
 PATIENCE_SEC = 20.0
 
@@ -139,3 +142,20 @@ def test_money_of_earlier_runs_and_of_other_stores_counts(storage: SlowStorage, 
     assert both.reached() == ""
     both.replica_sec = 1.0
     assert "5.0000 USD are spent" in both.reached()
+
+
+def test_a_run_that_cannot_know_what_is_spent_ends_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_student(tmp_path / "student")
+    (tmp_path / "in.jsonl").write_text('{"prompt": "why?"}\n')
+    settings = [f"teacher.model='{model}'", f"input.uri={tmp_path / 'in.jsonl'}", "input.kind=prompt"]
+    settings += ["teacher.api.endpoint=chat", "labels.rows=false", "labels.mode=generate"]
+    job = priced_job(tmp_path / "store", *settings)
+    objects = Objects(str(tmp_path / "store"))
+    objects.put(f"{BILLS_PREFIX}w.json", b'{"worker": "w", "input_price": 1e999}')
+    exit_status, status = run(job, RunOptions(quiet=True))
+    assert (exit_status, status.state) == (ExitStatus.WRONG, "failed")
+    assert "w.json of the store is not readable" in status.message
+    assert "remove it, and what it says is not counted" in capsys.readouterr().err
+    assert parse_status(objects.get(STATUS_NAME)).message == status.message
