@@ -136,7 +136,7 @@ def read_input(job: JobConfig) -> Iterator[RawRecord]:
 
 
 def contents_in_words(totals: PlanTotals) -> list[str]:
-    """What the last pass found of records that earlier ones planned, in sentences."""
+    """What the last pass found of records that were known before, in sentences."""
     found = []
     if totals.num_changed:
         found.append(
@@ -148,6 +148,8 @@ def contents_in_words(totals: PlanTotals) -> list[str]:
             f"{totals.num_unproven:,} records were planned by an earlier version, which kept no digest of "
             "their content: whether they have changed since is not known"
         )
+    if totals.num_deleted:
+        found.append(f"{totals.num_deleted:,} records of the input were taken down and get no labels again")
     return found
 
 

@@ -66,6 +66,8 @@ class PlanTotals:
     """Records whose content is not the one that was planned, and may be labeled, under their id."""
     num_unproven: int = 0
     """Records that a version planned which kept no proof of their content."""
+    num_deleted: int = 0
+    """Records of the input that were taken down (`penumbra store delete`) and so are in no unit."""
 
     @property
     def num_rejects(self) -> int:

@@ -78,6 +78,7 @@ class Planner:
         self._keep_changed = keep_changed
         self._num_changed = 0
         self._num_unproven = 0
+        self._num_deleted = 0
         self._job = job
         self._builder = builder
         self._input_info = input_info
@@ -130,6 +131,7 @@ class Planner:
             rejects_by_kind=dict(self.rejects.by_kind),
             num_changed=self._num_changed,
             num_unproven=self._num_unproven,
+            num_deleted=self._num_deleted,
         )
 
     def _take(self, raw: RawRecord) -> None:
@@ -156,6 +158,7 @@ class Planner:
         parent = parent_id(name) if raw.part else name
         whole_digest = digest_of(parent.encode("utf-8", errors="surrogatepass"))
         if id_digest in self._known.deleted or whole_digest in self._known.deleted:
+            self._num_deleted += 1
             return
         proof = proof_of(id_digest, raw.record, self._input_info)
         if id_digest in self._known.ids and (

@@ -10,7 +10,7 @@ import pytest
 
 import logitstore.__main__ as store_command
 from labeler.config.loading import load_job
-from labeler.driver.plan_pass import new_planner, read_input
+from labeler.driver.plan_pass import contents_in_words, new_planner, read_input
 from labeler.job.dry_run import estimate
 from labeler.planning.plan import Plan
 from labeler.planning.preflight import prepare
@@ -148,7 +148,10 @@ def test_a_conversation_is_taken_down_with_all_of_its_turns_also_later_ones(
     ]
     _, units, setup = set_up(tmp_path, grown, *EACH, kind="messages")
     assert len(units) == 1
-    assert setup.totals.num_records == 5
+    assert (setup.totals.num_records, setup.totals.num_deleted) == (5, 4)
+    assert contents_in_words(setup.totals) == [
+        "4 records of the input were taken down and get no labels again"
+    ]
     left = b"".join(path.read_bytes() for path in Path(store).rglob("*") if path.is_file())
     assert b"a#turn-1" not in left
     assert b"c#turn-2" not in left
