@@ -24,7 +24,9 @@ from logitstore.errors import (
     StoreNotFoundError,
     UnsupportedInputError,
 )
-from logitstore.exchange.tables.json_lines import write_json_line
+from logitstore.exchange.tables.arrays import bounded_groups
+from logitstore.exchange.tables.columns import table_schema
+from logitstore.exchange.tables.json_lines import json_lines
 from logitstore.inputs.proofs import read_proofs
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
@@ -117,9 +119,12 @@ def head(args: argparse.Namespace) -> int:
 def cat(args: argparse.Namespace) -> int:
     selection = selection_of(args)
     stores = [context.open_store(args, uri) for uri in args.stores]
-    sequences = (item for store in stores for item in selection.sequences(store, top_k=args.top_k))
-    for sequence in islice(sequences, args.limit):
-        write_json_line(sequence, sys.stdout)
+    left = args.limit
+    for store in stores:
+        schema = table_schema(store.manifest)
+        for some in bounded_groups(islice(selection.sequences(store, top_k=args.top_k), left)):
+            sys.stdout.write(json_lines(some, schema).decode())
+            left = None if left is None else left - len(some)
     return context.OK
 
 

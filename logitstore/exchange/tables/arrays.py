@@ -6,7 +6,7 @@ Shape legend: T tokens, N label rows, K stored entries, M temperatures.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,25 @@ from logitstore.exchange.tables.columns import SEGMENTS_OF_TOKENS, STUDENT_PROMP
 from logitstore.records import LabeledSequence, LabelRows
 
 MAX_OFFSET = 2**31 - 1
+BATCH_SEQUENCES = 256
+BATCH_NUMBERS = 2**21
+"""Of a batch: entries of label rows, and tokens, of its sequences together; one sequence that has more is a
+batch of its own. Arrow counts them in int32."""
+
+
+def bounded_groups(sequences: Iterable[LabeledSequence]) -> Iterator[list[LabeledSequence]]:
+    """At most BATCH_SEQUENCES at once, and of BATCH_NUMBERS numbers unless one alone has more."""
+    group: list[LabeledSequence] = []
+    size = 0
+    for sequence in sequences:
+        its_size = sequence.rows.token_ids_NK.size + len(sequence.token_ids_T)
+        if group and (len(group) == BATCH_SEQUENCES or size + its_size > BATCH_NUMBERS):
+            yield group
+            group, size = [], 0
+        group.append(sequence)
+        size += its_size
+    if group:
+        yield group
 
 
 def record_batch(sequences: Sequence[LabeledSequence], schema: pa.Schema) -> pa.RecordBatch:

@@ -6,23 +6,22 @@ Decoding, and what Parquet does, release the interpreter's lock.
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.tables.ahead import made_ahead
-from logitstore.exchange.tables.arrays import record_batch
+from logitstore.exchange.tables.arrays import bounded_groups, record_batch
 from logitstore.exchange.tables.columns import table_schema
-from logitstore.exchange.tables.json_lines import write_head, write_json_line
+from logitstore.exchange.tables.json_lines import head_line, json_lines
 from logitstore.manifest.fields import Manifest
 from logitstore.objects.opening import Objects
 from logitstore.objects.room import require_room
@@ -34,10 +33,6 @@ from logitstore.store import LogitStore
 Progress = Callable[[str, int, int], None]
 Announce = Callable[[int], None]
 """Called before anything is written with the bytes that it will take, about."""
-BATCH_SEQUENCES = 256
-BATCH_NUMBERS = 2**21
-"""Of a record batch: entries of label rows, and tokens, of its sequences together; one sequence that has more
-is a batch of its own. Arrow counts them in int32."""
 ROW_GROUP_BYTES = 32 * 2**20
 """Of arrays that make a row group of Parquet."""
 FILE_BYTES = 64 * 2**20
@@ -55,8 +50,13 @@ _PLANES = tuple(
 _PART_NAME = re.compile(r"part-\d{5}-of-(\d{5})\.(parquet|arrow|jsonl)")
 
 
-Piece = list[LabeledSequence] | pa.RecordBatch
-"""What is written at once: a few sequences for JSONL, else a record batch of them."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is written at once."""
+
+    content: Any
+    """Lines of JSON as bytes, or a record batch."""
+    num_sequences: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,9 @@ class _Table:
 
     def write(self, file: pa.NativeFile, pieces: Iterable[Piece]) -> None:
         if self.form == "jsonl":
-            text = io.TextIOWrapper(cast("BinaryIO", file), encoding="utf-8", write_through=True)
-            write_head(self.manifest, text)
+            file.write(head_line(self.manifest))
             for piece in pieces:
-                for sequence in piece:
-                    assert isinstance(sequence, LabeledSequence)
-                    write_json_line(sequence, text)
-            text.detach()
+                file.write(piece.content)
             return
         schema = self.schema
         with _writer(file, schema, self.form) as writer:
@@ -112,8 +108,9 @@ class _Table:
         return self.pieces_of(itertools.chain.from_iterable(map(self.sequences, parts)))
 
     def pieces_of(self, sequences: Iterable[LabeledSequence]) -> Iterator[Piece]:
-        for some in _bounded(sequences):
-            yield some if self.form == "jsonl" else record_batch(some, self.schema)
+        make = json_lines if self.form == "jsonl" else record_batch
+        for some in bounded_groups(sequences):
+            yield Piece(make(some, self.schema), len(some))
 
     def bytes_per_row(self, parts: list[ShardPart]) -> float:
         """Bytes a label row takes, by the first sequences; 0 for none."""
@@ -220,28 +217,13 @@ class _Counter:
         self._progress = progress
 
     def count(self, piece: Piece) -> Piece:
-        self.add(len(piece) if isinstance(piece, list) else piece.num_rows)
+        self.add(piece.num_sequences)
         return piece
 
     def add(self, num_sequences: int) -> None:
         self.done += num_sequences
         if self._progress:
             self._progress("sequences", self.done, self._total)
-
-
-def _bounded(sequences: Iterable[LabeledSequence]) -> Iterator[list[LabeledSequence]]:
-    """At most BATCH_SEQUENCES at once, and of BATCH_NUMBERS numbers unless one alone has more."""
-    group: list[LabeledSequence] = []
-    size = 0
-    for sequence in sequences:
-        its_size = sequence.rows.token_ids_NK.size + len(sequence.token_ids_T)
-        if group and (len(group) == BATCH_SEQUENCES or size + its_size > BATCH_NUMBERS):
-            yield group
-            group, size = [], 0
-        group.append(sequence)
-        size += its_size
-    if group:
-        yield group
 
 
 def _groups(parts: list[ShardPart], file_bytes: int) -> list[list[ShardPart]]:
@@ -260,10 +242,9 @@ def _row_groups(pieces: Iterable[Piece]) -> Iterator[list[pa.RecordBatch]]:
     """Record batches of several shards together: many small row groups cost more than their labels."""
     group: list[pa.RecordBatch] = []
     size = 0
-    for batch in pieces:
-        assert not isinstance(batch, list)
-        group.append(batch)
-        size += batch.nbytes
+    for piece in pieces:
+        group.append(piece.content)
+        size += piece.content.nbytes
         if size >= ROW_GROUP_BYTES:
             yield group
             group, size = [], 0

@@ -1,61 +1,70 @@
-"""Sequences as lines of JSON, for people and for tools that read nothing else."""
+"""Sequences as lines of JSON, for people and for tools that read nothing else.
+
+Numbers become text in whole arrays, and lists of them by joining; no entry of a row becomes a Python object.
+
+Shape legend: T tokens, N label rows, K stored entries, M temperatures.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from typing import IO, Any
+from collections.abc import Sequence
 
-from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY, STUDENT_PROMPT
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from logitstore.exchange.tables.arrays import record_batch
+from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY
 from logitstore.manifest import strict_json
-from logitstore.manifest.fields import SEGMENTS, Manifest
+from logitstore.manifest.fields import Manifest
 from logitstore.records import LabeledSequence
 
 
-def write_head(manifest: Manifest, file: IO[str]) -> None:
+def head_line(manifest: Manifest) -> bytes:
     """The first line, by which `import` knows the store."""
-    file.write(json.dumps({JSONL_MANIFEST_KEY: json.loads(strict_json.encode(manifest))}) + "\n")
+    return json.dumps({JSONL_MANIFEST_KEY: json.loads(strict_json.encode(manifest))}).encode() + b"\n"
 
 
-def sequence_record(sequence: LabeledSequence) -> dict[str, Any]:
-    """One row of the table, as plain values; entries beyond a row's count are left out."""
-    rows = sequence.rows
-    counts = rows.count_N.tolist()
-    return {
-        "record_id": sequence.record_id,
-        "sample_index": sequence.sample_index,
-        "token_ids": sequence.token_ids_T.tolist(),
-        "prompt_length": sequence.prompt_length,
-        "label_start": sequence.label_start,
-        "loss_mask": sequence.loss_mask_N.tolist(),
-        "finish_reason": sequence.finish_reason,
-        "flags": list(sequence.flags),
-        "top_ids": [ids[:count] for ids, count in zip(rows.token_ids_NK.tolist(), counts, strict=True)],
-        "top_logits": [values[:count] for values, count in zip(rows.logits_NK.tolist(), counts, strict=True)],
-        "logsumexp": rows.logsumexp_NM.tolist(),
-        "log_tail_mass": rows.log_tail_mass_NM.tolist(),
-        "label_logprob": rows.label_logprob_N.tolist(),
-        "label_rank": rows.label_rank_N.tolist(),
-        **(
-            {}
-            if sequence.student_prompt_ids is None
-            else {STUDENT_PROMPT.name: sequence.student_prompt_ids.tolist()}
-        ),
-        **({} if sequence.segments_T is None else {SEGMENTS: sequence.segments_T.tolist()}),
-    }
+def json_lines(sequences: Sequence[LabeledSequence], schema: pa.Schema) -> bytes:
+    """A line for each, with the columns of a table's schema.
+
+    Entries beyond a row's count are left out. Infinities and NaN, which JSON lacks, are null, and columns
+    that a sequence has nothing for are absent.
+    """
+    batch = record_batch(sequences, schema)
+    parts: list[pa.Array] = []
+    for number, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
+        text = _joined(f'{"," if number else "{"}"{name}":', _text_of(column))
+        parts.append(text.fill_null("") if column.null_count else text)
+    return b"".join(line.as_buffer() for line in _joined(*parts, "}\n"))
 
 
-def write_json_line(sequence: LabeledSequence, file: IO[str]) -> None:
-    """One sequence as a line of JSON; infinities and NaN, which JSON lacks, become null."""
-    json.dump(_json_numbers(sequence_record(sequence)), file, ensure_ascii=False, separators=(",", ":"))
-    file.write("\n")
+def _text_of(values: pa.Array) -> pa.Array:
+    """The JSON of each value; null for a null."""
+    kind = values.type
+    if pa.types.is_list(kind):
+        lengths = pc.call_function("list_value_length", [values]).fill_null(0)
+        ends = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
+        lists = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), _text_of(values.flatten()))
+        text = _joined("[", pc.call_function("binary_join", [lists, pa.scalar(",")]), "]")
+        return _where(values.is_null(), pa.scalar(None, pa.string()), text) if values.null_count else text
+    if pa.types.is_string(kind):
+        return pa.array([json.dumps(value, ensure_ascii=False) for value in values.to_pylist()], pa.string())
+    if pa.types.is_floating(kind):
+        exact = values.cast(pa.float64())  # all the digits, so that any reader gets the same float32
+        text = exact.cast(pa.string())
+        text = _where(pc.call_function("is_finite", [exact]), text, pa.scalar("null"))
+        is_minus_zero = pc.call_function("equal", [text, pa.scalar("-0")])
+        return _where(is_minus_zero, pa.scalar("-0.0"), text)  # else a whole number, without the sign
+    return values.cast(pa.string())
 
 
-def _json_numbers(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_json_numbers(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _json_numbers(item) for key, item in value.items()}
-    return value
+def _joined(*parts: pa.Array | str) -> pa.Array:
+    """The texts of the parts, one after the other; null where one is."""
+    scalars = [pa.scalar(part) if isinstance(part, str) else part for part in parts]
+    return pc.call_function("binary_join_element_wise", [*scalars, pa.scalar("")])
+
+
+def _where(condition: pa.Array, then: pa.Array | pa.Scalar, otherwise: pa.Array | pa.Scalar) -> pa.Array:
+    return pc.call_function("if_else", [condition, then, otherwise])

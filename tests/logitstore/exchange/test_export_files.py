@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,11 +20,12 @@ from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.tables.arrays import record_batch
 from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.export import export_files, export_table
-from logitstore.exchange.tables.json_lines import sequence_record
+from logitstore.exchange.tables.json_lines import json_lines
 from logitstore.exchange.tables.reading import read_table
 from logitstore.objects.opening import Objects
 from logitstore.publishing.card import CardSettings
 from logitstore.publishing.publish import publish_store
+from logitstore.records import LabeledSequence
 from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tools.copying import copy_store
@@ -66,6 +70,70 @@ def test_several_files_come_back_as_the_store(
     )
     with pytest.raises(UnsupportedInputError, match="files of another export, such as part-00000-of-00003"):
         export_files(store, str(out), form, file_bytes=1)
+
+
+def sequence_record(sequence: LabeledSequence) -> dict[str, Any]:
+    """One row of the table, made entry by entry."""
+    rows = sequence.rows
+    counts = rows.count_N.tolist()
+    record = {
+        "record_id": sequence.record_id,
+        "sample_index": sequence.sample_index,
+        "token_ids": sequence.token_ids_T.tolist(),
+        "prompt_length": sequence.prompt_length,
+        "label_start": sequence.label_start,
+        "loss_mask": sequence.loss_mask_N.tolist(),
+        "finish_reason": sequence.finish_reason,
+        "flags": list(sequence.flags),
+        "top_ids": [ids[:count] for ids, count in zip(rows.token_ids_NK.tolist(), counts, strict=True)],
+        "top_logits": [values[:count] for values, count in zip(rows.logits_NK.tolist(), counts, strict=True)],
+        "logsumexp": rows.logsumexp_NM.tolist(),
+        "log_tail_mass": rows.log_tail_mass_NM.tolist(),
+        "label_logprob": rows.label_logprob_N.tolist(),
+        "label_rank": rows.label_rank_N.tolist(),
+    }
+    if sequence.student_prompt_ids is not None:
+        record["student_prompt_ids"] = sequence.student_prompt_ids.tolist()
+    if sequence.segments_T is not None:
+        record["segments"] = sequence.segments_T.tolist()
+    return record
+
+
+def json_numbers(value: Any) -> Any:
+    """Infinities and NaN, which JSON lacks, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [json_numbers(item) for item in value]
+    return {key: json_numbers(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def test_lines_of_json_are_those_made_entry_by_entry() -> None:
+    """To the sign and the last bit, with what is not finite, not there, or has letters that JSON escapes."""
+    rng = np.random.default_rng(0)
+    sequences = [make_sequence('a "quoted"\n\u2028 é\\'), make_sequence("b", length=5), make_sequence("c")]
+    ragged, masses, third = (one.rows for one in sequences)
+    ragged.count_N[::2] = 3
+    bits = rng.integers(0, 2**32, masses.logits_NK.size, np.uint32)  # any float32 whatever
+    masses.logits_NK[:] = bits.view(np.float32).reshape(masses.logits_NK.shape)
+    masses.log_tail_mass_NM[0] = (-0.0, 0.0, -np.inf)
+    masses.label_logprob_N[:2] = (np.nan, 1e-45)
+    third.log_tail_mass_NM[:] = 1e30
+    sequences[1] = dataclasses.replace(
+        sequences[1],
+        flags=("truncated", "repeated"),
+        student_prompt_ids=np.array([1, 2, 3], np.int32),
+        segments_T=np.array([0, 0, 1, 2, 4], np.uint8),
+    )
+    features = {"features": ("student_prompts", "segments")}
+    lines = json_lines(sequences, table_schema(dataclasses.replace(make_manifest(), **features)))
+    found = [json.loads(line) for line in lines.decode().split("\n")[:-1]]
+    for got, sequence in zip(found, sequences, strict=True):
+        expected = json_numbers(sequence_record(sequence))
+        assert list(got) == list(expected)
+        assert got == expected
+    tail = found[1]["log_tail_mass"][0]
+    assert [math.copysign(1, tail[0]), tail[1], tail[2]] == [-1, 0, None]
 
 
 def test_rows_of_unlike_length_keep_their_entries() -> None:
