@@ -169,7 +169,8 @@ class LogitStore(UnitStore):
         """`store[7]`, `store[-1]`, `store[10:20]`: by number in the store's order. `store["id"]`,
         `store["id", 3]`: a record's sequence, or one sample of it. `store[["a", "b"]]`: one of each record.
 
-        The first id that is asked for reads the ids of all shards. Raises IndexError and KeyError.
+        Ids are looked up in the id indexes of the segments; those of shards that none covers are read once.
+        Raises IndexError and KeyError.
         """
         lookup = self.lookup()
         if isinstance(key, slice):

@@ -14,6 +14,7 @@ Way = Literal["ngram", "cosine"]
 DEFAULT_WORDS = 13
 DEFAULT_COSINE = 0.85
 BLOCK_TEXTS = 512
+FIELD_OPTION = "--eval-field (of `store verify`) or --against-field (of `label decontaminate`)"
 _Item = TypeVar("_Item")
 
 
@@ -35,7 +36,7 @@ def read_evaluation_sets(
         found = list(_texts_of(uri, field, storage_options))
         if not found:
             raise UnsupportedInputError(
-                f"{uri} has no text to compare with; name its field with --against-field"
+                f"{uri} has no text to compare with; name its field with {FIELD_OPTION}"
             )
         partners += found
     return partners
@@ -44,7 +45,7 @@ def read_evaluation_sets(
 def near_texts(way: Way, *, words: int = DEFAULT_WORDS, cosine: float = DEFAULT_COSINE) -> NearTexts:
     """What finds texts that share `words` words in a row, or whose embeddings have this cosine.
 
-    Raises UnsupportedInputError without the package that "cosine" needs.
+    Raises ModuleNotFoundError without the package that "cosine" needs; commands say which extra brings it.
     """
     if way == "cosine":
         from logitstore.contamination.cosine import CosineTexts
@@ -80,7 +81,7 @@ def _blocks(items: Iterable[_Item]) -> Iterator[list[_Item]]:
 
 
 def _texts_of(uri: str, field: str | None, storage_options: Mapping[str, Any] | None) -> Iterator[Partner]:
-    for one in read_prompts(uri, field, storage_options=storage_options):
+    for one in read_prompts(uri, field, field_option=FIELD_OPTION, storage_options=storage_options):
         if isinstance(one, Unreadable):
             raise UnsupportedInputError(
                 f"{uri}, {one.place}: {one.reason}; an evaluation set must be read whole, or what is left "

@@ -41,7 +41,11 @@ class Unreadable:
 
 
 def read_prompts(
-    uri: str, field: str | None = None, *, storage_options: Mapping[str, Any] | None = None
+    uri: str,
+    field: str | None = None,
+    *,
+    field_option: str = "--field",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Iterator[PromptText | Unreadable]:
     """The prompts of an input, in its order.
 
@@ -49,31 +53,33 @@ def read_prompts(
         uri: path, glob, folder or URL, as `input.uri` of a job.
         field: the field that holds the text; dots reach into nested objects. None looks for the names of
             `PROMPT_FIELDS` in every record; a system message is never part of the text.
+        field_option: how the caller's command names the field, for messages.
 
     Raises:
         InputNotFoundError: nothing matches `uri`.
     """
     for raw in iter_records(uri, storage_options=storage_options):
-        yield _prompt_of(raw, field)
+        yield _prompt_of(raw, field, field_option)
 
 
-def _prompt_of(raw: RawRecord, field: str | None) -> PromptText | Unreadable:
+def _prompt_of(raw: RawRecord, field: str | None, field_option: str) -> PromptText | Unreadable:
     place = f"{raw.file}:{raw.line}"
     if raw.record is None:
         return Unreadable(place, raw.error or "", None)
     try:
-        text = _text_of(raw.record, field)
+        text = _text_of(raw.record, field, field_option)
     except UnsupportedInputError as error:
         return Unreadable(place, str(error), raw.record)
     record_id = raw.record.get("id")
     return PromptText(place, None if record_id is None else str(record_id), raw.record, text)
 
 
-def _text_of(record: Mapping[str, Any], field: str | None) -> str:
+def _text_of(record: Mapping[str, Any], field: str | None, field_option: str) -> str:
     name = field or next((name for name in PROMPT_FIELDS if record.get(name)), None)
     if name is None:
         raise UnsupportedInputError(
-            f"none of the fields {', '.join(PROMPT_FIELDS)} holds a prompt; name the field with --field"
+            f"none of the fields {', '.join(PROMPT_FIELDS)} holds a prompt; name the field with "
+            f"{field_option}"
         )
     text = _joined(lookup_field(record, name), name)
     if field is None and name in ("instruction", "prompt"):

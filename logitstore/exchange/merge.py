@@ -12,9 +12,9 @@ from logitstore.exchange.importing import check_no_others, unit_id_of, units_of
 from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized
 from logitstore.manifest.reading import teacher_identity
 from logitstore.objects.opening import normalise_uri
-from logitstore.objects.room import require_room
+from logitstore.objects.room import SELECT_LESS, require_room
 from logitstore.records import LabeledSequence, Reject
-from logitstore.rows.selection import Selection
+from logitstore.rows.selection import Selection, measure_of
 from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import copy_tokenizer
@@ -80,11 +80,12 @@ def _require_room(
     needed = -int(target.shards().column("num_bytes").sum())
     for source in sources:
         shards = source.shards()
-        rows, size = (int(shards.column(name).sum()) for name in ("num_rows", "num_bytes"))
-        selected = selection.count_rows(source, selection.parts(source))
+        measure = measure_of(source.manifest.labels)
+        total, size = (int(shards.column(name).sum()) for name in (measure, "num_bytes"))
+        selected = selection.count(source, selection.parts(source), measure)
         share = min(1.0, top_k / source.manifest.labels.top_k)
-        needed += int(size * share * selected / max(1, rows))
-    require_room(target.uri, max(0, needed), "the merge")
+        needed += int(size * share * selected / max(1, total))
+    require_room(target.uri, max(0, needed), "the merge", SELECT_LESS)
 
 
 def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:

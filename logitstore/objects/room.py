@@ -8,6 +8,8 @@ from pathlib import Path
 from logitstore.errors import UnsupportedInputError
 from logitstore.objects.opening import is_local_uri, normalise_uri
 
+SELECT_LESS = "select fewer sequences, keep a smaller K with --top-k, "
+
 
 def free_bytes(uri: str) -> int | None:
     """Of the disk on which a local place is or will be; None for another machine's."""
@@ -19,11 +21,14 @@ def free_bytes(uri: str) -> int | None:
     return shutil.disk_usage(folder).free
 
 
-def require_room(uri: str, num_bytes: int, what: str) -> None:
-    """Raise UnsupportedInputError where a local disk has no room for `num_bytes`."""
+def require_room(uri: str, num_bytes: int, what: str, less: str = "") -> None:
+    """Raise UnsupportedInputError where a local disk has no room for `num_bytes`.
+
+    `less` is what to do to need less, ended by a comma and a space.
+    """
     free = free_bytes(uri)
     if free is not None and num_bytes > free:
         raise UnsupportedInputError(
-            f"{what} needs about {num_bytes:,} bytes at {uri}, and {free:,} are free; make room, select "
-            "fewer sequences, keep a smaller K with --top-k, or write to another disk"
+            f"{what} needs about {num_bytes:,} bytes at {uri}, and {free:,} are free; make room, {less}"
+            "or write to another disk"
         )

@@ -20,12 +20,12 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from logitstore.inputs.parts import parent_id
-from logitstore.manifest.fields import ShardEntry
+from logitstore.manifest.fields import LabelSpec, ShardEntry
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, Reject
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.sequence_columns import PlainColumns, to_flags
@@ -34,6 +34,8 @@ from logitstore.store import LogitStore
 Columns = Mapping[str, np.ndarray]
 Outcome = tuple[np.ndarray, np.ndarray]
 """bool [S] each: what may be true, and what may be false."""
+Measure = Literal["num_rows", "num_tokens"]
+"""Of sequences, by which the bytes of some of them are told from those of all."""
 UNIT_FIELDS = ("unit_index", "unit_id")
 INDEXED_SHARE = 0.1
 """Of a store's sequences: so many records are looked up; for more, the ids of all shards are read."""
@@ -242,16 +244,16 @@ class Selection:
         with store.open_shard(part.entry) as reader:
             yield from self._of_shard(reader, part, top_k)
 
-    def count_rows(self, store: LogitStore, parts: Sequence[ShardPart]) -> int:
-        """Label rows of the selected sequences; no labels are read."""
+    def count(self, store: LogitStore, parts: Sequence[ShardPart], what: Measure) -> int:
+        """Label rows or tokens of the selected sequences; no labels are read."""
         if self.takes_all:
-            return sum(part.entry.num_rows for part in parts)
-        return sum(self._rows_of_shard(store, part) for part in parts)
+            return sum(getattr(part.entry, what) for part in parts)
+        return sum(self._count_in_shard(store, part, what) for part in parts)
 
-    def _rows_of_shard(self, store: LogitStore, part: ShardPart) -> int:
+    def _count_in_shard(self, store: LogitStore, part: ShardPart, what: Measure) -> int:
         with store.open_shard(part.entry) as reader:
             blocks = [Block(reader, block) for block in part.blocks(reader)]
-            return sum(int(block.plain.num_rows[self.kept(block, part.entry)].sum()) for block in blocks)
+            return sum(int(getattr(one.plain, what)[self.kept(one, part.entry)].sum()) for one in blocks)
 
     def _places(self, store: LogitStore) -> dict[int, list[int]] | None:
         """Where the store's id index says that the records are which all must be among, by shard.
@@ -275,6 +277,11 @@ class Selection:
 
     def _outcome(self, columns: Columns, size: int) -> Outcome:
         return Joined(self.conditions, every=True).outcome(columns, size)
+
+
+def measure_of(labels: LabelSpec) -> Measure:
+    """Label rows make the size of a store; tokens do where there are no rows."""
+    return "num_tokens" if labels.support == "none" else "num_rows"
 
 
 def _named_records(conditions: Sequence[Condition]) -> Iterator[frozenset[str]]:

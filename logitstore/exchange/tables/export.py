@@ -24,9 +24,9 @@ from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.json_lines import head_line, json_lines
 from logitstore.manifest.fields import Manifest
 from logitstore.objects.opening import Objects
-from logitstore.objects.room import require_room
+from logitstore.objects.room import SELECT_LESS, require_room
 from logitstore.records import LabeledSequence
-from logitstore.rows.selection import Selection, ShardPart
+from logitstore.rows.selection import Selection, ShardPart, measure_of
 from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
 
@@ -112,30 +112,30 @@ class _Table:
         for some in bounded_groups(sequences):
             yield Piece(make(some, self.schema), len(some))
 
-    def bytes_per_row(self, parts: list[ShardPart]) -> float:
-        """Bytes a label row takes, by the first sequences; 0 for none."""
+    def require_room(self, uri: str, parts: list[ShardPart], announce: Announce | None) -> None:
+        """Tell what all will take. Raises UnsupportedInputError where a local disk has no room for it."""
+        num_bytes = self.bytes_about(parts)
+        if announce:
+            announce(num_bytes)
+        require_room(uri, num_bytes, "the export", SELECT_LESS)
+
+    def bytes_about(self, parts: list[ShardPart]) -> int:
+        """What the selected sequences take, by the first of them and by the share that is selected in
+        SAMPLE_SHARDS shards.
+
+        Counting them all would open every shard of a store twice.
+        """
+        measure = measure_of(self.store.manifest.labels)
         every = (sequence for part in parts for sequence in self.sequences(part))
         sample = list(itertools.islice(every, SAMPLE_SEQUENCES))
         sink = pa.BufferOutputStream()
         self.write(sink, self.pieces_of(sample))
-        return sink.getvalue().size / max(1, sum(one.rows.num_rows for one in sample))
-
-    def require_room(self, uri: str, parts: list[ShardPart], announce: Announce | None) -> None:
-        """Tell what all will take. Raises UnsupportedInputError where a local disk has no room for it."""
-        num_bytes = int(self.num_rows_about(parts) * self.bytes_per_row(parts))
-        if announce:
-            announce(num_bytes)
-        require_room(uri, num_bytes, "the export")
-
-    def num_rows_about(self, parts: list[ShardPart]) -> float:
-        """Label rows of the selected sequences, by the share of them in SAMPLE_SHARDS shards.
-
-        Counting them all would open every shard of a store twice.
-        """
+        sampled = sum(one.rows.num_rows if measure == "num_rows" else len(one.token_ids_T) for one in sample)
         looked = parts[:: max(1, -(-len(parts) // SAMPLE_SHARDS))]
-        num_looked = sum(part.entry.num_rows for part in looked)
-        share = self.selection.count_rows(self.store, looked) / max(1, num_looked)
-        return share * sum(part.entry.num_rows for part in parts)
+        num_looked = sum(getattr(part.entry, measure) for part in looked)
+        share = self.selection.count(self.store, looked, measure) / max(1, num_looked)
+        total = sum(getattr(part.entry, measure) for part in parts)
+        return int(share * total * sink.getvalue().size / max(1, sampled))
 
 
 def export_table(

@@ -98,6 +98,18 @@ def test_what_cannot_be_compared_is_refused(
     assert words in capsys.readouterr().err
 
 
+def test_the_field_of_an_evaluation_set_is_named_by_an_option_that_exists(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.jsonl"
+    for text in ('{"other": "x"}\n', ""):
+        other.write_text(text)
+        assert main(["verify", files[0], "--decontaminate", str(other)]) == 2
+        said = capsys.readouterr().err
+        assert "--eval-field (of `store verify`)" in said
+        assert " --field" not in said
+
+
 def test_a_damaged_store_is_not_compared(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     shard = next(Path(files[0].removeprefix("file://")).rglob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-9])

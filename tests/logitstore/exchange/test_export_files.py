@@ -31,6 +31,7 @@ from logitstore.store import LogitStore
 from logitstore.tools.copying import copy_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
 from tests.s3_dialects import run_dialect
+from tests.trainer.stores import make_store
 
 
 class Usage(NamedTuple):
@@ -191,8 +192,9 @@ def test_what_has_no_room_is_refused_before_anything_is_written(
         "the merge": lambda: merge_stores([store], str(tmp_path / "merged")),
     }
     for what, attempt in attempts.items():
-        with pytest.raises(UnsupportedInputError, match=f"{what} needs about .* are free; make room"):
+        with pytest.raises(UnsupportedInputError, match=f"{what} needs about .* are free; make room") as told:
             attempt()
+        assert ("--top-k" in str(told.value)) == (what in ("the export", "the merge"))
     with pytest.raises(UnsupportedInputError, match="are free"):
         export_table(store, tmp_path / "t.parquet", "parquet")
     assert not list(tmp_path.rglob("*.parquet*"))
@@ -205,3 +207,19 @@ def test_the_estimate_is_near_what_is_written(store: LogitStore, tmp_path: Path)
     said: list[int] = []
     result = export_files(store, str(tmp_path / "out"), "jsonl", announce=said.append)
     assert 0.8 < said[0] / result.num_bytes < 1.3
+
+
+def test_the_estimate_of_texts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no label rows, by which other stores are measured."""
+    store = make_store(tmp_path / "texts", [6] * 6, texts_alone=True)
+    few = parse_selection("unit_index < 2")
+    for selection in (None, few):
+        said: list[int] = []
+        out = tmp_path / f"out-{selection is None}"
+        result = export_files(store, str(out), "jsonl", selection=selection, announce=said.append)
+        assert 0.5 < said[0] / result.num_bytes < 2
+    size = int(store.shards().column("num_bytes").sum())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, size // 2))
+    with pytest.raises(UnsupportedInputError, match="the merge needs about"):
+        merge_stores([store], str(tmp_path / "merged"))
+    assert len(merge_stores([store], str(tmp_path / "few"), selection=few)) == len(store) // 3
