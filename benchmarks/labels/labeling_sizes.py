@@ -12,6 +12,8 @@ from labeler.config.loading import OutputConfig
 from labeler.records import TokenizedPrompt
 
 PROMPTS_FILE = Path(__file__).parents[1] / "demo_data" / "pairs.jsonl"
+WHOLE_PATH_TOP_K = 64
+"""Entries of the job that is measured from plan to disk."""
 
 
 @dataclass(frozen=True, slots=True)
