@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from labeler.prompting.segment_marks import NO_MARKS, find_marks
 from labeler.prompting.tokenization import model_file
 from labeler.records import TokenizedPrompt
 from labeler.worker.segmenting import Segmenter
+from logitstore.inputs.identity import OWN_ROLES
 from logitstore.records import SEGMENT_NAMES, Segment
 from logitstore.shard.segments import runs_of
 
@@ -24,6 +27,7 @@ NUM_LOOKED_AT = 20
 """Records at the start, of which the first good ones are shown."""
 BORDER_IDS = 4
 MAX_SHOWN = 600
+MAX_FIELDS = 20
 SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Settings of `[sampling]` that a generation_config.json has under the same name."""
 
@@ -38,7 +42,8 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
     segmenter = Segmenter(marks, tokenizer.ends, tokenizer.decode)
     builder = PromptBuilder(job, tokenizer, prepared.limits)
     num_shown = 0
-    for raw in itertools.islice(read_input(job), NUM_LOOKED_AT):
+    first = list(itertools.islice(read_input(job), NUM_LOOKED_AT))
+    for raw in first:
         if num_shown == NUM_SHOWN:
             break
         try:
@@ -58,6 +63,9 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
         ]
         if job.has_segments and response:
             lines += _segments_in_words(prompt, segmenter, paint)
+    if unread := _unread_fields(job, [raw.parent or raw.record or {} for raw in first]):
+        more = f" and {len(unread) - MAX_FIELDS} more" if len(unread) > MAX_FIELDS else ""
+        lines.append(f"fields of the records that are not read: {', '.join(unread[:MAX_FIELDS])}{more}")
     if job.labels.mode == "generate" or job.has_marks:
         lines.append(f"responses end at {tokenizer.ends}")
     lines += _unused_sampling(job)
@@ -68,6 +76,13 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
     elif job.has_marks:
         lines.append("segments: none are kept (labels.segments = false)")
     return tuple(lines)
+
+
+def _unread_fields(job: JobConfig, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fields with something in them that no role of `input.fields` names."""
+    names = [*job.input.field_names().values(), *(OWN_ROLES if job.input.kind == "messages" else ())]
+    read = {*names, *(name.split(".")[0] for name in names)}
+    return sorted({name for record in records for name, value in record.items() if value} - read)
 
 
 def _unused_sampling(job: JobConfig) -> list[str]:

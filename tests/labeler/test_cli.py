@@ -217,6 +217,20 @@ def test_the_dry_run_shows_what_the_teacher_will_see(tmp_path, capsys):
     assert "3 records read: 3 in 1 units, 0 rejected" in output
 
 
+def test_the_dry_run_tells_of_fields_that_nothing_reads(tmp_path, capsys):
+    """Alpaca's `input` is part of the question, and was left out without a word where it was not named."""
+    record = {"instruction": "Add.", "input": "2 2", "output": "4", "source": None, "meta": {"uid": 1}}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    settings = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", "input.kind=prompt_response"]
+    settings += ["input.fields={prompt='instruction', response='output'}", "input.id=meta.uid"]
+    settings.append(f"output.uri='{tmp_path}/store'")
+    arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    assert main(arguments) == 0
+    assert "fields of the records that are not read: input\n" in capsys.readouterr().out
+    assert main([*arguments, "--set", "input.fields.context=input"]) == 0
+    assert "not read" not in capsys.readouterr().out
+
+
 def test_the_dry_run_shows_segments_with_their_border_ids_and_lengths(tmp_path, capsys):
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}]
     long = [chat[0], {"role": "assistant", "content": "b" * 100}]
