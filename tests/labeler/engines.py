@@ -12,6 +12,7 @@ import os
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,15 @@ def tokenizer() -> object:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(MODEL))
+
+
+@cache
+def reference_model() -> Any:
+    """The demo's teacher in transformers, in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(MODEL), dtype=torch.float32).eval()
 
 
 def encode(text: str) -> np.ndarray:

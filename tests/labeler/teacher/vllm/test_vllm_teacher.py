@@ -5,7 +5,6 @@ Shape legend: T tokens, N label rows, K stored entries, M temperatures, V vocabu
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,17 +25,9 @@ BATCH_TOLERANCE = 1e-3
 """How far raw logits may move when the same tokens are computed in other batches (measured: below 1e-4)."""
 
 
-@cache
-def _reference_model() -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(str(engines.MODEL), dtype=torch.float32).eval()
-
-
 def _reference_logits(item: LabeledSequence) -> np.ndarray:
     """float64 [N, V], from transformers in fp32, of the labeled positions."""
-    return agreement.reference_logits(_reference_model(), item)
+    return agreement.reference_logits(engines.reference_model(), item)
 
 
 def _difference(a: LabeledSequence, b: LabeledSequence) -> float:
