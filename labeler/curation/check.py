@@ -25,7 +25,8 @@ from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.texts import prompt_and_answer
-from logitstore.rows.selection import Columns, Outcome, Selection
+from logitstore.rows.conditions import Columns, Outcome
+from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
 from logitstore.viewer.tokenizer_choice import choose_texts
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from logitstore.rows.selection import FIELDS, UNIT_FIELDS, Selection
+from logitstore.rows.conditions import FIELDS, UNIT_FIELDS
+from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection, select_ids, select_split
 
 WHERE_HELP = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.records import SEGMENT_NAMES
-from logitstore.rows.selection import (
+from logitstore.rows.conditions import (
     FIELDS,
     OPERATORS,
     SET_FIELDS,
@@ -21,8 +21,8 @@ from logitstore.rows.selection import (
     Joined,
     Membership,
     Negation,
-    Selection,
 )
+from logitstore.rows.selection import Selection
 
 MAX_ID_BYTES = 2**20
 MAX_DEPTH = 50

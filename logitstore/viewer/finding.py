@@ -18,8 +18,9 @@ from logitstore.errors import UnsupportedInputError
 from logitstore.index.entries import ShardIndex
 from logitstore.manifest.fields import ShardEntry
 from logitstore.records import LabeledSequence
+from logitstore.rows.conditions import Block
 from logitstore.rows.entropy import entropy
-from logitstore.rows.selection import Block, Selection
+from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore

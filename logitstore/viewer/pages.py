@@ -17,7 +17,8 @@ import numpy as np
 from logitstore.index.entries import ShardIndex
 from logitstore.manifest.fields import ShardEntry
 from logitstore.records import LabeledSequence
-from logitstore.rows.selection import Block, Selection
+from logitstore.rows.conditions import Block
+from logitstore.rows.selection import Selection
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.sequence_columns import to_flags
 from logitstore.store import LogitStore

@@ -14,7 +14,8 @@ import numpy as np
 
 from logitstore.inputs.parts import parent_id
 from logitstore.manifest.fields import Manifest, ShardEntry
-from logitstore.rows.selection import Block, Selection
+from logitstore.rows.conditions import Block
+from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection, select_ids
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore

@@ -10,7 +10,7 @@ import pytest
 from logitstore.inputs.parts import id_of, parent_id, part_number, parts_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import InputInfo
-from logitstore.rows.selection import id_hashes
+from logitstore.rows.conditions import id_hashes
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL, TOOL = {"role": "assistant", "tool_calls": [{}]}, {"role": "tool", "content": "21"}

@@ -16,7 +16,7 @@ from logitstore.exchange.merge import merge_stores
 from logitstore.manifest import reading
 from logitstore.manifest.fields import MIXED, ShardEntry
 from logitstore.records import Reject
-from logitstore.rows.selection import id_hashes
+from logitstore.rows.conditions import id_hashes
 from logitstore.rows.temperature import truncate
 from logitstore.rows.where import parse_selection, select_ids, select_split
 from logitstore.shard.reader import ShardReader
