@@ -36,6 +36,7 @@ from logitstore.index.commits import (
 )
 from logitstore.index.deletions import Deletions, read_tombstone
 from logitstore.index.entries import ShardIndex, of_another_plan
+from logitstore.index.loading import load_entries, load_rejects
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
@@ -154,7 +155,9 @@ class CommittedUnits:
         check_manifest_hash(pointer.manifest, self.pointer.manifest, what=INDEX_NAME)
         try:
             segments = {
-                info.name: self._segments[info.name] if info.name in self._segments else self._load(info)
+                info.name: self._segments[info.name]
+                if info.name in self._segments
+                else load_entries(self._objects, info)
                 for info in pointer.segments
             }
             deletions = self._load_deletions(pointer)
@@ -175,10 +178,6 @@ class CommittedUnits:
         }
         self._all = None
         return True
-
-    def round_of(self, unit_id: str) -> int:
-        """How often the unit was un-committed; its present commit record bears this number."""
-        return self._rounds[unit_id]
 
     def record_name(self, unit_id: str) -> str:
         """The name of the unit's commit record in its present round."""
@@ -237,8 +236,7 @@ class CommittedUnits:
         return found
 
     def load_rejects(self, info: SegmentInfo) -> pa.Table:
-        data = self._read_checked(info.rejects_name, info.rejects_bytes, info.rejects_checksum)
-        rejects = index_segments.read_rejects(data, what=info.rejects_name, num_rejects=info.num_rejects)
+        rejects = load_rejects(self._objects, info)
         if not self.pointer.dropped:
             return rejects
         living = self.segment_table(info.name).column("unit_index").combine_chunks()
@@ -267,29 +265,6 @@ class CommittedUnits:
         if pointer.deleted == self.pointer.deleted:
             return self.deletions
         return Deletions(read_tombstone(self._objects, info, pointer.manifest) for info in pointer.deleted)
-
-    def _load(self, info: SegmentInfo) -> pa.Table:
-        data = self._read_checked(info.name, info.num_bytes, info.checksum)
-        return index_segments.read_entries(data, what=info.name, num_entries=info.num_entries)
-
-    def _read_checked(self, name: str, num_bytes: int, checksum: str) -> pa.Buffer:
-        try:
-            if self._objects.is_local:
-                self._objects.open(name, num_bytes=num_bytes).close()  # refuses what is no regular file
-                data = pa.memory_map(str(self._objects.local_path(name))).read_buffer()
-            else:
-                data = pa.py_buffer(self._objects.get(name, max_bytes=num_bytes))
-        except FileNotFoundError as error:
-            raise ObjectNotFoundError(
-                f"{self._objects.uri}: {name} does not exist, which {INDEX_NAME} names; restore it from a "
-                f"copy, or run `penumbra store rebuild-index {self._objects.uri}`"
-            ) from error
-        if data.size != num_bytes or index_segments.checksum(data) != checksum:
-            raise CorruptManifestError(
-                f"{name} has {data.size} bytes and does not match its size or checksum in {INDEX_NAME}; "
-                "restore it from a copy of the store"
-            )
-        return data
 
     def _read_records(self, listed: list[ObjectInfo]) -> bool:
         """Read what is new of the listed records; False if one vanished into the index meanwhile."""

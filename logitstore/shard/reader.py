@@ -19,12 +19,13 @@ from logitstore.codec.loops import loops_for
 from logitstore.codec.streams import Unpacker, damaged, stored_sizes, take_planes
 from logitstore.errors import InvalidLabelsError, UnsafeObjectError, UnsupportedInputError
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
-from logitstore.records import LabeledSequence, LabelRows, Segment
+from logitstore.records import LabeledSequence, Segment
 from logitstore.shard.arrow_file import ArrowFile, BatchHeader
+from logitstore.shard.assembling import sequences_of
+from logitstore.shard.living import LivingSequences
 from logitstore.shard.metadata import check_schema
 from logitstore.shard.schema import (
     MAX_BLOCK_ENTRIES,
-    MAX_BLOCK_SEQUENCES,
     SEQUENCE_COLUMNS,
     ids_column,
     packed_columns,
@@ -32,7 +33,7 @@ from logitstore.shard.schema import (
     values_column,
 )
 from logitstore.shard.segments import decode_segments
-from logitstore.shard.sequence_columns import BlockBuffers, BlockLayout, PlainColumns, to_flags
+from logitstore.shard.sequence_columns import BlockBuffers, BlockLayout, PlainColumns
 from logitstore.shard.student_prompts import decode_student_prompts
 from logitstore.shard.validation import check_sequence, check_spec
 
@@ -88,41 +89,21 @@ class ShardReader:
     @cached_property
     def block_starts(self) -> list[int]:
         """Index of the first sequence of each block."""
-        return self._living[:-1]
+        return self._living.before[:-1]
 
     @cached_property
     def num_sequences(self) -> int:
-        return self._living[-1]
+        return self._living.before[-1]
 
     @cached_property
-    def _living(self) -> list[int]:
-        """Sequences before each block and in all, without the deleted ones."""
-        return [start - int(np.searchsorted(self._deleted, start)) for start in self._cumulative]
+    def _living(self) -> LivingSequences:
+        node = self._layout.first_node["record_id"] + 1
+        lengths = (self._header(index).lengths for index in range(self.num_blocks))
+        return LivingSequences.of([one[node] if node < len(one) else 0 for one in lengths], self._deleted)
 
     def _kept(self, index: int) -> np.ndarray | None:
         """bool, of the sequences of a block: which are not deleted; None where none is."""
-        if not len(self._deleted):
-            return None
-        start, end = self._cumulative[index : index + 2]
-        first, last = np.searchsorted(self._deleted, [start, end])
-        if first == last:
-            return None
-        if end - start > MAX_BLOCK_SEQUENCES:
-            raise damaged(
-                f"block {index} lists {end - start} sequences, at most {MAX_BLOCK_SEQUENCES} may be"
-            )
-        kept = np.ones(end - start, bool)
-        kept[self._deleted[first:last] - start] = False
-        return kept
-
-    @cached_property
-    def _cumulative(self) -> list[int]:
-        node = self._layout.first_node["record_id"] + 1
-        starts = [0]
-        for index in range(self.num_blocks):
-            lengths = self._header(index).lengths
-            starts.append(starts[-1] + (lengths[node] if node < len(lengths) else 0))
-        return starts
+        return self._living.kept(index) if len(self._deleted) else None  # which reads the head of every block
 
     def plain_columns(self, index: int) -> PlainColumns:
         """What one block says of its sequences, one item each: ids, lengths, flags. No labels are fetched."""
@@ -299,53 +280,4 @@ class ShardReader:
         token_ids_T = take_planes(tokens, num_tokens, loops).view(np.int32)
         rows = self._codec.decode(columns, num_rows, top_k, loops, verify_checksums=self._verify)
         prompts, segments = self._student_prompts(columns, plain), self._segments(columns, plain)
-        sequences: list[LabeledSequence] = []
-        row = token = 0
-        for (
-            record_id,
-            sample_index,
-            tokens_here,
-            prompt_length,
-            label_start,
-            rows_here,
-            finish,
-            flags,
-            prompt,
-            segments_T,
-        ) in zip(
-            *(values if isinstance(values, list) else values.tolist() for values in plain.in_order()),
-            prompts,
-            segments,
-            strict=True,
-        ):
-            span = slice(row, row + rows_here)
-            sequences.append(
-                LabeledSequence(  # by position, in half the time: blocks have hundreds of sequences
-                    record_id,
-                    sample_index,
-                    token_ids_T[token : token + tokens_here],
-                    prompt_length,
-                    label_start,
-                    _slice_rows(rows, span),
-                    mask_N[span],
-                    finish,
-                    to_flags(flags),
-                    prompt,
-                    segments_T,
-                )
-            )
-            row += rows_here
-            token += tokens_here
-        return sequences
-
-
-def _slice_rows(rows: LabelRows, span: slice) -> LabelRows:
-    return LabelRows(
-        rows.logits_NK[span],
-        rows.token_ids_NK[span],
-        rows.count_N[span],
-        rows.logsumexp_NM[span],
-        rows.log_tail_mass_NM[span],
-        rows.label_logprob_N[span],
-        rows.label_rank_N[span],
-    )
+        return sequences_of(plain, token_ids_T, rows, mask_N, prompts, segments)
