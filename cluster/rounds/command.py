@@ -24,10 +24,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**dataclasses.asdict(ledger), "student": student}))
         return 0
-    print(f"{'':14}{'KL, own text':>14}{'KL, teacher':>14}{'mass outside K':>16}")
-    for name, own, teacher, outside in report_rows(ledger):
-        cells = (_figure(own, 14), _figure(teacher, 14), _figure(outside, 16))
-        print(f"{name:14}{''.join(cells)}")
+    heads = ("KL, own text", "KL, teacher's", "shared, own", "shared, teacher's", "mass outside K")
+    print(f"{'':14}{''.join(f'{head:>19}' for head in heads)}")
+    for row in report_rows(ledger):
+        cells = (row.own_kl, row.teacher_kl, row.own_shared, row.teacher_shared, row.outside)
+        print(f"{row.name:14}{''.join(_figure(cell, 19) for cell in cells)}")
     print(f"{'mass outside K':>14}{'own text':>14}{'teacher':>14}")
     for k, own, teacher in support_rows(ledger):
         print(f"{k:14}{_figure(own, 14)}{_figure(teacher, 14)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from cluster.rounds.steps import Command, Rounds, run_command
 from logitstore.common.config_file import flatten
 
 MAY_CHANGE = ("rounds.count", "stop.")
+SHARED = "acceptance_at_least"
+"""Of an evaluation: the mean of sum min(p, q) over the stored ids."""
 Say = Callable[[str], None]
 
 
@@ -54,19 +57,43 @@ def last_student(ledger: Ledger, documents: Documents) -> str:
     return trained[-1] if trained else documents.train["student"]["model"]
 
 
-def report_rows(ledger: Ledger) -> list[tuple[str, float | None, float | None, float | None]]:
-    """By round: its name, then of the student that answered in it the KL on its own text and on the
-    teacher's, and the teacher's mass outside the stored entries on its own text."""
-    rows: list[tuple[str, float | None, float | None, float | None]] = []
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    """A line of the report: the student that answered in a round, or the last one, which wrote nothing."""
+
+    name: str
+    own_kl: float | None
+    """KL(teacher, student) on the student's own text, nats."""
+    teacher_kl: float
+    """The same on the teacher's text."""
+    own_shared: float | None
+    """Mass that both give to the same stored tokens, the mean of sum min(p, q), on the student's own text:
+    like the divergences of rounds, and unlike the KL, it never makes much of what the student leaves out."""
+    teacher_shared: float | None
+    outside: float | None
+    """The teacher's mass outside the stored entries, on the student's own text."""
+
+
+def report_rows(ledger: Ledger) -> list[ReportRow]:
+    """By round, then of the last student."""
+    rows = []
     for name, found in ledger.steps.items():
         number, _, step = name.partition("/")
-        if step == "measure":
-            own = found["own"]
-            rows.append((f"round {number}", own["kl"], found["teacher"]["kl"], 1 - own["teacher_mass"]))
-    lasts = [found for name, found in ledger.steps.items() if name.endswith("/last")]
-    if lasts:
-        rows.append(("last student", None, lasts[-1]["teacher"]["kl"], None))
-    return rows
+        if step not in ("measure", "last"):
+            continue
+        own, teacher = found.get("own"), found["teacher"]
+        rows.append(
+            ReportRow(
+                name="last student" if own is None else f"round {number}",
+                own_kl=None if own is None else own["kl"],
+                teacher_kl=teacher["kl"],
+                own_shared=None if own is None else own.get(SHARED),
+                teacher_shared=teacher.get(SHARED),
+                outside=None if own is None else 1 - own["teacher_mass"],
+            )
+        )
+    # Rounds that went on after a last student have more than one: only the newest is the last.
+    return [row for row in rows if row.own_kl is not None] + [row for row in rows if row.own_kl is None][-1:]
 
 
 def support_rows(ledger: Ledger) -> list[tuple[int, float | None, float | None]]:

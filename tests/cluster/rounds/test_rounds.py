@@ -218,14 +218,16 @@ def test_two_rounds_label_what_the_student_wrote_and_train_on_it(
     ]
     assert ledger.ended == "all 2 rounds are done"
     first, second, last = report_rows(ledger)
-    assert first[0] == "round 1"
-    assert None not in (first[1], first[2], first[3], second[1], last[2])
-    assert 0 < (first[3] or 0) < 1
+    assert (first.name, second.name, last.name) == ("round 1", "round 2", "last student")
+    assert None not in (first.own_kl, second.own_kl)
+    for share in (first.outside, first.own_shared, first.teacher_shared, last.teacher_shared):
+        assert 0 < (share or 0) < 1
+    assert last.own_kl is last.own_shared is last.outside is None
     # The mass outside the stored entries, as the evaluation has it, is the last of those by K.
     own = ledger.steps["2/measure"]["outside"]["own"]
     by_k = support_rows(ledger)
     assert [k for k, _, _ in by_k] == [1, 2, 4, 8]
-    assert own["8"] == pytest.approx(second[3], abs=1e-4)
+    assert own["8"] == pytest.approx(second.outside, abs=1e-4)
     for column in (1, 2):
         masses = [row[column] or 0.0 for row in by_k]
         assert masses == sorted(masses, reverse=True)
@@ -233,7 +235,8 @@ def test_two_rounds_label_what_the_student_wrote_and_train_on_it(
     own = str(folder / "rounds" / "round-2" / "own.json")
     student = str(folder / "rounds" / "round-1" / "student")
     again = json.loads(here(["trainer", "eval", own, "--model", student, "--json", "--quiet"]))
-    assert again["kl"] == pytest.approx(second[1], rel=1e-6)
+    assert again["kl"] == pytest.approx(second.own_kl, rel=1e-6)
+    assert again["acceptance_at_least"] == pytest.approx(second.own_shared, rel=1e-6)
     assert again["num_sequences"] == 12
     _, documents = load_rounds(rounds_file(begun, folder))
     student = last_student(ledger, documents)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.rounds.ledger import Ledger
-from cluster.rounds.running import support_rows
+from cluster.rounds.running import ReportRow, report_rows, support_rows
 from cluster.rounds.support import outside_by_k
 from tests.trainer.stores import label_spec, make_store
 
@@ -28,8 +28,9 @@ def test_a_k_is_averaged_over_the_rows_that_have_so_many_entries(tmp_path: Path)
 
 
 def test_a_ledger_from_before_the_mass_was_measured_is_reported_without_it() -> None:
-    measured = {"own": {"kl": 1.0}, "teacher": {"kl": 2.0}}
+    measured = {"own": {"kl": 1.0, "teacher_mass": 0.75}, "teacher": {"kl": 2.0}}
     ledger = Ledger({}, {"1/measure": measured})
     assert support_rows(ledger) == []
+    assert report_rows(ledger) == [ReportRow("round 1", 1.0, 2.0, None, None, 0.25)]
     ledger.steps["2/measure"] = {**measured, "outside": {"own": {"1": 0.5}, "teacher": {"1": 0.25}}}
     assert support_rows(ledger) == [(1, 0.5, 0.25)]
