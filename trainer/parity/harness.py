@@ -60,6 +60,10 @@ def load_tasks(specs: Sequence[str], *, limit: int | None, num_fewshot: int | No
                 else f"--tasks {name!r} is no file here"
             )
         for task in _loaded(manager, name, file, limit):
+            if any(other.name == task.name for other in found):
+                raise ConfigError(
+                    f"--tasks names {task.name} twice, and results are told by the task's name; give it once"
+                )
             _set_fewshot(task, num_fewshot, f"--tasks {spec}" if file else "")
             found.append(task)
     return found

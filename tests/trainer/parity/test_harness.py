@@ -270,3 +270,5 @@ def test_its_tasks_on_files_from_the_command(
     assert "give records with the fields of the task's own data set" in capsys.readouterr().err
     assert main([*given, "--tasks", names, "--fewshot", "12"]) == 2
     assert "12 examples before a question do not come from a file of 12 records" in capsys.readouterr().err
+    assert main([*given, "--tasks", f"{names},gsm8k={folder}/gsm8k.jsonl"]) == 2
+    assert "--tasks names gsm8k twice" in capsys.readouterr().err
