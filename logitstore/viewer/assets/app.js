@@ -34,19 +34,15 @@ function say(text) {
 async function draw() {
   const turn = ++state.drawing;
   const route = parseRoute();
-  if (route.store !== null && route.record !== null) {
-    // The address of a record holds where numbers do not, as while its store is still filled.
-    try {
-      route.sequence = await source.record(route.store, route.record, route.sample || 0);
-    } catch (error) {
-      say(error.message);
-      return;
-    }
-    if (turn !== state.drawing) return;
-  }
-  const name = route.store === null ? "overview" : route.sequence === null ? "list" : "sequence";
+  const isOne = route.sequence !== null || route.record !== null;
+  const name = route.store === null ? "overview" : isOne ? "sequence" : "list";
   let problem = "";
   try {
+    if (name === "sequence" && route.record !== null) {
+      // The address of a record holds where numbers do not, as while its store is still filled.
+      route.sequence = await source.record(route.store, route.record, route.sample || 0);
+      if (turn !== state.drawing) return;
+    }
     if (name !== "overview" && !state.overview) state.overview = await source.overview();
     if (name === "overview") await drawOverview();
     else if (name === "list") Object.assign(state, await showList(places.list, route, go));

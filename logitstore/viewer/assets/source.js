@@ -30,11 +30,15 @@ const embeddedSource = {
   live: false,
   overview: async () => boot.overview,
   sequences: async (store, start, count, question) => {
+    const asked = [question.where ? "conditions" : "", ["entropy", "surprise"].includes(question.order) ? `an order by ${question.order}` : ""];
+    const missing = asked.filter(Boolean).join(" and ");
+    if (missing) throw new Error(`This file does not know ${missing}; penumbra store view STORE does.`);
     const needle = (question.text || "").toLowerCase();
     const held = boot.summaries[store];
-    const all = held.filter((one) => [one.record_id, one.asked, one.answer].some((text) => text.toLowerCase().includes(needle)));
+    const all = held.filter((one, place) => one.record_id.toLowerCase().includes(needle) || wholeText(store, place).includes(needle));
     const facts = { looked: held.length, of: held.length, store: storeTotal(store) };
     if (question.order === "length") all.sort((a, b) => (question.descending ? -1 : 1) * (a.num_tokens - b.num_tokens));
+    else if (question.descending) all.reverse();
     return { start, total: all.length, ...facts, sequences: all.slice(start, start + count) };
   },
   sequence: async (store, index) => {
@@ -54,6 +58,13 @@ const embeddedSource = {
     return { ...all, rejects: all.rejects.slice(start, start + count) };
   },
 };
+
+/** All of a held sequence in small letters; its line in the list has the beginnings alone. */
+function wholeText(store, place) {
+  const one = boot.sequences[store][place];
+  one.whole ??= one.texts.join("").toLowerCase();
+  return one.whole;
+}
 
 function storeTotal(store) {
   return boot.overview.stores[store].totals.num_sequences;

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 import threading
 import time
@@ -257,6 +259,21 @@ def test_the_list_shows_what_was_asked_and_not_the_template(tmp_path: Path) -> N
         assert (found.answer, found.num_turns) == ("An answer.", turns)
 
 
-def test_a_file_names_what_it_leaves_out(store: LogitStore, tmp_path: Path) -> None:
-    write_static_page(store.uri, tmp_path / "page.html", max_sequences=3)
-    assert '"num_sequences":320' in (tmp_path / "page.html").read_text(encoding="utf-8")
+def test_a_file_knows_what_it_leaves_out_and_all_of_the_text_that_it_holds(
+    store: LogitStore, sequences: list[LabeledSequence], tmp_path: Path
+) -> None:
+    """By these the page says how much is missing, and searches (test_viewer_browser.py)."""
+    page = tmp_path / "page.html"
+    write_static_page(store.uri, page, max_sequences=3, selection=parse_selection("num_tokens > 28"))
+    block = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    data = json.loads(block[1])
+    chosen = [one for one in sequences if len(one.token_ids_T) > 28]
+    (described,), (lines,), (held,) = data["overview"]["stores"], data["summaries"], data["sequences"]
+    assert described["totals"]["num_sequences"] == len(chosen) < len(sequences)
+    assert [one["index"] for one in lines] == [one["index"] for one in held] == [0, 1, 2]
+    texts = TokenTexts(byte_level_tokenizer())
+    for one, line, sequence in zip(held, lines, chosen[:3], strict=True):
+        assert one["record_id"] == line["record_id"] == sequence.record_id
+        whole = b"".join(map(texts.raw, sequence.token_ids_T.tolist())).decode()
+        assert "".join(one["texts"]) == whole

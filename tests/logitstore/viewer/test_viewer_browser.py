@@ -398,6 +398,40 @@ def test_one_file_works_without_server_and_in_a_narrow_frame(
     keep(page, "frame")
 
 
+def test_one_file_searches_all_of_a_sequences_text(page: Page, stored: Stored, tmp_path: Path) -> None:
+    """Not only what the list shows of it; what a file cannot do is said."""
+    texts = ["filler " * 60 + f"Needle{number} in the end" for number in range(4)]
+    store = LogitStore.create(str(tmp_path / "store"), replace(stored.store.manifest, codebooks=None))
+    rng = np.random.default_rng(0)
+    sequences = [
+        sequence_of(
+            f"far-{i}", stored.tokenizer.encode(text).ids, rng, vocab_size=VOCAB, top_k=TOP_K, prompt=4
+        )
+        for i, text in enumerate(texts)
+    ]
+    store.commit_unit("u", 0, sequences, seconds=1, worker="w")
+    html = static_page([StoreView(store.uri)], max_sequences=3, top_k=4)
+    (tmp_path / "labels.html").write_text(html, encoding="utf-8")
+    address = (tmp_path / "labels.html").as_uri()
+    page.goto(f"{address}#store=0&page=0")
+    expect(page.locator("#range")).to_have_text("1 to 3 of 3")
+    expect(page.locator("#cut")).to_contain_text("This file holds 3 of the store's 4 sequences.")
+    assert "Needle" not in page.locator(".sequences").inner_text()
+    page.locator("#text").fill("needle1 IN")
+    page.locator("#text").press("Enter")
+    expect(page.locator("#range")).to_have_text("1 to 1 of 1")
+    expect(page.locator(".sequences tbody a")).to_have_text("far-1")
+    keep(page, "file-found")
+    page.goto(f"{address}#store=0&page=0&where=num_tokens+%3E+3&order=entropy")
+    expect(page.locator("#notice")).to_contain_text("does not know conditions and an order by entropy")
+    assert page.locator("main section:visible").count() == 0, "a list that answers another question"
+    page.goto(f"{address}#store=0&sequence=0")
+    page.wait_for_selector("#heatmap .chosen")
+    page.goto(f"{address}#store=0&record=nobody")
+    expect(page.locator("#notice")).to_contain_text("Record nobody is not in this file")
+    assert page.locator("main section:visible").count() == 0, "another sequence is left under this address"
+
+
 def test_a_page_around_the_frame_stays_where_it_is(page: Page, stored: Stored, tmp_path: Path) -> None:
     html = static_page(
         [StoreView(stored.uri)], max_sequences=4, top_k=1, start="store=0&sequence=3&token=6000"
