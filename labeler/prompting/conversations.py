@@ -7,7 +7,7 @@ text and a context (Alpaca's `input`) in fields of their own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from logitstore.inputs.identity import lookup_field
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 """Roles of ShareGPT that chat templates call otherwise; others keep their name."""
 SYSTEM_ROLES = ("system", "developer")
+REASONING_NAMES = ("reasoning_content", "reasoning")
+"""Two names of the same: templates read the one or the other, and a message that has one is given both."""
 INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys that may stand in a message without content."""
 
@@ -41,7 +43,7 @@ def exchange_of(record: dict[str, Any], config: InputConfig, mode: Literal["scor
     """
     names = config.field_names()
     if config.kind == "messages":
-        exchange = _of_messages(record, names, mode)
+        exchange = _of_messages(record, names, mode, config.ignore_keys)
     else:
         exchange = _of_prompt(
             record,
@@ -65,7 +67,7 @@ def student_exchange(record: dict[str, Any], config: InputConfig, exchange: Exch
     names = config.field_names()
     given, response = exchange.given, exchange.response
     if "student_messages" in names:
-        messages = _messages(record, names["student_messages"])
+        messages = _messages(record, names["student_messages"], config.ignore_keys)
         if messages[-1]["role"] == "assistant":
             raise BadRecordError(
                 f"field {names['student_messages']!r} ends with an answer; it must end with what the student "
@@ -141,9 +143,11 @@ def _of_prompt(
     )
 
 
-def _of_messages(record: dict[str, Any], names: Mapping[str, str], mode: str) -> Exchange:
+def _of_messages(
+    record: dict[str, Any], names: Mapping[str, str], mode: str, ignored: Sequence[str]
+) -> Exchange:
     name = names["messages"]
-    messages = _messages(record, name)
+    messages = _messages(record, name, ignored)
     tools = _optional_list(record, names.get("tools", "tools"))
     documents = _optional_list(record, names.get("documents", "documents"))
     response: Message | None = None
@@ -175,7 +179,7 @@ def _optional_list(record: dict[str, Any], name: str) -> list[Any] | None:
     return value
 
 
-def _messages(record: dict[str, Any], name: str) -> list[Message]:
+def _messages(record: dict[str, Any], name: str, ignored: Sequence[str]) -> list[Message]:
     value = field_value(record, name)
     if not isinstance(value, list):
         raise BadRecordError(
@@ -184,7 +188,7 @@ def _messages(record: dict[str, Any], name: str) -> list[Message]:
         )
     if not value:
         raise BadRecordError(f"field {name!r} is empty; give it a message", "empty")
-    messages = [_message(message, name) for message in value]
+    messages = [_with_both_names(_message(message, name), ignored) for message in value]
     last = messages[-1]
     if not any(last.get(key) for key in INSTEAD_OF_CONTENT) and not _visible(last["content"]):
         raise BadRecordError(f"the last message of field {name!r} is empty; give it text", "empty")
@@ -217,6 +221,13 @@ def _message(message: Any, name: str) -> Message:
     if kept.get("tool_calls"):
         kept["tool_calls"] = [_with_parsed_arguments(call) for call in kept["tool_calls"]]
     return kept
+
+
+def _with_both_names(message: Message, ignored: Sequence[str]) -> Message:
+    given = [key for key in REASONING_NAMES if message.get(key)]
+    if len(given) != 1 or given[0] in ignored:
+        return message
+    return {**message, **dict.fromkeys(REASONING_NAMES, message[given[0]])}
 
 
 def _bad_message(message: Any, name: str) -> BadRecordError:

@@ -187,8 +187,8 @@ class PromptBuilder:
         if whole_text.startswith(prompt_text):
             response_text = whole_text[len(prompt_text) :]
         else:
-            response_text, read_key = self._raw_answer(prompt_text, response)
-            rest = {key: value for key, value in response.items() if key != read_key}
+            response_text, read = self._raw_answer(prompt_text, response)
+            rest = {k: value for k, value in response.items() if k not in REASONING_KEYS or value != read}
             whole = replace(whole, messages=(*whole.messages[:-1], rest))
         self._probe.check(whole)
         prompt_ids, response_ids = self._as_a_whole(prompt_text, response_text)
@@ -244,15 +244,16 @@ class PromptBuilder:
 
     def _raw_answer(self, prompt_text: str, response: Message) -> tuple[str, str]:
         """The given text as the teacher would have written it after the generation prompt, and an end; and
-        the key that is in it beside the content."""
-        answer, read_key = response["content"], ""
+        the message's reasoning where that is in it."""
+        answer, reasoning = response["content"], ""
         ends = self._tokenizer.ends.tokens
         start, end = self._think
         opened = prompt_text.rstrip().endswith(start)
         if opened and isinstance(answer, str):
             if end not in answer:
-                read_key = next((key for key in REASONING_KEYS if isinstance(response.get(key), str)), "")
-                answer = f"{response[read_key]}\n{end}\n\n{answer}" if read_key else answer
+                given = (response.get(key) for key in REASONING_KEYS)
+                reasoning = next((value for value in given if isinstance(value, str) and value), "")
+                answer = f"{reasoning}\n{end}\n\n{answer}" if reasoning else answer
             if answer.lstrip().startswith(start):
                 answer = answer.lstrip().removeprefix(start).removeprefix("\n")
         if (
@@ -271,7 +272,7 @@ class PromptBuilder:
             )
         self.num_raw_answers += 1
         named_by_template = [token for token in ends if "chat template" in token.named_by]
-        return answer + (named_by_template or list(ends))[0].text, read_key
+        return answer + (named_by_template or list(ends))[0].text, reasoning
 
     def _refuse_rendered(self, last: Message) -> None:
         content = last["content"]

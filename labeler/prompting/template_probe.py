@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from labeler.errors import BadRecordError, ChatTemplateError
 from labeler.prompting.bad_records import shown
+from labeler.prompting.conversations import REASONING_NAMES
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
 
 ALWAYS_READ = ("role", "content")
@@ -70,10 +71,13 @@ class TemplateProbe:
             # tried with the message as the last.
             messages = conversation.messages
             candidates = (messages, messages[: place + 1])
+            value = messages[place][key]
+            names = [name for name in REASONING_NAMES if messages[place].get(name) == value]
+            names = names if key in names else [key]
             self._reads[role, key] = any(
                 self._differs(
                     Conversation(tried, conversation.tools, conversation.documents),
-                    Conversation(_without(tried, place, key), conversation.tools, conversation.documents),
+                    Conversation(_without(tried, place, names), conversation.tools, conversation.documents),
                 )
                 for tried in candidates
             )
@@ -99,8 +103,10 @@ class TemplateProbe:
             return None
 
 
-def _without(messages: Sequence[Message], place: int, key: str) -> tuple[dict[str, Any] | Message, ...]:
+def _without(
+    messages: Sequence[Message], place: int, names: Collection[str]
+) -> tuple[dict[str, Any] | Message, ...]:
     return tuple(
-        {name: value for name, value in message.items() if name != key} if i == place else message
+        {name: value for name, value in message.items() if name not in names} if i == place else message
         for i, message in enumerate(messages)
     )

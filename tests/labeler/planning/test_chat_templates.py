@@ -176,6 +176,22 @@ def test_reasoning_reaches_a_template_that_reads_it_also_where_it_drops_that_of_
     assert response_text(tokenizer, prompt).startswith("<think>\nb b\n</think>\n\nIt is 5.")
 
 
+def test_reasoning_under_either_name_is_what_a_template_reads() -> None:
+    """vLLM's servers write "reasoning", and most templates read "reasoning_content"."""
+    for read, named in (("reasoning_content", "reasoning"), ("reasoning", "reasoning_content")):
+        tokenizer = copy(tokenizer_of("qwen3"))
+        tokenizer.chat_template = TEMPLATES["qwen3"].replace("reasoning_content", read)
+        chat = [CHAT[0], {**CHAT[1], named: "2 and 2"}]
+        builder = builder_for(tokenizer)
+        prompt = builder.build("r", {"messages": chat})
+        assert whole_ids(prompt) == expected(tokenizer, [CHAT[0], {**CHAT[1], read: "2 and 2"}])[:-1]
+        assert "2 and 2" in response_text(tokenizer, prompt)
+        left_out = builder_for(tokenizer, f'input.ignore_keys=["{named}"]').build("r", {"messages": chat})
+        assert whole_ids(left_out) == expected(tokenizer, CHAT[:2])[:-1]
+        error = refused(builder_for(tokenizer_of("chatml")), {"messages": chat})
+        assert (error.kind, f"does not read '{named}'" in error.reason) == ("unread_key", True)
+
+
 def test_template_variables_reach_the_template() -> None:
     tokenizer = tokenizer_of("qwen3")
     builder = builder_for(tokenizer, "input.chat_template_kwargs={enable_thinking=false}", mode="generate")

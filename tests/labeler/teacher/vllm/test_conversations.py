@@ -34,6 +34,7 @@ AS_JSON_TEXT = [
 ]
 """The tool trace as OpenAI's files have it: arguments are text."""
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "Two"}, {"type": "text", "text": "and two?"}]}]
+AS_VLLM_WRITES = [CHAT[0], {**CHAT[1], "reasoning": "2 + 2"}, CHAT[2]]
 NAMES_OF_VLLM = {"reasoning_content": "reasoning"}
 REASONED = [CHAT[0], {**CHAT[1], "reasoning_content": "2 + 2"}, TOOL_CHAT[2] | {"content": "5"}]
 
@@ -72,10 +73,11 @@ def llm() -> Any:
         ("tools", AS_JSON_TEXT[:3], TOOLS, {}),
         ("qwen3", CHAT[:3], None, {"enable_thinking": False}),
         ("qwen3", REASONED, None, {}),
+        ("qwen3", AS_VLLM_WRITES, None, {}),
         ("dated", CHAT[:1], None, {"date_string": "1 Jan 2026"}),
         ("gemma", CHAT[:3], None, {}),
     ],
-    ids=["own", "system", "parts", "tools", "json", "no thinking", "reasoning", "dated", "gemma"],
+    ids=["own", "system", "parts", "tools", "json", "no thinking", "reasoning", "theirs", "dated", "gemma"],
 )
 def test_the_ids_sent_are_those_of_vllms_own_chat(
     llm: Any, tmp_path: Path, template: str | None, messages: Any, tools: Any, kwargs: dict[str, Any]
