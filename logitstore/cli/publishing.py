@@ -36,6 +36,8 @@ def publish(args: argparse.Namespace) -> int:
         )
     if result.not_removed:
         print(f"publish: warning: older objects stay there: {result.not_removed}", file=sys.stderr)
+    if result.not_indexed:
+        print(f"publish: warning: ids are looked up in the shards: {result.not_indexed}", file=sys.stderr)
     context.say(
         args,
         f"{target.uri}: {result.num_sequences:,} sequences in "

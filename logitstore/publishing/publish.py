@@ -81,6 +81,8 @@ class PublishResult:
     """False where a README.md lay there, which is left alone."""
     not_removed: str
     """Why objects of an earlier publication could not be removed; "" if they were."""
+    not_indexed: str
+    """Why there is no index of record ids, which readers do without; "" if there is one."""
 
 
 def publish_store(
@@ -127,7 +129,7 @@ def publish_store(
     wrote_card = new_card or not target.exists(CARD_NAME)
     if wrote_card:
         target.put(CARD_NAME, dataset_card(manifest, contents, card).encode())
-    not_removed = _put_index(target, entries, manifest, source.codebooks(), generation)
+    not_removed, not_indexed = _put_index(target, entries, manifest, source.codebooks(), generation)
     return PublishResult(
         num_sequences=contents.num_sequences,
         num_shards=len(entries),
@@ -136,6 +138,7 @@ def publish_store(
         num_rejects=num_rejects,
         wrote_card=wrote_card,
         not_removed=not_removed,
+        not_indexed=not_indexed,
     )
 
 
@@ -231,8 +234,8 @@ def _put_index(
     manifest: Manifest,
     codebooks: CodebookSet | None,
     generation: int,
-) -> str:
-    """Replace `index.json` and remove what it no longer names; why that failed, if it did."""
+) -> tuple[str, str]:
+    """Replace `index.json` and remove what it no longer names; why objects stay, why ids have no index."""
     hash_of_manifest = manifest_hash(manifest)
     records: list[CommitRecord] = []
     for entry in entries:
@@ -240,9 +243,9 @@ def _put_index(
         assert place is not None
         records.append(CommitRecord(place.attempt, hash_of_manifest, entry))
     segments = (write_segment_objects(target, records, secrets.token_hex(8)),) if records else ()
-    for info in segments:
-        builder = IdBuilder(target, manifest.labels, lambda: codebooks)
-        builder.build(info, index_segments.entries_to_table(records))
+    builder = IdBuilder(target, manifest.labels, lambda: codebooks)
+    table = index_segments.entries_to_table(records)
+    not_indexed = "".join(builder.build(info, table) for info in segments)
     target.put(INDEX_NAME, encode_pointer(IndexPointer(generation + 1, hash_of_manifest, segments)))
     living = {entry.name for entry in entries}
     living |= {name for info in segments for name in (info.name, ids_name(info.name))}
@@ -250,5 +253,5 @@ def _put_index(
     try:
         target.delete_many(name for name in old if name not in living)
     except ObjectStoreError as error:
-        return str(error)
-    return ""
+        return str(error), not_indexed
+    return "", not_indexed
