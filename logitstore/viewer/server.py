@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
+
 from logitstore.errors import StoreError, UnsupportedInputError
+from logitstore.index.entries import ShardIndex
 from logitstore.objects.opening import is_local_uri
 from logitstore.viewer.encoding import Json
 from logitstore.viewer.finding import Question
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.page import build_page, script_json
+from logitstore.viewer.pages import SequencePages
 from logitstore.viewer.payload import rejects_payload, sequence_payload, summary_payload
 
 MAX_PAGE = 500
@@ -87,18 +91,17 @@ class ViewerServer(ThreadingHTTPServer):
         """
         view = self.views[store]
         _, pages = view.open()
-        count = min(count, MAX_PAGE)
-        facts: Json = {"start": start, "total": pages.total, "looked": pages.total, "of": pages.total}
-        if question.takes_all_as_they_are:
-            numbers = list(range(start, min(start + count, pages.total)))
-        else:
-            answer = view.finder.ask(question, *pages.shards())
-            numbers = answer.numbers[start : start + count].tolist()
-            facts |= {"total": len(answer.numbers), "looked": answer.looked, "of": answer.total}
-            facts["problem"] = answer.problem
-        lines = zip(numbers, pages.lines(numbers), strict=True)
-        summaries = [summary_payload(number, line, view.conversations) for number, line in lines]
-        return {**facts, "sequences": summaries}
+        while True:
+            shards, starts = pages.shards()
+            try:
+                found = _page_of(view, pages, (shards, starts), start, min(count, MAX_PAGE), question)
+            except IndexError:
+                if pages.shards()[0] is shards:
+                    raise
+            else:
+                if pages.shards()[0] is shards:
+                    return found
+            # Another request has just taken in a change, so that numbers are those of other sequences.
 
     def sequence(self, store: int, index: int) -> Json:
         view = self.views[store]
@@ -117,6 +120,27 @@ class ViewerServer(ThreadingHTTPServer):
 
     def rejects(self, store: int, start: int, count: int) -> Json:
         return rejects_payload(self.views[store].rejects(), start, min(count, MAX_PAGE))
+
+
+def _page_of(
+    view: StoreView,
+    pages: SequencePages,
+    listed: tuple[ShardIndex, np.ndarray],
+    start: int,
+    count: int,
+    question: Question,
+) -> Json:
+    facts: Json = {"start": start, "total": pages.total, "looked": pages.total, "of": pages.total}
+    if question.takes_all_as_they_are:
+        numbers = list(range(start, min(start + count, pages.total)))
+    else:
+        answer = view.finder.ask(question, *listed)
+        numbers = answer.numbers[start : start + count].tolist()
+        facts |= {"total": len(answer.numbers), "looked": answer.looked, "of": answer.total}
+        facts["problem"] = answer.problem
+    lines = zip(numbers, pages.lines(numbers), strict=True)
+    summaries = [summary_payload(number, line, view.conversations) for number, line in lines]
+    return {**facts, "sequences": summaries}
 
 
 def may_open(uri: str) -> bool:

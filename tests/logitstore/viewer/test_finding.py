@@ -185,6 +185,35 @@ def test_what_is_deleted_between_two_requests_is_gone_from_the_second(
     server.server_close()
 
 
+def test_a_list_is_of_one_state_of_the_store(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another request takes in a deletion between the search and the lines of what it found."""
+    copy = tmp_path / "copy"
+    shutil.copytree(store.uri, copy)
+    view = StoreView(str(copy))
+    _, pages = view.open()
+    server = ViewerServer([view], 0)
+    question = Question(where="num_tokens > 28")
+    before = [one["record_id"] for one in found(server, question)["sequences"]]
+    (tmp_path / "ids.txt").write_text(before[0])
+    command = ["delete", str(copy), "--ids", str(tmp_path / "ids.txt"), "--reason", "asked for"]
+    real, deleted = pages.lines, list[int]()
+
+    def lines(numbers: Any) -> Any:
+        if not deleted:
+            deleted.append(main(command))
+            pages.refresh()
+        return real(numbers)
+
+    monkeypatch.setattr(pages, "lines", lines)
+    shown: dict[str, Any] = server.sequences(0, 0, 500, question)
+    assert deleted == [0]
+    assert [one["record_id"] for one in shown["sequences"]] == before[1 : 1 + len(shown["sequences"])]
+    assert [one["record_id"] for one in found(server, question)["sequences"]] == before[1:]
+    server.server_close()
+
+
 def test_links_go_on_after_the_index_was_compacted(
     store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
