@@ -45,7 +45,7 @@ class KeptIds:
 class Lookup:
     """Of the store as it was when this was made."""
 
-    def __init__(self, store: LogitStore, kept: KeptIds | None = None) -> None:
+    def __init__(self, store: LogitStore, kept: KeptIds) -> None:
         """`kept` is what other lookups of this store have read, and takes in what this one reads."""
         self._store = store
         self._shards = store.shards()
@@ -54,7 +54,7 @@ class Lookup:
         self._attempts = self._shards.attempts()
         self._segments = store.index_segments()
         self._deletions = store.deletions
-        self._kept = KeptIds() if kept is None else kept
+        self._kept = kept
         self._known: _Known | None = None
         """None until an id is asked for."""
 

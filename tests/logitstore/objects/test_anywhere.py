@@ -16,7 +16,7 @@ from logitstore.__main__ import main
 from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import AccessRefusedError, ObjectStoreError, StoreNotFoundError
 from logitstore.exchange.npz.reading import read_npz
-from logitstore.objects import remote
+from logitstore.objects import ranged_file
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from logitstore.tools.inspection import inspect_store
@@ -145,7 +145,7 @@ def test_a_server_without_ranges_sends_a_shard_once(store: LogitStore, monkeypat
         with copy.open_shard(copy.shards()[0]) as reader:
             assert len(list(reader.iter_sequences())) == 3
         assert server.sent_bytes - before <= 3 * size
-        monkeypatch.setattr(remote, "MAX_WHOLE_BYTES", 1)
+        monkeypatch.setattr(ranged_file, "MAX_WHOLE_BYTES", 1)
         with pytest.raises(ObjectStoreError, match=r"ignores ranges.*copy the store"):
             list(copy.iter_sequences())
 
