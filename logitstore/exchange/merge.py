@@ -82,7 +82,7 @@ def _require_room(
         shards = source.shards()
         measure = measure_of(source.manifest.labels)
         total, size = (int(shards.column(name).sum()) for name in (measure, "num_bytes"))
-        selected = selection.count(source, selection.parts(source), measure)
+        selected = selection.count_about(source, selection.parts(source), measure)
         share = min(1.0, top_k / source.manifest.labels.top_k)
         needed += int(size * share * selected / max(1, total))
     require_room(target.uri, max(0, needed), "the merge", SELECT_LESS)

@@ -41,8 +41,6 @@ TOGETHER_BYTES = 2**20
 """Of neighbouring small shards that one thread reads, so that their batches are not small."""
 SAMPLE_SEQUENCES = 8
 """So many of the first sequences are written to nowhere, to know what all will take."""
-SAMPLE_SHARDS = 16
-"""In so many shards it is counted how much a selection takes."""
 _PLANES = tuple(
     f"{name}.list.element.list.element" for name in ("top_ids", "top_logits", "logsumexp", "log_tail_mass")
 )
@@ -120,22 +118,15 @@ class _Table:
         require_room(uri, num_bytes, "the export", SELECT_LESS)
 
     def bytes_about(self, parts: list[ShardPart]) -> int:
-        """What the selected sequences take, by the first of them and by the share that is selected in
-        SAMPLE_SHARDS shards.
-
-        Counting them all would open every shard of a store twice.
-        """
+        """What the selected sequences take, by the first of them."""
         measure = measure_of(self.store.manifest.labels)
         every = (sequence for part in parts for sequence in self.sequences(part))
         sample = list(itertools.islice(every, SAMPLE_SEQUENCES))
         sink = pa.BufferOutputStream()
         self.write(sink, self.pieces_of(sample))
         sampled = sum(one.rows.num_rows if measure == "num_rows" else len(one.token_ids_T) for one in sample)
-        looked = parts[:: max(1, -(-len(parts) // SAMPLE_SHARDS))]
-        num_looked = sum(getattr(part.entry, measure) for part in looked)
-        share = self.selection.count(self.store, looked, measure) / max(1, num_looked)
-        total = sum(getattr(part.entry, measure) for part in parts)
-        return int(share * total * sink.getvalue().size / max(1, sampled))
+        count = self.selection.count_about(self.store, parts, measure)
+        return count * sink.getvalue().size // max(1, sampled)
 
 
 def export_table(

@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.npz.export import export_npz
 from logitstore.exchange.tables import arrays, export
 from logitstore.exchange.tables.ahead import PIECES_AHEAD, THREADS, made_ahead
 from logitstore.exchange.tables.arrays import record_batch
 from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.export import export_table
+from logitstore.rows.selection import COUNTED_SHARDS
 from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_sequence
@@ -113,7 +115,10 @@ def test_a_condition_does_not_open_every_shard_twice(
     written = export_table(store, path, form, selection=selection, announce=said.append)
     assert 20 < written < 60
     assert len(opened) == 40
-    assert sum(opened.values()) <= 40 + 2 * export.SAMPLE_SHARDS
+    assert sum(opened.values()) <= 40 + 2 * COUNTED_SHARDS
+    opened.clear()
+    merge_stores([store], str(tmp_path / f"merged-{form}"), selection=selection)
+    assert sum(opened.values()) <= 40 + COUNTED_SHARDS
     export_table(store, path, form, announce=said.append)
     assert said[0] / said[1] == pytest.approx(written / 80, abs=0.2)
 
