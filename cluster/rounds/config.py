@@ -17,7 +17,8 @@ class StopConfig(Section):
     kl_below: float | None = Field(default=None, gt=0)
     """End when KL(teacher, student) on the student's own text is at most so many nats."""
     gain_below: float | None = Field(default=None, gt=0, lt=1)
-    """End when that KL fell by less than this share since the round before."""
+    """End when that KL fell by less than this share since the round before. Meant for `rounds.beta` = 0:
+    under the other divergences it may rise while the two come closer."""
 
 
 class RoundsConfig(Section):
