@@ -115,7 +115,13 @@ class ShardIndex(Sequence[ShardEntry]):
 
 def attempts_of(table: pa.Table) -> np.ndarray:
     """uint64: the attempt of each row of a table of entries, which is its 16 hexadecimal digits."""
-    return np.frombuffer(b"".join(table.column("attempt").to_pylist()), ">u8").astype(np.uint64)
+    chunks = table.column("attempt").chunks
+    parts = [
+        np.frombuffer(chunk.buffers()[1], ">u8", count=len(chunk), offset=8 * chunk.offset)
+        for chunk in chunks
+        if len(chunk)
+    ]
+    return np.concatenate([np.zeros(0, np.uint64), *parts], dtype=np.uint64)
 
 
 def of_another_plan(unit_index: int, there: str, here: str) -> StoreChangedError:

@@ -17,6 +17,7 @@ from logitstore.index import segments as index_segments
 from logitstore.index.changes.compaction import compact
 from logitstore.index.commits import CommitRecord, commit_name, encode_commit, shard_name
 from logitstore.index.committed import CommittedUnits
+from logitstore.index.entries import attempts_of
 from logitstore.index.pointer import IndexPointer, SegmentInfo, encode_pointer
 from logitstore.manifest.fields import ShardEntry
 from logitstore.manifest.reading import manifest_hash
@@ -69,6 +70,14 @@ def test_a_writer_sees_each_unit_once_after_others_compacted(tmp_path: Path) -> 
     assert [entry.unit_index for entry in writer.shards()] == [0, 1, 2, 3]
     writer.refresh()
     assert [entry.unit_index for entry in writer.shards()] == [0, 1, 2, 3]
+
+
+def test_attempts_are_numbers_of_their_digits() -> None:
+    table = index_segments.entries_to_table([make_record(number) for number in range(9)])
+    parts = pa.concat_tables([table.slice(2, 4), table.slice(0, 0), table.slice(7)])
+    expected = [make_record(number).attempt for number in (2, 3, 4, 5, 7, 8)]
+    assert [f"{number:016x}" for number in attempts_of(parts).tolist()] == expected
+    assert attempts_of(table.slice(0, 0)).tolist() == []
 
 
 def test_compaction_changes_nothing_but_the_cost(place: Place) -> None:
