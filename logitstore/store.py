@@ -100,8 +100,7 @@ class LogitStore(UnitStore):
         objects = Objects(uri, storage_options)
         store = cls(objects, _read_manifest(objects), refresh=False)
         store._codebooks.restore(objects.list(SHARDS_PREFIX))
-        labels = store._manifest.labels
-        result = rebuild_index(objects, store._manifest_hash, labels, store.codebooks(), progress)
+        result = rebuild_index(objects, store._manifest, store.codebooks(), progress)
         store.refresh()
         return store, result
 

@@ -23,7 +23,7 @@ from logitstore.index.changes import compaction
 from logitstore.index.changes.rebuild import rebuild_index
 from logitstore.index.commits import shard_place
 from logitstore.index.deletions import DeletedRecords
-from logitstore.manifest.reading import encode_manifest, manifest_hash
+from logitstore.manifest.reading import encode_manifest
 from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
@@ -88,7 +88,7 @@ class Schedule:
         if "rebuild" in self.operations and findings.errors:
             # A rebuild that failed may leave a segment with shards of dead writers: told, with this remedy.
             assert {problem.kind for problem in findings.errors} == {"index_lost"}
-            rebuild_index(store.objects, manifest_hash(MANIFEST), MANIFEST.labels, None)
+            rebuild_index(store.objects, MANIFEST, None)
             store = LogitStore._begin(self.clean, MANIFEST)
             committed = [entry.unit_id for entry in store.shards()]
             _require(set(self.answered) <= set(committed), "lost")
@@ -141,9 +141,7 @@ class Schedule:
             "uncommit": self._uncommit,
             "delete": self._delete,
             "purge": lambda store: _ignore(purge(store)),
-            "rebuild": lambda store: _ignore(
-                rebuild_index(store.objects, manifest_hash(MANIFEST), MANIFEST.labels, None)
-            ),
+            "rebuild": lambda store: _ignore(rebuild_index(store.objects, MANIFEST, None)),
         }
         # After a failure the outcome is unknown: what must hold whatever it was is checked at the end.
         with contextlib.suppress(ObjectStoreError, StoreChangedError):

@@ -143,7 +143,10 @@ def _bad_shards(args: argparse.Namespace, store: LogitStore) -> set[str]:
 
 def _shards_of_units(args: argparse.Namespace, store: LogitStore) -> set[str]:
     names = {entry.unit_id: entry.name for entry in store.shards() if entry.unit_id in set(args.units)}
-    if missing := [unit for unit in args.units if unit not in names]:
+    before = {dropped.unit_id for dropped in store.index_pointer()[0].dropped} - names.keys()
+    for unit in sorted(before & set(args.units)):
+        context.say(args, f"unit {unit} was un-committed before, and is not labeled again yet")
+    if missing := [unit for unit in args.units if unit not in names and unit not in before]:
         raise UnsupportedInputError(f"{store.uri} has no unit {missing[0]!r:.140}; nothing was un-committed")
     if empty := [unit for unit, name in names.items() if not name]:
         raise UnsupportedInputError(

@@ -1,8 +1,8 @@
 """`compact --purge`: the bytes of deleted records leave the store, its plan and its lists of rejects.
 
 Only shards that hold deleted sequences are written anew. One replacement of `index.json` brings them in; the
-old ones are removed after it. Losing writers' shards are garbage that `verify --repair` removes, and logs are
-not searched.
+old ones are removed after it, and all copies that nothing names: of an earlier purge that was cut off, or of
+writers that lost their unit to another (`unnamed_copies`). Logs are not searched.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import MAX_SWAP_TRIES, refuse_running_job
+from logitstore.tools.unnamed_copies import remove_unnamed_copies
 
 _PLAN_PARTS = ("ids", "prompts", "proofs")
 Progress = Callable[[str, int, int], None]
@@ -88,7 +89,7 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
     num_lines, num_unread = _purge_reject_lists(store.objects, deleted)
     try:
         store.objects.delete_many(garbage + old_units)
-        not_removed = ""
+        not_removed = "; ".join(remove_unnamed_copies(store, deleted).kept)
     except ObjectStoreError as error:
         not_removed = str(error)
     return PurgeResult(
@@ -132,6 +133,8 @@ def _without_places(store: LogitStore, infos: tuple[TombstoneInfo, ...]) -> tupl
     """Tombstones that name records alone, for those whose sequences are gone."""
     kept: list[TombstoneInfo] = []
     for info, tombstone in zip(infos, store.deletions.tombstones, strict=True):
+        if not tombstone.records:
+            continue
         if tombstone.units:
             bare = dataclasses.replace(tombstone, units=())
             kept.append(write_tombstone(store.objects, bare, secrets.token_hex(8)))

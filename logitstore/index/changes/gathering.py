@@ -24,16 +24,13 @@ from logitstore.index.commits import (
     decode_commit,
     record_place,
 )
-from logitstore.index.deletions import DELETED_PREFIX, MAX_TOMBSTONE_BYTES, decode_tombstone
 from logitstore.index.pointer import (
     INDEX_NAME,
     INDEX_PREFIX,
     MAX_SEGMENT_BYTES,
     DroppedAttempt,
     IndexPointer,
-    TombstoneInfo,
     decode_pointer,
-    valid_tombstone_name,
 )
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import Reject
@@ -146,25 +143,3 @@ def _segment_rejects(objects: Objects, name: str, unread: list[str]) -> dict[int
 def _with_rejects(record: CommitRecord, rejects: list[Reject]) -> CommitRecord:
     entry = dataclasses.replace(record.shard, num_rejects=len(rejects))
     return dataclasses.replace(record, shard=entry, rejects=tuple(rejects))
-
-
-def tombstones(objects: Objects, manifest: str, pointer: IndexPointer | None) -> tuple[TombstoneInfo, ...]:
-    """All deletions that lie here, named or not: what was taken down once does not come back.
-
-    Raises CorruptManifestError for one that cannot be read.
-    """
-    named = pointer.deleted if pointer is not None else ()
-    found = list(named)
-    for name in objects.list(DELETED_PREFIX):
-        if not valid_tombstone_name(name) or name in {info.name for info in named}:
-            continue
-        data = objects.get(name, max_bytes=MAX_TOMBSTONE_BYTES)
-        try:
-            decode_tombstone(data, manifest, what=name)
-        except CorruptManifestError as error:
-            raise CorruptManifestError(
-                f"{objects.uri}: {error}. It says what was deleted: restore it from a copy of the store, or "
-                "remove it, and what it says is handed out again"
-            ) from error
-        found.append(TombstoneInfo(name, len(data), index_segments.checksum(data)))
-    return tuple(found)

@@ -11,11 +11,14 @@ from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import CorruptShardError, StoreChangedError, StoreError
 from logitstore.index import segments as index_segments
 from logitstore.index.changes.compaction import write_segment_objects
-from logitstore.index.changes.gathering import Known, gather, tombstones
+from logitstore.index.changes.deletions_found import deletions_for, find_deletions
+from logitstore.index.changes.gathering import Known, gather
 from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, ShardPlace, shard_place
+from logitstore.index.deletions import DeletedRecords, DeletedSequences
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, encode_pointer
-from logitstore.manifest.fields import LabelSpec, ShardEntry
+from logitstore.manifest.fields import RECORD_PARTS, LabelSpec, Manifest, ShardEntry
+from logitstore.manifest.reading import manifest_hash
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.schema import MAX_SHARD_BYTES
@@ -43,33 +46,38 @@ class RebuildResult:
 
 
 def rebuild_index(
-    objects: Objects,
-    manifest: str,
-    labels: LabelSpec,
-    codebooks: CodebookSet | None,
-    progress: Progress | None = None,
+    objects: Objects, head: Manifest, codebooks: CodebookSet | None, progress: Progress | None = None
 ) -> RebuildResult:
     """Write an index of every unit that has a sound shard here, or that a readable record or segment has.
 
     Reads every shard. Entries of the present index and of commit records are taken before those of old
-    segments, and those before what only the shard tells. Deletes nothing. `manifest` is the manifest's
-    hash.
+    segments, and those before what only the shard tells. Deletes no labels. Deleted records stay deleted,
+    also in shards that nothing named before.
 
-    Raises StoreChangedError if the index is replaced meanwhile, CorruptManifestError for a deletion that
-    cannot be read, and what reading objects raises.
+    Raises StoreChangedError if the index is replaced meanwhile, CorruptManifestError and
+    ObjectNotFoundError for a deletion that cannot be read, and what reading objects raises.
     """
+    manifest, labels = manifest_hash(head), head.labels
     known = gather(objects, manifest)
-    deleted = tombstones(objects, manifest, known.pointer)
-    sound, num_unreadable = _read_shards(objects, manifest, labels, codebooks, known, progress)
-    chosen, num_rivals = _choose(known, sound)
+    deletions = find_deletions(objects, manifest, known.pointer)
+    deleted = deletions.records(has_parts=RECORD_PARTS in head.features)
+    sound, num_unreadable = _read_shards(objects, manifest, labels, codebooks, known, deleted, progress)
+    chosen, num_rivals = _choose(known, [record for record, _ in sound])
     records = sorted(chosen.values(), key=lambda record: record.shard.unit_index)
     segments = (write_segment_objects(objects, records, secrets.token_hex(8)),) if records else ()
+    tombstones = deletions_for(
+        objects,
+        manifest,
+        deletions,
+        {record.attempt: unit for record, unit in sound},
+        frozenset(record.attempt for record in records),
+    )
     pointer = IndexPointer(
         generation=known.pointer.generation + 1 if known.pointer is not None else 1,
         manifest=manifest,
         segments=segments,
         dropped=known.dropped,
-        deleted=deleted,
+        deleted=tombstones,
     )
     data = encode_pointer(pointer)
     if known.etag is None:
@@ -80,6 +88,7 @@ def rebuild_index(
         raise StoreChangedError(
             f"{objects.uri}: {INDEX_NAME} was replaced while it was being rebuilt; stop the job, then repeat"
         )
+    objects.delete_many(info.name for info in deletions.infos if info not in tombstones)
     builder = IdBuilder(objects, labels, lambda: codebooks)
     not_indexed = [builder.build(info, index_segments.entries_to_table(records)) for info in segments]
     from_records = sum((unit, record.attempt) in known.records for unit, record in chosen.items())
@@ -100,11 +109,13 @@ def _read_shards(
     labels: LabelSpec,
     codebooks: CodebookSet | None,
     known: Known,
+    deleted: DeletedRecords,
     progress: Progress | None,
-) -> tuple[list[tuple[ShardPlace, CommitRecord]], int]:
-    """A record for each sound shard whose attempt was not dropped, and how many cannot be read."""
+) -> tuple[list[tuple[CommitRecord, DeletedSequences | None]], int]:
+    """A record for each sound shard whose attempt was not dropped, with its sequences that are deleted, and
+    how many shards cannot be read."""
     dropped = {(one.unit_id, one.attempt) for one in known.dropped}
-    found: list[tuple[ShardPlace, CommitRecord]] = []
+    found: list[tuple[CommitRecord, DeletedSequences | None]] = []
     num_unreadable = 0
     infos = objects.list_info(SHARDS_PREFIX)
     for done, info in enumerate(infos):
@@ -114,7 +125,7 @@ def _read_shards(
         if place is None or (place.unit_id, place.attempt) in dropped:
             continue
         try:
-            entry = entry_of_shard(objects, info, place, labels, codebooks)
+            entry, unit = _read_shard(objects, info, place, labels, codebooks, deleted)
         except OSError:
             raise
         except StoreError as error:
@@ -124,26 +135,37 @@ def _read_shards(
         standing = known.records.get((place.unit_id, place.attempt))
         if standing is None or standing.shard.checksum != entry.checksum:
             standing = CommitRecord(place.attempt, manifest, entry)
-        found.append((place, standing))
+        found.append((standing, unit))
     return found, num_unreadable
 
 
-def entry_of_shard(
-    objects: Objects, info: ObjectInfo, place: ShardPlace, labels: LabelSpec, codebooks: CodebookSet | None
-) -> ShardEntry:
-    """The entry that a shard's commit record would hold, but for rejects and times. Reads all of it.
+def _read_shard(
+    objects: Objects,
+    info: ObjectInfo,
+    place: ShardPlace,
+    labels: LabelSpec,
+    codebooks: CodebookSet | None,
+    deleted: DeletedRecords,
+) -> tuple[ShardEntry, DeletedSequences | None]:
+    """The entry that a shard's commit record would hold, but for rejects and times, and what is deleted of
+    it. Reads all of it.
 
     Raises CorruptShardError for what is no shard of this store.
     """
     if info.num_bytes > MAX_SHARD_BYTES:
         raise CorruptShardError(f"{info.name} has {info.num_bytes} bytes, a shard at most {MAX_SHARD_BYTES}")
     data = objects.get(info.name, max_bytes=info.num_bytes)
-    num_sequences = num_rows = num_tokens = 0
+    num_sequences = num_rows = num_tokens = gone_rows = gone_tokens = 0
+    gone: list[int] = []
     for sequence in ShardReader(io.BytesIO(data), labels, codebooks).iter_sequences():
+        if sequence.record_id in deleted:
+            gone.append(num_sequences)
+            gone_rows += sequence.rows.num_rows
+            gone_tokens += len(sequence.token_ids_T)
         num_sequences += 1
         num_rows += sequence.rows.num_rows
         num_tokens += len(sequence.token_ids_T)
-    return ShardEntry(
+    entry = ShardEntry(
         unit_id=place.unit_id,
         unit_index=place.unit_index,
         name=info.name,
@@ -157,16 +179,17 @@ def entry_of_shard(
         worker="rebuild-index",
         committed_sec=info.modified_sec,
     )
+    unit = DeletedSequences(place.unit_id, place.attempt, tuple(gone), gone_rows, gone_tokens)
+    return entry, unit if gone else None
 
 
-def _choose(
-    known: Known, sound: list[tuple[ShardPlace, CommitRecord]]
-) -> tuple[dict[str, CommitRecord], int]:
+def _choose(known: Known, candidates: list[CommitRecord]) -> tuple[dict[str, CommitRecord], int]:
     """One record per unit and place: known and sound first, then sound, then known without a shard here."""
     dropped = {(one.unit_id, one.attempt) for one in known.dropped}
     order = {key: place for place, key in enumerate(known.records)}
-    candidates = [record for _, record in sound]
-    candidates.sort(key=lambda record: order.get((record.shard.unit_id, record.attempt), len(order)))
+    candidates = sorted(
+        candidates, key=lambda record: order.get((record.shard.unit_id, record.attempt), len(order))
+    )
     chosen: dict[str, CommitRecord] = {}
     places: dict[int, str] = {}
     num_rivals = 0

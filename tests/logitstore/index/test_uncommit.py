@@ -166,8 +166,12 @@ def test_most_units_are_not_taken_out_by_accident(
     assert len(LogitStore.open(store.uri).shards()) == 4
     assert main(["uncommit", store.uri, "--bad", "--most"]) == 0
     assert "3 units un-committed" in capsys.readouterr().out
-    assert main(["uncommit", store.uri, "--unit", "unit-0000"]) == 2
-    assert "has no unit 'unit-0000'" in capsys.readouterr().err
+    assert main(["uncommit", store.uri, "--unit", "unit-0000"]) == 0, "it may be repeated"
+    said = capsys.readouterr().out
+    assert "unit unit-0000 was un-committed before, and is not labeled again yet" in said
+    assert "0 units un-committed" in said
+    assert main(["uncommit", store.uri, "--unit", "unit-9999"]) == 2
+    assert "has no unit 'unit-9999'" in capsys.readouterr().err
 
 
 def test_an_index_names_only_so_many(store: LogitStore, monkeypatch: pytest.MonkeyPatch) -> None:

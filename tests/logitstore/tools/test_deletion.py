@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,6 +234,27 @@ def test_a_rebuilt_index_keeps_what_was_deleted(store: LogitStore) -> None:
     assert verify_store(rebuilt).problems == []
 
 
+def test_a_rebuilt_index_counts_a_deletion_once_that_lies_there_twice(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion that was killed before the index named it, and its repetition, which asked for more."""
+    store.compact()
+    real = LogitStore.replace_index
+    monkeypatch.setattr(LogitStore, "replace_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        delete_records(store, frozenset(["person-01"]), "asked for")
+    monkeypatch.setattr(LogitStore, "replace_index", real)
+    delete_records(store, frozenset(["person-00", "person-01"]), "asked for")
+    before = store.shards().column("num_rows").tolist()
+    rebuilt, _ = LogitStore.rebuild(store.uri)
+    assert left(rebuilt) == NAMES[2:]
+    assert rebuilt.shards().column("num_rows").tolist() == before
+    assert verify_store(rebuilt).errors == []
+    assert rebuilt.deletions.records == {digest_of(name).hex() for name in NAMES[:2]}
+    again, _ = LogitStore.rebuild(store.uri)
+    assert again.index_pointer()[0].deleted == rebuilt.index_pointer()[0].deleted, "nothing is written again"
+
+
 def test_not_while_a_job_is_at_work(store: LogitStore) -> None:
     from datetime import UTC, datetime
 
@@ -347,6 +369,63 @@ def test_a_purge_that_was_cut_off_is_repeated(store: LogitStore, monkeypatch: py
     monkeypatch.setattr(LogitStore, "replace_index", real)
     assert left(LogitStore.open(store.uri)) == [name for name in NAMES if name not in GONE]
     assert purge(LogitStore.open(store.uri)).num_shards == 3
+    assert {name: holders(store, name) for name in GONE} == {name: [] for name in GONE}
     found = verify_store(LogitStore.open(store.uri), grace_sec=-1)
     assert found.errors == []
-    assert found.garbage, "the shards and the segment of the first try"
+
+
+def test_a_purge_that_was_cut_off_after_the_swap_is_repeated(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had replaced is named by nothing then, and holds the deleted records."""
+    make_plan(store)
+    delete_records(store, GONE, "asked for")
+    real = LogitStore.replace_index
+
+    def replace_and_die(*given: Any) -> bool:
+        assert real(*given)
+        raise KeyboardInterrupt
+
+    store.compact()
+    monkeypatch.setattr(LogitStore, "replace_index", replace_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        purge(store)
+    monkeypatch.setattr(LogitStore, "replace_index", real)
+    again = LogitStore.open(store.uri)
+    assert all(holders(again, name) for name in GONE)
+    result = purge(again)
+    assert (result.num_shards, result.not_removed) == (0, "")
+    assert {name: holders(again, name) for name in GONE} == {name: [] for name in GONE}
+    assert left(LogitStore.open(store.uri)) == [name for name in NAMES if name not in GONE]
+
+
+def test_a_purge_removes_what_a_writer_left_that_lost_its_unit(store: LogitStore) -> None:
+    entry = next(iter(store.shards()))
+    with store.open_shard(entry) as reader:
+        sequences = list(reader.iter_sequences())
+    lost = store.write_attempt(entry.unit_id, entry.unit_index, sequences, [], 0.0, "late").shard.name
+    delete_records(store, frozenset([sequences[0].record_id]), "asked for")
+    assert lost in holders(store, sequences[0].record_id)
+    assert purge(store).not_removed == ""
+    assert holders(store, sequences[0].record_id) == []
+    assert holders(store, sequences[1].record_id) != []
+
+
+def test_a_purge_says_which_copies_it_had_to_leave(
+    store: LogitStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shard that no record names may be the only copy of its other records."""
+    sequences = [make_sequence("person-99"), make_sequence("person-98")]
+    name = store.write_attempt("unit-9999", 9999, sequences, [], 0.0, "died").shard.name
+    delete_records(store, frozenset(["person-99"]), "asked for")
+    assert main(["compact", store.uri, "--purge"]) == 1
+    said = capsys.readouterr().err
+    assert f"deleted records are still in objects: {name} holds them and no record names it" in said
+    assert main(["rebuild-index", store.uri]) == 0
+    assert "person-99" not in left(LogitStore.open(store.uri)), (
+        "the index has its shard, and it stays deleted"
+    )
+    assert verify_store(LogitStore.open(store.uri)).errors == []
+    assert main(["compact", store.uri, "--purge"]) == 0
+    assert holders(store, "person-99") == []
+    assert "person-98" in left(LogitStore.open(store.uri))
