@@ -277,7 +277,14 @@ class CommittedUnits:
         for name, data in zip(unseen, self._objects.get_many(unseen), strict=True):
             if data is None:
                 return False
-            record = self.decode_record(data, name)
+            try:
+                record = self.decode_record(data, name)
+            except CorruptManifestError:
+                place = record_place(name)
+                if place is None or place.unit_id not in self.compacted.unit_ids():
+                    raise
+                late.add(name)  # its unit is in the index, for example by `rebuild-index`
+                continue
             self.tail[record.shard.unit_id] = record
         for unit, record in list(self.tail.items()):
             if self.compacted.find(record.shard.unit_index, unit) is not None:

@@ -256,13 +256,24 @@ def test_a_rebuild_says_what_it_could_not_read(
     local_place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = make_store(local_place.uri, num_units=4, num_compacted=2)
-    broken = [store.objects.list("shards/")[0], store.index_segments()[0][0].name, "index.json"]
+    broken = [
+        store.objects.list("shards/")[0],
+        store.objects.list("commits/")[0],
+        store.index_segments()[0][0].name,
+        "index.json",
+    ]
     for name in broken:
         store.objects.put(name, store.objects.get(name)[:-20])
     assert main(["rebuild-index", local_place.uri, "--json"]) == 0
     said = capsys.readouterr()
     assert [name for name in broken if f"left out: {name}" not in said.err] == []
-    assert len(json.loads(said.out)["unread"]) == 3
+    assert len(json.loads(said.out)["unread"]) == 4
+    rebuilt = LogitStore.open(local_place.uri)
+    assert [entry.unit_index for entry in rebuilt.shards()] == [1, 2, 3]
+    assert broken[1] in rebuilt.late_records()
+    rebuilt.commit_unit("unit-0009", 9, make_unit(9)[1], seconds=0, worker="w")
+    rebuilt.compact()
+    assert store.objects.list("commits/") == []
 
 
 def test_a_rebuild_drops_no_deletion(local_place: Place) -> None:
