@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 from labeler.curation.check_program import NO_VERDICT, CheckProgram, VerdictKind, command_parts, question_line
 from labeler.curation.check_records import Records, record_of, refuse_missing
 from logitstore.common.config_file import ConfigError
+from logitstore.common.whole_file import write_whole
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
@@ -149,9 +149,7 @@ def _report(
 
 def _write(path: Path, report: CheckReport) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(asdict(report), indent=1) + "\n")
-    os.replace(part, path)
+    write_whole(path, json.dumps(asdict(report), indent=1) + "\n")
 
 
 def _contents(settings: CheckSettings, records: Records | None) -> dict[str, str]:

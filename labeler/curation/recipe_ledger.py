@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,4 @@ def read_ledger(path: Path) -> dict[str, StepRecord]:
 
 
 def write_ledger(path: Path, ledger: Mapping[str, StepRecord]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({name: asdict(record) for name, record in ledger.items()}, indent=1) + "\n")
-    os.replace(part, path)
+    write_whole(path, json.dumps({name: asdict(record) for name, record in ledger.items()}, indent=1) + "\n")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.whole_file import write_whole
 from logitstore.contamination.near import Match, NearTexts, Partner
 from logitstore.contamination.prompt_texts import PromptText, Unreadable
 
@@ -267,6 +268,4 @@ def _line(value: Any) -> bytes:
 
 
 def _write_report(paths: SiftPaths, report: SiftReport) -> None:
-    part = _part(paths.report)
-    part.write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n")
-    os.replace(part, paths.report)
+    write_whole(paths.report, json.dumps(asdict(report), indent=1) + "\n")

@@ -6,6 +6,9 @@ import os
 import secrets
 from pathlib import Path
 
+PARTS = ".*.part"
+"""Pattern of what a process leaves that is killed while it writes."""
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write UTF-8 text to a new name beside `path` and rename it, which replaces an earlier file.

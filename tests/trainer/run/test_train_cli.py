@@ -486,3 +486,13 @@ def test_stdout_is_the_metrics_alone_and_stderr_tells_the_steps(config, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split(":")[0] for line in lines] == ["step 1/4", "step 2/4", "step 4/4"]
     assert re.search(r"loss \d+\.\d{3}, distillation \d+\.\d{3}, .*top-1 agreement \d+\.\d%", lines[-1])
+
+
+def test_what_a_killed_start_left_of_its_files_is_removed(config, tmp_path):
+    """They would go to the Hub with the student."""
+    (tmp_path / "run").mkdir()
+    left = [tmp_path / "run" / name for name in (".before.json.0a1b.part", "snapshots.npzq1_w.tmp")]
+    for path in left:
+        path.write_text("half")
+    assert main(["run", str(config), "--quiet", *settings("training.max_steps=1")]) == 0
+    assert [path for path in left if path.exists()] == []

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from logitstore.common.whole_file import write_whole
 from trainer.parity.answering import Said, Work
 from trainer.parity.contamination import NUM_WORDS
 from trainer.parity.figures.gap import ENOUGH, Gap, Routing, gap_of, routing_of
@@ -57,7 +58,7 @@ def write_results(
         "gaps": {name: asdict(gap) for name, gap in gaps.items()},
         "routing": {name: curve.to_dict() for name, curve in curves.items()},
     }
-    (options.out / "parity.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(options.out / "parity.json", json.dumps(record, indent=1) + "\n")
     return record
 
 
