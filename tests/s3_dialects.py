@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from benchmarks.servers.serving import serving
+
 Dialect = Literal[
     "plain",
     "wants Content-MD5",
@@ -48,15 +50,8 @@ class DialectServer(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def run_dialect(dialect: Dialect) -> Iterator[DialectServer]:
-    server = DialectServer(dialect)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(DialectServer(dialect)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

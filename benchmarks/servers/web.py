@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from benchmarks.servers.serving import serving
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,8 @@ class WebServer(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def run_web_server(root: Path, habits: WebHabits | None = None) -> Iterator[WebServer]:
-    server = WebServer(root, habits or WebHabits())
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(WebServer(root, habits or WebHabits())) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,13 +6,13 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.servers.serving import serving
 from cluster.__main__ import main
 from cluster.errors import (
     ClusterError,
@@ -262,11 +262,8 @@ def not_ray() -> object:
         def log_message(self, format: str, *args: object) -> None:
             return
 
-    server = HTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(HTTPServer(("127.0.0.1", 0), Page)) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.mark.slow  # imports Ray

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from benchmarks.servers.serving import serving
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence
@@ -88,13 +88,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
 
 @pytest.fixture(scope="module")
 def address(stored: Stored) -> Iterator[str]:
-    server = ViewerServer([StoreView(stored.uri)], 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server.address
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(ViewerServer([StoreView(stored.uri)], 0)) as server:
+        yield server.address
 
 
 @pytest.fixture(scope="module")
@@ -451,10 +446,7 @@ def test_a_page_around_the_frame_stays_where_it_is(page: Page, stored: Stored, t
 
 def test_a_job_is_watched_to_its_end_without_reloading(page: Page, stored: Stored, tmp_path: Path) -> None:
     uri = tmp_path / "running"
-    server = ViewerServer([StoreView(str(uri))], 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(ViewerServer([StoreView(str(uri))], 0)) as server:
         page.goto(server.address)
         page.get_by_text("no store lies at").wait_for()
         store = LogitStore.create(str(uri), stored.store.manifest)
@@ -477,10 +469,6 @@ def test_a_job_is_watched_to_its_end_without_reloading(page: Page, stored: Store
         assert page.locator("details[open]").count() == 1, "a refresh closed what was open"
         keep(page, "watched")
         page.goto("about:blank")  # so that it does not miss the server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_a_student_with_its_own_prompt_is_shown_both(page: Page, stored: Stored, tmp_path: Path) -> None:
@@ -633,10 +621,7 @@ def test_the_lab_fits_on_a_phone(page: Page, lab: tuple[str, Snapshots]) -> None
 def test_a_large_store_is_searched_sorted_and_linked_to(page: Page, tmp_path: Path, stored: Stored) -> None:
     store = LogitStore.create(str(tmp_path / "store"), replace(stored.store.manifest, codebooks=None))
     fill_large_store(store, 12, 50, stored.tokenizer.encode("abcdefghijklm ").ids)
-    server = ViewerServer([StoreView(store.uri)], 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(ViewerServer([StoreView(store.uri)], 0)) as server:
         page.goto(f"{server.address}#store=0&page=0")
         expect(page.locator("#range")).to_have_text("1 to 50 of 600")
         page.keyboard.press("Tab")
@@ -664,7 +649,3 @@ def test_a_large_store_is_searched_sorted_and_linked_to(page: Page, tmp_path: Pa
         page.wait_for_selector("#p5.chosen")
         assert page.locator("#sequence h2").inner_text() == "11-40"
         page.goto("about:blank")
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.servers.serving import serving
 from logitstore.__main__ import main
 from logitstore.job_objects import STATUS_NAME, Cost
 from logitstore.records import Reject
@@ -63,13 +64,8 @@ def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def server(store_uri: str, tmp_path: Path) -> Iterator[ViewerServer]:
     jobs = tmp_path / "jobs.json"
     jobs.write_text(json.dumps([{"id": "job-1", "state": "RUNNING", "store": str(tmp_path / "of-the-job")}]))
-    made = ViewerServer([StoreView(store_uri), StoreView(str(tmp_path / "not-yet"))], 0, jobs)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with serving(ViewerServer([StoreView(store_uri), StoreView(str(tmp_path / "not-yet"))], 0, jobs)) as made:
+        yield made
 
 
 def get(server: ViewerServer, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:

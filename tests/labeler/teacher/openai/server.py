@@ -19,6 +19,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+from benchmarks.servers.serving import serving
 from tests.labeler import engines
 
 SERVED = "demo"
@@ -155,11 +156,5 @@ def faulty_proxy(upstream: str) -> Iterator[tuple[FaultyProxy, str]]:
                 proxy.sends_whole(answer)
                 self._send(status, answer)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         yield proxy, f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -6,7 +6,6 @@ It samples by the request's seed from all ids, and refuses what vLLM's refuses: 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from benchmarks.servers.serving import serving
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.fake import FakeTeacher
 from tests.labeler.teacher.openai.server import KEY, SERVED
@@ -138,10 +138,5 @@ def stand_in_server(folder: Path) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
