@@ -17,6 +17,7 @@ from logitstore.common.settings_list import add_form, listed
 from trainer.parity.arguments import add_parity
 from trainer.run.config import TrainConfig, checked_config, config_document, resolved
 from trainer.run.found import find_settings
+from trainer.run.hushing import hush_libraries
 from trainer.sweep.grid import SEED, Axis, points_of, read_axis
 from trainer.sweep.summary import FIGURES, record
 
@@ -189,10 +190,12 @@ def _train(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     if config is None:
         return 0
+    quiet = arguments.quiet or arguments.json
+    hush_libraries(bars=not quiet)
     from trainer.run.report import training_table  # torch and transformers take seconds to import
     from trainer.run.train import train
 
-    metrics = train(config, restart=arguments.restart, quiet=arguments.quiet or arguments.json)
+    metrics = train(config, restart=arguments.restart, quiet=quiet)
     if not _is_first_process():
         return 0
     if arguments.json:
@@ -210,6 +213,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     if config is None:
         return 0
+    hush_libraries(bars=not (arguments.quiet or arguments.json))
     from trainer.run.evaluation import evaluate_model
     from trainer.run.report import evaluation_table
 

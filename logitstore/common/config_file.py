@@ -24,15 +24,28 @@ class ConfigError(ValueError):
 def read_document(path: str, *, what: str) -> dict[str, Any]:
     """The tables of a TOML (or resolved .json) file. `what` names its kind in errors, like "job"."""
     try:
-        with open(path, "rb") as file:
-            document = json.load(file) if path.endswith(".json") else tomllib.load(file)
+        with open(
+            path, encoding="utf-8-sig", newline=""
+        ) as file:  # editors of Windows begin a file with a mark
+            text = file.read()
+        document = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(
             f"no {what} file at {path!r}: give the path of a TOML file, or use --set alone"
         ) from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"cannot read the {what} file {path!r}: it is a folder; give the TOML file, or the resolved "
+            ".json, that lies in it"
+        ) from None
     except OSError as error:
         raise ConfigError(f"cannot read the {what} file {path!r}: {error.strerror}; check the path") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not a valid {what} file: byte {error.start} is {error.object[error.start]:#04x}, which "
+            "is not UTF-8; save it as UTF-8 text"
+        ) from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not a valid {what} file: {error}; correct the syntax") from None
     if not isinstance(document, dict):
         raise ConfigError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from logitstore.common.config_file import (
     ConfigError,
@@ -193,6 +193,13 @@ class RunOutputConfig(Section):
 
     folder: HomePath
     """Gets the model, metrics.json, the resolved configuration, logs and checkpoints."""
+
+    @field_validator("folder")
+    @classmethod
+    def _named(cls, folder: str) -> str:
+        if not folder.strip():
+            raise ValueError("it names no folder, and none is assumed; give a path")
+        return folder
 
 
 class TrainConfig(Section):

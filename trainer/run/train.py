@@ -67,6 +67,8 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     train_set, held_out = datasets(config, tokenizer)
     finished = None if restart else finished_run(folder, config, train_set)
     if finished is not None:
+        if not quiet and train_set.topology.rank == 0:
+            print(f"finished before: nothing is trained; {folder} has this run's student", file=sys.stderr)
         return finished
     checkpoint = None if restart else unfinished_run(folder, config, train_set)
     width = train_set.sources[0].manifest.labels.vocab_size

@@ -436,6 +436,7 @@ def test_dry_run_prints_every_setting(config, capsys):
     ("override", "words"),
     [
         ("loss.alpha=1.5", "loss.alpha = 1.5"),
+        ("output.folder=", "output.folder = '': it names no folder"),
         ("loss.alhpa=0.5", "loss.alhpa is not a setting"),
         ("student.model=x", "give exactly one of student.model"),
         ("student.small.hidden_size=33", "hidden_size=33 must be a multiple of num_heads=2"),
@@ -481,7 +482,13 @@ def test_sizes():
 def test_stdout_is_the_metrics_alone_and_stderr_tells_the_steps(config, capsys):
     few = ["--set", "training.max_steps=4", "--set", "training.logging_steps=2"]
     assert main(["train", str(config), *few, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["num_steps"] == 4
+    told = capsys.readouterr()
+    assert json.loads(told.out)["num_steps"] == 4
+    assert "Writing model shards" not in told.err
+    assert main(["train", str(config), *few]) == 0
+    assert "finished before: nothing is trained" in capsys.readouterr().err
+    assert main(["eval", str(config), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
     assert main(["train", str(config), *few, "--restart"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split(":")[0] for line in lines] == ["step 1/4", "step 2/4", "step 4/4"]

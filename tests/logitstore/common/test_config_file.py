@@ -1,0 +1,21 @@
+"""Configuration files as editors save them, and files that are none."""
+
+import pytest
+
+from logitstore.common.config_file import ConfigError, read_document
+
+
+@pytest.mark.parametrize(("name", "text"), [("run.toml", 'a = "é"\r\n'), ("run.json", '{"a": "é"}')])
+def test_the_mark_that_editors_of_windows_put_first_is_no_syntax_error(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert read_document(str(path), what="training") == {"a": "é"}
+
+
+def test_other_encodings_and_folders_are_named_with_the_remedy(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes('a = "é"'.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"byte 0 is 0xff, which is not UTF-8; save it as UTF-8 text"):
+        read_document(str(path), what="training")
+    with pytest.raises(ConfigError, match=r"it is a folder; give the TOML file"):
+        read_document(str(tmp_path), what="training")
