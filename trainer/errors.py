@@ -39,3 +39,9 @@ class CacheFullError(TrainerError, OSError):
 
 class ReshardingError(TrainerError, RuntimeError):
     """Something divides data among processes that the dataset has divided already."""
+
+
+class RunBusyError(TrainerError, RuntimeError):
+    """Another process trains into the same folder."""
+
+    exit_status = 5

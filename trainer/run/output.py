@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,16 +124,20 @@ def check_place(folder: Path) -> None:
         )
 
 
-def finished_run(folder: Path, config: TrainConfig, train_set: StreamingLogitDataset) -> RunMetrics | None:
+def finished_run(
+    folder: Path, config: TrainConfig, train_set: StreamingLogitDataset, held_out: StreamingLogitDataset
+) -> RunMetrics | None:
     """What the same run left when it finished before; None if it did not, or was another."""
     saved, metrics = _saved_settings(folder), _saved_metrics(folder)
     if saved is None or metrics is None:
         return None
-    same = saved == resolved(config) and _digests(metrics) == [source.digest for source in train_set.sources]
-    return RunMetrics(**metrics) if same else None
+    changed = _changed_contents(config, metrics, train_set, held_out)
+    return RunMetrics(**metrics) if saved == resolved(config) and not changed else None
 
 
-def unfinished_run(folder: Path, config: TrainConfig, train_set: StreamingLogitDataset) -> str | None:
+def unfinished_run(
+    folder: Path, config: TrainConfig, train_set: StreamingLogitDataset, held_out: StreamingLogitDataset
+) -> str | None:
     """The checkpoint to go on from, if there is one.
 
     Raises ConfigError if the folder holds checkpoints or a student of another run, or a finished student
@@ -158,9 +162,7 @@ def unfinished_run(folder: Path, config: TrainConfig, train_set: StreamingLogitD
             "replaces what is there"
         )
     if metrics is not None and not (checkpoint is not None and _goes_further(config, saved, metrics)):
-        changed = list(differences.values())
-        if _digests(metrics) != [source.digest for source in train_set.sources]:
-            changed.append("the contents of data.stores")
+        changed = [*differences.values(), *_changed_contents(config, metrics, train_set, held_out)]
         raise ConfigError(
             f"{folder} holds a finished student of {metrics['num_steps']} steps, made otherwise than now "
             f"({'; '.join(changed)}). To go on from its checkpoint, raise training.max_steps or "
@@ -196,8 +198,24 @@ def _saved_metrics(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _digests(metrics: Mapping[str, Any]) -> list[str]:
-    return [store["digest"] for store in metrics["stores"]]
+def _changed_contents(
+    config: TrainConfig,
+    metrics: Mapping[str, Any],
+    train_set: StreamingLogitDataset,
+    held_out: StreamingLogitDataset,
+) -> list[str]:
+    """Which of a finished run's stores hold something else now."""
+    changed = []
+    if _digests(metrics["stores"]) != [source.digest for source in train_set.sources]:
+        changed.append("the contents of data.stores")
+    evaluated = [] if config.evaluation.stores is None else [source.digest for source in held_out.sources]
+    if _digests(metrics.get("evaluation_stores", ())) != evaluated:
+        changed.append("the contents of evaluation.stores")
+    return changed
+
+
+def _digests(stores: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [store["digest"] for store in stores]
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ configuration), `metrics.json` (see `RunMetrics`), `checkpoints/` and `tensorboa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import sys
@@ -32,6 +33,7 @@ from trainer.hf.quantize import fake_quantize, save_quantized
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.run.advice import advice_on, notes_on_texts
 from trainer.run.config import TrainConfig
+from trainer.run.only_run import only_run
 from trainer.run.output import (
     CHECKPOINTS_NAME,
     RunMetrics,
@@ -52,25 +54,44 @@ from trainer.run.watch.samples import SampledAnswers, held_out_prompts
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+    from transformers import PreTrainedTokenizerBase
 
 
 def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) -> RunMetrics:
     """Run it, or go on from the last checkpoint in the output folder, or return what a finished run left.
 
     Raises ConfigError and GuardError before anything is trained, and StoreError for a store that cannot
-    be read.
+    be read; RunBusyError while another process trains into the folder.
     """
     folder = Path(config.output.folder)
     check_place(folder)
     check_packages(config)
     tokenizer = load_tokenizer(config.student, config.data.stores)
     train_set, held_out = datasets(config, tokenizer)
-    finished = None if restart else finished_run(folder, config, train_set)
-    if finished is not None:
-        if not quiet and train_set.topology.rank == 0:
-            print(f"finished before: nothing is trained; {folder} has this run's student", file=sys.stderr)
-        return finished
-    checkpoint = None if restart else unfinished_run(folder, config, train_set)
+    is_first = train_set.topology.rank == 0
+    with only_run(folder) if is_first else contextlib.nullcontext():
+        finished = None if restart else finished_run(folder, config, train_set, held_out)
+        if finished is not None:
+            if not quiet and is_first:
+                print(
+                    f"finished before: nothing is trained; {folder} has this run's student", file=sys.stderr
+                )
+            return finished
+        checkpoint = None if restart else unfinished_run(folder, config, train_set, held_out)
+        return _train(config, tokenizer, train_set, held_out, checkpoint, restart=restart, quiet=quiet)
+
+
+def _train(
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train_set: StreamingLogitDataset,
+    held_out: StreamingLogitDataset,
+    checkpoint: str | None,
+    *,
+    restart: bool,
+    quiet: bool,
+) -> RunMetrics:
+    folder = Path(config.output.folder)
     width = train_set.sources[0].manifest.labels.vocab_size
     model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
     quantization = quantization_of(config.student)

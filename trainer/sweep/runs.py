@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import blanked_places
 from logitstore.common.whole_file import write_whole
+from logitstore.store import LogitStore
 from trainer.run.config import resolved
 from trainer.sweep.grid import Point
 
@@ -76,7 +77,7 @@ def run_points(
 
 
 def finished_metrics(point: Point) -> dict[str, Any] | None:
-    """What this very run left when it finished before."""
+    """What a run of these settings left when it finished before."""
     folder = Path(point.config.output.folder)
     try:
         settings = json.loads((folder / CONFIG_NAME).read_bytes())
@@ -84,6 +85,21 @@ def finished_metrics(point: Point) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return metrics if settings == json.loads(json.dumps(resolved(point.config))) else None
+
+
+def is_of_these_stores(metrics: Mapping[str, Any], point: Point) -> bool:
+    """Whether the stores hold what the run read; not known, and so False, where it read plain text too.
+
+    A run that is started again finds out for itself. Raises StoreError for a store that cannot be read.
+    """
+    data, evaluation = point.config.data, point.config.evaluation
+    if data.texts:
+        return False
+    read = [*metrics["stores"], *metrics.get("evaluation_stores", ())]
+    stores = [*data.stores, *(evaluation.stores or ())]
+    return [store["digest"] for store in read] == [
+        LogitStore.open(store.uri, storage_options=store.storage_options).digest for store in stores
+    ]
 
 
 class _Runner:
@@ -99,7 +115,7 @@ class _Runner:
 
     def run(self, point: Point) -> Outcome:
         found = None if self._restart else finished_metrics(point)
-        if found is not None:
+        if found is not None and is_of_these_stores(found, point):
             return Outcome(point, "finished before", found)
         folder = Path(point.config.output.folder)
         folder.parent.mkdir(parents=True, exist_ok=True)

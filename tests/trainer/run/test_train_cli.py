@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.trainer.run.conftest import VOCABULARY, settings
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
 from trainer.run.config import load_config
+from trainer.run.only_run import only_run
 from trainer.run.settings.data import parse_bytes
 
 
@@ -332,6 +334,13 @@ def test_evaluation_may_have_stores_of_its_own(config, tmp_path, capsys):
     assert (metrics["stores"][0]["num_sequences"], metrics["stores"][0]["num_held_out"]) == (60, 0)
     assert main(["eval", str(config), "--json", *given]) == 0
     assert json.loads(capsys.readouterr().out)["num_sequences"] == 9
+    # Figures on what the store held before are not those of the store.
+    shutil.rmtree(tmp_path / "own")
+    make_store(
+        tmp_path / "own", (7,), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64, prefix="own"
+    )
+    assert main(["train", str(config), "--json", *given]) == 2
+    assert "made otherwise than now (the contents of evaluation.stores)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -423,6 +432,15 @@ def test_ctrl_c_in_a_training_is_one_line(config, tmp_path):
     assert training.returncode == 130
     assert "Traceback" not in told
     assert "penumbra train: interrupted; the same command goes on" in told
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_is_at_work(config, tmp_path, capsys):
+    with only_run(tmp_path / "run"):
+        assert main(["run", str(config), "--quiet"]) == 5
+    assert f"another process trains into {tmp_path / 'run'}; wait" in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
+    with only_run(tmp_path / "run"):
+        pass  # the lock ended with the first
 
 
 def test_dry_run_prints_every_setting(config, capsys):

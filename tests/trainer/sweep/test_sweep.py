@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from transformers import PreTrainedTokenizerFast
 
 from logitstore.common.config_file import ConfigError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
 from trainer.sweep.certainty import student_t_below, verdict
 from trainer.sweep.grid import points_of, read_axis
+from trainer.sweep.runs import is_of_these_stores
 
 VOCABULARY = {f"t{index}": index for index in range(64)}
 BASE = {"student": {"model": "m"}, "data": {"stores": "s"}, "output": {"folder": "out"}}
@@ -137,3 +140,23 @@ def test_an_interrupted_sweep_goes_on_and_shows_its_runs(
     assert f"{kls[1]:.4f}" in page
     next_command = out.strip().splitlines()[-1].partition("penumbra train ")[2].split()
     assert next_command == ["eval", f"{tmp_path}/sweep/runs/learning_rate=0.01_seed=0/train.json"]
+
+
+@pytest.mark.parametrize("kind", ["data", "evaluation"])
+def test_a_run_over_what_a_store_held_before_is_not_a_finished_one(tmp_path: Path, kind: str) -> None:
+    for name in ("data", "evaluation"):
+        make_store(tmp_path / name, (6,), fingerprint="f", tokenizer_size=64)
+    document = {
+        **BASE,
+        "data": {"stores": str(tmp_path / "data")},
+        "evaluation": {"stores": str(tmp_path / "evaluation")},
+    }
+    (point,) = points_of(document, [read_axis("training.seed=0")], str(tmp_path / "sweep"), None)
+    metrics = {
+        "stores": [{"digest": LogitStore.open(str(tmp_path / "data")).digest}],
+        "evaluation_stores": [{"digest": LogitStore.open(str(tmp_path / "evaluation")).digest}],
+    }
+    assert is_of_these_stores(metrics, point)
+    shutil.rmtree(tmp_path / kind)
+    make_store(tmp_path / kind, (6,), seed=1, fingerprint="f", tokenizer_size=64)
+    assert not is_of_these_stores(metrics, point)
