@@ -25,6 +25,7 @@ from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.texts import prompt_and_answer
+from logitstore.objects.opening import normalise_uri
 from logitstore.rows.conditions import Columns, Outcome
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
@@ -105,6 +106,9 @@ def check_responses(
             has no record, or the program does not work.
         UnsupportedInputError: the store's tokens have no text here, or nothing is left.
     """
+    if out.is_file() or normalise_uri(out) == store.uri:
+        what = "a file" if out.is_file() else "the store itself"
+        raise ConfigError(f"--out {out} is {what}; name a folder that is not there yet")
     if records is not None:
         refuse_missing(store, records)
     begun = CheckReport(store.digest, asdict(settings) | _contents(settings, records))

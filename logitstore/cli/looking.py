@@ -46,7 +46,7 @@ def inspect(args: argparse.Namespace) -> int:
         found = inspect_store(store, max_rows=args.max_rows, target_mass=args.mass, progress=progress)
     if args.json:
         context.print_json(found)
-    elif not args.quiet:
+    else:
         print_inspection(found, Console())
     return context.OK
 

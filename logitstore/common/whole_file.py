@@ -6,6 +6,8 @@ import os
 import secrets
 from pathlib import Path
 
+from logitstore.errors import UnsupportedInputError
+
 PARTS = ".*.part"
 """Pattern of what a process leaves that is killed while it writes."""
 
@@ -25,3 +27,15 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises UnsupportedInputError for what a user names and a new file must not take the place of.
+
+    A rename would put a plain file where a device or a pipe is, such as /dev/stdout, or the link to it.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+        what = "a link" if path.is_symlink() else "a device or a pipe"
+        raise UnsupportedInputError(
+            f"{path} is {what}, in whose place a file would be put; name a file, or a folder's new file"
+        )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from logitstore.common.whole_file import check_replaceable
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, Render, reasoning_apart, renderer
 from logitstore.records import LabeledSequence
@@ -42,6 +43,7 @@ def export_texts(
 
     Raises UnsupportedInputError where the store keeps no tokenizer, or no sequence could be written.
     """
+    check_replaceable(path)
     texts, reason = choose_texts(store, tokenizer)
     if not texts.known:
         raise UnsupportedInputError(f"{store.uri}: text needs a tokenizer: {reason}")

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
-from logitstore.errors import ObjectStoreError, UnsafeNameError, UnsafeObjectError
+from logitstore.errors import (
+    ObjectStoreError,
+    UnsafeNameError,
+    UnsafeObjectError,
+    UnsupportedInputError,
+)
 
 MAX_NAME_LENGTH = 512
 READ_BUFFER_BYTES = 64 * 1024
@@ -228,6 +233,11 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
     text = os.fspath(uri)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
+    if not text.strip():
+        raise UnsupportedInputError(
+            "the address of a store is empty, as an unset variable of the shell is; give a folder or a URL, "
+            "the present folder as '.'"
+        )
     if is_local_uri(text):
         return os.path.abspath(os.path.expanduser(text))
     parts = urlsplit(text)

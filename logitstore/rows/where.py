@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.records import SEGMENT_NAMES
@@ -74,8 +78,8 @@ def read_ids(path: str | Path) -> frozenset[str]:
     try:
         with Path(path).open("rb") as file:
             record_ids = frozenset(
-                _id_of(line.rstrip(b"\r\n"), f"{path}:{number}")
-                for number, line in enumerate(file, start=1)
+                _id_of(line, f"{path}:{number}")
+                for number, line in enumerate(_lines(file), start=1)
                 if line.strip()
             )
     except OSError as error:
@@ -85,6 +89,13 @@ def read_ids(path: str | Path) -> frozenset[str]:
     if not record_ids:
         raise UnsupportedInputError(f"{path} has no record id; give a file with one record id a line")
     return record_ids
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines without their ends, and without the mark of UTF-8 that some editors put before the first."""
+    for index, line in enumerate(file):
+        text = line.rstrip(b"\r\n")
+        yield text.removeprefix(codecs.BOM_UTF8) if index == 0 else text
 
 
 def _id_of(line: bytes, where: str) -> str:
@@ -212,7 +223,10 @@ def _value(field: str, text: str) -> str | float:
     if field in TEXT_FIELDS:
         return text
     try:
-        return float(text) if field == "hash" else int(text)
+        number = float(text) if field == "hash" else int(text)
+        if math.isnan(number):
+            raise ValueError
+        return number
     except ValueError:
         kind = "a number of 0 to 1" if field == "hash" else "an integer"
         raise UnsupportedInputError(

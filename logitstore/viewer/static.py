@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from logitstore.common.whole_file import check_replaceable
 from logitstore.rows.selection import Selection
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.page import build_page
@@ -45,6 +46,7 @@ def write_static_page(
         StoreError: a store is missing or cannot be read.
         FileNotFoundError: no tokenizer at the given path.
     """
+    check_replaceable(Path(path))
     uris = [stores] if isinstance(stores, str) else list(stores)
     views = [StoreView(uri, tokenizer, storage_options, selection or Selection(), student) for uri in uris]
     html = static_page(views, max_sequences=max_sequences, top_k=top_k)

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from logitstore.errors import UnsupportedInputError
+
 
 class VocabularyDecoder(Protocol):
     """The part of `tokenizers.decoders.Decoder` used here: pickling gives its description as JSON."""
@@ -137,6 +139,7 @@ def load_token_texts(path: str | None) -> TokenTexts:
 
     Raises:
         FileNotFoundError: no `tokenizer.json` at the path.
+        UnsupportedInputError: what is there is no tokenizer.
         ModuleNotFoundError: the `tokenizers` package is not installed.
     """
     if path is None:
@@ -155,7 +158,12 @@ def load_token_texts(path: str | None) -> TokenTexts:
             "showing tokens as text needs the tokenizers package: pip install tokenizers, "
             "or leave --tokenizer out to see token ids"
         ) from error
-    return TokenTexts(Tokenizer.from_file(str(file)))
+    try:
+        return TokenTexts(Tokenizer.from_file(str(file)))
+    except Exception as error:  # the package raises bare Exceptions
+        raise UnsupportedInputError(
+            f"{file} is no tokenizer that this machine reads ({error}); name another with --tokenizer"
+        ) from error
 
 
 def _decoder_types(node: object) -> Iterable[str]:

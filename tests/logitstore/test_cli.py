@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -44,6 +45,8 @@ def test_inspect(store: LogitStore, capsys: pytest.CaptureFixture[str]) -> None:
         (item["top_k"] for item in found["mass_by_k"] if item["mass"]["1"] >= 0.5), None
     )
     assert main(["inspect", store.uri]) == 0
+    assert "Mass kept by K" in capsys.readouterr().out
+    assert main(["inspect", store.uri, "--quiet"]) == 0
     assert "Mass kept by K" in capsys.readouterr().out
 
 
@@ -172,6 +175,7 @@ def test_usage_errors_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["nosuch"],
         ["inspect"],
         ["inspect", "x", "--mass", "2"],
+        ["verify", "x", "--repair", "--grace-sec", "nan"],
         ["export", "x", "--to", "csv", "y"],
     ):
         with pytest.raises(SystemExit) as caught:
@@ -182,6 +186,32 @@ def test_usage_errors_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == f"penumbra {logitstore.__version__} (store)"
     assert main(["inspect", "/nonexistent/store"]) == 2
     assert "no store lies at /nonexistent/store" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["view"], *(["export", "--to", form] for form in ("npz", "parquet", "jsonl", "messages"))]
+)
+def test_no_device_and_no_link_is_replaced(
+    store: LogitStore, tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/stdout")
+    for path, what in ((pipe, "a device or a pipe"), (link, "a link")):
+        out = ["--out", str(path)] if command == ["view"] else [str(path)]
+        assert main([*command, store.uri, *out]) == 2
+        assert f"{path} is {what}" in capsys.readouterr().err
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+def test_a_file_that_is_no_tokenizer(
+    store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text("")
+    assert main(["head", store.uri, "--tokenizer", str(file)]) == 2
+    assert f"{file} is no tokenizer that this machine reads" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,10 @@ def add_check(commands: Any, epilog: str) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    if arguments.best < 1 or arguments.timeout_sec <= 0:
+    if arguments.best < 1 or not 0 < arguments.timeout_sec < math.inf:
         raise ConfigError(
-            f"--best {arguments.best} must be at least 1, --timeout-sec {arguments.timeout_sec:g} above 0"
+            f"--best {arguments.best} must be at least 1, --timeout-sec {arguments.timeout_sec:g} a "
+            "number above 0"
         )
     options = read_storage_options(arguments.storage_options)
     store = LogitStore.open(arguments.store, storage_options=options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from logitstore.cli.context import MAX_BLOCK_ENTRIES
 from logitstore.common.command import EXIT_STATUSES
@@ -56,4 +57,12 @@ def share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{value} must lie in (0, 1]")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A NaN would be neither younger nor older than anything."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{value} must be a number of seconds")
     return value

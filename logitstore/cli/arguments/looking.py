@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from logitstore.cli.arguments.command import Commands, add_command, positive, share
+from logitstore.cli.arguments.command import Commands, add_command, positive, seconds, share
 from logitstore.cli.selecting import add_selection
 from logitstore.contamination.evaluation_sets import DEFAULT_COSINE, DEFAULT_WORDS
 from logitstore.tools.inspection import RECOMMENDED_MASS
@@ -80,7 +80,7 @@ def add_verify(commands: Commands) -> None:
     parser.add_argument(
         "--grace-sec",
         metavar="SEC",
-        type=float,
+        type=seconds,
         default=DEFAULT_GRACE_SEC,
         help="uncommitted objects younger than this may have a living writer (default 3600)",
     )

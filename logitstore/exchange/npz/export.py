@@ -17,6 +17,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from logitstore.common.store_warning import StoreWarning
+from logitstore.common.whole_file import check_replaceable
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.fields import MIXED, RECORD_PARTS, SEGMENTS, LabelSpec
 from logitstore.records import LabeledSequence
@@ -42,6 +43,7 @@ def export_npz(
     Segments have no place in a capture, as masks and flags have none, and the labels mean the same without:
     they are left out with a StoreWarning. Raises UnsupportedInputError for features that change the meaning.
     """
+    check_replaceable(path)
     labels = cut_labels(store.manifest.labels, top_k)
     if SEGMENTS in store.manifest.features:
         warnings.warn(

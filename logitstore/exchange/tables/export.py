@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from logitstore.common.whole_file import check_replaceable
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.tables.ahead import made_ahead
 from logitstore.exchange.tables.arrays import bounded_groups, record_batch
@@ -141,8 +142,9 @@ def export_table(
 ) -> int:
     """Write the selected sequences as "parquet", "arrow" or "jsonl"; the number of sequences.
 
-    Raises UnsupportedInputError where the disk has no room for them.
+    Raises UnsupportedInputError where the disk has no room for them, or no file can take the path's place.
     """
+    check_replaceable(path)
     table = _Table(store, form, selection or Selection(), top_k)
     parts = table.selection.parts(store)
     table.require_room(str(path.parent), parts, announce)

@@ -183,6 +183,21 @@ def test_verdicts_of_another_program_or_other_records_do_not_count(
     assert f"with other {what} (" in capsys.readouterr().err
 
 
+def test_what_cannot_be_is_refused_before_the_program_is_asked(
+    traces: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = tmp_path / "asked"
+    command = shlex.join(["touch", str(asked)])
+    assert check(traces, command, "--timeout-sec", "nan") == 2
+    assert "--timeout-sec nan a number above 0" in capsys.readouterr().err
+    (tmp_path / "kept").write_text("")
+    assert check(traces, command) == 2
+    assert "kept is a file" in capsys.readouterr().err
+    assert check(traces, command, "--out", traces.uri) == 2
+    assert "is the store itself" in capsys.readouterr().err
+    assert not asked.exists()
+
+
 def test_a_program_that_does_not_read_is_timed_out(
     traces: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeNameError
+from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeNameError, UnsupportedInputError
 from logitstore.objects.opening import MAX_TAGGED_BYTES, Objects, normalise_uri
 from tests.conftest import Place
 
@@ -234,6 +234,9 @@ def test_uris() -> None:
     with pytest.raises(ObjectStoreError, match="credentials") as caught:
         normalise_uri("s3://key:hunter2@bucket/x")
     assert "hunter2" not in str(caught.value)
+    for empty in ("", " ", "file://"):  # else the present folder
+        with pytest.raises(UnsupportedInputError, match="address of a store is empty"):
+            normalise_uri(empty)
 
 
 def test_memory_file_system_for_reading_and_one_process() -> None:

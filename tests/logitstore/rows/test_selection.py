@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from logitstore.__main__ import main
-from logitstore.errors import CorruptManifestError, StoreChangedError, UnsupportedFormatError
+from logitstore.errors import (
+    CorruptManifestError,
+    StoreChangedError,
+    UnsupportedFormatError,
+    UnsupportedInputError,
+)
 from logitstore.exchange.merge import merge_stores
 from logitstore.manifest import reading
 from logitstore.manifest.fields import MIXED, ShardEntry
@@ -117,6 +122,11 @@ def test_what_holds_of_every_combination_is_what_python_says() -> None:
             assert all(outcomes[one][int(str(name)[1])] for name in kept for one in (0, 1)), text
 
 
+def test_what_is_no_number_is_refused() -> None:
+    with pytest.raises(UnsupportedInputError, match="hash with 'nan', but it is a number of 0 to 1"):
+        parse_selection("hash < nan")
+
+
 def test_files_of_ids(store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = tmp_path / "ids.txt"
     ids.write_bytes(b'record-1\r\n"record-4"\n\nnever labeled\n')
@@ -127,6 +137,8 @@ def test_files_of_ids(store: LogitStore, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["cat", store.uri, "--without-ids", str(ids), "--where", "unit_index = 1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["record_id"] for line in lines] == ["record-3", "record-5"]
+    ids.write_bytes(b"\xef\xbb\xbfrecord-1\r\nrecord-4\r\n")  # as some editors of Windows write it
+    assert [one.record_id for one in select_ids(ids).sequences(store)] == ["record-1", "record-4"]
     for content, says in (
         (b"\xff\n", "ids.txt:1"),
         (b"\n", "has no record id"),
