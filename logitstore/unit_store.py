@@ -131,11 +131,7 @@ class UnitStore(CommittedStore):
         if not entry.name:
             raise ValueError(f"unit {entry.unit_id} has no shard: every record of it was rejected")
         # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
-        file = (
-            self.open_whole(entry)
-            if whole
-            else self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
-        )
+        file = self.open_whole(entry) if whole else self._open(entry, 512)
         return self.reader_of(file, entry, deleted=deleted)
 
     def reader_of(self, file: BinaryIO, entry: ShardEntry, *, deleted: bool = False) -> ShardReader:
@@ -160,5 +156,20 @@ class UnitStore(CommittedStore):
             )
         if entry.num_bytes > MAX_WHOLE_BYTES:
             buffer_bytes = MAX_WHOLE_BYTES // 16
+            return self._open(entry, buffer_bytes)
+        try:
+            return io.BytesIO(self.objects.get(entry.name, max_bytes=entry.num_bytes))
+        except ObjectNotFoundError:
+            raise self._gone(entry) from None
+
+    def _open(self, entry: ShardEntry, buffer_bytes: int) -> BinaryIO:
+        try:
             return self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=buffer_bytes)
-        return io.BytesIO(self.objects.get(entry.name, max_bytes=entry.num_bytes))
+        except ObjectNotFoundError:
+            raise self._gone(entry) from None
+
+    def _gone(self, entry: ShardEntry) -> ObjectNotFoundError:
+        return ObjectNotFoundError(
+            f"{self.uri}: the shard {entry.name} of unit {entry.unit_id} is gone; run "
+            "`penumbra store verify`, which lists all that are and how to go on"
+        )

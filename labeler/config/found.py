@@ -164,8 +164,9 @@ def find_input(document: dict[str, Any]) -> list[str]:
             f"the fields {', '.join(map(repr, records[0]))}" if records else f"no record ({error or 'empty'})"
         )
         raise ConfigError(
-            f"input.kind cannot be found: {redact_uri(uri)!r} begins with {seen}; set --set input.kind=KIND, "
-            f"one of {', '.join(FIELDS_BY_KIND)}, and --set input.fields.ROLE=FIELD for fields of other names"
+            f"input.kind cannot be found: {redact_uri(uri)!r} begins with {seen}{_in_some(records)}; set "
+            f"--set input.kind=KIND, one of {', '.join(FIELDS_BY_KIND)}, and --set "
+            "input.fields.ROLE=FIELD for fields of other names"
         )
     section["kind"] = shape.kind
     if shape.fields or given:
@@ -190,6 +191,16 @@ def find_input(document: dict[str, Any]) -> list[str]:
     if shape.unused:
         line += f"; not read: {', '.join(shape.unused)}"
     return [line]
+
+
+def _in_some(records: list[dict[str, Any]]) -> str:
+    """What would tell the kind, were it not for some of the records."""
+    for role in ("messages", "token_ids", "prompt", "text"):
+        for name in FIELDS_OF_ROLE[role]:
+            count = sum(_fits(role, lookup_field(record, name)) for record in records)
+            if count:
+                return f", and {name!r} fits {role} in {count} of the first {len(records)} records only"
+    return ""
 
 
 def _lists_of_texts(records: list[dict[str, Any]], shape: Shape) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from logitstore.cli.arguments.command import share
 from logitstore.rows.conditions import FIELDS, UNIT_FIELDS
 from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection, select_ids, select_split
@@ -29,7 +30,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample",
         metavar="SHARE",
-        type=float,
+        type=share,
         help="about this share of the records: --split 0:SHARE",
     )
 

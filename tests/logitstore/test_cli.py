@@ -176,6 +176,7 @@ def test_usage_errors_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["inspect"],
         ["inspect", "x", "--mass", "2"],
         ["verify", "x", "--repair", "--grace-sec", "nan"],
+        ["cat", "x", "--sample", "2"],
         ["export", "x", "--to", "csv", "y"],
     ):
         with pytest.raises(SystemExit) as caught:
@@ -203,6 +204,24 @@ def test_no_device_and_no_link_is_replaced(
         assert f"{path} is {what}" in capsys.readouterr().err
     assert pipe.is_fifo()
     assert link.is_symlink()
+
+
+def test_a_shard_that_is_gone_is_named_with_the_way_on(
+    store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = store.shards()[1]
+    store.objects.delete(entry.name)
+    for command in (
+        ["head", "--rows", "99"],
+        ["inspect"],
+        ["cat"],
+        ["merge", "--out", str(tmp_path / "all")],
+    ):
+        assert main([command[0], store.uri, *command[1:]]) == 3
+        assert (
+            f"{entry.name} of unit {entry.unit_id} is gone; run `penumbra store verify`"
+            in capsys.readouterr().err
+        )
 
 
 def test_a_file_that_is_no_tokenizer(

@@ -74,6 +74,13 @@ def test_what_is_told_stays(tmp_path: Path) -> None:
     assert json.dumps(named) == before
 
 
+def test_a_field_that_some_records_lack_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"id": "a", "prompt": "x"}\n{"id": "b", "prompt": NaN}\n{"id": "c", "prompt": "z"}\n')
+    with pytest.raises(ConfigError, match="and 'prompt' fits prompt in 2 of the first 3 records only; set"):
+        find_settings({"input": {"uri": str(file)}, "workers": {"gpus": 0}})
+
+
 @pytest.mark.parametrize("content", ['{"a": 1, "b": 2}\n', "not JSON\n"])
 def test_a_kind_that_cannot_be_found_names_the_fields_and_the_remedy(content: str, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(content)
