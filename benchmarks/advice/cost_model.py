@@ -90,8 +90,8 @@ class Estimate:
 def estimate(scale: Scale, rates: Rates, prices: Prices) -> Estimate:
     """The model of the module's docstring. ValueError for a scale that is not positive."""
     for name in ("tokens", "replicas", "unit_tokens", "availability"):
-        if getattr(scale, name) <= 0:
-            raise ValueError(f"{name} = {getattr(scale, name)} must be positive")
+        if not 0 < getattr(scale, name) < math.inf:
+            raise ValueError(f"{name} = {getattr(scale, name)} must be a positive number; correct it")
     units = math.ceil(scale.tokens / scale.unit_tokens)
     # The last units finish at different times: on average a replica idles for half a unit.
     tokens_per_replica = scale.tokens / scale.replicas

@@ -64,3 +64,9 @@ def test_figures_are_found_by_k() -> None:
     figures = [Figure.of(name, 1.0, "B") for name in ("bytes_k8", "bytes_k128", "bytes_ids_k8", "other")]
     result = Result.of("storage", meaning="", columns=(), rows=(), figures=figures)
     assert figure_by_top_k(result, "bytes") == {8: 1.0, 128: 1.0}
+
+
+@pytest.mark.parametrize("tokens", [math.inf, math.nan])
+def test_a_number_of_tokens_that_is_none_is_refused_by_name(tokens: float) -> None:
+    with pytest.raises(ValueError, match=r"tokens = .* must be a positive number"):
+        estimate(dataclasses.replace(SCALE, tokens=tokens), RATES, PRICES)
