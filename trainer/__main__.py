@@ -17,7 +17,7 @@ from logitstore.common.settings_list import add_form, listed
 from trainer.parity.arguments import add_parity
 from trainer.run.config import TrainConfig, checked_config, config_document, resolved
 from trainer.run.found import find_settings
-from trainer.run.hushing import hush_libraries
+from trainer.run.watch.hushing import hush_libraries
 from trainer.sweep.grid import SEED, Axis, points_of, read_axis
 from trainer.sweep.summary import FIGURES, record
 
@@ -192,7 +192,7 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     quiet = arguments.quiet or arguments.json
     hush_libraries(bars=not quiet)
-    from trainer.run.report import training_table  # torch and transformers take seconds to import
+    from trainer.run.result.report import training_table  # torch and transformers take seconds to import
     from trainer.run.train import train
 
     metrics = train(config, restart=arguments.restart, quiet=quiet)
@@ -215,11 +215,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         return 0
     hush_libraries(bars=not (arguments.quiet or arguments.json))
     from trainer.run.evaluation import evaluate_model
-    from trainer.run.report import evaluation_table
+    from trainer.run.result.report import evaluation_table
 
     found = evaluate_model(config, arguments.model or config.output.folder, tell=_tell).to_dict()
     if arguments.picture is not None:
-        from trainer.run.pictures import draw_reliability
+        from trainer.run.result.pictures import draw_reliability
 
         draw_reliability(arguments.picture, found["calibration"])
     if arguments.json:

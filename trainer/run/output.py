@@ -20,8 +20,8 @@ from logitstore.students.snapshots import SNAPSHOTS_NAME
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.checkpoints import last_checkpoint
 from trainer.run.config import TrainConfig, resolved
-from trainer.run.model_card import RELIABILITY_NAME, CardFigures, model_card
-from trainer.run.pictures import draw_reliability
+from trainer.run.result.model_card import RELIABILITY_NAME, CardFigures, model_card
+from trainer.run.result.pictures import draw_reliability
 
 if TYPE_CHECKING:
     from trainer.hf.arguments import OfflineDistillationConfig

@@ -47,7 +47,7 @@ from trainer.run.output import (
 )
 from trainer.run.packages import check_packages
 from trainer.run.reading.datasets import collate_settings, datasets, real_size, store_losses
-from trainer.run.snapshots import SnapshotTaker
+from trainer.run.watch.snapshots import SnapshotTaker
 from trainer.run.student import load_student, load_tokenizer, quantization_of
 from trainer.run.watch.progress import show_progress
 from trainer.run.watch.samples import SampledAnswers, held_out_prompts

@@ -11,7 +11,7 @@ from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.evaluation.teacher_figures import teacher_figures
-from trainer.run.report import gap_closed
+from trainer.run.result.report import gap_closed
 
 
 @pytest.mark.parametrize("limit", [None, 9])
