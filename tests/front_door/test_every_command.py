@@ -8,6 +8,7 @@ for whole processes, is in `test_matrix.py`.
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import logging
 import os
@@ -190,6 +191,9 @@ class InterruptAt:
         if event != "call" or not self._parsed or "/tests/" in path or not path.startswith(str(ROOT)):
             return
         if "/.venv/" in path:
+            return
+        # Python itself ignores what is raised in a generator that it is throwing away.
+        if frame.f_code.co_flags & inspect.CO_GENERATOR:
             return
         self._left -= 1
         if not self._left:

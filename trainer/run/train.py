@@ -8,34 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
 from transformers import EarlyStoppingCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from logitstore.common.whole_file import write_whole
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checks.lengths import student_context
-from trainer.hf.evaluation.calibration import CalibrationSums
-from trainer.hf.evaluation.teacher_figures import calibration_record, teacher_figures
 from trainer.hf.quantize import fake_quantize, save_quantized
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.run.advice import advice_on, notes_on_texts
+from trainer.run.arguments import arguments_of
 from trainer.run.config import TrainConfig
 from trainer.run.only_run import only_run
 from trainer.run.output import (
-    CHECKPOINTS_NAME,
     RunMetrics,
     begin_run,
     check_place,
@@ -45,12 +38,13 @@ from trainer.run.output import (
     unfinished_run,
     write_evaluations,
 )
-from trainer.run.packages import check_packages
+from trainer.run.packages import check_packages, tracker_errors
 from trainer.run.reading.datasets import collate_settings, datasets, real_size, store_losses
-from trainer.run.watch.snapshots import SnapshotTaker
+from trainer.run.result.figures import RunTimes, run_metrics
 from trainer.run.student import load_student, load_tokenizer, quantization_of
 from trainer.run.watch.progress import show_progress
 from trainer.run.watch.samples import SampledAnswers, held_out_prompts
+from trainer.run.watch.snapshots import SnapshotTaker
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -97,7 +91,7 @@ def _train(
     quantization = quantization_of(config.student)
     if quantization is not None:
         fake_quantize(model, quantization)
-    arguments = _arguments(config, folder, real_size(config, train_set, model), quiet)
+    arguments = arguments_of(config, folder, real_size(config, train_set, model), quiet)
     board = open_tensorboard(config, folder, arguments)
     trainer = OfflineDistillationTrainer(
         model=model,
@@ -136,38 +130,13 @@ def _train(
     _answer_prompts(config, trainer, board, None if progress is None else progress.tell)
     started, clock = datetime.now(UTC), time.monotonic()
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with tracker_errors(config):
+            trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         if progress is not None:
             progress.close()
-    seconds = time.monotonic() - clock
-    calibration = CalibrationSums()
-    metrics = RunMetrics(
-        stores=_describe(train_set, held_out),
-        evaluation_stores=_describe_evaluation(config, held_out),
-        before=before,
-        after=trainer.evaluate_student(calibration=calibration).to_dict(),
-        history=[entry for entry in trainer.state.log_history if "loss" in entry],
-        num_steps=trainer.state.global_step,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        num_tokens=int(trainer.state.num_input_tokens_seen),
-        train_seconds=round(seconds, 3),
-        alignment_nll={f"{offset:+d}": nll for offset, nll in trainer.alignments[0].nll_by_offset.items()},
-        started=started.isoformat(timespec="seconds"),
-        versions={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    )
-    limit = collate_settings(config, tokenizer).token_limit
-    teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
-    metrics = replace(
-        metrics,
-        teacher=None if teacher is None else teacher.to_dict(),
-        calibration=calibration_record(calibration.calibration(), teacher),
-    )
+    seconds = round(time.monotonic() - clock, 3)
+    metrics = run_metrics(config, trainer, train_set, held_out, before, RunTimes(started, seconds))
     _save_student(config, trainer, folder)
     if trainer.is_world_process_zero():
         save_run(folder, config, train_set, metrics)
@@ -212,65 +181,6 @@ def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, fold
     trainer.save_model(str(folder))  # on every process, as sharded weights are gathered
 
 
-def _arguments(
-    config: TrainConfig, folder: Path, vocab_size: int | None, quiet: bool
-) -> OfflineDistillationConfig:
-    training, loss = config.training, config.loss
-    return OfflineDistillationConfig(
-        output_dir=str(folder / CHECKPOINTS_NAME),
-        max_steps=training.max_steps or -1,
-        num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=config.evaluation.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        optim=training.optimizer,
-        optim_args=training.optimizer_args,
-        lr_scheduler_type=training.schedule,
-        lr_scheduler_kwargs=training.schedule_args or None,
-        warmup_steps=training.warmup_steps if training.warmup_ratio is None else training.warmup_ratio,
-        weight_decay=training.weight_decay,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.precision == "bf16",
-        fp16=training.precision == "fp16",
-        torch_compile=training.compile,
-        fsdp=True if training.fsdp is not None else None,  # type: ignore[arg-type]  # as transformers has it
-        fsdp_config=None if training.fsdp is None else dict(training.fsdp),
-        deepspeed=training.deepspeed,
-        use_cpu=not torch.accelerator.is_available(),  # without it, transformers refuses bf16 there
-        gradient_checkpointing=training.gradient_checkpointing,
-        seed=training.seed,
-        logging_steps=training.logging_steps,
-        logging_first_step=True,
-        save_strategy="no" if training.save_steps is None else "steps",
-        save_steps=training.save_steps or 500,
-        save_total_limit=training.save_total_limit,
-        eval_strategy="no" if config.evaluation.steps is None else "steps",
-        eval_steps=config.evaluation.steps,
-        load_best_model_at_end=config.evaluation.best is not None,
-        metric_for_best_model=config.evaluation.best,
-        report_to=list(training.report_to),  # TensorBoard gets a callback: no argument says its folder
-        run_name=training.run_name,
-        disable_tqdm=quiet,
-        log_level="error" if quiet else "passive",
-        dataloader_num_workers=config.data.num_workers,
-        include_num_input_tokens_seen="all",
-        temperature=loss.temperature,
-        alpha=loss.alpha,
-        beta=loss.beta,
-        divergence=loss.divergence,
-        tail=loss.tail,
-        vocab_size=vocab_size,
-        foreign_ids="tail" if loss.vocabulary == "padded" else "error",
-        scale_by_temperature_squared=loss.scale_by_temperature_squared,
-        fused=loss.fused,
-        chunk_rows=loss.chunk_rows,
-        max_eval_sequences=config.evaluation.max_sequences,
-    )
-
-
 def _evaluate_before(
     config: TrainConfig, trainer: OfflineDistillationTrainer, path: Path, *, resuming: bool
 ) -> dict[str, float | int] | None:
@@ -284,31 +194,3 @@ def _evaluate_before(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(before))
     return before
-
-
-def _describe_evaluation(config: TrainConfig, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
-    if config.evaluation.stores is None:
-        return []
-    return [
-        {
-            "uri": source.uri,
-            "digest": source.digest,
-            "teacher": source.manifest.teacher.model,
-            "num_sequences": sum(source.lengths),
-        }
-        for source in held_out.sources
-    ]
-
-
-def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
-    num_held_out = {source.uri: sum(source.lengths) for source in held_out.sources}
-    return [
-        {
-            "uri": source.uri,
-            "digest": source.digest,
-            "teacher": source.manifest.teacher.model,
-            "num_sequences": sum(source.lengths),
-            "num_held_out": num_held_out.get(source.uri, 0),
-        }
-        for source in train_set.sources
-    ]

@@ -1,6 +1,8 @@
 """Settings of a run that reach far: trackers, compiling, several processes, answers, text with bad records."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -139,3 +141,23 @@ def test_two_processes_print_one_log_whose_rows_add_up(config, tmp_path, capsys,
     assert said.count("student saved in") == 1
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "two")
     assert student.config.vocab_size == 64
+
+
+def test_a_tracker_that_is_not_set_up_is_named(config, tmp_path):
+    """W&B without a key, and nobody to ask for one; in a process of its own, as W&B remembers its mode."""
+    pytest.importorskip("wandb")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_DIR": str(tmp_path)}
+    given = ["run", str(config), "--quiet", *settings(*SHORT, 'training.report_to=["wandb"]')]
+    ended = subprocess.run(
+        [sys.executable, "-m", "trainer", *given],
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert ended.returncode == 2
+    assert "training.report_to = 'wandb': " in ended.stderr
+    assert "WANDB_MODE=offline" in ended.stderr
+    assert "Traceback" not in ended.stderr

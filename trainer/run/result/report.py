@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER
-from trainer.run.result.model_card import TITLES, calibration_in_words
 from trainer.run.output import RunMetrics
+from trainer.run.result.model_card import TITLES, calibration_in_words
 
 
 def evaluation_table(

@@ -1,0 +1,92 @@
+"""The figures of a run once it has trained, for `metrics.json`."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import torch
+import transformers
+
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.hf.evaluation.calibration import CalibrationSums
+from trainer.hf.evaluation.teacher_figures import calibration_record, teacher_figures
+from trainer.hf.trainer import OfflineDistillationTrainer
+from trainer.run.config import TrainConfig
+from trainer.run.output import RunMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class RunTimes:
+    """Of the training alone, since its last start."""
+
+    started: datetime
+    train_seconds: float
+
+
+def run_metrics(
+    config: TrainConfig,
+    trainer: OfflineDistillationTrainer,
+    train_set: StreamingLogitDataset,
+    held_out: StreamingLogitDataset,
+    before: dict[str, float | int] | None,
+    times: RunTimes,
+) -> RunMetrics:
+    """Evaluates the student as it is now, and its teacher on the same rows; on every process."""
+    model: Any = trainer.model
+    assert trainer.collator is not None
+    calibration = CalibrationSums()
+    after = trainer.evaluate_student(calibration=calibration).to_dict()
+    limit = trainer.collator.settings.token_limit
+    teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
+    return RunMetrics(
+        stores=_describe(train_set, held_out),
+        evaluation_stores=_describe_evaluation(config, held_out),
+        before=before,
+        after=after,
+        history=[entry for entry in trainer.state.log_history if "loss" in entry],
+        num_steps=trainer.state.global_step,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_tokens=int(trainer.state.num_input_tokens_seen),
+        train_seconds=times.train_seconds,
+        alignment_nll={f"{offset:+d}": nll for offset, nll in trainer.alignments[0].nll_by_offset.items()},
+        started=times.started.isoformat(timespec="seconds"),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        teacher=None if teacher is None else teacher.to_dict(),
+        calibration=calibration_record(calibration.calibration(), teacher),
+    )
+
+
+def _describe_evaluation(config: TrainConfig, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
+    if config.evaluation.stores is None:
+        return []
+    return [
+        {
+            "uri": source.uri,
+            "digest": source.digest,
+            "teacher": source.manifest.teacher.model,
+            "num_sequences": sum(source.lengths),
+        }
+        for source in held_out.sources
+    ]
+
+
+def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
+    num_held_out = {source.uri: sum(source.lengths) for source in held_out.sources}
+    return [
+        {
+            "uri": source.uri,
+            "digest": source.digest,
+            "teacher": source.manifest.teacher.model,
+            "num_sequences": sum(source.lengths),
+            "num_held_out": num_held_out.get(source.uri, 0),
+        }
+        for source in train_set.sources
+    ]
