@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logitstore.common.command import Program, new_parser, run_program
+from logitstore.common.options import amount, positive
 
 MEASUREMENTS = {
     "recommend": "K, disk, cost and workers for your teacher, prompts, tokens and deadline",
@@ -117,11 +118,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer repetitions")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON and plots")
     parser.add_argument("--teacher", default=".demo/teacher", help="Hugging Face id or folder of a model")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs of one engine; 0 runs it on a CPU core")
+    parser.add_argument("--gpus", type=amount, default=0, help="GPUs of one engine; 0 runs it on a CPU core")
     parser.add_argument("--input", help="prompts: JSONL, Parquet or Arrow (default: those of the demo)")
     parser.add_argument("--fields", type=parse_fields, default={}, metavar="ROLE=NAME,...",
                         help="the input's fields, such as prompt=question,response=answer")  # fmt: skip
-    parser.add_argument("--records", type=int, help="of the input that are labeled (default 128)")
+    parser.add_argument("--records", type=positive, help="of the input that are labeled (default 128)")
     parser.add_argument("--capture", type=Path, help="npz of logits to measure sizes and reading on as well")
     parser.add_argument("--capture-only", action="store_true",
                         help="measure those on the capture alone, which needs no teacher")  # fmt: skip

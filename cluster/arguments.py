@@ -11,6 +11,7 @@ from cluster.describe import render
 from cluster.jobs import commands, local
 from cluster.rounds import command as round_commands
 from logitstore.common.command import EXIT_STATUSES, Program, new_parser
+from logitstore.common.options import count
 
 
 def build_parser(program: Program) -> argparse.ArgumentParser:
@@ -49,7 +50,7 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
         "dashboard runs/demo",
     )
     page.add_argument("target", metavar="STORE|ADDRESS", help="URI of a store, or http://HEAD:8265")
-    page.add_argument("--port", type=int, default=8400, help="loopback port, 0 for any (default 8400)")
+    page.add_argument("--port", type=count, default=8400, help="loopback port, 0 for any (default 8400)")
     page.add_argument("--tokenizer", help="folder or tokenizer.json for the tokens' text")
     described = add(
         "render",

@@ -13,7 +13,7 @@ from labeler.config.loading import JobConfig
 from labeler.curation.commands.registered import add_curation_commands
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
-from logitstore.common.options import add_storage_options, read_storage_options
+from logitstore.common.options import add_storage_options, count, read_storage_options
 from logitstore.common.settings_list import add_form, listed
 from logitstore.exchange.by_suffix import export_file, exported_too
 from logitstore.store import LogitStore
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--settings", action="store_true", help="with --dry-run: every setting of the job too")
     run.add_argument(
         "--calibrate",
-        type=int,
+        type=count,
         default=0,
         metavar="RECORDS",
         help="with --dry-run: label so many records to estimate time, bytes and cost",

@@ -13,6 +13,7 @@ from typing import Any
 
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
+from logitstore.common.options import positive
 from logitstore.common.settings_list import add_form, listed
 from trainer.parity.arguments import add_parity
 from trainer.run.config import TrainConfig, checked_config, config_document, resolved
@@ -117,12 +118,14 @@ sure it is."""
         help="values of one setting, such as loss.temperature=1,2 or data.top_k=16,64 (repeatable)",
     )
     parser.add_argument(
-        "--seeds", type=int, default=2, metavar="N", help="training.seed = 0..N-1 (default 2)"
+        "--seeds", type=positive, default=2, metavar="N", help="training.seed = 0..N-1 (default 2)"
     )
     parser.add_argument(
         "--by", choices=FIGURES, default="kl", help="the held-out figure that decides (default kl)"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one for each GPU)")
+    parser.add_argument(
+        "--jobs", type=positive, metavar="N", help="runs side by side (default: one for each GPU)"
+    )
     parser.add_argument("--restart", action="store_true", help="run what is finished again")
 
 

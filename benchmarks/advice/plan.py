@@ -28,6 +28,7 @@ from benchmarks.advice.cost_model import (
 from benchmarks.labels.labeled_times import LabeledStore, read_store
 from benchmarks.report.results import Result, load_all
 from logitstore.common.console import Console
+from logitstore.common.options import above_zero, amount, positive, share
 
 RESULTS = Path(__file__).parents[1] / "results"
 TOLERANCE = 0.15
@@ -89,16 +90,18 @@ def compare(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     number = parser.add_argument
-    number("--tokens", type=float, default=1e12, help="label rows wanted (default: 1e12)")
-    number("--top-k", type=int, default=64, metavar="K", help="stored entries per row (default: 64)")
-    number("--gpus", type=int, default=64, help="GPUs that label (default: 64)")
-    number("--gpus-per-replica", type=int, default=1, help="GPUs of one engine (default: 1)")
-    number("--rate", type=float, help="label rows per second of one replica, as measured on your hardware")
-    number("--bytes-per-token", type=float, help="instead of the committed measurement")
+    number("--tokens", type=above_zero, default=1e12, help="label rows wanted (default: 1e12)")
+    number("--top-k", type=positive, default=64, metavar="K", help="stored entries per row (default: 64)")
+    number("--gpus", type=positive, default=64, help="GPUs that label (default: 64)")
+    number("--gpus-per-replica", type=positive, default=1, help="GPUs of one engine (default: 1)")
+    number(
+        "--rate", type=above_zero, help="label rows per second of one replica, as measured on your hardware"
+    )
+    number("--bytes-per-token", type=above_zero, help="instead of the committed measurement")
     number("--from-store", metavar="STORE", help="take rate and size from a store that was labeled")
     number("--against", metavar="STORE", help="compare the model with this store; status 1 beyond 15%%")
     number("--results", type=Path, default=RESULTS, help="folder of measured results")
-    number("--start-sec", type=float, default=180.0, help="start-up of a replica")
+    number("--start-sec", type=amount, default=180.0, help="start-up of a replica")
     add_price_arguments(parser)
     number("--json", action="store_true", help="print JSON instead of a table")
 
@@ -106,15 +109,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_price_arguments(parser: argparse.ArgumentParser) -> None:
     """What `scale_of` and `prices_of` take, for every command that estimates a job."""
     number = parser.add_argument
-    number("--unit-tokens", type=int, default=65_536, help="label rows of a work unit")
-    number("--availability", type=float, default=0.95, help="share of the time a replica works")
-    number("--months", type=float, default=3.0, help="how long the store is kept")
-    number("--reads", type=float, default=3.0, help="epochs times students")
-    number("--per-device-hour", type=float, help="price of a GPU hour (default 2.5) or core hour (0.05)")
-    number("--per-gb-month", type=float, default=0.023, help="price of a GB of storage for a month")
-    number("--per-million-puts", type=float, default=5.0, help="price of writing a million objects")
-    number("--per-million-gets", type=float, default=0.4, help="price of reading a million objects")
-    number("--per-gb-egress", type=float, default=0.0, help="price of reading a GB, 0 inside a region")
+    number("--unit-tokens", type=positive, default=65_536, help="label rows of a work unit")
+    number("--availability", type=share, default=0.95, help="share of the time a replica works")
+    number("--months", type=amount, default=3.0, help="how long the store is kept")
+    number("--reads", type=amount, default=3.0, help="epochs times students")
+    number("--per-device-hour", type=amount, help="price of a GPU hour (default 2.5) or core hour (0.05)")
+    number("--per-gb-month", type=amount, default=0.023, help="price of a GB of storage for a month")
+    number("--per-million-puts", type=amount, default=5.0, help="price of writing a million objects")
+    number("--per-million-gets", type=amount, default=0.4, help="price of reading a million objects")
+    number("--per-gb-egress", type=amount, default=0.0, help="price of reading a GB, 0 inside a region")
 
 
 def scale_of(args: argparse.Namespace, *, replicas: int, devices_per_replica: float) -> Scale:

@@ -31,6 +31,7 @@ from benchmarks.labels.labeled_times import read_store
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, ResultTable, publish
 from benchmarks.sizes.storage_sizes import columns_on_others
+from logitstore.common.options import above_zero, amount, share
 from logitstore.rows.entropy import entropy
 from logitstore.rows.temperature import log_tail_mass, logprobs
 from logitstore.store import LogitStore
@@ -67,11 +68,11 @@ class Choice:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     number = parser.add_argument
-    number("--temperature", type=float, default=1.0, help="of the distillation (default: 1)")
-    number("--min-mass", type=float, default=0.9, help="share of the teacher's mass that K has to cover, or")
-    number("--max-kl", type=float, default=0.4, help="nats that labels of K may lose of the teacher")
-    number("--tokens", type=float, default=1e9, help="label rows wanted (default: 1e9)")
-    number("--deadline-hours", type=float, default=24.0, help="time for labeling them (default: 24)")
+    number("--temperature", type=above_zero, default=1.0, help="of the distillation (default: 1)")
+    number("--min-mass", type=share, default=0.9, help="share of the teacher's mass that K has to cover, or")
+    number("--max-kl", type=amount, default=0.4, help="nats that labels of K may lose of the teacher")
+    number("--tokens", type=above_zero, default=1e9, help="label rows wanted (default: 1e9)")
+    number("--deadline-hours", type=above_zero, default=24.0, help="time for labeling them (default: 24)")
     add_price_arguments(parser)
 
 

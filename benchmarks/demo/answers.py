@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from labeler.teacher.model_identity import model_fingerprint
+from logitstore.common.options import positive
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.texts import prompt_and_answer
 from logitstore.store import LogitStore
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--followed", required=True, type=Path, metavar="DIR",
         help="student whose snapshots name the held-out records",
     )  # fmt: skip
-    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, help="of each answer (default: 40)")
+    parser.add_argument(
+        "--tokens", type=positive, default=DEFAULT_TOKENS, help="of each answer (default: 40)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
 
 

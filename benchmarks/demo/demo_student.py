@@ -23,9 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, default=Path(".demo/teacher"), help="folder of a Llama model")
     parser.add_argument("--out", type=Path, default=Path(".demo/student-start"), help="folder to make")
     parser.add_argument(
-        "--layers", type=lambda text: tuple(int(word) for word in text.split(",")), default=LAYERS,
+        "--layers", type=_layers, default=LAYERS,
         metavar="I,I,...", help="layers of the teacher to keep (default: 0,10,20,29)",
     )  # fmt: skip
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers of layers, such as 0,10,20") from None
 
 
 def run(args: argparse.Namespace) -> int:

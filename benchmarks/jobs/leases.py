@@ -29,6 +29,7 @@ from labeler.on_ray.runtime import ray_for
 from labeler.planning.plan import PlanTotals
 from labeler.records import Committed, Heartbeat, Lease, Placement, WorkUnit
 from labeler.teacher.response_ends import ResponseEnds
+from logitstore.common.options import positive
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import Objects
 
@@ -37,9 +38,13 @@ PROCESSES = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--units", type=int, nargs="+", default=[10_000, 100_000], help="of each job (default 10000 100000)"
+        "--units",
+        type=positive,
+        nargs="+",
+        default=[10_000, 100_000],
+        help="of each job (default 10000 100000)",
     )
-    parser.add_argument("--replicas", type=int, default=1000, help="that are played (default 1000)")
+    parser.add_argument("--replicas", type=positive, default=1000, help="that are played (default 1000)")
     parser.add_argument("--out", type=Path, default=Path("build/leases"), help="folder of JSON and plot")
     parser.add_argument("--quiet", action="store_true", help="print no table")
 

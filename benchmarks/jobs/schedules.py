@@ -15,13 +15,16 @@ from functools import partial
 from benchmarks.jobs.driver_schedules import NUM_DRIVERS, lease_schedule, status_schedule
 from benchmarks.jobs.store_schedules import MIXES, HarmError, run_schedule
 from benchmarks.report.results import Figure, Result, publish
+from logitstore.common.options import positive
 
 SCHEDULES = {False: 100, True: 12}
 """Of each kind, by --quick."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--schedules", type=int, metavar="N", help="of each kind (default 100; --quick: 12)")
+    parser.add_argument(
+        "--schedules", type=positive, metavar="N", help="of each kind (default 100; --quick: 12)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

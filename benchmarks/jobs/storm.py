@@ -26,6 +26,7 @@ from benchmarks.report.results import Figure, Result, publish
 from labeler.config.loading import load_job
 from labeler.job.status import read_status
 from logitstore.common.config_file import ConfigError
+from logitstore.common.options import above_zero
 from logitstore.job_objects import JobStatus
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
@@ -34,7 +35,7 @@ from logitstore.store import LogitStore
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of the job")
     parser.add_argument(
-        "--kill-every", type=float, default=20.0, metavar="SEC", help="mean time (default 20)"
+        "--kill-every", type=above_zero, default=20.0, metavar="SEC", help="mean time (default 20)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the times and victims of the kills")
     parser.add_argument("--out", type=Path, default=Path("build/storm"), help="folder of stores and JSON")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report.results import Figure, Result, publish
+from logitstore.common.options import positive
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 
@@ -28,7 +29,7 @@ MOST_EXCESS = 1e-2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", help="folder or URL of the store")
     parser.add_argument("--teacher", default=".demo/teacher", help="Hugging Face id or folder of its teacher")
-    parser.add_argument("--limit", type=int, help="look at the first so many sequences only")
+    parser.add_argument("--limit", type=positive, help="look at the first so many sequences only")
     parser.add_argument("--out", type=Path, default=Path("build/agreement"), help="folder of the JSON")
     parser.add_argument("--quiet", action="store_true", help="print no table")
 

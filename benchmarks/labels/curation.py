@@ -21,6 +21,7 @@ from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, ResultTable, publish
 from labeler.curation.minhash import MinHashTexts
 from labeler.curation.settings import DedupeSettings
+from logitstore.common.options import positive
 from logitstore.contamination.cosine import CosineTexts
 from logitstore.contamination.near import NearTexts
 from logitstore.contamination.prompt_texts import PromptText, read_prompts
@@ -53,7 +54,7 @@ class Score:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--texts", type=int, help="texts of the measurement of time (default 20000, quick 2000)"
+        "--texts", type=positive, help="texts of the measurement of time (default 20000, quick 2000)"
     )
 
 

@@ -20,6 +20,7 @@ from benchmarks.students import gpu_losses
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm import reduction
 from logitstore.common.config_file import ConfigError
+from logitstore.common.options import positive
 
 WARM_UPS, REPETITIONS = 3, 10
 SIZES = ((2048, 151_936), (256, 151_936), (2048, 49_152))
@@ -37,7 +38,9 @@ class Timing:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--top-k", type=int, nargs="+", default=[16, 64, 128], help="K (default 16 64 128)")
+    parser.add_argument(
+        "--top-k", type=positive, nargs="+", default=[16, 64, 128], help="K (default 16 64 128)"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON")
 
 

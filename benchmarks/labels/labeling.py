@@ -37,6 +37,7 @@ from labeler.config.loading import (
 from labeler.errors import PromptError
 from labeler.records import TokenizedPrompt
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout
+from logitstore.common.options import positive
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
 
@@ -46,10 +47,10 @@ RESCORE_SAMPLING = SamplingConfig(temperature=0.0, max_tokens=32)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repetitions", type=int, default=5, help="runs of every variant (default 5)")
+    parser.add_argument("--repetitions", type=positive, default=5, help="runs of every variant (default 5)")
     parser.add_argument(
         "--prompts",
-        type=int,
+        type=positive,
         help=f"sequences per run (default {ON_CPU.prompts} of {ON_CPU.prompt_tokens} tokens, with --gpus "
         f"{ON_GPU.prompts} of {ON_GPU.prompt_tokens})",
     )

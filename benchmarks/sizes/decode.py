@@ -23,6 +23,7 @@ from benchmarks.sizes.layouts import (
 )
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.loops import use_compiled_loops
+from logitstore.common.options import positive
 from logitstore.shard.reader import ShardReader
 
 MIN_SECONDS = 0.05
@@ -54,7 +55,9 @@ class Rates:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repetitions", type=int, help="reads of each layout, in turns (default 9, quick 5)")
+    parser.add_argument(
+        "--repetitions", type=positive, help="reads of each layout, in turns (default 9, quick 5)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,12 +19,13 @@ from benchmarks.sizes.storage_fidelity import (
 from benchmarks.sizes.storage_plots import draw
 from benchmarks.sizes.storage_sizes import CodebookPoint, Sizes, codebook_curve, measure_sizes
 from logitstore.codec.codebook_training import train_codebooks
+from logitstore.common.options import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds",
-        type=int,
+        type=positive,
         default=4,
         help="parts of the documents, each coded with codebooks of the others (default 4)",
     )

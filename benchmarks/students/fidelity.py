@@ -37,6 +37,7 @@ from benchmarks.students.fidelity_students import (
     random_student,
     train,
 )
+from logitstore.common.options import positive
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 
@@ -81,10 +82,12 @@ WARM_SEEDS = 1000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--seeds", type=int, help="students of each kind (default 2)")
-    parser.add_argument("--steps", type=int, help="optimizer steps of each student (default 100, quick 25)")
-    parser.add_argument("--tokens", type=int, help="tokens of text to use (default 12000, quick 4000)")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="ids that the teacher is cut to")
+    parser.add_argument("--seeds", type=positive, help="students of each kind (default 2)")
+    parser.add_argument(
+        "--steps", type=positive, help="optimizer steps of each student (default 100, quick 25)"
+    )
+    parser.add_argument("--tokens", type=positive, help="tokens of text to use (default 12000, quick 4000)")
+    parser.add_argument("--vocabulary", type=positive, default=4096, help="ids that the teacher is cut to")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from statistics import median
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Cell, Figure, Result, publish
 from benchmarks.students.training_step import HIDDEN_SIZE, LOSSES, TOP_K, Case, Measured, measure_case
+from logitstore.common.options import positive
 
 LOSS_NAMES = tuple(LOSSES)
 FUSED, FUSED_T2, FUSED_CE, DENSE, DENSE_CE = LOSS_NAMES
@@ -60,7 +61,7 @@ FULL = Plan(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.add_argument(
-        "--repetitions", type=int, help="steps of each loss that are timed (default 5, quick 3)"
+        "--repetitions", type=positive, help="steps of each loss that are timed (default 5, quick 3)"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from logitstore.cli.arguments.command import share
+from logitstore.common.options import share
 from logitstore.rows.conditions import FIELDS, UNIT_FIELDS
 from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection, select_ids, select_split

@@ -1,9 +1,10 @@
-"""Options that commands of several packages have."""
+"""Options that commands of several packages have, and the numbers that options take."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,46 @@ def read_storage_options(path: Path | None) -> dict[str, Any] | None:
     if not isinstance(options, dict):
         raise UnsupportedInputError(f"--storage-options {path} must hold a JSON object")
     return options
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} must lie in (0, 1]")
+    return value
+
+
+def amount(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} must be a finite number of at least 0")
+    return value
+
+
+def above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} must be a finite number above 0")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A NaN would be neither younger nor older than anything."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{value} must be a number of seconds")
+    return value

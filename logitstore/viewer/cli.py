@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from logitstore.cli.selecting import add_selection, selection_of
 from logitstore.common.command import EXIT_STATUSES
-from logitstore.common.options import add_storage_options, read_storage_options
+from logitstore.common.options import add_storage_options, count, positive, read_storage_options
 from logitstore.errors import UnsupportedInputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("stores", nargs="*", metavar="STORE", help="URI of a store; it may not exist yet")
     parser.add_argument(
-        "--port", type=int, default=8400, help="loopback port, 0 for any free one (default 8400)"
+        "--port", type=count, default=8400, help="loopback port, 0 for any free one (default 8400)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="write one self-contained file instead")
     parser.add_argument(
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of a student: its snapshots beside the labels",
     )
-    parser.add_argument("--max-sequences", type=int, default=20, help="sequences of each store in --out")
-    parser.add_argument("--top-k", type=int, default=32, help="entries of each label row in --out (0: all)")
+    parser.add_argument("--max-sequences", type=positive, default=20, help="sequences of each store in --out")
+    parser.add_argument("--top-k", type=count, default=32, help="entries of each label row in --out (0: all)")
     add_selection(parser)
     add_storage_options(parser)
     parser.add_argument(

@@ -25,7 +25,7 @@ import pytest
 from logitstore.common.command import ExitStatus
 from logitstore.common.penumbra import main
 from logitstore.objects.local import LocalBackend
-from tests.front_door.test_matrix import NO_CLUSTER, NOWHERE, subcommands
+from tests.front_door.test_matrix import NO_CLUSTER, NOWHERE, parsers
 from tests.trainer.parity.models import byte_model
 from tests.trainer.stores import label_spec, make_store
 
@@ -131,7 +131,7 @@ OPTIONAL = (
 
 
 def test_every_subcommand_is_here() -> None:
-    assert set(subcommands()) == WORK.keys()
+    assert {(program, name) for program, name, _ in parsers()} == WORK.keys()
 
 
 @pytest.fixture(scope="module")

@@ -87,24 +87,36 @@ WITHOUT_A_PLACE = {
 """Commands that read nothing which could be missing, and measurements, whose place of output is tried below."""
 
 
-def subcommands() -> Iterator[tuple[str, str]]:
-    """From the parsers themselves, so that no new command can be forgotten."""
-    parsers: dict[str, argparse.ArgumentParser] = {
+def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """(program, subcommand, its parser), from the parsers themselves: no new command can be forgotten."""
+    programs: dict[str, argparse.ArgumentParser] = {
         "label": labeler.__main__.build_parser(),
         "store": logitstore.__main__.build_parser(),
         "train": trainer.__main__.build_parser(),
         "cluster": cluster_parser(cluster.__main__.PROGRAM),
         "bench": benchmarks.__main__.build_parser([]),
     }
-    assert parsers.keys() == PROGRAMS.keys()
-    for program, parser in parsers.items():
+    assert programs.keys() == PROGRAMS.keys()
+    for program, parser in programs.items():
         (action,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
         aliases = {"train": ("train", "evaluate")}.get(program, ())
-        yield from ((program, name) for name in action.choices if name not in aliases)
+        yield from ((program, name, one) for name, one in action.choices.items() if name not in aliases)
 
 
 def test_every_subcommand_is_in_the_matrix() -> None:
-    assert set(subcommands()) == MISSING.keys() | WITHOUT_A_PLACE
+    assert {(program, name) for program, name, _ in parsers()} == MISSING.keys() | WITHOUT_A_PLACE
+
+
+def test_no_option_takes_a_number_that_cannot_be() -> None:
+    """NaN compares with nothing, and zero or less of a thing asks for none; only seeds may be any number."""
+    anything = {
+        (program, name, option)
+        for program, name, parser in parsers()
+        for action in parser._actions
+        for option in action.option_strings or [action.dest]
+        if action.type is float or (action.type is int and option != "--seed")
+    }
+    assert anything == set()
 
 
 def told(capsys: pytest.CaptureFixture[str], program: str) -> str:

@@ -20,6 +20,7 @@ from labeler.curation.settings import ExpandSettings, JudgeSettings, SomeSetting
 from labeler.curation.sifting import Source
 from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
+from logitstore.common.options import amount, positive
 
 ASKED = """\
 The teacher is asked by a labeling job; its store OUT.asked and its questions OUT.asks.jsonl stay beside
@@ -43,7 +44,7 @@ def add_expand(commands: Any, epilog: str) -> None:
     expand.add_argument(
         "--template", type=Path, metavar="FILE", help="what is asked; {prompt} is the given one"
     )
-    expand.add_argument("--n", type=int, help="new prompts after each (default: 4)")
+    expand.add_argument("--n", type=positive, help="new prompts after each (default: 4)")
     expand.set_defaults(command=_expand)
 
 
@@ -66,7 +67,7 @@ first token, which tells more than the digit it would write. OUT.scores.jsonl ha
     judge.add_argument(
         "--rubric", type=Path, metavar="FILE", help="what is asked; {prompt} and {response} are the record's"
     )
-    judge.add_argument("--threshold", type=float, metavar="X", help="least grade that is kept (default: 3)")
+    judge.add_argument("--threshold", type=amount, metavar="X", help="least grade that is kept (default: 3)")
     judge.add_argument(
         "--compare",
         type=Path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 from labeler.curation.check import CheckSettings, check_responses
 from labeler.curation.check_records import read_records
 from logitstore.common.command import ExitStatus
-from logitstore.common.config_file import ConfigError
-from logitstore.common.options import add_storage_options, read_storage_options
+from logitstore.common.options import above_zero, add_storage_options, positive, read_storage_options
 from logitstore.store import LogitStore
 
 DESCRIPTION = """\
@@ -51,9 +49,11 @@ def add_check(commands: Any, epilog: str) -> None:
     parser.add_argument(
         "--id", metavar="FIELD", help="field of their id, dots reach inside (default: as in the store's job)"
     )
-    parser.add_argument("--best", type=int, default=1, metavar="N", help="kept of each problem (default: 1)")
     parser.add_argument(
-        "--timeout-sec", type=float, default=30.0, metavar="SEC", help="longest wait for a verdict"
+        "--best", type=positive, default=1, metavar="N", help="kept of each problem (default: 1)"
+    )
+    parser.add_argument(
+        "--timeout-sec", type=above_zero, default=30.0, metavar="SEC", help="longest wait for a verdict"
     )
     parser.add_argument("--quiet", action="store_true", help="show trouble only")
     add_storage_options(parser)
@@ -61,11 +61,6 @@ def add_check(commands: Any, epilog: str) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    if arguments.best < 1 or not 0 < arguments.timeout_sec < math.inf:
-        raise ConfigError(
-            f"--best {arguments.best} must be at least 1, --timeout-sec {arguments.timeout_sec:g} a "
-            "number above 0"
-        )
     options = read_storage_options(arguments.storage_options)
     store = LogitStore.open(arguments.store, storage_options=options)
     records = read_records(arguments.records, arguments.id, store, options) if arguments.records else None

@@ -14,7 +14,7 @@ from labeler.curation.sifting import Source, decontaminate, dedupe
 from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
 from logitstore.common.console import Console
-from logitstore.common.options import add_storage_options, read_storage_options
+from logitstore.common.options import add_storage_options, positive, read_storage_options, share
 
 SIFTED = """\
 Beside OUT stand OUT.dropped.jsonl, with each record that was dropped, its partner and the score, and
@@ -41,12 +41,12 @@ record; that by meaning compares with all that were kept, so its time grows with
     _add_sifting(command, "minhash, cosine or both (default: both)")
     command.add_argument(
         "--jaccard",
-        type=float,
+        type=share,
         metavar="X",
         help="letters: share of equal runs of 5, at least (default: 0.8)",
     )
     command.add_argument(
-        "--cosine", type=float, metavar="X", help="meaning: cosine, at least (default: 0.85)"
+        "--cosine", type=share, metavar="X", help="meaning: cosine, at least (default: 0.85)"
     )
     command.set_defaults(command=_dedupe)
 
@@ -71,9 +71,9 @@ the same. A score on that set proves nothing for a student that was trained on i
     )
     command.add_argument("--against-field", metavar="FIELD", help="field of their text; default as --field")
     _add_sifting(command, "ngram, cosine or both (default: both)")
-    command.add_argument("--words", type=int, help="words in a row that two may not share (default: 13)")
+    command.add_argument("--words", type=positive, help="words in a row that two may not share (default: 13)")
     command.add_argument(
-        "--cosine", type=float, metavar="X", help="meaning: cosine, at least (default: 0.85)"
+        "--cosine", type=share, metavar="X", help="meaning: cosine, at least (default: 0.85)"
     )
     command.set_defaults(command=_decontaminate)
 

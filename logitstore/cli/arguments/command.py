@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 from logitstore.cli.context import MAX_BLOCK_ENTRIES
 from logitstore.common.command import EXIT_STATUSES
-from logitstore.common.options import add_storage_options
+from logitstore.common.options import add_storage_options, positive
 
 Commands = argparse._SubParsersAction  # argparse names no public type for what add_subparsers returns  # noqa: SLF001
 
@@ -44,25 +43,3 @@ def add_cut(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="keep only so many entries of each row; the mass of the others joins the tail, exactly",
     )
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} must lie in (0, 1]")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A NaN would be neither younger nor older than anything."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{value} must be a number of seconds")
-    return value

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from logitstore.cli.arguments.command import Commands, add_command, positive, seconds, share
+from logitstore.cli.arguments.command import Commands, add_command
 from logitstore.cli.selecting import add_selection
+from logitstore.common.options import above_zero, positive, seconds, share
 from logitstore.contamination.evaluation_sets import DEFAULT_COSINE, DEFAULT_WORDS
 from logitstore.tools.inspection import RECOMMENDED_MASS
 from logitstore.tools.verify import DEFAULT_GRACE_SEC
@@ -141,7 +142,7 @@ def add_head(commands: Commands) -> None:
         "--alternatives", metavar="N", type=positive, default=4, help="choices shown per row (default 4)"
     )
     parser.add_argument(
-        "--temperature", metavar="T", type=float, default=1.0, help="of the probabilities (default 1)"
+        "--temperature", metavar="T", type=above_zero, default=1.0, help="of the probabilities (default 1)"
     )
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="folder or tokenizer.json (default: the job's teacher)"

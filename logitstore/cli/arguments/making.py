@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from logitstore.cli.arguments.command import Commands, add_command, add_cut, positive
+from logitstore.cli.arguments.command import Commands, add_command, add_cut
 from logitstore.cli.selecting import add_selection
+from logitstore.common.options import amount, positive
 
 TABLE_FORMS = ("parquet", "arrow", "jsonl")
 LABEL_FORMS = ("npz", *TABLE_FORMS)
@@ -193,7 +194,7 @@ def add_mix(commands: Commands) -> None:
     parser.add_argument("stores", nargs=2, metavar="STORE")
     parser.add_argument("--out", required=True, metavar="STORE", help="the new store")
     parser.add_argument(
-        "--weights", nargs=2, type=float, metavar="W", default=[0.5, 0.5], help="of each, adding up to 1"
+        "--weights", nargs=2, type=amount, metavar="W", default=[0.5, 0.5], help="of each, adding up to 1"
     )
 
 

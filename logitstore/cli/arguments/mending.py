@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from logitstore.cli.arguments.command import Commands, add_command, positive
+from logitstore.cli.arguments.command import Commands, add_command
+from logitstore.common.options import positive
 
 
 def add_codebook(commands: Commands) -> None:
