@@ -262,7 +262,10 @@ def test_a_failing_job_says_why(
     cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = write_job(tmp_path)
-    (tmp_path / "in.jsonl").write_text('{"id": "a"\n' * NUM_RECORDS)
+    lines = (tmp_path / "in.jsonl").read_text().splitlines()
+    # The kind can be found of the first ones; of the whole too many are broken.
+    broken = ['{"id": "a"'] * len(lines)
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines[:4], *broken]) + "\n")
     status, out, _ = run(capsys, "submit", str(job), "--address", cluster.address, "--follow")
     assert status == 1
     assert "reject" in out
