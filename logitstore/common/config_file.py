@@ -43,7 +43,7 @@ def read_document(path: str, *, what: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: not a valid {what} file: byte {error.start} is {error.object[error.start]:#04x}, which "
-            "is not UTF-8; save it as UTF-8 text"
+            "is not UTF-8; correct the file, or save it as UTF-8 text"
         ) from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not a valid {what} file: {error}; correct the syntax") from None
