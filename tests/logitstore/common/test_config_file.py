@@ -15,7 +15,9 @@ def test_the_mark_that_editors_of_windows_put_first_is_no_syntax_error(tmp_path,
 def test_other_encodings_and_folders_are_named_with_the_remedy(tmp_path):
     path = tmp_path / "run.toml"
     path.write_bytes('a = "é"'.encode("utf-16"))
-    with pytest.raises(ConfigError, match=r"byte 0 is 0xff, which is not UTF-8; save it as UTF-8 text"):
+    with pytest.raises(
+        ConfigError, match=r"byte 0 is 0xff, which is not UTF-8; correct the file, or save it as UTF-8 text"
+    ):
         read_document(str(path), what="training")
     with pytest.raises(ConfigError, match=r"it is a folder; give the TOML file"):
         read_document(str(tmp_path), what="training")
