@@ -24,7 +24,7 @@ from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_inputs import LossOutput, TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
-from trainer.loss.store_losses import added_up, loss_terms
+from trainer.loss.store_losses import LossTerm, added_up, loss_terms
 
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")
 """Keys of a batch that go into the model; labels stay outside, or it would compute a loss of its own."""
@@ -150,6 +150,11 @@ def batch_loss(
     targets = TeacherTargets.from_batch(batch) if "teacher_token_ids" in batch else None
     inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
     terms = loss_terms(batch, settings, store_settings)
+
+    def targets_of(term: LossTerm) -> TeacherTargets | None:
+        """A store that learns its text alone has none: its rows were not read (`store_temperatures`)."""
+        return None if store_settings and not term.settings.alpha else targets
+
     if len(terms) > 1 and num_items_in_batch is None:
         num_items_in_batch = total_weight(batch, settings.ignore_index)
     if head is None:
@@ -159,7 +164,7 @@ def batch_loss(
                 topk_distillation_loss(
                     logits_BTV,
                     term.labels_BT,
-                    targets,
+                    targets_of(term),
                     term.settings,
                     num_items_in_batch=num_items_in_batch,
                     label_weights_BT=batch.get(LABEL_WEIGHTS),
@@ -175,7 +180,7 @@ def batch_loss(
                     hidden_BTH,
                     head.module.weight,
                     term.labels_BT,
-                    targets,
+                    targets_of(term),
                     term.settings,
                     bias_V=head.module.bias,
                     logit_scale=head.scale,

@@ -102,10 +102,12 @@ class LossRows:
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
-    """Means over the local rows that count, detached. Zero where there is no teacher."""
+    """Means over the local rows that count and have a teacher, detached; zero where none has."""
 
     num_rows: Tensor
-    """int64, rows the means are over, each counted once whatever its weight."""
+    """int64, rows that count, each counted once whatever its weight."""
+    num_teacher_rows: Tensor
+    """int64, those of them that the means are over: all, or none without a teacher's rows."""
     weight: Tensor
     """Sum of the rows' weights; their number where all count alike."""
     teacher_mass: Tensor

@@ -134,8 +134,10 @@ def mean_metrics(losses: RowLosses, rows: LossRows) -> LossMetrics:
     tail_kl_N = _weighted_log_ratio(log_teacher_tail_N, losses.log_student_tail_N) + _weighted_log_ratio(
         losses.log_teacher_stored_N, losses.log_student_stored_N
     )
+    num_rows = torch.tensor(len(rows), device=rows.labels_N.device)
     return LossMetrics(
-        num_rows=torch.tensor(len(rows), device=rows.labels_N.device),
+        num_rows=num_rows,
+        num_teacher_rows=num_rows if has_teacher else torch.zeros_like(num_rows),
         weight=torch.as_tensor(rows.total_weight, device=rows.labels_N.device),
         teacher_mass=mean(losses.log_teacher_stored_N.exp()),
         student_mass=mean(losses.log_student_stored_N.exp()),

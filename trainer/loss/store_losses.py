@@ -49,7 +49,8 @@ def added_up(outputs: Sequence[LossOutput]) -> LossOutput:
     if len(outputs) == 1:
         return outputs[0]
     rows = torch.stack([output.metrics.num_rows for output in outputs])
-    share = rows / rows.sum().clamp(min=1)
+    teacher_rows = torch.stack([output.metrics.num_teacher_rows for output in outputs])
+    share = teacher_rows / teacher_rows.sum().clamp(min=1)
 
     def mean(name: str) -> Tensor:
         values = torch.stack([getattr(output.metrics, name) for output in outputs])
@@ -62,6 +63,7 @@ def added_up(outputs: Sequence[LossOutput]) -> LossOutput:
         cross_entropy=torch.stack([output.cross_entropy for output in outputs]).sum(),
         metrics=LossMetrics(
             num_rows=rows.sum(),
+            num_teacher_rows=teacher_rows.sum(),
             weight=torch.stack([output.metrics.weight for output in outputs]).sum(),
             **{name: mean(name) for name in names},
         ),

@@ -252,6 +252,18 @@ def test_logged_terms_are_those_of_the_loss(small_store, tmp_path):
             assert 0 < entry["student_mass"] < entry["teacher_mass"] < 1
 
 
+def test_without_a_teacher_nothing_is_logged_of_one(small_store, tmp_path):
+    """An agreement of 0% with a teacher that was not read would be a lie."""
+    trainer = tiny_trainer(small_store, tmp_path, alpha=0.0)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logged
+    for entry in logged:
+        assert entry["loss"] == pytest.approx(entry["cross_entropy"], rel=1e-4)
+        assert entry["num_rows"] > 0
+        assert not entry.keys() & {"distillation", "teacher_mass", "student_mass", "top1_agreement"}
+
+
 def test_lora_trains_the_adapters_alone(small_store, tmp_path):
     peft = pytest.importorskip("peft")
     base = tiny_student()

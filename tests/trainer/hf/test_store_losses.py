@@ -43,18 +43,25 @@ def test_a_batch_is_the_sum_of_its_stores_by_their_own_losses(stores, fused, pac
     output = batch_loss(model, together, LossSettings(), head=head, store_settings=OWN)
     parameters = list(model.parameters())
     found = torch.autograd.grad(output.loss, parameters)
-    parts, num_labels = [], sum(int(s.sequence.loss_mask_N.sum()) for s in given)
+    apart, num_labels = [], sum(int(s.sequence.loss_mask_N.sum()) for s in given)
     for store, own in enumerate(OWN):
         part = [sample for sample in given if sample.store == store]
         alone = DistillationCollator(
             CollateSettings(temperature=own.temperature, with_teacher=own.alpha > 0)
         )(part)
-        parts.append(batch_loss(model, alone, own, num_items_in_batch=num_labels).loss)
-    expected = torch.stack(parts).sum()
+        apart.append(batch_loss(model, alone, own, num_items_in_batch=num_labels))
+    expected = torch.stack([part.loss for part in apart]).sum()
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for one, other in zip(found, torch.autograd.grad(expected, parameters), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
     assert int(output.metrics.num_rows) == num_labels
+    with_teacher = [one for one, own in zip(apart, OWN, strict=True) if own.alpha]
+    rows = [int(one.metrics.num_rows) for one in with_teacher]
+    assert int(output.metrics.num_teacher_rows) == sum(rows) < num_labels
+    for name in ("teacher_mass", "student_mass", "top1_agreement"):
+        of_stores = [float(getattr(one.metrics, name)) for one in with_teacher]
+        mean = np.average(of_stores, weights=rows)
+        assert float(getattr(output.metrics, name)) == pytest.approx(mean, rel=1e-5), name
 
 
 @pytest.mark.slow
