@@ -13,6 +13,7 @@ from typing import Any
 
 from labeler.teacher.model_identity import model_fingerprint
 from logitstore.common.options import positive
+from logitstore.common.whole_file import write_whole
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.texts import prompt_and_answer
 from logitstore.store import LogitStore
@@ -20,6 +21,7 @@ from logitstore.students.snapshots import read_snapshots
 from logitstore.viewer.conversation import Conversations
 from logitstore.viewer.tokenizer_choice import choose_texts, tokenizer_folder
 from logitstore.viewer.tokens import TokenTexts
+from trainer.run.watch.hushing import hush_libraries
 
 DEFAULT_TOKENS = 40
 TEMPERATURE = 0.7
@@ -73,12 +75,11 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.out.is_file() and _source_of(args.out) == source:
         return 0
+    hush_libraries(bars=True)
     found = answers_of(args.store, followed, args.students, args.tokens)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".partial")
     document = {"source": source, "answers": [asdict(one) for one in found]}
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    partial.replace(args.out)
+    write_whole(args.out, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
+from trainer.run.watch.hushing import hush_libraries
 
 LAYERS = (0, 10, 20, 29)
 
@@ -37,6 +38,7 @@ def _layers(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     if not (args.out / "model.safetensors").is_file():
+        hush_libraries(bars=True)
         make_student(args.teacher, args.layers, args.out)
     return 0
 

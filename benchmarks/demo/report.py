@@ -18,6 +18,7 @@ from markupsafe import Markup
 from benchmarks.demo.answers import TEMPERATURE, Answers
 from benchmarks.demo.svg_chart import Bar, Series, bar_chart, line_chart
 from benchmarks.sizes.layouts import Entries, to_tuned_parquet
+from logitstore.common.whole_file import write_whole
 from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
@@ -219,9 +220,7 @@ def write_report(report: Report, sequences_page: str, path: Path) -> int:
         parquet_rows=PARQUET_ROWS,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(html)
-    partial.replace(path)
+    write_whole(path, html)
     return len(html.encode())
 
 

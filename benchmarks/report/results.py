@@ -25,6 +25,7 @@ from rich.table import Table
 
 from benchmarks.report.environment import command_line, describe_hardware, package_versions
 from logitstore.common.console import Console
+from logitstore.common.whole_file import write_whole
 
 Better = Literal["lower", "higher", "neither"]
 Cell = str | int | float | bool | None
@@ -178,9 +179,7 @@ def save(result: Result, out_dir: Path) -> Path:
     """Write `<out_dir>/<benchmark>.json`, replacing an earlier one in a single step."""
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / f"{result.benchmark}.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(asdict(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.report.results import Figure, Result, format_cell
+from logitstore.common.whole_file import write_whole
 
 HEAD = """# Results
 
@@ -47,9 +48,7 @@ def write_page(
     sections = [section(results[name], plots_prefix) for name in order if name in results]
     sections.append(section(results[GPU], plots_prefix) if GPU in results else NO_GPU)
     page.parent.mkdir(parents=True, exist_ok=True)
-    partial = page.with_suffix(".md.partial")
-    partial.write_text("\n".join([*head, *sections]))
-    partial.replace(page)
+    write_whole(page, "\n".join([*head, *sections]))
 
 
 def section(result: Result, plots_prefix: str) -> str:

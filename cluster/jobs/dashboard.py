@@ -7,7 +7,6 @@ through a file, which jobs the cluster has.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from cluster.errors import ClusterError
 from cluster.jobs.address import find_way
 from cluster.jobs.client import ClusterClient, ClusterJob
+from logitstore.common.whole_file import write_whole
 
 REFRESH_SEC = 3.0
 
@@ -74,9 +74,7 @@ def write_jobs(path: Path, jobs: Sequence[ClusterJob], problem: str = "") -> Non
         }
         for job in jobs
     ]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(rows))
 
 
 def _run_viewer(arguments: Sequence[str], jobs: _JobsFile | None) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import JobRefusedError
+from logitstore.common.whole_file import write_whole
 
 LEDGER_NAME = "rounds.json"
 LOCK_NAME = "rounds.lock"
@@ -45,16 +45,6 @@ def read_ledger(folder: Path) -> Ledger | None:
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
     write_whole(folder / LEDGER_NAME, json.dumps(asdict(ledger), indent=1))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file with this text, or as it was: never half of it, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @contextlib.contextmanager

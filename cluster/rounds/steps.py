@@ -16,8 +16,8 @@ from typing import Any
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.rounds import documents as made
 from cluster.rounds.config import Documents, RoundsConfig
-from cluster.rounds.ledger import write_whole
 from cluster.rounds.support import outside_by_k
+from logitstore.common.whole_file import write_whole
 from logitstore.manifest.fields import Manifest
 from logitstore.manifest.reading import teacher_identity
 from logitstore.store import LogitStore

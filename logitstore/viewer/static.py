@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from logitstore.common.whole_file import check_replaceable
+from logitstore.common.whole_file import check_replaceable, write_whole
 from logitstore.rows.selection import Selection
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.page import build_page
@@ -50,7 +48,8 @@ def write_static_page(
     uris = [stores] if isinstance(stores, str) else list(stores)
     views = [StoreView(uri, tokenizer, storage_options, selection or Selection(), student) for uri in uris]
     html = static_page(views, max_sequences=max_sequences, top_k=top_k)
-    return _replace(Path(path), html.encode("utf-8"))
+    write_whole(Path(path), html)
+    return len(html.encode())
 
 
 def static_page(
@@ -79,17 +78,3 @@ def static_page(
         "rejects": rejects,
     }
     return build_page(data, title="Penumbra: " + ", ".join(view.uri for view in views), connect=False).html
-
-
-def _replace(path: Path, content: bytes) -> int:
-    """Write beside the file and rename, so that a half-written page is never seen."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return len(content)
