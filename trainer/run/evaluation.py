@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trainer.batch.collate import DistillationCollator
+from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
 from trainer.hf.evaluation.calibration import Calibration, CalibrationSums
 from trainer.hf.evaluation.evaluate import (
     Evaluation,
@@ -65,7 +66,9 @@ def evaluate_model(
     if tell is not None:
         for note in notes_on_texts(held_out.sources):
             tell(f"note: {note}")
-    settings = replace(collate_settings(config, tokenizer), student_vocab_size=student_ids(model))
+    given, context = collate_settings(config, tokenizer), student_context(model)
+    check_lengths(held_out, given, context, purpose="evaluation")
+    settings = replace(given, max_length=length_limit(given, context), student_vocab_size=student_ids(model))
     limit = config.evaluation.max_sequences
     sums = CalibrationSums()
     evaluation = evaluate(

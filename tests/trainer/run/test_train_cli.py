@@ -521,3 +521,17 @@ def test_what_a_killed_start_left_of_its_files_is_removed(config, tmp_path):
         path.write_text("half")
     assert main(["run", str(config), "--quiet", *settings("training.max_steps=1")]) == 0
     assert [path for path in left if path.exists()] == []
+
+
+@pytest.mark.filterwarnings("ignore:.*are cut off")
+def test_an_evaluation_ends_where_the_students_context_does(config, capsys):
+    """As the run's own: a student says nonsense beyond it, and the teacher is judged on the same rows."""
+    given = settings("student.small.max_positions=10", "training.max_steps=2")
+    assert main(["run", str(config), "--json", *given]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert main(["eval", str(config), "--json", *given]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in ("num_rows", "kl", "cross_entropy", "accuracy"):
+        assert found[name] == pytest.approx(trained["after"][name], rel=1e-5), name
+    assert found["num_rows"] == found["teacher"]["num_rows"] == trained["teacher"]["num_rows"]
+    assert found["teacher"] == trained["teacher"]
