@@ -7,7 +7,6 @@ is submitted can be read by everyone who reaches the cluster's dashboard.
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 import json
 import os
@@ -24,6 +23,8 @@ from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig, is_local_path, resolved, with_absolute_paths
 from labeler.job.person import OWNER_VARIABLE
 from logitstore.common.secrets import blanked_places, secret_places
+from logitstore.errors import StoreError
+from logitstore.inputs.listing import list_files
 
 Files = Literal["same", "ship"]
 """Where the job's local paths mean something: "same" on every node as here, "ship" only here."""
@@ -212,24 +213,23 @@ def _ship_input(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     uri = changed["input"]["uri"]
     if not is_local_path(uri):
         return changed
-    files = sorted(path for path in map(Path, glob.glob(uri, recursive=True)) if path.is_file())
-    if Path(uri).is_dir():
-        files = sorted(path for path in Path(uri).rglob("*") if path.is_file())
-    if not files:
-        raise JobRefusedError(f"input.uri {uri!r} matches no file; correct the path")
+    try:  # as the labeler finds them: notes beside the data do not travel, and would be read as records there
+        files = {Path(path.removeprefix("file://")): name for path, name in list_files(uri)}
+    except StoreError as error:
+        raise JobRefusedError(str(error)) from None
     num_bytes = sum(path.stat().st_size for path in files)
     if num_bytes > MAX_SHIPPED_BYTES:
         raise JobRefusedError(
             f"input.uri {uri!r} has {num_bytes:,} bytes and at most {MAX_SHIPPED_BYTES:,} travel with a job; "
             + remedy
         )
-    target = folder / INPUT_FOLDER
-    target.mkdir()
-    for path in files:
-        if (target / path.name).exists():
-            raise JobRefusedError(f"input.uri {uri!r} matches two files named {path.name}; rename one")
-        shutil.copyfile(path, target / path.name)
-    changed["input"]["uri"] = f"{INPUT_FOLDER}/{files[0].name}" if len(files) == 1 else f"{INPUT_FOLDER}/*"
+    for path, name in files.items():
+        target = folder / INPUT_FOLDER / name
+        if target.exists():
+            raise JobRefusedError(f"input.uri {uri!r} matches two files named {name}; rename one")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    changed["input"]["uri"] = f"{INPUT_FOLDER}/{next(iter(files.values())) if os.path.isfile(uri) else '**'}"
     return changed
 
 

@@ -38,6 +38,7 @@ from cluster.jobs.submission import (
     submission_id,
 )
 from labeler.config.loading import JobConfig, WorkersConfig, load_job
+from logitstore.inputs.reading import iter_records
 
 
 def job_file(
@@ -71,7 +72,7 @@ def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) ->
     job = a_job(tmp_path, uri=f"{tmp_path}/*.jsonl")
     submission = prepare(job, options(), send, owner="ada@lab")
     sent = load_job(str(send / JOB_FILE), environ={})
-    assert sent.input.uri == "input/*"
+    assert sent.input.uri == "input/**"
     assert sorted(path.read_text() for path in (send / "input").iterdir()) == [
         '{"text": "one"}\n',
         '{"text": "two"}\n',
@@ -80,6 +81,31 @@ def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) ->
     # What a later `resume` needs is the job as it was here, not as it was sent.
     assert json.loads(submission.metadata[JOB_KEY])["input"]["uri"] == f"{tmp_path}/*.jsonl"
     assert options_of(submission.metadata) == options()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "num_records"), [("", 4), ("/*.jsonl", 3), ("/**/*.jsonl", 5), ("/only.jsonl", 1)]
+)
+def test_the_cluster_reads_the_records_that_are_read_here(
+    tmp_path: Path, send: Path, pattern: str, num_records: int
+) -> None:
+    """Notes, hidden files and what the `datasets` library writes beside its data are no records anywhere."""
+    data = tmp_path / "data"
+    for name in ("only.jsonl", "more.jsonl", "2025/only.jsonl", "2026/only.jsonl"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(json.dumps({"text": name}) + "\n")
+    for name in ("README.md", ".env", "dataset_info.json", "_old.jsonl"):
+        (data / name).write_text("{}\n")
+    job = a_job(tmp_path, uri=f"{data}{pattern}")
+    prepare(job, options(), send, owner="ada@lab")
+    sent = load_job(str(send / JOB_FILE), environ={})
+    here, there = (
+        [(raw.file, raw.record, raw.error) for raw in iter_records(uri)]
+        for uri in (job.input.uri, f"{send}/{sent.input.uri}")
+    )
+    assert here == there
+    assert len(here) == num_records
+    assert not (send / "input" / ".env").exists()
 
 
 def test_the_drain_fits_into_rays_patience(tmp_path: Path, send: Path) -> None:
