@@ -229,6 +229,8 @@ def _ship_input(document: dict[str, Any], folder: Path) -> dict[str, Any]:
             raise JobRefusedError(f"input.uri {uri!r} matches two files named {name}; rename one")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    # Ray unpacks the folder at another place for every change of the job and every start of the cluster.
+    changed["input"]["known_as"] = changed["input"]["known_as"] or uri
     changed["input"]["uri"] = f"{INPUT_FOLDER}/{next(iter(files.values())) if os.path.isfile(uri) else '**'}"
     return changed
 

@@ -36,6 +36,9 @@ STUDENT_ROLES = ("student_messages", "student_prompt", "student_token_ids")
 class InputConfig(Section):
     uri: str = Field(min_length=1)
     """Path, glob or URL (local, s3://) of JSONL (also .gz, .zst), Parquet or Arrow files."""
+    known_as: str = ""
+    """The place by which a store knows its input where `uri` is another in every run; "" for `uri` itself.
+    `penumbra cluster submit` gives it to an input that travels with the job."""
     kind: InputKind
     """What a record holds. "auto" is found from the first records when the job starts, and said: chats of
     OpenAI's and ShareGPT's form, OpenAI's batch files, Alpaca's, tables with usual names. `fields` that are

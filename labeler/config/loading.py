@@ -137,14 +137,17 @@ def identity(job: JobConfig) -> dict[str, Any]:
     """The settings that a store's labels depend on, by dotted name; others may change between runs.
 
     Places count by what they are, not by how they are written: a model's folder by its name (the store's
-    manifest has its fingerprint), an input by its absolute path. A teacher on more GPUs is the same.
+    manifest has its fingerprint), an input by its absolute path or `input.known_as`. A teacher on more GPUs
+    is the same.
     """
     flat = flatten(
         {name: resolved(job)[name] for name in ("teacher", "labels", "sampling", "input", "filters")}
     )
     if os.path.isdir(job.teacher.model):
         flat["teacher.model"] = os.path.basename(os.path.abspath(job.teacher.model))
-    if "://" not in job.input.uri:
+    if known_as := flat.pop("input.known_as"):
+        flat["input.uri"] = known_as
+    elif "://" not in job.input.uri:
         flat["input.uri"] = os.path.abspath(flat["input.uri"])
     return {name: value for name, value in flat.items() if not name.startswith(_CHANGEABLE)}
 

@@ -37,7 +37,7 @@ from cluster.jobs.submission import (
     read_runtime_env,
     submission_id,
 )
-from labeler.config.loading import JobConfig, WorkersConfig, load_job
+from labeler.config.loading import JobConfig, WorkersConfig, describe_difference, identity, load_job
 from logitstore.inputs.reading import iter_records
 
 
@@ -81,6 +81,31 @@ def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) ->
     # What a later `resume` needs is the job as it was here, not as it was sent.
     assert json.loads(submission.metadata[JOB_KEY])["input"]["uri"] == f"{tmp_path}/*.jsonl"
     assert options_of(submission.metadata) == options()
+
+
+def test_a_shipped_input_is_the_same_wherever_ray_unpacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed job, and one with more replicas, go on with their store; one of another input does not."""
+    (tmp_path / "data").mkdir()
+    for name in ("data/in.jsonl", "data/more.jsonl", "in.jsonl"):
+        (tmp_path / name).write_text('{"text": "one"}\n')
+
+    def identity_there(session: str, uri: str, more: str = "") -> dict[str, Any]:
+        folder = tmp_path / session
+        folder.mkdir()
+        prepare(a_job(tmp_path, uri=f"{tmp_path}/{uri}", more=more), options(), folder, owner="ada@lab")
+        monkeypatch.chdir(folder)
+        return identity(load_job(JOB_FILE, environ={}))
+
+    first = identity_there("session-1", "data/in.jsonl")
+    second = identity_there("session-2", "data/in.jsonl", "[workers]\nreplicas = 2")
+    assert describe_difference(first, second) == []
+    assert first == identity(a_job(tmp_path, uri=f"{tmp_path}/data/in.jsonl")), "as if labeled here"
+    for session, other in (("session-3", "in.jsonl"), ("session-4", "data")):
+        (change,) = describe_difference(first, identity_there(session, other))
+        assert change.startswith("input.uri: ")
+        assert change.endswith(f"{str(tmp_path / other)!r} now")
 
 
 @pytest.mark.parametrize(
