@@ -58,6 +58,11 @@ def ray_job(cluster: ClusterConfig, job: JobConfig, submission: str) -> list[dic
             f"teacher.model {model!r} is a path, which no pod has; name a Hugging Face id, or mount it by "
             "kubernetes.pod and kubernetes.head_pod, render a kuberay-cluster and submit to that"
         )
+    if isinstance(job.input.chat_template, str):
+        raise ConfigError(
+            f"input.chat_template {job.input.chat_template!r} is a path, which no pod has; keep the template "
+            "with the model's tokenizer, or render a kuberay-cluster and submit to that"
+        )
     name = job_name(cluster, job, submission)
     config_map = {
         "apiVersion": "v1",

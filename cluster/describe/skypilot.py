@@ -7,6 +7,7 @@ and its template `start_cluster` starts a second one beside it.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from typing import Any
 
@@ -70,8 +71,14 @@ def _settings(job: JobConfig, group: str) -> str:
         if is_local_path(uri):
             raise ConfigError(f"{section}.uri {uri!r} is a path, which no machine of a task has; use s3://")
     model = document["teacher"]["model"]
-    if model.startswith(("/", "./", "../", "~")):
+    if model.startswith(("/", "./", "../", "~")) or os.path.isdir(model):
         raise ConfigError(f"teacher.model {model!r} is a path, which no machine has; name a Hugging Face id")
+    template = document["input"]["chat_template"]
+    if isinstance(template, str):
+        raise ConfigError(
+            f"input.chat_template {template!r} is a path, which no machine has; keep the template with the "
+            "model's tokenizer"
+        )
     document["workers"]["resources"].pop(f"group-{group}", None)
     return json.dumps(document, indent=2)
 

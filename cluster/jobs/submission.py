@@ -32,7 +32,7 @@ Files = Literal["same", "ship"]
 MAX_SHIPPED_BYTES = 64 * 2**20
 """Ray's upload ends at 100 MiB; the rest is room for code."""
 JOB_FILE = "job.json"
-INPUT_FOLDER = "input"
+INPUT_FOLDER, TEMPLATE_FOLDER = "input", "template"
 STOP_MARGIN_SEC = 30
 """Time beyond `workers.drain_sec` that a stopped driver has before Ray kills it."""
 
@@ -98,6 +98,7 @@ def prepare(
         metadata[RESUMES_KEY] = resumes
     if options.files == "ship":
         document = _ship_input(document, folder)
+        _ship_template(document, folder)
     (folder / JOB_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
     if options.ship_code:
         _ship_code(folder)
@@ -233,6 +234,23 @@ def _ship_input(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     changed["input"]["known_as"] = changed["input"]["known_as"] or uri
     changed["input"]["uri"] = f"{INPUT_FOLDER}/{next(iter(files.values())) if os.path.isfile(uri) else '**'}"
     return changed
+
+
+def _ship_template(document: dict[str, Any], folder: Path) -> None:
+    """Copy the file of a chat template into the folder, and name it in the document."""
+    template = document["input"]["chat_template"]
+    if not isinstance(template, str):
+        return
+    target = folder / TEMPLATE_FOLDER / os.path.basename(template)
+    target.parent.mkdir()
+    try:
+        shutil.copyfile(template, target)
+    except OSError as error:
+        raise JobRefusedError(
+            f"input.chat_template {template!r} cannot be read here ({error.strerror}), so it cannot travel; "
+            "correct the path, or use --files same if every node has it"
+        ) from None
+    document["input"]["chat_template"] = f"{TEMPLATE_FOLDER}/{target.name}"
 
 
 def _ship_code(folder: Path) -> None:

@@ -158,13 +158,17 @@ def is_local_path(uri: str) -> bool:
 
 def with_absolute_paths(job: JobConfig) -> JobConfig:
     """The same job whatever folder it runs in."""
-    teacher, changed = job.teacher, {}
+    teacher = job.teacher
+    changed: dict[str, Any] = {}
     if os.path.isdir(teacher.model):
         changed["teacher"] = teacher.model_copy(update={"model": os.path.abspath(teacher.model)})
     for name, place in (("input", job.input), ("output", job.output)):
         if is_local_path(place.uri):
             path = os.path.abspath(os.path.expanduser(place.uri.removeprefix("file://")))
             changed[name] = place.model_copy(update={"uri": path})
+    if isinstance(job.input.chat_template, str):
+        template = os.path.abspath(job.input.chat_template)
+        changed["input"] = changed.get("input", job.input).model_copy(update={"chat_template": template})
     return job.model_copy(update=changed)
 
 
@@ -177,8 +181,10 @@ def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> li
     """One line per setting in which two `identity` records differ.
 
     `stored` may be an earlier version's: a setting that moved since is read at its new place, and one that
-    was not there yet counts as its default, which is what that version did.
+    was not there yet counts as its default, which is what that version did. The file of a chat template
+    counts by its name: the plan has its text.
     """
+    stored, now = _with_template_by_name(stored), _with_template_by_name(now)
     moved = {f"labels.{name}": f"sampling.{name}" for name in MOVED_TO_SAMPLING}
     stored = {moved.get(name, name): value for name, value in stored.items()}
     stored = {name: _default_of(name) for name in now if name not in stored} | stored
@@ -190,6 +196,13 @@ def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> li
         and stored.get(name) != now.get(name)
         and (name, stored.get(name), now.get(name)) != _NEVER_OTHER_LABELS
     ]
+
+
+def _with_template_by_name(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    template = settings.get("input.chat_template")
+    if not isinstance(template, str):
+        return settings
+    return {**settings, "input.chat_template": os.path.basename(template)}
 
 
 def _is_known(name: str) -> bool:

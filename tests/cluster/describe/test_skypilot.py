@@ -101,6 +101,23 @@ def test_what_a_task_cannot_have_is_refused() -> None:
         render(one_kind(), "skypilot", None, job_file="job.toml")
 
 
+def test_a_teacher_in_a_folder_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    teacher = a_job().teacher.model_copy(update={"model": "models/llama"})
+    with pytest.raises(ConfigError, match=r"teacher\.model 'models/llama' is a path, which no machine has"):
+        skypilot.task(one_kind(), a_job().model_copy(update={"teacher": teacher}))
+
+
+def test_a_chat_template_in_a_file_is_refused_where_no_machine_has_it() -> None:
+    job = a_job()
+    job = job.model_copy(update={"input": job.input.model_copy(update={"chat_template": "chat.jinja"})})
+    with pytest.raises(
+        ConfigError, match=r"input\.chat_template 'chat.jinja' is a path, which no machine has"
+    ):
+        skypilot.task(one_kind(), job)
+
+
 def test_the_weights_of_a_task_lie_in_a_bucket_or_on_a_larger_disk(sky_schemas: Any) -> None:
     task = parsed(cache={"bucket": "s3://models/hf"})
     jsonschema.validate(task, sky_schemas.get_task_schema())

@@ -83,6 +83,27 @@ def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) ->
     assert options_of(submission.metadata) == options()
 
 
+@pytest.mark.parametrize("files", ["ship", "same"])
+def test_a_chat_template_of_ones_own_is_found_by_the_cluster(
+    tmp_path: Path, send: Path, monkeypatch: pytest.MonkeyPatch, files: Files
+) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    monkeypatch.chdir(tmp_path)
+    job = load_job(job_file(tmp_path), ["input.chat_template=chat.jinja"], environ={})
+    submission = prepare(job, options(files), send, owner="ada@lab")
+    monkeypatch.chdir(send)
+    sent = load_job(JOB_FILE, environ={})
+    assert Path(str(sent.input.chat_template)).read_text() == "{{ messages }}"
+    assert describe_difference(identity(job), identity(sent)) == []
+    whole = json.loads(submission.metadata[JOB_KEY])["input"]["chat_template"]
+    assert whole == str(tmp_path / "chat.jinja"), "what a later `resume` ships again"
+    other = load_job(job_file(tmp_path), ["input.chat_template=other.jinja"], environ={})
+    assert len(describe_difference(identity(job), identity(other))) == 1
+    if files == "ship":
+        with pytest.raises(JobRefusedError, match=r"chat_template .*other.jinja' cannot be read here"):
+            prepare(other, options(), tmp_path, owner="ada@lab")
+
+
 def test_a_shipped_input_is_the_same_wherever_ray_unpacks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
