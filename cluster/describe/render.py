@@ -271,7 +271,15 @@ def _check_pods(documents: list[dict[str, Any]]) -> None:
                 kubernetes_validate.validate(pod, KUBERNETES, strict=True)
             except kubernetes_validate.ValidationError as error:
                 path = ".".join(map(str, error.path))
-                raise ConfigError(f"not a pod ({place}): {path}: {error.message}") from None
+                raise ConfigError(
+                    f"not a pod ({place}): {path}: {error.message}; correct what is added by [kubernetes] "
+                    f"(the schema is that of Kubernetes {KUBERNETES})"
+                ) from None
+            except kubernetes_validate.utils.VersionNotSupportedError:
+                raise ConfigError(
+                    f"the installed kubernetes-validate does not know Kubernetes {KUBERNETES}, whose schema "
+                    "pods are held against; install a newer one, or none"
+                ) from None
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -57,6 +57,13 @@ def test_what_kubernetes_would_refuse_of_an_addition_is_refused(pod: dict[str, A
     with pytest.raises(ConfigError, match=r"not a pod \(group l4\)") as refused:
         with_pod(pod)
     assert says in str(refused.value)
+    assert "correct what is added by [kubernetes]" in str(refused.value)
+
+
+def test_a_validator_without_the_schema_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.describe.render.KUBERNETES", "1.99")
+    with pytest.raises(ConfigError, match=r"does not know Kubernetes 1\.99, .* install a newer one, or none"):
+        with_pod({})
 
 
 ANYTHING = st.recursive(
