@@ -154,6 +154,8 @@ def cost(args: argparse.Namespace) -> int:
             raise JobRefusedError(str(error)) from None
         print(json.dumps(plan.plan_record()) if args.json else "\n".join([*plan.in_words(), TIME_AND_PRICE]))
         return 0
+    if args.set:
+        raise JobRefusedError("--set changes a setting of a job file, but none is given; give JOB.toml")
     uri, options = args.id, None
     if uri is None or not ("://" in uri or os.path.isdir(uri)):
         job = _chosen(_client(args), args)

@@ -395,6 +395,9 @@ def test_a_jobs_cost_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--calibrate" in remedy
     assert main(["cost", str(tmp_path / "none.toml")]) == 2
     assert "none.toml" in capsys.readouterr().err
+    for what in ([], [f"{tmp_path}/store"], ["label-demo-1a2b3c"]):
+        assert main(["cost", *what, "--set", "cost.per_gb_month=1"]) == 2
+        assert "--set changes a setting of a job file" in capsys.readouterr().err
 
 
 def test_a_wrong_job_is_refused_before_any_cluster_is_asked(
