@@ -123,11 +123,11 @@ class Source:
         }
         """Places of sequences that were taken down, by shard."""
         self._cache = cache
-        self._held_out, self._selection = held_out, selection or Selection()
+        self._held_out, self.selection = held_out, selection or Selection()
         self._outlines: list[Outline] | None = None
         """By shard; None until somebody asks, as reading them visits every shard."""
         self._takes_all = held_out is None or (held_out.fraction == 0 and held_out.side == "train")
-        self._takes_all &= self._selection.takes_all
+        self._takes_all &= self.selection.takes_all
         if not self._takes_all:
             self.outlines()
 
@@ -181,7 +181,7 @@ class Source:
 
     def _outline(self, entry: ShardEntry) -> Outline:
         empty_S = np.empty(0, dtype=np.int32)
-        if not self._selection.takes_unit(entry):
+        if not self.selection.takes_unit(entry):
             return Outline(*(empty_S,) * 5)
         parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 5]
         first = 0
@@ -209,8 +209,8 @@ class Source:
         keep_S = np.ones(len(block.plain.record_id), dtype=bool)
         if self._held_out is not None:
             keep_S &= [self._held_out.keeps(record_id) for record_id in block.plain.record_id]
-        if not self._selection.takes_all:
-            keep_S &= self._selection.kept(block, entry)
+        if not self.selection.takes_all:
+            keep_S &= self.selection.kept(block, entry)
         return keep_S
 
 

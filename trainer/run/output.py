@@ -66,7 +66,8 @@ class RunMetrics:
     """`metrics.json`."""
 
     stores: list[dict[str, Any]]
-    """By store: uri, digest, teacher, num_sequences and num_held_out that take part."""
+    """By store: uri, digest, selection (what says which of its sequences take part, of files of ids their
+    digest), teacher, num_sequences and num_held_out that take part."""
     before: dict[str, float | int] | None
     """`trainer.hf.evaluation.evaluate.Evaluation` of the untrained student; None if not asked for."""
     after: dict[str, float | int]
@@ -91,8 +92,8 @@ class RunMetrics:
     """`trainer.hf.evaluation.teacher_figures.TeacherFigures` of the rows of `after`; None where no token is
     known."""
     evaluation_stores: list[dict[str, Any]] = field(default_factory=list)
-    """By store of `evaluation.stores`: uri, digest, teacher, num_sequences. Empty where a part of the
-    training stores is held out."""
+    """By store of `evaluation.stores`: uri, digest, selection, teacher, num_sequences. Empty where a part of
+    the training stores is held out."""
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
     """On the rows of `after`: "student", as `trainer.hf.evaluation.calibration.Calibration`, and "teacher",
     as `Reliability` of the same module. Empty in metrics of earlier versions."""
@@ -205,18 +206,23 @@ def _changed_contents(
     train_set: StreamingLogitDataset,
     held_out: StreamingLogitDataset,
 ) -> list[str]:
-    """Which of a finished run's stores hold something else now."""
+    """Which of a finished run's stores, or of their files of ids, hold something else now."""
     changed = []
-    if _digests(metrics["stores"]) != [source.digest for source in train_set.sources]:
-        changed.append("the contents of data.stores")
-    evaluated = [] if config.evaluation.stores is None else [source.digest for source in held_out.sources]
-    if _digests(metrics.get("evaluation_stores", ())) != evaluated:
-        changed.append("the contents of evaluation.stores")
+    if _contents(metrics["stores"]) != _contents_now(train_set):
+        changed.append("the contents of data.stores, or of their ids")
+    evaluated = [] if config.evaluation.stores is None else _contents_now(held_out)
+    if _contents(metrics.get("evaluation_stores", ())) != evaluated:
+        changed.append("the contents of evaluation.stores, or of their ids")
     return changed
 
 
-def _digests(stores: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [store["digest"] for store in stores]
+def _contents(stores: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Earlier versions kept no selections; theirs are taken for none."""
+    return [(store["digest"], store.get("selection", [])) for store in stores]
+
+
+def _contents_now(dataset: StreamingLogitDataset) -> list[tuple[str, list[str]]]:
+    return [(source.digest, list(source.selection.texts)) for source in dataset.sources]
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

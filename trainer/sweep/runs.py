@@ -88,15 +88,16 @@ def finished_metrics(point: Point) -> dict[str, Any] | None:
 
 
 def is_of_these_stores(metrics: Mapping[str, Any], point: Point) -> bool:
-    """Whether the stores hold what the run read; not known, and so False, where it read plain text too.
+    """Whether the stores hold what the run read; not known, and so False, where it read other files too:
+    plain text, or ids.
 
     A run that is started again finds out for itself. Raises StoreError for a store that cannot be read.
     """
     data, evaluation = point.config.data, point.config.evaluation
-    if data.texts:
+    stores = [*data.stores, *(evaluation.stores or ())]
+    if data.texts or any(store.ids or store.without_ids for store in stores):
         return False
     read = [*metrics["stores"], *metrics.get("evaluation_stores", ())]
-    stores = [*data.stores, *(evaluation.stores or ())]
     return [store["digest"] for store in read] == [
         LogitStore.open(store.uri, storage_options=store.storage_options).digest for store in stores
     ]

@@ -218,6 +218,21 @@ def test_a_finished_student_is_never_replaced_without_restart(config, tmp_path, 
     assert student.read_bytes() != weights
 
 
+def test_a_finished_run_over_other_ids_is_not_this_one(config, tmp_path, capsys):
+    """The file has the same name and names other records."""
+    ids = tmp_path / "ids.txt"
+    ids.write_text("".join(f"r{number}\n" for number in range(40)))
+    stores = f'data.stores=[{{uri = "{tmp_path / "store"}", ids = "{ids}"}}]'
+    given = settings(stores, "training.max_steps=1", "training.save_steps=null", "evaluation.before=false")
+    assert main(["run", str(config), "--quiet", *given]) == 0
+    assert main(["run", str(config), "--json", *given]) == 0
+    (told,) = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["stores"]
+    assert told["num_sequences"] + told["num_held_out"] == 40
+    ids.write_text("".join(f"r{number}\n" for number in range(20, 60)))
+    assert main(["run", str(config), "--quiet", *given]) == 2
+    assert "made otherwise than now (the contents of data.stores, or of their ids)" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_what_is_saved_can_be_read_by_others_and_is_no_pickle(config, tmp_path):
     given = ["--set", "training.max_steps=2", "--set", "training.save_steps=1"]
@@ -340,7 +355,7 @@ def test_evaluation_may_have_stores_of_its_own(config, tmp_path, capsys):
         tmp_path / "own", (7,), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64, prefix="own"
     )
     assert main(["train", str(config), "--json", *given]) == 2
-    assert "made otherwise than now (the contents of evaluation.stores)" in capsys.readouterr().err
+    assert "made otherwise than now (the contents of evaluation.stores, or of" in capsys.readouterr().err
 
 
 @pytest.mark.slow

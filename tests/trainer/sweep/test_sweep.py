@@ -157,6 +157,9 @@ def test_a_run_over_what_a_store_held_before_is_not_a_finished_one(tmp_path: Pat
         "evaluation_stores": [{"digest": LogitStore.open(str(tmp_path / "evaluation")).digest}],
     }
     assert is_of_these_stores(metrics, point)
+    with_ids = {**document, kind: {"stores": {"uri": str(tmp_path / kind), "ids": "ids.txt"}}}
+    (other,) = points_of(with_ids, [read_axis("training.seed=0")], str(tmp_path / "sweep"), None)
+    assert not is_of_these_stores(metrics, other), "what the file says may have changed"
     shutil.rmtree(tmp_path / kind)
     make_store(tmp_path / kind, (6,), seed=1, fingerprint="f", tokenizer_size=64)
     assert not is_of_these_stores(metrics, point)

@@ -71,6 +71,7 @@ def _describe_evaluation(config: TrainConfig, held_out: StreamingLogitDataset) -
         {
             "uri": source.uri,
             "digest": source.digest,
+            "selection": list(source.selection.texts),
             "teacher": source.manifest.teacher.model,
             "num_sequences": sum(source.lengths),
         }
@@ -84,6 +85,7 @@ def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset)
         {
             "uri": source.uri,
             "digest": source.digest,
+            "selection": list(source.selection.texts),
             "teacher": source.manifest.teacher.model,
             "num_sequences": sum(source.lengths),
             "num_held_out": num_held_out.get(source.uri, 0),
