@@ -219,15 +219,15 @@ def test_a_finished_student_is_never_replaced_without_restart(config, tmp_path, 
 
 
 def test_a_finished_run_over_other_ids_is_not_this_one(config, tmp_path, capsys):
-    """The file has the same name and names other records."""
+    """The file has the same name and names other records. Both parts of the store count their own."""
     ids = tmp_path / "ids.txt"
     ids.write_text("".join(f"r{number}\n" for number in range(40)))
-    stores = f'data.stores=[{{uri = "{tmp_path / "store"}", ids = "{ids}"}}]'
+    uri = tmp_path / "store"
+    stores = f'data.stores=[{{uri = "{uri}", ids = "{ids}"}}, {{uri = "{uri}", without_ids = "{ids}"}}]'
     given = settings(stores, "training.max_steps=1", "training.save_steps=null", "evaluation.before=false")
-    assert main(["run", str(config), "--quiet", *given]) == 0
     assert main(["run", str(config), "--json", *given]) == 0
-    (told,) = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["stores"]
-    assert told["num_sequences"] + told["num_held_out"] == 40
+    told = json.loads(capsys.readouterr().out)["stores"]
+    assert [one["num_sequences"] + one["num_held_out"] for one in told] == [40, 20]
     ids.write_text("".join(f"r{number}\n" for number in range(20, 60)))
     assert main(["run", str(config), "--quiet", *given]) == 2
     assert "made otherwise than now (the contents of data.stores, or of their ids)" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def run_metrics(
     limit = trainer.collator.settings.token_limit
     teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
     return RunMetrics(
-        stores=_describe(train_set, held_out),
+        stores=_describe(config, train_set, held_out),
         evaluation_stores=_describe_evaluation(config, held_out),
         before=before,
         after=after,
@@ -79,8 +80,11 @@ def _describe_evaluation(config: TrainConfig, held_out: StreamingLogitDataset) -
     ]
 
 
-def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset) -> list[dict[str, Any]]:
-    num_held_out = {source.uri: sum(source.lengths) for source in held_out.sources}
+def _describe(
+    config: TrainConfig, train_set: StreamingLogitDataset, held_out: StreamingLogitDataset
+) -> list[dict[str, Any]]:
+    # Of plain texts, which come last, nothing is held out. A store may be named twice, with other conditions.
+    parts = held_out.sources if config.evaluation.stores is None else []
     return [
         {
             "uri": source.uri,
@@ -88,7 +92,7 @@ def _describe(train_set: StreamingLogitDataset, held_out: StreamingLogitDataset)
             "selection": list(source.selection.texts),
             "teacher": source.manifest.teacher.model,
             "num_sequences": sum(source.lengths),
-            "num_held_out": num_held_out.get(source.uri, 0),
+            "num_held_out": 0 if part is None else sum(part.lengths),
         }
-        for source in train_set.sources
+        for source, part in zip_longest(train_set.sources, parts)
     ]
