@@ -154,6 +154,22 @@ def test_a_model_is_known_by_what_is_loaded(tmp_path: Path) -> None:
         assert changed != before
 
 
+def test_adapters_are_known_by_the_model_below_them_too(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = byte_model(tmp_path / "base")
+    adapters = tmp_path / "adapters"
+    peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(target_modules=["q_proj"])
+    ).save_pretrained(adapters)
+    AutoTokenizer.from_pretrained(base).save_pretrained(adapters)
+    before = answers_of(str(adapters), tmp_path / "a")
+    book = AnswerBook(tmp_path / "a" / "answers.jsonl")
+    byte_model(tmp_path / "base", seed=5)
+    after = model_of(str(adapters), book).answers([Request(prompt, False, (), 24) for prompt in PROMPTS])
+    assert after != before
+    assert after == answers_of(base, tmp_path / "b"), "adapters that are new change nothing"
+
+
 def test_a_name_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     found = []
