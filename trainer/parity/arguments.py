@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from logitstore.common.options import count, positive
+
 EPILOG = """examples:
   penumbra train parity --student build/student --teacher Qwen/Qwen3-8B \\
       --tasks questions.jsonl --match contains --out build/parity
@@ -62,32 +64,20 @@ student is least sure went to the teacher.""",
     parser.add_argument("--judge", metavar="MODEL", help="the model that grades answers")
     parser.add_argument("--prompt-field", metavar="NAME", help="field of a file's question")
     parser.add_argument("--answer-field", metavar="NAME", help="field of a file's right answer")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N items of each task")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N items of each task")
     parser.add_argument(
         "--max-tokens",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="of an answer (default: what a task of lm-eval says itself, else 256)",
     )
-    parser.add_argument("--fewshot", type=_count, metavar="N", help="examples before a question of lm-eval")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="default 8")
+    parser.add_argument("--fewshot", type=count, metavar="N", help="examples before a question of lm-eval")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="default 8")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the interval (default 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(command=_parity)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 0")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def _parity(arguments: argparse.Namespace) -> int:
