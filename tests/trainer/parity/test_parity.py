@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +19,12 @@ from tests.logitstore.exchange.test_texts import THINKING, store_of
 from tests.trainer.parity.models import byte_model
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
+from trainer.parity.answering import Said, Work
 from trainer.parity.contamination import _Found
 from trainer.parity.figures.gap import gap_of, routing_of
-from trainer.parity.figures.report import in_words
+from trainer.parity.figures.report import in_words, write_results
 from trainer.parity.models.answer_book import AnswerBook
-from trainer.parity.records import Pair, Scored
+from trainer.parity.records import Pair, Scored, Scores
 
 
 @pytest.fixture
@@ -68,6 +70,19 @@ def test_both_answer_and_are_not_asked_again(
     assert main([*places, "--unchecked", "--json"]) == 0
     assert book.read_bytes() == answers
     assert json.loads(capsys.readouterr().out)["gaps"][f"{tmp_path}/q.jsonl"] == gap
+
+
+def test_figures_of_an_earlier_comparison_do_not_stay(places: list[str], tmp_path: Path) -> None:
+    """The curve would pass for one of this comparison, which has none."""
+    scored = Scored("a", "", "", "", 1.0, None)
+    options: Any = SimpleNamespace(out=tmp_path, seed=0, student="s", teacher="t")
+    said = Said({}, {}, 0, 0)
+    (tmp_path / "routing.png").write_text("earlier")
+    record = write_results(
+        options, Work({}, [], [], None), said, said, {"q": Scores([scored])}, {"q": Scores([scored])}
+    )
+    assert record["routing"] == {}
+    assert not (tmp_path / "routing.png").exists()
 
 
 def test_a_cut_line_is_dropped(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def write_results(
     teacher_scores: Mapping[str, Scores],
     student_scores: Mapping[str, Scores],
 ) -> dict[str, Any]:
-    """items.jsonl, routing.png and parity.json in the folder; the content of the last."""
+    """items.jsonl, parity.json and, where there are curves, routing.png in the folder; the content of
+    parity.json."""
     pairs = {
         name: _paired(scores.items, student_scores[name].items) for name, scores in teacher_scores.items()
     }
@@ -39,9 +40,13 @@ def write_results(
         for name, found in pairs.items()
         if found and gaps[name].higher_is_better and (curve := routing_of(found))
     }
-    with (options.out / "items.jsonl").open("w", encoding="utf-8") as file:
-        for name, found in pairs.items():
-            file.writelines(json.dumps(one.to_dict(name), ensure_ascii=False) + "\n" for one in found)
+    lines = (
+        json.dumps(one.to_dict(name), ensure_ascii=False) + "\n"
+        for name, found in pairs.items()
+        for one in found
+    )
+    write_whole(options.out / "items.jsonl", "".join(lines))
+    (options.out / "routing.png").unlink(missing_ok=True)  # of an earlier comparison in the same folder
     if curves:
         draw_routing(options.out / "routing.png", curves)
     found = work.contamination
