@@ -45,16 +45,19 @@ def remove_unnamed_copies(store: LogitStore, deleted: DeletedRecords) -> CopiesR
     store.refresh()
     found, kept = Findings(), list[str]()
     find_garbage(store, objects, found, oldest_live=time.time())
-    removed = Findings(problems=found.errors)
+    rivals = {place.unit_id for info in found.garbage if (place := shard_place(info.name)) is not None}
+    of_units = {entry.unit_id: entry for entry in store.shards() if entry.unit_id in rivals} if rivals else {}
+    removed = Findings(problems=found.errors, no_shards=found.no_shards)
     for info in found.garbage:
         place = shard_place(info.name)
         if place is None:
             # What is not yet a whole object may be of another command that is at work.
             if info.name in objects or info.modified_sec < time.time() - LIVE_SHARD_SEC:
                 removed.garbage.append(info)
+        elif info.name in found.no_shards:
+            removed.garbage.append(info)
         elif _holds(store, info, deleted):
-            entry = next(entry for entry in store.shards() if entry.unit_id == place.unit_id)
-            if _is_sound(store, entry):
+            if _is_sound(store, of_units[place.unit_id]):
                 removed.garbage.append(info)
             else:
                 kept.append(

@@ -411,6 +411,16 @@ def test_a_purge_removes_what_a_writer_left_that_lost_its_unit(store: LogitStore
     assert holders(store, sequences[1].record_id) != []
 
 
+def test_a_purge_removes_what_is_no_shard_of_any_unit(store: LogitStore) -> None:
+    """Half a shard, of a copy that was cut off: it made the purge fail after its index was replaced."""
+    whole = store.write_attempt("unit-9999", 9999, [make_sequence("person-01")], [], 0.0, "died").shard.name
+    store.objects.put(whole, store.objects.get(whole)[:-9])
+    delete_records(store, GONE, "asked for")
+    assert whole in holders(store, "person-01")
+    assert purge(store).not_removed == ""
+    assert holders(store, "person-01") == []
+
+
 def test_a_purge_says_which_copies_it_had_to_leave(
     store: LogitStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
