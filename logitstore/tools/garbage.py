@@ -39,6 +39,7 @@ _CODEBOOK_NAME = re.compile(r"codebooks/[0-9a-f]{32}\.bin")
 _TOKENIZER_FILE = re.compile(r"tokenizer/[0-9a-f]{32}")
 _PROBE_NAME = re.compile(PROBE_PREFIX + r"[0-9a-f]{16}\.json")
 _REBUILD = "`penumbra store rebuild-index` takes it into the index"
+_AGAIN = "the job, run again, has labeled the unit anew"
 
 
 def find_garbage(
@@ -132,6 +133,7 @@ def _sort_shards(
     entries = store.shards()
     live = {entry.name for entry in entries}
     committed = set(entries.unit_ids())
+    dropped = store.dropped_attempts()
     bad_units = {place.unit_id for name in findings.bad_shards if (place := shard_place(name))}
     for name, info in objects.items():
         place = shard_place(name)
@@ -143,10 +145,12 @@ def _sort_shards(
         elif place.unit_id in committed:
             note_garbage(findings, info, "the shard of a writer that lost its unit to another")
         elif info.modified_sec < oldest_live:  # otherwise of a writer about to commit
-            _sort_unnamed_shard(store, info, findings)
+            _sort_unnamed_shard(store, info, findings, is_dropped=place.attempt in dropped)
 
 
-def _sort_unnamed_shard(store: LogitStore, info: ObjectInfo, findings: Findings) -> None:
+def _sort_unnamed_shard(
+    store: LogitStore, info: ObjectInfo, findings: Findings, *, is_dropped: bool
+) -> None:
     try:
         is_shard = _is_shard(store, info)
     except OSError:
@@ -154,6 +158,10 @@ def _sort_unnamed_shard(store: LogitStore, info: ObjectInfo, findings: Findings)
     if not is_shard:
         findings.no_shards.add(info.name)
         note_garbage(findings, info, "what no record names and is no shard, left by a writer that died")
+        return
+    if is_dropped:  # `rebuild-index` leaves it out too
+        message = f"labels ({info.num_bytes} bytes) of a unit that was un-committed; kept until {_AGAIN}"
+        _keep(findings, "uncommitted_shard", info.name, message)
         return
     message = (
         f"labels ({info.num_bytes} bytes) that no record names; kept, it may be their only copy: {_REBUILD}"

@@ -10,7 +10,13 @@ import json
 import time
 from dataclasses import dataclass
 
-from logitstore.errors import AccessRefusedError, CorruptShardError, IndexLostError, StoreError
+from logitstore.errors import (
+    AccessRefusedError,
+    CorruptShardError,
+    IndexLostError,
+    ObjectNotFoundError,
+    StoreError,
+)
 from logitstore.index.absence import LIVE_SHARD_SEC
 from logitstore.index.commits import shard_place
 from logitstore.index.deletions import DeletedRecords
@@ -64,12 +70,15 @@ def remove_unnamed_copies(store: LogitStore, deleted: DeletedRecords) -> CopiesR
                     f"{info.name} holds them and may be the only copy of others, as its unit's own shard is "
                     f"damaged: `penumbra store uncommit {store.uri} --bad`, label the unit again, then purge"
                 )
+    remedies = {
+        "unnamed_shard": f"no record names it: `penumbra store rebuild-index {store.uri}` takes it into the "
+        "index, then purge again",
+        "uncommitted_shard": "its unit was un-committed: run the job again, which labels the unit anew, then "
+        "purge again",
+    }
     for problem in found.problems:
-        if problem.kind == "unnamed_shard" and _holds(store, objects[problem.where], deleted):
-            kept.append(
-                f"{problem.where} holds them and no record names it: `penumbra store rebuild-index "
-                f"{store.uri}` takes it into the index, then purge again"
-            )
+        if problem.kind in remedies and _holds(store, objects[problem.where], deleted):
+            kept.append(f"{problem.where} holds them and {remedies[problem.kind]}")
     try:
         num_removed = repair(store, removed, remove_most=True)
     except IndexLostError as error:
@@ -90,6 +99,8 @@ def _holds(store: LogitStore, info: ObjectInfo, deleted: DeletedRecords) -> bool
                 for block in range(reader.num_blocks)
                 for name in reader.plain_columns(block).record_id
             )
+    except ObjectNotFoundError:
+        return False  # its writer, which lost the unit to another, has removed it
     except CorruptShardError:
         return True
 
