@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 THREADS = 4
@@ -19,25 +20,36 @@ Item = TypeVar("Item")
 Piece = TypeVar("Piece")
 
 
-def made_ahead(make: Callable[[Item], Iterable[Piece]], items: Iterable[Item]) -> Iterator[Piece]:
-    """The pieces of each item, in order.
+@contextmanager
+def made_ahead(make: Callable[[Item], Iterable[Piece]], items: Iterable[Item]) -> Iterator[Iterator[Piece]]:
+    """The pieces of each item, in order; the threads end with the block, whatever ends it.
 
-    At most THREADS items are at work, and PIECES_AHEAD pieces of each wait. Raises what `make` raises.
+    At most THREADS items are at work, and PIECES_AHEAD pieces of each wait. Taking a piece raises what `make`
+    raises.
     """
     is_over = threading.Event()
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting: deque[_Stream[Piece]] = deque()
         try:
-            for item in items:
-                stream = _Stream[Piece](is_over)
-                stream.begin(pool, make, item)
-                waiting.append(stream)
-                if len(waiting) == THREADS:
-                    yield from waiting.popleft()
-            while waiting:
-                yield from waiting.popleft()
+            yield _in_order(pool, make, items, is_over)
         finally:
             is_over.set()
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    make: Callable[[Item], Iterable[Piece]],
+    items: Iterable[Item],
+    is_over: threading.Event,
+) -> Iterator[Piece]:
+    waiting: deque[_Stream[Piece]] = deque()
+    for item in items:
+        stream = _Stream[Piece](is_over)
+        stream.begin(pool, make, item)
+        waiting.append(stream)
+        if len(waiting) == THREADS:
+            yield from waiting.popleft()
+    while waiting:
+        yield from waiting.popleft()
 
 
 class _Stream(Generic[Piece]):

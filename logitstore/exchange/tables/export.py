@@ -151,8 +151,10 @@ def export_table(
     temporary = path.with_name(f".{path.name}.part")
     counter = _Counter(store, progress)
     try:
-        with pa.OSFile(str(temporary), "wb") as file:
-            pieces = made_ahead(table.pieces, _groups(parts, TOGETHER_BYTES))
+        with (
+            pa.OSFile(str(temporary), "wb") as file,
+            made_ahead(table.pieces, _groups(parts, TOGETHER_BYTES)) as pieces,
+        ):
             table.write(file, map(counter.count, pieces))
         temporary.replace(path)
     finally:
@@ -195,9 +197,10 @@ def export_files(
         yield counted.done, len(data)
 
     num_bytes = 0
-    for num_sequences, size in made_ahead(write, enumerate(groups)):
-        counter.add(num_sequences)
-        num_bytes += size
+    with made_ahead(write, enumerate(groups)) as written:
+        for num_sequences, size in written:
+            counter.add(num_sequences)
+            num_bytes += size
     return Exported(counter.done, len(groups), num_bytes)
 
 

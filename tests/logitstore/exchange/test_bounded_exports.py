@@ -70,11 +70,12 @@ def test_threads_wait_until_their_pieces_are_taken() -> None:
 
     taken: list[int] = []
     most = 0
-    for piece in made_ahead(pieces, range(6)):
-        taken.append(piece)
-        most = max(most, len(made) - len(taken))
-        if len(taken) % 50 == 1:
-            time.sleep(0.05)
+    with made_ahead(pieces, range(6)) as every:
+        for piece in every:
+            taken.append(piece)
+            most = max(most, len(made) - len(taken))
+            if len(taken) % 50 == 1:
+                time.sleep(0.05)
     assert taken == list(range(600))
     assert most <= THREADS * (PIECES_AHEAD + 1), most
 
@@ -87,13 +88,26 @@ def test_threads_end_where_nobody_takes_more_or_one_fails() -> None:
         yield from range(1000)
 
     before = threading.active_count()
-    endless = made_ahead(pieces, range(100))
-    assert next(endless) == 0
-    endless.close()  # type: ignore[attr-defined]  # it is a generator
+    with made_ahead(pieces, range(100)) as endless:
+        assert next(endless) == 0
     assert threading.active_count() == before
-    with pytest.raises(RuntimeError, match="damaged"):
-        list(made_ahead(pieces, range(100)))
+    with pytest.raises(RuntimeError, match="damaged"), made_ahead(pieces, range(100)) as every:
+        list(every)
     assert threading.active_count() == before
+
+
+def test_no_thread_outlives_an_export_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that is kept, as Python keeps its last one, kept the threads, and no interpreter ended then."""
+    store = store_of(tmp_path / "store", 40, 2)
+    monkeypatch.setattr(export, "TOGETHER_BYTES", 1)
+    before = threading.active_count()
+
+    def full(what: str, done: int, total: int) -> None:
+        raise OSError("no room, on purpose")
+
+    with pytest.raises(OSError, match="on purpose") as kept:
+        export_table(store, tmp_path / "t.jsonl", "jsonl", progress=full)
+    assert threading.active_count() == before, kept
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
