@@ -58,9 +58,9 @@ def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
     Raises StoreChangedError while a job labels the store or if other processes keep replacing the index.
     """
     refuse_running_job(store)
-    deleted = store.deleted_records
     for _ in range(MAX_SWAP_TRIES):
         store.compact()
+        deleted = store.deleted_records
         pointer, etag = store.index_pointer()
         replaced = store.index_segments()
         records, old_shards, num_rejects = _rewritten(store, progress)
@@ -158,11 +158,17 @@ def _purge_plan(objects: Objects, deleted: DeletedRecords) -> tuple[int, list[st
             segment = json.loads(objects.get(name))
             data = objects.get(segment["data"])
             count, changed, content = _without_records(segment, data, deleted)
-        except (ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+            ObjectNotFoundError,
+            pa.ArrowException,
+        ) as error:
             raise CorruptManifestError(
-                f"{name} of the store at {objects.uri} is no segment of a plan ({error}); the plan is "
-                "not needed "
-                "once all is labeled: delete plan/, then purge again"
+                f"{name} of the store at {objects.uri} is no segment of a plan ({error}); the plan is not "
+                "needed once all is labeled: delete plan/, then purge again"
             ) from error
         if count:
             old.append(segment["data"])

@@ -421,6 +421,26 @@ def test_a_purge_removes_what_is_no_shard_of_any_unit(store: LogitStore) -> None
     assert holders(store, "person-01") == []
 
 
+def test_a_purge_tells_what_to_do_with_a_plan_that_lost_a_part(store: LogitStore) -> None:
+    make_plan(store)
+    delete_records(store, GONE, "asked for")
+    store.objects.delete_many(name for name in store.objects.list("plan/") if name.endswith(".units"))
+    with pytest.raises(CorruptManifestError, match="delete plan/, then purge again"):
+        purge(store)
+    store.objects.delete_many(store.objects.list("plan/"))
+    assert purge(store).not_removed == ""
+    assert [name for name in store.objects.list() if b"person-08" in store.objects.get(name)] == []
+
+
+def test_a_purge_takes_in_what_was_deleted_since_the_store_was_opened(store: LogitStore) -> None:
+    make_plan(store)
+    opened = LogitStore.open(store.uri)
+    delete_records(store, GONE, "asked for")
+    result = purge(opened)
+    assert (result.num_shards, result.num_plan_records) == (3, 4)
+    assert {name: holders(store, name) for name in GONE} == {name: [] for name in GONE}
+
+
 def test_a_purge_says_which_copies_it_had_to_leave(
     store: LogitStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
