@@ -11,7 +11,7 @@ from cluster.describe import render
 from cluster.jobs import commands, local
 from cluster.rounds import command as round_commands
 from logitstore.common.command import EXIT_STATUSES, Program, new_parser
-from logitstore.common.options import count
+from logitstore.common.options import count, positive
 
 
 def build_parser(program: Program) -> argparse.ArgumentParser:
@@ -133,11 +133,11 @@ def _add_job_commands(add: Add) -> None:
 def _add_local(add: Add) -> None:
     up = add("up", commands.up, "Start a Ray cluster of several nodes on this machine", "up --local 2")
     up.add_argument(
-        "--local", type=_count, required=True, metavar="N", help="number of nodes, the head included"
+        "--local", type=positive, required=True, metavar="N", help="number of nodes, the head included"
     )
     default_cpus = max(1, (os.cpu_count() or 1) // 2)
     up.add_argument(
-        "--cpus", type=_count, default=default_cpus, help=f"CPUs of each node (default {default_cpus})"
+        "--cpus", type=positive, default=default_cpus, help=f"CPUs of each node (default {default_cpus})"
     )
     up.add_argument("--json", action="store_true", help="print the addresses as JSON")
     down = add("down", commands.down, "Stop the cluster that `up` started, and nothing else", "down")
@@ -145,12 +145,6 @@ def _add_local(add: Add) -> None:
         sub.add_argument(
             "--state", type=Path, default=local.default_state_folder(), help="where `up` notes what runs"
         )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
-    return int(text)
 
 
 def _add_address(sub: argparse.ArgumentParser) -> None:

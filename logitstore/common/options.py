@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,43 +43,39 @@ def read_storage_options(path: Path | None) -> dict[str, Any] | None:
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
+    return _whole(text, least=1)
 
 
 def count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 0")
-    return value
+    return _whole(text, least=0)
 
 
 def share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} must lie in (0, 1]")
-    return value
+    return _number(text, lambda value: 0 < value <= 1, "a number in (0, 1]")
 
 
 def amount(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} must be a finite number of at least 0")
-    return value
+    return _number(text, lambda value: 0 <= value < math.inf, "a finite number of at least 0")
 
 
 def above_zero(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} must be a finite number above 0")
-    return value
+    return _number(text, lambda value: 0 < value < math.inf, "a finite number above 0")
 
 
 def seconds(text: str) -> float:
     """A NaN would be neither younger nor older than anything."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{value} must be a number of seconds")
-    return value
+    return _number(text, math.isfinite, "a number of seconds")
+
+
+def _whole(text: str, *, least: int) -> int:
+    with contextlib.suppress(ValueError):
+        if (value := int(text)) >= least:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
+
+
+def _number(text: str, is_right: Callable[[float], bool], rule: str) -> float:
+    with contextlib.suppress(ValueError):
+        if is_right(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} must be {rule}")

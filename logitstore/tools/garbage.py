@@ -148,9 +148,7 @@ def _sort_shards(
             _sort_unnamed_shard(store, info, findings, is_dropped=place.attempt in dropped)
 
 
-def _sort_unnamed_shard(
-    store: LogitStore, info: ObjectInfo, findings: Findings, *, is_dropped: bool
-) -> None:
+def _sort_unnamed_shard(store: LogitStore, info: ObjectInfo, findings: Findings, *, is_dropped: bool) -> None:
     try:
         is_shard = _is_shard(store, info)
     except OSError:

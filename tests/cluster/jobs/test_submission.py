@@ -414,7 +414,7 @@ def test_a_cluster_has_at_least_one_node(count: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as ended:
         main(["up", "--local", count])
     assert ended.value.code == 2
-    assert "a whole number from 1 on" in capsys.readouterr().err
+    assert f"{count!r} must be a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_without_any_cluster_the_remedies_are_named(

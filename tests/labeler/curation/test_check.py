@@ -190,7 +190,7 @@ def test_what_cannot_be_is_refused_before_the_program_is_asked(
     command = shlex.join(["touch", str(asked)])
     with pytest.raises(SystemExit, match="2"):
         check(traces, command, "--timeout-sec", "nan")
-    assert "--timeout-sec: nan must be a finite number above 0" in capsys.readouterr().err
+    assert "--timeout-sec: 'nan' must be a finite number above 0" in capsys.readouterr().err
     (tmp_path / "kept").write_text("")
     assert check(traces, command) == 2
     assert "kept is a file" in capsys.readouterr().err

@@ -244,8 +244,8 @@ def test_an_evaluation_set_that_cannot_be_read_whole_is_refused(
     ("arguments", "said"),
     [
         (["--by", "letters"], "by.0 = 'letters'"),
-        (["--jaccard", "0"], "argument --jaccard: 0.0 must lie in (0, 1]"),
-        (["--cosine", "1.5"], "argument --cosine: 1.5 must lie in (0, 1]"),
+        (["--jaccard", "0"], "argument --jaccard: '0' must be a number in (0, 1]"),
+        (["--cosine", "1.5"], "argument --cosine: '1.5' must be a number in (0, 1]"),
     ],
 )
 def test_wrong_values_are_refused_in_words(
