@@ -59,6 +59,17 @@ def say(args: argparse.Namespace, text: str) -> None:
         print(text)
 
 
+def warn(command: str, text: str) -> None:
+    """A line on standard error, with --quiet and --json too."""
+    print(f"{command}: warning: {text}", file=sys.stderr)
+
+
+def warn_of_ids(command: str, not_indexed: str) -> None:
+    """Why a segment has no index of record ids; "" if it has one."""
+    if not_indexed:
+        warn(command, f"ids are looked up in the shards: {not_indexed}")
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output; what is not finite becomes null."""
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]

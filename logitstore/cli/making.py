@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from logitstore.cli import context
@@ -111,10 +110,10 @@ def _export_texts(args: argparse.Namespace, store: LogitStore, path: Path) -> in
         )
     context.say(args, f"{written:,} sequences to {path} ({context.size_text(path.stat().st_size)})")
     if left_out:
-        print(
-            f"export: warning: {left_out:,} sequences are left out, since no messages render to their "
-            "prompts by the chat template; --to prompt-completion holds them",
-            file=sys.stderr,
+        context.warn(
+            "export",
+            f"{left_out:,} sequences are left out, since no messages render to their prompts by the chat "
+            "template; --to prompt-completion holds them",
         )
     return context.OK
 

@@ -32,13 +32,10 @@ def rebuild_index(args: argparse.Namespace) -> int:
         f"{result.num_from_shards:,} from their shards alone, whose rejects are not known",
     )
     for reason in result.unread[:MAX_SAID]:
-        print(f"rebuild-index: warning: left out: {' '.join(reason.split())}", file=sys.stderr)
+        context.warn("rebuild-index", f"left out: {' '.join(reason.split())}")
     if len(result.unread) > MAX_SAID:
-        print(f"rebuild-index: warning: and {len(result.unread) - MAX_SAID:,} more", file=sys.stderr)
-    if result.not_indexed:
-        print(
-            f"rebuild-index: warning: ids are looked up in the shards: {result.not_indexed}", file=sys.stderr
-        )
+        context.warn("rebuild-index", f"and {len(result.unread) - MAX_SAID:,} more")
+    context.warn_of_ids("rebuild-index", result.not_indexed)
     if result.num_unreadable or result.num_rivals:
         context.say(
             args,
@@ -71,9 +68,8 @@ def delete(args: argparse.Namespace) -> int:
         context.print_json(result)
     context.say(
         args,
-        f"{context.count_text(result.num_sequences, 'sequence')} of {result.num_records:,} records "
-        "deleted in "
-        f"{context.count_text(result.num_units, 'unit')}"
+        f"{context.count_text(result.num_sequences, 'sequence')} of {result.num_records:,} records deleted "
+        f"in {context.count_text(result.num_units, 'unit')}"
         + (f"; {result.num_absent:,} records have no labels here" if result.num_absent else "")
         + (f"; their bytes go by `penumbra store compact {args.store} --purge`" if result.num_units else ""),
     )
@@ -90,11 +86,9 @@ def compact(args: argparse.Namespace) -> int:
     if args.json:
         context.print_json({**dataclasses.asdict(result), "num_ids_made": made.num_made})
     for reason in made.reasons:
-        print(f"compact: warning: ids are looked up in the shards: {reason}", file=sys.stderr)
+        context.warn_of_ids("compact", reason)
     if result.not_removed:
-        print(
-            f"compact: warning: garbage stays until `verify --repair`: {result.not_removed}", file=sys.stderr
-        )
+        context.warn("compact", f"garbage stays until `verify --repair`: {result.not_removed}")
     context.say(
         args,
         f"{result.num_records:,} commit records moved, {result.num_late:,} late ones removed; "
@@ -111,18 +105,16 @@ def _purge(args: argparse.Namespace) -> int:
         context.print_json(result)
     context.say(
         args,
-        f"{context.count_text(result.num_shards, 'shard')} written anew; {result.num_plan_records:,} "
-        "records out "
-        f"of the plan, {result.num_rejects:,} out of lists of rejects",
+        f"{context.count_text(result.num_shards, 'shard')} written anew; {result.num_plan_records:,} records "
+        f"out of the plan, {result.num_rejects:,} out of lists of rejects",
     )
     if result.num_unread_lines:
-        print(
-            f"compact: warning: {context.count_text(result.num_unread_lines, 'line')} of the lists of "
-            "rejects cannot be read and stay; look whether they name deleted records",
-            file=sys.stderr,
+        context.warn(
+            "compact",
+            f"{context.count_text(result.num_unread_lines, 'line')} of the lists of rejects cannot be read "
+            "and stay; look whether they name deleted records",
         )
-    if result.not_indexed:
-        print(f"compact: warning: ids are looked up in the shards: {result.not_indexed}", file=sys.stderr)
+    context.warn_of_ids("compact", result.not_indexed)
     if result.not_removed:
         print(f"compact: deleted records are still in objects: {result.not_removed}", file=sys.stderr)
         return context.PROBLEMS

@@ -35,9 +35,8 @@ def publish(args: argparse.Namespace) -> int:
             f"publish: {CARD_NAME} was there and stays as it is; --new-card writes it anew", file=sys.stderr
         )
     if result.not_removed:
-        print(f"publish: warning: older objects stay there: {result.not_removed}", file=sys.stderr)
-    if result.not_indexed:
-        print(f"publish: warning: ids are looked up in the shards: {result.not_indexed}", file=sys.stderr)
+        context.warn("publish", f"older objects stay there: {result.not_removed}")
+    context.warn_of_ids("publish", result.not_indexed)
     context.say(
         args,
         f"{target.uri}: {result.num_sequences:,} sequences in "
