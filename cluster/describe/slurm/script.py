@@ -237,6 +237,11 @@ while kill -0 "$job" 2>/dev/null; do
   status=0
   wait "$job" || status=$?
 done
+# So it does where the job ended meanwhile; how it did, Bash remembers.
+if [ "$status" -eq 143 ]; then
+  status=0
+  wait "$job" || status=$?
+fi
 kill "${{steps[@]}}" 2>/dev/null || true
 wait "${{steps[@]}}" 2>/dev/null || true
 {all_nodes} rm -rf "$RAY_TMPDIR" || true

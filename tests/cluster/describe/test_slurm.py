@@ -296,6 +296,29 @@ def stub_pyxis(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("job_status", [0, 4])
+def test_a_job_that_ends_while_it_is_warned_keeps_its_status(tmp_path: Path, job_status: int) -> None:
+    """The wait for it is cut short by the warning, and it has ended before the script looks again."""
+    script = tmp_path / "job.sh"
+    script.write_text(render(one_kind(slurm={"container": "pyxis"}), "slurm", None, job_file="job.toml"))
+    environment = stub_pyxis(tmp_path)
+    tools = {
+        "python": 'case "$*" in *" start "*) sleep 60;; *labeler*) touch "$NOTES.runs"\n'
+        f'while [ ! -e "$NOTES.warned" ]; do sleep 0.05; done; exit {job_status};; esac',
+        "cat": 'touch "$NOTES.warned"; sleep 1; exec /bin/cat "$@"',
+    }
+    for name, body in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    process = subprocess.Popen(["bash", str(script)], env=environment)
+    while not (tmp_path / "notes.runs").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) == job_status
+    assert ("scontrol requeue" in (tmp_path / "notes").read_text()) == (job_status == 4)
+
+
 def test_in_pyxis_the_labeler_is_told_to_drain_and_not_its_step(tmp_path: Path) -> None:
     """A signal to srun ends the whole step at once; the labeler's own process must get it."""
     cluster = one_kind(slurm={"container": "pyxis"})
