@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,8 +60,13 @@ def _take_output(log: Path) -> None:
 
 
 def _count_changes(root: Path, kill_at: int | None) -> list[int]:
-    """A list of one number, which goes up with every change below `root` from now on."""
+    """A list of one number, which goes up with every change below `root` from now on.
+
+    A folder that several threads make is one change, whichever of them is first.
+    """
     seen, inside = [0], f"{root}{os.sep}"
+    made: set[str] = set()
+    lock = threading.Lock()
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -73,9 +79,16 @@ def _count_changes(root: Path, kill_at: int | None) -> list[int]:
             return
         if not isinstance(path, (str, os.PathLike)) or not f"{os.fspath(path)!s}".startswith(inside):
             return
-        if seen[0] == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        seen[0] += 1
+        with lock:
+            if event == "os.mkdir" and f"{os.fspath(path)!s}" in made:
+                return
+            if event == "os.mkdir":
+                made.add(f"{os.fspath(path)!s}")
+            elif event == "os.rmdir":
+                made.discard(f"{os.fspath(path)!s}")
+            if seen[0] == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen[0] += 1
 
     sys.addaudithook(look)
     return seen

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +77,27 @@ def world(folder: Path) -> dict[str, Path]:
     place["npz"] = folder / "capture.npz"
     assert main(["export", str(place["a"]), "--to", "npz", str(place["npz"]), "--quiet"]) == 0
     return place
+
+
+def test_the_number_of_changes_does_not_depend_on_which_thread_is_first(tmp_path: Path) -> None:
+    """Threads that find a folder missing at the same time all ask for it, as those of `copy` do."""
+    root = tmp_path / "root"
+    root.mkdir()
+
+    def make_in_threads(_: Sequence[str]) -> int:
+        meeting = threading.Barrier(4)
+
+        def make(number: int) -> None:
+            meeting.wait()
+            (root / "shards").mkdir(exist_ok=True)
+            (root / "shards" / f"{number}").write_text("")
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(make, range(4)))
+        return 0
+
+    status, num_changes, printed = run_killed(make_in_threads, [], root, None)
+    assert (status, num_changes) == (0, 5), printed
 
 
 @pytest.mark.slow
