@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -73,9 +73,25 @@ class Program:
         return f"{self.examples}\n{EXIT_STATUSES}" if self.examples else EXIT_STATUSES
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses what it does not know itself: argparse leaves that to the program, which shows its own usage
+    and not the subcommand's. Parsers of subcommands are of this class too."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [name for action in self._actions for name in action.option_strings]
+            first = unknown[0].partition("=")[0]
+            hint = f"; {nearest(first, options)}" if first.startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
+
+
 def new_parser(program: Program) -> argparse.ArgumentParser:
     """The parser of a program, with the options that all programs have."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=program.title,
         description=program.description,
         epilog=program.epilog,

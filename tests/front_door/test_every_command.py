@@ -134,6 +134,23 @@ def test_every_subcommand_is_here() -> None:
     assert {(program, name) for program, name, _ in parsers()} == WORK.keys()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(one, marks=[pytest.mark.slow] if one in SLOW else [], id=" ".join(one)) for one in WORK],
+)
+def test_an_unknown_option_shows_the_usage_of_its_subcommand(
+    command: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All else that the command needs is there, so that nothing but the option is wrong."""
+    with pytest.raises(SystemExit) as ended:
+        main([*command, *WORK[command], "--hlep"])
+    title = f"penumbra {' '.join(command)}"
+    assert ended.value.code == ExitStatus.WRONG
+    err = capsys.readouterr().err
+    assert err.startswith(f"usage: {title} [-h]")
+    assert f"{title}: error: unrecognized arguments: --hlep; did you mean '--help'?" in err
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What stands in the arguments by a word in capitals."""
