@@ -23,7 +23,7 @@ from logitstore.codec.codebooks import (
     identity_codebook,
     sort_in_bands,
 )
-from logitstore.codec.loops import NUMPY_LOOPS, WIDE_CLASS, split_integers
+from logitstore.codec.loops import NUMPY_LOOPS, WIDE_CLASS, cheapest_codebook, split_integers
 from logitstore.errors import InvalidLabelsError
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabelRows
@@ -45,7 +45,6 @@ STEADY_SHARE = 0.005
 
 _HEAD_LENGTHS = tuple(FILE_THRESHOLD + BAND * bands for bands in (1, 2, 4, 8, 16))
 _GLOBAL_LENGTHS = (FILE_THRESHOLD, 1024, 4096, 8192, 16384, 1 << 20)
-_ASSIGN_ROWS = 512
 
 
 def train_codebooks(
@@ -183,16 +182,10 @@ class _Mixture:
         return counts.reshape(num_codebooks, width)[:, :-1].astype(np.float64)
 
     def _assign(self, shares_CU: np.ndarray) -> np.ndarray:
-        """int64 [N]: the codebook with the fewest bits for each row's first entries."""
+        """uint8 [N]: the codebook with the fewest bits for each row's first entries."""
         bits_UC = np.zeros((self.seen_U.size + 1, len(shares_CU)), np.float32)
         bits_UC[:-1] = -np.log2(shares_CU).T
-        choice_N = np.empty(len(self.inverse_NK), np.int64)
-        for start in range(0, len(choice_N), _ASSIGN_ROWS):
-            part = slice(start, start + _ASSIGN_ROWS)
-            choice_N[part] = (
-                bits_UC.take(self.inverse_NK[part, :ASSIGN_RANKS], axis=0).sum(axis=1).argmin(axis=1)
-            )
-        return choice_N
+        return cheapest_codebook(self.inverse_NK[:, :ASSIGN_RANKS], bits_UC)
 
 
 def _build(order: np.ndarray, global_length: int, heads_CH: np.ndarray, labels: LabelSpec) -> CodebookSet:

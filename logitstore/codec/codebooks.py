@@ -31,7 +31,6 @@ FILE_THRESHOLD = 128
 BAND = 256
 """Positions from FILE_THRESHOLD on share a class byte in bands of this many (bytecodes.py)."""
 _SIZES = struct.Struct("<4I")
-"""Rows whose costs are summed at once, to stay in cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +73,9 @@ class CodebookSet:
 
         Slot 0 is for the ids that no head holds; its positions are not used.
         """
-        used = np.unique(self.heads_CH)
+        is_used_V = np.zeros(self.vocab_size, bool)
+        is_used_V[self.heads_CH] = True
+        used = np.flatnonzero(is_used_V)
         slot_V = np.zeros(self.vocab_size, np.int32)
         slot_V[used] = np.arange(1, used.size + 1, dtype=np.int32)
         positions_SC = np.zeros((used.size + 1, self.num_codebooks), np.int32)
@@ -184,10 +185,8 @@ def band_starts(length: int, first_position: int) -> np.ndarray:
 
 def sort_in_bands(values_CH: np.ndarray, first_position: int) -> np.ndarray:
     """The values with every band in ascending order, which costs nothing: a band shares its class byte."""
-    starts = band_starts(values_CH.shape[1], first_position)
-    band = np.cumsum(starts)
-    order_CH = np.lexsort((values_CH, np.broadcast_to(band, values_CH.shape)), axis=1)
-    return np.take_along_axis(values_CH, order_CH, axis=1)
+    band_H = np.cumsum(band_starts(values_CH.shape[1], first_position)) << 32
+    return (np.sort(values_CH + band_H, axis=1) - band_H).astype(values_CH.dtype)
 
 
 def _to_steps(values_CH: np.ndarray, first_position: int) -> np.ndarray:

@@ -22,7 +22,7 @@ LOAD_AFTER_ENTRIES = 1 << 26
 """Entries that a process reads before it loads the compiled loops: about a second of numpy's work."""
 WRITTEN_AS_READ = 4
 """An entry written is as much of numpy's work as so many read."""
-CHOICE_ROWS = 128
+CHOICE_ROWS = 512
 """Rows whose codebooks numpy compares at once, to stay in cache."""
 HALF_TO_SINGLE = np.float32(2.0**112)
 """fp16 bits shifted left by 13 are the value's fp32 bits but for the exponents' biases, 127 - 15."""
@@ -196,12 +196,20 @@ def split_integers(values: np.ndarray, threshold: int) -> tuple[np.ndarray, np.n
 
 
 def _choose(ids_NK: np.ndarray, count_N: np.ndarray, slot_V: np.ndarray, bits_SC: np.ndarray) -> np.ndarray:
-    choice_N = np.empty(len(ids_NK), np.uint8)
     slot_NK = slot_V.take(_real_or_zero(ids_NK[:, : int(count_N.max(initial=0))], count_N))
     slot_NK[np.arange(slot_NK.shape[1]) >= count_N[:, None]] = 0
-    for start in range(0, len(ids_NK), CHOICE_ROWS):
-        part = slice(start, start + CHOICE_ROWS)
-        choice_N[part] = bits_SC.take(slot_NK[part], axis=0).sum(axis=1).argmin(axis=1)
+    return cheapest_codebook(slot_NK, bits_SC)
+
+
+def cheapest_codebook(slot_NK: np.ndarray, bits_SC: np.ndarray) -> np.ndarray:
+    """uint8 [N]: the first codebook with the least sum of its bits at the slots, added rank by rank."""
+    choice_N = np.empty(len(slot_NK), np.uint8)
+    for start in range(0, len(slot_NK), CHOICE_ROWS):
+        slot_KN = np.ascontiguousarray(slot_NK[start : start + CHOICE_ROWS].T)
+        sum_NC = np.zeros((slot_KN.shape[1], bits_SC.shape[1]), bits_SC.dtype)
+        for slot_N in slot_KN:
+            sum_NC += bits_SC.take(slot_N, axis=0)
+        choice_N[start : start + CHOICE_ROWS] = sum_NC.argmin(axis=1)
     return choice_N
 
 

@@ -57,7 +57,8 @@ class Tokenization:
         found: dict[bytes, int] = {}
         for ids in (fallbacks - self.special, self.bytes_by_id.keys() - left_out):
             # Of several with the same bytes the smallest, which is written last.
-            found.update((self.bytes_by_id[token_id], token_id) for token_id in sorted(ids, reverse=True))
+            falling = sorted(ids, reverse=True)
+            found.update(zip(map(self.bytes_by_id.__getitem__, falling), falling, strict=True))
         found.pop(b"", None)
         return found
 
