@@ -18,6 +18,7 @@ from logitstore.index.deletions import DeletedRecords, Deletions
 from logitstore.index.entries import ShardIndex
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, TombstoneInfo, encode_pointer
+from logitstore.index.tail_deletions import TailDeletions
 from logitstore.manifest.fields import RECORD_PARTS, Manifest, ShardEntry
 from logitstore.manifest.reading import manifest_hash
 from logitstore.objects.opening import ObjectInfo, Objects
@@ -32,7 +33,10 @@ class CommittedStore:
         self._manifest = manifest
         self._codebooks = StoreCodebooks(objects)
         self._manifest_hash = manifest_hash(manifest)
-        self._units = CommittedUnits(objects, self._manifest_hash)
+        self._reading = TailDeletions(
+            objects, manifest.labels, self._codebooks.newest, RECORD_PARTS in manifest.features
+        )
+        self._units = CommittedUnits(objects, self._manifest_hash, self._reading)
         if refresh:
             self.refresh()
 
@@ -54,13 +58,13 @@ class CommittedStore:
 
     @property
     def deletions(self) -> Deletions:
-        """What was taken down, as of the last `refresh`."""
+        """What was taken down, as of the last `refresh` or commit."""
         return self._units.deletions
 
     @property
     def deleted_records(self) -> DeletedRecords:
         """Which records were taken down, as of the last `refresh` or commit."""
-        return DeletedRecords(self._units.deletions.records, RECORD_PARTS in self._manifest.features)
+        return DeletedRecords(self._units.named_deletions.records, self._reading.has_parts)
 
     def deleted_places(self, entry: ShardEntry) -> np.ndarray:
         """int64, ascending: places within the entry's shard of the sequences that are deleted."""
@@ -116,7 +120,8 @@ class CommittedStore:
         A unit that has another shard by now is left alone. Raises StoreChangedError if other processes keep
         replacing the index.
         """
-        dropped = uncommit(self.objects, self._manifest_hash, set(shard_names), self.id_builder())
+        names = set(shard_names)
+        dropped = uncommit(self.objects, self._manifest_hash, names, self.id_builder(), self._reading)
         self.refresh()
         return dropped
 
@@ -134,7 +139,7 @@ class CommittedStore:
 
     def compact(self) -> CompactionResult:
         """Move commit records into the index, so that opening stays cheap. Safe beside writers."""
-        result = compact(self.objects, self._manifest_hash, self.id_builder())
+        result = compact(self.objects, self._manifest_hash, self.id_builder(), self._reading)
         self.refresh()
         return result
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import sys
 import zlib
@@ -29,6 +30,7 @@ import zstandard
 KNOWN_FEATURES = {
     "mixed", "retokenized", "given_entries", "texts_only", "segments", "student_prompts", "record_parts"
 }  # fmt: skip
+PART = re.compile(r"#(?:turn|text)-\d+(?:-\d+)?$")
 CODEBOOKS_MAGIC = b"logitstore-codebooks-1\n"
 
 
@@ -60,30 +62,41 @@ def read_store(folder: str | Path) -> Iterator[dict[str, Any]]:
         data = (root / "codebooks" / f"{digest.removeprefix('blake2b-128:')}.bin").read_bytes()
         _require(checksum(data) == digest, f"{current} names a codebook file of another checksum")
         order, heads = read_codebooks(data)
-    entries, deleted = units_of(root)
+    entries, deleted, records = units_of(root)
+    has_parts = "record_parts" in manifest["features"]
     for entry in entries:
         if entry["name"]:
             data = (root / entry["name"]).read_bytes()
             _require(checksum(data) == entry["checksum"], f"{entry['name']} has another checksum")
             gone = deleted.get(entry["name"][-22:-6], set())
             for place, sequence in enumerate(read_shard(data, order, heads)):
-                if place not in gone:
+                if place not in gone and not _is_deleted(sequence["record_id"], records, has_parts):
                     yield sequence
 
 
-def units_of(root: Path) -> tuple[list[dict[str, Any]], dict[str, set[int]]]:
-    """The shards' entries, ascending in `unit_index` (the index wins over commit records), and the places of
-    deleted sequences by attempt."""
+def _is_deleted(record_id: str, records: set[str], has_parts: bool) -> bool:
+    """By the id, since a commit record may be of a writer that knew nothing of the deletion. With a record go
+    its parts."""
+    names = {record_id, PART.sub("", record_id) if has_parts else record_id}
+    return any(checksum(name.encode()).removeprefix("blake2b-128:") in records for name in names)
+
+
+def units_of(root: Path) -> tuple[list[dict[str, Any]], dict[str, set[int]], set[str]]:
+    """The shards' entries, ascending in `unit_index` (the index wins over commit records), the places of
+    deleted sequences by attempt, and the digests of the deleted records."""
     records = sorted((root / "commits").rglob("*.json"))  # listed before the index is read
     units: dict[int, dict[str, Any]] = {}
     index = json.loads((root / "index.json").read_text(encoding="utf-8"))
     dropped = {one["attempt"] for one in index.get("dropped", [])}
     rounds = Counter(one["unit_id"] for one in index.get("dropped", []))
     deleted: dict[str, set[int]] = {}
-    for tombstone in index.get("deleted", []):
-        data = (root / tombstone["name"]).read_bytes()
-        _require(checksum(data) == tombstone["checksum"], f"{tombstone['name']} has another checksum")
-        for unit in json.loads(data)["units"]:
+    digests = ""
+    for info in index.get("deleted", []):
+        data = (root / info["name"]).read_bytes()
+        _require(checksum(data) == info["checksum"], f"{info['name']} has another checksum")
+        tombstone = json.loads(data)
+        digests += tombstone["records"]
+        for unit in tombstone["units"]:
             deleted.setdefault(unit["attempt"], set()).update(unit["places"])
     for segment in index["segments"]:
         data = (root / segment["name"]).read_bytes()
@@ -102,7 +115,8 @@ def units_of(root: Path) -> tuple[list[dict[str, Any]], dict[str, set[int]]]:
         folder = f"again-{rounds[unit_id]}" if rounds[unit_id] else "commits"
         if path.parent.name == folder and record["attempt"] not in dropped:
             units.setdefault(entry["unit_index"], entry)
-    return [units[place] for place in sorted(units)], deleted
+    gone = {digests[start : start + 32] for start in range(0, len(digests), 32)}
+    return [units[place] for place in sorted(units)], deleted, gone
 
 
 def read_codebooks(data: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from logitstore.committed_store import CommittedStore
 from logitstore.errors import CorruptShardError, InvalidLabelsError, ObjectNotFoundError, StoreChangedError
 from logitstore.index.changes.committing import commit
-from logitstore.index.commits import CommitRecord, commit_name, shard_name
+from logitstore.index.commits import CommitRecord, commit_name, shard_name, shard_place
 from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence, Reject
@@ -67,20 +67,18 @@ class UnitStore(CommittedStore):
         )
 
     def _shows_deleted(self, entry: ShardEntry, sequences: Sequence[LabeledSequence]) -> bool:
-        """Whether the shard that counts for a unit of these sequences hands out a deleted one.
+        """Whether the shard that counts for a unit of these sequences holds a deleted one that no tombstone
+        names: readers skip it, and its bytes would stay.
 
         The index was read after the unit's record was put. A deletion that was not in it yet looks once more
         after it is, and so finds the record: one of the two sees the other.
         """
         deleted = self.deleted_records
-        if not entry.name or not any(one.record_id in deleted for one in sequences):
+        place = shard_place(entry.name)
+        if place is None or not any(one.record_id in deleted for one in sequences):
             return False
-        try:
-            with self.open_shard(entry) as reader:
-                blocks = map(reader.plain_columns, range(reader.num_blocks))
-                return any(name in deleted for plain in blocks for name in plain.record_id)
-        except (ObjectNotFoundError, CorruptShardError):
-            return False  # another writer's, which hands out nothing; `verify` tells
+        record = CommitRecord(place.attempt, self._manifest_hash, entry)
+        return self._units.find_deleted([record])[place.attempt] is not None
 
     def write_attempt(
         self,

@@ -1,7 +1,7 @@
 """Random schedules of lost requests, lost replies, retries and second actors over what changes a store.
 
 After each schedule: the store can be read, every unit whose commit was answered is there once, and
-`verify` finds no error.
+`verify` finds no error: no deleted record is handed out either, also where a writer or a deletion gave up.
 """
 
 from __future__ import annotations
@@ -21,13 +21,10 @@ from benchmarks.jobs.scale import MANIFEST, made_up_sequence
 from logitstore.errors import ObjectStoreError, StoreChangedError
 from logitstore.index.changes import compaction
 from logitstore.index.changes.rebuild import rebuild_index
-from logitstore.index.commits import shard_place
-from logitstore.index.deletions import DeletedRecords
 from logitstore.manifest.reading import encode_manifest
 from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
-from logitstore.tools.findings import Findings
 from logitstore.tools.garbage import repair
 from logitstore.tools.purge import purge
 from logitstore.tools.record_ids import make_missing_ids
@@ -93,9 +90,6 @@ class Schedule:
             committed = [entry.unit_id for entry in store.shards()]
             _require(set(self.answered) <= set(committed), "lost")
             findings = verify_store(store, grace_sec=-10)
-        if self._was_told_of_deleted(findings):
-            delete_records(store, frozenset(_names_in(store.deleted_records)), "again, as verify says")
-            findings = verify_store(store, grace_sec=-10)
         assert [str(problem) for problem in findings.errors] == []
         if "rebuild" not in self.operations:  # which knows no rejects of a shard that nothing names
             assert len(store.rejects()) == len(committed)
@@ -108,17 +102,6 @@ class Schedule:
         repair(store, verify_store(store, grace_sec=-10), remove_most=True)
         assert [str(problem) for problem in verify_store(store).errors] == []
         assert set(store.objects.list("shards/")) >= {entry.name for entry in store.shards()} - {""}
-
-    def _was_told_of_deleted(self, findings: Findings) -> bool:
-        """Whether deleted records are handed out, which a writer or a deletion may leave that gave up.
-
-        Where both were answered, none may be.
-        """
-        shown = [problem for problem in findings.errors if problem.kind == "deleted_shown"]
-        for place in filter(None, (shard_place(problem.where) for problem in shown)):
-            record_id = unit_of(place.unit_index)[1][0].record_id
-            assert place.unit_id not in self.answered or record_id not in self.deleted, record_id
-        return bool(shown)
 
     def _second_acts(self, fault: Fault) -> None:
         """Mostly while the first waits for a lost reply: the time between two tries is long."""
@@ -192,11 +175,6 @@ def _check_lookup(store: LogitStore) -> None:
     assert {name: len(some) for name, some in found.items()} == {
         name: everything.count(name) for name in names
     }
-
-
-def _names_in(deleted: DeletedRecords) -> list[str]:
-    names = (unit_of(unit_index)[1][0].record_id for unit_index in range(NUM_UNITS))
-    return [name for name in names if name in deleted]
 
 
 def _require(holds: bool, harm: Harm) -> None:

@@ -34,10 +34,11 @@ from logitstore.index.commits import (
     decode_commit,
     record_place,
 )
-from logitstore.index.deletions import Deletions, read_tombstone
+from logitstore.index.deletions import DeletedSequences, Deletions, read_tombstone
 from logitstore.index.entries import ShardIndex, of_another_plan
 from logitstore.index.loading import load_entries, load_rejects
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer
+from logitstore.index.tail_deletions import TailDeletions
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import Reject
@@ -48,9 +49,13 @@ MAX_REFRESH_TRIES = 20
 class CommittedUnits:
     """The reader's side: a cached view that `refresh` brings up to date with few requests."""
 
-    def __init__(self, objects: Objects, manifest: str) -> None:
-        """`manifest` is the store's `manifest_hash`; records and indexes of another are refused."""
+    def __init__(self, objects: Objects, manifest: str, reading: TailDeletions | None = None) -> None:
+        """`manifest` is the store's `manifest_hash`; records and indexes of another are refused.
+
+        `reading` is needed for `entries` and `deletions` of a store that has deletions.
+        """
         self._objects = objects
+        self._reading = reading
         self.pointer = IndexPointer(generation=0, manifest=manifest)
         self.pointer_etag: str | None = None
         """None while the store has no `index.json`."""
@@ -64,9 +69,11 @@ class CommittedUnits:
         """Names of commit records that count no more: the index has the unit, or it is in a later round."""
         self.unlisted = False
         """Whether the place refused to be listed, so that commit records cannot be seen."""
-        self.deletions = Deletions()
-        """What was taken down: `entries` count without it."""
-        self._all: ShardIndex | None = None
+        self.named_deletions = Deletions()
+        """What tombstones say."""
+        self._in_tail: dict[str, DeletedSequences | None] = {}
+        """By attempt, of shards of the tail that were looked into: deleted sequences without a tombstone."""
+        self._all: tuple[ShardIndex, Deletions] | None = None
 
     def refresh(self) -> None:
         """See every unit committed before this call. Raises CorruptManifestError and its siblings.
@@ -168,7 +175,8 @@ class CommittedUnits:
         rounds = Counter(dropped.unit_id for dropped in pointer.dropped)
         before, self._rounds = self._rounds, rounds
         self._segments, self.pointer, self.pointer_etag = segments, pointer, etag
-        self.deletions = deletions
+        if deletions is not self.named_deletions:
+            self.named_deletions, self._in_tail = deletions, {}
         tables = [self.segment_table(name) for name in segments]
         self.compacted = ShardIndex(pa.concat_tables(tables or [index_segments.ENTRY_SCHEMA.empty_table()]))
         self.tail = {
@@ -210,11 +218,38 @@ class CommittedUnits:
         return pc.call_function("invert", [pc.call_function("is_in", [column], pc.SetLookupOptions(dropped))])
 
     def entries(self) -> ShardIndex:
+        """Of all units, without what was taken down."""
+        return self._view()[0]
+
+    @property
+    def deletions(self) -> Deletions:
+        """What was taken down: `entries` count without it."""
+        return self._view()[1]
+
+    def _view(self) -> tuple[ShardIndex, Deletions]:
         if self._all is None:
+            deletions = self.named_deletions
+            if in_tail := self.deleted_in_tail():
+                deletions = Deletions(deletions.tombstones, in_tail)
             tail = index_segments.entries_to_table(self.tail.values())
             segments = [self.segment_table(name) for name in self._segments]
-            self._all = ShardIndex(self.deletions.subtract(pa.concat_tables([*segments, tail])))
+            self._all = ShardIndex(deletions.subtract(pa.concat_tables([*segments, tail]))), deletions
         return self._all
+
+    def deleted_in_tail(self) -> list[DeletedSequences]:
+        """Sequences of deleted records that no tombstone names yet, in shards outside the index."""
+        if not self.named_deletions.records:
+            return []
+        unseen = [record for record in self.tail.values() if record.attempt not in self._in_tail]
+        if unseen:
+            self._in_tail.update(self.find_deleted(unseen))
+        found = (self._in_tail.get(record.attempt) for record in self.tail.values())
+        return [one for one in found if one is not None]
+
+    def find_deleted(self, records: list[CommitRecord]) -> dict[str, DeletedSequences | None]:
+        """By attempt, in the shards of these records: deleted sequences that no tombstone names."""
+        assert self._reading is not None, "a store with deletions needs its shards' ids read"
+        return self._reading.find(records, self.named_deletions)
 
     def unit_ids(self) -> set[str]:
         """Ids of the committed units."""
@@ -263,7 +298,7 @@ class CommittedUnits:
 
     def _load_deletions(self, pointer: IndexPointer) -> Deletions:
         if pointer.deleted == self.pointer.deleted:
-            return self.deletions
+            return self.named_deletions
         return Deletions(read_tombstone(self._objects, info, pointer.manifest) for info in pointer.deleted)
 
     def _read_records(self, listed: list[ObjectInfo]) -> bool:

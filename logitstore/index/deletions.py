@@ -64,7 +64,10 @@ class Tombstone:
 class Deletions:
     """All tombstones of a store together."""
 
-    def __init__(self, tombstones: Iterable[Tombstone] = ()) -> None:
+    def __init__(
+        self, tombstones: Iterable[Tombstone] = (), in_tail: Iterable[DeletedSequences] = ()
+    ) -> None:
+        """`in_tail` are sequences of deleted records that no tombstone names, of shards outside the index."""
         self.tombstones = tuple(tombstones)
         self.records = frozenset(
             one.records[start : start + 32]
@@ -74,7 +77,7 @@ class Deletions:
         """Digests of the deleted records' ids, as 32 hexadecimal digits."""
         self._places: dict[str, list[int]] = {}
         self._counts: dict[str, np.ndarray] = {}
-        for unit in (unit for one in self.tombstones for unit in one.units):
+        for unit in (*(unit for one in self.tombstones for unit in one.units), *in_tail):
             self._places.setdefault(unit.attempt, []).extend(unit.places)
             counts = np.array([len(unit.places), unit.num_rows, unit.num_tokens])
             self._counts[unit.attempt] = self._counts.get(unit.attempt, 0) + counts

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import time
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,13 +22,16 @@ from logitstore.errors import ObjectStoreError, StoreChangedError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import CommitRecord
 from logitstore.index.committed import CommittedUnits
+from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.ids import ids_name
 from logitstore.index.pointer import INDEX_NAME, INDEX_PREFIX, IndexPointer, SegmentInfo, encode_pointer
+from logitstore.index.tail_deletions import TailDeletions
 from logitstore.objects.opening import Objects
 
 MERGE_FACTOR = 4
 MAX_SWAP_TRIES = 20
+REASON = "left by a writer that knew nothing of the deletion; found by compaction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +47,21 @@ class CompactionResult:
     """Why records or segments that are garbage by now could not be removed; "" if they were."""
     not_indexed: str = ""
     """Why the new segment has no index of record ids, which readers do without; "" if it has one."""
+    taken_out: tuple[DeletedSequences, ...] = ()
+    """Sequences of deleted records that were in the records' shards, and that a tombstone names now."""
 
 
-def compact(objects: Objects, manifest: str, ids: IdBuilder | None = None) -> CompactionResult:
+def compact(
+    objects: Objects, manifest: str, ids: IdBuilder | None = None, reading: TailDeletions | None = None
+) -> CompactionResult:
     """Move all commit records into the index. Safe to interrupt and to run anywhere at any time.
 
-    `manifest` is the store's `manifest_hash`. With `ids` the new segment gets an index of record ids.
+    `manifest` is the store's `manifest_hash`. With `ids` the new segment gets an index of record ids. A store
+    with deletions needs `reading`: what its commit records bring of deleted records stays deleted.
 
     Raises StoreChangedError if other compactors keep winning, and what reading the store raises.
     """
-    units = CommittedUnits(objects, manifest)
+    units = CommittedUnits(objects, manifest, reading)
     for _ in range(MAX_SWAP_TRIES):
         units.refresh()
         records = list(units.tail.values())
@@ -61,8 +70,16 @@ def compact(objects: Objects, manifest: str, ids: IdBuilder | None = None) -> Co
         units.entries()  # refuses two units in one place, which no reader could tell apart afterwards
         kept, merged = _split_segments(units.pointer, len(records))
         segment, table = _write_merged(objects, units, merged, records)
+        taken_out = tuple(units.deleted_in_tail())
+        deleted = units.pointer.deleted
+        if taken_out:
+            tombstone = Tombstone(manifest, REASON, time.time(), records="", units=taken_out)
+            deleted = (*deleted, write_tombstone(objects, tombstone, secrets.token_hex(8)))
         pointer = dataclasses.replace(
-            units.pointer, generation=units.pointer.generation + 1, segments=(*kept, segment)
+            units.pointer,
+            generation=units.pointer.generation + 1,
+            segments=(*kept, segment),
+            deleted=deleted,
         )
         if _swap(objects, units.pointer_etag, pointer):
             replaced = [(info, units.raw_table(info.name)) for info in merged]
@@ -71,7 +88,7 @@ def compact(objects: Objects, manifest: str, ids: IdBuilder | None = None) -> Co
             garbage = [units.record_name(record.shard.unit_id) for record in records] + units.late
             garbage += [name for info in merged for name in _names(info)]
             result = _result(pointer, len(records), len(units.late), _clean_up(objects, garbage))
-            return dataclasses.replace(result, not_indexed=not_indexed)
+            return dataclasses.replace(result, not_indexed=not_indexed, taken_out=taken_out)
         # That the swap failed is no proof that `segment` is in no index: the reply may have been lost and
         # another compactor may have built on it. It stays, for `verify --repair` to judge.
     raise StoreChangedError(

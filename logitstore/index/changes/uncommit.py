@@ -12,6 +12,7 @@ from logitstore.index.commits import shard_place
 from logitstore.index.committed import CommittedUnits
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, DroppedAttempt, encode_pointer
+from logitstore.index.tail_deletions import TailDeletions
 from logitstore.objects.opening import Objects
 
 MAX_DROPPED = 16_384
@@ -19,7 +20,11 @@ MAX_DROPPED = 16_384
 
 
 def uncommit(
-    objects: Objects, manifest: str, shard_names: set[str], ids: IdBuilder | None = None
+    objects: Objects,
+    manifest: str,
+    shard_names: set[str],
+    ids: IdBuilder | None = None,
+    reading: TailDeletions | None = None,
 ) -> list[str]:
     """Drop the attempts that these shards are of; ids of the units dropped, by unit_index.
 
@@ -32,7 +37,7 @@ def uncommit(
     places = [place for name in sorted(shard_names) if (place := shard_place(name)) is not None]
     units = CommittedUnits(objects, manifest)
     for _ in range(MAX_SWAP_TRIES):
-        result = compact(objects, manifest, ids)
+        result = compact(objects, manifest, ids, reading)
         if result.not_removed:
             what = f"{objects.uri}: garbage stays until `verify --repair`: {result.not_removed}"
             warnings.warn(what, StoreWarning, stacklevel=2)

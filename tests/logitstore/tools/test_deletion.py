@@ -16,13 +16,17 @@ from labeler.records import PlannedRecord, TokenizedPrompt
 from logitstore.__main__ import main
 from logitstore.errors import CorruptManifestError, ObjectStoreError, StoreChangedError
 from logitstore.index import pointer as index_pointer
+from logitstore.index.commits import CommitRecord
+from logitstore.index.deletions import DeletedSequences, Deletions
 from logitstore.index.pointer import INDEX_NAME, IndexPointer
+from logitstore.index.tail_deletions import TailDeletions
 from logitstore.inputs.identity import digest_of, record_id
 from logitstore.job_objects import STATUS_NAME
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import RECORD_PARTS, InputInfo
 from logitstore.objects.local import LocalBackend
 from logitstore.records import LabeledSequence, Reject
+from logitstore.standalone_reader import read_store
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
 from logitstore.tools.inspection import inspect_store
@@ -158,8 +162,9 @@ def test_a_writer_that_lost_the_reply_takes_it_back_when_it_tries_again(
     monkeypatch.setattr(store.objects, "put_if_absent", reply_lost)
     with pytest.raises(ObjectStoreError):
         store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
-    assert "c#turn-2" in left(LogitStore.open(store.uri))
-    store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+    assert left(LogitStore.open(store.uri)) == ["d#turn-1", "d#turn-2"], "not even until it tries again"
+    entry, _ = store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+    assert b"c#turn-2" not in store.objects.get(entry.name)
     assert left(LogitStore.open(store.uri)) == ["d#turn-1", "d#turn-2"]
 
 
@@ -181,14 +186,71 @@ def test_a_deletion_finds_what_was_committed_before_it_counted(
     assert verify_store(store).errors == []
 
 
-def test_what_a_writer_that_died_left_of_them_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogitStore:
+    """A writer that did not know that c was deleted put its record and died before it looked."""
     store = parts_store(tmp_path)
     delete_before_the_record_is_put(store, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(LogitStore, "_shows_deleted", lambda *_: False)
         store.commit_unit("unit-1", 1, second_turns(), seconds=0, worker="w")
+    monkeypatch.undo()
+    return LogitStore.open(store.uri)
+
+
+def test_what_a_writer_that_died_left_of_them_is_never_shown(
+    left_behind: LogitStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = left_behind
+    for step in ("as it died", "compacted", "rebuilt", "purged"):
+        if step == "compacted":
+            (taken_out,) = store.compact().taken_out
+            assert (taken_out.unit_id, taken_out.places) == ("unit-1", (0,))
+        elif step == "rebuilt":
+            LogitStore.rebuild(store.uri)
+        elif step == "purged":
+            assert main(["compact", "--purge", store.uri]) == 0, capsys.readouterr().err
+        store = LogitStore.open(store.uri)
+        assert (left(store), len(store)) == (["d#turn-1", "d#turn-2"], 2), step
+        assert [one["record_id"] for one in read_store(store.uri)] == left(store)
+        assert [store[at].record_id for at in range(2)] == left(store)
+        assert store.find(["c#turn-2", "d#turn-2"])["c#turn-2"] == []
+        assert verify_store(store).errors == [], step
+    assert delete_records(store, frozenset({"c"}), "again").num_sequences == 0
+    assert not any(b"c#turn" in path.read_bytes() for path in Path(store.uri).rglob("*") if path.is_file())
+
+
+def test_a_view_that_was_open_looks_into_each_shard_once(
+    left_behind: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    find = TailDeletions.find
+
+    def counting(
+        self: TailDeletions, records: list[CommitRecord], deletions: Deletions
+    ) -> dict[str, DeletedSequences | None]:
+        looked.extend(record.shard.unit_id for record in records)
+        return find(self, records, deletions)
+
+    monkeypatch.setattr(TailDeletions, "find", counting)
+    reader = LogitStore.open(left_behind.uri)
+    assert len(reader) == 2
+    LogitStore.open(left_behind.uri).commit_unit(
+        "unit-2", 2, [make_sequence("e#turn-1")], seconds=0, worker="w"
+    )
+    for _ in range(2):
+        reader.refresh()
+        assert len(reader) == 3
+    assert looked == ["unit-1", "unit-2"]
+
+
+def test_what_an_older_version_took_into_the_index_is_told(
+    left_behind: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = left_behind
+    with monkeypatch.context() as patched:
+        patched.setattr(TailDeletions, "find", lambda _, records, __: {one.attempt: None for one in records})
+        store.compact()
     (error,) = verify_store(store).errors
     assert (error.kind, "c#turn-2" in error.message) == ("deleted_shown", True)
     assert delete_records(store, frozenset({"c"}), "again").num_sequences == 1
