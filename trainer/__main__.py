@@ -13,7 +13,7 @@ from typing import Any
 
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
-from logitstore.common.options import positive
+from logitstore.common.options import amount, positive
 from logitstore.common.settings_list import add_form, listed
 from trainer.parity.arguments import add_parity
 from trainer.run.config import TrainConfig, checked_config, config_document, resolved
@@ -124,14 +124,31 @@ sure it is."""
         "--by", choices=FIGURES, default="kl", help="the held-out figure that decides (default kl)"
     )
     parser.add_argument(
-        "--jobs", type=positive, metavar="N", help="runs side by side (default: one for each GPU)"
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="runs side by side (default: one for each GPU; on Ray, as many as the cluster has room for)",
+    )
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS"),
+        metavar="HOST:PORT",
+        help="Ray cluster on which the runs are tasks; output.folder is on storage that its nodes share "
+        "(default: RAY_ADDRESS; without either, processes on this machine)",
+    )
+    parser.add_argument("--cpus", type=positive, metavar="N", help="of a run on Ray (default 1)")
+    parser.add_argument(
+        "--gpus",
+        type=amount,
+        metavar="N",
+        help="of a run on Ray, 0.5 for two runs on one (default: 1 where the cluster has GPUs)",
     )
     parser.add_argument("--restart", action="store_true", help="run what is finished again")
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    if arguments.seeds < 1 or (arguments.jobs is not None and arguments.jobs < 1):
-        raise ConfigError("--seeds and --jobs must be at least 1")
+    if not arguments.address and (arguments.cpus is not None or arguments.gpus is not None):
+        raise ConfigError("--cpus and --gpus are of runs on a Ray cluster; give --address too, or use --jobs")
     document = _document(arguments)
     checked_config(document, arguments.config)
     axes = [read_axis(text) for text in arguments.over]
@@ -143,9 +160,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
             print(point.config.output.folder)
         return 0
     from trainer.sweep.command import SweepOptions, report, sweep  # torch takes seconds to import
+    from trainer.sweep.on_ray import RayPlace
 
     quiet = arguments.quiet or arguments.json
-    options = SweepOptions(arguments.by, arguments.jobs, arguments.restart, quiet)
+    place = RayPlace(arguments.address, arguments.cpus or 1, arguments.gpus) if arguments.address else None
+    options = SweepOptions(arguments.by, arguments.jobs, place, arguments.restart, quiet)
     outcomes = sweep(document, axes, options, arguments.config)
     if arguments.json:
         print(json.dumps(record(outcomes, axes, arguments.by)))
@@ -173,7 +192,7 @@ def _document(arguments: argparse.Namespace) -> dict[str, Any]:
     document = config_document(arguments.config, arguments.set, options)
     if arguments.config is None and arguments.command is not _evaluate:
         checked_config(document, None)  # what is missing is told before a store is opened
-        found = find_settings(document)
+        found = find_settings(document, trains_here=not getattr(arguments, "address", None))
         if not (arguments.quiet or arguments.json) and _is_first_process():
             print(*found, sep="\n", file=sys.stderr)
     return document

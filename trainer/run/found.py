@@ -17,8 +17,10 @@ LEARNING_RATE = 5e-5
 """For weights that were trained before; the rate of the file's default is for fresh ones."""
 
 
-def find_settings(document: dict[str, Any]) -> list[str]:
+def find_settings(document: dict[str, Any], *, trains_here: bool = True) -> list[str]:
     """Add to a run's document what fits its student and store; a line about each setting added.
+
+    Without `trains_here` nothing is concluded from this machine's GPUs, as others will train.
 
     Raises StoreError for a store that cannot be read.
     """
@@ -42,7 +44,11 @@ def find_settings(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"assumed: training.learning_rate = {LEARNING_RATE:g}, for a student that is trained already"
         )
-    if "precision" not in training:
+    if "precision" not in training and not trains_here:
+        lines.append(
+            'assumed: training.precision = "fp32", since other machines train; "bf16" suits their GPUs'
+        )
+    elif "precision" not in training:
         lines += _find_precision(training)
     return lines
 

@@ -14,8 +14,9 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from trainer.sweep.certainty import verdict
 from trainer.sweep.grid import Axis, points_of
+from trainer.sweep.on_ray import RayPlace, run_on_ray
 from trainer.sweep.page import page
-from trainer.sweep.runs import Outcome, run_points
+from trainer.sweep.runs import Outcome, refuse_secrets, run_points
 from trainer.sweep.summary import (
     LOWER_IS_BETTER,
     by_settings,
@@ -35,7 +36,9 @@ class SweepOptions:
 
     by: str
     jobs: int | None
-    """Runs side by side; None is one for each GPU, or one on a CPU."""
+    """Runs side by side; None is one for each GPU, or one on a CPU; on Ray, as many as have room."""
+    ray: RayPlace | None
+    """The cluster to run on; None is this machine."""
     restart: bool
     quiet: bool
 
@@ -51,8 +54,7 @@ def sweep(
     if not isinstance(folder, str) or not folder:
         raise ConfigError("output.folder is missing; give --out DIR, the folder of the sweep")
     points = points_of(document, axes, folder, path)
-    gpus = _gpus()
-    jobs = options.jobs or max(len(gpus), 1)
+    refuse_secrets(points)
     told: list[Outcome] = []
 
     def tell(outcome: Outcome) -> None:
@@ -62,6 +64,10 @@ def sweep(
         if not options.quiet:
             print(f"{len(told)}/{len(points)} {_in_words(outcome, options.by)}", file=sys.stderr)
 
+    if options.ray is not None:
+        return run_on_ray(points, options.ray, jobs=options.jobs, restart=options.restart, tell=tell)
+    gpus = _gpus()
+    jobs = options.jobs or max(len(gpus), 1)
     return run_points(
         points, jobs=jobs, gpus=gpus if jobs <= len(gpus) else (), restart=options.restart, tell=tell
     )

@@ -48,12 +48,6 @@ def run_points(
     `tell` hears of each as it ends. A run that fails leaves the others alone. Interrupted, it ends the runs
     at work and raises; the same call goes on with what is left.
     """
-    for point in points:
-        place = next(blanked_places(resolved(point.config)), None)
-        if place is not None:
-            raise ConfigError(
-                f"{place} is a secret, and a sweep writes settings into files; give it in the environment"
-            )
     runner = _Runner(jobs, gpus, restart)
     outcomes: dict[str, Outcome] = {}
     lock = threading.Lock()
@@ -74,6 +68,39 @@ def run_points(
             runner.stop()
             raise
     return [outcomes[point.name] for point in points]
+
+
+def refuse_secrets(points: Sequence[Point]) -> None:
+    """Raises ConfigError for a setting that must not stand in the file that a run is started with."""
+    for point in points:
+        place = next(blanked_places(resolved(point.config)), None)
+        if place is not None:
+            raise ConfigError(
+                f"{place} is a secret, and a sweep writes settings into files; give it in the environment"
+            )
+
+
+def write_settings(point: Point) -> Path:
+    """The file that its run is started with, beside its folder."""
+    folder = Path(point.config.output.folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f"{folder.name}.json")
+    write_whole(path, json.dumps(resolved(point.config), indent=1))
+    return path
+
+
+def last_line(text: str) -> str:
+    """Where a command's error stands; "" of nothing."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def finished_before(point: Point) -> dict[str, Any] | None:
+    """Its metrics where it finished, with these settings and what the stores hold now.
+
+    Raises StoreError for a store that cannot be read.
+    """
+    found = finished_metrics(point)
+    return found if found is not None and is_of_these_stores(found, point) else None
 
 
 def finished_metrics(point: Point) -> dict[str, Any] | None:
@@ -115,13 +142,10 @@ class _Runner:
             self._free_gpus.put(gpu)
 
     def run(self, point: Point) -> Outcome:
-        found = None if self._restart else finished_metrics(point)
-        if found is not None and is_of_these_stores(found, point):
+        found = None if self._restart else finished_before(point)
+        if found is not None:
             return Outcome(point, "finished before", found)
-        folder = Path(point.config.output.folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        config = folder.with_name(f"{folder.name}.json")
-        write_whole(config, json.dumps(resolved(point.config), indent=1))
+        config = write_settings(point)
         gpu = self._free_gpus.get() if self._has_gpus else None
         try:
             status, out, err = self._process(config, gpu)
@@ -130,8 +154,7 @@ class _Runner:
                 self._free_gpus.put(gpu)
         metrics = finished_metrics(point) if status == 0 else None
         if metrics is None:
-            lines = [line for line in (err or out).strip().splitlines() if line.strip()]
-            return Outcome(point, "failed", None, lines[-1] if lines else f"exit status {status}")
+            return Outcome(point, "failed", None, last_line(err or out) or f"exit status {status}")
         return Outcome(point, "finished", metrics)
 
     def stop(self) -> None:

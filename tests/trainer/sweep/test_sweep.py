@@ -13,21 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 from logitstore.common.config_file import ConfigError
-from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
-from tests.trainer.students import tiny_student
 from trainer.__main__ import main
 from trainer.sweep.certainty import student_t_below, verdict
 from trainer.sweep.grid import points_of, read_axis
 from trainer.sweep.runs import is_of_these_stores
 
-VOCABULARY = {f"t{index}": index for index in range(64)}
 BASE = {"student": {"model": "m"}, "data": {"stores": "s"}, "output": {"folder": "out"}}
 
 
@@ -92,18 +86,6 @@ def test_as_often_as_it_says_it_is_right() -> None:
             sure, wrong = sure + 1, wrong + (found.best != "a")
     assert sure > 60
     assert wrong / sure < 0.05
-
-
-@pytest.fixture
-def options(tmp_path: Path) -> list[str]:
-    model = WordLevel(VOCABULARY, unk_token="t0")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="t1", unk_token="t0")
-    tokenizer.save_pretrained(tmp_path / "model")
-    tiny_student().save_pretrained(tmp_path / "model")
-    make_store(tmp_path / "store", (20, 20), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64)
-    sets = ["training.max_steps=2", "training.tensorboard=false"]
-    places = ["--student", f"{tmp_path}/model", "--labels", f"{tmp_path}/store", "--out", f"{tmp_path}/sweep"]
-    return [*places, *(word for text in sets for word in ("--set", text))]
 
 
 @pytest.mark.slow
