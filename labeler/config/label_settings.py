@@ -85,8 +85,14 @@ class SamplingConfig(Section):
     """Above 1, tokens of the prompt or the response so far become less likely; 1 is off."""
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     """Taken off the logits of tokens that the response has so far; 0 is off."""
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Taken off a token's logit for every time that the response has it so far; 0 is off."""
     max_tokens: int = Field(default=512, ge=1)
     """Most tokens of a response."""
+    min_tokens: int = Field(default=0, ge=0)
+    """Fewest tokens of a response: until then nothing that ends one is sampled, and stop texts do not count;
+    0 is off. Labels stay what the teacher says, ends included. A prompt that leaves less room is answered up
+    to the teacher's context. `filters.min_tokens` takes short responses out instead."""
     n: int = Field(default=1, ge=1)
     """Responses per prompt."""
     seed: int = Field(default=0, ge=0)
@@ -97,6 +103,15 @@ class SamplingConfig(Section):
     """Whether the tokens of a stop string, which stay in the sequence, count in the loss."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end a response, besides the model's own."""
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> SamplingConfig:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens = {self.min_tokens} is above max_tokens = {self.max_tokens}, so that no "
+                "response could end; set sampling.max_tokens higher or sampling.min_tokens lower"
+            )
+        return self
 
 
 class FiltersConfig(Section):

@@ -123,6 +123,12 @@ class JobConfig(Section):
                 "tokenizer, and a server that gives texts alone (labels.rows = false) is told of none; "
                 "remove it: the server's model ends by itself"
             )
+        if self.sampling.min_tokens and is_api:
+            raise ValueError(
+                f"sampling.min_tokens = {self.sampling.min_tokens} counts tokens of the server's model, "
+                "which a server that gives texts alone (labels.rows = false) need not keep to; remove it, "
+                "or take short responses out with filters.min_tokens"
+            )
         if self.teacher.engine == "openai" and api.endpoint == "chat":
             own = self.input.chat_template is not True or self.input.chat_template_kwargs
             if own or self.input.kind not in ("messages", "prompt", "prompt_response"):

@@ -118,14 +118,19 @@ class FakeTeacher:
         tokens = [int(token) for token in prompt.prompt_token_ids]
         budget = min(self._sampling.max_tokens, self._max_model_len - len(tokens))
         finish_reason, text, num_stop_tokens = "length", b"", 0
-        for _ in range(budget):
+        for num_written in range(budget):
             logits_V = self._penalised(self._logits(np.array(tokens))[-1], tokens, prompt.num_tokens)
+            may_end = num_written >= self._sampling.min_tokens
+            if not may_end:
+                logits_V[[token for token in self._end_ids if token < len(logits_V)]] = -np.inf
             token = self._sample(logits_V, rng)
             tokens.append(token)
             if token in self._end_ids:
                 finish_reason = "stop"
                 break
             text += bytes([token]) if token < 256 else b""
+            if not may_end:
+                text = b""
             found = next((stop for stop in self._sampling.stop if stop.encode() in text), None)
             if found is not None:
                 finish_reason = "stop"
@@ -152,7 +157,9 @@ class FakeTeacher:
         penalised_V[seen] = np.where(
             penalised_V[seen] > 0, penalised_V[seen] / factor, penalised_V[seen] * factor
         )
-        penalised_V[np.unique(np.array(tokens[num_given:], np.int64))] -= self._sampling.presence_penalty
+        written, counts = np.unique(np.array(tokens[num_given:], np.int64), return_counts=True)
+        penalised_V[written] -= self._sampling.presence_penalty
+        penalised_V[written] -= self._sampling.frequency_penalty * counts
         return penalised_V
 
     def _sample(self, logits_V: np.ndarray, rng: np.random.Generator) -> int:

@@ -198,6 +198,7 @@ class OpenAiTeacher:
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,
+            "min_tokens": min(sampling.min_tokens, room),
             "stop_token_ids": list(dict.fromkeys([*self._ends.token_ids, *sampling.stop_token_ids])),
             "skip_special_tokens": False,
         }
@@ -206,6 +207,7 @@ class OpenAiTeacher:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
             "seed": sample_seed(sampling.seed, work.prompt.record_id, work.sample_index),
             "extra_body": extra,
         }

@@ -106,6 +106,7 @@ class TextTeacher:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
             "seed": sample_seed(sampling.seed, prompt.record_id, sample_index),
             "extra_body": {name: value for name, value in extra.items() if value != OFF_BY_DEFAULT[name]},
         }

@@ -122,6 +122,7 @@ class Requests:
         seed = sample_seed(sampling.seed, work.prompt.record_id, work.sample_index)
         at_decode = self.labels_at_decode
         prompt_rows = at_decode and work.prompt.label_start < len(work.tokens_T)
+        max_tokens = min(sampling.max_tokens, self.limits.max_tokens - len(work.tokens_T))
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -129,7 +130,9 @@ class Requests:
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
             presence_penalty=sampling.presence_penalty,
-            max_tokens=min(sampling.max_tokens, self.limits.max_tokens - len(work.tokens_T)),
+            frequency_penalty=sampling.frequency_penalty,
+            max_tokens=max_tokens,
+            min_tokens=min(sampling.min_tokens, max_tokens),
             seed=seed if sampling.temperature else None,
             stop=list(sampling.stop) or None,
             stop_token_ids=list(dict.fromkeys([*self.end_ids, *sampling.stop_token_ids])),

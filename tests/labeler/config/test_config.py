@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from labeler.config.label_settings import MOVED_TO_SAMPLING, SamplingConfig
 from labeler.config.loading import describe_difference, identity, load_job, resolved
 from logitstore.common.config_file import ConfigError
 
@@ -170,7 +171,7 @@ def test_an_old_name_of_sampling_is_refused_with_the_new_one(name):
 def _identity_before_sampling(job):
     """What a version without `[sampling]` stored for the same job."""
     flat = identity(job)
-    for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "stop_token_ids", "stop_text"):
+    for name in SamplingConfig.model_fields.keys() - MOVED_TO_SAMPLING:
         del flat[f"sampling.{name}"]
     return {
         name.replace("sampling.", "labels."): value for name, value in flat.items() if name != "labels.top_k"
@@ -200,6 +201,18 @@ def test_an_identity_of_an_earlier_version_is_read_at_the_new_places():
     ]
     cut = load("labels.mode=generate", "sampling.temperature=0.5", "labels.top_k=7", "sampling.min_p=0.1")
     assert describe_difference(stored, identity(cut)) == ["sampling.min_p: 0.0 in the store, 0.1 now"]
+
+
+def test_a_least_length_is_fixed_with_the_store_and_below_the_most():
+    longer = identity(load("labels.mode=generate", "sampling.min_tokens=5"))
+    assert describe_difference(identity(load("labels.mode=generate")), longer) == [
+        "sampling.min_tokens: 0 in the store, 5 now"
+    ]
+    with pytest.raises(
+        ConfigError, match=r"min_tokens = 9 is above max_tokens = 8.*set sampling\.max_tokens"
+    ):
+        load("labels.mode=generate", "sampling.max_tokens=8", "sampling.min_tokens=9")
+    load("labels.mode=generate", "sampling.max_tokens=8", "sampling.min_tokens=8")
 
 
 def test_paths_in_the_users_home_are_found_there(monkeypatch):

@@ -93,6 +93,28 @@ def test_penalties_make_repeats_rarer() -> None:
     assert share_of_repeats(_sampled(top_k=4, repetition_penalty=2.0)) < plain
 
 
+def test_a_frequency_penalty_counts_each_time() -> None:
+    penalised_V = _teacher(SamplingConfig(frequency_penalty=0.5, presence_penalty=0.25))._penalised(
+        np.zeros(512, np.float32), [7, 7, 8, 9, 9, 9], 2
+    )
+    expected = {8: -0.75, 9: -1.75}
+    assert {int(i): penalised_V[i] for i in np.flatnonzero(penalised_V)} == expected
+
+
+def test_nothing_ends_a_response_before_its_least_length() -> None:
+    def lengths(least: int) -> list[int]:
+        stops = tuple(chr(i) for i in range(32, 127))
+        sampling = SamplingConfig(
+            max_tokens=60, n=20, stop=stops, stop_token_ids=tuple(range(100, 200)), min_tokens=least
+        )
+        items = _teacher(sampling).label([TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4)])
+        return [len(item.token_ids_T) - 4 for item in items if isinstance(item, LabeledSequence)]
+
+    assert min(lengths(0)) < 20
+    assert min(lengths(20)) == 21, "the first that may end is the one after them"
+    assert set(lengths(60)) == {60}
+
+
 def test_a_stop_token_ends_a_response() -> None:
     teacher = _teacher(SamplingConfig(max_tokens=60, n=20, stop_token_ids=tuple(range(100, 200))))
     items = teacher.label([TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4)])

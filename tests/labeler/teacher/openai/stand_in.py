@@ -68,10 +68,12 @@ class StandIn:
         random = np.random.default_rng(body.get("seed", 0))
         while len(written) < body["max_tokens"]:
             row_V = self.logprobs([*given, *written])[-1]
+            sampled_V = row_V.copy()
+            if len(written) < body.get("min_tokens", 0):
+                sampled_V[body.get("stop_token_ids") or []] = -np.inf
             if temperature := body.get("temperature", 1.0):
-                written.append(int((row_V / temperature + random.gumbel(size=len(row_V))).argmax()))
-            else:
-                written.append(int(row_V.argmax()))
+                sampled_V = sampled_V / temperature + random.gumbel(size=len(row_V))
+            written.append(int(sampled_V.argmax()))
             rows.append(
                 {f"token_id:{i}": value for i, value in _top(row_V, body.get("logprobs") or 1, written[-1])}
             )

@@ -159,6 +159,20 @@ def test_written_rows_are_those_of_scoring(place: Place) -> None:
     teacher.close()
 
 
+def test_a_least_length_is_kept_by_the_server(place: Place) -> None:
+    asked = [place.encode(text) for text in engines.TEXTS]
+    prompts = [TokenizedPrompt(f"q{i}", ids, None, len(ids)) for i, ids in enumerate(asked)]
+
+    def lengths(least: int) -> list[int]:
+        sampling = GREEDY.model_copy(update={"min_tokens": least, "max_tokens": 40})
+        written = engines.labeled(teacher_at(place, GENERATE, sampling), prompts).values()
+        return [len(item.token_ids_T) - item.prompt_length for item in written]
+
+    shortest = min(lengths(0))
+    assert shortest < 30, "one of the texts must be continued briefly"
+    assert min(lengths(shortest + 5)) >= shortest + 5
+
+
 def test_every_fault_is_survived_and_nothing_is_twice(proxied: tuple[FaultyProxy, Place]) -> None:
     proxy, place = proxied
     teacher = teacher_at(place, timeout_sec=30, concurrency=4)

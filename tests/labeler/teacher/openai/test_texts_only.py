@@ -243,6 +243,7 @@ BASE += ["input.uri=x", "input.kind=messages"]
         (["labels.rows=false", "labels.mode=generate", "labels.positions=all"], "labels prompts"),
         (["labels.rows=false", "labels.mode=generate", "sampling.stop=['x']"], "masks tokens"),
         (["labels.rows=false", "labels.mode=generate", "sampling.stop_token_ids=[7]"], "is told of none"),
+        (["labels.rows=false", "labels.mode=generate", "sampling.min_tokens=7"], "need not keep to"),
         (
             [
                 "labels.rows=false",

@@ -131,6 +131,28 @@ def test_the_end_of_turn_is_labeled_and_ends_the_response() -> None:
     assert item.rows.num_rows == len(ends_N)
 
 
+def test_a_least_length_keeps_a_response_going_and_its_labels_raw() -> None:
+    """Where the end of turn is likeliest and may not be sampled yet, the row still says that it is."""
+    teacher, prompts = (
+        engines.generate_teacher(),
+        [engines.chat_prompt("r0", "What is the capital of France?")],
+    )
+    sampling = SamplingConfig(temperature=0.0, max_tokens=24)
+    teacher.change_labels(engines.GENERATE, sampling)
+    (short,) = engines.labeled(teacher, prompts).values()
+    num_short = len(short.token_ids_T) - short.prompt_length
+    assert short.finish_reason == "stop", "the question must have an answer shorter than the least length"
+    teacher.change_labels(engines.GENERATE, sampling.model_copy(update={"min_tokens": num_short + 5}))
+    written = list(engines.labeled(teacher, prompts).values())
+    (item,) = written
+    response_T = item.token_ids_T[item.prompt_length :]
+    assert len(response_T) > num_short + 5 - 1
+    assert 2 not in response_T[: num_short + 5], "<|im_end|>"
+    assert item.rows.token_ids_NK[num_short - 1, 0] == 2
+    again = engines.scored_again(written, engines.score_teacher())
+    assert _difference(item, again["r0/0"]) < BATCH_TOLERANCE
+
+
 def test_greedy_responses_are_their_rows_top_entries() -> None:
     for item in engines.labeled(engines.stressed_teacher(), engines.question_prompts()[:2]).values():
         np.testing.assert_array_equal(item.rows.token_ids_NK[:, 0], item.token_ids_T[item.label_start :])
@@ -310,7 +332,9 @@ def test_every_setting_of_sampling_reaches_vllm() -> None:
         "min_p": 0.05,
         "repetition_penalty": 1.1,
         "presence_penalty": 0.3,
+        "frequency_penalty": 0.2,
         "max_tokens": 17,
+        "min_tokens": 9,
         "n": 3,
         "seed": 5,
         "stop": ("END",),
@@ -324,9 +348,12 @@ def test_every_setting_of_sampling_reaches_vllm() -> None:
     works = requests.works_of(TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4))
     assert [work.sample_index for work in works] == [0, 1, 2]
     given = [requests.parameters(work) for work in works]
-    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"):
+    reached = set(settings) - {"n", "seed", "stop", "stop_text", "stop_token_ids"}
+    for name in reached:
         assert {getattr(parameters, name) for parameters in given} == {settings[name]}, name
-    assert {parameters.max_tokens for parameters in given} == {17}
+    narrow = TokenizedPrompt("b", np.arange(60, dtype=np.int32), None, 60)
+    cut = requests.parameters(requests.works_of(narrow)[0])
+    assert (cut.min_tokens, cut.max_tokens) == (4, 4), "vLLM takes no more of the one than of the other"
     assert all(parameters.stop == ["END"] for parameters in given)
     assert all(parameters.stop_token_ids == [2, 7, 8] for parameters in given)
     other_seed = Requests(
