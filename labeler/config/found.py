@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from labeler.config.found_ids import ID_FIELDS, find_id
 from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, checked_job, job_document
 from logitstore.common.config_file import ConfigError
@@ -37,8 +38,6 @@ FIELDS_OF_ROLE: dict[str, tuple[str, ...]] = {
 """Names that data sets give to what a record holds, the usual one first. "input" is a prompt's context, as
 in Alpaca; "body" is what a line of OpenAI's batch files sends."""
 OPTIONAL_ROLES = ("system", "context", "tools")
-BATCH_ID = "custom_id"
-"""A record's id in OpenAI's batch files."""
 RECORDS_LOOKED_AT = 20
 FORM_NAMES = {
     "jsonl": "JSON",
@@ -49,6 +48,8 @@ FORM_NAMES = {
     "csv": "CSV",
 }
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def shape_of(records: list[dict[str, Any]], given: Mapping[str, str] = MappingPr
 def _named(shape: Shape, records: list[dict[str, Any]], fields: Mapping[str, str], *roles: str) -> Shape:
     """The shape with the fields of its roles, and with those that stay unread."""
     read = {fields[role].partition(".")[0] for role in roles if role in fields}
-    unused = tuple(name for name in records[0] if name not in (*read, "id", BATCH_ID, "documents"))
+    unused = tuple(name for name in records[0] if name not in (*read, *ID_FIELDS, "documents"))
     return replace(shape, fields=_renamed(fields, *roles), unused=unused)
 
 
@@ -157,7 +158,7 @@ def find_input(document: dict[str, Any]) -> list[str]:
         return []
     if given and "kind" not in section:
         return []
-    records, files, error = _first_records(uri, section.get("storage_options"))
+    records, files, error = _reading(lambda: _first_records(uri, section.get("storage_options")))
     shape = shape_of(records, given) if records else None
     if shape is None:
         seen = (
@@ -174,9 +175,11 @@ def find_input(document: dict[str, Any]) -> list[str]:
     line = f'found: input.kind = "{shape.kind}"'
     if shape.fields:
         line += " with " + ", ".join(f"{role} in the field {name!r}" for role, name in shape.fields.items())
-    if BATCH_ID in records[0] and not section.get("id"):
-        section["id"] = BATCH_ID
-        line += f', input.id = "{BATCH_ID}"'
+    ids = ""
+    if "id" not in section:
+        section["id"], ids = _reading(lambda: find_id(section, document.get("output"), records))
+    if section["id"] and ids:
+        line, ids = line + ids, ""
     line += f" ({', '.join(part for part in (shape.form, files) if part)})"
     labels = document.setdefault("labels", {})
     if isinstance(labels, dict) and "mode" not in labels:
@@ -187,7 +190,7 @@ def find_input(document: dict[str, Any]) -> list[str]:
             else "what the records hold is labeled"
         )
         line += f'; labels.mode = "{shape.mode}": {reason}'
-    line += _lists_of_texts(records, shape)
+    line += _lists_of_texts(records, shape) + ids
     if shape.unused:
         line += f"; not read: {', '.join(shape.unused)}"
     return [line]
@@ -210,23 +213,28 @@ def _lists_of_texts(records: list[dict[str, Any]], shape: Shape) -> str:
     return f"; {name!r} is a list of texts: input.list_of_texts says what becomes of it"
 
 
-def _first_records(uri: str, storage_options: Any) -> tuple[list[dict[str, Any]], str, str]:
-    """The first records of the input, what its files are in words, and why the first bad one is bad."""
-    options = storage_options if isinstance(storage_options, Mapping) else None
+def _reading(read: Callable[[], Read]) -> Read:
+    """What `read` gives. Raises ConfigError where the input cannot be read."""
     try:
-        forms = Counter(form_of(path) for path, _ in list_files(uri, storage_options=options))
-        found = itertools.islice(iter_records(uri, storage_options=options), RECORDS_LOOKED_AT)
-        records, errors = [], []
-        for raw in found:
-            if raw.record is not None:
-                records.append(raw.record)
-            elif raw.error is not None:
-                errors.append(f"{raw.file}: {raw.error}")
+        return read()
     except (StoreError, OSError) as error:
         raise ConfigError(
             f"input.uri: {redact_text(str(error))}; where the input cannot be read from here, set input.kind "
             "and labels.mode"
         ) from None
+
+
+def _first_records(uri: str, storage_options: Any) -> tuple[list[dict[str, Any]], str, str]:
+    """The first records of the input, what its files are in words, and why the first bad one is bad."""
+    options = storage_options if isinstance(storage_options, Mapping) else None
+    forms = Counter(form_of(path) for path, _ in list_files(uri, storage_options=options))
+    found = itertools.islice(iter_records(uri, storage_options=options), RECORDS_LOOKED_AT)
+    records, errors = [], []
+    for raw in found:
+        if raw.record is not None:
+            records.append(raw.record)
+        elif raw.error is not None:
+            errors.append(f"{raw.file}: {raw.error}")
     files = ", ".join(
         f"{count} {FORM_NAMES[form]} {'file' if count == 1 else 'files'}"
         for form, count in forms.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from logitstore.common.section import HomePath, Section
 
@@ -47,7 +47,9 @@ class InputConfig(Section):
     """Names of the record's fields by role, for example {prompt = "question", response = "answer"}; a role
     not named here is a field of the role's own name. Dots reach into nested objects."""
     id: str | None = None
-    """Field holding a record's id; None makes a stable id from the content."""
+    """Field holding a record's id; None, or "", makes a stable id from the content. Where the kind of the
+    input is found and this is not set, a field `id` (or `custom_id`) is taken if every record has an id in it
+    and no two the same: the input is read once more for that. A store that was begun keeps to what it has."""
     chat_template: bool | HomePath = True
     """Put prompts and messages into the tokenizer's chat template, or into the Jinja template of that file;
     false concatenates plain text."""
@@ -71,6 +73,11 @@ class InputConfig(Section):
     from the second on. Each has a store of its own; `penumbra store merge` joins them. "" takes all."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """fsspec options of the input's storage, such as endpoint_url; credentials come from the environment."""
+
+    @field_validator("id")
+    @classmethod
+    def _no_id_is_none(cls, name: str | None) -> str | None:
+        return name or None
 
     @model_validator(mode="after")
     def _roles(self) -> InputConfig:

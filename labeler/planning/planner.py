@@ -174,7 +174,7 @@ class Planner:
         if has_ids and not self._seen.add(id_digest):
             reason = (
                 f"the id {name!r} stands earlier in the input; ids must differ: correct it, remove the copy, "
-                "or choose another field with input.id"
+                'or choose another field with input.id ("" makes ids from the content)'
             )
             self._reject(raw, name, reason, "duplicate_id")
             return
