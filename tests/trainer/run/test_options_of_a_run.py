@@ -27,7 +27,7 @@ def test_a_tracker_gets_the_figures_and_needs_no_network(config, tmp_path, capsy
     assert metrics["num_steps"] == 4
     import wandb
 
-    wandb.finish()
+    wandb.teardown()  # finish() returns before the file is written; this waits for the process that writes it
     (run,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     written = run.read_bytes()
     for name in (b"train/distillation", b"train/cross_entropy", b"eval/kl", b"a-name"):
