@@ -7,7 +7,6 @@ kept, so that a command which is given again asks nothing twice.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -24,6 +23,7 @@ from labeler.errors import JobFailedError
 from logitstore import LogitStore
 from logitstore.common.config_file import ConfigError
 from logitstore.contamination.prompt_texts import PromptText, Unreadable
+from logitstore.inputs.json_text import json_text
 
 SECTIONS = ("teacher", "workers", "limits", "cost")
 """Sections of the user's job that the asking job takes over whole."""
@@ -68,7 +68,8 @@ def read_questions(source: Source) -> tuple[list[Question], list[dict[str, Any]]
     dropped: list[dict[str, Any]] = []
     for one in source.prompts():
         if isinstance(one, Unreadable):
-            dropped.append(dropped_line(one.place, None, "unreadable", one.record, reason=one.reason))
+            further = {"reason": one.reason, "text": one.text}
+            dropped.append(dropped_line(one.place, None, "unreadable", one.record, **further))
             continue
         ask_id = one.record_id or hashlib.blake2b(one.text.encode(), digest_size=16).hexdigest()
         if ask_id in questions:
@@ -180,7 +181,7 @@ def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> int:
     part, count = path.with_name(path.name + ".part"), 0
     with open(part, "wb") as file:
         for value in values:
-            file.write(json.dumps(value, ensure_ascii=False, default=str).encode() + b"\n")
+            file.write(json_text(value).encode() + b"\n")
             count += 1
     os.replace(part, path)
     return count

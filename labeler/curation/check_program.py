@@ -16,11 +16,12 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from logitstore.common.config_file import ConfigError
+from logitstore.inputs.json_text import json_text
 
 MAX_FAILURES = 3
 """Problems in a row without a verdict by the program's own fault, after which the check ends too."""
@@ -187,7 +188,7 @@ def command_parts(command: str) -> list[str]:
 
 def question_line(question: Mapping[str, Any]) -> bytes:
     """One line of ASCII. What JSON has no form for is a text (dates, say), a number that is none is null."""
-    return json.dumps(_sayable(question), default=str).encode() + b"\n"
+    return json_text(question, ascii_only=True).encode() + b"\n"
 
 
 def reply_of(line: bytes, question: Mapping[str, Any]) -> Reply:
@@ -214,16 +215,6 @@ def _score(value: object, shown: str) -> float:
             if math.isfinite(score := float(value)):
                 return score
     raise ValueError(f"{shown} has a score that is no finite number")
-
-
-def _sayable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _sayable(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_sayable(item) for item in value]
-    return value
 
 
 def _exit_status(process: subprocess.Popen[bytes]) -> str:

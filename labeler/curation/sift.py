@@ -20,6 +20,7 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from logitstore.contamination.near import Match, NearTexts, Partner
 from logitstore.contamination.prompt_texts import PromptText, Unreadable
+from logitstore.inputs.json_text import json_text
 
 BLOCK_RECORDS = 512
 SHOWN_CHARACTERS = 500
@@ -197,6 +198,7 @@ class _Pass:
                     "place": one.place,
                     "method": "unreadable",
                     "reason": one.reason,
+                    "text": one.text,
                     "record": one.record,
                 }
                 continue
@@ -264,7 +266,7 @@ def _put_in_place(paths: SiftPaths) -> None:
 
 
 def _line(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, default=str).encode() + b"\n"
+    return json_text(value).encode() + b"\n"
 
 
 def _write_report(paths: SiftPaths, report: SiftReport) -> None:

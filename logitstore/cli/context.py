@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from logitstore.common.command import ExitStatus
 from logitstore.common.console import Console
 from logitstore.common.options import read_storage_options
+from logitstore.inputs.json_text import finite
 from logitstore.store import LogitStore
 
 OK, PROBLEMS, USAGE = ExitStatus.DONE, ExitStatus.FAILED, ExitStatus.WRONG
@@ -73,17 +73,7 @@ def warn_of_ids(command: str, not_indexed: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON document on standard output; what is not finite becomes null."""
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-    print(json.dumps(_finite(plain), indent=2, ensure_ascii=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    print(json.dumps(finite(plain), indent=2, ensure_ascii=False))
 
 
 def count_text(count: int, noun: str) -> str:

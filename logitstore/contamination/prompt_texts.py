@@ -38,6 +38,8 @@ class Unreadable:
     place: str
     reason: str
     record: Mapping[str, Any] | None
+    text: str | None
+    """What stands in the input where there is no record; None where that cannot be told either."""
 
 
 def read_prompts(
@@ -65,11 +67,11 @@ def read_prompts(
 def _prompt_of(raw: RawRecord, field: str | None, field_option: str) -> PromptText | Unreadable:
     place = f"{raw.file}:{raw.line}"
     if raw.record is None:
-        return Unreadable(place, raw.error or "", None)
+        return Unreadable(place, raw.error or "", None, raw.text)
     try:
         text = _text_of(raw.record, field, field_option)
     except UnsupportedInputError as error:
-        return Unreadable(place, str(error), raw.record)
+        return Unreadable(place, str(error), raw.record, None)
     record_id = raw.record.get("id")
     return PromptText(place, None if record_id is None else str(record_id), raw.record, text)
 

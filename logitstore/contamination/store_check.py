@@ -17,6 +17,7 @@ from logitstore.contamination.evaluation_sets import (
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser
 from logitstore.exchange.texts import render_of, text_of
+from logitstore.inputs.json_text import json_text
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Progress
 from logitstore.tools.verify_input import MAX_LISTED
@@ -140,7 +141,7 @@ def _words_of_user(ids: Sequence[int], texts: TokenTexts, parser: PromptParser |
 
 
 def _write(found: Sequence[Mapping[str, Any]], path: Path) -> None:
-    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
+    lines = "".join(json_text(one) + "\n" for one in found)
     path.write_text(lines, encoding="utf-8", errors="surrogatepass")
     ids = "".join(json.dumps(one["id"]) + "\n" for one in found)
     ids_path(path).write_text(ids, encoding="utf-8")

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from logitstore.manifest.strict_json import SURROGATE_ESCAPE
 
 MAX_LINE_BYTES = 64 * 2**20
 ARRAY_CHUNK_BYTES = 2**20
+_HALF_ESCAPED = re.compile(SURROGATE_ESCAPE.pattern.decode())
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _NOT_UTF8 = (
     "the file is UTF-16 or UTF-32, as some programs of Windows write it, and must be UTF-8; convert it, for "
@@ -60,23 +62,34 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[RawRecord]:
 
 def _parse_line(line: bytes, name: str, number: int) -> RawRecord:
     try:
-        value = json.loads(line.decode("utf-8"))
-        if SURROGATE_ESCAPE.search(line):
-            json.dumps(value, ensure_ascii=False).encode()  # refuses half of a pair
+        text = line.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        return RawRecord(name, number, None, _not_json(error))
+    try:
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return RawRecord(
-            name, number, None, f"the line is not valid JSON ({error!s:.200}); write one JSON object per line"
-        )
-    return _checked(value, name, number, "the line")
+        return RawRecord(name, number, None, _not_json(error), text=text)
+    return _checked(value, text, name, number, "the line")
 
 
-def _checked(value: Any, name: str, number: int, what: str) -> RawRecord:
-    if isinstance(value, dict):
-        return RawRecord(name, number, value, None)
-    kind = type(value).__name__
-    return RawRecord(
-        name, number, None, f"{what} is a JSON {kind}, but a record must be an object with named fields"
-    )
+def _not_json(error: Exception) -> str:
+    return f"the line is not valid JSON ({error!s:.200}); write one JSON object per line"
+
+
+def _checked(value: Any, text: str, name: str, number: int, what: str) -> RawRecord:
+    """The record of a JSON value that stands in the input as `text`."""
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        reason = f"{what} is a JSON {kind}, but a record must be an object with named fields"
+        return RawRecord(name, number, None, reason, text=text)
+    if _HALF_ESCAPED.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            reason = f"{what} has {half}, half of a character ({error.reason}); repair the text"
+            return RawRecord(name, number, None, reason, text=text)
+    return RawRecord(name, number, value, None)
 
 
 def _read_array(start: bytes, file: BinaryIO, name: str) -> Iterator[RawRecord]:
@@ -96,6 +109,7 @@ def _read_array(start: bytes, file: BinaryIO, name: str) -> Iterator[RawRecord]:
             try:
                 if at == len(text):
                     raise ValueError("it ends before its closing bracket")
+                start_of_value = at
                 value, at = decoder.raw_decode(text, at)
             except ValueError as error:
                 # Cut here only: behind each element it would copy the chunk for each.
@@ -106,7 +120,7 @@ def _read_array(start: bytes, file: BinaryIO, name: str) -> Iterator[RawRecord]:
                     raise ValueError(f"{error!s:.200}") from None
                 continue
             number += 1
-            yield _checked(value, name, number, "the element")
+            yield _checked(value, text[start_of_value:at], name, number, "the element")
     except (ValueError, RecursionError) as error:
         reason = f"the JSON array cannot be read beyond element {number} ({error!s:.200}); write valid JSON"
         yield RawRecord(name, number + 1, None, reason)

@@ -11,6 +11,7 @@ from labeler.curation.check import CheckSettings, check_responses
 from labeler.curation.check_records import read_records
 from logitstore.common.command import ExitStatus
 from logitstore.common.options import above_zero, add_storage_options, positive, read_storage_options
+from logitstore.records import Segment
 from logitstore.store import LogitStore
 
 DESCRIPTION = """\
@@ -74,10 +75,24 @@ def _check(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         dropped = "; ".join(f"{count:,} {reason}" for reason, count in report.num_dropped.items())
+        weights = " --set 'data.segments={reasoning = 0.3}'" if _has_reasoning(arguments.out) else ""
         print(
             f"{report.num_read:,} responses to {report.num_problems:,} problems checked, {report.num_kept:,} "
             f"kept, dropped: {dropped or 'none'}; {report.num_unsolved:,} problems "
             f"without a right one\nkept: {arguments.out}\nnext: penumbra train run --student MODEL --labels "
-            f"{arguments.out} --out FOLDER --set 'data.segments={{reasoning = 0.3}}'"
+            f"{arguments.out} --out FOLDER{weights}"
         )
     return ExitStatus.DONE
+
+
+def _has_reasoning(folder: Path) -> bool:
+    """Whether a student can be told to learn the reasoning apart: the store says which tokens are it."""
+    store = LogitStore.open(folder)
+    for entry in store.shards():
+        if entry.name:
+            with store.open_shard(entry) as reader:
+                for block in range(reader.num_blocks):
+                    known = (one for one in reader.segments(block) if one is not None)
+                    if any(Segment.REASONING in segments_T for segments_T in known):
+                        return True
+    return False

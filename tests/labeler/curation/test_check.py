@@ -18,6 +18,8 @@ import pytest
 
 from labeler.__main__ import main
 from logitstore.exchange.chat_text import renderer
+from logitstore.manifest.fields import SEGMENTS
+from logitstore.records import LabeledSequence, Segment
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
 from tests.logitstore.exchange.test_texts import CHATML, byte_tokenizer, store_of
@@ -100,6 +102,29 @@ def test_the_best_right_one_of_each_problem_is_kept_with_its_labels(
         source = theirs[one.record_id, one.sample_index]
         np.testing.assert_array_equal(one.rows.logits_NK, source.rows.logits_NK)
         np.testing.assert_array_equal(one.token_ids_T, source.token_ids_T)
+
+
+@pytest.mark.parametrize("kind", [None, Segment.ANSWER, Segment.REASONING])
+def test_weights_of_reasoning_are_named_where_there_is_some(
+    traces: LogitStore, kind: Segment | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_segments(one: LabeledSequence, kind: Segment) -> LabeledSequence:
+        segments_T = np.full(len(one.token_ids_T), Segment.CONTEXT, np.uint8)
+        segments_T[one.prompt_length :] = kind
+        return replace(one, segments_T=segments_T)
+
+    store = traces
+    if kind is not None:
+        labels = replace(traces.manifest.labels, extra_columns=(SEGMENTS,))
+        store = LogitStore.create(
+            tmp_path / "marked",
+            replace(traces.manifest, labels=labels, features=(*traces.manifest.features, SEGMENTS)),
+        )
+        marked = [with_segments(one, kind) for one in traces.iter_sequences()]
+        store.commit_unit("u", 0, marked, seconds=0.0, worker="w")
+        put_tokenizer(store.objects, TOKENIZER)
+    assert check(store, program(tmp_path, "say(keep=True)")) == 0
+    assert ("data.segments" in capsys.readouterr().out) == (kind is Segment.REASONING)
 
 
 def test_a_program_sees_reasoning_apart_and_the_record(traces: LogitStore, tmp_path: Path) -> None:

@@ -289,3 +289,25 @@ def test_default_thresholds_find_what_was_planted(method: str, least_recall: dic
     assert found.precision == 1.0, "what asks for something else stays"
     for plant, least in least_recall.items():
         assert found.recall[plant] >= least  # type: ignore[index]
+
+
+@pytest.mark.parametrize("form", ["lines", "array"])
+def test_what_json_has_no_form_for_is_written_as_json(form: str, tmp_path: Path) -> None:
+    """Numbers without end were written as Infinity; half a character in an array was a traceback."""
+    half = '{"prompt": "half \\ud800 one", "id": "b"}'
+    records = ['{"prompt": "a question", "x": [1e400, {"y": NaN}], "z": 1.5}', half, "7"]
+    source = tmp_path / "in.json"
+    source.write_text("\n".join(records) if form == "lines" else f"[{', '.join(records)}]")
+    assert main(["dedupe", str(source), "--out", str(tmp_path / "out.jsonl"), "--by", "minhash"]) == 0
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    def strict(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+    assert strict(tmp_path / "out.jsonl") == [{"prompt": "a question", "x": [None, {"y": None}], "z": 1.5}]
+    first, second = strict(tmp_path / "out.dropped.jsonl")
+    assert (first["method"], first["text"], first["record"]) == ("unreadable", half, None)
+    assert "has \\ud800, half of a character" in first["reason"]
+    assert second["text"] == "7"
