@@ -16,7 +16,7 @@ from logitstore.cli.contamination import (
     contamination_of,
 )
 from logitstore.cli.rendering import print_head, print_inspection
-from logitstore.cli.selecting import selection_of
+from logitstore.cli.selecting import selection_of, warn_of_unmet
 from logitstore.common.console import Console
 from logitstore.errors import (
     StoreChangedError,
@@ -125,6 +125,8 @@ def cat(args: argparse.Namespace) -> int:
         for some in bounded_groups(islice(selection.sequences(store, top_k=args.top_k), left)):
             sys.stdout.write(json_lines(some, schema).decode())
             left = None if left is None else left - len(some)
+    if left is None or left > 0:  # else not every sequence was looked at
+        warn_of_unmet("cat", selection)
     return context.OK
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logitstore.cli import context
 from logitstore.cli.arguments.making import TABLE_FORMS, TEXT_FORMS
-from logitstore.cli.selecting import selection_of
+from logitstore.cli.selecting import selection_of, warn_of_unmet
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.common.options import read_storage_options
@@ -53,6 +53,7 @@ def export(args: argparse.Namespace) -> int:
                 announce=lambda num_bytes: _say_room(args, place, num_bytes),
                 progress=progress,
             )
+    warn_of_unmet("export", selection)
     what = "label rows" if args.to == "npz" else "sequences"
     context.say(args, f"{count:,} {what} to {path} ({context.size_text(path.stat().st_size)})")
     return context.OK
@@ -65,18 +66,20 @@ def _export_files(args: argparse.Namespace, store: LogitStore, place: str) -> in
             f"{', '.join(TABLE_FORMS)}"
         )
     _refuse_tokenizer(args)
+    selection = selection_of(args)
     with context.progress_bar(args) as progress:
         result = export_files(
             store,
             place,
             args.to,
-            selection=selection_of(args),
+            selection=selection,
             top_k=args.top_k,
             file_bytes=args.file_bytes or FILE_BYTES,
             storage_options=read_storage_options(args.out_storage_options) or context.storage_options(args),
             announce=lambda num_bytes: _say_room(args, place, num_bytes),
             progress=progress,
         )
+    warn_of_unmet("export", selection)
     context.say(
         args,
         f"{result.num_sequences:,} sequences to {context.count_text(result.num_files, 'file')} below {place} "
@@ -99,15 +102,17 @@ def _say_room(args: argparse.Namespace, place: str, num_bytes: int) -> None:
 def _export_texts(args: argparse.Namespace, store: LogitStore, path: Path) -> int:
     if args.top_k is not None:
         raise UnsupportedInputError(f"--top-k is for labels; --to {args.to} holds text alone")
+    selection = selection_of(args)
     with context.progress_bar(args) as progress:
         written, left_out = export_texts(
             store,
             path,
             args.to,
-            selection=selection_of(args),
+            selection=selection,
             tokenizer=args.tokenizer,
             progress=progress,
         )
+    warn_of_unmet("export", selection)
     context.say(args, f"{written:,} sequences to {path} ({context.size_text(path.stat().st_size)})")
     if left_out:
         context.warn(
@@ -137,15 +142,17 @@ def import_store(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     sources = [context.open_store(args, uri) for uri in args.stores]
+    selection = selection_of(args)
     with context.progress_bar(args) as progress:
         store = merge_stores(
             sources,
             args.out,
-            selection=selection_of(args),
+            selection=selection,
             top_k=args.top_k,
             storage_options=context.storage_options(args),
             progress=progress,
         )
+    warn_of_unmet("merge", selection)
     _say_size(args, store)
     return context.OK
 

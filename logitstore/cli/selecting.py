@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from logitstore.cli import context
 from logitstore.common.options import share
 from logitstore.rows.conditions import FIELDS, UNIT_FIELDS
 from logitstore.rows.selection import Selection
@@ -33,6 +34,12 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         type=share,
         help="about this share of the records: --split 0:SHARE",
     )
+
+
+def warn_of_unmet(command: str, selection: Selection) -> None:
+    """Names of the selection that no sequence had, after the sequences were read."""
+    for sentence in selection.unmet.sentences():
+        context.warn(command, sentence)
 
 
 def selection_of(args: argparse.Namespace) -> Selection:

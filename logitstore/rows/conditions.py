@@ -129,6 +129,8 @@ class Membership:
 
     field: str
     values: frozenset[str] | frozenset[int]
+    source: str = ""
+    """The file that has the values; "" where they stand in an expression."""
 
     def outcome(self, columns: Columns, size: int) -> Outcome:
         if self.field not in columns:
@@ -180,9 +182,14 @@ class BlockColumns(Mapping[str, np.ndarray]):
 
     def __init__(self, block: Block, unit: Columns) -> None:
         self._block, self._unit = block, unit
+        self._made: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._unit[name] if name in self._unit else FIELDS[name](self._block)
+        if name in self._unit:
+            return self._unit[name]
+        if name not in self._made:
+            self._made[name] = FIELDS[name](self._block)
+        return self._made[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._unit or name in FIELDS

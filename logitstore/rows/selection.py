@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from logitstore.rows.conditions import (
     texts_of,
     unit_columns,
 )
+from logitstore.rows.unmet import Unmet
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 
@@ -64,17 +66,26 @@ class Selection:
     def takes_all(self) -> bool:
         return not self.conditions
 
+    @cached_property
+    def unmet(self) -> Unmet:
+        """What it names and no sequence has that it was asked of."""
+        return Unmet(self.conditions)
+
     def __and__(self, other: Selection) -> Selection:
         return Selection(self.conditions + other.conditions, self.texts + other.texts)
 
     def takes_unit(self, entry: ShardEntry) -> bool:
         """Whether the unit can hold a selected sequence; others are not even read."""
-        return bool(self._outcome(unit_columns(entry, 1), 1)[0][0])
+        columns = unit_columns(entry, 1)
+        self.unmet.look_at_unit(columns)
+        return bool(self._outcome(columns, 1)[0][0])
 
     def kept(self, block: Block, entry: ShardEntry) -> np.ndarray:
         """bool [S], which sequences of a block are selected; no labels are fetched."""
         size = len(block.plain.record_id)
-        return ~self._outcome(BlockColumns(block, unit_columns(entry, size)), size)[1]
+        columns = BlockColumns(block, unit_columns(entry, size))
+        self.unmet.look_at(columns, size)
+        return ~self._outcome(columns, size)[1]
 
     def kept_rejects(self, rejects: Sequence[Reject]) -> list[Reject]:
         """The rejects that are surely meant, by their record id alone."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from logitstore.common.command import nearest
 from logitstore.errors import UnsupportedInputError
 from logitstore.records import SEGMENT_NAMES
 from logitstore.rows.conditions import (
@@ -51,7 +52,7 @@ def select_ids(path: str | Path, *, without: bool = False) -> Selection:
     digest = hashlib.blake2b(digest_size=16)
     for record_id in sorted(record_ids):
         digest.update(record_id.encode("utf-8", "surrogatepass") + b"\0")
-    condition = Membership("record_id", record_ids)
+    condition = Membership("record_id", record_ids, source=str(path))
     words = "without" if without else "only"
     return Selection((Negation(condition) if without else condition,), (f"{words} {digest.hexdigest()}",))
 
@@ -212,14 +213,12 @@ class _Parser:
 def _check_field(field: str) -> None:
     known = [*FIELDS, *UNIT_FIELDS]
     if field not in known:
-        raise UnsupportedInputError(f"--where knows no field {field!r}; fields are {', '.join(known)}")
+        raise UnsupportedInputError(f"--where knows no field {field!r}; {nearest(field, known)}")
 
 
 def _value(field: str, text: str) -> str | float:
     if field == "segments" and text not in SEGMENT_NAMES:
-        raise UnsupportedInputError(
-            f"--where knows no segment {text!r}; a token is one of {', '.join(SEGMENT_NAMES)}"
-        )
+        raise UnsupportedInputError(f"--where knows no segment {text!r}; {nearest(text, SEGMENT_NAMES)}")
     if field in TEXT_FIELDS:
         return text
     try:

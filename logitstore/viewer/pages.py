@@ -54,6 +54,7 @@ class SequencePages:
         self._blocks: OrderedDict[tuple[str, int, int | None], list[LabeledSequence]] = OrderedDict()
         self._deletions = store.deletions
         self._shards, self._ends = self._listed()
+        self._selection.unmet.warn(store.uri)
 
     @property
     def total(self) -> int:

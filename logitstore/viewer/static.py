@@ -46,7 +46,13 @@ def write_static_page(
     """
     check_replaceable(Path(path))
     uris = [stores] if isinstance(stores, str) else list(stores)
-    views = [StoreView(uri, tokenizer, storage_options, selection or Selection(), student) for uri in uris]
+    asked = selection or Selection()
+    # Each its own, which knows what its store lacks.
+    chosen = [Selection(asked.conditions, asked.texts) for _ in uris]
+    views = [
+        StoreView(uri, tokenizer, storage_options, own, student)
+        for uri, own in zip(uris, chosen, strict=True)
+    ]
     html = static_page(views, max_sequences=max_sequences, top_k=top_k)
     write_whole(Path(path), html)
     return len(html.encode())

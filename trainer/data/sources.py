@@ -136,6 +136,7 @@ class Source:
         if self._outlines is None:
             with ThreadPoolExecutor(OUTLINE_THREADS, thread_name_prefix="logit-outline") as pool:
                 self._outlines = list(pool.map(self._outline, self.entries))
+            self.selection.unmet.warn(self.uri)
         return self._outlines
 
     @property
