@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import StoreChangedError
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, Retokenized, TeacherInfo, TokenizerInfo
+from logitstore.manifest.reading import MANIFEST_NAME
+from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 
@@ -72,12 +75,16 @@ def import_source(
     Raises InvalidLabelsError for rows that no store can hold, StoreExistsError for another store,
     StoreChangedError for a store with units that the source does not give.
     """
-    store = LogitStore.create(uri, _manifest(source, origin), storage_options=storage_options)
+    manifest = _manifest(source, origin)
+    begun_store(uri, manifest, storage_options)
+    units = units_of(source.sequences)
+    first = list(islice(units, 1))  # before the store is made: a source that cannot be read leaves none
+    store = LogitStore.create(uri, manifest, storage_options=storage_options)
     if codebooks is not None:
         _use_codebooks(store, codebooks)
     committed, names = store.committed_units(), set[str]()
     done_rows = 0
-    for unit_index, sequences in enumerate(units_of(source.sequences)):
+    for unit_index, sequences in enumerate(chain(first, units)):
         if store.codebooks() is None:
             store.set_codebooks(_train(sequences, source))
         unit_id = unit_id_of(source.form, unit_index, sequences)
@@ -90,6 +97,17 @@ def import_source(
     check_no_others(store, committed - names)
     store.compact()
     return store
+
+
+def begun_store(uri: str, manifest: Manifest, storage_options: Mapping[str, Any] | None) -> LogitStore | None:
+    """The store that an interrupted command began; None where there is none, and none is made.
+
+    What can be refused is refused before a store is made, so that no empty one stays. Raises
+    StoreExistsError for another store.
+    """
+    if not Objects(uri, storage_options).exists(MANIFEST_NAME):
+        return None
+    return LogitStore.create(uri, manifest, storage_options=storage_options)
 
 
 def unit_id_of(kind: str, unit_index: int, sequences: Sequence[LabeledSequence]) -> str:

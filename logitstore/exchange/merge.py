@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from logitstore.errors import InvalidLabelsError, StoreChangedError
-from logitstore.exchange.importing import check_no_others, unit_id_of, units_of
+from logitstore.exchange.importing import begun_store, check_no_others, unit_id_of, units_of
 from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized
 from logitstore.manifest.reading import teacher_identity
-from logitstore.objects.opening import normalise_uri
+from logitstore.objects.opening import is_local_uri, normalise_uri
 from logitstore.objects.room import SELECT_LESS, require_room
 from logitstore.records import LabeledSequence, Reject
 from logitstore.rows.selection import Selection, measure_of
@@ -44,8 +44,11 @@ def merge_stores(
     manifest = merged_manifest(sources)
     selection = selection or Selection()
     manifest = dataclasses.replace(manifest, labels=cut_labels(manifest.labels, top_k))
+    begun = begun_store(uri, manifest, storage_options)
+    _require_room(uri, begun, sources, selection, manifest.labels.top_k)
+    if len(sources) > 1:
+        _refuse_shared(sources, selection)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
-    _require_room(target, sources, selection, manifest.labels.top_k)
     for source in sources:
         copy_tokenizer(source.objects, target.objects)
     codebooks = next((found for source in sources if (found := source.codebooks()) is not None), None)
@@ -69,15 +72,15 @@ def merge_stores(
 
 
 def _require_room(
-    target: LogitStore, sources: Sequence[LogitStore], selection: Selection, top_k: int
+    uri: str, begun: LogitStore | None, sources: Sequence[LogitStore], selection: Selection, top_k: int
 ) -> None:
     """Raise UnsupportedInputError where a local disk has no room for what is still to be written.
 
     Labels are coded anew, with one set of codebooks, at about the size that they have.
     """
-    if not target.objects.is_local:
+    if not is_local_uri(normalise_uri(uri)):
         return
-    needed = -int(target.shards().column("num_bytes").sum())
+    needed = -int(begun.shards().column("num_bytes").sum()) if begun is not None else 0
     for source in sources:
         shards = source.shards()
         measure = measure_of(source.manifest.labels)
@@ -85,7 +88,7 @@ def _require_room(
         selected = selection.count_about(source, selection.parts(source), measure)
         share = min(1.0, top_k / source.manifest.labels.top_k)
         needed += int(size * share * selected / max(1, total))
-    require_room(target.uri, max(0, needed), "the merge", SELECT_LESS)
+    require_room(normalise_uri(uri), max(0, needed), "the merge", SELECT_LESS)
 
 
 def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
@@ -170,18 +173,37 @@ def _commit(
 def _distinct(
     sources: Sequence[LogitStore], selection: Selection, top_k: int | None
 ) -> Iterator[LabeledSequence]:
-    seen: dict[tuple[str, int], str] = {}
+    seen = _Seen()
     for source in sources:
         chosen = selection.sequences(source)
         for sequence in cut_sequences(chosen, source.manifest.labels, top_k):
-            key = (sequence.record_id, sequence.sample_index)
-            if key in seen:
-                raise InvalidLabelsError(
-                    f"record {sequence.record_id!r:.120} (sample {sequence.sample_index}) is in {seen[key]} "
-                    f"and in {source.uri}; give stores of different records, or exclude it with --where"
-                )
-            seen[key] = source.uri
+            seen.add(sequence.record_id, sequence.sample_index, source.uri)
             yield sequence
+
+
+def _refuse_shared(sources: Sequence[LogitStore], selection: Selection) -> None:
+    """Raise InvalidLabelsError for a sequence that is in two stores, before anything is written."""
+    seen = _Seen()
+    for source in sources:
+        for record_id, sample_index in selection.names(source):
+            seen.add(record_id, sample_index, source.uri)
+
+
+class _Seen:
+    """The sequences so far, each of which may come once."""
+
+    def __init__(self) -> None:
+        self._stores: dict[tuple[str, int], str] = {}
+
+    def add(self, record_id: str, sample_index: int, uri: str) -> None:
+        """Raises InvalidLabelsError."""
+        key = (record_id, sample_index)
+        if key in self._stores:
+            raise InvalidLabelsError(
+                f"record {record_id!r:.120} (sample {sample_index}) is in {self._stores[key]} and in {uri}; "
+                "give stores of different records, or exclude it with --where"
+            )
+        self._stores[key] = uri
 
 
 def _origin_rule(manifest: Manifest) -> tuple[object, ...]:

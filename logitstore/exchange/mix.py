@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from logitstore import __version__
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import InvalidLabelsError, StoreChangedError, UnsupportedInputError
-from logitstore.exchange.importing import CODEBOOK_USES, check_no_others
+from logitstore.exchange.importing import CODEBOOK_USES, begun_store, check_no_others
 from logitstore.manifest.fields import GIVEN_ENTRIES, RECORD_PARTS, Manifest, ShardEntry, TeacherInfo
 from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows
 from logitstore.rows.silent_rows import spread_rows
@@ -49,35 +50,48 @@ def mix_stores(
     for source in stores:
         source.need_rows("a mixture")
     manifest = mixed_manifest(stores, weights)
+    begun = begun_store(uri, manifest, storage_options)
+    committed = begun.committed_units() if begun is not None else set[str]()
+    shards = stores[0].shards()
+    made_from = f"{stores[1].digest} {weights!r}"
+    named = {_unit_name(entry, made_from): entry for entry in shards if entry.name}
+    units = _mixed_units(stores, weights, manifest, {k: v for k, v in named.items() if k not in committed})
+    first = list(islice(units, 1))  # before the store is made: stores that do not fit leave none
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
     for source in stores:
         copy_tokenizer(source.objects, target.objects)
-    first, second = stores[0], _SequencesByKey(stores[1])
-    committed, names = target.committed_units(), set[str]()
-    entries = list(first.shards())
-    made_from = f"{stores[1].digest} {weights!r}"
-    num_rows = int(first.shards().column("num_rows").sum())
-    for done, entry in enumerate(entries):
+    num_rows = int(shards.column("num_rows").sum())
+    for done, (name, unit_index, mixed) in enumerate(chain(first, units), start=len(committed)):
         if progress:
-            progress("units", done, len(entries))
-        if not entry.name:
-            continue
-        name = f"mixed-{hashlib.blake2b(f'{entry.checksum} {made_from}'.encode(), digest_size=8).hexdigest()}"
-        names.add(name)
-        if name in committed:
-            continue
-        with first.open_shard(entry, whole=True) as reader:
-            mixed = [_mix(one, second.get(one), weights, manifest) for one in reader.iter_sequences()]
+            progress("units", done, len(named))
         if target.codebooks() is None:
             rows = (one.rows for one in mixed)
             books = train_codebooks(rows, manifest.labels, expected_rows=CODEBOOK_USES * num_rows)
             target.set_codebooks(books)
-        target.commit_unit(name, entry.unit_index, mixed, seconds=0.0, worker="mix")
+        target.commit_unit(name, unit_index, mixed, seconds=0.0, worker="mix")
     if progress:
-        progress("units", len(entries), len(entries))
-    check_no_others(target, committed - names)
+        progress("units", len(named), len(named))
+    check_no_others(target, committed - named.keys())
     target.compact()
     return target
+
+
+def _unit_name(entry: ShardEntry, made_from: str) -> str:
+    return f"mixed-{hashlib.blake2b(f'{entry.checksum} {made_from}'.encode(), digest_size=8).hexdigest()}"
+
+
+def _mixed_units(
+    stores: tuple[LogitStore, LogitStore],
+    weights: tuple[float, float],
+    manifest: Manifest,
+    wanted: Mapping[str, ShardEntry],
+) -> Iterator[tuple[str, int, list[LabeledSequence]]]:
+    """(name, unit index, sequences) of the mixture of each shard of the first store, in order."""
+    second = _SequencesByKey(stores[1])
+    for name, entry in wanted.items():
+        with stores[0].open_shard(entry, whole=True) as reader:
+            mixed = [_mix(one, second.get(one), weights, manifest) for one in reader.iter_sequences()]
+        yield name, entry.unit_index, mixed
 
 
 def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, float]) -> Manifest:

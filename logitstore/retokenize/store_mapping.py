@@ -50,9 +50,10 @@ def retokenize_store(
     _check_teacher(source, teacher)
     equal_V = equal_ids(teacher, student, pairs or {})
     manifest = _manifest(source, teacher, student, dict(pairs or {}), merge_spans)
-    target = LogitStore.create(uri, manifest, storage_options=storage_options)
     folder = Path(student.path)
-    put_tokenizer(target.objects, files_in(folder if folder.is_dir() else folder.parent))
+    files = files_in(folder if folder.is_dir() else folder.parent)
+    target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    put_tokenizer(target.objects, files)
     job = _Job(
         target,
         Writer(teacher, student, equal_V),

@@ -6,8 +6,10 @@ Shape legend: S sequences, or units, or rejects.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -35,6 +37,8 @@ Measure = Literal["num_rows", "num_tokens"]
 """Of sequences, by which the bytes of some of them are told from those of all."""
 COUNTED_SHARDS = 16
 """In so many shards it is counted how much is selected, before a disk's room is looked at."""
+NAMING_THREADS = 8
+"""Shards whose ids are read side by side."""
 INDEXED_SHARE = 0.1
 """Of a store's sequences: so many records are looked up; for more, the ids of all shards are read."""
 
@@ -106,6 +110,21 @@ class Selection:
         """The selected sequences in the store's order. Blocks that hold none are not decoded."""
         for part in self.parts(store):
             yield from self.of_part(store, part, top_k=top_k)
+
+    def names(self, store: LogitStore) -> Iterator[tuple[str, int]]:
+        """Record id and sample of the selected sequences, in the store's order; no labels are read."""
+        with ThreadPoolExecutor(NAMING_THREADS) as pool:
+            for some in pool.map(lambda part: self._names_in(store, part), self.parts(store)):
+                yield from some
+
+    def _names_in(self, store: LogitStore, part: ShardPart) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        with store.open_shard(part.entry) as reader:
+            for block in (Block(reader, index) for index in part.blocks(reader)):
+                kept_S = self.kept(block, part.entry)
+                named = zip(block.plain.record_id, block.plain.sample_index.tolist(), strict=True)
+                found += compress(named, kept_S)
+        return found
 
     def parts(self, store: LogitStore) -> list[ShardPart]:
         """The shards that can hold selected sequences, in the store's order."""

@@ -89,8 +89,8 @@ class Unmet:
         some += f" and {more:,} more" if more > 0 else ""
         if names.source:
             return (
-                f"{len(names.left):,} of {names.total:,} record ids in {names.source} are of no sequence that "
-                f"was looked at: {some}"
+                f"{len(names.left):,} of {names.total:,} record ids in {names.source} are of no sequence "
+                f"that was looked at: {some}"
             )
         what = "unit" if names.field in UNIT_FIELDS else "sequence"
         text = f"the condition names {names.field} {some}, which no {what} that was looked at has"
