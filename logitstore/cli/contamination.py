@@ -6,12 +6,13 @@ import argparse
 from dataclasses import dataclass
 
 from logitstore.cli import context
-from logitstore.contamination.evaluation_sets import Way
+from logitstore.contamination.evaluation_sets import DEFAULT_COSINE, DEFAULT_WORDS, Way
 from logitstore.contamination.store_check import ContaminationCheck, check_contamination, ids_path
 from logitstore.errors import UnsupportedInputError
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings
 
+DEFAULT_WAYS = "ngram,cosine"
 WAYS: dict[str, Way] = {"ngram": "ngram", "cosine": "cosine"}
 
 
@@ -28,18 +29,20 @@ def contamination_of(args: argparse.Namespace) -> ContaminationCheck | None:
     if args.decontaminate is None:
         if args.found is not None:
             raise UnsupportedInputError(f"--found {args.found} belongs to --decontaminate EVAL; give both")
+        alone = ("eval_field", "by", "words", "cosine", "tokenizer")
+        context.refuse_unused(args, alone, "is for --decontaminate EVAL")
         return None
     if args.found is not None and args.found.suffix != ".jsonl":
         raise UnsupportedInputError(f"--found {args.found} must end in .jsonl, which is what is written")
-    names = [name.strip() for name in args.by.split(",")]
+    names = [name.strip() for name in (args.by or DEFAULT_WAYS).split(",")]
     if unknown := [name for name in names if name not in WAYS]:
         raise UnsupportedInputError(f"--by {unknown[0]!r:.60} must be ngram, cosine, or both with a comma")
     return ContaminationCheck(
         args.decontaminate,
         args.eval_field,
         [WAYS[name] for name in dict.fromkeys(names)],
-        args.words,
-        args.cosine,
+        DEFAULT_WORDS if args.words is None else args.words,
+        DEFAULT_COSINE if args.cosine is None else args.cosine,
         context.storage_options(args),
         args.tokenizer,
     )

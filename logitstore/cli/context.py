@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from logitstore.common.command import ExitStatus
 from logitstore.common.console import Console
 from logitstore.common.options import read_storage_options
+from logitstore.errors import UnsupportedInputError
 from logitstore.inputs.json_text import finite
 from logitstore.store import LogitStore
 
@@ -26,7 +27,7 @@ ProgressCallback = Callable[[str, int, int], None]
 
 
 def open_store(args: argparse.Namespace, uri: str | None = None) -> LogitStore:
-    store = LogitStore.open(uri or args.store, storage_options=storage_options(args))
+    store = LogitStore.open(args.store if uri is None else uri, storage_options=storage_options(args))
     store.max_block_entries = args.max_block_entries
     return store
 
@@ -51,6 +52,13 @@ def progress_bar(args: argparse.Namespace) -> Iterator[ProgressCallback | None]:
             bar.update(tasks[what], completed=done, total=max(total, 1))
 
         yield update
+
+
+def refuse_unused(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raise UnsupportedInputError for the first of these options that was given: it would do nothing."""
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            raise UnsupportedInputError(f"--{name.replace('_', '-')} {why}; leave it out")
 
 
 def say(args: argparse.Namespace, text: str) -> None:

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 
 from logitstore.cli import context
@@ -32,12 +34,15 @@ from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
 from logitstore.objects.opening import ObjectInfo
 from logitstore.store import LogitStore
-from logitstore.tools.findings import Findings, Problem
+from logitstore.tools.findings import Findings
 from logitstore.tools.garbage import repair
 from logitstore.tools.head import head_rows
 from logitstore.tools.inspection import inspect_store
 from logitstore.tools.verify import read_rejects, verify_store
 from logitstore.tools.verify_input import InputCheck
+
+MAX_SHOWN = 10
+"""Problems of each kind that `verify` prints; --json has them all, of records MAX_LISTED."""
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -56,6 +61,10 @@ def verify(args: argparse.Namespace) -> int:
         raise UnsupportedInputError(
             "--repair reads every shard before it removes another of the same unit; leave --quick out"
         )
+    if args.against is None:
+        context.refuse_unused(args, ("limit",), "is of the input that --against names")
+    if not args.repair:
+        context.refuse_unused(args, ("remove_most",), "is for --repair")
     contamination = contamination_of(args)
     findings, store = Findings(), None
     removed = num_records = num_unproven = num_deleted = 0
@@ -80,7 +89,7 @@ def verify(args: argparse.Namespace) -> int:
                 remove_most=args.remove_most,
                 announce=lambda infos: context.say(args, f"removing {_bytes_text(infos)}"),
             )
-    except (StoreNotFoundError, StoreChangedError):
+    except (StoreNotFoundError, StoreChangedError, UnsupportedInputError):
         raise
     except (StoreError, RecursionError) as error:
         # A store that cannot even be listed has one problem, and it is a finding, not a failure.
@@ -140,6 +149,22 @@ def _input_info(store: LogitStore, args: argparse.Namespace) -> InputInfo:
     return info if args.limit is None else dataclasses.replace(info, limit=args.limit)
 
 
+def _problem_lines(findings: Findings, *, only_errors: bool) -> Iterator[str]:
+    """The first problems of each kind, and how many more there are."""
+    problems = findings.errors if only_errors else findings.problems
+    counts = Counter((problem.severity, problem.kind) for problem in problems)
+    counts.update({("error", kind): count for kind, count in findings.unlisted.items()})
+    shown = Counter[tuple[str, str]]()
+    for problem in problems:
+        key = (problem.severity, problem.kind)
+        shown[key] += 1
+        if shown[key] <= MAX_SHOWN:
+            yield str(problem)
+        elif shown[key] == MAX_SHOWN + 1:
+            more = counts[key] - MAX_SHOWN
+            yield f"{problem.severity}: {more:,} more of the kind [{problem.kind}]; --json lists them"
+
+
 def _report(
     args: argparse.Namespace,
     findings: Findings,
@@ -152,7 +177,7 @@ def _report(
     if args.json:
         summary = {
             "ok": not findings.errors,
-            "num_errors": len(findings.errors),
+            "num_errors": findings.num_errors,
             "num_units": findings.num_units,
             "num_sequences": findings.num_sequences,
             "num_rows": findings.num_rows,
@@ -162,17 +187,17 @@ def _report(
             "garbage_bytes": sum(info.num_bytes for info in findings.garbage),
             "num_removed": removed,
             **({} if compared is None else dataclasses.asdict(compared)),
+            "num_unlisted": findings.unlisted,
             "problems": [dataclasses.asdict(problem) for problem in findings.problems],
         }
         context.print_json(summary)
         return
-    shown: list[Problem] = findings.errors if args.quiet else findings.problems
-    for problem in shown:
-        print(problem)
+    for line in _problem_lines(findings, only_errors=args.quiet):
+        print(line)
     counts = {"unit": findings.num_units, "sequence": findings.num_sequences, "label row": findings.num_rows}
     if args.against is not None:
         counts["input record"] = num_records
-    verdict = context.count_text(len(findings.errors), "error") if findings.errors else "no errors"
+    verdict = context.count_text(findings.num_errors, "error") if findings.errors else "no errors"
     seen = ", ".join(context.count_text(count, name) for name, count in counts.items())
     context.say(args, f"{verdict}: {seen}")
     if compared is not None:

@@ -27,12 +27,24 @@ from logitstore.objects.room import free_bytes
 from logitstore.store import LogitStore
 from logitstore.tools.copying import copy_store
 
+FORM_OPTIONS = {
+    ("top_k", "value_kind"): ("npz",),
+    ("config",): ("distillkit",),
+    ("vocab_size",): ("distillkit", "megatron"),
+    ("tokens",): ("megatron",),
+    ("like",): TABLE_FORMS,
+}
+"""Options of `import`, and the forms that they say something of."""
+DEFAULT_CODEBOOKS = 64
+
 
 def export(args: argparse.Namespace) -> int:
     place: str = args.file
     store = context.open_store(args)
     if "://" in place or place.endswith("/") or Path(place).is_dir():
         return _export_files(args, store, place)
+    ignored = ("file_bytes", "out_storage_options")
+    context.refuse_unused(args, ignored, f"is for several files, in a folder or at a URL, and {place} is one")
     path = Path(place)
     if not path.resolve().parent.is_dir():
         raise UnsupportedInputError(f"{path.parent} is no folder; make it, or export to another place")
@@ -126,7 +138,15 @@ def _export_texts(args: argparse.Namespace, store: LogitStore, path: Path) -> in
 def import_store(args: argparse.Namespace) -> int:
     source = _read_source(args)
     codebooks = _codebooks_of(args, source.labels.vocab_size) if args.codebook else None
-    origin = Origin(model=args.teacher, revision=args.revision, dtype=args.teacher_dtype)
+    if source.teacher is not None:
+        ignored = ("teacher", "revision", "teacher_dtype")
+        context.refuse_unused(args, ignored, f"is for sources that do not say it, as {args.file} does")
+    known = Origin()
+    origin = Origin(
+        model=args.teacher or known.model,
+        revision=args.revision,
+        dtype=args.teacher_dtype or known.dtype,
+    )
     with context.progress_bar(args) as progress:
         store = import_source(
             source,
@@ -190,6 +210,9 @@ def copy(args: argparse.Namespace) -> int:
 
 def codebook(args: argparse.Namespace) -> int:
     store = context.open_store(args)
+    if args.copy_from is not None:
+        ignored = ("max_codebooks", "expected_rows")
+        context.refuse_unused(args, ignored, "is for training a set, and --copy-from takes one")
     existing = store.codebooks()
     if existing is not None and args.copy_from is None and args.out is None:
         context.say(args, f"the store uses {existing.hash} ({existing.num_codebooks} codebooks) already")
@@ -204,7 +227,10 @@ def codebook(args: argparse.Namespace) -> int:
         rows = (sequence.rows for sequence in store.iter_sequences())
         labels = store.manifest.labels
         codebooks = train_codebooks(
-            rows, labels, max_codebooks=args.max_codebooks, expected_rows=args.expected_rows
+            rows,
+            labels,
+            max_codebooks=args.max_codebooks or DEFAULT_CODEBOOKS,
+            expected_rows=args.expected_rows,
         )
     if args.out is not None:
         args.out.write_bytes(codebooks.to_bytes())
@@ -221,10 +247,11 @@ def _read_source(args: argparse.Namespace) -> Source:
     path: Path = args.file
     if not path.exists():
         raise UnsupportedInputError(f"{path} is not there; give the {args.form} file to import")
+    for names, forms in FORM_OPTIONS.items():
+        if args.form not in forms:
+            context.refuse_unused(args, names, f"is for --from {' and '.join(forms)}")
     if args.form == "npz":
         return read_npz(path, top_k=args.top_k, value_kind=args.value_kind)
-    if args.top_k is not None or args.value_kind is not None:
-        raise UnsupportedInputError("--top-k and --value-kind apply to --from npz only")
     if args.form == "distillkit":
         return read_distillkit(path, config_path=args.config, vocab_size=args.vocab_size)
     if args.form == "megatron":

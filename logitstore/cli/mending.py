@@ -46,6 +46,8 @@ def rebuild_index(args: argparse.Namespace) -> int:
 
 
 def uncommit(args: argparse.Namespace) -> int:
+    if not args.bad:
+        context.refuse_unused(args, ("most",), "is for --bad")
     store = context.open_store(args)
     names = _bad_shards(args, store) if args.bad else _shards_of_units(args, store)
     dropped = store.uncommit(names) if names else []

@@ -20,7 +20,6 @@ from logitstore.exchange.texts import render_of, text_of
 from logitstore.inputs.json_text import json_text
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Progress
-from logitstore.tools.verify_input import MAX_LISTED
 from logitstore.viewer.tokenizer_choice import choose_texts
 from logitstore.viewer.tokens import TokenTexts
 
@@ -76,14 +75,11 @@ def check_contamination(
                 "prompt": text[:SHOWN_CHARACTERS],
             }
         )
-        if len(found) <= MAX_LISTED:
-            findings.error(
-                KIND,
-                f"record {record_id!r:.120}",
-                f"the prompt is near the evaluation text {partner.place} ({match.method} {match.score:.3f})",
-            )
-    if len(found) > MAX_LISTED:
-        findings.error(KIND, "store", f"{len(found) - MAX_LISTED} more of this kind are not listed")
+        findings.error_of_record(
+            KIND,
+            f"record {record_id!r:.120}",
+            f"the prompt is near the evaluation text {partner.place} ({match.method} {match.score:.3f})",
+        )
     if found_path is not None:
         _write(found, found_path)
     return counted.num_records, len(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from logitstore.common.command import nearest
-from logitstore.errors import ObjectStoreError
+from logitstore.errors import UnsupportedInputError
 
 PACKAGES = {
     "s3": "s3fs",
@@ -28,18 +28,18 @@ SPEAKS_S3 = ("r2", "b2", "minio", "cos", "wasabi", "spaces", "do")
 """Schemes that people write for servers which speak S3."""
 
 
-def no_file_system(uri: str, scheme: str, error: Exception) -> ObjectStoreError:
+def no_file_system(uri: str, scheme: str, error: Exception) -> UnsupportedInputError:
     """Why no file system opens this address, and what to install or write instead."""
     if isinstance(error, ImportError):
         package = PACKAGES.get(scheme)
         what = f"`pip install {package}`" if package else f"install what it needs ({error})"
-        return ObjectStoreError(
+        return UnsupportedInputError(
             f"{uri}: {scheme}:// needs a package that is not installed here: {what}, or copy the store to a "
             "folder and read that"
         )
     if scheme in SPEAKS_S3:
-        return ObjectStoreError(
+        return UnsupportedInputError(
             f"{uri}: no file system is called {scheme}://; where the server speaks S3, write "
             f"s3://{uri.partition('://')[2]} and give its address in AWS_ENDPOINT_URL"
         )
-    return ObjectStoreError(f"{uri}: no file system is called {scheme}://; {nearest(scheme, PACKAGES)}")
+    return UnsupportedInputError(f"{uri}: no file system is called {scheme}://; {nearest(scheme, PACKAGES)}")

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 from logitstore.errors import (
-    ObjectStoreError,
     UnsafeNameError,
     UnsafeObjectError,
     UnsupportedInputError,
@@ -242,7 +241,7 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
         return os.path.abspath(os.path.expanduser(text))
     parts = urlsplit(text)
     if parts.username is not None or parts.password is not None or parts.query:
-        raise ObjectStoreError(
+        raise UnsupportedInputError(
             f"the URL {parts.scheme}://…{parts.path} holds credentials or a query, which would be "
             "written into logs; give them through the environment or storage options"
         )

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from logitstore.common.secrets import BLANKED, redact_text
-from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectStoreError
+from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectStoreError, UnsupportedInputError
 from logitstore.objects.file_systems import no_file_system
 from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
 from logitstore.objects.ranged_file import RangedFile
@@ -180,7 +180,13 @@ class RemoteBackend:
         where = f"{self._uri}/{name}" if name else self._uri
         try:
             yield
-        except (ObjectStoreError, ObjectNotFoundError, FileExistsError, _PastTheEndError):
+        except (
+            ObjectStoreError,
+            ObjectNotFoundError,
+            UnsupportedInputError,
+            FileExistsError,
+            _PastTheEndError,
+        ):
             raise
         except FileNotFoundError:
             remedy = "check that the bucket exists" if writing else "check the URL"
@@ -212,7 +218,7 @@ class _PastTheEndError(Exception):
 
 
 def open_remote(uri: str, storage_options: dict[str, Any]) -> RemoteBackend:
-    """The backend for a URL's scheme. Raises ObjectStoreError for a scheme fsspec cannot open."""
+    """The backend for a URL's scheme. Raises UnsupportedInputError for a scheme fsspec cannot open."""
     if urlsplit(uri).scheme in S3_SCHEMES:
         from logitstore.objects.s3 import S3Backend
 

@@ -10,6 +10,8 @@ import numpy as np
 from logitstore.inputs.identity import digest_of
 from logitstore.objects.opening import ObjectInfo
 
+MAX_LISTED = 1000
+"""Problems of one kind that are kept, of kinds that every record may have; further ones are counted."""
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, units done and units in all."""
 
@@ -60,13 +62,30 @@ class Findings:
     no_shards: set[str] = field(default_factory=set)
     """Of the garbage, objects with the name of a shard that are none."""
     labeled: LabeledIds = field(default_factory=LabeledIds)
+    unlisted: dict[str, int] = field(default_factory=dict)
+    """By kind: errors beyond MAX_LISTED."""
     num_units: int = 0
     num_sequences: int = 0
     num_rows: int = 0
+    _of_records: dict[str, int] = field(default_factory=dict)
+    """By kind: errors of single records, listed or not."""
 
     @property
     def errors(self) -> list[Problem]:
         return [problem for problem in self.problems if problem.severity == "error"]
+
+    @property
+    def num_errors(self) -> int:
+        """Those that are not listed included."""
+        return len(self.errors) + sum(self.unlisted.values())
+
+    def error_of_record(self, kind: str, where: str, message: str) -> None:
+        """One of perhaps as many as there are records."""
+        self._of_records[kind] = self._of_records.get(kind, 0) + 1
+        if self._of_records[kind] <= MAX_LISTED:
+            self.error(kind, where, message)
+        else:
+            self.unlisted[kind] = self._of_records[kind] - MAX_LISTED
 
     def error(self, kind: str, where: str, message: str) -> None:
         self.problems.append(Problem("error", kind, where, message))

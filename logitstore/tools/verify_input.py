@@ -17,8 +17,6 @@ from logitstore.records import Reject
 from logitstore.tools.findings import Findings, Progress
 
 BATCH_RECORDS = 4096
-MAX_LISTED = 1000
-"""Problems of one kind that are listed; further ones are counted."""
 
 
 class InputCheck:
@@ -48,7 +46,6 @@ class InputCheck:
             (reject.file, reject.line, self._part_of(reject)): False for reject in rejects
         }
         """By file, line and part: 0 is a record without parts, and one whose id is not known."""
-        self._counts: dict[str, int] = {}
         self._repeats: dict[str, int] = {}
         self.num_records = 0
 
@@ -63,9 +60,6 @@ class InputCheck:
             if progress:
                 progress("input", self.num_records, self._info.limit or self.num_records)
         self._check_rest()
-        for kind, count in self._counts.items():
-            if count > MAX_LISTED:
-                self._findings.error(kind, "input", f"{count - MAX_LISTED} more of this kind are not listed")
 
     def _check_batch(self, batch: list[RawRecord]) -> None:
         named: list[tuple[RawRecord, str]] = []
@@ -149,12 +143,16 @@ class InputCheck:
     def _check_rest(self) -> None:
         strangers = int(len(self._seen) - self._seen.sum())
         if strangers:
-            self._error("not_in_input", "input", f"{strangers} labeled records are not in the input")
+            other = strangers == len(self._seen) and self.num_records > 0
+            hint = (
+                f"; none is: the store was made from {self._info.uri}, is this another input?"
+                if other
+                else ""
+            )
+            self._error("not_in_input", "input", f"{strangers} labeled records are not in the input{hint}")
         for (file, line, _), found in self._rejected.items():
             if not found:
                 self._error("not_in_input", f"{file}:{line}", "a reject names a line that the input lacks")
 
     def _error(self, kind: str, where: str, message: str) -> None:
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        if self._counts[kind] <= MAX_LISTED:
-            self._findings.error(kind, where, message)
+        self._findings.error_of_record(kind, where, message)

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from logitstore.cli.context import refuse_unused
 from logitstore.cli.selecting import add_selection, selection_of
 from logitstore.common.command import EXIT_STATUSES
 from logitstore.common.options import add_storage_options, count, positive, read_storage_options
@@ -16,6 +17,9 @@ from logitstore.errors import UnsupportedInputError
 if TYPE_CHECKING:
     from logitstore.viewer.student_view import StudentView
 
+DEFAULT_PORT = 8400
+DEFAULT_SEQUENCES = 20
+DEFAULT_TOP_K = 32
 DESCRIPTION = """\
 Show stores as a page: progress, sequences, and the teacher's distribution at every token.
 
@@ -34,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXIT_STATUSES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("stores", nargs="*", metavar="STORE", help="URI of a store; it may not exist yet")
-    parser.add_argument(
-        "--port", type=count, default=8400, help="loopback port, 0 for any free one (default 8400)"
-    )
+    parser.add_argument("--port", type=count, help="loopback port, 0 for any free one (default 8400)")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="write one self-contained file instead")
     parser.add_argument(
         "--tokenizer", help="folder or tokenizer.json for the tokens' text (default: the job's)"
@@ -47,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of a student: its snapshots beside the labels",
     )
-    parser.add_argument("--max-sequences", type=positive, default=20, help="sequences of each store in --out")
-    parser.add_argument("--top-k", type=count, default=32, help="entries of each label row in --out (0: all)")
+    parser.add_argument(
+        "--max-sequences", type=positive, help="sequences of each store in --out (default 20)"
+    )
+    parser.add_argument("--top-k", type=count, help="entries of each label row in --out (default 32; 0: all)")
     add_selection(parser)
     add_storage_options(parser)
     parser.add_argument(
@@ -60,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
     """Serve until interrupted, or write the file; the exit status."""
     if not args.stores and args.jobs_file is None:
         raise UnsupportedInputError("name at least one STORE, for example: penumbra store view labels/demo")
-    if args.max_sequences < 1 or args.top_k < 0:
-        raise UnsupportedInputError("--max-sequences must be at least 1 and --top-k at least 0")
+    if args.out is not None:
+        refuse_unused(args, ("port", "jobs_file"), "is for a page that is served, and --out writes a file")
+    else:
+        refuse_unused(args, ("max_sequences", "top_k"), "is for the file that --out writes")
     return _write(args) if args.out else _serve(args)
 
 
@@ -71,8 +77,8 @@ def _write(args: argparse.Namespace) -> int:
     size = write_static_page(
         args.stores,
         args.out,
-        max_sequences=args.max_sequences,
-        top_k=args.top_k or None,
+        max_sequences=DEFAULT_SEQUENCES if args.max_sequences is None else args.max_sequences,
+        top_k=DEFAULT_TOP_K if args.top_k is None else args.top_k or None,
         tokenizer=args.tokenizer,
         storage_options=read_storage_options(args.storage_options),
         selection=selection_of(args),
@@ -95,11 +101,12 @@ def _serve(args: argparse.Namespace) -> int:
     options = read_storage_options(args.storage_options)
     student = _student(args)
     views = [StoreView(uri, args.tokenizer, options, selection_of(args), student) for uri in args.stores]
+    port = DEFAULT_PORT if args.port is None else args.port
     try:
-        server = ViewerServer(views, args.port, args.jobs_file, args.tokenizer)
+        server = ViewerServer(views, port, args.jobs_file, args.tokenizer)
     except (OSError, OverflowError) as error:
         raise OSError(
-            f"port {args.port} of 127.0.0.1 cannot be had ({error}); choose another with --port, or 0 for any"
+            f"port {port} of 127.0.0.1 cannot be had ({error}); choose another with --port, or 0 for any"
         ) from None
     # SIGTERM ends like Ctrl-C; shutdown() would wait for the very thread that runs the handler.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())

@@ -45,7 +45,7 @@ def add_verify(commands: Commands) -> None:
     parser = add_command(
         commands,
         "verify",
-        "read everything and list every problem, one per line",
+        "read everything and list the problems, one per line",
         "Checks names, sizes and checksums of every object, every rule of FORMAT.md for every row, that no\n"
         "record is labeled twice, and with --against that every record of the input is labeled or rejected.\n"
         "Status 1 if anything is wrong. Garbage (losing or dead writers' objects) is listed, but no error.",
@@ -98,22 +98,18 @@ def _add_decontaminate(parser: argparse.ArgumentParser) -> None:
         "--decontaminate", nargs="+", metavar="EVAL", help="evaluation sets that no prompt may be near"
     )
     group.add_argument("--eval-field", metavar="FIELD", help="field of their text (default: usual names)")
-    group.add_argument(
-        "--by", metavar="WAYS", default="ngram,cosine", help="ngram, cosine or both (default: both)"
-    )
+    group.add_argument("--by", metavar="WAYS", help="ngram, cosine or both (default: both)")
     group.add_argument(
         "--words",
         metavar="N",
         type=positive,
-        default=DEFAULT_WORDS,
-        help="words in a row that two texts may not share (default 13)",
+        help=f"words in a row that two texts may not share (default {DEFAULT_WORDS})",
     )
     group.add_argument(
         "--cosine",
         metavar="X",
         type=share,
-        default=DEFAULT_COSINE,
-        help="meaning: cosine, at least (default 0.85)",
+        help=f"meaning: cosine, at least (default {DEFAULT_COSINE})",
     )
     group.add_argument(
         "--found",

@@ -91,13 +91,10 @@ def add_import(commands: Commands) -> None:
     parser.add_argument(
         "--teacher",
         metavar="NAME",
-        default="unknown",
         help="the teacher's name, where the source does not say it",
     )
     parser.add_argument("--revision", metavar="NAME", help="the teacher's revision")
-    parser.add_argument(
-        "--teacher-dtype", metavar="DTYPE", default="float32", help="of its logits (default float32)"
-    )
+    parser.add_argument("--teacher-dtype", metavar="DTYPE", help="of its logits (default float32)")
     parser.add_argument(
         "--config",
         metavar="FILE",

@@ -25,9 +25,7 @@ def add_codebook(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the set to a file and leave the store alone"
     )
-    parser.add_argument(
-        "--max-codebooks", metavar="N", type=positive, default=64, help="at most so many (default 64)"
-    )
+    parser.add_argument("--max-codebooks", metavar="N", type=positive, help="at most so many (default 64)")
     parser.add_argument(
         "--expected-rows",
         metavar="N",

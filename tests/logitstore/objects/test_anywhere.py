@@ -14,7 +14,7 @@ import pytest
 from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
 from logitstore.common.store_warning import StoreWarning
-from logitstore.errors import AccessRefusedError, ObjectStoreError, StoreNotFoundError
+from logitstore.errors import AccessRefusedError, ObjectStoreError, StoreNotFoundError, UnsupportedInputError
 from logitstore.exchange.npz.reading import read_npz
 from logitstore.objects import ranged_file
 from logitstore.objects.opening import Objects
@@ -197,7 +197,7 @@ def test_a_key_that_may_get_and_not_list(store: LogitStore) -> None:
 )
 def test_a_missing_package_is_named(uri: str, package: str, says: str, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert main(["inspect", uri]) == 3
+    assert main(["inspect", uri]) == 2  # as any command that lacks a package: nothing was asked of a server
     said = capsys.readouterr().err
     assert says in said
     assert "retries" not in said
@@ -207,5 +207,15 @@ def test_a_missing_package_is_named(uri: str, package: str, says: str, monkeypat
     ("uri", "says"), [("r2://b/store", "s3://b/store"), ("htps://h/store", "did you mean 'https'")]
 )
 def test_an_unknown_scheme_says_what_to_write(uri: str, says: str) -> None:
-    with pytest.raises(ObjectStoreError, match=says), contextlib.suppress(StoreNotFoundError):
+    with pytest.raises(UnsupportedInputError, match=says), contextlib.suppress(StoreNotFoundError):
         LogitStore.open(uri)
+
+
+@pytest.mark.parametrize("uri", ["foo://x", "s3://key:word@bucket/store", ""])
+@pytest.mark.parametrize("command", [("inspect",), ("verify",), ("cat",), ("copy", "OUT")])
+def test_an_address_that_is_none_is_wrong_usage(
+    uri: str, command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [str(tmp_path / "out") for _ in command[1:]]
+    assert main([command[0], uri, *more]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -231,7 +231,7 @@ def test_uris() -> None:
     assert normalise_uri("s3://bucket/x/") == "s3://bucket/x"
     assert normalise_uri("file:///tmp/x/") == "/tmp/x"
     assert normalise_uri("relative").startswith("/")
-    with pytest.raises(ObjectStoreError, match="credentials") as caught:
+    with pytest.raises(UnsupportedInputError, match="credentials") as caught:
         normalise_uri("s3://key:hunter2@bucket/x")
     assert "hunter2" not in str(caught.value)
     for empty in ("", " ", "file://"):  # else the present folder
