@@ -19,6 +19,9 @@ from labeler.prompting.tokenization import model_file
 from labeler.records import TokenizedPrompt
 from labeler.worker.segmenting import Segmenter
 from logitstore.inputs.identity import OWN_ROLES
+from logitstore.inputs.parts import id_of
+from logitstore.inputs.raw_record import RawRecord
+from logitstore.manifest.fields import InputInfo
 from logitstore.records import SEGMENT_NAMES, Segment
 from logitstore.shard.segments import runs_of
 
@@ -47,8 +50,7 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
         if num_shown == NUM_SHOWN:
             break
         try:
-            part = f" part {raw.part}" if raw.part else ""
-            prompt = builder.build(f"{raw.file}:{raw.line}{part}", raw.record or {})
+            prompt = builder.build(_name_of(raw, prepared.input_info), raw.record or {})
         except BadRecordError:
             continue
         num_shown += 1
@@ -76,6 +78,17 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
     elif job.has_marks:
         lines.append("segments: none are kept (labels.segments = false)")
     return tuple(lines)
+
+
+def _name_of(raw: RawRecord, info: InputInfo) -> str:
+    """Where a record stands, and its id where it has one of its own."""
+    place = f"{raw.file}:{raw.line}{f' part {raw.part}' if raw.part else ''}"
+    if "id" not in info.fields or raw.record is None:
+        return place
+    try:
+        return f"{place} ({id_of(raw, info)})"
+    except ValueError as error:
+        raise BadRecordError(str(error), "bad_id") from None
 
 
 def _unread_fields(job: JobConfig, records: Sequence[Mapping[str, Any]]) -> list[str]:

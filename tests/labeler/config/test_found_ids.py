@@ -36,6 +36,16 @@ def test_a_field_of_ids_is_taken_and_said(record: dict[str, Any], ids: list[Any]
     assert ', input.id = "id" (' in line
 
 
+def test_the_dry_run_shows_the_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found(tmp_path, [{"id": None, **CHAT}, *({"id": name, **CHAT} for name in ("chat-7", "chat-8"))])
+    flags = ["--set", "teacher.engine=fake", "--set", "input.id=id", "--set", "input.kind=auto"]
+    flags += ["--set", "labels.turns=each", "--out", f"{tmp_path}/store"]
+    assert main(["run", "--input", f"{tmp_path}/in.jsonl", *flags, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "in.jsonl:2 part 1 (chat-7#turn-1): " in out
+    assert "in.jsonl:1 part" not in out, "a record without an id is none that is labeled"
+
+
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
