@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -17,6 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.labels.planted_seeds import (
+    NUM_SEEDS,
+    Found,
+    Step,
+    find_planted,
+    in_capitals,
+    recall_and_precision,
+    without_a_word,
+)
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, ResultTable, publish
 from labeler.curation.minhash import MinHashTexts
@@ -31,6 +41,7 @@ Plant = Literal["case and marks", "a word left out", "paraphrase", "something el
 REPEATS: tuple[Plant, ...] = ("case and marks", "a word left out", "paraphrase")
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98)
 BLOCK_TEXTS = 512
+STEPS: tuple[Step, ...] = ("dedupe", "decontaminate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         "minhash": _at(scores["minhash"], defaults.jaccard),
         "cosine": _at(scores["cosine"], defaults.cosine),
     }
+    with tempfile.TemporaryDirectory() as folder:
+        found = find_planted(DATA, Path(folder))
     rates = [_rate(name, method, num_texts) for name, method in methods.items()]
     for name in methods:
         _draw(args.out / f"curation-{name}.svg", name, scores[name])
@@ -96,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
                     ("precision", one.precision),
                 )
             ),
+            *_figures_of_seeds(found),
             *(
                 Figure.of(f"{name}_texts_per_sec", rate, "texts/s", better="higher")
                 for name, rate, _ in rates
@@ -103,11 +117,12 @@ def run(args: argparse.Namespace) -> int:
             *(Figure.of(f"{name}_bytes_per_text", size, "B", better="lower") for name, _, size in rates),
         ],
         more_tables=[
+            _table_of_seeds(found),
             ResultTable.of(
                 f"Time and memory of {num_texts:,} texts that are all kept",
                 ("method", "texts/s", "B/text"),
                 rates,
-            )
+            ),
         ],
         plots=[f"curation-{name}.svg" for name in methods],
         notes=(
@@ -122,17 +137,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _figures_of_seeds(found: Sequence[Found]) -> list[Figure]:
+    """Recall and precision of each step."""
+    figures = []
+    for step in STEPS:
+        for what, value in zip(("recall", "precision"), recall_and_precision(found, step), strict=True):
+            figures.append(Figure.of(f"recipe_{step}_{what}", value, "", is_ratio=True, better="higher"))
+    return figures
+
+
+def _table_of_seeds(found: Sequence[Found]) -> ResultTable:
+    return ResultTable.of(
+        f"Planted among {NUM_SEEDS} seeds of a recipe, at the default settings of its two steps",
+        ("record", "planted", "shall be dropped by", *(f"dropped: {step}" for step in STEPS)),
+        [
+            (one.plant, one.num_planted, one.wanted, *(one.num_dropped[step] for step in STEPS))
+            for one in found
+        ],
+    )
+
+
 def planted_texts() -> tuple[list[str], list[Planted]]:
     """The prompts that others are near to, and the others."""
     base: list[str] = []
     planted: list[Planted] = []
     for line in (DATA / "near_prompts.jsonl").read_text().splitlines():
         record = json.loads(line)
-        words = record["prompt"].split()
         base.append(record["prompt"])
         planted += [
-            Planted(record["prompt"].upper().replace(".", "!").replace(",", ""), "case and marks"),
-            Planted(" ".join(words[: len(words) // 2] + words[len(words) // 2 + 1 :]), "a word left out"),
+            Planted(in_capitals(record["prompt"]), "case and marks"),
+            Planted(without_a_word(record["prompt"]), "a word left out"),
             Planted(record["paraphrase"], "paraphrase"),
             Planted(record["other"], "something else"),
         ]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import labeler.curation.sift as sift_module
-from benchmarks.labels.curation import planted_texts, score
+from benchmarks.labels.curation import DATA, planted_texts, score
+from benchmarks.labels.planted_seeds import find_planted, recall_and_precision
 from labeler.__main__ import main
 from labeler.curation.minhash import MinHashTexts
 from labeler.curation.settings import DedupeSettings
@@ -63,6 +64,16 @@ def test_planted_repeats_are_found_with_their_partners(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out.sift.json").read_text())
     assert (report["num_read"], report["num_kept"]) == (11, 8)
     assert report["num_dropped"] == {"minhash": 2, "cosine": 1}
+
+
+def test_what_is_planted_among_the_seeds_of_a_recipe_is_found(tmp_path: Path) -> None:
+    """The figures of the labeler's page: neither step drops what shall stay, nor what the other one shall."""
+    found = find_planted(DATA, tmp_path)
+    assert recall_and_precision(found, "dedupe") == (0.8, 1.0)
+    assert recall_and_precision(found, "decontaminate") == (0.9, 1.0)
+    kept = {one.plant: one.num_planted - sum(one.num_dropped.values()) for one in found}
+    assert (kept["seed"], kept["something else"]) == (20, 5)
+    assert kept["case and marks"] == kept["evaluation, word for word"] == 0
 
 
 def test_questions_about_two_countries_are_not_repeats(tmp_path: Path) -> None:
