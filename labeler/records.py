@@ -34,6 +34,10 @@ class TokenizedPrompt:
     student_prompt_token_ids: np.ndarray | None = None
     """int32 [T], the prompt of a student in place of the teacher's; None: the same."""
 
+    given_ids_NK: np.ndarray | None = None
+    """int32 [N, K] for the rows from `label_start` on, the ids at which a row is wanted, -1 beyond them; None
+    for the likeliest ids. Not in the plan: the worker finds them (`worker/given_ids.py`)."""
+
     @property
     def num_tokens(self) -> int:
         """Tokens the engine is given: prompt plus given response."""

@@ -52,6 +52,8 @@ def ray_job(cluster: ClusterConfig, job: JobConfig, submission: str) -> list[dic
         raise ConfigError(f"output.uri {job.output.uri!r} is a path, which is lost with its pod; use s3://")
     if is_local_path(job.input.uri):
         raise ConfigError(f"input.uri {job.input.uri!r} is a path, which no pod has; use s3://")
+    if job.labels.given and is_local_path(job.labels.given):
+        raise ConfigError(f"labels.given {job.labels.given!r} is a path, which no pod has; use s3://")
     model = job.teacher.model
     if model.startswith(("/", "./", "../", "~")) or os.path.isdir(model):
         raise ConfigError(

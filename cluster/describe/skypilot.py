@@ -66,10 +66,11 @@ def _settings(job: JobConfig, group: str) -> str:
     """The job as JSON, without the resource of its group, which every machine of the task belongs to."""
     document = resolved(job)
     refuse_secrets(document)
-    for section in ("input", "output"):
-        uri = document[section]["uri"]
-        if is_local_path(uri):
-            raise ConfigError(f"{section}.uri {uri!r} is a path, which no machine of a task has; use s3://")
+    for setting in ("input.uri", "output.uri", "labels.given"):
+        section, _, name = setting.partition(".")
+        uri = document[section][name]
+        if uri and is_local_path(uri):
+            raise ConfigError(f"{setting} {uri!r} is a path, which no machine of a task has; use s3://")
     model = document["teacher"]["model"]
     if model.startswith(("/", "./", "../", "~")) or os.path.isdir(model):
         raise ConfigError(f"teacher.model {model!r} is a path, which no machine has; name a Hugging Face id")

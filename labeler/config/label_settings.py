@@ -28,6 +28,10 @@ class LabelsConfig(Section):
     """K, the stored entries of a label row."""
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Temperatures with exact stored normalisers, ascending from 1."""
+    given: str = ""
+    """Score: a store of the same tokens whose ids each row is to have in place of the teacher's likeliest:
+    those of a first teacher, or of a student. Rows are made where that store has some, and `top_k` is at most
+    its own; it is read with `input.storage_options`."""
     rows: bool = True
     """False keeps what the teacher writes and nothing of its distribution: a store of texts alone, for any
     server, from which a student learns with loss.alpha = 0; `top_k` and `temperatures` mean nothing then."""

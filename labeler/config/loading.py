@@ -137,8 +137,8 @@ def identity(job: JobConfig) -> dict[str, Any]:
     """The settings that a store's labels depend on, by dotted name; others may change between runs.
 
     Places count by what they are, not by how they are written: a model's folder by its name (the store's
-    manifest has its fingerprint), an input by its absolute path or `input.known_as`. A teacher on more GPUs
-    is the same.
+    manifest has its fingerprint), an input by its absolute path or `input.known_as`, a store of given ids by
+    its digest, which the plan has. A teacher on more GPUs is the same.
     """
     flat = flatten(
         {name: resolved(job)[name] for name in ("teacher", "labels", "sampling", "input", "filters")}
@@ -149,6 +149,7 @@ def identity(job: JobConfig) -> dict[str, Any]:
         flat["input.uri"] = known_as
     elif "://" not in job.input.uri:
         flat["input.uri"] = os.path.abspath(flat["input.uri"])
+    del flat["labels.given"]  # The plan has the digest of what lies there.
     return {name: value for name, value in flat.items() if not name.startswith(_CHANGEABLE)}
 
 
@@ -166,6 +167,9 @@ def with_absolute_paths(job: JobConfig) -> JobConfig:
         if is_local_path(place.uri):
             path = os.path.abspath(os.path.expanduser(place.uri.removeprefix("file://")))
             changed[name] = place.model_copy(update={"uri": path})
+    if job.labels.given and is_local_path(job.labels.given):
+        given = os.path.abspath(os.path.expanduser(job.labels.given.removeprefix("file://")))
+        changed["labels"] = job.labels.model_copy(update={"given": given})
     if isinstance(job.input.chat_template, str):
         template = os.path.abspath(job.input.chat_template)
         changed["input"] = changed.get("input", job.input).model_copy(update={"chat_template": template})

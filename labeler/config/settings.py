@@ -14,6 +14,7 @@ from labeler.config.input_settings import InputConfig
 from labeler.config.label_settings import FiltersConfig, LabelsConfig, SamplingConfig
 from labeler.config.run_settings import CostConfig, LimitsConfig, OutputConfig, WorkersConfig
 from labeler.config.teacher_settings import TeacherConfig
+from logitstore.common.secrets import redact_uri
 from logitstore.common.section import Section
 
 
@@ -137,6 +138,24 @@ class JobConfig(Section):
                     "of teacher.model's tokenizer; set input.chat_template = true without "
                     'chat_template_kwargs, or teacher.api.endpoint = "completions"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _ids_can_be_given(self) -> JobConfig:
+        if not self.labels.given:
+            return self
+        shown = redact_uri(self.labels.given)
+        if self.labels.mode != "score" and self.input.kind != "auto":
+            raise ValueError(
+                f"labels.given = {shown!r} has ids for tokens that are there already, and the teacher is to "
+                'write some; set labels.mode = "score", or remove it'
+            )
+        if self.teacher.engine == "openai" or self.teacher.capture == "public_api":
+            raise ValueError(
+                f"labels.given = {shown!r} needs the teacher's whole distribution, of which an API gives the "
+                'likeliest ids alone; set teacher.engine = "vllm" and teacher.capture = "in_engine", or '
+                "remove it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import StoreError, StoreExistsError
 from logitstore.job_objects import REJECTS_NAME
 from logitstore.manifest.fields import (
+    GIVEN_ENTRIES,
     RECORD_PARTS,
     SEGMENTS,
     STUDENT_PROMPTS,
@@ -168,6 +169,7 @@ class StoreSetup:
         config["prompts_made_from"] = digests_of(provenance_of(self.job, self.prepared.tokenizer))
         labels = self.job.labels
         columns = self._columns()
+        support = "given" if labels.given else "top" if labels.rows else "none"
         return Manifest(
             teacher=description.info,
             tokenizer=self.prepared.tokenizer.info,
@@ -179,11 +181,12 @@ class StoreSetup:
                 mode=labels.mode,
                 positions=self.job.positions,
                 extra_columns=columns,
-                support="top" if labels.rows else "none",
+                support=support,
             ),
             features=(
                 *columns,
                 *([] if labels.rows else [TEXTS_ONLY]),
+                *([GIVEN_ENTRIES] if labels.given else []),
                 *([RECORD_PARTS] if self.prepared.input_info.parts else []),
             ),
             input=self.prepared.input_info,

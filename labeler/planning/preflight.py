@@ -8,6 +8,7 @@ from pathlib import Path
 
 from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, TeacherConfig
+from labeler.planning.given_store import check_given
 from labeler.planning.model_folder import check_weights, refuse_other_forms
 from labeler.planning.unnamed_labels import check_unnamed_labels
 from labeler.prompting.prompts import ContextLimits
@@ -59,6 +60,7 @@ def prepare(job: JobConfig) -> Prepared:
         )
     tokenizer = load_tokenizer(job.teacher, job.input, job.sampling)
     _check_chat_template(job, tokenizer)
+    check_given(job, tokenizer.info)
     info = input_info(job)
     unnamed_labels = check_unnamed_labels(job, objects)
     part = f"/{job.input.slice}" if job.input.slice else ""

@@ -17,8 +17,13 @@ import numpy as np
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError, TeacherDiedError
 from labeler.records import TeacherDescription, TokenizedPrompt
-from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
-from labeler.teacher.protocol import check_prompt, labeled_sequence, sample_seed
+from labeler.teacher.label_rows import (
+    ColumnLayout,
+    check_given_ids,
+    columns_from_logits,
+    rows_from_columns,
+)
+from labeler.teacher.protocol import check_given, check_prompt, labeled_sequence, sample_seed
 from labeler.teacher.response_ends import ResponseEnds
 from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence, LabelRows
@@ -82,7 +87,10 @@ class FakeTeacher:
             if self._dead:
                 raise TeacherDiedError("the engine has died before; start a new teacher")
             limit = self._max_model_len - 1 if generate else self._max_model_len
-            error = check_prompt(prompt, self._settings.vocab_size, limit, self._labels.mode)
+            vocab_size = self._settings.vocab_size
+            error = check_prompt(prompt, vocab_size, limit, self._labels.mode) or check_given(
+                prompt, vocab_size, self._labels
+            )
             if error is not None:
                 yield error
                 continue
@@ -110,7 +118,7 @@ class FakeTeacher:
         assert prompt.response_token_ids is not None
         tokens_T = np.concatenate([prompt.prompt_token_ids, prompt.response_token_ids]).astype(np.int32)
         time.sleep(self._settings.seconds_per_token * len(tokens_T))
-        rows = self._rows(tokens_T, prompt.label_start)
+        rows = self._rows(tokens_T, prompt.label_start, prompt.given_ids_NK)
         return labeled_sequence(prompt, tokens_T, rows, sample_index=0, finish_reason="scored")
 
     def _generate(self, prompt: TokenizedPrompt, sample_index: int) -> LabeledSequence:
@@ -175,10 +183,12 @@ class FakeTeacher:
         nucleus = probability_V[:kept] / probability_V[:kept].sum()
         return int(order_V[rng.choice(len(nucleus), p=nucleus)])
 
-    def _rows(self, tokens_T: np.ndarray, label_start: int) -> LabelRows:
-        """Label rows of positions `label_start`.. of a whole sequence."""
+    def _rows(self, tokens_T: np.ndarray, label_start: int, given_NK: np.ndarray | None = None) -> LabelRows:
+        """Label rows of positions `label_start`.. of a whole sequence, at their given ids if there are."""
         logits_NV = self._logits(tokens_T[:-1], label_start - 1)
-        captured = columns_from_logits(logits_NV, tokens_T[label_start:], self._layout)
+        captured = columns_from_logits(logits_NV, tokens_T[label_start:], self._layout, given_NK)
+        if given_NK is not None:
+            check_given_ids(captured, given_NK)
         return rows_from_columns(captured, self._layout, self._settings.vocab_size)
 
     def _logits(self, tokens_T: np.ndarray, first: int | None = None) -> np.ndarray:

@@ -193,18 +193,24 @@ def _refuse(bad: ArrayLike, what: str) -> None:
 
 
 def columns_from_logits(
-    logits_NV: np.ndarray, label_ids_N: np.ndarray, layout: ColumnLayout
+    logits_NV: np.ndarray,
+    label_ids_N: np.ndarray,
+    layout: ColumnLayout,
+    given_NK: np.ndarray | None = None,
 ) -> CapturedColumns:
     """The captured columns of known full logits: what the worker does inside the engine, in numpy.
 
     It serves teachers without an engine and is the reference for the worker's arithmetic. Masses are
-    summed in float64 around the smallest stored logit, so a tail never cancels nor underflows.
+    summed in float64 around the largest logit, so a tail never cancels nor underflows. The entries are the
+    top ones, or those at `given_NK` (int32 [N, K], -1 for none).
     """
     top_k, rows_N = layout.top_k, np.arange(len(logits_NV))
-    part_NK = np.argpartition(-logits_NV, top_k - 1, axis=1)[:, :top_k]
-    order_NK = np.argsort(-np.take_along_axis(logits_NV, part_NK, axis=1), axis=1, kind="stable")
-    ids_NK = np.take_along_axis(part_NK, order_NK, axis=1)
-    head_NK = np.take_along_axis(logits_NV, ids_NK, axis=1)
+    if given_NK is None:
+        given_NK = np.argpartition(-logits_NV, top_k - 1, axis=1)[:, :top_k]
+    head_NK = np.where(given_NK >= 0, np.take_along_axis(logits_NV, np.maximum(given_NK, 0), axis=1), -np.inf)
+    order_NK = np.argsort(-head_NK, axis=1, kind="stable")
+    head_NK, given_NK = (np.take_along_axis(part_NK, order_NK, axis=1) for part_NK in (head_NK, given_NK))
+    ids_NK = np.maximum(given_NK, 0)
     label_N = logits_NV[rows_N, label_ids_N]
 
     values_NC = np.empty((len(logits_NV), layout.num_columns), np.float32)
@@ -214,7 +220,8 @@ def columns_from_logits(
     token_ids_NC[:, top_k + 1 :] = layout.sentinel_ids
 
     tail_NV = logits_NV.astype(np.float64)
-    np.put_along_axis(tail_NV, ids_NK, -np.inf, axis=1)
+    real_N, real_K = np.nonzero(given_NK >= 0)
+    tail_NV[real_N, ids_NK[real_N, real_K]] = -np.inf
     for index, temperature in enumerate(layout.temperatures):
         log_head_N = _logsumexp(head_NK.astype(np.float64) / temperature)
         log_tail_N = _logsumexp(tail_NV / temperature)
@@ -225,6 +232,13 @@ def columns_from_logits(
     values_NC[:, -1] = checksum(token_ids_NC, values_NC, layout)
     ranks_N = (logits_NV >= label_N[:, None]).sum(axis=1).astype(np.int32)
     return CapturedColumns(token_ids_NC, values_NC, ranks_N)
+
+
+def check_given_ids(captured: CapturedColumns, given_NK: np.ndarray) -> None:
+    """Raises InvalidLabelsError where a row is not at the ids that were given for it (-1 for none)."""
+    ids_NK = captured.token_ids_NC[:, 1 : given_NK.shape[1] + 1]
+    wrong_NK = np.sort(ids_NK, axis=1) != np.sort(np.maximum(given_NK, 0), axis=1)
+    _refuse(wrong_NK.any(axis=1), "are not at the ids that were given")
 
 
 def _logsumexp(x_NV: np.ndarray) -> np.ndarray:

@@ -95,6 +95,31 @@ def check_prompt(prompt: TokenizedPrompt, vocab_size: int, max_tokens: int, mode
     return None
 
 
+def check_given(prompt: TokenizedPrompt, vocab_size: int, labels: LabelsConfig) -> PromptError | None:
+    """The reason why the ids that came with a prompt are not those of its rows, or None."""
+    given_NK, wanted = prompt.given_ids_NK, (prompt.num_tokens - prompt.label_start, labels.top_k)
+    if (given_NK is not None) != bool(labels.given):
+        return PromptError(
+            prompt.record_id,
+            f"it came {'without' if given_NK is None else 'with'} ids for its rows, which are given where "
+            "labels.given names a store, and only there; report this",
+            "no_given_ids",
+        )
+    if given_NK is None:
+        return None
+    if given_NK.shape != wanted:
+        reason = f"ids of shape {given_NK.shape} were given for rows of shape {wanted}; give each row its ids"
+        return PromptError(prompt.record_id, reason, "no_given_ids")
+    highest = int(given_NK.max(initial=-1))
+    if highest >= vocab_size or (given_NK.max(axis=1) < 0).any():
+        reason = (
+            f"a row was given no id, or one outside the teacher's vocabulary of {vocab_size} (the highest is "
+            f"{highest}); give ids of the teacher's own tokenizer"
+        )
+        return PromptError(prompt.record_id, reason, "no_given_ids")
+    return None
+
+
 def labeled_sequence(
     prompt: TokenizedPrompt,
     tokens_T: np.ndarray,

@@ -18,7 +18,7 @@ from typing import TypeVar
 import ray
 
 from labeler.config.loading import JobConfig
-from labeler.errors import StaleLeaseError
+from labeler.errors import PromptError, StaleLeaseError
 from labeler.on_ray.placement import other_nodes_of_replica
 from labeler.patience import persistently
 from labeler.planning.plan import read_unit
@@ -41,6 +41,7 @@ from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.bill_writer import BillWriter
 from labeler.worker.engine_feed import EngineFeed, FedUnit
 from labeler.worker.filters import filter_responses
+from labeler.worker.given_ids import GivenIds
 from labeler.worker.segmenting import Segmenter, with_segments
 from labeler.worker.unit_rejects import dropped, killers, refused
 from logitstore.manifest.fields import SEGMENTS, ShardEntry
@@ -75,6 +76,7 @@ class Worker:
         self._feed: EngineFeed | None = None
         self._bill: BillWriter | None = None
         self._store: LogitStore | None = None
+        self._given: GivenIds | None = None
         self._leaving = threading.Event()
         self._state = threading.Condition()
         self._progress = 0
@@ -126,11 +128,12 @@ class Worker:
         started = time.perf_counter()
         store = self._open_store()
         planned = self._persistently(lambda: read_unit(store.objects, lease.unit))
-        prompts = _prompts_of(planned, lease)
+        prompts, without_ids = self._with_ids(_prompts_of(planned, lease))
         read_sec = time.perf_counter() - started
         self._wait_for_room()
         assert self._feed is not None, "start() comes first"
         fed = FedUnit.of(lease.lease_id, prompts, self._job.labels_per_record)
+        fed.errors += without_ids
         try:
             if not self._feed.run(fed):
                 return GaveBack(lease.lease_id)
@@ -251,6 +254,13 @@ class Worker:
         """Waiting for storage is no reason to lose the lease."""
         with self._state:
             self._progress += 1
+
+    def _with_ids(self, prompts: list[TokenizedPrompt]) -> tuple[list[TokenizedPrompt], list[PromptError]]:
+        """The prompts with the ids at which their rows are wanted, if the job has such, and those without."""
+        if not self._job.labels.given:
+            return prompts, []
+        given = self._given = self._given or self._persistently(lambda: GivenIds(self._job))
+        return self._persistently(lambda: given.of(prompts))
 
     def _wait_for_room(self) -> None:
         """Hold back the engine while more labels wait to be written than memory is set aside for."""

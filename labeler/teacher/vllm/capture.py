@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labeler.teacher.label_rows import ColumnLayout
+from labeler.teacher.vllm import given_capture
 from labeler.teacher.vllm.reduction import Reduce, choose_reduction, reduce_logits
 
 if TYPE_CHECKING:
@@ -80,15 +81,19 @@ class CaptureExtension:
         model_runner: Any
         use_v2_model_runner: bool
 
-    def penumbra_install(self, top_k: int, temperatures: list[float]) -> dict[str, str]:
-        """Install the capture for rows of this layout. Calling it again replaces the layout."""
+    def penumbra_install(self, top_k: int, temperatures: list[float], is_given: bool) -> dict[str, str]:
+        """Install the capture for rows of this layout, at the ids that come with their requests if
+        `is_given`. Calling it again replaces the layout."""
         import vllm
 
         runner = "v2" if getattr(self, "use_v2_model_runner", False) else "v1"
         reason = refusal(vllm.__version__, runner)
         if reason is None:
             layout = ColumnLayout(top_k, tuple(temperatures))
-            reduction = choose_reduction(self.model_runner.device, layout)
+            if is_given:
+                reduction = given_capture.install(self.model_runner, runner, layout)
+            else:
+                reduction = choose_reduction(self.model_runner.device, layout)
             if runner == "v1":
                 install_v1(self.model_runner.sampler, layout, reduction.reduce)
             else:

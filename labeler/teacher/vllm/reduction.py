@@ -81,10 +81,10 @@ def reduce_logits(logits_NV: torch.Tensor, label_ids_N: torch.Tensor, layout: Co
     values_NC = logits_NV.new_empty((num_rows, layout.num_columns), dtype=torch.float32)
     token_ids_NC = logits_NV.new_empty((num_rows, layout.num_columns), dtype=torch.int32)
     ranks_N = logits_NV.new_empty(num_rows, dtype=torch.int32)
-    block_rows = _block_rows(logits_NV)
-    scratch_BV = logits_NV.new_empty((min(block_rows, num_rows), vocab_size), dtype=torch.float32)
-    for start in range(0, num_rows, block_rows):
-        block = slice(start, min(start + block_rows, num_rows))
+    size = block_rows(logits_NV)
+    scratch_BV = logits_NV.new_empty((min(size, num_rows), vocab_size), dtype=torch.float32)
+    for start in range(0, num_rows, size):
+        block = slice(start, min(start + size, num_rows))
         # float32 logits are used where they are: a copy would cost a pass over memory.
         logits_BV = logits_NV[block].float()
         label_B1 = label_ids_N[block].unsqueeze(1)
@@ -111,7 +111,8 @@ def finish_rows(
     return ReducedRows(token_ids_NC, values_NC, ranks_N)
 
 
-def _block_rows(logits_NV: torch.Tensor) -> int:
+def block_rows(logits_NV: torch.Tensor) -> int:
+    """Rows of logits to reduce at once."""
     if logits_NV.device.type == "cpu":
         return CPU_BLOCK_ROWS
     return max(1, DEVICE_BLOCK_BYTES // (4 * logits_NV.shape[1]))

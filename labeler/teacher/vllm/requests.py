@@ -17,11 +17,13 @@ from labeler.records import TokenizedPrompt
 from labeler.teacher.label_rows import (
     CapturedColumns,
     ColumnLayout,
+    check_given_ids,
     concatenate,
     rows_from_columns,
     rows_from_logprobs,
 )
-from labeler.teacher.protocol import check_prompt, labeled_sequence, sample_seed
+from labeler.teacher.protocol import check_given, check_prompt, labeled_sequence, sample_seed
+from labeler.teacher.vllm.given_arguments import given_arguments
 from logitstore.errors import InvalidLabelsError
 from logitstore.records import LabeledSequence, LabelRows
 
@@ -97,7 +99,10 @@ class Requests:
         """Why the prompt cannot be labeled, or None."""
         # A response needs room for one token.
         limit = self.limits.max_tokens - 1 if self.labels.mode == "generate" else self.limits.max_tokens
-        return check_prompt(prompt, self.limits.vocab_size, limit, self.labels.mode)
+        vocab_size = self.limits.vocab_size
+        return check_prompt(prompt, vocab_size, limit, self.labels.mode) or check_given(
+            prompt, vocab_size, self.labels
+        )
 
     def works_of(self, prompt: TokenizedPrompt) -> list[Work]:
         """The requests that a prompt makes."""
@@ -116,7 +121,12 @@ class Requests:
         if work.stage == "score":
             # prompt_logprobs must be given to the constructor: it switches the prefix cache off there.
             return SamplingParams(
-                temperature=0.0, max_tokens=1, detokenize=False, prompt_logprobs=self.num_logprobs, **common
+                temperature=0.0,
+                max_tokens=1,
+                detokenize=False,
+                prompt_logprobs=self.num_logprobs,
+                extra_args=given_arguments(work.prompt),
+                **common,
             )
         sampling = self.sampling
         seed = sample_seed(sampling.seed, work.prompt.record_id, work.sample_index)
@@ -203,6 +213,8 @@ class Requests:
         captured = concatenate(parts)
         if not np.array_equal(captured.token_ids_NC[:, 0], tokens_T[len(tokens_T) - captured.num_rows :]):
             raise InvalidLabelsError("the engine's rows are not those of the sequence's tokens")
+        if work.prompt.given_ids_NK is not None:
+            check_given_ids(captured, work.prompt.given_ids_NK)
         if self.layout is None:
             return rows_from_logprobs(captured, self.labels.top_k, self.limits.vocab_size)
         return rows_from_columns(captured, self.layout, self.limits.vocab_size)

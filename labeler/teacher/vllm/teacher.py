@@ -86,12 +86,18 @@ class VllmTeacher:
         """Start with the capture inside the engine; False, after saying why, where that cannot be had."""
         if self._teacher.capture == "public_api":
             return False
-        reason = self._refusal()
+        reason = self._refusal(labels)
         if reason is None:
             self._start(labels, ColumnLayout(labels.top_k, labels.temperatures))
             reason = self._install() or self._self_test()
         if reason is None:
             return True
+        if labels.given:
+            self.close()
+            raise RuntimeError(
+                f"labels.given needs the capture inside the engine, but {reason}; install a vLLM version "
+                "that the capture knows, or remove labels.given"
+            )
         if self._teacher.capture == "in_engine":
             self.close()
             raise RuntimeError(
@@ -176,16 +182,19 @@ class VllmTeacher:
         if self._followers is not None:
             self._followers.close()
 
-    def _refusal(self) -> str | None:
+    def _refusal(self, labels: LabelsConfig) -> str | None:
         import vllm
 
-        from labeler.teacher.vllm.capture import refusal
+        from labeler.teacher.vllm import capture, given_capture
 
-        return refusal(vllm.__version__, "v1") or refusal(vllm.__version__, "v2")
+        found = [capture.refusal(vllm.__version__, runner) for runner in ("v1", "v2")]
+        if labels.given:
+            found += [given_capture.refusal(runner) for runner in ("v1", "v2")]
+        return next((reason for reason in found if reason), None)
 
     def _install(self) -> str | None:
         labels = self._requests.labels
-        arguments = (labels.top_k, list(labels.temperatures))
+        arguments = (labels.top_k, list(labels.temperatures), bool(labels.given))
         answers = self._engine.collective_rpc("penumbra_install", args=arguments)
         for note in sorted({answer["reduction"] for answer in answers}):
             # A GPU without the kernel labels at a fraction of its rate.
@@ -198,7 +207,8 @@ class VllmTeacher:
         limits = self._requests.limits
         ids_T = np.linspace(0, limits.vocab_size - 1, SELF_TEST_TOKENS, dtype=np.int32)
         ids_T = ids_T[: limits.max_tokens]
-        prompt = TokenizedPrompt("self-test", ids_T[:0], ids_T, 1)
+        given_NK = self_test_ids(self._requests.labels, len(ids_T) - 1, limits.vocab_size)
+        prompt = TokenizedPrompt("self-test", ids_T[:0], ids_T, 1, given_ids_NK=given_NK)
         results = list(self._run(iter(()), deque([Work(prompt, 0, ids_T, "score")])))
         result = results[0]
         if isinstance(result, PromptError):
@@ -368,3 +378,11 @@ class VllmTeacher:
     def _raise_if_dead(self) -> None:
         if self._dead is not None:
             raise TeacherDiedError(f"the engine is gone ({self._dead}); start a new teacher")
+
+
+def self_test_ids(labels: LabelsConfig, num_rows: int, vocab_size: int) -> np.ndarray | None:
+    """int32 [N, K]: ids spread over the vocabulary, others in every row; None where a job gives none."""
+    if not labels.given:
+        return None
+    even_K = np.linspace(0, vocab_size - 1, labels.top_k).astype(np.int64)
+    return ((even_K + np.arange(num_rows)[:, None]) % vocab_size).astype(np.int32)

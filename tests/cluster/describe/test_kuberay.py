@@ -103,6 +103,13 @@ def test_a_chat_template_in_a_file_is_refused_where_no_pod_has_it() -> None:
         kuberay.ray_job(two_kinds(), job, "0a1b2c")
 
 
+def test_given_ids_in_a_folder_are_refused_where_no_pod_has_it() -> None:
+    job = a_job()
+    job = job.model_copy(update={"labels": job.labels.model_copy(update={"given": "runs/first"})})
+    with pytest.raises(ConfigError, match=r"labels\.given 'runs/first' is a path, which no pod has"):
+        kuberay.ray_job(two_kinds(), job, "0a1b2c")
+
+
 def test_what_is_added_to_a_description_reaches_it_and_is_validated() -> None:
     more = {
         "pod": {"spec": {"runtimeClassName": "nvidia", "containers": [

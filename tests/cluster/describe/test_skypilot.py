@@ -97,6 +97,9 @@ def test_what_a_task_cannot_have_is_refused() -> None:
     local = a_job().model_copy(update={"output": a_job().output.model_copy(update={"uri": "runs/store"})})
     with pytest.raises(ConfigError, match="which no machine of a task has"):
         skypilot.task(one_kind(), local)
+    given = a_job().model_copy(update={"labels": a_job().labels.model_copy(update={"given": "runs/first"})})
+    with pytest.raises(ConfigError, match=r"labels\.given 'runs/first' is a path"):
+        skypilot.task(one_kind(), given)
     with pytest.raises(ConfigError, match="--kind skypilot carries the job"):
         render(one_kind(), "skypilot", None, job_file="job.toml")
 

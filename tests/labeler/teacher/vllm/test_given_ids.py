@@ -1,0 +1,167 @@
+"""Rows at given ids from the real engine.
+
+Shape legend: N label rows, K ids of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.labels import agreement
+from labeler.config.loading import TeacherConfig
+from labeler.errors import PromptError
+from labeler.records import TokenizedPrompt
+from labeler.teacher.vllm.teacher import VllmTeacher
+from tests.labeler import engines
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
+
+GIVEN = engines.SCORE.model_copy(update={"given": "first-teacher", "top_k": 16})
+
+
+def with_ids(prompts: list[TokenizedPrompt], vocab_size: int) -> list[TokenizedPrompt]:
+    """Other ids for every row: likely and unlikely ones, the actual token in some, fewer in every third."""
+    rng = np.random.default_rng(0)
+    given = []
+    for prompt in prompts:
+        num_rows = prompt.num_tokens - prompt.label_start
+        ids_NK = np.stack([rng.choice(vocab_size, 16, replace=False) for _ in range(num_rows)])
+        ids_NK[1::3, 5:] = -1
+        given.append(replace(prompt, given_ids_NK=ids_NK.astype(np.int32)))
+    return given
+
+
+def assert_rows_are_those_of_transformers(teacher: VllmTeacher, prompts: list[TokenizedPrompt]) -> None:
+    found = engines.labeled(teacher, prompts)
+    for prompt in prompts:
+        item, given_NK = found[prompt.record_id, 0], prompt.given_ids_NK
+        assert given_NK is not None
+        logits_NV = agreement.reference_logits(engines.reference_model(), item)
+        rows = item.rows
+        assert rows.num_rows == len(given_NK)
+        for row, logits_V in enumerate(logits_NV):
+            ids = given_NK[row][given_NK[row] >= 0]
+            stored = rows.token_ids_NK[row, : rows.count_N[row]]
+            assert sorted(stored.tolist()) == sorted(ids.tolist())
+            assert np.abs(rows.logits_NK[row, : len(ids)] - logits_V[stored]).max() < 1e-2
+            for index, temperature in enumerate(GIVEN.temperatures):
+                whole = np.logaddexp.reduce(logits_V / temperature)
+                outside = np.logaddexp.reduce(np.delete(logits_V, ids) / temperature) - whole
+                assert rows.logsumexp_NM[row, index] == pytest.approx(whole, abs=1e-3)
+                assert rows.log_tail_mass_NM[row, index] == pytest.approx(outside, abs=1e-4)
+
+
+def test_rows_at_given_ids_are_those_of_transformers() -> None:
+    teacher = engines.score_teacher()
+    teacher.change_labels(GIVEN)
+    assert teacher._self_test() is None
+    prompts = with_ids(engines.text_prompts()[:4], teacher.describe().vocab_size)
+    assert_rows_are_those_of_transformers(teacher, prompts)
+
+
+def test_prompts_in_pieces_beside_others_get_their_own_ids() -> None:
+    teacher: Any = engines.stressed_teacher()
+    teacher.change_labels(GIVEN, engines.GREEDY_SAMPLING)
+    try:
+        texts = with_ids(engines.text_prompts(), teacher.describe().vocab_size)
+        assert max(prompt.num_tokens for prompt in texts) > engines.STRESS_ARGS["max_num_batched_tokens"]
+        responses = [replace(one, label_start=30, given_ids_NK=one.given_ids_NK[29:]) for one in texts[1:2]]  # type: ignore[index]
+        assert_rows_are_those_of_transformers(teacher, [texts[0], *responses, *texts[2:6]])
+    finally:
+        teacher.change_labels(engines.GENERATE, engines.GREEDY_SAMPLING)
+
+
+def test_ids_that_are_not_there_or_not_wanted_are_refused() -> None:
+    teacher = engines.score_teacher()
+    (plain,) = engines.text_prompts()[:1]
+    (given,) = with_ids([plain], teacher.describe().vocab_size)
+    (refused,) = teacher.label([given])
+    assert isinstance(refused, PromptError)
+    assert (refused.kind, "came with ids" in refused.reason) == ("no_given_ids", True)
+    teacher.change_labels(GIVEN)
+    assert given.given_ids_NK is not None
+    beyond_NK = given.given_ids_NK.copy()
+    beyond_NK[2, 1] = teacher.describe().vocab_size
+    wrong = [replace(given, given_ids_NK=ids) for ids in (beyond_NK, given.given_ids_NK[1:])]
+    errors = list(teacher.label([plain, *wrong]))
+    assert all(isinstance(error, PromptError) and error.kind == "no_given_ids" for error in errors)
+    assert [word in str(error) for error, word in zip(errors, ("without", "outside", "shape"), strict=True)]
+    # An engine whose capture gives ids goes back to the likeliest ones.
+    again = engines.labeled(engines.score_teacher(), [plain])[plain.record_id, 0]
+    assert (again.rows.count_N == engines.SCORE.top_k).all()
+
+
+def test_a_vllm_that_scores_prompts_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from labeler.teacher.vllm import given_capture
+
+    assert [given_capture.refusal(runner) for runner in ("v1", "v2")] == [None, None]
+    monkeypatch.setattr(given_capture, "KNOWN_SOURCES", {"v1": "0" * 64, "v2": "0" * 64})
+    config = TeacherConfig(model=str(engines.MODEL))
+    with pytest.raises(RuntimeError, match=r"labels\.given needs.*_get_prompt_logprobs_dict.*is not the one"):
+        VllmTeacher(config, GIVEN, engines.SAMPLING)
+
+
+def test_the_v2_runners_worker_gets_the_ids_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own `PromptLogprobsWorker` over three steps of two prompts, with logits made here in place of a
+    model's; its one Triton kernel needs a GPU, so the tokens that it would look up are given."""
+    import torch
+    from vllm import SamplingParams
+    from vllm.v1.worker.gpu.sample import logprob, prompt_logprob
+
+    from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
+    from labeler.teacher.vllm import capture, given_capture
+    from labeler.teacher.vllm.given_arguments import given_arguments
+
+    layout, rng = ColumnLayout(4, (1.0, 2.0)), np.random.default_rng(3)
+    logits = {name: rng.normal(0, 3, (9, 300)).astype(np.float32) for name in "ab"}
+    tokens = {name: rng.integers(0, 300, 9) for name in "ab"}
+    given = {name: np.stack([rng.choice(300, 4, replace=False) for _ in range(6)]) for name in "ab"}
+    worker = prompt_logprob.PromptLogprobsWorker(2, torch.device("cpu"), "raw_logits")
+    runner = SimpleNamespace(prompt_logprobs_worker=worker)
+    reduction = given_capture.install(runner, "v2", layout)
+    wrapped = capture.wrap_v2(logprob.compute_topk_scores, layout, reduction.reduce)
+    monkeypatch.setattr(prompt_logprob, "compute_topk_scores", wrapped)
+    for place, name in enumerate("ab"):
+        prompt = TokenizedPrompt(name, tokens[name][:3], tokens[name][3:], 3, given_ids_NK=given[name])
+        arguments = given_arguments(prompt)
+        parameters = SamplingParams(prompt_logprobs=layout.num_logprobs, extra_args=arguments)
+        worker.add_request(name, place, parameters)
+    finished: dict[str, Any] = {}
+    for spans in ({"a": (0, 4)}, {"a": (4, 9), "b": (0, 2)}, {"b": (2, 9)}):
+        sizes = [stop - start for start, stop in spans.values()]
+        batch = SimpleNamespace(
+            req_ids=list(spans),
+            idx_mapping_np=np.array(["ab".index(name) for name in spans]),
+            idx_mapping=None,
+            query_start_loc=None,
+            query_start_loc_np=np.concatenate([[0], np.cumsum(sizes)]),
+            num_computed_prefill_tokens_np=np.array([start for start, _ in spans.values()]),
+            num_scheduled_tokens=np.array(sizes),
+            prefill_len_np=np.full(len(spans), 9),
+            num_tokens=sum(sizes),
+        )
+        rows = np.concatenate([logits[name][slice(*span)] for name, span in spans.items()])
+        following = np.concatenate([np.append(tokens[n], 0)[a + 1 : b + 1] for n, (a, b) in spans.items()])
+        monkeypatch.setattr(
+            prompt_logprob, "get_prompt_logprobs_token_ids", lambda *_, ids=following: torch.as_tensor(ids)
+        )
+        compute: Any = worker.compute_prompt_logprobs
+        finished |= compute(lambda x: x, torch.as_tensor(rows), batch, None, None, np.full(2, 9))
+    for name in "ab":
+        ids, values, ranks, *_ = finished[name]
+        captured = CapturedColumns(ids.numpy()[2:], values.numpy()[2:], ranks.numpy()[2:])
+        found = rows_from_columns(captured, layout, 300)
+        for row, logits_V in enumerate(logits[name][2:8].astype(np.float64)):
+            assert sorted(found.token_ids_NK[row].tolist()) == sorted(given[name][row].tolist())
+            np.testing.assert_allclose(found.logits_NK[row], logits_V[found.token_ids_NK[row]], atol=1e-6)
+            outside = np.logaddexp.reduce(np.delete(logits_V, given[name][row])) - np.logaddexp.reduce(
+                logits_V
+            )
+            assert found.log_tail_mass_NM[row, 0] == pytest.approx(outside, abs=1e-5)
+    worker.remove_request("a")
+    assert list(worker.in_progress_prompt_logprobs) == ["b"]
