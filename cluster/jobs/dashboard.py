@@ -10,7 +10,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from cluster.errors import ClusterError
 from cluster.jobs.address import find_way
 from cluster.jobs.client import ClusterClient, ClusterJob
 from logitstore.common.whole_file import write_whole
+from logitstore.processes.with_parent import ending_with_this
 
 REFRESH_SEC = 3.0
 
@@ -79,7 +79,7 @@ def write_jobs(path: Path, jobs: Sequence[ClusterJob], problem: str = "") -> Non
 
 def _run_viewer(arguments: Sequence[str], jobs: _JobsFile | None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the viewer never outlives this
-    viewer = subprocess.Popen([sys.executable, "-P", "-m", "logitstore", "view", *arguments])
+    viewer = subprocess.Popen(ending_with_this(["logitstore", "view", *arguments]))
     try:
         while True:
             try:

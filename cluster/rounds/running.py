@@ -12,6 +12,7 @@ from cluster.rounds.config import Documents, RoundsFile
 from cluster.rounds.ledger import Ledger, only_writer, read_ledger, write_ledger
 from cluster.rounds.steps import Command, Rounds, run_command
 from logitstore.common.config_file import flatten
+from logitstore.common.whole_file import remove_parts
 
 MAY_CHANGE = ("rounds.count", "stop.")
 SHARED = "acceptance_at_least"
@@ -31,6 +32,8 @@ def run_rounds(
     folder = Path(file.rounds.folder)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder):
+        for place in (folder, *folder.glob("round-*")):
+            remove_parts(place)
         ledger = _begun(folder, file, documents)
         rounds = Rounds(file.rounds, documents, command)
         ledger.ended = ""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +16,9 @@ from cluster.rounds.support import outside_by_k
 from logitstore.common.whole_file import write_whole
 from logitstore.manifest.fields import Manifest
 from logitstore.manifest.reading import teacher_identity
+from logitstore.processes.with_parent import ending_with_this
 from logitstore.store import LogitStore
 
-PR_SET_PDEATHSIG = 1
 Command = Callable[[Sequence[str]], str]
 """Runs `python -m ...` to its end and returns its standard output. Raises StepFailedError."""
 
@@ -163,27 +159,13 @@ class Rounds:
 
 def run_command(arguments: Sequence[str]) -> str:
     """`python -m` with these arguments, which dies with this process; its standard error is this one's."""
-    ended = subprocess.run(
-        [sys.executable, "-P", "-m", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=_die_with_parent,
-        check=False,
-    )
+    ended = subprocess.run(ending_with_this(arguments), stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
         raise StepFailedError(
             f"`{' '.join(arguments)}` ended with status {ended.returncode}; mend what it says and repeat the "
             "command: what is done stays done"
         )
     return ended.stdout
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process with its parent: left alone it would stand in the way."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _named(manifest: Manifest) -> str:

@@ -23,7 +23,7 @@ from logitstore.inputs.listing import input_fingerprint
 from logitstore.job_objects import JOB_NAMES, JOB_PREFIXES, LEASE_NAME
 from logitstore.manifest.fields import InputInfo
 from logitstore.manifest.reading import MANIFEST_NAME
-from logitstore.objects.opening import Objects
+from logitstore.objects.opening import TEMPORARY_PREFIX, Objects
 
 FAKE_MAX_MODEL_LEN = 4096
 
@@ -156,9 +156,9 @@ def _check_local_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.uri = {str(folder)!r} is a file; give a folder for the store")
     allowed = JOB_NAMES | {prefix.rstrip("/") for prefix in JOB_PREFIXES}
-    others = (
-        sorted(path.name for path in folder.iterdir() if path.name not in allowed) if folder.exists() else []
-    )
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    # A job that was killed at its first write leaves an unfinished one alone.
+    others = [name for name in names if name not in allowed and not name.startswith(TEMPORARY_PREFIX)]
     if others:
         raise ConfigError(
             f"output.uri = {str(folder)!r} is a folder with other things in it, such as {others[0]!r}; give "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
 from logitstore.errors import UnsupportedInputError
 
-PARTS = ".*.part"
-"""Pattern of what a process leaves that is killed while it writes."""
+_PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -27,6 +27,13 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes left in `folder` that were killed while they wrote; call it where none writes."""
+    for part in folder.iterdir():
+        if _PART.fullmatch(part.name):
+            part.unlink(missing_ok=True)
 
 
 def check_replaceable(path: Path) -> None:

@@ -14,6 +14,7 @@ from labeler.config.found import gpus_here
 from labeler.job.driver_lease import acquire
 from labeler.prompting.prompts import PromptBuilder
 from logitstore.objects.opening import Objects
+from tests.killing import run_killed
 from tests.labeler import engines
 from tests.labeler.jobs import overrides_for, write_records
 from tests.labeler.planning.templates import TEMPLATES
@@ -126,6 +127,20 @@ def test_a_signal_while_planning_stops_the_job_and_keeps_what_is_planned(tmp_pat
     with pytest.raises(AssertionError, match="Ray was started"):
         run(tmp_path, flags=["--quiet"])
     assert built == [*(str(i) for i in range(16)), *(str(i) for i in range(8, 40))]
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_job_killed_at_its_first_write_goes_on_in_its_folder(folder, capsys):
+    """All that lies there is the write that it did not finish."""
+    store = folder / "store"
+
+    def write(_):
+        Objects(store).put("plan.json", b"{}")
+        return 0
+
+    assert run_killed(write, [], store, 1)[0] is None
+    assert [path.name[:5] for path in store.iterdir()] == [".tmp-"]
+    assert run(folder, f"output.uri='{store}'", flags=["--dry-run"]) == 0
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch.utils.tensorboard import SummaryWriter
 
 from logitstore.common.config_file import ConfigError, flatten
-from logitstore.common.whole_file import PARTS, write_whole
+from logitstore.common.whole_file import remove_parts, write_whole
 from logitstore.students.snapshots import SNAPSHOTS_NAME
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.checkpoints import last_checkpoint
@@ -245,9 +245,9 @@ def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
 def begin_run(folder: Path, config: TrainConfig, *, restart: bool) -> None:
     """Say in the folder what runs now, and take away what would pass for its result."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (PARTS, f"{SNAPSHOTS_NAME}*.tmp"):  # of an earlier start that was killed
-        for part in folder.glob(pattern):
-            part.unlink(missing_ok=True)
+    remove_parts(folder)
+    for part in folder.glob(f"{SNAPSHOTS_NAME}*.tmp"):  # of an earlier start that was killed
+        part.unlink(missing_ok=True)
     (folder / METRICS_NAME).unlink(missing_ok=True)
     if restart or not config.evaluation.snapshots:
         (folder / SNAPSHOTS_NAME).unlink(missing_ok=True)

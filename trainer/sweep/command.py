@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.common.config_file import ConfigError
-from logitstore.common.whole_file import write_whole
+from logitstore.common.whole_file import remove_parts, write_whole
+from trainer.run.only_run import only_run
 from trainer.sweep.certainty import verdict
 from trainer.sweep.grid import Axis, points_of
 from trainer.sweep.on_ray import RayPlace, run_on_ray
@@ -64,13 +65,16 @@ def sweep(
         if not options.quiet:
             print(f"{len(told)}/{len(points)} {_in_words(outcome, options.by)}", file=sys.stderr)
 
-    if options.ray is not None:
-        return run_on_ray(points, options.ray, jobs=options.jobs, restart=options.restart, tell=tell)
-    gpus = _gpus()
-    jobs = options.jobs or max(len(gpus), 1)
-    return run_points(
-        points, jobs=jobs, gpus=gpus if jobs <= len(gpus) else (), restart=options.restart, tell=tell
-    )
+    with only_run(Path(folder)):
+        for place in filter(Path.is_dir, (Path(folder), Path(folder) / "runs")):
+            remove_parts(place)
+        if options.ray is not None:
+            return run_on_ray(points, options.ray, jobs=options.jobs, restart=options.restart, tell=tell)
+        gpus = _gpus()
+        jobs = options.jobs or max(len(gpus), 1)
+        return run_points(
+            points, jobs=jobs, gpus=gpus if jobs <= len(gpus) else (), restart=options.restart, tell=tell
+        )
 
 
 def report(outcomes: Sequence[Outcome], folder: str, by: str) -> str:

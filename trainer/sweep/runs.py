@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import blanked_places
 from logitstore.common.whole_file import write_whole
+from logitstore.processes.with_parent import ending_with_this
 from logitstore.store import LogitStore
 from trainer.run.config import resolved
 from trainer.sweep.grid import Point
@@ -163,7 +163,7 @@ class _Runner:
             process.terminate()
 
     def _process(self, config: Path, gpu: str | None) -> tuple[int, str, str]:
-        command = [sys.executable, "-P", "-m", "trainer", "run", str(config), "--quiet", "--json"]
+        command = ending_with_this(["trainer", "run", str(config), "--quiet", "--json"])
         environment = {"OMP_NUM_THREADS": str(self._threads), **os.environ}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,6 +39,7 @@ from labeler.records import Lease
 from labeler.worker.actor import Worker
 from logitstore.common.config_file import ConfigError
 from logitstore.store import LogitStore
+from tests.killing import run_killed
 from tests.labeler.jobs import label_and_commit
 
 ROOT = Path(__file__).parents[3]
@@ -278,6 +281,59 @@ def test_rounds_killed_at_every_step_end_as_unbroken_ones(
 
     again = run_rounds(*load_rounds(rounds_file(begun, tmp_path)), command=nothing)
     assert again.steps == ledger.steps
+
+
+@pytest.mark.slow
+def test_rounds_killed_at_every_change_end_as_unbroken_ones(
+    begun: Path, unbroken: tuple[Path, Ledger], tmp_path: Path
+) -> None:
+    """At every change of their own: a step puts there what it left in the unbroken ones, or says what it said."""
+    theirs, whole = unbroken
+    root = tmp_path / "root"
+
+    def step_again(arguments: Sequence[str]) -> str:
+        package, verb, file = arguments[0], arguments[1], Path(arguments[2])
+        number = file.parent.name.removeprefix("round-")
+        if verb == "eval":
+            student = Path(arguments[arguments.index("--model") + 1]).parent.name
+            name = "2/last" if student == "round-2" else f"{number}/measure"
+            return json.dumps(whole.steps[name][file.stem])
+        made = {"answer": "answers", "score": "scores", "train": "student"}[file.stem]
+        place = file.with_name(made)
+        if not place.is_symlink():
+            place.symlink_to(theirs / "rounds" / f"round-{number}" / made)
+        return (
+            json.dumps({"num_steps": whole.steps[f"{number}/train"]["steps"]}) if package == "trainer" else ""
+        )
+
+    def main_of_rounds(_: Sequence[str]) -> int:
+        run_rounds(*load_rounds(rounds_file(begun, root)), command=step_again)
+        return 0
+
+    def left() -> dict[str, Any]:
+        """All but what holds the folder's name."""
+        ledger = read_ledger(root / "rounds")
+        assert ledger is not None
+        steps = {name: {**step, "digest": "", "student": ""} for name, step in ledger.steps.items()}
+        files = {
+            str(path.relative_to(root)): path.read_text().replace(str(root), "")
+            for path in sorted(root.rglob("*.json*"))
+            if path.name != "rounds.json"
+        }
+        return {**outcome(root, ledger), "steps": steps, "files": files}
+
+    root.mkdir()
+    status, num_changes, printed = run_killed(main_of_rounds, [], root, None)
+    assert (status, num_changes > 40) == (0, True), printed
+    expected = left()
+    assert outcome(root, read_ledger(root / "rounds") or whole) == outcome(*unbroken)
+    for kill_at in sorted({*np.linspace(0, num_changes - 1, 20).astype(int).tolist()}):
+        shutil.rmtree(root)
+        root.mkdir()
+        assert run_killed(main_of_rounds, [], root, kill_at)[0] is None
+        status, _, printed = run_killed(main_of_rounds, [], root, None)
+        assert status == 0, f"{kill_at}: {printed}"
+        assert left() == expected, kill_at
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,14 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.whole_file import remove_parts, write_whole
 from logitstore.store import LogitStore
+from tests.killing import run_killed
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
+from trainer.sweep import runs
 from trainer.sweep.certainty import student_t_below, verdict
 from trainer.sweep.grid import points_of, read_axis
 from trainer.sweep.runs import is_of_these_stores
@@ -122,6 +127,88 @@ def test_an_interrupted_sweep_goes_on_and_shows_its_runs(
     assert f"{kls[1]:.4f}" in page
     next_command = out.strip().splitlines()[-1].partition("penumbra train ")[2].split()
     assert next_command == ["eval", f"{tmp_path}/sweep/runs/learning_rate=0.01_seed=0/train.json"]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_anywhere_ends_as_the_unbroken_one_when_it_is_repeated(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At every change of the sweep's own. What its runs leave was made before, and is put there as a run does,
+    the figures last."""
+    over = ["--over", "training.learning_rate=1e-3,1e-2", "--seeds", "1", "--quiet"]
+    made, root = tmp_path / "made", tmp_path / "sweep"
+
+    def run_here(_: runs._Runner, config: Path, gpu: str | None) -> tuple[int, str, str]:
+        name = config.stem
+        if not (made / name).exists():
+            assert main(["run", str(config), "--quiet", "--json"]) == 0
+            shutil.copytree(root / "runs" / name, made / name)
+        else:
+            there, last = root / "runs" / name, shutil.ignore_patterns("metrics.json")
+            shutil.copytree(made / name, there, dirs_exist_ok=True, ignore=last)
+            remove_parts(there)
+            write_whole(there / "metrics.json", (made / name / "metrics.json").read_text())
+        return 0, "", ""
+
+    monkeypatch.setattr(runs._Runner, "_process", run_here)
+
+    def outcome() -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+        found = json.loads((root / "sweep.json").read_text())["runs"]
+        left = {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in sorted(root.rglob("*"))
+            if path.is_file() and path.name not in ("sweep.json", "sweep.html")
+        }
+        return [{key: value for key, value in run.items() if key != "state"} for run in found], left
+
+    words = ["sweep", *options, *over]
+    assert main(words) == 0
+    whole = outcome()
+    page = (root / "sweep.html").read_text()
+    shutil.rmtree(root)
+    status, num_changes, printed = run_killed(main, words, root, None)
+    assert status == 0, printed
+    assert (outcome(), num_changes > 20) == (whole, True)
+    for kill_at in sorted(set(np.linspace(0, num_changes - 1, 20).astype(int).tolist())):
+        shutil.rmtree(root, ignore_errors=True)
+        assert run_killed(main, words, root, kill_at)[0] is None
+        status, _, printed = run_killed(main, words, root, None)
+        assert status == 0, f"{kill_at}: {printed}"
+        assert outcome() == whole, kill_at
+        assert (root / "sweep.html").read_text().count("<svg") == page.count("<svg")
+
+
+def command_line(pid: str) -> bytes:
+    """Empty of a process that has ended, whether or not it was waited for."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_a_run_ends_with_the_sweep_that_started_it(options: list[str]) -> None:
+    """Left alone it would train on, and the same command would find its folder taken."""
+    over = ["--over", "training.learning_rate=1e-3", "--seeds", "1", "--quiet"]
+    sweep = os.fork()
+    if not sweep:
+        os._exit(main(["sweep", *options, "--set", "training.max_steps=1000000", *over]))
+    deadline, started = time.monotonic() + 60, list[str]()
+    while not started and time.monotonic() < deadline:
+        time.sleep(0.05)
+        tasks = Path(f"/proc/{sweep}/task").glob("*/children")
+        started = [pid for task in tasks for pid in task.read_text().split()]
+    (run,) = started
+    while b"learning_rate" not in command_line(run) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(sweep, signal.SIGKILL)
+    os.waitpid(sweep, 0)
+    try:
+        while command_line(run) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not command_line(run)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(run), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kind", ["data", "evaluation"])
