@@ -239,7 +239,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from trainer.run.evaluation import evaluate_model
     from trainer.run.result.report import evaluation_table
 
-    found = evaluate_model(config, arguments.model or config.output.folder, tell=_tell).to_dict()
+    found = evaluate_model(config, arguments.model, tell=_tell).to_dict()
     if arguments.picture is not None:
         from trainer.run.result.pictures import draw_reliability
 

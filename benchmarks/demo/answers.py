@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from labeler.teacher.model_identity import model_fingerprint
+from logitstore.common.hub import check_model_name
 from logitstore.common.options import positive
 from logitstore.common.whole_file import write_whole
 from logitstore.errors import UnsupportedInputError
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     store = LogitStore.open(args.store)
+    for student in args.students:
+        check_model_name(str(student), revision=None, setting="--students")
     followed = [
         (one.record_id, one.sample_index)
         for one in read_snapshots(args.followed).sequences

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
 from trainer.run.watch.hushing import hush_libraries
 
@@ -51,6 +52,7 @@ def make_student(teacher: Path, layers: tuple[int, ...], folder: Path) -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_model_name(str(teacher), revision=None, setting="--teacher")
     try:
         model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report.results import Figure, Result, publish
+from logitstore.common.hub import check_model_name
 from logitstore.common.options import positive
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_model_name(args.teacher, revision=None, setting="--teacher")
     model = AutoModelForCausalLM.from_pretrained(args.teacher, dtype=torch.float32).eval()
     store = LogitStore.open(args.store)
     temperatures = store.manifest.labels.temperatures

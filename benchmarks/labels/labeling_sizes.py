@@ -10,6 +10,7 @@ import numpy as np
 
 from labeler.config.loading import OutputConfig
 from labeler.records import TokenizedPrompt
+from logitstore.common.hub import check_model_name
 
 PROMPTS_FILE = Path(__file__).parents[1] / "demo_data" / "pairs.jsonl"
 WHOLE_PATH_TOP_K = 64
@@ -46,6 +47,7 @@ def read_prompts(args: argparse.Namespace, sizes: Sizes) -> list[TokenizedPrompt
     """
     from transformers import AutoTokenizer
 
+    check_model_name(args.teacher, revision=None, setting="--teacher")
     tokenizer = AutoTokenizer.from_pretrained(args.teacher)
     path = Path(args.input) if args.input else PROMPTS_FILE
     text = path.read_text(encoding="utf-8")[: 12 * sizes.prompts * sizes.prompt_tokens]

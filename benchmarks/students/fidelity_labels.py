@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
+from logitstore.common.hub import check_model_name
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence
@@ -54,6 +55,7 @@ class LiveTeacher:
 
 def text_windows(paths: list[str], teacher: str, max_tokens: int) -> np.ndarray:
     """[W, T] token ids of all text in the records, joined by blank lines and cut; what is left over goes."""
+    check_model_name(teacher, revision=None, setting="--teacher")
     tokenizer: Any = AutoTokenizer.from_pretrained(teacher)
     texts = (
         "\n".join(_strings(raw.record))

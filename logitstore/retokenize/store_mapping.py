@@ -23,7 +23,7 @@ from logitstore.retokenize.mapping import Kept, RowMap
 from logitstore.retokenize.report import Report, report_name, sum_reports
 from logitstore.retokenize.tokenization import NO_ID, Tokenization, equal_ids
 from logitstore.store import LogitStore
-from logitstore.tokenizer_objects import files_in, put_tokenizer
+from logitstore.tokenizer_objects import files_in, put_tokenizer, stored_tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,8 +52,10 @@ def retokenize_store(
     manifest = _manifest(source, teacher, student, dict(pairs or {}), merge_spans)
     folder = Path(student.path)
     files = files_in(folder if folder.is_dir() else folder.parent)
+    kept = stored_tokenizer(source.objects)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
-    put_tokenizer(target.objects, files)
+    licence = "" if kept is None else kept.licence  # the teacher's, from which the labels still are
+    put_tokenizer(target.objects, files, licence)
     job = _Job(
         target,
         Writer(teacher, student, equal_V),

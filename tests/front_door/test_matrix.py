@@ -144,6 +144,34 @@ def test_what_is_missing_is_one_line(
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "run", "--student", NOWHERE, "--labels", "STORE", "--out", "out"),
+        ("train", "eval", "CONFIG", "--model", NOWHERE),
+        ("train", "eval", "CONFIG", "--set", f"output.folder={NOWHERE}"),
+        ("bench", "student", "--teacher", NOWHERE, "--out", "out"),
+        ("bench", "fidelity", "--quick", "--teacher", NOWHERE, "--out", "out"),
+        ("bench", "agreement", "STORE", "--teacher", NOWHERE, "--out", "out"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:4]),
+)
+def test_a_model_that_is_nowhere_is_named_as_a_path(
+    arguments: tuple[str, ...],
+    store: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not in the words of the hub, whose names of models a path breaks."""
+    words = {"STORE": store, "CONFIG": str(Path("configs/demo-train.toml").absolute())}
+    monkeypatch.chdir(tmp_path)
+    assert main([words.get(word, word) for word in arguments]) == ExitStatus.WRONG
+    line = told(capsys, arguments[0])
+    assert f"= '{NOWHERE}' is no folder here; correct the path" in line
+    assert "repo id" not in line.lower()
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("front") / "store"

@@ -99,8 +99,12 @@ def make_store(
     fingerprint: str = "",
     tokenizer_size: int | None = None,
     texts_alone: bool = False,
+    cut_every: int | None = None,
 ) -> LogitStore:
-    """A store with so many sequences in each unit; ids are prefix + running number."""
+    """A store with so many sequences in each unit; ids are prefix + running number.
+
+    Of `cut_every` sequences one ended at its limit of tokens.
+    """
     spec = spec or label_spec()
     rng = np.random.default_rng(seed)
     head = manifest(spec, fingerprint, tokenizer_size)
@@ -115,6 +119,8 @@ def make_store(
             length = int(rng.integers(*lengths))
             prompt_length = int(rng.integers(0, length // 2))
             labeled = labeled_sequence(rng, f"{prefix}{number}", spec, length, prompt_length)
+            if cut_every is not None and number % cut_every == 0:
+                labeled = replace(labeled, finish_reason="length")
             sequences.append(without_rows(labeled) if texts_alone else labeled)
             number += 1
         store.commit_unit(f"unit-{unit}", unit, sequences, seconds=0.0, worker="test")

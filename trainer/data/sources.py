@@ -22,6 +22,8 @@ from logitstore.store import LogitStore
 from trainer.data.cache import ShardCache
 from trainer.errors import CacheFullError, SettingError
 
+CUT = "length"
+"""`finish_reason` of an answer that its limit of tokens ended."""
 OUTLINE_THREADS = 16
 """Shards whose outlines are read side by side."""
 
@@ -91,6 +93,8 @@ class Outline:
     """Label rows at tokens of the sequence; a row one past the last token is none."""
     block_S: np.ndarray
     """Block of the shard that holds it."""
+    is_cut_S: np.ndarray
+    """1 where the teacher's answer ended at its limit of tokens and not by itself, else 0."""
 
     def labels_within(self, max_tokens: int | None) -> int:
         """Label rows at the first `max_tokens` tokens of their sequence; None counts all."""
@@ -183,8 +187,8 @@ class Source:
     def _outline(self, entry: ShardEntry) -> Outline:
         empty_S = np.empty(0, dtype=np.int32)
         if not self.selection.takes_unit(entry):
-            return Outline(*(empty_S,) * 5)
-        parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 5]
+            return Outline(*(empty_S,) * 6)
+        parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 6]
         first = 0
         with self._open_remotely(entry) as reader:
             for block in range(reader.num_blocks):
@@ -199,6 +203,7 @@ class Source:
                     (plain.label_start + shift_S).astype(np.int32),
                     np.maximum(num_labels_S, 0),
                     block_S,
+                    np.array([reason == CUT for reason in plain.finish_reason], dtype=np.int32),
                 )
                 places_S = np.flatnonzero(keep_S).astype(np.int32) + first
                 parts.append((places_S, *(column[keep_S] for column in columns)))

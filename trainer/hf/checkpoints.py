@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from trainer.data.dataset import StreamingLogitDataset
 
@@ -60,6 +60,21 @@ def _mode_of_new_files(folder: Path) -> int:
         return stat.S_IMODE(probe.stat().st_mode)
     finally:
         probe.unlink()
+
+
+class LogAtCheckpoints(TrainerCallback):
+    """Ends a line of the log at every checkpoint, as the means since the last line are not saved.
+
+    So a resumed run's first line is over the same steps as in the unbroken run.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if control.should_save and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
+
+    on_epoch_end = on_step_end
 
 
 class TrueEpoch(TrainerCallback):

@@ -28,7 +28,13 @@ from trainer.batch.collate_settings import LABEL_WEIGHTS, CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.checkpoints import TrueEpoch, open_to_readers, take_up_place, write_place
+from trainer.hf.checkpoints import (
+    LogAtCheckpoints,
+    TrueEpoch,
+    open_to_readers,
+    take_up_place,
+    write_place,
+)
 from trainer.hf.checks.guards import check_student, checked_store_losses
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
 from trainer.hf.checks.packing_check import settle_packing
@@ -115,6 +121,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         self._given_settings = data_collator.settings
         self._means = TokenMeans()
         self.add_callback(TrueEpoch(train_dataset))
+        self.add_callback(LogAtCheckpoints())
         self._take_student(self.model)
         check_processes(self.args, self.accelerator.distributed_type)
         check_dataset(

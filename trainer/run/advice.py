@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from logitstore.tokenizer_objects import stored_tokenizer
-from trainer.data.sources import Source
+from trainer.data.sources import CUT, Source
+from trainer.run.config import TrainConfig
+from trainer.run.teacher_size import teacher_parameters
 
 FEW_SEQUENCES = 500
 """Guides to distillation name about this many examples as the least that carries over to other prompts."""
 
+MANY_CUT = 0.2
+"""Share of answers cut off by their limit above which it is said."""
 
-def advice_on(sources: Sequence[Source]) -> tuple[str, ...]:
-    """One sentence each on what these stores are too few or too bound for; reads no labels."""
+
+def advice_on(sources: Sequence[Source], student_parameters: int | None = None) -> tuple[str, ...]:
+    """One sentence each on what these stores are too few, too small or too bound for; reads no labels.
+
+    Without `student_parameters` nothing is said of the teacher's size.
+    """
     advice: list[str] = []
     num_sequences = sum(sum(source.lengths) for source in sources)
     if num_sequences < FEW_SEQUENCES:
@@ -20,11 +28,30 @@ def advice_on(sources: Sequence[Source]) -> tuple[str, ...]:
             f"{num_sequences:,} sequences are few: below about {FEW_SEQUENCES} a student learns them by "
             "heart; label more prompts (`penumbra label expand` makes some), or watch held-out records"
         )
+    num_cut = sum(int(outline.is_cut_S.sum()) for source in sources for outline in source.outlines())
+    if num_cut > MANY_CUT * num_sequences:
+        advice.append(
+            f"{num_cut:,} of {num_sequences:,} answers ({num_cut / num_sequences:.0%}) were cut off at the "
+            "labeler's limit of tokens, so a student sees few that end: label with a higher "
+            f'labels.max_tokens, or leave them out (data.stores: where = "finish_reason != {CUT}")'
+        )
+    if student_parameters is not None:
+        advice += _advice_on_size(sources, student_parameters)
     for licence in sorted({licence for source in sources if (licence := licence_of(source))}):
         advice.append(
             f"the teacher's licence is {licence}: see that it allows to train other models on its output"
         )
     return tuple(advice)
+
+
+def notes_on_run(config: TrainConfig) -> tuple[str, ...]:
+    """What a run will not do that somebody may count on."""
+    if config.training.save_steps is not None:
+        return ()
+    return (
+        "no checkpoints are saved, so a run that is stopped begins anew; --set training.save_steps=100 saves "
+        "one every 100 steps",
+    )
 
 
 def notes_on_texts(held_out: Sequence[Source]) -> tuple[str, ...]:
@@ -35,6 +62,20 @@ def notes_on_texts(held_out: Sequence[Source]) -> tuple[str, ...]:
         for source in held_out
         if source.manifest.labels.support == "none"
     )
+
+
+def _advice_on_size(sources: Sequence[Source], student_parameters: int) -> list[str]:
+    found = {
+        (source.manifest.teacher.model, size)
+        for source in sources
+        if (size := teacher_parameters(source)) is not None and size <= student_parameters
+    }
+    return [
+        f"the teacher {model} has {size:,} parameters and the student {student_parameters:,}: a teacher that "
+        "is no larger seldom teaches more than its text does; label with a larger one, or train a smaller "
+        "student"
+        for model, size in sorted(found)
+    ]
 
 
 def licence_of(source: Source) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from logitstore.common.config_file import ConfigError
+from logitstore.common.hub import check_model_name
 from trainer.batch.collate import DistillationCollator
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
 from trainer.hf.evaluation.calibration import Calibration, CalibrationSums
@@ -29,6 +32,9 @@ from trainer.run.config import TrainConfig
 from trainer.run.reading.datasets import collate_settings, datasets, real_size
 from trainer.run.student import load_student, load_tokenizer
 
+STUDENT_FILES = ("config.json", "adapter_config.json")
+"""One of them is in the folder of a student or of its adapters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -49,12 +55,22 @@ class Judged:
 
 
 def evaluate_model(
-    config: TrainConfig, model_path: str, *, tell: Callable[[str], None] | None = None
+    config: TrainConfig, model_path: str | None = None, *, tell: Callable[[str], None] | None = None
 ) -> Judged:
-    """Evaluate a saved student on the held-out records of the configuration's stores.
+    """Evaluate a saved student, or that of the run, on the held-out records of the configuration's stores.
 
-    `tell` gets what the figures mean where they do not mean what their names say.
+    `tell` gets what the figures mean where they do not mean what their names say. Raises ConfigError where
+    no student is.
     """
+    setting, model_path = (
+        ("output.folder", config.output.folder) if model_path is None else ("--model", model_path)
+    )
+    check_model_name(model_path, revision=None, setting=setting)
+    if Path(model_path).is_dir() and not any((Path(model_path) / name).is_file() for name in STUDENT_FILES):
+        raise ConfigError(
+            f"{setting} = {model_path!r} holds no student; train one into it first (`penumbra train "
+            "run`), or give the folder of one as --model"
+        )
     tokenizer = load_tokenizer(config.student, config.data.stores)
     _, held_out = datasets(config, tokenizer)
     student = config.student.model_copy(

@@ -24,7 +24,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.checks.lengths import student_context
 from trainer.hf.quantize import fake_quantize, save_quantized
 from trainer.hf.trainer import OfflineDistillationTrainer
-from trainer.run.advice import advice_on, notes_on_texts
+from trainer.run.advice import advice_on, notes_on_run, notes_on_texts
 from trainer.run.arguments import arguments_of
 from trainer.run.config import TrainConfig
 from trainer.run.only_run import only_run
@@ -118,14 +118,16 @@ def _train(
         )
     if trainer.is_world_process_zero():
         begin_run(folder, config, restart=restart)
-    before_path = folder / "before.json"
-    before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
     if trainer.is_world_process_zero() and not quiet:
+        # A quantised student learns from its own labels at full precision.
+        num_parameters = None if quantization is not None else model.num_parameters()
         for line in (
-            *(f"advice: {text}" for text in advice_on(train_set.sources)),
-            *(f"note: {text}" for text in notes_on_texts(held_out.sources)),
+            *(f"advice: {text}" for text in advice_on(train_set.sources, num_parameters)),
+            *(f"note: {text}" for text in (*notes_on_run(config), *notes_on_texts(held_out.sources))),
         ):
             print(line, file=sys.stderr)
+    before_path = folder / "before.json"
+    before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
     progress = show_progress(trainer, quiet=quiet)
     _answer_prompts(config, trainer, board, None if progress is None else progress.tell)
     started, clock = datetime.now(UTC), time.monotonic()

@@ -154,7 +154,7 @@ def test_rows_of_4096_tokens_are_at_least_95_percent_full(mean_tokens):
         rng.gamma(2.0, mean_tokens / 2, 40_000 // (mean_tokens // 90)).astype(np.int32) + 8, 4096
     )
     zeros_S = np.zeros(len(lengths_S), dtype=np.int32)
-    outline = Outline(np.arange(len(lengths_S), dtype=np.int32), lengths_S, zeros_S, zeros_S, zeros_S)
+    outline = Outline(np.arange(len(lengths_S), dtype=np.int32), lengths_S, *(zeros_S,) * 4)
     order = EpochOrder(OrderKey("digest", 0, 0, 16, True), [[len(lengths_S)]], [1.0])
     line = PackedLine(order, [[outline]], Packing(4096))
     fills = []

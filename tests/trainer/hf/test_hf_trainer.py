@@ -139,6 +139,25 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does(small_store, tmp_path, a
     assert last_checkpoint(tmp_path / "broken") == str(checkpoints[-1])
 
 
+def test_the_log_of_a_resumed_run_is_that_of_the_unbroken_one(small_store, tmp_path):
+    """Its first line was a mean over the steps since the resume, where the other had one over more."""
+    settings: dict[str, Any] = {"max_steps": 9, "logging_steps": 4, "save_strategy": "steps", "save_steps": 6}
+    whole = tiny_trainer(small_store, tmp_path / "whole", **settings)
+    whole.train()
+    later = tiny_trainer(small_store, tmp_path / "later", model=tiny_student(seed=9), **settings)
+    later.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-6"))
+    lines = [
+        {
+            entry["step"]: (entry["loss"], entry["num_rows"], entry["distillation"])
+            for entry in log
+            if "loss" in entry
+        }
+        for log in (whole.state.log_history, later.state.log_history)
+    ]
+    assert list(lines[0]) == list(lines[1]) == [4, 6, 8, 9]
+    assert lines[0][8] == pytest.approx(lines[1][8], rel=1e-4)
+
+
 def with_adapters(model):
     peft = pytest.importorskip("peft")
     torch.manual_seed(5)

@@ -1,12 +1,17 @@
 """Advice before a run: each thing once, nothing about what is in order."""
 
+import re
 from pathlib import Path
 
+from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
 from tests.trainer.stores import make_store
+from tests.trainer.students import tiny_student
 from trainer.data.sources import HeldOut, Source
-from trainer.run.advice import FEW_SEQUENCES, advice_on, notes_on_texts
+from trainer.run.advice import FEW_SEQUENCES, advice_on, notes_on_run, notes_on_texts
+from trainer.run.config import load_config
+from trainer.run.teacher_size import teacher_parameters
 
 
 def test_few_sequences_are_told_with_their_number(tmp_path: Path) -> None:
@@ -30,6 +35,50 @@ def test_a_licence_is_told_once(tmp_path: Path) -> None:
     assert advice_on(sources) == (
         "the teacher's licence is gemma: see that it allows to train other models on its output",
     )
+
+
+def test_answers_that_were_cut_off_are_told_with_the_choice_that_leaves_them_out(tmp_path: Path) -> None:
+    make_store(tmp_path / "some", (250, 250), lengths=(6, 8), cut_every=6)
+    assert advice_on([Source(str(tmp_path / "some"))]) == ()
+    make_store(tmp_path / "many", (250, 250), lengths=(6, 8), cut_every=4)
+    (line,) = advice_on([Source(str(tmp_path / "many"))])
+    assert line.startswith("125 of 500 answers (25%) were cut off at the labeler's limit of tokens")
+    found = re.search(r'where = "(.+?)"', line)
+    assert found is not None
+    ended = Source(str(tmp_path / "many"), selection=parse_selection(found[1]))
+    assert sum(ended.lengths) == 375
+    assert "cut off" not in " ".join(advice_on([ended]))
+
+
+def test_a_teacher_that_is_no_larger_is_told_with_both_sizes(tmp_path: Path) -> None:
+    teacher = tiny_student()
+    num_parameters = sum(parameter.numel() for parameter in teacher.parameters())
+    make_store(tmp_path / "store", (250, 250), lengths=(6, 8))
+    source = Source(str(tmp_path / "store"))
+    assert advice_on([source], 10**9) == (), "nothing is known of its teacher"
+    teacher.config.save_pretrained(tmp_path / "teacher")
+    put_tokenizer(source.objects, {"config.json": (tmp_path / "teacher/config.json").read_bytes()})
+    assert teacher_parameters(source) == num_parameters
+    assert advice_on([source], num_parameters - 1) == ()
+    (line,) = advice_on([source], num_parameters)
+    assert (
+        f"has {num_parameters:,} parameters and the student {num_parameters:,}: a teacher that is no" in line
+    )
+
+
+def test_an_unknown_architecture_has_no_size(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", (4,))
+    source = Source(str(tmp_path / "store"))
+    put_tokenizer(source.objects, {"config.json": b'{"model_type": "of_next_year"}'})
+    assert teacher_parameters(source) is None
+
+
+def test_a_run_without_checkpoints_is_told_how_to_have_them(config: Path) -> None:
+    (line,) = notes_on_run(load_config(str(config), ["training.save_steps=null"]))
+    assert "a run that is stopped begins anew" in line
+    found = re.search(r"--set (\S+)", line)
+    assert found is not None
+    assert notes_on_run(load_config(str(config), ["training.save_steps=null", found[1]])) == ()
 
 
 def test_stores_of_texts_alone_are_told_by_name(tmp_path: Path) -> None:

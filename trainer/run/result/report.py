@@ -36,10 +36,15 @@ def evaluation_table(
         share = None
         if before is not None and goals is not None and name in goals:
             share = gap_closed(name, before[name], after[name], goals[name])
-        lines.append(f"  {TITLES[name]:<34}{cells}" + ("" if share is None else f"{share:>12.0%}"))
+        lines.append(f"  {TITLES[name]:<34}{cells}" + ("" if share is None else f"{percent(share):>12}"))
     if calibration and "student" in calibration:
         lines.append(f"  calibration: {calibration_in_words(calibration['student'])}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def percent(share: float) -> str:
+    """ "97%"; never "-0%"."""
+    return f"{round(share, 2) + 0.0:.0%}"
 
 
 def gap_closed(name: str, before: float, after: float, teacher: float) -> float | None:

@@ -11,7 +11,7 @@ from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.evaluation.teacher_figures import teacher_figures
-from trainer.run.result.report import gap_closed
+from trainer.run.result.report import gap_closed, percent
 
 
 @pytest.mark.parametrize("limit", [None, 9])
@@ -61,3 +61,9 @@ def test_texts_alone_tell_nothing_of_the_teacher(tmp_path: Path) -> None:
     for stores in (["texts"], ["labels", "texts"]):
         dataset = StreamingLogitDataset([str(tmp_path / name) for name in stores], batch_size=4)
         assert teacher_figures(dataset, None, None) is None
+
+
+def test_a_share_just_below_zero_has_no_sign() -> None:
+    assert [percent(share) for share in (-0.001, -0.004, -0.006, 0.0, 0.994, 1.0)] == [
+        "0%", "0%", "-1%", "0%", "99%", "100%",
+    ]  # fmt: skip
