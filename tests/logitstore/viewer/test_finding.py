@@ -249,10 +249,12 @@ def test_a_search_that_is_taken_up_again_has_one_thread(
     monkeypatch.setattr(view.finder, "found_in", slow)
     server = ViewerServer([view], 0)
     question = Question(where="num_tokens > 0")
-    for other in (question, Question(text="3-1"), question, Question(text="3-1"), question):
+    for num_at_work, other in enumerate((question, Question(text="3-1")), 1):
         server.sequences(0, 0, 5, other)
-    while len(at_work) < 2:
-        time.sleep(0.01)
+        while len(at_work) < num_at_work:
+            time.sleep(0.01)
+    for other in (question, Question(text="3-1"), question):
+        server.sequences(0, 0, 5, other)
     go.set()
     answer = found(server, question)
     assert numbers_of(answer) == list(range(320))
