@@ -24,8 +24,7 @@ from logitstore.manifest.fields import SEGMENTS
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, Segment
 from logitstore.store import LogitStore
 from tests.labeler.jobs import label_and_commit
-from tests.labeler.planning.templates import END_OF_TURN, TEMPLATES, byte_tokenizer, tokenizer_of
-from tests.labeler.planning.test_chat_templates import (
+from tests.labeler.planning.conversations import (
     CHAT,
     TOOL_CHAT,
     TOOLS,
@@ -33,6 +32,7 @@ from tests.labeler.planning.test_chat_templates import (
     refused,
     whole_ids,
 )
+from tests.labeler.planning.templates import END_OF_TURN, TEMPLATES, byte_tokenizer, tokenizer_of
 from tests.labeler.worker.test_actor import set_up
 from tests.labeler.worker.test_filters import rows
 

@@ -1,10 +1,8 @@
-"""Stores leave and come back whole; what other projects wrote comes in as they wrote it."""
+"""Tables and captures leave and come back whole; what other projects wrote comes in as they wrote it."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import json
 import os
 import tarfile
 import zipfile
@@ -19,12 +17,10 @@ import torch
 import zstandard
 
 from logitstore.__main__ import main
-from logitstore.errors import InvalidLabelsError, StoreChangedError, UnsupportedInputError
-from logitstore.exchange import importing
+from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, import_source
 from logitstore.exchange.megatron import read_megatron
-from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.npz.export import export_npz
 from logitstore.exchange.npz.reading import read_npz
 from logitstore.exchange.tables.export import export_table
@@ -34,17 +30,7 @@ from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.logitstore.capture import CAPTURE_SAMPLE
-from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
 from tests.logitstore.test_store import assert_same
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LogitStore:
-    store = LogitStore.create(tmp_path / "store", make_manifest())
-    for unit_index in range(2):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
-    return store
 
 
 @pytest.fixture(scope="module")
@@ -289,98 +275,6 @@ def test_torch_tensors_of_any_stride() -> None:
     np.testing.assert_array_equal(found["a"], tensor.transpose(0, 2).numpy())
     np.testing.assert_array_equal(found["b"], tensor[1:, ::2].numpy())
     assert found["c"] == (None, True, 3, 2.5, "x")
-
-
-def test_merge_and_select(store: LogitStore, tmp_path: Path) -> None:
-    other = LogitStore.create(tmp_path / "other", make_manifest(12))
-    other.commit_unit("u", 0, [make_sequence("z", top_k=12)], seconds=0, worker="w")
-    merged = merge_stores([store, other], str(tmp_path / "merged"))
-    assert merged.manifest.labels.top_k == 12
-    names = [sequence.record_id for sequence in merged.iter_sequences()]
-    assert names == [*(f"record-{index}" for index in range(6)), "z"]
-    first = next(merged.iter_sequences())
-    assert first.rows.count_N.tolist() == [8] * 11, "rows of the smaller store stay as they are"
-    np.testing.assert_array_equal(first.rows.token_ids_NK[:, :8], make_sequence("record-0").rows.token_ids_NK)
-    assert verify_store(merged).problems == []
-    some = parse_selection("record_id >= record-1 and record_id < 'record-4' and num_tokens <= 12")
-    selected = merge_stores([merged], str(tmp_path / "selected"), selection=some)
-    assert [sequence.record_id for sequence in selected.iter_sequences()] == [
-        "record-1",
-        "record-2",
-        "record-3",
-    ]
-    with pytest.raises(InvalidLabelsError, match="record 'record-0'"):
-        merge_stores([store, merged], str(tmp_path / "twice"))
-    stranger = LogitStore.create(tmp_path / "stranger", make_manifest(model="other"))
-    with pytest.raises(StoreChangedError, match="only stores of one teacher"):
-        merge_stores([store, stranger], str(tmp_path / "mixed"))
-
-
-@pytest.mark.parametrize(("field", "value"), [("dtype", "bfloat16_float32_sums"), ("quantization", "fp8")])
-def test_labels_of_another_precision_are_not_merged(
-    store: LogitStore, tmp_path: Path, field: str, value: str
-) -> None:
-    manifest = make_manifest()
-    teacher = dataclasses.replace(manifest.teacher, **{field: value})
-    other = LogitStore.create(tmp_path / "other", dataclasses.replace(manifest, teacher=teacher))
-    with pytest.raises(StoreChangedError, match=rf"{value}.*only stores of one teacher, in one precision"):
-        merge_stores([store, other], str(tmp_path / "mixed"))
-
-
-def test_a_target_begun_with_other_labels_is_refused(
-    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same command goes on; another selection or a changed source must not keep what is there."""
-    monkeypatch.setattr(importing, "UNIT_ROWS", 20)  # a sequence a unit
-    target = str(tmp_path / "target")
-    digest = merge_stores([store], target).digest
-    assert merge_stores([store], target).digest == digest
-    for text, message in (
-        ("record_id != 'record-0'", r"unit index 0 is merged-000000-\w+ in the store"),
-        ("unit_index = 0", "holds 3 units of another source or selection"),
-    ):
-        with pytest.raises(StoreChangedError, match=message):
-            merge_stores([store], target, selection=parse_selection(text))
-    assert LogitStore.open(target).digest == digest
-
-    path = tmp_path / "labels.npz"
-    export_npz(store, path)
-    origin = Origin()
-    digest = import_source(read_npz(path), str(tmp_path / "imported"), origin=origin).digest
-    assert import_source(read_npz(path), str(tmp_path / "imported"), origin=origin).digest == digest
-    export_npz(store, path, selection=parse_selection("unit_index = 1"))
-    with pytest.raises(StoreChangedError, match="unit index 0 is npz-000000"):
-        import_source(read_npz(path), str(tmp_path / "imported"), origin=origin)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nosuch = 1", "knows no field 'nosuch'"),
-        ("num_tokens < many", "it is an integer"),
-        ("record_id", "cannot read 'record_id'"),
-        ("record_id = a or or", "cannot read 'or'"),
-        ("(record_id = a", "cannot read ''"),
-        ("record_id in a, b", "cannot read 'record_id in a"),
-        ("record_id in (a", "cannot read 'record_id in"),
-        ("record_id = a)", r"cannot read '\)'"),
-        ("flags in (a)", "write flags has a or"),
-        ("hash < some", "a number of 0 to 1"),
-        ("not " * 60 + "record_id = a", "more than 50 brackets"),
-        ("((" * 60, "more than 50 brackets"),
-        ("record_id = a and", "cannot read ''"),
-    ],
-)
-def test_each_bad_selection_has_its_message(text: str, message: str) -> None:
-    with pytest.raises(UnsupportedInputError, match=message):
-        parse_selection(text)
-
-
-def test_selection_by_unit_reads_no_other(store: LogitStore) -> None:
-    Path(store.uri, store.shards()[0].name).write_bytes(b"broken")
-    names = [item.record_id for item in parse_selection("unit_index = 1").sequences(store)]
-    assert names == ["record-3", "record-4", "record-5"]
-    assert json.dumps(names)
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow", "jsonl"])

@@ -4,76 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import DatasetCard
 
 from logitstore.__main__ import main
 from logitstore.errors import IndexLostError, StoreChangedError, StoreExistsError, UnsupportedInputError
 from logitstore.job_objects import JobStatus
 from logitstore.objects.opening import Objects
 from logitstore.publishing import joining, publish
-from logitstore.publishing.card import CardSettings, Contents, dataset_card
+from logitstore.publishing.card import CardSettings
 from logitstore.publishing.publish import publish_store
-from logitstore.records import LabelRows, Reject
+from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer
 from logitstore.tools.deletion import delete_records
 from logitstore.tools.verify import verify_store
-from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.logitstore.random_labels import make_manifest, make_sequence
 from tests.s3_dialects import run_dialect
 from trainer import StreamingLogitDataset
 
 SECRETS = ("secret-host", "/home/me", "private-bucket", "plan-of-the-job", "taken-down", "never-labeled")
 """What must not be published, in all of its forms."""
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LogitStore:
-    """Six units of three sequences, one of them deleted, and all that a job leaves beside."""
-    manifest = make_manifest(
-        sampling={"temperature": 0.7},
-        input={"chat_template": True, "uri": "/home/me/prompts.jsonl"},
-        output={"uri": "s3://private-bucket/store"},
-    )
-    source = dataclasses.replace(manifest.input, uri="/home/me/prompts.jsonl")
-    store = LogitStore.create(tmp_path / "store", dataclasses.replace(manifest, input=source))
-    rejects = [Reject("/home/me/prompts.jsonl", 7, "never-labeled", "too long on secret-host", "too_long")]
-    for unit_index in range(6):
-        unit_id, sequences = make_unit(unit_index)
-        if unit_index == 4:
-            sequences.append(make_sequence("taken-down"))
-        store.commit_unit(
-            unit_id,
-            unit_index,
-            sequences,
-            rejects if unit_index == 0 else [],
-            seconds=1,
-            worker="secret-host",
-        )
-    delete_records(store, frozenset({"taken-down"}), "asked for")
-    origins = {"name_or_path": "build/taken-down", "tokenizer_file": "/home/me/model/tokenizer.json"}
-    config = {
-        **origins,
-        "a": 1,
-        "special_tokens_map_file": "secret-host/map.json",
-        "nested": {"b": ["c"], "_name_or_path": "../taken-down"},
-    }
-    files = {"tokenizer.json": b"{}", "tokenizer_config.json": json.dumps(config).encode()}
-    put_tokenizer(store.objects, files, "apache-2.0")
-    for name in ("plan/head.json", "logs/secret-host.log", "driver.json", "job.json"):
-        store.objects.put(name, b'"plan-of-the-job"')
-    store.objects.put("status.json", JobStatus("finished", message="plan-of-the-job").as_json().encode())
-    store.refresh()
-    return store
 
 
 def sequences_of(store: LogitStore) -> list[tuple[str, bytes, bytes]]:
@@ -156,79 +111,6 @@ def test_a_large_store_stays_below_ten_thousand_files(store: LogitStore) -> None
     planned = joining.plan_shards(Many())  # type: ignore[arg-type]  # what it asks of a store
     assert 4_000 < len(planned) < 10_000
     assert sum(len(one.entries) for one in planned) == 200_000
-
-
-def test_the_hub_reads_the_card_and_its_example_runs(store: LogitStore, tmp_path: Path) -> None:
-    out = tmp_path / "public"
-    publish_store(store, Objects(out), CardSettings("me/labels"))
-    card = DatasetCard.load(out / "README.md")
-    data = card.data.to_dict()
-    assert (data["license"], data["size_categories"], data["viewer"]) == ("apache-2.0", ["n<1K"], False)
-    for fact in ("teacher, revision main", "8 entries", "| 1, 2, 4 |", "`apache-2.0`", "1, left out here"):
-        assert fact in card.text, fact
-    assert ran_example(card.text, "me/labels", out) == ["18", "teacher", "record-0", "(12,)", "(11,", "8)"]
-
-
-def texts_store(place: Path) -> LogitStore:
-    """Two sequences of what a teacher wrote, without label rows."""
-    manifest = make_manifest(top_k=1)
-    labels = dataclasses.replace(manifest.labels, support="none", temperatures=(1.0,))
-    store = LogitStore.create(
-        place, dataclasses.replace(manifest, labels=labels, features=labels.support_features)
-    )
-    sequences = []
-    for number in range(2):
-        whole = make_sequence(f"record-{number}", top_k=1)
-        arrays = {one.name: getattr(whole.rows, one.name)[:0] for one in dataclasses.fields(whole.rows)}
-        for name in ("logsumexp_NM", "log_tail_mass_NM"):
-            arrays[name] = arrays[name][:, :1]
-        rows = LabelRows(**arrays)
-        sequences.append(dataclasses.replace(whole, rows=rows, loss_mask_N=whole.loss_mask_N[:0]))
-    store.commit_unit("u", 0, sequences, seconds=0, worker="w")
-    return store
-
-
-def ran_example(card: str, repository: str, out: Path) -> list[str]:
-    """Words that the card's example prints for the folder in place of the Hub."""
-    (code,) = re.findall(r"```python\n(.+?)```", card, re.DOTALL)
-    assert f'"hf://datasets/{repository}"' in code
-    code = code.replace(f"hf://datasets/{repository}", str(out))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.split()
-
-
-def test_the_card_of_a_store_of_texts_speaks_of_no_distribution(tmp_path: Path) -> None:
-    store = texts_store(tmp_path / "texts")
-    publish_store(store, Objects(tmp_path / "public"), CardSettings())
-    card = (tmp_path / "public/README.md").read_text()
-    for said in ("# Texts of teacher", "nothing of its distribution", "`loss.alpha = 0`", "a token |"):
-        assert said in card, said
-    for wrong in (
-        "likeliest",
-        "| K |",
-        "exact mass",
-        "Label rows",
-        "Values",
-        "logits_NK",
-        "- logits",
-        "a label row",
-    ):
-        assert wrong not in card, wrong
-    assert ran_example(card, "OWNER/NAME", tmp_path / "public") == ["2", "teacher", "record-0", "(12,)"]
-
-
-def test_the_card_of_given_entries_does_not_call_them_likeliest(tmp_path: Path) -> None:
-    manifest = make_manifest()
-    labels = dataclasses.replace(manifest.labels, support="given")
-    given = dataclasses.replace(manifest, labels=labels, features=labels.support_features)
-    card = dataset_card(given, Contents.of([], 0), CardSettings())
-    assert "Up to 8 tokens that were named beforehand" in card
-    assert "| K | 8 given entries a position |" in card
-    assert "The 8 likeliest tokens" not in card
 
 
 def test_all_records_without_labels_are_counted_once(store: LogitStore, tmp_path: Path) -> None:
@@ -321,22 +203,6 @@ def test_joining_a_million_small_shards_takes_seconds(store: LogitStore) -> None
     groups = list(joining._groups([entry] * 100_000, 50_000))
     assert [len(group) for group in groups] == [50_000, 50_000]
     assert time.monotonic() - started < 10
-
-
-@pytest.mark.parametrize(
-    ("licence", "expected"),
-    [("", "unknown"), ("Apache License, Version 2.0", "other"), ("llama3.1", "llama3.1")],
-)
-def test_licences_that_the_hub_does_not_know_are_named_beside(
-    licence: str, expected: str, tmp_path: Path
-) -> None:
-    store = LogitStore.create(tmp_path / "store", make_manifest(model='a "quoted": teacher | x'))
-    store.commit_unit("u", 0, [make_sequence("a")], seconds=0, worker="w")
-    publish_store(store, Objects(tmp_path / "public"), CardSettings(licence=licence))
-    data = DatasetCard.load(tmp_path / "public/README.md").data.to_dict()
-    assert data["license"] == expected
-    assert data.get("license_name") == (licence if expected == "other" else None)
-    assert data["pretty_name"] == 'Labels of a "quoted": teacher | x'
 
 
 def test_what_was_interrupted_is_refused_and_goes_on(

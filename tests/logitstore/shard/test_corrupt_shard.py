@@ -1,63 +1,31 @@
-"""Every way a shard or codebook file can be bad ends in one of the format's errors, never in anything else."""
+"""Every way the columns of a shard can be bad end in one of the format's errors, never in anything else."""
 
 import contextlib
 import io
 import struct
 import zlib
-from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitstore.codec.bytecodes import encode_integers
-from logitstore.codec.codebooks import MAGIC, CodebookSet
-from logitstore.codec.streams import pack
-from logitstore.errors import CorruptShardError, InvalidLabelsError, UnsupportedFormatError
-from logitstore.shard.arrow_file import ArrowFile
+from logitstore.errors import CorruptShardError, UnsupportedFormatError
 from logitstore.shard.reader import ShardReader
-from logitstore.shard.sequence_columns import BlockLayout
 from logitstore.shard.writer import write_shard
-from tests.golden.v1.make_golden import FOLDER, golden_sequences
 from tests.logitstore.capture import load_capture
-
-SPEC = golden_sequences("gap_f16")[0]
-SHARD = (FOLDER / "gap_f16.arrow").read_bytes()
-CODEBOOKS = (FOLDER / "codebooks.bin").read_bytes()
-BOOKS = CodebookSet.from_bytes(CODEBOOKS)
-REFUSED = (CorruptShardError, UnsupportedFormatError)
-
-
-def read_all(data, *, verify_checksums=True):
-    reader = ShardReader(io.BytesIO(data), SPEC, BOOKS, verify_checksums=verify_checksums)
-    return list(reader.iter_sequences())
-
-
-def rewritten(change, data=SHARD, metadata=None):
-    """The shard with its columns (and metadata) changed and written by a general Arrow writer."""
-    reader = pa.ipc.open_file(io.BytesIO(data))
-    values = {name: reader.get_batch(0).column(name)[0].as_py() for name in reader.schema.names}
-    change(values)
-    schema = reader.schema.with_metadata({**reader.schema.metadata, **(metadata or {})})
-    arrays = [pa.array([values[name]], field.type) for name, field in zip(schema.names, schema, strict=True)]
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return sink.getvalue()
-
-
-def streams(packed, count):
-    """Raw streams of a packed column."""
-    sizes = struct.unpack_from(f"<{2 * count}I", packed)
-    at, found = 8 * count, []
-    for raw, stored in zip(sizes[::2], sizes[1::2], strict=True):
-        data = packed[at : at + stored]
-        at += stored
-        found.append(np.frombuffer(data if raw == stored else zstandard.decompress(data), np.uint8).copy())
-    return found
+from tests.logitstore.shard.damaged import (
+    BOOKS,
+    REFUSED,
+    SHARD,
+    SPEC,
+    read_all,
+    rewritten,
+    set_all,
+    with_streams,
+    zeros,
+)
 
 
 def test_the_untouched_shard_is_read():
@@ -120,14 +88,6 @@ def test_numbers_in_metadata_are_compared_as_numbers():
     """Another writer's JSON may have other spaces and no decimal points."""
     metadata = {b"temperatures": b"[1,2, 4.00]"}
     assert len(read_all(rewritten(lambda values: None, metadata=metadata))) == 3
-
-
-def with_streams(column, count, change):
-    def apply(values):
-        parts = streams(values[column], count)
-        values[column] = pack(change(parts) or parts)
-
-    return apply
 
 
 def set_first(value, stream=0, at=0):
@@ -213,14 +173,6 @@ BAD_COLUMNS = {
 }
 
 
-def zeros(size):
-    return np.zeros(size, np.uint8)
-
-
-def set_all(array, value):
-    return np.full(array.size, value, np.uint8)
-
-
 @pytest.mark.parametrize("name", sorted(BAD_COLUMNS))
 def test_bad_column(name):
     change, message = BAD_COLUMNS[name]
@@ -270,55 +222,6 @@ def test_duplicate_ids_are_found_by_the_deep_check():
         reader.check_block(0)
 
 
-def test_body_compression_is_refused():
-    reader = pa.ipc.open_file(io.BytesIO(SHARD))
-    sink = io.BytesIO()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_file(sink, reader.schema, options=options) as writer:
-        writer.write_batch(reader.get_batch(0))
-    with pytest.raises(CorruptShardError, match="body compression"):
-        read_all(sink.getvalue())
-
-
-def nullable_counts(fields):
-    return [field.with_nullable(True) if field.name == "counts" else field for field in fields]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        nullable_counts,
-        lambda fields: fields[:-1],
-        lambda fields: [*fields[:-2], fields[-1], fields[-2]],
-        lambda fields: [*fields, pa.field("sampled_ids", pa.binary(), nullable=False)],
-    ],
-    ids=["nullable", "one less", "another order", "one more"],
-)
-def test_columns_that_are_not_those_of_the_format(change):
-    reader = pa.ipc.open_file(io.BytesIO(SHARD))
-    fields = change(list(reader.schema))
-    held = set(reader.schema.names)
-    arrays = [
-        reader.get_batch(0).column(field.name) if field.name in held else pa.array([b""]) for field in fields
-    ]
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, pa.schema(fields, metadata=reader.schema.metadata)) as writer:
-        writer.write_batch(pa.record_batch(arrays, schema=pa.schema(fields)))
-    with pytest.raises(CorruptShardError, match="columns are not those of its format"):
-        read_all(sink.getvalue())
-
-
-def test_two_rows_in_a_batch_are_refused():
-    reader = pa.ipc.open_file(io.BytesIO(SHARD))
-    batch = reader.get_batch(0)
-    two = pa.Table.from_batches([batch, batch]).combine_chunks().to_batches()[0]
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, reader.schema) as writer:
-        writer.write_batch(two)
-    with pytest.raises(CorruptShardError, match="exactly one row"):
-        read_all(sink.getvalue())
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_fuzzed_shards_are_refused_or_read(data):
@@ -334,116 +237,6 @@ def test_fuzzed_shards_are_refused_or_read(data):
         read_all(bytes(damaged), verify_checksums=False)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_fuzzed_codebooks_are_refused_or_read(data):
-    damaged = bytearray(CODEBOOKS)
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(damaged) - 1))
-        damaged[at] = data.draw(st.integers(0, 255))
-    body = bytes(damaged[len(MAGIC) + 16 : -4])
-    damaged[-4:] = struct.pack("<I", zlib.crc32(body))
-    with contextlib.suppress(*REFUSED):
-        CodebookSet.from_bytes(bytes(damaged))
-
-
-@pytest.mark.parametrize("length", [0, 10, len(MAGIC), len(MAGIC) + 15, 200, len(CODEBOOKS) - 1])
-def test_truncated_codebooks(length):
-    with pytest.raises(REFUSED):
-        CodebookSet.from_bytes(CODEBOOKS[:length])
-
-
-def test_codebooks_of_another_vocabulary_are_refused():
-    with pytest.raises((CorruptShardError, InvalidLabelsError)):
-        ShardReader(io.BytesIO(SHARD), replace(SPEC, vocab_size=50_000), BOOKS)
-
-
-def with_offsets(column, buffer, offsets):
-    """The shard with an offsets buffer of a column overwritten in place, as no library would write it."""
-    header = ArrowFile(io.BytesIO(SHARD)).batch_header(0)
-    first = BlockLayout.of(SPEC, True).first_buffer[column]
-    at = header.body_offset + header.buffers[first + buffer][0]
-    data = bytearray(SHARD)
-    struct.pack_into(f"<{len(offsets)}i", data, at, *offsets)
-    return bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("column", "buffer", "offsets", "message"),
-    [
-        ("record_id", 3, [0, 10, 5, 29], "string offsets that fall"),
-        ("record_id", 3, [-4, 0, 5, 29], "string offsets that fall"),
-        ("record_id", 3, [0, 10, 29, 1 << 30], "string offsets that fall or leave"),
-        ("num_rows", 1, [3, 0], r"items 3\.\.0 of 3"),
-        ("num_rows", 1, [0, 1 << 30], r"items 0\.\.1073741824 of 3"),
-        ("tails", 1, [8, 4], r"offsets 8\.\.4"),
-        ("tails", 1, [0, 1 << 30], r"offsets 0\.\.1073741824"),
-    ],
-)
-def test_offsets_that_go_backwards_or_too_far(column, buffer, offsets, message):
-    with pytest.raises(CorruptShardError, match=message):
-        read_all(with_offsets(column, buffer, offsets), verify_checksums=False)
-
-
-@pytest.mark.parametrize("offset", [0, -(1 << 40), 1 << 40])
-def test_blocks_that_overlap_or_leave_the_file(offset):
-    """The footer keeps (offset i64, metadata bytes i32, padding, body bytes i64) of each record batch."""
-    data = bytearray(SHARD)
-    footer = len(data) - 10 - struct.unpack_from("<i", data, len(data) - 10)[0]
-    (block,) = ArrowFile(io.BytesIO(SHARD)).blocks
-    struct.pack_into("<q", data, data.index(struct.pack("<qi", *block[:2]), footer), offset)
-    with pytest.raises(CorruptShardError, match="outside the file or over the block before it"):
-        read_all(bytes(data))
-
-
-HEADER = ArrowFile(io.BytesIO(SHARD)).batch_header(0)
-((BLOCK, METADATA_BYTES, BODY_BYTES),) = ArrowFile(io.BytesIO(SHARD)).blocks
-FOOTER = len(SHARD) - 10 - struct.unpack_from("<i", SHARD, len(SHARD) - 10)[0]
-LAYOUT = BlockLayout.of(SPEC, True)
-FAR = 0xFFFFFFF0
-
-
-def at_buffer(column, buffer):
-    """Where the header keeps the (offset i64, length i64) of one buffer."""
-    found = HEADER.buffers[LAYOUT.first_buffer[column] + buffer]
-    return SHARD.index(struct.pack("<qq", *found), BLOCK)
-
-
-@pytest.mark.parametrize(
-    ("at", "form", "value", "message"),
-    [
-        (len(SHARD) - 10, "<i", len(SHARD), "footer claims"),
-        (len(SHARD) - 10, "<i", -1, "footer claims"),
-        (0, "<I", 0, "does not start as an Arrow IPC file"),
-        (12, "<i", 1 << 30, "schema cannot be read"),
-        (FOOTER, "<I", FAR, "footer cannot be parsed"),
-        (BLOCK, "<I", 0, "does not start with an Arrow message"),
-        (BLOCK + 4, "<i", METADATA_BYTES, "does not start with an Arrow message"),
-        (BLOCK + 8, "<I", FAR, "header of block 0 cannot be parsed"),
-        (SHARD.index(struct.pack("<qi", BLOCK, METADATA_BYTES), FOOTER) + 16, "<q", BODY_BYTES - 8, "footer says"),
-        (at_buffer("tails", 2), "<q", 1 << 40, "buffers outside its body"),
-        (at_buffer("tails", 2), "<q", BODY_BYTES - 1, "buffers outside its body"),
-        (at_buffer("num_rows", 3) + 8, "<q", 4, "too short for 3 integers"),
-        (SHARD.index(struct.pack("<I", LAYOUT.num_buffers), BLOCK), "<I", 7, "nodes and buffers of its schema"),
-        (HEADER.body_offset + HEADER.buffers[LAYOUT.first_buffer["record_id"] + 4][0], "<B", 255, "not UTF-8"),
-    ],
-)  # fmt: skip
-def test_framing_that_lies(at, form, value, message):
-    data = bytearray(SHARD)
-    struct.pack_into(form, data, at, value)
-    with pytest.raises(CorruptShardError, match=message):
-        read_all(bytes(data), verify_checksums=False)
-
-
-def test_dictionaries_are_refused():
-    sink = io.BytesIO()
-    table = pa.table({"a": pa.array(["x", "x"]).dictionary_encode()})
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    with pytest.raises(CorruptShardError, match="dictionaries"):
-        read_all(sink.getvalue())
-
-
 def test_a_label_that_refers_to_an_entry_that_is_not_there():
     spec, sequences = load_capture(4)
     buffer = io.BytesIO()
@@ -452,26 +245,3 @@ def test_a_label_that_refers_to_an_entry_that_is_not_there():
     reader = ShardReader(io.BytesIO(rewritten(change, buffer.getvalue())), spec, None)
     with pytest.raises(CorruptShardError, match="an entry that its row does not have"):
         reader.read_block(0)
-
-
-def codebook_file(sizes, listed=(), ranks=()):
-    parts = [encode_integers(np.array(values, np.int32), 128) for values in (listed, ranks)]
-    return MAGIC + struct.pack("<4I", *sizes) + pack(parts[0] + parts[1])
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (codebook_file((0, 0, 1, 0)), "vocabulary 0"),
-        (codebook_file((100, 101, 1, 0)), "101 listed ids"),
-        (codebook_file((100, 0, 257, 1)), "257 heads"),
-        (codebook_file((1 << 20, 0, 256, 1 << 15)), "outside the limits"),
-        (codebook_file((100, 2, 1, 0), [3, 100]), "beyond its vocabulary of 100"),
-        (codebook_file((100, 2, 1, 0), [3, 3]), "an id twice"),
-        (codebook_file((100, 0, 1, 2), [], [3, 100]), "beyond its vocabulary of 100"),
-        (codebook_file((100, 0, 1, 2), [], [3, 3]), "an id twice"),
-    ],
-)
-def test_each_bad_codebook_file_has_its_message(data, message):
-    with pytest.raises(CorruptShardError, match=message):
-        CodebookSet.from_bytes(data)

@@ -293,7 +293,7 @@ def test_the_list_shows_what_was_asked_and_not_the_template(tmp_path: Path) -> N
 def test_a_file_knows_what_it_leaves_out_and_all_of_the_text_that_it_holds(
     store: LogitStore, sequences: list[LabeledSequence], tmp_path: Path
 ) -> None:
-    """By these the page says how much is missing, and searches (test_viewer_browser.py)."""
+    """By these the page says how much is missing, and searches (browser/)."""
     page = tmp_path / "page.html"
     write_static_page(store.uri, page, max_sequences=3, selection=parse_selection("num_tokens > 28"))
     block = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)

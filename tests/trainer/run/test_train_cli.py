@@ -1,13 +1,8 @@
-"""The command from configuration to a saved student that transformers loads, and what it refuses."""
+"""The command from configuration to a saved student that transformers loads."""
 
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -21,7 +16,6 @@ from tests.trainer.run.conftest import VOCABULARY, settings
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
 from trainer.run.config import load_config
-from trainer.run.only_run import only_run
 from trainer.run.settings.data import parse_bytes
 
 
@@ -168,71 +162,6 @@ def test_plain_text_is_learned_beside_labels(config, tmp_path, capsys):
     )
 
 
-def test_evaluation_on_texts_alone_has_no_teacher_and_says_so(config, tmp_path, capsys):
-    """Which may train beside labels by a loss of its own, whatever loss.alpha is."""
-    fingerprint = LogitStore.open(tmp_path / "store").manifest.tokenizer.fingerprint
-    make_store(tmp_path / "texts", fingerprint=fingerprint, tokenizer_size=64, texts_alone=True, prefix="t")
-    stores = f'data.stores=[{{uri = "{tmp_path / "store"}"}}, {{uri = "{tmp_path / "texts"}", alpha = 0}}]'
-    given = settings(stores, "training.max_steps=2")
-    assert main(["run", str(config), "--json", *given]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["teacher"] is None
-    assert main(["eval", str(config), "--json", *given]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["teacher"] is None
-    assert "texts holds texts alone" in told.err
-    refused = settings(stores.replace("alpha = 0}", "alpha = 0.5}"), f"output.folder={tmp_path / 'other'}")
-    assert main(["run", str(config), "--quiet", *refused]) == 2
-    assert "texts holds texts alone and alpha = 0.5" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_finished_student_is_never_replaced_without_restart(config, tmp_path, capsys):
-    """Without training.save_steps it leaves no checkpoint, and it stood unguarded."""
-    text = config.read_text().replace("save_steps = 25\n", "").replace("max_steps = 60", "max_steps = 2")
-    config.write_text(text)
-    student = tmp_path / "run" / "model.safetensors"
-
-    def run(*words):
-        return main(["train", str(config), "--quiet", "--set", "evaluation.before=false", *words])
-
-    assert run() == 0
-    weights = student.read_bytes()
-    for setting, words in (
-        ("loss.temperature=2", "holds a student of a run with other settings (loss.temperature: 1.0 there"),
-        ("training.seed=5", "training.seed: 0 there, 5 now"),
-        ("training.max_steps=1", "holds a finished student of 2 steps"),
-        ("training.max_steps=9", "It left no checkpoint (training.save_steps)"),
-        ("training.batch_size=2", "training.batch_size: 4 there, 2 now"),
-    ):
-        assert run("--set", setting) == 2
-        assert words in (said := capsys.readouterr().err)
-        assert "--restart" in said
-    (tmp_path / "run" / "metrics.json").unlink()  # as in a run that was ended while it was done again
-    assert run("--set", "loss.alpha=0.5") == 2
-    (tmp_path / "run" / "train.json").unlink()
-    assert run() == 2
-    assert "holds a model, and no train.json says that this command made it" in capsys.readouterr().err
-    assert student.read_bytes() == weights
-    assert run("--restart", "--set", "training.seed=5") == 0
-    assert student.read_bytes() != weights
-
-
-def test_a_finished_run_over_other_ids_is_not_this_one(config, tmp_path, capsys):
-    """The file has the same name and names other records. Both parts of the store count their own."""
-    ids = tmp_path / "ids.txt"
-    ids.write_text("".join(f"r{number}\n" for number in range(40)))
-    uri = tmp_path / "store"
-    stores = f'data.stores=[{{uri = "{uri}", ids = "{ids}"}}, {{uri = "{uri}", without_ids = "{ids}"}}]'
-    given = settings(stores, "training.max_steps=1", "training.save_steps=null", "evaluation.before=false")
-    assert main(["run", str(config), "--json", *given]) == 0
-    told = json.loads(capsys.readouterr().out)["stores"]
-    assert [one["num_sequences"] + one["num_held_out"] for one in told] == [40, 20]
-    ids.write_text("".join(f"r{number}\n" for number in range(20, 60)))
-    assert main(["run", str(config), "--quiet", *given]) == 2
-    assert "made otherwise than now (the contents of data.stores, or of their ids)" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_what_is_saved_can_be_read_by_others_and_is_no_pickle(config, tmp_path):
     given = ["--set", "training.max_steps=2", "--set", "training.save_steps=1"]
@@ -287,78 +216,6 @@ def test_a_store_may_be_read_in_part(config, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_labels_beyond_the_limit_are_refused_before_training(config, tmp_path, capsys):
-    given = [
-        "--set",
-        "data.max_length=2",
-        "--set",
-        f'data.stores={{uri = "{tmp_path}/store", where = "prompt_length > 2"}}',
-    ]
-    assert main(["train", str(config), *given]) == 2
-    assert "label rows for training lie beyond max_length=2" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_attention_that_is_not_there_is_named(config, capsys):
-    assert main(["train", str(config), "--set", "student.attn_implementation=flash_attention_2"]) == 2
-    assert "student.attn_implementation = 'flash_attention_2'" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_best_checkpoint_is_saved_and_training_stops_early(config, tmp_path, capsys):
-    """The learning rate is so high that the student gets worse again."""
-    given = settings(
-        "training.max_steps=60",
-        "training.save_steps=2",
-        "training.learning_rate=1.0",
-        "training.schedule=constant",
-        "evaluation.steps=2",
-        "evaluation.best=kl",
-        "evaluation.patience=3",
-    )
-    assert main(["train", str(config), "--json", *given]) == 0
-    metrics = json.loads(capsys.readouterr().out)
-    assert metrics["num_steps"] < 60
-    state = json.loads(
-        max(
-            (tmp_path / "run" / "checkpoints").glob("*/trainer_state.json"),
-            key=lambda path: int(path.parent.name.rpartition("-")[2]),
-        ).read_text()
-    )
-    kls = [entry["eval_kl"] for entry in state["log_history"] if "eval_kl" in entry]
-    assert metrics["after"]["kl"] == pytest.approx(min(kls), rel=1e-4)
-    assert min(kls) < kls[-1]
-
-
-@pytest.mark.slow
-def test_evaluation_may_have_stores_of_its_own(config, tmp_path, capsys):
-    make_store(
-        tmp_path / "own",
-        (9,),
-        seed=8,
-        prefix="own",
-        fingerprint=tokenizer_fingerprint(VOCABULARY),
-        tokenizer_size=64,
-    )
-    given = settings(
-        "training.max_steps=2", "data.held_out_fraction=0", f"evaluation.stores={tmp_path / 'own'}"
-    )
-    assert main(["train", str(config), "--json", *given]) == 0
-    metrics = json.loads(capsys.readouterr().out)
-    assert metrics["after"]["num_sequences"] == 9
-    assert (metrics["stores"][0]["num_sequences"], metrics["stores"][0]["num_held_out"]) == (60, 0)
-    assert main(["eval", str(config), "--json", *given]) == 0
-    assert json.loads(capsys.readouterr().out)["num_sequences"] == 9
-    # Figures on what the store held before are not those of the store.
-    shutil.rmtree(tmp_path / "own")
-    make_store(
-        tmp_path / "own", (7,), fingerprint=tokenizer_fingerprint(VOCABULARY), tokenizer_size=64, prefix="own"
-    )
-    assert main(["train", str(config), "--json", *given]) == 2
-    assert "made otherwise than now (the contents of evaluation.stores, or of" in capsys.readouterr().err
-
-
-@pytest.mark.slow
 def test_optimizer_schedule_and_warm_up_reach_the_trainer(config, capsys):
     given = settings(
         "training.max_steps=8",
@@ -403,92 +260,11 @@ def test_half_precision_is_tried_without_a_gpu_too(config, capsys):
     assert json.loads(capsys.readouterr().out)["num_steps"] == 2
 
 
-@pytest.mark.slow
-def test_a_store_that_does_not_fit_the_student_is_refused(config, tmp_path, capsys):
-    make_store(tmp_path / "foreign", (10,), fingerprint="sha256:" + "0" * 64, tokenizer_size=64)
-    assert main(["train", str(config), "--quiet", "--set", f"data.stores={tmp_path / 'foreign'}"]) == 2
-    assert "the same id is another token" in capsys.readouterr().err
-    assert main(["train", str(config), "--quiet", "--set", "loss.temperature=0.5"]) == 2
-    assert "choose one from there on, label again with it" in capsys.readouterr().err
-    assert main(["train", str(config), "--quiet", "--set", "data.stores=nowhere"]) == 2
-    assert "nowhere" in capsys.readouterr().err
-    assert main(["train", str(config), "--quiet", "--set", "data.top_k=9"]) == 2
-    assert "top_k=9 must lie in 1..8" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_an_output_below_a_file_is_refused_in_one_line(config, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    below = tmp_path / "file" / "run"
-    assert main(["run", str(config), "--quiet", "--set", f"output.folder={below}"]) == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    (line,) = [line for line in told.splitlines() if "error:" in line]
-    assert line.startswith("penumbra train: error: ")
-    assert str(tmp_path / "file") in line
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_a_training_is_one_line(config, tmp_path):
-    command = [sys.executable, "-P", "-m", "logitstore.common.penumbra", "train", "run", str(config)]
-    command += ["--quiet", "--set", "training.max_steps=100000"]
-    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*")):
-            assert training.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        training.send_signal(signal.SIGINT)
-        _, told = training.communicate(timeout=60)
-    finally:
-        training.kill()
-    assert training.returncode == 130
-    assert "Traceback" not in told
-    assert "penumbra train: interrupted; the same command goes on" in told
-
-
-def test_a_second_run_into_the_same_folder_is_refused_while_the_first_is_at_work(config, tmp_path, capsys):
-    with only_run(tmp_path / "run"):
-        assert main(["run", str(config), "--quiet"]) == 5
-    assert f"another process trains into {tmp_path / 'run'}; wait" in capsys.readouterr().err
-    assert not list((tmp_path / "run").iterdir())
-    with only_run(tmp_path / "run"):
-        pass  # the lock ended with the first
-
-
 def test_dry_run_prints_every_setting(config, capsys):
     assert main(["train", str(config), "--dry-run", "--set", "data.cache_limit=20gb"]) == 0
     settings = json.loads(capsys.readouterr().out)
     assert settings["data"]["cache_limit"] == 20 * 10**9
     assert settings["data"]["stores"][0]["weight"] == 1.0
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("loss.alpha=1.5", "loss.alpha = 1.5"),
-        ("output.folder=", "output.folder = '': it names no folder"),
-        ("loss.alhpa=0.5", "loss.alhpa is not a setting"),
-        ("student.model=x", "give exactly one of student.model"),
-        ("student.small.hidden_size=33", "hidden_size=33 must be a multiple of num_heads=2"),
-        ("data.cache_limit=many", "'many' is not a size"),
-        ("alpha", "must look like section.key=value"),
-        ("loss.beta=0.5 loss.divergence=total_variation", "loss: beta=0.5 means nothing to divergence"),
-        ("loss.divergence=sampled", "loss.divergence = 'sampled'"),
-        ("student.lora.rank=4", "remove student.lora, or start from student.model"),
-        ("data.held_out_fraction=0", "leaves nothing to evaluate on; raise it, or give evaluation.stores"),
-        ("evaluation.best=kl", "needs evaluation.steps (now None)"),
-        ("evaluation.patience=2", "needs evaluation.best"),
-        ("training.warmup_steps=3 training.warmup_ratio=0.1", "say the same thing"),
-        ("student.small=null", "give exactly one of student.model"),
-    ],
-)
-def test_a_wrong_setting_is_named_with_its_rule(config, override, words, capsys):
-    overrides = [word for setting in override.split() for word in ("--set", setting)]
-    assert main(["train", str(config), *overrides]) == 2
-    assert words in capsys.readouterr().err
 
 
 def test_secrets_are_not_in_the_saved_settings(config):
@@ -526,27 +302,3 @@ def test_stdout_is_the_metrics_alone_and_stderr_tells_the_steps(config, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split(":")[0] for line in lines] == ["step 1/4", "step 2/4", "step 4/4"]
     assert re.search(r"loss \d+\.\d{3}, distillation \d+\.\d{3}, .*top-1 agreement \d+\.\d%", lines[-1])
-
-
-def test_what_a_killed_start_left_of_its_files_is_removed(config, tmp_path):
-    """They would go to the Hub with the student."""
-    (tmp_path / "run").mkdir()
-    left = [tmp_path / "run" / name for name in (".before.json.0a1b.part", "snapshots.npzq1_w.tmp")]
-    for path in left:
-        path.write_text("half")
-    assert main(["run", str(config), "--quiet", *settings("training.max_steps=1")]) == 0
-    assert [path for path in left if path.exists()] == []
-
-
-@pytest.mark.filterwarnings("ignore:.*are cut off")
-def test_an_evaluation_ends_where_the_students_context_does(config, capsys):
-    """As the run's own: a student says nonsense beyond it, and the teacher is judged on the same rows."""
-    given = settings("student.small.max_positions=10", "training.max_steps=2")
-    assert main(["run", str(config), "--json", *given]) == 0
-    trained = json.loads(capsys.readouterr().out)
-    assert main(["eval", str(config), "--json", *given]) == 0
-    found = json.loads(capsys.readouterr().out)
-    for name in ("num_rows", "kl", "cross_entropy", "accuracy"):
-        assert found[name] == pytest.approx(trained["after"][name], rel=1e-5), name
-    assert found["num_rows"] == found["teacher"]["num_rows"] == trained["teacher"]["num_rows"]
-    assert found["teacher"] == trained["teacher"]

@@ -20,8 +20,8 @@ from labeler.prompting.tokenization import load_tokenizer
 from labeler.worker.segmenting import Segmenter, with_segments
 from logitstore.records import SEGMENT_NAMES
 from tests.labeler import engines
+from tests.labeler.planning.conversations import CHAT, TOOL_CHAT, TOOLS
 from tests.labeler.planning.templates import TEMPLATES
-from tests.labeler.planning.test_chat_templates import CHAT, TOOL_CHAT, TOOLS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600), engines.needs_model]
 
