@@ -238,7 +238,7 @@ def _judged(
                 key = (sequence.record_id, sequence.sample_index)
                 if key in known:
                     continue
-                prompt, answer = prompt_and_answer(sequence.token_ids_T, sequence.prompt_length, texts)
+                prompt, answer = prompt_and_answer(sequence, texts)
                 reasoning, rest = reasoning_apart(prompt, answer)
                 reply = program.ask(
                     {

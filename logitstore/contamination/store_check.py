@@ -16,7 +16,7 @@ from logitstore.contamination.evaluation_sets import (
 )
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser
-from logitstore.exchange.texts import render_of, text_of
+from logitstore.exchange.texts import last_answer_start, render_of, text_of
 from logitstore.inputs.json_text import json_text
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Progress
@@ -111,7 +111,7 @@ class _Counted:
                 continue
             before = sequence.record_id
             self.num_records += 1
-            ids = sequence.token_ids_T[: sequence.prompt_length or None].tolist()
+            ids = sequence.token_ids_T[: last_answer_start(sequence) or None].tolist()
             text = _words_of_user(ids, self._texts, parser)
             yield (sequence.record_id, text), text
 

@@ -19,6 +19,8 @@ SYSTEM, USER, ANSWER, NEXT = "Qsystemq", "Quserq", "Qanswerq", "Qnextq"
 """Contents whose places show what the template puts around contents."""
 THINK, THINK_END = "<think>", "</think>"
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
+"""What templates write at the borders of turns: <|im_start|>, </s>, [INST]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,13 @@ class PromptParser:
 
     def __init__(self, render: Render) -> None:
         self._render = render
-        self._frame = _frame_of(render)
+        self._frame = frame = _frame_of(render)
+        around = (frame.start, frame.system_start or "", frame.system_end, frame.user_end, frame.answer_end)
+        self._markers = {name for text in around for name in _MARKER.findall(text)} - {THINK, THINK_END}
 
     def messages(self, prompt: str) -> list[Message] | None:
-        """The messages that render to exactly this prompt; None where none were found."""
+        """The messages that render to exactly this prompt; None where none were found, or where a content
+        would hold the markers of a turn: those of a role that is not told apart, a tool's say."""
         frame = self._frame
         if not prompt.endswith(frame.prompt_end):
             return None
@@ -79,6 +84,8 @@ class PromptParser:
             text = rest
 
     def _is_same(self, messages: Sequence[Message], prompt: str) -> bool:
+        if any(marker in message["content"] for message in messages for marker in self._markers):
+            return False
         try:
             return self._render(messages, True) == prompt
         except UnsupportedInputError:

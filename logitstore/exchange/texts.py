@@ -15,7 +15,7 @@ import numpy as np
 from logitstore.common.whole_file import check_replaceable
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, Render, reasoning_apart, renderer
-from logitstore.records import LabeledSequence
+from logitstore.records import LabeledSequence, Segment
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import files_in, read_file, stored_tokenizer
@@ -37,7 +37,7 @@ def export_texts(
 ) -> tuple[int, int]:
     """Write the selected sequences; how many were written and how many are no such text and left out.
 
-    "messages": {"id", "messages", "finish_reason", "flags"}, the answer last, its reasoning apart as
+    "messages": {"id", "messages", "finish_reason", "flags"}, the answer last, reasoning apart as
     `reasoning_content`. "prompt-completion": {"id", "prompt", "completion", ...}, word for word as the
     teacher had them but for the tokens that end a response.
 
@@ -78,7 +78,7 @@ RecordOf = Callable[[LabeledSequence], dict[str, Any] | None]
 
 def _pair_record(texts: TokenTexts) -> RecordOf:
     def record(sequence: LabeledSequence) -> dict[str, Any] | None:
-        prompt, answer = prompt_and_answer(sequence.token_ids_T, sequence.prompt_length, texts)
+        prompt, answer = prompt_and_answer(sequence, texts)
         return {**_head(sequence), "prompt": prompt, "completion": answer}
 
     return record
@@ -89,17 +89,20 @@ def _messages_record(store: LogitStore, texts: TokenTexts) -> RecordOf:
     parser = None if render is None else PromptParser(render)
 
     def record(sequence: LabeledSequence) -> dict[str, Any] | None:
-        prompt, answer = prompt_and_answer(sequence.token_ids_T, sequence.prompt_length, texts)
+        prompt, answer = prompt_and_answer(sequence, texts)
         messages = [{"role": "user", "content": prompt}] if parser is None else parser.messages(prompt)
         if not messages or not prompt:
             return None
-        reasoning, content = reasoning_apart(prompt, answer)
-        last = {"role": "assistant", "content": content}
-        if reasoning is not None:
-            last["reasoning_content"] = reasoning
-        return {**_head(sequence), "messages": [*messages, last]}
+        earlier = [_answer("", one["content"]) if one["role"] == "assistant" else one for one in messages]
+        return {**_head(sequence), "messages": [*earlier, _answer(prompt, answer)]}
 
     return record
+
+
+def _answer(prompt: str, text: str) -> dict[str, str]:
+    reasoning, content = reasoning_apart(prompt, text)
+    message = {"role": "assistant", "content": content}
+    return message if reasoning is None else message | {"reasoning_content": reasoning}
 
 
 def _head(sequence: LabeledSequence) -> dict[str, Any]:
@@ -107,14 +110,31 @@ def _head(sequence: LabeledSequence) -> dict[str, Any]:
     return {"id": name, "finish_reason": sequence.finish_reason, "flags": list(sequence.flags)}
 
 
-def prompt_and_answer(token_ids_T: np.ndarray, prompt_length: int, texts: TokenTexts) -> tuple[str, str]:
-    """The text of both, without the markers that end the answer."""
+def prompt_and_answer(sequence: LabeledSequence, texts: TokenTexts) -> tuple[str, str]:
+    """The text up to the last answer, and the answer without the markers that end it."""
+    return texts_around(sequence.token_ids_T, last_answer_start(sequence), texts)
+
+
+def texts_around(token_ids_T: np.ndarray, start: int, texts: TokenTexts) -> tuple[str, str]:
+    """The text before `start` and the text from there on, without the markers that end it."""
     ids = token_ids_T.tolist()
     end = len(ids)
-    while end > prompt_length and texts.is_special(ids[end - 1]):
+    while end > start and texts.is_special(ids[end - 1]):
         end -= 1
-    prompt, answer = ids[:prompt_length], ids[prompt_length:end]
-    return text_of(prompt, texts), text_of(answer, texts)
+    return text_of(ids[:start], texts), text_of(ids[start:end], texts)
+
+
+def last_answer_start(sequence: LabeledSequence) -> int:
+    """Where the last of a sequence's answers begins: behind the prompt, but for a conversation of which
+    several turns are labeled (`labels.turns = "all"`), whose segments or loss mask tell them apart."""
+    if sequence.segments_T is not None:
+        counts_T = sequence.segments_T != Segment.CONTEXT
+    else:
+        counts_T = np.zeros(len(sequence.token_ids_T), bool)
+        mask_N = sequence.loss_mask_N[: len(counts_T) - sequence.label_start]
+        counts_T[sequence.label_start : sequence.label_start + len(mask_N)] = mask_N
+    starts = np.flatnonzero(counts_T & ~np.concatenate([[False], counts_T[:-1]]))
+    return max(int(starts[-1]), sequence.prompt_length) if len(starts) > 1 else sequence.prompt_length
 
 
 def text_of(token_ids: list[int], texts: TokenTexts) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from logitstore.errors import StoreError
 from logitstore.exchange.chat_text import PromptParser
-from logitstore.exchange.texts import prompt_and_answer, render_of
+from logitstore.exchange.texts import render_of, texts_around
 from logitstore.store import LogitStore
 from logitstore.viewer.tokens import TokenTexts, visible
 
@@ -39,7 +39,7 @@ class Conversations:
             self._parser = None
 
     def of(self, token_ids_T: np.ndarray, prompt_length: int) -> Conversation:
-        prompt, answer = prompt_and_answer(token_ids_T, prompt_length, self._texts)
+        prompt, answer = texts_around(token_ids_T, prompt_length, self._texts)
         messages = None if self._parser is None else self._parser.messages(prompt)
         asked = [message["content"] for message in messages or () if message["role"] == "user"]
         return Conversation(_short(asked[0] if asked else prompt), _short(answer), len(asked))

@@ -9,7 +9,7 @@ from pathlib import Path
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart
-from logitstore.exchange.texts import prompt_and_answer, render_of, text_of
+from logitstore.exchange.texts import last_answer_start, prompt_and_answer, render_of, text_of
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from logitstore.viewer.tokenizer_choice import choose_texts
@@ -104,10 +104,10 @@ def _parser_of(store: LogitStore, folder: Path | None) -> PromptParser | None:
 
 
 def _text_of(sequence: LabeledSequence, texts: TokenTexts, parser: PromptParser | None) -> StoredText:
-    prompt, answer = prompt_and_answer(sequence.token_ids_T, sequence.prompt_length, texts)
+    prompt, answer = prompt_and_answer(sequence, texts)
     messages = parser.messages(prompt) if parser is not None and prompt else None
     if not messages:
-        ids = sequence.token_ids_T[: sequence.prompt_length or None].tolist()
+        ids = sequence.token_ids_T[: last_answer_start(sequence) or None].tolist()
         bare = text_of([one for one in ids if not texts.is_special(one)], texts)
         messages = [{"role": "user", "content": bare}]
     return StoredText(messages, reasoning_apart(prompt, answer)[1], sequence.finish_reason == "length")

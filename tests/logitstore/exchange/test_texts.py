@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart, renderer
 from logitstore.exchange.texts import export_texts
-from logitstore.manifest.fields import LabelSpec
-from logitstore.records import LabeledSequence
+from logitstore.manifest.fields import SEGMENTS, LabelSpec
+from logitstore.records import LabeledSequence, Segment
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
 from tests.trainer.stores import label_rows, manifest
@@ -136,6 +137,48 @@ def test_conversations_are_read_by_datasets(
     assert without_none(rows[0]["messages"]) == [USER, answer]
     cut = {"role": "assistant", "content": "", "reasoning_content": "Never closed"}
     assert without_none(rows[1]["messages"]) == [SYSTEM, USER, ANSWER, NEXT, cut]
+
+
+@pytest.mark.parametrize("told_by", ["segments", "loss mask"])
+def test_a_conversation_with_all_turns_labeled_is_taken_apart(
+    told_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer was all that follows the first prompt, other turns and their markers included."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    render = renderer(CHATML, {}, {})
+    thought = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nSo."}
+    prompt, whole = render([USER], True), render([USER, thought, NEXT, ANSWER], False).removesuffix("\n")
+    base = store_of(tmp_path / "base", [(prompt, whole.removeprefix(prompt))], CHATML)
+    (one,) = base.iter_sequences()
+    counts_T = np.zeros(len(one.token_ids_T), bool)
+    second = len(byte_tokenizer().encode(render([USER, thought, NEXT], True)).ids)
+    counts_T[one.prompt_length : len(byte_tokenizer().encode(render([USER, thought], False)).ids) - 1] = True
+    counts_T[second:] = True
+    segments_T = np.where(counts_T, Segment.ANSWER, Segment.CONTEXT).astype(np.uint8)
+    one = replace(one, loss_mask_N=counts_T[one.label_start :])
+    spec, features = base.manifest.labels, base.manifest.features
+    if told_by == "segments":
+        one = replace(one, segments_T=segments_T)
+        spec, features = replace(spec, extra_columns=(SEGMENTS,)), (*features, SEGMENTS)
+    store = LogitStore.create(tmp_path / "all", replace(base.manifest, labels=spec, features=features))
+    store.commit_unit("u", 0, [one], seconds=0.0, worker="w")
+    files = {"tokenizer.json": byte_tokenizer().to_str().encode(), "chat_template.jinja": CHATML.encode()}
+    put_tokenizer(store.objects, files)
+    assert export_texts(store, tmp_path / "m.jsonl", "messages") == (1, 0)
+    first = {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}
+    messages = without_none(load("json", tmp_path / "m.jsonl")[0]["messages"])
+    assert messages == [USER, first, NEXT, ANSWER]
+    assert export_texts(store, tmp_path / "p.jsonl", "prompt-completion") == (1, 0)
+    (pair,) = load("json", tmp_path / "p.jsonl")
+    assert (pair["prompt"], pair["completion"]) == (render([USER, thought, NEXT], True), "So.")
+
+
+def test_a_tools_turn_is_no_part_of_the_users_words() -> None:
+    """All of a tool's turn, markers too, was taken for one message of the user, since it renders the same."""
+    parser = PromptParser(renderer(CHATML, {}, {}))
+    tool = {"role": "tool", "content": "21"}
+    assert parser.messages(renderer(CHATML, {}, {})([USER, ANSWER, tool], True)) is None
+    assert parser.messages(renderer(CHATML, {}, {})([USER, ANSWER, NEXT], True)) == [USER, ANSWER, NEXT]
 
 
 def test_pairs_are_word_for_word(store: LogitStore, tmp_path: Path) -> None:
