@@ -31,8 +31,19 @@ NUM_LOOKED_AT = 20
 BORDER_IDS = 4
 MAX_SHOWN = 600
 MAX_FIELDS = 20
-SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Settings of `[sampling]` that a generation_config.json has under the same name."""
+SETTING_OF_ADVICE = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+}
+"""Settings of `[sampling]` by their names in a generation_config.json, of which vLLM itself takes all but the
+last where nothing else is asked for."""
 
 
 def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) -> tuple[str, ...]:
@@ -104,9 +115,9 @@ def _unused_sampling(job: JobConfig) -> list[str]:
         return []
     own = model_file(job.teacher, "generation_config.json") or {}
     others = [
-        f"{name} = {own[name]:g} (sampling.{name} = {getattr(job.sampling, name):g})"
-        for name in SAMPLING_NAMES
-        if isinstance(own.get(name), int | float) and own[name] != getattr(job.sampling, name)
+        f"{name} = {own[name]:g} (sampling.{setting} = {getattr(job.sampling, setting):g})"
+        for name, setting in SETTING_OF_ADVICE.items()
+        if isinstance(own.get(name), int | float) and own[name] != getattr(job.sampling, setting)
     ]
     return [f"of the model's generation_config.json is not used: {', '.join(others)}"] if others else []
 

@@ -278,6 +278,7 @@ def test_the_dry_run_says_what_it_leaves_out_of_the_models_own_sampling_and_of_t
         if path.name != "generation_config.json":
             (model / path.name).symlink_to(path.resolve())
     own = {"temperature": 0.6, "top_p": 1.0, "top_k": 20, "do_sample": True}
+    own |= {"presence_penalty": 1.5, "max_new_tokens": 2048, "min_new_tokens": None}
     (model / "generation_config.json").write_text(json.dumps(own))
     (tmp_path / "dated.jinja").write_text(TEMPLATES["dated"])
     (tmp_path / "in.jsonl").write_text('{"prompt": "q"}\n')
@@ -287,10 +288,16 @@ def test_the_dry_run_says_what_it_leaves_out_of_the_models_own_sampling_and_of_t
     arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "generation_config.json is not used: temperature = 0.6 (sampling.temperature = 1)\n" in said
+    advice = (
+        "temperature = 0.6 (sampling.temperature = 1), presence_penalty = 1.5 (sampling.presence_penalty "
+    )
+    advice += "= 0), max_new_tokens = 2048 (sampling.max_tokens = 512)\n"
+    assert f"generation_config.json is not used: {advice}" in said
     assert "WARNING: the chat template reads the clock" in said
     dated = ("--set", "input.chat_template_kwargs={date_string='1 Jan 2026'}")
-    assert main([*arguments, *dated, "--set", "sampling.temperature=0.6"]) == 0
+    followed = ("temperature=0.6", "presence_penalty=1.5", "max_tokens=2048")
+    sets = [part for setting in followed for part in ("--set", f"sampling.{setting}")]
+    assert main([*arguments, *dated, *sets]) == 0
     said = capsys.readouterr().out
     assert "not used" not in said
     assert "the clock" not in said
