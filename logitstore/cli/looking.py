@@ -8,7 +8,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 
 from logitstore.cli import context
 from logitstore.cli.contamination import (
@@ -33,6 +32,7 @@ from logitstore.inputs.proofs import read_proofs
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
 from logitstore.objects.opening import ObjectInfo
+from logitstore.shard.assembling import BlockSequences
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings
 from logitstore.tools.garbage import repair
@@ -131,12 +131,23 @@ def cat(args: argparse.Namespace) -> int:
     left = args.limit
     for store in stores:
         schema = table_schema(store.manifest)
-        for some in bounded_groups(islice(selection.sequences(store, top_k=args.top_k), left)):
+        for some in bounded_groups(_first(selection.blocks(store, top_k=args.top_k), left)):
             sys.stdout.write(json_lines(some, schema).decode())
-            left = None if left is None else left - len(some)
+            left = None if left is None else left - sum(map(len, some))
     if left is None or left > 0:  # else not every sequence was looked at
         warn_of_unmet("cat", selection)
     return context.OK
+
+
+def _first(blocks: Iterator[BlockSequences], count: int | None) -> Iterator[BlockSequences]:
+    """The first `count` sequences, in blocks; None for all."""
+    for block in blocks:
+        if count is not None and count <= len(block):
+            if count:
+                yield block.slice(0, count)
+            return
+        yield block
+        count = None if count is None else count - len(block)
 
 
 def _bytes_text(infos: list[ObjectInfo]) -> str:

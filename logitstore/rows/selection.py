@@ -30,6 +30,7 @@ from logitstore.rows.conditions import (
     unit_columns,
 )
 from logitstore.rows.unmet import Unmet
+from logitstore.shard.assembling import BlockSequences
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 
@@ -111,6 +112,11 @@ class Selection:
         for part in self.parts(store):
             yield from self.of_part(store, part, top_k=top_k)
 
+    def blocks(self, store: LogitStore, *, top_k: int | None = None) -> Iterator[BlockSequences]:
+        """The selected sequences in the store's order, as columns."""
+        for part in self.parts(store):
+            yield from self.blocks_of_part(store, part, top_k=top_k)
+
     def names(self, store: LogitStore) -> Iterator[tuple[str, int]]:
         """Record id and sample of the selected sequences, in the store's order; no labels are read."""
         with ThreadPoolExecutor(NAMING_THREADS) as pool:
@@ -140,7 +146,18 @@ class Selection:
     ) -> Iterator[LabeledSequence]:
         """The selected sequences of one shard."""
         with store.open_shard(part.entry) as reader:
-            yield from self._of_shard(reader, part, top_k)
+            for index, kept_S in self._wanted(reader, part):
+                sequences = reader.read_block(index, top_k=top_k)
+                yield from sequences if kept_S is None else compress(sequences, kept_S)
+
+    def blocks_of_part(
+        self, store: LogitStore, part: ShardPart, *, top_k: int | None = None
+    ) -> Iterator[BlockSequences]:
+        """The selected sequences of one shard, as columns."""
+        with store.open_shard(part.entry) as reader:
+            for index, kept_S in self._wanted(reader, part):
+                block = reader.read_columns(index, top_k=top_k)
+                yield block if kept_S is None else block.filter(kept_S)
 
     def count_about(self, store: LogitStore, parts: Sequence[ShardPart], what: Measure) -> int:
         """Label rows or tokens of the selected sequences, by their share in COUNTED_SHARDS of the shards.
@@ -169,15 +186,15 @@ class Selection:
             return None
         return store.lookup().shards_with(sorted(min(named, key=len)))
 
-    def _of_shard(self, reader: ShardReader, part: ShardPart, top_k: int | None) -> Iterator[LabeledSequence]:
+    def _wanted(self, reader: ShardReader, part: ShardPart) -> Iterator[tuple[int, np.ndarray | None]]:
+        """The blocks that hold selected sequences, and which they are, bool [S]; None where all."""
         if self.takes_all:
-            yield from reader.iter_sequences(top_k=top_k)
+            yield from ((index, None) for index in range(reader.num_blocks))
             return
-        for block in part.blocks(reader):
-            kept_S = self.kept(Block(reader, block), part.entry)
+        for index in part.blocks(reader):
+            kept_S = self.kept(Block(reader, index), part.entry)
             if kept_S.any():
-                sequences = reader.read_block(block, top_k=top_k)
-                yield from (sequences[place] for place in np.flatnonzero(kept_S))
+                yield index, None if kept_S.all() else kept_S
 
     def _outcome(self, columns: Columns, size: int) -> Outcome:
         return Joined(self.conditions, every=True).outcome(columns, size)

@@ -21,7 +21,7 @@ from logitstore.errors import InvalidLabelsError, UnsafeObjectError, Unsupported
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, Segment
 from logitstore.shard.arrow_file import ArrowFile, BatchHeader
-from logitstore.shard.assembling import sequences_of
+from logitstore.shard.assembling import BlockSequences
 from logitstore.shard.living import LivingSequences
 from logitstore.shard.metadata import check_schema
 from logitstore.shard.schema import (
@@ -112,11 +112,23 @@ class ShardReader:
         return plain if kept is None else plain.filter(kept)
 
     def read_block(self, index: int, *, top_k: int | None = None) -> list[LabeledSequence]:
-        """The sequences of one block, with the first `top_k` entries of their rows.
+        """The sequences of one block, as `read_columns` has them; their arrays are views of the block's."""
+        sequences = self._read(index, top_k).sequences()
+        kept = self._kept(index)
+        return sequences if kept is None else list(compress(sequences, kept))
 
-        Arrays of the sequences are views of the block's. For a prefix the tail masses are those of the
-        prefix (FORMAT.md says how exact), and the rank groups beyond it are not fetched.
+    def read_columns(self, index: int, *, top_k: int | None = None) -> BlockSequences:
+        """The sequences of one block as whole columns, with the first `top_k` entries of their rows.
+
+        For a prefix the tail masses are those of the prefix (FORMAT.md says how exact), and the rank groups
+        beyond it are not fetched.
         """
+        block = self._read(index, top_k)
+        kept = self._kept(index)
+        return block if kept is None else block.filter(kept)
+
+    def _read(self, index: int, top_k: int | None) -> BlockSequences:
+        """A block with its deleted sequences."""
         if not 0 <= index < self.num_blocks:
             raise IndexError(f"block {index} of {self.num_blocks}")
         top_k = self._labels.top_k if top_k is None else min(top_k, self._labels.top_k)
@@ -137,9 +149,7 @@ class ShardReader:
         buffers = self._buffers(index, wanted)
         plain = self._checked_plain(index, buffers)
         self._check_room(index, int(plain.num_rows.sum()))
-        sequences = self._decode(plain, {name: buffers.packed(name) for name in wanted}, top_k)
-        kept = self._kept(index)
-        return sequences if kept is None else list(compress(sequences, kept))
+        return self._decode(plain, {name: buffers.packed(name) for name in wanted}, top_k)
 
     def _check_room(self, index: int, num_rows: int) -> None:
         entries = num_rows * self._labels.top_k
@@ -269,9 +279,7 @@ class ShardReader:
     def _buffers(self, index: int, names: Sequence[str]) -> BlockBuffers:
         return BlockBuffers(self._arrow, self._header(index), self._layout, names)
 
-    def _decode(
-        self, plain: PlainColumns, columns: dict[str, memoryview], top_k: int
-    ) -> list[LabeledSequence]:
+    def _decode(self, plain: PlainColumns, columns: dict[str, memoryview], top_k: int) -> BlockSequences:
         num_rows, num_tokens = int(plain.num_rows.sum()), int(plain.num_tokens.sum())
         mask = Unpacker(columns["loss_mask"], 1, "loss_mask", verify_checksum=self._verify)
         mask_N = np.unpackbits(mask.take((num_rows + 7) // 8), count=num_rows).view(bool)
@@ -280,4 +288,4 @@ class ShardReader:
         token_ids_T = take_planes(tokens, num_tokens, loops).view(np.int32)
         rows = self._codec.decode(columns, num_rows, top_k, loops, verify_checksums=self._verify)
         prompts, segments = self._student_prompts(columns, plain), self._segments(columns, plain)
-        return sequences_of(plain, token_ids_T, rows, mask_N, prompts, segments)
+        return BlockSequences(plain, token_ids_T, rows, mask_N, prompts, segments)

@@ -12,64 +12,99 @@ import numpy as np
 import pyarrow as pa
 
 from logitstore.exchange.tables.columns import SEGMENTS_OF_TOKENS, STUDENT_PROMPT
-from logitstore.records import LabeledSequence, LabelRows
+from logitstore.records import LabelRows
+from logitstore.shard.assembling import BlockSequences
+from logitstore.shard.sequence_columns import to_flags
 
 MAX_OFFSET = 2**31 - 1
 BATCH_SEQUENCES = 256
 BATCH_NUMBERS = 2**21
 """Of a batch: entries of label rows, and tokens, of its sequences together; one sequence that has more is a
 batch of its own. Arrow counts them in int32."""
+ENOUGH_NUMBERS = 2**17
+"""A batch that has so many takes no further block: what is of one block alone is not copied."""
 
 
-def bounded_groups(sequences: Iterable[LabeledSequence]) -> Iterator[list[LabeledSequence]]:
+def bounded_groups(blocks: Iterable[BlockSequences]) -> Iterator[list[BlockSequences]]:
     """At most BATCH_SEQUENCES at once, and of BATCH_NUMBERS numbers unless one alone has more."""
-    group: list[LabeledSequence] = []
-    size = 0
-    for sequence in sequences:
-        its_size = sequence.rows.token_ids_NK.size + len(sequence.token_ids_T)
-        if group and (len(group) == BATCH_SEQUENCES or size + its_size > BATCH_NUMBERS):
+    group: list[BlockSequences] = []
+    count = size = 0
+    for block in itertools.chain.from_iterable(map(_bounded, blocks)):
+        its_size = block.rows.token_ids_NK.size + len(block.token_ids_T)
+        if group and (count + len(block) > BATCH_SEQUENCES or size + its_size > BATCH_NUMBERS):
             yield group
-            group, size = [], 0
-        group.append(sequence)
+            group, count, size = [], 0, 0
+        group.append(block)
+        count += len(block)
         size += its_size
+        if size >= ENOUGH_NUMBERS:
+            yield group
+            group, count, size = [], 0, 0
     if group:
         yield group
 
 
-def record_batch(sequences: Sequence[LabeledSequence], schema: pa.Schema) -> pa.RecordBatch:
+def _bounded(block: BlockSequences) -> Iterator[BlockSequences]:
+    """The block, or parts of it that are within the bounds."""
+    width = block.rows.token_ids_NK.shape[1]
+    sizes_S = block.plain.num_rows.astype(np.int64) * width + block.plain.num_tokens
+    ends_S = np.cumsum(sizes_S)
+    start = 0
+    while start < len(block):
+        before = int(ends_S[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends_S, before + BATCH_NUMBERS, side="right"))
+        stop = max(start + 1, min(stop, start + BATCH_SEQUENCES, len(block)))
+        yield block if (start, stop) == (0, len(block)) else block.slice(start, stop)
+        start = stop
+
+
+def record_batch(blocks: Sequence[BlockSequences], schema: pa.Schema) -> pa.RecordBatch:
     """One row per sequence; entries beyond a row's count are left out.
 
     Raises ValueError where a column would have more than MAX_OFFSET numbers.
     """
-    rows = [sequence.rows for sequence in sequences]
-    num_rows = [one.num_rows for one in rows]
+    rows = [block.rows for block in blocks]
+    plain = [block.plain for block in blocks]
+    num_rows = np.concatenate([one.num_rows for one in plain])
+    num_tokens = np.concatenate([one.num_tokens for one in plain])
+
+    def numbers(name: str) -> pa.Array:
+        return pa.array(np.concatenate([getattr(one, name) for one in plain]), pa.int32())
+
+    def texts(name: str) -> pa.Array:
+        return pa.array(list(itertools.chain.from_iterable(getattr(one, name) for one in plain)), pa.utf8())
+
+    def lists(parts: list[np.ndarray], lengths: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(_offsets(lengths), pa.array(_whole(parts)))
+
+    flags = [to_flags(text) for one in plain for text in one.flags]
     columns: dict[str, pa.Array] = {
-        "record_id": pa.array([one.record_id for one in sequences], pa.utf8()),
-        "sample_index": pa.array([one.sample_index for one in sequences], pa.int32()),
-        "token_ids": _lists([one.token_ids_T for one in sequences], pa.int32()),
-        "prompt_length": pa.array([one.prompt_length for one in sequences], pa.int32()),
-        "label_start": pa.array([one.label_start for one in sequences], pa.int32()),
-        "loss_mask": _lists([one.loss_mask_N for one in sequences], pa.bool_()),
-        "finish_reason": pa.array([one.finish_reason for one in sequences], pa.utf8()),
-        "flags": pa.array([list(one.flags) for one in sequences], pa.list_(pa.utf8())),
+        "record_id": texts("record_id"),
+        "sample_index": numbers("sample_index"),
+        "token_ids": lists([block.token_ids_T for block in blocks], num_tokens),
+        "prompt_length": numbers("prompt_length"),
+        "label_start": numbers("label_start"),
+        "loss_mask": lists([block.mask_N for block in blocks], num_rows),
+        "finish_reason": texts("finish_reason"),
+        "flags": pa.array(flags, pa.list_(pa.utf8())),
         **_entries(rows, num_rows),
         "logsumexp": _nested(_table([one.logsumexp_NM for one in rows]), num_rows),
         "log_tail_mass": _nested(_table([one.log_tail_mass_NM for one in rows]), num_rows),
-        "label_logprob": _lists([one.label_logprob_N for one in rows], pa.float32()),
-        "label_rank": _lists([one.label_rank_N for one in rows], pa.int32()),
+        "label_logprob": lists([one.label_logprob_N for one in rows], num_rows),
+        "label_rank": lists([one.label_rank_N for one in rows], num_rows),
     }
     if STUDENT_PROMPT.name in schema.names:
-        prompts = [one.student_prompt_ids for one in sequences]
+        prompts = [prompt for block in blocks for prompt in block.prompts]
         columns[STUDENT_PROMPT.name] = _lists_or_null(prompts, STUDENT_PROMPT.type)
     if SEGMENTS_OF_TOKENS.name in schema.names:
-        segments = [one.segments_T for one in sequences]
+        segments = [one for block in blocks for one in block.segments]
         columns[SEGMENTS_OF_TOKENS.name] = _lists_or_null(segments, SEGMENTS_OF_TOKENS.type)
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def _entries(rows: Sequence[LabelRows], num_rows: Sequence[int]) -> dict[str, pa.Array]:
+def _entries(rows: Sequence[LabelRows], num_rows: np.ndarray) -> dict[str, pa.Array]:
     """`top_ids` and `top_logits`, each row as long as it has entries."""
-    counts_N = np.concatenate([one.count_N for one in rows])
+    counts_N = _whole([one.count_N for one in rows])
     ends = _offsets(counts_N)
     columns = {
         "top_ids": _stored([one.token_ids_NK for one in rows], counts_N),
@@ -86,31 +121,30 @@ def _stored(parts: Sequence[np.ndarray], counts_N: np.ndarray) -> np.ndarray:
     found: list[np.ndarray] = []
     row = 0
     for width, some in itertools.groupby(parts, key=lambda part: part.shape[1]):
-        values_NK = np.concatenate(list(some))
+        values_NK = _whole(list(some))
         here_N = counts_N[row : row + len(values_NK)]
         is_full = bool((here_N == width).all())
         found.append(values_NK.ravel() if is_full else values_NK[np.arange(width) < here_N[:, None]])
         row += len(values_NK)
-    return found[0] if len(found) == 1 else np.concatenate(found)
+    return _whole(found)
 
 
 def _table(parts: Sequence[np.ndarray]) -> np.ndarray:
     """float32 [N, M] of all rows."""
-    return np.concatenate(parts).astype(np.float32, copy=False)
+    return _whole(parts).astype(np.float32, copy=False)
 
 
-def _nested(values_NM: np.ndarray, num_rows: Sequence[int]) -> pa.Array:
+def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _nested(values_NM: np.ndarray, num_rows: np.ndarray) -> pa.Array:
     ends = _offsets(np.full(len(values_NM), values_NM.shape[1]))
     return _outer(pa.ListArray.from_arrays(ends, pa.array(values_NM.ravel())), num_rows)
 
 
-def _outer(inner: pa.Array, lengths: Sequence[int]) -> pa.Array:
-    return pa.ListArray.from_arrays(_offsets(np.array(lengths)), inner)
-
-
-def _lists(parts: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
-    lengths = np.array([len(part) for part in parts])
-    return pa.ListArray.from_arrays(_offsets(lengths), pa.array(np.concatenate(parts)).cast(kind))
+def _outer(inner: pa.Array, lengths: np.ndarray) -> pa.Array:
+    return pa.ListArray.from_arrays(_offsets(lengths), inner)
 
 
 def _lists_or_null(parts: Sequence[np.ndarray | None], kind: pa.DataType) -> pa.Array:

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from logitstore.exchange.tables.json_lines import head_line, json_lines
 from logitstore.manifest.fields import Manifest
 from logitstore.objects.opening import Objects
 from logitstore.objects.room import SELECT_LESS, require_room
-from logitstore.records import LabeledSequence
 from logitstore.rows.selection import Selection, ShardPart, measure_of
-from logitstore.rows.temperature import cut_labels, cut_sequences
+from logitstore.rows.temperature import cut_labels, truncate
+from logitstore.shard.assembling import BlockSequences
 from logitstore.store import LogitStore
 
 Progress = Callable[[str, int, int], None]
@@ -85,9 +85,12 @@ class _Table:
     def schema(self) -> pa.Schema:
         return table_schema(self.manifest)
 
-    def sequences(self, part: ShardPart) -> Iterator[LabeledSequence]:
-        found = self.selection.of_part(self.store, part)
-        return cut_sequences(found, self.store.manifest.labels, self.top_k)
+    def blocks(self, part: ShardPart) -> Iterator[BlockSequences]:
+        for block in self.selection.blocks_of_part(self.store, part):
+            if self.top_k is None:
+                yield block
+            else:
+                yield replace(block, rows=truncate(block.rows, self.store.manifest.labels, self.top_k))
 
     def write(self, file: pa.NativeFile, pieces: Iterable[Piece]) -> None:
         if self.form == "jsonl":
@@ -104,12 +107,12 @@ class _Table:
 
     def pieces(self, parts: Iterable[ShardPart]) -> Iterator[Piece]:
         """What `write` takes of some shards, of bounded size whatever the shards'."""
-        return self.pieces_of(itertools.chain.from_iterable(map(self.sequences, parts)))
+        return self.pieces_of(itertools.chain.from_iterable(map(self.blocks, parts)))
 
-    def pieces_of(self, sequences: Iterable[LabeledSequence]) -> Iterator[Piece]:
+    def pieces_of(self, blocks: Iterable[BlockSequences]) -> Iterator[Piece]:
         make = json_lines if self.form == "jsonl" else record_batch
-        for some in bounded_groups(sequences):
-            yield Piece(make(some, self.schema), len(some))
+        for some in bounded_groups(blocks):
+            yield Piece(make(some, self.schema), sum(map(len, some)))
 
     def require_room(self, uri: str, parts: list[ShardPart], announce: Announce | None) -> None:
         """Tell what all will take. Raises UnsupportedInputError where a local disk has no room for it."""
@@ -121,11 +124,14 @@ class _Table:
     def bytes_about(self, parts: list[ShardPart]) -> int:
         """What the selected sequences take, by the first of them."""
         measure = measure_of(self.store.manifest.labels)
-        every = (sequence for part in parts for sequence in self.sequences(part))
-        sample = list(itertools.islice(every, SAMPLE_SEQUENCES))
+        sample: list[BlockSequences] = []
+        for block in (block for part in parts for block in self.blocks(part)):
+            sample.append(block.slice(0, SAMPLE_SEQUENCES - sum(map(len, sample))))
+            if sum(map(len, sample)) == SAMPLE_SEQUENCES:
+                break
         sink = pa.BufferOutputStream()
         self.write(sink, self.pieces_of(sample))
-        sampled = sum(one.rows.num_rows if measure == "num_rows" else len(one.token_ids_T) for one in sample)
+        sampled = sum(int(getattr(block.plain, measure).sum()) for block in sample)
         count = self.selection.count_about(self.store, parts, measure)
         return count * sink.getvalue().size // max(1, sampled)
 

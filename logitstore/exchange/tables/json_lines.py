@@ -18,7 +18,7 @@ from logitstore.exchange.tables.arrays import record_batch
 from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import Manifest
-from logitstore.records import LabeledSequence
+from logitstore.shard.assembling import BlockSequences
 
 
 def head_line(manifest: Manifest) -> bytes:
@@ -26,13 +26,13 @@ def head_line(manifest: Manifest) -> bytes:
     return json.dumps({JSONL_MANIFEST_KEY: json.loads(strict_json.encode(manifest))}).encode() + b"\n"
 
 
-def json_lines(sequences: Sequence[LabeledSequence], schema: pa.Schema) -> bytes:
-    """A line for each, with the columns of a table's schema.
+def json_lines(blocks: Sequence[BlockSequences], schema: pa.Schema) -> bytes:
+    """A line for each sequence, with the columns of a table's schema.
 
     Entries beyond a row's count are left out. Infinities and NaN, which JSON lacks, are null, and columns
     that a sequence has nothing for are absent.
     """
-    batch = record_batch(sequences, schema)
+    batch = record_batch(blocks, schema)
     parts: list[pa.Array] = []
     for number, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
         text = _joined(f'{"," if number else "{"}"{name}":', _text_of(column))
@@ -54,9 +54,14 @@ def _text_of(values: pa.Array) -> pa.Array:
     if pa.types.is_floating(kind):
         exact = values.cast(pa.float64())  # all the digits, so that any reader gets the same float32
         text = exact.cast(pa.string())
-        text = _where(pc.call_function("is_finite", [exact]), text, pa.scalar("null"))
-        is_minus_zero = pc.call_function("equal", [text, pa.scalar("-0")])
-        return _where(is_minus_zero, pa.scalar("-0.0"), text)  # else a whole number, without the sign
+        numbers = exact.to_numpy(zero_copy_only=False)
+        finite = np.isfinite(numbers)
+        if not finite.all():
+            text = _where(pa.array(finite), text, pa.scalar("null"))
+        is_minus_zero = (numbers == 0) & np.signbit(numbers)
+        if is_minus_zero.any():
+            text = _where(pa.array(is_minus_zero), pa.scalar("-0.0"), text)  # "-0" is a number without a sign
+        return text
     return values.cast(pa.string())
 
 

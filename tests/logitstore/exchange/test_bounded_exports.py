@@ -22,6 +22,7 @@ from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.export import export_table
 from logitstore.rows.selection import COUNTED_SHARDS
 from logitstore.rows.where import parse_selection
+from logitstore.shard.assembling import BlockSequences
 from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_sequence
 
@@ -42,7 +43,7 @@ def test_batches_are_bounded_by_their_numbers(tmp_path: Path, monkeypatch: pytes
     sizes: list[int] = []
     real = record_batch
     monkeypatch.setattr(
-        export, "record_batch", lambda some, schema: sizes.append(len(some)) or real(some, schema)
+        export, "record_batch", lambda some, schema: sizes.append(sum(map(len, some))) or real(some, schema)
     )
     assert export_table(store, tmp_path / "t.parquet", "parquet") == 20
     assert sizes[-7:] == [3, 3, 3, 3, 3, 3, 2]
@@ -57,7 +58,7 @@ def test_batches_are_bounded_by_their_numbers(tmp_path: Path, monkeypatch: pytes
 def test_offsets_beyond_int32_are_refused_and_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "MAX_OFFSET", 11 * 8 - 1)
     with pytest.raises(ValueError, match="a batch of 88 numbers is beyond int32 offsets"):
-        record_batch([make_sequence("a")], table_schema(make_manifest()))
+        record_batch([BlockSequences.of([make_sequence("a")])], table_schema(make_manifest()))
 
 
 def test_threads_wait_until_their_pieces_are_taken() -> None:

@@ -27,6 +27,7 @@ from logitstore.publishing.card import CardSettings
 from logitstore.publishing.publish import publish_store
 from logitstore.records import LabeledSequence
 from logitstore.rows.where import parse_selection
+from logitstore.shard.assembling import BlockSequences
 from logitstore.store import LogitStore
 from logitstore.tools.copying import copy_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
@@ -127,7 +128,9 @@ def test_lines_of_json_are_those_made_entry_by_entry() -> None:
         segments_T=np.array([0, 0, 1, 2, 4], np.uint8),
     )
     features = {"features": ("student_prompts", "segments")}
-    lines = json_lines(sequences, table_schema(dataclasses.replace(make_manifest(), **features)))
+    lines = json_lines(
+        [BlockSequences.of(sequences)], table_schema(dataclasses.replace(make_manifest(), **features))
+    )
     found = [json.loads(line) for line in lines.decode().split("\n")[:-1]]
     for got, sequence in zip(found, sequences, strict=True):
         expected = json_numbers(sequence_record(sequence))
@@ -144,7 +147,7 @@ def test_rows_of_unlike_length_keep_their_entries() -> None:
     sequence.rows.logits_NK[::2, 3:] = -np.inf
     sequence.rows.token_ids_NK[::2, 3:] = 0
     both = [make_sequence("full"), sequence]
-    rows = record_batch(both, table_schema(make_manifest())).to_pylist()
+    rows = record_batch([BlockSequences.of([one]) for one in both], table_schema(make_manifest())).to_pylist()
     for row, expected in zip(rows, map(sequence_record, both), strict=True):
         assert [len(ids) for ids in row["top_ids"]] == [len(ids) for ids in expected["top_ids"]]
         for name, value in expected.items():
