@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,17 @@ import pyarrow.parquet as pq
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source
 from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY, METADATA_KEY, STUDENT_PROMPT
-from logitstore.inputs.listing import list_files
+from logitstore.exchange.tables.from_arrow import sequences_of
+from logitstore.inputs.listing import form_of, list_files, open_file
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
+from logitstore.inputs.table_files import arrow_batches, parquet_batches
 from logitstore.manifest.fields import SEGMENTS, Manifest
 from logitstore.manifest.reading import decode_manifest
 from logitstore.records import LabeledSequence, LabelRows
+
+SEQUENCES_AT_ONCE = 256
+_BATCHES = {"parquet": parquet_batches, "arrow": arrow_batches}
 
 
 def read_table(path: Path, like: Manifest | None = None) -> Source:
@@ -31,8 +37,11 @@ def read_table(path: Path, like: Manifest | None = None) -> Source:
     `like` is the manifest of a table that has lost it, as through tools that drop a schema's metadata.
     """
     manifest = _read_manifest(path) if like is None else like
-    records = (raw for raw in iter_records(str(path)) if not _is_head(raw))
-    sequences = (_from_record(raw, manifest) for raw in records)
+    sequences = (
+        sequence
+        for file, name in list_files(str(path))
+        for sequence in _sequences_of_file(file, name, len(manifest.labels.temperatures))
+    )
     return Source(
         "table",
         path.name,
@@ -44,6 +53,26 @@ def read_table(path: Path, like: Manifest | None = None) -> Source:
         manifest.features,
         manifest.retokenized,
     )
+
+
+def _sequences_of_file(path: str, name: str, num_temperatures: int) -> Iterator[LabeledSequence]:
+    read = _BATCHES.get(form_of(path) or "")
+    if read is None:
+        for raw in iter_records(path):
+            if not _is_head(raw):
+                yield _from_record(raw, num_temperatures)
+        return
+    line = 1
+    try:
+        with open_file(path, {}) as file:
+            for batch in read(file, SEQUENCES_AT_ONCE):
+                yield from sequences_of(batch, num_temperatures, name, line)
+                line += batch.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise UnsupportedInputError(
+            f"{name}: the file cannot be read beyond row {line - 1} ({type(error).__name__}: {error}); it is "
+            "damaged, cut off or out of reach"
+        ) from error
 
 
 def _is_head(raw: RawRecord) -> bool:
@@ -75,7 +104,7 @@ def _read_manifest(path: Path) -> Manifest:
     )
 
 
-def _from_record(raw: RawRecord, manifest: Manifest) -> LabeledSequence:
+def _from_record(raw: RawRecord, num_temperatures: int) -> LabeledSequence:
     if raw.record is None:
         raise UnsupportedInputError(f"{raw.file}:{raw.line}: {raw.error}")
     record = raw.record
@@ -86,7 +115,7 @@ def _from_record(raw: RawRecord, manifest: Manifest) -> LabeledSequence:
             token_ids_T=np.array(record["token_ids"], np.int32),
             prompt_length=record["prompt_length"],
             label_start=record["label_start"],
-            rows=_from_lists(record, len(manifest.labels.temperatures)),
+            rows=_from_lists(record, num_temperatures),
             loss_mask_N=np.array(record["loss_mask"], bool),
             finish_reason=record["finish_reason"],
             flags=tuple(record["flags"]),
