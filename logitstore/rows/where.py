@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -210,15 +210,26 @@ class _Parser:
         )
 
 
+def _nearest_first(name: str, known: Sequence[str]) -> str:
+    """ "did you mean 'x'? ", or nothing where none is near."""
+    hint = nearest(name, known)
+    return f"{hint} " if hint.startswith("did you") else ""
+
+
 def _check_field(field: str) -> None:
     known = [*FIELDS, *UNIT_FIELDS]
     if field not in known:
-        raise UnsupportedInputError(f"--where knows no field {field!r}; {nearest(field, known)}")
+        raise UnsupportedInputError(
+            f"--where knows no field {field!r}; {_nearest_first(field, known)}fields are {', '.join(known)}"
+        )
 
 
 def _value(field: str, text: str) -> str | float:
     if field == "segments" and text not in SEGMENT_NAMES:
-        raise UnsupportedInputError(f"--where knows no segment {text!r}; {nearest(text, SEGMENT_NAMES)}")
+        raise UnsupportedInputError(
+            f"--where knows no segment {text!r}; {_nearest_first(text, SEGMENT_NAMES)}a token is one of "
+            f"{', '.join(SEGMENT_NAMES)}"
+        )
     if field in TEXT_FIELDS:
         return text
     try:
