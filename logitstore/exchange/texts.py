@@ -128,13 +128,17 @@ def last_answer_start(sequence: LabeledSequence) -> int:
     """Where the last of a sequence's answers begins: behind the prompt, but for a conversation of which
     several turns are labeled (`labels.turns = "all"`), whose segments or loss mask tell them apart."""
     if sequence.segments_T is not None:
-        counts_T = sequence.segments_T != Segment.CONTEXT
-    else:
-        counts_T = np.zeros(len(sequence.token_ids_T), bool)
-        mask_N = sequence.loss_mask_N[: len(counts_T) - sequence.label_start]
-        counts_T[sequence.label_start : sequence.label_start + len(mask_N)] = mask_N
+        return last_run_start(sequence.segments_T != Segment.CONTEXT, sequence.prompt_length)
+    counts_T = np.zeros(len(sequence.token_ids_T), bool)
+    mask_N = sequence.loss_mask_N[: len(counts_T) - sequence.label_start]
+    counts_T[sequence.label_start : sequence.label_start + len(mask_N)] = mask_N
+    return last_run_start(counts_T, sequence.prompt_length)
+
+
+def last_run_start(counts_T: np.ndarray, prompt_length: int) -> int:
+    """Where the last run of tokens that count begins, of several; of one it is the prompt's end."""
     starts = np.flatnonzero(counts_T & ~np.concatenate([[False], counts_T[:-1]]))
-    return max(int(starts[-1]), sequence.prompt_length) if len(starts) > 1 else sequence.prompt_length
+    return max(int(starts[-1]), prompt_length) if len(starts) > 1 else prompt_length
 
 
 def text_of(token_ids: list[int], texts: TokenTexts) -> str:

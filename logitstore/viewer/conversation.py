@@ -9,7 +9,8 @@ import numpy as np
 
 from logitstore.errors import StoreError
 from logitstore.exchange.chat_text import PromptParser
-from logitstore.exchange.texts import render_of, texts_around
+from logitstore.exchange.texts import last_run_start, render_of, texts_around
+from logitstore.records import Segment
 from logitstore.store import LogitStore
 from logitstore.viewer.tokens import TokenTexts, visible
 
@@ -38,8 +39,13 @@ class Conversations:
         except StoreError:
             self._parser = None
 
-    def of(self, token_ids_T: np.ndarray, prompt_length: int) -> Conversation:
-        prompt, answer = texts_around(token_ids_T, prompt_length, self._texts)
+    def of(
+        self, token_ids_T: np.ndarray, prompt_length: int, segments_T: np.ndarray | None = None
+    ) -> Conversation:
+        start = prompt_length
+        if segments_T is not None:
+            start = last_run_start(segments_T != Segment.CONTEXT, prompt_length)
+        prompt, answer = texts_around(token_ids_T, start, self._texts)
         messages = None if self._parser is None else self._parser.messages(prompt)
         asked = [message["content"] for message in messages or () if message["role"] == "user"]
         return Conversation(_short(asked[0] if asked else prompt), _short(answer), len(asked))

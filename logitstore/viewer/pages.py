@@ -35,6 +35,7 @@ class Line:
     sample_index: int
     token_ids_T: np.ndarray
     prompt_length: int
+    segments_T: np.ndarray | None
     num_rows: int
     finish_reason: str
     flags: tuple[str, ...]
@@ -101,12 +102,14 @@ class SequencePages:
             for (shard, block), wanted in by_block.items():
                 reader = self._reader(self._shards[shard])
                 plain, tokens = reader.plain_columns(block), reader.token_ids(block)
+                segments = reader.segments(block)
                 for number, place in wanted:
                     found[number] = Line(
                         record_id=plain.record_id[place],
                         sample_index=int(plain.sample_index[place]),
                         token_ids_T=tokens[place],
                         prompt_length=int(plain.prompt_length[place]),
+                        segments_T=segments[place],
                         num_rows=int(plain.num_rows[place]),
                         finish_reason=plain.finish_reason[place],
                         flags=to_flags(plain.flags[place]),

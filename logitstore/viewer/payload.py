@@ -45,7 +45,7 @@ def manifest_payload(manifest: Manifest) -> Json:
 
 def summary_payload(index: int, sequence: Line, conversations: Conversations) -> Json:
     """One row of the list of sequences."""
-    conversation = conversations.of(sequence.token_ids_T, sequence.prompt_length)
+    conversation = conversations.of(sequence.token_ids_T, sequence.prompt_length, sequence.segments_T)
     return {
         "index": index,
         "record_id": sequence.record_id,

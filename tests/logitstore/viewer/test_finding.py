@@ -17,7 +17,7 @@ import pytest
 from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
-from logitstore.records import LabeledSequence
+from logitstore.records import LabeledSequence, Segment
 from logitstore.rows.entropy import entropy
 from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
@@ -288,6 +288,12 @@ def test_the_list_shows_what_was_asked_and_not_the_template(tmp_path: Path) -> N
         assert found.asked.startswith(asked)
         assert len(found.asked) <= 241
         assert (found.answer, found.num_turns) == ("An answer.", turns)
+    first = prompt.index("Yes.")  # a token for each byte: all turns are labeled, and the last is shown
+    ids = tokenizer.encode(prompt + "An answer.").ids
+    segments_T = np.full(len(ids), Segment.CONTEXT, np.uint8)
+    segments_T[first : first + 4] = segments_T[len(prompt) :] = Segment.ANSWER
+    found = conversations.of(np.array(ids), first, segments_T)
+    assert (found.asked, found.answer, found.num_turns) == ("First?", "An answer.", 2)
 
 
 def test_a_file_knows_what_it_leaves_out_and_all_of_the_text_that_it_holds(
