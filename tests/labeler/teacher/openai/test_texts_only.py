@@ -260,6 +260,27 @@ def test_what_texts_cannot_be_is_refused(settings: list[str], words: str) -> Non
         load_job(None, [*BASE, *settings], {})
 
 
+def test_a_conversation_whose_turns_cannot_be_told_apart_is_not_sent(tmp_path: Path) -> None:
+    """The server was sent the tool's turn, with the template's markers, as the user's words."""
+    user, answer = {"role": "user", "content": "why?"}, {"role": "assistant", "content": "So."}
+    chats = ([user, answer, {"role": "tool", "content": "21"}], [user, answer, user])
+    records = [{"uid": str(number), "messages": chat} for number, chat in enumerate(chats)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    asked = list[dict[str, Any]]()
+    settings = ["input.kind=messages", "input.system_prompt=null"]
+    with chat_server(asked) as url:
+        job = load_job(None, job_settings(tmp_path, *api_settings(tmp_path, url), *settings), {})
+        worker, units = started_worker(job)
+        assert label_and_commit(worker, Lease(0, units[0], "w")).won
+        worker.close()
+    store = LogitStore.open(tmp_path / "store")
+    assert [item.record_id for item in store.iter_sequences()] == ["1"]
+    (reject,) = store.rejects()
+    assert (reject.record_id, reject.kind) == ("0", "bad_prompt")
+    assert asked[-1]["messages"] == [user, answer, user]
+    assert not any("21" in message["content"] for request in asked for message in request["messages"])
+
+
 def test_any_engine_may_leave_rows_out(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"uid": "0", "prompt": "why?"}) + "\n")
     worker, units = started_worker(load_job(None, job_settings(tmp_path), {}))
