@@ -32,6 +32,7 @@ from labeler.driver.progress import one_line
 from labeler.job.dry_run import estimate
 from labeler.job.money.runs import store_cost
 from labeler.job.status import read_status
+from labeler.on_ray.lacking import remedy_of
 from logitstore.errors import StoreError
 from logitstore.job_objects import JobStatus
 
@@ -260,6 +261,8 @@ def _follow(client: ClusterClient, submission_id: str) -> int:
 def _ended(job: ClusterJob) -> int:
     if job.state == "FAILED":
         print(f"{job.submission_id} failed: {job.message}", file=sys.stderr)
+        if remedy := remedy_of(job.message):
+            print(remedy, file=sys.stderr)
     return EXIT_STATUS_OF_STATE[job.state]
 
 

@@ -31,6 +31,7 @@ from labeler.job.money.spending import Spending
 from labeler.job.status import Tally, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter
 from labeler.job.store_setup import StoreSetup
+from labeler.on_ray.lacking import check_engine_here
 from labeler.patience import persistently
 from labeler.planning.plan import Plan, PlanTotals
 from labeler.planning.preflight import Prepared, prepare
@@ -67,6 +68,8 @@ def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
     is in the status, like any other end.
     """
     with ProgressView(quiet=options.quiet) as view, StopRequest() as stop:
+        if lack := check_engine_here(job):
+            view.note(lack, trouble=True)
         prepared = prepare(job)
         if prepared.unnamed_labels:
             view.note(prepared.unnamed_labels, trouble=True)

@@ -6,11 +6,20 @@ import re
 
 from ray.exceptions import RayActorError, RayTaskError
 
+from labeler.on_ray.lacking import remedy_of
+
 MAX_LENGTH = 600
 
 
 def first_cause(error: Exception) -> str:
-    """The kind of the innermost error and its first line, or what became of the actor."""
+    """The kind of the innermost error and its first line, or what became of the actor; and the remedy for
+    a package that is missing there."""
+    said = _first_cause(error)
+    remedy = remedy_of(said)
+    return f"{said}; {remedy}" if remedy else said
+
+
+def _first_cause(error: Exception) -> str:
     if isinstance(error, RayActorError):
         return actor_death(str(error))
     cause: BaseException = error

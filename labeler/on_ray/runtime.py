@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 
 from labeler.config.loading import JobConfig
 from labeler.errors import ClusterLostError
+from labeler.on_ray.lacking import RAY_JOB_VARIABLE
 from logitstore.common.config_file import ConfigError
 
 if TYPE_CHECKING:
     from ray.job_config import JobConfig as JobConfigOfRay
-
-RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for what runs as a submitted job."""
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Small: labels never go through Ray, only rows of commits do."""

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from cluster.errors import (
     JobNotFoundError,
     JobRefusedError,
 )
-from cluster.jobs import local
+from cluster.jobs import commands, local
 from cluster.jobs.address import Way
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
 from cluster.jobs.dashboard import is_cluster_address, write_jobs
@@ -244,6 +245,17 @@ def cluster_jobs(owner: str = "ada@lab", **states: str) -> list[ClusterJob]:
         ClusterJob(name, state, "as Ray said", "s3://b/store", "", 1.0, None, None, owner, {})
         for name, state in states.items()
     ]
+
+
+def test_a_job_that_failed_for_what_the_cluster_lacks_ends_with_the_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (job,) = cluster_jobs(label="FAILED")
+    said = "Job entrypoint command failed with exit code 1\n/usr/bin/python: No module named labeler"
+    assert commands._ended(replace(job, message=said)) == 1
+    assert "has no labeler: submit with --ship-code" in capsys.readouterr().err
+    assert commands._ended(job) == 1
+    assert capsys.readouterr().err == "label failed: as Ray said\n"
 
 
 def test_without_an_id_only_a_lone_job_of_ones_own_is_stopped() -> None:
