@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from logitstore.common.config_file import ConfigError, apply_override, explain_problem, read_document
-from logitstore.common.section import Section
+from logitstore.common.section import HomePath, Section
 
 
 class StopConfig(Section):
@@ -24,12 +24,12 @@ class StopConfig(Section):
 class RoundsConfig(Section):
     """What a round consists of."""
 
-    folder: str
+    folder: HomePath
     """Folder of the ledger, the rounds' answers and stores, and the students; one that all machines of the
     job see under the same path."""
-    job: str
+    job: HomePath
     """File of the labeling job that names the teacher, the prompts and how answers are sampled."""
-    train: str
+    train: HomePath
     """File of the training run: the student that begins, and the stores of the teacher's own text."""
     count: int = Field(default=2, ge=1)
     """Rounds at most; may be raised later, and the rounds done stay."""

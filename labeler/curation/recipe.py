@@ -40,7 +40,7 @@ from labeler.curation.settings import (
 from labeler.curation.sifting import Source, decontaminate, dedupe
 from labeler.errors import JobFailedError
 from logitstore.common.config_file import ConfigError
-from logitstore.common.section import Section
+from logitstore.common.section import HomePath, Section
 from logitstore.store import LogitStore
 
 STEPS = ("expand", "dedupe", "decontaminate", "judge", "label", "check")
@@ -52,13 +52,13 @@ JOB_SECTIONS = ("teacher", "input", "labels", "sampling", "filters", "output", "
 class RecipeSettings(Section):
     """`[recipe]`: where the seeds are and where everything goes."""
 
-    seeds: str = Field(min_length=1)
+    seeds: HomePath = Field(min_length=1)
     """Path, glob or URL of the prompts to begin with."""
     field: str | None = None
     """Field of their text; None looks for the usual names."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many seeds."""
-    out: str = Field(min_length=1)
+    out: HomePath = Field(min_length=1)
     """Folder of the ledger, of every step's files and of the store `labels`."""
 
 

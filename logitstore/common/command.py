@@ -75,11 +75,13 @@ class Program:
 
 class _Parser(argparse.ArgumentParser):
     """Refuses what it does not know itself: argparse leaves that to the program, which shows its own usage
-    and not the subcommand's. Parsers of subcommands are of this class too."""
+    and not the subcommand's. `--out=~/x` is a place in the user's home, which shells leave to the program.
+    Parsers of subcommands are of this class too."""
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             options = [name for action in self._actions for name in action.option_strings]

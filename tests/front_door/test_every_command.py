@@ -22,12 +22,15 @@ from typing import Any
 
 import pytest
 
-from logitstore.common.command import ExitStatus
+from cluster.rounds.config import RoundsConfig
+from labeler.curation.recipe import RecipeSettings
+from logitstore.common.command import ExitStatus, Program, new_parser
 from logitstore.common.penumbra import main
 from logitstore.objects.local import LocalBackend
 from tests.front_door.test_matrix import NO_CLUSTER, NOWHERE, parsers
 from tests.trainer.parity.models import byte_model
 from tests.trainer.stores import label_spec, make_store
+from trainer.run.settings.data import StoreSource
 
 ROOT = Path(__file__).parents[2]
 JOB = (
@@ -149,6 +152,20 @@ def test_an_unknown_option_shows_the_usage_of_its_subcommand(
     err = capsys.readouterr().err
     assert err.startswith(f"usage: {title} [-h]")
     assert f"{title}: error: unrecognized arguments: --hlep; did you mean '--help'?" in err
+
+
+def test_a_home_is_one_wherever_a_path_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In files of settings, and in an option written `--out=~/x`, where no shell looks for it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rounds = RoundsConfig(folder="~/a", job="~/b", train="~/c")
+    recipe = RecipeSettings(seeds="~/a", out="~/b")
+    store = StoreSource(uri="~/s", ids="~/a", without_ids="~/b")
+    found = [rounds.folder, rounds.job, rounds.train, recipe.seeds, recipe.out, store.ids, store.without_ids]
+    assert found == [f"{tmp_path}/{name}" for name in "abcabab"]
+    parser = new_parser(Program("train", "", ""))
+    one = parser.add_subparsers().add_parser("one")
+    one.add_argument("--out", type=Path)
+    assert parser.parse_args(["one", "--out=~/x"]).out == tmp_path / "x"
 
 
 @pytest.fixture(scope="module")

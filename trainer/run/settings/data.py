@@ -37,9 +37,9 @@ class StoreSource(Section):
     """Which of its sequences take part, as `penumbra store cat --where` has it, for example
     'finish_reason != length and num_tokens < 2048', or 'hash < 0.9' for nine tenths of the records; None
     takes all."""
-    ids: str | None = None
+    ids: HomePath | None = None
     """A file of record ids, one a line: only these take part."""
-    without_ids: str | None = None
+    without_ids: HomePath | None = None
     """A file of record ids that take no part."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """For the object store, as in fsspec. Credentials are better left to the environment."""
