@@ -4,16 +4,19 @@ VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest -q
 # Tests that use one core each run side by side; those with a Ray cluster or an engine use all cores themselves.
 SIDE_BY_SIDE := -n auto --maxprocesses 8
+# `make check` looks at the types of what differs from here.
+BASE ?= $(or $(shell git merge-base HEAD main 2>/dev/null),HEAD)
 BENCH_OUT ?= build/bench
 # Logits to measure sizes on beside what the labeler makes; without any, a small packaged sample.
 CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 
-.PHONY: help setup demo check quick test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
+.PHONY: help setup demo check style types quick test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
 
 help:
 	@echo "make demo         label, store, verify, train and report with a real teacher (10 minutes on 2 cores)"
 	@echo "make test         every test, real vLLM and Ray included (under an hour on 2 cores)"
-	@echo "make check        lint, types and the quick tests (four minutes on 2 cores); PKG=labeler for one package's"
+	@echo "make check        lint, types of changed files and the quick tests (BASE=COMMIT: changed since); PKG=labeler for one package's"
+	@echo "make lint         lint and types of everything"
 	@echo "make test-gpu     the tests that need a GPU"
 	@echo "make bench        every measurement; rewrites benchmarks/RESULTS.md"
 	@echo "make bench-quick  the same with small inputs, into $(BENCH_OUT)"
@@ -29,16 +32,23 @@ demo: setup
 	$(VENV)/penumbra bench demo
 
 check: setup
-	@$(MAKE) --no-print-directory -j2 --output-sync=line lint quick
+	@$(MAKE) --no-print-directory -j2 --output-sync=line style types quick
 
 quick:
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu" $(PKG:%=tests/%)
 
-lint: setup
+lint: setup style
+	$(VENV)/pyright
+
+style:
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	$(VENV)/pyright
 	$(VENV)/shellcheck tools/*.sh .ci/run
+
+# Types of everything cost as much as half of the quick tests; `make lint` has them, before a commit and in .ci/run.
+types:
+	@files=$$({ git diff --name-only --diff-filter=d $(BASE) -- '*.py'; git ls-files --others --exclude-standard -- '*.py'; } | sort -u); \
+	if [ -n "$$files" ]; then $(VENV)/pyright $$files; else echo "types: no file differs from $(BASE)"; fi
 
 test: setup system-packages
 	@status=0; \

@@ -24,9 +24,8 @@ class ConfigError(ValueError):
 def read_document(path: str, *, what: str) -> dict[str, Any]:
     """The tables of a TOML (or resolved .json) file. `what` names its kind in errors, like "job"."""
     try:
-        with open(
-            path, encoding="utf-8-sig", newline=""
-        ) as file:  # editors of Windows begin a file with a mark
+        # Editors of Windows begin a file with a mark.
+        with open(path, encoding="utf-8-sig", newline="") as file:
             text = file.read()
         document = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except FileNotFoundError:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from benchmarks.jobs.large_store import WRITTEN_MEANWHILE, Sizes, _measure, _size
 from logitstore.store import LogitStore
 
 
+@pytest.mark.slow
 def test_parquet_is_compared_with_a_store_of_the_same_records(tmp_path: Path) -> None:
     steps, figures, notes = _measure(tmp_path, Sizes(sequences=130, looked_up=5, deleted=30))
     tables, public = tmp_path / "tables", tmp_path / "public"

@@ -38,5 +38,6 @@ def test_what_a_schedule_broke_can_be_repeated(
     assert lost in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_seed_gives_its_schedule_again() -> None:
     assert run_schedule("as a job", 3) == run_schedule("as a job", 3) > 0

@@ -14,6 +14,7 @@ from benchmarks.labels import vllm_sources
 NAME = "vllm.v1.engine:FinishReason"
 
 
+@pytest.mark.slow
 def test_the_installed_vllm_is_as_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sources"]) == 0
     output = capsys.readouterr().out

@@ -75,6 +75,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_job_is_told_where_torch_is_not(tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     byte_tokenizer().save_pretrained(teacher)

@@ -21,15 +21,6 @@ from tests.conftest import Place
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> LogitStore:
-    store = LogitStore.create(tmp_path / "store", make_manifest())
-    for unit_index in range(2):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
-    return store
-
-
 def test_inspect(store: LogitStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", store.uri, "--json", "--mass", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -74,6 +74,7 @@ def filled_cache(home: Path) -> None:
     (model / "refs" / "main").write_text(COMMIT)
 
 
+@pytest.mark.slow
 def test_a_filled_cache_is_all_that_a_job_needs(tmp_path: Path) -> None:
     filled_cache(tmp_path / "hf")
     (tmp_path / "in.jsonl").write_text('{"prompt": "why?"}\n')

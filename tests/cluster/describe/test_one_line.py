@@ -32,6 +32,7 @@ def test_there_are_fields_to_try() -> None:
     assert {("currency",), ("ray_version",), ("slurm", "partition")} <= set(FIELDS)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(FIELDS),
     st.text(max_size=5),

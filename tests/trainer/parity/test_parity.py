@@ -44,6 +44,7 @@ def places(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_both_answer_and_are_not_asked_again(
     places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +150,7 @@ def write_questions(path: Path, numbers: range, answer: str = "t{}") -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_judge_is_loaded_once_and_its_name_checked_first(
     places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from tests.trainer.stores import make_store
 from trainer.__main__ import main
 
 
+@pytest.mark.slow
 def test_evaluation_on_texts_alone_has_no_teacher_and_says_so(config, tmp_path, capsys):
     """Which may train beside labels by a loss of its own, whatever loss.alpha is."""
     fingerprint = LogitStore.open(tmp_path / "store").manifest.tokenizer.fingerprint

@@ -46,6 +46,7 @@ def test_a_finished_student_is_never_replaced_without_restart(config, tmp_path, 
     assert student.read_bytes() != weights
 
 
+@pytest.mark.slow
 def test_a_finished_run_over_other_ids_is_not_this_one(config, tmp_path, capsys):
     """The file has the same name and names other records. Both parts of the store count their own."""
     ids = tmp_path / "ids.txt"

@@ -78,6 +78,7 @@ def kl_of(found: Snapshots, place: int, tmp_path: Path) -> float:
     return float(np.mean(values))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_what_was_taken_before(config: Path, tmp_path: Path) -> None:
     given = [*SETTINGS, "evaluation.snapshot_steps=1", "training.save_steps=2"]
     train(load_config(str(config), given), quiet=True)
@@ -91,6 +92,7 @@ def test_a_resumed_run_keeps_what_was_taken_before(config: Path, tmp_path: Path)
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_none_are_kept_where_none_are_asked_for(config: Path, tmp_path: Path) -> None:
     train(load_config(str(config), ["training.max_steps=1", "training.tensorboard=false"]), quiet=True)
     assert read_snapshots(tmp_path / "run").steps == (0, 1)

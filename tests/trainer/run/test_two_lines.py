@@ -56,6 +56,7 @@ def test_a_student_without_a_file(places, tmp_path, capsys):
     assert found["calibration"]["teacher"] == metrics["calibration"]["teacher"]
 
 
+@pytest.mark.slow
 def test_the_teacher_stands_beside_the_student_wherever_figures_are(places, tmp_path, capsys):
     steps = ["--set", "training.max_steps=1", "--set", "training.tensorboard=false", "--quiet"]
     assert main(["run", *places, *steps]) == 0
