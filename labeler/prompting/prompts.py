@@ -7,6 +7,7 @@ tokenised apart, as they would be when the response is generated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from labeler.prompting.given_tokens import (
     given_token_ids,
     mask_of_segments,
 )
-from labeler.prompting.rendering import continuation, first_marker, shown, without_trailing_space
+from labeler.prompting.rendering import continuation, end_texts, first_marker, shown, without_trailing_space
 from labeler.prompting.segment_marks import REASONING_KEYS, SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
@@ -50,6 +51,8 @@ class PromptBuilder:
     num_raw_answers: int = 0
     """Records whose response is their own text after the generation prompt, since the chat template renders
     a given answer differently from what the teacher writes."""
+    num_with_ends: int = 0
+    """Records with an end of turn in a text, which the teacher takes for one."""
 
     def __init__(self, job: JobConfig, tokenizer: Tokenizer, limits: ContextLimits) -> None:
         self._input: InputConfig = job.input
@@ -62,6 +65,7 @@ class PromptBuilder:
         found = find_marks(tokenizer, job.labels.reasoning) if job.has_marks else SegmentMarks()
         self._think = THINK if found.reasoning is None else tuple(mark.text for mark in found.reasoning)
         self._first_marker = first_marker(tokenizer) if job.input.chat_template else ""
+        self._end_texts = end_texts(tokenizer)
 
     @property
     def fallbacks(self) -> str:
@@ -69,6 +73,7 @@ class PromptBuilder:
         counts = (
             (self.num_split_borders, "were tokenised apart at the border of prompt and response"),
             (self.num_raw_answers, "have their answer as it is after the generation prompt"),
+            (self.num_with_ends, f"have {' or '.join(self._end_texts)} in a text, where a turn ends then"),
         )
         return ", ".join(f"{count:,} records {what}" for count, what in counts if count)
 
@@ -81,9 +86,9 @@ class PromptBuilder:
             prompt_ids, response_ids = self._tokenise(record)
         if self._mode == "generate":
             response_ids = None
-        counts = self.num_split_borders, self.num_raw_answers
+        counts = self.num_split_borders, self.num_raw_answers, self.num_with_ends
         student_ids = self._student_prompt(record, response_ids) if self._input.has_student_prompts else None
-        self.num_split_borders, self.num_raw_answers = counts  # a record counts once
+        self.num_split_borders, self.num_raw_answers, self.num_with_ends = counts  # a record counts once
         if "loss_mask" in self._input.field_names():
             mask_T = given_mask(record, self._input.field_names()["loss_mask"], prompt_ids, response_ids)
         segments_T = None
@@ -177,6 +182,7 @@ class PromptBuilder:
         given, response = exchange.given, exchange.response
         if self._mode == "generate":
             response = None
+        self._count_ends((*given.messages, *(() if response is None else (response,))))
         prompt, prompt_text = shown(self._tokenizer, given, add_generation_prompt=True)
         if response is None:
             self._probe.check(prompt)
@@ -201,6 +207,7 @@ class PromptBuilder:
         given = exchange.given
         messages = (*given.messages, exchange.response)
         self._refuse_rendered(messages[0])
+        self._count_ends(messages)
         whole, text = shown(self._tokenizer, Conversation(messages, given.tools, given.documents))
         whole_ids = self._tokenizer.encode(text)
         ids = without_trailing_space(self._tokenizer, whole_ids)
@@ -273,6 +280,10 @@ class PromptBuilder:
         self.num_raw_answers += 1
         named_by_template = [token for token in ends if "chat template" in token.named_by]
         return answer + (named_by_template or list(ends))[0].text, reasoning
+
+    def _count_ends(self, messages: Sequence[Message]) -> None:
+        texts = [message["content"] for message in messages if isinstance(message["content"], str)]
+        self.num_with_ends += any(end in text for end in self._end_texts for text in texts)
 
     def _refuse_rendered(self, last: Message) -> None:
         content = last["content"]

@@ -60,6 +60,13 @@ def first_marker(tokenizer: Tokenizer) -> str:
     return first if len(first) > 2 and ids[0] in tokenizer.ends.blank_ids and first.strip() else ""
 
 
+def end_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """How the model's own ends of a turn look in text, but for words and white space."""
+    ends = tokenizer.ends
+    own = [end for end in ends.tokens if not all(name.startswith("sampling.") for name in end.named_by)]
+    return tuple(end.text for end in own if end.token_id in ends.blank_ids and end.text.strip())
+
+
 def continuation(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of `text` in the middle of a text: SentencePiece puts a space before what begins one."""
     line_ids, whole_ids = tokenizer.encode("\n"), tokenizer.encode("\n" + text)

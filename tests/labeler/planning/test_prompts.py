@@ -48,6 +48,25 @@ def test_a_response_ends_with_its_end_of_turn_and_labels_start_at_its_first_toke
     assert prompt.label_start == len(prompt.prompt_token_ids)
 
 
+def test_texts_with_an_end_of_turn_are_counted_and_told_of():
+    """They reach the teacher as the end of a turn, and were labeled so without a word."""
+    chats = [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": "user", "content": "a<|end|>x"}, {"role": "assistant", "content": "b<|end|>c"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b<|end|>c"}],
+    ]
+    for mode, turns, count in (("score", "last", 2), ("score", "all", 2), ("generate", "last", 1)):
+        job = job_for(
+            "messages", f"labels.mode={mode}", f"labels.turns={turns}", "sampling.stop_token_ids=[98]"
+        )
+        builder = PromptBuilder(job, ByteTokenizer(512, (), (98,)), ContextLimits(512, 4096))
+        for number, chat in enumerate(chats):
+            given = chat if mode == "score" else chat[:1]
+            builder.build(f"r{number}", {"messages": given})
+        assert builder.num_with_ends == count
+        assert f"{count} records have <|end|> in a text" in builder.fallbacks
+
+
 def test_all_positions_start_at_the_second_token():
     assert build({"text": "abc"}, "text").label_start == 1
     whole = build({"prompt": "ab", "response": "c"}, "prompt_response", "labels.positions=all")
