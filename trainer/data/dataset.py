@@ -294,6 +294,16 @@ class StreamingLogitDataset(IterableDataset[Any]):
             steps.close()
         self.consumed = length
 
+    def shards_by_step(self, count: int) -> list[set[tuple[int, int]]]:
+        """Of the next `count` steps: the readings of shards, (split, place in it), that each takes from."""
+        order, line = self._order(), self._line()
+        found: list[set[tuple[int, int]]] = []
+        for start in range(self.consumed, self.epoch_length, self.step_size)[:count]:
+            part = self._part(start, min(start + self.step_size, self.epoch_length))
+            runs = order.runs(*part) if line is None else line.rows(*part)
+            found.append({(run.split, order.visit_at(run.split, run.start)[0]) for run in runs})
+        return found
+
     def _part(self, start: int, stop: int) -> tuple[int, int]:
         return rank_slice(start, stop, self.topology.rank, self.topology.world_size, even=self.even)
 

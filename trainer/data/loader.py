@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from logitstore.codec import loops
+from logitstore.common.store_warning import StoreWarning
 from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.reading import usable_cores
 from trainer.data.samples import Sample
+from trainer.data.worker_choice import LOOKED_STEPS, useful_workers
 
 
 class LogitDataLoader(DataLoader[Any]):
     """Batches of the dataset's `batch_size`, in the dataset's order for any number of workers.
+
+    It takes fewer workers than `num_workers` where more would decode the same blocks, and says so.
 
     `state_dict` is the dataset's, exact at every batch. accelerate takes this loader for one it has
     prepared already and leaves it alone: the dataset divides the data among ranks by itself. Moving
@@ -46,16 +52,31 @@ class LogitDataLoader(DataLoader[Any]):
             generator=torch.Generator(),
         )
         self.logit_dataset = dataset
+        self._asked_workers = num_workers
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is an iterator too
         # Lazily, inside track(): workers are forked with the place at which this iteration begins.
         yield from self.logit_dataset.track(self._batches())
 
     def _batches(self) -> Iterator[Any]:
+        if self._asked_workers > 1:
+            self.num_workers = self._useful_workers()
         # Workers are new in every epoch: what they are forked with they need not load again.
         if self.num_workers and self.logit_dataset.num_entries >= loops.LOAD_AFTER_ENTRIES:
             loops.use_compiled_loops()
         yield from super().__iter__()
+
+    def _useful_workers(self) -> int:
+        steps = self.logit_dataset.shards_by_step(LOOKED_STEPS)
+        found = useful_workers(steps, self._asked_workers, usable_cores())
+        if found < self._asked_workers:
+            warnings.warn(
+                f"{found} of {self._asked_workers} loader workers are used: more would decode the same "
+                "blocks of the same shards, each for itself",
+                StoreWarning,
+                stacklevel=2,
+            )
+        return found
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""

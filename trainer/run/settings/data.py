@@ -115,7 +115,8 @@ class DataConfig(Section):
     is right as long as the student learns more slowly than this reads, which is nearly always. Batches of a
     worker cross shared memory, and workers may decode a block again that another one has (see `num_splits`),
     which costs more processor time in all but less in the training process: take 1 or 2 where that is busy
-    itself, with processor cores to spare."""
+    itself, with processor cores to spare. Fewer are begun, and that is said, where more would only decode
+    what others decode."""
     segments: dict[Literal["context", "reasoning", "answer", "tool", "end"], NonNegativeFloat] = Field(
         default_factory=dict
     )
