@@ -39,6 +39,7 @@ COMMANDS = {
     "gpu": "times of the kernels that run on a GPU, beside what they are made of",
     "sources": "what an installed vLLM changed of the sources that the labeler replaces or relies on",
     "demo": "label, store, verify, train and report with the demo teacher",
+    "prompted": "a student that behaves as if it had its teacher's system prompt: KL before and after",
     "teacher": "convert the packaged demo teacher to a model folder, once",
     "student": "make the demo's untrained student of a few layers of its teacher, once",
     "answers": "what students say to held-out prompts, beside their teacher",
@@ -65,12 +66,13 @@ MODULES = {
     "gpu": "benchmarks.labels.gpu_kernels",
     "sources": "benchmarks.labels.vllm_sources",
     "demo": "benchmarks.demo.demo",
+    "prompted": "benchmarks.demo.prompted",
     "teacher": "benchmarks.demo.demo_teacher",
     "student": "benchmarks.demo.demo_student",
     "answers": "benchmarks.demo.answers",
 }
 """The module behind each part; only the one asked for is imported."""
-FILLING_A_FOLDER = ("all", "agreement", "storm", "leases", "gpu")
+FILLING_A_FOLDER = ("all", "agreement", "storm", "leases", "gpu", "prompted")
 """Of the commands, those with results in the folder `--out`, as every measurement has them."""
 PROGRAM = Program(
     name="bench",
