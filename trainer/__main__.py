@@ -38,7 +38,7 @@ A run that was stopped goes on from its last checkpoint when the same command is
 steps or other machines; other settings that change the student are refused without --restart, and a finished
 student is never replaced without it.
 """,
-    interrupted="interrupted; the same command goes on from the last checkpoint, if one was saved",
+    interrupted="interrupted; the same command goes on from checkpoints, finished runs and answers so far",
 )
 
 
