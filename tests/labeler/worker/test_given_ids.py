@@ -17,6 +17,7 @@ from labeler.planning.provenance import provenance_of
 from labeler.records import Lease
 from labeler.teacher.fake import FakeTeacher
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
+from logitstore.__main__ import main
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import StoreChangedError, StoreError
 from logitstore.exchange.mix import mix_stores
@@ -113,14 +114,19 @@ def test_both_teachers_mix_over_all_ids_of_the_first(tmp_path: Path) -> None:
 
 def test_responses_of_a_first_teacher_are_scored_where_it_has_rows(tmp_path: Path) -> None:
     """Exported tokens, as a second teacher reads those that a first one wrote: no prompt is told apart."""
-    items = records(2)
-    first = first_store(tmp_path / "a", items)
-    whole = [{"uid": one.record_id, "token_ids": one.token_ids_T.tolist()} for one in first.iter_sequences()]
-    (tmp_path / "b").mkdir()
-    worker, units, _ = set_up(
-        tmp_path / "b", whole, f"labels.given='{first.uri}'", f"labels.top_k={NUM_IDS}", kind="token_ids"
+    first = first_store(tmp_path / "a", records(2))
+    exported = tmp_path / "first.parquet"
+    assert main(["export", first.uri, str(exported), "--to", "parquet", "--quiet"]) == 0
+    settings = (
+        f"input.uri='{exported}'",
+        "input.id=record_id",
+        f"labels.given='{first.uri}'",
+        f"labels.top_k={NUM_IDS}",
     )
+    (tmp_path / "b").mkdir()
+    worker, units, setup = set_up(tmp_path / "b", [], *settings, kind="token_ids")
     label_and_commit(worker, Lease(0, units[0], "w"))
+    assert (setup.totals.num_planned, setup.totals.num_rejects) == (2, 0)
     for theirs, found in zip(first.iter_sequences(), store_of(tmp_path / "b").iter_sequences(), strict=True):
         assert (found.label_start, found.rows.num_rows) == (theirs.label_start, theirs.rows.num_rows)
         np.testing.assert_array_equal(found.rows.count_N, theirs.rows.count_N)
