@@ -10,7 +10,8 @@ from labeler.errors import StoreBusyError
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.status_writer import write_status
 from logitstore.errors import ObjectStoreError
-from logitstore.job_objects import STATUS_NAME, JobState, JobStatus, parse_status
+from logitstore.job_objects import STATUS_NAME, JobState, JobStatus
+from logitstore.job_parsing import parse_status
 from logitstore.objects.opening import Objects
 
 FAULT_SHARE = 0.2

@@ -28,7 +28,8 @@ from labeler.config.loading import (
     WorkersConfig,
 )
 from logitstore.inputs.reading import iter_records
-from logitstore.job_objects import STATUS_NAME, parse_status
+from logitstore.job_objects import STATUS_NAME
+from logitstore.job_parsing import parse_status
 from logitstore.store import LogitStore
 
 DEMO_PROMPTS = Path(__file__).parents[1] / "demo_data" / "pairs.jsonl"

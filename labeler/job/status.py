@@ -14,7 +14,8 @@ from labeler.planning.plan import Plan
 from labeler.records import Committed, Heartbeat
 from logitstore.errors import ObjectNotFoundError
 from logitstore.index.entries import ShardIndex
-from logitstore.job_objects import STATUS_NAME, Cost, JobState, JobStatus, WorkerView, parse_status
+from logitstore.job_objects import STATUS_NAME, Cost, JobState, JobStatus, WorkerView
+from logitstore.job_parsing import parse_status
 from logitstore.manifest.fields import ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects

@@ -15,7 +15,8 @@ from logitstore.index.commits import shard_place
 from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
 from logitstore.inputs.identity import digest_of
 from logitstore.inputs.parts import parent_id
-from logitstore.job_objects import ACTIVE_STATES, STATUS_NAME, parse_status
+from logitstore.job_objects import ACTIVE_STATES, STATUS_NAME
+from logitstore.job_parsing import parse_status
 from logitstore.manifest.fields import RECORD_PARTS, ShardEntry
 from logitstore.manifest.reading import manifest_hash
 from logitstore.store import LogitStore

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreError
 from logitstore.index.entries import ShardIndex
-from logitstore.job_objects import STATUS_NAME, JobStatus, parse_status
+from logitstore.job_objects import STATUS_NAME, JobStatus
+from logitstore.job_parsing import parse_status
 from logitstore.records import Reject
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore

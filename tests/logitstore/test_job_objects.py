@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from logitstore.errors import CorruptManifestError
-from logitstore.job_objects import Cost, JobStatus, WorkerView, parse_status
+from logitstore.job_objects import Cost, JobStatus, WorkerView
+from logitstore.job_parsing import parse_status
 
 STATUS = JobStatus(
     state="running",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labeler.config.loading import CostConfig, JobConfig
-from logitstore.job_objects import BILLS_PREFIX, Bill, Cost, parse_bill
+from logitstore.job_objects import BILLS_PREFIX, Bill, Cost
+from logitstore.job_parsing import parse_bill
 from logitstore.objects.opening import Objects
 
 SECONDS_PER_HOUR = 3600

@@ -15,16 +15,8 @@ from typing import Any
 from labeler.job.money.cost import read_bills
 from labeler.job.person import person_here
 from logitstore.errors import CorruptManifestError
-from logitstore.job_objects import (
-    RUNS_PREFIX,
-    STATUS_NAME,
-    Bill,
-    Cost,
-    JobStatus,
-    RunRecord,
-    parse_run,
-    parse_status,
-)
+from logitstore.job_objects import RUNS_PREFIX, STATUS_NAME, Bill, Cost, JobStatus, RunRecord
+from logitstore.job_parsing import parse_run, parse_status
 from logitstore.objects.opening import Objects
 
 WRITE_EVERY_SEC = 60.0

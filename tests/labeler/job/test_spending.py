@@ -18,7 +18,8 @@ from labeler.job.money.spending import Spending
 from labeler.job.status import Tally
 from logitstore.common.command import ExitStatus
 from logitstore.errors import CorruptManifestError
-from logitstore.job_objects import BILLS_PREFIX, RUNS_PREFIX, STATUS_NAME, Bill, RunRecord, parse_status
+from logitstore.job_objects import BILLS_PREFIX, RUNS_PREFIX, STATUS_NAME, Bill, RunRecord
+from logitstore.job_parsing import parse_status
 from logitstore.objects.opening import Objects
 from tests.labeler.teacher.openai.chat_stand_in import write_student
 

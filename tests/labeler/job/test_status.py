@@ -12,7 +12,8 @@ from labeler.job.status import Tally, read_status, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter, write_status
 from labeler.records import Committed, Heartbeat
 from logitstore.errors import StoreNotFoundError
-from logitstore.job_objects import LEASE_NAME, STATUS_NAME, JobState, parse_status
+from logitstore.job_objects import LEASE_NAME, STATUS_NAME, JobState
+from logitstore.job_parsing import parse_status
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
