@@ -86,6 +86,42 @@ def _train(
     quiet: bool,
 ) -> RunMetrics:
     folder = Path(config.output.folder)
+    trainer, board = _trainer_of(config, tokenizer, train_set, held_out, quiet=quiet)
+    if trainer.is_world_process_zero():
+        begin_run(folder, config, restart=restart)
+        if not quiet:
+            _advise(config, trainer, train_set, held_out)
+    before_path = folder / "before.json"
+    before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
+    progress = show_progress(trainer, quiet=quiet)
+    _answer_prompts(config, trainer, board, None if progress is None else progress.tell)
+    started, clock = datetime.now(UTC), time.monotonic()
+    try:
+        with tracker_errors(config):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        if progress is not None:
+            progress.close()
+    seconds = round(time.monotonic() - clock, 3)
+    metrics = run_metrics(config, trainer, train_set, held_out, before, RunTimes(started, seconds))
+    _save_student(config, trainer, folder)
+    if trainer.is_world_process_zero():
+        save_run(folder, config, train_set, metrics)
+    if board is not None:
+        write_evaluations(board, metrics)
+    return metrics
+
+
+def _trainer_of(
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train_set: StreamingLogitDataset,
+    held_out: StreamingLogitDataset,
+    *,
+    quiet: bool,
+) -> tuple[OfflineDistillationTrainer, SummaryWriter | None]:
+    """The student in its Trainer, and where its figures are drawn."""
+    folder = Path(config.output.folder)
     width = train_set.sources[0].manifest.labels.vocab_size
     model = load_student(config.student, tokenizer, vocab_size=width, seed=config.training.seed)
     quantization = quantization_of(config.student)
@@ -116,35 +152,23 @@ def _train(
                 steps=config.evaluation.snapshot_steps,
             )
         )
-    if trainer.is_world_process_zero():
-        begin_run(folder, config, restart=restart)
-    if trainer.is_world_process_zero() and not quiet:
-        # A quantised student learns from its own labels at full precision.
-        num_parameters = None if quantization is not None else model.num_parameters()
-        for line in (
-            *(f"advice: {text}" for text in advice_on(train_set.sources, num_parameters)),
-            *(f"note: {text}" for text in (*notes_on_run(config), *notes_on_texts(held_out.sources))),
-        ):
-            print(line, file=sys.stderr)
-    before_path = folder / "before.json"
-    before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
-    progress = show_progress(trainer, quiet=quiet)
-    _answer_prompts(config, trainer, board, None if progress is None else progress.tell)
-    started, clock = datetime.now(UTC), time.monotonic()
-    try:
-        with tracker_errors(config):
-            trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        if progress is not None:
-            progress.close()
-    seconds = round(time.monotonic() - clock, 3)
-    metrics = run_metrics(config, trainer, train_set, held_out, before, RunTimes(started, seconds))
-    _save_student(config, trainer, folder)
-    if trainer.is_world_process_zero():
-        save_run(folder, config, train_set, metrics)
-    if board is not None:
-        write_evaluations(board, metrics)
-    return metrics
+    return trainer, board
+
+
+def _advise(
+    config: TrainConfig,
+    trainer: OfflineDistillationTrainer,
+    train_set: StreamingLogitDataset,
+    held_out: StreamingLogitDataset,
+) -> None:
+    model: Any = trainer.model
+    # A quantised student learns from its own labels at full precision.
+    num_parameters = None if quantization_of(config.student) is not None else model.num_parameters()
+    for line in (
+        *(f"advice: {text}" for text in advice_on(train_set.sources, num_parameters)),
+        *(f"note: {text}" for text in (*notes_on_run(config), *notes_on_texts(held_out.sources))),
+    ):
+        print(line, file=sys.stderr)
 
 
 def _answer_prompts(
