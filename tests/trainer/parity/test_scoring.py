@@ -7,6 +7,8 @@ import re
 import pytest
 
 from logitstore.common.config_file import ConfigError
+from trainer.parity.figures.gap import Routing
+from trainer.parity.figures.report import routing_in_words
 from trainer.parity.figures.scoring import check_reference, score_of
 
 NUMBER = re.compile(r"#### (-?\d+)")
@@ -59,3 +61,11 @@ def test_an_answer_of_punctuation_alone_is_refused(kind: str) -> None:
         check_reference(kind, "?!", NUMBER, "q, line 3")  # type: ignore[arg-type]  # one of the kinds
     check_reference("judge", "?!", None, "q, line 3")
     check_reference(kind, "5", NUMBER, "q, line 3")  # type: ignore[arg-type]  # one of the kinds
+
+
+def test_items_that_none_answers_right_say_nothing_of_routing() -> None:
+    """It was said that the student alone scores no less than the teacher."""
+    none_right = Routing((0.0, 0.5, 1.0), (0.0, 0.0, 0.0), (0.1, 0.5, None))
+    assert routing_in_words(none_right).startswith("routing: the mean score is 0.0000 whoever answers")
+    better_alone = Routing((0.0, 0.5, 1.0), (0.4, 0.3, 0.2), (0.1, 0.5, None))
+    assert routing_in_words(better_alone) == "routing: the student alone scores no less than the teacher"

@@ -105,14 +105,19 @@ def in_words(record: Mapping[str, Any], out: Path) -> str:
             f"{gap.gap:+.4f} (95% interval {gap.low:+.4f} to {gap.high:+.4f})"
         )
         if name in record["routing"]:
-            lines.append("  " + _routing_in_words(Routing(**record["routing"][name])))
+            lines.append("  " + routing_in_words(Routing(**record["routing"][name])))
     lines.append(f"each item: {out}/items.jsonl; all figures: {out}/parity.json")
     if record["routing"]:
         lines.append(f"routing: {out}/routing.png")
     return "\n".join(lines)
 
 
-def _routing_in_words(routing: Routing) -> str:
+def routing_in_words(routing: Routing) -> str:
+    if min(routing.quality) == max(routing.quality):
+        return (
+            f"routing: the mean score is {routing.quality[0]:.4f} whoever answers, so these items say "
+            "nothing about who should"
+        )
     if routing.quality[0] >= routing.quality[-1]:
         return "routing: the student alone scores no less than the teacher"
     place = routing.enough()
