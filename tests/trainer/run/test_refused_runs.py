@@ -164,7 +164,7 @@ def test_a_wrong_setting_is_named_with_its_rule(config, override, words, capsys)
 def test_what_a_killed_start_left_of_its_files_is_removed(config, tmp_path):
     """They would go to the Hub with the student."""
     (tmp_path / "run").mkdir()
-    left = [tmp_path / "run" / name for name in (".before.json.0a1b.part", "snapshots.npzq1_w.tmp")]
+    left = [tmp_path / "run" / name for name in (".before.json.0a1b2c3d.part", "snapshots.npzq1_w.tmp")]
     for path in left:
         path.write_text("half")
     assert main(["run", str(config), "--quiet", *settings("training.max_steps=1")]) == 0
