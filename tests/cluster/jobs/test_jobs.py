@@ -29,6 +29,7 @@ from tests.cluster.jobs.reverse_proxy import HEADER, ingress_before
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECRET = "hunter2-in-the-clusters-environment"
+PLANTED = "hunter2QZXV8r4Kd0mTn3Wb6Yc1"
 NUM_RECORDS = 24
 
 
@@ -256,6 +257,54 @@ def test_stop_drains_and_resume_labels_only_the_rest(
     assert before.items() <= after.items(), "a unit was labeled twice"
     listed = {one["id"]: one for one in json.loads(run(capsys, "list", *address, "--json")[1])}
     assert listed[json.loads(out)["id"]]["resumes"] == job_id
+
+
+HELD = {
+    "AWS_SECRET_ACCESS_KEY": PLANTED, "AWS_SESSION_TOKEN": PLANTED, "HF_TOKEN": f"hf_{PLANTED}",
+    "OPENAI_API_KEY": f"sk-{PLANTED}", "WANDB_API_KEY": PLANTED, "GITHUB_TOKEN": f"ghp_{PLANTED}",
+    "AZURE_STORAGE_CONNECTION_STRING": f"AccountName=a;AccountKey={PLANTED}", "NPM_TOKEN": PLANTED,
+    "DATABASE_URL": f"postgres://me:{PLANTED}@db/x", "SSH_KEY": f"-----BEGIN PRIVATE KEY-----{PLANTED}",
+    "FTP_PROXY": f"http://me:{PLANTED}@proxy:1", "RAY_JOB_HEADERS": json.dumps({"X-Api-Key": PLANTED}),
+}  # fmt: skip
+"""Twelve secrets in the environment of the person who submits."""
+
+
+def test_no_process_shows_what_the_submitter_holds(cluster: local.LocalCluster, tmp_path: Path) -> None:
+    """No command line of this machine, and no environment of the cluster's processes, the job's among them."""
+    job, store = write_job(tmp_path, seconds_per_token=0.02), tmp_path / "store"
+    command = [sys.executable, "-P", "-m", "cluster", "submit", str(job), "--address", cluster.address]
+    command += ["--follow"]
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(
+            command, env=os.environ | HELD, stdout=subprocess.PIPE, stderr=said, text=True
+        ) as submitter,
+    ):
+        wait_until(lambda: num_shards(store) >= 1 or submitter.poll() is not None)
+        assert submitter.poll() is None, (tmp_path / "said").read_text()
+        lines = {int(path.parent.name): read(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
+        below = {pid for node in cluster.nodes for pid in local.node_processes(node.pid)}
+        environments = {lines.get(pid): read(Path(f"/proc/{pid}/environ")) for pid in below}
+        out, _ = submitter.communicate(timeout=120)
+    assert submitter.returncode == 0, (out, (tmp_path / "said").read_text())
+    own = lines[submitter.pid]
+    assert "submit" in own
+    assert any("labeler run job.json" in line for line in lines.values()), "the job's entrypoint"
+    assert sum("ray::Worker" in line for line in lines.values()) >= 2
+    token = find_token() or PLANTED  # the cluster's own
+    assert [line for line in lines.values() if PLANTED in line or token in line] == []
+    assert [line for line, environment in environments.items() if PLANTED in environment] == []
+    job_id, log = out.split("\n", 1)
+    assert PLANTED not in (tmp_path / "said").read_text()
+    assert_nowhere(PLANTED, cluster, job_id, store, log)
+
+
+def read(path: Path) -> str:
+    """What /proc says of a process; "" of one that has ended."""
+    try:
+        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def test_a_failing_job_says_why(

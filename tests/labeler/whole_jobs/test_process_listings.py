@@ -34,8 +34,8 @@ def listed(job: RunningJob) -> dict[str, str]:
     return found
 
 
-def test_no_process_of_a_job_shows_its_secrets(tmp_path: Path) -> None:
-    write_records(tmp_path / "in.jsonl", 40)
+def secret_job(folder: Path) -> Path:
+    """A job file whose storage options hold a secret in every way in which a job may."""
     options: dict[str, list[str]] = {"input": [], "output": []}
     for setting in KEPT.values():
         section, text = places_of(setting)
@@ -43,8 +43,14 @@ def test_no_process_of_a_job_shows_its_secrets(tmp_path: Path) -> None:
     both = {name: f"{{{', '.join(texts)}}}" for name, texts in options.items()}
     text = "".join(f"[{name}]\nstorage_options = {value}\n" for name, value in both.items())
     assert text.count(PLANTED) == len(KEPT)
-    job_file = tmp_path / "secret.toml"
+    job_file = folder / "secret.toml"
     job_file.write_text(text)
+    return job_file
+
+
+def test_no_process_of_a_job_shows_its_secrets(tmp_path: Path) -> None:
+    write_records(tmp_path / "in.jsonl", 40)
+    job_file = secret_job(tmp_path)
     overrides = overrides_for(tmp_path, "teacher.fake.seconds_per_token=0.005", "output.unit_size=4")
     with started(overrides, str(job_file)) as job:
         wait_for(lambda: units_done(tmp_path / "store") >= 2 and len(job.actors()) == 2, job)

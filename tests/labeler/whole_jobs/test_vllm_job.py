@@ -14,7 +14,9 @@ import pytest
 
 from benchmarks.jobs.running_job import started, units_done, wait_for
 from tests.labeler import engines
+from tests.labeler.job.test_secrets_nowhere import PLANTED
 from tests.labeler.jobs import assert_exactly_once, events, is_alive, overrides_for, write_records
+from tests.labeler.whole_jobs.test_process_listings import listed, secret_job
 
 pytestmark = [
     pytest.mark.ray,
@@ -49,12 +51,15 @@ def test_an_engine_over_two_ranks_survives_the_death_of_each_of_its_processes(
         "output.unit_size=4",
         "teacher.engine_args={kv_cache_memory_bytes = 67108864}",
     )
-    with started(vllm_overrides(tmp_path, even_model, *two_ranks)) as job:
+    with started(vllm_overrides(tmp_path, even_model, *two_ranks), str(secret_job(tmp_path))) as job:
         for number, part in enumerate(("vLLM worker", "engine core", "actor")):
             wait_for(lambda n=number: units_done(store) >= 2 * (n + 1), job, timeout_sec=300)
             actors, (cores, workers) = job.actors(), job.engine_parts()
             assert (len(actors), len(cores), len(workers)) == (1, 1, 2)
             engine = [*actors, *cores, *workers]
+            shown = listed(job)
+            assert {line.split(" ", 1)[0] for line in shown} >= set(map(str, engine))
+            assert [line for line, environment in shown.items() if PLANTED in line + environment] == []
             victims = {"vLLM worker": workers[0], "engine core": cores[0], "actor": actors[0]}
             os.kill(victims[part], signal.SIGKILL)
             killed_at = time.monotonic()
