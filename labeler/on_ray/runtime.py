@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,8 @@ def ray_for(job: JobConfig) -> Iterator[None]:
         )
     _connect(job)
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray tells that a worker has died
+            yield
     except ClusterLostError:
         # There is nobody to take leave of: trying blocks for a minute, and Ray's own end without it crashes.
         atexit.register(_end_without_ray)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from labeler.worker.actor import Worker
 from logitstore.common.command import ExitStatus
 from logitstore.job_objects import JobStatus
 from tests.labeler.jobs import overrides_for, write_records
+
+
+class Dying(Worker):
+    def __init__(self, *_: object, **__: object) -> None:
+        os.kill(os.getpid(), 9)
 
 
 class Unmakeable(Worker):
@@ -44,6 +50,26 @@ def test_an_actor_that_cannot_be_made_is_given_up_with_the_reason(tmp_path: Path
     assert isinstance(event, ReplicaGivenUp)
     assert (event.worker_id, pool.num_given_up) == ("worker-0.1", 1)
     assert event.reason == "it could not be made: ImportError: No module named 'labeler'"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_worker_that_dies_leaves_standard_output_to_the_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray tells of it there, where `--json` prints the status."""
+    job = load_job(None, overrides_for(tmp_path, "workers.replicas=1", "workers.restarts=0"), {})
+    with ray_for(job):
+        pool = ActorPool(job, ResponseEnds(), ray.remote(Dying))
+        deadline, err = time.monotonic() + 200, ""
+        while "A worker died or was killed" not in err:
+            assert time.monotonic() < deadline, err
+            pool.poll(0.2)
+            out, more = capsys.readouterr()
+            assert out == ""
+            err += more
+        pool.close()
 
 
 @pytest.mark.ray
