@@ -16,7 +16,7 @@ from logitstore.common.hub import check_model_name
 from logitstore.common.options import positive
 from logitstore.common.whole_file import write_whole
 from logitstore.errors import UnsupportedInputError
-from logitstore.exchange.texts import prompt_and_answer
+from logitstore.exchange.texts import texts_around
 from logitstore.store import LogitStore
 from logitstore.students.snapshots import read_snapshots
 from logitstore.viewer.conversation import Conversations
@@ -118,7 +118,7 @@ def answers_of(
         Answers(
             sequence.record_id,
             conversations.of(sequence.token_ids_T, sequence.prompt_length).asked,
-            prompt_and_answer(
+            texts_around(
                 sequence.token_ids_T[: sequence.prompt_length + num_tokens], sequence.prompt_length, texts
             )[1],
             tuple(of_student[place] for of_student in said),
@@ -149,5 +149,5 @@ def _said(student: Path, prompts: list[list[int]], num_tokens: int, texts: Token
                 top_p=1.0,
                 top_k=0,
             )
-        answers.append(prompt_and_answer(made[0].numpy(), len(prompt), texts)[1])
+        answers.append(texts_around(made[0].numpy(), len(prompt), texts)[1])
     return answers
