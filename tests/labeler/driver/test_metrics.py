@@ -32,7 +32,7 @@ with ray_for(job):
         with contextlib.suppress(OSError):  # the agent may not listen yet
             text = urllib.request.urlopen(url, timeout=10).read().decode()
             found = [line for line in text.splitlines() if "penumbra_" in line and not line.startswith("#")]
-    print(json.dumps(found))
+print(json.dumps(found))
 """
 
 
