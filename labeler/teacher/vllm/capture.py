@@ -17,9 +17,7 @@ Shape legend: N rows, C columns.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -55,21 +53,12 @@ SOURCES_BY_VERSION: dict[str, dict[str, str]] = {
 """sha256 of the source of each replaced function, by vLLM version: what the capture was written for."""
 
 
-def source_hash(runner: str) -> str:
-    """sha256 of the source of the function that is replaced in `runner` ("v1" or "v2")."""
-    module_name, qualified_name = REPLACED[runner]
-    target: Any = importlib.import_module(module_name)
-    for part in qualified_name.split("."):
-        target = getattr(target, part)
-    return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()
-
-
 def refusal(version: str, runner: str) -> str | None:
     """Why the capture must not be installed in this vLLM, or None."""
     known = SOURCES_BY_VERSION.get(version)
     if known is None:
         return f"vLLM {version} is not among the versions the capture knows ({', '.join(SOURCES_BY_VERSION)})"
-    if source_hash(runner) != known[runner]:
+    if given_capture.source_hash(*REPLACED[runner]) != known[runner]:
         return f"{'.'.join(REPLACED[runner])} of this vLLM {version} is not the released one"
     return None
 

@@ -41,14 +41,13 @@ KNOWN_SOURCES = {
 
 def refusal(runner: str) -> str | None:
     """Why rows of this runner ("v1" or "v2") cannot be had at given ids, or None."""
-    if source_hash(runner) == KNOWN_SOURCES[runner]:
+    if source_hash(*WATCHED[runner]) == KNOWN_SOURCES[runner]:
         return None
     return f"{'.'.join(WATCHED[runner])} of this vLLM is not the one that rows at given ids were written for"
 
 
-def source_hash(runner: str) -> str:
-    """sha256 of the source of the watched function."""
-    module_name, qualified_name = WATCHED[runner]
+def source_hash(module_name: str, qualified_name: str) -> str:
+    """sha256 of the source of a function of an installed module."""
     target: Any = importlib.import_module(module_name)
     for part in qualified_name.split("."):
         target = getattr(target, part)
