@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from labeler.config.loading import describe_difference, input_place
 from labeler.planning.digests import DigestSet, digest_of
 from labeler.planning.plan_objects import SETTING_OF_EVERY_HEAD, load_object
-from logitstore.common.secrets import redact_uri
 from logitstore.errors import StoreError
 from logitstore.inputs.identity import record_id
 from logitstore.inputs.reading import iter_records
@@ -49,7 +49,7 @@ def find_id(
     names = [name for name in ID_FIELDS if any(name in record for record in records)]
     if not names:
         return None, ""
-    begun = _id_of_store(section["uri"], output)
+    begun = _id_of_store(section, output)
     if begun is not _NO_STORE:
         if begun is None:
             return None, f"; ids are made of the content as in the store, not taken from {names[0]!r}"
@@ -64,7 +64,7 @@ def find_id(
     return None, said
 
 
-def _id_of_store(uri: str, output: object) -> object:
+def _id_of_store(section: Mapping[str, Any], output: object) -> object:
     """The `input.id` that the store was planned with from this input; _NO_STORE where there is none."""
     place = output.get("uri") if isinstance(output, Mapping) else None
     if not isinstance(output, Mapping) or not isinstance(place, str) or not place:
@@ -77,8 +77,9 @@ def _id_of_store(uri: str, output: object) -> object:
         head = load_object(objects, PLAN_HEAD_NAME)
     except (StoreError, OSError, ValueError):
         return _NO_STORE  # told in its own words by the check of the output
-    here = redact_uri(uri) if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-    return head.get("input.id") if head[SETTING_OF_EVERY_HEAD] == here else _NO_STORE
+    here = {SETTING_OF_EVERY_HEAD: input_place(section["uri"], section.get("known_as") or "")}
+    there = {SETTING_OF_EVERY_HEAD: head[SETTING_OF_EVERY_HEAD]}
+    return _NO_STORE if describe_difference(there, here) else head.get("input.id")
 
 
 def _count(section: Mapping[str, Any], name: str) -> _Count:

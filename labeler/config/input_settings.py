@@ -34,7 +34,7 @@ STUDENT_ROLES = ("student_messages", "student_prompt", "student_token_ids")
 
 
 class InputConfig(Section):
-    uri: str = Field(min_length=1)
+    uri: HomePath = Field(min_length=1)
     """Path, glob or URL (local, s3://) of JSONL (also .gz, .zst), Parquet or Arrow files."""
     known_as: str = ""
     """The place by which a store knows its input where `uri` is another in every run; "" for `uri` itself.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from logitstore.common.section import Section
+from logitstore.common.section import HomePath, Section
 
 MOVED_TO_SAMPLING = ("temperature", "top_p", "max_tokens", "n", "seed", "stop")
 """Settings that were in `[labels]` before `[sampling]` was there; stored plans still name them so."""
@@ -28,7 +28,7 @@ class LabelsConfig(Section):
     """K, the stored entries of a label row."""
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Temperatures with exact stored normalisers, ascending from 1."""
-    given: str = ""
+    given: HomePath = ""
     """Score: a store of the same tokens whose ids each row is to have in place of the teacher's likeliest:
     those of a first teacher, or of a student. Rows are made where that store has some, and `top_k` is at most
     its own; it is read with `input.storage_options`."""

@@ -29,7 +29,7 @@ from logitstore.common.config_file import (
     flatten,
     read_document,
 )
-from logitstore.common.secrets import BLANKED, blanked_places, redacted
+from logitstore.common.secrets import BLANKED, blanked_places, redact_uri, redacted
 
 __all__ = [
     "CostConfig",
@@ -145,12 +145,16 @@ def identity(job: JobConfig) -> dict[str, Any]:
     )
     if os.path.isdir(job.teacher.model):
         flat["teacher.model"] = os.path.basename(os.path.abspath(job.teacher.model))
-    if known_as := flat.pop("input.known_as"):
-        flat["input.uri"] = known_as
-    elif "://" not in job.input.uri:
-        flat["input.uri"] = os.path.abspath(flat["input.uri"])
+    flat["input.uri"] = input_place(flat["input.uri"], flat.pop("input.known_as"))
     del flat["labels.given"]  # The plan has the digest of what lies there.
     return {name: value for name, value in flat.items() if not name.startswith(_CHANGEABLE)}
+
+
+def input_place(uri: str, known_as: str = "") -> str:
+    """The place by which a store knows its input, of these two settings."""
+    if known_as:
+        return redact_uri(known_as)
+    return redact_uri(uri) if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def is_local_path(uri: str) -> bool:
@@ -186,9 +190,11 @@ def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> li
 
     `stored` may be an earlier version's: a setting that moved since is read at its new place, and one that
     was not there yet counts as its default, which is what that version did. The file of a chat template
-    counts by its name: the plan has its text.
+    counts by its name: the plan has its text. An input in the user's home lies there, also where an earlier
+    version took `~` for a folder's name.
     """
     stored, now = _with_template_by_name(stored), _with_template_by_name(now)
+    stored = _with_home(stored)
     moved = {f"labels.{name}": f"sampling.{name}" for name in MOVED_TO_SAMPLING}
     stored = {moved.get(name, name): value for name, value in stored.items()}
     stored = {name: _default_of(name) for name in now if name not in stored} | stored
@@ -207,6 +213,11 @@ def _with_template_by_name(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(template, str):
         return settings
     return {**settings, "input.chat_template": os.path.basename(template)}
+
+
+def _with_home(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    _, home, below = str(settings.get("input.uri")).rpartition("/~/")
+    return {**settings, "input.uri": os.path.abspath(os.path.expanduser(f"~/{below}"))} if home else settings
 
 
 def _is_known(name: str) -> bool:

@@ -7,7 +7,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from labeler.config.loading import JobConfig, resolved
 from labeler.errors import TeacherMismatchError
@@ -27,6 +27,7 @@ from logitstore.manifest.fields import (
     SEGMENTS,
     STUDENT_PROMPTS,
     TEXTS_ONLY,
+    InputInfo,
     LabelSpec,
     Manifest,
     ShardEntry,
@@ -162,6 +163,12 @@ class StoreSetup:
             return columns
         return (*columns, SEGMENTS)
 
+    def _input_info(self) -> InputInfo:
+        """As the store has it, if it was begun: that it is the same input, however its place is written now,
+        the plan has found."""
+        existing, info = self.open_existing(), self.prepared.input_info
+        return info if existing is None else replace(info, uri=existing.manifest.input.uri)
+
     def _manifest(self, description: TeacherDescription) -> Manifest:
         config = resolved(self.job)
         for section in ("input", "output"):
@@ -189,7 +196,7 @@ class StoreSetup:
                 *([GIVEN_ENTRIES] if labels.given else []),
                 *([RECORD_PARTS] if self.prepared.input_info.parts else []),
             ),
-            input=self.prepared.input_info,
+            input=self._input_info(),
             created=utc_now(),
             config=config,
         )

@@ -71,7 +71,7 @@ def prepare(job: JobConfig) -> Prepared:
 def input_info(job: JobConfig) -> InputInfo:
     """What the store says of its input."""
     return InputInfo(
-        uri=redact_uri(job.input.uri),
+        uri=redact_uri(job.input.known_as or job.input.uri),
         kind=job.input.kind,
         fields=job.input.field_names(),
         limit=job.input.limit,

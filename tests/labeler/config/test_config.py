@@ -221,3 +221,17 @@ def test_paths_in_the_users_home_are_found_there(monkeypatch):
     job = load_job(None, [*base, "teacher.model='~/models/x'", "input.chat_template='~/chat.jinja'"], {})
     assert (job.teacher.model, job.input.chat_template) == ("/somewhere/models/x", "/somewhere/chat.jinja")
     assert load_job(None, [*base, "teacher.model=org/name~1"], {}).teacher.model == "org/name~1"
+
+
+def test_an_input_in_the_users_home_is_the_same_from_everywhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/somewhere")
+    base = ["teacher.engine=fake", "input.uri='~/in.jsonl'", "input.kind=prompt_response", "output.uri=out"]
+    job = load_job(None, [*base, "labels.given='~/first'"], {})
+    assert (job.input.uri, job.labels.given) == ("/somewhere/in.jsonl", "/somewhere/first")
+    here = identity(job)
+    monkeypatch.chdir(tmp_path)
+    assert identity(load_job(None, base, {})) == here
+    assert here["input.uri"] == "/somewhere/in.jsonl"
+    earlier = here | {"input.uri": "/folder/of/that/run/~/in.jsonl"}
+    assert describe_difference(earlier, here) == [], "as an earlier version wrote it"
+    assert len(describe_difference(here | {"input.uri": "/folder/in.jsonl"}, here)) == 1

@@ -99,6 +99,24 @@ def test_a_store_that_was_begun_keeps_its_ids(begun: str | None, tmp_path: Path)
     assert changes == ""
 
 
+@pytest.mark.parametrize("written", ["~/in.jsonl", "in.jsonl", "known"])
+def test_a_store_keeps_its_ids_however_the_place_of_its_input_is_written(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    settings = (f"input.uri='{written}'",)
+    if written == "known":
+        settings = ("input.known_as='/elsewhere/in.jsonl'",)
+    records = [{"id": name, "number": name, "prompt": f"text {name}"} for name in range(3)]
+    earlier, _ = found(tmp_path, records, "input.id=number", *settings)
+    prepared = prepare(earlier)
+    made_from = provenance_of(earlier, prepared.tokenizer)
+    Plan(prepared.objects).claim(identity(earlier), made_from, has_manifest=False, num_labeled=0)
+    again, _ = found(tmp_path, records, *settings)
+    assert again.input.id == "number"
+
+
 def test_an_id_given_by_a_store_of_another_input_is_not_kept(tmp_path: Path) -> None:
     earlier, _ = found(tmp_path, [{"id": 1, "number": 1, "prompt": "a"}], "input.id=number")
     prepared = prepare(earlier)

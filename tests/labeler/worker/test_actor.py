@@ -232,3 +232,20 @@ def test_a_store_begun_without_segments_goes_on_without_them(tmp_path, monkeypat
     store = store_of(tmp_path)
     assert len(list(store.iter_sequences())) == 5
     assert all(one.segments_T is None for one in store.iter_sequences())
+
+
+def test_a_store_goes_on_however_the_place_of_its_input_is_written(tmp_path, monkeypatch):
+    """From another folder, and sent to a cluster, where a copy of the same input lies elsewhere."""
+    items = records(12)
+    worker, units, _ = set_up(tmp_path, items)
+    label_and_commit(worker, Lease(0, units[0], "w"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "in.jsonl").write_bytes((tmp_path / "in.jsonl").read_bytes())
+    known_as = f"input.known_as='{tmp_path}/in.jsonl'"
+    for number, settings in enumerate((["input.uri=in.jsonl"], ["input.uri=sent/in.jsonl", known_as]), 1):
+        worker, units, setup = set_up(tmp_path, items, *settings)
+        assert setup.prepared.input_info.uri == ("in.jsonl" if number == 1 else f"{tmp_path}/in.jsonl")
+        label_and_commit(worker, Lease(number, units[number], "w"))
+    assert len(list(store_of(tmp_path).iter_sequences())) == 12
+    assert store_of(tmp_path).manifest.input.uri == f"{tmp_path}/in.jsonl"
