@@ -41,6 +41,12 @@ class ReshardingError(TrainerError, RuntimeError):
     """Something divides data among processes that the dataset has divided already."""
 
 
+class NotFiniteError(TrainerError, ArithmeticError):
+    """A student's figures are no finite numbers: there is nothing to compare, choose by or write down."""
+
+    exit_status = 1
+
+
 class RunBusyError(TrainerError, RuntimeError):
     """Another process trains into the same folder."""
 

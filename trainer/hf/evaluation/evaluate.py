@@ -5,6 +5,7 @@ Shape legend: B batch, T tokens, H hidden size, V vocabulary, N rows that count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
-from trainer.errors import SettingError
+from trainer.errors import NotFiniteError, SettingError
 from trainer.hf.evaluation.calibration import NUM_BINS, CalibrationSums
 from trainer.hf.heads import MODEL_KEYS, Head, head_replaced
 from trainer.loss.loss_inputs import TeacherTargets
@@ -94,12 +95,14 @@ class _Sums:
         counts_T = labels_T[1:] != settings.ignore_index
         logits_NV = logits_TV[:-1][counts_T]
         beyond = self._mass_beyond(logits_NV)
-        if self.calibration is not None:
-            self.calibration.add(logits_NV[:, : settings.vocab_size], labels_T[1:][counts_T])
         probability_NV = logits_NV[:, : settings.vocab_size].softmax(dim=1)
         accepted = _acceptance(probability_NV, targets, counts_T)
         means_9 = [torch.ones(()), *means, metrics.student_mass, beyond, *accepted]
         self.rows_9 += count * torch.stack([mean.cpu() for mean in means_9]).double()
+        if not self.rows_9.isfinite().all():
+            return  # such confidences are in no bin; `evaluation` refuses, on every process
+        if self.calibration is not None:
+            self.calibration.add(logits_NV[:, : settings.vocab_size], labels_T[1:][counts_T])
         confidence_N, top_N = probability_NV.max(dim=1)
         bin_N = (confidence_N * NUM_BINS).long().clamp(max=NUM_BINS - 1).cpu()
         right_N = (top_N == labels_T[1:][counts_T]).double().cpu()
@@ -134,6 +137,12 @@ class _Sums:
             )
         means_8 = (self.rows_9[1:] / num_rows).tolist()
         kl, cross_entropy, agreement, teacher, student, beyond, at_least, at_most = means_8
+        if not all(map(math.isfinite, means_8)):
+            raise NotFiniteError(
+                f"the student's figures on the records it is evaluated on are no finite numbers (KL {kl}, "
+                f"cross-entropy {cross_entropy}): its training diverged, or its weights were broken before; "
+                "train it anew with a lower learning_rate (in a configuration training.learning_rate)"
+            )
         right_C, confidence_C = self.bins_3C[1:]
         return Evaluation(
             num_sequences=self.num_sequences,
@@ -235,6 +244,8 @@ def evaluate(
     ids where vocabularies are padded, as in LossSettings; `tokenizer_size` is that of the tokenizer, for
     `mass_beyond_tokenizer` (see `tokenizer_size_of`); `calibration` gets the same rows. Under
     torch.distributed each process gives its own batches and gets the result of all.
+
+    Raises SettingError without label rows, and NotFiniteError where a figure is infinite or no number.
     """
     settings = LossSettings(alpha=1.0, vocab_size=vocab_size, foreign_ids="tail" if vocab_size else "error")
     was_training, device = model.training, next(model.parameters()).device

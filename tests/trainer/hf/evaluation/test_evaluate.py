@@ -13,9 +13,9 @@ from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
-from trainer.errors import UnsupportedHeadError
+from trainer.errors import NotFiniteError, UnsupportedHeadError
 from trainer.hf.evaluation import evaluate as evaluate_module
-from trainer.hf.evaluation.calibration import NUM_BINS
+from trainer.hf.evaluation.calibration import NUM_BINS, CalibrationSums
 from trainer.hf.evaluation.evaluate import evaluate, evaluation_batches
 from trainer.hf.heads import batch_loss, find_head
 from trainer.loss.loss_inputs import TeacherTargets
@@ -127,6 +127,19 @@ def test_nothing_to_evaluate_on_is_an_error():
         sample.sequence.loss_mask_N[:] = False
     with pytest.raises(ValueError, match=r"raise the fraction of HeldOut"):
         evaluate(tiny_student(), batches(samples))
+
+
+@pytest.mark.parametrize("logit", [float("nan"), float("inf"), float("-inf")])
+def test_a_student_without_finite_figures_is_refused_in_words(logit):
+    """One diverged: confidences that are no numbers are in no bin, and JSON has no form for its figures."""
+    model = tiny_student()
+    model.lm_head.register_forward_hook(
+        lambda _, __, logits_BTV: logits_BTV.index_fill(2, torch.arange(7), logit)
+    )
+    with pytest.raises(
+        NotFiniteError, match=r"KL (nan|inf), cross-entropy (nan|inf)\): its training diverged"
+    ):
+        evaluate(model, batches(given_samples()), calibration=CalibrationSums())
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied", "gpt2", "cohere", "granite", "gemma2"])
