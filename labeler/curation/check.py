@@ -24,7 +24,7 @@ from logitstore.common.whole_file import write_whole
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
-from logitstore.exchange.texts import prompt_and_answer
+from logitstore.exchange.texts import masks_tell_turns, prompt_and_answer
 from logitstore.objects.opening import normalise_uri
 from logitstore.rows.conditions import Columns, Outcome
 from logitstore.rows.selection import Selection
@@ -230,6 +230,7 @@ def _judged(
     if not texts.known:
         raise UnsupportedInputError(f"{store.uri}: responses are checked as text: {reason}")
     top_k = 1 if store.manifest.labels.support == "top" else None
+    turns = masks_tell_turns(store.manifest)
     try:
         with path.open("a", encoding="utf-8") as file:
             if file.tell():
@@ -238,7 +239,7 @@ def _judged(
                 key = (sequence.record_id, sequence.sample_index)
                 if key in known:
                     continue
-                prompt, answer = prompt_and_answer(sequence, texts)
+                prompt, answer = prompt_and_answer(sequence, texts, masks_tell_turns=turns)
                 reasoning, rest = reasoning_apart(prompt, answer)
                 reply = program.ask(
                     {

@@ -16,7 +16,7 @@ from logitstore.contamination.evaluation_sets import (
 )
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser
-from logitstore.exchange.texts import last_answer_start, render_of, text_of
+from logitstore.exchange.texts import last_answer_start, masks_tell_turns, render_of, text_of
 from logitstore.inputs.json_text import json_text
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Progress
@@ -103,6 +103,7 @@ class _Counted:
     def prompts(self) -> Iterator[tuple[tuple[str, str], str]]:
         """((record id, text), text); the samples of a record lie one after the other."""
         parser, before = _parser_of(self._store), None
+        turns = masks_tell_turns(self._store.manifest)
         total = int(self._store.shards().column("num_sequences").sum())
         for done, sequence in enumerate(self._store.iter_sequences(top_k=self._top_k()), start=1):
             if self._progress:
@@ -111,7 +112,8 @@ class _Counted:
                 continue
             before = sequence.record_id
             self.num_records += 1
-            ids = sequence.token_ids_T[: last_answer_start(sequence) or None].tolist()
+            start = last_answer_start(sequence, masks_tell_turns=turns)
+            ids = sequence.token_ids_T[: start or None].tolist()
             text = _words_of_user(ids, self._texts, parser)
             yield (sequence.record_id, text), text
 

@@ -6,7 +6,7 @@ The text is that of the store's ids, by the tokenizer that it keeps.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from logitstore.common.whole_file import check_replaceable
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, Render, reasoning_apart, renderer
+from logitstore.manifest.fields import Manifest
 from logitstore.records import LabeledSequence, Segment
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
@@ -47,7 +48,8 @@ def export_texts(
     texts, reason = choose_texts(store, tokenizer)
     if not texts.known:
         raise UnsupportedInputError(f"{store.uri}: text needs a tokenizer: {reason}")
-    record_of = _messages_record(store, texts) if form == "messages" else _pair_record(texts)
+    turns = masks_tell_turns(store.manifest)
+    record_of = _messages_record(store, texts, turns) if form == "messages" else _pair_record(texts, turns)
     total = int(store.shards().column("num_sequences").sum())
     written = left_out = 0
     temporary = path.with_name(f".{path.name}.part")
@@ -76,20 +78,20 @@ def export_texts(
 RecordOf = Callable[[LabeledSequence], dict[str, Any] | None]
 
 
-def _pair_record(texts: TokenTexts) -> RecordOf:
+def _pair_record(texts: TokenTexts, turns: bool) -> RecordOf:
     def record(sequence: LabeledSequence) -> dict[str, Any] | None:
-        prompt, answer = prompt_and_answer(sequence, texts)
+        prompt, answer = prompt_and_answer(sequence, texts, masks_tell_turns=turns)
         return {**_head(sequence), "prompt": prompt, "completion": answer}
 
     return record
 
 
-def _messages_record(store: LogitStore, texts: TokenTexts) -> RecordOf:
+def _messages_record(store: LogitStore, texts: TokenTexts, turns: bool) -> RecordOf:
     render = render_of(store)
     parser = None if render is None else PromptParser(render)
 
     def record(sequence: LabeledSequence) -> dict[str, Any] | None:
-        prompt, answer = prompt_and_answer(sequence, texts)
+        prompt, answer = prompt_and_answer(sequence, texts, masks_tell_turns=turns)
         messages = [{"role": "user", "content": prompt}] if parser is None else parser.messages(prompt)
         if not messages or not prompt:
             return None
@@ -110,9 +112,12 @@ def _head(sequence: LabeledSequence) -> dict[str, Any]:
     return {"id": name, "finish_reason": sequence.finish_reason, "flags": list(sequence.flags)}
 
 
-def prompt_and_answer(sequence: LabeledSequence, texts: TokenTexts) -> tuple[str, str]:
+def prompt_and_answer(
+    sequence: LabeledSequence, texts: TokenTexts, *, masks_tell_turns: bool
+) -> tuple[str, str]:
     """The text up to the last answer, and the answer without the markers that end it."""
-    return texts_around(sequence.token_ids_T, last_answer_start(sequence), texts)
+    start = last_answer_start(sequence, masks_tell_turns=masks_tell_turns)
+    return texts_around(sequence.token_ids_T, start, texts)
 
 
 def texts_around(token_ids_T: np.ndarray, start: int, texts: TokenTexts) -> tuple[str, str]:
@@ -124,11 +129,22 @@ def texts_around(token_ids_T: np.ndarray, start: int, texts: TokenTexts) -> tupl
     return text_of(ids[:start], texts), text_of(ids[start:end], texts)
 
 
-def last_answer_start(sequence: LabeledSequence) -> int:
+def masks_tell_turns(manifest: Manifest) -> bool:
+    """Whether loss masks alone tell the labeled turns of a conversation apart.
+
+    Elsewhere a mask has holes for other reasons: a record's own mask, or rows that another tokenizer lost.
+    """
+    labels = manifest.config.get("labels")
+    return isinstance(labels, Mapping) and labels.get("turns") == "all"
+
+
+def last_answer_start(sequence: LabeledSequence, *, masks_tell_turns: bool) -> int:
     """Where the last of a sequence's answers begins: behind the prompt, but for a conversation of which
     several turns are labeled (`labels.turns = "all"`), whose segments or loss mask tell them apart."""
     if sequence.segments_T is not None:
         return last_run_start(sequence.segments_T != Segment.CONTEXT, sequence.prompt_length)
+    if not masks_tell_turns:
+        return sequence.prompt_length
     counts_T = np.zeros(len(sequence.token_ids_T), bool)
     mask_N = sequence.loss_mask_N[: len(counts_T) - sequence.label_start]
     counts_T[sequence.label_start : sequence.label_start + len(mask_N)] = mask_N

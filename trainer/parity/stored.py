@@ -9,7 +9,13 @@ from pathlib import Path
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart
-from logitstore.exchange.texts import last_answer_start, prompt_and_answer, render_of, text_of
+from logitstore.exchange.texts import (
+    last_answer_start,
+    masks_tell_turns,
+    render_of,
+    text_of,
+    texts_around,
+)
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from logitstore.viewer.tokenizer_choice import choose_texts
@@ -90,8 +96,10 @@ def _texts_of(store: LogitStore, tokenizer: str | None) -> Iterator[StoredText]:
         )
     parser = _parser_of(store, folder)
     top_k = None if store.manifest.labels.support == "given" else 1
+    turns = masks_tell_turns(store.manifest)
     for sequence in store.iter_sequences(top_k=top_k):
-        yield _text_of(sequence, texts, parser)
+        start = last_answer_start(sequence, masks_tell_turns=turns)
+        yield _text_of(sequence, start, texts, parser)
 
 
 def _parser_of(store: LogitStore, folder: Path | None) -> PromptParser | None:
@@ -103,11 +111,13 @@ def _parser_of(store: LogitStore, folder: Path | None) -> PromptParser | None:
         return None
 
 
-def _text_of(sequence: LabeledSequence, texts: TokenTexts, parser: PromptParser | None) -> StoredText:
-    prompt, answer = prompt_and_answer(sequence, texts)
+def _text_of(
+    sequence: LabeledSequence, answer_start: int, texts: TokenTexts, parser: PromptParser | None
+) -> StoredText:
+    prompt, answer = texts_around(sequence.token_ids_T, answer_start, texts)
     messages = parser.messages(prompt) if parser is not None and prompt else None
     if not messages:
-        ids = sequence.token_ids_T[: last_answer_start(sequence) or None].tolist()
+        ids = sequence.token_ids_T[: answer_start or None].tolist()
         bare = text_of([one for one in ids if not texts.is_special(one)], texts)
         messages = [{"role": "user", "content": bare}]
     return StoredText(messages, reasoning_apart(prompt, answer)[1], sequence.finish_reason == "length")

@@ -157,10 +157,13 @@ def test_a_conversation_with_all_turns_labeled_is_taken_apart(
     segments_T = np.where(counts_T, Segment.ANSWER, Segment.CONTEXT).astype(np.uint8)
     one = replace(one, loss_mask_N=counts_T[one.label_start :])
     spec, features = base.manifest.labels, base.manifest.features
+    config = base.manifest.config | {"labels": {"turns": "all"}}
     if told_by == "segments":
         one = replace(one, segments_T=segments_T)
         spec, features = replace(spec, extra_columns=(SEGMENTS,)), (*features, SEGMENTS)
-    store = LogitStore.create(tmp_path / "all", replace(base.manifest, labels=spec, features=features))
+    store = LogitStore.create(
+        tmp_path / "all", replace(base.manifest, labels=spec, features=features, config=config)
+    )
     store.commit_unit("u", 0, [one], seconds=0.0, worker="w")
     files = {"tokenizer.json": byte_tokenizer().to_str().encode(), "chat_template.jinja": CHATML.encode()}
     put_tokenizer(store.objects, files)
@@ -171,6 +174,23 @@ def test_a_conversation_with_all_turns_labeled_is_taken_apart(
     assert export_texts(store, tmp_path / "p.jsonl", "prompt-completion") == (1, 0)
     (pair,) = load("json", tmp_path / "p.jsonl")
     assert (pair["prompt"], pair["completion"]) == (render([USER, thought, NEXT], True), "So.")
+
+
+@pytest.mark.parametrize("config", [{"labels": {"turns": "last"}}, {"retokenize": {}}])
+def test_a_hole_in_a_loss_mask_is_no_new_answer(config: dict[str, Any], tmp_path: Path) -> None:
+    """Rows that do not count do not tell turns apart where one answer is labeled."""
+    base = store_of(tmp_path / "base", [(renderer(CHATML, {}, {})([USER], True), "Twenty-one.")], CHATML)
+    (one,) = base.iter_sequences()
+    mask_N = one.loss_mask_N.copy()
+    mask_N[3:5] = False
+    store = LogitStore.create(
+        tmp_path / "holes", replace(base.manifest, config=base.manifest.config | config)
+    )
+    store.commit_unit("u", 0, [replace(one, loss_mask_N=mask_N)], seconds=0.0, worker="w")
+    put_tokenizer(store.objects, {"tokenizer.json": byte_tokenizer().to_str().encode()})
+    assert export_texts(store, tmp_path / "p.jsonl", "prompt-completion") == (1, 0)
+    (pair,) = load("json", tmp_path / "p.jsonl")
+    assert pair["completion"] == "Twenty-one."
 
 
 def test_a_tools_turn_is_no_part_of_the_users_words() -> None:
