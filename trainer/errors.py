@@ -41,7 +41,7 @@ class ReshardingError(TrainerError, RuntimeError):
     """Something divides data among processes that the dataset has divided already."""
 
 
-class NotFiniteError(TrainerError, ArithmeticError):
+class NotFiniteError(TrainerError, RuntimeError):
     """A student's figures are no finite numbers: there is nothing to compare, choose by or write down."""
 
     exit_status = 1
