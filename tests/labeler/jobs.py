@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs.running_job import WAIT_LIMIT_SEC, started, verify
+from labeler.config.loading import JobConfig
+from labeler.driver.plan_pass import new_planner, read_input
 from labeler.job.status import read_status
-from labeler.records import Committed, Lease
+from labeler.job.store_setup import StoreSetup
+from labeler.planning.plan import Plan, SegmentWriter
+from labeler.planning.preflight import prepare
+from labeler.records import Committed, Lease, WorkUnit
 from labeler.worker.actor import Worker
 from logitstore.errors import StoreNotFoundError
 from logitstore.job_objects import JobStatus
@@ -24,6 +29,19 @@ def write_records(path: Path, count: int, *, start: int = 0, response_bytes: int
         for i in range(start, start + count):
             response = (f"answer {i} " * response_bytes)[: response_bytes + i % 7]
             file.write(json.dumps({"uid": str(i), "prompt": f"question {i}", "response": response}) + "\n")
+
+
+def planned(job: JobConfig) -> tuple[Worker, list[WorkUnit], StoreSetup]:
+    """The job's plan, as its driver makes it, and a started worker for its units in this process."""
+    prepared = prepare(job)
+    plan = Plan(prepared.objects)
+    known = plan.known()
+    planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
+    totals = planner.run(read_input(job), lambda _: None)
+    setup = StoreSetup(job, prepared, totals, lambda _: None)
+    worker = Worker(job, "worker-0.0", prepared.tokenizer.ends)
+    setup.take_description(worker.start(None))
+    return worker, list(plan.units()), setup
 
 
 def label_and_commit(worker: Worker, lease: Lease) -> Committed:

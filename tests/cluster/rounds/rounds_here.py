@@ -16,14 +16,9 @@ import torch
 import trainer.__main__
 from cluster.rounds.ledger import Ledger
 from labeler.config.loading import load_job
-from labeler.driver.plan_pass import new_planner, read_input
-from labeler.job.store_setup import StoreSetup
-from labeler.planning.plan import Plan, SegmentWriter
-from labeler.planning.preflight import prepare
 from labeler.records import Lease
-from labeler.worker.actor import Worker
 from logitstore.store import LogitStore
-from tests.labeler.jobs import label_and_commit
+from tests.labeler.jobs import label_and_commit, planned
 
 ROOT = Path(__file__).parents[3]
 BYTES = ROOT / "configs" / "byte-tokenizer"
@@ -32,16 +27,8 @@ Command = Callable[[Sequence[str]], str]
 
 def label(job_file: str) -> None:
     """A whole labeling job in this process: planned, labeled and committed by the labeler's own parts."""
-    job = load_job(job_file, [], {})
-    prepared = prepare(job)
-    plan = Plan(prepared.objects)
-    known = plan.known()
-    planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
-    totals = planner.run(read_input(job), lambda _: None)
-    setup = StoreSetup(job, prepared, totals, lambda _: None)
-    worker = Worker(job, "worker-0.0", prepared.tokenizer.ends)
-    setup.take_description(worker.start(None))
-    for number, unit in enumerate(plan.units()):
+    worker, units, _ = planned(load_job(job_file, [], {}))
+    for number, unit in enumerate(units):
         label_and_commit(worker, Lease(number, unit, "worker-0.0"))
     worker.close()
 

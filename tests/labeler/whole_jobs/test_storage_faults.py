@@ -13,29 +13,18 @@ import pytest
 
 from benchmarks.jobs.running_job import started, verify, wait_for
 from labeler.config.loading import load_job
-from labeler.driver.plan_pass import new_planner, read_input
-from labeler.job.store_setup import StoreSetup
-from labeler.planning.plan import Plan, SegmentWriter
-from labeler.planning.preflight import prepare
 from labeler.records import Lease
-from labeler.worker.actor import Worker
 from logitstore.errors import ObjectStoreError
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from tests.fault_proxy import Faults, fault_proxy
-from tests.labeler.jobs import events, label_and_commit, overrides_for, write_records
+from tests.labeler.jobs import events, label_and_commit, overrides_for, planned, write_records
 
 
 def started_worker(job):
     """A planned store and a worker on it."""
-    prepared = prepare(job)
-    known = Plan(prepared.objects).known()
-    planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
-    totals = planner.run(read_input(job), lambda _: None)
-    setup = StoreSetup(job, prepared, totals, lambda _: None)
-    worker = Worker(job, "w", prepared.tokenizer.ends)
-    setup.take_description(worker.start(None))
-    return worker, list(Plan(prepared.objects).units())
+    worker, units, _ = planned(job)
+    return worker, units
 
 
 def through(endpoint, place):

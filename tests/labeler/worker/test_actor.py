@@ -9,19 +9,15 @@ from dataclasses import replace
 import pytest
 
 from labeler.config.loading import JobConfig, load_job
-from labeler.driver.plan_pass import new_planner, read_input
 from labeler.errors import EngineDiedError, TeacherMismatchError
 from labeler.job.store_setup import StoreSetup
-from labeler.planning.plan import Plan, SegmentWriter
-from labeler.planning.preflight import prepare
 from labeler.records import GaveBack, Lease, PassedTrial
 from labeler.teacher.protocol import build_teacher
-from labeler.worker.actor import Worker
 from logitstore.errors import ObjectStoreError
 from logitstore.manifest.fields import SEGMENTS
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
-from tests.labeler.jobs import label_and_commit
+from tests.labeler.jobs import label_and_commit, planned
 
 
 def records(count):
@@ -41,16 +37,7 @@ def set_up(tmp_path, items, *overrides, kind="prompt_response"):
         "output.unit_size=4",
         "output.codebook_units=0",
     ]
-    job = load_job(None, [*base, *overrides], {})
-    prepared = prepare(job)
-    plan = Plan(prepared.objects)
-    known = plan.known()
-    planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
-    totals = planner.run(read_input(job), lambda _: None)
-    setup = StoreSetup(job, prepared, totals, lambda _: None)
-    worker = Worker(job, "worker-0.0", prepared.tokenizer.ends)
-    setup.take_description(worker.start(None))
-    return worker, list(plan.units()), setup
+    return planned(load_job(None, [*base, *overrides], {}))
 
 
 def store_of(tmp_path):
