@@ -14,7 +14,7 @@ from pathlib import Path
 
 from labeler.config.loading import JobConfig
 from labeler.errors import ChatTemplateError
-from labeler.planning.given_store import open_given
+from labeler.planning.given_store import GIVEN_IDS, given_ids_of, open_given
 from labeler.prompting.tokenization import Conversation, Tokenizer
 
 TOKENIZER_FILES = (
@@ -27,7 +27,6 @@ TOKENIZER_FILES = (
 )
 """Files that say how text becomes ids; each that the model has counts."""
 CHAT_TEMPLATE = "chat template"
-GIVEN_IDS = "store of given ids"
 CLOCKS = ("strftime_now", "date_string")
 """What makes a chat template render differently on another day without being another template."""
 PROBE_TEXT = "Straße №5:\n\tdon't  re-tokenise 12345, naïve 中文 <|im_end|> </s>"
@@ -48,7 +47,7 @@ def provenance_of(job: JobConfig, tokenizer: Tokenizer) -> dict[str, str]:
             found["rendered probe"] = _rendered_probe(tokenizer)
     found["special tokens"] = tokenizer.special_tokens
     if job.labels.given:
-        found[GIVEN_IDS] = f"blake2b:{open_given(job).digest}"
+        found[GIVEN_IDS] = given_ids_of(open_given(job))
     if job.teacher.engine != "fake":
         names = [*TOKENIZER_FILES, *(["generation_config.json"] if job.labels.mode == "generate" else [])]
         for name in names:

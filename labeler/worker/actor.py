@@ -128,7 +128,7 @@ class Worker:
         started = time.perf_counter()
         store = self._open_store()
         planned = self._persistently(lambda: read_unit(store.objects, lease.unit))
-        prompts, without_ids = self._with_ids(_prompts_of(planned, lease))
+        prompts, without_ids = self._with_ids(store, _prompts_of(planned, lease))
         read_sec = time.perf_counter() - started
         self._wait_for_room()
         assert self._feed is not None, "start() comes first"
@@ -255,11 +255,13 @@ class Worker:
         with self._state:
             self._progress += 1
 
-    def _with_ids(self, prompts: list[TokenizedPrompt]) -> tuple[list[TokenizedPrompt], list[PromptError]]:
+    def _with_ids(
+        self, store: LogitStore, prompts: list[TokenizedPrompt]
+    ) -> tuple[list[TokenizedPrompt], list[PromptError]]:
         """The prompts with the ids at which their rows are wanted, if the job has such, and those without."""
         if not self._job.labels.given:
             return prompts, []
-        given = self._given = self._given or self._persistently(lambda: GivenIds(self._job))
+        given = self._given = self._given or self._persistently(lambda: GivenIds(self._job, store.objects))
         return self._persistently(lambda: given.of(prompts))
 
     def _wait_for_room(self) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from labeler.config.loading import JobConfig
 from labeler.errors import PromptError
-from labeler.planning.given_store import open_given
+from labeler.planning.given_store import open_planned
 from labeler.records import TokenizedPrompt
+from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence
 
 KIND = "no_given_ids"
@@ -25,9 +26,9 @@ KIND = "no_given_ids"
 class GivenIds:
     """Looks records up in the store, for one thread of a worker at a time."""
 
-    def __init__(self, job: JobConfig) -> None:
-        """Raises StoreError and OSError where the store cannot be read."""
-        self._store = open_given(job)
+    def __init__(self, job: JobConfig, objects: Objects) -> None:
+        """`objects` hold the job's plan. Raises as `open_planned`."""
+        self._store = open_planned(job, objects)
         self._top_k = job.labels.top_k
         self._lock = threading.Lock()
 

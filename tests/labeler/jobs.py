@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs.running_job import WAIT_LIMIT_SEC, started, verify
-from labeler.config.loading import JobConfig
+from labeler.config.loading import JobConfig, identity
 from labeler.driver.plan_pass import new_planner, read_input
 from labeler.job.status import read_status
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import Plan, SegmentWriter
 from labeler.planning.preflight import prepare
+from labeler.planning.provenance import provenance_of
 from labeler.records import Committed, Lease, WorkUnit
 from labeler.worker.actor import Worker
 from logitstore.errors import StoreNotFoundError
@@ -35,6 +36,8 @@ def planned(job: JobConfig) -> tuple[Worker, list[WorkUnit], StoreSetup]:
     """The job's plan, as its driver makes it, and a started worker for its units in this process."""
     prepared = prepare(job)
     plan = Plan(prepared.objects)
+    made_from = provenance_of(job, prepared.tokenizer)
+    plan.claim(identity(job), made_from, has_manifest=False, num_labeled=0)
     known = plan.known()
     planner = new_planner(job, prepared, known, SegmentWriter(prepared.objects, known))
     totals = planner.run(read_input(job), lambda _: None)

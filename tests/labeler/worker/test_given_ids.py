@@ -17,6 +17,7 @@ from labeler.planning.provenance import provenance_of
 from labeler.records import Lease
 from labeler.teacher.fake import FakeTeacher
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
+from labeler.worker.actor import Worker
 from logitstore.__main__ import main
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import StoreChangedError, StoreError
@@ -222,3 +223,20 @@ def test_a_job_goes_on_with_the_same_ids_alone_wherever_they_lie(tmp_path: Path)
     with pytest.raises(StoreChangedError, match="the store of given ids is another one"):
         claim(other.uri)
     assert "labels.given" not in json.dumps(identity(setup.job))
+
+
+def test_a_worker_that_begins_later_is_not_given_other_ids(tmp_path: Path) -> None:
+    """A replica that is started anew opens the store of given ids again, which may have grown."""
+    items = records(8)
+    first = first_store(tmp_path / "a", items[:4])
+    (tmp_path / "b").mkdir()
+    settings = (f"labels.given='{first.uri}'", f"labels.top_k={NUM_IDS}")
+    worker, units, setup = set_up(tmp_path / "b", items, *settings)
+    label_and_commit(worker, Lease(0, units[0], "w"))
+    more = first_store(tmp_path / "c", items[4:])
+    first.commit_unit("v", 1, list(more.iter_sequences()), seconds=0.0, worker="test")
+    later = Worker(setup.job, "worker-0.1", setup.prepared.tokenizer.ends)
+    later.start(None)
+    with pytest.raises(StoreChangedError, match=r"labels\.given = .* has changed since the job was planned"):
+        later.label_unit(Lease(1, units[1], "w"))
+    assert label_and_commit(worker, Lease(2, units[1], "w")).entry.num_rejects == 4, "what it has read stays"
