@@ -193,7 +193,8 @@ def refuse_secrets(document: dict[str, Any]) -> None:
     """Raise JobRefusedError where a job, as `resolved` gives it, holds what others must not read."""
     place = next(blanked_places(document), None)
     if place is not None:
-        what = "holds a user name or password, or a signature" if place.endswith(".uri") else "is a secret"
+        is_place = place.endswith((".uri", ".given"))
+        what = "holds a user name or password, or a signature" if is_place else "is a secret"
         raise JobRefusedError(
             f"{place} {what}, and a job's settings are shown to everyone who reaches the cluster: remove it "
             "and set AWS_ACCESS_KEY_ID and the like on the cluster's nodes"
@@ -211,6 +212,9 @@ def _ship_input(document: dict[str, Any], folder: Path) -> dict[str, Any]:
             f"teacher.model {changed['teacher']['model']!r} is a folder of this machine; name a Hugging Face "
             "id, or use --files same if every node has the folder at the same path"
         )
+    given = changed["labels"]["given"]
+    if given and is_local_path(given):
+        raise JobRefusedError(f"labels.given {given!r} lies on this machine; {remedy}")
     uri = changed["input"]["uri"]
     if not is_local_path(uri):
         return changed

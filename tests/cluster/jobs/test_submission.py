@@ -177,8 +177,10 @@ def test_paths_that_mean_the_same_everywhere_become_absolute(
         ("in.jsonl", "runs/store", f"{tmp_path}/runs/store"),
         ("file://in.jsonl", "~/runs/store", "/home/me/runs/store"),
     ):
-        submission = prepare(a_job(tmp_path, uri=uri, output=output), options("same"), send, owner="ada@lab")
+        job = a_job(tmp_path, uri=uri, output=output, more="[labels]\ngiven = 'first'")
+        submission = prepare(job, options("same"), send, owner="ada@lab")
         sent = load_job(str(send / JOB_FILE), environ={})
+        assert sent.labels.given == str(tmp_path / "first")
         assert sent.input.uri == str(tmp_path / "in.jsonl")
         assert sent.output.uri == submission.metadata[STORE_KEY] == whole
 
@@ -197,6 +199,8 @@ def test_a_job_sent_from_one_folder_can_be_resumed_from_another(
     [
         ({"output": "runs/store"}, "lies on this machine"),
         ({"output": "file:///runs/store"}, "lies on this machine"),
+        ({"more": "[labels]\ngiven = 'runs/first'"}, r"labels\.given .*runs/first' lies on this machine"),
+        ({"more": "[labels]\ngiven = 's3://me:pw@bucket/in'"}, r"labels\.given holds a user name or"),
         ({"uri": "nothing-*.jsonl"}, "matches no file"),
         ({"uri": "s3://me:pw@bucket/in"}, "user name or password"),
         ({"more": "[workers]\naddress = '10.0.0.1:6379'"}, "remove the setting"),
