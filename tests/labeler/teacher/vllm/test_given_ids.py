@@ -90,7 +90,8 @@ def test_ids_that_are_not_there_or_not_wanted_are_refused() -> None:
     wrong = [replace(given, given_ids_NK=ids) for ids in (beyond_NK, given.given_ids_NK[1:])]
     errors = list(teacher.label([plain, *wrong]))
     assert all(isinstance(error, PromptError) and error.kind == "no_given_ids" for error in errors)
-    assert [word in str(error) for error, word in zip(errors, ("without", "outside", "shape"), strict=True)]
+    for error, word in zip(errors, ("without", "outside", "shape"), strict=True):
+        assert word in str(error)
     # An engine whose capture gives ids goes back to the likeliest ones.
     again = engines.labeled(engines.score_teacher(), [plain])[plain.record_id, 0]
     assert (again.rows.count_N == engines.SCORE.top_k).all()
