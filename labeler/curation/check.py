@@ -229,13 +229,12 @@ def _judged(
     texts, reason = choose_texts(store, None)
     if not texts.known:
         raise UnsupportedInputError(f"{store.uri}: responses are checked as text: {reason}")
-    top_k = 1 if store.manifest.labels.support == "top" else None
     turns = masks_tell_turns(store.manifest)
     try:
         with path.open("a", encoding="utf-8") as file:
             if file.tell():
                 file.write("\n")  # The last line may be half a line.
-            for sequence in store.iter_sequences(top_k=top_k):
+            for sequence in store.iter_sequences(top_k=store.manifest.labels.fewest_entries):
                 key = (sequence.record_id, sequence.sample_index)
                 if key in known:
                     continue

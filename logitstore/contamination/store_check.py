@@ -105,7 +105,8 @@ class _Counted:
         parser, before = _parser_of(self._store), None
         turns = masks_tell_turns(self._store.manifest)
         total = int(self._store.shards().column("num_sequences").sum())
-        for done, sequence in enumerate(self._store.iter_sequences(top_k=self._top_k()), start=1):
+        top_k = self._store.manifest.labels.fewest_entries
+        for done, sequence in enumerate(self._store.iter_sequences(top_k=top_k), start=1):
             if self._progress:
                 self._progress("prompts", done, total)
             if sequence.record_id == before:
@@ -116,9 +117,6 @@ class _Counted:
             ids = sequence.token_ids_T[: start or None].tolist()
             text = _words_of_user(ids, self._texts, parser)
             yield (sequence.record_id, text), text
-
-    def _top_k(self) -> int | None:
-        return None if self._store.manifest.labels.support == "given" else 1
 
 
 def _parser_of(store: LogitStore) -> PromptParser | None:

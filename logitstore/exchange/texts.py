@@ -55,7 +55,8 @@ def export_texts(
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            for sequence in (selection or Selection()).sequences(store, top_k=1):
+            chosen = (selection or Selection()).sequences(store, top_k=store.manifest.labels.fewest_entries)
+            for sequence in chosen:
                 record = record_of(sequence)
                 if record is None:
                     left_out += 1

@@ -102,6 +102,11 @@ class LabelSpec:
         return {"given": (GIVEN_ENTRIES,), "none": (TEXTS_ONLY,)}.get(self.support, ())
 
     @property
+    def fewest_entries(self) -> int | None:
+        """The `top_k` of a reader that needs no entries: 1, or None, all, where they are at given ids."""
+        return None if self.support == "given" else 1
+
+    @property
     def num_outcomes(self) -> int:
         """Ids among which the teacher's mass lies, tail included."""
         return self.teacher_vocab_size or self.vocab_size

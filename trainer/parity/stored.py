@@ -95,9 +95,8 @@ def _texts_of(store: LogitStore, tokenizer: str | None) -> Iterator[StoredText]:
             f"{store.uri}: its texts are compared, and they need a tokenizer: {reason}"
         )
     parser = _parser_of(store, folder)
-    top_k = None if store.manifest.labels.support == "given" else 1
     turns = masks_tell_turns(store.manifest)
-    for sequence in store.iter_sequences(top_k=top_k):
+    for sequence in store.iter_sequences(top_k=store.manifest.labels.fewest_entries):
         start = last_answer_start(sequence, masks_tell_turns=turns)
         yield _text_of(sequence, start, texts, parser)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart, renderer
-from logitstore.exchange.texts import export_texts
+from logitstore.exchange.mix import mix_stores
+from logitstore.exchange.texts import TextForm, export_texts
 from logitstore.manifest.fields import SEGMENTS, LabelSpec
 from logitstore.records import LabeledSequence, Segment
 from logitstore.store import LogitStore
@@ -191,6 +192,15 @@ def test_a_hole_in_a_loss_mask_is_no_new_answer(config: dict[str, Any], tmp_path
     assert export_texts(store, tmp_path / "p.jsonl", "prompt-completion") == (1, 0)
     (pair,) = load("json", tmp_path / "p.jsonl")
     assert pair["completion"] == "Twenty-one."
+
+
+def test_rows_at_given_ids_have_the_same_texts(store: LogitStore, tmp_path: Path) -> None:
+    """No prefix of their entries can be read, and none is needed."""
+    mixed = mix_stores((store, store), str(tmp_path / "mixed"))
+    for form in get_args(TextForm):
+        export_texts(store, tmp_path / "top.jsonl", form)
+        export_texts(mixed, tmp_path / "given.jsonl", form)
+        assert (tmp_path / "given.jsonl").read_text() == (tmp_path / "top.jsonl").read_text()
 
 
 def test_a_tools_turn_is_no_part_of_the_users_words() -> None:
