@@ -124,7 +124,7 @@ class Plan:
             raise StoreChangedError(
                 f"the {num_labeled:,} units labeled in the store at {self._objects.uri} have prompts made "
                 f"otherwise than now: {'; '.join(changes)}. All labels of a store are made alike: restore "
-                "the teacher's files as they were, or choose another output.uri"
+                "what is named here as it was, or choose another output.uri"
             )
         if settings or changes:
             self.discard()

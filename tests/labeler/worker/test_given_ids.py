@@ -133,6 +133,23 @@ def test_responses_of_a_first_teacher_are_scored_where_it_has_rows(tmp_path: Pat
         np.testing.assert_array_equal(found.rows.count_N, theirs.rows.count_N)
 
 
+def test_one_of_several_responses_is_scored_and_mixed(tmp_path: Path) -> None:
+    """As the labeler's page says."""
+    (tmp_path / "a").mkdir()
+    settings = ["labels.mode=generate", "sampling.n=3", "sampling.max_tokens=6", f"labels.top_k={NUM_IDS}"]
+    worker, units, _ = set_up(tmp_path / "a", records(2), *settings, kind="prompt")
+    label_and_commit(worker, Lease(0, units[0], "w"))
+    one, exported = tmp_path / "one", tmp_path / "one.parquet"
+    select = ["merge", f"{tmp_path}/a/store", "--out", str(one), "--where", "sample_index = 0", "--quiet"]
+    assert main(select) == 0
+    assert main(["export", str(one), str(exported), "--to", "parquet", "--quiet"]) == 0
+    first = LogitStore.open(one)
+    settings = [f"input.uri='{exported}'", "input.id=record_id", "input.kind=token_ids"]
+    second = label_at(tmp_path / "b", [], first, *settings)
+    mixed = mix_stores((first, second), str(tmp_path / "mixed"), weights=(0.5, 0.5))
+    assert [sequence.record_id for sequence in mixed.iter_sequences()] == ["0", "1"]
+
+
 def test_records_without_ids_become_rejects(tmp_path: Path) -> None:
     first = first_store(tmp_path / "a", records(2))
     items = [*records(3), {"prompt": "question 1", "response": "answer 1", "uid": "x"}]
