@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer.parity.models import WITH_START, byte_model
+from trainer.errors import NotFiniteError
 from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.models.identity import identity_of
 from trainer.parity.models.judging import judged
@@ -49,6 +50,19 @@ def test_settings_of_generation_do_not_apply(tmp_path: Path) -> None:
     }
     other = byte_model(tmp_path / "other", generation=settings)
     assert answers_of(plain, tmp_path / "a") == answers_of(other, tmp_path / "b")
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused(tmp_path: Path) -> None:
+    """Its answers passed for wrong ones, and the files of figures held NaN, which is no JSON."""
+    name = byte_model(tmp_path / "model")
+    broken = AutoModelForCausalLM.from_pretrained(name)
+    torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
+    broken.save_pretrained(name)
+    with pytest.raises(NotFiniteError, match="its logits are not finite"):
+        answers_of(name, tmp_path / "a")
+    model = model_of(name, AnswerBook(tmp_path / "b.jsonl"))
+    with pytest.raises(NotFiniteError, match="its logits are not finite"):
+        model.loglikelihoods([("Why?", " So")], is_chat=False)
 
 
 def test_an_end_that_the_model_names_still_ends(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ Shape legend: B sequences of a batch, T tokens, S tokens of a continuation, V vo
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
+from trainer.errors import NotFiniteError
 from trainer.hf.checks.lengths import student_context
 from trainer.parity.models.answer_book import AnswerBook, key_of
 from trainer.parity.models.generation import greedy_answers, take_ends
@@ -127,7 +129,9 @@ class AnsweringModel:
             first = replace(first, max_tokens=min(first.max_tokens, max(limit // 2, 1)))
         prompts = [self._encoded(request.prompt, add_special=not request.is_chat) for request in requests]
         fitting = [_fitting(ids, limit, first.max_tokens) for ids in prompts]
-        return greedy_answers(model, self.tokenizer, self._ends, fitting, first)
+        answers = greedy_answers(model, self.tokenizer, self._ends, fitting, first)
+        self._refuse_nan(model, [answer.confidence for answer in answers])
+        return answers
 
     @torch.no_grad()
     def _loglikelihoods(self, pairs: Sequence[tuple[str, str]], is_chat: bool) -> list[dict[str, Any]]:
@@ -156,7 +160,17 @@ class AnsweringModel:
             results.append(
                 {"logprob": float(chosen_S.sum()), "is_greedy": is_greedy, "is_prompt_cut": fitting[b][1]}
             )
+        self._refuse_nan(model, [record["logprob"] for record in results])
         return results
+
+    def _refuse_nan(self, model: Any, figures: Iterable[float | None]) -> None:
+        """What a model says whose logits are no numbers would pass for wrong answers."""
+        if any(figure is not None and math.isnan(figure) for figure in figures):
+            raise NotFiniteError(
+                f"{self.name!r}: its logits are not finite (NaN or infinite), so that it answers nothing: "
+                f"its weights are damaged, its training diverged, or they overflow in {model.dtype}; give "
+                "another model"
+            )
 
     def _encoded(self, text: str, *, add_special: bool) -> list[int]:
         return self.tokenizer(text, add_special_tokens=add_special)["input_ids"]
