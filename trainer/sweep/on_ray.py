@@ -10,14 +10,21 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from trainer.sweep.grid import Point
-from trainer.sweep.runs import Outcome, finished_before, finished_metrics, last_line, write_settings
+from trainer.sweep.runs import (
+    Outcome,
+    begun_ns,
+    finished_before,
+    finished_metrics,
+    last_line,
+    write_settings,
+)
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -25,6 +32,10 @@ if TYPE_CHECKING:
 
 TRIES = 3
 """Of a run whose worker or node ends under it."""
+LEAST_GPU = 0.0001
+"""Ray counts GPUs in such parts."""
+MARK = ".sweep-"
+"""How the name of the file begins by which nodes know the sweep's folder."""
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for what runs as a submitted job."""
 
@@ -38,6 +49,13 @@ class RayPlace:
     cpus: int
     gpus: float | None
     """A part of one lets several runs share it; None is one where any node has GPUs, else none."""
+
+    def __post_init__(self) -> None:
+        if self.gpus is not None and (self.gpus % 1 if self.gpus > 1 else 0 < self.gpus < LEAST_GPU):
+            raise ConfigError(
+                f"--gpus {self.gpus:g}: Ray gives a part of one GPU, of at least {LEAST_GPU}, or whole ones; "
+                "give such a number, or 0"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +134,12 @@ class _Tasks:
         self._tell = tell
         self._running: dict[ObjectRef[Ended], RunHere] = {}
         self._starts: dict[str, int] = {}
+        self._begun_before: dict[str, int | None] = {}
         self.outcomes: dict[str, Outcome] = {}
 
     def start(self, run: RunHere) -> None:
         self._starts[run.point.name] = self._starts.get(run.point.name, 0) + 1
+        self._begun_before[run.point.name] = begun_ns(run.point)
         self._running[self._remote.remote(run)] = run
 
     def end(self, outcome: Outcome) -> None:
@@ -155,7 +175,8 @@ class _Tasks:
             why = " ".join(str(error).split())[:300]
             if starts < TRIES:
                 print(f"{point.name}: its worker ended ({why}); it is tried again", file=sys.stderr)
-                self.start(run)
+                has_begun = begun_ns(point) != self._begun_before[point.name]
+                self.start(replace(run, restart=run.restart and not has_begun))
             else:
                 self.end(Outcome(point, "failed", None, f"its worker ended {TRIES} times: {why}"))
             return
@@ -239,8 +260,10 @@ def _job_config() -> JobConfig:
 def _marked(folder: Path) -> Iterator[tuple[str, str]]:
     """A file in the folder by which a node knows it, and what stands in it."""
     mark = secrets.token_hex(8)
-    path = folder / f".sweep-{mark}"
+    path = folder / f"{MARK}{mark}"
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{MARK}*"):  # of an earlier sweep that was killed
+        left.unlink(missing_ok=True)
     write_whole(path, mark)
     try:
         yield str(path), mark
@@ -255,7 +278,8 @@ def _gpus_per_run(wanted: float | None) -> float:
 def _say_where(place: RayPlace, gpus: float) -> None:
     nodes = _nodes()
     takes = f"{place.cpus:g} CPU and {gpus:g} GPU"
-    print(f"on the Ray cluster at {place.address}: {len(nodes)} nodes; a run takes {takes}", file=sys.stderr)
+    size = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}"
+    print(f"on the Ray cluster at {place.address}: {size}; a run takes {takes}", file=sys.stderr)
     if not any(_of(node, "CPU") >= place.cpus and _of(node, "GPU") >= gpus for node in nodes):
         has = "; ".join(sorted({f"{_of(node, 'CPU'):g} CPU and {_of(node, 'GPU'):g} GPU" for node in nodes}))
         print(

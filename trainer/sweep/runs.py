@@ -94,6 +94,14 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
+def begun_ns(point: Point) -> int | None:
+    """When its run last began, which writes its settings then; None if it never did."""
+    try:
+        return (Path(point.config.output.folder) / CONFIG_NAME).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def finished_before(point: Point) -> dict[str, Any] | None:
     """Its metrics where it finished, with these settings and what the stores hold now.
 

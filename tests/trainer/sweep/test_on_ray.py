@@ -34,6 +34,8 @@ print(len(ray.wait([task], timeout=1)[1]), "at work")
     ("where", "says"),
     [
         (["--cpus", "2"], "--cpus and --gpus are of runs on a Ray cluster; give --address too"),
+        (["--address", "127.0.0.1:9", "--gpus", "1.5"], "--gpus 1.5: Ray gives a part of one GPU"),
+        (["--address", "127.0.0.1:9", "--gpus", "0.00001"], "--gpus 1e-05: Ray gives a part of one GPU"),
         (["--address", "127.0.0.1:9"], "pip install '.[train,cluster]', or leave out --address"),
     ],
 )
@@ -89,15 +91,22 @@ def test_a_run_whose_worker_is_killed_is_tried_again_and_a_finished_one_skipped(
 ) -> None:
     runs = tmp_path / "sweep/runs"
     first, blocked = (runs / f"learning_rate={rate}_seed=0" for rate in ("0.001", "0.1"))
-    options += ["--set", "training.max_steps=40", "--json"]
-    process = started(sweep_command(cluster, *options, "--over", "training.learning_rate=1e-3"))
-    wait_until((first / "train.json").exists, process)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/.sweep-0").write_text("of a sweep that was killed")
+    options += ["--set", "training.max_steps=40", "--set", "training.save_steps=5", "--json"]
+    options += ["--set", "training.save_total_limit=20"]
+    over = ["--over", "training.learning_rate=1e-3", "--restart"]
+    process = started(sweep_command(cluster, *options, *over))
+    wait_until((first / "checkpoints/checkpoint-10").exists, process)
+    saved = first / "checkpoints/checkpoint-5/model.safetensors"
+    saved_ns = saved.stat().st_mtime_ns
     (worker,) = tasks()
     assert not (first / "metrics.json").exists()
     worker.kill()
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
-    assert "1 nodes; a run takes 1 CPU and 0 GPU" in err
+    assert "1 node; a run takes 1 CPU and 0 GPU" in err
+    assert saved.stat().st_mtime_ns == saved_ns, "the second try went on from the first one's checkpoint"
     assert "learning_rate=0.001_seed=0: its worker ended" in err
     assert [run["state"] for run in json.loads(out)["runs"]] == ["finished"]
     written = (first / "model.safetensors").stat().st_mtime_ns
