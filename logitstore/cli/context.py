@@ -57,7 +57,8 @@ def progress_bar(args: argparse.Namespace) -> Iterator[ProgressCallback | None]:
 def refuse_unused(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """Raise UnsupportedInputError for the first of these options that was given: it would do nothing."""
     for name in names:
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:  # 0 was given, and equals False
             raise UnsupportedInputError(f"--{name.replace('_', '-')} {why}; leave it out")
 
 

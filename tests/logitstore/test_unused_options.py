@@ -13,8 +13,10 @@ from tests.logitstore.random_labels import make_manifest, make_sequence
 UNUSED = {
     "view STORE --out OUT --jobs-file jobs.json": "--jobs-file is for a page that is served",
     "view STORE --out OUT --port 8401": "--port is for a page that is served",
+    "view STORE --out OUT --port 0": "--port is for a page that is served",
     "view STORE --max-sequences 5": "--max-sequences is for the file that --out writes",
     "view STORE --top-k 5": "--top-k is for the file that --out writes",
+    "view STORE --top-k 0": "--top-k is for the file that --out writes",
     "verify STORE --limit 5": "--limit is of the input that --against names",
     "verify STORE --remove-most": "--remove-most is for --repair",
     "verify STORE --cosine 0.9": "--cosine is for --decontaminate EVAL",
