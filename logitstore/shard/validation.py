@@ -60,8 +60,9 @@ def check_sequence(sequence: LabeledSequence, labels: LabelSpec) -> None:
 
 
 def _check_shape(sequence: LabeledSequence) -> None:
-    for name in ("record_id", "finish_reason"):
-        text = getattr(sequence, name)
+    texts = [("record_id", sequence.record_id), ("finish_reason", sequence.finish_reason)]
+    for name, text in texts + [("a flag,", flag) for flag in sequence.flags]:
+        _require(isinstance(text, str), f"{name} {text!r:.80}", "text")
         try:
             text.encode()
         except UnicodeEncodeError as error:

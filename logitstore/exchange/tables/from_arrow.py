@@ -1,4 +1,4 @@
-"""Record batches back into sequences, from whole arrays: no entry of a row becomes a Python object.
+"""Record batches, and lines of JSON as such, back into sequences, from whole arrays.
 
 Tools that a table passed through have lists and texts of other widths (large lists, dictionaries, int64):
 columns are cast to the types that `export` writes.
@@ -8,7 +8,8 @@ Shape legend: S sequences, T tokens, N label rows, K stored entries, M temperatu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,21 @@ from logitstore.exchange.tables.columns import SEGMENTS_OF_TOKENS, STUDENT_PROMP
 from logitstore.records import LabeledSequence, LabelRows
 
 _OF_ROWS = ("top_ids", "top_logits", "logsumexp", "log_tail_mass")
+_ALL_NAMES = (*TABLE_SCHEMA.names, STUDENT_PROMPT.name, SEGMENTS_OF_TOKENS.name)
+
+
+def batch_of(record: Mapping[str, Any], file: str, line: int) -> pa.RecordBatch:
+    """One row, of a line of JSON, by the types that its values have there.
+
+    Raises UnsupportedInputError.
+    """
+    columns: dict[str, pa.Array] = {}
+    for name in (name for name in _ALL_NAMES if name in record):
+        try:
+            columns[name] = pa.array([record[name]])
+        except (pa.ArrowException, OverflowError) as error:
+            raise _wrong(file, line, f"{name}: {error}") from error
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def sequences_of(
@@ -33,6 +49,7 @@ def sequences_of(
     tokens, masks = columns.numbers("token_ids"), columns.numbers("loss_mask")
     prompts = columns.numbers_or_none(STUDENT_PROMPT)
     segments = columns.numbers_or_none(SEGMENTS_OF_TOKENS)
+    columns.values("flags", columns.column("flags"))  # refuses a null
     names = ("record_id", "sample_index", "prompt_length", "label_start", "finish_reason", "flags")
     values = zip(*(columns.column(name).to_pylist() for name in names), strict=True)
     for place, (record_id, sample, prompt_length, label_start, finish, flags) in enumerate(values):
@@ -89,8 +106,7 @@ class _Columns:
         return items.to_numpy(zero_copy_only=False)
 
     def wrong(self, place: int, reason: str) -> UnsupportedInputError:
-        where = f"{self._file}:{self._first_line + place}"
-        return UnsupportedInputError(f"{where} is not a sequence of a store's table ({reason})")
+        return _wrong(self._file, self._first_line + place, reason)
 
     def _cast(self, field: pa.Field) -> pa.Array:
         if field.name not in self._batch.schema.names:
@@ -110,6 +126,10 @@ class _Columns:
     @staticmethod
     def _apart(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def _wrong(file: str, line: int, reason: str) -> UnsupportedInputError:
+    return UnsupportedInputError(f"{file}:{line} is not a sequence of a store's table ({reason})")
 
 
 class _Rows:

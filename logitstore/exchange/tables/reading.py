@@ -1,7 +1,4 @@
-"""Tables back into sequences: one file, or a folder of them.
-
-Shape legend: T tokens, N label rows, K stored entries, M temperatures.
-"""
+"""Tables back into sequences: one file, or a folder of them."""
 
 from __future__ import annotations
 
@@ -9,23 +6,21 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source
-from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY, METADATA_KEY, STUDENT_PROMPT
-from logitstore.exchange.tables.from_arrow import sequences_of
+from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY, METADATA_KEY
+from logitstore.exchange.tables.from_arrow import batch_of, sequences_of
 from logitstore.inputs.listing import form_of, list_files, open_file
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.inputs.table_files import arrow_batches, parquet_batches
-from logitstore.manifest.fields import SEGMENTS, Manifest
+from logitstore.manifest.fields import Manifest
 from logitstore.manifest.reading import decode_manifest
-from logitstore.records import LabeledSequence, LabelRows
+from logitstore.records import LabeledSequence
 
 SEQUENCES_AT_ONCE = 256
 _BATCHES = {"parquet": parquet_batches, "arrow": arrow_batches}
@@ -59,8 +54,11 @@ def _sequences_of_file(path: str, name: str, num_temperatures: int) -> Iterator[
     read = _BATCHES.get(form_of(path) or "")
     if read is None:
         for raw in iter_records(path):
+            if raw.record is None:
+                raise UnsupportedInputError(f"{raw.file}:{raw.line}: {raw.error}")
             if not _is_head(raw):
-                yield _from_record(raw, num_temperatures)
+                row = batch_of(raw.record, raw.file, raw.line)
+                yield from sequences_of(row, num_temperatures, raw.file, raw.line)
         return
     line = 1
     try:
@@ -101,59 +99,4 @@ def _read_manifest(path: Path) -> Manifest:
         f"{path} carries no manifest of a store; only tables that `export` wrote can be imported. Where "
         "another tool has dropped it, name the store that was exported: --like STORE (a capture goes in as "
         "--from npz)"
-    )
-
-
-def _from_record(raw: RawRecord, num_temperatures: int) -> LabeledSequence:
-    if raw.record is None:
-        raise UnsupportedInputError(f"{raw.file}:{raw.line}: {raw.error}")
-    record = raw.record
-    try:
-        return LabeledSequence(
-            record_id=record["record_id"],
-            sample_index=record["sample_index"],
-            token_ids_T=np.array(record["token_ids"], np.int32),
-            prompt_length=record["prompt_length"],
-            label_start=record["label_start"],
-            rows=_from_lists(record, num_temperatures),
-            loss_mask_N=np.array(record["loss_mask"], bool),
-            finish_reason=record["finish_reason"],
-            flags=tuple(record["flags"]),
-            student_prompt_ids=_student_prompt(record),
-            segments_T=_segments(record),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnsupportedInputError(
-            f"{raw.file}:{raw.line} is not a sequence of a store's table ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _student_prompt(record: dict[str, Any]) -> np.ndarray | None:
-    ids = record.get(STUDENT_PROMPT.name)
-    return None if ids is None else np.array(ids, np.int32)
-
-
-def _segments(record: dict[str, Any]) -> np.ndarray | None:
-    segments = record.get(SEGMENTS)
-    return None if segments is None else np.array(segments, np.uint8)
-
-
-def _from_lists(record: dict[str, Any], num_temperatures: int) -> LabelRows:
-    count_N = np.array([len(ids) for ids in record["top_ids"]], np.int32)
-    width = max(1, int(count_N.max(initial=0)))
-    ids_NK = np.zeros((len(count_N), width), np.int32)
-    logits_NK = np.full((len(count_N), width), -np.inf, np.float32)
-    for row, (ids, values) in enumerate(zip(record["top_ids"], record["top_logits"], strict=True)):
-        ids_NK[row, : len(ids)] = ids
-        logits_NK[row, : len(ids)] = values
-    tail = [[-np.inf if value is None else value for value in row] for row in record["log_tail_mass"]]
-    logprob = [np.nan if value is None else value for value in record["label_logprob"]]
-    return LabelRows(
-        logits_NK=logits_NK,
-        token_ids_NK=ids_NK,
-        count_N=count_N,
-        logsumexp_NM=np.array(record["logsumexp"], np.float32).reshape(-1, num_temperatures),
-        log_tail_mass_NM=np.array(tail, np.float32).reshape(-1, num_temperatures),
-        label_logprob_N=np.array(logprob, np.float32),
-        label_rank_N=np.array(record["label_rank"], np.int32),
     )

@@ -209,6 +209,13 @@ def test_invalid_rows_are_refused_by_the_writer(change, message):
         write_shard(io.BytesIO(), [bad], spec, None)
 
 
+@pytest.mark.parametrize("change", [{"flags": ("cut", None)}, {"finish_reason": 5}, {"flags": ("\ud800",)}])
+def test_what_is_no_text_is_refused_by_the_writer(change):
+    spec, sequences = load_capture(16)
+    with pytest.raises(InvalidLabelsError, match=r"the format wants (Unicode )?text"):
+        write_shard(io.BytesIO(), [replace(sequences[0], **change)], spec, None)
+
+
 def test_logits_that_fp16_cannot_hold_are_refused_with_the_remedy():
     spec, sequences = load_capture(16, "gap_f16")
     with pytest.raises(InvalidLabelsError, match='use "gap_f16"'):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import units_of
 from logitstore.exchange.tables import reading
@@ -23,6 +25,7 @@ from logitstore.exchange.tables.reading import read_table
 from logitstore.manifest.fields import Manifest
 from logitstore.records import LabeledSequence
 from logitstore.shard.assembling import BlockSequences
+from logitstore.store import LogitStore
 from tests.logitstore.random_labels import TEMPERATURES, make_manifest, make_sequence
 from tests.logitstore.shard.test_block_sequences import same
 
@@ -138,6 +141,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "a null record": (replaced("record_id", lambda ids: [*ids[:2], None, *ids[3:]]), "t:13 .*record_id is"),
     "a null token": (replaced("token_ids", lambda ids: [[None], *ids[1:]]), "an item of token_ids is null"),
+    "a null flag": (replaced("flags", lambda flags: [*flags[:8], ["x", None]]), "an item of flags is null"),
     "a null row": (
         replaced("top_ids", lambda rows: [*rows[:4], [None, *rows[4][1:]], *rows[5:]]),
         "t:15 .*row of top_ids is null",
@@ -167,6 +171,34 @@ def test_what_is_no_table_of_a_store_is_refused_with_its_row(broken: str) -> Non
     [batch] = change(make_table()).combine_chunks().to_batches()
     with pytest.raises(UnsupportedInputError, match=re.compile(message)):
         list(sequences_of(batch, len(TEMPERATURES), "t", 11))
+
+
+BROKEN_LINES: dict[str, dict[str, Any]] = {
+    "a text for a number": {"sample_index": "a"},
+    "a number with a fraction": {"label_start": 1.5},
+    "ids beyond int32": {"token_ids": [2**40] * 12},
+    "ids beyond 64 bits": {"token_ids": [2**80] * 12},
+    "a null": {"prompt_length": None},
+    "an object for a text": {"record_id": {"name": "a"}},
+    "a text for a list": {"flags": "abc"},
+    "a null in a list": {"flags": [None]},
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_LINES)
+def test_a_line_of_json_that_is_no_sequence_is_refused(
+    broken: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    store.commit_unit("unit-0", 0, [make_sequence("a")], seconds=0, worker="w")
+    table = tmp_path / "table.jsonl"
+    assert main(["export", store.uri, "--to", "jsonl", str(table)]) == 0
+    head, line = table.read_text().splitlines()
+    table.write_text(f"{head}\n{json.dumps(json.loads(line) | BROKEN_LINES[broken])}\n")
+    capfd.readouterr()
+    assert main(["import", "--from", "jsonl", str(table), str(tmp_path / "new")]) == 2
+    assert "table.jsonl:2 is not a sequence of a store's table" in capfd.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_tail_that_json_made_null_is_no_mass() -> None:
