@@ -52,12 +52,12 @@ class Unmet:
         self._there: dict[str, set[str]] = {
             names.field: set() for names in self._names if names.field in _FEW_VALUES
         }
-        self.num_looked = 0
-        """Sequences that were looked at."""
+        self._has_looked = False
+        """Whether sequences were looked at. How many is not told: commands look at some more than once."""
 
     def look_at(self, columns: Columns, size: int) -> None:
         """Sequences of a block. Safe from several threads."""
-        self.num_looked += size
+        self._has_looked |= size > 0
         for names in self._names:
             if names.field in UNIT_FIELDS:
                 continue
@@ -94,11 +94,11 @@ class Unmet:
             )
         what = "unit" if names.field in UNIT_FIELDS else "sequence"
         text = f"the condition names {names.field} {some}, which no {what} that was looked at has"
-        if names.field not in self._there or not self.num_looked:
+        if names.field not in self._there or not self._has_looked:
             return text
         there = sorted(self._there[names.field])
         if not there:
-            return f"{text}; of these {self.num_looked:,} none has any {names.field}"
+            return f"{text}; none of them has any {names.field}"
         listed = ", ".join(there[:MAX_THERE]) + (", ..." if len(there) > MAX_THERE else "")
         close = nearest(min(names.left), there)
         hint = f"{close} " if close.startswith("did") else ""
