@@ -34,7 +34,7 @@ from logitstore.manifest.fields import InputInfo
 from logitstore.objects.opening import ObjectInfo
 from logitstore.shard.assembling import BlockSequences
 from logitstore.store import LogitStore
-from logitstore.tools.findings import Findings
+from logitstore.tools.findings import MAX_LISTED, Findings
 from logitstore.tools.garbage import repair
 from logitstore.tools.head import head_rows
 from logitstore.tools.inspection import inspect_store
@@ -173,7 +173,8 @@ def _problem_lines(findings: Findings, *, only_errors: bool) -> Iterator[str]:
             yield str(problem)
         elif shown[key] == MAX_SHOWN + 1:
             more = counts[key] - MAX_SHOWN
-            yield f"{problem.severity}: {more:,} more of the kind [{problem.kind}]; --json lists them"
+            listed = f"the first {MAX_LISTED:,}" if problem.kind in findings.unlisted else "them"
+            yield f"{problem.severity}: {more:,} more of the kind [{problem.kind}]; --json lists {listed}"
 
 
 def _report(

@@ -32,7 +32,7 @@ def test_another_input_is_a_few_lines_and_the_count(
     assert main(["verify", store.uri, "--against", str(other)]) == 1
     said = capfd.readouterr().out.splitlines()
     assert sum("[not_labeled]" in line for line in said) == MAX_SHOWN + 1
-    more = f"error: {num_records - MAX_SHOWN:,} more of the kind [not_labeled]; --json lists them"
+    more = f"error: {num_records - MAX_SHOWN:,} more of the kind [not_labeled]; --json lists the first 1,000"
     assert more in said
     assert any("3 labeled records are not in the input; none is: the store was made from" in x for x in said)
     assert said[-1].startswith(f"{num_records + 1:,} errors: ")
