@@ -56,6 +56,7 @@ def run_dialect(dialect: Dialect) -> Iterator[DialectServer]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms until the client has confirmed its headers
     server: DialectServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_PUT(self) -> None:

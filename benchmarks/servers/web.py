@@ -49,6 +49,7 @@ def run_web_server(root: Path, habits: WebHabits | None = None) -> Iterator[WebS
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms until the client has confirmed its headers
     server: WebServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:

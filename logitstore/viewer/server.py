@@ -154,6 +154,7 @@ def may_open(uri: str) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SEC
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms until the browser has confirmed its headers
     server_version = "penumbra"
     sys_version = ""
     server: ViewerServer  # pyright: ignore[reportIncompatibleVariableOverride]

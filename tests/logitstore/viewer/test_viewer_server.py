@@ -10,6 +10,7 @@ import http.client
 import json
 import re
 import socket
+import statistics
 import struct
 import threading
 import time
@@ -295,6 +296,19 @@ def test_connections_that_say_nothing_are_closed(
         time.sleep(0.02)
     assert threading.active_count() <= before
     assert capfd.readouterr().err == ""
+
+
+def test_a_kept_connection_is_answered_at_once(server: ViewerServer) -> None:
+    """A body that is sent apart from its headers waits 40 ms for their receipt, unless the server says not to."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    taken_sec = []
+    for _ in range(15):
+        begun = time.perf_counter()
+        connection.request("GET", "/api/stores/0/sequences/3")
+        assert connection.getresponse().read()
+        taken_sec.append(time.perf_counter() - begun)
+    connection.close()
+    assert statistics.median(taken_sec) < 0.02
 
 
 def test_a_client_that_leaves_is_not_told_to_the_terminal(
