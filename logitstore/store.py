@@ -20,6 +20,7 @@ from logitstore.index.entries import ShardIndex
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, encode_pointer
 from logitstore.lookup import KeptIds, Lookup
 from logitstore.manifest.fields import Manifest
+from logitstore.manifest.folders import refuse_in_store
 from logitstore.manifest.reading import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -51,11 +52,13 @@ class LogitStore(UnitStore):
     ) -> LogitStore:
         """A new store, or the one already there if it has the same identity: a job resumed.
 
-        Raises StoreExistsError if a store of another teacher, input or label shape lies there.
+        Raises StoreExistsError if a store of another teacher, input or label shape lies there, or the place
+        is within the folder of another.
         """
         objects = Objects(uri, storage_options)
         if not objects.exists(MANIFEST_NAME):
             refuse_lost_manifest(objects)
+            refuse_in_store(objects.uri, "the new store", is_store=True)
             if objects.put_if_absent(MANIFEST_NAME, encode_manifest(manifest)):
                 return cls._begin(objects, manifest)
         existing = decode_manifest(objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))

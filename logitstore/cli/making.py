@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 
 from logitstore.cli import context
-from logitstore.cli.arguments.making import TABLE_FORMS, TEXT_FORMS
+from logitstore.cli.arguments.making import EXPORT_FORMS, TABLE_FORMS, TEXT_FORMS
 from logitstore.cli.selecting import selection_of, warn_of_unmet
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.common.options import read_storage_options
 from logitstore.errors import StoreChangedError, UnsupportedInputError
+from logitstore.exchange.by_suffix import SUFFIXES
 from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.exchange.megatron import read_megatron
@@ -22,6 +23,7 @@ from logitstore.exchange.npz.reading import read_npz
 from logitstore.exchange.tables.export import FILE_BYTES, export_files, export_table
 from logitstore.exchange.tables.reading import read_table
 from logitstore.exchange.texts import export_texts
+from logitstore.manifest.folders import refuse_in_store
 from logitstore.objects.opening import Objects
 from logitstore.objects.room import free_bytes
 from logitstore.store import LogitStore
@@ -40,6 +42,8 @@ DEFAULT_CODEBOOKS = 64
 
 def export(args: argparse.Namespace) -> int:
     place: str = args.file
+    args.to = args.to or _form_of_suffix(place)
+    refuse_in_store(place, "the export")
     store = context.open_store(args)
     if "://" in place or place.endswith("/") or Path(place).is_dir():
         return _export_files(args, store, place)
@@ -69,6 +73,16 @@ def export(args: argparse.Namespace) -> int:
     what = "label rows" if args.to == "npz" else "sequences"
     context.say(args, f"{count:,} {what} to {path} ({context.size_text(path.stat().st_size)})")
     return context.OK
+
+
+def _form_of_suffix(place: str) -> str:
+    suffix = Path(place).suffix
+    if suffix not in SUFFIXES:
+        raise UnsupportedInputError(
+            f"no form is named by the ending of {place}; give --to ({', '.join(EXPORT_FORMS)}), or a file "
+            f"that ends in {', '.join(SUFFIXES)}"
+        )
+    return suffix.removeprefix(".")
 
 
 def _export_files(args: argparse.Namespace, store: LogitStore, place: str) -> int:

@@ -33,6 +33,7 @@ from logitstore.index.pointer import (
 )
 from logitstore.job_objects import CARD_NAME
 from logitstore.manifest.fields import Manifest, ShardEntry
+from logitstore.manifest.folders import refuse_own_place
 from logitstore.manifest.reading import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -144,8 +145,7 @@ def publish_store(
 
 def _refuse_another(source: LogitStore, target: Objects, manifest: Manifest) -> int:
     """The generation of what was published there, 0 for nothing. Raises StoreExistsError."""
-    if target.uri == source.uri:
-        raise StoreExistsError(f"{target.uri} is the store itself; publish to another place")
+    refuse_own_place(source.uri, target.uri, "publish")
     try:
         found = decode_manifest(target.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
     except ObjectNotFoundError:

@@ -18,6 +18,7 @@ from logitstore.index import segments as index_segments
 from logitstore.index.ids import MAX_IDS_BYTES, ids_name
 from logitstore.index.pointer import INDEX_NAME, encode_pointer
 from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENIZED_NAME
+from logitstore.manifest.folders import refuse_own_place
 from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest, manifest_hash
 from logitstore.objects.opening import Objects
 from logitstore.objects.room import require_room
@@ -50,6 +51,7 @@ def copy_store(
     way. Raises StoreExistsError where another store lies, CorruptShardError for a damaged shard,
     UnsupportedInputError where a local disk has no room.
     """
+    refuse_own_place(source.uri, target.uri, "copy")
     _refuse_another(source, target)
     there = {info.name: info.num_bytes for info in target.list_info()}
     small = _snapshot(source)  # fixes what is copied: compaction may replace these objects at any time
@@ -88,8 +90,6 @@ def _refuse_another(source: LogitStore, target: Objects) -> None:
         return
     if manifest_hash(found) != manifest_hash(source.manifest):
         raise StoreExistsError(f"{target.uri} already holds another store; copy to another place")
-    if target.uri == source.uri:
-        raise StoreExistsError(f"{target.uri} is the store itself; copy to another place")
 
 
 def _snapshot(source: LogitStore) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
+from logitstore.manifest.folders import refuse_in_store
 from trainer.parity.answering import Work, model_said, scores_of, teacher_said
 from trainer.parity.contamination import NUM_WORDS, contamination_of, training_stores
 from trainer.parity.figures.report import write_results
@@ -28,6 +29,7 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     pattern = compiled(options.regex, options.match)
     if (options.judge is not None) != (options.match == "judge"):
         raise ConfigError("--match judge needs --judge MODEL, and no other way of matching takes one")
+    refuse_in_store(options.out, "--out")
     work = _work(options, pattern)
     options.out.mkdir(parents=True, exist_ok=True)
     book = AnswerBook(options.out / "answers.jsonl")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from logitstore.errors import ObjectStoreError
+from logitstore.manifest.folders import refuse_in_store
 from logitstore.objects.system import lock_file
 from trainer.errors import RunBusyError
 
@@ -20,8 +21,10 @@ def only_run(folder: Path) -> Iterator[None]:
     Where the file system or system has no such locks, that is said and the run goes on without one.
 
     Raises:
+        StoreExistsError: it is, or lies in, the folder of a label store.
         RunBusyError: another process of this machine (over NFSv4, of another one) trains into it.
     """
+    refuse_in_store(folder, "output.folder")
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = None
     try:

@@ -26,14 +26,14 @@ def add_export(commands: Commands) -> None:
         "tokens. parquet, arrow and jsonl hold one sequence per row, with list columns. `import` takes each\n"
         "of them back. messages and prompt-completion are JSONL of text, for `datasets.load_dataset`:\n"
         "conversations with the teacher's answer last, reasoning apart; or prompts as the teacher saw them.",
-        "export build/store --to npz capture.npz",
-        "export build/store --to parquet labels.parquet --where 'num_tokens <= 512'",
+        "export build/store capture.npz",
+        "export build/store labels.parquet --where 'num_tokens <= 512'",
         "export s3://bucket/store --to parquet s3://bucket/tables",
-        "export build/store --to jsonl some.jsonl --ids wanted.txt --top-k 16",
+        "export build/store some.jsonl --ids wanted.txt --top-k 16",
         "export build/store --to messages texts.jsonl --where 'finish_reason != length'",
     )
     parser.add_argument("store", metavar="STORE")
-    parser.add_argument("--to", required=True, choices=EXPORT_FORMS, help="the form of FILE")
+    parser.add_argument("--to", choices=EXPORT_FORMS, help="the form of FILE (default: what its ending says)")
     parser.add_argument(
         "file",
         metavar="FILE",

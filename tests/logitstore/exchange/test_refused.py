@@ -61,6 +61,15 @@ def test_a_mixture_of_stores_that_do_not_hold_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "both").exists()
 
 
+@pytest.mark.parametrize("place", ["labels", "labels.xlsx", "s3://bucket/tables", "tables/"])
+def test_an_export_whose_form_nothing_says(
+    place: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "one", "a")
+    assert main(["export", str(tmp_path / "one"), place]) == 2
+    assert f"no form is named by the ending of {place}; give --to (npz, parquet," in capfd.readouterr().err
+
+
 def test_an_import_of_what_cannot_be_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = make_store(tmp_path / "one", "a")
     table = tmp_path / "table.jsonl"

@@ -15,7 +15,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from logitstore.store import LogitStore
 from tests.logitstore.exchange.test_texts import THINKING, store_of
+from tests.logitstore.random_labels import make_manifest
 from tests.trainer.parity.models import byte_model
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
@@ -42,6 +44,16 @@ def places(tmp_path: Path) -> list[str]:
         "--tasks", f"{tmp_path}/q.jsonl", "--match", "contains", "--max-tokens", "6",
         "--out", f"{tmp_path}/out",
     ]  # fmt: skip
+
+
+def test_figures_are_not_written_into_a_store(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LogitStore.create(tmp_path / "out", make_manifest())
+    before = sorted((tmp_path / "out").iterdir())
+    assert main([*places, "--unchecked"]) == 2
+    assert "is a store of labels, whose folder holds nothing else" in capsys.readouterr().err
+    assert sorted((tmp_path / "out").iterdir()) == before
 
 
 @pytest.mark.slow

@@ -135,6 +135,19 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_is_at_work
         pass  # the lock ended with the first
 
 
+@pytest.mark.parametrize("place", ["store", "store/student"])
+@pytest.mark.parametrize(
+    "command", [["run"], ["sweep", "--over", "training.seed=1,2"]], ids=lambda words: words[0]
+)
+def test_a_student_is_not_written_into_a_store(command, place, config, tmp_path, capsys):
+    """It lay between the shards, and its model card over what a published store says of itself."""
+    before = set((tmp_path / "store").rglob("*"))
+    sets = ["--set", f"output.folder={tmp_path / place}"]
+    assert main([command[0], str(config), *command[1:], *sets, "--quiet"]) == 2
+    assert "a store of labels, whose folder holds nothing else" in capsys.readouterr().err
+    assert set((tmp_path / "store").rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -1,0 +1,77 @@
+"""A store's folder holds the store alone: no other output goes into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from logitstore.__main__ import main
+from logitstore.errors import StoreExistsError
+from logitstore.manifest.folders import refuse_in_store, refuse_own_place
+from logitstore.store import LogitStore
+from tests.logitstore.random_labels import make_manifest, make_sequence
+
+COMMANDS = (
+    "copy STORE STORE",
+    "copy STORE STORE/sub",
+    "copy STORE OTHER/sub",
+    "publish STORE STORE/sub",
+    "merge STORE --out OTHER/sub",
+    "merge STORE --out STORE/shards/new",
+    "import TABLE STORE/sub --from jsonl",
+    "export STORE STORE/table.parquet",
+    "export STORE STORE --to parquet",
+    "export STORE OTHER/tables/ --to parquet",
+    "export STORE STORE/texts.jsonl --to messages",
+)
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_output_goes_into_a_store(command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    places = {"STORE": tmp_path / "store", "OTHER": tmp_path / "other", "TABLE": tmp_path / "table.jsonl"}
+    for place in (places["STORE"], places["OTHER"]):
+        store = LogitStore.create(place, make_manifest())
+        store.commit_unit("unit-0", 0, [make_sequence("a")], seconds=0, worker="w")
+    assert main(["export", str(places["STORE"]), str(places["TABLE"])]) == 0
+    before = files(tmp_path)
+    words = []
+    for word in command.split():
+        name, slash, rest = word.partition("/")
+        words.append(f"{places.get(name, name)}{slash}{rest}")
+    capfd.readouterr()
+    assert main(words) == 2
+    error = capfd.readouterr().err
+    assert "a store of labels" in error or "is the store itself" in error
+    assert files(tmp_path) == before
+
+
+def test_a_store_of_another_version_is_one_and_another_programs_manifest_is_not(tmp_path: Path) -> None:
+    LogitStore.create(tmp_path / "new", make_manifest())
+    manifest = tmp_path / "new/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 99}))
+    with pytest.raises(StoreExistsError, match=r"the page .*/new/a/b.html lies in .*/new, a store of labels"):
+        refuse_in_store(tmp_path / "new/a/b.html", "the page")
+    for text in ("{}", "[]", "no JSON", '{"name": "an extension", "format_version": 1}'):
+        manifest.write_text(text)
+        refuse_in_store(tmp_path / "new", "the page")
+
+
+def test_the_folder_is_known_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LogitStore.create(tmp_path / "store", make_manifest())
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    monkeypatch.chdir(tmp_path / "store")
+    for place in (".", "sub", "../store/sub", tmp_path / "link", tmp_path / "link/sub"):
+        with pytest.raises(StoreExistsError, match="choose a place outside of it"):
+            refuse_in_store(place, "output.folder")
+
+
+def test_of_a_url_its_own_names_are_compared() -> None:
+    with pytest.raises(StoreExistsError, match="lies in s3://b/store, which is the store itself; copy to"):
+        refuse_own_place("s3://b/store", "s3://b/store/sub", "copy")
+    refuse_own_place("s3://b/store", "s3://b/store-2", "copy")
