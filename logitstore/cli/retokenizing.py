@@ -22,7 +22,7 @@ def retokenize(args: argparse.Namespace) -> int:
             f"no tokenizer of {source.manifest.teacher.model!r} was found on this machine; name the folder "
             "of the tokenizer that the store was labeled with: --teacher-tokenizer PATH"
         )
-    teacher = load_tokenization(path, vocab_size=source.manifest.labels.vocab_size)
+    teacher = load_tokenization(path)
     student = load_tokenization(args.tokenizer, vocab_size=args.vocab_size)
     with context.progress_bar(args) as progress:
         target, report = retokenize_store(

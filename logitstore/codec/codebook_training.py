@@ -168,12 +168,13 @@ class _Mixture:
             if np.count_nonzero(choice_N != previous_N) < STEADY_SHARE * num_rows:
                 break
         length = min(_HEAD_LENGTHS[-1], self.seen_U.size)
-        by_share_CU = np.argsort(-self._shares(counts_CU), axis=1, kind="stable")
-        return self.seen_U[by_share_CU[:, :length]].astype(np.int32)
+        likeliest_CH = [largest(share_U, length) for share_U in self._shares(counts_CU)]
+        return self.seen_U[np.stack(likeliest_CH)].astype(np.int32)
 
     def _shares(self, counts_CU: np.ndarray) -> np.ndarray:
-        totals_C = counts_CU.sum(axis=1, keepdims=True)
-        return (counts_CU + SMOOTHING_COUNTS * self.share_U) / (totals_C + SMOOTHING_COUNTS)
+        shares_CU = counts_CU + SMOOTHING_COUNTS * self.share_U
+        shares_CU /= counts_CU.sum(axis=1, keepdims=True) + SMOOTHING_COUNTS
+        return shares_CU
 
     def _counts(self, choice_N: np.ndarray, inverse_NK: np.ndarray, num_codebooks: int) -> np.ndarray:
         width = self.seen_U.size + 1  # the last column takes the padding
@@ -182,10 +183,19 @@ class _Mixture:
         return counts.reshape(num_codebooks, width)[:, :-1].astype(np.float64)
 
     def _assign(self, shares_CU: np.ndarray) -> np.ndarray:
-        """uint8 [N]: the codebook with the fewest bits for each row's first entries."""
+        """uint8 [N]: the codebook with the fewest bits for each row's first entries. Overwrites shares."""
         bits_UC = np.zeros((self.seen_U.size + 1, len(shares_CU)), np.float32)
-        bits_UC[:-1] = -np.log2(shares_CU).T
+        np.negative(np.log2(shares_CU, out=shares_CU).T, out=bits_UC[:-1], casting="same_kind")
         return cheapest_codebook(self.inverse_NK[:, :ASSIGN_RANKS], bits_UC)
+
+
+def largest(share_U: np.ndarray, length: int) -> np.ndarray:
+    """Places of the `length` largest, falling, equal ones in their order: a stable sort's first ones."""
+    if length >= share_U.size:
+        return np.argsort(-share_U, kind="stable")
+    least = np.partition(share_U, share_U.size - length)[share_U.size - length]
+    places = np.flatnonzero(share_U >= least)
+    return places[np.argsort(-share_U[places], kind="stable")[:length]]
 
 
 def _build(order: np.ndarray, global_length: int, heads_CH: np.ndarray, labels: LabelSpec) -> CodebookSet:

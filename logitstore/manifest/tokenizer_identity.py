@@ -13,7 +13,11 @@ def tokenizer_fingerprint(vocabulary: Mapping[str, int]) -> str:
     Two tokenizers with the same fingerprint give the same ids the same text. How they split text, or
     their chat template, may differ: the store holds ids, so neither changes what a label means.
     """
-    digest = hashlib.sha256()
-    for token, token_id in sorted(vocabulary.items(), key=lambda item: (item[1], item[0])):
-        digest.update(f"{token_id}\t{json.dumps(token)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    if len(set(vocabulary.values())) < len(tokens):
+        tokens.sort(key=lambda token: (vocabulary[token], token))
+    # One call for all of them: inside a quoted token a line's end is written as two characters.
+    quoted = json.dumps(tokens, separators=("\n", ":"))[1:-1].split("\n")
+    ids = sorted(vocabulary.values())
+    lines = [f"{token_id}\t{text}\n" for token_id, text in zip(ids, quoted, strict=False)]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"

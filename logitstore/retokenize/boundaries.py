@@ -126,9 +126,15 @@ class Writer:
                 equal = int(self._equal_V[ids_T[first]])
                 pieces.append(Piece(first, np.ones(1, np.int64), "", equal, False))
             else:
-                begins = not pieces or pieces[-1].equal_id != NO_ID
+                begins = self._begins(ids_T, first, pieces)
                 pieces.append(self._text_piece(ids_T, first, end, begins=begins, is_last=end == len(ids_T)))
         return pieces
+
+    def _begins(self, ids_T: np.ndarray, first: int, pieces: list[Piece]) -> bool:
+        """Whether the teacher's tokenizer would put a space of its own before a text at this place."""
+        if not pieces or tuple(ids_T[:first].tolist()) == self._teacher.leading:
+            return True
+        return self._teacher.has_inner_dummy_prefix and pieces[-1].equal_id != NO_ID
 
     def _text_piece(self, ids_T: np.ndarray, first: int, end: int, *, begins: bool, is_last: bool) -> Piece:
         parts = [self._teacher.bytes_by_id[token_id] for token_id in ids_T[first:end].tolist()]
@@ -179,7 +185,9 @@ class Writer:
         offsets_S = np.concatenate([[0], np.cumsum(np.array([*before, *lengths_S], np.int64))])
         shared_S = _shared(offsets_T, offsets_S)
         usable = np.array([*([False] * len(leading)), *usable_S, True])
-        shared_S[~usable | np.isin(shared_S, sorted(unusable_T))] = NOT_SHARED
+        shared_S[~usable] = NOT_SHARED
+        for position in unusable_T:
+            shared_S[shared_S == position] = NOT_SHARED
         return Writing(ids_S, prompt_length + len(leading), shared_S, offsets_S, offsets_T)
 
     def _student_lengths(self, text: str, token_ids: list[int]) -> tuple[list[int], bool]:

@@ -48,6 +48,10 @@ def retokenize_store(
     """
     source.need_rows("a mapping to another tokenizer")
     _check_teacher(source, teacher)
+    _check_spelling(teacher, student)
+    # A tokenizer may have more ids than the model has logits: the others are in no row.
+    width = max(teacher.vocab_size, source.manifest.labels.vocab_size)
+    teacher = dataclasses.replace(teacher, vocab_size=width)
     equal_V = equal_ids(teacher, student, pairs or {})
     manifest = _manifest(source, teacher, student, dict(pairs or {}), merge_spans)
     folder = Path(student.path)
@@ -172,6 +176,16 @@ def _check_teacher(source: LogitStore, teacher: Tokenization) -> None:
             f"{source.uri} has entries of merged spans, which are not the teacher's own; retokenize the "
             "store that the teacher labeled"
         )
+
+
+def _check_spelling(teacher: Tokenization, student: Tokenization) -> None:
+    for one, other in ((teacher, student), (student, teacher)):
+        if not one.spells_text and other.spells_text:
+            raise UnsupportedInputError(
+                f"the tokenizer at {one.path!r} is a WordPiece one, whose tokens do not say where the text "
+                f"has spaces, and that at {other.path!r} is not: they stand for no equal bytes; a teacher "
+                "and a student of the same kind are needed"
+            )
 
 
 def _manifest(

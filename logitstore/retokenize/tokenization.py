@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ class Tokenization:
     vocab_size: int
     """Width of the logits: ids are below it; at least the tokenizer's largest id and one."""
     bytes_by_id: dict[int, bytes]
+    """By rising id."""
     added: dict[str, int]
     """Added tokens by their text, special ones included."""
     special: frozenset[int]
@@ -48,19 +50,24 @@ class Tokenization:
     """Ids that the tokenizer puts before every text of its own accord."""
     has_dummy_prefix: bool
     """It puts a space before a text that does not begin with one, as SentencePiece does."""
+    has_inner_dummy_prefix: bool
+    """It does so after a special token too, and not at the beginning alone."""
+    spells_text: bool
+    """Its tokens say where the text has spaces; those of WordPiece leave it to rules of language."""
 
-    def ordinary(self) -> dict[bytes, int]:
-        """For every string of bytes the id that stands for it: not a byte's fallback where another does."""
+    def ordinary(self) -> tuple[list[int], list[bytes]]:
+        """Ids of the tokens that a text can hold, and their bytes.
+
+        Of several with the same bytes the first stands for them: the smallest id, and no byte's fallback
+        where there is another.
+        """
         tokens = (self.encoder.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
-        fallbacks = {token_id for token_id in tokens if token_id is not None}
-        left_out = self.special | fallbacks
-        found: dict[bytes, int] = {}
-        for ids in (fallbacks - self.special, self.bytes_by_id.keys() - left_out):
-            # Of several with the same bytes the smallest, which is written last.
-            falling = sorted(ids, reverse=True)
-            found.update(zip(map(self.bytes_by_id.__getitem__, falling), falling, strict=True))
-        found.pop(b"", None)
-        return found
+        fallbacks = {token_id for token_id in tokens if token_id is not None} - self.special
+        found = dict(self.bytes_by_id)
+        for token_id in self.special & found.keys():
+            del found[token_id]
+        last = {token_id: found.pop(token_id) for token_id in sorted(fallbacks)}
+        return [*found, *last], [*found.values(), *last.values()]
 
 
 def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenization:
@@ -93,9 +100,10 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
     vocabulary = encoder.get_vocab()
     decoder = encoder.get_added_tokens_decoder()
     texts = TokenTexts(encoder)
-    bytes_by_id = {token_id: texts.raw(token_id) for token_id in vocabulary.values()}
+    bytes_by_id = texts.raw_of_all(vocabulary)
     plain = encoder.encode("a", add_special_tokens=False).ids
     whole = encoder.encode("a", add_special_tokens=True).ids
+    has_dummy_prefix = _begins_with_space(bytes_by_id, plain)
     width = vocab_size or _configured_width(folder) or 0
     least = max(vocabulary.values()) + 1
     if vocab_size is not None and vocab_size < least:
@@ -113,8 +121,28 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
         special=frozenset(token_id for token_id, token in decoder.items() if token.special),
         roles=_roles(folder, vocabulary),
         leading=tuple(whole[: _place(whole, plain)]),
-        has_dummy_prefix=b"".join(bytes_by_id[token_id] for token_id in plain).startswith(b" "),
+        has_dummy_prefix=has_dummy_prefix,
+        has_inner_dummy_prefix=has_dummy_prefix and _has_inner_dummy_prefix(encoder, bytes_by_id),
+        spells_text="WordPiece" not in texts.kinds,
     )
+
+
+def _begins_with_space(bytes_by_id: Mapping[int, bytes], ids: list[int]) -> bool:
+    return b"".join(bytes_by_id[token_id] for token_id in ids).startswith(b" ")
+
+
+def _has_inner_dummy_prefix(encoder: Tokenizer, bytes_by_id: Mapping[int, bytes]) -> bool:
+    """Whether a text without a space gets one after a special token; True where there is none to try."""
+    special = {token_id: one for token_id, one in encoder.get_added_tokens_decoder().items() if one.special}
+    encoder.encode_special_tokens = False
+    try:
+        for token_id, one in special.items():
+            ids = encoder.encode(one.content + "a", add_special_tokens=False).ids
+            if ids[:1] == [token_id] and not one.rstrip:
+                return _begins_with_space(bytes_by_id, ids[1:])
+    finally:
+        encoder.encode_special_tokens = True
+    return True
 
 
 def equal_ids(teacher: Tokenization, student: Tokenization, pairs: Mapping[str, str]) -> np.ndarray:
@@ -130,9 +158,17 @@ def equal_ids(teacher: Tokenization, student: Tokenization, pairs: Mapping[str, 
     if len(set(pairs.values())) < len(pairs):
         raise UnsupportedInputError("--token names one token of the student twice; each can have one equal")
     taken = {token_id for token_id in equal_V.tolist() if token_id != NO_ID}
-    theirs = student.ordinary()
-    candidates = [(token_id, theirs.get(raw)) for raw, token_id in teacher.ordinary().items()]
-    candidates += [
+    ids, raws = student.ordinary()
+    theirs = dict(zip(reversed(raws), reversed(ids), strict=True))
+    theirs.pop(b"", None)
+    ids, raws = teacher.ordinary()
+    equals = np.fromiter(map(theirs.get, raws, repeat(NO_ID)), np.int32, len(raws))
+    first = np.unique(equals, return_index=True)[1]
+    ids, equals = np.array(ids)[first], equals[first]
+    is_free = (equals != NO_ID) & (equal_V[ids] == NO_ID) & ~np.isin(equals, sorted(taken))
+    equal_V[ids[is_free]] = equals[is_free]
+    taken.update(equals[is_free].tolist())
+    candidates = [
         (token_id, student.added.get(text))
         for text, token_id in teacher.added.items()
         if token_id in teacher.special or student.added.get(text) in student.special

@@ -10,9 +10,12 @@ from __future__ import annotations
 import codecs
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from logitstore.errors import UnsupportedInputError
 
@@ -82,12 +85,12 @@ class TokenTexts:
     def __init__(self, vocabulary: Vocabulary | None = None) -> None:
         self._vocabulary = vocabulary
         self._kinds: frozenset[str] = frozenset()
-        self._added: frozenset[int] = frozenset()
+        self._added: dict[int, str] = {}
         self._special: frozenset[int] = frozenset()
         self._cache: dict[int, bytes] = {}
         if vocabulary is not None:
             added = vocabulary.get_added_tokens_decoder()
-            self._added = frozenset(added)
+            self._added = {token_id: token.content for token_id, token in added.items()}
             self._special = frozenset(token_id for token_id, token in added.items() if token.special)
             if vocabulary.decoder is not None:
                 self._kinds = frozenset(_decoder_types(json.loads(vocabulary.decoder.__getstate__())))
@@ -96,6 +99,11 @@ class TokenTexts:
     def known(self) -> bool:
         """Whether texts come from a tokenizer."""
         return self._vocabulary is not None
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Types of the decoders that the tokenizer is made of."""
+        return self._kinds
 
     def vocabulary(self) -> dict[str, int]:
         """Every token's id; empty where no tokenizer is known."""
@@ -107,6 +115,15 @@ class TokenTexts:
         if found is None:
             found = self._cache[token_id] = self._look_up(token_id)
         return found
+
+    def raw_of_all(self, vocabulary: Mapping[str, int]) -> dict[int, bytes]:
+        """`raw` of every id of its `vocabulary`, ids ascending; many times as fast as one by one."""
+        token_by_id = dict(zip(vocabulary.values(), vocabulary, strict=True)) | self._added
+        ids = sorted(token_by_id)
+        tokens = [token_by_id[token_id] for token_id in ids]
+        raws = _all_byte_level(tokens) if "ByteLevel" in self._kinds else list(map(self._plain, tokens))
+        added = {token_id: token.encode() for token_id, token in self._added.items()}
+        return dict(zip(ids, raws, strict=True)) | added
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a marker, such as the end of a turn."""
@@ -125,8 +142,12 @@ class TokenTexts:
             return f"⟨{token_id}⟩".encode()
         if token_id in self._added:
             return token.encode()
+        return self._plain(token)
+
+    def _plain(self, token: str) -> bytes:
+        """Bytes of a token that is not an added one."""
         if "ByteLevel" in self._kinds:
-            return b"".join(_BYTE_OF[c] if c in _BYTE_OF else c.encode() for c in token)
+            return _byte_level(token)
         if "ByteFallback" in self._kinds and len(token) == 6 and token.startswith("<0x"):
             return bytes.fromhex(token[3:5])
         if "WordPiece" in self._kinds:
@@ -186,4 +207,26 @@ def _byte_alphabet() -> dict[str, bytes]:
     return alphabet | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}
 
 
+def _byte_level(token: str) -> bytes:
+    """Bytes of a byte-level token; a character outside the alphabet stands for itself."""
+    return b"".join(_BYTE_OF[c] if c in _BYTE_OF else c.encode() for c in token)
+
+
+def _all_byte_level(tokens: Sequence[str]) -> list[bytes]:
+    """`_byte_level` of each."""
+    points = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
+    known = np.minimum(points, len(_BYTE_OF_POINT) - 1)
+    is_byte = (_BYTE_OF_POINT[known] >= 0) & (points == known)
+    raw = _BYTE_OF_POINT[known].astype(np.uint8).tobytes()
+    ends = np.cumsum(np.fromiter(map(len, tokens), np.int64, len(tokens)))
+    found = [raw[start:end] for start, end in pairwise([0, *ends.tolist()])]
+    odd: list[int] = np.searchsorted(ends, np.flatnonzero(~is_byte), side="right").tolist()
+    for place in set(odd):
+        found[place] = _byte_level(tokens[place])
+    return found
+
+
 _BYTE_OF = _byte_alphabet()
+_BYTE_OF_POINT = np.full(max(map(ord, _BYTE_OF)) + 1, -1, np.int16)
+"""The byte of each character of the alphabet by its code point, -1 for a character outside it."""
+_BYTE_OF_POINT[[ord(character) for character in _BYTE_OF]] = [raw[0] for raw in _BYTE_OF.values()]

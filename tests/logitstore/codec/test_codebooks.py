@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from logitstore.codec.codebook_training import train_codebooks
+from logitstore.codec.codebook_training import largest, train_codebooks
 from logitstore.codec.codebooks import CodebookSet, band_starts, identity_codebook, sort_in_bands
 from logitstore.codec.loops import NUMPY_LOOPS
 from logitstore.errors import InvalidLabelsError
@@ -84,3 +84,10 @@ def test_numbers_of_codebooks_outside_a_byte_are_refused(number):
 def test_nothing_to_train_on_gives_the_identity():
     spec, _ = load_capture(16)
     assert train_codebooks([], spec).hash == identity_codebook(spec.vocab_size).hash
+
+
+@pytest.mark.parametrize("length", [1, 7, 40, 99, 100, 200])
+def test_the_largest_are_the_first_of_a_stable_sort(length):
+    shares_U = np.random.default_rng(length).integers(0, 9, 100) / 9
+    expected = np.argsort(-shares_U, kind="stable")[:length]
+    np.testing.assert_array_equal(largest(shares_U, length), expected)

@@ -1,0 +1,159 @@
+"""Tokenizers as tables, and what their families do with spaces."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from logitstore.__main__ import main
+from logitstore.errors import UnsupportedInputError
+from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.retokenize.store_mapping import retokenize_store
+from logitstore.retokenize.tokenization import NO_ID, equal_ids, load_tokenization
+from logitstore.store import LogitStore
+from logitstore.tools.verify import verify_store
+from logitstore.viewer.tokens import TokenTexts
+from tests.logitstore.retokenize.tokenizers_made import byte_level, label_texts, sentence_piece
+
+
+def word_piece(folder: Path) -> str:
+    tokens = ["[UNK]", "the", "cat", "##s", "s", "."]
+    vocabulary = {token: place for place, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([AddedToken("[UNK]", special=True)])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def after_special(folder: Path, scheme: Literal["always", "first"]) -> str:
+    """A SentencePiece tokenizer with a special token and its own rule for the space before a text."""
+    path = sentence_piece(folder, [" s", " a", "at"])
+    tokenizer = Tokenizer.from_file(f"{path}/tokenizer.json")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.add_special_tokens([AddedToken("<turn>", special=True)])
+    tokenizer.save(f"{path}/tokenizer.json")
+    return path
+
+
+def test_the_bytes_of_all_ids_are_those_of_each(tmp_path: Path) -> None:
+    odd = byte_level(tmp_path / "byte", ["ca", "cat"], special=["<Ġend>"], shuffle=3)
+    tokenizer = Tokenizer.from_file(f"{odd}/tokenizer.json")
+    tokenizer.add_tokens([AddedToken("数 学", special=False), AddedToken("Ġcat", special=False)])
+    raw = json.loads(tokenizer.to_str())
+    raw["model"]["vocab"]["日Ġ本"] = 600  # characters of no byte, inside the model's own vocabulary
+    (tmp_path / "byte" / "tokenizer.json").write_text(json.dumps(raw))
+    for path in (odd, sentence_piece(tmp_path / "pieces", [" s", "at"]), word_piece(tmp_path / "words")):
+        made = Tokenizer.from_file(f"{path}/tokenizer.json")
+        texts, vocabulary = TokenTexts(made), made.get_vocab()
+        found = texts.raw_of_all(vocabulary)
+        assert list(found) == sorted(vocabulary.values())
+        assert found == {token_id: texts.raw(token_id) for token_id in vocabulary.values()}
+    assert load_tokenization(odd).bytes_by_id[600] == "日 本".encode()
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        {},
+        {"b": 1, "a": 0, '"': 2, "\n": 3, "\u2028": 5, "é😀": 4, "\\n": 10, ", ": 9},
+        {"later": 2, "b": 1, "a": 1, "c": 1},
+    ],
+)
+def test_a_fingerprint_is_of_each_id_and_token_in_order(vocabulary: dict[str, int]) -> None:
+    digest = hashlib.sha256()
+    for token, token_id in sorted(vocabulary.items(), key=lambda item: (item[1], item[0])):
+        digest.update(f"{token_id}\t{json.dumps(token)}\n".encode())
+    assert tokenizer_fingerprint(vocabulary) == f"sha256:{digest.hexdigest()}"
+
+
+def test_of_equal_bytes_the_smallest_id_stands_for_them_and_a_fallback_last(tmp_path: Path) -> None:
+    teacher = byte_level(tmp_path / "teacher", ["ca"], shuffle=1)
+    student = sentence_piece(tmp_path / "pieces", ["ca"])
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    tokenizer.add_tokens([AddedToken(" c", special=False), AddedToken("é", special=False)])
+    tokenizer.save(f"{student}/tokenizer.json")
+    left, right = load_tokenization(teacher), load_tokenization(student)
+    there = equal_ids(left, right, {})
+    ids = {raw: token_id for token_id, raw in left.bytes_by_id.items()}
+    assert there[ids[b"c"]] == tokenizer.token_to_id("c")  # and not <0x63>
+    assert there[ids[b"\xc3"]] == tokenizer.token_to_id("<0xC3>")
+    assert there[ids[b" "]] == tokenizer.token_to_id("▁")
+    back = equal_ids(right, left, {})
+    assert back[tokenizer.token_to_id("c")] == ids[b"c"]
+    assert back[tokenizer.token_to_id("<0x63>")] == NO_ID
+    used = there[there != NO_ID]
+    assert len(set(used.tolist())) == len(used)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_a_space_after_a_special_token_is_the_tokenizers_own_only_where_it_puts_one(
+    tmp_path: Path, scheme: Literal["always", "first"]
+) -> None:
+    teacher = after_special(tmp_path / "teacher", scheme)
+    student = byte_level(tmp_path / "student", ["at"], special=["<turn>"])
+    labels = label_texts(str(tmp_path / "store"), teacher, [("sat<turn> at", "sa")], top_k=20)
+    (source,) = labels.store.iter_sequences()
+    pieces = [labels.tokenizer.id_to_token(token_id) for token_id in source.token_ids_T.tolist()]
+    assert pieces[:5] == ["▁s", "at", "<turn>", "▁a", "t"]
+    target, _ = retokenize_store(
+        labels.store,
+        str(tmp_path / "out"),
+        teacher=load_tokenization(teacher),
+        student=load_tokenization(student),
+    )
+    (found,) = target.iter_sequences()
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    prompt = tokenizer.decode(found.token_ids_T[: found.prompt_length].tolist(), skip_special_tokens=False)
+    assert prompt == ("sat<turn>at" if scheme == "always" else "sat<turn> at")
+
+
+@pytest.mark.parametrize("num_more", [-1, 5])
+def test_the_teachers_logits_may_be_fewer_or_more_than_its_tokens(tmp_path: Path, num_more: int) -> None:
+    plain = byte_level(tmp_path / "plain", [])
+    teacher = byte_level(tmp_path / "teacher", [], special=["<pad>"])
+    labels = label_texts(str(tmp_path / "labeled"), plain, [("ca", "cab")], top_k=20)
+    manifest = labels.store.manifest
+    loaded = load_tokenization(teacher)
+    store = LogitStore.create(
+        str(tmp_path / "store"),
+        dataclasses.replace(
+            manifest,
+            tokenizer=loaded.info,
+            labels=dataclasses.replace(manifest.labels, vocab_size=loaded.vocab_size + num_more),
+            config={"teacher": {"model": teacher}},
+        ),
+    )
+    store.commit_unit("u", 0, list(labels.store.iter_sequences()), seconds=0.0, worker="test")
+    student = byte_level(tmp_path / "student", ["ab"], special=["<pad>"])
+    out = tmp_path / "out"
+    assert main(["retokenize", store.uri, str(out), "--tokenizer", student]) == 0
+    target = LogitStore.open(out)
+    assert target.manifest.labels.num_outcomes == loaded.vocab_size + num_more
+    (found,) = target.iter_sequences()
+    assert found.loss_mask_N.tolist() == [True, True]
+    assert not verify_store(target).errors
+
+
+def test_word_pieces_are_refused_beside_tokens_that_spell_their_text(tmp_path: Path) -> None:
+    words, spelled = word_piece(tmp_path / "words"), byte_level(tmp_path / "byte", ["ca"])
+    for teacher, student in ((words, spelled), (spelled, words)):
+        name = Path(teacher).name
+        labels = label_texts(str(tmp_path / f"store-{name}"), teacher, [("the", "cat")], top_k=3)
+        with pytest.raises(UnsupportedInputError, match="WordPiece"):
+            retokenize_store(
+                labels.store,
+                str(tmp_path / f"out-{name}"),
+                teacher=load_tokenization(teacher),
+                student=load_tokenization(student),
+            )
+        assert not (tmp_path / f"out-{name}").exists()
