@@ -34,8 +34,13 @@ PART_LIMIT_SEC = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--parts", type=lambda text: tuple(text.split(",")), default=PARTS, metavar="A,B,...",
-                        help="only these")  # fmt: skip
+    parser.add_argument(
+        "--parts",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        default=PARTS,
+        metavar="A,B,...",
+        help="only these; '' measures nothing and writes the page",
+    )
     parser.add_argument("--page", type=Path, help="results page to write (default: OUT/RESULTS.md)")
     parser.add_argument("--reference", type=Path, help="folder for the quick results of `benchmarks check`")
     parser.add_argument(

@@ -17,7 +17,8 @@ only within one run. Each section has its figures with units in a JSON file of t
 K is the number of entries stored of each token's distribution, T the temperature. A row, or token, is one
 such distribution. `labeler` are the labels that the labeler made of the demo's pairs, or of `--input`;
 `capture` is a file of logits. Figures are medians; how often they were measured and their range are in the
-list at the end of each section.
+list at the end of each section. `prompted` is measured by its own command, as it goes on from the labels and
+the student that it finds in `.demo`; `penumbra bench all --parts ''` writes this page alone.
 """
 
 
@@ -28,6 +29,8 @@ Nothing was measured on a GPU for this page, so no figure of it is claimed for o
 writes the section, with the card and its driver.
 """
 GPU = "gpu"
+ON_ITS_OWN = ("prompted",)
+"""Measured by commands that `bench all` does not run: they go on from what they find in `.demo`."""
 
 
 def write_page(
@@ -45,7 +48,8 @@ def write_page(
     head = [HEAD]
     if failed:
         head.append(f"**Failed in the last run, so missing or older than the rest: {', '.join(failed)}.**\n")
-    sections = [section(results[name], plots_prefix) for name in order if name in results]
+    named = [name for name in (*order, *ON_ITS_OWN) if name in results]
+    sections = [section(results[name], plots_prefix) for name in named]
     sections.append(section(results[GPU], plots_prefix) if GPU in results else NO_GPU)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, "\n".join([*head, *sections]))

@@ -34,6 +34,11 @@ def test_every_measurement_is_a_part_of_the_whole() -> None:
         assert build_parser([part]).parse_args([part, "--quick", "--temperature", "2"]).temperature == 2
 
 
+def test_no_part_writes_the_page_alone(tmp_path: Path) -> None:
+    assert main(["all", "--parts", "", "--out", str(tmp_path), "--page", str(tmp_path / "page.md")]) == 0
+    assert (tmp_path / "page.md").read_text().startswith("# Results")
+
+
 def test_the_reference_holds_all_that_can_be_compared() -> None:
     for part, result in load_all(check.REFERENCE.parent).items():
         comparable = any(check.is_comparable(figure) for figure in result.figures)
