@@ -193,6 +193,7 @@ def merge(args: argparse.Namespace) -> int:
 
 def mix(args: argparse.Namespace) -> int:
     first, second = (context.open_store(args, uri) for uri in args.stores)
+    masked: list[int] = []
     with context.progress_bar(args) as progress:
         store = mix_stores(
             (first, second),
@@ -200,8 +201,15 @@ def mix(args: argparse.Namespace) -> int:
             weights=(args.weights[0], args.weights[1]),
             storage_options=context.storage_options(args),
             progress=progress,
+            masked=masked.append,
         )
     _say_size(args, store)
+    if sum(masked):
+        context.say(
+            args,
+            f"{store.uri}: {context.count_text(sum(masked), 'label row')} that count in {first.uri} do not "
+            f"here, as {second.uri} has none there that counts",
+        )
     return context.OK
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -52,7 +54,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         unfinished = "not finished: repeat `penumbra store retokenize`"
         told = report_lines(found.kept)[0] if found.kept else unfinished
         console.print(printable(f"mapped   {told}"), highlight=False, markup=False, soft_wrap=True)
-    if not found.num_inspected_rows:
+    if found.num_inspected_rows == found.num_silent_rows:
         console.print(
             "texts alone, no label rows" if labels["support"] == "none" else "no label rows to look at"
         )
@@ -83,7 +85,7 @@ def _entries(found: Inspection) -> Table:
     table = Table("entries", "rows", "share", "", title="Stored entries per row", box=box.SIMPLE)
     most_common = sorted(found.entries_histogram.items(), key=lambda item: -item[1])[:12]
     for count, rows in sorted(most_common):
-        share = rows / found.num_inspected_rows
+        share = rows / (found.num_inspected_rows - found.num_silent_rows)
         table.add_row(str(count), f"{rows:,}", f"{share:.1%}", "█" * round(share * _BAR_WIDTH))
     if len(found.entries_histogram) > len(most_common):
         rest = len(found.entries_histogram) - len(most_common)
@@ -98,10 +100,14 @@ def _distribution(found: Inspection) -> Table:
     rows |= {f"tail mass at T={name}": spread for name, spread in found.tail_mass.items()}
     for name, spread in rows.items():
         table.add_row(name, f"{spread.mean:.4f}", *(f"{spread.quantiles[key]:.4f}" for key in names))
-    table.caption = (
-        f"actual tokens: mean negative log-likelihood {found.label_nll:.4f} nats, "
-        f"{found.label_top1:.1%} are the teacher's first choice"
-    )
+    first = "no rank is known"
+    if not math.isnan(found.label_top1):
+        first = f"{found.label_top1:.1%} of those with a known rank are the teacher's first choice"
+    table.caption = f"actual tokens: mean negative log-likelihood {found.label_nll:.4f} nats, {first}"
+    if found.num_silent_rows:
+        table.caption += (
+            f"; without {count_text(found.num_silent_rows, 'row')} between others that say nothing"
+        )
     return table
 
 

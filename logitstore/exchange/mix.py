@@ -38,8 +38,12 @@ def mix_stores(
     weights: tuple[float, float] = (0.5, 0.5),
     storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    masked: Callable[[int], None] | None = None,
 ) -> LogitStore:
     """A store of the first one's sequences with the mixture's rows; goes on where it was interrupted.
+
+    `masked` is told, unit by unit, how many rows count in the first store's loss and not in the mixture's, as
+    the second store has none there that counts.
 
     Raises UnsupportedInputError for weights that are no distribution, StoreChangedError for stores of
     different tokenizers, InvalidLabelsError for a sequence that the second lacks or holds with other tokens,
@@ -61,7 +65,7 @@ def mix_stores(
     for source in stores:
         copy_tokenizer(source.objects, target.objects)
     num_rows = int(shards.column("num_rows").sum())
-    for done, (name, unit_index, mixed) in enumerate(chain(first, units), start=len(committed)):
+    for done, (name, unit_index, mixed, num_masked) in enumerate(chain(first, units), start=len(committed)):
         if progress:
             progress("units", done, len(named))
         if target.codebooks() is None:
@@ -69,6 +73,8 @@ def mix_stores(
             books = train_codebooks(rows, manifest.labels, expected_rows=CODEBOOK_USES * num_rows)
             target.set_codebooks(books)
         target.commit_unit(name, unit_index, mixed, seconds=0.0, worker="mix")
+        if masked:
+            masked(num_masked)
     if progress:
         progress("units", len(named), len(named))
     check_no_others(target, committed - named.keys())
@@ -85,13 +91,15 @@ def _mixed_units(
     weights: tuple[float, float],
     manifest: Manifest,
     wanted: Mapping[str, ShardEntry],
-) -> Iterator[tuple[str, int, list[LabeledSequence]]]:
-    """(name, unit index, sequences) of the mixture of each shard of the first store, in order."""
+) -> Iterator[tuple[str, int, list[LabeledSequence], int]]:
+    """(name, unit index, sequences, rows masked) of the mixture of each of the first store's shards."""
     second = _SequencesByKey(stores[1])
     for name, entry in wanted.items():
         with stores[0].open_shard(entry, whole=True) as reader:
-            mixed = [_mix(one, second.get(one), weights, manifest) for one in reader.iter_sequences()]
-        yield name, entry.unit_index, mixed
+            own = list(reader.iter_sequences())
+        mixed = [_mix(one, second.get(one), weights, manifest) for one in own]
+        counted, left = (sum(int(one.loss_mask_N.sum()) for one in part) for part in (own, mixed))
+        yield name, entry.unit_index, mixed, counted - left
 
 
 def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, float]) -> Manifest:
@@ -115,7 +123,8 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
         first,
         teacher=TeacherInfo(
             model=" + ".join(
-                f"{weight:g} {model}" for weight, (model, _) in zip(weights, parts, strict=True)
+                f"{weight:g} ({model})" if " + " in model else f"{weight:g} {model}"
+                for weight, (model, _) in zip(weights, parts, strict=True)
             ),
             revision=None,
             fingerprint=f"sha256:{identity}",

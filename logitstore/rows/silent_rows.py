@@ -11,6 +11,9 @@ import numpy as np
 
 from logitstore.records import LabeledSequence, LabelRows
 
+STORED_ERROR = 1e-3
+"""Nats by which a stored normaliser may be off, and more: 24 bits of a float are kept."""
+
 
 def no_rows(num_temperatures: int) -> LabelRows:
     """Zero rows of one entry, as sequences of a store of texts alone have them."""
@@ -69,3 +72,10 @@ def spread_rows(rows: LabelRows, place_N: np.ndarray, num_rows: int, vocab_size:
     for name in LabelRows.__slots__:
         getattr(full, name)[place_N] = getattr(rows, name)
     return full
+
+
+def is_silent(rows: LabelRows, vocab_size: int) -> np.ndarray:
+    """bool [N]: rows that `spread_rows` put between others, of that vocabulary."""
+    one_N = (rows.count_N == 1) & (rows.logits_NK[:, 0] == 0) & (rows.token_ids_NK[:, 0] == 0)
+    even_N = np.isclose(rows.logsumexp_NM, np.log(vocab_size), rtol=0, atol=STORED_ERROR).all(axis=1)
+    return one_N & even_N & np.isnan(rows.label_logprob_N)

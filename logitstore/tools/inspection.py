@@ -18,9 +18,10 @@ from logitstore.index.commits import COMMITS_PREFIX
 from logitstore.index.pointer import INDEX_NAME
 from logitstore.manifest.fields import LabelSpec, Retokenized, ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
-from logitstore.records import LabeledSequence, LabelRows
+from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows
 from logitstore.retokenize.report import Report, read_report
 from logitstore.rows.entropy import entropy
+from logitstore.rows.silent_rows import is_silent
 from logitstore.shard.schema import CODEBOOK_CHOICE, TOP_LOGITS
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import StoredTokenizer, stored_tokenizer
@@ -92,6 +93,8 @@ class Inspection:
     store_bytes_per_row: float
     """Shards, manifest, index, records and codebooks, per label row."""
     num_inspected_rows: int
+    num_silent_rows: int
+    """Those of them that say nothing, between others; what follows of distributions is without them."""
     column_bytes: dict[str, int]
     """By column, over the inspected shards; "framing" is the rest of the files."""
     entries_histogram: dict[int, int]
@@ -103,7 +106,7 @@ class Inspection:
     label_nll: float
     """Mean negative log-likelihood of the actual tokens, nats; nan if none is known."""
     label_top1: float
-    """Share of rows whose actual token is the teacher's first."""
+    """Of the rows that know the rank of their actual token, those where it is the first; nan without any."""
     mass_by_k: list[MassAtK]
     target_mass: float
     recommended_k: int | None
@@ -123,6 +126,7 @@ class _Sums:
     mass_GM: np.ndarray = field(default_factory=lambda: np.zeros(0))
     above_G: np.ndarray = field(default_factory=lambda: np.zeros(0))
     num_rows: int = 0
+    num_silent_rows: int = 0
 
 
 def inspect_store(
@@ -184,10 +188,12 @@ def _add_rows(
     listed_k: list[int],
     target_mass: float,
 ) -> None:
-    rows = sequence.rows
-    if not rows.num_rows:
+    silent_N = is_silent(sequence.rows, labels.num_outcomes) & ~sequence.loss_mask_N
+    sums.num_rows += sequence.rows.num_rows
+    sums.num_silent_rows += int(silent_N.sum())
+    if silent_N.all():
         return
-    sums.num_rows += rows.num_rows
+    rows = LabelRows(*(getattr(sequence.rows, name)[~silent_N] for name in LabelRows.__slots__))
     sums.histogram += np.bincount(rows.count_N, minlength=len(sums.histogram))
     for index, temperature in enumerate(labels.temperatures):
         probability_NK = _probabilities(rows, temperature, index)
@@ -201,7 +207,7 @@ def _add_rows(
     sums.tails_NM.append(np.exp(rows.log_tail_mass_NM.astype(np.float64)))
     known_N = np.isfinite(rows.label_logprob_N)
     sums.label_logprob.append(rows.label_logprob_N[known_N])
-    sums.label_rank.append(rows.label_rank_N[known_N])
+    sums.label_rank.append(rows.label_rank_N[rows.label_rank_N != UNKNOWN_RANK])
 
 
 def _probabilities(rows: LabelRows, temperature: float, index: int) -> np.ndarray:
@@ -220,9 +226,10 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
     other = _other_bytes(store)
     num_rows = max(1, totals["num_rows"])
     names = [f"{temperature:g}" for temperature in manifest.labels.temperatures]
-    mass_GM = sums.mass_GM / max(1, sums.num_rows)
+    num_telling = max(1, sums.num_rows - sums.num_silent_rows)
+    mass_GM = sums.mass_GM / num_telling
     mass_by_k = [
-        MassAtK(top_k, dict(zip(names, mass_M.tolist(), strict=True)), float(above / max(1, sums.num_rows)))
+        MassAtK(top_k, dict(zip(names, mass_M.tolist(), strict=True)), float(above / num_telling))
         for top_k, mass_M, above in zip(listed_k, mass_GM, sums.above_G, strict=True)
     ]
     tails_NM = np.concatenate(sums.tails_NM) if sums.tails_NM else np.zeros((0, len(names)))
@@ -257,6 +264,7 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
         needed_bytes_per_row=_needed_bytes(sums.columns) / max(1, sums.num_rows),
         store_bytes_per_row=(totals["num_bytes"] + sum(other.values())) / num_rows,
         num_inspected_rows=sums.num_rows,
+        num_silent_rows=sums.num_silent_rows,
         column_bytes=sums.columns,
         entries_histogram={int(k): int(sums.histogram[k]) for k in np.flatnonzero(sums.histogram)},
         entropy=Spread.of(_joined(sums.entropy)),

@@ -237,3 +237,30 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert manifest["teacher"]["model"] == "0.5 one + 0.5 two"
     assert manifest["features"] == [GIVEN_ENTRIES]
     assert manifest["labels"]["temperatures"] == [1.0]
+
+
+def test_rows_that_the_second_store_does_not_count_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "one", "one", 16)
+    second = LogitStore.create(tmp_path / "two", make_manifest(16, model="two"))
+    sequences = [sequence("two", name, top_ids("two", name, 16)) for name in NAMES]
+    mask_N = np.arange(NUM_ROWS) >= 4
+    short = [replace(one, loss_mask_N=mask_N) if one.record_id == "a" else one for one in sequences]
+    second.commit_unit("u", 0, short, seconds=0.0, worker="test")
+    places = [str(tmp_path / name) for name in ("one", "two", "mixed")]
+    assert main(["mix", *places[:2], "--out", places[2]]) == 0
+    assert f"4 label rows that count in {places[0]} do not here" in capsys.readouterr().out
+    assert main(["mix", places[0], places[0], "--out", str(tmp_path / "same")]) == 0
+    assert "do not here" not in capsys.readouterr().out
+    again = mix_stores((LogitStore.open(places[2]), LogitStore.open(places[0])), str(tmp_path / "again"))
+    assert again.manifest.teacher.model == "0.5 (0.5 one + 0.5 two) + 0.5 one"
+
+
+def test_inspect_knows_no_rank_of_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stores = [make_store(tmp_path / name, name, 16) for name in ("one", "two")]
+    mix_stores((stores[0], stores[1]), str(tmp_path / "mixed"))
+    assert main(["inspect", str(tmp_path / "mixed")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no rank is known" in told
+    assert "first choice" not in told

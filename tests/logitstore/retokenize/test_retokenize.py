@@ -24,6 +24,7 @@ from logitstore.retokenize.store_mapping import retokenize_store
 from logitstore.retokenize.tokenization import load_tokenization
 from logitstore.rows.temperature import log_tail_mass
 from logitstore.store import LogitStore
+from logitstore.tools.inspection import inspect_store
 from logitstore.tools.verify import verify_store
 from tests.conftest import Place
 from tests.logitstore.retokenize.expected import expected_rows, load_table
@@ -313,6 +314,25 @@ def test_inspect_says_what_was_kept(
         f"{found['num_kept']:,} of {found['num_rows']:,} label rows kept"
         in capsys.readouterr().out.replace("\n", " ")
     )
+
+
+def test_inspect_leaves_rows_that_say_nothing_out_of_the_distribution(
+    tmp_path: Path, teacher: str, student: str
+) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=40)
+    target = mapped(labels.store, teacher, student, tmp_path / "out")
+    found = inspect_store(target)
+    telling = [
+        (row, sequence.rows.log_tail_mass_NM[row, 0], sequence.rows.count_N[row])
+        for sequence in target.iter_sequences()
+        for row in np.flatnonzero(sequence.loss_mask_N)
+    ]
+    assert found.num_silent_rows == found.num_inspected_rows - len(telling) > 0
+    assert sum(found.entries_histogram.values()) == len(telling)
+    assert found.tail_mass["1"].mean == pytest.approx(
+        np.exp([tail for _, tail, _ in telling]).mean(), rel=1e-5
+    )
+    assert found.mass_by_k[-1].mass["1"] == pytest.approx(1 - found.tail_mass["1"].mean, abs=1e-4)
 
 
 def test_readers_that_do_not_know_the_feature_refuse_in_words(
