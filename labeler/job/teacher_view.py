@@ -15,7 +15,7 @@ from labeler.job.segment_colours import Paint, legend, plain
 from labeler.planning.preflight import Prepared
 from labeler.prompting.prompts import PromptBuilder
 from labeler.prompting.segment_marks import NO_MARKS, find_marks
-from labeler.prompting.tokenization import model_file
+from labeler.prompting.tokenization import Tokenizer, model_file
 from labeler.records import TokenizedPrompt
 from labeler.worker.segmenting import Segmenter
 from logitstore.inputs.identity import OWN_ROLES
@@ -72,6 +72,7 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
             f"{prompt.record_id}: {prompt.num_tokens:,} tokens, labels from token {prompt.label_start}, ids "
             f"at the border {given[-BORDER_IDS:]} | {response[:BORDER_IDS]}",
             f"  given:    {paint(Segment.CONTEXT, _shortened(tokenizer.decode(given)))}",
+            *_students_in_words(prompt, tokenizer, paint),
             f"  response: {answer}",
         ]
         if job.has_segments and response:
@@ -89,6 +90,15 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
     elif job.has_marks:
         lines.append("segments: none are kept (labels.segments = false)")
     return tuple(lines)
+
+
+def _students_in_words(prompt: TokenizedPrompt, tokenizer: Tokenizer, paint: Paint) -> list[str]:
+    """What the student sees in place of the teacher's prompt; nothing where it sees the same."""
+    if prompt.student_prompt_token_ids is None:
+        return []
+    ids = prompt.student_prompt_token_ids.tolist()
+    text = paint(Segment.CONTEXT, _shortened(tokenizer.decode(ids)))
+    return [f"  student:  {text} ({len(ids):,} tokens)"]
 
 
 def _name_of(raw: RawRecord, info: InputInfo) -> str:

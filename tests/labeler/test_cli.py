@@ -232,6 +232,20 @@ def test_the_dry_run_shows_what_the_teacher_will_see(tmp_path, capsys):
     assert "3 records read: 3 in 1 units, 0 rejected" in output
 
 
+def test_the_dry_run_shows_what_the_student_sees_in_place_of_it(tmp_path, capsys):
+    record = {"prompt": "long question", "student": "short", "response": "answer"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record))
+    settings = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", "input.kind=prompt_response"]
+    settings += ["input.fields.student_prompt=student", f"output.uri='{tmp_path}/store'"]
+    arguments = ["run", "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "long question" in output.split("  given:")[1].splitlines()[0]
+    shown = output.split("  student:  ")[1].splitlines()[0]
+    assert "short" in shown
+    assert shown.endswith("tokens)")
+
+
 def test_the_dry_run_tells_of_fields_that_nothing_reads(tmp_path, capsys):
     """Alpaca's `input` is part of the question, and was left out without a word where it was not named."""
     record = {"instruction": "Add.", "input": "2 2", "output": "4", "source": None, "meta": {"uid": 1}}
