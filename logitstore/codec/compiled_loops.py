@@ -100,32 +100,43 @@ def read_label(which_N, rank_N, logits_NK, logsumexp_N, out_N):  # noqa: ANN001,
     cache=True,
 )
 def split(values_NK, count_N, start, end, threshold):  # noqa: ANN001, ANN201
-    num_rows, size, wide_size = np.uint64(values_NK.shape[0]), 0, 0
+    # Row by row, as the values lie; where each rank's begin in the streams is counted before.
+    num_rows, num_ranks = np.uint64(values_NK.shape[0]), np.uint64(max(0, end - start))
     first_wide, first_low = np.int32(threshold + 256 * (WIDE_CLASS - threshold)), np.int32(threshold)
+    first = np.uint64(start)
+    at_G = np.zeros(num_ranks + np.uint64(1), np.int64)
+    at_low_G, at_wide_G = np.zeros_like(at_G), np.zeros_like(at_G)
     for row in range(num_rows):
-        for rank in range(np.uint64(start), np.uint64(max(start, min(end, count_N[row])))):
-            size += 1
-            wide_size += values_NK[row, rank] >= first_wide
-    classes, low = np.empty(size, np.uint8), np.empty(size + 1, np.uint8)
-    wide = np.empty(wide_size, np.uint16)
-    at = at_low = at_wide = np.uint64(0)
-    for rank in range(np.uint64(start), np.uint64(end)):
-        for row in range(num_rows):
-            if np.uint64(count_N[row]) <= rank:
-                continue
-            value = values_NK[row, rank]
+        for rank in range(np.uint64(max(0, min(end, count_N[row]) - start))):
+            value = values_NK[row, first + rank]
+            is_wide = np.int64(value >= first_wide)
+            at_G[rank + np.uint64(1)] += 1
+            at_wide_G[rank + np.uint64(1)] += is_wide
+            at_low_G[rank + np.uint64(1)] += np.int64(value >= first_low) - is_wide
+    for rank in range(num_ranks):
+        at_G[rank + np.uint64(1)] += at_G[rank]
+        at_low_G[rank + np.uint64(1)] += at_low_G[rank]
+        at_wide_G[rank + np.uint64(1)] += at_wide_G[rank]
+    low_size = at_low_G[num_ranks]
+    classes, low = np.empty(at_G[num_ranks], np.uint8), np.empty(low_size + 1, np.uint8)
+    wide = np.empty(at_wide_G[num_ranks], np.uint16)
+    for row in range(num_rows):
+        for rank in range(np.uint64(max(0, min(end, count_N[row]) - start))):
+            value = values_NK[row, first + rank]
             above = np.int32(value - first_low)
+            at = np.uint64(at_G[rank])
+            at_G[rank] += 1
             if value >= first_wide:
                 classes[at] = np.int32(WIDE_CLASS) + ((value - first_wide) >> 16)
-                wide[at_wide] = value - first_wide
-                at_wide += np.uint64(1)
+                wide[np.uint64(at_wide_G[rank])] = value - first_wide
+                at_wide_G[rank] += 1
+            elif above >= 0:
+                classes[at] = first_low + (above >> 8)
+                low[np.uint64(at_low_G[rank])] = above
+                at_low_G[rank] += 1
             else:
-                # Shifting a negative number would do harm: below the threshold the value is its class.
-                classes[at] = first_low + (above >> 8) if above >= 0 else value
-                low[at_low] = above
-                at_low += np.uint64(above >= 0)
-            at += np.uint64(1)
-    return classes, low[:at_low], wide
+                classes[at] = value
+    return classes, low[:low_size], wide
 
 
 @njit(types.uint8[::1](_TABLE, _ORDER, _ORDER, _BITS), nogil=True, cache=True)

@@ -5,6 +5,7 @@ Shape legend: T tokens, N label rows, K stored entries, M temperatures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,8 @@ from logitstore.shard.segments import MAX_SEGMENTED_TOKENS
 
 NORMALIZATION_TOLERANCE = 0.02
 """Most by which stored mass plus tail mass may miss 1."""
+CHECKED_ROWS = 512
+"""Rows that are looked at together, to stay in cache."""
 
 
 def check_spec(labels: LabelSpec) -> None:
@@ -45,6 +48,29 @@ def check_spec(labels: LabelSpec) -> None:
 
 def check_sequence(sequence: LabeledSequence, labels: LabelSpec) -> None:
     """Raises InvalidLabelsError, naming the record, unless the sequence keeps the rules of records.py."""
+    check_frame(sequence, labels)
+    try:
+        _check_values(sequence.rows, labels)
+    except InvalidLabelsError as error:
+        raise InvalidLabelsError(f"record {sequence.record_id!r}: {error}") from error
+
+
+def check_block(block: Sequence[LabeledSequence], rows: LabelRows, labels: LabelSpec) -> None:
+    """As `check_sequence` for sequences that passed `check_frame`; `rows` are those of all of them.
+
+    A call of numpy costs more than its work on a sequence's rows, so many sequences are looked at together.
+    """
+    try:
+        for start in range(0, rows.num_rows, CHECKED_ROWS):
+            _check_values(rows.slice(start, min(start + CHECKED_ROWS, rows.num_rows)), labels)
+    except InvalidLabelsError:
+        for sequence in block:
+            check_sequence(sequence, labels)  # the same error, with the record and its own row
+        raise
+
+
+def check_frame(sequence: LabeledSequence, labels: LabelSpec) -> None:
+    """The rules of a sequence, and those of the shapes of its rows. Raises InvalidLabelsError."""
     try:
         _check_shape(sequence)
         _require(
@@ -54,7 +80,7 @@ def check_sequence(sequence: LabeledSequence, labels: LabelSpec) -> None:
         )
         _check_student_prompt(sequence, labels)
         _check_segments(sequence, labels)
-        check_rows(sequence.rows, labels)
+        _check_row_shapes(sequence.rows, labels)
     except InvalidLabelsError as error:
         raise InvalidLabelsError(f"record {sequence.record_id!r}: {error}") from error
 
@@ -153,8 +179,7 @@ def _check_segments(sequence: LabeledSequence, labels: LabelSpec) -> None:
         )
 
 
-def check_rows(rows: LabelRows, labels: LabelSpec) -> None:
-    """Raises InvalidLabelsError unless the rows keep the rules of records.py for these labels."""
+def _check_row_shapes(rows: LabelRows, labels: LabelSpec) -> None:
     num_rows, width = rows.token_ids_NK.shape
     num_temperatures = len(labels.temperatures)
     shapes = {
@@ -173,8 +198,15 @@ def check_rows(rows: LabelRows, labels: LabelSpec) -> None:
     _require(1 <= width <= labels.top_k, f"{width} entries per row", f"1..{labels.top_k}, the store's top_k")
     low, high = int(rows.count_N.min()), int(rows.count_N.max())
     _require(1 <= low <= high <= width, f"entry counts {low}..{high}", f"1..{width}")
+
+
+def _check_values(rows: LabelRows, labels: LabelSpec) -> None:
+    if rows.num_rows == 0:
+        return
+    width = rows.token_ids_NK.shape[1]
     # Rows that are all full, as engines make them, need no masks.
-    real_NK = None if low == width else np.arange(width)[None, :] < rows.count_N[:, None]
+    is_full = int(rows.count_N.min()) == width
+    real_NK = None if is_full else np.arange(width)[None, :] < rows.count_N[:, None]
     _check_entries(rows, labels, real_NK)
     _check_masses(rows, labels, real_NK)
     rank_low, rank_high = int(rows.label_rank_N.min()), int(rows.label_rank_N.max())
@@ -214,9 +246,10 @@ def _check_masses(rows: LabelRows, labels: LabelSpec, real_NK: np.ndarray | None
     _require(bool((tail_NM <= 1e-6).all()), f"log tail mass {tail_NM.max()}", "at most 0")
     masked_NK = rows.logits_NK if real_NK is None else np.where(real_NK, rows.logits_NK, -np.inf)
     for index, temperature in enumerate(labels.temperatures):
-        scaled_NK = masked_NK / np.float32(temperature) - rows.logsumexp_NM[:, index, None]
+        scaled_NK = masked_NK / np.float32(temperature)
+        scaled_NK -= rows.logsumexp_NM[:, index, None]
         with np.errstate(over="ignore"):
-            mass_N = np.exp(scaled_NK).sum(axis=1) + np.exp(tail_NM[:, index])
+            mass_N = np.exp(scaled_NK, out=scaled_NK).sum(axis=1) + np.exp(tail_NM[:, index])
         worst = int(np.abs(mass_N - 1).argmax())
         _require(
             abs(float(mass_N[worst]) - 1) <= NORMALIZATION_TOLERANCE,

@@ -32,7 +32,7 @@ from logitstore.shard.schema import (
 from logitstore.shard.segments import encode_segments
 from logitstore.shard.sequence_columns import PlainColumns, to_binary_array
 from logitstore.shard.student_prompts import encode_student_prompts
-from logitstore.shard.validation import check_sequence, check_spec
+from logitstore.shard.validation import check_block, check_frame, check_spec
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class _HashingWriter(io.RawIOBase):
 
 
 def _blocks(sequences: Iterable[LabeledSequence], labels: LabelSpec) -> Iterator[list[LabeledSequence]]:
-    """Checked sequences in blocks of BLOCK_ROWS rows and BLOCK_ENTRIES entries, or of one longer sequence."""
+    """Sequences in blocks of BLOCK_ROWS rows and BLOCK_ENTRIES entries, or of one longer sequence."""
     target_rows = max(1, min(BLOCK_ROWS, BLOCK_ENTRIES // labels.top_k))
     block: list[LabeledSequence] = []
     block_rows = block_tokens = 0
     for sequence in sequences:
-        check_sequence(sequence, labels)
+        check_frame(sequence, labels)
         num_rows, num_tokens = sequence.rows.num_rows, len(sequence.token_ids_T)
         if sequence.student_prompt_ids is not None:
             num_tokens += len(sequence.student_prompt_ids)
@@ -136,6 +136,7 @@ def _blocks(sequences: Iterable[LabeledSequence], labels: LabelSpec) -> Iterator
 def _encode_block(block: Sequence[LabeledSequence], codec: BlockCodec, schema: pa.Schema) -> pa.RecordBatch:
     plain = PlainColumns.of(block)
     rows = _concatenate([sequence.rows for sequence in block], codec.labels)
+    check_block(block, rows, codec.labels)
     columns = codec.encode(rows, loops_for(WRITTEN_AS_READ * rows.token_ids_NK.size))
     columns["loss_mask"] = pack([np.packbits(np.concatenate([sequence.loss_mask_N for sequence in block]))])
     columns["token_ids"] = pack(to_planes(np.concatenate([sequence.token_ids_T for sequence in block]), 3))
@@ -155,13 +156,14 @@ def _concatenate(parts: Sequence[LabelRows], labels: LabelSpec) -> LabelRows:
     width = max([1, *(part.token_ids_NK.shape[1] for part in parts)])
     num_rows = sum(part.num_rows for part in parts)
     num_temperatures = len(labels.temperatures)
-    logits_NK = np.full((num_rows, width), -np.inf, np.float32)
-    token_ids_NK = np.zeros((num_rows, width), np.int32)
+    logits_NK = np.empty((num_rows, width), np.float32)
+    token_ids_NK = np.empty((num_rows, width), np.int32)
     start = 0
     for part in parts:
         span = slice(start, start + part.num_rows)
-        logits_NK[span, : part.logits_NK.shape[1]] = part.logits_NK
-        token_ids_NK[span, : part.token_ids_NK.shape[1]] = part.token_ids_NK
+        own = part.token_ids_NK.shape[1]
+        logits_NK[span, :own], logits_NK[span, own:] = part.logits_NK, -np.inf
+        token_ids_NK[span, :own], token_ids_NK[span, own:] = part.token_ids_NK, 0
         start += part.num_rows
     return LabelRows(
         logits_NK=logits_NK,

@@ -204,9 +204,18 @@ def put(index, value):
 )
 def test_invalid_rows_are_refused_by_the_writer(change, message):
     spec, sequences = load_capture(16)
-    bad = replace(sequences[0], rows=change(sequences[0].rows))
-    with pytest.raises(InvalidLabelsError, match=message):
-        write_shard(io.BytesIO(), [bad], spec, None)
+    bad = replace(sequences[0], rows=change(sequences[0].rows), record_id="bad")
+    for together in ([bad], [*sequences[1:3], bad, sequences[3]]):  # its own row, wherever it lies in a block
+        with pytest.raises(InvalidLabelsError, match=f"record 'bad': .*({message})"):
+            write_shard(io.BytesIO(), together, spec, None)
+
+
+def test_a_row_of_more_entries_than_its_sequence_has_is_refused_beside_wider_ones():
+    spec, sequences = load_capture(16)
+    rows = sequences[1].rows
+    narrow = replace(rows, logits_NK=rows.logits_NK[:, :8], token_ids_NK=rows.token_ids_NK[:, :8])
+    with pytest.raises(InvalidLabelsError, match="entry counts 16"):
+        write_shard(io.BytesIO(), [sequences[0], replace(sequences[1], rows=narrow)], spec, None)
 
 
 @pytest.mark.parametrize("change", [{"flags": ("cut", None)}, {"finish_reason": 5}, {"flags": ("\ud800",)}])
