@@ -17,6 +17,7 @@ import numpy as np
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.shard.schema import MAX_VOCAB_SIZE
 from logitstore.viewer.tokens import TokenTexts
 
 if TYPE_CHECKING:
@@ -98,24 +99,20 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
     encoder.no_padding()
     encoder.encode_special_tokens = True  # text that looks like a special token is text
     vocabulary = encoder.get_vocab()
+    if not vocabulary:
+        raise UnsupportedInputError(f"{file} has no tokens; give the tokenizer that the model was made with")
     decoder = encoder.get_added_tokens_decoder()
     texts = TokenTexts(encoder)
     bytes_by_id = texts.raw_of_all(vocabulary)
     plain = encoder.encode("a", add_special_tokens=False).ids
     whole = encoder.encode("a", add_special_tokens=True).ids
     has_dummy_prefix = _begins_with_space(bytes_by_id, plain)
-    width = vocab_size or _configured_width(folder) or 0
-    least = max(vocabulary.values()) + 1
-    if vocab_size is not None and vocab_size < least:
-        raise UnsupportedInputError(
-            f"--vocab-size is {vocab_size}, but the tokenizer at {path!r} has ids up to {least - 1}; give "
-            "the number of the student's logits"
-        )
+    width = _width(path, max(vocabulary.values()) + 1, vocab_size, _configured_width(folder))
     return Tokenization(
         path=path,
         encoder=encoder,
         info=TokenizerInfo(tokenizer_fingerprint(vocabulary), len(vocabulary)),
-        vocab_size=max(width, least),
+        vocab_size=width,
         bytes_by_id=bytes_by_id,
         added={token.content: token_id for token_id, token in decoder.items()},
         special=frozenset(token_id for token_id, token in decoder.items() if token.special),
@@ -192,10 +189,34 @@ def _added_id(tokenization: Tokenization, text: str, whose: str) -> int:
     return found
 
 
+def _width(path: str, least: int, given: int | None, configured: int | None) -> int:
+    """Number of logits: the given one, else the configured one where it is no less than the tokens need."""
+    if given is not None and given < least:
+        raise UnsupportedInputError(
+            f"--vocab-size is {given}, but the tokenizer at {path!r} has ids up to {least - 1}; give "
+            "the number of the student's logits"
+        )
+    width = max(given or configured or 0, least)
+    if width > MAX_VOCAB_SIZE:
+        whose = "--vocab-size" if given else f"the configuration of {path!r}"
+        raise UnsupportedInputError(
+            f"{whose} says {width:,} logits; a store holds labels of at most {MAX_VOCAB_SIZE:,}, so give the "
+            "number of the student's with --vocab-size"
+        )
+    return width
+
+
 def _configured_width(folder: Path) -> int | None:
     """`vocab_size` of a model's `config.json` beside the tokenizer."""
     value = _json_object(folder / "config.json").get("vocab_size")
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UnsupportedInputError(
+            f"{folder / 'config.json'} has the vocab_size {value!r:.80}, which must be a number above 0; "
+            "mend it"
+        )
+    return value
 
 
 def _roles(folder: Path, vocabulary: Mapping[str, int]) -> dict[str, int]:

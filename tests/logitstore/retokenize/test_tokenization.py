@@ -157,3 +157,28 @@ def test_word_pieces_are_refused_beside_tokens_that_spell_their_text(tmp_path: P
                 student=load_tokenization(student),
             )
         assert not (tmp_path / f"out-{name}").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "vocab_size", "rule"),
+    [
+        ({"vocab_size": -3}, None, "vocab_size -3, which must be a number above 0"),
+        ({"vocab_size": "many"}, None, "vocab_size 'many'"),
+        ({"vocab_size": 9_000_000}, None, "says 9,000,000 logits; a store holds labels of at most 1,048,576"),
+        ({}, 9_000_000, "--vocab-size says 9,000,000 logits"),
+        ({"vocab_size": 9_000_000}, 100, "--vocab-size is 100, but the tokenizer"),
+    ],
+)
+def test_a_width_that_no_store_has_is_refused(
+    tmp_path: Path, config: dict[str, object], vocab_size: int | None, rule: str
+) -> None:
+    path = byte_level(tmp_path / "student", [])
+    (tmp_path / "student" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedInputError, match=rule):
+        load_tokenization(path, vocab_size=vocab_size)
+
+
+def test_a_tokenizer_without_tokens_is_refused(tmp_path: Path) -> None:
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UnsupportedInputError, match="has no tokens"):
+        load_tokenization(str(tmp_path))
