@@ -39,6 +39,10 @@ def retokenize(args: argparse.Namespace) -> int:
         context.print_json(dataclasses.asdict(report))
     for line in report_lines(report):
         context.say(args, f"{target.uri}: {line}")
+    if report.num_rows and not report.num_kept:
+        example = next((f"; for example {one.reason}" for one in target.rejects()), "")
+        context.warn("retokenize", f"no label row is left for this student{example}")
+        return context.PROBLEMS
     return context.OK
 
 

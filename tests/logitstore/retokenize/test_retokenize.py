@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from logitstore.__main__ import main
 from logitstore.errors import (
@@ -225,6 +225,19 @@ def test_a_tokenizer_that_changes_the_text_leaves_the_sequence_out(tmp_path: Pat
     report = read_report(target)
     assert report is not None
     assert (report.num_sequences, report.num_rejects) == (1, 1)
+
+
+def test_a_student_for_whom_nothing_is_left_is_a_failure(
+    tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = tmp_path / "only"
+    only.mkdir()
+    Tokenizer(models.WordLevel({"zz": 0, "[U]": 1}, unk_token="[U]")).save(str(only / "tokenizer.json"))
+    labels = label_texts(str(tmp_path / "store"), teacher, [("the", " cat")], top_k=9)
+    assert main(["retokenize", labels.store.uri, str(tmp_path / "out"), "--tokenizer", str(only)]) == 1
+    told = capsys.readouterr()
+    assert "0 of " in told.out
+    assert "no label row is left for this student; for example the student's tokenizer writes" in told.err
 
 
 def test_an_interrupted_command_goes_on_and_ends_alike(
