@@ -10,7 +10,7 @@ Shape legend: T the teacher's tokens of a sequence, S the student's, V the teach
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -42,6 +42,8 @@ class Piece:
     """The student's id of a special token; NO_ID for a text."""
     has_dummy_space: bool
     """The teacher's tokens begin with a space that the text does not have."""
+    is_inner: bool
+    """Other text or special tokens stand before it, besides those that the student's tokenizer puts there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +90,25 @@ class Writer:
                 cut.append(self._pieces(sequence))
             except UnwritableTextError as error:
                 cut.append(error)
-        texts = [
-            piece.text
-            for pieces in cut
-            if isinstance(pieces, list)
-            for piece in pieces
-            if piece.equal_id == NO_ID
-        ]
-        encoded = iter(self._student.encoder.encode_batch_fast(texts, add_special_tokens=False))
+        whole = [piece for pieces in cut if isinstance(pieces, list) for piece in pieces]
+        encoded = {
+            is_inner: iter(
+                encoder.encode_batch_fast(
+                    [one.text for one in whole if one.equal_id == NO_ID and one.is_inner == is_inner],
+                    add_special_tokens=False,
+                )
+            )
+            for is_inner, encoder in ((False, self._student.encoder), (True, self._student.inner_encoder))
+        }
         written: list[Writing | UnwritableTextError] = []
         for sequence, pieces in zip(sequences, cut, strict=True):
             if isinstance(pieces, UnwritableTextError):
                 written.append(pieces)
                 continue
-            tokens = [[piece.equal_id] if piece.equal_id != NO_ID else next(encoded).ids for piece in pieces]
+            tokens = [
+                [piece.equal_id] if piece.equal_id != NO_ID else next(encoded[piece.is_inner]).ids
+                for piece in pieces
+            ]
             try:
                 written.append(self._join(sequence, pieces, tokens))
             except UnwritableTextError as error:
@@ -124,10 +131,12 @@ class Writer:
         for first, end in pairwise(bounds):
             if first in alone_set:
                 equal = int(self._equal_V[ids_T[first]])
-                pieces.append(Piece(first, np.ones(1, np.int64), "", equal, False))
+                pieces.append(Piece(first, np.ones(1, np.int64), "", equal, False, bool(pieces)))
             else:
                 begins = self._begins(ids_T, first, pieces)
-                pieces.append(self._text_piece(ids_T, first, end, begins=begins, is_last=end == len(ids_T)))
+                piece = self._text_piece(ids_T, first, end, begins=begins, is_last=end == len(ids_T))
+                before = tuple(one.equal_id for one in pieces)
+                pieces.append(replace(piece, is_inner=bool(before) and before != self._student.leading))
         return pieces
 
     def _begins(self, ids_T: np.ndarray, first: int, pieces: list[Piece]) -> bool:
@@ -154,7 +163,7 @@ class Writer:
                     "student's tokenizer takes characters only",
                 ) from error
             text = raw[: error.start].decode()  # the last character is cut: so is its beginning
-        return Piece(first, lengths, text, NO_ID, has_dummy)
+        return Piece(first, lengths, text, NO_ID, has_dummy, False)
 
     def _join(self, sequence: LabeledSequence, pieces: list[Piece], tokens: list[list[int]]) -> Writing:
         lengths_T = np.zeros(len(sequence.token_ids_T), np.int64)

@@ -36,6 +36,8 @@ class Tokenization:
     path: str
     """As it was given."""
     encoder: Tokenizer
+    inner_encoder: Tokenizer
+    """For a text inside a sequence: without the space that `encoder` puts at a beginning alone."""
     info: TokenizerInfo
     vocab_size: int
     """Width of the logits: ids are below it; at least the tokenizer's largest id and one."""
@@ -107,10 +109,12 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
     plain = encoder.encode("a", add_special_tokens=False).ids
     whole = encoder.encode("a", add_special_tokens=True).ids
     has_dummy_prefix = _begins_with_space(bytes_by_id, plain)
+    has_inner = has_dummy_prefix and _has_inner_dummy_prefix(encoder, bytes_by_id)
     width = _width(path, max(vocabulary.values()) + 1, vocab_size, _configured_width(folder))
     return Tokenization(
         path=path,
         encoder=encoder,
+        inner_encoder=_without_prefix(encoder) if has_dummy_prefix and not has_inner else encoder,
         info=TokenizerInfo(tokenizer_fingerprint(vocabulary), len(vocabulary)),
         vocab_size=width,
         bytes_by_id=bytes_by_id,
@@ -119,7 +123,7 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
         roles=_roles(folder, vocabulary),
         leading=tuple(whole[: _place(whole, plain)]),
         has_dummy_prefix=has_dummy_prefix,
-        has_inner_dummy_prefix=has_dummy_prefix and _has_inner_dummy_prefix(encoder, bytes_by_id),
+        has_inner_dummy_prefix=has_inner,
         spells_text="WordPiece" not in texts.kinds,
     )
 
@@ -140,6 +144,20 @@ def _has_inner_dummy_prefix(encoder: Tokenizer, bytes_by_id: Mapping[int, bytes]
     finally:
         encoder.encode_special_tokens = True
     return True
+
+
+def _without_prefix(encoder: Tokenizer) -> Tokenizer:
+    """The same, with no space of its own before a text; itself where it is made in another way."""
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import Metaspace
+
+    found = encoder.pre_tokenizer
+    if not isinstance(found, Metaspace):
+        return encoder
+    inner = Tokenizer.from_str(encoder.to_str())
+    inner.pre_tokenizer = Metaspace(found.replacement, prepend_scheme="never", split=found.split)
+    inner.encode_special_tokens = True
+    return inner
 
 
 def equal_ids(teacher: Tokenization, student: Tokenization, pairs: Mapping[str, str]) -> np.ndarray:

@@ -117,6 +117,33 @@ def test_a_space_after_a_special_token_is_the_tokenizers_own_only_where_it_puts_
     assert prompt == ("sat<turn>at" if scheme == "always" else "sat<turn> at")
 
 
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_a_student_puts_its_space_where_its_tokenizer_would(
+    tmp_path: Path, scheme: Literal["always", "first"]
+) -> None:
+    teacher = byte_level(tmp_path / "teacher", ["at"], special=["<turn>"])
+    student = after_special(tmp_path / "student", scheme)
+    labels = label_texts(str(tmp_path / "store"), teacher, [("sat<turn>at", "sat at")], top_k=20)
+    target, report = retokenize_store(
+        labels.store,
+        str(tmp_path / "out"),
+        teacher=load_tokenization(teacher),
+        student=load_tokenization(student),
+    )
+    (found,) = target.iter_sequences()
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    pieces = [tokenizer.id_to_token(token_id) for token_id in found.token_ids_T.tolist()]
+    if scheme == "first":  # as the tokenizer itself writes the whole
+        assert found.token_ids_T.tolist() == tokenizer.encode("sat<turn>atsat at").ids
+        assert pieces == ["▁s", "at", "<turn>", "at", "s", "at", "▁a", "t"]
+        assert found.loss_mask_N.tolist() == [True, True, True]
+    else:
+        assert pieces[:5] == ["▁s", "at", "<turn>", "▁a", "t"]
+        assert not found.loss_mask_N[0]
+    assert report.num_rejects == 0
+    assert not verify_store(target).errors
+
+
 @pytest.mark.parametrize("num_more", [-1, 5])
 def test_the_teachers_logits_may_be_fewer_or_more_than_its_tokens(tmp_path: Path, num_more: int) -> None:
     plain = byte_level(tmp_path / "plain", [])
