@@ -51,13 +51,13 @@ fi
 UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 export UV_FIND_LINKS
 export UV_LINK_MODE="${UV_LINK_MODE:-hardlink}" UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-180}"
+# Compiled here once: Ray's and vLLM's many processes would each do it anew where Python may not write.
 install() {
-    .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "$@"
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --compile-bytecode "$@"
 }
 install "torch==$TORCH_VERSION" 2>/dev/null || install "torch==$TORCH_VERSION" --default-index "$TORCH_INDEX" ||
     fail "no wheel of torch $TORCH_VERSION in '${UV_FIND_LINKS:-no find-links}' nor on $TORCH_INDEX"
-# Compiled here once: Ray's and vLLM's many processes would each do it anew where Python may not write.
-install --compile-bytecode -r requirements.lock || fail "not every package of requirements.lock could be installed, see above; \
+install -r requirements.lock || fail "not every package of requirements.lock could be installed, see above; \
 a mirror is named by UV_DEFAULT_INDEX, a folder of wheels by UV_FIND_LINKS"
 DS_BUILD_OPS=0 install --no-build-isolation --target .venv/aside/deepspeed -r requirements-aside.lock ||
     fail "not every package of requirements-aside.lock could be installed, see above"
