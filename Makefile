@@ -1,7 +1,8 @@
 # `make demo` and `make test` are all that a newcomer needs; both set up what they need first.
 PYTHON ?= python3.11
 VENV := .venv/bin
-PYTEST := $(VENV)/python -m pytest -q
+# Bytecode is written whatever the environment says: each of the processes that tests start would compile all anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest -q
 # Tests that use one core each run side by side; those with a Ray cluster or an engine use all cores themselves.
 SIDE_BY_SIDE := -n auto --maxprocesses 8
 # `make check` looks at the types of what differs from here.
