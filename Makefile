@@ -5,6 +5,8 @@ VENV := .venv/bin
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest -q
 # Tests that use one core each run side by side; those with a Ray cluster or an engine use all cores themselves.
 SIDE_BY_SIDE := -n auto --maxprocesses 8
+# Quick tests partly wait, for a term to end or a process to start: one worker more than cores uses that time.
+QUICK_SIDE_BY_SIDE := -n $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
 # `make check` looks at the types of what differs from here.
 BASE ?= $(or $(shell git merge-base HEAD main 2>/dev/null),HEAD)
 BENCH_OUT ?= build/bench
@@ -36,7 +38,7 @@ check: setup
 	@$(MAKE) --no-print-directory -j2 --output-sync=line style types quick
 
 quick:
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu" $(PKG:%=tests/%)
+	$(PYTEST) $(QUICK_SIDE_BY_SIDE) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu" $(PKG:%=tests/%)
 
 lint: setup style
 	$(VENV)/pyright
