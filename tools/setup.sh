@@ -29,7 +29,7 @@ name another with PYTHON=..., or install without the lock: pip install '.[train,
     ;;
 esac
 
-digest=$found-$(cat requirements.lock requirements-aside.lock requirements-parity.lock pyproject.toml tools/setup.sh | sha256sum | cut -c1-16)
+digest=$found-$(cat requirements.lock requirements-aside.lock requirements-parity.lock requirements-trackers.lock pyproject.toml tools/setup.sh | sha256sum | cut -c1-16)
 stamp=.venv/.penumbra-setup
 if [ "$(cat "$stamp" 2>/dev/null || true)" = "$digest" ] && [ -x .venv/bin/python ]; then
     exit 0
@@ -63,6 +63,8 @@ DS_BUILD_OPS=0 install --no-build-isolation --target .venv/aside/deepspeed -r re
     fail "not every package of requirements-aside.lock could be installed, see above"
 install --no-build-isolation --target .venv/aside/lm_eval -r requirements-parity.lock ||
     fail "not every package of requirements-parity.lock could be installed, see above"
+install --target .venv/aside/trackers -r requirements-trackers.lock ||
+    fail "not every package of requirements-trackers.lock could be installed, see above"
 # The name of the distribution before it was given one that is free on PyPI.
 .venv/bin/uv pip uninstall --quiet --python .venv/bin/python penumbra 2>/dev/null || true
 install --no-build-isolation --editable .

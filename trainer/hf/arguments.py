@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,8 @@ class OfflineDistillationConfig(TrainingArguments):
     """Held-out sequences evaluated, always the same; None takes all."""
     logging_nan_inf_filter: bool = False
     """transformers' default logs the mean of earlier steps where the loss is not finite, and trains on."""
+    run_settings: dict[str, Any] | None = field(default=None, init=False)
+    """Settings by name that trackers are told besides these arguments; set once the arguments are made."""
 
     def __post_init__(self) -> None:
         if self.greater_is_better is None and self.metric_for_best_model is not None:
@@ -170,6 +172,12 @@ class OfflineDistillationConfig(TrainingArguments):
                 raise ValueError(f"{name}={getattr(self, name)!r}: {refusal.reason}")
         _check_accelerator(self.accelerator_config)
         self.loss_settings()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What trackers are told, over the model's configuration, whose `vocab_size` stays the model's."""
+        told = super().to_dict()
+        told["loss_vocab_size"] = told.pop("vocab_size")
+        return told | (self.run_settings or {})
 
     def loss_settings(self) -> LossSettings:
         """The loss. Raises ValueError for an impossible combination."""

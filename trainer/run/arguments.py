@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from logitstore.common.config_file import flatten
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.run.config import TrainConfig
+from trainer.run.config import TrainConfig, resolved
 from trainer.run.output import CHECKPOINTS_NAME
 
 
@@ -15,7 +16,7 @@ def arguments_of(
     config: TrainConfig, folder: Path, vocab_size: int | None, quiet: bool
 ) -> OfflineDistillationConfig:
     training, loss = config.training, config.loss
-    return OfflineDistillationConfig(
+    arguments = OfflineDistillationConfig(
         output_dir=str(folder / CHECKPOINTS_NAME),
         max_steps=training.max_steps or -1,
         num_train_epochs=training.epochs,
@@ -52,6 +53,7 @@ def arguments_of(
         metric_for_best_model=config.evaluation.best,
         report_to=list(training.report_to),  # TensorBoard gets a callback: no argument says its folder
         run_name=training.run_name,
+        project=training.project or "huggingface",
         disable_tqdm=quiet,
         log_level="error" if quiet else "passive",
         dataloader_num_workers=config.data.num_workers,
@@ -68,3 +70,5 @@ def arguments_of(
         chunk_rows=loss.chunk_rows,
         max_eval_sequences=config.evaluation.max_sequences,
     )
+    arguments.run_settings = flatten(resolved(config))
+    return arguments

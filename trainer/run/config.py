@@ -142,9 +142,12 @@ class TrainingConfig(Section):
     tensorboard: bool = True
     """Write TensorBoard logs below the output folder."""
     report_to: tuple[Literal["wandb", "mlflow", "trackio", "comet_ml", "swanlab"], ...] = ()
-    """Trackers that get the logged figures too; their packages must be installed."""
+    """Trackers that get the settings and figures too; their packages must be installed, and they are set up
+    by their own variables: WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_DIR and so on."""
     run_name: str | None = None
     """What trackers call the run."""
+    project: str | None = None
+    """What trackers file the run under (MLflow: the experiment), where no variable of theirs says it."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> TrainingConfig:

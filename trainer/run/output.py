@@ -51,6 +51,7 @@ MAY_CHANGE = (
     "training.tensorboard",
     "training.report_to",
     "training.run_name",
+    "training.project",
     "training.compile",
     "training.fsdp",
     "training.deepspeed",
@@ -106,13 +107,6 @@ def open_tensorboard(
     if not config.training.tensorboard or arguments.process_index:
         return None
     return SummaryWriter(str(folder / "tensorboard"))
-
-
-def write_evaluations(board: SummaryWriter, metrics: RunMetrics) -> None:
-    for step, evaluation in ((0, metrics.before), (metrics.num_steps, metrics.after)):
-        for name, value in (evaluation or {}).items():
-            board.add_scalar(f"eval/{name}", value, step)
-    board.close()
 
 
 def check_place(folder: Path) -> None:

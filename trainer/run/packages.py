@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -18,21 +17,6 @@ def check_packages(config: TrainConfig) -> None:
                 f"{setting} needs the package {package}, which is not installed: pip install {package}, or "
                 "remove the setting"
             )
-
-
-@contextlib.contextmanager
-def tracker_errors(config: TrainConfig) -> Iterator[None]:
-    """Turns what a tracker of `training.report_to` raises into a ConfigError that names the setting."""
-    try:
-        yield
-    except Exception as error:
-        tracker = type(error).__module__.partition(".")[0]
-        if tracker not in config.training.report_to:
-            raise
-        raise ConfigError(
-            f"training.report_to = {tracker!r}: {error!s:.300}. Set the tracker up (wandb: `wandb login` "
-            f"or WANDB_MODE=offline), or leave {tracker!r} out"
-        ) from error
 
 
 def _asked_for(config: TrainConfig) -> Iterator[tuple[str, str]]:

@@ -36,15 +36,16 @@ from trainer.run.output import (
     open_tensorboard,
     save_run,
     unfinished_run,
-    write_evaluations,
 )
-from trainer.run.packages import check_packages, tracker_errors
+from trainer.run.packages import check_packages
 from trainer.run.reading.datasets import collate_settings, datasets, real_size, store_losses
 from trainer.run.result.figures import RunTimes, run_metrics
 from trainer.run.student import load_student, load_tokenizer, quantization_of
+from trainer.run.watch.held_out import HeldOutFigures
 from trainer.run.watch.progress import show_progress
 from trainer.run.watch.samples import SampledAnswers, held_out_prompts
 from trainer.run.watch.snapshots import SnapshotTaker
+from trainer.run.watch.trackers import prepare_trackers, tracker_errors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -60,6 +61,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     folder = Path(config.output.folder)
     check_place(folder)
     check_packages(config)
+    prepare_trackers(config.training)
     tokenizer = load_tokenizer(config.student, config.data.stores)
     train_set, held_out = datasets(config, tokenizer)
     is_first = train_set.topology.rank == 0
@@ -86,7 +88,8 @@ def _train(
     quiet: bool,
 ) -> RunMetrics:
     folder = Path(config.output.folder)
-    trainer, board = _trainer_of(config, tokenizer, train_set, held_out, quiet=quiet)
+    with tracker_errors(config):  # they are imported here
+        trainer, board = _trainer_of(config, tokenizer, train_set, held_out, quiet=quiet)
     if trainer.is_world_process_zero():
         begin_run(folder, config, restart=restart)
         if not quiet:
@@ -95,6 +98,8 @@ def _train(
     before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
     progress = show_progress(trainer, quiet=quiet)
     _answer_prompts(config, trainer, board, None if progress is None else progress.tell)
+    figures = HeldOutFigures(trainer, before)
+    trainer.callback_handler.callbacks.insert(0, figures)
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         with tracker_errors(config):
@@ -102,13 +107,14 @@ def _train(
     finally:
         if progress is not None:
             progress.close()
-    seconds = round(time.monotonic() - clock, 3)
-    metrics = run_metrics(config, trainer, train_set, held_out, before, RunTimes(started, seconds))
+    assert figures.ended_sec is not None
+    times = RunTimes(started, round(figures.ended_sec - clock, 3))
+    metrics = run_metrics(config, trainer, train_set, held_out, before, figures, times)
     _save_student(config, trainer, folder)
     if trainer.is_world_process_zero():
         save_run(folder, config, train_set, metrics)
     if board is not None:
-        write_evaluations(board, metrics)
+        board.close()
     return metrics
 
 

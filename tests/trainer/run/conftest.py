@@ -11,8 +11,7 @@ from tests.trainer.stores import make_store
 VOCABULARY = {f"t{index}": index for index in range(64)}
 
 
-@pytest.fixture
-def config(tmp_path):
+def write_config(tmp_path):
     """A configuration file, its tokenizer and its store."""
     model = WordLevel(VOCABULARY, unk_token="t0")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="t1", unk_token="t0")
@@ -43,6 +42,11 @@ save_steps = 25
 folder = "{tmp_path / "run"}"
 """)
     return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write_config(tmp_path)
 
 
 def settings(*overrides):

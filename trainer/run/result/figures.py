@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.hf.evaluation.calibration import CalibrationSums
 from trainer.hf.evaluation.teacher_figures import calibration_record, teacher_figures
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.run.config import TrainConfig
 from trainer.run.output import RunMetrics
+from trainer.run.watch.held_out import HeldOutFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +33,19 @@ def run_metrics(
     train_set: StreamingLogitDataset,
     held_out: StreamingLogitDataset,
     before: dict[str, float | int] | None,
+    figures: HeldOutFigures,
     times: RunTimes,
 ) -> RunMetrics:
-    """Evaluates the student as it is now, and its teacher on the same rows; on every process."""
+    """Evaluates the teacher on the rows on which `figures` has evaluated the student; on every process."""
     model: Any = trainer.model
     assert trainer.collator is not None
-    calibration = CalibrationSums()
-    after = trainer.evaluate_student(calibration=calibration).to_dict()
     limit = trainer.collator.settings.token_limit
     teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
     return RunMetrics(
         stores=_describe(config, train_set, held_out),
         evaluation_stores=_describe_evaluation(config, held_out),
         before=before,
-        after=after,
+        after=figures.after,
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
         num_steps=trainer.state.global_step,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -61,7 +60,7 @@ def run_metrics(
             "transformers": transformers.__version__,
         },
         teacher=None if teacher is None else teacher.to_dict(),
-        calibration=calibration_record(calibration.calibration(), teacher),
+        calibration=calibration_record(figures.calibration.calibration(), teacher),
     )
 
 
