@@ -9,6 +9,7 @@ from pathlib import Path
 from logitstore.errors import CorruptManifestError, StoreExistsError, UnsupportedFormatError
 from logitstore.manifest import strict_json
 from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, check_version
+from logitstore.objects.opening import is_local_uri, normalise_uri
 
 
 def refuse_in_store(place: str | os.PathLike[str], what: str, *, is_store: bool = False) -> None:
@@ -19,16 +20,16 @@ def refuse_in_store(place: str | os.PathLike[str], what: str, *, is_store: bool 
     store, for which the place itself is looked at elsewhere. A URL is not looked at: each folder above it
     would be a request.
     """
-    path = os.fspath(place)
-    if "://" in path:
+    path = normalise_uri(place)
+    if not is_local_uri(path):
         return
-    folder = Path(path).expanduser().resolve()
+    folder = Path(path).resolve()
     for one in (*(() if is_store else (folder,)), *folder.parents):
         if _is_store(one):
             where = "is" if one == folder else f"lies in {one},"
             raise StoreExistsError(
-                f"{what} {path} {where} a store of labels, whose folder holds nothing else; choose a place "
-                "outside of it"
+                f"{what} {os.fspath(place)} {where} a store of labels, whose folder holds nothing else; "
+                "choose a place outside of it"
             )
 
 

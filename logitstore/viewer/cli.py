@@ -13,6 +13,7 @@ from logitstore.cli.selecting import add_selection, selection_of
 from logitstore.common.command import EXIT_STATUSES
 from logitstore.common.options import add_storage_options, count, positive, read_storage_options
 from logitstore.errors import UnsupportedInputError
+from logitstore.manifest.folders import refuse_in_store
 
 if TYPE_CHECKING:
     from logitstore.viewer.student_view import StudentView
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def _write(args: argparse.Namespace) -> int:
     from logitstore.viewer.static import write_static_page
 
+    refuse_in_store(args.out, "the page")
     size = write_static_page(
         args.stores,
         args.out,
