@@ -17,7 +17,7 @@ def tokenizer_fingerprint(vocabulary: Mapping[str, int]) -> str:
     if len(set(vocabulary.values())) < len(tokens):
         tokens.sort(key=lambda token: (vocabulary[token], token))
     # One call for all of them: inside a quoted token a line's end is written as two characters.
-    quoted = json.dumps(tokens, separators=("\n", ":"))[1:-1].split("\n")
+    quoted = json.dumps(tokens, separators=("\n", ":"))[1:-1].split("\n") if tokens else []
     ids = sorted(vocabulary.values())
-    lines = [f"{token_id}\t{text}\n" for token_id, text in zip(ids, quoted, strict=False)]
+    lines = [f"{token_id}\t{text}\n" for token_id, text in zip(ids, quoted, strict=True)]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
