@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.retokenize.report import Report
 from logitstore.retokenize.store_mapping import retokenize_store
 from logitstore.retokenize.tokenization import NO_ID, equal_ids, load_tokenization
 from logitstore.store import LogitStore
@@ -43,6 +44,12 @@ def after_special(folder: Path, scheme: Literal["always", "first"]) -> str:
     tokenizer.add_special_tokens([AddedToken("<turn>", special=True)])
     tokenizer.save(f"{path}/tokenizer.json")
     return path
+
+
+def mapped(store: LogitStore, out: Path, teacher: str, student: str) -> tuple[LogitStore, Report]:
+    """By the tokenizers in these folders."""
+    left, right = load_tokenization(teacher), load_tokenization(student)
+    return retokenize_store(store, str(out), teacher=left, student=right)
 
 
 def test_the_bytes_of_all_ids_are_those_of_each(tmp_path: Path) -> None:
@@ -105,12 +112,7 @@ def test_a_space_after_a_special_token_is_the_tokenizers_own_only_where_it_puts_
     (source,) = labels.store.iter_sequences()
     pieces = [labels.tokenizer.id_to_token(token_id) for token_id in source.token_ids_T.tolist()]
     assert pieces[:5] == ["▁s", "at", "<turn>", "▁a", "t"]
-    target, _ = retokenize_store(
-        labels.store,
-        str(tmp_path / "out"),
-        teacher=load_tokenization(teacher),
-        student=load_tokenization(student),
-    )
+    target, _ = mapped(labels.store, tmp_path / "out", teacher, student)
     (found,) = target.iter_sequences()
     tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
     prompt = tokenizer.decode(found.token_ids_T[: found.prompt_length].tolist(), skip_special_tokens=False)
@@ -124,12 +126,7 @@ def test_a_student_puts_its_space_where_its_tokenizer_would(
     teacher = byte_level(tmp_path / "teacher", ["at"], special=["<turn>"])
     student = after_special(tmp_path / "student", scheme)
     labels = label_texts(str(tmp_path / "store"), teacher, [("sat<turn>at", "sat at")], top_k=20)
-    target, report = retokenize_store(
-        labels.store,
-        str(tmp_path / "out"),
-        teacher=load_tokenization(teacher),
-        student=load_tokenization(student),
-    )
+    target, report = mapped(labels.store, tmp_path / "out", teacher, student)
     (found,) = target.iter_sequences()
     tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
     pieces = [tokenizer.id_to_token(token_id) for token_id in found.token_ids_T.tolist()]
@@ -177,12 +174,7 @@ def test_word_pieces_are_refused_beside_tokens_that_spell_their_text(tmp_path: P
         name = Path(teacher).name
         labels = label_texts(str(tmp_path / f"store-{name}"), teacher, [("the", "cat")], top_k=3)
         with pytest.raises(UnsupportedInputError, match="WordPiece"):
-            retokenize_store(
-                labels.store,
-                str(tmp_path / f"out-{name}"),
-                teacher=load_tokenization(teacher),
-                student=load_tokenization(student),
-            )
+            mapped(labels.store, tmp_path / f"out-{name}", teacher, student)
         assert not (tmp_path / f"out-{name}").exists()
 
 
