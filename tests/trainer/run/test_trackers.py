@@ -63,8 +63,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tracked")
     config = write_config(folder)
     command = [sys.executable, "-m", "tests.trainer.hf.large.command", "ddp", "run", str(config), "--json"]
-    outputs = run_command([*command, *settings(*TRAINING)], environment=tracker_environment(folder))
-    (folder / "said").write_text("".join(outputs))
+    run_command([*command, *settings(*TRAINING)], environment=tracker_environment(folder))
     return folder
 
 
@@ -110,8 +109,36 @@ def test_trackio_has_one_run_with_every_figure(tracked, found):
     assert told["eval/kl"] == [[0, metrics["before"]["kl"]], [3, metrics["after"]["kl"]]]
 
 
-def test_no_other_host_was_called_and_stdout_has_the_result_alone(tracked):
+def test_no_other_host_was_called(tracked):
     assert not (tracked / "calls").exists()
-    lines = [line for line in (tracked / "said").read_text().splitlines() if line.startswith('{"stores"')]
-    assert len(lines) == 1
-    assert json.loads(lines[0])["num_steps"] == 3
+
+
+def run_alone(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One process, whose stdout and stderr are kept apart."""
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "run",
+        str(write_config(folder)),
+        "--json",
+        *settings(*overrides),
+    ]
+    told = os.environ | tracker_environment(folder) | environment
+    told["PYTHONPATH"] += os.pathsep + str(ROOT)
+    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=100)
+
+
+def test_what_a_tracker_prints_stays_out_of_the_result(tmp_path):
+    done = run_alone(tmp_path, *TRAINING, 'training.report_to=["trackio"]')
+    assert done.returncode == 0, done.stderr
+    assert "Trackio" in done.stderr
+    assert json.loads(done.stdout)["num_steps"] == 3
+
+
+def test_an_error_of_a_tracker_is_one_line(tmp_path):
+    done = run_alone(tmp_path, *TRAINING, 'training.report_to=["mlflow"]', MLFLOW_TRACKING_URI="nowhere://x")
+    assert done.returncode == 2
+    assert "training.report_to = 'mlflow': " in done.stderr
+    assert "Set the tracker up (MLFLOW_TRACKING_URI=sqlite:///FILE" in done.stderr
+    assert "Traceback" not in done.stderr
