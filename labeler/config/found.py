@@ -9,35 +9,21 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from labeler.config.found_ids import ID_FIELDS, find_id
+from labeler.config.found_ids import find_id
 from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, checked_job, job_document
+from labeler.config.record_shape import Shape, fits_in_some, shape_of
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import StoreError
 from logitstore.inputs.identity import lookup_field
 from logitstore.inputs.listing import form_of, list_files
-from logitstore.inputs.parts import is_answer
 from logitstore.inputs.reading import iter_records
 
-FIELDS_OF_ROLE: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "conversations", "conversation", "body.messages"),
-    "token_ids": ("token_ids", "input_ids"),
-    "prompt": ("prompt", "question", "instruction", "query", "problem", "turns", "body.prompt"),
-    "response": ("response", "completion", "answer", "output", "solution"),
-    "text": ("text",),
-    "system": ("system", "system_prompt"),
-    "context": ("context", "input"),
-    "tools": ("tools", "body.tools"),
-}
-"""Names that data sets give to what a record holds, the usual one first. "input" is a prompt's context, as
-in Alpaca; "body" is what a line of OpenAI's batch files sends."""
-OPTIONAL_ROLES = ("system", "context", "tools")
 RECORDS_LOOKED_AT = 20
 FORM_NAMES = {
     "jsonl": "JSON",
@@ -50,20 +36,6 @@ FORM_NAMES = {
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 Read = TypeVar("Read")
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What records hold, as far as their fields tell."""
-
-    kind: str
-    mode: Literal["score", "generate"]
-    fields: dict[str, str] = field(default_factory=dict)
-    """Field by role, where it is not the role's own name."""
-    form: str = ""
-    """What files of this form are called."""
-    unused: tuple[str, ...] = ()
-    """Fields that are no part of what the teacher sees."""
 
 
 def load_found_job(
@@ -102,46 +74,6 @@ def find_settings(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def shape_of(records: list[dict[str, Any]], given: Mapping[str, str] = MappingProxyType({})) -> Shape | None:
-    """What the records hold; None where no known field tells it. `given` are fields by role."""
-    fields = {role: name for role in FIELDS_OF_ROLE if (name := _field(records, role, given)) is not None}
-    chat = _chat_field(records[0], given)
-    if chat is not None:
-        answered = all(_is_answered(lookup_field(record, chat)) for record in records)
-        shape = Shape("messages", "score" if answered else "generate", form=_form_of_chats(records, chat))
-        return _named(shape, records, {**fields, "messages": chat}, "messages", "tools", "system")
-    if "token_ids" in fields:
-        return _named(Shape("token_ids", "score"), records, fields, "token_ids")
-    if "prompt" in fields and "response" in fields:
-        form = "Alpaca's form" if {"instruction", "output"} <= {fields["prompt"], fields["response"]} else ""
-        shape = Shape("prompt_response", "score", form=form)
-        return _named(shape, records, fields, "prompt", "response", "system", "context")
-    if "prompt" in fields:
-        return _named(Shape("prompt", "generate"), records, fields, "prompt", "system", "context")
-    return _named(Shape("text", "score"), records, fields, "text") if "text" in fields else None
-
-
-def _named(shape: Shape, records: list[dict[str, Any]], fields: Mapping[str, str], *roles: str) -> Shape:
-    """The shape with the fields of its roles, and with those that stay unread."""
-    read = {fields[role].partition(".")[0] for role in roles if role in fields}
-    unused = tuple(name for name in records[0] if name not in (*read, *ID_FIELDS, "documents"))
-    return replace(shape, fields=_renamed(fields, *roles), unused=unused)
-
-
-def _chat_field(record: dict[str, Any], given: Mapping[str, str]) -> str | None:
-    names = (*FIELDS_OF_ROLE["messages"], *FIELDS_OF_ROLE["prompt"])
-    if "messages" in given or "prompt" in given:
-        names = tuple(given[role] for role in ("messages", "prompt") if role in given)
-    return next((name for name in names if _is_conversation(lookup_field(record, name))), None)
-
-
-def _form_of_chats(records: list[dict[str, Any]], name: str) -> str:
-    if name.startswith("body."):
-        return "an OpenAI batch file"
-    messages = lookup_field(records[0], name)
-    return "ShareGPT's form" if "from" in messages[0] else "OpenAI's form of chats"
-
-
 def find_input(document: dict[str, Any]) -> list[str]:
     """Add to a job's document the kind of its input and what follows from it, unless it says the kind.
 
@@ -165,7 +97,7 @@ def find_input(document: dict[str, Any]) -> list[str]:
             f"the fields {', '.join(map(repr, records[0]))}" if records else f"no record ({error or 'empty'})"
         )
         raise ConfigError(
-            f"input.kind cannot be found: {redact_uri(uri)!r} begins with {seen}{_in_some(records)}; set "
+            f"input.kind cannot be found: {redact_uri(uri)!r} begins with {seen}{fits_in_some(records)}; set "
             f"--set input.kind=KIND, one of {', '.join(FIELDS_BY_KIND)}, and --set "
             "input.fields.ROLE=FIELD for fields of other names"
         )
@@ -194,16 +126,6 @@ def find_input(document: dict[str, Any]) -> list[str]:
     if shape.unused:
         line += f"; not read: {', '.join(shape.unused)}"
     return [line]
-
-
-def _in_some(records: list[dict[str, Any]]) -> str:
-    """What would tell the kind, were it not for some of the records."""
-    for role in ("messages", "token_ids", "prompt", "text"):
-        for name in FIELDS_OF_ROLE[role]:
-            count = sum(_fits(role, lookup_field(record, name)) for record in records)
-            if count:
-                return f", and {name!r} fits {role} in {count} of the first {len(records)} records only"
-    return ""
 
 
 def _lists_of_texts(records: list[dict[str, Any]], shape: Shape) -> str:
@@ -278,40 +200,3 @@ def gpus_here() -> int:
 def _is_set(document: Mapping[str, Any], section: str, name: str) -> bool:
     table = document.get(section)
     return isinstance(table, Mapping) and table.get(name) not in (None, "auto")
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _is_answered(messages: Any) -> bool:
-    return _is_conversation(messages) and is_answer(messages[-1])
-
-
-def _field(records: list[dict[str, Any]], role: str, given: Mapping[str, str]) -> str | None:
-    """The field of a role: in all records, or in some where a record may lack it."""
-    enough = any if role in OPTIONAL_ROLES else all
-    for name in (given[role],) if role in given else FIELDS_OF_ROLE[role]:
-        if enough(_fits(role, lookup_field(record, name)) for record in records):
-            return name
-    return None
-
-
-def _fits(role: str, value: Any) -> bool:
-    if role == "messages":
-        return _is_conversation(value)
-    if role == "token_ids":
-        return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-    if role == "tools":
-        return bool(value)
-    is_listed = role in ("prompt", "text") and isinstance(value, list) and bool(value)
-    return isinstance(value, str) or (is_listed and all(isinstance(item, str) for item in value))
-
-
-def _renamed(fields: Mapping[str, str], *roles: str) -> dict[str, str]:
-    """The fields of these roles; those that a record may lack are named whatever they are called."""
-    return {
-        role: fields[role]
-        for role in roles
-        if role in fields and (fields[role] != role or role in ("system", "context"))
-    }

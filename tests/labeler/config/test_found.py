@@ -10,7 +10,7 @@ import pytest
 
 from labeler.__main__ import main
 from labeler.config import found
-from labeler.config.found import find_settings, shape_of
+from labeler.config.found import find_settings
 from labeler.config.loading import checked_job, job_document
 from logitstore.common.config_file import ConfigError
 
@@ -48,15 +48,6 @@ def test_the_kind_is_found_in_the_fields(
     assert len(lines) == 1
     assert f'input.kind = "{kind}"' in lines[0]
     assert f'labels.mode = "{mode}"' in lines[0]
-
-
-def test_an_answer_that_some_records_lack_is_no_answer() -> None:
-    shape = shape_of([{"prompt": "a", "response": "b"}, {"prompt": "c"}])
-    assert shape is not None
-    assert (shape.kind, shape.mode) == ("prompt", "generate")
-    shape = shape_of([{"messages": [USER, ANSWER]}, {"messages": [USER]}])
-    assert shape is not None
-    assert shape.mode == "generate"
 
 
 def test_what_is_told_stays(tmp_path: Path) -> None:
