@@ -327,5 +327,13 @@ const keys = document.getElementById("keys");
 document.getElementById("help").addEventListener("click", () => keys.showModal());
 keys.querySelector("button").addEventListener("click", () => keys.close());
 
+// Another width breaks the text into other lines: a phone that is turned, a frame that gets its size after its content.
+let width = window.innerWidth;
+window.addEventListener("resize", () => {
+  if (window.innerWidth === width) return;
+  width = window.innerWidth;
+  if (state.view && !places.sequence.hidden) state.view.map.reveal();
+});
+
 window.addEventListener("hashchange", draw);
 draw().then(refresh);

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from playwright.sync_api import Page, expect
 
 from logitstore.rows.entropy import entropy
@@ -26,6 +27,12 @@ from tests.logitstore.viewer.viewer_records import (
 )
 
 pytestmark = MARKS
+
+IS_CHOSEN_IN_VIEW = """() => {
+    const place = document.getElementById("heatmap").getBoundingClientRect();
+    const token = document.querySelector(".chosen").getBoundingClientRect();
+    return token.height > 0 && token.top >= place.top && token.bottom <= place.bottom;
+}"""
 
 
 def test_one_file_works_without_server_and_in_a_narrow_frame(
@@ -96,7 +103,11 @@ def test_one_file_searches_all_of_a_sequences_text(page: Page, stored: Stored, t
     assert page.locator("main section:visible").count() == 0, "another sequence is left under this address"
 
 
-def test_a_page_around_the_frame_stays_where_it_is(page: Page, stored: Stored, tmp_path: Path) -> None:
+# A frame gets its size when the page around it is laid out, which may be after its content was drawn.
+@pytest.mark.parametrize("drawn_at", ["width: 900px", "width: 300px", "width: 0", "display: none"])
+def test_a_page_around_the_frame_stays_where_it_is(
+    page: Page, stored: Stored, tmp_path: Path, drawn_at: str
+) -> None:
     html = static_page(
         [StoreView(stored.uri)], max_sequences=4, top_k=1, start="store=0&sequence=3&token=6000"
     )
@@ -104,10 +115,11 @@ def test_a_page_around_the_frame_stays_where_it_is(page: Page, stored: Stored, t
     report = tmp_path / "report.html"
     report.write_text(
         '<meta charset="utf-8"><p style="height: 3000px">Plots</p>'
-        f'<iframe sandbox="allow-scripts" width="900" height="600" srcdoc="{source}"></iframe>',
+        f'<iframe sandbox="allow-scripts" style="{drawn_at}" height="600" srcdoc="{source}"></iframe>',
         encoding="utf-8",
     )
     page.goto(report.as_uri())
-    page.frame_locator("iframe").locator("#p6000.chosen").wait_for()
-    assert page.frames[1].evaluate("document.getElementById('heatmap').scrollTop") > 0
+    page.frame_locator("iframe").locator("#p6000.chosen").wait_for(state="attached")
+    page.evaluate("document.querySelector('iframe').style = 'width: 900px'")
+    page.frames[1].wait_for_function(IS_CHOSEN_IN_VIEW)
     assert page.evaluate("scrollY") == 0
