@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from logitstore.common.config_file import ConfigError
 from logitstore.exchange.chat_text import reasoning_apart
 from trainer.parity.contamination import Contamination
+from trainer.parity.figures.repetition import repetition
 from trainer.parity.figures.scoring import score_of
 from trainer.parity.harness import HarnessTask, score
 from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.models.judging import judged
+from trainer.parity.models.likelihood import bits_per_byte, num_bytes, num_changed, prompt_of
 from trainer.parity.models.model import AnsweringModel
 from trainer.parity.options import ParityOptions
 from trainer.parity.records import MAX_TOKENS, Answer, Item, Request, Scored, Scores
@@ -38,10 +40,26 @@ class Said:
 
     answers: Mapping[str, Mapping[str, Answer]]
     """By file and item, without reasoning, as a store tells them."""
-    harness: Mapping[str, Scores]
-    """By "task (metric)"."""
+    scores: Mapping[str, Scores]
+    """By "task (metric)": those that need the model itself and no comparing of answers."""
     num_cut_prompts: int
     num_cut_answers: int
+    num_changed_texts: int = 0
+    """Of those whose bits were counted, those of which its tokenizer drops or changes parts."""
+
+    @property
+    def num_empty_answers(self) -> int:
+        return sum(not answer.text.strip() for found in self.answers.values() for answer in found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The scores of both, by file or "task (metric)"."""
+
+    teacher: Mapping[str, Scores]
+    student: Mapping[str, Scores]
+    num_changed_texts: Mapping[str, int]
+    """By the role of the model that found texts likely or not; see `Said`."""
 
 
 def teacher_said(options: ParityOptions, work: Work, book: AnswerBook) -> Said:
@@ -71,47 +89,66 @@ def model_said(options: ParityOptions, name: str, role: str, work: Work, book: A
     model = AnsweringModel(
         name, book, option=f"--{role}", batch_size=options.batch_size, tell=_tell(options, role)
     )
-    length = options.max_tokens or MAX_TOKENS
     answers: dict[str, dict[str, Answer]] = {}
-    for path, items in work.files.items():
-        requests = [_request(model, item, length) for item in items]
-        answers[path] = {
-            item.item_id: replace(answer, text=reasoning_apart(request.prompt, answer.text)[1])
-            for item, request, answer in zip(items, requests, model.answers(requests), strict=True)
-        }
     scores: dict[str, Scores] = {}
+    num_changed_texts = 0
+    for path, items in work.files.items():
+        if options.match == "bits_per_byte":
+            told = [(item, item.reference) for item in items]
+            values = bits_per_byte(model, told)
+            scores[f"{path} (bits_per_byte)"] = _of_bytes([(*one, "", None) for one in told], values)
+            num_changed_texts += num_changed(model, [text for _, text in told])
+        else:
+            answers[path] = _answers(model, items, options.max_tokens or MAX_TOKENS)
     is_chat = model.tokenizer.chat_template is not None
     for task, items in work.harness:
         found = score(task, model, items=items, chat=is_chat, max_tokens=options.max_tokens)
         scores |= {f"{task.name} ({metric})": scored for metric, scored in found.items()}
     model.close()
-    return Said(answers, scores, model.num_cut_prompts, model.num_cut_answers)
+    return Said(answers, scores, model.num_cut_prompts, model.num_cut_answers, num_changed_texts)
 
 
-def scores_of(
+def _answers(model: AnsweringModel, items: Sequence[Item], max_tokens: int) -> dict[str, Answer]:
+    """By item, without reasoning."""
+    is_chat = model.tokenizer.chat_template is not None
+    requests = [Request(prompt_of(model, item), is_chat, (), max_tokens) for item in items]
+    return {
+        item.item_id: replace(answer, text=reasoning_apart(request.prompt, answer.text)[1])
+        for item, request, answer in zip(items, requests, model.answers(requests), strict=True)
+    }
+
+
+def compared(
     options: ParityOptions,
     work: Work,
     book: AnswerBook,
     pattern: re.Pattern[str] | None,
     teacher: Said,
     student: Said,
-) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """The teacher's and the student's, by file or "task (metric)". A judge is loaded once, for both."""
-    scores = (dict(teacher.harness), dict(student.harness))
+) -> Compared:
+    """Scores of what both said. A judge is loaded once, for both."""
+    scores = (dict(teacher.scores), dict(student.scores))
+    changed = {"teacher": teacher.num_changed_texts, "student": student.num_changed_texts}
     asked = [
-        (own, path, [(item, known[item.item_id]) for item in items if item.item_id in known])
+        _Asked(own, path, [(item, known[item.item_id]) for item in items if item.item_id in known])
         for own, said in zip(scores, (teacher, student), strict=True)
         for path, items in work.files.items()
-        if (known := said.answers[path])
+        if (known := said.answers.get(path))
     ]
-    triples = [(item.question, item.reference, answer.text) for _, _, both in asked for item, answer in both]
     if options.judge is None:
-        values = [score_of(options.match, output, wanted, pattern) for _, wanted, output in triples]
+        for one in asked:
+            values = [
+                score_of(options.match, answer.text, item.reference, pattern) for item, answer in one.both
+            ]
+            one.own[one.path] = _scores(one, values)
     else:
         judge = AnsweringModel(
             options.judge, book, option="--judge", batch_size=options.batch_size, tell=_tell(options, "judge")
         )
-        values = judged(judge, triples)
+        if options.match == "judge":
+            _grade(judge, asked)
+        else:
+            changed["judge"] = _weigh(judge, asked)
         judge.close()
         if judge.num_cut_prompts and not options.quiet:
             print(
@@ -119,20 +156,57 @@ def scores_of(
                 "they are too long for it",
                 file=sys.stderr,
             )
-    left = iter(values)
-    for own, path, both in asked:
-        own[path] = Scores([_scored(item, answer, next(left)) for item, answer in both])
-    return scores
+    return Compared(*scores, changed)
 
 
-def _request(model: AnsweringModel, item: Item, max_tokens: int) -> Request:
-    if model.tokenizer.chat_template is None:
-        text = "\n\n".join(message["content"] for message in item.messages)
-        return Request(text, is_chat=False, until=(), max_tokens=max_tokens)
-    text = model.tokenizer.apply_chat_template(
-        [dict(message) for message in item.messages], tokenize=False, add_generation_prompt=True
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A file's questions and one model's answers."""
+
+    own: dict[str, Scores]
+    """Where the model's scores go."""
+    path: str
+    both: Sequence[tuple[Item, Answer]]
+
+
+def _grade(judge: AnsweringModel, asked: Sequence[_Asked]) -> None:
+    triples = [(item.question, item.reference, answer.text) for one in asked for item, answer in one.both]
+    left = iter(judged(judge, triples))
+    for one in asked:
+        one.own[one.path] = _scores(one, [next(left) for _ in one.both])
+
+
+def _weigh(judge: AnsweringModel, asked: Sequence[_Asked]) -> int:
+    """What the judge makes of each text that is not empty, and how often the text repeats itself, which a
+    model finds likely; how many texts the judge's tokenizer changes."""
+    told = [[(item, answer) for item, answer in one.both if answer.text.strip()] for one in asked]
+    pairs = [(item, answer.text) for both in told for item, answer in both]
+    left = iter(bits_per_byte(judge, pairs))
+    for one, both in zip(asked, told, strict=True):
+        rows = [(item, answer.text, answer.text, answer.confidence) for item, answer in both]
+        one.own[f"{one.path} (judge_bits_per_byte)"] = _of_bytes(rows, [next(left) for _ in both])
+        repeated = [
+            _scored(item, replace(answer, confidence=None), repetition(answer.text)) for item, answer in both
+        ]
+        one.own[f"{one.path} (repetition)"] = Scores(repeated, higher_is_better=False)
+    return num_changed(judge, [text for _, text in pairs])
+
+
+def _scores(one: _Asked, values: Sequence[float]) -> Scores:
+    return Scores(
+        [_scored(item, answer, value) for (item, answer), value in zip(one.both, values, strict=True)]
     )
-    return Request(text, is_chat=True, until=(), max_tokens=max_tokens)
+
+
+def _of_bytes(rows: Sequence[tuple[Item, str, str, float | None]], values: Sequence[float]) -> Scores:
+    """Of (item, text whose bits were counted, output, confidence) and the bits per byte."""
+    return Scores(
+        [
+            Scored(item.item_id, item.question, item.reference, output, value, sure, weight=num_bytes(text))
+            for (item, text, output, sure), value in zip(rows, values, strict=True)
+        ],
+        higher_is_better=False,
+    )
 
 
 def _scored(item: Item, answer: Answer, value: float) -> Scored:

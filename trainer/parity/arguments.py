@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from logitstore.common.options import count, positive
+from trainer.parity.records import MatchKind
 
 EPILOG = """examples:
   penumbra train parity --student build/student --teacher Qwen/Qwen3-8B \\
@@ -19,7 +20,11 @@ EPILOG = """examples:
   penumbra train parity --student build/student --teacher MODEL --tasks gsm8k=gsm8k_test.jsonl --limit 50 \\
       --out build/parity
 
-A file has a question (prompt, question, messages) and an answer on each line. Other names are tasks of
+A file has a question (prompt, question, messages) and an answer on each line. --match says how a model is
+scored on it: whether its answer is right (exact, contains, regex), how right a judge finds it (judge), or,
+where students are too small to be right and whatever their tokenizers, by bits per byte: bits_per_byte
+counts how likely the model finds the right answer, judge_bits_per_byte how likely a judge (the teacher, say)
+finds the answer that the model gives, and beside it how often that repeats itself. Other names are tasks of
 EleutherAI's lm-eval (pip install '.[parity]'), whose data NAME=FILE gives where there is no network.
 Questions that share 13 words in a row with the student's training prompts are left out and listed. Teacher
 and student are loaded one after the other. Given again, the command asks for no answer that is in
@@ -56,12 +61,12 @@ student is least sure went to the teacher.""",
     parser.add_argument("--unchecked", action="store_true", help="do not look for questions met in training")
     parser.add_argument(
         "--match",
-        choices=("exact", "contains", "regex", "judge"),
+        choices=get_args(MatchKind),
         default="exact",
-        help="when an answer to a file's question is right (default exact)",
+        help="how an answer to a file's question is scored (default exact)",
     )
     parser.add_argument("--regex", metavar="PATTERN", help="what is compared: its first group, or all of it")
-    parser.add_argument("--judge", metavar="MODEL", help="the model that grades answers")
+    parser.add_argument("--judge", metavar="MODEL", help="the model of --match judge and judge_bits_per_byte")
     parser.add_argument("--prompt-field", metavar="NAME", help="field of a file's question")
     parser.add_argument("--answer-field", metavar="NAME", help="field of a file's right answer")
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N items of each task")

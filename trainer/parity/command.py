@@ -9,7 +9,7 @@ from typing import Any
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
 from logitstore.manifest.folders import refuse_in_store
-from trainer.parity.answering import Work, model_said, scores_of, teacher_said
+from trainer.parity.answering import Work, compared, model_said, teacher_said
 from trainer.parity.contamination import NUM_WORDS, contamination_of, training_stores
 from trainer.parity.figures.report import write_results
 from trainer.parity.figures.scoring import check_reference, compiled
@@ -17,6 +17,7 @@ from trainer.parity.harness import load_tasks
 from trainer.parity.items import read_items
 from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.options import ParityOptions
+from trainer.parity.records import JUDGED
 from trainer.parity.stored import is_store
 
 
@@ -27,8 +28,16 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     Raises ConfigError, for what can be known by then before a model is loaded.
     """
     pattern = compiled(options.regex, options.match)
-    if (options.judge is not None) != (options.match == "judge"):
-        raise ConfigError("--match judge needs --judge MODEL, and no other way of matching takes one")
+    if (options.judge is not None) != (options.match in JUDGED):
+        raise ConfigError(
+            f"--match {' and --match '.join(JUDGED)} need --judge MODEL, and no other way of matching takes "
+            "one"
+        )
+    if options.match == "bits_per_byte" and is_store(options.teacher):
+        raise ConfigError(
+            f"--match bits_per_byte asks the teacher how likely it finds right answers, and "
+            f"{options.teacher} is a store, which has its own answers alone; give its model"
+        )
     refuse_in_store(options.out, "--out")
     work = _work(options, pattern)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -36,10 +45,10 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     try:
         teacher = teacher_said(options, work, book)
         student = model_said(options, options.student, "student", work, book)
-        scores = scores_of(options, work, book, pattern, teacher, student)
+        found = compared(options, work, book, pattern, teacher, student)
     finally:
         book.close()
-    return write_results(options, work, teacher, student, *scores)
+    return write_results(options, work, teacher, student, found)
 
 
 def _work(options: ParityOptions, pattern: re.Pattern[str] | None) -> Work:
@@ -52,9 +61,11 @@ def _work(options: ParityOptions, pattern: re.Pattern[str] | None) -> Work:
         raise ConfigError("--tasks names nothing; give files of questions, or tasks of lm-eval")
     paths = [task for task in options.tasks if "=" not in task and Path(task).exists()]
     names = [task for task in options.tasks if task not in paths]
-    files = {
-        path: read_items(path, options.prompt_field, options.answer_field, options.limit) for path in paths
-    }
+    fields, needs_answer = (
+        (options.prompt_field, options.answer_field),
+        options.match != "judge_bits_per_byte",
+    )
+    files = {path: read_items(path, *fields, options.limit, needs_answer=needs_answer) for path in paths}
     for path, items in files.items():
         for item in items:
             check_reference(options.match, item.reference, pattern, f"{path}, {item.item_id}")

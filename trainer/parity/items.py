@@ -16,7 +16,14 @@ PROMPT_FIELDS = ("messages", "prompt", "question", "instruction", "text")
 ANSWER_FIELDS = ("answer", "reference", "expected", "target", "response", "completion", "output")
 
 
-def read_items(uri: str, prompt_field: str | None, answer_field: str | None, limit: int | None) -> list[Item]:
+def read_items(
+    uri: str,
+    prompt_field: str | None,
+    answer_field: str | None,
+    limit: int | None,
+    *,
+    needs_answer: bool = True,
+) -> list[Item]:
     """The records of a file, all of which must be usable.
 
     The prompt is text or messages; of messages that end with the assistant's, that one is the answer where
@@ -27,7 +34,7 @@ def read_items(uri: str, prompt_field: str | None, answer_field: str | None, lim
         where = f"{raw.file}:{raw.line}"
         if raw.record is None:
             raise ConfigError(f"{where}: {raw.error}; parity needs every record of its file")
-        found.append(_item(raw, raw.record, where, prompt_field, answer_field))
+        found.append(_item(raw, raw.record, where, prompt_field, answer_field, needs_answer))
     if not found:
         raise ConfigError(f"{uri} has no record; give a file with one question a line")
     ids = [item.item_id for item in found]
@@ -38,7 +45,12 @@ def read_items(uri: str, prompt_field: str | None, answer_field: str | None, lim
 
 
 def _item(
-    raw: RawRecord, record: Mapping[str, Any], where: str, prompt_field: str | None, answer_field: str | None
+    raw: RawRecord,
+    record: Mapping[str, Any],
+    where: str,
+    prompt_field: str | None,
+    answer_field: str | None,
+    needs_answer: bool,
 ) -> Item:
     name = prompt_field or next((name for name in PROMPT_FIELDS if record.get(name)), None)
     value = None if name is None else lookup_field(record, name)
@@ -55,7 +67,9 @@ def _item(
         messages = messages[:-1]
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         answer = str(answer)
-    if not isinstance(answer, str) or not answer.strip():
+    if answer is None and not needs_answer:
+        answer = ""
+    elif not isinstance(answer, str) or not answer.strip():
         raise ConfigError(
             f"{where}: no answer to compare with in "
             f"{answer_field or 'any of the fields ' + ', '.join(ANSWER_FIELDS)}; name the field with "

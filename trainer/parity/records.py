@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MatchKind = Literal["exact", "contains", "regex", "judge"]
+MatchKind = Literal["exact", "contains", "regex", "judge", "bits_per_byte", "judge_bits_per_byte"]
+JUDGED = ("judge", "judge_bits_per_byte")
+"""Those that need a third model."""
 MAX_TOKENS = 256
 """Of an answer, where neither a task nor the command says."""
 
@@ -44,6 +46,7 @@ class Item:
     messages: tuple[Mapping[str, str], ...]
     """Of `role` and `content`; the last is the user's."""
     reference: str
+    """The right answer; "" where none is needed."""
 
     @property
     def question(self) -> str:
@@ -65,6 +68,8 @@ class Scored:
     output: str
     score: float
     confidence: float | None
+    weight: float = 1.0
+    """What the item counts in a mean: the bytes of a text whose score is per byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +96,15 @@ class Pair:
             "item": self.item_id,
             "question": self.question,
             "reference": self.reference,
-            "teacher": {"output": self.teacher.output, "score": self.teacher.score},
+            "teacher": {
+                "output": self.teacher.output,
+                "score": self.teacher.score,
+                "weight": self.teacher.weight,
+            },
             "student": {
                 "output": self.student.output,
                 "score": self.student.score,
+                "weight": self.student.weight,
                 "confidence": self.student.confidence,
             },
         }

@@ -21,7 +21,7 @@ from tests.logitstore.random_labels import make_manifest
 from tests.trainer.parity.models import byte_model
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
-from trainer.parity.answering import Said, Work
+from trainer.parity.answering import Compared, Said, Work
 from trainer.parity.contamination import _Found
 from trainer.parity.figures.gap import gap_of, routing_of
 from trainer.parity.figures.report import in_words, write_results
@@ -88,12 +88,11 @@ def test_both_answer_and_are_not_asked_again(
 def test_figures_of_an_earlier_comparison_do_not_stay(places: list[str], tmp_path: Path) -> None:
     """The curve would pass for one of this comparison, which has none."""
     scored = Scored("a", "", "", "", 1.0, None)
-    options: Any = SimpleNamespace(out=tmp_path, seed=0, student="s", teacher="t")
+    options: Any = SimpleNamespace(out=tmp_path, seed=0, student="s", teacher="t", match="exact", judge=None)
     said = Said({}, {}, 0, 0)
     (tmp_path / "routing.png").write_text("earlier")
-    record = write_results(
-        options, Work({}, [], [], None), said, said, {"q": Scores([scored])}, {"q": Scores([scored])}
-    )
+    found = Compared({"q": Scores([scored])}, {"q": Scores([scored])}, {})
+    record = write_results(options, Work({}, [], [], None), said, said, found)
     assert record["routing"] == {}
     assert not (tmp_path / "routing.png").exists()
 
@@ -146,14 +145,17 @@ def test_a_score_below_zero_can_be_come_near_to() -> None:
     assert routing.enough() == 1
     record = {
         "contamination": None, "emptied": ["other.jsonl"], "num_cut_prompts": {"student": 0},
-        "num_cut_answers": {"student": 3}, "gaps": {"a": asdict(gap), "b": asdict(replace(gap, higher_is_better=False))},
+        "num_cut_answers": {"student": 3}, "num_empty_answers": {"student": 2},
+        "num_changed_texts": {"judge": 1}, "gaps": {"a": asdict(gap), "b": asdict(replace(gap, higher_is_better=False))},
         "routing": {"a": routing.to_dict()},
     }  # fmt: skip
     told = in_words(record, Path("out")).splitlines()
     assert "other.jsonl: nothing is left to ask" in told
     assert any(line.startswith("student: 3 answers were cut off") for line in told)
-    assert "50% of requests to the teacher, those with a confidence below 0.800, come within 5%" in told[4]
-    assert told[5].startswith("b: 2 items, lower is better; teacher -1.0000, student -2.0250, gap +1.0250")
+    assert "student: 2 answers are empty" in told
+    assert any(line.startswith("judge: its tokenizer drops or changes parts of 1 texts") for line in told)
+    assert "50% of requests to the teacher, those with a confidence below 0.800, come within 5%" in told[6]
+    assert told[7].startswith("b: 2 items, lower is better; teacher -1.0000, student -2.0250, gap +1.0250")
 
 
 def write_questions(path: Path, numbers: range, answer: str = "t{}") -> str:

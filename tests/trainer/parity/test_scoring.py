@@ -59,7 +59,8 @@ def test_a_meeting_without_text_does_not_count() -> None:
 def test_an_answer_of_punctuation_alone_is_refused(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"^q, line 3: of the answer '\?!' nothing is left"):
         check_reference(kind, "?!", NUMBER, "q, line 3")  # type: ignore[arg-type]  # one of the kinds
-    check_reference("judge", "?!", None, "q, line 3")
+    for asked in ("judge", "bits_per_byte", "judge_bits_per_byte"):
+        check_reference(asked, "?!", None, "q, line 3")
     check_reference(kind, "5", NUMBER, "q, line 3")  # type: ignore[arg-type]  # one of the kinds
 
 
@@ -68,4 +69,4 @@ def test_items_that_none_answers_right_say_nothing_of_routing() -> None:
     none_right = Routing((0.0, 0.5, 1.0), (0.0, 0.0, 0.0), (0.1, 0.5, None))
     assert routing_in_words(none_right).startswith("routing: the mean score is 0.0000 whoever answers")
     better_alone = Routing((0.0, 0.5, 1.0), (0.4, 0.3, 0.2), (0.1, 0.5, None))
-    assert routing_in_words(better_alone) == "routing: the student alone scores no less than the teacher"
+    assert routing_in_words(better_alone) == "routing: the student alone is no worse than the teacher"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.parity.records import Pair
+from trainer.parity.records import Pair, Scored
 
 RESAMPLES = 10_000
 CHUNK = 500
@@ -22,7 +22,7 @@ ENOUGH = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Teacher less student, both means over the same items."""
+    """Teacher less student, both means over the same items, by their weights."""
 
     num_items: int
     teacher: float
@@ -46,14 +46,24 @@ class Routing:
     share: tuple[float, ...]
     """Of requests that go to the teacher, from 0 to 1."""
     quality: tuple[float, ...]
-    """Mean score of all requests."""
+    """Mean score of all requests, by their weights."""
     threshold: tuple[float | None, ...]
     """A request goes to the teacher if the student's confidence is below it; None where all go."""
+    higher_is_better: bool = True
 
     def enough(self) -> int:
-        """The first place whose quality is as near to the teacher's alone as ENOUGH says."""
-        goal = self.quality[-1] - (1 - ENOUGH) * abs(self.quality[-1])
-        return next(place for place, quality in enumerate(self.quality) if quality >= goal - 1e-12)
+        """The first place that falls short of the teacher alone by no more than ENOUGH allows."""
+        allowed = (1 - ENOUGH) * abs(self.quality[-1]) + 1e-12
+        return next(place for place, short in enumerate(self._short()) if short <= allowed)
+
+    def is_student_enough(self) -> bool:
+        """The student alone is no worse than the teacher."""
+        return self._short()[0] <= 0
+
+    def _short(self) -> list[float]:
+        """How much worse each place is than the teacher alone."""
+        sign = 1 if self.higher_is_better else -1
+        return [sign * (self.quality[-1] - quality) for quality in self.quality]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,38 +71,40 @@ class Routing:
 
 def gap_of(pairs: Sequence[Pair], seed: int, *, higher_is_better: bool = True) -> Gap:
     """`pairs` is not empty."""
-    teacher_N = np.array([pair.teacher.score for pair in pairs], dtype=np.float64)
-    student_N = np.array([pair.student.score for pair in pairs], dtype=np.float64)
-    difference_N, rng = teacher_N - student_N, np.random.default_rng(seed)
-    gaps_R = np.concatenate(
-        [
-            difference_N[rng.integers(len(pairs), size=(CHUNK, len(pairs)))].mean(axis=1)
-            for _ in range(RESAMPLES // CHUNK)
-        ]
+    teacher, student = (
+        _Weighed.of([one.teacher for one in pairs]),
+        _Weighed.of([one.student for one in pairs]),
     )
-    low, high = np.quantile(gaps_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    rng = np.random.default_rng(seed)
+    gaps = []
+    for _ in range(RESAMPLES // CHUNK):
+        drawn_RN = rng.integers(len(pairs), size=(CHUNK, len(pairs)))
+        gaps.append(teacher.means(drawn_RN) - student.means(drawn_RN))
+    low, high = np.quantile(np.concatenate(gaps), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    means = [float(one.score_N.sum() / one.weight_N.sum()) for one in (teacher, student)]
     return Gap(
         num_items=len(pairs),
-        teacher=float(teacher_N.mean()),
-        student=float(student_N.mean()),
-        gap=float(difference_N.mean()),
+        teacher=means[0],
+        student=means[1],
+        gap=means[0] - means[1],
         low=float(low),
         high=float(high),
         higher_is_better=higher_is_better,
     )
 
 
-def routing_of(pairs: Sequence[Pair]) -> Routing | None:
+def routing_of(pairs: Sequence[Pair], *, higher_is_better: bool = True) -> Routing | None:
     """None where the student's confidence in an item is not known."""
     sure = [pair.student.confidence for pair in pairs]
     known_N = np.array([value for value in sure if value is not None])
     if len(known_N) < len(pairs):
         return None
     order_N = np.argsort(known_N, kind="stable")
-    teacher_N = np.array([pair.teacher.score for pair in pairs])[order_N]
-    student_N = np.array([pair.student.score for pair in pairs])[order_N]
-    gained = np.concatenate([[0.0], np.cumsum(teacher_N - student_N)])
-    quality = (student_N.sum() + gained) / len(pairs)
+    teacher = _Weighed.of([pairs[place].teacher for place in order_N])
+    student = _Weighed.of([pairs[place].student for place in order_N])
+    score = student.score_N.sum() + np.append(0.0, np.cumsum(teacher.score_N - student.score_N))
+    weight = student.weight_N.sum() + np.append(0.0, np.cumsum(teacher.weight_N - student.weight_N))
+    quality = score / weight
     sorted_N = known_N[order_N]
     # Items of equal confidence cannot be told apart by a threshold, so they go together.
     places = [place for place in range(len(pairs)) if place == 0 or sorted_N[place] > sorted_N[place - 1]]
@@ -100,4 +112,23 @@ def routing_of(pairs: Sequence[Pair]) -> Routing | None:
         share=(*(place / len(pairs) for place in places), 1.0),
         quality=(*(float(quality[place]) for place in places), float(quality[-1])),
         threshold=(*(float(sorted_N[place]) for place in places), None),
+        higher_is_better=higher_is_better,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """One model's items."""
+
+    score_N: np.ndarray
+    """float64, times the weight."""
+    weight_N: np.ndarray
+
+    @classmethod
+    def of(cls, items: Sequence[Scored]) -> _Weighed:
+        weight_N = np.array([one.weight for one in items], dtype=np.float64)
+        return cls(weight_N * np.array([one.score for one in items], dtype=np.float64), weight_N)
+
+    def means(self, drawn_RN: np.ndarray) -> np.ndarray:
+        """float64 [R], of the items that each resample drew."""
+        return self.score_N[drawn_RN].sum(axis=1) / self.weight_N[drawn_RN].sum(axis=1)

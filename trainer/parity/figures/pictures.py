@@ -33,7 +33,7 @@ def draw_routing(path: Path, curves: Mapping[str, Routing]) -> None:
         axes.plot([0, 1], ends, color="#5c6370", linestyle="--", linewidth=1.2, label="any")
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xlabel("share of requests sent to the teacher")
-        axes.set_ylabel("mean score")
+        axes.set_ylabel("mean score" if routing.higher_is_better else "mean score, lower is better")
         axes.set_xlim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)

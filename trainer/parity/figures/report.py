@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.common.whole_file import write_whole
-from trainer.parity.answering import Said, Work
+from trainer.parity.answering import Compared, Said, Work
 from trainer.parity.contamination import NUM_WORDS
 from trainer.parity.figures.gap import ENOUGH, Gap, Routing, gap_of, routing_of
 from trainer.parity.figures.pictures import draw_routing
 from trainer.parity.options import ParityOptions
-from trainer.parity.records import Pair, Scored, Scores
+from trainer.parity.records import Pair, Scored
 
 
 def write_results(
@@ -22,23 +22,22 @@ def write_results(
     work: Work,
     teacher: Said,
     student: Said,
-    teacher_scores: Mapping[str, Scores],
-    student_scores: Mapping[str, Scores],
+    compared: Compared,
 ) -> dict[str, Any]:
     """items.jsonl, parity.json and, where there are curves, routing.png in the folder; the content of
     parity.json."""
     pairs = {
-        name: _paired(scores.items, student_scores[name].items) for name, scores in teacher_scores.items()
+        name: _paired(scores.items, compared.student[name].items) for name, scores in compared.teacher.items()
     }
     gaps = {
-        name: gap_of(found, options.seed, higher_is_better=teacher_scores[name].higher_is_better)
+        name: gap_of(found, options.seed, higher_is_better=compared.teacher[name].higher_is_better)
         for name, found in pairs.items()
         if found
     }
     curves = {
         name: curve
         for name, found in pairs.items()
-        if found and gaps[name].higher_is_better and (curve := routing_of(found))
+        if found and (curve := routing_of(found, higher_is_better=gaps[name].higher_is_better))
     }
     lines = (
         json.dumps(one.to_dict(name), ensure_ascii=False) + "\n"
@@ -54,12 +53,16 @@ def write_results(
         "student": options.student,
         "teacher": options.teacher,
         "seed": options.seed,
+        "match": options.match,
+        "judge": options.judge,
         "contamination": None
         if found is None
         else {"stores": list(found.stores), "num_prompts": found.num_prompts, "left_out": dict(found.met)},
         "emptied": list(work.emptied),
         "num_cut_prompts": {"teacher": teacher.num_cut_prompts, "student": student.num_cut_prompts},
         "num_cut_answers": {"teacher": teacher.num_cut_answers, "student": student.num_cut_answers},
+        "num_empty_answers": {"teacher": teacher.num_empty_answers, "student": student.num_empty_answers},
+        "num_changed_texts": dict(compared.num_changed_texts),
         "gaps": {name: asdict(gap) for name, gap in gaps.items()},
         "routing": {name: curve.to_dict() for name, curve in curves.items()},
     }
@@ -97,6 +100,15 @@ def in_words(record: Mapping[str, Any], out: Path) -> str:
         for role, count in record["num_cut_answers"].items()
         if count
     ]
+    lines += [
+        f"{role}: {count:,} answers are empty" for role, count in record["num_empty_answers"].items() if count
+    ]
+    lines += [
+        f"{role}: its tokenizer drops or changes parts of {count:,} texts, whose bits per byte are too low "
+        "by what it does not see"
+        for role, count in record["num_changed_texts"].items()
+        if count
+    ]
     for name, fields in record["gaps"].items():
         gap = Gap(**fields)
         lines.append(
@@ -118,8 +130,8 @@ def routing_in_words(routing: Routing) -> str:
             f"routing: the mean score is {routing.quality[0]:.4f} whoever answers, so these items say "
             "nothing about who should"
         )
-    if routing.quality[0] >= routing.quality[-1]:
-        return "routing: the student alone scores no less than the teacher"
+    if routing.is_student_enough():
+        return "routing: the student alone is no worse than the teacher"
     place = routing.enough()
     threshold = routing.threshold[place]
     below = "" if threshold is None else f", those with a confidence below {threshold:.3f},"

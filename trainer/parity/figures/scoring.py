@@ -8,16 +8,18 @@ import unicodedata
 from logitstore.common.config_file import ConfigError
 from trainer.parity.records import MatchKind
 
+WORDED = ("exact", "contains", "regex")
+"""The kinds that compare words; the others ask a model."""
 MARKS = ".,;:!?\"'`“”‘’ "
 """Not seen at both ends of a text."""
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 # Scripts that put no space between words: Thai, Lao, Myanmar, Khmer, Japanese, Chinese, and Korean, whose
 # particles follow the word.
-_SPACELESS = (
+SPACELESS = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
     r"\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 )
-_WORD = rf"[^\W{_SPACELESS}]"
+WORD = rf"[^\W{SPACELESS}]"
 
 
 def score_of(kind: MatchKind, output: str, reference: str, pattern: re.Pattern[str] | None) -> float:
@@ -41,7 +43,7 @@ def score_of(kind: MatchKind, output: str, reference: str, pattern: re.Pattern[s
 
 def check_reference(kind: MatchKind, reference: str, pattern: re.Pattern[str] | None, where: str) -> None:
     """Raises ConfigError, which begins with `where`, for an answer that leaves nothing to compare with."""
-    if kind != "judge" and not _wanted(kind, reference, pattern):
+    if kind in WORDED and not _wanted(kind, reference, pattern):
         raise ConfigError(
             f"{where}: of the answer {reference!r} nothing is left to compare with, since --match {kind} "
             "does not see punctuation at the ends; write the answer in words, or use --match judge"
@@ -86,8 +88,8 @@ def _plain(text: str) -> str:
 
 def _bordered(wanted: str) -> str:
     """A pattern for `wanted` that meets no part of a word or number."""
-    before = rf"(?<!{_WORD})" if re.match(_WORD, wanted) else ""
-    after = rf"(?!{_WORD})" if re.search(rf"{_WORD}\Z", wanted) else ""
+    before = rf"(?<!{WORD})" if re.match(WORD, wanted) else ""
+    after = rf"(?!{WORD})" if re.search(rf"{WORD}\Z", wanted) else ""
     if wanted[0].isdigit():
         before += r"(?<![\d\W]\.)(?<!^\.)(?<!\W-)(?<!^-)"
     elif re.match(r"\.\d", wanted):

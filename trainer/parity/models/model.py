@@ -80,7 +80,7 @@ class AnsweringModel:
         """
         keys = [key_of("logprob", self._identity, *pair, is_chat) for pair in pairs]
         open_ones = {key: pair for key, pair in zip(keys, pairs, strict=True) if not self._book.get(key)}
-        order = sorted(open_ones, key=lambda key: len(open_ones[key][0]))
+        order = sorted(open_ones, key=lambda key: sum(map(len, open_ones[key])))
         done = len(pairs) - len(open_ones)
         for batch in _batches(order, self._batch_size, lambda _: None):
             found = self._loglikelihoods([open_ones[key] for key in batch], is_chat)
@@ -141,8 +141,8 @@ class AnsweringModel:
         longest = max(count for _, count in encoded)
         if limit is not None and longest >= limit:
             raise ConfigError(
-                f"{self.name!r}: one of the texts to choose from has {longest} tokens, and with one token "
-                f"before it must fit the model's context of {limit}; leave this task out"
+                f"{self.name!r}: one of the texts to score has {longest} tokens, and with one token "
+                f"before it must fit the model's context of {limit}; leave this task or record out"
             )
         fitting = [_fitting(ids, limit, 0) for ids, _ in encoded]
         inputs = self.tokenizer.pad(
