@@ -118,7 +118,11 @@ sure it is."""
         help="values of one setting, such as loss.temperature=1,2 or data.top_k=16,64 (repeatable)",
     )
     parser.add_argument(
-        "--seeds", type=positive, default=2, metavar="N", help="training.seed = 0..N-1 (default 2)"
+        "--seeds",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="training.seed and data.seed = 0..N-1 (default 2)",
     )
     parser.add_argument(
         "--by", choices=FIGURES, default="kl", help="the held-out figure that decides (default kl)"

@@ -167,7 +167,7 @@ class EvaluationConfig(Section):
     batch_size: int = Field(default=4, ge=1)
     """Sequences of an evaluation batch."""
     max_sequences: int | None = Field(default=256, ge=1)
-    """Held-out sequences evaluated, in a fixed order; None takes all."""
+    """Held-out sequences evaluated, the same ones whatever the seeds are; None takes all."""
     before: bool = True
     """Evaluate before training too."""
     stores: Sources | None = None

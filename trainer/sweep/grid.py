@@ -14,6 +14,7 @@ from logitstore.common.config_file import ConfigError, apply_override
 from trainer.run.config import TrainConfig, checked_config
 
 SEED = "training.seed"
+ORDER_SEED = "data.seed"
 MAX_RUNS = 10_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9.=_-]+")
 
@@ -66,6 +67,8 @@ def points_of(
 ) -> list[Point]:
     """Every combination, each a checked configuration of its own folder below `folder`.
 
+    A seed is that of the order of reading too, unless that is an axis of its own: students that begin with
+    the same weights, without dropout, would otherwise learn the same from every seed.
     The student is evaluated before training in the first run alone where all begin with the same weights.
     Raises ConfigError for a value that a run would refuse, before anything runs.
     """
@@ -93,6 +96,8 @@ def points_of(
         own = copy.deepcopy(dict(document))
         for name, value in zip(names, values, strict=True):
             _set(own, name, value)
+            if name == SEED and ORDER_SEED not in names:
+                _set(own, ORDER_SEED, value)
         label = "_".join(f"{axis.short}={value}" for axis, value in zip(axes, values, strict=True))
         name = _UNSAFE.sub("-", label)
         _set(own, "output.folder", f"{folder}/runs/{name}")

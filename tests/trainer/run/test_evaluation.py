@@ -10,6 +10,11 @@ from logitstore.store import LogitStore
 from tests.trainer.run.conftest import VOCABULARY, settings
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
+from trainer.batch.collate import DistillationCollator
+from trainer.hf.evaluation.evaluate import evaluation_batches
+from trainer.run.config import load_config
+from trainer.run.reading.datasets import collate_settings, datasets
+from trainer.run.student import load_tokenizer
 
 
 @pytest.mark.slow
@@ -29,6 +34,21 @@ def test_evaluation_on_texts_alone_has_no_teacher_and_says_so(config, tmp_path, 
     refused = settings(stores.replace("alpha = 0}", "alpha = 0.5}"), f"output.folder={tmp_path / 'other'}")
     assert main(["run", str(config), "--quiet", *refused]) == 2
     assert "texts holds texts alone and alpha = 0.5" in capsys.readouterr().err
+
+
+def test_runs_of_any_seed_are_judged_by_the_same_records(config):
+    evaluated, trained = [], []
+    for seed in (0, 3):
+        run = load_config(str(config), [f"data.seed={seed}"])
+        tokenizer = load_tokenizer(run.student, run.data.stores)
+        train_set, held_out = datasets(run, tokenizer)
+        collator = DistillationCollator(collate_settings(run, tokenizer))
+        (batch,) = evaluation_batches(held_out, collator, max_sequences=run.evaluation.batch_size)
+        evaluated.append(batch["input_ids"].tolist())
+        trained.append(next(iter(train_set)).sequence.record_id)
+    assert held_out.num_sequences > run.evaluation.batch_size
+    assert evaluated[0] == evaluated[1]
+    assert trained[0] != trained[1]
 
 
 @pytest.mark.slow

@@ -42,6 +42,13 @@ def test_every_combination_is_a_run_of_its_own() -> None:
     assert BASE["output"] == {"folder": "out"}
 
 
+def test_a_seed_is_that_of_the_order_too_unless_the_order_has_its_own() -> None:
+    axes = [read_axis("training.seed=0,1,2")]
+    assert [point.config.data.seed for point in points_of(BASE, axes, "out", None)] == [0, 1, 2]
+    axes.append(read_axis("data.seed=7,8"))
+    assert [point.config.data.seed for point in points_of(BASE, axes, "out", None)] == [7, 8] * 3
+
+
 @pytest.mark.parametrize(
     ("axes", "says"),
     [
@@ -127,6 +134,17 @@ def test_an_interrupted_sweep_goes_on_and_shows_its_runs(
     assert f"{kls[1]:.4f}" in page
     next_command = out.strip().splitlines()[-1].partition("penumbra train ")[2].split()
     assert next_command == ["eval", f"{tmp_path}/sweep/runs/learning_rate=0.01_seed=0/train.json"]
+
+
+@pytest.mark.slow
+def test_seeds_of_a_student_with_weights_differ(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no dropout and no new weights, so the order of the records is all that a seed can change."""
+    assert main(["sweep", *options, "--set", "training.batch_size=2", "--seeds", "2", "--quiet"]) == 0
+    found = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert len({run["after"]["kl"] for run in found["runs"]}) == 2
+    assert "as configured" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def _dataset_maker(config: TrainConfig, texts: list[StoreSpec]) -> Callable[...,
             ],
             batch_size=batch_size,
             shuffle=data.shuffle or side == "held_out",
-            seed=data.seed,
+            seed=data.seed if side == "train" else 0,  # runs of any seed are judged by the same records
             num_splits=data.num_splits,
             top_k=top_k,
             held_out=None if whole else HeldOut(data.held_out_fraction, side),
