@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from logitstore.cli import looking, making, mending, publishing, retokenizing
+from logitstore.cli import exporting, looking, making, mending, publishing, retokenizing
 from logitstore.cli.parser import PROGRAM, build_parser
 from logitstore.common.command import run_program
 from logitstore.viewer import cli as viewer_cli
@@ -15,7 +15,7 @@ COMMANDS = {
     "verify": looking.verify,
     "head": looking.head,
     "cat": looking.cat,
-    "export": making.export,
+    "export": exporting.export,
     "import": making.import_store,
     "merge": making.merge,
     "mix": making.mix,
