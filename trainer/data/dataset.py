@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from logitstore.errors import StoreChangedError
-from trainer.data.cache import ShardCache
+from trainer.data.cache.shard_cache import ShardCache
 from trainer.data.order import ORDER_VERSION, EpochOrder, OrderKey, rank_slice
 from trainer.data.packed_rows import PackedLine, Packing
 from trainer.data.prefetch import run_ahead
@@ -28,9 +27,8 @@ from trainer.data.random_access import RandomAccess
 from trainer.data.reading import EpochReader, StoredSequence
 from trainer.data.samples import Sample
 from trainer.data.sources import HeldOut, Source, StoreSpec, check_top_k, combined_digest
-from trainer.data.state import STATE_KIND, find_state
+from trainer.data.state import STATE_KIND, find_state, refuse_other_order
 from trainer.data.topology import refuse_resharding, resolve_topology
-from trainer.errors import SettingError
 
 Batch = TypeVar("Batch")
 
@@ -224,19 +222,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         StatefulDataLoader. Raises StoreChangedError for other stores, SettingError for another order.
         """
         saved = find_state(state)
-        if saved["digest"] != self.digest:
-            raise StoreChangedError(
-                f"the state was saved with stores of digest {saved['digest']}, these have {self.digest}: "
-                "shards were added or removed, or stores, weights or the held-out part differ. Place "
-                f"{saved['consumed']} means something else here; restore the stores, or start anew"
-            )
-        for name in ("version", "seed", "num_splits", "shuffle", "packing"):
-            mine, then = self.state_dict()[name], saved.get(name)  # states of old know no packing
-            if then != mine:
-                raise SettingError(
-                    f"the state was saved with {name}={then!r}, this dataset has {mine!r}: another "
-                    f"order. Construct the dataset with {name}={then!r}"
-                )
+        refuse_other_order(saved, self.state_dict())
         self.epoch, self.consumed = int(saved["epoch"]), int(saved["consumed"])
         self._consumed_is_workers = get_worker_info() is not None
         if not self._consumed_is_workers:

@@ -19,7 +19,7 @@ from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection, select_ids
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
-from trainer.data.cache import ShardCache
+from trainer.data.cache.shard_cache import ShardCache
 from trainer.errors import CacheFullError, SettingError
 
 CUT = "length"

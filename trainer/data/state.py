@@ -1,9 +1,12 @@
-"""Finding a dataset's state in whatever a checkpoint or a loader wrapped around it."""
+"""A dataset's state: found in whatever a checkpoint or a loader wrapped around it, and compared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from logitstore.errors import StoreChangedError
+from trainer.errors import SettingError
 
 STATE_KIND = "penumbra.logit-dataset"
 
@@ -21,6 +24,23 @@ def find_state(state: Mapping[str, Any]) -> dict[str, Any]:
             "the state_dict() of a loader over it, returned"
         )
     return dict(min(states, key=lambda found: (found["epoch"], found["consumed"])))
+
+
+def refuse_other_order(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raises StoreChangedError for a state of other stores than ours, SettingError for another order."""
+    if saved["digest"] != mine["digest"]:
+        raise StoreChangedError(
+            f"the state was saved with stores of digest {saved['digest']}, these have {mine['digest']}: "
+            "shards were added or removed, or stores, weights or the held-out part differ. Place "
+            f"{saved['consumed']} means something else here; restore the stores, or start anew"
+        )
+    for name in ("version", "seed", "num_splits", "shuffle", "packing"):
+        then = saved.get(name)  # states of old know no packing
+        if then != mine[name]:
+            raise SettingError(
+                f"the state was saved with {name}={then!r}, this dataset has {mine[name]!r}: another "
+                f"order. Construct the dataset with {name}={then!r}"
+            )
 
 
 def _states(value: Any) -> Iterator[Mapping[str, Any]]:

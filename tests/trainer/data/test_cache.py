@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import pytest
 
-import trainer.data.cache
 from logitstore.errors import CorruptShardError
 from logitstore.objects.opening import Objects
 from tests.trainer.stores import make_store
-from trainer.data.cache import FOLDER_NAME, ShardCache
+from trainer.data.cache import download, shard_cache
+from trainer.data.cache.shard_cache import FOLDER_NAME, ShardCache
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.sources import StoreSpec
@@ -60,8 +60,8 @@ def test_a_copy_is_the_object(remote, tmp_path):
 
 
 def test_a_cut_connection_goes_on_where_it_stopped(remote, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.data.cache, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(trainer.data.cache, "BACKOFF_SEC", 0.001)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(download, "BACKOFF_SEC", 0.001)
     entry = remote.shards()[0]
     objects = CutConnection(remote.objects, cuts=[False, True, True, False, True])
     with ShardCache(tmp_path / "c").open(objects, entry) as file:
@@ -72,8 +72,8 @@ def test_a_cut_connection_goes_on_where_it_stopped(remote, tmp_path, monkeypatch
 
 
 def test_a_download_that_died_is_continued_by_the_next_process(remote, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.data.cache, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(trainer.data.cache, "READ_ATTEMPTS", 1)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(download, "READ_ATTEMPTS", 1)
     cache, entry = ShardCache(tmp_path / "c"), remote.shards()[0]
     with pytest.raises(ConnectionResetError):
         cache.fetch(CutConnection(remote.objects, cuts=[False, False, True]), entry)
@@ -152,7 +152,7 @@ def test_a_reader_waits_for_room_that_others_are_about_to_give(remote, tmp_path)
 
 
 def test_a_reader_without_room_gives_up_in_time(remote, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.data.cache, "ROOM_WAIT_SEC", 0.2)
+    monkeypatch.setattr(shard_cache, "ROOM_WAIT_SEC", 0.2)
     entries = list(remote.shards())
     cache = ShardCache(tmp_path / "c", max(entry.num_bytes for entry in entries) + 10)
     with (
@@ -164,7 +164,7 @@ def test_a_reader_without_room_gives_up_in_time(remote, tmp_path, monkeypatch):
 
 
 def test_what_a_dead_process_left_unfinished_makes_room(remote, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.data.cache, "READ_ATTEMPTS", 1)
+    monkeypatch.setattr(download, "READ_ATTEMPTS", 1)
     entries = list(remote.shards())
     cache = ShardCache(tmp_path / "c", max(entry.num_bytes for entry in entries) + 10)
     with pytest.raises(ConnectionResetError):
@@ -279,7 +279,7 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(remote, tmp_path, name):
 
 
 def test_a_full_disk_is_said_once_and_reading_goes_on(remote, tmp_path, monkeypatch):
-    append, calls = trainer.data.cache._continue_download, []
+    append, calls = shard_cache.continue_download, []
 
     def full_after_two(objects, entry, partial) -> None:
         calls.append(entry.name)
@@ -288,7 +288,7 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(remote, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
         append(objects, entry, partial)
 
-    monkeypatch.setattr(trainer.data.cache, "_continue_download", full_after_two)
+    monkeypatch.setattr(shard_cache, "continue_download", full_after_two)
     with pytest.warns(RuntimeWarning, match="the disk of .* is full .* Free some space") as told:
         names = epoch(remote, tmp_path / "c", 10**9)
     assert names == sorted(f"r{n}" for n in range(24))

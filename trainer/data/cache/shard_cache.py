@@ -13,7 +13,6 @@ dead process had downloaded is continued by whoever needs it, or evicted like a 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -25,7 +24,9 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from logitstore.errors import CorruptShardError
 from logitstore.manifest.fields import ShardEntry
-from logitstore.objects.system import OWN_FLAGS, PLAIN_FILE_FLAGS, lock_file
+from logitstore.objects.system import lock_file
+from trainer.data.cache.download import checksum_of, continue_download
+from trainer.data.cache.locked_files import open_exclusive, open_own, open_shared, remove_unused
 from trainer.errors import CacheFullError, CacheTooSmallError, SettingError
 
 if TYPE_CHECKING:
@@ -38,13 +39,8 @@ LOCK_NAME = "evict.lock"
 _COPY_NAME = re.compile(r"[0-9a-f]{32}\.arrow")
 _PARTIAL_NAME = re.compile(r"[0-9a-f]{32}\.([0-9]{1,18})\.part")
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-CHUNK_BYTES = 8 * 2**20
-"""Bytes asked for at a time: what a cut connection can cost."""
-READ_ATTEMPTS = 5
-"""Tries in a row without a single new byte before a download is given up."""
 DOWNLOAD_ATTEMPTS = 3
 """Whole downloads whose checksum may be wrong before the shard is called corrupt."""
-BACKOFF_SEC = 0.2
 ROOM_WAIT_SEC = 20.0
 """How long a reader waits for others to be done with their shards before it calls the cache too small."""
 ROOM_POLL_SEC = 0.05
@@ -91,10 +87,10 @@ class ShardCache:
         num_wrong = 0
         while num_wrong < DOWNLOAD_ATTEMPTS:
             self._fetch_patiently(objects, entry)
-            with _shared(self._path(entry)) as file:
+            with open_shared(self._path(entry)) as file:
                 if file is None:
                     continue  # evicted in between
-                if _checksum(file) == entry.checksum:
+                if checksum_of(file) == entry.checksum:
                     os.utime(file.fileno())
                     yield file
                     return
@@ -132,7 +128,7 @@ class ShardCache:
         path = self._path(entry)
         while not path.exists():
             self._claim_room(entry)
-            with _exclusive(self._partial_path(entry)) as partial:
+            with open_exclusive(self._partial_path(entry)) as partial:
                 if partial is not None:
                     self._download(objects, entry, partial)
                     with self._counting():
@@ -161,8 +157,8 @@ class ShardCache:
 
     def _download(self, objects: Objects, entry: ShardEntry, partial: BinaryIO) -> None:
         for _ in range(DOWNLOAD_ATTEMPTS):
-            _continue_download(objects, entry, partial)
-            if _checksum(partial) == entry.checksum:
+            continue_download(objects, entry, partial)
+            if checksum_of(partial) == entry.checksum:
                 return
             partial.truncate(0)
         self._partial_path(entry).unlink()
@@ -178,12 +174,12 @@ class ShardCache:
                 return
             if self.limit_bytes is not None:
                 self._evict(self.limit_bytes - entry.num_bytes, entry)
-            os.close(_open_own(self._partial_path(entry), os.O_WRONLY | os.O_CREAT))
+            os.close(open_own(self._partial_path(entry), os.O_WRONLY | os.O_CREAT))
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
         """One process at a time adds or renames files, so that none is missed when bytes are counted."""
-        with os.fdopen(_open_own(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT), "r+b") as lock:
+        with os.fdopen(open_own(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT), "r+b") as lock:
             lock_file(lock.fileno())
             yield
 
@@ -192,7 +188,7 @@ class ShardCache:
         files = [file for file in self._files() if file[0] != own_path]
         excess = sum(size for _, size, _ in files) - limit_bytes
         for path, size, _ in sorted(files, key=lambda item: item[2]):
-            if excess > 0 and _remove_unused(path):
+            if excess > 0 and remove_unused(path):
                 excess -= size
         if excess > 0:
             raise CacheTooSmallError(
@@ -215,101 +211,3 @@ class ShardCache:
             if stat.S_ISREG(status.st_mode):
                 found.append((path, int(partial[1]) if partial else status.st_size, status.st_mtime))
         return found
-
-
-def _continue_download(objects: Objects, entry: ShardEntry, partial: BinaryIO) -> None:
-    """Append to the partial copy until it has all bytes; a failed read is repeated where it stopped."""
-    position = partial.seek(0, os.SEEK_END)
-    if position > entry.num_bytes:
-        position = partial.truncate(0)
-    failures = 0
-    while position < entry.num_bytes:
-        try:
-            stop = min(position + CHUNK_BYTES, entry.num_bytes)
-            data = objects.get_range(entry.name, position, stop)
-            if not data:
-                raise CorruptShardError(
-                    f"{entry.name} of {objects.uri} ends after {position:,} bytes of {entry.num_bytes:,}"
-                )
-        except OSError as error:
-            failures += 1
-            if isinstance(error, FileNotFoundError) or failures == READ_ATTEMPTS:
-                raise
-            time.sleep(BACKOFF_SEC * 2**failures)
-            continue
-        failures = 0
-        partial.seek(position)
-        partial.write(data)
-        partial.flush()
-        position += len(data)
-
-
-def _checksum(file: BinaryIO) -> str:
-    """As in the commit record. Leaves the file at its start."""
-    file.seek(0)
-    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
-    file.seek(0)
-    return f"blake2b-128:{digest.hexdigest()}"
-
-
-@contextmanager
-def _shared(path: Path) -> Iterator[BinaryIO | None]:
-    """The file under a shared lock, or None if it is no longer there."""
-    try:
-        file = os.fdopen(_open_own(path, os.O_RDONLY), "rb")
-    except FileNotFoundError:
-        yield None
-        return
-    with file:
-        lock_file(file.fileno(), shared=True)
-        yield file if os.fstat(file.fileno()).st_nlink else None
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[BinaryIO | None]:
-    """The file under an exclusive lock; None if it was renamed or removed meanwhile."""
-    try:
-        file = os.fdopen(_open_own(path, os.O_RDWR), "r+b")
-    except FileNotFoundError:
-        yield None
-        return
-    with file:
-        lock_file(file.fileno())
-        try:
-            same = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
-        except FileNotFoundError:
-            same = False
-        yield file if same else None
-
-
-def _open_own(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, never of what a link points to. Raises SettingError for others."""
-    try:
-        descriptor = os.open(path, flags | PLAIN_FILE_FLAGS | OWN_FLAGS, 0o644)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise
-        descriptor = -1
-    if descriptor >= 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    if descriptor >= 0:
-        os.close(descriptor)
-    raise SettingError(
-        f"cache_dir: {path} is a link, a folder or a device, and no file of the cache; remove it, or give "
-        "another cache_dir"
-    )
-
-
-def _remove_unused(path: Path) -> bool:
-    """Remove a copy that nobody reads, or a partial one that nobody downloads."""
-    try:
-        with os.fdopen(_open_own(path, os.O_RDONLY), "rb") as file:
-            lock_file(file.fileno(), wait=False)
-            path.unlink(missing_ok=True)
-            return True
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
