@@ -73,7 +73,7 @@ class CommittedStore:
 
     def index_records(self) -> list[CommitRecord]:
         """All that the index has, as commit records; call `compact` before. Deleted sequences are counted."""
-        return self._units.records()
+        return self._units.segments.records()
 
     def index_pointer(self) -> tuple[IndexPointer, str]:
         """`index.json` as last read, and its tag for `replace_index`."""
@@ -149,12 +149,12 @@ class CommittedStore:
 
     def index_segments(self) -> list[tuple[SegmentInfo, pa.Table]]:
         """The segments of the index, with their entries as they lie there, dropped attempts included."""
-        return [(info, self._units.raw_table(info.name)) for info in self._units.pointer.segments]
+        return [(info, self._units.segments.raw(info.name)) for info in self._units.pointer.segments]
 
     def newest_index_segments(self) -> list[tuple[SegmentInfo, pa.Table]]:
         """As `index_segments`, of the index as it is now; what the store shows stays as it is."""
         units = self._units.with_newest_index()
-        return [(info, units.raw_table(info.name)) for info in units.pointer.segments]
+        return [(info, units.segments.raw(info.name)) for info in units.pointer.segments]
 
     def dropped_attempts(self) -> set[str]:
         """Attempts in segments that count no more."""

@@ -15,7 +15,6 @@ import warnings
 from collections import Counter
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import (
@@ -36,8 +35,8 @@ from logitstore.index.commits import (
 )
 from logitstore.index.deletions import DeletedSequences, Deletions, read_tombstone
 from logitstore.index.entries import ShardIndex, of_another_plan
-from logitstore.index.loading import load_entries, load_rejects
-from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, decode_pointer
+from logitstore.index.pointer import INDEX_NAME, IndexPointer, decode_pointer
+from logitstore.index.segment_tables import SegmentTables
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
@@ -56,11 +55,9 @@ class CommittedUnits:
         """
         self._objects = objects
         self._reading = reading
-        self.pointer = IndexPointer(generation=0, manifest=manifest)
+        self.segments = SegmentTables(objects, IndexPointer(generation=0, manifest=manifest), {})
         self.pointer_etag: str | None = None
         """None while the store has no `index.json`."""
-        self._segments: dict[str, pa.Table] = {}
-        """Entries of each segment as they lie there, dropped attempts included."""
         self._rounds: Counter[str] = Counter()
         self.compacted = ShardIndex(index_segments.ENTRY_SCHEMA.empty_table())
         self.tail: dict[str, CommitRecord] = {}
@@ -74,6 +71,11 @@ class CommittedUnits:
         self._in_tail: dict[str, DeletedSequences | None] = {}
         """By attempt, of shards of the tail that were looked into: deleted sequences without a tombstone."""
         self._all: tuple[ShardIndex, Deletions] | None = None
+
+    @property
+    def pointer(self) -> IndexPointer:
+        """What `index.json` says; of generation 0 while the store has none."""
+        return self.segments.pointer
 
     def refresh(self) -> None:
         """See every unit committed before this call. Raises CorruptManifestError and its siblings.
@@ -161,12 +163,7 @@ class CommittedUnits:
         pointer = decode_pointer(data)
         check_manifest_hash(pointer.manifest, self.pointer.manifest, what=INDEX_NAME)
         try:
-            segments = {
-                info.name: self._segments[info.name]
-                if info.name in self._segments
-                else load_entries(self._objects, info)
-                for info in pointer.segments
-            }
+            segments = self.segments.of_pointer(pointer)
             deletions = self._load_deletions(pointer)
         except ObjectNotFoundError:
             if self._objects.get_with_etag(INDEX_NAME)[1] != etag:
@@ -174,11 +171,11 @@ class CommittedUnits:
             raise
         rounds = Counter(dropped.unit_id for dropped in pointer.dropped)
         before, self._rounds = self._rounds, rounds
-        self._segments, self.pointer, self.pointer_etag = segments, pointer, etag
+        self.segments, self.pointer_etag = segments, etag
         if deletions is not self.named_deletions:
             self.named_deletions, self._in_tail = deletions, {}
-        tables = [self.segment_table(name) for name in segments]
-        self.compacted = ShardIndex(pa.concat_tables(tables or [index_segments.ENTRY_SCHEMA.empty_table()]))
+        empty = index_segments.ENTRY_SCHEMA.empty_table()
+        self.compacted = ShardIndex(pa.concat_tables(segments.all_living() or [empty]))
         self.tail = {
             unit: record
             for unit, record in self.tail.items()
@@ -201,22 +198,6 @@ class CommittedUnits:
         check_manifest_hash(record.manifest, self.pointer.manifest, what=name)
         return record
 
-    def raw_table(self, name: str) -> pa.Table:
-        """The entries of a segment in use as they lie there, those of dropped attempts included."""
-        return self._segments[name]
-
-    def segment_table(self, name: str) -> pa.Table:
-        """The entries of a segment in use that count: those of dropped attempts do not."""
-        return (
-            self._segments[name].filter(self._counts(name)) if self.pointer.dropped else self._segments[name]
-        )
-
-    def _counts(self, name: str) -> pa.ChunkedArray:
-        """Of each entry of a segment, whether its attempt still counts."""
-        dropped = pa.array([bytes.fromhex(one.attempt) for one in self.pointer.dropped], pa.binary(8))
-        column = self._segments[name].column("attempt")
-        return pc.call_function("invert", [pc.call_function("is_in", [column], pc.SetLookupOptions(dropped))])
-
     def entries(self) -> ShardIndex:
         """Of all units, without what was taken down."""
         return self._view()[0]
@@ -232,8 +213,8 @@ class CommittedUnits:
             if in_tail := self.deleted_in_tail():
                 deletions = Deletions(deletions.tombstones, in_tail)
             tail = index_segments.entries_to_table(self.tail.values())
-            segments = [self.segment_table(name) for name in self._segments]
-            self._all = ShardIndex(deletions.subtract(pa.concat_tables([*segments, tail]))), deletions
+            tables = [*self.segments.all_living(), tail]
+            self._all = ShardIndex(deletions.subtract(pa.concat_tables(tables))), deletions
         return self._all
 
     def deleted_in_tail(self) -> list[DeletedSequences]:
@@ -262,38 +243,9 @@ class CommittedUnits:
 
     def rejects(self) -> list[Reject]:
         """Rejects of all units, by segment and then by unit."""
-        found: list[Reject] = []
-        for info in self.pointer.segments:
-            if info.rejects_name:
-                found += index_segments.table_to_rejects(self.load_rejects(info))
+        found = self.segments.rejects()
         for record in sorted(self.tail.values(), key=lambda record: record.shard.unit_index):
             found += record.rejects
-        return found
-
-    def load_rejects(self, info: SegmentInfo) -> pa.Table:
-        rejects = load_rejects(self._objects, info)
-        if not self.pointer.dropped:
-            return rejects
-        living = self.segment_table(info.name).column("unit_index").combine_chunks()
-        return rejects.filter(
-            pc.call_function("is_in", [rejects.column("unit_index")], pc.SetLookupOptions(living))
-        )
-
-    def records(self) -> list[CommitRecord]:
-        """All that the index has, as the records they were: deleted sequences are counted."""
-        found: list[CommitRecord] = []
-        for info in self.pointer.segments:
-            rejects: dict[int, list[Reject]] = {}
-            if info.rejects_name:
-                table = self.load_rejects(info)
-                numbers = table.column("unit_index").to_pylist()
-                for number, reject in zip(numbers, index_segments.table_to_rejects(table), strict=True):
-                    rejects.setdefault(number, []).append(reject)
-            table = self.segment_table(info.name)
-            attempts = table.column("attempt").to_pylist()
-            for attempt, entry in zip(attempts, index_segments.table_to_entries(table), strict=True):
-                lost = tuple(rejects.get(entry.unit_index, ()))
-                found.append(CommitRecord(attempt.hex(), self.pointer.manifest, entry, lost))
         return found
 
     def _load_deletions(self, pointer: IndexPointer) -> Deletions:

@@ -82,7 +82,7 @@ def compact(
             deleted=deleted,
         )
         if _swap(objects, units.pointer_etag, pointer):
-            replaced = [(info, units.raw_table(info.name)) for info in merged]
+            replaced = [(info, units.segments.raw(info.name)) for info in merged]
             not_indexed = ids.build(segment, table, replaced) if ids is not None else ""
             # Whatever record a unit of the index has is garbage by now, this one's or a late rival's.
             garbage = [units.record_name(record.shard.unit_id) for record in records] + units.late
@@ -126,8 +126,8 @@ def _split_segments(pointer: IndexPointer, num_new: int) -> tuple[list[SegmentIn
 def _write_merged(
     objects: Objects, units: CommittedUnits, merged: list[SegmentInfo], records: list[CommitRecord]
 ) -> tuple[SegmentInfo, pa.Table]:
-    entries = [units.segment_table(info.name) for info in merged]
-    rejects = [units.load_rejects(info) for info in merged if info.rejects_name]
+    entries = [units.segments.living(info.name) for info in merged]
+    rejects = [units.segments.load_rejects(info) for info in merged if info.rejects_name]
     entries.append(index_segments.entries_to_table(records))
     rejects.append(index_segments.rejects_to_table(records))
     table = index_segments.merge_tables(entries)
