@@ -99,7 +99,7 @@ class Planner:
     @property
     def fallbacks(self) -> str:
         """How many records took another way to their ids than the usual one, in words."""
-        return self._builder.fallbacks
+        return self._builder.exchanges.fallbacks
 
     @property
     def num_planned(self) -> int:

@@ -82,3 +82,9 @@ def without_trailing_space(tokenizer: Tokenizer, response_ids: list[int]) -> lis
     if last is None or tokenizer.decode(response_ids[last + 1 :]).strip():
         return response_ids
     return response_ids[: last + 1]
+
+
+def with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """`ids` with the beginning that the tokenizer gives a text of itself, once."""
+    bos = list(tokenizer.bos_ids)
+    return ids if ids[: len(bos)] == bos else bos + ids

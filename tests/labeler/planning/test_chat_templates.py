@@ -48,7 +48,7 @@ def test_scored_conversations_are_those_of_apply_chat_template(shape: str) -> No
     assert ids == reference[: len(ids)]
     assert tokenizer.decode(reference[len(ids) :]).strip() == ""
     assert tokenizer.decode(ids[-1:]) == END_OF_TURN[shape]
-    assert builder.num_split_borders == 0
+    assert builder.exchanges.num_split_borders == 0
 
 
 @pytest.mark.parametrize("shape", sorted(TEMPLATES))
@@ -164,7 +164,7 @@ def test_a_template_that_opens_reasoning_gives_what_the_teacher_would_write() ->
         assert prompt.prompt_token_ids.tolist() == start
         response = response_text(tokenizer, prompt)
         assert response == "it is even\n</think>\n\nIt is 4.<|end_of_sentence|>"
-        assert builder.num_raw_answers == 1
+        assert builder.exchanges.num_raw_answers == 1
     error = refused(builder_for(tokenizer), {"messages": CHAT[:2]})
     assert (error.kind, "which the answer does not close" in error.reason) == ("bad_prompt", True)
     assert "chat_template = false" not in error.reason

@@ -63,8 +63,8 @@ def test_texts_with_an_end_of_turn_are_counted_and_told_of():
         for number, chat in enumerate(chats):
             given = chat if mode == "score" else chat[:1]
             builder.build(f"r{number}", {"messages": given})
-        assert builder.num_with_ends == count
-        assert f"{count} records have <|end|> in a text" in builder.fallbacks
+        assert builder.exchanges.num_with_ends == count
+        assert f"{count} records have <|end|> in a text" in builder.exchanges.fallbacks
 
 
 def test_all_positions_start_at_the_second_token():
