@@ -65,8 +65,9 @@ def compared_text(args: argparse.Namespace, compared: Compared) -> str:
     text = f"{counts} compared with evaluation sets, {compared.num_contaminated:,} near one of their texts"
     if args.found is None or not compared.num_contaminated:
         return text
+    ids = ids_path(args.found)
     return (
-        f"{text}\nwritten: {args.found} and {ids_path(args.found)}; leave them out of training by "
-        f"data.without_ids, or for good by `penumbra store delete {args.store} --ids "
-        f"{ids_path(args.found)} --reason TEXT`"
+        f"{text}\nwritten: {args.found} and {ids}; leave them out of training by "
+        f'data.stores = [{{uri = "{args.store}", without_ids = "{ids}"}}], or for good by '
+        f"`penumbra store delete {args.store} --ids {ids} --reason TEXT`"
     )

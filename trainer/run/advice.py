@@ -33,7 +33,7 @@ def advice_on(sources: Sequence[Source], student_parameters: int | None = None) 
         advice.append(
             f"{num_cut:,} of {num_sequences:,} answers ({num_cut / num_sequences:.0%}) were cut off at the "
             "labeler's limit of tokens, so a student sees few that end: label with a higher "
-            f'labels.max_tokens, or leave them out (data.stores: where = "finish_reason != {CUT}")'
+            f'sampling.max_tokens, or leave them out (data.stores: where = "finish_reason != {CUT}")'
         )
     if student_parameters is not None:
         advice += _advice_on_size(sources, student_parameters)
