@@ -17,9 +17,10 @@ import numpy as np
 from logitstore.codec import rowcodes, values
 from logitstore.codec.bytecodes import NUM_STREAMS, IntegerReader, streams_of
 from logitstore.codec.codebooks import CodebookSet
-from logitstore.codec.id_codes import IdDecoder, sort_ties, spread, to_tie_codes
+from logitstore.codec.id_codes import IdDecoder, spread
 from logitstore.codec.loops import Loops
 from logitstore.codec.streams import Unpacker, damaged, pack, take_planes, to_planes
+from logitstore.codec.writing_loops import CHOICE_RANKS, WritingLoops
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabelRows
 from logitstore.rows.temperature import prefix_log_tail_mass
@@ -33,9 +34,6 @@ from logitstore.shard.schema import (
 
 ID_THRESHOLD = 128
 VALUE_THRESHOLD = 128
-CHOICE_RANKS = 64
-"""Entries by which the writer judges the codebook of a row."""
-
 PART_ENTRIES = 1 << 17
 """Entries that are decoded at once, to stay in cache."""
 
@@ -53,22 +51,20 @@ class BlockCodec:
     def is_gap(self) -> bool:
         return self.labels.value_kind == values.GAP_F16
 
-    def encode(self, rows: LabelRows, loops: Loops) -> dict[str, bytes]:
+    def encode(self, rows: LabelRows, loops: WritingLoops) -> dict[str, bytes]:
         """Packed columns of valid label rows (validation.py), by name."""
         width = rows.token_ids_NK.shape[1]
         count_N = np.ascontiguousarray(rows.count_N, np.int32)
-        real_NK = np.arange(width)[None, :] < count_N[:, None]
-        patterns_NK = values.to_patterns(rows.logits_NK, real_NK, self.labels.value_kind)
-        columns = self._encode_rows(rows, patterns_NK, real_NK)
+        logits_NK = np.ascontiguousarray(rows.logits_NK, np.float32)
+        steps_NK = loops.steps(logits_NK, count_N, self.labels.value_kind)
+        columns = self._encode_rows(rows, steps_NK)
         ids_NK = np.ascontiguousarray(rows.token_ids_NK, np.int32)
         choice_N = self.codebooks.choose(ids_NK, np.minimum(count_N, CHOICE_RANKS), loops)
         if self.codebooks.num_codebooks > 1:
             columns[CODEBOOK_CHOICE] = pack([choice_N])
         codes_NK = self.codebooks.positions(ids_NK, count_N, choice_N, loops)
-        steps_NK = patterns_NK.astype(np.int32)
-        steps_NK[:, 1:] -= patterns_NK[:, :-1]
         if not self.is_gap:
-            codes_NK = to_tie_codes(sort_ties(codes_NK, patterns_NK, real_NK), steps_NK)
+            loops.code_ties(codes_NK, steps_NK, count_N)
         for start, end in rank_groups(self.labels.top_k):
             for name, coded_NK, threshold in (
                 (values_column((start, end)), steps_NK, VALUE_THRESHOLD),
@@ -124,12 +120,12 @@ class BlockCodec:
         )
         return replace(rows, log_tail_mass_NM=cut_MN.T)
 
-    def _encode_rows(self, rows: LabelRows, patterns_NK: np.ndarray, real_NK: np.ndarray) -> dict[str, bytes]:
+    def _encode_rows(self, rows: LabelRows, steps_NK: np.ndarray) -> dict[str, bytes]:
         columns = {
             "counts": pack(self._count_streams(rows.count_N)),
-            "label": pack(self._label_streams(rows, patterns_NK, real_NK)),
+            "label": pack(self._label_streams(rows, steps_NK)),
             "tails": pack(rowcodes.encode_tails(rows.log_tail_mass_NM)),
-            "normalizers": pack(rowcodes.encode_normalizers(rows, real_NK, self.labels.temperatures)),
+            "normalizers": pack(rowcodes.encode_normalizers(rows, self.labels.temperatures)),
         }
         if self.is_gap:
             columns[TOP_LOGITS] = pack(rowcodes.encode_top_logits(rows.logits_NK[:, 0]))
@@ -151,15 +147,13 @@ class BlockCodec:
             raise damaged(f"entries per row are not all in 1..{self.labels.top_k}, the shard's top_k")
         return count_N
 
-    def _label_streams(
-        self, rows: LabelRows, patterns_NK: np.ndarray, real_NK: np.ndarray
-    ) -> list[np.ndarray]:
-        head = slice(0, rowcodes.MAX_DERIVED_RANK)
+    def _label_streams(self, rows: LabelRows, steps_NK: np.ndarray) -> list[np.ndarray]:
         top_N = rows.logits_NK[:, 0] if self.is_gap else None
-        logits_GN = values.to_logits(patterns_NK[:, head].T.astype(np.int32), top_N)
+        patterns_GN = np.cumsum(steps_NK[:, : rowcodes.MAX_DERIVED_RANK].T, axis=0, dtype=np.int32)
         rank_N = rows.label_rank_N.astype(np.int64)
         stored = (rank_N >= 1) & (rank_N <= np.minimum(rows.count_N, rowcodes.MAX_DERIVED_RANK))
-        at_rank_N = logits_GN[np.where(stored, rank_N - 1, 0), np.arange(rows.num_rows)]
+        at_rank_N = patterns_GN[np.where(stored, rank_N - 1, 0), np.arange(rows.num_rows)]
+        at_rank_N = values.to_logits(at_rank_N, top_N)
         derived_N = np.where(stored, at_rank_N - rows.logsumexp_NM[:, 0], np.nan)
         return rowcodes.encode_labels(rank_N, rows.label_logprob_N, derived_N)
 

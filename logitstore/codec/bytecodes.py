@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from logitstore.codec.loops import NUMPY_LOOPS, WIDE_CLASS, Loops, split_integers
+from logitstore.codec.loops import NUMPY_LOOPS, WIDE_CLASS, Loops, wide_from
 from logitstore.codec.streams import Unpacker, damaged
 
 NUM_STREAMS = 4
@@ -25,8 +25,22 @@ def encode_integers(values: np.ndarray, threshold: int) -> list[np.ndarray]:
     return streams_of(split_integers(values.reshape(-1), threshold), threshold)
 
 
+def split_integers(values: np.ndarray, threshold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Classes uint8, low bytes uint8, wide low bytes uint16 of int32 [n]."""
+    first_wide = wide_from(threshold)
+    large_at = np.flatnonzero(values >= threshold)
+    large = values[large_at]
+    is_wide = large >= first_wide
+    classes = values.astype(np.uint8)
+    classes[large_at] = np.where(
+        is_wide, WIDE_CLASS + ((large - first_wide) >> 16), threshold + ((large - threshold) >> 8)
+    )
+    low = (large[~is_wide] - threshold).astype(np.uint8)
+    return classes, low, (large[is_wide] - first_wide).astype(np.uint16)
+
+
 def streams_of(parts: tuple[np.ndarray, np.ndarray, np.ndarray], threshold: int) -> list[np.ndarray]:
-    """Streams of classes, low bytes and wide low bytes (`Loops.split`)."""
+    """Streams of classes, low bytes and wide low bytes (`WritingLoops.split`)."""
     classes, low, wide = parts
     return [np.array([threshold], np.uint8), classes, low, wide.astype("<u2", copy=False).view(np.uint8)]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from logitstore.codec.bytecodes import split_integers
 from logitstore.codec.codebooks import (
     BAND,
     FILE_THRESHOLD,
@@ -23,7 +24,8 @@ from logitstore.codec.codebooks import (
     identity_codebook,
     sort_in_bands,
 )
-from logitstore.codec.loops import NUMPY_LOOPS, WIDE_CLASS, cheapest_codebook, split_integers
+from logitstore.codec.loops import WIDE_CLASS
+from logitstore.codec.writing_loops import NUMPY_WRITING, cheapest_codebook
 from logitstore.errors import InvalidLabelsError
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabelRows
@@ -223,8 +225,8 @@ def _best_global(
 def _description_bytes(books: CodebookSet, sample: _Sample, scale: float) -> float:
     """Bytes of the coded ids (order-0 class entropy by rank group, low bytes, choices) and of the file."""
     count_N = sample.real_NK.sum(axis=1, dtype=np.int32)
-    choice_N = books.choose(sample.ids_NK, np.minimum(count_N, ASSIGN_RANKS), NUMPY_LOOPS)
-    positions_NK = books.positions(sample.ids_NK, count_N, choice_N, NUMPY_LOOPS)
+    choice_N = books.choose(sample.ids_NK, np.minimum(count_N, ASSIGN_RANKS), NUMPY_WRITING)
+    positions_NK = books.positions(sample.ids_NK, count_N, choice_N, NUMPY_WRITING)
     classes_NK = split_integers(positions_NK.reshape(-1), FILE_THRESHOLD)[0].reshape(positions_NK.shape)
     num_bytes = _entropy_bytes(choice_N)
     for start, end in rank_groups(sample.ids_NK.shape[1]):

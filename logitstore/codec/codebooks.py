@@ -18,8 +18,8 @@ from functools import cached_property
 import numpy as np
 
 from logitstore.codec.bytecodes import NUM_STREAMS, decode_integers, encode_integers
-from logitstore.codec.loops import Loops
 from logitstore.codec.streams import Unpacker, damaged, pack
+from logitstore.codec.writing_loops import WritingLoops, excess_of
 from logitstore.errors import CorruptShardError, InvalidLabelsError, UnsupportedFormatError
 from logitstore.shard.schema import MAX_VOCAB_SIZE
 
@@ -90,18 +90,22 @@ class CodebookSet:
         bits[0] = 0  # an id that no head holds costs the same under each
         return bits
 
+    @cached_property
+    def _excess(self) -> np.ndarray:
+        return excess_of(self._bits)
+
     def positions(
-        self, token_ids_NK: np.ndarray, count_N: np.ndarray, choice_N: np.ndarray, loops: Loops
+        self, token_ids_NK: np.ndarray, count_N: np.ndarray, choice_N: np.ndarray, loops: WritingLoops
     ) -> np.ndarray:
         """int32 [N, K]: the position of each id under its row's codebook; meaningless beyond `count_N`."""
         slot_V, positions_SC = self._slots
         return loops.place(token_ids_NK, count_N, choice_N, slot_V, positions_SC, self._global_positions)
 
-    def choose(self, token_ids_NK: np.ndarray, count_N: np.ndarray, loops: Loops) -> np.ndarray:
-        """uint8 [N]: the codebook that makes a row cheapest, judged by its first `count_N` ids."""
+    def choose(self, token_ids_NK: np.ndarray, count_N: np.ndarray, loops: WritingLoops) -> np.ndarray:
+        """uint8 [N]: the codebook that makes the first `count_N` ids of a row cheapest (loops.choose)."""
         if self.num_codebooks == 1:
             return np.zeros(len(token_ids_NK), np.uint8)
-        return loops.choose(token_ids_NK, count_N, self._slots[0], self._bits)
+        return loops.choose(token_ids_NK, count_N, self._slots[0], self._bits, self._excess)
 
     @cached_property
     def hash(self) -> str:

@@ -16,21 +16,6 @@ from logitstore.codec.loops import Loops
 from logitstore.codec.streams import damaged
 
 
-def sort_ties(positions_NK: np.ndarray, patterns_NK: np.ndarray, real_NK: np.ndarray) -> np.ndarray:
-    """The positions with entries of equal pattern in ascending order."""
-    keys_NK = (patterns_NK.astype(np.int64) << 32) | positions_NK
-    keys_NK[~real_NK] = np.iinfo(np.int64).max
-    return (np.sort(keys_NK, axis=1) & 0xFFFFFFFF).astype(np.int32)
-
-
-def to_tie_codes(positions_NK: np.ndarray, steps_NK: np.ndarray) -> np.ndarray:
-    """Positions, or where the value does not step the distance from the position before, less one."""
-    codes_NK = positions_NK.copy()
-    distance_NK = np.diff(positions_NK, axis=1) - 1
-    np.copyto(codes_NK[:, 1:], distance_NK, where=steps_NK[:, 1:] == 0)
-    return codes_NK
-
-
 def spread(values: np.ndarray, real_GN: np.ndarray | None, shape_GN: tuple[int, ...]) -> np.ndarray:
     """int32 [G, N]: the values in their places, 0 where not real."""
     if real_GN is None:

@@ -1,10 +1,10 @@
-"""The inner loops of the codec: in numpy, the reference, and compiled where numba is installed.
+"""The inner loops of reading: in numpy, the reference, and compiled where numba is installed.
 
 numpy needs many passes over memory for what is one loop. Both forms give the same bits
 (`tests/logitstore/codec/test_loops.py`), and the compiled one lets go of Python's lock. Loading numba takes
 about a second, so a process does it once it has read or written so much that it is likely to do more.
 
-Shape legend: N label rows, K stored entries, G ranks at once, V vocabulary, C codebooks, S slots of ids.
+Shape legend: N label rows, K stored entries, G ranks at once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,6 @@ WIDE_CLASS = 224
 """First class with two low bytes (bytecodes.py)."""
 LOAD_AFTER_ENTRIES = 1 << 26
 """Entries that a process reads before it loads the compiled loops: about a second of numpy's work."""
-WRITTEN_AS_READ = 4
-"""An entry written is as much of numpy's work as so many read."""
-CHOICE_ROWS = 512
-"""Rows whose codebooks numpy compares at once, to stay in cache."""
 HALF_TO_SINGLE = np.float32(2.0**112)
 """fp16 bits shifted left by 13 are the value's fp32 bits but for the exponents' biases, 127 - 15."""
 
@@ -57,16 +53,6 @@ class Loops:
     read_label: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
     """(which rows bool [N], rank_N int32, logits float32 [N, K], logsumexp_N float32, out float32 [N]): the
     log-probability, at most 0, of the entry at the rank 1, 2, ... of each of these rows."""
-    split: Callable[[np.ndarray, np.ndarray, int, int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
-    """(values int32 [N, K], count_N int32, start, end, threshold): classes uint8, low bytes uint8, wide low
-    bytes uint16 (bytecodes.py) of the ranks `start`..`end` of each row that has them, rank after rank."""
-    choose: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-    """(ids int32 [N, K], count_N int32, slot_V int32, bits float32 [S, C]): uint8 [N], the first codebook
-    with the least sum of bits, added up in the order of the ranks."""
-    place: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-    """(ids int32 [N, K], count_N int32, choice_N uint8, slot_V int32, positions int32 [S, C], global int32
-    [V]): int32 [N, K], the position of each id under its row's codebook; of an id in slot 0 the global one.
-    Beyond its count a row's ids may be anything, and its positions are meaningless."""
 
 
 def loops_for(num_entries: int) -> Loops:
@@ -106,9 +92,6 @@ def compiled_loops() -> Loops | None:
         compiled_loops.look_up,
         compiled_loops.subtract_gaps,
         compiled_loops.read_label,
-        compiled_loops.split,
-        compiled_loops.choose,
-        compiled_loops.place,
     )
 
 
@@ -172,67 +155,5 @@ def _read_label(
     out_N[rows] = np.minimum(logprobs, 0)
 
 
-def _split(
-    values_NK: np.ndarray, count_N: np.ndarray, start: int, end: int, threshold: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    values_GN = np.ascontiguousarray(values_NK[:, start:end].T)
-    if int(count_N.min(initial=end)) >= end:
-        return split_integers(values_GN.reshape(-1), threshold)
-    return split_integers(values_GN[np.arange(start, end)[:, None] < count_N], threshold)
-
-
-def split_integers(values: np.ndarray, threshold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Classes uint8, low bytes uint8, wide low bytes uint16 of int32 [n]."""
-    first_wide = wide_from(threshold)
-    large_at = np.flatnonzero(values >= threshold)
-    large = values[large_at]
-    is_wide = large >= first_wide
-    classes = values.astype(np.uint8)
-    classes[large_at] = np.where(
-        is_wide, WIDE_CLASS + ((large - first_wide) >> 16), threshold + ((large - threshold) >> 8)
-    )
-    low = (large[~is_wide] - threshold).astype(np.uint8)
-    return classes, low, (large[is_wide] - first_wide).astype(np.uint16)
-
-
-def _choose(ids_NK: np.ndarray, count_N: np.ndarray, slot_V: np.ndarray, bits_SC: np.ndarray) -> np.ndarray:
-    slot_NK = slot_V.take(_real_or_zero(ids_NK[:, : int(count_N.max(initial=0))], count_N))
-    slot_NK[np.arange(slot_NK.shape[1]) >= count_N[:, None]] = 0
-    return cheapest_codebook(slot_NK, bits_SC)
-
-
-def cheapest_codebook(slot_NK: np.ndarray, bits_SC: np.ndarray) -> np.ndarray:
-    """uint8 [N]: the first codebook with the least sum of its bits at the slots, added rank by rank."""
-    choice_N = np.empty(len(slot_NK), np.uint8)
-    for start in range(0, len(slot_NK), CHOICE_ROWS):
-        slot_KN = np.ascontiguousarray(slot_NK[start : start + CHOICE_ROWS].T)
-        sum_NC = np.zeros((slot_KN.shape[1], bits_SC.shape[1]), bits_SC.dtype)
-        for slot_N in slot_KN:
-            sum_NC += bits_SC.take(slot_N, axis=0)
-        choice_N[start : start + CHOICE_ROWS] = sum_NC.argmin(axis=1)
-    return choice_N
-
-
-def _real_or_zero(ids_NK: np.ndarray, count_N: np.ndarray) -> np.ndarray:
-    width = ids_NK.shape[1]
-    if int(count_N.min(initial=width)) >= width:
-        return ids_NK
-    return np.where(np.arange(width) < count_N[:, None], ids_NK, 0)
-
-
-def _place(
-    ids_NK: np.ndarray,
-    count_N: np.ndarray,
-    choice_N: np.ndarray,
-    slot_V: np.ndarray,
-    positions_SC: np.ndarray,
-    global_V: np.ndarray,
-) -> np.ndarray:
-    ids_NK = _real_or_zero(ids_NK, count_N)
-    slot_NK = slot_V.take(ids_NK)
-    flat_NK = slot_NK.astype(np.intp) * positions_SC.shape[1] + choice_N[:, None]
-    return np.where(slot_NK > 0, positions_SC.reshape(-1).take(flat_NK), global_V.take(ids_NK))
-
-
-NUMPY_LOOPS = Loops(_join, _expand, _look_up, _subtract_gaps, _read_label, _split, _choose, _place)
+NUMPY_LOOPS = Loops(_join, _expand, _look_up, _subtract_gaps, _read_label)
 _entries_read = 0

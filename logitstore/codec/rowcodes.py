@@ -9,7 +9,7 @@
 Each is split into byte planes (streams.py). Everything decodes without a transcendental function, so
 that implementations agree to the bit.
 
-Shape legend: N label rows, M temperatures.
+Shape legend: N label rows, P peaked ones, M temperatures.
 """
 
 from __future__ import annotations
@@ -47,19 +47,18 @@ def from_float24(codes: np.ndarray) -> np.ndarray:
     return (codes << np.uint32(7)).view(np.float32)
 
 
-def encode_normalizers(
-    rows: LabelRows, real_NK: np.ndarray, temperatures: Sequence[float]
-) -> list[np.ndarray]:
+def encode_normalizers(rows: LabelRows, temperatures: Sequence[float]) -> list[np.ndarray]:
     """Three planes per temperature of logsumexp(l / T) - top / T."""
     streams: list[np.ndarray] = []
-    gaps_NK = np.where(real_NK, rows.logits_NK - rows.logits_NK[:, :1], -np.inf)
     for index, temperature in enumerate(temperatures):
         top_N = rows.logits_NK[:, 0].astype(np.float64) / temperature
         above_N = np.maximum(rows.logsumexp_NM[:, index] - top_N, 0)
         # Where nearly all mass is on the top entry the difference of two float32 is mostly rounding;
         # there the same number follows from the other entries and the tail.
         peaked = np.flatnonzero(above_N < _PEAKED)
-        others_N = np.exp(gaps_NK[peaked, 1:] / np.float32(temperature)).sum(axis=1, dtype=np.float64)
+        gaps_PK = rows.logits_NK[peaked, 1:] - rows.logits_NK[peaked, :1]
+        gaps_PK[np.arange(1, rows.logits_NK.shape[1]) >= rows.count_N[peaked, None]] = -np.inf
+        others_N = np.exp(gaps_PK / np.float32(temperature)).sum(axis=1, dtype=np.float64)
         tail_N = np.exp(rows.log_tail_mass_NM[peaked, index].astype(np.float64))
         above_N[peaked] = np.log1p(others_N) - np.log1p(-np.minimum(tail_N, 0.5))
         streams += to_planes(to_float24(above_N.astype(np.float32)), 3)

@@ -62,7 +62,7 @@ def _gap_patterns(logits_NK: np.ndarray, real_NK: np.ndarray) -> np.ndarray:
 
 
 def to_logits(patterns_KN: np.ndarray, top_logits_N: np.ndarray | None) -> np.ndarray:
-    """float32 logits [K, N] of checked int32 patterns; `top_logits_N` is given for gaps."""
+    """float32 logits [K, N] or [N] of checked int32 patterns; `top_logits_N` is given for gaps."""
     if top_logits_N is not None:
         return top_logits_N - half_to_single(patterns_KN)
     if int(patterns_KN.max(initial=0)) < _FIRST_NEGATIVE:

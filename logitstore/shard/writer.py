@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from logitstore.codec.block import BlockCodec
 from logitstore.codec.codebooks import CodebookSet, identity_codebook
-from logitstore.codec.loops import WRITTEN_AS_READ, loops_for
 from logitstore.codec.streams import pack, to_planes
+from logitstore.codec.writing_loops import writing_loops_for
 from logitstore.errors import InvalidLabelsError
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
@@ -136,8 +136,9 @@ def _blocks(sequences: Iterable[LabeledSequence], labels: LabelSpec) -> Iterator
 def _encode_block(block: Sequence[LabeledSequence], codec: BlockCodec, schema: pa.Schema) -> pa.RecordBatch:
     plain = PlainColumns.of(block)
     rows = _concatenate([sequence.rows for sequence in block], codec.labels)
-    check_block(block, rows, codec.labels)
-    columns = codec.encode(rows, loops_for(WRITTEN_AS_READ * rows.token_ids_NK.size))
+    loops = writing_loops_for(rows.token_ids_NK.size)
+    check_block(block, rows, codec.labels, loops)
+    columns = codec.encode(rows, loops)
     columns["loss_mask"] = pack([np.packbits(np.concatenate([sequence.loss_mask_N for sequence in block]))])
     columns["token_ids"] = pack(to_planes(np.concatenate([sequence.token_ids_T for sequence in block]), 3))
     if STUDENT_PROMPTS in codec.labels.extra_columns:

@@ -7,7 +7,7 @@ import pytest
 
 from logitstore.codec.codebook_training import largest, train_codebooks
 from logitstore.codec.codebooks import CodebookSet, band_starts, identity_codebook, sort_in_bands
-from logitstore.codec.loops import NUMPY_LOOPS
+from logitstore.codec.writing_loops import NUMPY_WRITING
 from logitstore.errors import InvalidLabelsError
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.writer import write_shard
@@ -57,7 +57,7 @@ def test_every_id_has_one_position_under_every_codebook():
     books = train_codebooks([s.rows for s in sequences], spec, max_codebooks=4, expected_rows=10**6)
     ids = np.arange(spec.vocab_size, dtype=np.int32)[None, :].repeat(books.num_codebooks, axis=0)
     count_N = np.full(books.num_codebooks, spec.vocab_size, np.int32)
-    positions = books.positions(ids, count_N, np.arange(books.num_codebooks, dtype=np.uint8), NUMPY_LOOPS)
+    positions = books.positions(ids, count_N, np.arange(books.num_codebooks, dtype=np.uint8), NUMPY_WRITING)
     for codebook, row in enumerate(positions):
         assert len(np.unique(row)) == spec.vocab_size
         in_head = row < books.head_length

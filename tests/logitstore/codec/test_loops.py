@@ -1,4 +1,4 @@
-"""The compiled loops give the same bits as numpy's, entry by entry and shard by shard."""
+"""The compiled loops of reading give the same bits as numpy's, entry by entry and shard by shard."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore.codec import loops
-from logitstore.codec.bytecodes import NUM_STREAMS, IntegerReader, encode_integers, streams_of
-from logitstore.codec.codebooks import CodebookSet, position_bits
+from logitstore.codec.bytecodes import NUM_STREAMS, IntegerReader, encode_integers
+from logitstore.codec.codebooks import CodebookSet
 from logitstore.codec.loops import NUMPY_LOOPS, Loops, use_compiled_loops
 from logitstore.codec.streams import Unpacker, pack
 from logitstore.shard.reader import ShardReader
-from logitstore.shard.writer import write_shard
 from tests.golden.v1.make_golden import FOLDER, golden_sequences
 
 
@@ -103,91 +102,6 @@ def test_labels_are_read_off_the_entries_alike() -> None:
         which_N, rank_N = np.array([True, True, False]), np.array([3, 1, 99], np.int32)
         form.read_label(which_N, rank_N, logits_NK, logsumexp_N, out_N)
         np.testing.assert_array_equal(out_N, np.array([-3, 0, np.nan], np.float32))
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    num_rows=st.integers(0, 9),
-    width=st.integers(1, 12),
-    threshold=st.integers(1, 223),
-    start=st.integers(0, 12),
-    is_full=st.booleans(),
-)
-def test_integers_split_alike_rank_after_rank(
-    seed: int, num_rows: int, width: int, threshold: int, start: int, is_full: bool
-) -> None:
-    """Beyond its count a row holds anything, also what is negative."""
-    rng = np.random.default_rng(seed)
-    bits = rng.integers(0, 21, (num_rows, width))
-    values_NK = (rng.integers(0, 1 << 20, (num_rows, width)) >> bits).astype(np.int32)
-    count_N = np.full(num_rows, width) if is_full else rng.integers(1, width + 1, num_rows)
-    values_NK[np.arange(width) >= count_N[:, None]] = rng.integers(-(1 << 31), 1 << 31)
-    end = max(start, width)
-    expected = [
-        values_NK[row, rank] for rank in range(start, end) for row in range(num_rows) if rank < count_N[row]
-    ]
-    for form in (NUMPY_LOOPS, compiled()):
-        parts = form.split(values_NK, count_N.astype(np.int32), start, end, threshold)
-        assert [part.dtype for part in parts] == [np.uint8, np.uint8, np.uint16]
-        packed = pack(streams_of(parts, threshold))
-        unpacker = Unpacker(memoryview(packed), NUM_STREAMS, "test", verify_checksum=True)
-        found = IntegerReader(unpacker, len(expected), "test", NUMPY_LOOPS).take(len(expected))
-        np.testing.assert_array_equal(found, np.array(expected, np.int32))
-
-
-@pytest.mark.parametrize("num_codebooks", [2, 5, 16])
-def test_codebooks_are_chosen_and_ids_placed_alike(num_codebooks: int) -> None:
-    """Bit for bit: of rows whose sums are nearly equal, too, and with ids that mean nothing past the count."""
-    rng = np.random.default_rng(num_codebooks)
-    num_rows, width, vocab_size, num_slots = 700, 40, 500, 120
-    slot_V = np.where(rng.random(vocab_size) < 0.7, rng.integers(0, num_slots, vocab_size), 0).astype(
-        np.int32
-    )
-    bits_SC = position_bits(rng.integers(0, 9, (num_slots, num_codebooks)))
-    bits_SC[0] = 0
-    positions_SC = rng.integers(0, 400, bits_SC.shape).astype(np.int32)
-    global_V = rng.permutation(vocab_size).astype(np.int32)
-    ids_NK = rng.integers(0, vocab_size, (num_rows, width)).astype(np.int32)
-    for count_N in (np.full(num_rows, width), rng.integers(1, width + 1, num_rows)):
-        count_N = count_N.astype(np.int32)  # noqa: PLW2901
-        real_NK = np.arange(width) < count_N[:, None]
-        ids_NK[~real_NK] = -(1 << 30)
-        choices, places = [], []
-        for form in (NUMPY_LOOPS, compiled()):
-            choices.append(form.choose(ids_NK, count_N, slot_V, bits_SC))
-            places_NK = form.place(ids_NK, count_N, choices[-1], slot_V, positions_SC, global_V)
-            places.append(places_NK[real_NK])
-        np.testing.assert_array_equal(*choices)
-        np.testing.assert_array_equal(*places)
-        assert len(np.unique(choices[0])) == num_codebooks
-    row, rank = 3, 0
-    slot = slot_V[ids_NK[row, rank]]
-    expected = positions_SC[slot, choices[0][row]] if slot else global_V[ids_NK[row, rank]]
-    assert places_NK[row, rank] == expected
-
-
-@pytest.mark.parametrize("value_kind", ["gap_f16", "logit_f16"])
-def test_shards_are_written_alike(value_kind: str) -> None:
-    spec, sequences = golden_sequences(value_kind)
-    books = CodebookSet.from_bytes((FOLDER / "codebooks.bin").read_bytes())
-    written = []
-    for load in (lambda: None, use_compiled_loops):
-        load()
-        file = io.BytesIO()
-        write_shard(file, sequences, spec, books)
-        written.append(file.getvalue())
-    assert written[0] == written[1]
-
-
-def test_a_process_that_writes_much_loads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, sequences = golden_sequences("gap_f16")
-    monkeypatch.setattr(loops, "LOAD_AFTER_ENTRIES", 1)
-    used = []
-    monkeypatch.setattr(loops, "compiled_loops", lambda: used.append(1))
-    for _ in range(2):
-        write_shard(io.BytesIO(), sequences, spec, None)
-    assert used
 
 
 @pytest.mark.parametrize("value_kind", ["gap_f16", "logit_f16"])
