@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from typing import Any
 
 from cluster.describe.merging import merged
@@ -21,6 +20,7 @@ from cluster.describe.pods import (
     submitter_of,
 )
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
+from cluster.describe.shell_words import path_word
 from cluster.jobs.submission import STOP_MARGIN_SEC, refuse_secrets
 from labeler.config.loading import JobConfig, is_local_path, resolved
 from logitstore.common.config_file import ConfigError
@@ -77,7 +77,7 @@ def ray_job(cluster: ClusterConfig, job: JobConfig, submission: str) -> list[dic
         "kind": "RayJob",
         "metadata": _metadata(cluster, name, queued=True),
         "spec": {
-            "entrypoint": f"{shlex.quote(cluster.python)} -P -m labeler run {JOB_FOLDER}/job.json",
+            "entrypoint": f"{path_word(cluster.python)} -P -m labeler run {JOB_FOLDER}/job.json",
             "submissionMode": "K8sJobMode",
             "runtimeEnvYAML": json.dumps(
                 {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_sec)}, "py_executable": cluster.python}

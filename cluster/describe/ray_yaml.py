@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
 from cluster.describe.fit.machines import machine_for
 from cluster.describe.merging import merged
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
+from cluster.describe.shell_words import path_word
 from logitstore.common.config_file import ConfigError
 
 TOKEN_FILE = "~/.ray/auth_token"
@@ -218,7 +218,7 @@ def _docker(cluster: ClusterConfig) -> dict[str, Any]:
         return {}
     options = ["--ulimit nofile=65536:65536"]
     if cluster.docker.env_file:
-        options.append(f"--env-file {shlex.quote(cluster.docker.env_file)}")
+        options.append(f"--env-file {path_word(cluster.docker.env_file)}")
     if cluster.cache.host_path:
         environment = cluster.cache.environment(CACHE_FOLDER)
         options.append(f"-v {cluster.cache.host_path}:{CACHE_FOLDER}")

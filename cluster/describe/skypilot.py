@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from typing import Any
 
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
 from cluster.describe.settings.cluster import ClusterConfig
+from cluster.describe.shell_words import path_word
 from cluster.jobs.submission import refuse_secrets
 from labeler.config.loading import JobConfig, is_local_path, resolved
 from logitstore.common.config_file import ConfigError
@@ -57,7 +57,7 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
         | (cluster.cache.environment(CACHE_FOLDER) if bucket else {}),
         "secrets": dict.fromkeys(SECRETS),
         "run": _RUN.format(
-            python=shlex.quote(cluster.python), job_file=JOB_FILE, settings=_settings(job, group.name)
+            python=path_word(cluster.python), job_file=JOB_FILE, settings=_settings(job, group.name)
         ),
     }
 

@@ -12,13 +12,13 @@ import json
 import os
 import re
 import secrets
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.describe.shell_words import path_word
 from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig, is_local_path, resolved, with_absolute_paths
 from labeler.job.person import OWNER_VARIABLE
@@ -105,7 +105,7 @@ def prepare(
     stop_wait_sec = int(job.workers.drain_sec) + STOP_MARGIN_SEC
     return Submission(
         submission_id=submission_id(job.output.uri),
-        entrypoint=f"{shlex.quote(options.python)} -m labeler run {JOB_FILE}",
+        entrypoint=f"{path_word(options.python)} -m labeler run {JOB_FILE}",
         runtime_env=dict(options.runtime_env)
         | {
             "working_dir": str(folder),

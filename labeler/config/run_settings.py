@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import Field
 
-from logitstore.common.section import Section
+from logitstore.common.section import HomePath, Section
 
 MOST_LEASES = 16
 """Units that an actor may hold at a time."""
 
 
 class OutputConfig(Section):
-    uri: str = Field(min_length=1)
+    uri: HomePath = Field(min_length=1)
     """Folder or URL (s3://) of the store."""
     unit_size: int = Field(default=64, ge=1)
     """Records of a work unit, which becomes one shard."""

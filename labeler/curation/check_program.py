@@ -176,9 +176,10 @@ class CheckProgram:
 
 
 def command_parts(command: str) -> list[str]:
-    """The program and its arguments. Raises ConfigError for what cannot be taken apart, or is nothing."""
+    """The program and its arguments, `~/x` in the user's home. Raises ConfigError for what cannot be taken
+    apart, or is nothing."""
     try:
-        parts = shlex.split(command)
+        parts = [os.path.expanduser(part) for part in shlex.split(command)]
     except ValueError as error:
         raise ConfigError(f"--program {command!r} cannot be read ({error}); close its quotes") from None
     if not parts:

@@ -51,7 +51,7 @@ def disk_lines(job: JobConfig, store_bytes: float) -> list[str]:
     """A warning for the store, and one for the weights that a teacher on this machine has yet to fetch."""
     lines = []
     if is_local_path(job.output.uri):
-        folder = _existing(Path(job.output.uri.removeprefix("file://")).expanduser())
+        folder = _existing(Path(job.output.uri.removeprefix("file://")))
         lines += _lack("the store needs", store_bytes, folder, "output.uri")
     weights = stored_weights(job)
     if weights is not None and job.workers.address is None:

@@ -75,20 +75,29 @@ class Program:
 
 class _Parser(argparse.ArgumentParser):
     """Refuses what it does not know itself: argparse leaves that to the program, which shows its own usage
-    and not the subcommand's. `--out=~/x` is a place in the user's home, which shells leave to the program.
-    Parsers of subcommands are of this class too."""
+    and not the subcommand's. `--out=~/x` is a place in the user's home, which shells leave to the program,
+    whatever the option. Parsers of subcommands are of this class too."""
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
-        found, unknown = super().parse_known_args(args, namespace)
+        given = [_at_home(text) for text in (sys.argv[1:] if args is None else args)]
+        found, unknown = super().parse_known_args(given, namespace)
         if unknown:
             options = [name for action in self._actions for name in action.option_strings]
             first = unknown[0].partition("=")[0]
             hint = f"; {nearest(first, options)}" if first.startswith("-") else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
+
+
+def _at_home(argument: str) -> str:
+    """`--option=~/x` as a shell would give `--option ~/x`."""
+    option, separator, value = argument.partition("=")
+    if separator and option.startswith("--") and (value == "~" or value.startswith("~/")):
+        return f"{option}={os.path.expanduser(value)}"
+    return argument
 
 
 def new_parser(program: Program) -> argparse.ArgumentParser:

@@ -155,6 +155,7 @@ class DockerConfig(OneLineSection):
     """Containers of `ray up`: Ray passes nothing of a machine's environment on to them."""
 
     env_file: str = ""
-    """File on every machine with NAME=VALUE lines for the container: HF_TOKEN, AWS_ACCESS_KEY_ID, ..."""
+    """File on every machine with NAME=VALUE lines for the container: HF_TOKEN, AWS_ACCESS_KEY_ID, ... `~` is
+    the home of the user who is logged in there."""
     run_options: tuple[str, ...] = ()
     """Further options of `docker run`, for example "-v /mnt/models:/home/ray/.cache/huggingface"."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from cluster.describe.fit.placement import shares_of_a_machine
 from cluster.describe.settings.cluster import ClusterConfig
+from cluster.describe.shell_words import path_word
 from cluster.describe.slurm.container import ON_ALL_NODES, container_of
 from labeler.config.loading import JobConfig, WorkersConfig
 from logitstore.common.config_file import ConfigError
@@ -38,7 +39,7 @@ def script(
     slurm = cluster.slurm
     drain_sec = (job.workers if job else WorkersConfig()).drain_sec
     inside = container_of(cluster)
-    python = f"{inside.prefix}{shlex.quote(cluster.python)}"
+    python = f"{inside.prefix}{path_word(cluster.python)}"
     node = (
         f"--num-cpus={group.cores} --num-gpus={group.gpus} --resources='{{\"group-{group.name}\": 1}}' "
         "--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$(( port + 2000 )) "
