@@ -50,6 +50,7 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
         "dashboard runs/demo",
     )
     page.add_argument("target", metavar="STORE|ADDRESS", help="URI of a store, or http://HEAD:8265")
+    _add_access(page)
     page.add_argument("--port", type=count, default=8400, help="loopback port, 0 for any (default 8400)")
     page.add_argument("--tokenizer", help="folder or tokenizer.json for the tokens' text")
     described = add(
@@ -150,15 +151,20 @@ def _add_local(add: Add) -> None:
 def _add_address(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--address",
-        help="dashboard of the cluster's head, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, else the "
-        "local cluster that is up)",
+        help="dashboard of the cluster's head, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, where a "
+        "password is out of sight; else the local cluster that is up)",
     )
+    _add_access(sub)
+
+
+def _add_access(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--header",
         action="append",
         default=[],
-        metavar="NAME=VALUE",
-        help="a header that a proxy before the cluster wants (also RAY_JOB_HEADERS, as for `ray job`)",
+        metavar="NAME=VALUE|@FILE",
+        help="a header that a proxy before the cluster wants; everyone on this machine can read a command "
+        "line, so keep a secret in FILE, a line for each header, or in RAY_JOB_HEADERS, as for `ray job`",
     )
     sub.add_argument("--verify", metavar="CA|false", help="certificates to check the server's by, or false")
 

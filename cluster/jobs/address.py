@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from cluster.errors import ClusterUnreachableError
@@ -40,16 +42,20 @@ def find_way(
     verify: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Way:
-    """The way to `address` with `NAME=VALUE` headers, those of RAY_JOB_HEADERS below them.
+    """The way to `address` with `NAME=VALUE` headers, or `@FILE` with such lines, those of RAY_JOB_HEADERS
+    below them.
 
     Raises:
         ClusterUnreachableError: an address, header or certificate that is none.
     """
     found = _headers_of(environ.get(HEADERS_VARIABLE, ""))
     for header in headers:
+        if header.startswith("@"):
+            found |= _headers_in(os.path.expanduser(header.removeprefix("@")))
+            continue
         name, separator, value = header.partition("=")
         if not separator or not name.strip():
-            raise ClusterUnreachableError(f"--header {name!r} must look like NAME=VALUE")
+            raise ClusterUnreachableError(f"--header {name!r} must look like NAME=VALUE or @FILE")
         found[name.strip()] = value.strip()
     parts = urlsplit(_with_scheme(address))
     if parts.username is not None:
@@ -150,6 +156,24 @@ def _headers_of(text: str) -> dict[str, str]:
         raise ClusterUnreachableError(
             f'{HEADERS_VARIABLE} must hold a JSON table of headers, such as {{"X-Team": "nlp"}}'
         )
+    return found
+
+
+def _headers_in(path: str) -> dict[str, str]:
+    """The headers of a file: a line for each, NAME=VALUE or as HTTP has them, `NAME: VALUE`."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterUnreachableError(f"--header @{path} cannot be read: {error}") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        # A name of a header has neither of the two, a value may have both.
+        match = re.fullmatch(r"\s*([^\s:=]+)\s*[:=]\s*(.*?)\s*", line)
+        if match is None:  # the line may hold a secret
+            raise ClusterUnreachableError(f"--header @{path}: line {number} must look like NAME=VALUE")
+        found[match[1]] = match[2]
     return found
 
 

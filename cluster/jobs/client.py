@@ -230,7 +230,7 @@ def _connect(way: Way) -> tuple[JobSubmissionClient, Way]:
     if asked == requests.codes.forbidden:
         raise ClusterUnreachableError(
             f"{way.url} refused the request (403), as a proxy that wants a header of its own does; give it "
-            f"by --header NAME=VALUE or {HEADERS_VARIABLE}"
+            f"by --header NAME=VALUE, --header @FILE or {HEADERS_VARIABLE}"
         )
     known = bearer_header(find_token()) if asked == requests.codes.unauthorized else {}
     way = replace(way, headers={**known, **way.headers})

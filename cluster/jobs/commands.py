@@ -184,7 +184,7 @@ def show_dashboard(args: argparse.Namespace) -> int:
     arguments = [f"--port={args.port}"]
     if args.tokenizer:
         arguments.append(f"--tokenizer={args.tokenizer}")
-    return dashboard.serve(args.target, arguments)
+    return dashboard.serve(args.target, arguments, args.header, args.verify)
 
 
 def up(args: argparse.Namespace) -> int:

@@ -24,13 +24,14 @@ REFRESH_SEC = 3.0
 
 
 def is_cluster_address(text: str) -> bool:
-    """Whether the text names a cluster (http://HEAD:8265, HEAD:8265) and not a store."""
-    return text.startswith(("http://", "https://")) or (
-        re.fullmatch(r"[A-Za-z0-9.\-]+:\d{1,5}", text) is not None and not Path(text).exists()
-    )
+    """Whether the text names a cluster (http://HEAD:8265, HEAD:8265, [::1]:8265) and not a store."""
+    is_host = re.fullmatch(r"([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}", text) is not None
+    return text.startswith(("http://", "https://")) or (is_host and not Path(text).exists())
 
 
-def serve(target: str, viewer_arguments: Sequence[str]) -> int:
+def serve(
+    target: str, viewer_arguments: Sequence[str], headers: Sequence[str] = (), verify: str | None = None
+) -> int:
     """Run the viewer until it is interrupted; its exit status.
 
     Raises:
@@ -38,7 +39,7 @@ def serve(target: str, viewer_arguments: Sequence[str]) -> int:
     """
     if not is_cluster_address(target):
         return _run_viewer([target, *viewer_arguments], None)
-    client = ClusterClient(find_way(target))
+    client = ClusterClient(find_way(target, headers, verify))
     with tempfile.TemporaryDirectory(prefix="penumbra-dashboard-") as folder:
         jobs = _JobsFile(client, Path(folder) / "jobs.json")
         return _run_viewer(["--jobs-file", str(jobs.path), *viewer_arguments], jobs)

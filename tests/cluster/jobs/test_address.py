@@ -68,6 +68,23 @@ def test_users_headers_and_certificates(tmp_path: Path) -> None:
             find_way("head", **{"environ": {}, **arguments})
 
 
+def test_a_secret_header_stands_in_a_file(tmp_path: Path) -> None:
+    """As curl takes them: HTTP's own lines, or those of --header; no message holds what a line holds."""
+    file = tmp_path / "headers"
+    file.write_text("Authorization: Bearer a=b:c==\n\nX-Team=nlp: one\n")
+    assert find_way("head", [f"@{file}", "X-Other=2"], environ={}).headers == {
+        "Authorization": "Bearer a=b:c==",
+        "X-Team": "nlp: one",
+        "X-Other": "2",
+    }
+    file.write_text("X-A=1\nhunter2-alone\n")
+    with pytest.raises(ClusterUnreachableError, match="line 2 must look like NAME=VALUE") as refused:
+        find_way("head", [f"@{file}"], environ={})
+    assert "hunter2" not in str(refused.value)
+    with pytest.raises(ClusterUnreachableError, match="cannot be read"):
+        find_way("head", ["@/nowhere"], environ={})
+
+
 def test_a_proxy_is_asked_for_far_names_and_never_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that only the proxy can resolve must not be looked up here."""
     for variable in ("no_proxy", "NO_PROXY", "https_proxy", "HTTP_PROXY"):

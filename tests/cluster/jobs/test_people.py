@@ -19,6 +19,7 @@ from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 def test_a_store_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
     assert is_cluster_address("http://head:8265")
     assert is_cluster_address("head:8265")
+    assert is_cluster_address("[fd00::1]:8265")
     for store in ("runs/demo", "s3://bucket/run", str(tmp_path)):
         assert not is_cluster_address(store)
 
