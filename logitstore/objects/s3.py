@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import fsspec
 from fsspec.asyn import sync
 
 from logitstore.errors import ObjectStoreError
@@ -85,7 +84,7 @@ class S3Backend(RemoteBackend):
     def _connect(self) -> Any:
         options = {"use_listings_cache": False, "skip_instance_cache": True, **self._storage_options}
         options["config_kwargs"] = {**BOTOCORE_CONFIG, **(options.get("config_kwargs") or {})}
-        file_system = fsspec.filesystem("s3", **options)
+        file_system = self._file_system_of(options)
         file_system.retries = S3FS_ATTEMPTS
         return file_system
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from fsspec.registry import _registry
 
 from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
@@ -193,10 +194,12 @@ def test_a_key_that_may_get_and_not_list(store: LogitStore) -> None:
         ("gs://bucket/store", "gcsfs", "pip install gcsfs"),
         ("az://container/store", "adlfs", "pip install adlfs"),
         ("hf://datasets/a/b", "huggingface_hub", "pip install huggingface_hub"),
+        ("s3://bucket/store", "s3fs", "pip install s3fs"),
     ],
 )
 def test_a_missing_package_is_named(uri: str, package: str, says: str, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(_registry, uri.partition(":")[0], raising=False)
     assert main(["inspect", uri]) == 2  # as any command that lacks a package: nothing was asked of a server
     said = capsys.readouterr().err
     assert says in said
