@@ -55,7 +55,9 @@ REJECT_SCHEMA = pa.schema(
     ]
 )
 _COUNTS = ("unit_index", "num_sequences", "num_rows", "num_tokens", "num_bytes", "num_rejects")
-_UNIT_ID_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
+_UNIT_ID_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+"""Of any length: RE2 takes 0.3 ms to compile a repetition that is counted to 127, for every segment anew."""
+_MAX_UNIT_ID_BYTES = 128
 
 
 def entries_to_table(records: Iterable[CommitRecord]) -> pa.Table:
@@ -102,8 +104,11 @@ def read_entries(data: pa.Buffer, *, what: str, num_entries: int | None) -> pa.T
     plain = pc.call_function(
         "match_substring_regex", [table.column("unit_id")], pc.MatchSubstringOptions(_UNIT_ID_PATTERN)
     )
-    if not np.all(plain.to_numpy()):
-        raise CorruptManifestError(f"{what}: a unit_id holds characters that no object name may have")
+    num_bytes = pc.call_function("binary_length", [table.column("unit_id")]).to_numpy()
+    if not np.all(plain.to_numpy()) or num_bytes.max(initial=0) > _MAX_UNIT_ID_BYTES:
+        raise CorruptManifestError(
+            f"{what}: a unit_id has more than 128 characters, or characters that no object name may have"
+        )
     for name in ("seconds", "committed_sec"):
         if not np.isfinite(table.column(name).to_numpy()).all():
             raise CorruptManifestError(f"{what}: {name} holds a number that is not finite")

@@ -149,10 +149,11 @@ BOMB = entries(*range(2000))
         (stream(replaced(TABLE, "num_bytes", [-2, 2])), "num_bytes holds a negative number"),
         (stream(replaced(TABLE, "unit_id", ["../../x", "u"])), "characters that no object name may have"),
         (stream(replaced(TABLE, "unit_id", ["", "u"])), "characters that no object name may have"),
+        (stream(replaced(TABLE, "unit_id", ["a" * 129, "u"])), "characters that no object name may have"),
         (stream(replaced(TABLE, "seconds", [float("nan"), 1.0])), "seconds holds a number that is not finite"),
         (stream(replaced(TABLE, "worker", [None, "w"])), "column worker has nulls"),
     ],
-    ids=range(13),
+    ids=range(14),
 )  # fmt: skip
 def test_each_bad_segment_has_its_message(data: pa.Buffer, message: str) -> None:
     with pytest.raises(CorruptManifestError, match=message):
