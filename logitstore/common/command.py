@@ -91,6 +91,12 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Of a subcommand or of an option with choices; argparse names all and not the nearest."""
+        if action.choices is not None and value not in action.choices:
+            hint = nearest(str(value), [str(choice) for choice in action.choices])
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")
+
 
 def _at_home(argument: str) -> str:
     """`--option=~/x` as a shell would give `--option ~/x`."""

@@ -65,6 +65,27 @@ def test_an_unknown_option_shows_the_usage_of_its_subcommand(
     assert f"{title}: error: unrecognized arguments: --hlep; did you mean '--help'?" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("store", "verfy", "x"), "argument COMMAND: invalid choice: 'verfy'; did you mean 'verify'?"),
+        (("label", "rnu"), "invalid choice: 'rnu'; did you mean 'run'?"),
+        (("train", "evaluat"), "invalid choice: 'evaluat'; did you mean 'evaluate'?"),
+        (("cluster", "statsu"), "invalid choice: 'statsu'; did you mean 'status'?"),
+        (("bench", "storgae"), "invalid choice: 'storgae'; did you mean 'storage'?"),
+        (("store", "export", "x", "--to", "parqet", "y"), "did you mean 'parquet'?"),
+        (("label", "settings", "--form", "xml"), "invalid choice: 'xml'; there are: text, markdown"),
+    ],
+)
+def test_a_misspelt_subcommand_or_choice_gets_the_nearest(
+    arguments: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    assert ended.value.code == ExitStatus.WRONG
+    assert hint in capsys.readouterr().err
+
+
 def test_a_home_is_one_wherever_a_path_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In files of settings, and in an option written `--out=~/x`, where no shell looks for it."""
     monkeypatch.setenv("HOME", str(tmp_path))
