@@ -7,6 +7,7 @@ an error looks or which exit status it has.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import tempfile
@@ -47,6 +48,7 @@ exit status: 0 done; 1 the work failed, or problems were found; 2 wrong usage or
 input or store that does not fit; 3 a store cannot be read or written, or no cluster answers; 4 stopped by a
 signal before its end; 5 somebody else is at work on it, or there is no such job; 130 interrupted"""
 
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 TRACEBACK_VARIABLE = "PENUMBRA_TRACEBACK"
 """Set to anything, an error that nobody foresaw is shown with its traceback."""
 
@@ -126,12 +128,29 @@ def run_program(program: Program, command: Callable[[], int]) -> int:
     An error's `exit_status` attribute says its status; other errors have the status of their kind. One that
     nobody foresaw is a defect: its traceback goes into a file that the line names.
     """
+    _open_closed_streams()
     warnings.showwarning = partial(_show_warning, warnings.showwarning, program)
     try:
         return _run(program, command)
     except KeyboardInterrupt:  # also while an error is told
         print(f"{program.title}: {program.interrupted}", file=sys.stderr)
         return ExitStatus.INTERRUPTED
+
+
+def _open_closed_streams() -> None:
+    """Begun with a closed stream (`>&-`), a program would hand its number to the next file that it opens, a
+    shard perhaps, and there would go what a library prints."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the program
 
 
 def _run(program: Program, command: Callable[[], int]) -> int:
@@ -198,7 +217,7 @@ def _status_of(error: Exception) -> int | None:
     if isinstance(error, TimeoutError):
         return ExitStatus.FAILED
     if isinstance(error, OSError):
-        return ExitStatus.WRONG
+        return ExitStatus.FAILED if error.errno in DISK_FULL_ERRNOS else ExitStatus.WRONG
     # A plain ValueError or RuntimeError with a sentence is how a library refuses what it was given.
     if isinstance(error, (ValueError, RuntimeError)) and not isinstance(
         error, (UnicodeError, NotImplementedError, RecursionError)
@@ -212,6 +231,8 @@ def _sentence(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}; choose another place, or correct its rights"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path, its rights and the room on the disk"
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+        return f"{error.strerror}; make room there, or write to another place"
     return " ".join(str(error).split()) if "\n" in str(error) else str(error)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from logitstore.errors import UnsupportedInputError
@@ -15,7 +16,7 @@ _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 def write_whole(path: Path, text: str) -> None:
     """Write UTF-8 text to a new name beside `path` and rename it, which replaces an earlier file.
 
-    Raises OSError, and then leaves the earlier file and nothing beside it.
+    Raises OSError of `path`, and then leaves the earlier file and nothing beside it.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -24,8 +25,12 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            error.filename = os.fspath(path)  # the one that the user knows
+            error.filename2 = None
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
 
 

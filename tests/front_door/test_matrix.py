@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -222,6 +223,33 @@ def test_a_closed_pipe_shows_nothing(arguments: tuple[str, ...], store: str) -> 
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("redirections", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_not_a_file_that_is_opened_later(
+    redirections: str, store: str, tmp_path: Path
+) -> None:
+    """As some supervisors start programs: numbers 0 to 2 are free, and a library prints into whatever has them."""
+    program = f"""
+import os, sys
+from logitstore.common.command import Program, run_program
+def work():
+    print("said")
+    with open({str(tmp_path / "shard")!r}, "w") as file:
+        os.system("echo printed; echo printed >&2")
+    return 0
+sys.exit(run_program(Program("store", "", ""), work))
+"""
+    assert run_in_shell(program, redirections) == 0
+    assert (tmp_path / "shard").read_text() == ""
+    inspect = f"from logitstore.common.penumbra import main; main(['store', 'inspect', {store!r}]) and 1 / 0"
+    assert run_in_shell(inspect, redirections) == 0
+
+
+def run_in_shell(program: str, redirections: str) -> int:
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} {redirections}"
+    return subprocess.run(line, shell=True, check=False, timeout=120).returncode
+
+
 WORDS = Program(name="label", description="", extra="label", interrupted="interrupted; it goes on")
 
 
@@ -233,6 +261,8 @@ WORDS = Program(name="label", description="", extra="label", interrupted="interr
         (ObjectStoreError("refused"), 3, "penumbra label: error: refused"),
         (ModuleNotFoundError("No module named 'vllm'", name="vllm"), 2, "pip install '.[label]'"),
         (PermissionError(13, "Permission denied", "/x"), 2, "/x: Permission denied"),
+        (OSError(28, "No space left on device"), 1, "No space left on device; make room there"),
+        (OSError(28, "No space left on device", "/x"), 1, "/x: No space left on device; "),
         (ValueError("two\nlines"), 2, "error: two lines"),
         (RuntimeError("broken"), 1, "error: broken"),
     ],

@@ -24,3 +24,11 @@ def test_a_failure_leaves_the_earlier_file(tmp_path: Path) -> None:
         write_whole(path, "a lone surrogate \ud800 " * 100_000)
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none" / "a.html", tmp_path / "file" / "a.html"):
+        with pytest.raises(OSError, match=r"a\.html") as refused:
+            write_whole(path, "text")
+        assert refused.value.filename == str(path)
