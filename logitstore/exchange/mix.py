@@ -42,8 +42,8 @@ def mix_stores(
 ) -> LogitStore:
     """A store of the first one's sequences with the mixture's rows; goes on where it was interrupted.
 
-    `masked` is told, unit by unit, how many rows count in the first store's loss and not in the mixture's, as
-    the second store has none there that counts.
+    `masked` is told, unit by unit, those of an earlier run included, how many rows count in the first store's
+    loss and not in the mixture's, as the second store has none there that counts.
 
     Raises UnsupportedInputError for weights that are no distribution, StoreChangedError for stores of
     different tokenizers, InvalidLabelsError for a sequence that the second lacks or holds with other tokens,
@@ -78,6 +78,11 @@ def mix_stores(
     if progress:
         progress("units", len(named), len(named))
     check_no_others(target, committed - named.keys())
+    if masked:
+        for num_masked in _masked_before(
+            stores[0], target, {k: v for k, v in named.items() if k in committed}
+        ):
+            masked(num_masked)
     target.compact()
     return target
 
@@ -100,6 +105,19 @@ def _mixed_units(
         mixed = [_mix(one, second.get(one), weights, manifest) for one in own]
         counted, left = (sum(int(one.loss_mask_N.sum()) for one in part) for part in (own, mixed))
         yield name, entry.unit_index, mixed, counted - left
+
+
+def _masked_before(first: LogitStore, target: LogitStore, done: Mapping[str, ShardEntry]) -> Iterator[int]:
+    """Rows masked in each of the units that an earlier run made."""
+    if done:
+        made = {entry.unit_id: entry for entry in target.shards()}
+        for name, entry in done.items():
+            yield _num_counted(first, entry) - _num_counted(target, made[name])
+
+
+def _num_counted(store: LogitStore, entry: ShardEntry) -> int:
+    with store.open_shard(entry, whole=True) as reader:
+        return sum(int(one.loss_mask_N.sum()) for one in reader.iter_sequences())
 
 
 def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, float]) -> Manifest:

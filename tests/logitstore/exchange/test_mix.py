@@ -249,8 +249,9 @@ def test_rows_that_the_second_store_does_not_count_are_told(
     short = [replace(one, loss_mask_N=mask_N) if one.record_id == "a" else one for one in sequences]
     second.commit_unit("u", 0, short, seconds=0.0, worker="test")
     places = [str(tmp_path / name) for name in ("one", "two", "mixed")]
-    assert main(["mix", *places[:2], "--out", places[2]]) == 0
-    assert f"4 label rows that count in {places[0]} do not here" in capsys.readouterr().out
+    for _ in ("made", "found again, by a run that makes none of it"):
+        assert main(["mix", *places[:2], "--out", places[2]]) == 0
+        assert f"4 label rows that count in {places[0]} do not here" in capsys.readouterr().out
     assert main(["mix", places[0], places[0], "--out", str(tmp_path / "same")]) == 0
     assert "do not here" not in capsys.readouterr().out
     again = mix_stores((LogitStore.open(places[2]), LogitStore.open(places[0])), str(tmp_path / "again"))
