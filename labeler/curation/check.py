@@ -24,7 +24,8 @@ from logitstore.common.whole_file import write_whole
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
-from logitstore.exchange.texts import masks_tell_turns, prompt_and_answer
+from logitstore.exchange.texts import prompt_and_answer
+from logitstore.manifest.turns import masks_tell_turns
 from logitstore.objects.opening import normalise_uri
 from logitstore.rows.conditions import Columns, Outcome
 from logitstore.rows.selection import Selection

@@ -16,8 +16,9 @@ from logitstore.contamination.evaluation_sets import (
 )
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser
-from logitstore.exchange.texts import last_answer_start, masks_tell_turns, render_of, text_of
+from logitstore.exchange.texts import last_answer_start, render_of, text_of
 from logitstore.inputs.json_text import json_text
+from logitstore.manifest.turns import masks_tell_turns
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Progress
 from logitstore.viewer.tokenizer_choice import choose_texts

@@ -11,6 +11,7 @@ from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.exchange.importing import begun_store, check_no_others, unit_id_of, units_of
 from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized
 from logitstore.manifest.reading import teacher_identity
+from logitstore.manifest.turns import turns_settings
 from logitstore.objects.opening import is_local_uri, normalise_uri
 from logitstore.objects.room import SELECT_LESS, require_room
 from logitstore.records import LabeledSequence, Reject
@@ -137,7 +138,7 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
         input=inputs[0] if same_input else InputInfo(" + ".join(info.uri for info in inputs), "import", {}),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         codebooks=None,
-        config={},
+        config=turns_settings(source.manifest for source in sources),
         retokenized=_merged_origin(sources),
     )
 

@@ -23,6 +23,7 @@ from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import InvalidLabelsError, StoreChangedError, UnsupportedInputError
 from logitstore.exchange.importing import CODEBOOK_USES, begun_store, check_no_others
 from logitstore.manifest.fields import GIVEN_ENTRIES, RECORD_PARTS, Manifest, ShardEntry, TeacherInfo
+from logitstore.manifest.turns import turns_settings
 from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows
 from logitstore.rows.silent_rows import spread_rows
 from logitstore.store import LogitStore
@@ -163,7 +164,10 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         codebooks=None,
         features=(*(["retokenized"] if origin else []), *columns, GIVEN_ENTRIES, *cut),
-        config={"mix": {"digests": [store.digest for store in stores], "weights": list(weights)}},
+        config={
+            **turns_settings((first, second)),
+            "mix": {"digests": [store.digest for store in stores], "weights": list(weights)},
+        },
         retokenized=origin,
     )
 

@@ -6,7 +6,7 @@ The text is that of the store's ids, by the tokenizer that it keeps.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from logitstore.common.whole_file import check_replaceable
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, Render, reasoning_apart, renderer
-from logitstore.manifest.fields import Manifest
+from logitstore.manifest.turns import masks_tell_turns
 from logitstore.records import LabeledSequence, Segment
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
@@ -128,15 +128,6 @@ def texts_around(token_ids_T: np.ndarray, start: int, texts: TokenTexts) -> tupl
     while end > start and texts.is_special(ids[end - 1]):
         end -= 1
     return text_of(ids[:start], texts), text_of(ids[start:end], texts)
-
-
-def masks_tell_turns(manifest: Manifest) -> bool:
-    """Whether loss masks alone tell the labeled turns of a conversation apart.
-
-    Elsewhere a mask has holes for other reasons: a record's own mask, or rows that another tokenizer lost.
-    """
-    labels = manifest.config.get("labels")
-    return isinstance(labels, Mapping) and labels.get("turns") == "all"
 
 
 def last_answer_start(sequence: LabeledSequence, *, masks_tell_turns: bool) -> int:

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from logitstore.manifest.fields import Manifest
+from logitstore.manifest.turns import turns_settings
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import StoredTokenizer, read_file
 
@@ -17,12 +18,13 @@ _ORIGIN = re.compile(r"_?name_or_path|\w+_file")
 
 
 def public_manifest(manifest: Manifest) -> Manifest:
-    """The head without paths: of the input its name, of the settings how texts were sampled and written."""
+    """The head without paths: of the input its name, of the settings how texts were sampled and written,
+    and whether all turns are labeled."""
     uris = [_last_name(uri) for uri in manifest.input.uri.split(" + ")]
     return dataclasses.replace(
         manifest,
         input=dataclasses.replace(manifest.input, uri=" + ".join(uris)),
-        config=_public_settings(manifest.config),
+        config={**turns_settings([manifest]), **_public_settings(manifest.config)},
     )
 
 

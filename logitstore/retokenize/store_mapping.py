@@ -17,6 +17,7 @@ from logitstore.exchange.importing import CODEBOOK_USES, check_no_others
 from logitstore.job_objects import RETOKENIZED_NAME
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import RETOKENIZED, Manifest, Retokenized, ShardEntry
+from logitstore.manifest.turns import turns_settings
 from logitstore.records import LabeledSequence, Reject
 from logitstore.retokenize.boundaries import UnwritableTextError, Writer, Writing
 from logitstore.retokenize.mapping import Kept, RowMap
@@ -210,6 +211,9 @@ def _manifest(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         codebooks=None,
         features=tuple(dict.fromkeys([*manifest.features, RETOKENIZED])),
-        config={"retokenize": {"tokenizer": student.path, "tokens": pairs}},
+        config={
+            **turns_settings([manifest]),
+            "retokenize": {"tokenizer": student.path, "tokens": pairs},
+        },
         retokenized=Retokenized((source.digest,), teacher.info, merge_spans),
     )

@@ -11,11 +11,11 @@ from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart
 from logitstore.exchange.texts import (
     last_answer_start,
-    masks_tell_turns,
     render_of,
     text_of,
     texts_around,
 )
+from logitstore.manifest.turns import masks_tell_turns
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from logitstore.viewer.tokenizer_choice import choose_texts

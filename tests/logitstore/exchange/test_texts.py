@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart, renderer
+from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.texts import TextForm, export_texts
 from logitstore.manifest.fields import SEGMENTS, LabelSpec
@@ -168,13 +169,17 @@ def test_a_conversation_with_all_turns_labeled_is_taken_apart(
     store.commit_unit("u", 0, [one], seconds=0.0, worker="w")
     files = {"tokenizer.json": byte_tokenizer().to_str().encode(), "chat_template.jinja": CHATML.encode()}
     put_tokenizer(store.objects, files)
-    assert export_texts(store, tmp_path / "m.jsonl", "messages") == (1, 0)
+    merged = merge_stores([store], str(tmp_path / "merged"))
+    mixed = mix_stores((store, merged), str(tmp_path / "mixed"))
     first = {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}
-    messages = without_none(load("json", tmp_path / "m.jsonl")[0]["messages"])
-    assert messages == [USER, first, NEXT, ANSWER]
-    assert export_texts(store, tmp_path / "p.jsonl", "prompt-completion") == (1, 0)
-    (pair,) = load("json", tmp_path / "p.jsonl")
-    assert (pair["prompt"], pair["completion"]) == (render([USER, thought, NEXT], True), "So.")
+    for number, made in enumerate((store, merged, mixed)):
+        texts = tmp_path / f"{number}.jsonl"
+        assert export_texts(made, texts, "messages") == (1, 0)
+        messages = without_none(load("json", texts)[0]["messages"])
+        assert messages == [USER, first, NEXT, ANSWER]
+        assert export_texts(made, texts, "prompt-completion") == (1, 0)
+        (pair,) = load("json", texts)
+        assert (pair["prompt"], pair["completion"]) == (render([USER, thought, NEXT], True), "So.")
 
 
 @pytest.mark.parametrize("config", [{"labels": {"turns": "last"}}, {"retokenize": {}}])

@@ -21,6 +21,7 @@ def store(tmp_path: Path) -> LogitStore:
     """Six units of three sequences, one of them deleted, and all that a job leaves beside."""
     manifest = make_manifest(
         sampling={"temperature": 0.7},
+        labels={"turns": "all", "mode": "score"},
         input={"chat_template": True, "uri": "/home/me/prompts.jsonl"},
         output={"uri": "s3://private-bucket/store"},
     )

@@ -54,7 +54,11 @@ def test_what_is_published_is_the_store_and_names_no_machine(
     assert files["tokenizer.json"] == b"{}"
     assert json.loads(files["tokenizer_config.json"]) == {"a": 1, "nested": {"b": ["c"]}}
     assert public.manifest.input.uri == "prompts.jsonl"
-    assert public.manifest.config == {"sampling": {"temperature": 0.7}, "input": {"chat_template": True}}
+    assert public.manifest.config == {
+        "sampling": {"temperature": 0.7},
+        "input": {"chat_template": True},
+        "labels": {"turns": "all"},  # else a reader took all turns for one answer
+    }
     published = [(path, path.read_bytes()) for path in sorted(out.rglob("*")) if path.is_file()]
     assert {path.relative_to(out).parts[0] for path, _ in published} == {
         "README.md", "index", "index.json", "manifest.json", "shards", "tokenizer",

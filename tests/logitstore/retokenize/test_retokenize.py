@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +20,9 @@ from logitstore.errors import (
 )
 from logitstore.exchange.merge import merge_stores
 from logitstore.manifest import reading
+from logitstore.manifest.fields import SEGMENTS
+from logitstore.manifest.turns import masks_tell_turns
+from logitstore.records import LabeledSequence, Segment
 from logitstore.retokenize.report import Report, read_report
 from logitstore.retokenize.store_mapping import retokenize_store
 from logitstore.retokenize.tokenization import load_tokenization
@@ -99,6 +103,36 @@ def test_every_row_has_the_distribution_worked_out_from_whole_logits(
                 assert found.rows.label_rank_N[place] == 0
     assert num_masked > 2
     assert num_rows - num_masked > 20
+
+
+def answer_segments(sequence: LabeledSequence) -> np.ndarray:
+    is_prompt_T = np.arange(len(sequence.token_ids_T)) < sequence.prompt_length
+    return np.where(is_prompt_T, Segment.CONTEXT, Segment.ANSWER).astype(np.uint8)
+
+
+def test_turns_that_lost_rows_are_told_apart_by_segments_alone(
+    tmp_path: Path, teacher: str, student: str
+) -> None:
+    """All that follows the first prompt passed for the answer: rows that are lost are holes of the mask too."""
+    labels = label_texts(str(tmp_path / "base"), teacher, TEXTS, top_k=40, tail="<end>")
+    base, turns = labels.store.manifest, {"labels": {"turns": "all"}}
+    for name, columns in (("masks", ()), ("segments", (SEGMENTS,))):
+        manifest = replace(
+            base, config=turns, labels=replace(base.labels, extra_columns=columns), features=columns
+        )
+        store = LogitStore.create(tmp_path / name, manifest)
+        sequences = [
+            replace(one, segments_T=answer_segments(one) if columns else None)
+            for one in labels.store.iter_sequences()
+        ]
+        store.commit_unit("u", 0, sequences, seconds=0.0, worker="w")
+        assert masks_tell_turns(store.manifest)
+        target = mapped(store, teacher, student, tmp_path / f"{name}-mapped")
+        if columns:
+            assert not masks_tell_turns(target.manifest)
+        else:
+            with pytest.raises(UnsupportedInputError, match="give the store that it was mapped from"):
+                masks_tell_turns(target.manifest)
 
 
 def test_tails_between_stored_temperatures_count_the_teachers_ids(
