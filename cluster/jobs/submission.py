@@ -25,6 +25,7 @@ from labeler.job.person import OWNER_VARIABLE
 from logitstore.common.secrets import blanked_places, secret_places
 from logitstore.errors import StoreError
 from logitstore.inputs.listing import list_files
+from logitstore.objects.opening import normalise_uri
 
 Files = Literal["same", "ship"]
 """Where the job's local paths mean something: "same" on every node as here, "ship" only here."""
@@ -87,7 +88,7 @@ def prepare(
         )
     metadata = {
         OWNER_KEY: owner,
-        STORE_KEY: document["output"]["uri"],
+        STORE_KEY: normalise_uri(document["output"]["uri"]),  # by which two jobs on one store are found
         JOB_KEY: json.dumps(document),
         OPTIONS_KEY: json.dumps(
             {"files": options.files, "python": options.python, "ship_code": options.ship_code}

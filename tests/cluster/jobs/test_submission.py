@@ -155,6 +155,12 @@ def test_paths_that_mean_the_same_everywhere_become_absolute(
         assert sent.output.uri == submission.metadata[STORE_KEY] == whole
 
 
+def test_a_store_has_one_name_however_it_is_written(tmp_path: Path, send: Path) -> None:
+    for written in ("s3://bucket/store", "s3://bucket/store/"):
+        sent = prepare(a_job(tmp_path, output=written), options("same"), send, owner="ada@lab")
+        assert sent.metadata[STORE_KEY] == "s3://bucket/store"
+
+
 def test_a_job_sent_from_one_folder_can_be_resumed_from_another(
     tmp_path: Path, send: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
