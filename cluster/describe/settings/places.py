@@ -36,7 +36,7 @@ class SlurmConfig(OneLineSection):
     no other."""
     directives: tuple[str, ...] = ()
     """Further lines for sbatch, each starting with "--", for example "--qos=high"; one that the script has
-    too replaces it."""
+    too, under this name or another ("--mem-per-cpu", "--gres=gpu:4", "--no-requeue"), replaces it."""
     interface: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Network interface whose IPv4 address the nodes use for each other; "" takes the first routable one."""
     scratch: str = Field(default="/tmp", pattern=r"^/[A-Za-z0-9._/-]{0,40}$")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,6 +15,16 @@ from labeler.config.loading import JobConfig, WorkersConfig
 from logitstore.common.config_file import ConfigError
 
 PORT = 6379
+SAME_MEANING: dict[str, tuple[str, ...]] = {
+    "--mem-per-cpu": ("--mem",),
+    "--mem-per-gpu": ("--mem",),
+    "--gpus": ("--gpus-per-node",),
+    "--gpus-per-task": ("--gpus-per-node",),
+    "--cpus-per-gpu": ("--cpus-per-task",),
+    "--no-requeue": ("--requeue",),
+}
+"""By a directive of sbatch those of ours that it excludes, or that would say the same twice."""
+GPUS_BY_GRES = re.compile(r"--gres[=\s]\s*(\S+,)?gpu\b")
 WARNING_MARGIN_SEC = 60
 """Slurm warns this long before the end of the time limit, beyond `workers.drain_sec`."""
 
@@ -53,6 +64,7 @@ def script(
         "addresses": _ADDRESSES if not slurm.interface else f"ip -4 -o addr show dev {slurm.interface}",
         "scratch": slurm.scratch.rstrip("/"),
         "node": node,
+        "cores": group.cores,
         "port": PORT,
         "all_nodes": ON_ALL_NODES,
         "cache": _cache(cluster),
@@ -136,9 +148,19 @@ def _cache(cluster: ClusterConfig) -> str:
 
 
 def _directives(cluster: ClusterConfig, drain_sec: float) -> list[str]:
-    """What sbatch is told; lines of `slurm.directives` replace ours of the same name."""
+    """What sbatch is told; lines of `slurm.directives` replace ours of the same name, or of the same meaning.
+
+    Raises ConfigError where the warning before the end would come at once.
+    """
     group, slurm = cluster.groups[0], cluster.slurm
-    minutes = int(slurm.hours * 60)
+    minutes = math.ceil(slurm.hours * 60)  # 0 is no limit at all
+    warned_sec = int(drain_sec) + WARNING_MARGIN_SEC
+    if minutes * 60 <= warned_sec:
+        raise ConfigError(
+            f"slurm.hours = {slurm.hours:g} is {minutes} min, and the job is told to finish {warned_sec} s "
+            f"before the end (workers.drain_sec = {drain_sec:g} and {WARNING_MARGIN_SEC} s): no time is "
+            "left; raise slurm.hours"
+        )
     lines = [
         f"--job-name={cluster.name}",
         f"--nodes={1 if slurm.array else group.count}",
@@ -146,7 +168,7 @@ def _directives(cluster: ClusterConfig, drain_sec: float) -> list[str]:
         f"--cpus-per-task={group.cores}",
         f"--mem={group.memory_gb}G",
         f"--time={minutes // 60:02d}:{minutes % 60:02d}:00",
-        f"--signal=B:TERM@{int(drain_sec) + WARNING_MARGIN_SEC}",
+        f"--signal=B:TERM@{warned_sec}",
         "--requeue",
         f"--output=%x-{'%A_%a' if slurm.array else '%j'}.log",
         "--open-mode=append",
@@ -162,7 +184,11 @@ def _directives(cluster: ClusterConfig, drain_sec: float) -> list[str]:
         lines.append(f"--partition={slurm.partition}")
     if slurm.account:
         lines.append(f"--account={slurm.account}")
-    named = {re.split(r"[=\s]", line)[0] for line in slurm.directives}
+    given = {re.split(r"[=\s]", line)[0] for line in slurm.directives}
+    gpus_by_gres = (
+        {"--gpus-per-node"} if any(GPUS_BY_GRES.match(line) for line in slurm.directives) else set()
+    )
+    named = given.union(gpus_by_gres, *(SAME_MEANING.get(name, ()) for name in given))
     return [line for line in lines if line.partition("=")[0] not in named] + list(slurm.directives)
 
 
@@ -175,7 +201,7 @@ _SCRIPT = """\
 set -euo pipefail
 export RAY_USAGE_STATS_ENABLED=0
 # Since Slurm 22.05 steps no longer take over the job's cores per task by themselves.
-export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-{cores}}}"
 # Ray listens on the nodes' network: only this job's own steps have the token.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
