@@ -26,6 +26,7 @@ from labeler.config.loading import JobConfig, is_local_path, resolved
 from logitstore.common.config_file import ConfigError
 
 API_VERSION = "ray.io/v1"
+OPERATOR = "kuberay-operator"
 GRACE_SEC = 120
 """From the notice that a pod must go to its end, at least: time for its actors to finish their units."""
 
@@ -99,7 +100,10 @@ MAX_JOB_NAME = 47
 
 
 def network_policy(cluster: ClusterConfig) -> dict[str, Any]:
-    """Who may reach the cluster's pods: the pods of its own namespace, KubeRay's submitter among them."""
+    """Who may reach the cluster's pods: those of its own namespace, KubeRay's submitter among them, and
+    KubeRay's operator, wherever it is, which asks the head how a job is."""
+    # As Helm labels it, and as kustomize does.
+    operator = ({"app.kubernetes.io/name": OPERATOR}, {"app.kubernetes.io/component": OPERATOR})
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -107,7 +111,17 @@ def network_policy(cluster: ClusterConfig) -> dict[str, Any]:
         "spec": {
             "podSelector": {"matchLabels": {"app.kubernetes.io/name": "penumbra"}},
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": {}}]}],
+            "ingress": [
+                {
+                    "from": [
+                        {"podSelector": {}},
+                        *(
+                            {"namespaceSelector": {}, "podSelector": {"matchLabels": labels}}
+                            for labels in operator
+                        ),
+                    ]
+                }
+            ],
         },
     }
 

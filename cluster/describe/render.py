@@ -22,6 +22,7 @@ from cluster.describe import dockerfile, grafana, kuberay, pods, ray_yaml, skypi
 from cluster.describe.fit.cache import cache_notes
 from cluster.describe.fit.machines import LIST_PRICES, Prices, machine_for, price_lines, read_prices
 from cluster.describe.fit.placement import check_placement
+from cluster.describe.objects import check_objects
 from cluster.describe.settings.cluster import ClusterConfig, Kind, load_cluster
 from cluster.describe.slurm import script
 from labeler.config.found import load_input_found
@@ -192,6 +193,11 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, prices: 
     names = {"name": cluster.name, "namespace": cluster.kubernetes.namespace}
     lines += [f"  - {need.format(**names)}" for need in NEEDS[kind]]
     lines += [f"  - {note}" for note in cache_notes(cluster, kind)]
+    if kind.startswith("kuberay") and cluster.kubernetes.queue and cluster.kubernetes.autoscale:
+        lines.append(
+            "  - Kueue's gate ElasticJobsViaWorkloadSlices: without it, nothing that grows by itself is "
+            "admitted; set kubernetes.autoscale = false"
+        )
     if kind.startswith("kuberay") and find_spec("kubernetes_validate") is None:
         lines.append("  - pods were not held against Kubernetes' schema: pip install kubernetes-validate")
     if job is not None:
@@ -251,6 +257,7 @@ def _checked_kuberay(documents: list[dict[str, Any]]) -> str:
         except jsonschema.ValidationError as error:
             raise ConfigError(f"not a {document['kind']}: {error.json_path}: {error.message}") from None
     _check_pods(documents)
+    check_objects(documents)
     return _yaml(documents)
 
 

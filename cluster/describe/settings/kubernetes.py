@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.describe.settings.one_line import OneLineSection
 
@@ -49,8 +49,8 @@ class KubernetesConfig(OneLineSection):
     """"token" lets in only who has the token that KubeRay (1.5.1 or later) keeps in a Secret; "off" lets in
     everybody who reaches the head, who may then run anything on the cluster."""
     network_policy: bool = False
-    """Let only pods of this cluster and of its namespace reach its pods; needs a network plugin that knows
-    policies."""
+    """Let only pods of the namespace, and KubeRay's operator, reach the cluster's pods; needs a network
+    plugin that knows policies."""
     autoscale: bool = True
     """Grow and shrink with what jobs ask for; false starts `count` machines of every group at once, as Kueue
     and other queues that admit a whole job want it."""
@@ -71,6 +71,17 @@ class KubernetesConfig(OneLineSection):
     """Merged into the head's pod template."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Merged into the metadata of everything rendered: labels, annotations."""
+
+    @field_validator("metadata")
+    @classmethod
+    def _names_are_ours(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        for name in ("name", "generateName", "namespace"):
+            if name in metadata:
+                raise ValueError(
+                    f"{name} = {metadata[name]!r} would be that of everything rendered, and of every job; "
+                    "set the cluster's name and kubernetes.namespace, and labels or annotations here"
+                )
+        return metadata
 
     @model_validator(mode="before")
     @classmethod

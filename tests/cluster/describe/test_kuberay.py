@@ -161,14 +161,77 @@ def test_nodes_that_cannot_be_told_apart_are_refused(kubernetes: dict[str, Any],
         kuberay.ray_cluster(two_kinds(kubernetes=kubernetes))
 
 
-def test_a_network_policy_lets_in_the_own_namespace_alone() -> None:
+def test_a_network_policy_lets_in_the_own_namespace_and_kuberays_operator() -> None:
+    """The operator asks the head how a RayJob is, from a namespace of its own, under Helm's or kustomize's label."""
     kubernetes = TWO_KINDS["kubernetes"] | {"network_policy": True}
     cluster = ClusterConfig.model_validate(TWO_KINDS | {"kubernetes": kubernetes})
     policy, rendered = yaml.safe_load_all(render(cluster, "kuberay-cluster", None, job_file="job.toml"))
     labels = policy["spec"]["podSelector"]["matchLabels"]
     for group in [rendered["spec"]["headGroupSpec"], *rendered["spec"]["workerGroupSpecs"]]:
         assert labels.items() <= group["template"]["metadata"]["labels"].items()
-    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": {}}]}]
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["from"][0] == {"podSelector": {}}
+    assert [peer["podSelector"]["matchLabels"] for peer in rule["from"][1:]] == [
+        {"app.kubernetes.io/name": "kuberay-operator"},
+        {"app.kubernetes.io/component": "kuberay-operator"},
+    ]
+    assert all(peer["namespaceSelector"] == {} for peer in rule["from"][1:])
     assert (policy["spec"]["policyTypes"], policy["metadata"]["namespace"]) == (
         ["Ingress"], rendered["metadata"]["namespace"],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kubernetes", "says"),
+    [
+        ({"metadata": {"name": "mine"}}, "would be that of everything rendered"),
+        ({"metadata": {"namespace": "mine"}}, "would be that of everything rendered"),
+        ({"metadata": {"labels": {"team": "n l p"}}}, "label 'team' = 'n l p'"),
+        ({"queue": "our queue"}, "label 'kueue.x-k8s.io/queue-name' = 'our queue'"),
+        ({"pod": {"metadata": {"labels": {"year": "-2026"}}}}, "label 'year' = '-2026' .group l4."),
+        ({"pod": {"spec": {"containers": [{"name": "worker", "env": []}]}}}, "no image.*meant: ray-worker"),
+        ({"head_pod": {"spec": {"initContainers": [{"name": "wait"}]}}}, "'wait' .head. has no image"),
+    ],
+)
+def test_what_only_the_api_server_would_refuse_is_refused_here(kubernetes: dict[str, Any], says: str) -> None:
+    def rendered() -> str:
+        cluster = two_kinds(kubernetes=TWO_KINDS["kubernetes"] | kubernetes)
+        return render(cluster, "kuberay-cluster", None, job_file="job.toml")
+
+    with pytest.raises(ValueError, match=says):  # ConfigError, or pydantic's own
+        rendered()
+
+
+def test_what_is_of_another_kind_replaces_what_was_rendered() -> None:
+    """Kubernetes takes one source of a volume and of a variable, and several mounts of a volume."""
+    container = {
+        "name": "ray-worker",
+        "env": [
+            {"name": "RAY_USAGE_STATS_ENABLED", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+        ],
+        "volumeMounts": [{"name": "shm", "mountPath": "/mnt/shm"}],
+    }
+    spec = {"containers": [container], "volumes": [{"name": "shm", "hostPath": {"path": "/dev/shm"}}]}
+    cluster = two_kinds(kubernetes=TWO_KINDS["kubernetes"] | {"pod": {"spec": spec}})
+    rendered = kuberay.ray_cluster(cluster)["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    (worker,) = rendered["containers"]
+    assert container["env"][0] in worker["env"]
+    assert [one["name"] for one in worker["env"]].count("RAY_USAGE_STATS_ENABLED") == 1
+    assert [one["mountPath"] for one in worker["volumeMounts"] if one["name"] == "shm"] == [
+        "/dev/shm",
+        "/mnt/shm",
+    ]
+    assert {"name": "shm", "hostPath": {"path": "/dev/shm"}} in rendered["volumes"]
+    more = {"spec": {"volumes": [{"name": "shm", "emptyDir": {"sizeLimit": "8G"}}]}}
+    cluster = two_kinds(kubernetes=TWO_KINDS["kubernetes"] | {"pod": more})
+    rendered = kuberay.ray_cluster(cluster)["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8G"}} in rendered["volumes"]
+
+
+def test_a_queue_that_admits_nothing_that_grows_is_told_of() -> None:
+    def head(autoscale: bool) -> str:
+        kubernetes = TWO_KINDS["kubernetes"] | {"queue": "gpus", "autoscale": autoscale}
+        return render(two_kinds(kubernetes=kubernetes), "kuberay-cluster", None, job_file="job.toml")
+
+    assert "set kubernetes.autoscale = false" in head(True)
+    assert "kubernetes.autoscale" not in head(False)
