@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from cluster.describe.settings.kubernetes import KubernetesConfig
+from cluster.describe.settings.no_secrets import places_of_secrets
 from cluster.describe.settings.one_line import OneLineSection
 from cluster.describe.settings.places import (
     AwsConfig,
@@ -114,6 +115,17 @@ class ClusterConfig(OneLineSection):
             raise ValueError(
                 f"gcp.local_ssds = {self.gcp.local_ssds} are mounted nowhere; set cache.host_path, for "
                 'example "/mnt/nvme/huggingface", or ask for none'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> ClusterConfig:
+        place = next(places_of_secrets(self.model_dump()), None)
+        if place is not None:
+            raise ValueError(
+                f"{place} holds a secret, which would stand in every file that is rendered; name where it is "
+                "instead: kubernetes.secret (or valueFrom with a secretKeyRef), docker.env_file, or a "
+                "variable of the environment as $NAME"
             )
         return self
 
