@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
+from cluster.describe.merging import merged
 from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.shell_words import path_word
 from cluster.jobs.submission import refuse_secrets
@@ -48,7 +49,7 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
         resources["any_of"] = [{"use_spot": True}, {"use_spot": False}]
     bucket = cluster.cache.bucket
     mounts = {CACHE_FOLDER: {"source": bucket, "mode": "MOUNT_CACHED"}} if bucket else {}
-    return {
+    rendered = {
         "name": cluster.name,
         "num_nodes": group.count,
         "resources": resources,
@@ -60,6 +61,7 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
             python=path_word(cluster.python), job_file=JOB_FILE, settings=_settings(job, group.name)
         ),
     }
+    return merged(rendered, cluster.skypilot.task)
 
 
 def _settings(job: JobConfig, group: str) -> str:

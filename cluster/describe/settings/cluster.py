@@ -18,6 +18,7 @@ from cluster.describe.settings.places import (
     DockerConfig,
     GcpConfig,
     OnPremiseConfig,
+    SkypilotConfig,
     SlurmConfig,
 )
 from logitstore.common.config_file import ConfigError, explain_problem, read_document
@@ -104,6 +105,7 @@ class ClusterConfig(OneLineSection):
     on_premise: OnPremiseConfig = OnPremiseConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
     slurm: SlurmConfig = SlurmConfig()
+    skypilot: SkypilotConfig = SkypilotConfig()
     aws: AwsConfig = AwsConfig()
     gcp: GcpConfig = GcpConfig()
     docker: DockerConfig = DockerConfig()

@@ -103,6 +103,12 @@ class GcpConfig(OneLineSection):
     networkInterfaces, labels, reservationAffinity."""
 
 
+class SkypilotConfig(OneLineSection):
+    task: dict[str, Any] = Field(default_factory=dict)
+    """Merged into the task as SkyPilot takes it: {resources = {infra = "aws/us-east-1", labels = {...}},
+    file_mounts, config}."""
+
+
 class CacheConfig(OneLineSection):
     """Where Hugging Face's cache is, so that a machine's weights are not fetched again by every container. At
     most one of them."""

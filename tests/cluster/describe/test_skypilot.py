@@ -74,6 +74,15 @@ def test_skypilot_accepts_the_task(sky_schemas: Any) -> None:
         jsonschema.validate(task["resources"] | {"accelerator": "L4"}, sky_schemas.get_resources_schema())
 
 
+def test_what_is_added_reaches_the_task(sky_schemas: Any) -> None:
+    more = {"labels": {"team": "nlp"}, "infra": "aws/us-east-1"}
+    task = parsed(skypilot={"task": {"resources": more, "file_mounts": {"/data": "s3://bucket/data"}}})
+    jsonschema.validate(task, sky_schemas.get_task_schema())
+    jsonschema.validate(task["resources"], sky_schemas.get_resources_schema())
+    assert task["resources"] == parsed()["resources"] | more
+    assert task["file_mounts"] == {"/data": "s3://bucket/data"}
+
+
 def test_the_task_runs_the_job_on_the_first_node(tmp_path: Path) -> None:
     run = parsed()["run"]
     script = tmp_path / "run.sh"
