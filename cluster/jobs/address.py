@@ -7,6 +7,7 @@ certificates of a company's own, and proxies of the environment.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from cluster.errors import ClusterUnreachableError
 
@@ -57,7 +58,7 @@ def find_way(
         if not separator or not name.strip():
             raise ClusterUnreachableError(f"--header {name!r} must look like NAME=VALUE or @FILE")
         found[name.strip()] = value.strip()
-    parts = urlsplit(_with_scheme(address))
+    parts = _parts(address)
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         found.setdefault("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
@@ -71,22 +72,13 @@ def normalise_address(address: str) -> str:
     Raises:
         ClusterUnreachableError: the text is no such address.
     """
-    parts = urlsplit(_with_scheme(address))
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-        parts = parts._replace(scheme="")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ClusterUnreachableError(
-            f"address {shown(address)!r} is not the dashboard of a Ray cluster; it must look like "
-            "http://HEAD:8265, or http://HOST/PATH where a proxy gives it a path"
-        )
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    parts = _parts(address)
+    name = parts.hostname or ""
+    host = f"[{name}]" if ":" in name else name
     path = parts.path.rstrip("/")
     # Behind a path stands a proxy, on its scheme's own port.
     default = 443 if parts.scheme == "https" else 80 if path else DEFAULT_PORT
-    return f"{parts.scheme}://{host}:{port or default}{path}"
+    return f"{parts.scheme}://{host}:{parts.port or default}{path}"
 
 
 def shown(address: str) -> str:
@@ -124,10 +116,23 @@ def refuse_silent_address(way: Way) -> None:
         ) from None
 
 
+def _parts(address: str) -> SplitResult:
+    """Raises ClusterUnreachableError, without a password in it."""
+    with contextlib.suppress(ValueError):  # no IPv6 address between brackets, no port
+        parts = urlsplit(_with_scheme(address))
+        is_place = parts.hostname and parts.port != 0 and not parts.query and not parts.fragment
+        if parts.scheme in ("http", "https") and is_place:
+            return parts
+    raise ClusterUnreachableError(
+        f"address {shown(address)!r} is not the dashboard of a Ray cluster; it must look like "
+        "http://HEAD:8265, or http://HOST/PATH where a proxy gives it a path"
+    )
+
+
 def _with_scheme(address: str) -> str:
     if "://" in address:
         return address
-    bare_ipv6 = address.count(":") > 1 and not address.startswith("[")
+    bare_ipv6 = address.count(":") > 1 and re.fullmatch(r"[0-9A-Fa-f:.]+(%.+)?", address) is not None
     return f"http://[{address}]" if bare_ipv6 else f"http://{address}"
 
 

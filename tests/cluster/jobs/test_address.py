@@ -30,6 +30,7 @@ from cluster.jobs.address import (
         ("http://[::1]:8265", "http://[::1]:8265", True),
         ("::1", "http://[::1]:8265", True),
         ("http://me:secret@head:8265", "http://head:8265", False),
+        ("me:secret@head:8265", "http://head:8265", False),
     ],
 )
 def test_addresses_are_completed(text: str, whole: str, near: bool) -> None:
@@ -39,7 +40,11 @@ def test_addresses_are_completed(text: str, whole: str, near: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["ftp://head", "http://", "http://head:port", "http://head?x=1", "http://me:secret@:1:2"]
+    "text",
+    [
+        *("ftp://head", "http://", "http://head:port", "http://head:0", "http://head?x=1"),
+        *("http://me:secret@:1:2", "me:secret@[::zz]:8265", "http://me:secret@[head]:8265"),
+    ],
 )
 def test_what_is_no_address_is_told_without_its_password(text: str) -> None:
     with pytest.raises(ClusterUnreachableError, match="must look like http://HEAD:8265") as refused:
