@@ -25,7 +25,7 @@ from logitstore.errors import (
     StoreNotFoundError,
     UnsupportedInputError,
 )
-from logitstore.exchange.tables.arrays import bounded_groups
+from logitstore.exchange.tables.arrays import TEXT_NUMBERS, bounded_groups
 from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.json_lines import json_lines
 from logitstore.inputs.proofs import read_proofs
@@ -131,7 +131,7 @@ def cat(args: argparse.Namespace) -> int:
     left = args.limit
     for store in stores:
         schema = table_schema(store.manifest)
-        for some in bounded_groups(_first(selection.blocks(store, top_k=args.top_k), left)):
+        for some in bounded_groups(_first(selection.blocks(store, top_k=args.top_k), left), TEXT_NUMBERS):
             sys.stdout.write(json_lines(some, schema).decode())
             left = None if left is None else left - sum(map(len, some))
     if left is None or left > 0:  # else not every sequence was looked at

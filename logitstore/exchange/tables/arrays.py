@@ -21,17 +21,19 @@ BATCH_SEQUENCES = 256
 BATCH_NUMBERS = 2**21
 """Of a batch: entries of label rows, and tokens, of its sequences together; one sequence that has more is a
 batch of its own. Arrow counts them in int32."""
+TEXT_NUMBERS = 2**18
+"""Of what becomes text at once, which takes many times the memory of its numbers."""
 ENOUGH_NUMBERS = 2**17
 """A batch that has so many takes no further block: what is of one block alone is not copied."""
 
 
-def bounded_groups(blocks: Iterable[BlockSequences]) -> Iterator[list[BlockSequences]]:
-    """At most BATCH_SEQUENCES at once, and of BATCH_NUMBERS numbers unless one alone has more."""
+def bounded_groups(blocks: Iterable[BlockSequences], max_numbers: int) -> Iterator[list[BlockSequences]]:
+    """At most BATCH_SEQUENCES at once, and of `max_numbers` numbers unless one alone has more."""
     group: list[BlockSequences] = []
     count = size = 0
-    for block in itertools.chain.from_iterable(map(_bounded, blocks)):
+    for block in itertools.chain.from_iterable(_bounded(block, max_numbers) for block in blocks):
         its_size = block.rows.token_ids_NK.size + len(block.token_ids_T)
-        if group and (count + len(block) > BATCH_SEQUENCES or size + its_size > BATCH_NUMBERS):
+        if group and (count + len(block) > BATCH_SEQUENCES or size + its_size > max_numbers):
             yield group
             group, count, size = [], 0, 0
         group.append(block)
@@ -44,7 +46,7 @@ def bounded_groups(blocks: Iterable[BlockSequences]) -> Iterator[list[BlockSeque
         yield group
 
 
-def _bounded(block: BlockSequences) -> Iterator[BlockSequences]:
+def _bounded(block: BlockSequences, max_numbers: int) -> Iterator[BlockSequences]:
     """The block, or parts of it that are within the bounds."""
     width = block.rows.token_ids_NK.shape[1]
     sizes_S = block.plain.num_rows.astype(np.int64) * width + block.plain.num_tokens
@@ -52,7 +54,7 @@ def _bounded(block: BlockSequences) -> Iterator[BlockSequences]:
     start = 0
     while start < len(block):
         before = int(ends_S[start - 1]) if start else 0
-        stop = int(np.searchsorted(ends_S, before + BATCH_NUMBERS, side="right"))
+        stop = int(np.searchsorted(ends_S, before + max_numbers, side="right"))
         stop = max(start + 1, min(stop, start + BATCH_SEQUENCES, len(block)))
         yield block if (start, stop) == (0, len(block)) else block.slice(start, stop)
         start = stop

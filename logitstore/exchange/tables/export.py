@@ -6,6 +6,7 @@ Decoding, and what Parquet does, release the interpreter's lock.
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,12 @@ import pyarrow.parquet as pq
 from logitstore.common.whole_file import check_replaceable
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.tables.ahead import made_ahead
-from logitstore.exchange.tables.arrays import bounded_groups, record_batch
+from logitstore.exchange.tables.arrays import (
+    BATCH_NUMBERS,
+    TEXT_NUMBERS,
+    bounded_groups,
+    record_batch,
+)
 from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.json_lines import head_line, json_lines
 from logitstore.manifest.fields import Manifest
@@ -110,8 +116,9 @@ class _Table:
         return self.pieces_of(itertools.chain.from_iterable(map(self.blocks, parts)))
 
     def pieces_of(self, blocks: Iterable[BlockSequences]) -> Iterator[Piece]:
-        make = json_lines if self.form == "jsonl" else record_batch
-        for some in bounded_groups(blocks):
+        is_text = self.form == "jsonl"
+        make, at_once = (json_lines, TEXT_NUMBERS) if is_text else (record_batch, BATCH_NUMBERS)
+        for some in bounded_groups(blocks, at_once):
             yield Piece(make(some, self.schema), sum(map(len, some)))
 
     def require_room(self, uri: str, parts: list[ShardPart], announce: Announce | None) -> None:
@@ -195,10 +202,10 @@ def export_files(
 
     def write(numbered: tuple[int, list[ShardPart]]) -> Iterator[tuple[int, int]]:
         number, group = numbered
-        sink = pa.BufferOutputStream()
+        sink = io.BytesIO()  # it grows, and gives its bytes, without being copied
         counted = _Counter(store, None)
-        table.write(sink, map(counted.count, table.pieces(group)))
-        data = sink.getvalue().to_pybytes()
+        table.write(pa.PythonFile(sink, "w"), map(counted.count, table.pieces(group)))
+        data = sink.getvalue()
         target.put(f"part-{number:05d}-of-{len(groups):05d}.{form}", data)
         yield counted.done, len(data)
 

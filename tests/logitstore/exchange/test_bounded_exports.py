@@ -39,7 +39,7 @@ def test_batches_are_bounded_by_their_numbers(tmp_path: Path, monkeypatch: pytes
     """A shard of few and long sequences was one batch, whose offsets could pass int32."""
     store = store_of(tmp_path / "store", 1, 20)
     a_sequence = 11 * 8 + 12
-    monkeypatch.setattr(arrays, "BATCH_NUMBERS", 3 * a_sequence + 1)
+    monkeypatch.setattr(export, "BATCH_NUMBERS", 3 * a_sequence + 1)
     sizes: list[int] = []
     real = record_batch
     monkeypatch.setattr(
@@ -47,7 +47,7 @@ def test_batches_are_bounded_by_their_numbers(tmp_path: Path, monkeypatch: pytes
     )
     assert export_table(store, tmp_path / "t.parquet", "parquet") == 20
     assert sizes[-7:] == [3, 3, 3, 3, 3, 3, 2]
-    monkeypatch.setattr(arrays, "BATCH_NUMBERS", 1)
+    monkeypatch.setattr(export, "BATCH_NUMBERS", 1)
     assert export_table(store, tmp_path / "one.parquet", "parquet") == 20
     assert sizes[-20:] == [1] * 20, "one that is larger alone is a batch"
     both = [pq.read_table(tmp_path / name) for name in ("t.parquet", "one.parquet")]
