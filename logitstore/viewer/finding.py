@@ -66,6 +66,8 @@ class Answer:
     total: int
     problem: str = ""
     """Why it ended early; empty where it did not."""
+    unmet: tuple[str, ...] = ()
+    """When all is looked through: sentences about what the condition names and no sequence has."""
 
 
 class Finder:
@@ -103,7 +105,8 @@ class Finder:
         self, entry: ShardEntry, question: Question, selection: Selection
     ) -> tuple[np.ndarray, np.ndarray]:
         """(places among the shard's selected sequences, their figures) of what is found in one shard."""
-        if not self._selection.takes_unit(entry):
+        takes_unit = selection.takes_unit(entry)  # also asked where the first says no: it notes what is there
+        if not (self._selection.takes_unit(entry) and takes_unit):
             return np.zeros(0, np.int64), np.zeros(0)
         kept: list[np.ndarray] = []
         found: list[np.ndarray] = []
@@ -187,7 +190,9 @@ class _Search:
             numbers = numbers[np.argsort(-figures if self._question.descending else figures, kind="stable")]
         elif self._question.descending:
             numbers = numbers[::-1]
-        return Answer(numbers, int(self._looked[len(found)]), int(self._looked[-1]), self._problem)
+        is_whole = len(found) == len(self.shards)
+        unmet = tuple(self._selection.unmet.sentences()) if is_whole else ()
+        return Answer(numbers, int(self._looked[len(found)]), int(self._looked[-1]), self._problem, unmet)
 
     def _run(self) -> None:
         while True:

@@ -137,7 +137,7 @@ def _page_of(
         answer = view.finder.ask(question, *listed)
         numbers = answer.numbers[start : start + count].tolist()
         facts |= {"total": len(answer.numbers), "looked": answer.looked, "of": answer.total}
-        facts["problem"] = answer.problem
+        facts |= {"problem": answer.problem, "unmet": answer.unmet}
     lines = zip(numbers, pages.lines(numbers), strict=True)
     summaries = [summary_payload(number, line, view.conversations) for number, line in lines]
     return {**facts, "sequences": summaries}

@@ -45,6 +45,7 @@ async function showList(place, route, go) {
     bar,
     kept,
     progressLine(answer, isLooking),
+    unmetLine(answer),
     answer.sequences.length ? sequenceTable(answer.sequences, store) : element("p", { class: "quiet" }, empty),
   ].filter(Boolean);
   for (const part of [...place.children]) if (!parts.includes(part)) part.remove();
@@ -67,6 +68,12 @@ function progressLine(answer, isLooking) {
     return element("p", { class: "quiet", id: "cut" }, words, "All of them: ", element("code", {}, "penumbra store view STORE"));
   }
   return null;
+}
+
+/** What the condition names and no sequence has: a misspelt flag, an id of another store. */
+function unmetLine(answer) {
+  if (!(answer.unmet || []).length) return null;
+  return element("p", { class: "problem", id: "unmet" }, answer.unmet.map((sentence) => `${sentence}.`).join(" "));
 }
 
 const ORDERS = {

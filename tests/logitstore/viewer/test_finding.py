@@ -86,6 +86,20 @@ def test_flags_and_lengths_select(server: ViewerServer, sequences: list[LabeledS
     assert numbers_of(found(server, Question(where="num_tokens > 28"))) == longer
 
 
+def test_what_a_condition_names_and_nothing_has_is_said(server: ViewerServer, store: LogitStore) -> None:
+    """As other commands say it; of a unit too, though shards of other units are not looked into."""
+    answer = found(server, Question(where="flags has truncatd or record_id in (3-1, nobody)"))
+    assert answer["unmet"] == (
+        "the condition names flags 'truncatd', which no sequence that was looked at has; did you mean "
+        "'truncated'? there are: truncated",
+        "the condition names record_id 'nobody', which no sequence that was looked at has",
+    )
+    assert [one["record_id"] for one in answer["sequences"]] == ["3-1"]
+    assert found(server, Question(where=f"unit_id = {store.shards()[3].unit_id}"))["unmet"] == ()
+    (other,) = found(server, Question(where="unit_id = unit-99"))["unmet"]
+    assert "unit_id 'unit-99', which no unit" in other
+
+
 def test_a_part_of_an_id_or_of_the_text_is_found(
     server: ViewerServer, sequences: list[LabeledSequence]
 ) -> None:
