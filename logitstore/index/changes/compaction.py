@@ -62,8 +62,13 @@ def compact(
     Raises StoreChangedError if other compactors keep winning, and what reading the store raises.
     """
     units = CommittedUnits(objects, manifest, reading)
+    lost = ""  # the tombstone of a swap that was lost
     for _ in range(MAX_SWAP_TRIES):
+        tried = units.pointer_etag
         units.refresh()
+        if lost and units.pointer_etag != tried:
+            _remove_unnamed(objects, lost, units.pointer)
+            lost = ""
         records = list(units.tail.values())
         if not records:
             return _result(units.pointer, 0, len(units.late), _clean_up(objects, units.late))
@@ -75,6 +80,7 @@ def compact(
         if taken_out:
             tombstone = Tombstone(manifest, REASON, time.time(), records="", units=taken_out)
             deleted = (*deleted, write_tombstone(objects, tombstone, secrets.token_hex(8)))
+            lost = deleted[-1].name
         pointer = dataclasses.replace(
             units.pointer,
             generation=units.pointer.generation + 1,
@@ -95,6 +101,15 @@ def compact(
         f"{objects.uri}: {MAX_SWAP_TRIES} attempts to replace {INDEX_NAME} lost to other compactors; "
         "let one process compact"
     )
+
+
+def _remove_unnamed(objects: Objects, name: str, pointer: IndexPointer) -> None:
+    """Remove a tombstone whose swap was lost, unless it is named.
+
+    `index.json` has changed, so the swap cannot succeed any more; had it, every index since would name it.
+    """
+    if all(info.name != name for info in pointer.deleted):
+        _clean_up(objects, [name])
 
 
 def fence_compactors(objects: Objects, manifest: str) -> None:

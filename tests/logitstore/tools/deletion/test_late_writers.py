@@ -10,12 +10,14 @@ import pytest
 
 from logitstore.__main__ import main
 from logitstore.errors import ObjectStoreError
+from logitstore.index.changes import compaction
 from logitstore.index.commits import CommitRecord
 from logitstore.index.deletions import DeletedSequences, Deletions
 from logitstore.index.pointer import INDEX_NAME, IndexPointer
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.manifest.fields import RECORD_PARTS, InputInfo
 from logitstore.objects.local import LocalBackend
+from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence
 from logitstore.standalone_reader import read_store
 from logitstore.store import LogitStore
@@ -144,6 +146,28 @@ def test_what_a_writer_that_died_left_of_them_is_never_shown(
         assert verify_store(store).errors == [], step
     assert delete_records(store, frozenset({"c"}), "again").num_sequences == 0
     assert not any(b"c#turn" in path.read_bytes() for path in Path(store.uri).rglob("*") if path.is_file())
+
+
+def test_a_compaction_that_loses_its_swap_leaves_no_tombstone(
+    left_behind: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both write one of what a writer left of deleted records; the index names the winner's."""
+    store, swap = left_behind, compaction._swap
+    rival = LogitStore.open(store.uri)
+    won: list[int] = []
+
+    def after_the_rival(objects: Objects, etag: str | None, pointer: IndexPointer) -> bool:
+        if not won:
+            won.append(1)
+            assert len(rival.compact().taken_out) == 1
+        return swap(objects, etag, pointer)
+
+    monkeypatch.setattr(compaction, "_swap", after_the_rival)
+    assert store.compact().num_records == 0
+    named = {info.name for info in LogitStore.open(store.uri).deletion_infos()}
+    assert len(named) == 2
+    assert set(store.objects.list("deleted/")) == named
+    assert verify_store(store).problems == []
 
 
 def test_a_view_that_was_open_looks_into_each_shard_once(
