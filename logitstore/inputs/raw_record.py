@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+MANIFEST_KEY = "logitstore_manifest"
+"""The one key of the first line of a store's JSONL export, by which `import` knows the store."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
@@ -23,3 +26,8 @@ class RawRecord:
     """Of a part: the record as it stands in the input."""
     text: str | None = None
     """Where there is no record: what stands in its place, if that is text by itself."""
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether this is no record but what an export says of its store."""
+        return self.record is not None and self.record.keys() == {MANIFEST_KEY}

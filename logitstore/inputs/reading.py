@@ -20,15 +20,21 @@ from logitstore.inputs.table_files import read_arrow, read_parquet
 from logitstore.inputs.text_files import read_csv, read_gzip, read_lines, read_zstandard
 
 
-def iter_records(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> Iterator[RawRecord]:
+def iter_records(
+    uri: str, *, storage_options: Mapping[str, Any] | None = None, manifests: bool = False
+) -> Iterator[RawRecord]:
     """All records in the order of file names and lines.
+
+    The line of a store's manifest, with which an export of JSONL begins, is no record; `manifests` gives it
+    too.
 
     Raises InputNotFoundError if nothing matches, UnsupportedInputError for a file of an unknown form;
     both before the first record.
     """
     files = list_files(uri, storage_options=storage_options)
     readers = [(path, relative, _reader_for(path)) for path, relative in files]
-    return _iter_files(readers, dict(storage_options or {}))
+    records = _iter_files(readers, dict(storage_options or {}))
+    return records if manifests else (raw for raw in records if not raw.is_manifest)
 
 
 Reader = Callable[[BinaryIO, str], Iterator[RawRecord]]

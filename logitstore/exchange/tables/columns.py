@@ -10,11 +10,11 @@ import base64
 
 import pyarrow as pa
 
+from logitstore.inputs.raw_record import MANIFEST_KEY
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, Manifest
 
-METADATA_KEY = b"logitstore_manifest"
-JSONL_MANIFEST_KEY = "logitstore_manifest"
+METADATA_KEY = MANIFEST_KEY.encode()
 
 TABLE_SCHEMA = pa.schema(
     {

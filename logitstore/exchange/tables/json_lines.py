@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from logitstore.exchange.tables.arrays import record_batch
-from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY
+from logitstore.inputs.raw_record import MANIFEST_KEY
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import Manifest
 from logitstore.shard.assembling import BlockSequences
@@ -27,7 +27,7 @@ from logitstore.shard.assembling import BlockSequences
 
 def head_line(manifest: Manifest) -> bytes:
     """The first line, by which `import` knows the store."""
-    return json.dumps({JSONL_MANIFEST_KEY: json.loads(strict_json.encode(manifest))}).encode() + b"\n"
+    return json.dumps({MANIFEST_KEY: json.loads(strict_json.encode(manifest))}).encode() + b"\n"
 
 
 def json_lines(blocks: Sequence[BlockSequences], schema: pa.Schema) -> bytes:

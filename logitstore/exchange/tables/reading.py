@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source
-from logitstore.exchange.tables.columns import JSONL_MANIFEST_KEY, METADATA_KEY
+from logitstore.exchange.tables.columns import METADATA_KEY
 from logitstore.exchange.tables.from_arrow import batch_of, sequences_of
 from logitstore.inputs.listing import form_of, list_files, open_file
-from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.raw_record import MANIFEST_KEY
 from logitstore.inputs.reading import iter_records
 from logitstore.inputs.table_files import arrow_batches, parquet_batches
 from logitstore.manifest.fields import Manifest
@@ -53,10 +53,10 @@ def read_table(path: Path, like: Manifest | None = None) -> Source:
 def _sequences_of_file(path: str, name: str, num_temperatures: int) -> Iterator[LabeledSequence]:
     read = _BATCHES.get(form_of(path) or "")
     if read is None:
-        for raw in iter_records(path):
+        for raw in iter_records(path, manifests=True):
             if raw.record is None:
                 raise UnsupportedInputError(f"{raw.file}:{raw.line}: {raw.error}")
-            if not _is_head(raw):
+            if not raw.is_manifest:
                 row = batch_of(raw.record, raw.file, raw.line)
                 yield from sequences_of(row, num_temperatures, raw.file, raw.line)
         return
@@ -73,10 +73,6 @@ def _sequences_of_file(path: str, name: str, num_temperatures: int) -> Iterator[
         ) from error
 
 
-def _is_head(raw: RawRecord) -> bool:
-    return raw.record is not None and JSONL_MANIFEST_KEY in raw.record
-
-
 def _read_manifest(path: Path) -> Manifest:
     metadata: dict[bytes, bytes] = {}
     if path.is_dir():
@@ -88,9 +84,9 @@ def _read_manifest(path: Path) -> Manifest:
             with pa.ipc.open_file(path) as reader:
                 metadata = reader.schema.metadata or {}
         else:
-            first = next(iter_records(str(path)), None)
-            if first is not None and _is_head(first) and first.record is not None:
-                return decode_manifest(json.dumps(first.record[JSONL_MANIFEST_KEY]).encode(), what=str(path))
+            first = next(iter_records(str(path), manifests=True), None)
+            if first is not None and first.is_manifest and first.record is not None:
+                return decode_manifest(json.dumps(first.record[MANIFEST_KEY]).encode(), what=str(path))
         if METADATA_KEY in metadata:
             return decode_manifest(base64.b64decode(metadata[METADATA_KEY]), what=str(path))
     except (pa.ArrowException, OSError, ValueError) as error:

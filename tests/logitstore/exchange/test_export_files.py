@@ -24,6 +24,7 @@ from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.export import export_files, export_table
 from logitstore.exchange.tables.json_lines import json_lines, lines_by_arrow
 from logitstore.exchange.tables.reading import read_table
+from logitstore.inputs.reading import iter_records
 from logitstore.objects.opening import Objects
 from logitstore.publishing.card import CardSettings
 from logitstore.publishing.publish import publish_store
@@ -74,6 +75,19 @@ def test_several_files_come_back_as_the_store(
     )
     with pytest.raises(UnsupportedInputError, match="files of another export, such as part-00000-of-00003"):
         export_files(store, str(out), form, file_bytes=1)
+
+
+def test_the_line_of_the_manifest_is_no_record_of_an_input(store: LogitStore, tmp_path: Path) -> None:
+    """Each part of an export to JSONL begins with one: a job that read them rejected a record of each."""
+    size = max(entry.num_bytes for entry in store.shards())
+    export_files(store, str(tmp_path / "out"), "jsonl", file_bytes=2 * size + 1)
+    records = list(iter_records(str(tmp_path / "out")))
+    assert [raw.record["record_id"] for raw in records if raw.record] == [name for name, _ in names(store)]
+    assert [raw.line for raw in records] == [2, 3, 4, 5, 6, 7] * 3
+    assert [raw.is_manifest for raw in iter_records(str(tmp_path / "out"), manifests=True)].count(True) == 3
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"logitstore_manifest": {}, "text": "a record that says more"}\n')
+    assert [raw.line for raw in iter_records(str(own))] == [1]
 
 
 def sequence_record(sequence: LabeledSequence) -> dict[str, Any]:
