@@ -62,6 +62,12 @@ class ObjectStoreError(StoreError, OSError):
     """The disk or object store refused or failed, after bounded retries."""
 
 
+class UnsuitablePlaceError(ObjectStoreError):
+    """The place cannot hold a store that is written: its protocol or server has no conditional writes."""
+
+    exit_status = 2
+
+
 class AccessRefusedError(ObjectStoreError):
     """The server does not permit this request: of a listing this says nothing about what lies there."""
 

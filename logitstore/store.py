@@ -53,12 +53,13 @@ class LogitStore(UnitStore):
         """A new store, or the one already there if it has the same identity: a job resumed.
 
         Raises StoreExistsError if a store of another teacher, input or label shape lies there, or the place
-        is within the folder of another.
+        is within the folder of another; UnsuitablePlaceError where no store can be written.
         """
         objects = Objects(uri, storage_options)
         if not objects.exists(MANIFEST_NAME):
             refuse_lost_manifest(objects)
-            refuse_in_store(objects.uri, "the new store", is_store=True)
+            objects.require_conditions()
+            refuse_in_store(objects.uri, "the new store", is_store=True, storage_options=storage_options)
             if objects.put_if_absent(MANIFEST_NAME, encode_manifest(manifest)):
                 return cls._begin(objects, manifest)
         existing = decode_manifest(objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))

@@ -44,6 +44,9 @@ class LossyBackend:
         self._memory, self._rng, self._fault_share, self._meanwhile = memory, rng, fault_share, meanwhile
         self.num_faults = 0
 
+    def require_conditions(self) -> None:
+        """They are kept, if not always told."""
+
     def get_range(self, name: str, start: int, end: int | None) -> bytes:
         if name not in self._memory.data:
             raise ObjectNotFoundError(f"{name} does not exist; check the test")

@@ -1,36 +1,54 @@
-"""Folders of this machine that are label stores: whatever else is written stays outside of them."""
+"""Folders that are label stores: whatever else is written stays outside of them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
-from logitstore.errors import CorruptManifestError, StoreExistsError, UnsupportedFormatError
+from logitstore.errors import (
+    CorruptManifestError,
+    ObjectNotFoundError,
+    ObjectStoreError,
+    StoreExistsError,
+    UnsupportedFormatError,
+)
 from logitstore.manifest import strict_json
 from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, check_version
-from logitstore.objects.opening import is_local_uri, normalise_uri
+from logitstore.objects.opening import Objects, is_local_uri, normalise_uri
+
+_HOLDS_NOTHING_ELSE = "a store of labels, whose folder holds nothing else; choose a place outside of it"
 
 
-def refuse_in_store(place: str | os.PathLike[str], what: str, *, is_store: bool = False) -> None:
-    """Raise StoreExistsError where a local place is a store's folder or lies within one.
+def refuse_in_store(
+    place: str | os.PathLike[str],
+    what: str,
+    *,
+    is_store: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise StoreExistsError where a place is a store's folder or lies within one.
 
     Readers would pass over what is written there, `verify` would call it foreign, and a store that is
     taken away would take it along. `what` names the output in the message. `is_store`: the output is a
-    store, for which the place itself is looked at elsewhere. A URL is not looked at: each folder above it
-    would be a request.
+    store, for which the place itself is looked at elsewhere. Of a URL the folders above it are looked at for
+    a store alone, by a request each: other outputs are local, or files of an export.
     """
     path = normalise_uri(place)
     if not is_local_uri(path):
+        above = _urls_above(path) if is_store else ()
+        one = next((url for url in above if _is_store_at(url, storage_options)), None)
+        if one is not None:
+            raise StoreExistsError(f"{what} {path} lies in {one}, {_HOLDS_NOTHING_ELSE}")
         return
     folder = Path(path).resolve()
     for one in (*(() if is_store else (folder,)), *folder.parents):
         if _is_store(one):
             where = "is" if one == folder else f"lies in {one},"
-            raise StoreExistsError(
-                f"{what} {os.fspath(place)} {where} a store of labels, whose folder holds nothing else; "
-                "choose a place outside of it"
-            )
+            raise StoreExistsError(f"{what} {os.fspath(place)} {where} {_HOLDS_NOTHING_ELSE}")
 
 
 def refuse_own_place(source_uri: str, target_uri: str, verb: str) -> None:
@@ -41,14 +59,33 @@ def refuse_own_place(source_uri: str, target_uri: str, verb: str) -> None:
     refuse_in_store(target_uri, "the place", is_store=True)
 
 
+def _urls_above(url: str) -> Iterator[str]:
+    """From the nearest to the bucket or share itself."""
+    parts = urlsplit(url)
+    path = parts.path.strip("/")
+    while path:
+        path = path.rpartition("/")[0]
+        yield urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _is_store_at(url: str, storage_options: Mapping[str, Any] | None) -> bool:
+    """False too where the key may not read what lies there: a prefix of one's own needs no more."""
+    with contextlib.suppress(ObjectStoreError, ObjectNotFoundError):
+        return _is_manifest(Objects(url, storage_options).get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
+    return False
+
+
 def _is_store(folder: Path) -> bool:
     path = folder / MANIFEST_NAME
-    with contextlib.suppress(OSError, CorruptManifestError):
-        if path.is_file():
-            value = strict_json.parse_object(
-                path.read_bytes(), what=MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES
-            )
-            with contextlib.suppress(UnsupportedFormatError):  # another version's is a store too
-                check_version(value, what=MANIFEST_NAME)
-            return "labels" in value and "tokenizer" in value
+    with contextlib.suppress(OSError):
+        return path.is_file() and _is_manifest(path.read_bytes())
+    return False
+
+
+def _is_manifest(data: bytes) -> bool:
+    with contextlib.suppress(CorruptManifestError):
+        value = strict_json.parse_object(data, what=MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+        with contextlib.suppress(UnsupportedFormatError):  # another version's is a store too
+            check_version(value, what=MANIFEST_NAME)
+        return "labels" in value and "tokenizer" in value
     return False

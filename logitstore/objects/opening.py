@@ -47,8 +47,12 @@ class ObjectInfo:
 class Backend(Protocol):
     """What a place must offer. Names are already checked; a missing object is ObjectNotFoundError.
 
-    A place without conditional writes is found by `logitstore.objects.probing` when a job begins.
+    A server that does not keep its conditions is found by `logitstore.objects.probing` when a job begins.
     """
+
+    def require_conditions(self) -> None:
+        """Raises UnsuitablePlaceError where the protocol has no conditional writes."""
+        ...
 
     def get_range(self, name: str, start: int, end: int | None) -> bytes:
         """Bytes [start, end), all from `start` without an end."""
@@ -111,6 +115,11 @@ class Objects:
     @property
     def is_local(self) -> bool:
         return is_local_uri(self.uri)
+
+    def require_conditions(self) -> None:
+        """Raises UnsuitablePlaceError where nothing but whole objects can be written, as by sftp://: a store
+        needs writes under a condition."""
+        self._backend.require_conditions()
 
     def local_path(self, name: str) -> Path:
         """Path of an object of a local store, for mapping it into memory."""

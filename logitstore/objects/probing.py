@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import secrets
 
-from logitstore.errors import ObjectStoreError
+from logitstore.errors import ObjectStoreError, UnsuitablePlaceError
 from logitstore.objects.opening import Objects
 
 PROBE_PREFIX = "probe-"
 
 
 def require_conditional_writes(objects: Objects) -> None:
-    """Write a small object twice under conditions that forbid the second. Raises ObjectStoreError.
+    """Write a small object twice under conditions that forbid the second. Raises UnsuitablePlaceError.
 
     Some servers that speak S3 ignore If-None-Match and If-Match: there every writer of a unit wins, two
     drivers hold one lease, and an index replaces another. A local directory needs no asking.
@@ -26,7 +26,7 @@ def require_conditional_writes(objects: Objects) -> None:
         with contextlib.suppress(ObjectStoreError):  # `verify --repair` removes what is left
             objects.delete(name)
     if ignored:
-        raise ObjectStoreError(
+        raise UnsuitablePlaceError(
             f"{objects.uri}: the server ignores {ignored}, so several writers would each take a unit "
             "for theirs; write to a server that keeps conditional PUTs, as AWS S3 does, or to a local "
             "directory"

@@ -15,7 +15,13 @@ from urllib.parse import urlsplit
 import fsspec
 
 from logitstore.common.secrets import BLANKED, redact_text
-from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectStoreError, UnsupportedInputError
+from logitstore.errors import (
+    AccessRefusedError,
+    ObjectNotFoundError,
+    ObjectStoreError,
+    UnsuitablePlaceError,
+    UnsupportedInputError,
+)
 from logitstore.objects.file_systems import no_file_system
 from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
 from logitstore.objects.ranged_file import RangedFile
@@ -168,10 +174,14 @@ class RemoteBackend:
                 raise found
         return found
 
-    def _unsupported(self, what: str) -> ObjectStoreError:
-        return ObjectStoreError(
-            f"{self._uri}: {self._scheme}:// cannot {what} in one step, which writing a store needs; "
-            "write to a local directory or to S3 (reading works from anywhere)"
+    def require_conditions(self) -> None:
+        raise self._unsupported("replace an object only if it is unchanged")
+
+    def _unsupported(self, what: str) -> UnsuitablePlaceError:
+        return UnsuitablePlaceError(
+            f"{self._uri}: {self._scheme}:// cannot {what} in one step, which writing a store needs; write "
+            "to a folder of this machine, or to an s3:// server that keeps conditional PUTs, "
+            "and bring the finished store here with `penumbra store copy` (reading works from anywhere)"
         )
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from logitstore.errors import ObjectStoreError
+from logitstore.errors import UnsuitablePlaceError
 from logitstore.objects.opening import MAX_TAGGED_BYTES
 from logitstore.objects.remote import RemoteBackend, error_code
 
@@ -27,6 +27,9 @@ class S3Backend(RemoteBackend):
     """S3 and what speaks its protocol, with If-None-Match and If-Match on single PUTs."""
 
     _deletes_batches = True
+
+    def require_conditions(self) -> None:
+        """S3 has them; whether this server keeps them, a request shows."""
 
     def get_with_etag(self, name: str) -> tuple[bytes, str]:
         bucket, key, _ = self._fs.split_path(self._path(name))
@@ -101,7 +104,7 @@ class S3Backend(RemoteBackend):
                     if condition == "IfMatch" and code in ("NoSuchKey", "404"):
                         return False
                     if code in ("NotImplemented", "501"):
-                        raise ObjectStoreError(
+                        raise UnsuitablePlaceError(
                             f"{self._uri}: the server does not know conditional PUTs ({condition}: {code}), "
                             "by which one of several writers wins; write to a server that keeps them, as "
                             "AWS S3 does, or to a local directory"

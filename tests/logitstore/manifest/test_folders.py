@@ -9,9 +9,12 @@ import pytest
 
 from logitstore.__main__ import main
 from logitstore.errors import StoreExistsError
+from logitstore.exchange.merge import merge_stores
 from logitstore.manifest.folders import refuse_in_store, refuse_own_place
+from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_sequence
+from tests.s3_dialects import run_dialect
 
 COMMANDS = (
     "copy STORE STORE",
@@ -49,6 +52,36 @@ def test_no_output_goes_into_a_store(command: str, tmp_path: Path, capfd: pytest
     error = capfd.readouterr().err
     assert "a store of labels" in error or "is the store itself" in error
     assert files(tmp_path) == before
+
+
+def test_no_new_store_goes_below_another_ones_prefix() -> None:
+    """At a URL as on a disk, however deep, from whichever command."""
+    with run_dialect("plain") as server:
+        options = server.storage_options
+        store = LogitStore.create("s3://b/teams/labels", make_manifest(), storage_options=options)
+        store.commit_unit("unit-0", 0, [make_sequence("a")], seconds=0, worker="w")
+        for place in ("s3://b/teams/labels/sub", "s3://b/teams/labels/shards/a/b"):
+            with pytest.raises(StoreExistsError, match=r"lies in s3://b/teams/labels, a store of labels"):
+                merge_stores([store], place, storage_options=options)
+        for place in ("s3://b/teams/labels2", "s3://b/teams/other/deep/store"):
+            assert len(merge_stores([store], place, storage_options=options)) == 1
+        assert len(Objects("s3://b/teams/labels", options).list()) == 4
+
+
+def test_a_place_that_cannot_hold_a_store_is_refused_before_anything_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    store.commit_unit("unit-0", 0, [make_sequence("a")], seconds=0, worker="w")
+    assert main(["merge", store.uri, "--out", "memory://no-store"]) == 2
+    told = capfd.readouterr().err
+    assert "memory:// cannot replace an object only if it is unchanged" in told
+    assert "to an s3:// server that keeps conditional PUTs" in told
+    assert "penumbra store copy" in told
+    assert Objects("memory://no-store").list() == []
+    assert main(["copy", store.uri, "memory://no-store"]) == 0, "which is the remedy"
+    assert [one.record_id for one in LogitStore.open("memory://no-store")] == ["a"]
+    Objects("memory://no-store").delete_many(Objects("memory://no-store").list())
 
 
 def test_a_store_of_another_version_is_one_and_another_programs_manifest_is_not(tmp_path: Path) -> None:
