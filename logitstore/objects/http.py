@@ -7,16 +7,18 @@ it ignores is cut from the whole, and only a 404 says that an object is not ther
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 from fsspec.asyn import sync
 
-from logitstore.errors import ObjectStoreError
+from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectStoreError
 from logitstore.objects.opening import MAX_UNBOUNDED_BYTES, ObjectInfo
 from logitstore.objects.remote import RemoteBackend
 
@@ -55,7 +57,21 @@ class HttpBackend(RemoteBackend):
 
     def list(self, prefix: str) -> list[ObjectInfo]:
         # Pages of listings have links that sort them, "?C=M;O=A".
-        return [info for info in super().list(prefix) if "?" not in info.name and "#" not in info.name]
+        found = [info for info in super().list(prefix) if "?" not in info.name and "#" not in info.name]
+        if not found and not self._shows_folders:
+            raise AccessRefusedError(
+                f"{self._uri}: the server shows no listing of its folders, so nothing tells what lies in "
+                f"{prefix or 'it'}; read a copy on a disk, or from a server that lists"
+            )
+        return found
+
+    @cached_property
+    def _shows_folders(self) -> bool:
+        """Whether the place itself is listed: 404 for a folder within it else says nothing of the folder."""
+        with contextlib.suppress(ObjectNotFoundError), self._translated(""):
+            listed = self._fs.ls(f"{self._root}/", detail=False)
+            return any(name.startswith(f"{self._root}/") for name in listed)
+        return False
 
     def _connect(self) -> Any:
         self._query = str(self._storage_options.get("query", "")).lstrip("?")

@@ -254,6 +254,11 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
             f"the URL {parts.scheme}://…{parts.path} holds credentials or a query, which would be "
             "written into logs; give them through the environment or storage options"
         )
+    if parts.fragment and parts.scheme.startswith("http"):
+        raise UnsupportedInputError(
+            f"the URL {text} has a fragment, '#{parts.fragment:.80}', which no server is sent; leave it out, "
+            "or write %23 where a name has a #"
+        )
     return text.rstrip("/")
 
 

@@ -22,7 +22,7 @@ from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from logitstore.tools.inspection import inspect_store
 from logitstore.tools.verify import verify_store
-from tests.logitstore.random_labels import make_manifest, make_unit
+from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
 from tests.s3_dialects import run_dialect
 
 SIGNATURE = "Expires=1&Signature=secretsignature"
@@ -128,6 +128,30 @@ def test_a_refused_listing_is_said_once_and_hides_nothing_it_cannot_hide(store: 
         assert len(seen) == 1
         assert verify_store(copy).problems[0].kind == "unlisted"
         assert [request for request in server.requests if request.endswith("/commits")] == ["GET /commits"]
+
+
+def test_404_for_a_folder_is_no_proof_that_nothing_lies_in_it(tmp_path: Path) -> None:
+    """As of a CDN or an S3 website; but a server that lists may lack the empty folder of records."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    store.commit_unit("u0", 0, [make_sequence("a")], seconds=0, worker="w")
+    store.compact()
+    store.commit_unit("u1", 1, [make_sequence("b")], seconds=0, worker="w")
+    hidden = WebHabits(lists=False, unlisted_status=404)
+    with run_web_server(Path(store.uri), hidden) as server:
+        with pytest.warns(StoreWarning, match="may not be listed, so units that were committed after"):
+            assert len(LogitStore.open(server.url)) == 1
+        with pytest.raises(AccessRefusedError, match="shows no listing of its folders"):
+            Objects(server.url).list("shards/")
+    with run_web_server(Path(store.uri)) as server:
+        assert len(LogitStore.open(server.url)) == 2
+        store.compact()
+        Path(store.uri, "commits").rmdir()
+        assert len(LogitStore.open(server.url)) == 2
+
+
+def test_a_fragment_is_refused_in_words() -> None:
+    with pytest.raises(UnsupportedInputError, match="has a fragment, '#part', which no server is sent"):
+        LogitStore.open("https://example.org/labels#part")
 
 
 def test_a_place_without_index_that_refuses_to_be_listed_is_no_empty_store(tmp_path: Path) -> None:
