@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 from logitstore.errors import ObjectNotFoundError, StoreExistsError, StoreNotFoundError, UnsupportedInputError
 from logitstore.index.absence import refuse_lost_index, refuse_lost_manifest
@@ -163,28 +164,39 @@ class LogitStore(UnitStore):
         return self.iter_sequences()
 
     @overload
-    def __getitem__(self, key: int | str | tuple[str, int]) -> LabeledSequence: ...
+    def __getitem__(self, key: SupportsIndex | str | tuple[str, SupportsIndex]) -> LabeledSequence: ...
     @overload
     def __getitem__(self, key: slice | list[str]) -> list[LabeledSequence]: ...
     def __getitem__(
-        self, key: int | str | tuple[str, int] | slice | list[str]
+        self, key: SupportsIndex | str | tuple[str, SupportsIndex] | slice | list[str]
     ) -> LabeledSequence | list[LabeledSequence]:
         """`store[7]`, `store[-1]`, `store[10:20]`: by number in the store's order. `store["id"]`,
         `store["id", 3]`: a record's sequence, or one sample of it. `store[["a", "b"]]`: one of each record.
 
         Ids are looked up in the id indexes of the segments; those of shards that none covers are read once.
-        Raises IndexError and KeyError.
+        Raises IndexError, KeyError, and TypeError for what is none of these.
         """
         lookup = self.lookup()
         if isinstance(key, slice):
             return lookup.read(range(*key.indices(len(lookup))))
-        if isinstance(key, int):
-            return lookup.read([key + len(lookup) if key < 0 else key])[0]
         if isinstance(key, str):
             return lookup.one(key)
-        if isinstance(key, tuple):
-            return lookup.one(key[0], key[1])
-        return lookup.one_of_each(key)
+        if isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str):
+            sample = _whole_number(key[1])
+            if sample is not None:
+                return lookup.one(key[0], sample)
+        elif (number := _whole_number(key)) is not None:
+            if not -len(lookup) <= number < len(lookup):
+                raise IndexError(f"sequence {number} of {len(lookup)}: {self.uri} has no more")
+            return lookup.read([number % len(lookup)])[0]
+        elif isinstance(key, Iterable) and not isinstance(key, (tuple, Mapping)):
+            names = list(key)
+            if all(isinstance(name, str) for name in names):
+                return lookup.one_of_each(names)
+        raise TypeError(
+            f"a store has nothing under {key!r:.80}; ask for a number, a slice of numbers, a record id, a "
+            "pair of record id and sample, or a list of record ids"
+        )
 
     def find(self, record_ids: Iterable[str]) -> dict[str, list[LabeledSequence]]:
         """All samples of each of these records; an empty list for one that the store does not have."""
@@ -196,6 +208,14 @@ class LogitStore(UnitStore):
         if self._lookup is None or self._lookup[0] is not shards:
             self._lookup = (shards, Lookup(self, self._kept_ids))
         return self._lookup[1]
+
+
+def _whole_number(value: object) -> int | None:
+    """Of Python or numpy; None where it is none."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _read_manifest(objects: Objects) -> Manifest:

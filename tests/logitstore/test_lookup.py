@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from logitstore.objects.local import LocalBackend
@@ -82,6 +83,25 @@ def test_deleted_and_new_sequences(store: LogitStore) -> None:
     assert store["r21"].record_id == "r21"
     store.commit_unit("later", 9, [make_sequence("later")], seconds=0, worker="w")
     assert store["later"].record_id == store[-1].record_id == "later"
+
+
+def test_what_a_store_can_be_asked_for(tmp_path: Path) -> None:
+    """Numbers and ids as numpy and pandas have them; whatever else is told what there is."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    store.commit_unit("u", 0, [make_sequence(name) for name in "abc"], seconds=0, worker="w")
+    assert (
+        store[np.int64(1)].record_id
+        == store[np.uint8(1)].record_id
+        == store["b", np.int32(0)].record_id
+        == "b"
+    )
+    assert [one.record_id for one in store[np.array(["c", "a"])]] == ["c", "a"]  # type: ignore[call-overload]
+    for number in (3, -4, 10**9, -(10**9)):
+        with pytest.raises(IndexError, match=f"sequence {number} of 3"):
+            store[number]
+    for other in (1.5, None, b"a", ("a",), ("a", "b"), ("a", 0, 0), ["a", 3], [0, 1], {"a": 1}):
+        with pytest.raises(TypeError, match=r"a store has nothing under .* ask for a number"):
+            store[other]  # type: ignore[call-overload]
 
 
 def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
