@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from logitstore import __version__
+from logitstore.index.commits import SHARDS_PREFIX
 from logitstore.manifest.fields import LabelSpec, Manifest, ShardEntry
 
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 """How the Hub writes licences that it knows; others are called `other` and named beside."""
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
+
+
+_DATA_FILES = ("configs:", "- config_name: default", f"  data_files: {SHARDS_PREFIX}*.arrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,9 @@ def dataset_card(manifest: Manifest, contents: Contents, settings: CardSettings)
             "",
             "To train on it, name the address under `[data]` of a training run: "
             f'`stores = ["hf://datasets/{settings.repository}"]`{_how_to_train(manifest.labels)}.',
+            "",
+            "`datasets.load_dataset` has a row for each block of sequences: ids, lengths and flags are in "
+            "the clear, while labels are packed, and need the above.",
             "",
             "## Licence",
             "",
@@ -140,6 +147,8 @@ def _front_matter(manifest: Manifest, contents: Contents, settings: CardSettings
         "size_categories:",
         f"- {_SIZES[min(max(digits - 3, 0), len(_SIZES) - 1)]}",
         "viewer: false",
+        # Without this `datasets` takes the index, whose columns are others, for data too.
+        *(_DATA_FILES if contents.num_shards else ()),
         "---",
     ]
 

@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 from huggingface_hub import DatasetCard
 
@@ -29,6 +31,16 @@ def test_the_hub_reads_the_card_and_its_example_runs(store: LogitStore, tmp_path
     for fact in ("teacher, revision main", "8 entries", "| 1, 2, 4 |", "`apache-2.0`", "1, left out here"):
         assert fact in card.text, fact
     assert ran_example(card.text, "me/labels", out) == ["18", "teacher", "record-0", "(12,)", "(11,", "8)"]
+
+
+@pytest.mark.slow
+def test_datasets_reads_what_is_published(store: LogitStore, tmp_path: Path) -> None:
+    """It took the index for data too, whose columns are others."""
+    out = tmp_path / "public"
+    publish_store(store, Objects(out), CardSettings())
+    loaded: Any = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    expected = [one.record_id for one in LogitStore.open(out)]
+    assert [name for block in loaded for name in block["record_id"]] == expected
 
 
 def texts_store(place: Path) -> LogitStore:
