@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.describe import render
-from cluster.jobs import commands, local
+from cluster.jobs import commands, local, node_check
 from cluster.rounds import command as round_commands
 from logitstore.common.command import EXIT_STATUSES, Program, new_parser
 from logitstore.common.options import count, positive
@@ -70,12 +70,25 @@ def _add_submit(add: Add) -> None:
     sub = add(
         "submit", commands.submit, "Check a labeling job and run it on a cluster", "submit job.toml --follow"
     )
+    _add_job_file(sub)
+    _add_staying(sub)
+    check = add(
+        "check",
+        node_check.check,
+        "What the nodes of a cluster have for a job, and what they lack",
+        "check job.toml --json",
+    )
+    _add_job_file(check)
+    check.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_job_file(sub: argparse.ArgumentParser) -> None:
+    """A job's file, and how it would run on the cluster."""
     sub.add_argument("job", metavar="JOB.toml", help="the job file, as for `penumbra label run`")
     sub.add_argument(
         "--set", action="append", default=[], metavar="S.KEY=V", help="change a setting of the job"
     )
     _add_address(sub)
-    _add_staying(sub)
     sub.add_argument(
         "--files",
         choices=("same", "ship"),

@@ -86,8 +86,17 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="go on until the job is over")
     add_storage_options(status)
     status.set_defaults(command=_status)
-    for command in (run, status):
-        command.add_argument("--json", action="store_true", help="print the status as JSON on stdout")
+    nodes = commands.add_parser(
+        "nodes",
+        help="what the nodes of a Ray cluster have for a job, and what they lack",
+        epilog=PROGRAM.epilog,
+        formatter_class=raw,
+    )
+    nodes.add_argument("job", help="TOML file of the job; workers.address or RAY_ADDRESS is the cluster")
+    nodes.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    nodes.set_defaults(command=_nodes)
+    for command in (run, status, nodes):
+        command.add_argument("--json", action="store_true", help="print JSON on stdout")
         command.add_argument("--quiet", action="store_true", help="show trouble only")
     add_curation_commands(commands, PROGRAM.epilog.removeprefix(PROGRAM.examples))
     settings = commands.add_parser("settings", help="every setting of a job, with its default and meaning")
@@ -159,6 +168,21 @@ def _status(arguments: argparse.Namespace) -> int:
         status = read_status(arguments.store, storage_options=options)
     print(json.dumps(json.loads(status.as_json()), indent=1) if arguments.json else report(status))
     return 0
+
+
+def _nodes(arguments: argparse.Namespace) -> int:
+    from labeler.on_ray.node_probes import look_at_nodes
+
+    job, _ = load_found_job(arguments.job, arguments.set)
+    seen = look_at_nodes(job, lambda line: print(line, file=sys.stderr))
+    if arguments.json:
+        print(json.dumps(seen.as_record()))
+    else:
+        print(*seen.in_words(), sep="\n")
+    if not seen.problem:
+        return int(ExitStatus.DONE)
+    print(f"error: {seen.problem}", file=sys.stderr)
+    return int(ExitStatus.WRONG)
 
 
 def _settings(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from logitstore.common.config_file import ConfigError
 
+STOPPED_EARLY = "stopped before any replica was started; run the same command again to go on"
+
 
 class LabelerError(Exception):
     """Base of the labeler's errors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -150,6 +151,28 @@ class ClusterClient:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"job {submission_id} is still {state} after {timeout_sec:.0f} s")
             time.sleep(POLL_SEC)
+
+    def run_to_end(self, submission: Submission, timeout_sec: float) -> tuple[str, str]:
+        """Message and log of a job that labels nothing; nothing of it is left on the cluster afterwards.
+
+        Raises TimeoutError.
+        """
+        submission_id = self.submit(submission)
+        deadline = time.monotonic() + timeout_sec
+        try:
+            while True:
+                with _reached(self.address):
+                    found = self._client.get_job_info(submission_id)
+                    if found.status.is_terminal():
+                        return found.message or "", self._client.get_job_logs(submission_id)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"job {submission_id} has not ended within {timeout_sec:.0f} s")
+                time.sleep(POLL_SEC)
+        finally:
+            with contextlib.suppress(ClusterError), _reached(self.address):
+                if self._client.stop_job(submission_id):
+                    time.sleep(POLL_SEC)
+                self._client.delete_job(submission_id)
 
     def logs(self, submission_id: str) -> str:
         self.job(submission_id)

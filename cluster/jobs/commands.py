@@ -7,24 +7,20 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs import dashboard, local
-from cluster.jobs.address import find_way
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
 from cluster.jobs.machines import check_machines
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
+from cluster.jobs.reaching import client_of, say_found, submit_options
 from cluster.jobs.submission import (
     JOB_KEY,
     STOP_MARGIN_SEC,
-    SubmitOptions,
     options_of,
-    parse_env,
     prepare,
-    read_runtime_env,
 )
 from labeler.config.found import load_input_found
 from labeler.config.loading import JobConfig, load_job
@@ -44,18 +40,10 @@ TIME_AND_PRICE = (
 def submit(args: argparse.Namespace) -> int:
     """Check the job here, send it, and stay with it if asked to."""
     job, found = load_input_found(args.job, args.set, environ={})
-    _say_found(args, found)
-    client = _client(args)
-    near = client.head_is_here()
-    options = SubmitOptions(
-        files=args.files or ("same" if near else "ship"),
-        python=args.python or (sys.executable if near else "python"),
-        ship_code=args.ship_code,
-        env_vars=parse_env(args.env),
-        runtime_env=read_runtime_env(args.runtime_env),
-    )
+    say_found(args, found)
+    client = client_of(args)
     with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
-        submission = prepare(job, options, Path(folder), owner=owner_here(args.owner))
+        submission = prepare(job, submit_options(client, args), Path(folder), owner=owner_here(args.owner))
         _refuse_busy_store(client, submission.metadata["penumbra.store"])
         if lack := client.lack_of_machines(job.workers):
             print(f"WARNING: {lack}, unless the cluster grows by itself", file=sys.stderr)
@@ -67,7 +55,7 @@ def submit(args: argparse.Namespace) -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Submit an ended job again: the same settings, the same store, only what is missing gets labeled."""
-    client = _client(args)
+    client = client_of(args)
     earlier = _chosen(client, args)
     if not earlier.has_ended:
         raise JobRefusedError(
@@ -92,7 +80,7 @@ def resume(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Ray's state and the store's progress of a job, or of the newest one."""
-    client = _client(args)
+    client = client_of(args)
     job = _chosen(client, args)
     progress, problem = progress_of(job)
     if args.json:
@@ -107,7 +95,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def logs(args: argparse.Namespace) -> int:
-    client = _client(args)
+    client = client_of(args)
     job = _chosen(client, args)
     if not args.follow:
         sys.stdout.write(client.logs(job.submission_id))
@@ -117,7 +105,7 @@ def logs(args: argparse.Namespace) -> int:
 
 def stop(args: argparse.Namespace) -> int:
     """Drain: units at work are finished within `workers.drain_sec`, the rest is left for `resume`."""
-    client = _client(args)
+    client = client_of(args)
     at_work = None if args.id else only_one_at_work(client.jobs(), owner_here(args.owner))
     job = at_work or _chosen(client, args)
     if job.has_ended:
@@ -133,7 +121,7 @@ def stop(args: argparse.Namespace) -> int:
 
 
 def list_jobs(args: argparse.Namespace) -> int:
-    jobs = _client(args).jobs()
+    jobs = client_of(args).jobs()
     if args.mine:
         owner = owner_here(args.owner)
         jobs = [job for job in jobs if job.owner == owner]
@@ -149,7 +137,7 @@ def cost(args: argparse.Namespace) -> int:
     if args.id is not None and args.id.endswith((".toml", ".json")):
         try:
             job, lines = load_input_found(args.id, args.set, environ={})
-            _say_found(args, lines)
+            say_found(args, lines)
             plan = estimate(job)
         except StoreError as error:
             raise JobRefusedError(str(error)) from None
@@ -159,7 +147,7 @@ def cost(args: argparse.Namespace) -> int:
         raise JobRefusedError("--set changes a setting of a job file, but none is given; give JOB.toml")
     uri, options = args.id, None
     if uri is None or not ("://" in uri or os.path.isdir(uri)):
-        job = _chosen(_client(args), args)
+        job = _chosen(client_of(args), args)
         uri, options = job.store, json.loads(job.metadata[JOB_KEY])["output"]["storage_options"]
     try:
         spent = store_cost(uri, options)
@@ -200,24 +188,6 @@ def up(args: argparse.Namespace) -> int:
 def down(args: argparse.Namespace) -> int:
     _say(args, f"stopped {local.down(args.state)} nodes")
     return 0
-
-
-def _client(args: argparse.Namespace) -> ClusterClient:
-    return ClusterClient(find_way(_address(args), args.header, args.verify))
-
-
-def _address(args: argparse.Namespace) -> str:
-    """The cluster meant: as given, from Ray's variable, or the local one that is up."""
-    found = args.address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if found:
-        return found
-    try:
-        return local.read_state(local.default_state_folder()).address
-    except ClusterError:
-        raise JobRefusedError(
-            "no cluster is named: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, or start a "
-            "local one with: penumbra cluster up --local 2"
-        ) from None
 
 
 def _refuse_busy_store(client: ClusterClient, store: str) -> None:
@@ -292,12 +262,6 @@ def _line(job: ClusterJob) -> str:
         f"{job.submission_id}  {job.state:<9}  {job.started or '-':<20}  {job.seconds:>7.0f} s  "
         f"{job.owner or '-':<16}  {job.store}"
     )
-
-
-def _say_found(args: argparse.Namespace, lines: Sequence[str]) -> None:
-    """What the job was not told and its input tells."""
-    if lines and not args.quiet and not args.json:
-        print(*lines, sep="\n", file=sys.stderr)
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,11 +33,14 @@ Files = Literal["same", "ship"]
 MAX_SHIPPED_BYTES = 64 * 2**20
 """Ray's upload ends at 100 MiB; the rest is room for code."""
 JOB_FILE = "job.json"
+ID_PREFIX = "label-"
 INPUT_FOLDER, TEMPLATE_FOLDER = "input", "template"
 STOP_MARGIN_SEC = 30
 """Time beyond `workers.drain_sec` that a stopped driver has before Ray kills it."""
 
 STORE_KEY = "penumbra.store"
+CHECK_KEY = "penumbra.check"
+"""In place of STORE_KEY and all that goes with it, where a job only looks at the nodes."""
 JOB_KEY = "penumbra.job"
 OPTIONS_KEY = "penumbra.options"
 RESUMES_KEY = "penumbra.resumes"
@@ -119,6 +122,20 @@ def prepare(
     )
 
 
+def as_check(submission: Submission) -> Submission:
+    """In the same environment, a job that looks at what the nodes have; it labels nothing."""
+    python, _, _ = submission.entrypoint.partition(" -m ")
+    return replace(
+        submission,
+        submission_id=f"check-{submission.submission_id.removeprefix(ID_PREFIX)}",
+        entrypoint=f"{python} -m labeler nodes {JOB_FILE} --json",
+        metadata={
+            OWNER_KEY: submission.metadata[OWNER_KEY],
+            CHECK_KEY: submission.metadata[STORE_KEY],
+        },
+    )
+
+
 def options_of(metadata: Mapping[str, str]) -> SubmitOptions:
     """The options an earlier job was submitted with."""
     raw = json.loads(metadata[OPTIONS_KEY])
@@ -171,7 +188,7 @@ def _interpreter(options: SubmitOptions) -> dict[str, str]:
 def submission_id(store_uri: str) -> str:
     """A new id that a person recognises: the store's last name and six random digits."""
     name = re.sub(r"[^a-z0-9]+", "-", store_uri.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
-    return f"label-{name[:40] or 'store'}-{secrets.token_hex(3)}"
+    return f"{ID_PREFIX}{name[:40] or 'store'}-{secrets.token_hex(3)}"
 
 
 def parse_env(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:

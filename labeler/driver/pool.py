@@ -30,6 +30,7 @@ from labeler.errors import EngineDiedError
 from labeler.on_ray.cores import CoreBook
 from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.head_watch import HeadWatch
+from labeler.on_ray.node_probes import NodeProbes
 from labeler.on_ray.placement import actor_options, release, reserve
 from labeler.on_ray.room import lack_of_room
 from labeler.prompting.segment_marks import NO_MARKS, SegmentMarks
@@ -52,10 +53,17 @@ class ActorPool:
     """`replicas` places, each with at most one live actor. Call `poll` often."""
 
     def __init__(
-        self, job: JobConfig, ends: ResponseEnds, actor_class: Any = None, marks: SegmentMarks = NO_MARKS
+        self,
+        job: JobConfig,
+        ends: ResponseEnds,
+        actor_class: Any = None,
+        marks: SegmentMarks = NO_MARKS,
+        probes: NodeProbes | None = None,
     ) -> None:
-        """`actor_class` stands in for the actors of `Worker`, for measurements of the driver alone."""
+        """`actor_class` stands in for the actors of `Worker`, for measurements of the driver alone. By
+        `probes` nodes that joined since the start are asked what they lack before an engine loads there."""
         self._job = job
+        self._probes = probes
         self._ends, self._marks = ends, marks
         self._slots = [Slot(index) for index in range(job.workers.replicas)]
         self._calls: dict[Any, Call] = {}
@@ -174,8 +182,8 @@ class ActorPool:
                 return slot
         raise KeyError(worker_id)
 
-    def _call(self, slot: Slot, kind: CallKind, ref: Any, lease_id: int = 0) -> None:
-        self._calls[ref] = Call(slot, slot.generation, kind, lease_id)
+    def _call(self, slot: Slot, kind: CallKind, ref: Any, lease_id: int = 0, node_id: str = "") -> None:
+        self._calls[ref] = Call(slot, slot.generation, kind, lease_id, node_id)
 
     def _start_if_empty(self, slot: Slot, now_sec: float) -> None:
         if (
@@ -211,9 +219,15 @@ class ActorPool:
         now = time.monotonic()
         if call.kind == "place":
             slot.node_ids, slot.node_name = (value.node_id, *value.other_node_ids), value.host
-            cores = self._cores.take(value, slot.index) if self._cores is not None else None
+            slot.cores = self._cores.take(value, slot.index) if self._cores is not None else None
             slot.state, slot.since_sec = "loading", now
-            self._call(slot, "start", slot.handle.start.remote(cores))
+            self._probe_or_load(slot)
+        elif call.kind == "probe":
+            assert self._probes is not None
+            if lack := self._probes.take(call.node_id, value):
+                yield from self._lost(slot, lack, engine_failed=True)
+            else:
+                self._probe_or_load(slot)
         elif call.kind == "start":
             slot.state, self._any_was_ready = "ready", True
             yield WorkerReady(slot.worker_id, value, now - slot.since_sec)
@@ -225,6 +239,14 @@ class ActorPool:
             if lease.trial is None:
                 slot.deaths_in_row = 0
             yield LeaseEnded(slot.worker_id, value)
+
+    def _probe_or_load(self, slot: Slot) -> None:
+        """Load the engine once all nodes of the replica are known to have what it needs."""
+        for node_id in slot.node_ids:
+            if self._probes is not None and not self._probes.is_known(node_id):
+                self._call(slot, "probe", self._probes.ask(node_id), node_id=node_id)
+                return
+        self._call(slot, "start", slot.handle.start.remote(slot.cores))
 
     def _failed(self, call: Call, error: Exception) -> list[PoolEvent]:
         slot, lease_id = call.slot, call.lease_id

@@ -236,15 +236,18 @@ class _Run:
         from labeler.driver.metrics import JobMetrics
         from labeler.driver.pool import ActorPool
         from labeler.on_ray.gpus import check_gpus
+        from labeler.on_ray.node_probes import check_nodes
         from labeler.on_ray.runtime import ray_for
 
         with ray_for(self._job):
             self._stop.take_again()
             if warning := check_gpus(self._job, is_stopped=lambda: self._stop.requested):
                 self._trouble(warning)
+            engine_version = "" if setup.store is None else setup.store.manifest.teacher.engine_version
+            probes = check_nodes(self._job, engine_version, self._trouble, lambda: self._stop.requested)
             tokenizer = self._prepared.tokenizer
             marks = find_marks(tokenizer, self._job.labels.reasoning) if self._job.has_marks else NO_MARKS
-            pool = ActorPool(with_absolute_paths(self._job), tokenizer.ends, marks=marks)
+            pool = ActorPool(with_absolute_paths(self._job), tokenizer.ends, marks=marks, probes=probes)
             loop = LabelingLoop(
                 self._job,
                 scheduler,

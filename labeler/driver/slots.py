@@ -12,7 +12,7 @@ from labeler.records import Heartbeat, Lease
 SlotState = Literal["empty", "placing", "loading", "ready", "leaving", "given_up"]
 """empty -> placing -> loading -> ready -> leaving -> empty. An actor that dies in any state makes its slot
 empty again, or given up where it died too often."""
-CallKind = Literal["place", "start", "heartbeat", "label"]
+CallKind = Literal["place", "probe", "start", "heartbeat", "label"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Call:
     kind: CallKind
     lease_id: int = 0
     """Of a "label" call."""
+    node_id: str = ""
+    """Of a "probe"."""
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ class Slot:
     node_ids: tuple[str, ...] = ()
     """Of its machines, the actor's first."""
     node_name: str = ""
+    cores: str | None = None
+    """Those that its engine is bound to."""
     since_sec: float = 0.0
     leave_by_sec: float = 0.0
     """When "leaving": what is not finished by then is given back."""

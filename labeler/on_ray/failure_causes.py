@@ -35,12 +35,17 @@ def actor_death(text: str) -> str:
         return "its node has died or was cut off"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "error raised in its creation task" in text:
-        return f"it could not be made: {lines[-1]}"[:MAX_LENGTH]
+        return f"it could not be made{_where(text)}: {lines[-1]}"[:MAX_LENGTH]
     process = re.search(r"pid: (\d+)", text)
     exit_type = re.search(r"Worker exit type: (\w+)", text)
     if process is not None and exit_type is not None and exit_type[1] == "SYSTEM_ERROR":
-        host = re.search(r"ip: (\S+)", text)
-        where = f" on {host[1]}" if host is not None else ""
+        where = _where(text)
         return f"its process {process[1]}{where} was killed or crashed; dmesg there tells of lack of memory"
     details = [line for line in lines if not line.startswith(("class_name:", "actor_id:", "namespace:"))]
     return "; ".join(details[:4])[:MAX_LENGTH]
+
+
+def _where(text: str) -> str:
+    """The node, as Ray's accounts of an actor's death name it in two forms."""
+    host = re.search(r"\bip[:=] ?([^\s,)]+)", text)
+    return f" on {host[1]}" if host is not None else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from labeler.config.found import gpus_here
 from labeler.config.loading import JobConfig
-from labeler.errors import StoppedError
+from labeler.errors import STOPPED_EARLY, StoppedError
 from labeler.on_ray.room import lack_of_gpus
 from logitstore.common.config_file import ConfigError
 
@@ -34,7 +34,7 @@ def check_gpus(
     deadline = time.monotonic() + (0.0 if workers.address is None else patience_sec)
     while (lack := lack_of_gpus(workers, ray.nodes())) and time.monotonic() < deadline:
         if is_stopped():
-            raise StoppedError("stopped before any replica was started; run the same command again to go on")
+            raise StoppedError(STOPPED_EARLY)
         time.sleep(1)
     if not lack:
         return ""

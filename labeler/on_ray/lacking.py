@@ -24,14 +24,19 @@ def remedy_of(text: str) -> str:
                 f"the interpreter of the cluster has no {name}: submit with --ship-code, which sends it, or "
                 "with --python PATH of an environment on the nodes that has it"
             )
-        return (
-            f"the interpreter that ran it has no {name}: install it there (pip install '.[label]' in the "
-            "project's folder), or submit with --python PATH of an environment on the nodes that has it, or "
-            "with --runtime-env FILE that brings it"
-        )
+        return f"the interpreter that ran it has no {name}: {install_remedy(name)}"
     if _NOT_FOUND.search(text):
         return "the cluster's head has no such interpreter: submit with --python PATH of one that is there"
     return ""
+
+
+def install_remedy(package: str) -> str:
+    """What to do where the nodes' interpreter lacks a package that is not ours."""
+    extra = "api" if package == "openai" else "label"
+    return (
+        f"install it there (pip install '.[{extra}]' in the project's folder), or submit with --python PATH "
+        "of an environment on the nodes that has it, or with --runtime-env FILE that brings it"
+    )
 
 
 def check_engine_here(job: JobConfig) -> str:

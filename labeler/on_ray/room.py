@@ -29,6 +29,15 @@ def lack_of_room(workers: WorkersConfig, num_waiting: int, nodes: Sequence[Mappi
     )
 
 
+def nodes_with_room(
+    workers: WorkersConfig, nodes: Sequence[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], int]:
+    """Nodes that a replica, or its part, may be placed on, and the number of the others that are alive."""
+    alive = [node for node in nodes if node["Alive"]]
+    large = [node for node in alive if _is_large(room_of(workers), node["Resources"])]
+    return large, len(alive) - len(large)
+
+
 def fits(workers: WorkersConfig, nodes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the cluster, with nothing else on it, has the machines for one replica."""
     return _count_large(workers, nodes)[0] >= workers.machines
@@ -59,9 +68,12 @@ def _in_words(resources: Mapping[str, float]) -> str:
 
 def _count_large(workers: WorkersConfig, nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """Machines that a replica, or its part, fits on; and all that are alive."""
-    room = room_of(workers)
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    return sum(all(node.get(name, 0) >= part for name, part in room.items()) for node in alive), len(alive)
+    large, num_others = nodes_with_room(workers, nodes)
+    return len(large), len(large) + num_others
+
+
+def _is_large(room: Mapping[str, float], resources: Mapping[str, float]) -> bool:
+    return all(resources.get(name, 0) >= part for name, part in room.items())
 
 
 def room_of(workers: WorkersConfig) -> dict[str, float]:

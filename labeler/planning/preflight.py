@@ -51,7 +51,7 @@ def prepare(job: JobConfig) -> Prepared:
             f"{', '.join(FIELDS_BY_KIND)} (in code: read the job with labeler.config.found.load_found_job)"
         )
     fingerprint = _check_input(job)
-    objects = _check_output(job)
+    objects = check_output(job)
     limits = context_limits(job.teacher)
     if job.labels.top_k > limits.vocab_size:
         raise ConfigError(
@@ -134,7 +134,7 @@ def _check_input(job: JobConfig) -> str:
         ) from None
 
 
-def _check_output(job: JobConfig) -> Objects:
+def check_output(job: JobConfig) -> Objects:
     """The store's place answers, and is no other folder with something in it."""
     try:
         objects = Objects(job.output.uri, job.output.storage_options)

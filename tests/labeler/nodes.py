@@ -35,8 +35,8 @@ class RayNodes:
     def gcs_address(self) -> str:
         return self._cluster.gcs_address
 
-    def join(self, ip: str, *, cpus: int = 1, gpus: int = 0) -> None:
-        """Start a node and wait until it counts. GPUs are only claimed."""
+    def join(self, ip: str, *, cpus: int = 1, gpus: int = 0, python: str | Path = sys.executable) -> None:
+        """Start a node of an interpreter and wait until it counts. GPUs are only claimed."""
         arguments = [f"--address={self.gcs_address}", f"--node-ip-address={ip}"]
         sizes = [f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
         sizes.append(f"--object-store-memory={local.OBJECT_STORE_BYTES}")
@@ -54,6 +54,7 @@ class RayNodes:
                         _ray(
                             *("start", *arguments, *local.agent_ports(), *sizes),
                             *("--disable-usage-stats", "--block"),
+                            python=python,
                         ),
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -135,5 +136,5 @@ def ray_nodes(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes
         local.down(state)
 
 
-def _ray(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "ray.scripts.scripts", *arguments]
+def _ray(*arguments: str, python: str | Path = sys.executable) -> list[str]:
+    return [str(python), "-m", "ray.scripts.scripts", *arguments]

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from cluster.__main__ import main
 from cluster.describe.grafana import PANELS
@@ -25,6 +26,7 @@ from cluster.jobs import local
 from cluster.jobs.access import bearer_header, find_token
 from logitstore.store import LogitStore
 from tests.cluster.jobs.reverse_proxy import HEADER, ingress_before
+from tests.labeler.lacking_interpreter import interpreter_without
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -111,6 +113,29 @@ def test_a_submitted_job_is_followed_to_its_end(
     assert list(spent["owners"]) == [listed[0]["owner"]]
     assert_the_page_shows(cluster, job_id, tmp_path / "store")
     assert_nowhere(SECRET, cluster, job_id, tmp_path / "store", log)
+
+
+def test_nodes_are_looked_at_in_the_environment_that_a_job_would_have(
+    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing of it is left: no job, no store."""
+    address, job = ("--address", cluster.address), str(write_job(tmp_path))
+    status, out, err = run(capsys, "check", job, *address, "--json")
+    assert status == 0, (out, err)
+    seen = json.loads(out)
+    assert [node["ip"] for node in sorted(seen["nodes"], key=lambda node: node["ip"])] == sorted(
+        node.ip for node in cluster.nodes
+    )
+    assert seen["lacks"] == seen["warnings"] == seen["silent"] == []
+    assert {node["store"] for node in seen["nodes"]} == {"writable"}
+    lacking = str(interpreter_without(tmp_path / "env", "zstandard"))
+    status, _, err = run(capsys, "check", job, *address, "--python", lacking)
+    assert status != 0
+    assert "no zstandard" in err
+    assert "submit with --python PATH of an environment on the nodes that has it" in err
+    assert not (tmp_path / "store").exists()
+    known = JobSubmissionClient(cluster.address, headers=bearer_header(find_token())).list_jobs()
+    assert [job.submission_id for job in known if (job.submission_id or "").startswith("check-")] == []
 
 
 def test_nobody_touches_anothers_job_without_naming_it(

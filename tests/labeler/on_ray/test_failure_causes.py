@@ -33,7 +33,7 @@ ModuleNotFoundError: No module named 'labeler'
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (UNMADE, "it could not be made: ModuleNotFoundError: No module named 'labeler'"),
+        (UNMADE, "it could not be made on 10.0.0.7: ModuleNotFoundError: No module named 'labeler'"),
         (
             KILLED,
             "its process 18320 on 10.0.0.7 was killed or crashed; dmesg there tells of lack of memory",
