@@ -41,7 +41,7 @@ COMMANDS = {
     "demo": "label, store, verify, train and report with the demo teacher",
     "prompted": "a student that behaves as if it had its teacher's system prompt: KL before and after",
     "teacher": "convert the packaged demo teacher to a model folder, once",
-    "student": "make the demo's untrained student of a few layers of its teacher, once",
+    "student": "make the demo's untrained student of half of its teacher's layers, once",
     "answers": "what students say to held-out prompts, beside their teacher",
 }
 MODULES = {
