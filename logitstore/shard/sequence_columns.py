@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress, pairwise
+from itertools import accumulate, compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -142,7 +142,7 @@ def to_binary_array(value: bytes) -> pa.Array:
 
 
 def _binary_buffers(values: Sequence[bytes]) -> list[pa.Buffer | None]:
-    offsets = np.cumsum([0, *(len(value) for value in values)]).astype("<i4")
+    offsets = np.array([0, *accumulate(map(len, values))], "<i4")
     return [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
 
 

@@ -34,6 +34,9 @@ from logitstore.shard.sequence_columns import PlainColumns, to_binary_array
 from logitstore.shard.student_prompts import encode_student_prompts
 from logitstore.shard.validation import check_block, check_frame, check_spec
 
+WRITE_BYTES = 1 << 18
+"""Bytes that are handed on at once: Arrow writes each buffer of a block, a hundred or so, by itself."""
+
 
 @dataclass(frozen=True)
 class ShardStats:
@@ -68,7 +71,10 @@ def write_shard(
     schema = schema.with_metadata(metadata_of(labels, codebooks))
     sink = _HashingWriter(path_or_file)
     num_sequences = num_rows = num_tokens = 0
-    with pa.ipc.new_file(pa.PythonFile(sink, "w"), schema) as writer:
+    with (
+        pa.BufferedOutputStream(pa.PythonFile(sink, "w"), WRITE_BYTES) as stream,
+        pa.ipc.new_file(stream, schema) as writer,
+    ):
         for block in _blocks(sequences, labels):
             writer.write_batch(_encode_block(block, codec, schema))
             num_sequences += len(block)
