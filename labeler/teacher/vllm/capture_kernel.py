@@ -3,7 +3,8 @@
 The kernel writes, for each group of `GROUP` columns, the maximum and the sums of exp((x - maximum) / T). The
 K groups with the highest maxima hold the top K, so only their columns are sorted. The tail is the sum over
 the other groups and over the candidates that are not stored; nothing is subtracted. Of equal logits the
-lower id comes first. The Torch code of `reduction.py` is the reference.
+lower id comes first. Where ids are given, the candidates are the columns of their groups. The Torch code of
+`reduction.py` and `given_capture.py` is the reference.
 
 Imports triton: only `reduction.py` imports this, and late.
 
@@ -118,6 +119,22 @@ def group_statistics(
 
 def reduce_logits(logits_NV: torch.Tensor, label_ids_N: torch.Tensor, layout: ColumnLayout) -> ReducedRows:
     """The same as `capture.reduce_logits`, for logits that a kernel can reach."""
+    return _reduce(logits_NV, label_ids_N, None, layout)
+
+
+def reduce_at_ids(
+    logits_NV: torch.Tensor, label_ids_N: torch.Tensor, given_NK: torch.Tensor, layout: ColumnLayout
+) -> ReducedRows:
+    """The same as `given_capture.reduce_at_ids`, for logits that a kernel can reach."""
+    return _reduce(logits_NV, label_ids_N, given_NK, layout)
+
+
+def _reduce(
+    logits_NV: torch.Tensor,
+    label_ids_N: torch.Tensor,
+    given_NK: torch.Tensor | None,
+    layout: ColumnLayout,
+) -> ReducedRows:
     if logits_NV.stride(1) != 1:
         logits_NV = logits_NV.contiguous()
     num_rows, vocab_size = logits_NV.shape
@@ -133,7 +150,16 @@ def reduce_logits(logits_NV: torch.Tensor, label_ids_N: torch.Tensor, layout: Co
         ranks_N[block] = statistics.ranks_B
         token_ids_NC[block, 0] = label_ids_B.to(torch.int32)
         values_NC[block, 0] = logits_BV.gather(1, label_ids_B.unsqueeze(1))[:, 0].float()
-        _fill(logits_BV, statistics, layout, token_ids_NC[block], values_NC[block])
+        if given_NK is None:
+            entries = _top_entries(logits_BV, statistics, layout.top_k)
+        else:
+            entries = _given_entries(logits_BV, given_NK[block].to(torch.int64))
+        stored = slice(1, layout.top_k + 1)
+        token_ids_NC[block, stored], values_NC[block, stored] = (
+            entries.ids_BK.to(torch.int32),
+            entries.head_BK,
+        )
+        _fill_masses(statistics, entries, layout, values_NC[block])
     return finish_rows(token_ids_NC, values_NC, ranks_N, layout)
 
 
@@ -141,35 +167,71 @@ def rows_per_block(vocab_size: int, layout: ColumnLayout) -> int:
     """Rows whose scratch memory stays within `SCRATCH_BYTES`."""
     num_groups = -(-vocab_size // GROUP)
     of_groups = num_groups * (8 * layout.num_temperatures + 32)
-    of_candidates = min(layout.top_k, num_groups) * GROUP * CANDIDATE_BYTES
+    of_candidates = layout.top_k * GROUP * CANDIDATE_BYTES
     return max(1, SCRATCH_BYTES // (of_groups + of_candidates))
 
 
-def _fill(
-    logits_BV: torch.Tensor,
-    statistics: GroupStatistics,
-    layout: ColumnLayout,
-    token_ids_BC: torch.Tensor,
-    values_BC: torch.Tensor,
-) -> None:
-    """Top entries, logsumexps and tails of a block."""
-    top_k, vocab_size = layout.top_k, logits_BV.shape[1]
-    maxima_BG, num_groups = statistics.maxima_BG, statistics.maxima_BG.shape[1]
-    device = logits_BV.device
-    group_ids_G = torch.arange(num_groups, device=device)
-    chosen_BK = _ids_of_keys(_keys(maxima_BG, group_ids_G).topk(min(top_k, num_groups), dim=1).values)
-    ids_BS = (chosen_BK.unsqueeze(2) * GROUP + torch.arange(GROUP, device=device)).flatten(1)
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """The stored entries of a block, and what else lies in their groups."""
+
+    ids_BK: torch.Tensor
+    """int64."""
+    head_BK: torch.Tensor
+    """float32, falling."""
+    groups_BK: torch.Tensor
+    """int64, groups whose columns are candidates."""
+    candidates_BS: torch.Tensor
+    """float32, each column of these groups once; -inf in place of what is stored."""
+
+
+def _columns_of(logits_BV: torch.Tensor, groups_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (int64) and logits (float32, -inf beyond the vocabulary) of the groups' columns."""
+    vocab_size = logits_BV.shape[1]
+    ids_BS = (groups_BK.unsqueeze(2) * GROUP + torch.arange(GROUP, device=logits_BV.device)).flatten(1)
     candidates_BS = logits_BV.gather(1, ids_BS.clamp(max=vocab_size - 1)).float()
-    candidates_BS.masked_fill_(ids_BS >= vocab_size, -torch.inf)
+    return ids_BS, candidates_BS.masked_fill_(ids_BS >= vocab_size, -torch.inf)
+
+
+def _top_entries(logits_BV: torch.Tensor, statistics: GroupStatistics, top_k: int) -> _Entries:
+    maxima_BG = statistics.maxima_BG
+    num_groups = maxima_BG.shape[1]
+    group_ids_G = torch.arange(num_groups, device=logits_BV.device)
+    groups_BK = _ids_of_keys(_keys(maxima_BG, group_ids_G).topk(min(top_k, num_groups), dim=1).values)
+    ids_BS, candidates_BS = _columns_of(logits_BV, groups_BK)
     keys_BS = _keys(candidates_BS, ids_BS)
     stored_BK = keys_BS.topk(top_k, dim=1).values
     ids_BK = _ids_of_keys(stored_BK)
-    head_BK = logits_BV.gather(1, ids_BK).float()
-    token_ids_BC[:, 1 : top_k + 1], values_BC[:, 1 : top_k + 1] = ids_BK.to(torch.int32), head_BK
-
     # Keys differ where values tie, so this leaves out exactly the stored entries.
     candidates_BS.masked_fill_(keys_BS >= stored_BK[:, -1:], -torch.inf)
-    others_BG = maxima_BG.scatter(1, chosen_BK, -torch.inf)
+    return _Entries(ids_BK, logits_BV.gather(1, ids_BK).float(), groups_BK, candidates_BS)
+
+
+def _given_entries(logits_BV: torch.Tensor, given_BK: torch.Tensor) -> _Entries:
+    """Entries at these ids (-1 for none), by falling logit."""
+    real_BK = given_BK >= 0
+    head_BK = logits_BV.gather(1, given_BK.clamp_min(0)).float().masked_fill_(~real_BK, -torch.inf)
+    head_BK, order_BK = head_BK.sort(dim=1, descending=True, stable=True)
+    # A place without an id takes out one of the row's once more, which is out already.
+    taken_BK = torch.where(real_BK, given_BK, given_BK.amax(dim=1, keepdim=True).clamp_min(0))
+    taken_BK = taken_BK.sort(dim=1).values
+    groups_BK = taken_BK // GROUP
+    repeats_BK = torch.zeros_like(real_BK)
+    repeats_BK[:, 1:] = groups_BK[:, 1:] == groups_BK[:, :-1]
+    _, candidates_BS = _columns_of(logits_BV, groups_BK)
+    candidates_BS.masked_fill_(repeats_BK.repeat_interleave(GROUP, dim=1), -torch.inf)
+    places_K = torch.arange(given_BK.shape[1], device=given_BK.device)
+    first_BK = places_K.masked_fill(repeats_BK, 0).cummax(dim=1).values
+    candidates_BS.scatter_(1, first_BK * GROUP + taken_BK % GROUP, -torch.inf)
+    return _Entries(given_BK.gather(1, order_BK).clamp_min(0), head_BK, groups_BK, candidates_BS)
+
+
+def _fill_masses(
+    statistics: GroupStatistics, entries: _Entries, layout: ColumnLayout, values_BC: torch.Tensor
+) -> None:
+    """Logsumexps and tails of a block: a tail is the other groups and the candidates that are not stored."""
+    top_k, head_BK, candidates_BS = layout.top_k, entries.head_BK, entries.candidates_BS
+    others_BG = statistics.maxima_BG.scatter(1, entries.groups_BK, -torch.inf)
     reference_B1 = torch.maximum(others_BG.amax(dim=1), candidates_BS.amax(dim=1)).unsqueeze(1)
     # All -inf: nothing lies outside the stored entries, and any finite reference will do.
     reference_B1 = reference_B1.masked_fill(reference_B1 == -torch.inf, 0.0)

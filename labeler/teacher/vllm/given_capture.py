@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,10 @@ import torch
 
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm.given_arguments import given_rows
-from labeler.teacher.vllm.reduction import ReducedRows, Reduction, block_rows, finish_rows
+from labeler.teacher.vllm.reduction import ReducedRows, Reduction, agrees, block_rows, finish_rows
+
+ReduceAtIds = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, ColumnLayout], ReducedRows]
+"""Logits [N, V], the actual tokens' ids [N], the given ids [N, K] (-1 for none) and the layout to columns."""
 
 WATCHED = {
     "v1": ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._get_prompt_logprobs_dict"),
@@ -56,19 +59,43 @@ def source_hash(module_name: str, qualified_name: str) -> str:
 
 def install(model_runner: Any, runner: str, layout: ColumnLayout) -> Reduction:
     """Watch the runner ("v1" or "v2"); by what its rows are to be reduced from then on."""
-    step = StepIds(layout.top_k)
+    reduce, note = choose_at_ids(model_runner.device, layout)
+    step = StepIds(layout.top_k, reduce)
     if runner == "v1":
         watch_v1(model_runner, step)
     elif model_runner.prompt_logprobs_worker is not None:  # the last stage of a pipeline alone has one
         watch_v2(model_runner.prompt_logprobs_worker, step)
-    return Reduction(step.reduce, "torch, at given ids")
+    return Reduction(step.reduce, f"{note}, at given ids")
+
+
+def choose_at_ids(device: torch.device, layout: ColumnLayout) -> tuple[ReduceAtIds, str]:
+    """As `reduction.choose_reduction`, for rows at given ids."""
+    if device.type != "cuda":
+        return reduce_at_ids, "torch"
+    width = max(4 * layout.top_k, 4000)
+    logits_NV = (torch.arange(4 * width, device=device) * 7919 % (4 * width)).view(4, width) / 100
+    label_ids_N = torch.arange(4, device=device)
+    given_NK = (torch.arange(layout.top_k, device=device) * 3).repeat(4, 1)
+    given_NK[1, layout.top_k // 2 :] = -1
+    try:
+        from labeler.teacher.vllm import capture_kernel
+
+        rows = capture_kernel.reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
+    except Exception as error:  # noqa: BLE001
+        # ImportError, or whatever Triton's compiler raises on a machine that lacks what it needs.
+        return reduce_at_ids, f"torch, because the Triton kernel fails: {error!r}"
+    if not agrees(rows, reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)):
+        return reduce_at_ids, "torch, because the Triton kernel disagrees with it"
+    return capture_kernel.reduce_at_ids, "triton"
 
 
 class StepIds:
     """The ids of the rows that a step scores, in the order in which it does."""
 
-    def __init__(self, top_k: int) -> None:
+    def __init__(self, top_k: int, reduce: ReduceAtIds | None = None) -> None:
+        """`reduce` is `reduce_at_ids` unless given."""
         self.top_k = top_k
+        self._reduce = reduce or reduce_at_ids
         self._rows_NK = np.empty((0, top_k), np.int32)
 
     def expect(self, parts: list[np.ndarray]) -> None:
@@ -85,7 +112,7 @@ class StepIds:
             )
         given_NK = torch.from_numpy(self._rows_NK[:num_rows]).to(logits_NV.device)
         self._rows_NK = self._rows_NK[num_rows:]
-        return reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
+        return self._reduce(logits_NV, label_ids_N, given_NK, layout)
 
 
 def watch_v1(runner: Any, step: StepIds) -> None:

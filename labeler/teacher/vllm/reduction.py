@@ -62,13 +62,19 @@ def choose_reduction(device: torch.device, layout: ColumnLayout) -> Reduction:
         # ImportError, or whatever Triton's compiler raises on a machine that lacks what it needs.
         return Reduction(reduce_logits, f"torch, because the Triton kernel fails: {error!r}")
     expected = reduce_logits(logits_NV, label_ids_N, layout)
+    if not agrees(rows, expected):
+        return Reduction(reduce_logits, "torch, because the Triton kernel disagrees with it")
+    return Reduction(capture_kernel.reduce_logits, "triton")
+
+
+def agrees(rows: ReducedRows, expected: ReducedRows) -> bool:
+    """Whether ids and ranks are the same and values within 1e-4 nats."""
     logits_agree = torch.equal(rows.token_ids_NC[:, :-1], expected.token_ids_NC[:, :-1]) and torch.equal(
         rows.ranks_N, expected.ranks_N
     )
-    masses_agree = torch.allclose(rows.values_NC[:, :-1], expected.values_NC[:, :-1], rtol=0, atol=1e-4)
-    if not (logits_agree and masses_agree):
-        return Reduction(reduce_logits, "torch, because the Triton kernel disagrees with it")
-    return Reduction(capture_kernel.reduce_logits, "triton")
+    return logits_agree and torch.allclose(
+        rows.values_NC[:, :-1], expected.values_NC[:, :-1], rtol=0, atol=1e-4
+    )
 
 
 def reduce_logits(logits_NV: torch.Tensor, label_ids_N: torch.Tensor, layout: ColumnLayout) -> ReducedRows:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits
-from labeler.teacher.vllm import capture_kernel, reduction
+from labeler.teacher.vllm import capture_kernel, given_capture, reduction
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TEMPERATURES = ((1.0,), (1.0, 2.0, 4.0), (1.0, 1.5, 3.0, 7.0), (1.0, 2.0))
@@ -61,6 +61,78 @@ def test_kernel_agrees_with_the_reference(
     assert_same(logits_NV.to(dtype), label_ids_N, ColumnLayout(min(top_k, vocab_size), temperatures))
 
 
+def assert_same_at_ids(logits_NV, label_ids_N, given_NK, layout):
+    """As the Torch code: ids, logits and ranks bit for bit, masses within 1e-4 nats."""
+    rows = capture_kernel.reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
+    expected = given_capture.reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
+    torch.testing.assert_close(rows.token_ids_NC, expected.token_ids_NC, rtol=0, atol=0)
+    torch.testing.assert_close(rows.ranks_N, expected.ranks_N, rtol=0, atol=0)
+    entries, masses = slice(0, layout.top_k + 1), slice(layout.top_k + 1, -1)
+    torch.testing.assert_close(
+        rows.values_NC[:, entries], expected.values_NC[:, entries], rtol=0, atol=0, equal_nan=True
+    )
+    torch.testing.assert_close(
+        rows.values_NC[:, masses], expected.values_NC[:, masses], rtol=1e-6, atol=1e-4, equal_nan=True
+    )
+    return rows
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**16),
+    vocab_size=st.integers(1, 5000),
+    top_k=st.integers(1, 256),
+    temperatures=st.sampled_from(TEMPERATURES),
+    dtype=st.sampled_from(DTYPES),
+    spread=st.sampled_from((0.5, 3.0, 30.0)),
+    near=st.booleans(),
+    repeated=st.booleans(),
+    share_without=st.sampled_from((0.0, 0.3, 1.0)),
+    share_removed=st.sampled_from((0.0, 0.5, 0.97)),
+)
+def test_rows_at_given_ids_agree_with_the_reference(
+    seed, vocab_size, top_k, temperatures, dtype, spread, near, repeated, share_without, share_removed
+):
+    """Ids side by side or anywhere, also twice in a row, none in places, of logits that may be -inf."""
+    generator = torch.Generator().manual_seed(seed)
+    layout = ColumnLayout(min(top_k, vocab_size), temperatures)
+    logits_NV = torch.randn((4, vocab_size), generator=generator) * spread
+    removed_NV = torch.rand((4, vocab_size), generator=generator) < share_removed
+    logits_NV = logits_NV.masked_fill(removed_NV, -torch.inf)
+    logits_NV[:, seed % vocab_size] = 1.0
+    given_NK = torch.stack([torch.randperm(vocab_size, generator=generator) for _ in range(4)])
+    given_NK = (given_NK.sort(dim=1).values if near else given_NK)[:, : layout.top_k].clone()
+    if repeated:
+        given_NK[0, -1] = given_NK[0, 0]
+    without_NK = torch.rand(given_NK.shape, generator=generator) < share_without
+    given_NK[1:][without_NK[1:]] = -1
+    label_ids_N = torch.randint(0, vocab_size, (4,), generator=generator)
+    rows = assert_same_at_ids(logits_NV.to(dtype), label_ids_N, given_NK.to(torch.int32), layout)
+    if not repeated:
+        exact_NV = logits_NV.to(dtype).float().numpy()
+        whole_N = np.logaddexp.reduce(exact_NV[:1].astype(np.float64), axis=1)
+        assert rows.values_NC[0, layout.top_k + 1].item() == pytest.approx(whole_N[0], abs=1e-4, rel=1e-6)
+
+
+def test_given_ids_in_blocks_of_rows_and_a_large_vocabulary(monkeypatch):
+    monkeypatch.setattr(capture_kernel, "rows_per_block", lambda vocab_size, layout: 2)
+    generator = torch.Generator().manual_seed(4)
+    for vocab_size in (300, 2**18):
+        logits_NV = torch.randn((5, vocab_size), generator=generator)
+        given_NK = torch.randint(0, vocab_size, (5, 64), generator=generator)
+        assert_same_at_ids(logits_NV, torch.arange(5), given_NK, ColumnLayout(64, (1.0, 2.0, 4.0)))
+
+
+@pytest.mark.parametrize("place", [0, 70, 299])
+def test_nan_reaches_the_row_at_given_ids(place):
+    logits_NV = torch.randn((1, 300), generator=torch.Generator().manual_seed(3))
+    logits_NV[0, place] = torch.nan
+    rows = capture_kernel.reduce_at_ids(
+        logits_NV, torch.tensor([1]), torch.tensor([[70, 71]]), ColumnLayout(2, (1.0,))
+    )
+    assert not torch.isfinite(rows.values_NC[0, 1:4]).all()
+
+
 def test_all_logits_equal():
     assert_same(torch.zeros((2, 1000)), torch.tensor([0, 999]), ColumnLayout(64, (1.0, 2.0, 4.0)))
 
@@ -101,4 +173,6 @@ def test_scratch_memory_is_bounded():
 
 
 def test_a_cpu_takes_the_torch_code():
-    assert reduction.choose_reduction(torch.device("cpu"), ColumnLayout(8, (1.0,))).note == "torch"
+    layout = ColumnLayout(8, (1.0,))
+    assert reduction.choose_reduction(torch.device("cpu"), layout).note == "torch"
+    assert given_capture.choose_at_ids(torch.device("cpu"), layout) == (given_capture.reduce_at_ids, "torch")

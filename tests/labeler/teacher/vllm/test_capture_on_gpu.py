@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits
-from labeler.teacher.vllm import capture
+from labeler.teacher.vllm import capture, given_capture, reduction
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,3 +37,16 @@ def test_both_reductions_against_float64(dtype: torch.dtype, vocab_size: int):
             logits_NV.float().cpu().numpy(), ids_NC[:, 1:65].astype(np.int64), axis=1
         )
         np.testing.assert_array_equal(found_NK, expected.values_NC[:, 1:65])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_at_given_ids_against_the_torch_code(dtype: torch.dtype):
+    reduce, note = given_capture.choose_at_ids(torch.device("cuda"), LAYOUT)
+    assert note == "triton"
+    generator = torch.Generator(device="cuda").manual_seed(6)
+    logits_NV = (torch.randn(300, 151_936, device="cuda", generator=generator) * 3).to(dtype)
+    label_ids_N = torch.randint(0, 151_936, (300,), device="cuda", generator=generator)
+    given_NK = torch.rand(300, 151_936, device="cuda", generator=generator).topk(64, dim=1).indices
+    given_NK[::3, 20:] = -1
+    rows = reduce(logits_NV, label_ids_N, given_NK, LAYOUT)
+    assert reduction.agrees(rows, given_capture.reduce_at_ids(logits_NV, label_ids_N, given_NK, LAYOUT))

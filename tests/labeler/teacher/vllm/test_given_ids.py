@@ -123,7 +123,7 @@ def test_the_v2_runners_worker_gets_the_ids_of_its_rows(monkeypatch: pytest.Monk
     tokens = {name: rng.integers(0, 300, 9) for name in "ab"}
     given = {name: np.stack([rng.choice(300, 4, replace=False) for _ in range(6)]) for name in "ab"}
     worker = prompt_logprob.PromptLogprobsWorker(2, torch.device("cpu"), "raw_logits")
-    runner = SimpleNamespace(prompt_logprobs_worker=worker)
+    runner = SimpleNamespace(prompt_logprobs_worker=worker, device=torch.device("cpu"))
     reduction = given_capture.install(runner, "v2", layout)
     wrapped = capture.wrap_v2(logprob.compute_topk_scores, layout, reduction.reduce)
     monkeypatch.setattr(prompt_logprob, "compute_topk_scores", wrapped)
