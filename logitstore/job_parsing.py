@@ -21,42 +21,46 @@ def parse_status(content: bytes) -> JobStatus:
     A field that is not there has its default and one that is not known is left out, so that other versions'
     statuses can be read. Raises CorruptManifestError for what is no status.
     """
-    try:
-        return _record(JobStatus, _object_of(content, STATUS_NAME), STATUS_NAME)
-    except ValueError as error:
-        raise CorruptManifestError(
-            f"{STATUS_NAME} of the store is not readable ({error}); the next status of its job replaces it"
-        ) from None
+    return _parsed(JobStatus, content, STATUS_NAME, "the next status of its job replaces it")
 
 
 def parse_run(content: bytes, name: str) -> RunRecord:
     """One run of those below `RUNS_PREFIX`. Raises CorruptManifestError for what is none."""
-    try:
-        run = _record(RunRecord, _object_of(content, name), name)
+
+    def check(run: RunRecord) -> None:
         if min(run.device_sec, run.num_tokens, run.compute) < 0:
             raise ValueError(f"{name}: seconds, tokens and money cannot be negative")
-        return run
-    except ValueError as error:
-        raise CorruptManifestError(
-            f"{name} of the store is not readable ({error}); remove it, and its run is not counted"
-        ) from None
+
+    return _parsed(RunRecord, content, name, "remove it, and its run is not counted", check)
 
 
 def parse_bill(content: bytes, name: str) -> Bill:
     """One bill of those below `BILLS_PREFIX`. Raises CorruptManifestError for what is none."""
-    try:
-        bill = _record(Bill, _object_of(content, name), name)
+
+    def check(bill: Bill) -> None:
         counts = (bill.input_tokens, bill.output_tokens, bill.num_answers, bill.num_lost)
         if min(*counts, bill.num_on_the_way, bill.input_price, bill.output_price) < 0:
             raise ValueError(f"{name}: tokens, answers and prices cannot be negative")
-        return bill
-    except ValueError as error:
-        raise CorruptManifestError(
-            f"{name} of the store is not readable ({error}); remove it, and what it says is not counted"
-        ) from None
+
+    return _parsed(Bill, content, name, "remove it, and what it says is not counted", check)
 
 
 _Record = TypeVar("_Record", JobStatus, WorkerView, Cost, RunRecord, Bill)
+
+
+def _parsed(
+    kind: type[_Record],
+    content: bytes,
+    name: str,
+    remedy: str,
+    check: Callable[[_Record], None] = lambda _: None,
+) -> _Record:
+    try:
+        record = _record(kind, _object_of(content, name), name)
+        check(record)
+        return record
+    except ValueError as error:
+        raise CorruptManifestError(f"{name} of the store is not readable ({error}); {remedy}") from None
 
 
 def _object_of(content: bytes, name: str) -> dict[str, Any]:

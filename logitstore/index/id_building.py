@@ -19,9 +19,9 @@ from logitstore.errors import StoreError
 from logitstore.index import segments as index_segments
 from logitstore.index.ids import ENTRY, MAX_ENTRIES, IdIndex, encode_ids, ids_name
 from logitstore.index.pointer import SegmentInfo
+from logitstore.index.shard_ids import plain_blocks
 from logitstore.manifest.fields import LabelSpec, ShardEntry
 from logitstore.objects.opening import Objects
-from logitstore.shard.reader import ShardReader
 
 THREADS = 16
 
@@ -81,12 +81,8 @@ class IdBuilder:
     def _hashes_of(self, entry: ShardEntry, codebooks: CodebookSet | None) -> np.ndarray:
         if not entry.name:
             return np.zeros(0, np.uint64)
-        # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
-        file = self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
-        with ShardReader(file, self.labels, codebooks) as reader:
-            return id_hashes(
-                name for block in range(reader.num_blocks) for name in reader.plain_columns(block).record_id
-            )
+        blocks = plain_blocks(self.objects, entry, self.labels, codebooks)
+        return id_hashes(name for plain in blocks for name in plain.record_id)
 
 
 def _entries_of(row: int, hashes: np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import CorruptShardError, ObjectNotFoundError, UnsupportedFormatError
 from logitstore.index.commits import CommitRecord
 from logitstore.index.deletions import DeletedRecords, DeletedSequences, Deletions
+from logitstore.index.shard_ids import plain_blocks
 from logitstore.manifest.fields import LabelSpec
 from logitstore.objects.opening import Objects
-from logitstore.shard.reader import ShardReader
 
 THREADS = 16
 
@@ -60,17 +60,13 @@ class TailDeletions:
         places: list[int] = []
         num_rows = num_tokens = first = 0
         entry = record.shard
-        # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
-        file = self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=512)
-        with ShardReader(file, self.labels, codebooks) as reader:
-            for block in range(reader.num_blocks):
-                plain = reader.plain_columns(block)
-                for at, record_id in enumerate(plain.record_id):
-                    if record_id in deleted and first + at not in named:
-                        places.append(first + at)
-                        num_rows += int(plain.num_rows[at])
-                        num_tokens += int(plain.num_tokens[at])
-                first += len(plain.record_id)
+        for plain in plain_blocks(self.objects, entry, self.labels, codebooks):
+            for at, record_id in enumerate(plain.record_id):
+                if record_id in deleted and first + at not in named:
+                    places.append(first + at)
+                    num_rows += int(plain.num_rows[at])
+                    num_tokens += int(plain.num_tokens[at])
+            first += len(plain.record_id)
         if not places:
             return None
         return DeletedSequences(entry.unit_id, record.attempt, tuple(places), num_rows, num_tokens)

@@ -20,10 +20,10 @@ from logitstore.errors import (
 from logitstore.index.absence import LIVE_SHARD_SEC
 from logitstore.index.commits import shard_place
 from logitstore.index.deletions import DeletedRecords
+from logitstore.index.shard_ids import plain_blocks
 from logitstore.job_objects import PLAN_SEGMENTS_PREFIX
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects
-from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings
 from logitstore.tools.garbage import find_garbage, repair
@@ -91,14 +91,8 @@ def remove_unnamed_copies(store: LogitStore, deleted: DeletedRecords) -> CopiesR
 def _holds(store: LogitStore, info: ObjectInfo, deleted: DeletedRecords) -> bool:
     """Whether a deleted record is in the shard; True of what cannot be read as one."""
     try:
-        # The reader asks for whole ranges itself; reading ahead would only fetch what it skips.
-        file = store.objects.open(info.name, num_bytes=info.num_bytes, buffer_bytes=512)
-        with ShardReader(file, store.manifest.labels, store.codebooks()) as reader:
-            return any(
-                name in deleted
-                for block in range(reader.num_blocks)
-                for name in reader.plain_columns(block).record_id
-            )
+        blocks = plain_blocks(store.objects, info, store.manifest.labels, store.codebooks())
+        return any(name in deleted for plain in blocks for name in plain.record_id)
     except ObjectNotFoundError:
         return False  # its writer, which lost the unit to another, has removed it
     except CorruptShardError:

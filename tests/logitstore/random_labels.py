@@ -5,10 +5,13 @@ Shape legend: T tokens, N label rows, K stored entries, V vocabulary, M temperat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.records import LabeledSequence, LabelRows
+from logitstore.store import LogitStore
 
 VOCAB_SIZE = 101
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -67,3 +70,10 @@ def make_unit(
 ) -> tuple[str, list[LabeledSequence]]:
     names = [f"record-{unit_index * num_sequences + place}" for place in range(num_sequences)]
     return f"unit-{unit_index:04d}", [make_sequence(name, top_k=top_k) for name in names]
+
+
+def commit_units(store: LogitStore, unit_indexes: Iterable[int]) -> None:
+    """Commit the units of `make_unit` with these numbers."""
+    for unit_index in unit_indexes:
+        unit_id, sequences = make_unit(unit_index)
+        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")

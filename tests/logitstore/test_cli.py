@@ -18,7 +18,7 @@ from logitstore.cli.parser import build_parser
 from logitstore.inputs.identity import record_id
 from logitstore.store import LogitStore
 from tests.conftest import Place
-from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_sequence
 
 
 def test_inspect(store: LogitStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,8 +134,7 @@ def test_convert_and_join(store: LogitStore, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.s3
 def test_commands_on_s3(s3_place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = LogitStore.create(s3_place.uri, make_manifest(), storage_options=s3_place.storage_options)
-    unit_id, sequences = make_unit(0)
-    store.commit_unit(unit_id, 0, sequences, seconds=0, worker="w")
+    commit_units(store, [0])
     options = tmp_path / "options.json"
     options.write_text(json.dumps(s3_place.storage_options))
     arguments = [s3_place.uri, "--storage-options", str(options)]

@@ -33,7 +33,7 @@ from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.conftest import Place
 from tests.logitstore.index.test_compaction import MANIFEST, make_record
-from tests.logitstore.random_labels import make_manifest, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_unit
 
 WHAT = "commits/u3.json"
 RECORD = make_record(3, num_rejects=2)
@@ -163,9 +163,7 @@ def test_each_bad_segment_has_its_message(data: pa.Buffer, message: str) -> None
 @pytest.fixture
 def store(local_place: Place) -> LogitStore:
     store = LogitStore.create(local_place.uri, make_manifest())
-    for unit_index in range(2):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    commit_units(store, range(2))
     store.compact()
     return store
 

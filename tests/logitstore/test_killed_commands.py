@@ -15,7 +15,7 @@ from logitstore.__main__ import main
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.killing import run_killed
-from tests.logitstore.random_labels import make_manifest, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_unit
 
 NUM_UNITS = 4
 MOST_KILLS = 20
@@ -24,9 +24,7 @@ DELETED = b"record-4"
 
 def make_source(uri: Path, model: str = "teacher") -> None:
     store = LogitStore.create(str(uri), make_manifest(model=model))
-    for unit_index in range(NUM_UNITS):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    commit_units(store, range(NUM_UNITS))
 
 
 def contents(uri: Path) -> list[tuple[str, int, bytes, bytes]]:

@@ -26,7 +26,7 @@ from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
 from tests.golden.v1.make_golden import FOLDER
 from tests.logitstore.capture import load_capture
-from tests.logitstore.random_labels import make_manifest, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_unit
 from tests.logitstore.shard.test_segments import make_store as make_segmented
 from tests.logitstore.shard.test_student_prompts import make_store as make_prompted
 from tests.trainer.stores import make_store
@@ -91,9 +91,7 @@ def test_it_reads_optional_columns(make: Callable[[Path], LogitStore], tmp_path:
 
 def test_it_skips_what_was_taken_down_or_uncommitted(tmp_path: Path) -> None:
     store = LogitStore.create(tmp_path / "store", make_manifest())
-    for unit in range(3):
-        unit_id, sequences = make_unit(unit)
-        store.commit_unit(unit_id, unit, sequences, [], seconds=1, worker="w")
+    commit_units(store, range(3))
     names = [sequence.record_id for sequence in store.iter_sequences()]
     store.compact()
     delete_records(store, frozenset({names[0], names[-1]}), "a test")

@@ -99,6 +99,16 @@ class Driver:
             self.loop.run(StopRequest(), lease, lambda: None)
 
 
+def leases_so_many(driver: Driver, num_leased: int) -> None:
+    """Run until that many leases are out, or until the job ends by itself where there are to be none."""
+    if num_leased:
+        driver.run()
+    else:
+        lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
+        assert driver.loop.run(StopRequest(), lease, lambda: None) is False
+    assert len(driver.pool.submitted) == num_leased
+
+
 @pytest.mark.parametrize(("num_stored", "num_leased"), [(99, 2), (100, 0)])
 def test_the_tokens_that_a_job_may_have_end_it_like_a_signal(
     tmp_path: Path, description: TeacherDescription, num_stored: int, num_leased: int
@@ -107,12 +117,7 @@ def test_the_tokens_that_a_job_may_have_end_it_like_a_signal(
     limits = driver.job.limits.model_copy(update={"max_tokens": 100})
     driver.loop._job = driver.job.model_copy(update={"limits": limits})
     driver.tally.tokens = num_stored
-    if num_leased:
-        driver.run()
-    else:
-        lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
-        assert driver.loop.run(StopRequest(), lease, lambda: None) is False
-    assert len(driver.pool.submitted) == num_leased
+    leases_so_many(driver, num_leased)
     told = any("limits.max_tokens = 100 is reached: 100 tokens are stored" in text for text in driver.said)
     assert told == driver.pool.is_leaving == (num_leased == 0)
 
@@ -123,12 +128,7 @@ def test_the_money_that_a_job_may_cost_ends_it_like_a_signal(
 ) -> None:
     driver = Driver(tmp_path, [WorkerReady("worker-0.0", description, 1.0)])
     driver.loop._money_reached = lambda: reached
-    if num_leased:
-        driver.run()
-    else:
-        lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
-        assert driver.loop.run(StopRequest(), lease, lambda: None) is False
-    assert len(driver.pool.submitted) == num_leased
+    leases_so_many(driver, num_leased)
     told = any("the money is spent. Raise it" in text for text in driver.said)
     assert told == driver.pool.is_leaving == (num_leased == 0)
 

@@ -20,7 +20,7 @@ from logitstore.tools.deletion import delete_records
 from logitstore.tools.garbage import repair
 from logitstore.tools.verify import verify_store
 from tests.conftest import Place
-from tests.logitstore.random_labels import make_manifest, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_unit
 from tests.logitstore.tools.test_verify import small_codebooks
 
 REJECT = Reject("input.jsonl", 7, "r7", "too long", "too_long")
@@ -105,8 +105,7 @@ def test_an_old_index_is_found_and_repair_removes_nothing(local_place: Place) ->
     store.objects.put("index.json", old)
     make_old(local_place.uri)
     writer = LogitStore(store.objects, store.manifest)  # as one that was opened before
-    unit_id, sequences = make_unit(9)
-    writer.commit_unit(unit_id, 9, sequences, seconds=0, worker="w")
+    commit_units(writer, [9])
     opened = LogitStore.open(local_place.uri)  # not empty, so it opens
     findings = verify_store(opened)
     assert {problem.kind for problem in findings.errors} == {"index_lost"}
@@ -200,8 +199,7 @@ def test_repair_does_not_remove_most_of_a_store(
 def test_a_lost_codebook_pointer_is_not_replaced(local_place: Place) -> None:
     store = LogitStore.create(local_place.uri, make_manifest())
     first = store.set_codebooks(small_codebooks())
-    unit_id, sequences = make_unit(0)
-    store.commit_unit(unit_id, 0, sequences, seconds=0, worker="w")
+    commit_units(store, [0])
     store.compact()
     store.objects.delete(CURRENT_CODEBOOKS)
     with pytest.raises(CorruptManifestError, match=r"no codebooks/current\.json"):

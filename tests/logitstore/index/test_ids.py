@@ -28,7 +28,7 @@ from logitstore.tools.deletion import delete_records
 from logitstore.tools.garbage import repair
 from logitstore.tools.purge import purge
 from logitstore.tools.verify import verify_store
-from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_sequence, make_unit
 
 SEGMENT = SegmentInfo("index/0123456789abcdef.arrow", 3, 100, "blake2b-128:" + "ab" * 16, "", 0, 0, "")
 
@@ -38,8 +38,7 @@ def store(tmp_path: Path) -> LogitStore:
     """Nine units of three records, in two segments and two records of units."""
     store = LogitStore.create(tmp_path / "store", make_manifest())
     for unit_index in range(9):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+        commit_units(store, [unit_index])
         if unit_index in (5, 6):
             store.compact()
     return store

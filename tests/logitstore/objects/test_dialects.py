@@ -12,7 +12,7 @@ from logitstore.objects.opening import Objects
 from logitstore.objects.probing import require_conditional_writes
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
-from tests.logitstore.random_labels import make_manifest, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest
 from tests.s3_dialects import Dialect, run_dialect
 
 
@@ -54,9 +54,7 @@ def test_a_server_with_conditions_is_used(dialect: Dialect) -> None:
 def test_objects_are_deleted_one_by_one_where_batches_are_not_taken(dialect: Dialect) -> None:
     with run_dialect(dialect) as server:
         store = LogitStore.create("s3://b/store", make_manifest(), storage_options=server.storage_options)
-        for unit_index in range(3):
-            unit_id, sequences = make_unit(unit_index)
-            store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+        commit_units(store, range(3))
         assert store.compact().not_removed == ""
         assert store.objects.list("commits/") == []
         assert verify_store(store).problems == []
@@ -71,8 +69,7 @@ def test_a_failed_clean_up_is_a_warning(
 ) -> None:
     with run_dialect("no deletes") as server:
         store = LogitStore.create("s3://b/store", make_manifest(), storage_options=server.storage_options)
-        unit_id, sequences = make_unit(0)
-        store.commit_unit(unit_id, 0, sequences, seconds=0, worker="w")
+        commit_units(store, [0])
         for name, value in server.storage_options["client_kwargs"].items():
             monkeypatch.setenv({"endpoint_url": "AWS_ENDPOINT_URL", "region_name": "AWS_REGION"}[name], value)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")

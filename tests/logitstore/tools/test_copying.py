@@ -16,7 +16,7 @@ from logitstore.tools import copying
 from logitstore.tools.copying import copy_store
 from logitstore.tools.deletion import delete_records
 from logitstore.tools.verify import verify_store
-from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_sequence
 from tests.s3_dialects import run_dialect
 
 
@@ -25,8 +25,7 @@ def store(tmp_path: Path) -> LogitStore:
     """Two units in the index, one with a record of its own, one sequence deleted."""
     store = LogitStore.create(tmp_path / "store", make_manifest())
     for unit_index in range(3):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+        commit_units(store, [unit_index])
         if unit_index == 1:
             delete_records(store, frozenset({"record-1"}), "asked for")
     return store

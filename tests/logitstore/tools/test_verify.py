@@ -20,15 +20,13 @@ from logitstore.tools.garbage import repair
 from logitstore.tools.verify import read_rejects, verify_store
 from logitstore.tools.verify_input import InputCheck
 from tests.conftest import Place
-from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_sequence
 
 
 @pytest.fixture
 def store(local_place: Place) -> LogitStore:
     store = LogitStore.create(local_place.uri, make_manifest())
-    for unit_index in range(3):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    commit_units(store, range(3))
     return store
 
 
@@ -42,9 +40,7 @@ def shard_path(store: LogitStore, index: int) -> Path:
 
 def test_a_sound_store_has_no_problems(place: Place) -> None:
     store = LogitStore.create(place.uri, make_manifest(), storage_options=place.storage_options)
-    for unit_index in range(2):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    commit_units(store, range(2))
     for name in ("status.json", "job.json", "driver.json", "plan/head.json", "logs/run-1.jsonl"):
         store.objects.put(name, b"{}")
     for _ in range(2):
@@ -164,9 +160,7 @@ def test_codebooks_about_to_be_named_are_left_alone(store: LogitStore) -> None:
 def test_codebooks_that_are_gone_are_told_as_such(local_place: Place) -> None:
     store = LogitStore.create(local_place.uri, make_manifest())
     name = f"{store.set_codebooks(small_codebooks()).hash.removeprefix('blake2b-128:')}.bin"
-    for unit_index in range(2):
-        unit_id, sequences = make_unit(unit_index)
-        store.commit_unit(unit_id, unit_index, sequences, seconds=0, worker="w")
+    commit_units(store, range(2))
     store.objects.delete(f"codebooks/{name}")
     findings = verify_store(LogitStore.open(store.uri))
     assert kinds(findings) == ["corrupt_shard", "corrupt_shard", "corrupt_codebooks"]
@@ -194,8 +188,7 @@ def test_a_shard_committed_after_the_listing_is_not_garbage(
     def commit_after_listing(prefix: str = "") -> list[Any]:
         found = listing(prefix)
         if prefix == "":
-            unit_id, sequences = make_unit(3)
-            store.commit_unit(unit_id, 3, sequences, seconds=0, worker="w")
+            commit_units(store, [3])
         return found
 
     monkeypatch.setattr(store.objects, "list_info", commit_after_listing)

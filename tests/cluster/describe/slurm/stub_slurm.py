@@ -20,6 +20,23 @@ def assert_bash(folder: Path, text: str) -> Path:
     return script
 
 
+def installed(
+    folder: Path, tools: dict[str, str], *, node_list: str, num_nodes: str, job_id: str
+) -> dict[str, str]:
+    """The environment of a job that finds these tools, bodies of bash scripts, in place of Slurm's."""
+    for name, body in tools.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        "NOTES": str(folder / "notes"),
+        "SLURM_JOB_NODELIST": node_list,
+        "SLURM_JOB_NUM_NODES": num_nodes,
+        "SLURM_JOB_ID": job_id,
+        "SLURM_CPUS_PER_TASK": "48",
+    }
+
+
 def fake_slurm(folder: Path, job_status: str, slurm_state: str) -> dict[str, str]:
     """scontrol, srun and a python that note how they were called; the job waits for its signal."""
     tools = {
@@ -30,17 +47,7 @@ def fake_slurm(folder: Path, job_status: str, slurm_state: str) -> dict[str, str
         'echo "python $*" >> "$NOTES"\n'
         'case "$*" in *labeler*) for _ in $(seq 1200); do sleep 0.1; done;; esac',
     }
-    for name, body in tools.items():
-        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
-        (folder / name).chmod(0o755)
-    return {
-        "PATH": f"{folder}:/usr/bin:/bin",
-        "NOTES": str(folder / "notes"),
-        "SLURM_JOB_NODELIST": "n[1-2]",
-        "SLURM_JOB_NUM_NODES": "4",
-        "SLURM_JOB_ID": "77",
-        "SLURM_CPUS_PER_TASK": "48",
-    }
+    return installed(folder, tools, node_list="n[1-2]", num_nodes="4", job_id="77")
 
 
 def traps_sigterm(process_id: int) -> bool:
@@ -61,14 +68,4 @@ def stub_pyxis(folder: Path) -> dict[str, str]:
         'echo "python $*" >> "$NOTES"\n'
         'case "$*" in *" status "*) ;; *) for _ in $(seq 1200); do sleep 0.1; done;; esac',
     }
-    for name, body in tools.items():
-        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
-        (folder / name).chmod(0o755)
-    return {
-        "PATH": f"{folder}:/usr/bin:/bin",
-        "NOTES": str(folder / "notes"),
-        "SLURM_JOB_NODELIST": "n1",
-        "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_CPUS_PER_TASK": "48",
-    }
+    return installed(folder, tools, node_list="n1", num_nodes="1", job_id=str(os.getpid()))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from benchmarks.servers.serving import serving
+from tests.labeler.teacher.openai.json_server import Reply, json_server
 
 TEMPLATE = (
     "{% for m in messages %}<|s|>{{ m.role }}\n{{ m.content }}<|e|>\n{% endfor %}"
@@ -49,9 +48,6 @@ def answer_to(messages: list[dict[str, str]], most: int) -> dict[str, Any]:
     return {"message": message, "finish_reason": "stop" if len(text) <= most else "length"}
 
 
-Reply = tuple[int, dict[str, Any]]
-
-
 def chat_reply(path: str, body: dict[str, Any]) -> Reply:
     """Status and body of OpenAI's own form."""
     if path != "/v1/chat/completions":
@@ -68,20 +64,9 @@ def chat_server(
 ) -> Iterator[str]:
     """Its address up to the version; `asked` gets every request."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+    def reply_noted(path: str, _: Message, body: dict[str, Any]) -> Reply:
+        asked.append(body)
+        return reply(path, body)
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body)
-            status, answer = reply(self.path, body)
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+    with json_server(reply_noted) as address:
+        yield address

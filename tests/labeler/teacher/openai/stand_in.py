@@ -5,10 +5,9 @@ It samples by the request's seed from all ids, and refuses what vLLM's refuses: 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from benchmarks.servers.serving import serving
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.teacher.fake import FakeTeacher
+from tests.labeler.teacher.openai.json_server import Reply, json_server
 from tests.labeler.teacher.openai.server import KEY, SERVED
 
 VOCAB_SIZE = 512
@@ -125,20 +124,9 @@ def stand_in_server(folder: Path) -> Iterator[str]:
     """Its address up to the version."""
     stand_in = StandIn(folder)
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+    def reply(_: str, headers: Message, body: dict[str, Any]) -> Reply:
+        allowed = headers["Authorization"] == f"Bearer {KEY}"
+        return stand_in.answer(body) if allowed else (401, _error("Unauthorized"))
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            allowed = self.headers["Authorization"] == f"Bearer {KEY}"
-            status, answer = stand_in.answer(body) if allowed else (401, _error("Unauthorized"))
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+    with json_server(reply) as address:
+        yield address

@@ -18,7 +18,8 @@ from labeler.records import Lease
 from labeler.teacher.openai.teacher import OpenAiTeacher
 from logitstore.store import LogitStore
 from tests.labeler.jobs import label_and_commit
-from tests.labeler.teacher.openai.chat_stand_in import Reply, chat_reply, chat_server
+from tests.labeler.teacher.openai.chat_stand_in import chat_reply, chat_server
+from tests.labeler.teacher.openai.json_server import Reply
 from tests.labeler.teacher.openai.stand_in import write_model
 from tests.labeler.teacher.openai.test_texts_only import api_settings, job_settings, text_of
 from tests.labeler.whole_jobs.test_storage_faults import started_worker

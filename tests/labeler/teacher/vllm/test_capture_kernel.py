@@ -1,16 +1,13 @@
-"""The capture's Triton kernel: under the interpreter against the reference, and compiled for a GPU.
-
-Triton reads TRITON_INTERPRET when it is imported, so both run in processes of their own.
-"""
+"""The capture's Triton kernel: under the interpreter against the reference, and compiled for a GPU."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.triton_runs import assert_cases_pass, assert_compiles
 
 CASES = Path(__file__).parent / "capture_kernel_cases.py"
 COMPILE = """
@@ -36,27 +33,12 @@ print("compiled")
 """
 
 
-def run(arguments: list[str], **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_kernel_under_the_interpreter():
-    output = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)], TRITON_INTERPRET="1")
-    assert " passed" in output
-    assert "skipped" not in output
+    assert_cases_pass(CASES)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux only")
 def test_kernel_compiles_for_a_gpu(tmp_path):
-    output = run(["-c", COMPILE], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-    assert output.strip().endswith("compiled")
+    assert_compiles(COMPILE, tmp_path)
