@@ -14,7 +14,7 @@ from benchmarks.labels.label_sources import LabelSource
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
-from tests.benchmarks.test_cost_model import SCALE
+from tests.benchmarks.advice.test_cost_model import SCALE
 
 V, ROWS = 64, 40
 

@@ -13,7 +13,7 @@ from benchmarks.report import environment
 from benchmarks.report.results import ResultTable, load_all, publish
 from benchmarks.report.results_page import write_page
 
-PAGE = Path(__file__).parents[2] / "benchmarks" / "RESULTS.md"
+PAGE = Path(__file__).parents[3] / "benchmarks" / "RESULTS.md"
 
 
 def test_the_section_names_the_card_and_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

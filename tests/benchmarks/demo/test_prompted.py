@@ -19,7 +19,7 @@ from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_sequence
 from trainer.run.config import load_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
 BEFORE = Student(kl=0.4, top1_agreement=0.7, acceptance_at_least=0.6, num_sequences=3, num_rows=90)
 AFTER = replace(BEFORE, kl=0.1, top1_agreement=0.9, acceptance_at_least=0.8)

@@ -18,7 +18,7 @@ from benchmarks.demo.report import SEQUENCES_PER_STORE, summarise_store, write_r
 from benchmarks.jobs.scale import empty_store, made_up_sequence
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.static import static_page
-from tests.benchmarks.test_report import a_report
+from tests.benchmarks.demo.test_report import a_report
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium"),
 ]
-SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+SCREENSHOTS = Path(__file__).parents[3] / "build" / "screenshots"
 ROWS = 40
 
 
