@@ -27,6 +27,7 @@ TOO_LONG_WORDS = (
     "too long",
 )
 """Of OpenAI's, vLLM's, SGLang's and llama.cpp's servers."""
+NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 MAYBE_BILLED_STATUSES = (408, 500, 502, 504)
 """With which a server, or a gateway before it, ends a request that its model may have answered; other
 refusals come before any work and are not billed."""
@@ -192,10 +193,13 @@ class Caller:
 
 
 def _never_arrived(error: BaseException) -> bool:
-    """Whether no connection came about, so that the server did nothing."""
-    import httpx
+    """Whether no connection came about, so that the server did nothing.
 
-    return isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+    By name: which of httpx and httpx2 the client uses depends on its version, and a client that finds the
+    other half imported, by another thread, fails.
+    """
+    cause = type(error.__cause__)
+    return cause.__module__.partition(".")[0] in ("httpx", "httpx2") and cause.__name__ in NO_CONNECTION
 
 
 def _retry_after_sec(error: APIStatusError) -> float:
