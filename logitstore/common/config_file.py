@@ -29,9 +29,7 @@ def read_document(path: str, *, what: str) -> dict[str, Any]:
             text = file.read()
         document = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except FileNotFoundError:
-        raise ConfigError(
-            f"no {what} file at {path!r}: give the path of a TOML file, or use --set alone"
-        ) from None
+        raise ConfigError(f"no {what} file at {path!r}: correct the path, which is of a TOML file") from None
     except IsADirectoryError:
         raise ConfigError(
             f"cannot read the {what} file {path!r}: it is a folder; give the TOML file, or the resolved "

@@ -21,3 +21,10 @@ def test_other_encodings_and_folders_are_named_with_the_remedy(tmp_path):
         read_document(str(path), what="training")
     with pytest.raises(ConfigError, match=r"it is a folder; give the TOML file"):
         read_document(str(tmp_path), what="training")
+
+
+def test_a_file_that_is_not_there_gets_a_remedy_that_every_command_has(tmp_path):
+    """Not `--set`, which `cluster rounds` lacks and which stands in for no file of a recipe or a cluster."""
+    with pytest.raises(ConfigError, match=r"no cluster file at '.*none\.toml': correct the path") as refused:
+        read_document(str(tmp_path / "none.toml"), what="cluster")
+    assert "--set" not in str(refused.value)
