@@ -11,10 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
-from labeler.errors import PromptError, TeacherDiedError
+from labeler.errors import PromptError
 from labeler.prompting.tokenization import load_tokenizer
 from labeler.records import TeacherDescription, TokenizedPrompt
 from labeler.teacher.label_rows import ColumnLayout
@@ -22,7 +20,6 @@ from labeler.teacher.model_identity import find_model_folder, model_fingerprint,
 from labeler.teacher.protocol import usable_tokens
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.teacher.vllm.engine import (
-    QUEUED_BATCHES,
     SPARE_SEQUENCES,
     engine_args,
     head_choice,
@@ -30,7 +27,9 @@ from labeler.teacher.vllm.engine import (
     start_engine,
     stop_engine,
 )
-from labeler.teacher.vllm.requests import EngineLimits, Requests, Work, again, request_error
+from labeler.teacher.vllm.feed import RequestFeed
+from labeler.teacher.vllm.requests import EngineLimits, Requests
+from labeler.teacher.vllm.self_test import mass_fault, self_test_work
 from logitstore.manifest.fields import TeacherInfo
 from logitstore.records import LabeledSequence
 
@@ -39,15 +38,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SELF_TEST_TOKENS = 16
-MASS_TOLERANCE = 1e-4
-"""How far head and tail may miss the whole, in nats, in the self-test."""
-
 
 class VllmTeacher:
     """See `labeler.teacher.protocol.Teacher`."""
 
     _requests: Requests
+    _feed: RequestFeed
 
     def __init__(
         self,
@@ -75,8 +71,6 @@ class VllmTeacher:
         self._folder = find_model_folder(teacher_config.model, teacher_config.revision)
         self._head = head_choice(teacher_config, self._folder)
         logger.info("logits: %s", self._head.in_words)
-        self._dead: str | None = None
-        self._next_request = 0
         self._engine: Any = None
         if not self._start_in_engine(labels_config):
             self._start_public_api(labels_config)
@@ -136,6 +130,7 @@ class VllmTeacher:
             head=self._head.head,
         )
         self._engine = self._start_everywhere(arguments)
+        self._feed = RequestFeed(self._engine, self._followers)
         config = self._engine.vllm_config
         limits = EngineLimits(
             vocab_size=config.model_config.get_vocab_size(),
@@ -176,6 +171,7 @@ class VllmTeacher:
         if self._engine is None:
             return
         engine, self._engine = self._engine, None
+        self._feed.end("it was closed")
         if self._followers is not None:
             self._followers.expect_end()
         stop_engine(engine)
@@ -203,24 +199,13 @@ class VllmTeacher:
         return next((answer["refusal"] for answer in answers if answer["refusal"]), None)
 
     def _self_test(self) -> str | None:
-        """Score a fixed prompt; what is wrong with its rows, or None."""
-        limits = self._requests.limits
-        ids_T = np.linspace(0, limits.vocab_size - 1, SELF_TEST_TOKENS, dtype=np.int32)
-        ids_T = ids_T[: limits.max_tokens]
-        given_NK = self_test_ids(self._requests.labels, len(ids_T) - 1, limits.vocab_size)
-        prompt = TokenizedPrompt("self-test", ids_T[:0], ids_T, 1, given_ids_NK=given_NK)
-        results = list(self._run(iter(()), deque([Work(prompt, 0, ids_T, "score")])))
-        result = results[0]
+        """What is wrong with the rows of a fixed prompt, or None."""
+        requests = self._requests
+        waiting = deque([self_test_work(requests.labels, requests.limits)])
+        (result,) = self._feed.run(requests, iter(()), waiting)
         if isinstance(result, PromptError):
             return f"the self-test failed: {result.reason}"
-        rows = result.rows
-        for index, temperature in enumerate(self._requests.exact_temperatures):
-            head_N = np.logaddexp.reduce(rows.logits_NK / temperature, axis=1)
-            tail_N = rows.log_tail_mass_NM[:, index] + rows.logsumexp_NM[:, index]
-            miss = np.abs(np.logaddexp(head_N, tail_N) - rows.logsumexp_NM[:, index]).max()
-            if not miss < MASS_TOLERANCE:
-                return f"head and tail miss the whole by {miss:.2g} nats at T={temperature} in the self-test"
-        return None
+        return mass_fault(result.rows, requests.exact_temperatures)
 
     def _describe(self) -> TeacherDescription:
         import vllm
@@ -288,101 +273,6 @@ class VllmTeacher:
 
     def close(self) -> None:
         self._stop()
-        self._dead = self._dead or "it was closed"
 
     def label(self, prompts: Iterable[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
-        yield from self._run(iter(prompts), deque())
-
-    def _run(
-        self, prompts: Iterator[TokenizedPrompt], waiting: deque[Work]
-    ) -> Iterator[LabeledSequence | PromptError]:
-        running: dict[str, Work] = {}
-        try:
-            yield from self._feed(prompts, waiting, running)
-            while running:
-                for output in self._step():
-                    work = running.pop(output.request_id)
-                    result = self._requests.result(work, output)
-                    if isinstance(result, Work):
-                        waiting.appendleft(result)
-                    else:
-                        yield result
-                yield from self._feed(prompts, waiting, running)
-        finally:
-            if running and self._dead is None:
-                self._engine.abort_request(list(running))
-
-    def _feed(
-        self, prompts: Iterator[TokenizedPrompt], waiting: deque[Work], running: dict[str, Work]
-    ) -> Iterator[PromptError]:
-        """Hand requests over until the engine has enough to do; those that are refused come back."""
-        # A decoding request keeps its place for long but has its prompt behind it: only the count bounds it.
-        tokens = sum(len(work.tokens_T) for work in running.values() if work.stage == "score")
-        while len(running) < self._requests.limits.max_requests:
-            if running and tokens >= QUEUED_BATCHES * self._requests.limits.step_tokens:
-                return
-            if not waiting:
-                prompt = next(prompts, None)
-                if prompt is None:
-                    return
-                error = self._requests.refused(prompt)
-                if error is not None:
-                    yield error
-                    continue
-                waiting.extend(self._requests.works_of(prompt))
-            work = waiting.popleft()
-            request_id = f"{self._next_request}"
-            self._next_request += 1
-            refused = self._add(request_id, work)
-            if isinstance(refused, Work):
-                waiting.appendleft(refused)
-                continue
-            if refused is not None:
-                yield refused
-                continue
-            running[request_id] = work
-            tokens += len(work.tokens_T) if work.stage == "score" else 0
-
-    def _add(self, request_id: str, work: Work) -> Work | PromptError | None:
-        """Hand one request over; what to do instead where vLLM will not have it."""
-        from vllm import exceptions
-
-        # New in vLLM 0.33, and no fault of the request's.
-        retryable: type[Exception] | tuple[()] = getattr(exceptions, "RetryableRequestError", ())
-        self._raise_if_dead()
-        prompt = {"prompt_token_ids": work.tokens_T.tolist()}
-        try:
-            self._engine.add_request(request_id, prompt, self._requests.parameters(work))
-        except retryable as error:
-            return again(work, str(error))
-        except (exceptions.VLLMClientError, ValueError) as error:
-            return request_error(work, f"vLLM refuses it: {error}", "bad_prompt")
-        except Exception as error:
-            raise self._died(error) from error
-        return None
-
-    def _step(self) -> list[Any]:
-        """One step of the engine; the requests that finished in it."""
-        self._raise_if_dead()
-        try:
-            return [output for output in self._engine.step() if output.finished]
-        except Exception as error:
-            raise self._died(error) from error
-
-    def _died(self, error: Exception) -> TeacherDiedError:
-        """EngineDeadError, or in-process whatever the engine stumbled over: no request survives either."""
-        lost = self._followers.failure() if self._followers is not None else None
-        self._dead = lost or f"{type(error).__name__}: {error}"
-        return TeacherDiedError(f"the engine died ({self._dead}); start a new teacher")
-
-    def _raise_if_dead(self) -> None:
-        if self._dead is not None:
-            raise TeacherDiedError(f"the engine is gone ({self._dead}); start a new teacher")
-
-
-def self_test_ids(labels: LabelsConfig, num_rows: int, vocab_size: int) -> np.ndarray | None:
-    """int32 [N, K]: ids spread over the vocabulary, others in every row; None where a job gives none."""
-    if not labels.given:
-        return None
-    even_K = np.linspace(0, vocab_size - 1, labels.top_k).astype(np.int64)
-    return ((even_K + np.arange(num_rows)[:, None]) % vocab_size).astype(np.int32)
+        yield from self._feed.run(self._requests, iter(prompts), deque())

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from labeler.config.loading import LabelsConfig, SamplingConfig
-from labeler.errors import PromptError
+from labeler.errors import PromptError, TeacherDiedError
 from labeler.records import TokenizedPrompt
+from labeler.teacher.vllm.feed import RequestFeed
 from labeler.teacher.vllm.requests import MOST_FAILURES, EngineLimits, Requests, Work
-from labeler.teacher.vllm.teacher import VllmTeacher
 
 PROMPT = TokenizedPrompt("r", np.arange(3, dtype=np.int32), np.arange(3, 8, dtype=np.int32), 3)
 LIMITS = EngineLimits(vocab_size=100, max_tokens=64, step_tokens=64, max_requests=4, max_logprobs=64)
@@ -59,11 +59,9 @@ class FailingEngine:
 
 
 def fed(engine: FailingEngine) -> tuple[list[PromptError], dict[str, Work]]:
-    teacher: Any = object.__new__(VllmTeacher)
-    teacher._dead, teacher._engine, teacher._requests, teacher._next_request = None, engine, requests(), 0
-    teacher._followers = None
     running: dict[str, Work] = {}
-    return list(teacher._feed(iter([PROMPT]), deque(), running)), running
+    feed = RequestFeed(engine, None)
+    return list(feed.hand_over(requests(), iter([PROMPT]), deque(), running)), running
 
 
 def test_a_retryable_refusal_is_no_reject(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +83,27 @@ def test_a_client_error_is_a_reject_and_any_other_the_engines_death() -> None:
     assert [(error.kind, error.reason) for error in errors] == [("bad_prompt", "vLLM refuses it: too long")]
     with pytest.raises(Exception, match=r"the engine died \(RuntimeError: lost"):
         fed(FailingEngine(1, RuntimeError("lost")))
+
+
+class DyingEngine(FailingEngine):
+    """Takes requests and fails at its first step."""
+
+    def __init__(self) -> None:
+        super().__init__(0, RuntimeError())
+
+    def step(self) -> list[Any]:
+        raise MemoryError("no memory for the logits")
+
+
+def test_an_engine_that_failed_or_was_closed_takes_nothing_more() -> None:
+    pytest.importorskip("vllm.exceptions")
+    feed = RequestFeed(DyingEngine(), None)
+    with pytest.raises(TeacherDiedError, match=r"the engine died \(MemoryError: no memory for the logits\)"):
+        list(feed.run(requests(), iter([PROMPT]), deque()))
+    feed.end("it was closed")
+    with pytest.raises(TeacherDiedError, match=r"gone \(MemoryError: no memory .*start a new teacher"):
+        list(feed.run(requests(), iter([PROMPT]), deque()))
+    closed = RequestFeed(FailingEngine(0, RuntimeError()), None)
+    closed.end("it was closed")
+    with pytest.raises(TeacherDiedError, match=r"gone \(it was closed\)"):
+        list(closed.run(requests(), iter([PROMPT]), deque()))

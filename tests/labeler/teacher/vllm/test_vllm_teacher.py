@@ -312,7 +312,7 @@ def test_an_engine_that_fails_is_dead_for_good(monkeypatch: pytest.MonkeyPatch) 
     def failing() -> Any:
         raise MemoryError("no memory for the logits")
 
-    monkeypatch.setattr(teacher, "_dead", None)
+    monkeypatch.setattr(teacher._feed, "_dead", None)
     monkeypatch.setattr(teacher.engine, "step", failing)
     with pytest.raises(TeacherDiedError, match="no memory for the logits"):
         list(teacher.label(engines.text_prompts()[:1]))
