@@ -36,6 +36,7 @@ from trainer.hf.checkpoints import (
     write_place,
 )
 from trainer.hf.checks.guards import check_student, checked_store_losses
+from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
 from trainer.hf.checks.packing_check import settle_packing
 from trainer.hf.checks.processes import check_dataset, check_processes
@@ -153,6 +154,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
 
     def _take_student(self, model: Any) -> None:
         """What follows from the student: its head, its context, and how its packed documents stay apart."""
+        check_has_head(model)
         keep_4_bits_differentiable(model)
         settings = replace(
             self._given_settings,
@@ -164,6 +166,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         self.router_loss_coef = router_loss_coef(model)
         with self.autocast_smart_context_manager():  # FlashAttention takes no float32
             self.head: Head | None = find_head(model) if self.args.fused else None
+            check_causal(model)
             self.collator = DistillationCollator(settle_packing(model, settings))
 
     def get_train_dataloader(self) -> LogitDataLoader:  # type: ignore[override]  # a DataLoader

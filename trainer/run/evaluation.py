@@ -12,6 +12,7 @@ import torch
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
 from trainer.batch.collate import DistillationCollator
+from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
 from trainer.hf.evaluation.calibration import Calibration, CalibrationSums
 from trainer.hf.evaluation.evaluate import (
@@ -77,6 +78,8 @@ def evaluate_model(
         update={"model": model_path, "small": None, "lora": None, "quantize": None}
     )
     model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
+    check_has_head(model)
+    check_causal(model)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     if tell is not None:

@@ -25,12 +25,13 @@ from trainer.batch.collate_settings import CollateSettings, PackedAttention
 from trainer.batch.packing import one_per_row, packed
 from trainer.data.samples import Sample
 from trainer.errors import PackingError
+from trainer.hf.checks.lengths import student_context
 from trainer.hf.heads import MODEL_KEYS
 
 _LENGTHS = (5, 8, 9, 4)
 """Tokens of the documents, which fill two rows, as some attention code takes documents in one only."""
 _ROW_LENGTH = 16
-_LEAK_TOLERANCE = 1e-6
+LEAK_TOLERANCE = 1e-6
 """Gradient that may reach a token of another document, relative to the largest: none, but for rounding."""
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 6e-2
@@ -100,12 +101,12 @@ def packing_fault(model: Any, way: PackedAttention, *, pack_length: int) -> str 
     model.eval()
     try:
         apart, packed = _run(model, None), _run(model, way)
-        leak = _leak(model, way)
+        leak = largest_leak(model, way)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
         return f"it fails with {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
     finally:
         model.train(was_training)
-    if not leak < _LEAK_TOLERANCE:
+    if not leak < LEAK_TOLERANCE:
         return f"a document depends on tokens it must not see (gradient {leak:.1g} of the largest)"
     tolerance = _TOLERANCES.get(packed.logits[0].dtype, _HALF_TOLERANCE)
     for name in ("logits", "gradients"):
@@ -135,10 +136,11 @@ def _window(model: Any) -> int | None:
 
 
 def _samples(model: Any) -> list[Sample]:
-    """The same documents however they are laid out."""
+    """The same documents however they are laid out, within the student's context."""
     vocab_size = min(model.get_input_embeddings().weight.shape[0], 997)
+    context = student_context(model) or max(_LENGTHS)
     return [
-        _sample((np.arange(length) * 7 + 11 * number + 3) % vocab_size)
+        _sample((np.arange(min(length, context)) * 7 + 11 * number + 3) % vocab_size)
         for number, length in enumerate(_LENGTHS)
     ]
 
@@ -216,8 +218,11 @@ def _run(model: Any, way: PackedAttention | None) -> _Outcome:
     return _Outcome([document.detach() for document in forward.logits], gradients)
 
 
-def _leak(model: Any, way: PackedAttention) -> float:
-    """Largest gradient of one document's logits at another's tokens, or at tokens behind, by the largest."""
+def largest_leak(model: Any, way: PackedAttention | None) -> float:
+    """Largest gradient of one document's logits at another's tokens, or at tokens behind, by the largest.
+
+    `way` None is each document in a row of its own.
+    """
     forward = _forward(model, way)
     largest, leak = 0.0, 0.0
     for document_TV, (row, start) in zip(forward.logits, forward.starts, strict=True):
