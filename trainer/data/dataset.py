@@ -201,6 +201,11 @@ class StreamingLogitDataset(IterableDataset[Any]):
         """Go back to the start of the epoch."""
         self.consumed, self._is_just_loaded = 0, False
 
+    def return_to(self, epoch: int, consumed: int) -> None:
+        """Go back to a place, unless a state was just loaded, which is gone on from."""
+        if not self._is_just_loaded:
+            self.epoch, self.consumed = epoch, consumed
+
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer is. In a worker: where this worker's next step begins."""
         return {

@@ -167,11 +167,15 @@ class OfflineDistillationConfig(TrainingArguments):
         _refuse_stage(getattr(self.deepspeed_plugin, "zero_stage", None))
         for name, value in SET.items():
             setattr(self, name, value)
+        self.check_values()
+        _check_accelerator(self.accelerator_config)
+        self.loss_settings()
+
+    def check_values(self) -> None:
+        """Raises ValueError for a value of an argument that would be ignored."""
         for name, refusal in REFUSED.items():
             if not refusal.allows(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)!r}: {refusal.reason}")
-        _check_accelerator(self.accelerator_config)
-        self.loss_settings()
 
     def to_dict(self) -> dict[str, Any]:
         """What trackers are told, over the model's configuration, whose `vocab_size` stays the model's."""

@@ -39,7 +39,7 @@ from trainer.hf.checks.guards import check_student, checked_store_losses
 from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
 from trainer.hf.checks.packing_check import settle_packing
-from trainer.hf.checks.processes import check_dataset, check_processes
+from trainer.hf.checks.processes import check_dataset, check_processes, check_unchanged
 from trainer.hf.evaluation.evaluating import (
     DEFAULT_EVAL_BATCH_SIZE,
     EvaluatingTrainer,
@@ -120,6 +120,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         self.logit_dataset = train_dataset
         self.store_losses = checked_store_losses(store_losses, self.loss_settings, train_dataset)
         self._given_settings = data_collator.settings
+        self._beginning = (train_dataset.epoch, train_dataset.consumed)
         self._means = TokenMeans()
         self.add_callback(TrueEpoch(train_dataset))
         self.add_callback(LogAtCheckpoints())
@@ -248,11 +249,17 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """(epoch to begin with, 0): by the dataset's place, as the steps per epoch may be others now."""
+        """(epoch to begin with, 0): by the dataset's place, as the steps per epoch may be others now.
+
+        Without a checkpoint every training begins with the data where the first one does, whatever was read
+        since; a state that was loaded into the dataset is gone on from.
+        """
+        check_unchanged(self.args, self.loss_settings, self.logit_dataset)
         started = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         if resume_from_checkpoint is None:
+            self.logit_dataset.return_to(*self._beginning)
             return started
         take_up_place(Path(resume_from_checkpoint), self.logit_dataset)
         if self.state.global_step >= max_steps:

@@ -366,6 +366,38 @@ def test_stock_trainer_with_compute_loss_func_equals_ours(small_store, tmp_path,
     assert torch.allclose(weights(model), expected, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_every_training_begins_where_the_first_one_does(small_store, tmp_path):
+    """The second one went on in the middle of the epoch, and a look at a batch left it out of training."""
+    trainer = tiny_trainer(small_store, tmp_path, trainer={"model_init": lambda: tiny_student(seed=4)})
+    next(iter(trainer.get_train_dataloader()))
+    trainer.train()
+    first = weights(trainer.model).clone()
+    trainer.train()
+    assert torch.equal(weights(trainer.model), first)
+    plain = tiny_trainer(small_store, tmp_path, model=tiny_student(seed=4))
+    plain.train()
+    assert torch.allclose(weights(plain.model), first, atol=1e-6)
+
+    later = tiny_trainer(small_store, tmp_path, model=tiny_student(seed=4))
+    later.logit_dataset.load_state_dict(plain.logit_dataset.state_dict())
+    later.train()
+    assert later.state.epoch == 2 * plain.state.epoch
+
+
+def test_what_is_changed_after_construction_and_would_be_ignored_is_refused(small_store, tmp_path):
+    """So do searches for the best arguments: every trial had the first loss and batch size."""
+    for name, value, words in (
+        ("alpha", 1.0, "alpha=1.0.*a Trainer for each loss"),
+        ("per_device_train_batch_size", 8, "batch_size=4; make a dataset and a Trainer for each"),
+        ("label_smoothing_factor", 0.1, "label_smoothing_factor=0.1: the loss has no label smoothing"),
+    ):
+        trainer = tiny_trainer(small_store, tmp_path)
+        setattr(trainer.args, name, value)
+        with pytest.raises(ValueError, match=words):
+            trainer.train()
+
+
 def test_what_does_not_fit_the_arguments_is_refused(small_store, tmp_path):
     with pytest.raises(ValueError, match="per_device_train_batch_size=4"):
         tiny_trainer(small_store, tmp_path, dataset={"batch_size": 2})

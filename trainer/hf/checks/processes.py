@@ -8,6 +8,7 @@ from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.loss.loss_settings import LossSettings
 
 
 def check_processes(args: OfflineDistillationConfig, distributed_type: DistributedType) -> None:
@@ -55,4 +56,23 @@ def check_dataset(
         raise ValueError(
             f"the dataset has batch_size={dataset.batch_size}, training "
             f"per_device_train_batch_size={train_batch_size}; give both the same"
+        )
+
+
+def check_unchanged(
+    args: OfflineDistillationConfig, loss: LossSettings, dataset: StreamingLogitDataset
+) -> None:
+    """Raises ValueError for arguments that were set after the Trainer was made, as by a search for the best
+    ones, and that it would ignore."""
+    args.check_values()
+    if args.loss_settings() != loss:
+        raise ValueError(
+            f"the arguments now say {args.loss_settings()}, the Trainer was made with {loss}, to which its "
+            "batches and checks belong; make a Trainer for each loss (penumbra train sweep does)"
+        )
+    if args.train_batch_size != dataset.batch_size:
+        raise ValueError(
+            f"the arguments now say per_device_train_batch_size={args.train_batch_size}, the dataset has "
+            f"batch_size={dataset.batch_size}; make a dataset and a Trainer for each (penumbra train sweep "
+            "does)"
         )
