@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from trainer.hf.checks.optimizer import check_optimizer_name
 from trainer.hf.evaluation.evaluate import LOWER_IS_BETTER
 from trainer.loss.loss_settings import Divergence, ForeignIds, LossSettings, Tail
 
@@ -162,6 +163,7 @@ class OfflineDistillationConfig(TrainingArguments):
             # transformers takes every metric whose name does not end in "loss" for one to be raised.
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         _refuse_zero_3(self.deepspeed)
+        check_optimizer_name(self)
         super().__post_init__()
         # accelerate launch may have named a file of DeepSpeed's settings, which it has read by now.
         _refuse_stage(getattr(self.deepspeed_plugin, "zero_stage", None))
@@ -169,6 +171,11 @@ class OfflineDistillationConfig(TrainingArguments):
             setattr(self, name, value)
         self.check_values()
         _check_accelerator(self.accelerator_config)
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError(
+                "fp16=True (in a configuration training.precision='fp16') would train in float32 on a CPU, "
+                "which has no such mixed precision; give bf16=True, or leave it out"
+            )
         self.loss_settings()
 
     def check_values(self) -> None:

@@ -38,6 +38,7 @@ from trainer.hf.checkpoints import (
 from trainer.hf.checks.guards import check_student, checked_store_losses
 from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
+from trainer.hf.checks.optimizer import check_optimizer, check_schedule
 from trainer.hf.checks.packing_check import settle_packing
 from trainer.hf.checks.processes import check_dataset, check_processes, check_unchanged
 from trainer.hf.evaluation.evaluating import (
@@ -125,6 +126,9 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         self.add_callback(TrueEpoch(train_dataset))
         self.add_callback(LogAtCheckpoints())
         self._take_student(self.model)
+        if optimizers == (None, None):
+            check_optimizer(self.args, self.model)
+            check_schedule(self.args)
         check_processes(self.args, self.accelerator.distributed_type)
         check_dataset(
             train_dataset,

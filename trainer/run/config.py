@@ -92,7 +92,7 @@ class TrainingConfig(Section):
     learning_rate: float = Field(default=5e-4, gt=0)
     """Highest rate of the schedule."""
     optimizer: str = "adamw_torch_fused"
-    """As transformers names them (`optim`): adafactor, adamw_bnb_8bit, lion_32bit, muon, ..."""
+    """As transformers names them (`optim`): adafactor, adamw_bnb_8bit, lion_32bit, sgd, ..."""
     optimizer_args: str | None = None
     """Of the optimizer, as "name=value,name=value"."""
     schedule: Literal[

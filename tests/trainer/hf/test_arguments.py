@@ -1,6 +1,7 @@
 """Every argument of transformers' Trainer is honoured or refused by name, and its other ways in are there."""
 
 import json
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, TrainingArguments
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.training_args import OptimizerNames
 
 from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.sources import HeldOut
-from trainer.errors import GuardError
+from trainer.errors import GuardError, SettingError
 from trainer.hf.arguments import (
     HONOURED,
     LOSS_FIELDS,
@@ -22,6 +24,8 @@ from trainer.hf.arguments import (
     SET,
     OfflineDistillationConfig,
 )
+from trainer.hf.checks.optimizer import check_optimizer
+from trainer.run.config import TrainingConfig
 
 CHANGED = {
     "label_smoothing_factor": 0.3,
@@ -77,6 +81,69 @@ def test_zero_3_is_refused_by_name_wherever_it_is_asked_for(tmp_path, monkeypatc
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     with pytest.raises(ValueError, match=r"Use stage 2, or FSDP"):
         OfflineDistillationConfig()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"optim_args": "amsgrad=True"}, "adamw_torch_fused does not read amsgrad"),
+        ({"optim_args": "foo=3", "optim": "rmsprop"}, "rmsprop does not read foo"),
+        ({"optim_args": "foo"}, "is not of the form 'name=value"),
+        ({"optim_args": "momentum=fast", "optim": "sgd"}, "optim_args='momentum=fast'.*cannot be made"),
+        ({"optim": "schedule_free_adamw"}, "optim='schedule_free_adamw'.*cannot be made.*schedulefree"),
+        ({"optim_target_modules": ["q_proj"]}, "is read by GaLore and APOLLO alone"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "training.schedule_args.*num_decay_steps"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "'cosine_with_min_lr' with.*min_lr"),
+        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"bogus": 1}}, "'linear' with.*bogus"),
+        ({"warmup_steps": 3}, "reads neither .* nor warmup_steps=3; leave.*'constant_with_warmup'"),
+    ],
+)
+def test_what_no_optimizer_or_schedule_reads_is_refused(small_store, tmp_path, given, words):
+    """Unknown arguments of optimizers changed nothing; the others ended in a traceback after the evaluation."""
+    with pytest.raises(SettingError, match=words):
+        tiny_trainer(small_store, tmp_path, **{"optim": "adamw_torch_fused", **given})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"optim": "sgd", "optim_args": "momentum=0.5,nesterov=True"},
+        {"optim": "sgd", "optim_args": "momentum=0"},
+        {"optim": "rmsprop", "optim_args": "alpha = 0.9, centered=true"},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0}},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
+        {"warmup_steps": 0.5, "lr_scheduler_type": "linear"},
+    ],
+)
+def test_what_they_read_is_taken(small_store, tmp_path, given):
+    tiny_trainer(small_store, tmp_path, **given)
+
+
+@pytest.mark.parametrize("name", [one.value for one in OptimizerNames])
+def test_every_optimizer_can_be_or_is_refused_by_name(name):
+    """Those whose packages are not installed ended in a traceback."""
+    args = OfflineDistillationConfig(optim=name, use_cpu=True)
+    if name in ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"):
+        check_optimizer(args, tiny_student())
+    elif name.startswith(("galore", "apollo", "lomo", "adalomo", "grok", "schedule_free")):
+        with pytest.raises(SettingError, match=f"optim='{name}'.*cannot be made"):
+            check_optimizer(args, tiny_student())
+
+
+def test_an_optimizer_that_there_is_not_is_named():
+    with pytest.raises(
+        ValueError, match=r"optim='muon'.*not an optimizer of transformers; it has adamw_torch"
+    ):
+        OfflineDistillationConfig(optim="muon")
+    told = str(TrainingConfig.model_fields["optimizer"].description).partition(":")[2]
+    for name in re.findall(r"[a-z_0-9]+(?=,)", told):
+        OfflineDistillationConfig(optim=name)
+
+
+def test_half_precision_that_a_cpu_lacks_is_refused():
+    with pytest.raises(ValueError, match=r"fp16=True.*would train in float32 on a CPU"):
+        OfflineDistillationConfig(fp16=True, use_cpu=True)
+    OfflineDistillationConfig(bf16=True, use_cpu=True)
 
 
 def held_out(store, **settings):
