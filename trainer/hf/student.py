@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.errors import GuardError
+from trainer.hf.checks.adapters import check_adapters
 
 
 def with_adapters(model: Any, peft_config: Any) -> Any:
     """The student with adapters of peft, which alone will be trained."""
     from peft import get_peft_model
 
+    check_adapters(model, peft_config)
     return get_peft_model(model, peft_config)
 
 

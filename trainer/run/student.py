@@ -14,6 +14,7 @@ from logitstore.common.terminal import first_line
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import unpacked_tokenizer
 from trainer.hf.quantize import WeightQuantization
+from trainer.hf.student import with_adapters
 from trainer.run.settings.data import StoreSource
 from trainer.run.settings.student import LoraSettings, SmallStudentConfig, StudentConfig
 
@@ -148,7 +149,7 @@ def _in_4_bits(dtype: torch.dtype) -> Any:
 
 
 def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PreTrainedModel:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     adapters = LoraConfig(
@@ -160,4 +161,4 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PreTrainedMode
         trainable_token_indices=list(lora.trainable_tokens) or None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapters)  # type: ignore[return-value]  # a PeftModel acts as the model
+    return with_adapters(model, adapters)

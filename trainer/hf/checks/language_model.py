@@ -31,6 +31,11 @@ def check_causal(model: Any) -> None:
     model.eval()
     try:
         leak = largest_leak(model, None)
+    except NotImplementedError as error:  # FlexAttention on a CPU
+        raise GuardError(
+            f"{type(model).__name__} has no gradient here: {error} Load it with another attention "
+            "(attn_implementation='sdpa', in a configuration student.attn_implementation)"
+        ) from error
     finally:
         model.train(was_training)
     if not leak < LEAK_TOLERANCE:

@@ -24,7 +24,7 @@ from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import CollateSettings, PackedAttention
 from trainer.batch.packing import one_per_row, packed
 from trainer.data.samples import Sample
-from trainer.errors import PackingError
+from trainer.errors import GuardError, PackingError
 from trainer.hf.checks.lengths import student_context
 from trainer.hf.heads import MODEL_KEYS
 
@@ -102,7 +102,7 @@ def packing_fault(model: Any, way: PackedAttention, *, pack_length: int) -> str 
     try:
         apart, packed = _run(model, None), _run(model, way)
         leak = largest_leak(model, way)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         return f"it fails with {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
     finally:
         model.train(was_training)
@@ -202,6 +202,13 @@ def _forward(model: Any, way: PackedAttention | None) -> _Forward:
             logits_BTV = model(**inputs, use_cache=False).logits
     finally:
         hook.remove()
+    num_given, num_logits = inputs["input_ids"].shape[1], logits_BTV.shape[1]
+    if num_logits != num_given:
+        raise GuardError(
+            f"{type(model).__name__} has logits at {num_logits} places for {num_given} tokens: it adds some "
+            "of its own (soft prompts of prompt tuning or p-tuning), so none stands at its label; train what "
+            "adds none (LoRA, DoRA, IA3, prefix tuning)"
+        )
     logits = [
         logits_BTV[row, start : start + length] for (row, start), length in zip(starts, lengths, strict=True)
     ]

@@ -73,6 +73,17 @@ def test_the_student_is_left_as_it_was():
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_student_without_a_gradient_here_is_refused_in_words():
+    model = tiny_student()
+
+    def forward(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("FlexAttention does not support backward on CPU.")
+
+    model.model.layers[0].register_forward_hook(forward)
+    with pytest.raises(GuardError, match=r"no gradient here: FlexAttention.*attn_implementation='sdpa'"):
+        check_causal(model)
+
+
 def test_what_predicts_no_tokens_is_refused_in_words(small_store, tmp_path):
     config = tiny_student().config
     for model, words in (

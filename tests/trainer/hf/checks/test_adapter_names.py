@@ -1,0 +1,75 @@
+"""What adapters name and the student does not have is refused; peft left it out, or died of it."""
+
+import pytest
+
+from tests.trainer.run.conftest import settings, write_config
+from tests.trainer.students import tiny_student, tiny_trainer
+from trainer.__main__ import main
+from trainer.errors import GuardError
+
+peft = pytest.importorskip("peft")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"target_modules": ["q_proj", "w_q"]}, "target_modules.* names w_q, as no module of Llama.* q_proj"),
+        ({"modules_to_save": ["head", "nope"]}, r"modules_to_save \(in a configuration.* names nope, as no"),
+        ({"trainable_token_indices": [3, 64]}, r"trainable_tokens\) has \[64\].* ids are 0 to 63; correct"),
+        ({"trainable_token_indices": [-1]}, r"has \[-1\], but"),
+    ],
+)
+def test_names_that_the_student_does_not_have_are_refused(small_store, tmp_path, given, words):
+    adapters = peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **given})
+    with pytest.raises(GuardError, match=words):
+        tiny_trainer(small_store, tmp_path, trainer={"peft_config": adapters})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"target_modules": "all-linear", "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["self_attn.q_proj", "down_proj"], "trainable_token_indices": [0, 63]},
+        {"target_modules": r".*layers\.0.*_proj"},
+    ],
+)
+def test_names_that_it_has_are_taken(small_store, tmp_path, given):
+    adapters = peft.LoraConfig(r=2, task_type="CAUSAL_LM", **given)
+    tiny_trainer(small_store, tmp_path, trainer={"peft_config": adapters})
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig"])
+def test_soft_prompts_which_move_every_token_are_refused(small_store, tmp_path, kind):
+    """They ended in an IndexError."""
+    adapters = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(GuardError, match="logits at 20 places for 16 tokens: it adds some of its own"):
+        tiny_trainer(small_store, tmp_path, trainer={"peft_config": adapters}, fused=False)
+
+
+def test_adapters_of_other_kinds_learn(small_store, tmp_path):
+    for adapters in (
+        peft.LoraConfig(r=2, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ):
+        trainer = tiny_trainer(
+            small_store,
+            tmp_path,
+            trainer={"peft_config": adapters},
+            optim="adamw_torch",
+            learning_rate=0.05,
+            max_steps=8,
+        )
+        before = trainer.evaluate()["eval_kl"]
+        trainer.train()
+        assert trainer.evaluate()["eval_kl"] < before
+
+
+@pytest.mark.slow
+def test_the_command_refuses_them_too(tmp_path, capsys):
+    config = write_config(tmp_path)
+    tiny_student().save_pretrained(tmp_path / "begin")
+    given = settings(
+        "student.small=null", f"student.model={tmp_path / 'begin'}", 'student.lora.modules_to_save=["nope"]'
+    )
+    assert main(["run", str(config), "--quiet", *given]) == 2
+    assert "student.lora.modules_to_save) names nope" in capsys.readouterr().err

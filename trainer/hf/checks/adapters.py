@@ -1,0 +1,47 @@
+"""Whether the modules and tokens that adapters name are the student's, before peft wraps it.
+
+peft leaves out a name that no module has, as long as others match, and says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.errors import GuardError
+
+_SHOWN_NAMES = 20
+
+
+def check_adapters(model: Any, peft_config: Any) -> None:
+    """Raises GuardError for names that no module of the student has, and ids that it has no row for."""
+    names = [name for name, _ in model.named_modules() if name]
+    targets = getattr(peft_config, "target_modules", None)
+    if not isinstance(targets, str):  # "all-linear", or an expression, which peft refuses if nothing matches
+        _check_names(model, "target_modules", {n for n in targets or () if not _ends(names, f".{n}")})
+    whole = getattr(peft_config, "modules_to_save", None) or ()
+    _check_names(model, "modules_to_save", {name for name in whole if not _ends(names, name)})
+    token_ids = getattr(peft_config, "trainable_token_indices", None)
+    if isinstance(token_ids, (list, tuple)):  # those by module, in a dictionary, are left to peft
+        num_ids = model.get_input_embeddings().weight.shape[0]
+        beyond = [token_id for token_id in token_ids if not 0 <= token_id < num_ids]
+        if beyond:
+            raise GuardError(
+                f"trainable_token_indices (in a configuration student.lora.trainable_tokens) has {beyond}, "
+                f"but the student's ids are 0 to {num_ids - 1}; correct them, or enlarge its embedding first"
+            )
+
+
+def _ends(names: list[str], end: str) -> bool:
+    return any(f".{name}".endswith(end) for name in names)
+
+
+def _check_names(model: Any, setting: str, missing: set[str]) -> None:
+    if not missing:
+        return
+    leaves = [name for name, module in model.named_modules() if not [*module.children()]]
+    own = sorted({name.rpartition(".")[2] for name in leaves})
+    shown = ", ".join(own[:_SHOWN_NAMES]) + (", ..." if len(own) > _SHOWN_NAMES else "")
+    raise GuardError(
+        f"{setting} (in a configuration student.lora.{setting}) names {', '.join(sorted(missing))}, as no "
+        f"module of {type(model).__name__} is called; correct it: there are {shown}"
+    )
