@@ -14,6 +14,10 @@ from typing import Any
 from logitstore.common.secrets import redact_text, redacted
 from logitstore.common.settings_list import Setting, settings_of
 
+_LISTS = ("tuple_type", "list_type")
+_TABLES = ("dict_type", "mapping_type", "model_type", "model_attributes_type")
+"""Kinds of pydantic's errors about what TOML calls lists and tables."""
+
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message says which value breaks which rule and what to do."""
@@ -106,11 +110,15 @@ def explain_problem(problem: Mapping[str, Any], model: Any, *, what: str) -> str
     if problem["type"] == "missing":
         return _what_is_missing(name, problem["loc"], model)
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in _TABLES:
+        message = "it must be a table, such as { name = 1 }"
     if isinstance(problem["input"], dict):
         return f"{name}: {message}"
     key = str(problem["loc"][-1]) if problem["loc"] else ""
     in_options = any(str(part).endswith("storage_options") for part in problem["loc"])
     shown = redacted({key: problem["input"]}, in_options=in_options)[key]
+    if problem["type"] in _LISTS:
+        message = f"it must be a list; [{shown!r}] is one of it alone"
     return f"{name} = {shown!r}: {redact_text(message)}"
 
 

@@ -166,6 +166,10 @@ def test_a_student_is_not_written_into_a_store(command, place, config, tmp_path,
         ("evaluation.patience=2", "needs evaluation.best"),
         ("training.warmup_steps=3 training.warmup_ratio=0.1", "say the same thing"),
         ("student.small=null", "give exactly one of student.model"),
+        ("training.report_to=wandb", "'wandb': it must be a list; ['wandb'] is one of it alone"),
+        ("student.small=3", "student.small = 3: it must be a table"),
+        ("training.schedule_args=3", "training.schedule_args = 3: it must be a table"),
+        ("data.texts=some.jsonl", "data.texts = 'some.jsonl': it must be a list"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(config, override, words, capsys):
