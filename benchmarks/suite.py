@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from benchmarks.advice import recommend
 from benchmarks.jobs.processes import end_descendants, end_session
+from benchmarks.report.devices import need_gpu
 from benchmarks.report.quotes import DOCUMENTS, rewrite
 from benchmarks.report.results import load_all
 from benchmarks.report.results_page import GPU, write_page
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: tuple(filter(None, text.split(","))),
         default=PARTS,
         metavar="A,B,...",
-        help="only these; '' measures nothing and writes the page",
+        help=f"only these, or {GPU}, the kernels that --gpus measures as well; '' writes the page alone",
     )
     parser.add_argument("--page", type=Path, help="results page to write (default: OUT/RESULTS.md)")
     parser.add_argument("--reference", type=Path, help="folder for the quick results of `benchmarks check`")
@@ -50,12 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    unknown = set(args.parts) - set(PARTS)
+    unknown = set(args.parts) - {*PARTS, GPU}
     if unknown:
-        raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join([*PARTS, GPU])}")
+    has_kernels = GPU in args.parts or bool(args.gpus and args.parts == PARTS)
+    if has_kernels or args.gpus:
+        need_gpu()
+    args.parts = tuple(part for part in args.parts if part != GPU)
     only = {"recommend": _recommend_options(args)}
     failed = measure(args.parts, args.out, _common_options(args), only)
-    if args.gpus and args.parts == PARTS:
+    if has_kernels:
         failed += measure((GPU,), args.out, [])
     if args.reference:
         parts = [part for part in args.parts if part in REFERENCE_PARTS]

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.report.devices import need_gpu
 from benchmarks.report.results import Figure, Result, ResultTable, publish
 from benchmarks.students import gpu_losses
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm import reduction
-from logitstore.common.config_file import ConfigError
+from labeler.teacher.vllm import given_capture, reduction
 from logitstore.common.options import positive
 
 WARM_UPS, REPETITIONS = 3, 10
@@ -45,10 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"no GPU here: torch {torch.__version__} finds no CUDA device; run this on a machine with one"
-        )
+    need_gpu()
     tables = [
         table_of(f"{rows:,} rows of {size:,} logits, fp32", capture_timings(rows, size, args.top_k))
         for rows, size in SIZES
@@ -114,6 +111,19 @@ def capture_timings(rows: int, vocab_size: int, top_ks: list[int]) -> list[Timin
                 _time(
                     f"label columns, K={top_k}, T=1,2,4: {name}",
                     lambda reduce=reduce, layout=layout: reduce(logits_NV, label_ids_N, layout),
+                )
+            )
+        given_NK = torch.randint(0, vocab_size, (rows, top_k), device="cuda")
+        for name, at_ids in (
+            ("Triton", capture_kernel.reduce_at_ids),
+            ("Torch", given_capture.reduce_at_ids),
+        ):
+            timings.append(
+                _time(
+                    f"label columns at {top_k} given ids, T=1,2,4: {name}",
+                    lambda at_ids=at_ids, given_NK=given_NK, layout=layout: at_ids(
+                        logits_NV, label_ids_N, given_NK, layout
+                    ),
                 )
             )
     return timings

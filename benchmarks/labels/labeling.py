@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.labels.labeling_path import RunningWorker, measure_own_code
 from benchmarks.labels.labeling_result import build_result
 from benchmarks.labels.labeling_sizes import ON_CPU, ON_GPU, WHOLE_PATH_TOP_K, read_prompts, sizes_for
+from benchmarks.report.devices import need_gpu
 from benchmarks.report.results import publish
 from labeler.config.loading import (
     InputConfig,
@@ -58,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.gpus:
+        need_gpu()
     if args.quick:
         args.repetitions = min(args.repetitions, 3)
     sizes = sizes_for(args)

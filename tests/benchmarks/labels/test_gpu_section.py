@@ -44,7 +44,22 @@ def test_a_page_without_it_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_without_a_gpu_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["gpu", "--out", str(tmp_path)]) == 2
-    assert "no GPU here" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["gpu"],
+        ["labeling", "--gpus", "1"],
+        ["all", "--gpus", "1"],
+        ["all", "--gpus", "1", "--parts", "storage"],
+        ["all", "--parts", "gpu"],
+    ],
+)
+def test_without_a_gpu_nothing_is_measured_for_one(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An engine would run on the CPU, and its figures stand for a GPU's."""
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "no GPU here" in said
+    assert "nvidia-smi" in said
     assert not list(tmp_path.iterdir())
