@@ -180,13 +180,13 @@ def _check_teacher(source: LogitStore, teacher: Tokenization) -> None:
 
 
 def _check_spelling(teacher: Tokenization, student: Tokenization) -> None:
-    for one, other in ((teacher, student), (student, teacher)):
-        if not one.spells_text and other.spells_text:
-            raise UnsupportedInputError(
-                f"the tokenizer at {one.path!r} is a WordPiece one, whose tokens do not say where the text "
-                f"has spaces, and that at {other.path!r} is not: they stand for no equal bytes; a teacher "
-                "and a student of the same kind are needed"
-            )
+    if teacher.word_marks != student.word_marks:
+        one, other = (teacher, student) if teacher.word_marks else (student, teacher)
+        raise UnsupportedInputError(
+            f"the tokenizer at {one.path!r} is of the kind of {one.word_marks}, whose tokens do not say "
+            f"where the text has spaces, and that at {other.path!r} is of another: they stand for no equal "
+            "bytes; a teacher and a student of the same kind are needed"
+        )
 
 
 def _manifest(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NO_ID = -1
 """In a map of ids: the id has no equal in the other vocabulary."""
+WORD_MARKS = ("WordPiece", "BPEDecoder")
+"""Decoders that mark pieces of words (by ## before them), or the ends of words (by </w> behind them)."""
 ROLES = ("bos_token", "eos_token")
 """Tokens of `tokenizer_config.json` that stand for each other where their texts differ."""
 
@@ -55,8 +57,9 @@ class Tokenization:
     """It puts a space before a text that does not begin with one, as SentencePiece does."""
     has_inner_dummy_prefix: bool
     """It does so after a special token too, and not at the beginning alone."""
-    spells_text: bool
-    """Its tokens say where the text has spaces; those of WordPiece leave it to rules of language."""
+    word_marks: str
+    """The decoder of tokens that say where words are and leave spaces to rules of language, of WORD_MARKS;
+    "" for tokens that spell their text."""
 
     def ordinary(self) -> tuple[list[int], list[bytes]]:
         """Ids of the tokens that a text can hold, and their bytes.
@@ -124,7 +127,7 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
         leading=tuple(whole[: _place(whole, plain)]),
         has_dummy_prefix=has_dummy_prefix,
         has_inner_dummy_prefix=has_inner,
-        spells_text="WordPiece" not in texts.kinds,
+        word_marks=next((kind for kind in WORD_MARKS if kind in texts.kinds), ""),
     )
 
 

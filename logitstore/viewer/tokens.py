@@ -19,6 +19,9 @@ import numpy as np
 
 from logitstore.errors import UnsupportedInputError
 
+END_OF_WORD = "</w>"
+"""Ends the last token of a word where the decoder is a BPEDecoder, as GPT-1's; read as a space."""
+
 
 class VocabularyDecoder(Protocol):
     """The part of `tokenizers.decoders.Decoder` used here: pickling gives its description as JSON."""
@@ -152,6 +155,8 @@ class TokenTexts:
             return bytes.fromhex(token[3:5])
         if "WordPiece" in self._kinds:
             return token.removeprefix("##").encode() if token.startswith("##") else b" " + token.encode()
+        if "BPEDecoder" in self._kinds and token.endswith(END_OF_WORD):
+            return token.removesuffix(END_OF_WORD).encode() + b" "
         return token.replace("▁", " ").encode()
 
 

@@ -168,14 +168,42 @@ def test_the_teachers_logits_may_be_fewer_or_more_than_its_tokens(tmp_path: Path
     assert not verify_store(target).errors
 
 
-def test_word_pieces_are_refused_beside_tokens_that_spell_their_text(tmp_path: Path) -> None:
-    words, spelled = word_piece(tmp_path / "words"), byte_level(tmp_path / "byte", ["ca"])
-    for teacher, student in ((words, spelled), (spelled, words)):
-        name = Path(teacher).name
-        labels = label_texts(str(tmp_path / f"store-{name}"), teacher, [("the", "cat")], top_k=3)
-        with pytest.raises(UnsupportedInputError, match="WordPiece"):
-            mapped(labels.store, tmp_path / f"out-{name}", teacher, student)
-        assert not (tmp_path / f"out-{name}").exists()
+def word_ends(folder: Path) -> str:
+    """A BPE whose words end with a mark, as GPT-1's."""
+    tokens = [*"acehst", *(f"{letter}</w>" for letter in "acehst"), "<end>"]
+    vocabulary = {token: place for place, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder("</w>")
+    tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def test_tokens_of_words_are_refused_beside_tokens_of_another_kind(tmp_path: Path) -> None:
+    """Of marked ends the student got the marks as text, in every word."""
+    kinds = {"WordPiece": word_piece(tmp_path / "words"), "BPEDecoder": word_ends(tmp_path / "ends")}
+    spelled = byte_level(tmp_path / "byte", ["ca"])
+    for kind, words in kinds.items():
+        for teacher, student in ((words, spelled), (spelled, words)):
+            name = f"{kind}-{Path(teacher).name}"
+            labels = label_texts(str(tmp_path / f"store-{name}"), teacher, [("the", "cat")], top_k=3)
+            with pytest.raises(UnsupportedInputError, match=f"is of the kind of {kind}"):
+                mapped(labels.store, tmp_path / f"out-{name}", teacher, student)
+            assert not (tmp_path / f"out-{name}").exists()
+
+
+def test_words_with_marked_ends_go_to_others_of_their_kind(tmp_path: Path) -> None:
+    ends = word_ends(tmp_path / "ends")
+    labels = label_texts(str(tmp_path / "store"), ends, [("the", "cat sat")], top_k=13, tail="<end>")
+    target, report = mapped(labels.store, tmp_path / "out", ends, ends)
+    assert report.num_kept == report.num_rows == 7
+    (source,), (found,) = labels.store.iter_sequences(), target.iter_sequences()
+    assert found.token_ids_T.tolist() == source.token_ids_T.tolist()
+    assert [load_tokenization(ends).bytes_by_id[one] for one in found.token_ids_T.tolist()[-4:]] == [
+        b"s", b"a", b"t ", b"<end>",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
