@@ -45,7 +45,7 @@ from logitstore.students.snapshots import read_snapshots
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.static import static_page
 from logitstore.viewer.student_view import StudentView
-from trainer.run.config import TrainConfig, load_config
+from trainer.run.config import TrainConfig, load_config, resolved
 
 REQUIRED_KL_FALL = 0.5
 """The demo fails if KL(teacher, student) on held-out records does not fall by more than this share."""
@@ -102,9 +102,9 @@ def run(args: argparse.Namespace) -> int:
             steps.run("verify", "store", "verify", job.output.uri, "--against", job.input.uri)
         if train.student.model is not None:
             steps.run("student", "bench", "student", "--out", train.student.model)
-        steps.run("train: distillation", "train", "run", str(train_file))
+        steps.run("train: distillation", "train", "run", *training(train_file, []))
         # The same start, text, order and steps; what differs is that no teacher's distribution is read.
-        steps.run("train: text alone", "train", "run", str(train_file), *text_alone(train))
+        steps.run("train: text alone", "train", "run", *training(train_file, text_alone(train)))
         steps.run("answers", "bench", "answers", *answers_arguments(jobs[0].output.uri, train))
     except StepFailedError as error:
         console.print(f"demo: {error}", style="red", markup=False)
@@ -137,8 +137,21 @@ def text_folder(train: TrainConfig) -> Path:
 
 
 def text_alone(train: TrainConfig) -> list[str]:
-    """What the second run sets otherwise. Its start is the first's, and was evaluated there."""
-    return ["--set", "loss.alpha=0", "--set", f"output.folder={text_folder(train)}"]
+    """What the second run sets otherwise."""
+    return ["loss.alpha=0", f"output.folder={text_folder(train)}"]
+
+
+def training(train_file: Path, overrides: list[str]) -> list[str]:
+    """The run's arguments. A student of other settings, as an earlier version of the demo left it, is
+    replaced: the folders are the demo's own."""
+    arguments = [str(train_file), *(word for text in overrides for word in ("--set", text))]
+    config = load_config(str(train_file), overrides)
+    try:
+        saved = json.loads((Path(config.output.folder) / "train.json").read_bytes())
+    except FileNotFoundError:
+        return arguments
+    is_same = saved == json.loads(json.dumps(resolved(config)))
+    return arguments if is_same else [*arguments, "--restart"]
 
 
 def answering_students(train: TrainConfig) -> dict[str, str]:

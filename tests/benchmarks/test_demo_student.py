@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.__main__ import main
+from benchmarks.demo.demo import training
 from benchmarks.demo.layer_choice import demo_texts, influences, most_influential
 from tests.trainer.parity.models import VOCAB_SIZE, WITH_START, byte_model
+from trainer.run.config import load_config, resolved
 
 TEXTS = [[5, 9, 200, 31, 7], [8, 8, 17]]
 
@@ -97,3 +99,15 @@ def test_the_student_is_half_of_its_teacher_and_made_anew_only_where_it_is_anoth
     kept, third = made()
     assert (kept, third != second) == ([0, 1, 3], True)
     assert made() == ([0, 1, 3], third)
+
+
+def test_a_student_that_an_earlier_version_trained_is_replaced(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "configs" / "demo-train.toml"
+    places = [f"output.folder={tmp_path}", "loss.alpha=0"]
+    plain = [str(file), "--set", places[0], "--set", places[1]]
+    assert training(file, places) == plain
+    config = load_config(str(file), places)
+    (tmp_path / "train.json").write_text(json.dumps(resolved(config)))
+    assert training(file, places) == plain, "the same settings"
+    (tmp_path / "train.json").write_text(json.dumps(resolved(load_config(str(file), places[:1]))))
+    assert training(file, places) == [*plain, "--restart"]
