@@ -22,6 +22,8 @@ SOURCES = {
     "vllm.v1.engine.logprobs:LogprobsProcessor": "replaced in the front end",
     "vllm.v1.worker.gpu.sample.prompt_logprob:": "calls the replaced function for prompts, in chunks of rows",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_prompt_logprobs_dict": "calls it on the V1 runner",
+    "vllm.v1.core.sched.scheduler:Scheduler._preempt_request": "throws out a request that is computed again",
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.finish_requests": "forgets it on the V2 runner",
     "vllm.v1.worker.gpu.sample.sampler:Sampler": "calls the replaced function for sampled tokens",
     "vllm.model_executor.layers.logits_processor:LogitsProcessor._apply_head": "keeps the float32 sums",
     "vllm.config.model:_get_head_dtype": "reads head_dtype",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm import given_capture
+from labeler.teacher.vllm import given_capture, preemptions
 from labeler.teacher.vllm.reduction import Reduce, choose_reduction, reduce_logits
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class CaptureExtension:
         `is_given`. Calling it again replaces the layout."""
         import vllm
 
+        preemptions.watch(self.model_runner)
         runner = "v2" if getattr(self, "use_v2_model_runner", False) else "v1"
         reason = refusal(vllm.__version__, runner)
         if reason is None:
@@ -91,6 +92,10 @@ class CaptureExtension:
         else:
             note = "none"
         return {"runner": runner, "version": vllm.__version__, "refusal": reason or "", "reduction": note}
+
+    def penumbra_preemptions(self) -> int:
+        """Requests that were thrown out of the KV cache and computed again, since the first installation."""
+        return getattr(self.model_runner, preemptions.COUNTER)
 
 
 def install_v1(sampler: Any, layout: ColumnLayout, reduce: Reduce | None = None) -> None:

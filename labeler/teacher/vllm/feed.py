@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from labeler.errors import PromptError, TeacherDiedError
 from labeler.records import TokenizedPrompt
 from labeler.teacher.vllm.engine import QUEUED_BATCHES
+from labeler.teacher.vllm.preemptions import Preemptions
 from labeler.teacher.vllm.requests import Requests, Work, again, request_error
 from logitstore.records import LabeledSequence
 
@@ -28,6 +29,7 @@ class RequestFeed:
         self._dead: str | None = None
         """Why the engine takes no request any more."""
         self._next_request = 0
+        self._preemptions = Preemptions()
 
     def end(self, reason: str) -> None:
         """Take no request any more, and let go of the engine."""
@@ -49,6 +51,7 @@ class RequestFeed:
                     else:
                         yield result
                 yield from self.hand_over(requests, prompts, waiting, running)
+            self._say_preemptions(requests)
         finally:
             if running and self._dead is None:
                 self._engine.abort_request(list(running))
@@ -111,6 +114,14 @@ class RequestFeed:
         self._raise_if_dead()
         try:
             return [output for output in self._engine.step() if output.finished]
+        except Exception as error:
+            raise self._died(error) from error
+
+    def _say_preemptions(self, requests: Requests) -> None:
+        if requests.layout is None or self._dead is not None:
+            return  # through the public API nothing of ours is in the workers
+        try:
+            self._preemptions.say_new(self._engine.collective_rpc("penumbra_preemptions"))
         except Exception as error:
             raise self._died(error) from error
 

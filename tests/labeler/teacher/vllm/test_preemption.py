@@ -1,0 +1,140 @@
+"""Requests that the engine throws out of its cache: no row is lost or doubled, and they are counted.
+
+Preemption in the real engine is in `test_vllm_teacher.py`.
+
+Shape legend: N label rows.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labeler.records import TokenizedPrompt
+from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
+from labeler.teacher.vllm.preemptions import Preemptions, watch
+from logitstore.records import LabelRows
+
+
+class V2Steps:
+    """vLLM's own `PromptLogprobsWorker` with the capture, on logits made here in place of a model's.
+
+    The one Triton kernel of the worker needs a GPU, so the tokens that it would look up are given.
+    """
+
+    def __init__(self, is_given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        import torch
+        from vllm import SamplingParams
+        from vllm.v1.worker.gpu.sample import logprob, prompt_logprob
+
+        from labeler.teacher.vllm import capture, given_capture
+        from labeler.teacher.vllm.given_arguments import given_arguments
+
+        rng = np.random.default_rng(3)
+        self.layout = ColumnLayout(4, (1.0, 2.0))
+        self.logits = {name: rng.normal(0, 3, (9, 300)).astype(np.float32) for name in "ab"}
+        self.tokens = {name: rng.integers(0, 300, 9) for name in "ab"}
+        self.given = {name: np.stack([rng.choice(300, 4, replace=False) for _ in range(8)]) for name in "ab"}
+        self.worker: Any = prompt_logprob.PromptLogprobsWorker(2, torch.device("cpu"), "raw_logits")
+        reduce = None
+        if is_given:
+            runner = SimpleNamespace(prompt_logprobs_worker=self.worker, device=torch.device("cpu"))
+            reduce = given_capture.install(runner, "v2", self.layout).reduce
+        wrapped = capture.wrap_v2(logprob.compute_topk_scores, self.layout, reduce)
+        monkeypatch.setattr(prompt_logprob, "compute_topk_scores", wrapped)
+        self._parameters = {}
+        for name in "ab":
+            ids = self.given[name] if is_given else None
+            prompt = TokenizedPrompt(name, self.tokens[name][:1], self.tokens[name][1:], 1, given_ids_NK=ids)
+            arguments = given_arguments(prompt)
+            self._parameters[name] = SamplingParams(
+                prompt_logprobs=self.layout.num_logprobs, extra_args=arguments
+            )
+        self._module, self._torch, self._patch = prompt_logprob, torch, monkeypatch
+
+    def add(self, name: str) -> None:
+        self.worker.add_request(name, "ab".index(name), self._parameters[name])
+
+    def step(self, spans: dict[str, tuple[int, int]], num_written: int = 0) -> dict[str, Any]:
+        """Compute these positions of each; requests have written so many tokens before they came here."""
+        sizes = [stop - start for start, stop in spans.values()]
+        batch = SimpleNamespace(
+            req_ids=list(spans),
+            idx_mapping_np=np.array(["ab".index(name) for name in spans]),
+            idx_mapping=None,
+            query_start_loc=None,
+            query_start_loc_np=np.concatenate([[0], np.cumsum(sizes)]),
+            num_computed_prefill_tokens_np=np.array([start for start, _ in spans.values()]),
+            num_scheduled_tokens=np.array(sizes),
+            prefill_len_np=np.full(len(spans), 9 + num_written),
+            num_tokens=sum(sizes),
+        )
+        rows = np.concatenate([self.logits[name][slice(*span)] for name, span in spans.items()])
+        ids = np.concatenate([np.append(self.tokens[n], 0)[a + 1 : b + 1] for n, (a, b) in spans.items()])
+        self._patch.setattr(
+            self._module, "get_prompt_logprobs_token_ids", lambda *_: self._torch.as_tensor(ids)
+        )
+        return self.worker.compute_prompt_logprobs(
+            lambda x: x, self._torch.as_tensor(rows), batch, None, None, np.full(2, 9)
+        )
+
+    def rows(self, tensors: Any) -> LabelRows:
+        ids, values, ranks, *_ = tensors
+        return rows_from_columns(
+            CapturedColumns(ids.numpy(), values.numpy(), ranks.numpy()), self.layout, 300
+        )
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("is_given", [False, True])
+def test_the_v2_runners_worker_forgets_what_it_had_of_a_request_thrown_out(
+    is_given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runner removes such a request with those that end, and adds it again as a new one."""
+    undisturbed = V2Steps(is_given, monkeypatch)
+    for name in "ab":
+        undisturbed.add(name)
+    expected = undisturbed.step({"a": (0, 9), "b": (0, 9)})
+    steps = V2Steps(is_given, monkeypatch)
+    steps.add("a")
+    steps.add("b")
+    assert steps.step({"a": (0, 6), "b": (0, 2)}) == {}
+    steps.worker.remove_request("a")
+    found = steps.step({"b": (2, 9)})
+    steps.add("a")
+    assert steps.step({"a": (0, 3)}) == {}
+    found |= steps.step({"a": (3, 9)})
+    assert found.keys() == {"a", "b"}
+    for name in "ab":
+        ours, theirs = steps.rows(found[name]), undisturbed.rows(expected[name])
+        assert ours.num_rows == 8
+        for field in ("logits_NK", "token_ids_NK", "logsumexp_NM", "log_tail_mass_NM", "label_rank_N"):
+            np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), err_msg=field)
+    # After its prompt was scored and tokens were written, a request brings no rows of the prompt again.
+    steps.worker.remove_request("a")
+    steps.add("a")
+    assert steps.step({"a": (0, 9)}, num_written=2) == {}
+
+
+def test_both_runners_count_what_the_scheduler_says() -> None:
+    called = []
+    runner = SimpleNamespace(execute_model=lambda *arguments: called.append(arguments) or "output")
+    watch(runner)
+    watch(runner)
+    for names in (None, set(), {"3"}, {"4", "7"}):
+        assert runner.execute_model(SimpleNamespace(preempted_req_ids=names), "tensors") == "output"
+    assert runner.penumbra_num_preempted == 3
+    assert [arguments[1] for arguments in called] == ["tensors"] * 4
+
+
+def test_only_new_preemptions_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    said = Preemptions()
+    for counts in ([0, 0], [2, 2], [2, 2], [5, 5]):
+        said.say_new(counts)
+    assert [record.args for record in caplog.records] == [(2,), (3,)]
+    assert "max_num_seqs" in caplog.text
