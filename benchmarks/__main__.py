@@ -40,6 +40,7 @@ COMMANDS = {
     "sources": "what an installed vLLM changed of the sources that the labeler replaces or relies on",
     "demo": "label, store, verify, train and report with the demo teacher",
     "prompted": "a student that behaves as if it had its teacher's system prompt: KL before and after",
+    "retokenized": "a student of another tokenizer, on mapped labels and on the text alone, compared",
     "teacher": "convert the packaged demo teacher to a model folder, once",
     "student": "make the demo's untrained student of half of its teacher's layers, once",
     "answers": "what students say to held-out prompts, beside their teacher",
@@ -67,12 +68,13 @@ MODULES = {
     "sources": "benchmarks.labels.vllm_sources",
     "demo": "benchmarks.demo.demo",
     "prompted": "benchmarks.demo.prompted",
+    "retokenized": "benchmarks.demo.retokenized",
     "teacher": "benchmarks.demo.demo_teacher",
     "student": "benchmarks.demo.demo_student",
     "answers": "benchmarks.demo.answers",
 }
 """The module behind each part; only the one asked for is imported."""
-FILLING_A_FOLDER = ("all", "agreement", "storm", "leases", "gpu", "prompted")
+FILLING_A_FOLDER = ("all", "agreement", "storm", "leases", "gpu", "prompted", "retokenized")
 """Of the commands, those with results in the folder `--out`, as every measurement has them."""
 PROGRAM = Program(
     name="bench",

@@ -90,6 +90,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("bench", "sources"): (),
     ("bench", "demo"): ("--configs", NOWHERE),
     ("bench", "prompted"): ("--configs", NOWHERE, "--out", "OUT"),
+    ("bench", "retokenized"): ("--configs", NOWHERE, "--out", "OUT"),
     ("bench", "teacher"): ("--out", "OUT"),
     ("bench", "student"): ("--teacher", NOWHERE, "--out", "OUT"),
     ("bench", "answers"): ("STORE", "--students", NOWHERE, "--followed", NOWHERE, "--out", "answers.json"),
