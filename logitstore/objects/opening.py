@@ -254,6 +254,9 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
             f"the URL {parts.scheme}://…{parts.path} holds credentials or a query, which would be "
             "written into logs; give them through the environment or storage options"
         )
+    if not parts.netloc and parts.scheme in ("s3", "s3a", "http", "https"):
+        missing = "bucket" if parts.scheme.startswith("s3") else "server"
+        raise UnsupportedInputError(f"the URL {text} names no {missing}; write it after {parts.scheme}://")
     if parts.fragment and parts.scheme.startswith("http"):
         raise UnsupportedInputError(
             f"the URL {text} has a fragment, '#{parts.fragment:.80}', which no server is sent; leave it out, "

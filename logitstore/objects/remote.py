@@ -157,7 +157,10 @@ class RemoteBackend:
 
     def _file_system_of(self, options: dict[str, Any]) -> Any:
         try:
-            return fsspec.filesystem(self._scheme, **options)
+            kind = fsspec.get_filesystem_class(self._scheme)
+            # Documented for authors of file systems: what of the URL they are made with, such as a host.
+            named = kind._get_kwargs_from_urls(self._uri)  # noqa: SLF001
+            return kind(**{**named, **options})
         except (ImportError, ValueError) as error:
             if isinstance(error, ValueError) and "Protocol not known" not in str(error):
                 raise

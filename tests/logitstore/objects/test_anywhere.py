@@ -6,12 +6,16 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import _registry
 
+from benchmarks.servers.serving import serving
 from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
 from logitstore.common.store_warning import StoreWarning
@@ -147,6 +151,60 @@ def test_404_for_a_folder_is_no_proof_that_nothing_lies_in_it(tmp_path: Path) ->
         store.compact()
         Path(store.uri, "commits").rmdir()
         assert len(LogitStore.open(server.url)) == 2
+
+
+class HdfsHandler(BaseHTTPRequestHandler):
+    """What reading asks of HDFS's web interface, over the folder `root` of the server."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query = {key.lower(): values[0] for key, values in parse_qs(url.query).items()}
+        path: Path = self.server.root / unquote(url.path).removeprefix("/webhdfs/v1/")  # type: ignore[attr-defined]
+        if not path.exists():
+            gone = {"RemoteException": {"exception": "FileNotFoundException", "message": "gone"}}
+            self.reply(404, json.dumps(gone).encode())
+        elif query["op"] == "OPEN":
+            first = int(query.get("offset", 0))
+            self.reply(200, path.read_bytes()[first : first + int(query.get("length", 10**9))])
+        elif query["op"] == "GETFILESTATUS":
+            self.reply(200, json.dumps({"FileStatus": self.status(path)}).encode())
+        else:
+            found = [self.status(one) for one in path.iterdir()]
+            self.reply(200, json.dumps({"FileStatuses": {"FileStatus": found}}).encode())
+
+    def status(self, path: Path) -> dict[str, Any]:
+        kind = "DIRECTORY" if path.is_dir() else "FILE"
+        return {"pathSuffix": path.name, "type": kind, "length": path.stat().st_size}
+
+    def reply(self, status: int, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_file_system_gets_the_host_of_its_url(store: LogitStore) -> None:
+    """webhdfs:// (and sftp://, ftp://) was made without it: no such address could be read."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HdfsHandler)
+    server.root = Path(store.uri).parent  # type: ignore[attr-defined]
+    with serving(server):
+        copy = LogitStore.open(f"webhdfs://127.0.0.1:{server.server_port}/store")
+        assert [one.record_id for one in copy] == [one.record_id for one in store]
+        assert verify_store(copy).errors == []
+
+
+@pytest.mark.parametrize(
+    ("url", "what"), [("s3://", "bucket"), ("s3:///x", "bucket"), ("http:///x", "server")]
+)
+def test_a_url_without_a_host_is_refused_in_words(url: str, what: str) -> None:
+    with pytest.raises(UnsupportedInputError, match=f"names no {what}; write it after"):
+        LogitStore.open(url)
 
 
 def test_a_fragment_is_refused_in_words() -> None:
