@@ -102,7 +102,7 @@ def test_the_student_is_half_of_its_teacher_and_made_anew_only_where_it_is_anoth
 
 
 def test_a_student_that_an_earlier_version_trained_is_replaced(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "configs" / "demo-train.toml"
+    file = Path(__file__).parents[3] / "configs" / "demo-train.toml"
     places = [f"output.folder={tmp_path}", "loss.alpha=0"]
     plain = [str(file), "--set", places[0], "--set", places[1]]
     assert training(file, places) == plain
