@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm import given_capture, preemptions
+from labeler.teacher.vllm import given_capture
 from labeler.teacher.vllm.reduction import Reduce, choose_reduction, reduce_logits
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ SOURCES_BY_VERSION: dict[str, dict[str, str]] = {
 }
 """sha256 of the source of each replaced function, by vLLM version: what the capture was written for."""
 
+PREEMPTED = "penumbra_num_preempted"
+"""The model runner's attribute with the number of requests since it was watched first."""
+
 
 def refusal(version: str, runner: str) -> str | None:
     """Why the capture must not be installed in this vLLM, or None."""
@@ -75,7 +78,7 @@ class CaptureExtension:
         `is_given`. Calling it again replaces the layout."""
         import vllm
 
-        preemptions.watch(self.model_runner)
+        watch_preemptions(self.model_runner)
         runner = "v2" if getattr(self, "use_v2_model_runner", False) else "v1"
         reason = refusal(vllm.__version__, runner)
         if reason is None:
@@ -95,7 +98,7 @@ class CaptureExtension:
 
     def penumbra_preemptions(self) -> int:
         """Requests that were thrown out of the KV cache and computed again, since the first installation."""
-        return getattr(self.model_runner, preemptions.COUNTER)
+        return getattr(self.model_runner, PREEMPTED)
 
 
 def install_v1(sampler: Any, layout: ColumnLayout, reduce: Reduce | None = None) -> None:
@@ -165,3 +168,18 @@ def wrap_v2(
         )
 
     return compute_topk_scores
+
+
+def watch_preemptions(model_runner: Any) -> None:
+    """Count requests thrown out, by what the scheduler sends with every step; once is enough for a runner."""
+    if hasattr(model_runner, PREEMPTED):
+        return
+    setattr(model_runner, PREEMPTED, 0)
+    original = model_runner.execute_model
+
+    def execute_model(scheduler_output: Any, *others: Any) -> Any:
+        num_more = len(scheduler_output.preempted_req_ids or ())
+        setattr(model_runner, PREEMPTED, getattr(model_runner, PREEMPTED) + num_more)
+        return original(scheduler_output, *others)
+
+    model_runner.execute_model = execute_model

@@ -5,6 +5,7 @@ Shape legend: T tokens.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,38 @@ from typing import TYPE_CHECKING, Any
 from labeler.errors import PromptError, TeacherDiedError
 from labeler.records import TokenizedPrompt
 from labeler.teacher.vllm.engine import QUEUED_BATCHES
-from labeler.teacher.vllm.preemptions import Preemptions
 from labeler.teacher.vllm.requests import Requests, Work, again, request_error
 from logitstore.records import LabeledSequence
 
 if TYPE_CHECKING:
     from labeler.teacher.vllm.machines import Followers
+
+logger = logging.getLogger(__name__)
+
+
+class Preemptions:
+    """What was said so far of the requests that an engine threw out of its KV cache and computed again.
+
+    vLLM begins such a request anew. What it had scored is written over (V1) or forgotten with it (V2), rows
+    of tokens that it had sampled are kept, and `Requests` counts rows and compares their tokens. So nothing
+    is lost or doubled but time.
+    """
+
+    def __init__(self) -> None:
+        self._num_said = 0
+
+    def say_new(self, counts: list[int]) -> None:
+        """Log those that came since the last call. `counts` are the workers', who all see the same ones."""
+        num_new = max(counts) - self._num_said
+        if num_new <= 0:
+            return
+        self._num_said += num_new
+        logger.warning(
+            "the engine's KV cache was full: requests were thrown out and computed again (%d). Labels are as "
+            "without it, time is lost: give the cache more memory (gpu_memory_utilization, on a CPU "
+            "kv_cache_memory_bytes, in teacher.engine_args) or the engine fewer requests (max_num_seqs)",
+            num_new,
+        )
 
 
 class RequestFeed:

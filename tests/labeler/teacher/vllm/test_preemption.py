@@ -15,7 +15,8 @@ import pytest
 
 from labeler.records import TokenizedPrompt
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
-from labeler.teacher.vllm.preemptions import Preemptions, watch
+from labeler.teacher.vllm.capture import watch_preemptions
+from labeler.teacher.vllm.feed import Preemptions
 from logitstore.records import LabelRows
 
 
@@ -124,8 +125,8 @@ def test_the_v2_runners_worker_forgets_what_it_had_of_a_request_thrown_out(
 def test_both_runners_count_what_the_scheduler_says() -> None:
     called = []
     runner = SimpleNamespace(execute_model=lambda *arguments: called.append(arguments) or "output")
-    watch(runner)
-    watch(runner)
+    watch_preemptions(runner)
+    watch_preemptions(runner)
     for names in (None, set(), {"3"}, {"4", "7"}):
         assert runner.execute_model(SimpleNamespace(preempted_req_ids=names), "tensors") == "output"
     assert runner.penumbra_num_preempted == 3
