@@ -21,8 +21,14 @@ TEXTS = [[5, 9, 200, 31, 7], [8, 8, 17]]
 
 def teacher_of(num_layers: int) -> Any:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB_SIZE, num_hidden_layers=num_layers, **sizes)).eval()
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        num_hidden_layers=num_layers,
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def silence(layer: Any) -> None:
