@@ -29,6 +29,7 @@ NO_CLUSTER = ("--address", "http://127.0.0.1:9")
 MISSING: dict[tuple[str, str], tuple[str, ...]] = {
     ("label", "run"): (f"{NOWHERE}.toml",),
     ("label", "status"): (NOWHERE,),
+    ("label", "nodes"): (f"{NOWHERE}.toml",),
     ("label", "expand"): (f"{NOWHERE}.toml", "--out", "out.jsonl"),
     ("label", "judge"): (f"{NOWHERE}.toml", "--out", "out.jsonl"),
     ("label", "recipe"): (f"{NOWHERE}.toml",),
@@ -65,6 +66,7 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
         "--out",
         "out",
     ),
+    ("cluster", "check"): (f"{NOWHERE}.toml",),
     ("cluster", "submit"): (f"{NOWHERE}.toml",),
     ("cluster", "status"): NO_CLUSTER,
     ("cluster", "logs"): NO_CLUSTER,

@@ -19,6 +19,7 @@ MEASURED = (
 WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("label", "run"): (*JOB, "--set", "output.uri=OUT", "--dry-run"),
     ("label", "status"): ("STORE",),
+    ("label", "nodes"): (NOWHERE,),
     ("label", "settings"): (),
     ("label", "check"): (NOWHERE, "--out", "out", "--program", "true"),
     ("label", "dedupe"): (NOWHERE, "--out", "out.jsonl"),
@@ -69,6 +70,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
         "OUT",
     ),
     ("train", "settings"): (),
+    ("cluster", "check"): ("TEAM", "--set", "output.uri=s3://bucket/store", *NO_CLUSTER),
     ("cluster", "submit"): ("TEAM", "--set", "output.uri=s3://bucket/store", *NO_CLUSTER),
     ("cluster", "status"): NO_CLUSTER,
     ("cluster", "logs"): NO_CLUSTER,
