@@ -63,6 +63,8 @@ def check_block(
 
     A call of numpy costs more than its work on a sequence's rows, so many sequences are looked at together.
     """
+    if not rows.num_rows:  # texts alone
+        return
     if _is_sound(rows, labels, loops):
         _check_labels(rows, labels)
         return
