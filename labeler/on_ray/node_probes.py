@@ -25,7 +25,7 @@ from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.node_report import NodeReport, Question, report_here
 from labeler.on_ray.node_rules import Findings, NodeRules, named
 from labeler.on_ray.room import nodes_with_room
-from labeler.planning.gpu_memory import GB
+from labeler.planning.gpu_memory import GB, stored_weights
 from labeler.planning.preflight import check_output
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import StoreError
@@ -111,7 +111,7 @@ class NodeProbes:
             )
         )
         own = NodeReport(**report_here(self._question, ip=""))
-        self._rules = NodeRules(job, own, engine_version)
+        self._rules = NodeRules(job, own, engine_version, stored_weights(job))
         self._reports: dict[str, NodeReport] = {}
         """By node id: of those that lack nothing."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from labeler.config.loading import JobConfig
 from labeler.on_ray.lacking import install_remedy
 from labeler.on_ray.node_report import NodeReport
-from labeler.planning.gpu_memory import GB, StoredWeights, stored_weights
+from labeler.planning.gpu_memory import GB, StoredWeights
 
 ALWAYS_NEEDED = ("ray", "numpy", "pyarrow", "zstandard", "pydantic", "fsspec")
 NEEDED_BY_ENGINE: Mapping[str, tuple[str, ...]] = {
@@ -45,6 +45,8 @@ class NodeRules:
     """Of the driver's own process: what it sends, nodes must be able to read."""
     engine_version: str
     """Of the labels that the store has already; "" where there are none."""
+    weights: StoredWeights | None
+    """Of a teacher that nodes fetch, as far as they are known."""
 
     def judge(self, reports: Sequence[NodeReport]) -> Findings:
         lacks = [(report.name, lack) for report in reports for lack in self.lacks_of(report)]
@@ -122,8 +124,8 @@ class NodeRules:
                 f"output.uri = {self.job.output.uri!r} does not answer there now: {report.store_problem}; "
                 "labels wait for it for output.retry_sec"
             )
-        weights = stored_weights(self.job) if report.model == "fetchable" else None
-        if weights is not None and weights.num_bytes > report.cache_free_bytes:
+        weights = self.weights
+        if report.model == "fetchable" and weights and weights.num_bytes > report.cache_free_bytes:
             yield _full_disk(weights, report)
 
 

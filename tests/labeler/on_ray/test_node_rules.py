@@ -15,6 +15,7 @@ from labeler.config.loading import JobConfig, load_job
 from labeler.on_ray.lacking import install_remedy
 from labeler.on_ray.node_report import NodeReport, Question, code_digest, report_here, version_of
 from labeler.on_ray.node_rules import ALWAYS_NEEDED, NEEDED_BY_ENGINE, Findings, NodeRules
+from labeler.planning.gpu_memory import StoredWeights
 
 VERSIONS = {
     "ray": "2.60.0",
@@ -50,7 +51,8 @@ def job_of(engine: str = "vllm") -> JobConfig:
 
 
 def judged(*reports: NodeReport, engine: str = "vllm", stored: str = "") -> Findings:
-    return NodeRules(job_of(engine), GOOD, stored).judge(reports)
+    weights = StoredWeights(16e9, "8B in its name", is_sure=False) if engine == "vllm" else None
+    return NodeRules(job_of(engine), GOOD, stored, weights).judge(reports)
 
 
 def with_version(report: NodeReport, package: str, version: str | None) -> NodeReport:
