@@ -111,14 +111,14 @@ def explain_problem(problem: Mapping[str, Any], model: Any, *, what: str) -> str
         return _what_is_missing(name, problem["loc"], model)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in _TABLES:
-        message = "it must be a table, such as { name = 1 }"
+        message = "it should be a table, such as { name = 1 }"
     if isinstance(problem["input"], dict):
         return f"{name}: {message}"
     key = str(problem["loc"][-1]) if problem["loc"] else ""
     in_options = any(str(part).endswith("storage_options") for part in problem["loc"])
     shown = redacted({key: problem["input"]}, in_options=in_options)[key]
     if problem["type"] in _LISTS:
-        message = f"it must be a list; [{shown!r}] is one of it alone"
+        message = f"it should be a list; [{shown!r}] is one of it alone"
     return f"{name} = {shown!r}: {redact_text(message)}"
 
 
