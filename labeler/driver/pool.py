@@ -222,8 +222,7 @@ class ActorPool:
             slot.cores = self._cores.take(value, slot.index) if self._cores is not None else None
             slot.state, slot.since_sec = "loading", now
             self._probe_or_load(slot)
-        elif call.kind == "probe":
-            assert self._probes is not None
+        elif call.kind == "probe" and self._probes is not None:
             if lack := self._probes.take(call.node_id, value):
                 yield from self._lost(slot, lack, engine_failed=True)
             else:
