@@ -116,8 +116,9 @@ def test_answers_are_the_most_probable_tokens_whatever_the_student_prefers(token
 
 @pytest.mark.slow
 def test_the_last_answers_of_a_run_are_the_saved_students(config: Path, tmp_path: Path) -> None:
-    """With the best of the checkpoints loaded at the end, and training that makes it worse after step 2."""
-    given = [*GIVEN, "training.max_steps=6", "training.learning_rate=30", "evaluation.best=kl"]
+    """With the best of the checkpoints loaded at the end; the rate grows, so each step makes it worse."""
+    rising = ["training.max_steps=6", "training.learning_rate=30", "training.warmup_steps=5"]
+    given = [*GIVEN, *rising, "evaluation.best=kl"]
     settings = load_config(str(config), given)
     train(settings, quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").open(encoding="utf-8")]
