@@ -1,12 +1,14 @@
 """Requests that the engine throws out of its cache: no row is lost or doubled, and they are counted.
 
-Preemption in the real engine is in `test_vllm_teacher.py`.
+Preemption of answers in the real engine is in `test_vllm_teacher.py`.
 
 Shape legend: N label rows.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,73 @@ from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_
 from labeler.teacher.vllm.capture import watch_preemptions
 from labeler.teacher.vllm.feed import Preemptions
 from logitstore.records import LabelRows
+from tests.labeler import engines
+
+
+def long_prompts() -> list[TokenizedPrompt]:
+    """Four texts of about 200 tokens, of which the engine's cache holds fewer than two."""
+    tokens = np.concatenate([engines.encode(text) for text in engines.TEXTS])
+    empty = np.empty(0, np.int32)
+    return [
+        TokenizedPrompt(f"long-{index}", empty, np.roll(tokens, -30 * index)[: 190 + 3 * index], 1)
+        for index in range(4)
+    ]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("is_given", [False, True])
+def test_scored_prompts_that_are_thrown_out_halfway_keep_their_rows(
+    is_given: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prompts go on 24 tokens at a time, two beside each other, as the engine's own setting has it, and its
+    scheduler is not asked to keep room for whole prompts; labels equal those of a roomy engine."""
+    labels = engines.SCORE
+    prompts = long_prompts()
+    if is_given:
+        labels = labels.model_copy(update={"given": "first-teacher", "top_k": 16})
+        rng = np.random.default_rng(0)
+        prompts = [
+            replace(
+                one,
+                given_ids_NK=rng.permuted(np.tile(np.arange(900, dtype=np.int32), (n, 1)), axis=1)[:, :16],
+            )
+            for one in prompts
+            for n in [one.num_tokens - 1]
+        ]
+    teacher: Any = engines.stressed_teacher()
+    scheduler = teacher.engine.engine_core.engine_core.scheduler
+    monkeypatch.setattr(scheduler.scheduler_config, "long_prefill_token_threshold", 24)
+    monkeypatch.setattr(scheduler, "scheduler_reserve_full_isl", False)
+    thrown_out_at: list[int] = []
+    original = scheduler._preempt_request
+
+    def counted(request: Any, *arguments: Any, **named: Any) -> Any:
+        thrown_out_at.append(request.num_computed_tokens if request.num_output_tokens == 0 else -1)
+        return original(request, *arguments, **named)
+
+    monkeypatch.setattr(scheduler, "_preempt_request", counted)
+    teacher.change_labels(labels, engines.GREEDY_SAMPLING)
+    try:
+        with caplog.at_level(logging.WARNING, logger="labeler.teacher.vllm.feed"):
+            found = engines.labeled(teacher, prompts)
+    finally:
+        teacher.change_labels(engines.GENERATE, engines.GREEDY_SAMPLING)
+    halfway = [place for place in thrown_out_at if 24 <= place < 190]
+    assert halfway, f"the cache was not small enough to test anything: {thrown_out_at}"
+    assert f"thrown out and computed again ({len(thrown_out_at)})" in caplog.text
+    roomy = engines.score_teacher()
+    roomy.change_labels(labels)
+    expected = engines.labeled(roomy, prompts)
+    assert found.keys() == expected.keys()
+    for key, item in found.items():
+        rows, same = item.rows, expected[key].rows
+        assert rows.num_rows == len(item.token_ids_T) - 1
+        assert np.abs(rows.logits_NK - same.logits_NK).max() < 1e-3
+        assert np.abs(rows.logsumexp_NM - same.logsumexp_NM).max() < 1e-3
+        assert np.abs(rows.log_tail_mass_NM - same.log_tail_mass_NM).max() < 1e-3
+        assert (rows.token_ids_NK == same.token_ids_NK).mean() > 0.99  # near ties may change places
 
 
 class V2Steps:
