@@ -13,13 +13,9 @@ from tokenizers import Tokenizer, models
 
 from logitstore.__main__ import main
 from logitstore.errors import (
-    CorruptManifestError,
     StoreChangedError,
-    UnsupportedFormatError,
     UnsupportedInputError,
 )
-from logitstore.exchange.merge import merge_stores
-from logitstore.manifest import reading
 from logitstore.manifest.fields import SEGMENTS
 from logitstore.manifest.turns import masks_tell_turns
 from logitstore.records import LabeledSequence, Segment
@@ -28,38 +24,18 @@ from logitstore.retokenize.store_mapping import retokenize_store
 from logitstore.retokenize.tokenization import load_tokenization
 from logitstore.rows.temperature import log_tail_mass
 from logitstore.store import LogitStore
-from logitstore.tools.inspection import inspect_store
 from logitstore.tools.verify import verify_store
 from tests.conftest import Place
 from tests.logitstore.retokenize.expected import expected_rows, load_table
 from tests.logitstore.retokenize.tokenizers_made import (
     STUDENT_WORDS,
     TEACHER_WORDS,
+    TEXTS,
     byte_level,
     label_texts,
+    mapped,
     sentence_piece,
 )
-
-TEXTS = [("the cat", " sat the hat"), ("a ", "cat sat é the"), ("", "that cat"), ("hat", " thé cats sat")]
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> str:
-    return byte_level(tmp_path / "teacher", TEACHER_WORDS, special=["<end>", "<only-teacher>"], eos="<end>")
-
-
-@pytest.fixture
-def student(tmp_path: Path) -> str:
-    return byte_level(tmp_path / "student", STUDENT_WORDS, special=["<stop>"], eos="<stop>", shuffle=5)
-
-
-def mapped(
-    source: LogitStore, teacher: str, student: str, uri: str | Path, merge_spans: bool = False
-) -> LogitStore:
-    left = load_tokenization(teacher, vocab_size=source.manifest.labels.vocab_size)
-    right = load_tokenization(student)
-    target, _ = retokenize_store(source, str(uri), teacher=left, student=right, merge_spans=merge_spans)
-    return target
 
 
 def test_every_row_has_the_distribution_worked_out_from_whole_logits(
@@ -341,90 +317,3 @@ def test_special_tokens_that_the_student_lacks_are_told_and_can_be_named(
             main(["retokenize", labels.store.uri, f"{out}-3", "--tokenizer", student, "--token", wrong]) == 2
         )
         assert rule in capsys.readouterr().err
-
-
-def test_inspect_says_what_was_kept(
-    tmp_path: Path, teacher: str, student: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=40, tail="<end>")
-    out = str(tmp_path / "out")
-    assert main(["retokenize", labels.store.uri, out, "--tokenizer", student]) == 0
-    said = capsys.readouterr().out
-    assert main(["inspect", out, "--json"]) == 0
-    inspected = json.loads(capsys.readouterr().out)
-    found = inspected["kept"]
-    assert found["num_kept"] / found["num_rows"] < 1
-    assert f"{found['num_kept']:,} of {found['num_rows']:,} label rows kept" in said
-    assert inspected["retokenized"]["source_digests"] == [labels.store.digest]
-    assert main(["inspect", out]) == 0
-    assert (
-        f"{found['num_kept']:,} of {found['num_rows']:,} label rows kept"
-        in capsys.readouterr().out.replace("\n", " ")
-    )
-
-
-def test_inspect_leaves_rows_that_say_nothing_out_of_the_distribution(
-    tmp_path: Path, teacher: str, student: str
-) -> None:
-    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=40)
-    target = mapped(labels.store, teacher, student, tmp_path / "out")
-    found = inspect_store(target)
-    telling = [
-        (row, sequence.rows.log_tail_mass_NM[row, 0], sequence.rows.count_N[row])
-        for sequence in target.iter_sequences()
-        for row in np.flatnonzero(sequence.loss_mask_N)
-    ]
-    assert found.num_silent_rows == found.num_inspected_rows - len(telling) > 0
-    assert sum(found.entries_histogram.values()) == len(telling)
-    assert found.tail_mass["1"].mean == pytest.approx(
-        np.exp([tail for _, tail, _ in telling]).mean(), rel=1e-5
-    )
-    assert found.mass_by_k[-1].mass["1"] == pytest.approx(1 - found.tail_mass["1"].mean, abs=1e-4)
-
-
-def test_readers_that_do_not_know_the_feature_refuse_in_words(
-    tmp_path: Path, teacher: str, student: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=9)
-    target = mapped(labels.store, teacher, student, tmp_path / "out")
-    monkeypatch.setattr(reading, "KNOWN_FEATURES", frozenset())
-    with pytest.raises(UnsupportedFormatError, match="'retokenized'"):
-        LogitStore.open(target.uri)
-    assert LogitStore.open(labels.store.uri).manifest == labels.store.manifest
-    assert b"retokenized" not in (tmp_path / "store" / "manifest.json").read_bytes()
-    assert b"teacher_vocab_size" not in (tmp_path / "store" / "manifest.json").read_bytes()
-
-
-def test_a_manifest_must_have_all_of_the_feature_or_none(tmp_path: Path, teacher: str, student: str) -> None:
-    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=9)
-    target = mapped(labels.store, teacher, student, tmp_path / "out")
-    file = Path(target.uri) / "manifest.json"
-    value = json.loads(file.read_bytes())
-    del value["labels"]["teacher_vocab_size"]
-    file.write_text(json.dumps(value))
-    with pytest.raises(CorruptManifestError, match="teacher_vocab_size must be there together"):
-        LogitStore.open(target.uri)
-
-
-def test_the_teachers_tokenizer_must_be_the_stores(tmp_path: Path, teacher: str, student: str) -> None:
-    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=9)
-    with pytest.raises(UnsupportedInputError, match="--teacher-tokenizer"):
-        mapped(labels.store, student, teacher, tmp_path / "out")
-
-
-def test_merged_stores_name_all_their_sources(tmp_path: Path, teacher: str, student: str) -> None:
-    parts = [
-        label_texts(str(tmp_path / name), teacher, [TEXTS[number]], top_k=9, prefix=name)
-        for number, name in enumerate("ab")
-    ]
-    first = mapped(parts[0].store, teacher, student, tmp_path / "out0")
-    second = mapped(parts[1].store, teacher, student, tmp_path / "out1", merge_spans=True)
-    with pytest.raises(StoreChangedError, match="tokenizers differ"):
-        merge_stores([first, parts[1].store], str(tmp_path / "wrong"))
-    with pytest.raises(StoreChangedError, match="only one has merged spans"):
-        merge_stores([first, second], str(tmp_path / "wrong"))
-    third = mapped(parts[1].store, teacher, student, tmp_path / "out2")
-    both = merge_stores([first, third], str(tmp_path / "both"))
-    assert both.manifest.retokenized is not None
-    assert both.manifest.retokenized.source_digests == tuple(part.store.digest for part in parts)
-    assert [sequence.record_id for sequence in both.iter_sequences()] == ["a0", "b0"]

@@ -13,11 +13,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence, LabelRows
+from logitstore.retokenize.store_mapping import retokenize_store
+from logitstore.retokenize.tokenization import load_tokenization
 from logitstore.store import LogitStore
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 TEACHER_WORDS = ("ca", "cat", " s", " sa", "at", "th", "the")
 STUDENT_WORDS = ("at", "cat", " s", "sat", " t", "th", "the", "hat")
+TEXTS = [("the cat", " sat the hat"), ("a ", "cat sat é the"), ("", "that cat"), ("hat", " thé cats sat")]
 
 
 def byte_level(
@@ -159,3 +162,12 @@ def cut_rows(logits_NV: np.ndarray, labels_N: np.ndarray, top_k: int) -> LabelRo
         label_logprob_N=(at_label_N - lse_NM[:, 0]).astype(np.float32),
         label_rank_N=(logits_NV >= at_label_N[:, None]).sum(axis=1).astype(np.int32),
     )
+
+
+def mapped(
+    source: LogitStore, teacher: str, student: str, uri: str | Path, merge_spans: bool = False
+) -> LogitStore:
+    left = load_tokenization(teacher, vocab_size=source.manifest.labels.vocab_size)
+    right = load_tokenization(student)
+    target, _ = retokenize_store(source, str(uri), teacher=left, student=right, merge_spans=merge_spans)
+    return target

@@ -1,0 +1,126 @@
+"""A run that is stopped and gone on with ends as the unbroken one, and not in another place or store."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from logitstore.errors import StoreChangedError
+from tests.trainer.stores import make_store
+from tests.trainer.students import tiny_student, tiny_trainer, weights
+from trainer.hf.checkpoints import DATASET_STATE_NAME, last_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_ends_where_the_unbroken_one_does(small_store, tmp_path, accumulation):
+    settings: dict[str, Any] = {
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": 14 // accumulation + 3,
+    }
+    whole = tiny_trainer(small_store, tmp_path / "whole", **settings)
+    whole.train()
+    broken = tiny_trainer(
+        small_store, tmp_path / "broken", **settings, save_strategy="steps", save_steps=4 // accumulation
+    )
+    broken.train()
+    checkpoints = sorted(
+        (tmp_path / "broken").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
+    for name in (checkpoints[0], checkpoints[-1]):
+        later = tiny_trainer(small_store, tmp_path / "later", model=tiny_student(seed=9), **settings)
+        later.train(resume_from_checkpoint=str(name))
+        assert torch.allclose(weights(later.model), weights(whole.model), atol=1e-6), name.name
+        assert later.state.epoch == pytest.approx(whole.state.epoch)
+    assert last_checkpoint(tmp_path / "broken") == str(checkpoints[-1])
+
+
+def test_the_log_of_a_resumed_run_is_that_of_the_unbroken_one(small_store, tmp_path):
+    """Its first line was a mean over the steps since the resume, where the other had one over more."""
+    settings: dict[str, Any] = {"max_steps": 9, "logging_steps": 4, "save_strategy": "steps", "save_steps": 6}
+    whole = tiny_trainer(small_store, tmp_path / "whole", **settings)
+    whole.train()
+    later = tiny_trainer(small_store, tmp_path / "later", model=tiny_student(seed=9), **settings)
+    later.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-6"))
+    lines = [
+        {
+            entry["step"]: (entry["loss"], entry["num_rows"], entry["distillation"])
+            for entry in log
+            if "loss" in entry
+        }
+        for log in (whole.state.log_history, later.state.log_history)
+    ]
+    assert list(lines[0]) == list(lines[1]) == [4, 6, 8, 9]
+    assert lines[0][8] == pytest.approx(lines[1][8], rel=1e-4)
+
+
+def with_adapters(model):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(5)
+    settings = peft.LoraConfig(r=4, lora_dropout=0.3, target_modules="all-linear", task_type="CAUSAL_LM")
+    return peft.get_peft_model(model, settings)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_drops_out_what_the_unbroken_one_does(small_store, tmp_path, lora, num_workers):
+    def make(name, **arguments):
+        student = tiny_student(dropout=0.3)
+        return tiny_trainer(
+            small_store,
+            tmp_path / name,
+            model=with_adapters(student) if lora else student,
+            max_steps=14,
+            dataloader_num_workers=num_workers,
+            **arguments,
+        )
+
+    whole = make("whole", save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=3)
+    whole.train()
+    for step in (4, 12):  # of the first epoch, and the second
+        later = make("later", eval_strategy="steps", eval_steps=3)
+        later.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert torch.equal(weights(later.model), weights(whole.model)), step
+    other = make("other", seed=1)
+    other.train()
+    assert not torch.equal(weights(other.model), weights(whole.model)), "dropout should have mattered"
+
+
+def test_resume_with_another_batch_size_goes_on_at_the_same_sequence(small_store, tmp_path):
+    tiny_trainer(small_store, tmp_path, max_steps=3, save_strategy="steps", save_steps=3).train()
+    state = json.loads((tmp_path / "checkpoint-3" / DATASET_STATE_NAME).read_text())
+    assert state["consumed"] == 12
+    trainer = tiny_trainer(small_store, tmp_path / "b", batch_size=2, max_steps=5)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert trainer.logit_dataset.consumed == 12 + 2 * 2
+
+
+def test_a_checkpoint_without_the_place_of_the_data_is_refused(small_store, tmp_path):
+    tiny_trainer(small_store, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    (tmp_path / "checkpoint-2" / DATASET_STATE_NAME).unlink()
+    with pytest.raises(FileNotFoundError, match="starting from zero would train on data twice"):
+        tiny_trainer(small_store, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_store_is_refused(small_store, tmp_path):
+    tiny_trainer(small_store, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    make_store(tmp_path / "other", (20, 20), seed=3)
+    with pytest.raises(StoreChangedError):
+        tiny_trainer(tmp_path / "other", tmp_path).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+        )
+
+
+def test_checkpoint_folders_hold_the_place_before_anything_else(small_store, tmp_path):
+    """A kill between the files of a checkpoint must not leave one that would resume from zero."""
+    tiny_trainer(small_store, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    folder = tmp_path / "checkpoint-2"
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert times[DATASET_STATE_NAME] == min(times.values())
+    (folder / "trainer_state.json").unlink()
+    assert last_checkpoint(tmp_path) is None
+    shutil.rmtree(folder)
