@@ -6,7 +6,6 @@ Shape legend: N label rows, K ids of a row.
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from labeler.errors import PromptError
 from labeler.records import TokenizedPrompt
 from labeler.teacher.vllm.teacher import VllmTeacher
 from tests.labeler import engines
+from tests.labeler.teacher.vllm.v2_steps import V2Steps
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -108,61 +108,19 @@ def test_a_vllm_that_scores_prompts_otherwise_is_refused(monkeypatch: pytest.Mon
 
 
 def test_the_v2_runners_worker_gets_the_ids_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's own `PromptLogprobsWorker` over three steps of two prompts, with logits made here in place of a
-    model's; its one Triton kernel needs a GPU, so the tokens that it would look up are given."""
-    import torch
-    from vllm import SamplingParams
-    from vllm.v1.worker.gpu.sample import logprob, prompt_logprob
-
-    from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, rows_from_columns
-    from labeler.teacher.vllm import capture, given_capture
-    from labeler.teacher.vllm.given_arguments import given_arguments
-
-    layout, rng = ColumnLayout(4, (1.0, 2.0)), np.random.default_rng(3)
-    logits = {name: rng.normal(0, 3, (9, 300)).astype(np.float32) for name in "ab"}
-    tokens = {name: rng.integers(0, 300, 9) for name in "ab"}
-    given = {name: np.stack([rng.choice(300, 4, replace=False) for _ in range(6)]) for name in "ab"}
-    worker = prompt_logprob.PromptLogprobsWorker(2, torch.device("cpu"), "raw_logits")
-    runner = SimpleNamespace(prompt_logprobs_worker=worker, device=torch.device("cpu"))
-    reduction = given_capture.install(runner, "v2", layout)
-    wrapped = capture.wrap_v2(logprob.compute_topk_scores, layout, reduction.reduce)
-    monkeypatch.setattr(prompt_logprob, "compute_topk_scores", wrapped)
-    for place, name in enumerate("ab"):
-        prompt = TokenizedPrompt(name, tokens[name][:3], tokens[name][3:], 3, given_ids_NK=given[name])
-        arguments = given_arguments(prompt)
-        parameters = SamplingParams(prompt_logprobs=layout.num_logprobs, extra_args=arguments)
-        worker.add_request(name, place, parameters)
+    """Over three steps of two prompts."""
+    steps = V2Steps(True, monkeypatch, prompt_length=3)
     finished: dict[str, Any] = {}
-    for spans in ({"a": (0, 4)}, {"a": (4, 9), "b": (0, 2)}, {"b": (2, 9)}):
-        sizes = [stop - start for start, stop in spans.values()]
-        batch = SimpleNamespace(
-            req_ids=list(spans),
-            idx_mapping_np=np.array(["ab".index(name) for name in spans]),
-            idx_mapping=None,
-            query_start_loc=None,
-            query_start_loc_np=np.concatenate([[0], np.cumsum(sizes)]),
-            num_computed_prefill_tokens_np=np.array([start for start, _ in spans.values()]),
-            num_scheduled_tokens=np.array(sizes),
-            prefill_len_np=np.full(len(spans), 9),
-            num_tokens=sum(sizes),
-        )
-        rows = np.concatenate([logits[name][slice(*span)] for name, span in spans.items()])
-        following = np.concatenate([np.append(tokens[n], 0)[a + 1 : b + 1] for n, (a, b) in spans.items()])
-        monkeypatch.setattr(
-            prompt_logprob, "get_prompt_logprobs_token_ids", lambda *_, ids=following: torch.as_tensor(ids)
-        )
-        compute: Any = worker.compute_prompt_logprobs
-        finished |= compute(lambda x: x, torch.as_tensor(rows), batch, None, None, np.full(2, 9))
     for name in "ab":
-        ids, values, ranks, *_ = finished[name]
-        captured = CapturedColumns(ids.numpy()[2:], values.numpy()[2:], ranks.numpy()[2:])
-        found = rows_from_columns(captured, layout, 300)
-        for row, logits_V in enumerate(logits[name][2:8].astype(np.float64)):
-            assert sorted(found.token_ids_NK[row].tolist()) == sorted(given[name][row].tolist())
+        steps.add(name)
+    for spans in ({"a": (0, 4)}, {"a": (4, 9), "b": (0, 2)}, {"b": (2, 9)}):
+        finished |= steps.step(spans)
+    for name in "ab":
+        found, given_NK = steps.rows(finished[name], first=2), steps.given[name]
+        for row, logits_V in enumerate(steps.logits[name][2:8].astype(np.float64)):
+            assert sorted(found.token_ids_NK[row].tolist()) == sorted(given_NK[row].tolist())
             np.testing.assert_allclose(found.logits_NK[row], logits_V[found.token_ids_NK[row]], atol=1e-6)
-            outside = np.logaddexp.reduce(np.delete(logits_V, given[name][row])) - np.logaddexp.reduce(
-                logits_V
-            )
+            outside = np.logaddexp.reduce(np.delete(logits_V, given_NK[row])) - np.logaddexp.reduce(logits_V)
             assert found.log_tail_mass_NM[row, 0] == pytest.approx(outside, abs=1e-5)
-    worker.remove_request("a")
-    assert list(worker.in_progress_prompt_logprobs) == ["b"]
+    steps.worker.remove_request("a")
+    assert list(steps.worker.in_progress_prompt_logprobs) == ["b"]
