@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"retokenized: {error}", style="red", markup=False)
         return 1
     report = read_report(LogitStore.open(labels))
-    assert report is not None
+    if report is None:
+        raise ConfigError(f"{labels} holds no finished mapping; remove the folder, and the command makes it")
     at_start, on_labels = students_of(folders["labels"])
     students = {
         "before": Written(at_start, gaps["before"]),
