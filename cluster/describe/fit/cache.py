@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, Kind
+from cluster.describe.settings.node_paths import is_looked_up
+from logitstore.common.config_file import ConfigError
 
 CACHE_FOLDER = "/cache/huggingface"
 """Where `[cache]` is mounted in containers, and what HF_HOME is then."""
@@ -23,12 +25,25 @@ USED: dict[Kind, tuple[str, ...]] = {
 
 
 def cache_notes(cluster: ClusterConfig, kind: Kind) -> list[str]:
-    """What is to be known of the cache: a setting that this kind has no place for."""
+    """What is to be known of the cache: a setting that this kind has no place for.
+
+    Raises ConfigError for a folder that the kind cannot find.
+    """
     given = cluster.cache.given
+    if given == "host_path" and given in USED.get(kind, ()) and kind != "slurm":
+        _refuse_looked_up(cluster.cache.host_path, kind)
     if not given or kind not in USED or given in USED[kind]:
         return []
     known = " or ".join(f"cache.{name}" for name in USED[kind])
     return [f"WARNING: cache.{given} means nothing here, so every machine fetches the weights: set {known}"]
+
+
+def _refuse_looked_up(path: str, kind: Kind) -> None:
+    if is_looked_up(path):
+        raise ConfigError(
+            f"cache.host_path = {path!r} is known to a shell of the nodes alone, which {kind} does not ask; "
+            "write the whole path, as /mnt/nvme/huggingface"
+        )
 
 
 def room_for_weights_gb(cluster: ClusterConfig, group: GroupConfig, kind: Kind) -> float | None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from cluster.describe.settings.node_paths import check_mount, check_plain_path
 from cluster.describe.settings.one_line import OneLineSection
+
+OURS: dict[str, str] = {
+    "--array": "slurm.array, which gives each task its part of the input and its own store",
+    "--nodes": "count of the group, by which the job's placement is checked",
+    "--time": "slurm.hours, which is held against the warning before the end",
+    "--signal": "workers.drain_sec of the job, from which the warning before the end follows",
+}
+"""Directives that say what a setting says, and would part the script from what was checked."""
 
 
 class OnPremiseConfig(OneLineSection):
@@ -36,17 +46,19 @@ class SlurmConfig(OneLineSection):
     no other."""
     directives: tuple[str, ...] = ()
     """Further lines for sbatch, each starting with "--", for example "--qos=high"; one that the script has
-    too, under this name or another ("--mem-per-cpu", "--gres=gpu:4", "--no-requeue"), replaces it."""
+    too, under this name or another ("--mem-per-cpu", "--gres=gpu:4", "--no-requeue"), replaces it. What
+    settings say (--nodes, --time, --array, --signal) is refused."""
     interface: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Network interface whose IPv4 address the nodes use for each other; "" takes the first routable one."""
-    scratch: str = Field(default="/tmp", pattern=r"^/[A-Za-z0-9._/-]{0,40}$")
-    """Folder on each node for Ray's sockets and logs; short, as a socket's name has at most 107 bytes."""
+    scratch: Annotated[str, AfterValidator(check_plain_path)] = "/tmp"
+    """Folder on each node for Ray's sockets and logs, which may begin with `~/` and name variables of the
+    nodes, as `$TMPDIR`; short, as a socket's name has at most 107 bytes."""
     container: Literal["", "apptainer", "pyxis"] = ""
     """Runs Ray and the job inside `image`: by the program "apptainer", or by "pyxis", Slurm's plugin of
     enroot; "" runs what is installed on the nodes."""
-    mounts: tuple[Annotated[str, Field(pattern=r"^/[^:,\s\"'$`\\]*(:/[^:,\s\"'$`\\]*)?$")], ...] = ()
+    mounts: tuple[Annotated[str, AfterValidator(check_mount)], ...] = ()
     """Folders of the nodes that a container sees besides the one the job is sent from and `cache.host_path`,
-    as "/path" or "/path/outside:/path/inside"."""
+    as "/path" or "/path/outside:/path/inside"; each may begin with `~/` and name variables of the nodes."""
     array: int = Field(default=0, ge=0, le=1000)
     """Parts of the input, each labeled into a store of its own by a task of one machine of an array, `count`
     of them at once: small allocations wait less. `penumbra store merge` joins the stores. 0 is one job over
@@ -58,6 +70,9 @@ class SlurmConfig(OneLineSection):
         for line in directives:
             if not line.startswith("--") or not line.isprintable():
                 raise ValueError(f"{line!r} must be one line that starts with '--', for example '--qos=high'")
+            name = re.split(r"[=\s]", line)[0]
+            if name in OURS:
+                raise ValueError(f"{line!r} is said by a setting of its own; set {OURS[name]}")
         return directives
 
     @model_validator(mode="after")
@@ -116,10 +131,11 @@ class CacheConfig(OneLineSection):
     claim: str = ""
     """Kubernetes: name of a PersistentVolumeClaim that all pods, and the image's user, may write to
     (ReadWriteMany)."""
-    host_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._/-]+)?$")
+    host_path: str = ""
     """Folder of every machine, such as a mounted NVMe disk: Kubernetes, `ray up` and Slurm; it is made where
     it is missing, and on the first two opened to every user. A machine's processes wait for the first to
-    fetch the weights, and read them from there."""
+    fetch the weights, and read them from there. On Slurm it may begin with `~/` and name variables of the
+    nodes, as `$SCRATCH/hf`."""
     size_gb: int = Field(default=0, ge=0)
     """Scratch of so many GB, which goes with the pod or job. Kubernetes: ephemeral storage of each worker;
     Slurm: disk in `slurm.scratch` (`--tmp`, which a site that gives its nodes no TmpDisk refuses: set
@@ -130,6 +146,11 @@ class CacheConfig(OneLineSection):
     offline: bool = False
     """The model is in the cache already and nothing is fetched (HF_HUB_OFFLINE=1), for machines without
     internet."""
+
+    @field_validator("host_path")
+    @classmethod
+    def _host_path_is_a_path(cls, path: str) -> str:
+        return check_plain_path(path) if path else path
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from cluster.describe.settings.cluster import ClusterConfig
+from cluster.describe.settings.node_paths import in_quotes
 from logitstore.common.config_file import ConfigError
 
 ON_ALL_NODES = 'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --overlap'
@@ -62,16 +63,17 @@ def pyxis_image(image: str) -> str:
 
 
 def _mounts(cluster: ClusterConfig) -> list[str]:
-    """Folders that are the same inside: Ray's sockets, the job's own, the cache, and those asked for."""
-    cache = ['"$HF_HOME"'] if cluster.cache.host_path else []
-    return ['"$RAY_TMPDIR"', '"$PWD"', *cache, *map(shlex.quote, cluster.slurm.mounts)]
+    """Folders that are the same inside: Ray's sockets, the job's own, the cache, and those asked for; as they
+    stand between double quotes."""
+    cache = ["$HF_HOME"] if cluster.cache.host_path else []
+    return ["$RAY_TMPDIR", "$PWD", *cache, *map(in_quotes, cluster.slurm.mounts)]
 
 
 def _apptainer(cluster: ClusterConfig) -> Inside:
     image = cluster.image
     if "://" not in image and not image.endswith(".sif"):
         image = f"docker://{image}"
-    binds = " ".join(f"--bind {mount}" for mount in _mounts(cluster))
+    binds = " ".join(f'--bind "{mount}"' for mount in _mounts(cluster))
     return Inside(prefix=f"apptainer exec --nv {binds} {shlex.quote(image)} ")
 
 
@@ -88,7 +90,7 @@ def _pyxis(cluster: ClusterConfig) -> Inside:
         here='srun --nodes=1 --ntasks=1 --nodelist="$head_node" --overlap "${container[@]}" ',
         prepare=(
             'name="penumbra-$SLURM_JOB_ID"\n'
-            f"mounts={mounts}\n"
+            f'mounts="{mounts}"\n'
             'container=(--container-name="$name" --container-workdir="$PWD" --container-mounts="$mounts")\n'
             f'{ON_ALL_NODES} "${{container[@]}}" --container-image={shlex.quote(pyxis_image(cluster.image))} '
             "true"

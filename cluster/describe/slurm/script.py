@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cluster.describe.fit.placement import shares_of_a_machine
 from cluster.describe.settings.cluster import ClusterConfig
+from cluster.describe.settings.node_paths import checks_of, in_quotes
 from cluster.describe.shell_words import path_word
 from cluster.describe.slurm.container import ON_ALL_NODES, container_of
 from labeler.config.loading import JobConfig, WorkersConfig
@@ -25,6 +26,8 @@ SAME_MEANING: dict[str, tuple[str, ...]] = {
 }
 """By a directive of sbatch those of ours that it excludes, or that would say the same twice."""
 GPUS_BY_GRES = re.compile(r"--gres[=\s]\s*(\S+,)?gpu\b")
+LONGEST_FOLDER = 107 - len("/ray/session_2026-11-29_14-27-07_123456_1234567/sockets/plasma_store")
+"""Bytes of the folder in which Ray makes its sockets, whose names have at most 107."""
 WARNING_MARGIN_SEC = 60
 """Slurm warns this long before the end of the time limit, beyond `workers.drain_sec`."""
 
@@ -59,10 +62,18 @@ def script(
     arguments = " ".join([shlex.quote(job_file), *(f"--set {shlex.quote(one)}" for one in overrides)])
     parts = {
         "directives": "\n".join(f"#SBATCH {line}" for line in _directives(cluster, drain_sec)),
-        "setup": slurm.setup or ":  # slurm.setup is empty",
+        "setup": "\n".join(
+            [
+                slurm.setup or ":  # slurm.setup is empty",
+                checks_of([cluster.cache.host_path], "cache.host_path"),
+                checks_of(slurm.mounts, "slurm.mounts"),
+            ]
+        ).rstrip(),
+        "scratch_is_set": checks_of([slurm.scratch], "slurm.scratch"),
         "ray": f"{python} -m ray.scripts.scripts",
         "addresses": _ADDRESSES if not slurm.interface else f"ip -4 -o addr show dev {slurm.interface}",
-        "scratch": slurm.scratch.rstrip("/"),
+        "scratch": in_quotes(slurm.scratch.rstrip("/")),
+        "longest": LONGEST_FOLDER,
         "node": node,
         "cores": group.cores,
         "port": PORT,
@@ -138,7 +149,7 @@ def _cache(cluster: ClusterConfig) -> str:
     """Where the weights are kept on each node: fetched once, and read from there by all processes."""
     cache = cluster.cache
     if cache.host_path:
-        place = cache.host_path
+        place = in_quotes(cache.host_path)
     elif cache.size_gb:
         place = "$RAY_TMPDIR/huggingface"
     else:
@@ -202,13 +213,20 @@ set -euo pipefail
 export RAY_USAGE_STATS_ENABLED=0
 # Since Slurm 22.05 steps no longer take over the job's cores per task by themselves.
 export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-{cores}}}"
+# Sites that start jobs with --export=NONE keep this script's variables from its steps, the token among them.
+export SLURM_EXPORT_ENV=ALL
 # Ray listens on the nodes' network: only this job's own steps have the token.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
 export RAY_AUTH_TOKEN
 # A folder of this user and job: one that all users share belongs to whoever used the node first.
+{scratch_is_set}
 RAY_TMPDIR="{scratch}/ray-$(id -u)-$SLURM_JOB_ID"
 export RAY_TMPDIR
+if [ "${{#RAY_TMPDIR}}" -gt {longest} ]; then
+  echo "$RAY_TMPDIR is too long for Ray's sockets (at most {longest} bytes); set a shorter slurm.scratch" >&2
+  exit 1
+fi
 {setup}
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.describe.slurm.script import script
 from logitstore.common.config_file import ConfigError
@@ -49,3 +50,18 @@ def test_a_time_limit_of_less_than_a_minute_is_not_none() -> None:
     cluster = one_kind(slurm={"hours": 0.1})
     with pytest.raises(ConfigError, match=r"workers\.drain_sec = 400"):
         script(cluster, "job.toml", a_job(drain_sec=400))
+
+
+@pytest.mark.parametrize(
+    ("line", "setting"),
+    [
+        ("--array=0-3", "slurm.array"),
+        ("--nodes=2", "count of the group"),
+        ("--time 00:01:00", "slurm.hours"),
+        ("--signal=USR1@10", "workers.drain_sec"),
+    ],
+)
+def test_what_a_setting_says_is_no_directive(line: str, setting: str) -> None:
+    """Each would part the script from what was checked: all tasks of an array would label one store."""
+    with pytest.raises(ValidationError, match=f"said by a setting of its own; set {setting}"):
+        directives(line)
