@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ClusterError, ClusterUnreachableError, JobNotFoundError
-from cluster.jobs import access
 from cluster.jobs.access import bearer_header, find_token
 from cluster.jobs.address import HEADERS_VARIABLE, Way, is_loopback, refuse_silent_address
+from cluster.jobs.answers import reached
 from cluster.jobs.submission import OWNER_KEY, RESUMES_KEY, STORE_KEY, Submission
 from labeler.config.loading import WorkersConfig
 from labeler.on_ray.room import fits, lack_of_room
@@ -66,7 +64,7 @@ class ClusterClient:
         refuse_silent_address(way)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         _require_ray()
-        with _reached(self.address):
+        with reached(self.address):
             self._client, self._way = _connect(way)
 
     def head_is_here(self) -> bool:
@@ -80,7 +78,7 @@ class ClusterClient:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The machines there are now, as the dashboard describes them."""
-        with _reached(self.address):
+        with reached(self.address):
             return list_nodes(self._way)
 
     def lack_of_machines(self, workers: WorkersConfig) -> str:
@@ -98,7 +96,7 @@ class ClusterClient:
         deadline = time.monotonic() + START_PATIENCE_SEC
         while True:
             try:
-                with _reached(self.address):
+                with reached(self.address):
                     return self._client.submit_job(
                         entrypoint=submission.entrypoint,
                         submission_id=submission.submission_id,
@@ -112,7 +110,7 @@ class ClusterClient:
 
     def jobs(self) -> list[ClusterJob]:
         """The labeling jobs, newest first; what else runs on the cluster is left out."""
-        with _reached(self.address):
+        with reached(self.address):
             details = self._client.list_jobs()
         ours = [job for job in details if job.submission_id and STORE_KEY in (job.metadata or {})]
         ours.sort(key=lambda job: job.start_time or 0, reverse=True)
@@ -132,7 +130,7 @@ class ClusterClient:
 
     def stop(self, submission_id: str) -> None:
         """Ask the job to drain and end; returns at once."""
-        with _reached(self.address):
+        with reached(self.address):
             self._client.stop_job(submission_id)
 
     def wait(
@@ -152,32 +150,25 @@ class ClusterClient:
                 raise TimeoutError(f"job {submission_id} is still {state} after {timeout_sec:.0f} s")
             time.sleep(POLL_SEC)
 
-    def run_to_end(self, submission: Submission, timeout_sec: float) -> tuple[str, str]:
-        """Message and log of a job that labels nothing; nothing of it is left on the cluster afterwards.
+    def find(self, submission_id: str) -> JobDetails | None:
+        """What Ray knows of a job, a labeling job or not; None where it knows none of this id."""
+        with reached(self.address):
+            known = self._client.list_jobs()
+        return next((job for job in known if job.submission_id == submission_id), None)
 
-        Raises TimeoutError.
-        """
-        submission_id = self.submit(submission)
-        deadline = time.monotonic() + timeout_sec
-        try:
-            while True:
-                with _reached(self.address):
-                    found = self._client.get_job_info(submission_id)
-                    if found.status.is_terminal():
-                        return found.message or "", self._client.get_job_logs(submission_id)
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"job {submission_id} has not ended within {timeout_sec:.0f} s")
-                time.sleep(POLL_SEC)
-        finally:
-            with contextlib.suppress(ClusterError), _reached(self.address):
-                if self._client.stop_job(submission_id):
-                    time.sleep(POLL_SEC)
-                self._client.delete_job(submission_id)
+    def delete(self, submission_id: str) -> None:
+        """Make Ray forget a job that has ended. Raises ClusterError where it has not."""
+        with reached(self.address):
+            self._client.delete_job(submission_id)
+
+    def log_of(self, submission_id: str) -> str:
+        """The log of a job, a labeling job or not."""
+        with reached(self.address):
+            return self._client.get_job_logs(submission_id)
 
     def logs(self, submission_id: str) -> str:
         self.job(submission_id)
-        with _reached(self.address):
-            return self._client.get_job_logs(submission_id)
+        return self.log_of(submission_id)
 
     def follow(self, submission_id: str, write: Callable[[str], None]) -> ClusterJob:
         """Write the job's log as it grows, until the job has ended.
@@ -216,7 +207,7 @@ class ClusterClient:
 
 
 def list_nodes(way: Way) -> list[dict[str, Any]]:
-    """The nodes as the dashboard describes them. Raises requests.RequestException, KeyError, ValueError."""
+    """The nodes as the dashboard describes them. Raises requests.RequestException."""
     import requests
 
     answer = requests.get(
@@ -226,7 +217,11 @@ def list_nodes(way: Way) -> list[dict[str, Any]]:
         verify=way.verify,
         timeout=5,
     )
-    return answer.json()["data"]["summary"]
+    answer.raise_for_status()
+    try:
+        return answer.json()["data"]["summary"]
+    except (KeyError, TypeError):
+        raise requests.JSONDecodeError("no nodes in the answer", answer.text, 0) from None
 
 
 def _require_ray() -> None:
@@ -258,27 +253,6 @@ def _connect(way: Way) -> tuple[JobSubmissionClient, Way]:
     known = bearer_header(find_token()) if asked == requests.codes.unauthorized else {}
     way = replace(way, headers={**known, **way.headers})
     return JobSubmissionClient(way.url, headers=dict(way.headers), verify=way.verify), way
-
-
-@contextmanager
-def _reached(address: str) -> Iterator[None]:
-    """Turn the ways Ray's client fails into two: the cluster is gone, or it refused."""
-    import requests
-    from ray.exceptions import AuthenticationError
-
-    try:
-        yield
-    except AuthenticationError:
-        raise ClusterUnreachableError(
-            f"the Ray cluster at {address} asks for a token and has not accepted yours; {access.HELP}"
-        ) from None
-    except (TimeoutError, ConnectionError, requests.exceptions.RequestException) as error:
-        raise ClusterUnreachableError(
-            f"the Ray cluster at {address} stopped answering or is no Ray cluster ({type(error).__name__}: "
-            f"{str(error)[:200]}); jobs whose head died are resumed by submitting the same job file again"
-        ) from None
-    except RuntimeError as error:
-        raise ClusterError(f"the Ray cluster at {address} refused: {str(error)[:500]}") from None
 
 
 def _job(details: JobDetails) -> ClusterJob:

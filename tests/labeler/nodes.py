@@ -67,7 +67,7 @@ class RayNodes:
             raylets = [
                 node["raylet"] for node in list_nodes(Way(self._cluster.address, bearer_header(find_token())))
             ]
-        except (requests.RequestException, KeyError, ValueError):
+        except requests.RequestException:
             return False
         return any(
             (raylet.get("nodeManagerAddress"), raylet.get("state")) == (ip, "ALIVE") for raylet in raylets

@@ -5,6 +5,7 @@ The teacher is the labeler's stand-in, so that no engine has to load; everything
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -115,8 +116,28 @@ def test_a_submitted_job_is_followed_to_its_end(
     assert_nowhere(SECRET, cluster, job_id, tmp_path / "store", log)
 
 
+@pytest.fixture
+def entered_anew(cluster: local.LocalCluster, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each deleted job is put back once, as by Ray when its look at the jobs falls between end and deletion."""
+    from ray.dashboard.modules.job.common import JobInfoStorageClient, JobStatus
+    from ray.dashboard.modules.job.job_manager import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+
+    delete, anew = JobSubmissionClient.delete_job, []
+
+    def delete_too_early(self: JobSubmissionClient, job_id: str) -> bool:
+        done = delete(self, job_id)
+        if job_id not in anew:
+            anew.append(job_id)
+            known = JobInfoStorageClient(GcsClient(address=cluster.gcs_address), None)
+            asyncio.run(known.put_status(job_id, JobStatus.FAILED, message="Job supervisor actor died"))
+        return done
+
+    monkeypatch.setattr(JobSubmissionClient, "delete_job", delete_too_early)
+    return anew
+
+
 def test_nodes_are_looked_at_in_the_environment_that_a_job_would_have(
-    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], entered_anew: list[str]
 ) -> None:
     """And nothing of it is left: no job, no store."""
     address, job = ("--address", cluster.address), str(write_job(tmp_path))
@@ -134,6 +155,7 @@ def test_nodes_are_looked_at_in_the_environment_that_a_job_would_have(
     assert "no zstandard" in err
     assert "submit with --python PATH of an environment on the nodes that has it" in err
     assert not (tmp_path / "store").exists()
+    assert len(entered_anew) == 2
     known = JobSubmissionClient(cluster.address, headers=bearer_header(find_token())).list_jobs()
     assert [job.submission_id for job in known if (job.submission_id or "").startswith("check-")] == []
 
