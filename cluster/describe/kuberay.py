@@ -7,10 +7,12 @@ import os
 import re
 from typing import Any
 
+from cluster.describe.image import reference_of
 from cluster.describe.merging import merged
 from cluster.describe.pods import (
     HEAD,
     JOB_FOLDER,
+    POLICY_LABEL,
     container_of,
     container_rights,
     off_spot,
@@ -109,7 +111,7 @@ def network_policy(cluster: ClusterConfig) -> dict[str, Any]:
         "kind": "NetworkPolicy",
         "metadata": _metadata(cluster, cluster.name),
         "spec": {
-            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "penumbra"}},
+            "podSelector": {"matchLabels": {POLICY_LABEL: cluster.name}},
             "policyTypes": ["Ingress"],
             "ingress": [
                 {
@@ -136,6 +138,7 @@ def job_name(cluster: ClusterConfig, job: JobConfig, submission: str) -> str:
 def _cluster_spec(cluster: ClusterConfig, grace_sec: int, *, job_name: str | None) -> dict[str, Any]:
     if not cluster.image:
         raise ConfigError("image is missing; Kubernetes needs one (render --kind dockerfile makes it)")
+    reference_of(cluster.image)
     if cluster.kubernetes.restricted and cluster.cache.host_path:
         raise ConfigError(
             f"cache.host_path = {cluster.cache.host_path!r} is a folder of the machine, which a restricted "
@@ -192,11 +195,13 @@ def _worker_group(cluster: ClusterConfig, group: GroupConfig, grace_sec: int) ->
     pod: dict[str, Any] = {}
     selector: dict[str, str] = {}
     if group.gpus:
-        resources["nvidia.com/gpu"] = str(group.gpus)
+        resources[cluster.kubernetes.gpu_resource] = str(group.gpus)
         label = cluster.kubernetes.gpu_labels.get(group.accelerator)
         if label:
             selector[cluster.kubernetes.gpu_label] = label
-        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        # Nodes with parts of GPUs (nvidia.com/mig-...) have the taint of whole ones.
+        taint = f"{cluster.kubernetes.gpu_resource.partition('/')[0]}/gpu"
+        pod["tolerations"] = [{"key": taint, "operator": "Exists", "effect": "NoSchedule"}]
     if group.spot:
         name, value = spot_label(cluster)
         selector[name] = value
@@ -206,6 +211,8 @@ def _worker_group(cluster: ClusterConfig, group: GroupConfig, grace_sec: int) ->
         pod |= off_spot(cluster)
     if selector:
         pod["nodeSelector"] = selector
+    # KubeRay counts nvidia.com/gpu and the like by itself, and no resource of another name.
+    gpus = {"num-gpus": str(group.gpus)} if group.gpus else {}
     least = group.min_count if cluster.kubernetes.autoscale else group.count
     template = pod_of(cluster, container_of(cluster, "ray-worker", resources, grace_sec), pod, grace_sec)
     named = json.dumps(json.dumps({f"group-{group.name}": 1}))  # KubeRay wants JSON inside quotes
@@ -214,8 +221,8 @@ def _worker_group(cluster: ClusterConfig, group: GroupConfig, grace_sec: int) ->
         "replicas": least,
         "minReplicas": least,
         "maxReplicas": group.count,
-        "rayStartParams": {"resources": named, "metrics-export-port": "8080"},
-        "template": merged(template, cluster.kubernetes.pod),
+        "rayStartParams": {"resources": named, "metrics-export-port": "8080"} | gpus,
+        "template": merged(merged(template, cluster.kubernetes.pod), group.pod),
     }
 
 

@@ -10,6 +10,8 @@ from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, HeadCo
 JOB_FOLDER = "/etc/penumbra"
 HEAD = "ray-head"
 """Name of the head's container."""
+POLICY_LABEL = "penumbra/cluster"
+"""Of every pod of a cluster: what the network policy covers, under a name that nobody else gives."""
 CACHE_MOUNT = {"name": "cache", "mountPath": CACHE_FOLDER}
 USER_ID = 1000
 """Of the user in the image that the rendered Dockerfile makes: Kubernetes knows users by number alone."""
@@ -95,7 +97,7 @@ def pod_of(
     if cluster.cache.host_path:
         spec["initContainers"] = [_opened_folder(cluster)]
     metadata = {
-        "labels": {"app.kubernetes.io/name": "penumbra"},
+        "labels": {"app.kubernetes.io/name": "penumbra", POLICY_LABEL: cluster.name},
         # Consolidation would take the head, and with it the job, or a worker in the middle of a unit.
         "annotations": {
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
 from cluster.describe.fit.machines import machine_for
+from cluster.describe.image import reference_of
 from cluster.describe.merging import merged
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
 from cluster.describe.shell_words import path_word
@@ -224,5 +225,5 @@ def _docker(cluster: ClusterConfig) -> dict[str, Any]:
         options.append(f"-v {cluster.cache.host_path}:{CACHE_FOLDER}")
         options += [f"-e {name}={value}" for name, value in environment.items()]
     options += cluster.docker.run_options
-    docker = {"image": cluster.image, "container_name": "penumbra", "run_options": options}
+    docker = {"image": reference_of(cluster.image), "container_name": "penumbra", "run_options": options}
     return {"docker": docker | {"pull_before_run": True}}

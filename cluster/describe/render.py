@@ -95,9 +95,12 @@ def render(
         "ray-aws": lambda: _checked_ray_yaml(ray_yaml.aws(cluster)),
         "ray-gcp": lambda: _checked_ray_yaml(ray_yaml.gcp(cluster)),
         "ray-on-premise": lambda: _checked_ray_yaml(ray_yaml.on_premise(cluster)),
-        "kuberay-cluster": lambda: _checked_kuberay([*_policies(cluster), kuberay.ray_cluster(cluster)]),
+        "kuberay-cluster": lambda: _checked_kuberay(
+            cluster, [*_policies(cluster), kuberay.ray_cluster(cluster)]
+        ),
         "kuberay-job": lambda: _checked_kuberay(
-            [*_policies(cluster), *kuberay.ray_job(cluster, _needed(job, kind), secrets.token_hex(3))]
+            cluster,
+            [*_policies(cluster), *kuberay.ray_job(cluster, _needed(job, kind), secrets.token_hex(3))],
         ),
         "slurm": lambda: script.script(cluster, job_file, job, overrides),
         "skypilot": lambda: _yaml([skypilot.task(cluster, _needed(job, kind))]),
@@ -245,7 +248,7 @@ def _checked_ray_yaml(config: dict[str, Any]) -> str:
     return text
 
 
-def _checked_kuberay(documents: list[dict[str, Any]]) -> str:
+def _checked_kuberay(cluster: ClusterConfig, documents: list[dict[str, Any]]) -> str:
     import jsonschema
 
     schema = json.loads((files("cluster.describe") / "kuberay_schema.json").read_text(encoding="utf-8"))
@@ -257,7 +260,7 @@ def _checked_kuberay(documents: list[dict[str, Any]]) -> str:
         except jsonschema.ValidationError as error:
             raise ConfigError(f"not a {document['kind']}: {error.json_path}: {error.message}") from None
     _check_pods(documents)
-    check_objects(documents)
+    check_objects(cluster, documents)
     return _yaml(documents)
 
 

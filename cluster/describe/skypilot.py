@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
+from cluster.describe.image import reference_of
 from cluster.describe.merging import merged
 from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.shell_words import path_word
@@ -38,7 +39,7 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
     if not cluster.image:
         raise ConfigError("image is missing; SkyPilot starts one (render --kind dockerfile makes it)")
     resources: dict[str, Any] = {
-        "image_id": f"docker:{cluster.image}",
+        "image_id": f"docker:{reference_of(cluster.image)}",
         "disk_size": disk_gb(cluster, group) + cluster.cache.size_gb,
         "cpus": f"{group.cores}+",
         "memory": f"{group.memory_gb}+",

@@ -5,7 +5,7 @@ Frozen and checked at once. What a field means stands below it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -68,6 +68,9 @@ class GroupConfig(OneLineSection):
     rented; elsewhere it is not known, and whether the weights fit is not checked."""
     price_per_hour: float | None = Field(default=None, ge=0)
     """Your price of one machine; None takes a rough list price."""
+
+    pod: dict[str, Any] = Field(default_factory=dict)
+    """Merged into the pod template of this group's workers, after `kubernetes.pod`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> GroupConfig:

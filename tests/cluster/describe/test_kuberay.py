@@ -60,7 +60,7 @@ def test_our_schema_refuses_what_kuberay_would(break_it: Any, says: str) -> None
     document = kuberay.ray_cluster(two_kinds())
     break_it(document["spec"])
     with pytest.raises(ConfigError, match=says):
-        _checked_kuberay([document])
+        _checked_kuberay(two_kinds(), [document])
 
 
 def test_a_job_in_kubernetes_needs_a_store_outside_its_pods() -> None:
