@@ -19,20 +19,20 @@ from labeler.driver.pool_events import (
     LeaseFailed,
     PoolEvent,
     ReplicaGivenUp,
-    ReplicasWait,
     WorkerAlive,
     WorkerDied,
     WorkerLeft,
     WorkerReady,
 )
+from labeler.driver.room_watch import RoomWatch, waited_sec
 from labeler.driver.slots import Call, CallKind, Slot
 from labeler.errors import EngineDiedError
 from labeler.on_ray.cores import CoreBook
 from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.node_probes import NodeProbes
+from labeler.on_ray.node_states import NodeStates
 from labeler.on_ray.placement import actor_options, release, reserve
-from labeler.on_ray.room import lack_of_room
 from labeler.prompting.segment_marks import NO_MARKS, SegmentMarks
 from labeler.records import Lease
 from labeler.teacher.response_ends import ResponseEnds
@@ -45,8 +45,6 @@ HEARTBEATS_PER_SEC = 100
 DRAIN_POLL_SEC = 5.0
 LONGEST_PAUSE_SEC = 30.0
 LEAVE_SEC = 10.0
-ROOM_PATIENCE_SEC = 30.0
-"""A replica without room for so long is mentioned."""
 
 
 class ActorPool:
@@ -73,10 +71,10 @@ class ActorPool:
         self._heartbeat_sec = max(HEARTBEAT_SEC, job.workers.replicas / HEARTBEATS_PER_SEC)
         self._closing = False
         self._any_was_ready = False
-        self.lack_of_room = ""
-        """Why replicas have long found no room in the cluster; "" where all have some."""
         self._next_drain_poll_sec = 0.0
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
+        self._nodes = NodeStates(self._head)
+        self._room = RoomWatch(job.workers, self._head)
 
     @property
     def is_in_contact(self) -> bool:
@@ -90,10 +88,12 @@ class ActorPool:
     @property
     def waited_sec(self) -> float:
         """For how long replicas have waited for room while none has any; 0 where one has."""
-        if any(slot.state in ("loading", "ready", "leaving") for slot in self._slots):
-            return 0.0
-        now = time.monotonic()
-        return max((now - slot.since_sec for slot in self._slots if slot.state == "placing"), default=0.0)
+        return waited_sec(self._slots, time.monotonic())
+
+    @property
+    def lack_of_room(self) -> str:
+        """Why replicas have long found no room in the cluster; "" where all have some."""
+        return self._room.lack_of_room
 
     def ready_workers(self) -> list[str]:
         """Workers that can take units."""
@@ -130,7 +130,7 @@ class ActorPool:
             if slot.state == "leaving" and (not slot.leases or now >= slot.leave_by_sec):
                 events.append(WorkerLeft(slot.worker_id, slot.node_name))
                 self._vacate(slot, pause_sec=0.0)
-        events += self._waiting_for_room(now)
+        events += self._room.note(self._slots, now)
         self._tell_drained_nodes(now)
         if not self._calls:
             time.sleep(timeout_sec)
@@ -256,7 +256,7 @@ class ActorPool:
             return [LeaseFailed(slot.worker_id, lease_id, reason)]
         culprits = error.culprits if isinstance(error, EngineDiedError) else ()
         may_be_node = isinstance(error, RayActorError) or len(slot.node_ids) > 1
-        engine_failed = not may_be_node or self._are_alive(slot.node_ids)
+        engine_failed = not may_be_node or self._nodes.are_alive(slot.node_ids)
         return self._lost(slot, reason, engine_failed=engine_failed, culprits=culprits)
 
     def _lost(
@@ -296,22 +296,6 @@ class ActorPool:
         slot.leases.clear()
         slot.state, slot.not_before_sec = "empty", time.monotonic() + pause_sec
 
-    def _are_alive(self, node_ids: tuple[str, ...]) -> bool:
-        if not self._head.answers():
-            return False
-        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}.issuperset(node_ids)
-
-    def _waiting_for_room(self, now_sec: float) -> list[PoolEvent]:
-        """Tells of replicas that have long found no room, once until all have had some again."""
-        placing = [slot for slot in self._slots if slot.state == "placing"]
-        if not placing:
-            self.lack_of_room = ""
-        longest_sec = max((now_sec - slot.since_sec for slot in placing), default=0.0)
-        if self.lack_of_room or longest_sec < ROOM_PATIENCE_SEC or not self._head.answers():
-            return []
-        self.lack_of_room = lack_of_room(self._job.workers, len(placing), ray.nodes())
-        return [ReplicasWait(self.lack_of_room)]
-
     def _tell_drained_nodes(self, now_sec: float) -> None:
         """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have begun.
 
@@ -320,12 +304,8 @@ class ActorPool:
         if now_sec < self._next_drain_poll_sec or self._job.workers.address is None:
             return
         self._next_drain_poll_sec = now_sec + DRAIN_POLL_SEC
-        if not self._head.answers():
-            return
-        from ray._private.state import state
-
-        draining = state.get_draining_nodes()
+        about_to_go = self._nodes.about_to_go()
         for slot in self._slots:
-            if slot.state == "ready" and any(node_id in draining for node_id in slot.node_ids):
+            if slot.state == "ready" and any(node_id in about_to_go for node_id in slot.node_ids):
                 slot.state, slot.leave_by_sec = "leaving", now_sec + self._job.workers.drain_sec
                 slot.handle.leave.remote()
