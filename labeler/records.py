@@ -44,6 +44,12 @@ class TokenizedPrompt:
         response = 0 if self.response_token_ids is None else len(self.response_token_ids)
         return len(self.prompt_token_ids) + response
 
+    @property
+    def token_ids(self) -> np.ndarray:
+        """int32 [T], what the engine is given: prompt plus given response."""
+        response = () if self.response_token_ids is None else (self.response_token_ids,)
+        return np.concatenate([self.prompt_token_ids, *response]).astype(np.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedRecord:

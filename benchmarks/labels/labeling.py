@@ -144,8 +144,7 @@ def prefill(teacher: Any, prompts: list[TokenizedPrompt], prompt_logprobs: int |
             prompt_logprobs=prompt_logprobs,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        assert prompt.response_token_ids is not None
-        tokens = {"prompt_token_ids": prompt.response_token_ids.tolist()}
+        tokens = {"prompt_token_ids": prompt.token_ids.tolist()}
         teacher.engine.add_request(f"bare-{time.monotonic_ns()}-{index}", tokens, parameters)
     outputs: list[Any] = []
     while teacher.engine.has_unfinished_requests():
@@ -201,11 +200,8 @@ def label_spec(teacher: Any) -> LabelSpec:
 def measure_rescoring(teacher: Any, prompts: list[TokenizedPrompt], repetitions: int) -> list[float]:
     """Seconds of labels at decode time over seconds of generating and then scoring, greedy, 32 new tokens."""
     openings = [
-        TokenizedPrompt(
-            f"{prompt.record_id}-{part}", prompt.response_token_ids[part * 32 : part * 32 + 24], None, 24
-        )
+        TokenizedPrompt(f"{prompt.record_id}-{part}", prompt.token_ids[part * 32 : part * 32 + 24], None, 24)
         for prompt in prompts
-        if prompt.response_token_ids is not None
         for part in range(5)
     ]
     ratios = []

@@ -24,7 +24,14 @@ from logitstore.objects.opening import Objects
 
 ID_FIELDS = ("custom_id", "id")
 """Names of fields with ids, OpenAI's batch files' first."""
-_NO_STORE = object()
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A store that was planned from this input before."""
+
+    id_field: str | None
+    """Its `input.id`; None where it made ids of the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +56,11 @@ def find_id(
     names = [name for name in ID_FIELDS if any(name in record for record in records)]
     if not names:
         return None, ""
-    begun = _id_of_store(section, output)
-    if begun is not _NO_STORE:
-        if begun is None:
+    begun = _begun_store(section, output)
+    if begun is not None:
+        if begun.id_field is None:
             return None, f"; ids are made of the content as in the store, not taken from {names[0]!r}"
-        assert isinstance(begun, str)
-        return begun, f', input.id = "{begun}" as in the store'
+        return begun.id_field, f', input.id = "{begun.id_field}" as in the store'
     said = ""
     for name in names:
         count = _count(section, name)
@@ -64,22 +70,22 @@ def find_id(
     return None, said
 
 
-def _id_of_store(section: Mapping[str, Any], output: object) -> object:
-    """The `input.id` that the store was planned with from this input; _NO_STORE where there is none."""
+def _begun_store(section: Mapping[str, Any], output: object) -> _Begun | None:
+    """The job's store, if it was planned from this input."""
     place = output.get("uri") if isinstance(output, Mapping) else None
     if not isinstance(output, Mapping) or not isinstance(place, str) or not place:
-        return _NO_STORE
+        return None
     options = output.get("storage_options")
     try:
         objects = Objects(os.path.expanduser(place), options if isinstance(options, Mapping) else None)
         if not objects.exists(PLAN_HEAD_NAME):
-            return _NO_STORE
+            return None
         head = load_object(objects, PLAN_HEAD_NAME)
     except (StoreError, OSError, ValueError):
-        return _NO_STORE  # told in its own words by the check of the output
+        return None  # told in its own words by the check of the output
     here = {SETTING_OF_EVERY_HEAD: input_place(section["uri"], section.get("known_as") or "")}
     there = {SETTING_OF_EVERY_HEAD: head[SETTING_OF_EVERY_HEAD]}
-    return _NO_STORE if describe_difference(there, here) else head.get("input.id")
+    return None if describe_difference(there, here) else _Begun(head.get("input.id"))
 
 
 def _count(section: Mapping[str, Any], name: str) -> _Count:

@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 from logitstore.common.config_file import ConfigError
 from logitstore.inputs.json_text import json_text
@@ -52,6 +52,15 @@ class Reply:
     """The program's own words, or why there is no verdict."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A program with a pipe to it and one from it, neither of which blocks."""
+
+    process: subprocess.Popen[bytes]
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+
 class CheckProgram:
     """Started with the first question, and anew whenever it gave no verdict."""
 
@@ -60,7 +69,7 @@ class CheckProgram:
         self._command = command
         self._parts = command_parts(command)
         self._timeout_sec = timeout_sec
-        self._process: subprocess.Popen[bytes] | None = None
+        self._running: _Running | None = None
         self._read = b""
         self._failed_ids = set[str]()
         self.last_trouble = ""
@@ -89,25 +98,24 @@ class CheckProgram:
 
     def close(self) -> None:
         """End the program and all that it started."""
-        process, self._process, self._read = self._process, None, b""
-        if process is None:
+        running, self._running, self._read = self._running, None, b""
+        if running is None:
             return
         # Before `wait`, while the number is certain to be this program's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
+            os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+        for pipe in (running.stdin, running.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
 
     def _asked(self, question: Mapping[str, Any]) -> Reply:
-        process = self._started()
+        running = self._started()
         try:
-            line = self._line_after(process, question_line(question))
+            line = self._line_after(running, question_line(question))
             if line is not None:
                 return reply_of(line, question)
-            reply = Reply("failed", reason=f"the program ended with {_exit_status(process)}")
+            reply = Reply("failed", reason=f"the program ended with {_exit_status(running.process)}")
         except TimeoutError:
             reply = Reply("timeout", reason=f"no verdict within {self._timeout_sec:g} s")
         except ValueError as error:
@@ -117,34 +125,23 @@ class CheckProgram:
         self.last_trouble = reply.reason
         return reply
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
+    def _started(self) -> _Running:
+        if self._running is None:
             try:
-                self._process = subprocess.Popen(
-                    self._parts,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    bufsize=0,
-                    start_new_session=True,  # so that all that it starts can be ended with it
-                )
+                self._running = _start(self._parts)
             except (OSError, ValueError) as error:
                 raise ConfigError(
                     f"--program {self._command!r} cannot be started ({error}); give a program and its "
                     "arguments, for example 'python3 check_number.py'"
                 ) from None
-            for pipe in (self._process.stdin, self._process.stdout):
-                assert pipe is not None
-                os.set_blocking(pipe.fileno(), False)
-        return self._process
+        return self._running
 
-    def _line_after(self, process: subprocess.Popen[bytes], request: bytes) -> bytes | None:
+    def _line_after(self, running: _Running, request: bytes) -> bytes | None:
         """Write the request and read the next line, both within the time; None where the program ended.
 
         Raises TimeoutError, and ValueError for a line that is too long.
         """
-        assert process.stdin is not None
-        assert process.stdout is not None
-        stdin, stdout = process.stdin.fileno(), process.stdout.fileno()
+        stdin, stdout = running.stdin.fileno(), running.stdout.fileno()
         deadline = time.monotonic() + self._timeout_sec
         unsent = memoryview(request)
         with selectors.DefaultSelector() as ready:
@@ -173,6 +170,21 @@ class CheckProgram:
                         ready.unregister(stdin)
         line, _, self._read = self._read.partition(b"\n")
         return line
+
+
+def _start(parts: list[str]) -> _Running:
+    """Raises OSError, ValueError."""
+    process = subprocess.Popen(
+        parts,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,  # so that all that it starts can be ended with it
+    )
+    running = _Running(process, cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout))
+    for pipe in (running.stdin, running.stdout):
+        os.set_blocking(pipe.fileno(), False)
+    return running
 
 
 def command_parts(command: str) -> list[str]:

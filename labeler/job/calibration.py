@@ -47,12 +47,11 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> Calib
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
         trial = trial_of(job, f"{folder}/store", num_records)
         exit_status, status = run(trial, RunOptions(quiet=True))
-        if exit_status is not ExitStatus.DONE or status.cost is None:
+        trial_totals = Plan(Objects(f"{folder}/store")).totals()
+        if exit_status is not ExitStatus.DONE or status.cost is None or trial_totals is None:
             raise ConfigError(
                 "the calibration did not end well, so nothing can be estimated; see the error above"
             )
-        trial_totals = Plan(Objects(f"{folder}/store")).totals()
-    assert trial_totals is not None
     ratio = totals.num_tokens / trial_totals.num_tokens
     replicas = job.workers.replicas
     held_sec = status.cost.device_sec / devices_per_replica(job)

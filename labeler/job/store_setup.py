@@ -90,18 +90,24 @@ class StoreSetup:
     def committed_one(self, entry: ShardEntry) -> None:
         """After `output.codebook_units` units with labels, train the store's codebooks in the background."""
         wanted = self.job.output.codebook_units if self.job.labels.rows else 0
-        if not wanted or self._training is not None or not entry.name or self.store is None:
+        store = self.store
+        if not wanted or self._training is not None or not entry.name or store is None:
             return
         self._first_entries.append(entry)
         if len(self._first_entries) < wanted:
             return
-        self._training = threading.Thread(target=self._train_codebooks, name="codebooks", daemon=True)
+        self._training = threading.Thread(
+            target=self._train_codebooks, args=(store,), name="codebooks", daemon=True
+        )
         self._training.start()
 
     def compact_beside(self) -> None:
-        """Compact the store's index while the job goes on, unless that is at work already."""
-        if self._compacting is None or not self._compacting.is_alive():
-            self._compacting = threading.Thread(target=self._compact_or_leave, name="compact", daemon=True)
+        """Compact the store's index, if it has one, while the job goes on, unless that is at work already."""
+        store = self.store
+        if store is not None and (self._compacting is None or not self._compacting.is_alive()):
+            self._compacting = threading.Thread(
+                target=_compact_or_leave, args=(store,), name="compact", daemon=True
+            )
             self._compacting.start()
 
     def finish(self) -> None:
@@ -129,15 +135,7 @@ class StoreSetup:
         content = "".join(f"{line}\n" for line in lines)
         self.prepared.objects.put(REJECTS_NAME, content.encode("utf-8", "replace"))
 
-    def _compact_or_leave(self) -> None:
-        assert self.store is not None
-        # The next compaction takes up what this one leaves.
-        with contextlib.suppress(StoreError, OSError):
-            self.store.compact()
-
-    def _train_codebooks(self) -> None:
-        store = self.store
-        assert store is not None
+    def _train_codebooks(self, store: LogitStore) -> None:
         try:
             if store.codebooks() is not None:
                 return
@@ -200,3 +198,9 @@ class StoreSetup:
             created=utc_now(),
             config=config,
         )
+
+
+def _compact_or_leave(store: LogitStore) -> None:
+    # The next compaction takes up what this one leaves.
+    with contextlib.suppress(StoreError, OSError):
+        store.compact()

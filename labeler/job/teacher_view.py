@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from labeler.config.loading import JobConfig
 from labeler.driver.plan_pass import clock_in_words, read_input
 from labeler.errors import BadRecordError
@@ -134,8 +132,7 @@ def _unused_sampling(job: JobConfig) -> list[str]:
 
 def _segments_in_words(prompt: TokenizedPrompt, segmenter: Segmenter, paint: Paint) -> list[str]:
     """A line for each run of tokens that are alike: where it lies, its ids at the borders, its text."""
-    assert prompt.response_token_ids is not None
-    ids_T = np.concatenate([prompt.prompt_token_ids, prompt.response_token_ids])
+    ids_T = prompt.token_ids
     segments_T = segmenter.of_prompt(prompt, ids_T)
     lines, start = [], 0
     for number, length in zip(*(values.tolist() for values in runs_of(segments_T)), strict=True):

@@ -1,7 +1,7 @@
 """What a replica asks of Ray: room on one machine, or a placement group that holds several for it.
 
 A group has one bundle per machine, each on a machine of its own. The worker's actor sits in the first one;
-where the engine needs the others it starts its own actors in them (`vllm_machines.py`).
+where the engine needs the others it starts its own actors in them (`teacher/vllm/machines.py`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from labeler.planning.digests import DIGEST_BYTES
 from labeler.planning.plan_objects import load_object, segment_names
 from labeler.planning.units import decode_records, encode_records
 from labeler.records import PlannedRecord
-from logitstore.job_objects import PLAN_SEGMENTS_PREFIX
 from logitstore.objects.opening import Objects
 
 
@@ -87,7 +86,6 @@ def _replace_in(objects: Objects, name: str, changed: Changed, free: set[str]) -
     if num_replaced:
         all_ids, all_proofs = b"".join(ids), b"".join(proofs)
         data_name = f"{name.removesuffix('.json')}-{secrets.token_hex(4)}.units"
-        assert data_name.startswith(PLAN_SEGMENTS_PREFIX)
         objects.put(data_name, b"".join([*parts, all_ids, prompts, all_proofs]))
         prompts_at = num_bytes + len(all_ids)
         proofs_at = prompts_at + len(prompts)

@@ -35,6 +35,11 @@ class Exchange:
     response: Message | None
     """The assistant's given answer; None where the record has none."""
 
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All of it."""
+        return self.given.messages if self.response is None else (*self.given.messages, self.response)
+
 
 def exchange_of(record: dict[str, Any], config: InputConfig, mode: Literal["score", "generate"]) -> Exchange:
     """The record's conversation, for the kinds messages, prompt and prompt_response.

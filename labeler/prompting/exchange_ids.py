@@ -87,6 +87,8 @@ class ExchangeIds:
                 "input.chat_template = true",
                 "bad_type",
             )
+        if response is None:
+            return with_bos(self._tokenizer, self._tokenizer.encode("".join(contents))), None
         prompt_ids, response_ids = self._as_a_whole("".join(contents), response)
         return with_bos(self._tokenizer, prompt_ids), response_ids
 
@@ -111,14 +113,11 @@ class ExchangeIds:
             whole = replace(whole, messages=(*whole.messages[:-1], rest))
         self._probe.check(whole)
         prompt_ids, response_ids = self._as_a_whole(prompt_text, response_text)
-        assert response_ids is not None
         return prompt_ids, without_trailing_space(self._tokenizer, response_ids)
 
     def all_turns(self, exchange: Exchange) -> tuple[list[int], list[int], np.ndarray]:
         """Ids up to the first answer, the others, and which of all of them the assistant wrote."""
-        assert exchange.response is not None
-        given = exchange.given
-        messages = (*given.messages, exchange.response)
+        given, messages = exchange.given, exchange.messages
         self._refuse_rendered(messages[0])
         self._count_ends(messages)
         whole, text = shown(self._tokenizer, Conversation(messages, given.tools, given.documents))
@@ -211,10 +210,8 @@ class ExchangeIds:
                 "rendered_already",
             )
 
-    def _as_a_whole(self, prompt_text: str, response_text: str | None) -> tuple[list[int], list[int] | None]:
+    def _as_a_whole(self, prompt_text: str, response_text: str) -> tuple[list[int], list[int]]:
         prompt_ids = self._tokenizer.encode(prompt_text)
-        if response_text is None:
-            return prompt_ids, None
         whole_ids = self._tokenizer.encode(prompt_text + response_text)
         if whole_ids[: len(prompt_ids)] == prompt_ids:
             return prompt_ids, whole_ids[len(prompt_ids) :]

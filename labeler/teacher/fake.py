@@ -115,8 +115,7 @@ class FakeTeacher:
             raise TeacherDiedError(f"a sequence holds the fatal token {fatal}; start a new teacher")
 
     def _score(self, prompt: TokenizedPrompt) -> LabeledSequence:
-        assert prompt.response_token_ids is not None
-        tokens_T = np.concatenate([prompt.prompt_token_ids, prompt.response_token_ids]).astype(np.int32)
+        tokens_T = prompt.token_ids
         time.sleep(self._settings.seconds_per_token * len(tokens_T))
         rows = self._rows(tokens_T, prompt.label_start, prompt.given_ids_NK)
         return labeled_sequence(prompt, tokens_T, rows, sample_index=0, finish_reason="scored")

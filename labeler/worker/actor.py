@@ -125,17 +125,19 @@ class Worker:
 
     def label_unit(self, lease: Lease) -> UnitResult:
         """Label a unit and commit it; on a trial only label. Raises EngineDiedError: replace this actor."""
+        feed = self._feed
+        if feed is None:
+            raise RuntimeError(f"{self._name} was given a unit before `start` had loaded its teacher")
         started = time.perf_counter()
         store = self._open_store()
         planned = self._persistently(lambda: read_unit(store.objects, lease.unit))
         prompts, without_ids = self._with_ids(store, _prompts_of(planned, lease))
         read_sec = time.perf_counter() - started
         self._wait_for_room()
-        assert self._feed is not None, "start() comes first"
         fed = FedUnit.of(lease.lease_id, prompts, self._job.labels_per_record)
         fed.errors += without_ids
         try:
-            if not self._feed.run(fed):
+            if not feed.run(fed):
                 return GaveBack(lease.lease_id)
             if lease.trial is not None:
                 return PassedTrial(lease.lease_id, fed.engine_sec)

@@ -47,8 +47,7 @@ class GivenIds:
         self, prompt: TokenizedPrompt, samples: list[LabeledSequence]
     ) -> TokenizedPrompt | PromptError:
         where, name = self._store.uri, prompt.record_id
-        response_T = prompt.response_token_ids if prompt.response_token_ids is not None else ()
-        tokens_T = np.concatenate([prompt.prompt_token_ids, response_T])
+        tokens_T = prompt.token_ids
         if not samples:
             return PromptError(name, f"it is not in {where}, which has the ids; label it there first", KIND)
         same = [one for one in samples if np.array_equal(one.token_ids_T, tokens_T)]

@@ -24,11 +24,11 @@ ID_PREFIX = "token_id:"
 class Completion:
     """One answer, taken apart."""
 
-    given: CapturedColumns | None
-    """Rows of the given tokens but the first; None where they were not asked for."""
+    given: CapturedColumns
+    """Rows of the given tokens but the first; no row where they were not asked for."""
     written_ids: tuple[int, ...]
-    written: CapturedColumns | None
-    """Rows of the written tokens; None where they were not asked for."""
+    written: CapturedColumns
+    """Rows of the written tokens; no row where they were not asked for."""
     finish_reason: str
 
 
@@ -56,7 +56,7 @@ def read_completion(
             "vLLM's does"
         )
     written_ids = _ids(extra.get("token_ids"))
-    given = written = None
+    given = written = _stacked([], top_k)
     if with_given:
         given = _given_rows(extra.get("prompt_logprobs"), given_ids, top_k)
     if with_written:

@@ -155,8 +155,7 @@ class OpenAiTeacher:
         sample_index = work.sample_index if self._labels.mode == "generate" else None
         try:
             if prompt.response_token_ids is not None:
-                ids_T = np.concatenate([prompt.prompt_token_ids, prompt.response_token_ids]).astype(np.int32)
-                return self._scored(work, ids_T, "scored")
+                return self._scored(work, prompt.token_ids, "scored")
             return self._written(work)
         except RefusedError as error:
             return PromptError(prompt.record_id, error.reason, error.kind, sample_index)
@@ -166,7 +165,6 @@ class OpenAiTeacher:
     def _scored(self, work: _Work, ids_T: np.ndarray, finish_reason: str) -> LabeledSequence:
         top_k = self._labels.top_k
         given = self._ask(ids_T, {"max_tokens": 1, "temperature": 0.0}, with_given=True).given
-        assert given is not None
         rows = rows_from_logprobs(
             given.slice(work.prompt.label_start - 1, len(ids_T) - 1), top_k, self._limits.vocab_size
         )
@@ -182,9 +180,8 @@ class OpenAiTeacher:
         ids_T = np.concatenate([given_T, np.array(answer.written_ids, np.int32)])
         if not at_decode:
             return self._scored(work, ids_T, answer.finish_reason)
-        assert answer.written is not None
         parts = [answer.written]
-        if answer.given is not None:
+        if with_given:
             parts.insert(0, answer.given.slice(prompt.label_start - 1, len(given_T) - 1))
         rows = rows_from_logprobs(concatenate(parts), self._labels.top_k, self._limits.vocab_size)
         return labeled_sequence(
@@ -257,7 +254,6 @@ class OpenAiTeacher:
         try:
             ids_T = np.array(probe_ids, np.int32)
             answer = self._ask(ids_T, {"max_tokens": 1, "temperature": 0.0}, with_given=True)
-            assert answer.given is not None
             rows_from_logprobs(answer.given, self._labels.top_k, self._limits.vocab_size)
         except RefusedError as error:
             raise RuntimeError(

@@ -47,7 +47,11 @@ class Followers:
     def __init__(self, teacher_config: TeacherConfig, arguments: dict[str, Any]) -> None:
         """Start them, each with the leader's `arguments` and a rank of its own."""
         group = ray.util.get_current_placement_group()
-        assert group is not None, "an engine over several machines needs the group that holds them"
+        if group is None:
+            raise RuntimeError(
+                "no placement group holds the machines of this engine; start its worker in the group that "
+                "`labeler.on_ray.placement.reserve` makes"
+            )
         host = ray.util.get_node_ip_address()
         shared = arguments | {
             # Not vLLM's Ray executor, which wants a bundle for each GPU and so cannot keep a stage together.

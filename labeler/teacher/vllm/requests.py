@@ -106,11 +106,10 @@ class Requests:
 
     def works_of(self, prompt: TokenizedPrompt) -> list[Work]:
         """The requests that a prompt makes."""
+        tokens_T = prompt.token_ids
         if prompt.response_token_ids is None:
-            tokens_T = prompt.prompt_token_ids.astype(np.int32)
             return [Work(prompt, index, tokens_T, "decode") for index in range(self.sampling.n)]
-        parts = [prompt.prompt_token_ids, prompt.response_token_ids]
-        return [Work(prompt, 0, np.concatenate(parts).astype(np.int32), "score")]
+        return [Work(prompt, 0, tokens_T, "score")]
 
     def parameters(self, work: Work) -> Any:
         """vLLM's parameters of a request."""
