@@ -11,18 +11,18 @@ import json
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
-from cluster.describe import dockerfile, grafana, kuberay, pods, ray_yaml, skypilot
+from cluster.describe import dockerfile, grafana, ray_yaml, skypilot
 from cluster.describe.fit.cache import cache_notes
 from cluster.describe.fit.machines import LIST_PRICES, Prices, machine_for, price_lines, read_prices
 from cluster.describe.fit.placement import check_placement
-from cluster.describe.objects import check_objects
+from cluster.describe.kubernetes import kuberay, pods
+from cluster.describe.kubernetes.objects import check_objects
+from cluster.describe.kubernetes.schemas import check_schemas, has_pod_schema
 from cluster.describe.settings.cluster import ClusterConfig, Kind, load_cluster
 from cluster.describe.slurm import script
 from labeler.config.found import load_input_found
@@ -30,8 +30,6 @@ from labeler.config.loading import JobConfig
 from logitstore.common.config_file import ConfigError
 
 DEFAULT_JOB_FILE = "job.toml"
-KUBERNETES = "1.33"
-"""Whose schema pods are held against."""
 CLOUDS = {"ray-aws": "aws", "ray-gcp": "gcp"}
 
 
@@ -201,7 +199,7 @@ def _heading(cluster: ClusterConfig, kind: Kind, job: JobConfig | None, prices: 
             "  - Kueue's gate ElasticJobsViaWorkloadSlices: without it, nothing that grows by itself is "
             "admitted; set kubernetes.autoscale = false"
         )
-    if kind.startswith("kuberay") and find_spec("kubernetes_validate") is None:
+    if kind.startswith("kuberay") and not has_pod_schema():
         lines.append("  - pods were not held against Kubernetes' schema: pip install kubernetes-validate")
     if job is not None:
         placed = (cluster, job)
@@ -249,47 +247,9 @@ def _checked_ray_yaml(config: dict[str, Any]) -> str:
 
 
 def _checked_kuberay(cluster: ClusterConfig, documents: list[dict[str, Any]]) -> str:
-    import jsonschema
-
-    schema = json.loads((files("cluster.describe") / "kuberay_schema.json").read_text(encoding="utf-8"))
-    for document in documents:
-        if document["apiVersion"] != kuberay.API_VERSION:
-            continue
-        try:
-            jsonschema.validate(document, schema)
-        except jsonschema.ValidationError as error:
-            raise ConfigError(f"not a {document['kind']}: {error.json_path}: {error.message}") from None
-    _check_pods(documents)
+    check_schemas(documents)
     check_objects(cluster, documents)
     return _yaml(documents)
-
-
-def _check_pods(documents: list[dict[str, Any]]) -> None:
-    """Kubernetes' own schema, where its package is installed: `kubernetes.pod` may add anything.
-
-    Raises ConfigError for a field or value that Kubernetes would refuse.
-    """
-    if find_spec("kubernetes_validate") is None:
-        return
-    import kubernetes_validate
-
-    for document in documents:
-        for place, template in pods.templates_in(document):
-            pod = {"apiVersion": "v1", "kind": "Pod", **template}
-            pod["metadata"] = {"name": "pod", **template.get("metadata", {})}
-            try:
-                kubernetes_validate.validate(pod, KUBERNETES, strict=True)
-            except kubernetes_validate.ValidationError as error:
-                path = ".".join(map(str, error.path))
-                raise ConfigError(
-                    f"not a pod ({place}): {path}: {error.message}; correct what is added by [kubernetes] "
-                    f"(the schema is that of Kubernetes {KUBERNETES})"
-                ) from None
-            except kubernetes_validate.utils.VersionNotSupportedError:
-                raise ConfigError(
-                    f"the installed kubernetes-validate does not know Kubernetes {KUBERNETES}, whose schema "
-                    "pods are held against; install a newer one, or none"
-                ) from None
 
 
 class _PlainDumper(yaml.SafeDumper):

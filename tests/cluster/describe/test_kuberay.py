@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.describe import kuberay
+from cluster.describe.kubernetes import kuberay
 from cluster.describe.render import _checked_kuberay, render
 from cluster.describe.settings.cluster import ClusterConfig, Kind
 from cluster.errors import JobRefusedError

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cluster.describe.pod_rules import quantity
+from cluster.describe.kubernetes.pod_rules import quantity
 from cluster.describe.render import render
 from cluster.describe.settings.cluster import ClusterConfig
 from logitstore.common.config_file import ConfigError

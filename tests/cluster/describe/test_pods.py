@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.describe import kuberay
+from cluster.describe.kubernetes import kuberay
 from cluster.describe.render import render
 from cluster.describe.settings.cluster import ClusterConfig
 from logitstore.common.config_file import ConfigError
@@ -61,7 +61,7 @@ def test_what_kubernetes_would_refuse_of_an_addition_is_refused(pod: dict[str, A
 
 
 def test_a_validator_without_the_schema_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.describe.render.KUBERNETES", "1.99")
+    monkeypatch.setattr("cluster.describe.kubernetes.schemas.KUBERNETES", "1.99")
     with pytest.raises(ConfigError, match=r"does not know Kubernetes 1\.99, .* install a newer one, or none"):
         with_pod({})
 
@@ -106,7 +106,7 @@ def test_additions_of_any_form_are_valid_or_refused_in_words(pod: dict[str, Any]
 def test_pods_that_cannot_be_checked_are_said_to_be_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "pods were not held against Kubernetes' schema: pip install kubernetes-validate"
     assert said not in with_pod({})
-    monkeypatch.setattr("cluster.describe.render.find_spec", lambda name: None)
+    monkeypatch.setattr("cluster.describe.kubernetes.schemas.find_spec", lambda name: None)
     assert said in with_pod({"spec": {"tolerations": {"key": "x"}}})
 
 

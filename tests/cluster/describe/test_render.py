@@ -15,7 +15,8 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.__main__ import main
-from cluster.describe import grafana, kuberay, ray_yaml
+from cluster.describe import grafana, ray_yaml
+from cluster.describe.kubernetes import kuberay
 from cluster.describe.render import _checked_ray_yaml, render
 from cluster.describe.settings.cluster import ClusterConfig, Kind
 from logitstore.common.config_file import ConfigError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.describe.pod_rules import problems_of_pod
-from cluster.describe.pods import POLICY_LABEL, templates_in
-from cluster.describe.restricted import problems_if_restricted
+from cluster.describe.kubernetes.pod_rules import problems_of_pod
+from cluster.describe.kubernetes.pods import POLICY_LABEL, templates_in
+from cluster.describe.kubernetes.restricted import problems_if_restricted
 from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.settings.kubernetes_names import LABEL_NAME, LABEL_VALUE
 from logitstore.common.config_file import ConfigError

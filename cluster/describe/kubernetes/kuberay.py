@@ -8,8 +8,7 @@ import re
 from typing import Any
 
 from cluster.describe.image import reference_of
-from cluster.describe.merging import merged
-from cluster.describe.pods import (
+from cluster.describe.kubernetes.pods import (
     HEAD,
     JOB_FOLDER,
     POLICY_LABEL,
@@ -21,6 +20,7 @@ from cluster.describe.pods import (
     spot_label,
     submitter_of,
 )
+from cluster.describe.merging import merged
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
 from cluster.describe.shell_words import path_word
 from cluster.jobs.submission import STOP_MARGIN_SEC, refuse_secrets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.describe.pod_rules import items_of
+from cluster.describe.kubernetes.pod_rules import items_of
 
 ALLOWED_VOLUMES = frozenset(
     (
