@@ -13,6 +13,8 @@ ONE_OF = frozenset(
     )
 )
 """Keys of which an item with a name has one: where a variable's value, or a volume's files, come from."""
+NAMES = ("mountPath", "DeviceName", "name")
+"""Keys by which an item of a list is known, the first that it has."""
 
 
 def merged(rendered: Any, added: Any) -> Any:
@@ -21,7 +23,8 @@ def merged(rendered: Any, added: Any) -> Any:
     Tables are merged key by key. In lists whose items have names (containers, volumes, variables) an item is
     merged with the one of its name; all other items of a list are appended. Anything else replaces what was
     there, as does a volume of another kind, or a variable whose value comes from elsewhere: Kubernetes
-    refuses both at once. A mount is known by its path, as one volume may be mounted several times.
+    refuses both at once. A mount is known by its path, as one volume may be mounted several times, a disk of
+    EC2 by its device, and of Compute Engine's disks the one to boot from by being it.
     """
     if isinstance(rendered, Mapping) and isinstance(added, Mapping):
         both = {name: merged(rendered[name], added[name]) for name in rendered.keys() & added.keys()}
@@ -52,5 +55,7 @@ def _is_another_kind(rendered: Mapping[str, Any], added: Mapping[str, Any]) -> b
 def _name(item: Any) -> str | None:
     if not isinstance(item, Mapping):
         return None
-    name = item.get("mountPath", item.get("name"))
+    if item.get("boot") is True:
+        return "boot"
+    name = next((item[key] for key in NAMES if key in item), None)
     return name if isinstance(name, str) else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
+from cluster.describe.ec2 import check_instance
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
 from cluster.describe.fit.machines import machine_for
 from cluster.describe.image import reference_of
@@ -12,6 +15,9 @@ from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
 from cluster.describe.shell_words import path_word
 from logitstore.common.config_file import ConfigError
 
+ZONE_OF_AWS = re.compile(r"[a-z]+(-[a-z]+)+-\d+[a-z]")
+ADDRESS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+ZONE_OF_GCP = re.compile(r"[a-z]+(-[a-z0-9]+)+-[a-z]")
 TOKEN_FILE = "~/.ray/auth_token"
 """Where Ray looks for its token; the same here and on the machines, to which `ray up` copies it."""
 HEAD_START = (
@@ -27,71 +33,53 @@ DOCKER_ACCESS = ["sudo usermod -aG docker $USER || true", "sleep 15"]
 
 
 def aws(cluster: ClusterConfig) -> dict[str, Any]:
-    def node(name: str, num_gb: int) -> dict[str, Any]:
-        kind = {"VolumeType": "gp3", "Throughput": cluster.aws.disk_mb_per_sec}
-        disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": num_gb, **kind}}
-        rendered = {"InstanceType": name, "ImageId": cluster.aws.machine_image, "BlockDeviceMappings": [disk]}
-        return merged(rendered, cluster.aws.node)
-
-    types: dict[str, Any] = {"head": _head(node(machine_for(cluster.head, "aws").name, cluster.disk_gb))}
+    """Raises ConfigError for a region or machine that AWS does not take."""
+    if ZONE_OF_AWS.fullmatch(cluster.region):
+        raise ConfigError(
+            f"region {cluster.region!r} is a zone; write region = {cluster.region[:-1]!r}, and in aws.node "
+            "the SubnetIds of that zone"
+        )
+    types: dict[str, Any] = {"head": _head(_ec2_machine(cluster, None))}
     for group in cluster.groups:
-        machine = machine_for(group, "aws")
-        config = node(machine.name, disk_gb(cluster, group))
-        if group.spot:
-            config["InstanceMarketOptions"] = {"MarketType": "spot"}
-        if cluster.aws.worker_profile:  # Ray gives the head a profile of its own, and the workers none
-            config["IamInstanceProfile"] = {"Name": cluster.aws.worker_profile}
-        types[group.name] = _group(group, machine.cores, config)
+        cores = machine_for(group, "aws").cores
+        types[group.name] = _group(group, cores, _ec2_machine(cluster, group))
+    for name, one in types.items():
+        check_instance(name, one["node_config"])
     provider = {"type": "aws", "region": cluster.region, "cache_stopped_nodes": False}
     return _whole(cluster, provider, {"ssh_user": "ubuntu"}, types)
 
 
+def _ec2_machine(cluster: ClusterConfig, group: GroupConfig | None) -> dict[str, Any]:
+    """Of a group, or of the head."""
+    kind = {"VolumeType": "gp3", "Throughput": cluster.aws.disk_mb_per_sec}
+    size = cluster.disk_gb if group is None else disk_gb(cluster, group)
+    config: dict[str, Any] = {
+        "InstanceType": machine_for(group or cluster.head, "aws").name,
+        "ImageId": cluster.aws.machine_image,
+        "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": size, **kind}}],
+    }
+    added = merged(cluster.aws.node, group.aws_node if group else {})
+    if group is not None and group.spot:
+        config["InstanceMarketOptions"] = {"MarketType": "spot"}
+    if group is not None and cluster.aws.worker_profile:
+        # Ray gives the head a profile of its own, and the workers none.
+        _refuse_both(added, "IamInstanceProfile", "aws.worker_profile")
+        config["IamInstanceProfile"] = {"Name": cluster.aws.worker_profile}
+    return merged(config, added)
+
+
 def gcp(cluster: ClusterConfig) -> dict[str, Any]:
+    """Raises ConfigError without a project and a zone."""
     if not cluster.gcp.project or not cluster.gcp.zone:
         raise ConfigError("gcp.project and gcp.zone are missing; a GCP cluster needs both")
-
-    def node(group: GroupConfig | None) -> dict[str, Any]:
-        machine = machine_for(group or cluster.head, "gcp")
-        disk = {
-            "boot": True,
-            "autoDelete": True,
-            "type": "PERSISTENT",
-            "initializeParams": {
-                "diskSizeGb": cluster.disk_gb if group is None else disk_gb(cluster, group),
-                "sourceImage": cluster.gcp.machine_image,
-                "diskType": f"zones/{cluster.gcp.zone}/diskTypes/{cluster.gcp.disk_type}",
-            },
-        }
-        scratch = {
-            "type": "SCRATCH",
-            "autoDelete": True,
-            "interface": "NVME",
-            "initializeParams": {"diskType": f"zones/{cluster.gcp.zone}/diskTypes/local-ssd"},
-        }
-        disks = [disk] if group is None else [disk, *[scratch] * cluster.gcp.local_ssds]
-        config: dict[str, Any] = merged({"machineType": machine.name, "disks": disks}, cluster.gcp.node)
-        if group is None:
-            return config
-        if machine.gpu_type:
-            place = f"projects/{cluster.gcp.project}/zones/{cluster.gcp.zone}/acceleratorTypes"
-            config["guestAccelerators"] = [
-                {"acceleratorType": f"{place}/{machine.gpu_type}", "acceleratorCount": group.gpus}
-            ]
-        scheduling: dict[str, Any] = {}
-        if group.spot:  # "preemptible" is the older form, which ends after a day
-            scheduling |= {"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE"}
-        if group.gpus:
-            scheduling["onHostMaintenance"] = "TERMINATE"
-        if scheduling:
-            config["scheduling"] = [scheduling]
-        if cluster.gcp.worker_account:  # Ray gives the head an account of its own, and the workers none
-            scopes = ["https://www.googleapis.com/auth/cloud-platform"]
-            config["serviceAccounts"] = [{"email": cluster.gcp.worker_account, "scopes": scopes}]
-        return config
-
-    types: dict[str, Any] = {"head": _head(node(None))}
+    if not ZONE_OF_GCP.fullmatch(cluster.gcp.zone):
+        raise ConfigError(
+            f"gcp.zone {cluster.gcp.zone!r} is no zone; write a region with the letter of a zone of it, as "
+            "us-central1-a"
+        )
+    types: dict[str, Any] = {"head": _head(_compute_machine(cluster, None))}
     for group in cluster.groups:
-        types[group.name] = _group(group, machine_for(group, "gcp").cores, node(group))
+        types[group.name] = _group(group, machine_for(group, "gcp").cores, _compute_machine(cluster, group))
     provider = {
         "type": "gcp",
         "region": cluster.gcp.zone.rpartition("-")[0],
@@ -102,11 +90,81 @@ def gcp(cluster: ClusterConfig) -> dict[str, Any]:
     return _whole(cluster, provider, {"ssh_user": "ubuntu"}, types)
 
 
+def _compute_machine(cluster: ClusterConfig, group: GroupConfig | None) -> dict[str, Any]:
+    """Of a group, or of the head."""
+    machine = machine_for(group or cluster.head, "gcp")
+    disks = _disks(cluster, group)
+    config: dict[str, Any] = {"machineType": machine.name, "disks": disks}
+    added = dict(merged(cluster.gcp.node, group.gcp_node if group else {}))
+    if group is not None and machine.gpu_type:
+        place = f"projects/{cluster.gcp.project}/zones/{cluster.gcp.zone}/acceleratorTypes"
+        config["guestAccelerators"] = [
+            {"acceleratorType": f"{place}/{machine.gpu_type}", "acceleratorCount": group.gpus}
+        ]
+    scheduling: dict[str, Any] = {}
+    if group is not None and group.spot:  # "preemptible" is the older form, which ends after a day
+        scheduling |= {"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE"}
+    if group is not None and group.gpus:
+        scheduling["onHostMaintenance"] = "TERMINATE"
+    own = added.pop("scheduling", {})
+    for one in own if isinstance(own, list) else [own]:
+        scheduling = merged(scheduling, one)
+    if scheduling:  # Ray's examples have a list of one
+        config["scheduling"] = [scheduling]
+    if group is not None and cluster.gcp.worker_account:
+        # Ray gives the head an account of its own, and the workers none.
+        _refuse_both(added, "serviceAccounts", "gcp.worker_account")
+        scopes = ["https://www.googleapis.com/auth/cloud-platform"]
+        config["serviceAccounts"] = [{"email": cluster.gcp.worker_account, "scopes": scopes}]
+    return merged(config, added)
+
+
+def _disks(cluster: ClusterConfig, group: GroupConfig | None) -> list[dict[str, Any]]:
+    """The boot disk, and a worker's local ones."""
+    boot = {
+        "boot": True,
+        "autoDelete": True,
+        "type": "PERSISTENT",
+        "initializeParams": {
+            "diskSizeGb": cluster.disk_gb if group is None else disk_gb(cluster, group),
+            "sourceImage": cluster.gcp.machine_image,
+            "diskType": f"zones/{cluster.gcp.zone}/diskTypes/{cluster.gcp.disk_type}",
+        },
+    }
+    scratch = {
+        "type": "SCRATCH",
+        "autoDelete": True,
+        "interface": "NVME",
+        "initializeParams": {"diskType": f"zones/{cluster.gcp.zone}/diskTypes/local-ssd"},
+    }
+    return [boot] if group is None else [boot, *[scratch] * cluster.gcp.local_ssds]
+
+
+def _refuse_both(added: Mapping[str, Any], field: str, setting: str) -> None:
+    if field in added:
+        raise ConfigError(
+            f"{field} = {added[field]!r} is added to the machines, and {setting} says it too; keep one"
+        )
+
+
 def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
     """All workers are of the first group's kind: Ray's local provider knows a single kind."""
     place = cluster.on_premise
     if not place.head_ip or not place.worker_ips:
         raise ConfigError("on_premise.head_ip and on_premise.worker_ips are missing; name your machines")
+    addresses = [place.head_ip, *place.worker_ips]
+    wrong = next((one for one in addresses if not ADDRESS.fullmatch(one)), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"on_premise: {wrong!r} is neither an IPv4 address nor a name (`ray up` copies files by rsync, "
+            "which does not take an IPv6 address so); write one of the two"
+        )
+    twice = sorted({one for one in addresses if addresses.count(one) > 1})
+    if twice:
+        raise ConfigError(
+            f"{', '.join(twice)} is named twice by on_premise.head_ip and on_premise.worker_ips; name each "
+            "machine once (the head takes no work)"
+        )
     group, *others = cluster.groups
     if others:
         raise ConfigError(

@@ -71,6 +71,11 @@ class GroupConfig(OneLineSection):
 
     pod: dict[str, Any] = Field(default_factory=dict)
     """Merged into the pod template of this group's workers, after `kubernetes.pod`."""
+    aws_node: dict[str, Any] = Field(default_factory=dict)
+    """Merged into this group's machines after `aws.node`, for example for a capacity block
+    {InstanceMarketOptions = {MarketType = "capacity-block"}}."""
+    gcp_node: dict[str, Any] = Field(default_factory=dict)
+    """Merged into this group's machines after `gcp.node`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> GroupConfig:
