@@ -6,8 +6,10 @@ and its template `start_cluster` starts a second one beside it.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
@@ -24,11 +26,32 @@ SECRETS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_T
 """Given by `sky jobs launch --secret NAME` from the environment there; never written into the file."""
 
 
+OURS = {
+    "run": "it starts Ray and the job; add what comes before as setup",
+    "num_nodes": "it is count of the group",
+    "service": "a job is no service; launch one by a file of its own",
+    "pool": "a job has machines of its own; leave it out",
+}
+"""Fields of a task that would part it from the job."""
+TASK_FIELDS = (
+    "api_server_access", "config", "envs", "event_callback", "file_mounts", "file_mounts_mapping", "inputs",
+    "managed_secrets", "name", "outputs", "resources", "secrets", "setup", "volume_mounts", "volumes",
+    "workdir",
+)  # fmt: skip
+RESOURCE_FIELDS = (
+    "accelerator_args", "accelerators", "any_of", "autostop", "cloud", "cpus", "disk_size", "disk_tier",
+    "ephemeral_storage", "image_id", "infra", "instance_type", "job_recovery", "labels", "local_disk",
+    "max_hourly_cost", "memory", "network_tier", "ordered", "ports", "priority", "priority_class", "region",
+    "use_spot", "volumes", "zone",
+)  # fmt: skip
+"""What SkyPilot 0.14 knows."""
+
+
 def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
     """The task file of `sky jobs launch`, which starts the job again where machines are taken away.
 
     Raises:
-        ConfigError: several groups, no image, or a path of this machine.
+        ConfigError: several groups, no image, a path of this machine, or an addition that cannot be.
     """
     group, *others = cluster.groups
     if others:
@@ -38,6 +61,8 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
         )
     if not cluster.image:
         raise ConfigError("image is missing; SkyPilot starts one (render --kind dockerfile makes it)")
+    own = cluster.skypilot.task
+    _check_added(own)
     resources: dict[str, Any] = {
         "image_id": f"docker:{reference_of(cluster.image)}",
         "disk_size": disk_gb(cluster, group) + cluster.cache.size_gb,
@@ -46,7 +71,9 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
     }
     if group.gpus:
         resources["accelerators"] = {group.accelerator: group.gpus}
-    if group.spot:  # and machines at the full price where no zone has any at the lower one
+    if (
+        group.spot and not {"any_of", "ordered"} & own.get("resources", {}).keys()
+    ):  # and machines at the full price where no zone has any at the lower one
         resources["any_of"] = [{"use_spot": True}, {"use_spot": False}]
     bucket = cluster.cache.bucket
     mounts = {CACHE_FOLDER: {"source": bucket, "mode": "MOUNT_CACHED"}} if bucket else {}
@@ -62,7 +89,36 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
             python=path_word(cluster.python), job_file=JOB_FILE, settings=_settings(job, group.name)
         ),
     }
-    return merged(rendered, cluster.skypilot.task)
+    return merged(rendered, own)
+
+
+def _check_added(own: dict[str, Any]) -> None:
+    """Raises ConfigError for a field that SkyPilot does not know, or that is not the user's to give."""
+    for name, why in OURS.items():
+        if name in own:
+            raise ConfigError(f"skypilot.task has {name} = {own[name]!r}, which is not merged: {why}")
+    _check_fields("skypilot.task", own, TASK_FIELDS)
+    resources = own.get("resources", {})
+    _check_fields("skypilot.task.resources", resources, RESOURCE_FIELDS)
+    for choice in ("any_of", "ordered"):
+        choices = resources.get(choice, [])
+        for one in choices if isinstance(choices, list) else [choices]:
+            _check_fields(f"skypilot.task.resources.{choice}", one, RESOURCE_FIELDS)
+    variables = own.get("envs", {})
+    _check_fields("skypilot.task.envs", variables, variables)
+    for name, value in variables.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"skypilot.task.envs.{name} = {value!r} must be a text; put it in quotes")
+
+
+def _check_fields(place: str, own: object, known: Iterable[str]) -> None:
+    if not isinstance(own, dict):
+        raise ConfigError(f"{place} = {own!r} must be a table, such as {{ name = 'value' }}; write it as one")
+    for name in own:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ConfigError(f"{place}: SkyPilot has no {name!r}; {meant}")
 
 
 def _settings(job: JobConfig, group: str) -> str:

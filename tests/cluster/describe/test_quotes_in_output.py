@@ -185,6 +185,7 @@ def test_a_field_stays_itself(kind: Kind, container: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(describing, "_checked_ray_yaml", lambda config: describing._yaml([config]))
     monkeypatch.setattr(describing, "_checked_kuberay", lambda _, documents: describing._yaml(documents))
     monkeypatch.setattr(describing.ray_yaml, "check_instance", lambda *_: None)
+    monkeypatch.setattr(describing.skypilot, "_check_added", lambda _: None)
     monkeypatch.setattr(describing.secrets, "token_hex", lambda _: "abcdef")
     shown = SHOWN.setdefault(kind, set())
     for text in HOSTILE:

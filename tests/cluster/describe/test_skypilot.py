@@ -83,6 +83,41 @@ def test_what_is_added_reaches_the_task(sky_schemas: Any) -> None:
     assert task["file_mounts"] == {"/data": "s3://bucket/data"}
 
 
+def test_the_fields_that_we_know_are_skypilots(sky_schemas: Any) -> None:
+    task, resources = (
+        {name for name in schema["properties"] if not name.startswith("_")}
+        for schema in (sky_schemas.get_task_schema(), sky_schemas.get_resources_schema())
+    )
+    assert {*skypilot.TASK_FIELDS, *skypilot.OURS} == task
+    assert set(skypilot.RESOURCE_FIELDS) == resources
+
+
+def test_choices_of_ones_own_replace_ours() -> None:
+    """Ours beside them would be taken where no choice of the user's has a machine."""
+    choices = [{"infra": "aws", "use_spot": True}, {"infra": "gcp", "use_spot": False}]
+    for name in ("any_of", "ordered"):
+        found = parsed(skypilot={"task": {"resources": {name: choices}}})["resources"]
+        assert {key: found[key] for key in ("any_of", "ordered") if key in found} == {name: choices}
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ({"resource": {}}, "has no 'resource'; did you mean resources"),
+        ({"resources": {"acelerators": "H100:8"}}, "did you mean accelerators"),
+        ({"resources": {"any_of": [{"spot": True}]}}, r"any_of: SkyPilot has no 'spot'"),
+        ({"resources": {"ordered": 3}}, "must be a table"),
+        ({"resources": "H100:8"}, "must be a table"),
+        ({"envs": {"N": 1}}, r"envs\.N = 1 must be a text"),
+        ({"run": "echo"}, "it starts Ray and the job; add what comes before as setup"),
+        ({"num_nodes": 2}, "it is count of the group"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(task: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parsed(skypilot={"task": task})
+
+
 def test_the_task_runs_the_job_on_the_first_node(tmp_path: Path) -> None:
     run = parsed()["run"]
     script = tmp_path / "run.sh"
