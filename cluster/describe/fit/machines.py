@@ -35,6 +35,8 @@ class Prices:
     as_of: str
     source: str
     by_machine: Mapping[str, float]
+    own: frozenset[str] = frozenset()
+    """Machines whose prices are the user's."""
 
     def __str__(self) -> str:
         return f"prices of {self.as_of}: {self.source}"
@@ -74,11 +76,13 @@ def read_prices(path: Path) -> Prices:
     """
     try:
         value = json.loads(path.read_bytes())
-        own = {str(name): float(price) for name, price in value["per_hour"].items()}
+        own = {str(name): _price(price) for name, price in value["per_hour"].items()}
         as_of, source = str(value["as_of"]), str(value["source"])
-    except FileNotFoundError:
-        raise ConfigError(f"--prices {path} is not there; give a JSON file of prices") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise ConfigError(
+            f"--prices {path} cannot be read ({error.strerror}); give a JSON file of prices"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"--prices {path} cannot be used ({type(error).__name__}: {error}); give a JSON object with "
             'as_of, source and per_hour {"machine": price}'
@@ -86,8 +90,17 @@ def read_prices(path: Path) -> Prices:
     wrong = next((name for name, price in own.items() if not 0 <= price < float("inf")), None)
     if wrong is not None:
         raise ConfigError(f"--prices {path}: the price of {wrong!r} is {own[wrong]}, it must be at least 0")
+    unprintable = next((text for text in (as_of, source) if not text.isprintable()), None)
+    if unprintable is not None:
+        raise ConfigError(f"--prices {path}: {unprintable!r} must be one line, as it stands in a comment")
     told = f"{source}; of other machines: the list of {LIST_PRICES.as_of}"
-    return Prices(as_of, told, {**LIST_PRICES.by_machine, **own})
+    return Prices(as_of, told, {**LIST_PRICES.by_machine, **own}, frozenset(own))
+
+
+def _price(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def machine_for(wanted: GroupConfig | HeadConfig, cloud: str) -> Machine:
@@ -127,14 +140,15 @@ def price_lines(
     `cloud` None is a place whose prices are not known: what AWS asks for such machines stands in. Without
     `head`, the head runs on one of the group's machines.
     """
-    lines, total, unknown, listed = [], 0.0, False, False
+    lines, total, unknown, used = [], 0.0, False, list[str]()
     parts: list[tuple[str, HeadConfig | GroupConfig, int, bool]] = [("head", cluster.head, 1, False)]
     parts += [(group.name, group, group.count, group.spot) for group in cluster.groups]
     for name, part, count, spot in parts if head else parts[1:]:
         price, source = part.price_per_hour, ""
         if price is None:
-            price = _list_price(part, cloud or "aws", prices) * (SPOT_SHARE if spot else 1)
-            listed |= price > 0
+            name_there, price = _list_price(part, cloud or "aws", prices)
+            price *= SPOT_SHARE if spot else 1
+            used += [name_there] if price > 0 else []
             source = "" if cloud else " at AWS's price; set price_per_hour"
         if not price and part.price_per_hour is None:
             lines.append(f"{name}: {count} machines, price unknown (set price_per_hour)")
@@ -148,13 +162,18 @@ def price_lines(
     if total or not unknown:
         at_least = "at least " if unknown else ""
         lines.append(f"in all, with every machine up: {at_least}{total:.2f} {cluster.currency}/h (rough)")
-    return [*lines, str(prices)] if listed else lines
+    if prices.own and used and not prices.own & set(used):
+        lines.append(
+            f"WARNING: none of the {len(prices.own)} prices of --prices is of these machines, which are "
+            f"{', '.join(dict.fromkeys(used))}; name them so"
+        )
+    return [*lines, str(prices)] if used else lines
 
 
-def _list_price(wanted: GroupConfig | HeadConfig, cloud: str, prices: Prices) -> float:
-    """An hour on demand; 0 where no price is known."""
+def _list_price(wanted: GroupConfig | HeadConfig, cloud: str, prices: Prices) -> tuple[str, float]:
+    """The machine and what an hour of it costs on demand; 0 where no price is known."""
     try:
         machine = machine_for(wanted, cloud)
     except ConfigError:
-        return 0.0
-    return prices.by_machine.get(machine.name, machine.price_per_hour)
+        return "", 0.0
+    return machine.name, prices.by_machine.get(machine.name, machine.price_per_hour)

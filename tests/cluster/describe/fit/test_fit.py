@@ -177,6 +177,9 @@ def test_a_file_of_prices_replaces_the_list(tmp_path: Path) -> None:
         ("no json", "cannot be used"),
         ("[1]", "cannot be used"),
         ('{"as_of": "x", "source": "y", "per_hour": {"m": "much"}}', "cannot be used"),
+        ('{"as_of": "x", "source": "y", "per_hour": {"m": true}}', "True is no number"),
+        ("[" * 100_000, "cannot be used"),
+        ('{"as_of": "x", "source": "y\\nrm -rf /", "per_hour": {"m": 1}}', "must be one line"),
         ('{"as_of": "x", "source": "y", "per_hour": {"m": -1}}', "'m' is -1.0, it must be at least 0"),
     ],
 )
@@ -185,8 +188,21 @@ def test_prices_that_cannot_be_used_are_refused(text: str, says: str, tmp_path: 
     path.write_text(text)
     with pytest.raises(ConfigError, match=says):
         read_prices(path)
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="No such file"):
         read_prices(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        read_prices(tmp_path)
+
+
+def test_prices_of_no_machine_here_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    path.write_text('{"as_of": "2026-11", "source": "us", "per_hour": {"p5-48xlarge": 1, "g6-12xlarge": 1}}')
+    names = [machine_for(one, "aws").name for one in (two_kinds().head, *two_kinds().groups)]
+    lines = price_lines(two_kinds(), "aws", prices=read_prices(path))
+    assert lines[-2] == (
+        f"WARNING: none of the 2 prices of --prices is of these machines, which are {', '.join(names)}; "
+        "name them so"
+    )
 
 
 @pytest.mark.parametrize("cloud", sorted(CATALOGS))
