@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Literal
 
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError
@@ -61,6 +62,12 @@ class LossyBackend:
 
     def put(self, name: str, data: bytes) -> None:
         self._change(lambda: self._write(name, data))
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        data = io.BytesIO()
+        yield data
+        self.put(name, data.getvalue())
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         return self._change(lambda: name not in self._memory.data and self._write(name, data))

@@ -49,13 +49,22 @@ class LocalBackend:
         """Links and locks keep them."""
 
     def put(self, name: str, data: bytes) -> None:
-        with self._temporary(name, data) as (temporary, target):
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        with self._temporary(name) as (temporary, target):
+            with _durable(temporary) as file:
+                yield file
             os.replace(temporary, target)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         if self._path(name).exists():
             return False
-        with self._temporary(name, data) as (temporary, target):
+        with self._temporary(name) as (temporary, target):
+            with _durable(temporary) as file:
+                file.write(data)
             try:
                 # A hard link, unlike a rename, refuses to replace: the kernel picks the one winner.
                 os.link(temporary, target)
@@ -125,17 +134,13 @@ class LocalBackend:
         raise self._missing(name) if stat.S_ISDIR(mode) else _not_regular(path)
 
     @contextlib.contextmanager
-    def _temporary(self, name: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        """A durable temporary file beside the target; the caller links or renames it."""
+    def _temporary(self, name: str) -> Iterator[tuple[Path, Path]]:
+        """Where a file beside the target may be written; the caller links or renames it."""
         target = self._path(name)
         if not target.parent.is_dir():
             _make_directories(target.parent)
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
             yield temporary, target
             _sync_directory(target.parent)
         finally:
@@ -168,6 +173,15 @@ class LocalBackend:
                         status = entry.stat(follow_symlinks=False)
                         name = os.path.relpath(entry.path, self._root)
                         yield ObjectInfo(name, status.st_size, status.st_mtime)
+
+
+@contextlib.contextmanager
+def _durable(path: Path) -> Iterator[BinaryIO]:
+    """A new file, on the disk when the block ends."""
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _not_regular(path: Path) -> UnsafeObjectError:

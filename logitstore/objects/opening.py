@@ -11,6 +11,7 @@ import copy
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -68,6 +69,10 @@ class Backend(Protocol):
 
     def put(self, name: str, data: bytes) -> None:
         """Whole and lasting when it returns, in place of what was there."""
+        ...
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """As `put` of what the block wrote; nothing where it raises."""
         ...
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
@@ -165,6 +170,13 @@ class Objects:
     def put(self, name: str, data: bytes) -> None:
         """Create or replace atomically and durably."""
         self._backend.put(check_name(name), data)
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file that is put as the object when the block ends; one that raises leaves what was there.
+
+        A local object is never in memory as a whole; one that is put elsewhere is.
+        """
+        return self._backend.writing(check_name(name))
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Create durably; False, with nothing changed, if the object was there already.

@@ -83,6 +83,12 @@ class RemoteBackend:
         with self._translated(name, writing=True):
             self._fs.pipe_file(self._path(name), data)
 
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        data = io.BytesIO()  # it grows, and gives its bytes, without being copied
+        yield data
+        self.put(name, data.getvalue())
+
     def put_if_absent(self, name: str, data: bytes) -> bool:
         if self._scheme not in EXCLUSIVE_CREATE_SCHEMES:
             raise self._unsupported("create an object only if it is absent")

@@ -6,9 +6,9 @@ Decoding, and what Parquet does, release the interpreter's lock.
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +30,7 @@ from logitstore.exchange.tables.arrays import (
 from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.json_lines import head_line, json_lines
 from logitstore.manifest.fields import Manifest
-from logitstore.objects.opening import Objects
+from logitstore.objects.opening import TEMPORARY_PREFIX, Objects
 from logitstore.objects.room import SELECT_LESS, require_room
 from logitstore.rows.selection import Selection, ShardPart, measure_of
 from logitstore.rows.temperature import cut_labels, truncate
@@ -53,6 +53,9 @@ _PLANES = tuple(
 )
 """Columns that Parquet writes byte by byte: half the size, and less to compress."""
 _PART_NAME = re.compile(r"part-\d{5}-of-(\d{5})\.(parquet|arrow|jsonl)")
+_UNFINISHED_NAME = re.compile(TEMPORARY_PREFIX + r"\d+-[0-9a-f]{16}")
+DEAD_AFTER_SEC = 3600.0
+"""An unfinished file that was not written to for so long is of an export that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +200,17 @@ def export_files(
     parts = table.selection.parts(store)
     groups = _groups(parts, file_bytes)
     _refuse_another(target, len(groups), form)
+    _remove_unfinished(target)
     table.require_room(target.uri, parts, announce)
     counter = _Counter(store, progress)
 
     def write(numbered: tuple[int, list[ShardPart]]) -> Iterator[tuple[int, int]]:
         number, group = numbered
-        sink = io.BytesIO()  # it grows, and gives its bytes, without being copied
         counted = _Counter(store, None)
-        table.write(pa.PythonFile(sink, "w"), map(counted.count, table.pieces(group)))
-        data = sink.getvalue()
-        target.put(f"part-{number:05d}-of-{len(groups):05d}.{form}", data)
-        yield counted.done, len(data)
+        with target.writing(f"part-{number:05d}-of-{len(groups):05d}.{form}") as file:
+            table.write(pa.PythonFile(file, "w"), map(counted.count, table.pieces(group)))
+            num_bytes = file.tell()
+        yield counted.done, num_bytes
 
     num_bytes = 0
     with made_ahead(write, enumerate(groups)) as written:
@@ -269,6 +272,16 @@ def _refuse_another(target: Objects, num_files: int, form: str) -> None:
             f"{target.uri} holds files of another export, such as {others[0]}, where this one has "
             f"{num_files:,} of {form}: readers would take both; remove them, or export to another place"
         )
+
+
+def _remove_unfinished(target: Objects) -> None:
+    """What killed exports left in this very folder, each as large as a file of theirs."""
+    oldest_live = time.time() - DEAD_AFTER_SEC
+    target.delete_temporary(
+        info
+        for info in target.list_temporary()
+        if _UNFINISHED_NAME.fullmatch(info.name) and info.modified_sec < oldest_live
+    )
 
 
 def _writer(file: pa.NativeFile, schema: pa.Schema, form: str) -> Any:

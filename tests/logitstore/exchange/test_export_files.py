@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,44 @@ def test_to_an_object_store(store: LogitStore, tmp_path: Path) -> None:
             (tmp_path / "tables" / name).write_bytes(objects.get(name))
     tables = [pq.read_table(path) for path in sorted((tmp_path / "tables").iterdir())]
     assert sum(table.num_rows for table in tables) == 17
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "jsonl"])
+def test_a_local_file_is_never_in_memory_as_a_whole(
+    store: LogitStore, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four threads held four files, of up to half a gigabyte of JSONL each."""
+    monkeypatch.setattr(Objects, "put", lambda *_: pytest.fail("a whole file was in memory"))
+    result = export_files(store, str(tmp_path / "out"), form, file_bytes=1)
+    files = sorted((tmp_path / "out").iterdir())
+    assert len(files) == result.num_files == 6
+    assert sum(path.stat().st_size for path in files) == result.num_bytes
+    whole = tmp_path / f"whole.{form}"
+    assert export_table(store, whole, form) == result.num_sequences == 18
+    if form == "jsonl":
+        lines = [line for path in files for line in path.read_bytes().splitlines()[1:]]
+        assert lines == whole.read_bytes().splitlines()[1:]
+    else:
+        read = pq.read_table if form == "parquet" else lambda path: pa.ipc.open_file(path).read_all()
+        assert pa.concat_tables(map(read, files)).equals(read(whole))
+
+
+def test_what_a_killed_export_left_goes_with_the_next(store: LogitStore, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "deeper").mkdir(parents=True)
+    dead, other, living = (
+        out / ".tmp-1-0123456789abcdef",
+        out / "deeper/.tmp-1-0123456789abcdef",
+        out / ".tmp-2-0123456789abcdef",
+    )
+    for path in (dead, other, living):
+        path.write_bytes(b"half")
+    for path in (dead, other):
+        os.utime(path, (0, 0))
+    export_files(store, str(out), "parquet")
+    assert not dead.exists()
+    assert other.exists(), "of a folder that is not the export's"
+    assert living.exists(), "it may be of an export that is at work"
 
 
 @pytest.mark.parametrize("form", ["npz", "messages"])

@@ -30,6 +30,25 @@ def test_put_get_replace_and_ranges(objects: Objects) -> None:
     assert objects.get("empty") == b""
 
 
+def test_what_a_block_writes_is_put_whole_or_not_at_all(objects: Objects) -> None:
+    with objects.writing("part.bin") as file:
+        file.write(b"one, ")
+        assert not objects.exists("part.bin")
+        file.write(b"two")
+    assert objects.get("part.bin") == b"one, two"
+
+    def stop_halfway() -> None:
+        with objects.writing("part.bin") as file:
+            file.write(b"other")
+            raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        stop_halfway()
+    assert objects.get("part.bin") == b"one, two"
+    assert objects.list() == ["part.bin"]
+    assert objects.list_temporary() == []
+
+
 def test_missing_objects(objects: Objects) -> None:
     for call in (objects.get, objects.stat, objects.get_with_etag):
         with pytest.raises(ObjectNotFoundError, match=r"commits/none\.json"):
