@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from logitstore.common.forms import of_form
 from logitstore.common.section import HomePath, Section
 
 InputKind = Literal["auto", "messages", "prompt", "prompt_response", "text", "token_ids"]
@@ -68,7 +69,12 @@ class InputConfig(Section):
     to answer as if it had the teacher's. None gives both the same prompt."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many records of the input."""
-    slice: str = Field(default="", pattern=r"^([0-9]+/[1-9][0-9]*)?$")
+    slice: Annotated[
+        str,
+        of_form(
+            r"([0-9]+/[1-9][0-9]*)?", "a slice is NUMBER/SLICES, as '0/4' for the first of four; write it so"
+        ),
+    ] = ""
     """Take only one slice of the input, as "NUMBER/SLICES" with numbers from 0: "1/4" is every fourth record
     from the second on. Each has a store of its own; `penumbra store merge` joins them. "" takes all."""
     storage_options: dict[str, Any] = Field(default_factory=dict)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from labeler.config.engine_keys import NOT_SUPPORTED, OWNED_ENGINE_ARGS
+from logitstore.common.forms import of_form
 from logitstore.common.secrets import redact_uri, secret_places
 from logitstore.common.section import HomePath, Section
 
@@ -52,7 +53,13 @@ class ApiTeacherConfig(Section):
     """"chat" sends messages and is what every server has; it gives texts alone (`labels.rows = false`), which
     are kept in the tokens of `teacher.model`: name the student's there. "completions" sends token ids, or the
     prompt as text where `labels.rows` is false."""
-    key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_variable: Annotated[
+        str,
+        of_form(
+            r"[A-Za-z_][A-Za-z0-9_]*",
+            "it is the name of a variable, of letters, digits and '_', not the key itself; write the name",
+        ),
+    ] = "OPENAI_API_KEY"
     """Environment variable that holds the key, on every machine of a worker; unset sends none."""
     concurrency: int = Field(default=16, ge=1)
     """Requests of a replica at a time."""

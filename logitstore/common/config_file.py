@@ -112,6 +112,8 @@ def explain_problem(problem: Mapping[str, Any], model: Any, *, what: str) -> str
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in _TABLES:
         message = "it should be a table, such as { name = 1 }"
+    if problem["type"] in _LISTS and isinstance(problem["input"], dict):
+        return f"{name}: it should be a list; write [[{name}]] for each of its tables"
     if isinstance(problem["input"], dict):
         return f"{name}: {message}"
     key = str(problem["loc"][-1]) if problem["loc"] else ""

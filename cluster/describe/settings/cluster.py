@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from cluster.describe.settings.interpreter import check_interpreter
 from cluster.describe.settings.kubernetes import KubernetesConfig
 from cluster.describe.settings.no_secrets import places_of_secrets
 from cluster.describe.settings.one_line import OneLineSection
@@ -22,8 +23,16 @@ from cluster.describe.settings.places import (
     SlurmConfig,
 )
 from logitstore.common.config_file import ConfigError, explain_problem, read_document
+from logitstore.common.forms import of_form
 
-NAME = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
+Name = Annotated[
+    str,
+    of_form(
+        r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?",
+        "a name has at most 40 small letters, digits and '-', with a letter first and no '-' at its end; "
+        "write it so, for example 'h100-spot'",
+    ),
+]
 """Fits Kubernetes labels, EC2 tags and Ray resource names alike."""
 
 
@@ -43,7 +52,7 @@ class HeadConfig(OneLineSection):
 class GroupConfig(OneLineSection):
     """Machines of one kind. Several groups make a cluster of different GPUs."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     """Also a Ray resource, `group-NAME`, by which a job asks for this group (`workers.resources`)."""
     count: int = Field(ge=1)
     """Most machines."""
@@ -92,15 +101,20 @@ class GroupConfig(OneLineSection):
 class ClusterConfig(OneLineSection):
     """A cluster for labeling jobs."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     """Names the cluster and everything it makes."""
     image: str = ""
     """Container image with this project and vLLM installed (`render --kind dockerfile` makes one)."""
     region: str = "us-east-1"
     """Region of AWS; GCP's follows from `gcp.zone`."""
-    python: str = "python"
+    python: Annotated[str, AfterValidator(check_interpreter)] = "python"
     """Interpreter with this project, in the image or on the machines."""
-    ray_version: str = Field(default="2.60.0", pattern=r"^[0-9A-Za-z.+-]+$")
+    ray_version: Annotated[
+        str,
+        of_form(
+            r"[0-9A-Za-z.+-]+", "a version has digits, letters, '.', '+' and '-', as 2.60.0; write it so"
+        ),
+    ] = "2.60.0"
     """Ray of the image; the client that submits should have the same."""
     idle_minutes: int = Field(default=10, ge=1)
     """Idle machines are given back after this."""
@@ -167,5 +181,6 @@ def load_cluster(path: str) -> ClusterConfig:
     try:
         return ClusterConfig.model_validate(document)
     except ValidationError as error:
-        problems = [explain_problem(problem, ClusterConfig, what="cluster") for problem in error.errors()]
+        found = [one for one in error.errors() if one["type"] != "too_short" or not one["input"]]
+        problems = [explain_problem(problem, ClusterConfig, what="cluster") for problem in found]
         raise ConfigError(f"{path}: {'; '.join(problems)}") from None

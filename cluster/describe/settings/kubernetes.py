@@ -10,6 +10,7 @@ from cluster.describe.settings.kubernetes_names import (
     check_label,
     check_label_name,
     check_label_value,
+    check_namespace,
     check_object_name,
 )
 from cluster.describe.settings.one_line import OneLineSection
@@ -43,7 +44,7 @@ class KubernetesConfig(OneLineSection):
     platform: Literal["", "gke", "karpenter"] = ""
     """Whose node labels `gpu_label`, `gpu_labels` and `spot_label` are where they are not given: Google's, or
     those of Karpenter on AWS; "" takes the defaults below."""
-    namespace: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    namespace: Annotated[str, AfterValidator(check_namespace)] = "default"
     """Namespace of everything rendered."""
     service_account: ObjectName = ""
     """Account whose role gives access to the object store; "" is the namespace's default."""

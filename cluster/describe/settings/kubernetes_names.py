@@ -24,6 +24,16 @@ def check_object_name(name: str) -> str:
     return name
 
 
+def check_namespace(name: str) -> str:
+    """Raises ValueError for what is no name of a namespace."""
+    if not PART_NAME.fullmatch(name):
+        raise ValueError(
+            "a namespace is named by at most 63 small letters, digits and, within, '-'; write the name that "
+            "`kubectl get namespaces` shows"
+        )
+    return name
+
+
 def check_label_name(name: str) -> str:
     """Raises ValueError for what is no name of a label."""
     if not LABEL_NAME.fullmatch(name):

@@ -11,9 +11,14 @@ _PLAIN = re.compile(rf"{_START}(?:[A-Za-z0-9._/-]|{VARIABLE})*")
 _ANY = re.compile(rf"{_START}(?:[^:,\s\"'$`\\~]|{VARIABLE})*")
 
 
+def is_plain_path(path: str) -> bool:
+    """Whether it is whole, or begins with `~` or a variable, and has plain characters alone."""
+    return _PLAIN.fullmatch(path) is not None
+
+
 def check_plain_path(path: str) -> str:
     """Raises ValueError for what is no path of plain characters."""
-    if not _PLAIN.fullmatch(path):
+    if not is_plain_path(path):
         raise ValueError(
             "a folder of the nodes starts with '/', '~/' or a variable such as $SCRATCH, and has letters, "
             "digits, '.', '_', '-', '/' and variables; write it so"

@@ -10,7 +10,16 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from cluster.describe.settings.kubernetes_names import check_object_name
 from cluster.describe.settings.node_paths import check_mount, check_plain_path
 from cluster.describe.settings.one_line import OneLineSection
+from logitstore.common.forms import of_form
 
+SlurmWord = Annotated[
+    str,
+    of_form(
+        r"[A-Za-z0-9._,:@/+-]*",
+        "a name of Slurm is one word of letters, digits and any of '._,:@/+-'; write what `sinfo` or "
+        "`sacctmgr` shows",
+    ),
+]
 OURS: dict[str, str] = {
     "--array": "slurm.array, which gives each task its part of the input and its own store",
     "--nodes": "count of the group, by which the job's placement is checked",
@@ -34,22 +43,25 @@ class OnPremiseConfig(OneLineSection):
 
 
 class SlurmConfig(OneLineSection):
-    partition: str = Field(default="", pattern=r"^[A-Za-z0-9._,:@/+-]*$")
+    partition: SlurmWord = ""
     """Partition; "" is the site's default."""
-    account: str = Field(default="", pattern=r"^[A-Za-z0-9._,:@/+-]*$")
+    account: SlurmWord = ""
     """Account to charge; "" is the user's."""
     hours: float = Field(default=4, gt=0)
     """Time limit; a job cut off resumes by submitting the script again."""
     setup: str = ""
     """Shell lines before anything starts, for example loading modules."""
-    gpu_types: dict[str, str] = Field(default_factory=dict)
+    gpu_types: dict[str, SlurmWord] = Field(default_factory=dict)
     """The site's names of GPUs by accelerator, for example {H100 = "h100"}, so that a mixed partition gives
     no other."""
     directives: tuple[str, ...] = ()
     """Further lines for sbatch, each starting with "--", for example "--qos=high"; one that the script has
     too, under this name or another ("--mem-per-cpu", "--gres=gpu:4", "--no-requeue"), replaces it. What
     settings say (--nodes, --time, --array, --signal) is refused."""
-    interface: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    interface: Annotated[
+        str,
+        of_form(r"[A-Za-z0-9._-]*", "a network interface is one word, as ib0; write what `ip link` shows"),
+    ] = ""
     """Network interface whose IPv4 address the nodes use for each other; "" takes the first routable one."""
     scratch: Annotated[str, AfterValidator(check_plain_path)] = "/tmp"
     """Folder on each node for Ray's sockets and logs, which may begin with `~/` and name variables of the
@@ -141,7 +153,14 @@ class CacheConfig(OneLineSection):
     """Scratch of so many GB, which goes with the pod or job. Kubernetes: ephemeral storage of each worker;
     Slurm: disk in `slurm.scratch` (`--tmp`, which a site that gives its nodes no TmpDisk refuses: set
     `slurm.directives = ["--tmp=0"]` there); SkyPilot: added to each machine's disk."""
-    bucket: str = Field(default="", pattern=r"^((s3|gs|r2|https)://[A-Za-z0-9._/-]+)?$")
+    bucket: Annotated[
+        str,
+        of_form(
+            r"((s3|gs|r2|https)://[A-Za-z0-9._/-]+)?",
+            "a bucket is s3://NAME/PATH, or so with gs, r2 or https, in letters, digits, '.', '_', '-' and "
+            "'/'; write it so",
+        ),
+    ] = ""
     """SkyPilot: a bucket, s3://NAME/PATH or gs://NAME/PATH, that all machines mount and keep a copy of what
     they read: other machines and later tasks find the weights there."""
     offline: bool = False

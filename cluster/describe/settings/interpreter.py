@@ -1,0 +1,13 @@
+"""The interpreter's name in a description, which stands in lines of several shells."""
+
+from __future__ import annotations
+
+
+def check_interpreter(python: str) -> str:
+    """Raises ValueError for a command with arguments: it would be looked for as one file."""
+    if not python or (" " in python and "/" not in python.split()[0]):
+        raise ValueError(
+            "it is one program, without arguments; name the interpreter of the environment, as "
+            "/opt/conda/envs/penumbra/bin/python, or activate that before (slurm.setup)"
+        )
+    return python
