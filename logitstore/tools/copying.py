@@ -13,7 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
-from logitstore.errors import AccessRefusedError, CorruptShardError, ObjectNotFoundError, StoreExistsError
+from logitstore.errors import (
+    AccessRefusedError,
+    CorruptManifestError,
+    CorruptShardError,
+    ObjectNotFoundError,
+    StoreExistsError,
+)
 from logitstore.index import segments as index_segments
 from logitstore.index.ids import MAX_IDS_BYTES, ids_name
 from logitstore.index.pointer import INDEX_NAME, encode_pointer
@@ -48,13 +54,15 @@ def copy_store(
     """Copy all committed labels, and `with_job` the plan by which the job can go on there.
 
     The target may be any place that objects can be put to. Every shard is compared with its checksum on the
-    way. Raises StoreExistsError where another store lies, CorruptShardError for a damaged shard,
-    UnsupportedInputError where a local disk has no room.
+    way. Raises StoreExistsError where another store lies, or a copy that has more, CorruptShardError for a
+    damaged shard, UnsupportedInputError where a local disk has no room.
     """
     refuse_own_place(source.uri, target.uri, "copy")
     _refuse_another(source, target)
     there = {info.name: info.num_bytes for info in target.list_info()}
     small = _snapshot(source)  # fixes what is copied: compaction may replace these objects at any time
+    if INDEX_NAME in there:
+        _refuse_newer(source, target)
     entries = [entry for entry in source.shards() if entry.name]
     missing = [entry for entry in entries if there.get(entry.name) != entry.num_bytes]
     require_room(target.uri, sum(entry.num_bytes for entry in missing), "the copy")
@@ -90,6 +98,27 @@ def _refuse_another(source: LogitStore, target: Objects) -> None:
         return
     if manifest_hash(found) != manifest_hash(source.manifest):
         raise StoreExistsError(f"{target.uri} already holds another store; copy to another place")
+
+
+def _refuse_newer(source: LogitStore, target: Objects) -> None:
+    """Raise StoreExistsError where the copy would take units out, or bring deleted records back: a store and
+    its copy were given the wrong way round.
+    """
+    try:
+        found = LogitStore(target, source.manifest)
+    except (CorruptManifestError, ObjectNotFoundError):
+        return  # a damaged copy is mended by copying again
+    dropped = {one.unit_id for one in source.index_pointer()[0].dropped}
+    if units := found.committed_units() - source.committed_units() - dropped:
+        raise StoreExistsError(
+            f"{target.uri} has units that {source.uri} has not ({len(units):,}, such as {min(units)!r}), and "
+            "would lose them; copy the other way round, or to another place"
+        )
+    if records := found.deletions.records - source.deletions.records:
+        raise StoreExistsError(
+            f"records were deleted from {target.uri} ({len(records):,}) and not from {source.uri}, and would "
+            "come back; delete them there too, or copy to another place"
+        )
 
 
 def _snapshot(source: LogitStore) -> dict[str, bytes]:

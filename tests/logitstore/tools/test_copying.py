@@ -15,6 +15,7 @@ from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokeni
 from logitstore.tools import copying
 from logitstore.tools.copying import copy_store
 from logitstore.tools.deletion import delete_records
+from logitstore.tools.purge import purge
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import commit_units, make_manifest, make_sequence
 from tests.s3_dialects import run_dialect
@@ -120,3 +121,48 @@ def test_what_is_refused(store: LogitStore, tmp_path: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(CorruptShardError, match="run `verify` on the source"):
         copy_store(store, Objects(tmp_path / "copy"))
+
+
+def test_a_copy_never_takes_labels_back(
+    store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given the wrong way round, an old copy replaced the index of the store, and its newer units were gone."""
+    copy_store(store, Objects(tmp_path / "copy"))
+    copy = LogitStore.open(tmp_path / "copy")
+    commit_units(store, [7])
+    for compacted in (False, True):
+        digest = store.digest
+        assert main(["copy", copy.uri, store.uri]) == 2
+        told = capsys.readouterr().err
+        assert f"{store.uri} has units that {copy.uri} has not (1, such as 'unit-0007')" in told
+        assert LogitStore.open(store.uri).digest == digest, compacted
+        store.compact()
+    copy_store(store, copy.objects)
+    assert LogitStore.open(copy.uri).digest == store.digest
+
+
+def test_a_copy_brings_no_deleted_record_back(store: LogitStore, tmp_path: Path) -> None:
+    place = Objects(tmp_path / "copy")
+    copy_store(store, place)
+    copy = LogitStore.open(place.uri)
+    delete_records(copy, frozenset({"record-4"}), "asked for")
+    purge(copy)
+    with pytest.raises(StoreExistsError, match=r"deleted from .*copy \(1\) and not from .*store,"):
+        copy_store(store, place)
+    assert copy.digest == LogitStore.open(place.uri).digest
+    delete_records(store, frozenset({"record-4"}), "asked for")
+    copy_store(store, place)
+    purge(store)
+    store.uncommit([store.shards()[0].name])
+    copy_store(store, place)
+    assert LogitStore.open(place.uri).digest == store.digest
+
+
+def test_a_damaged_copy_is_mended_by_copying_again(store: LogitStore, tmp_path: Path) -> None:
+    place = Objects(tmp_path / "copy")
+    store.compact()
+    copy_store(store, place)
+    for name in place.list("index/"):
+        place.put(name, b"damaged")
+    copy_store(store, place)
+    assert LogitStore.open(place.uri).digest == store.digest
