@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logitstore.cli import context
 from logitstore.cli.arguments.making import EXPORT_FORMS, TABLE_FORMS, TEXT_FORMS
-from logitstore.cli.selecting import selection_of, warn_of_unmet
+from logitstore.cli.selecting import selection_of, warn_of_top_k, warn_of_unmet
 from logitstore.common.options import read_storage_options
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.by_suffix import SUFFIXES
@@ -24,6 +24,7 @@ def export(args: argparse.Namespace) -> int:
     args.to = args.to or _form_of_suffix(place)
     refuse_in_store(place, "the export")
     store = context.open_store(args)
+    warn_of_top_k("export", args.top_k, [store])
     if "://" in place or place.endswith("/") or Path(place).is_dir():
         return _export_files(args, store, place)
     ignored = ("file_bytes", "out_storage_options")
@@ -48,7 +49,7 @@ def export(args: argparse.Namespace) -> int:
                 announce=lambda num_bytes: _say_room(args, place, num_bytes),
                 progress=progress,
             )
-    warn_of_unmet("export", selection)
+    warn_of_unmet("export", selection, count)
     what = "label rows" if args.to == "npz" else "sequences"
     context.say(args, f"{count:,} {what} to {path} ({context.size_text(path.stat().st_size)})")
     return context.OK
@@ -84,7 +85,7 @@ def _export_files(args: argparse.Namespace, store: LogitStore, place: str) -> in
             announce=lambda num_bytes: _say_room(args, place, num_bytes),
             progress=progress,
         )
-    warn_of_unmet("export", selection)
+    warn_of_unmet("export", selection, result.num_sequences)
     context.say(
         args,
         f"{result.num_sequences:,} sequences to {context.count_text(result.num_files, 'file')} below {place} "
@@ -117,7 +118,7 @@ def _export_texts(args: argparse.Namespace, store: LogitStore, path: Path) -> in
             tokenizer=args.tokenizer,
             progress=progress,
         )
-    warn_of_unmet("export", selection)
+    warn_of_unmet("export", selection, written)
     context.say(args, f"{written:,} sequences to {path} ({context.size_text(path.stat().st_size)})")
     if left_out:
         context.warn(

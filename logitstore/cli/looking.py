@@ -17,7 +17,7 @@ from logitstore.cli.contamination import (
     contamination_of,
 )
 from logitstore.cli.rendering import print_head, print_inspection
-from logitstore.cli.selecting import selection_of, warn_of_unmet
+from logitstore.cli.selecting import selection_of, warn_of_top_k, warn_of_unmet
 from logitstore.common.console import Console
 from logitstore.errors import (
     StoreChangedError,
@@ -128,14 +128,16 @@ def head(args: argparse.Namespace) -> int:
 def cat(args: argparse.Namespace) -> int:
     selection = selection_of(args)
     stores = [context.open_store(args, uri) for uri in args.stores]
-    left = args.limit
+    warn_of_top_k("cat", args.top_k, stores)
+    left, num_written = args.limit, 0
     for store in stores:
         schema = table_schema(store.manifest)
         for some in bounded_groups(_first(selection.blocks(store, top_k=args.top_k), left), TEXT_NUMBERS):
             sys.stdout.write(json_lines(some, schema).decode())
+            num_written += sum(map(len, some))
             left = None if left is None else left - sum(map(len, some))
     if left is None or left > 0:  # else not every sequence was looked at
-        warn_of_unmet("cat", selection)
+        warn_of_unmet("cat", selection, num_written)
     return context.OK
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logitstore.cli import context
 from logitstore.cli.arguments.making import TABLE_FORMS
-from logitstore.cli.selecting import selection_of, warn_of_unmet
+from logitstore.cli.selecting import selection_of, warn_of_top_k, warn_of_unmet
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.common.options import read_storage_options
@@ -62,6 +62,7 @@ def import_store(args: argparse.Namespace) -> int:
 def merge(args: argparse.Namespace) -> int:
     sources = [context.open_store(args, uri) for uri in args.stores]
     selection = selection_of(args)
+    warn_of_top_k("merge", args.top_k, sources)
     with context.progress_bar(args) as progress:
         store = merge_stores(
             sources,
@@ -71,7 +72,7 @@ def merge(args: argparse.Namespace) -> int:
             storage_options=context.storage_options(args),
             progress=progress,
         )
-    warn_of_unmet("merge", selection)
+    warn_of_unmet("merge", selection, int(store.shards().column("num_sequences").sum()))
     _say_size(args, store)
     return context.OK
 

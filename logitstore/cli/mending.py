@@ -70,9 +70,11 @@ def delete(args: argparse.Namespace) -> int:
         context.print_json(result)
     context.say(
         args,
-        f"{context.count_text(result.num_sequences, 'sequence')} of {result.num_records:,} records deleted "
+        f"{context.count_text(result.num_sequences, 'sequence')} of "
+        f"{context.count_text(result.num_records, 'record')} deleted "
         f"in {context.count_text(result.num_units, 'unit')}"
-        + (f"; {result.num_absent:,} records have no labels here" if result.num_absent else "")
+        + (f"; without labels here: {result.num_absent:,}" if result.num_absent else "")
+        + (f"; deleted before: {result.num_before:,}" if result.num_before else "")
         + (f"; their bytes go by `penumbra store compact {args.store} --purge`" if result.num_units else ""),
     )
     return context.OK

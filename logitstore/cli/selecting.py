@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from logitstore.cli import context
@@ -10,6 +11,7 @@ from logitstore.common.options import share
 from logitstore.rows.conditions import FIELDS, UNIT_FIELDS
 from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection, select_ids, select_split
+from logitstore.store import LogitStore
 
 WHERE_HELP = (
     "comparisons (= != < <= > >=), `in (a, b)` and, of flags and segments, has and lacks, joined by and, "
@@ -36,10 +38,20 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def warn_of_unmet(command: str, selection: Selection) -> None:
-    """Names of the selection that no sequence had, after the sequences were read."""
+def warn_of_unmet(command: str, selection: Selection, num_selected: int) -> None:
+    """Names of the selection that no sequence had, after the sequences were read, or that none was taken."""
     for sentence in selection.unmet.sentences():
         context.warn(command, sentence)
+    if not num_selected and not selection.takes_all:
+        context.warn(command, "no sequence is selected")
+
+
+def warn_of_top_k(command: str, top_k: int | None, stores: Iterable[LogitStore]) -> None:
+    """Stores with fewer entries per row than were asked for: they are taken as they are."""
+    for store in stores:
+        stored = store.manifest.labels.top_k
+        if top_k is not None and top_k > stored:
+            context.warn(command, f"--top-k is {top_k}, and {store.uri} has K={stored}: all of it is taken")
 
 
 def selection_of(args: argparse.Namespace) -> Selection:

@@ -39,6 +39,8 @@ class DeletionResult:
     num_units: int
     num_absent: int
     """Records named that have no labels here; they are noted all the same, and will get none."""
+    num_before: int
+    """Records named that were deleted, or noted, before."""
     tombstone: str
     """Name of the object that says so; "" if nothing new was said."""
 
@@ -67,10 +69,13 @@ def delete_records(
         units = search.living()
         new = sorted({digest_of(one).hex() for one in search.named} - store.deletions.records)
         if not new and not units:
-            absent = sum(one not in search.met and digest_of(one).hex() not in before for one in record_ids)
+            earlier = {one for one in record_ids if digest_of(one).hex() in before}
+            absent = len(record_ids - search.met - earlier)
             num_sequences = sum(len(unit.places) for unit in found)
             num_units = len({unit.attempt for unit in found})
-            return DeletionResult(len(record_ids), num_sequences, num_units, absent, name)
+            return DeletionResult(
+                len(record_ids), num_sequences, num_units, absent, len(earlier), tombstone=name
+            )
         tombstone = Tombstone(
             manifest=manifest_hash(store.manifest),
             reason=reason.strip(),

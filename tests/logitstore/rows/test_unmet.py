@@ -127,3 +127,20 @@ def test_of_ids_that_the_index_knows_only_their_blocks_are_read_and_the_rest_is_
 def test_a_misspelt_field_or_segment_is_refused_with_the_nearest_name(where: str, hint: str) -> None:
     with pytest.raises(UnsupportedInputError, match=hint):
         parse_selection(where)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "view"])
+def test_a_selection_of_nothing_is_said(
+    command: str, store: LogitStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "no sequence is selected" in told(command, store, tmp_path, capfd, "--where", "num_tokens > 1000")
+    assert told("cat", store, tmp_path, capfd, "--where", "num_tokens > 1") == ""
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "view"])
+def test_a_larger_k_than_is_stored_is_said(
+    command: str, store: LogitStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = told(command, store, tmp_path, capfd, "--top-k", "9")
+    assert f"--top-k is 9, and {store.uri} has K=8: all of it is taken" in error
+    assert "--top-k" not in told("cat", store, tmp_path, capfd, "--top-k", "8")

@@ -29,6 +29,8 @@ def test_every_reader_skips_them_at_once(store: LogitStore, capsys: pytest.Captu
     before, reader = store.digest, LogitStore.open(store.uri)
     result = delete_records(store, GONE | {"nobody"}, "asked for")
     assert (result.num_sequences, result.num_units, result.num_absent) == (4, 3, 1)
+    again = delete_records(store, GONE | {"nobody", "noone"}, "asked for")
+    assert (again.num_sequences, again.num_absent, again.num_before) == (0, 1, len(GONE) + 1)
     rest = [name for name in NAMES if name not in GONE]
     reader.refresh()
     for seen in (store, reader, LogitStore.open(store.uri)):
@@ -132,7 +134,7 @@ def test_verify_against_the_input_counts_them(tmp_path: Path, capsys: pytest.Cap
     ids = tmp_path / "ids.txt"
     ids.write_text(names[0] + "\n")
     assert main(["delete", store.uri, "--ids", str(ids), "--reason", "asked for"]) == 0
-    assert "1 sequence of 1 records deleted in 1 unit; their bytes go by" in capsys.readouterr().out
+    assert "1 sequence of 1 record deleted in 1 unit; their bytes go by" in capsys.readouterr().out
     for purged in (False, True):
         assert main(["verify", store.uri, "--against", str(path), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
