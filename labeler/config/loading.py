@@ -167,6 +167,11 @@ def with_absolute_paths(job: JobConfig) -> JobConfig:
     changed: dict[str, Any] = {}
     if os.path.isdir(teacher.model):
         changed["teacher"] = teacher.model_copy(update={"model": os.path.abspath(teacher.model)})
+    if teacher.fake.slow_while:
+        held_by = os.path.abspath(os.path.expanduser(teacher.fake.slow_while))
+        changed["teacher"] = changed.get("teacher", teacher).model_copy(
+            update={"fake": teacher.fake.model_copy(update={"slow_while": held_by})}
+        )
     for name, place in (("input", job.input), ("output", job.output)):
         if is_local_path(place.uri):
             path = os.path.abspath(os.path.expanduser(place.uri.removeprefix("file://")))

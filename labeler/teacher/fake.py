@@ -9,6 +9,7 @@ Shape legend: T tokens, N label rows, V vocabulary.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 
@@ -34,6 +35,8 @@ DEFAULT_MAX_MODEL_LEN = 4096
 END_SHARE = 24
 """One prefix in so many has the end of turn as its most likely continuation."""
 LOGIT_SCALE = 1.5
+LOOK_SEC = 0.05
+"""Between two looks at the file of `teacher.fake.slow_while`."""
 
 
 class FakeTeacher:
@@ -116,9 +119,15 @@ class FakeTeacher:
 
     def _score(self, prompt: TokenizedPrompt) -> LabeledSequence:
         tokens_T = prompt.token_ids
-        time.sleep(self._settings.seconds_per_token * len(tokens_T))
+        self._take_time(len(tokens_T))
         rows = self._rows(tokens_T, prompt.label_start, prompt.given_ids_NK)
         return labeled_sequence(prompt, tokens_T, rows, sample_index=0, finish_reason="scored")
+
+    def _take_time(self, num_tokens: int) -> None:
+        ends_at = time.monotonic() + self._settings.seconds_per_token * num_tokens
+        held_by = self._settings.slow_while
+        while (left_sec := ends_at - time.monotonic()) > 0 and (not held_by or os.path.exists(held_by)):
+            time.sleep(min(left_sec, LOOK_SEC) if held_by else left_sec)
 
     def _generate(self, prompt: TokenizedPrompt, sample_index: int) -> LabeledSequence:
         rng = np.random.default_rng(sample_seed(self._sampling.seed, prompt.record_id, sample_index))
@@ -143,7 +152,7 @@ class FakeTeacher:
                 finish_reason = "stop"
                 num_stop_tokens = len(found.encode()) if self._sampling.stop_text == "mask" else 0
                 break
-        time.sleep(self._settings.seconds_per_token * len(tokens))
+        self._take_time(len(tokens))
         tokens_T = np.array(tokens, np.int32)
         rows = self._rows(tokens_T, prompt.label_start)
         return labeled_sequence(

@@ -69,6 +69,22 @@ def overrides_for(tmp_path: Path, *more: str) -> list[str]:
     return [*base, *more]
 
 
+def held(folder: Path, seconds_per_token: float) -> tuple[str, ...]:
+    """Overrides of a job in units of four that is this slow until `let_go`."""
+    held_by = folder / "slow"
+    held_by.touch()
+    return (
+        f"teacher.fake.seconds_per_token={seconds_per_token}",
+        f"teacher.fake.slow_while='{held_by}'",
+        "output.unit_size=4",
+    )
+
+
+def let_go(folder: Path) -> None:
+    """What is labeled, and what is labeled later, is so at full speed."""
+    (folder / "slow").unlink()
+
+
 def run_job(
     overrides: Sequence[str], *flags: str, timeout_sec: float = WAIT_LIMIT_SEC
 ) -> subprocess.CompletedProcess[str]:

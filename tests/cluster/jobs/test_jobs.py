@@ -50,7 +50,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalClu
 
 
 def write_job(folder: Path, *, seconds_per_token: float = 0.0, fields: str = "") -> Path:
-    """A job of 24 short texts, whose kind is found, in units of two, one or two replicas."""
+    """A job of 24 short texts, whose kind is found, in units of two, one or two replicas; it is slow while the
+    file "slow" is there."""
+    (folder / "slow").touch()
     records = [{"id": f"r{i}", "text": f"Sentence number {i} of the input."} for i in range(NUM_RECORDS)]
     (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     job = folder / "job.toml"
@@ -58,7 +60,7 @@ def write_job(folder: Path, *, seconds_per_token: float = 0.0, fields: str = "")
         f"""
 [teacher]
 engine = "fake"
-fake = {{ seconds_per_token = {seconds_per_token} }}
+fake = {{ seconds_per_token = {seconds_per_token}, slow_while = "{folder}/slow" }}
 [input]
 uri = "{folder}/in.jsonl"
 id = "id"
@@ -297,6 +299,7 @@ def test_stop_drains_and_resume_labels_only_the_rest(
     assert run(capsys, "status", job_id, *address)[0] == 4
     assert run(capsys, "stop", job_id, *address)[0] == 0  # stopping what has ended is no error
 
+    (tmp_path / "slow").unlink()
     status, out, err = run(capsys, "resume", job_id, *address, "--wait", "--json")
     assert status == 0, err
     assert stored_ids(store) == ALL_IDS

@@ -51,6 +51,7 @@ def test_a_node_cut_off_in_the_middle_loses_and_doubles_nothing(
         )
         wait_until(lambda: local.count_alive_nodes(cluster.address) == 2)  # Ray gave the node up
         cluster.heal(1)
+        (tmp_path / "slow").unlink()
         assert run(capsys, "logs", job_id, "--address", cluster.address, "--follow")[0] == 0
         progress = json.loads(run(capsys, "status", job_id, "--address", cluster.address, "--json")[1])[
             "progress"

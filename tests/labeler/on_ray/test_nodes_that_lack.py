@@ -13,7 +13,16 @@ import pytest
 
 from benchmarks.jobs.running_job import started, units_done, wait_for
 from tests.labeler import nodes
-from tests.labeler.jobs import assert_exactly_once, events, overrides_for, run_job, status_of, write_records
+from tests.labeler.jobs import (
+    assert_exactly_once,
+    events,
+    held,
+    let_go,
+    overrides_for,
+    run_job,
+    status_of,
+    write_records,
+)
 from tests.labeler.lacking_interpreter import interpreter_without
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -75,13 +84,13 @@ def test_no_engine_is_loaded_on_a_node_that_joins_and_lacks_something(
         tmp_path,
         f"workers.address='{cluster.gcs_address}'",
         "workers.restarts=0",
-        "teacher.fake.seconds_per_token=0.05",
-        "output.unit_size=4",
+        *held(tmp_path, 0.05),
     )
     with started(overrides) as job:
         wait_for(lambda: units_done(store) >= 1, job)
         cluster.join(LACKING, python=python)
         wait_for(lambda: bool(events(store, "replica_given_up")), job)
+        let_go(tmp_path)
         exit_status, output = job.finish()
     assert exit_status == 0, output
     (given_up,) = events(store, "replica_given_up")

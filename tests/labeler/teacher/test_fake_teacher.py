@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from labeler.teacher.fake import END_OF_TURN_ID, FakeTeacher
 from logitstore.records import LabeledSequence
 
 
-def _teacher(sampling: SamplingConfig | None = None, **fake: float) -> FakeTeacher:
+def _teacher(sampling: SamplingConfig | None = None, **fake: float | str) -> FakeTeacher:
     config = TeacherConfig(engine="fake", fake=FakeTeacherConfig(**fake))  # type: ignore[arg-type]
     labels = LabelsConfig(mode="score" if sampling is None else "generate", top_k=16)
     return FakeTeacher(config, labels, sampling or SamplingConfig())
@@ -62,15 +64,28 @@ def test_a_fatal_token_kills_the_teacher_for_good() -> None:
         list(teacher.label([_prompt("b", [3, 4])]))
 
 
-def test_slowness_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slowness_is_what_was_asked_for() -> None:
     teacher = _teacher(seconds_per_token=0.01)
-    slept: list[float] = []
-    monkeypatch.setattr("labeler.teacher.fake.time", SimpleNamespace(sleep=slept.append))
+    begun = time.monotonic()
     list(teacher.label([_prompt("a", list(range(18)))]))
-    assert slept == [pytest.approx(0.2)]
+    assert time.monotonic() - begun >= 0.2
 
 
-def _sampled(**sampling: float | tuple[int, ...]) -> np.ndarray:
+def test_a_held_teacher_is_let_go_with_its_file(tmp_path: Path) -> None:
+    held_by = tmp_path / "slow"
+    held_by.touch()
+    teacher = _teacher(seconds_per_token=60.0, slow_while=str(held_by))
+    labeled: list[object] = []
+    thread = threading.Thread(target=lambda: labeled.extend(teacher.label([_prompt("a", list(range(18)))])))
+    thread.start()
+    time.sleep(0.2)
+    assert not labeled
+    held_by.unlink()
+    thread.join(100)
+    assert len(labeled) == 1
+
+
+def _sampled(**sampling: float | str | tuple[int, ...]) -> np.ndarray:
     """The tokens of 40 responses, [T] each, in one array."""
     config = SamplingConfig(max_tokens=40, n=40, **sampling)  # type: ignore[arg-type]
     prompt = TokenizedPrompt("a", np.arange(4, dtype=np.int32), None, 4)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.jobs.running_job import started, units_done, wait_for
 from tests.labeler import nodes
-from tests.labeler.jobs import assert_exactly_once, events, overrides_for, write_records
+from tests.labeler.jobs import assert_exactly_once, events, held, let_go, overrides_for, write_records
 
 RECORDS = 240
 
@@ -41,8 +41,7 @@ def test_a_spot_notice_moves_the_replica_to_a_node_that_joins(
     overrides = overrides_for(
         tmp_path,
         f"workers.address='{cluster.gcs_address}'",
-        "teacher.fake.seconds_per_token=0.006",
-        "output.unit_size=4",
+        *held(tmp_path, 0.006),
         "workers.drain_sec=30",
     )
     with started(overrides) as job:
@@ -64,6 +63,7 @@ def test_a_spot_notice_moves_the_replica_to_a_node_that_joins(
         joined_at = time.time()
         wait_for(lambda: len(events(store, "worker_ready")) == 3, job)
         print(f"both replicas were at work {time.time() - joined_at:.1f} s after the second node had joined")
+        let_go(tmp_path)
         exit_status, output = job.finish()
     assert exit_status == 0, output
     assert "0 failures" in output, "leaving in time is no failure"
