@@ -58,13 +58,13 @@ class StoreCodebooks:
         """Raises CorruptManifestError for a set that is not the one named."""
         if self._current is None and not self._was_looked_for:
             try:
-                data = self._objects.get(CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)
+                named = self._current_hash()
             except (ObjectNotFoundError, AccessRefusedError):
                 # A key that may not list gets a refusal for what is not there. Shards name their set, so
                 # that one which is there and refused is missed when they are read.
                 self._was_looked_for = True
                 return None
-            self._current = self._load(_decode_pointer(data).hash)
+            self._current = self._load(named)
         return self._current
 
     def give(self, codebooks: CodebookSet, newest_shards: Iterable[str]) -> CodebookSet:
@@ -83,9 +83,9 @@ class StoreCodebooks:
                 )
         self._objects.put(codebook_name(codebooks.hash), codebooks.to_bytes())
         self._name(codebooks.hash)
-        winner = self.current()
-        assert winner is not None
-        return winner
+        if self._current is None:
+            self._current = self._load(self._current_hash())
+        return self._current
 
     def restore(self, shard_names: Iterable[str]) -> None:
         """Write a lost `codebooks/current.json` anew, for the set that these shards name.
@@ -109,6 +109,10 @@ class StoreCodebooks:
     def _name(self, codebook_hash: str) -> None:
         self._objects.put_if_absent(CURRENT_CODEBOOKS, strict_json.encode(CodebookPointer(codebook_hash)))
         self.look_again()
+
+    def _current_hash(self) -> str:
+        """Of the set that the store names. Raises ObjectNotFoundError, AccessRefusedError."""
+        return _decode_pointer(self._objects.get(CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)).hash
 
     def _load(self, codebook_hash: str) -> CodebookSet:
         name = codebook_name(codebook_hash)

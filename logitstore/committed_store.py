@@ -17,7 +17,7 @@ from logitstore.index.committed import CommittedUnits
 from logitstore.index.deletions import DeletedRecords, Deletions
 from logitstore.index.entries import ShardIndex
 from logitstore.index.id_building import IdBuilder
-from logitstore.index.pointer import INDEX_NAME, IndexPointer, SegmentInfo, TombstoneInfo, encode_pointer
+from logitstore.index.pointer import IndexPointer, SegmentInfo, TombstoneInfo, swap_pointer
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.manifest.fields import RECORD_PARTS, Manifest, ShardEntry
 from logitstore.manifest.reading import manifest_hash
@@ -75,9 +75,9 @@ class CommittedStore:
         """All that the index has, as commit records; call `compact` before. Deleted sequences are counted."""
         return self._units.segments.records()
 
-    def index_pointer(self) -> tuple[IndexPointer, str]:
-        """`index.json` as last read, and its tag for `replace_index`."""
-        assert self._units.pointer_etag is not None, "a store begins with an index.json"
+    def index_pointer(self) -> tuple[IndexPointer, str | None]:
+        """`index.json` as last read, and its tag for `replace_index`; an empty one and None where there is
+        none, as in a store whose `create` was cut off."""
         return self._units.pointer, self._units.pointer_etag
 
     def deletion_infos(self) -> tuple[TombstoneInfo, ...]:
@@ -88,10 +88,9 @@ class CommittedStore:
         """Commit records of units that are not in the index yet."""
         return [self._units.record_name(unit_id) for unit_id in self._units.tail]
 
-    def replace_index(self, pointer: IndexPointer, etag: str) -> bool:
+    def replace_index(self, pointer: IndexPointer, etag: str | None) -> bool:
         """Publish another `index.json` if it is still what was read; the store then shows it."""
-        data = encode_pointer(pointer)
-        swapped = self.objects.put_if_match(INDEX_NAME, data, etag) or self.objects.get(INDEX_NAME) == data
+        swapped = swap_pointer(self.objects, etag, pointer)
         self.refresh()
         return swapped
 

@@ -100,9 +100,7 @@ def put_tokenizer(objects: Objects, files: Mapping[str, bytes], licence: str = "
         stored.append(StoredFile(name, len(data), checksum))
         objects.put(_object_name(checksum), zstandard.ZstdCompressor(level=9).compress(data))
     objects.put_if_absent(FILES_NAME, strict_json.encode(StoredTokenizer(tuple(stored), licence)))
-    winner = stored_tokenizer(objects)
-    assert winner is not None
-    return winner
+    return _read_stored(objects)
 
 
 def copy_tokenizer(source: Objects, target: Objects) -> None:
@@ -115,10 +113,14 @@ def copy_tokenizer(source: Objects, target: Objects) -> None:
 def stored_tokenizer(objects: Objects) -> StoredTokenizer | None:
     """What the store keeps of its tokenizer; None where it keeps nothing. Raises CorruptManifestError."""
     try:
-        data = objects.get(FILES_NAME, max_bytes=MAX_MANIFEST_BYTES)
+        return _read_stored(objects)
     except (ObjectNotFoundError, AccessRefusedError):
         # A key that may not list gets a refusal for what is not there, as most stores of earlier versions.
         return None
+
+
+def _read_stored(objects: Objects) -> StoredTokenizer:
+    data = objects.get(FILES_NAME, max_bytes=MAX_MANIFEST_BYTES)
     value = strict_json.parse_object(data, what=FILES_NAME, max_bytes=MAX_MANIFEST_BYTES)
     check_version(value, what=FILES_NAME)
     found = strict_json.decode(StoredTokenizer, value, what=FILES_NAME)

@@ -90,8 +90,10 @@ def count_text(count: int, noun: str) -> str:
 
 
 def size_text(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(num_bytes) < 1000 or unit == "TB":
-            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+    if abs(num_bytes) < 1000:
+        return f"{num_bytes:,.0f} B"
+    for unit in ("kB", "MB", "GB"):
         num_bytes /= 1000
-    raise AssertionError("the last unit returns")
+        if abs(num_bytes) < 1000:
+            return f"{num_bytes:,.1f} {unit}"
+    return f"{num_bytes / 1000:,.1f} TB"

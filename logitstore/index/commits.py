@@ -81,6 +81,17 @@ def shard_place(name: str) -> ShardPlace | None:
     return place if name == shard_name(place.unit_index, place.unit_id, place.attempt) else None
 
 
+def place_of(entry: ShardEntry) -> ShardPlace:
+    """What the name of an entry's shard says. Raises CorruptManifestError for a name that is none."""
+    place = shard_place(entry.name)
+    if place is None:
+        raise CorruptManifestError(
+            f"the shard of unit {entry.unit_id} is named {entry.name!r:.200}; it must be named as "
+            f"{shard_name(entry.unit_index, entry.unit_id, '0' * 16)}: restore the index from a copy"
+        )
+    return place
+
+
 def check_unit_id(unit_id: str) -> str:
     if not _UNIT_ID.fullmatch(unit_id):
         raise UnsafeNameError(

@@ -229,7 +229,11 @@ class CommittedUnits:
 
     def find_deleted(self, records: list[CommitRecord]) -> dict[str, DeletedSequences | None]:
         """By attempt, in the shards of these records: deleted sequences that no tombstone names."""
-        assert self._reading is not None, "a store with deletions needs its shards' ids read"
+        if self._reading is None:
+            raise ValueError(
+                f"{self._objects.uri} has deletions, and without `reading` its shards' ids cannot be read; "
+                "open it as a LogitStore"
+            )
         return self._reading.find(records, self.named_deletions)
 
     def unit_ids(self) -> set[str]:

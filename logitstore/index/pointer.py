@@ -12,7 +12,7 @@ from logitstore.index.commits import check_attempt, check_unit_id
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import FORMAT_VERSION
 from logitstore.manifest.reading import check_version
-from logitstore.objects.opening import MAX_TAGGED_BYTES
+from logitstore.objects.opening import MAX_TAGGED_BYTES, Objects
 
 INDEX_NAME = "index.json"
 INDEX_PREFIX = "index/"
@@ -77,6 +77,17 @@ def encode_pointer(pointer: IndexPointer) -> bytes:
         if not value[name]:
             del value[name]
     return strict_json.encode(value)
+
+
+def swap_pointer(objects: Objects, etag: str | None, pointer: IndexPointer) -> bool:
+    """Publish `pointer` if `index.json` is still what was read, None: not there. A lost reply counts as
+    published."""
+    data = encode_pointer(pointer)
+    if etag is None:
+        swapped = objects.put_if_absent(INDEX_NAME, data)
+    else:
+        swapped = objects.put_if_match(INDEX_NAME, data, etag)
+    return swapped or objects.get(INDEX_NAME) == data
 
 
 def decode_pointer(data: bytes) -> IndexPointer:

@@ -33,8 +33,9 @@ def parts_of(records: Iterable[RawRecord], info: InputInfo) -> Iterator[RawRecor
 
 
 def id_of(raw: RawRecord, info: InputInfo) -> str:
-    """Id of a record or part that can be read. Raises ValueError as `record_id`."""
-    assert raw.record is not None
+    """Id of a record or part. Raises ValueError as `record_id`, and for what cannot be read."""
+    if raw.record is None:
+        raise ValueError(raw.error)
     if not raw.part:
         return record_id(raw.record, info)
     return f"{record_id(raw.parent or raw.record, info)}#{PART_NAMES[info.parts]}-{raw.part}"

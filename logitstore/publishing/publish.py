@@ -19,7 +19,7 @@ from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, StoreExistsError
 from logitstore.index import segments as index_segments
 from logitstore.index.changes.compaction import write_segment_objects
-from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, shard_place
+from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, place_of
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.ids import ids_name
 from logitstore.index.pointer import (
@@ -239,9 +239,7 @@ def _put_index(
     hash_of_manifest = manifest_hash(manifest)
     records: list[CommitRecord] = []
     for entry in entries:
-        place = shard_place(entry.name)
-        assert place is not None
-        records.append(CommitRecord(place.attempt, hash_of_manifest, entry))
+        records.append(CommitRecord(place_of(entry).attempt, hash_of_manifest, entry))
     segments = (write_segment_objects(target, records, secrets.token_hex(8)),) if records else ()
     builder = IdBuilder(target, manifest.labels, lambda: codebooks)
     table = index_segments.entries_to_table(records)

@@ -122,17 +122,18 @@ class _Job:
         kept, unequal = Kept(), Counter[str]()
         written = zip(sequences, self.writer.write(sequences), self._student_prompts(sequences), strict=True)
         for place, (sequence, writing, prompt) in enumerate(written, start=1):
-            if isinstance(writing, UnwritableTextError) or isinstance(prompt, UnwritableTextError):
-                error = writing if isinstance(writing, UnwritableTextError) else prompt
-                assert isinstance(error, UnwritableTextError)
-                rejects.append(Reject(entry.name, place, sequence.record_id, str(error), error.kind))
-                kept += Kept(num_rows=int(sequence.loss_mask_N.sum()))
+            if isinstance(writing, UnwritableTextError):
+                rejects.append(_reject(entry, place, sequence, writing))
+            elif isinstance(prompt, UnwritableTextError):
+                rejects.append(_reject(entry, place, sequence, prompt))
+            else:
+                unequal.update(self.writer.unequal(sequence))
+                one, of_one = self.row_map.sequence(sequence, writing)
+                ids = None if prompt is None else prompt.token_ids_S
+                mapped.append(dataclasses.replace(one, student_prompt_ids=ids))
+                kept += of_one
                 continue
-            unequal.update(self.writer.unequal(sequence))
-            one, of_one = self.row_map.sequence(sequence, writing)
-            ids = None if prompt is None else prompt.token_ids_S
-            mapped.append(dataclasses.replace(one, student_prompt_ids=ids))
-            kept += of_one
+            kept += Kept(num_rows=int(sequence.loss_mask_N.sum()))
         report = Report(
             num_sequences=len(mapped),
             num_rejects=len(rejects),
@@ -162,6 +163,10 @@ class _Job:
         rows = (sequence.rows for sequence in sequences)
         books = train_codebooks(rows, self.row_map.labels, expected_rows=CODEBOOK_USES * num_rows)
         self.target.set_codebooks(books)
+
+
+def _reject(entry: ShardEntry, place: int, sequence: LabeledSequence, error: UnwritableTextError) -> Reject:
+    return Reject(entry.name, place, sequence.record_id, str(error), error.kind)
 
 
 def _check_teacher(source: LogitStore, teacher: Tokenization) -> None:

@@ -123,7 +123,8 @@ def _refuse_newer(source: LogitStore, target: Objects) -> None:
 
 def _snapshot(source: LogitStore) -> dict[str, bytes]:
     """Everything but shards that one state of the source consists of, `index.json` as the last."""
-    for attempt in range(SNAPSHOT_TRIES):
+    gone = ""
+    for _ in range(SNAPSHOT_TRIES):
         source.refresh()
         codebooks = source.codebooks()
         names = [*sorted(source.index_names() - {""}), *source.record_names()]
@@ -133,12 +134,8 @@ def _snapshot(source: LogitStore) -> dict[str, bytes]:
         if None not in found:
             content = {name: data for name, data in zip(names, found, strict=True) if data is not None}
             return {**content, INDEX_NAME: encode_pointer(source.index_pointer()[0])}
-        if attempt + 1 == SNAPSHOT_TRIES:
-            gone = names[found.index(None)]
-            raise ObjectNotFoundError(
-                f"{source.uri}: {gone} is named and not there; run `verify` on the source"
-            )
-    raise AssertionError("the last attempt returns or raises")
+        gone = names[found.index(None)]
+    raise ObjectNotFoundError(f"{source.uri}: {gone} is named and not there; run `verify` on the source")
 
 
 def _copy_shard(source: Objects, target: Objects, name: str, checksums: dict[str, str]) -> int:

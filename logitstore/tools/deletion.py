@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
-from logitstore.index.commits import shard_place
+from logitstore.index.commits import place_of
 from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
 from logitstore.inputs.identity import digest_of
 from logitstore.inputs.parts import parent_id
@@ -168,8 +168,7 @@ class _Search:
 def _find_in(
     store: LogitStore, entry: ShardEntry, record_ids: frozenset[str]
 ) -> tuple[DeletedSequences | None, set[str]]:
-    place = shard_place(entry.name)
-    assert place is not None
+    place = place_of(entry)
     gone = store.deletions.places(place.attempt)
     places: list[int] = []
     met: set[str] = set()

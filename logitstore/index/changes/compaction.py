@@ -25,7 +25,7 @@ from logitstore.index.committed import CommittedUnits
 from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
 from logitstore.index.id_building import IdBuilder
 from logitstore.index.ids import ids_name
-from logitstore.index.pointer import INDEX_NAME, INDEX_PREFIX, IndexPointer, SegmentInfo, encode_pointer
+from logitstore.index.pointer import INDEX_NAME, INDEX_PREFIX, IndexPointer, SegmentInfo, swap_pointer
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.objects.opening import Objects
 
@@ -87,7 +87,7 @@ def compact(
             segments=(*kept, segment),
             deleted=deleted,
         )
-        if _swap(objects, units.pointer_etag, pointer):
+        if swap_pointer(objects, units.pointer_etag, pointer):
             replaced = [(info, units.segments.raw(info.name)) for info in merged]
             not_indexed = ids.build(segment, table, replaced) if ids is not None else ""
             # Whatever record a unit of the index has is garbage by now, this one's or a late rival's.
@@ -121,7 +121,7 @@ def fence_compactors(objects: Objects, manifest: str) -> None:
     for _ in range(MAX_SWAP_TRIES):
         units.refresh_index()
         pointer = dataclasses.replace(units.pointer, generation=units.pointer.generation + 1)
-        if _swap(objects, units.pointer_etag, pointer):
+        if swap_pointer(objects, units.pointer_etag, pointer):
             return
     raise StoreChangedError(
         f"{objects.uri}: {MAX_SWAP_TRIES} attempts to replace {INDEX_NAME} lost to compactors; let one "
@@ -173,16 +173,6 @@ def _put(objects: Objects, name: str, table: pa.Table) -> SegmentInfo:
     data = index_segments.write_segment(table)
     objects.put(name, data)
     return SegmentInfo(name, table.num_rows, len(data), index_segments.checksum(data), "", 0, 0, "")
-
-
-def _swap(objects: Objects, etag: str | None, pointer: IndexPointer) -> bool:
-    """Publish `pointer` if `index.json` is still what was read. A lost reply counts as published."""
-    data = encode_pointer(pointer)
-    if etag is None:
-        swapped = objects.put_if_absent(INDEX_NAME, data)
-    else:
-        swapped = objects.put_if_match(INDEX_NAME, data, etag)
-    return swapped or objects.get(INDEX_NAME) == data
 
 
 def _names(info: SegmentInfo) -> list[str]:

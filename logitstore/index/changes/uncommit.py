@@ -11,7 +11,7 @@ from logitstore.index.changes.compaction import MAX_SWAP_TRIES, compact
 from logitstore.index.commits import shard_place
 from logitstore.index.committed import CommittedUnits
 from logitstore.index.id_building import IdBuilder
-from logitstore.index.pointer import INDEX_NAME, DroppedAttempt, encode_pointer
+from logitstore.index.pointer import INDEX_NAME, DroppedAttempt, swap_pointer
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.objects.opening import Objects
 
@@ -64,9 +64,8 @@ def uncommit(
             generation=units.pointer.generation + 1,
             dropped=(*units.pointer.dropped, *dropped),
         )
-        assert units.pointer_etag is not None
         # Whatever the answer: the next look at the index tells whether the attempts are dropped.
-        objects.put_if_match(INDEX_NAME, encode_pointer(pointer), units.pointer_etag)
+        swap_pointer(objects, units.pointer_etag, pointer)
     raise StoreChangedError(
         f"{objects.uri}: {MAX_SWAP_TRIES} attempts to replace {INDEX_NAME} lost to other processes; stop the "
         "job, then un-commit"

@@ -155,6 +155,40 @@ def test_an_old_store_without_an_index_is_given_one(local_place: Place) -> None:
     assert store.objects.exists("index.json")
 
 
+@pytest.mark.parametrize("num_units", [0, 2])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *COMMANDS,
+        ["copy", "STORE", "OUT"],
+        ["compact", "STORE", "--purge"],
+        ["delete", "STORE", "--ids", "NAMES", "--reason", "a test"],
+        ["rebuild-index", "STORE"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_works_on_a_store_without_an_index(
+    tmp_path: Path, command: list[str], num_units: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As versions before left one, or a `create` that was cut off: nothing is lost, and so nothing wrong."""
+    store = make_store(tmp_path / "store", num_units, num_compacted=9)
+    store.objects.delete("index.json")
+    (tmp_path / "names").write_text("no-such-record\n")
+    places = {"STORE": store.uri, "NAMES": str(tmp_path / "names")}
+    capsys.readouterr()
+    status = main([places.get(word, word.replace("OUT", str(tmp_path / "out"))) for word in command])
+    out, err = capsys.readouterr()
+    assert status == 0, out + err
+
+
+def test_an_uncommit_needs_no_index(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", 2, num_compacted=9)
+    store.objects.delete("index.json")
+    entry = store.shards()[1]
+    assert main(["uncommit", store.uri, "--unit", entry.unit_id]) == 0
+    assert len(LogitStore.open(store.uri).shards()) == 1
+
+
 def test_repair_keeps_what_could_be_the_only_copy(local_place: Place) -> None:
     """A rival's shard of a unit whose own is damaged, and shards of units that nobody committed."""
     store = make_store(local_place.uri, num_units=2, num_compacted=2)

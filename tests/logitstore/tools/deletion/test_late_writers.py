@@ -152,7 +152,7 @@ def test_a_compaction_that_loses_its_swap_leaves_no_tombstone(
     left_behind: LogitStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both write one of what a writer left of deleted records; the index names the winner's."""
-    store, swap = left_behind, compaction._swap
+    store, swap = left_behind, compaction.swap_pointer
     rival = LogitStore.open(store.uri)
     won: list[int] = []
 
@@ -162,7 +162,7 @@ def test_a_compaction_that_loses_its_swap_leaves_no_tombstone(
             assert len(rival.compact().taken_out) == 1
         return swap(objects, etag, pointer)
 
-    monkeypatch.setattr(compaction, "_swap", after_the_rival)
+    monkeypatch.setattr(compaction, "swap_pointer", after_the_rival)
     assert store.compact().num_records == 0
     named = {info.name for info in LogitStore.open(store.uri).deletion_infos()}
     assert len(named) == 2
