@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from trainer.hf.checks.amounts import check_amounts, check_numbers
 from trainer.hf.checks.optimizer import check_optimizer_name
 from trainer.hf.evaluation.evaluate import LOWER_IS_BETTER
 from trainer.loss.loss_settings import Divergence, ForeignIds, LossSettings, Tail
@@ -37,7 +38,7 @@ HONOURED = frozenset(
         "log_on_each_node", "logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level",
         "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id",
         "trackio_bucket_id", "trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay",
-        "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start",
+        "per_device_eval_batch_size", "eval_on_start",
         "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps",
         "include_for_metrics", "batch_eval_metrics", "save_only_model", "save_strategy",
         "save_steps", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint",
@@ -97,6 +98,9 @@ REFUSED: dict[str, Refusal] = {
         (False,), "the student is evaluated in the precision of its weights; leave it off"
     ),
     "use_cache": Refusal((False,), "with a cache, packed documents would not be kept apart; leave it off"),
+    "prediction_loss_only": Refusal(
+        (False,), "evaluation gives the figures of `Evaluation`, and those of compute_metrics; leave it off"
+    ),
     "label_names": Refusal((None, ["labels"]), "labels are the batch's key 'labels'; leave it out"),
     "parallelism_config": Refusal(
         (None,),
@@ -159,11 +163,13 @@ class OfflineDistillationConfig(TrainingArguments):
     """Settings by name that trackers are told besides these arguments; set once the arguments are made."""
 
     def __post_init__(self) -> None:
+        self.assumes_greater_is_better = self.greater_is_better is None
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers takes every metric whose name does not end in "loss" for one to be raised.
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         _refuse_zero_3(self.deepspeed)
         check_optimizer_name(self)
+        check_numbers(self)
         super().__post_init__()
         # accelerate launch may have named a file of DeepSpeed's settings, which it has read by now.
         _refuse_stage(getattr(self.deepspeed_plugin, "zero_stage", None))
@@ -183,6 +189,7 @@ class OfflineDistillationConfig(TrainingArguments):
         for name, refusal in REFUSED.items():
             if not refusal.allows(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)!r}: {refusal.reason}")
+        check_amounts(self)
 
     def to_dict(self) -> dict[str, Any]:
         """What trackers are told, over the model's configuration, whose `vocab_size` stays the model's."""

@@ -24,7 +24,7 @@ from transformers.trainer_utils import (
 )
 
 from trainer.batch.collate import DistillationCollator
-from trainer.batch.collate_settings import LABEL_WEIGHTS, CollateSettings
+from trainer.batch.collate_settings import LABEL_WEIGHTS
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
@@ -35,14 +35,15 @@ from trainer.hf.checkpoints import (
     take_up_place,
     write_place,
 )
-from trainer.hf.checks.guards import check_student, checked_store_losses
+from trainer.hf.checks.course import check_course
+from trainer.hf.checks.guards import check_stores, check_student, checked_store_losses
+from trainer.hf.checks.labels import check_labels
 from trainer.hf.checks.language_model import check_causal, check_has_head
-from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
+from trainer.hf.checks.lengths import length_limit, student_context
 from trainer.hf.checks.optimizer import check_optimizer, check_schedule
 from trainer.hf.checks.packing_check import settle_packing
 from trainer.hf.checks.processes import check_dataset, check_processes, check_unchanged
 from trainer.hf.evaluation.evaluating import (
-    DEFAULT_EVAL_BATCH_SIZE,
     EvaluatingTrainer,
     EvaluationSets,
     check_types,
@@ -136,17 +137,27 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             num_processes=self.args.world_size,
             train_batch_size=self._train_batch_size,
         )
-        with warnings.catch_warnings():
-            if self.args.process_index:  # the first process says it for all
-                warnings.simplefilter("ignore")
-            self._check_lengths(data_collator.settings)
+        self._check_course()
+        width = self.model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        vocabulary = None if processing_class is None else processing_class.get_vocab()
         self.alignments = check_student(
             train_dataset,
             self.loss_settings,
             data_collator.settings,
-            student_width=self.model.get_output_embeddings().weight.shape[0],  # type: ignore[union-attr]
-            vocabulary=None if processing_class is None else processing_class.get_vocab(),
+            student_width=width,
+            vocabulary=vocabulary,
             store_losses=self.store_losses,
+        )
+        for dataset in evaluation_sets(self.eval_dataset).values():
+            check_stores(dataset, self.loss_settings, student_width=width, vocabulary=vocabulary)
+        assert self.collator is not None
+        check_labels(
+            self.args,
+            train_dataset,
+            evaluation_sets(self.eval_dataset),
+            given=data_collator.settings,
+            used=self.collator.settings,
+            context=student_context(self.model),
         )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -259,6 +270,9 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         since; a state that was loaded into the dataset is gone on from.
         """
         check_unchanged(self.args, self.loss_settings, self.logit_dataset)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said at construction
+            self._check_course()
         started = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -299,15 +313,11 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             else None,
         )
 
-    def _check_lengths(self, settings: CollateSettings) -> None:
-        """By the settings as they were given, so that what is said names what somebody set."""
-        context = student_context(self.model)
-        check_lengths(self.logit_dataset, settings, context, purpose="training")
-        for name, dataset in evaluation_sets(self.eval_dataset).items():
-            check_lengths(dataset, settings, context, purpose=f"evaluation {name}".strip())
-            if self.args.per_device_eval_batch_size not in (DEFAULT_EVAL_BATCH_SIZE, dataset.batch_size):
-                raise ValueError(
-                    f"an evaluation set has batch_size={dataset.batch_size}, the arguments have "
-                    f"per_device_eval_batch_size={self.args.per_device_eval_batch_size}; give both the same, "
-                    "or leave the argument out"
-                )
+    def _check_course(self) -> None:
+        check_course(
+            self.args,
+            self.logit_dataset,
+            evaluation_sets(self.eval_dataset),
+            self.callback_handler.callbacks,
+            has_own_metrics=self.compute_metrics is not None,
+        )

@@ -40,6 +40,7 @@ CHANGED = {
     "fp16_full_eval": True,
     "use_cache": True,
     "label_names": ["other"],
+    "prediction_loss_only": True,
 }
 """A value of each refused argument that would change something."""
 

@@ -69,12 +69,9 @@ def check_student(
             f"vocab_size={loss.vocab_size} ids shall take part in the loss, but the student has "
             f"{student_width} logits; use a student with the teacher's tokenizer, or enlarge its embedding"
         )
+    check_stores(dataset, loss, student_width=student_width, vocabulary=vocabulary)
     losses = store_losses or [loss] * len(dataset.sources)
     for source, own in zip(dataset.sources, losses, strict=True):
-        if vocabulary is not None:
-            check_tokenizer(source.manifest, vocabulary, where=source.uri)
-        if loss.vocab_size is None and loss.foreign_ids == "error":
-            real_vocab_size(source.manifest, student_width, "same", where=source.uri)
         if own.alpha > 0:
             check_temperature(source.manifest.labels, own.temperature, own.tail, where=source.uri)
     alignments, first = [], 0
@@ -84,6 +81,21 @@ def check_student(
         alignments.append(check_alignment(samples, where=source.uri))
         first += length
     return alignments
+
+
+def check_stores(
+    dataset: StreamingLogitDataset,
+    loss: LossSettings,
+    *,
+    student_width: int,
+    vocabulary: Mapping[str, int] | None,
+) -> None:
+    """Raises GuardError where the ids of a store are not the student's; of training and evaluation alike."""
+    for source in dataset.sources:
+        if vocabulary is not None:
+            check_tokenizer(source.manifest, vocabulary, where=source.uri)
+        if loss.vocab_size is None and loss.foreign_ids == "error":
+            real_vocab_size(source.manifest, student_width, "same", where=source.uri)
 
 
 def checked_store_losses(

@@ -10,6 +10,9 @@ from trainer.errors import ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.loss.loss_settings import LossSettings
 
+DEFAULT_EVAL_BATCH_SIZE = 8
+"""transformers' own; whoever leaves it means the dataset's."""
+
 
 def check_processes(args: OfflineDistillationConfig, distributed_type: DistributedType) -> None:
     """Raises ReshardingError and ValueError where a step would not be divided as the arguments say."""
@@ -56,6 +59,16 @@ def check_dataset(
         raise ValueError(
             f"the dataset has batch_size={dataset.batch_size}, training "
             f"per_device_train_batch_size={train_batch_size}; give both the same"
+        )
+
+
+def check_batch_size(args: OfflineDistillationConfig, dataset: StreamingLogitDataset) -> None:
+    """Raises ValueError for an evaluation set whose batches are others than the arguments say."""
+    if args.per_device_eval_batch_size not in (DEFAULT_EVAL_BATCH_SIZE, dataset.batch_size):
+        raise ValueError(
+            f"an evaluation set has batch_size={dataset.batch_size}, the arguments have "
+            f"per_device_eval_batch_size={args.per_device_eval_batch_size}; give both the same, or leave the "
+            "argument out"
         )
 
 

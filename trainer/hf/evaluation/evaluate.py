@@ -211,15 +211,24 @@ def evaluation_steps(dataset: StreamingLogitDataset, max_sequences: int | None) 
 
 
 class EvaluationLoader:
-    """`evaluation_batches` for transformers' own loop, which asks a loader what it reads, and how much."""
+    """`evaluation_batches` as a loader, which transformers' own loop asks what it reads, and how much."""
 
-    def __init__(self, dataset: StreamingLogitDataset, batches: Iterator[dict[str, Tensor]]) -> None:
+    def __init__(
+        self,
+        dataset: StreamingLogitDataset,
+        num_steps: int,
+        batches: Callable[[], Iterator[dict[str, Tensor]]],
+    ) -> None:
         self.dataset = dataset
         self.batch_size = dataset.batch_size
+        self._num_steps = num_steps
         self._batches = batches
 
+    def __len__(self) -> int:
+        return self._num_steps
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return self._batches
+        return self._batches()
 
 
 def tokenizer_size_of(dataset: StreamingLogitDataset) -> int | None:

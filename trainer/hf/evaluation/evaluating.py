@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
 from transformers import Trainer
-from transformers.trainer_utils import PredictionOutput, speed_metrics
+from transformers.trainer_utils import IntervalStrategy, PredictionOutput, speed_metrics
 
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
+from trainer.errors import SettingError
 from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.checks.course import check_metric
 from trainer.hf.evaluation.calibration import CalibrationSums
 from trainer.hf.evaluation.evaluate import (
     Evaluation,
     EvaluationLoader,
     evaluate,
     evaluation_batches,
+    evaluation_steps,
     tokenizer_size_of,
 )
 from trainer.hf.heads import Head
@@ -26,8 +31,6 @@ from trainer.loss.loss_settings import LossSettings
 
 EvaluationSets = StreamingLogitDataset | Mapping[str, StreamingLogitDataset]
 """One set, or several by name."""
-DEFAULT_EVAL_BATCH_SIZE = 8
-"""transformers' own; whoever leaves it means the dataset's."""
 
 
 class EvaluatingTrainer(Trainer):
@@ -41,13 +44,13 @@ class EvaluatingTrainer(Trainer):
 
     def evaluate(  # type: ignore[override]  # datasets of other kinds have no labels
         self,
-        eval_dataset: EvaluationSets | None = None,
+        eval_dataset: EvaluationSets | str | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Evaluate on held-out records, the same each time; see `trainer.hf.evaluation.evaluate.Evaluation`.
 
-        Of several sets each is evaluated, with its name in the names of the figures.
+        Of several sets each is evaluated, with its name in the names of the figures; one may be named.
         """
         given: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(given, Mapping):
@@ -72,13 +75,22 @@ class EvaluatingTrainer(Trainer):
         self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
 
+    def get_eval_dataloader(  # type: ignore[override]  # as above
+        self, eval_dataset: StreamingLogitDataset | str | None = None
+    ) -> EvaluationLoader:
+        """The batches of an evaluation: padded, at temperature 1, the same ones at each pass."""
+        return self._evaluation_loader(self._evaluation_set(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: StreamingLogitDataset | str) -> EvaluationLoader:  # type: ignore[override]
+        return self.get_eval_dataloader(test_dataset)
+
     def evaluate_student(
         self,
-        eval_dataset: StreamingLogitDataset | None = None,
+        eval_dataset: StreamingLogitDataset | str | None = None,
         calibration: CalibrationSums | None = None,
     ) -> Evaluation:
         """Of the held-out records; `calibration` gets the same rows."""
-        dataset = self._evaluation_set(self.eval_dataset if eval_dataset is None else eval_dataset)
+        dataset = self._evaluation_set(eval_dataset)
         return evaluate(
             self.model,
             self._evaluation_batches(dataset),
@@ -90,7 +102,7 @@ class EvaluatingTrainer(Trainer):
 
     def predict(  # type: ignore[override]  # as above
         self,
-        test_dataset: StreamingLogitDataset,
+        test_dataset: StreamingLogitDataset | str,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
@@ -110,11 +122,43 @@ class EvaluatingTrainer(Trainer):
         metrics = {f"{prefix}_{key}": float(value) for key, value in evaluation.to_dict().items()}
         return {**metrics, f"{prefix}_loss": evaluation.kl}
 
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.compute_metrics is not None and self.args.eval_strategy != IntervalStrategy.NO:
+            self._try_own_metrics()
+        return prepared
+
+    def _try_own_metrics(self) -> None:
+        """Have `compute_metrics` fail before the first step, if it does, or lack the figure that decides."""
+        sets = evaluation_sets(self.eval_dataset)
+        dataset = next(iter(sets.values()))
+        try:
+            found = self._predict(dataset, "Trial", None, "eval", num_batches=1)
+        except Exception:  # noqa: BLE001 - a batch may be too few; all of them raise what an evaluation would
+            found = self._predict(dataset, "Trial", None, "eval")
+        own = {name.removeprefix("eval_") for name in found.metrics}
+        check_metric(self.args, sets, own)
+        metric = self.args.metric_for_best_model
+        if metric is not None and self.args.assumes_greater_is_better and metric.endswith(tuple(own)):
+            warnings.warn(
+                f"metric_for_best_model={metric!r} is a figure of compute_metrics: its "
+                f"{'highest' if self.args.greater_is_better else 'lowest'} value is taken for the best, as "
+                "greater_is_better is not given",
+                stacklevel=2,
+            )
+
     def _predict(
-        self, dataset: StreamingLogitDataset, description: str, ignore_keys: list[str] | None, prefix: str
+        self,
+        dataset: StreamingLogitDataset,
+        description: str,
+        ignore_keys: list[str] | None,
+        prefix: str,
+        num_batches: int | None = None,
     ) -> Any:
         """By transformers' loop over full logits; of its figures only those that are not ours already."""
-        loader: Any = EvaluationLoader(dataset, self._evaluation_batches(dataset))
+        loader: Any = self._evaluation_loader(dataset, num_batches)
         found = self.evaluation_loop(
             loader,
             description,
@@ -126,14 +170,41 @@ class EvaluatingTrainer(Trainer):
         metrics = {name: value for name, value in (found.metrics or {}).items() if name not in own}
         return found._replace(metrics=metrics)
 
-    def _evaluation_batches(self, dataset: StreamingLogitDataset) -> Iterator[dict[str, Tensor]]:
+    def _evaluation_batches(
+        self, dataset: StreamingLogitDataset, num_batches: int | None = None
+    ) -> Iterator[dict[str, Tensor]]:
         assert self.collator is not None
-        return evaluation_batches(dataset, self.collator, self.args.max_eval_sequences)
+        return islice(evaluation_batches(dataset, self.collator, self.args.max_eval_sequences), num_batches)
 
-    def _evaluation_set(self, dataset: Any) -> StreamingLogitDataset:
+    def _evaluation_loader(
+        self, dataset: StreamingLogitDataset, num_batches: int | None = None
+    ) -> EvaluationLoader:
+        num_steps = evaluation_steps(dataset, self.args.max_eval_sequences)
+        return EvaluationLoader(
+            dataset,
+            num_steps if num_batches is None else min(num_batches, num_steps),
+            lambda: self._evaluation_batches(dataset, num_batches),
+        )
+
+    def _evaluation_set(self, given: EvaluationSets | str | None) -> StreamingLogitDataset:
+        """The set that is given or named, or the only one of the Trainer."""
+        sets = evaluation_sets(self.eval_dataset)
+        if isinstance(given, str):
+            if given not in sets or not given:
+                named = f"they are {', '.join(sets)}" if any(sets) else "the Trainer was given none by name"
+                raise SettingError(f"there is no evaluation set {given!r}: {named}; eval_dataset names them")
+            return sets[given]
+        dataset: Any = self.eval_dataset if given is None else given
+        if isinstance(dataset, Mapping):
+            raise SettingError(
+                f"there are several evaluation sets ({', '.join(map(str, dataset))}), and this is of one; "
+                f"name it, or give a StreamingLogitDataset"
+            )
+        if dataset is None:
+            raise SettingError(
+                "the Trainer has no evaluation set; give a StreamingLogitDataset as eval_dataset"
+            )
         check_types(self.logit_dataset, dataset)
-        if not isinstance(dataset, StreamingLogitDataset):
-            raise ValueError("evaluation needs a StreamingLogitDataset: give eval_dataset")
         return dataset
 
 

@@ -1,0 +1,79 @@
+"""Data of which no label counts is refused at construction: it trained on nothing, at a loss of 0."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from logitstore.store import LogitStore
+from tests.trainer.stores import label_spec, labeled_sequence, make_store, manifest
+from tests.trainer.students import tiny_trainer
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.errors import GuardError
+
+
+def store_of(path, is_masked, *, num_labels=None):
+    """20 sequences, those for which `is_masked` says so without a label that counts."""
+    spec = label_spec()
+    rng = np.random.default_rng(0)
+    store = LogitStore.create(str(path), manifest(spec))
+    sequences = []
+    for number in range(20):
+        labeled = labeled_sequence(rng, f"r{number}", spec, 9, 2)
+        if num_labels is not None:
+            labeled = replace(
+                labeled,
+                token_ids_T=labeled.token_ids_T[: labeled.label_start + num_labels],
+                rows=labeled.rows.slice(0, num_labels),
+                loss_mask_N=labeled.loss_mask_N[:num_labels],
+            )
+        mask_N = np.full_like(labeled.loss_mask_N, not is_masked(number))
+        sequences.append(replace(labeled, loss_mask_N=mask_N))
+    store.commit_unit("unit-0", 0, sequences, seconds=0.0, worker="test")
+    return path
+
+
+def test_a_store_without_a_label_that_counts_is_refused_by_name(small_store, tmp_path):
+    masked = store_of(tmp_path / "masked", lambda number: True)
+    empty = store_of(tmp_path / "empty", lambda number: False, num_labels=0)
+    for store in (masked, empty):
+        beside = StreamingLogitDataset([small_store, store], batch_size=4)
+        for given in ({"store": store}, {"store": small_store, "train_dataset": beside}):
+            with pytest.raises(GuardError, match=f"no label of .*{store.name} counts"):
+                tiny_trainer(
+                    **given, folder=tmp_path / "run", eval_dataset=StreamingLogitDataset(small_store)
+                )
+
+
+def test_an_evaluation_without_a_label_that_counts_is_refused_before_training(small_store, tmp_path):
+    masked = StreamingLogitDataset(store_of(tmp_path / "masked", lambda number: True), batch_size=4)
+    with pytest.raises(GuardError, match="no label for evaluation counts"):
+        tiny_trainer(small_store, tmp_path / "run", eval_dataset=masked)
+    sets = {"a": StreamingLogitDataset(small_store, batch_size=4), "b": masked}
+    with pytest.raises(GuardError, match="no label for evaluation b counts"):
+        tiny_trainer(small_store, tmp_path / "run", eval_dataset=sets)
+    some = StreamingLogitDataset(
+        store_of(tmp_path / "some", lambda number: number < 19), batch_size=1, shuffle=False
+    )
+    tiny_trainer(small_store, tmp_path / "run", eval_dataset=some)
+    with pytest.raises(GuardError, match="max_eval_sequences takes the first sequences alone"):
+        tiny_trainer(small_store, tmp_path / "run", eval_dataset=some, max_eval_sequences=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("collate", [{}, {"pack_length": 16}], ids=str)
+def test_sequences_of_one_label_are_trained_on(tmp_path, collate):
+    store = store_of(tmp_path / "store", lambda number: number % 2 == 1, num_labels=1)
+    trainer = tiny_trainer(store, tmp_path / "run", max_steps=5, collate=collate)
+    trainer.train()
+    rows = [entry["num_rows"] for entry in trainer.state.log_history if "loss" in entry]
+    assert 0 < sum(rows) < 5 * 4
+
+
+def test_sets_for_evaluation_are_checked_as_those_for_training(small_store, tmp_path):
+    """Figures against the labels of another vocabulary would mean nothing."""
+    make_store(tmp_path / "wide", (9,), spec=label_spec(vocab_size=80))
+    with pytest.raises(GuardError, match=r"the student has 64 logits, the teacher of .*wide 80"):
+        tiny_trainer(
+            small_store, tmp_path / "run", eval_dataset=StreamingLogitDataset(tmp_path / "wide", batch_size=4)
+        )
