@@ -5,22 +5,93 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from trainer.data.dataset import StreamingLogitDataset
+from trainer.errors import SettingError
+from trainer.loss.loss_settings import LossSettings
 
 DATASET_STATE_NAME = "logit_dataset_state.json"
+SETTINGS_NAME = "distillation_settings.json"
+OF_THE_OPTIMIZER = (
+    "optim",
+    "optim_args",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+)
+"""Arguments that a checkpoint's optimizer has itself: it would go on with its own, whatever is given."""
 
 
 def write_place(folder: Path, dataset: StreamingLogitDataset) -> None:
     """Before anything else of a checkpoint, so that none is ever complete but for this."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DATASET_STATE_NAME).write_text(json.dumps(dataset.state_dict()))
+
+
+def settings_of_training(
+    args: Any, store_losses: Sequence[LossSettings], *, makes_optimizer: bool
+) -> dict[str, Any]:
+    """As JSON values, what a resumed training may not change: the loss, and an optimizer of the arguments."""
+    settings = {**asdict(args.loss_settings()), "store_losses": [asdict(one) for one in store_losses]}
+    if makes_optimizer:
+        settings |= {name: getattr(args, name) for name in OF_THE_OPTIMIZER}
+    return json.loads(json.dumps(settings))
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    (folder / SETTINGS_NAME).write_text(json.dumps(settings))
+
+
+def check_resumable(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises SettingError for a checkpoint without its optimizer, or of a training with other settings.
+
+    One of an earlier version does not name its settings and is taken.
+    """
+    remedy = "to train its weights otherwise, give the checkpoint as the model"
+    if folder.is_dir() and not [*folder.glob("optimizer*"), *folder.glob("global_step*")]:
+        raise SettingError(
+            f"{folder} holds no optimizer (it was saved by save_only_model=True, or that was removed), so "
+            f"nothing can be resumed from it: optimizer and schedule would begin anew; {remedy}"
+        )
+    path = folder / SETTINGS_NAME
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    changed = [
+        f"{name} {saved[name]!r} there, {value!r} now"
+        for name, value in settings.items()
+        if name in saved and saved[name] != value
+    ]
+    if changed:
+        raise SettingError(
+            f"{folder} is of a training with other settings ({'; '.join(changed)}); restore them, or, "
+            f"{remedy}"
+        )
+
+
+def take_up_patience(callbacks: Iterable[Any], state: TrainerState) -> None:
+    """Have early stopping count on from the checkpoint that the state is of, or anew."""
+    for callback in callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            by_class: Any = state.stateful_callbacks or {}
+            saved = by_class.get(type(callback).__name__)
+            last = saved[-1] if isinstance(saved, list) else saved
+            counted = (last or {}).get("attributes", {}) if state.global_step else {}
+            callback.early_stopping_patience_counter = counted.get("early_stopping_patience_counter", 0)
 
 
 def take_up_place(folder: Path, dataset: StreamingLogitDataset) -> None:

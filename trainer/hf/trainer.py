@@ -31,9 +31,13 @@ from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checkpoints import (
     LogAtCheckpoints,
     TrueEpoch,
+    check_resumable,
     open_to_readers,
+    settings_of_training,
+    take_up_patience,
     take_up_place,
     write_place,
+    write_settings,
 )
 from trainer.hf.checks.course import check_course
 from trainer.hf.checks.guards import check_stores, check_student, checked_store_losses
@@ -127,7 +131,8 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         self.add_callback(TrueEpoch(train_dataset))
         self.add_callback(LogAtCheckpoints())
         self._take_student(self.model)
-        if optimizers == (None, None):
+        self._makes_optimizer = optimizers == (None, None)
+        if self._makes_optimizer:
             check_optimizer(self.args, self.model)
             check_schedule(self.args)
         check_processes(self.args, self.accelerator.distributed_type)
@@ -254,7 +259,11 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
                 self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
             write_place(folder, self.logit_dataset)
+            write_settings(folder, self._settings_of_training())
         super()._save_checkpoint(model, trial)
+
+    def _settings_of_training(self) -> dict[str, Any]:
+        return settings_of_training(self.args, self.store_losses, makes_optimizer=self._makes_optimizer)
 
     def _init_training_state(
         self,
@@ -273,9 +282,14 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said at construction
             self._check_course()
+        if resume_from_checkpoint is not None:
+            check_resumable(Path(resume_from_checkpoint), self._settings_of_training())
         started = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        # The state of a checkpoint has its own intervals; those of the arguments are meant.
+        self.state.compute_steps(self.args, max_steps)
+        take_up_patience(self.callback_handler.callbacks, self.state)
         if resume_from_checkpoint is None:
             self.logit_dataset.return_to(*self._beginning)
             return started

@@ -1,16 +1,19 @@
 """A run that is stopped and gone on with ends as the unbroken one, and not in another place or store."""
 
 import json
+import re
 import shutil
 from typing import Any
 
 import pytest
 import torch
+from transformers import EarlyStoppingCallback
 
 from logitstore.errors import StoreChangedError
 from tests.trainer.stores import make_store
 from tests.trainer.students import tiny_student, tiny_trainer, weights
-from trainer.hf.checkpoints import DATASET_STATE_NAME, last_checkpoint
+from trainer.errors import SettingError
+from trainer.hf.checkpoints import DATASET_STATE_NAME, SETTINGS_NAME, last_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -124,3 +127,72 @@ def test_checkpoint_folders_hold_the_place_before_anything_else(small_store, tmp
     (folder / "trainer_state.json").unlink()
     assert last_checkpoint(tmp_path) is None
     shutil.rmtree(folder)
+
+
+def test_a_resumed_run_has_the_intervals_of_its_arguments(small_store, tmp_path):
+    """It went on with those of the checkpoint, whatever was given."""
+    made: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps"}
+    tiny_trainer(small_store, tmp_path, **made, eval_steps=2, save_steps=2).train()
+    given: dict[str, Any] = {**made, "eval_steps": 3, "save_steps": 4, "logging_steps": 5, "max_steps": 12}
+    trainer = tiny_trainer(small_store, tmp_path, **given)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    later = [entry for entry in trainer.state.log_history if entry["step"] > 6]
+    assert [entry["step"] for entry in later if "eval_kl" in entry] == [9, 12]
+    assert [entry["step"] for entry in later if "loss" in entry] == [8, 10, 12]  # and at checkpoints
+    saved = {int(path.name.rpartition("-")[2]) for path in tmp_path.glob("checkpoint-*")}
+    assert saved == {2, 4, 6, 8, 12}
+
+
+def test_a_resumed_run_stops_early_where_the_unbroken_one_does(small_store, tmp_path):
+    """It forgot how long there had been nothing better, and a second training remembered it of the first."""
+    settings: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "metric_for_best_model": "kl",
+        "greater_is_better": True,  # the KL falls, so the first one stays the best
+    }
+
+    def make(**more):
+        stop = {"callbacks": [EarlyStoppingCallback(3)]}
+        return tiny_trainer(small_store, tmp_path, trainer=stop, **settings, **{"max_steps": 20, **more})
+
+    whole = make()
+    for _ in range(2):
+        whole.train()
+        assert whole.state.global_step == 8
+    for step in (2, 4, 6):
+        resumed = make()
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert resumed.state.global_step == 8, step
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"alpha": 1.0}, "alpha 0.5 there, 1.0 now"),
+        ({"temperature": 2.0}, "temperature 1.0 there, 2.0 now"),
+        ({"optim": "rmsprop"}, "optim 'sgd' there, 'rmsprop' now"),
+        ({"learning_rate": 0.1, "weight_decay": 0.1}, "learning_rate 0.5 there, 0.1 now; weight_decay 0.0"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_other_settings_is_refused(small_store, tmp_path, changed, words):
+    """The optimizer went on with its own learning rate, silently; others failed by a KeyError of torch's."""
+    tiny_trainer(small_store, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    trainer = tiny_trainer(small_store, tmp_path, **changed)
+    with pytest.raises(SettingError, match=re.escape(words)):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    (tmp_path / "checkpoint-2" / SETTINGS_NAME).unlink()  # as earlier versions saved it
+    tiny_trainer(small_store, tmp_path, alpha=1.0).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+    )
+
+
+def test_a_checkpoint_without_its_optimizer_is_refused(small_store, tmp_path):
+    """Optimizer and schedule began anew in the middle of the run."""
+    saved: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    tiny_trainer(small_store, tmp_path, max_steps=2, **saved).train()
+    with pytest.raises(SettingError, match=r"holds no optimizer .*give the checkpoint as the model"):
+        tiny_trainer(small_store, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
