@@ -46,7 +46,9 @@ def add_export(commands: Commands) -> None:
         type=positive,
         help="of several files: labels that one takes, as the store holds them (default 67108864)",
     )
-    parser.add_argument("--out-storage-options", metavar="FILE", help="--storage-options of FILE's address")
+    parser.add_argument(
+        "--out-storage-options", metavar="FILE", type=Path, help="--storage-options of FILE's address"
+    )
     add_selection(parser)
     add_cut(parser)
     parser.add_argument(
@@ -212,7 +214,10 @@ def add_copy(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object with the counts")
     parser.add_argument("--with-job", action="store_true", help="also the job's settings and plan")
     parser.add_argument(
-        "--out-storage-options", metavar="FILE", help="--storage-options of DST (default: those of SRC)"
+        "--out-storage-options",
+        metavar="FILE",
+        type=Path,
+        help="--storage-options of DST (default: those of SRC)",
     )
 
 
@@ -249,5 +254,8 @@ def add_publish(commands: Commands) -> None:
         "or in a record's id (without it such a store is refused)",
     )
     parser.add_argument(
-        "--out-storage-options", metavar="FILE", help="--storage-options of DST (default: those of SRC)"
+        "--out-storage-options",
+        metavar="FILE",
+        type=Path,
+        help="--storage-options of DST (default: those of SRC)",
     )
