@@ -12,10 +12,9 @@ from collections.abc import Iterable
 
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import (
-    AccessRefusedError,
+    NOT_THERE,
     CorruptManifestError,
     CorruptShardError,
-    ObjectNotFoundError,
 )
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import FORMAT_VERSION
@@ -59,7 +58,7 @@ class StoreCodebooks:
         if self._current is None and not self._was_looked_for:
             try:
                 named = self._current_hash()
-            except (ObjectNotFoundError, AccessRefusedError):
+            except NOT_THERE:
                 # A key that may not list gets a refusal for what is not there. Shards name their set, so
                 # that one which is there and refused is missed when they are read.
                 self._was_looked_for = True

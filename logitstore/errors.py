@@ -72,6 +72,11 @@ class AccessRefusedError(ObjectStoreError):
     """The server does not permit this request: of a listing this says nothing about what lies there."""
 
 
+NOT_THERE = (ObjectNotFoundError, AccessRefusedError)
+"""What reading an object raises that need not be there and is not: a key that may not list is refused what is
+not there."""
+
+
 class UnsafeNameError(StoreError, ValueError):
     """An object name that is absolute, climbs out of the store or holds characters we never write."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from logitstore.errors import AccessRefusedError, ObjectNotFoundError
+from logitstore.errors import NOT_THERE
 from logitstore.index.entries import attempts_of
 from logitstore.index.id_building import id_hashes
 from logitstore.index.ids import IdIndex
@@ -158,7 +158,7 @@ class Lookup:
             self._known = known
             try:
                 return known.find(wanted)
-            except (ObjectNotFoundError, AccessRefusedError):
+            except NOT_THERE:
                 # Compaction took the segment up. (A key that may not list gets a refusal for what is gone.)
                 self._kept.opened, self._known = {}, None
         self._known = known = self._know([])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import zstandard
 
-from logitstore.errors import AccessRefusedError, CorruptManifestError, ObjectNotFoundError
+from logitstore.errors import NOT_THERE, CorruptManifestError
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import FORMAT_VERSION
 from logitstore.manifest.reading import MAX_MANIFEST_BYTES, check_version
@@ -114,7 +114,7 @@ def stored_tokenizer(objects: Objects) -> StoredTokenizer | None:
     """What the store keeps of its tokenizer; None where it keeps nothing. Raises CorruptManifestError."""
     try:
         return _read_stored(objects)
-    except (ObjectNotFoundError, AccessRefusedError):
+    except NOT_THERE:
         # A key that may not list gets a refusal for what is not there, as most stores of earlier versions.
         return None
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from logitstore.errors import AccessRefusedError, CorruptManifestError, ObjectNotFoundError
+from logitstore.errors import NOT_THERE, CorruptManifestError
 from logitstore.index.pointer import SegmentInfo
 from logitstore.objects.opening import Objects
 
@@ -86,7 +86,7 @@ class IdIndex:
         name = ids_name(segment.name)
         try:
             head = objects.get_range(name, 0, HEADER.size)
-        except (ObjectNotFoundError, AccessRefusedError):
+        except NOT_THERE:
             # A key that may not list gets a refusal for what is not there.
             return None
         if len(head) < HEADER.size:

@@ -8,6 +8,7 @@ refuse it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
 from logitstore.codec.codebooks import CodebookSet
-from logitstore.errors import ObjectNotFoundError, ObjectStoreError, StoreExistsError
+from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectStoreError, StoreExistsError
 from logitstore.index import segments as index_segments
 from logitstore.index.changes.compaction import write_segment_objects
 from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, place_of
@@ -104,7 +105,8 @@ def publish_store(
     room, and for places on machines in what would be published, unless `allow_paths`.
     """
     if not beside_job:
-        refuse_running_job(source)
+        with contextlib.suppress(AccessRefusedError):  # of a status that is not there, as NOT_THERE says
+            refuse_running_job(source)
     source.refresh()
     manifest = public_manifest(source.manifest)
     generation = _refuse_another(source, target, manifest)

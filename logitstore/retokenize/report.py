@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from logitstore.errors import UnsupportedInputError
+from logitstore.errors import NOT_THERE, UnsupportedInputError
 from logitstore.job_objects import RETOKENIZED_NAME, RETOKENIZED_PREFIX
 from logitstore.manifest import strict_json
 from logitstore.store import LogitStore
@@ -51,9 +51,13 @@ class Report:
 
 def read_report(store: LogitStore) -> Report | None:
     """What `retokenize_store` left in the store; None if it has not finished, or is no such store."""
-    if store.manifest.retokenized is None or not store.objects.exists(RETOKENIZED_NAME):
+    if store.manifest.retokenized is None:
         return None
-    return _decode(store.objects.get(RETOKENIZED_NAME, max_bytes=MAX_REPORT_BYTES), RETOKENIZED_NAME)
+    try:
+        data = store.objects.get(RETOKENIZED_NAME, max_bytes=MAX_REPORT_BYTES)
+    except NOT_THERE:
+        return None
+    return _decode(data, RETOKENIZED_NAME)
 
 
 def report_name(unit_id: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
 from logitstore.errors import (
-    AccessRefusedError,
+    NOT_THERE,
     CorruptManifestError,
     CorruptShardError,
     ObjectNotFoundError,
@@ -79,10 +79,10 @@ def copy_store(
                 progress("shards", done, len(missing))
     extras: dict[str, bytes] = {}
     for info, _ in source.index_segments():
-        with contextlib.suppress(ObjectNotFoundError, AccessRefusedError):
+        with contextlib.suppress(*NOT_THERE):
             extras[ids_name(info.name)] = source.objects.get(ids_name(info.name), max_bytes=MAX_IDS_BYTES)
     for name in _beside(source, with_job=with_job):
-        with contextlib.suppress(ObjectNotFoundError):
+        with contextlib.suppress(*NOT_THERE):
             extras[name] = source.objects.get(name)
     small = {**extras, **small}
     for name, data in small.items():  # `index.json` is the last

@@ -9,6 +9,7 @@ import numpy as np
 
 from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.errors import (
+    NOT_THERE,
     AccessRefusedError,
     CorruptShardError,
     ObjectNotFoundError,
@@ -83,7 +84,7 @@ def read_rejects(objects: Objects, findings: Findings) -> list[Reject]:
     """`rejects.jsonl` as a job wrote it, with a problem for each line that is not a reject."""
     try:
         file = objects.open(REJECTS_NAME)
-    except ObjectNotFoundError:
+    except NOT_THERE:
         return []
     rejects: list[Reject] = []
     with file:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreError
+from logitstore.errors import NOT_THERE, CorruptManifestError, StoreError
 from logitstore.index.entries import ShardIndex
 from logitstore.job_objects import STATUS_NAME, JobStatus
 from logitstore.job_parsing import parse_status
@@ -135,7 +135,7 @@ def read_status(store: LogitStore, now: datetime) -> Json | None:
     """The driver's last heartbeat, with "silent" as its state when it is too old; None without one."""
     try:
         status = parse_status(store.objects.get(STATUS_NAME))
-    except ObjectNotFoundError:
+    except NOT_THERE:
         return None
     except CorruptManifestError as error:
         nothing = {"causes": [], "workers": [], "cost": None}

@@ -27,7 +27,7 @@ from logitstore.store import LogitStore
 from logitstore.tools.inspection import inspect_store
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
-from tests.s3_dialects import run_dialect
+from tests.s3_dialects import Dialect, DialectServer, run_dialect
 
 SIGNATURE = "Expires=1&Signature=secretsignature"
 HABITS = {
@@ -54,14 +54,32 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
     return store
 
 
-@pytest.fixture(params=HABITS, scope="module")
+GET_ALONE = "s3 key that may get and not list"
+
+
+@pytest.fixture(params=[*HABITS, GET_ALONE], scope="module")
 def address(store: LogitStore, request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[list[str]]:
     """The store's URL and the options that it needs."""
-    habits = HABITS[request.param]
     options = tmp_path_factory.mktemp("options") / "options.json"
+    if request.param == GET_ALONE:
+        with dialect_of(store, "no lists") as server:
+            options.write_text(json.dumps(server.storage_options))
+            yield ["s3://b/store", "--storage-options", str(options)]
+        return
+    habits = HABITS[request.param]
     options.write_text(json.dumps({"query": SIGNATURE} if habits.signature else {}))
     with run_web_server(Path(store.uri), habits) as server:
         yield [server.url, "--storage-options", str(options)]
+
+
+@contextlib.contextmanager
+def dialect_of(store: LogitStore, dialect: Dialect) -> Iterator[DialectServer]:
+    """A server that has the store at s3://b/store."""
+    with run_dialect(dialect) as server:
+        for path in Path(store.uri).rglob("*"):
+            if path.is_file():
+                server.data[f"store/{path.relative_to(store.uri)}"] = path.read_bytes()
+        yield server
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::logitstore.common.store_warning.StoreWarning")
@@ -257,10 +275,7 @@ def test_a_signature_is_in_no_message(store: LogitStore) -> None:
 
 
 def test_a_key_that_may_get_and_not_list(store: LogitStore) -> None:
-    with run_dialect("no lists") as server:
-        for path in Path(store.uri).rglob("*"):
-            if path.is_file():
-                server.data[f"store/{path.relative_to(store.uri)}"] = path.read_bytes()
+    with dialect_of(store, "no lists") as server:
         copy = LogitStore.open("s3://b/store", storage_options=server.storage_options)
         assert copy.digest == store.digest
         findings = verify_store(copy)
@@ -304,3 +319,19 @@ def test_an_address_that_is_none_is_wrong_usage(
     more = [str(tmp_path / "out") for _ in command[1:]]
     assert main([command[0], uri, *more]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_each_address_may_have_its_own_options(store: LogitStore, tmp_path: Path) -> None:
+    """They were no file of options where the target's were given: a defect, by the command's own words."""
+    expected = [one.record_id for one in store]
+    options = tmp_path / "options.json"
+    with run_dialect("plain") as server:
+        options.write_text(json.dumps(server.storage_options))
+        there = ["--out-storage-options", str(options), "--quiet"]
+        assert main(["copy", store.uri, "s3://b/copy", *there]) == 0
+        assert main(["publish", store.uri, "s3://b/public", *there]) == 0
+        assert main(["export", store.uri, "--to", "arrow", "s3://b/tables/", *there]) == 0
+        for place in ("s3://b/copy", "s3://b/public"):
+            opened = LogitStore.open(place, storage_options=server.storage_options)
+            assert [one.record_id for one in opened] == expected
+        assert Objects("s3://b/tables", server.storage_options).list() == ["part-00000-of-00001.arrow"]
