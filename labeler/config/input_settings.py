@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from logitstore.common.forms import of_form
-from logitstore.common.section import HomePath, Section
+from logitstore.common.section import HomePath, Section, of_form
 
 InputKind = Literal["auto", "messages", "prompt", "prompt_response", "text", "token_ids"]
 

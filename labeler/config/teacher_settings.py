@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from labeler.config.engine_keys import NOT_SUPPORTED, OWNED_ENGINE_ARGS
-from logitstore.common.forms import of_form
 from logitstore.common.secrets import redact_uri, secret_places
-from logitstore.common.section import HomePath, Section
+from logitstore.common.section import HomePath, Section, of_form
 
 SETTING_OF_ENGINE_ARG: dict[str, str] = {
     "model": "teacher.model",

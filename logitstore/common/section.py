@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -15,3 +16,16 @@ class Section(BaseModel):
     """Frozen, without unknown settings, each setting described by the docstring below it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def of_form(pattern: str, form: str) -> AfterValidator:
+    """For a text that is wholly of `pattern`; a wrong one is told in the words of `form`, which says the rule
+    and the remedy, and not by a regular expression."""
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(form)
+        return text
+
+    return AfterValidator(check)

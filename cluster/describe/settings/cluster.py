@@ -23,7 +23,7 @@ from cluster.describe.settings.places import (
     SlurmConfig,
 )
 from logitstore.common.config_file import ConfigError, explain_problem, read_document
-from logitstore.common.forms import of_form
+from logitstore.common.section import of_form
 
 Name = Annotated[
     str,

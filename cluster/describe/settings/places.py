@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from cluster.describe.settings.kubernetes_names import check_object_name
 from cluster.describe.settings.node_paths import check_mount, check_plain_path
 from cluster.describe.settings.one_line import OneLineSection
-from logitstore.common.forms import of_form
+from logitstore.common.section import of_form
 
 SlurmWord = Annotated[
     str,
