@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from trainer.errors import GuardError
 from trainer.hf.checks.adapters import check_adapters
 
 
-def with_adapters(model: Any, peft_config: Any) -> Any:
-    """The student with adapters of peft, which alone will be trained."""
+def with_adapters(model: Any, peft_config: Any, *, seed: int) -> Any:
+    """The student with adapters of peft, which alone will be trained; `seed` is that of their weights."""
     from peft import get_peft_model
 
     check_adapters(model, peft_config)
-    return get_peft_model(model, peft_config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, peft_config)
 
 
 def keep_4_bits_differentiable(model: Any) -> None:

@@ -105,7 +105,7 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         check_not_tensor_parallel(model)
         if peft_config is not None:
-            model = with_adapters(model, peft_config)
+            model = with_adapters(model, peft_config, seed=args.seed)
         self.collator: DistillationCollator | None = None
         super().__init__(
             model=model,  # type: ignore[arg-type]  # any causal language model, adapted by peft or not

@@ -132,7 +132,7 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     seed: int = 0
-    """Of new weights and dropout."""
+    """Of new weights, those of adapters too, and of dropout."""
     logging_steps: int = Field(default=5, ge=1)
     """Steps between two lines of the log."""
     save_steps: int | None = Field(default=None, ge=1)

@@ -89,7 +89,7 @@ def load_student(
             "'sdpa' or 'eager', or install what it needs"
         ) from error
     if config.lora is not None:
-        model = _with_adapters(model, config.lora)
+        model = _with_adapters(model, config.lora, seed)
     return model
 
 
@@ -148,7 +148,7 @@ def _in_4_bits(dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PreTrainedModel:
+def _with_adapters(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PreTrainedModel:
     from peft import LoraConfig
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
@@ -161,4 +161,5 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PreTrainedMode
         trainable_token_indices=list(lora.trainable_tokens) or None,
         task_type="CAUSAL_LM",
     )
-    return with_adapters(model, adapters)
+    adapted = with_adapters(model, adapters, seed=seed)
+    return adapted

@@ -1,9 +1,10 @@
 """What adapters name and the student does not have is refused; peft left it out, or died of it."""
 
 import pytest
+import torch
 
 from tests.trainer.run.conftest import settings, write_config
-from tests.trainer.students import tiny_student, tiny_trainer
+from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.__main__ import main
 from trainer.errors import GuardError
 
@@ -73,3 +74,17 @@ def test_the_command_refuses_them_too(tmp_path, capsys):
     )
     assert main(["run", str(config), "--quiet", *given]) == 2
     assert "student.lora.modules_to_save) names nope" in capsys.readouterr().err
+
+
+def test_weights_of_adapters_are_those_of_the_seed(small_store, tmp_path):
+    """They were those of the process: runs of different seeds began alike, and one run twice did not."""
+    adapters = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+
+    def begun(seed):
+        torch.rand(seed + 7)  # whatever was drawn before
+        return weights(
+            tiny_trainer(small_store, tmp_path, trainer={"peft_config": adapters}, seed=seed).model
+        )
+
+    assert torch.equal(begun(3), begun(3))
+    assert not torch.equal(begun(3), begun(4))
