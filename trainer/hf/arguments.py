@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.utils.import_utils import is_liger_kernel_available
 
 from trainer.hf.checks.amounts import check_amounts, check_numbers
 from trainer.hf.checks.optimizer import check_optimizer_name
@@ -139,6 +140,15 @@ def _check_accelerator(config: Any) -> None:
             )
 
 
+def _check_saves_weights(fsdp: Mapping[str, Any] | None) -> None:
+    kind = (fsdp or {}).get("state_dict_type", "FULL_STATE_DICT")
+    if "FULL_STATE_DICT" not in str(kind):
+        raise ValueError(
+            f"fsdp_config has state_dict_type={str(kind)!r}, by which transformers saves no model that can "
+            "be loaded, not at the end either; leave it out: whole weights are gathered"
+        )
+
+
 @dataclass
 class OfflineDistillationConfig(TrainingArguments):
     """TrainingArguments and the loss; `LossSettings` documents the settings of the same names."""
@@ -177,6 +187,11 @@ class OfflineDistillationConfig(TrainingArguments):
             setattr(self, name, value)
         self.check_values()
         _check_accelerator(self.accelerator_config)
+        _check_saves_weights(self.fsdp_plugin_args)
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise ValueError(
+                "use_liger_kernel=True needs the package liger-kernel: install it, or leave it out"
+            )
         if self.fp16 and self.device.type == "cpu":
             raise ValueError(
                 "fp16=True (in a configuration training.precision='fp16') would train in float32 on a CPU, "

@@ -13,6 +13,7 @@ from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import unpacked_tokenizer
+from trainer.hf.checks.adapters import check_mergeable
 from trainer.hf.quantize import WeightQuantization
 from trainer.hf.student import with_adapters
 from trainer.run.settings.data import StoreSource
@@ -162,4 +163,6 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings, seed: int) -> Pre
         task_type="CAUSAL_LM",
     )
     adapted = with_adapters(model, adapters, seed=seed)
+    if lora.merge:
+        check_mergeable(adapted)
     return adapted

@@ -67,6 +67,18 @@ def test_what_would_be_ignored_is_refused_by_name(name):
         OfflineDistillationConfig(use_cpu=True, **{name: CHANGED[name], **workers})
 
 
+def test_what_would_save_no_student_or_has_no_package_is_refused(monkeypatch):
+    """A sharded student's weights were not saved at the end; Liger failed once training began."""
+    for kind in ("SHARDED_STATE_DICT", "LOCAL_STATE_DICT"):
+        with pytest.raises(
+            ValueError, match=f"state_dict_type='{kind}', by which transformers saves no model"
+        ):
+            OfflineDistillationConfig(use_cpu=True, fsdp=True, fsdp_config={"state_dict_type": kind})
+    monkeypatch.setattr("trainer.hf.arguments.is_liger_kernel_available", lambda: False)
+    with pytest.raises(ValueError, match="use_liger_kernel=True needs the package liger-kernel"):
+        OfflineDistillationConfig(use_cpu=True, use_liger_kernel=True)
+
+
 @pytest.mark.parametrize("name", ["split_batches", "dispatch_batches", "non_blocking"])
 def test_accelerates_ways_of_dividing_are_refused(name):
     with pytest.raises(ValueError, match=f"accelerator_config has {name}"):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.trainer.hf.large.processes import deepspeed_environment, run_command
 from tests.trainer.run.conftest import settings
 from trainer.__main__ import main
+from trainer.run import packages
 
 pytestmark = pytest.mark.slow
 SHORT = ("training.max_steps=4", "training.save_steps=2", "evaluation.before=false")
@@ -38,6 +39,17 @@ def test_a_tracker_gets_the_figures_and_needs_no_network(config, tmp_path, capsy
 def test_a_tracker_that_is_not_installed_is_named(config, capsys):
     assert main(["run", str(config), "--quiet", *settings(*SHORT, 'training.report_to=["trackio"]')]) == 2
     assert "training.report_to = 'trackio' needs the package trackio" in capsys.readouterr().err
+
+
+def test_the_package_that_saves_integers_is_asked_for_before_training(config, tmp_path, capsys, monkeypatch):
+    """Its absence was found when the student was to be saved."""
+    found = packages.find_spec
+    monkeypatch.setattr(
+        packages, "find_spec", lambda name: None if name == "compressed_tensors" else found(name)
+    )
+    assert main(["run", str(config), "--quiet", *settings(*SHORT, "student.quantize=int8")]) == 2
+    assert "student.quantize = 'int8' needs the package compressed-tensors" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.timeout(300)

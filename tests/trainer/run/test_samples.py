@@ -10,12 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, TrainerControl, TrainerState
 
+from logitstore.common.config_file import ConfigError
 from tests.trainer.students import tiny_student
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.sources import HeldOut
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.run.config import load_config
 from trainer.run.student import load_tokenizer
 from trainer.run.train import train
-from trainer.run.watch.samples import Prompt, SampledAnswers, greedy_answers
+from trainer.run.watch.samples import Prompt, SampledAnswers, greedy_answers, held_out_prompts
 
 PROMPTS = (Prompt("a", (3, 4, 5)), Prompt("b", (6,)))
 NEW_TOKENS = 6
@@ -48,6 +51,21 @@ class Run:
 def tokenizer(config: Path) -> Any:
     settings = load_config(str(config), [])
     return load_tokenizer(settings.student, settings.data.stores)
+
+
+@pytest.mark.parametrize(("context", "sample_tokens", "num_asked"), [(64, 64, 2), (None, 5, 2), (40, 32, 0)])
+def test_prompts_that_are_not_there_or_do_not_fit_are_said(
+    small_store: Path, context: int | None, sample_tokens: int, num_asked: int
+) -> None:
+    """A run without a single answer had asked for some, and was told nothing."""
+    held_out = StreamingLogitDataset(small_store, held_out=HeldOut(0.2, "held_out"))
+    if context == sample_tokens:
+        with pytest.raises(ConfigError, match="no held-out prompts that leave 64 of the student's 64 tokens"):
+            held_out_prompts(held_out, 2, context, sample_tokens)
+        return
+    assert len(held_out_prompts(held_out, num_asked or 3, context, sample_tokens)) == (num_asked or 3)
+    with pytest.warns(UserWarning, match=r"evaluation.samples = 99, but there are only \d+ held-out prompts"):
+        assert 0 < len(held_out_prompts(held_out, 99, context, sample_tokens)) < 99
 
 
 def test_a_run_begun_anew_after_a_kill_has_each_step_once(tmp_path: Path, tokenizer: Any) -> None:

@@ -31,6 +31,23 @@ def check_adapters(model: Any, peft_config: Any) -> None:
             )
 
 
+def check_mergeable(model: Any) -> None:
+    """Raises GuardError for adapters of a tied head or embedding, which merging would put into both."""
+    from peft.tuners.lora import LoraLayer
+
+    base = model.get_base_model()
+    ends = (base.get_output_embeddings(), base.get_input_embeddings())
+    weights = [getattr(end, "base_layer", end).weight for end in ends]
+    adapted = [isinstance(end, LoraLayer) for end in ends]
+    if weights[0] is weights[1] and any(adapted):
+        named = "lm_head" if adapted[0] else "the embedding"
+        raise GuardError(
+            f"{named} has adapters, and the head of {type(base).__name__} is its embedding: merged, they "
+            "would change both, and the student that is saved would not be the one that was trained; set "
+            "student.lora.merge = false, or leave it out of student.lora.target_modules"
+        )
+
+
 def _ends(names: list[str], end: str) -> bool:
     return any(f".{name}".endswith(end) for name in names)
 

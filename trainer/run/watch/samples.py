@@ -6,6 +6,7 @@ Shape legend: T tokens.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.run.output import SAMPLES_NAME
@@ -45,11 +47,26 @@ class Answer:
 def held_out_prompts(
     held_out: StreamingLogitDataset, num_prompts: int, context: int | None, max_new_tokens: int
 ) -> list[Prompt]:
-    """The first ones, as stored, whose answers fit the student's context; of plain text the first token."""
+    """The first ones, as stored, whose answers fit the student's context; of plain text the first token.
+
+    Raises ConfigError where there is none, and says where there are fewer.
+    """
     limit = None if context is None else context - max_new_tokens
     prompts = (_prompt(held_out[index]) for index in range(sum(sum(one.lengths) for one in held_out.sources)))
     fitting = (prompt for prompt in prompts if limit is None or len(prompt.token_ids) <= limit)
-    return list(islice(fitting, num_prompts))
+    found = list(islice(fitting, num_prompts))
+    room = "" if limit is None else f" that leave {max_new_tokens} of the student's {context} tokens"
+    if not found:
+        raise ConfigError(
+            f"evaluation.samples = {num_prompts}: there are no held-out prompts{room}; lower "
+            f"evaluation.sample_tokens (now {max_new_tokens}), or set evaluation.samples = 0"
+        )
+    if len(found) < num_prompts:
+        warnings.warn(
+            f"evaluation.samples = {num_prompts}, but there are only {len(found)} held-out prompts{room}",
+            stacklevel=2,
+        )
+    return found
 
 
 def _prompt(sample: Any) -> Prompt:

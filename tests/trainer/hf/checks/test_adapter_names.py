@@ -1,5 +1,7 @@
 """What adapters name and the student does not have is refused; peft left it out, or died of it."""
 
+import json
+
 import pytest
 import torch
 
@@ -88,3 +90,50 @@ def test_weights_of_adapters_are_those_of_the_seed(small_store, tmp_path):
 
     assert torch.equal(begun(3), begun(3))
     assert not torch.equal(begun(3), begun(4))
+
+
+def saved_to_merge(tmp_path, *, tied):
+    model = tiny_student()
+    if tied:
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    model.save_pretrained(tmp_path / "begin")
+    return [
+        *("student.small=null", f"student.model={tmp_path / 'begin'}", "student.lora.merge=true"),
+        *("loss.fused=false", "training.max_steps=6", "training.save_steps=null", "evaluation.snapshots=0"),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "adapted",
+    [
+        'student.lora.target_modules=["q_proj", "lm_head"]',
+        'student.lora.target_modules=["q_proj", "embed_tokens"]',
+    ],
+)
+def test_adapters_that_cannot_be_merged_are_refused_before_training(tmp_path, capsys, adapted):
+    """The student that was saved was another than the one that was trained: KL 3.0 in place of 1.5."""
+    config = write_config(tmp_path)
+    given = settings(*saved_to_merge(tmp_path, tied=True), adapted)
+    assert main(["run", str(config), "--quiet", *given]) == 2
+    assert "has adapters, and the head of LlamaForCausalLM is its embedding" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tied", "adapted"),
+    [
+        (False, 'student.lora.target_modules=["q_proj", "lm_head", "embed_tokens"]'),
+        (True, 'student.lora.modules_to_save=["lm_head"]'),
+        (True, "student.lora.trainable_tokens=[1, 2, 3]"),
+    ],
+)
+def test_the_merged_student_is_the_one_that_was_trained(tmp_path, capsys, tied, adapted):
+    config = write_config(tmp_path)
+    given = settings(*saved_to_merge(tmp_path, tied=tied), adapted)
+    assert main(["run", str(config), "--json", *given]) == 0
+    trained = json.loads(capsys.readouterr().out)["after"]["kl"]
+    assert main(["eval", str(config), "--json", *settings("loss.fused=false")]) == 0
+    assert json.loads(capsys.readouterr().out)["kl"] == pytest.approx(trained, rel=1e-5)
