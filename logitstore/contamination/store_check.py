@@ -19,6 +19,7 @@ from logitstore.exchange.chat_text import PromptParser
 from logitstore.exchange.texts import last_answer_start, render_of, text_of
 from logitstore.inputs.json_text import json_text
 from logitstore.manifest.turns import masks_tell_turns
+from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Progress
 from logitstore.viewer.tokenizer_choice import choose_texts
@@ -64,7 +65,11 @@ def check_contamination(
     methods = [near_texts(way, words=check.words, cosine=check.cosine) for way in check.ways]
     counted = _Counted(store, check.tokenizer, progress)
     found: list[dict[str, Any]] = []
+    named = set[str]()
     for (record_id, text), match, partner in find_contaminated(counted.prompts(), methods, partners):
+        if record_id in named:  # by another of its prompts
+            continue
+        named.add(record_id)
         found.append(
             {
                 "id": record_id,
@@ -92,7 +97,7 @@ def ids_path(found_path: Path) -> Path:
 
 
 class _Counted:
-    """The prompts of a store, each record's once."""
+    """The prompts of a store, each record's once: the teacher's and, where it is another, the student's."""
 
     def __init__(self, store: LogitStore, tokenizer: str | None, progress: Progress | None) -> None:
         self._store, self._progress = store, progress
@@ -114,10 +119,15 @@ class _Counted:
                 continue
             before = sequence.record_id
             self.num_records += 1
-            start = last_answer_start(sequence, masks_tell_turns=turns)
-            ids = sequence.token_ids_T[: start or None].tolist()
-            text = _words_of_user(ids, self._texts, parser)
-            yield (sequence.record_id, text), text
+            for seen in _as_seen(sequence):
+                start = last_answer_start(seen, masks_tell_turns=turns)
+                text = _words_of_user(seen.token_ids_T[: start or None].tolist(), self._texts, parser)
+                yield (sequence.record_id, text), text
+
+
+def _as_seen(sequence: LabeledSequence) -> tuple[LabeledSequence, ...]:
+    """By the teacher and, where it sees another prompt, by the student."""
+    return (sequence,) if sequence.student_prompt_ids is None else (sequence, sequence.for_student())
 
 
 def _parser_of(store: LogitStore) -> PromptParser | None:

@@ -40,7 +40,8 @@ def export_texts(
 
     "messages": {"id", "messages", "finish_reason", "flags"}, the answer last, reasoning apart as
     `reasoning_content`. "prompt-completion": {"id", "prompt", "completion", ...}, word for word as the
-    teacher had them but for the tokens that end a response.
+    teacher had them but for the tokens that end a response. Where students see another prompt than the
+    teacher, it is theirs: who trains on the text must not see what only the teacher may.
 
     Raises UnsupportedInputError where the store keeps no tokenizer, or no sequence could be written.
     """
@@ -57,7 +58,7 @@ def export_texts(
         with temporary.open("w", encoding="utf-8") as file:
             chosen = (selection or Selection()).sequences(store, top_k=store.manifest.labels.fewest_entries)
             for sequence in chosen:
-                record = record_of(sequence)
+                record = record_of(sequence.for_student())
                 if record is None:
                     left_out += 1
                 else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from logitstore import __version__
 from logitstore.index.commits import SHARDS_PREFIX
-from logitstore.manifest.fields import LabelSpec, Manifest, ShardEntry
+from logitstore.manifest.fields import STUDENT_PROMPTS, LabelSpec, Manifest, ShardEntry
 
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 """How the Hub writes licences that it knows; others are called `other` and named beside."""
@@ -96,10 +96,15 @@ def _title(manifest: Manifest) -> str:
 
 def _what_it_holds(manifest: Manifest) -> str:
     labels = manifest.labels
+    prompts = (
+        " A student sees another prompt than the teacher did: `sequence.for_student()` is what it reads."
+        if STUDENT_PROMPTS in manifest.features
+        else ""
+    )
     if labels.support == "none":
         return (
             "What a teacher wrote, as the ids of its tokens, and nothing of its distribution: a student can "
-            "be trained on the texts."
+            f"be trained on the texts.{prompts}"
         )
     others = (
         "the mass of all others" if manifest.teacher.capture == "import" else "the exact mass of all others"
@@ -116,7 +121,7 @@ def _what_it_holds(manifest: Manifest) -> str:
     )
     return (
         f"{entries} at every labeled position, with their logits and {others}: what a student needs to be "
-        f"distilled without its teacher.{ids}"
+        f"distilled without its teacher.{ids}{prompts}"
     )
 
 

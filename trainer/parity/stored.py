@@ -15,6 +15,7 @@ from logitstore.exchange.texts import (
     text_of,
     texts_around,
 )
+from logitstore.manifest.fields import STUDENT_PROMPTS
 from logitstore.manifest.turns import masks_tell_turns
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
@@ -44,7 +45,8 @@ def is_store(place: str) -> bool:
 def stored_answers(uri: str, items: Sequence[Item]) -> dict[str, Answer]:
     """What the teacher answered, by item; those that the store has no answer to are left out.
 
-    An item is known by all of its messages, those of the system left out where the store has no answer to it
+    An item is what a student is asked: its own prompt where it sees another than the teacher. It is known by
+    all of its messages, those of the system left out where the store has no answer to it
     with them. Of several samples the first counts. Raises ConfigError for a store of given responses.
     """
     store = LogitStore.open(uri)
@@ -55,7 +57,7 @@ def stored_answers(uri: str, items: Sequence[Item]) -> dict[str, Answer]:
         )
     whole: dict[Key, Answer] = {}
     without_system: dict[Key, Answer] = {}
-    for text in _texts_of(store, None):
+    for text in _texts_of(store, None, students_own=True):
         answer = Answer(text.answer, None, text.is_cut, False)
         whole.setdefault(_key(text.messages), answer)
         without_system.setdefault(_key(_talk(text.messages)), answer)
@@ -68,12 +70,14 @@ def stored_answers(uri: str, items: Sequence[Item]) -> dict[str, Answer]:
 
 
 def prompts_of(uri: str, tokenizer: str) -> Iterator[str]:
-    """What users asked in a store's sequences, all turns of each; whole prompts where no chat template tells
-    turns apart, and all of a plain text.
+    """What users asked in a store's sequences, all turns of each, of the teacher and, where it is another, of
+    the student; whole prompts where no chat template tells turns apart, and all of a plain text.
 
     `tokenizer`: the folder of the student's, for a store that keeps none, as those of plain text.
     """
-    for text in _texts_of(LogitStore.open(uri), tokenizer):
+    store = LogitStore.open(uri)
+    kinds = (False, True) if STUDENT_PROMPTS in store.manifest.features else (True,)
+    for text in (one for own in kinds for one in _texts_of(store, tokenizer, students_own=own)):
         yield "\n\n".join(one["content"] for one in text.messages if one["role"] == "user")
 
 
@@ -85,7 +89,8 @@ def _talk(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     return [one for one in messages if one["role"] != "system"]
 
 
-def _texts_of(store: LogitStore, tokenizer: str | None) -> Iterator[StoredText]:
+def _texts_of(store: LogitStore, tokenizer: str | None, *, students_own: bool) -> Iterator[StoredText]:
+    """`students_own` gives a student's own prompt where it has one, in place of the teacher's."""
     folder = None if tokenizer is None else Path(tokenizer)
     texts, reason = choose_texts(store, None)
     if not texts.known and folder is not None and (folder / "tokenizer.json").is_file():
@@ -97,8 +102,9 @@ def _texts_of(store: LogitStore, tokenizer: str | None) -> Iterator[StoredText]:
     parser = _parser_of(store, folder)
     turns = masks_tell_turns(store.manifest)
     for sequence in store.iter_sequences(top_k=store.manifest.labels.fewest_entries):
-        start = last_answer_start(sequence, masks_tell_turns=turns)
-        yield _text_of(sequence, start, texts, parser)
+        asked = sequence.for_student() if students_own else sequence
+        start = last_answer_start(asked, masks_tell_turns=turns)
+        yield _text_of(asked, start, texts, parser)
 
 
 def _parser_of(store: LogitStore, folder: Path | None) -> PromptParser | None:

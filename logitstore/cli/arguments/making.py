@@ -25,7 +25,8 @@ def add_export(commands: Commands) -> None:
         "npz holds all rows in a few plain arrays: logits, ids, logsumexp and log tail mass by temperature,\n"
         "tokens. parquet, arrow and jsonl hold one sequence per row, with list columns. `import` takes each\n"
         "of them back. messages and prompt-completion are JSONL of text, for `datasets.load_dataset`:\n"
-        "conversations with the teacher's answer last, reasoning apart; or prompts as the teacher saw them.",
+        "conversations with the teacher's answer last, reasoning apart; or prompts as the teacher saw them,\n"
+        "and the students' own where they see others.",
         "export build/store capture.npz",
         "export build/store labels.parquet --where 'num_tokens <= 512'",
         "export s3://bucket/store --to parquet s3://bucket/tables",

@@ -10,7 +10,8 @@ import pytest
 from logitstore.__main__ import main
 from logitstore.exchange.chat_text import renderer
 from logitstore.rows.where import read_ids
-from tests.logitstore.exchange.test_texts import CHATML, store_of
+from logitstore.store import LogitStore
+from tests.logitstore.exchange.test_texts import CHATML, store_of, with_own_prompts
 
 SECRET = (
     "A farmer has seventeen sheep and all but nine run away before the storm reaches his old wooden barn; "
@@ -63,6 +64,20 @@ def test_planted_prompts_are_named(
     assert main(["verify", cleaned, "--decontaminate", evaluation, "--by", "ngram", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["num_prompts_compared"], summary["num_contaminated"], summary["ok"]) == (3, 0, True)
+
+
+def test_a_students_own_prompt_is_compared_too(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher's may hide it among documents; a record that is near by both counts once."""
+    render = renderer(CHATML, {}, {})
+    own = [None, SECRET, f"Say. {SECRET}", OTHERS[0], None]
+    prompts = [None if text is None else render([{"role": "user", "content": text}], True) for text in own]
+    store = with_own_prompts(tmp_path / "own", LogitStore.open(files[0]), prompts)
+    assert main(["verify", store.uri, "--decontaminate", files[1], "--by", "ngram", "--quick"]) == 1
+    said = capsys.readouterr().out
+    assert [f"record 'r{i}'" in said for i in range(5)] == [False, True, True, True, False]
+    assert "5 prompts compared with evaluation sets, 3 near one of their texts" in said
 
 
 def test_a_question_in_other_words_is_found_by_meaning(

@@ -17,7 +17,7 @@ from logitstore.exchange.chat_text import PromptParser, reasoning_apart, rendere
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.texts import TextForm, export_texts
-from logitstore.manifest.fields import SEGMENTS, LabelSpec
+from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, Segment
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
@@ -197,6 +197,37 @@ def test_a_hole_in_a_loss_mask_is_no_new_answer(config: dict[str, Any], tmp_path
     assert export_texts(store, tmp_path / "p.jsonl", "prompt-completion") == (1, 0)
     (pair,) = load("json", tmp_path / "p.jsonl")
     assert pair["completion"] == "Twenty-one."
+
+
+def with_own_prompts(folder: Path, store: LogitStore, prompts: Sequence[str | None]) -> LogitStore:
+    """The store again, with prompts of the students' own."""
+    spec = replace(store.manifest.labels, extra_columns=(STUDENT_PROMPTS,))
+    made = LogitStore.create(folder, replace(store.manifest, labels=spec, features=(STUDENT_PROMPTS,)))
+    tokenizer = byte_tokenizer()
+    ids = [None if text is None else np.array(tokenizer.encode(text).ids, np.int32) for text in prompts]
+    sequences = [
+        replace(one, student_prompt_ids=own) for one, own in zip(store.iter_sequences(), ids, strict=True)
+    ]
+    made.commit_unit("unit-0", 0, sequences, seconds=0.0, worker="test")
+    files = {"tokenizer.json": tokenizer.to_str().encode(), "chat_template.jinja": CHATML.encode()}
+    put_tokenizer(made.objects, files)
+    return made
+
+
+def test_texts_have_the_prompts_that_students_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only the teacher may see, a solution say, went into the texts that students train on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    render = renderer(CHATML, {}, {})
+    hinted = {"role": "user", "content": "Why? (Because it rains.)"}
+    base = store_of(tmp_path / "base", [(render([one], True), "So.<|e|>") for one in (hinted, NEXT)], CHATML)
+    store = with_own_prompts(tmp_path / "own", base, [render([SYSTEM, USER], True), None])
+    assert export_texts(store, tmp_path / "m.jsonl", "messages") == (2, 0)
+    rows = load("json", tmp_path / "m.jsonl")
+    assert [row["messages"] for row in rows] == [[SYSTEM, USER, ANSWER], [NEXT, ANSWER]]
+    assert export_texts(store, tmp_path / "p.jsonl", "prompt-completion") == (2, 0)
+    pairs = load("json", tmp_path / "p.jsonl")
+    assert [one["prompt"] for one in pairs] == [render([SYSTEM, USER], True), render([NEXT], True)]
+    assert [one["completion"] for one in pairs] == ["So.", "So."]
 
 
 def test_rows_at_given_ids_have_the_same_texts(store: LogitStore, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import datasets
 import pytest
 from huggingface_hub import DatasetCard
 
+from logitstore.manifest.fields import STUDENT_PROMPTS
 from logitstore.objects.opening import Objects
 from logitstore.publishing.card import CardSettings, Contents, dataset_card
 from logitstore.publishing.publish import publish_store
@@ -103,6 +104,13 @@ def test_the_card_of_given_entries_does_not_call_them_likeliest(tmp_path: Path) 
     assert "Up to 8 tokens that were named beforehand" in card
     assert "| K | 8 given entries a position |" in card
     assert "The 8 likeliest tokens" not in card
+
+
+def test_the_card_says_that_students_see_another_prompt(tmp_path: Path) -> None:
+    for manifest in (make_manifest(), texts_store(tmp_path / "texts").manifest):
+        own = dataclasses.replace(manifest, features=(*manifest.features, STUDENT_PROMPTS))
+        said = [dataset_card(one, Contents.of([], 0), CardSettings()) for one in (manifest, own)]
+        assert ["`sequence.for_student()`" in card for card in said] == [False, True]
 
 
 @pytest.mark.parametrize(

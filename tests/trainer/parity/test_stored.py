@@ -12,7 +12,13 @@ from transformers import PreTrainedTokenizerFast
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import renderer
-from tests.logitstore.exchange.test_texts import CHATML, THINKING, byte_tokenizer, store_of
+from tests.logitstore.exchange.test_texts import (
+    CHATML,
+    THINKING,
+    byte_tokenizer,
+    store_of,
+    with_own_prompts,
+)
 from tests.trainer.stores import make_store
 from trainer.parity.contamination import contamination_of
 from trainer.parity.records import Item
@@ -87,6 +93,13 @@ def test_given_responses_are_no_answers(tmp_path: Path) -> None:
 
 
 LONG = "how many clips did the shop sell in the months of april and may together with june"
+
+
+def test_a_student_is_asked_its_own_prompt(tmp_path: Path) -> None:
+    base = store_of(tmp_path / "base", [(prompt(CHATML, f"Why? Hint: {LONG}"), "So.<|e|>")], CHATML)
+    store = with_own_prompts(tmp_path / "own", base, [prompt(CHATML, "Why?")])
+    assert stored_answers(store.uri, [item("a", "Why?")])["a"].text == "So."
+    assert list(prompts_of(store.uri, "")) == [f"Why? Hint: {LONG}", "Why?"]
 
 
 def test_every_turn_of_a_user_is_a_training_prompt(tmp_path: Path) -> None:
