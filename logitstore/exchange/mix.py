@@ -208,7 +208,27 @@ class _SequencesByKey:
                 f"{name} has other tokens in {self._store.uri}: let the second teacher score the first one's "
                 'text (labels.mode = "score", input.kind = "token_ids")'
             )
+        _check_student_prompts(sequence, other, name, self._store.uri)
         return other
+
+
+def _check_student_prompts(one: LabeledSequence, other: LabeledSequence, name: str, uri: str) -> None:
+    """The mixture has the first store's: a second one that has another, or alone has one, is not passed over.
+
+    Raises InvalidLabelsError.
+    """
+    own, others = one.student_prompt_ids, other.student_prompt_ids
+    if others is None or (own is not None and np.array_equal(own, others)):
+        return
+    if own is None:
+        raise InvalidLabelsError(
+            f"{name} has a prompt of the student's own in {uri} alone, and the mixture takes that of the "
+            "first store: name the two stores the other way round"
+        )
+    raise InvalidLabelsError(
+        f"{name} has another prompt of the student's own in {uri}: one student cannot see both; label it "
+        "there with the first store's, or with none"
+    )
 
 
 def _mix(

@@ -23,7 +23,7 @@ from logitstore.errors import (
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
 from logitstore.manifest import reading
-from logitstore.manifest.fields import GIVEN_ENTRIES, Manifest
+from logitstore.manifest.fields import GIVEN_ENTRIES, STUDENT_PROMPTS, Manifest
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.shard import metadata
 from logitstore.shard.reader import ShardReader
@@ -179,6 +179,43 @@ def test_what_both_did_not_label_is_refused(tmp_path: Path) -> None:
     other.commit_unit("unit-0", 0, changed, seconds=0.0, worker="test")
     with pytest.raises(InvalidLabelsError, match=r"'b'.*has other tokens"):
         mix_stores((first, other), str(tmp_path / "out2"))
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "says"),
+    [
+        ([7], [7], None),
+        ([7], None, None),  # the second teacher scored the first one's text
+        ([7], [8], "another prompt of the student's own"),
+        (None, [7], "name the two stores the other way round"),
+    ],
+)
+def test_a_prompt_of_the_students_own_is_not_passed_over(
+    own: list[int] | None, others: list[int] | None, says: str | None, tmp_path: Path
+) -> None:
+    stores = []
+    for teacher, prompt in (("one", own), ("two", others)):
+        manifest = make_manifest(16, model=teacher)
+        if prompt is not None:
+            labels = replace(manifest.labels, extra_columns=(STUDENT_PROMPTS,))
+            manifest = replace(manifest, features=(STUDENT_PROMPTS,), labels=labels)
+        whole = sequence(teacher, "a", top_ids(teacher, "a", 16))
+        ids = None if prompt is None else np.array(prompt, np.int32)
+        one = replace(
+            whole, prompt_length=4, label_start=4, rows=whole.rows.slice(3, NUM_ROWS),
+            loss_mask_N=whole.loss_mask_N[3:], student_prompt_ids=ids,
+        )  # fmt: skip
+        store = LogitStore.create(tmp_path / teacher, manifest)
+        store.commit_unit("unit-0", 0, [one], seconds=0.0, worker="test")
+        stores.append(store)
+    if says is not None:
+        with pytest.raises(InvalidLabelsError, match=says):
+            mix_stores((stores[0], stores[1]), str(tmp_path / "mixed"))
+        assert not (tmp_path / "mixed").exists()
+        return
+    (mixed,) = mix_stores((stores[0], stores[1]), str(tmp_path / "mixed")).iter_sequences()
+    assert mixed.student_prompt_ids is not None
+    assert mixed.student_prompt_ids.tolist() == own
 
 
 def test_a_row_without_a_common_id_is_refused_unless_it_is_masked(tmp_path: Path) -> None:
