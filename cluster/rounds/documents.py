@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.rounds.config import Documents, RoundsConfig
+from labeler.config.input_settings import STUDENT_ROLES
 from logitstore.common.config_file import apply_override
 
 Document = dict[str, Any]
@@ -17,7 +18,8 @@ LABEL_SETTINGS_OF_SCORES = ("top_k", "temperatures")
 def answer_job(
     documents: Documents, config: RoundsConfig, *, student: str, seed_step: int, out: str
 ) -> Document:
-    """The student writes answers to the job's prompts. Of its own distribution next to nothing is kept."""
+    """The student writes answers to the job's prompts, to its own ones where the job has two kinds. Next to
+    nothing is kept of its own distribution."""
     job = copy.deepcopy(documents.job)
     teacher = {"model": student}
     given = job.get("teacher", {})
@@ -27,17 +29,29 @@ def answer_job(
     sampling = job.setdefault("sampling", {})
     sampling["seed"] = int(sampling.get("seed", 0)) + seed_step
     job["output"] = {**job.get("output", {}), "uri": out}
-    return _changed(job, config.answer_set)
+    job = _changed(job, config.answer_set)
+    if _has_student_prompts(job):
+        job["input"]["prompt_seen"] = "student"
+    return job
 
 
-def score_job(documents: Documents, config: RoundsConfig, *, answers: str, out: str) -> Document:
-    """The teacher scores the answers, token by token."""
+def _has_student_prompts(job: Document) -> bool:
+    given = job.get("input", {})
+    is_named = any(role in given.get("fields", {}) for role in STUDENT_ROLES)
+    return is_named or given.get("student_system_prompt") is not None
+
+
+def score_job(
+    documents: Documents, config: RoundsConfig, *, answers: str, out: str, own_prompts: bool
+) -> Document:
+    """The teacher scores the answers, token by token; `own_prompts` says that the student saw others."""
     job = copy.deepcopy(documents.job)
+    names = ("token_ids", "response_token_ids")
     job["input"] = {
         "uri": answers,
         "kind": "token_ids",
         "id": "id",
-        "fields": {"token_ids": "token_ids", "response_token_ids": "response_token_ids"},
+        "fields": {name: name for name in (*names, *(["student_token_ids"] if own_prompts else []))},
     }
     labels = job.get("labels", {})
     job["labels"] = {

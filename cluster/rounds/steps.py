@@ -14,7 +14,7 @@ from cluster.rounds import documents as made
 from cluster.rounds.config import Documents, RoundsConfig
 from cluster.rounds.support import outside_by_k
 from logitstore.common.whole_file import write_whole
-from logitstore.manifest.fields import Manifest
+from logitstore.manifest.fields import STUDENT_PROMPTS, Manifest
 from logitstore.manifest.reading import teacher_identity
 from logitstore.processes.with_parent import ending_with_this
 from logitstore.store import LogitStore
@@ -85,11 +85,15 @@ class Rounds:
         for sequence in LogitStore.open(places.answers).iter_sequences():
             length = sequence.prompt_length
             suffix = f"#{sequence.sample_index}" if sequence.sample_index else ""
+            prompt = sequence.token_ids_T[:length].tolist()
             record = {
                 "id": f"{sequence.record_id}{suffix}",
-                "token_ids": sequence.token_ids_T[:length].tolist(),
+                "token_ids": prompt,
                 "response_token_ids": sequence.token_ids_T[length:].tolist(),
             }
+            if sequence.student_prompt_ids is not None:  # the student answered its own: this is the teacher's
+                own = {"token_ids": sequence.student_prompt_ids.tolist(), "student_token_ids": prompt}
+                record |= own
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         write_whole(Path(places.texts), "".join(lines))
         return {"records": len(lines)}
@@ -97,7 +101,13 @@ class Rounds:
     def score(self, number: int) -> dict[str, Any]:
         """The teacher scores them; it must be the one that labeled everything else."""
         places = self.places(number)
-        job = made.score_job(self.documents, self.config, answers=places.texts, out=places.scores)
+        job = made.score_job(
+            self.documents,
+            self.config,
+            answers=places.texts,
+            out=places.scores,
+            own_prompts=STUDENT_PROMPTS in LogitStore.open(places.answers).manifest.features,
+        )
         self.command(["labeler", "run", self._file(places, "score.json", job), "--quiet"])
         store = LogitStore.open(places.scores)
         answers = LogitStore.open(places.answers).manifest.tokenizer

@@ -66,6 +66,10 @@ class InputConfig(Section):
     student_system_prompt: str | None = None
     """The system message of the student's prompt in place of the teacher's, "" for none: the student learns
     to answer as if it had the teacher's. None gives both the same prompt."""
+    prompt_seen: Literal["teacher", "student"] = "teacher"
+    """Which of a record's two prompts `teacher.model` answers, where students see another one. "student" lets
+    a student write to its own prompt, and the store keeps the teacher's in the place of the student's: with
+    labels.mode = "generate", and so that its teacher can score what it wrote (`cluster rounds`)."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many records of the input."""
     slice: Annotated[
@@ -101,6 +105,11 @@ class InputConfig(Section):
             raise ValueError(
                 "student_system_prompt needs messages or prompts in a chat template: plain text and "
                 "token ids have no system message; set input.chat_template = true"
+            )
+        if self.prompt_seen == "student" and not self.has_student_prompts:
+            raise ValueError(
+                'prompt_seen = "student", but no record has a prompt of the student\'s own; name it by '
+                'input.fields or student_system_prompt, or set prompt_seen = "teacher"'
             )
         first, _, parts = self.taken
         if first >= parts:

@@ -82,6 +82,11 @@ class JobConfig(Section):
             )
         if kind == "text" and self.labels.positions == "response":
             raise ValueError('labels.positions = "response" needs a response; plain text has none: set "all"')
+        if self.input.prompt_seen == "student" and mode == "score":
+            raise ValueError(
+                'input.prompt_seen = "student" is for a model that answers, and labels.mode = "score" lets '
+                'it answer nothing; set labels.mode = "generate" or prompt_seen = "teacher"'
+            )
         if self.input.has_student_prompts and self.positions == "all":
             raise ValueError(
                 'labels.positions = "all" labels the teacher\'s prompt, which a student with a prompt of its '

@@ -60,6 +60,8 @@ class PromptBuilder:
             student_ids = (
                 self._student_prompt(record, response_ids) if self._input.has_student_prompts else None
             )
+        if student_ids is not None and self._input.prompt_seen == "student":
+            prompt_ids, student_ids = student_ids.tolist(), np.asarray(prompt_ids, np.int32)
         if "loss_mask" in self._input.field_names():
             mask_T = given_mask(record, self._input.field_names()["loss_mask"], prompt_ids, response_ids)
         segments_T = None

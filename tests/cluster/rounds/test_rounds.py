@@ -362,7 +362,7 @@ def test_documents_of_the_steps(begun: Path, tmp_path: Path) -> None:
     job = answer_job(documents, file.rounds, student="s", seed_step=2, out="o")
     assert job["teacher"] == {"engine": "fake", "model": "s", "dtype": "float32"}
     assert (job["sampling"]["seed"], job["labels"]["top_k"], job["output"]["uri"]) == (5, 1, "o")
-    scores = score_job(documents, file.rounds, answers="a.jsonl", out="o")
+    scores = score_job(documents, file.rounds, answers="a.jsonl", out="o", own_prompts=False)
     assert scores["labels"] == {"mode": "score", "positions": "response", "top_k": 8}
     assert scores["teacher"] == {"engine": "fake"}
     run = training_run(documents, file.rounds, student="s", scores=["x"], out="o")
