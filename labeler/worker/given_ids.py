@@ -59,17 +59,19 @@ class GivenIds:
             )
         given = same[0]
         start = max(prompt.label_start, given.label_start)
-        if given.label_start + given.rows.num_rows != len(tokens_T) or start >= len(tokens_T):
+        if given.label_start + given.rows.num_rows < len(tokens_T) or start >= len(tokens_T):
             return PromptError(
                 name,
                 f"{where}, which has the ids, has no rows up to its last token; label it there anew",
                 KIND,
             )
-        rows = given.rows.slice(start - given.label_start, given.rows.num_rows)
+        # A row behind the last token is of a token that no score reaches.
+        span = slice(start - given.label_start, len(tokens_T) - given.label_start)
+        rows = given.rows.slice(span.start, span.stop)
         ids_NK = np.full((rows.num_rows, self._top_k), -1, np.int32)
         width = min(self._top_k, rows.token_ids_NK.shape[1])
         real_NK = np.arange(width) < rows.count_N[:, None]
         ids_NK[:, :width] = np.where(real_NK, rows.token_ids_NK[:, :width], -1)
         mask_T = np.ones(len(tokens_T), bool) if prompt.loss_mask_T is None else prompt.loss_mask_T.copy()
-        mask_T[start:] &= given.loss_mask_N[start - given.label_start :]
+        mask_T[start:] &= given.loss_mask_N[span]
         return replace(prompt, label_start=start, loss_mask_T=mask_T, given_ids_NK=ids_NK)

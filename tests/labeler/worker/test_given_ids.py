@@ -23,7 +23,7 @@ from logitstore.common.config_file import ConfigError
 from logitstore.errors import StoreChangedError, StoreError
 from logitstore.exchange.mix import mix_stores
 from logitstore.manifest.fields import GIVEN_ENTRIES, SEGMENTS, TEXTS_ONLY
-from logitstore.records import LabeledSequence
+from logitstore.records import LabeledSequence, LabelRows
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.labeler.jobs import label_and_commit
@@ -102,6 +102,25 @@ def test_rows_are_the_teachers_at_the_other_stores_ids(tmp_path: Path) -> None:
                 outside = np.logaddexp.reduce(np.delete(logits_V, ids) / temperature) - whole
                 assert found.rows.logsumexp_NM[row, index] == pytest.approx(whole, abs=1e-3)
                 assert found.rows.log_tail_mass_NM[row, index] == pytest.approx(outside, abs=5e-3)
+
+
+def test_a_row_behind_the_last_token_is_left_out(tmp_path: Path) -> None:
+    """Stores from elsewhere have one: the distribution of the token that would come next."""
+    items = records(2)
+    first = first_store(tmp_path / "a", items)
+    longer = LogitStore.create(tmp_path / "longer", first.manifest)
+    sequences = []
+    for one in first.iter_sequences():
+        last = [*range(one.rows.num_rows), one.rows.num_rows - 1]
+        rows = LabelRows(*(getattr(one.rows, name)[last] for name in LabelRows.__slots__))
+        sequences.append(replace(one, rows=rows, loss_mask_N=one.loss_mask_N[last]))
+    longer.commit_unit("u", 0, sequences, seconds=0.0, worker="test")
+    assert not verify_store(longer).errors
+    found = label_at(tmp_path / "c", items, longer)
+    wanted = label_at(tmp_path / "b", items, first)
+    for one, other in zip(found.iter_sequences(), wanted.iter_sequences(), strict=True):
+        np.testing.assert_array_equal(one.rows.token_ids_NK, other.rows.token_ids_NK)
+        np.testing.assert_array_equal(one.loss_mask_N, other.loss_mask_N)
 
 
 def test_both_teachers_mix_over_all_ids_of_the_first(tmp_path: Path) -> None:
