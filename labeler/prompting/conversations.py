@@ -88,6 +88,12 @@ def student_exchange(record: dict[str, Any], config: InputConfig, exchange: Exch
     if system is not None:
         others = tuple(message for message in given.messages if message["role"] not in SYSTEM_ROLES)
         own = ({"role": "system", "content": system},) if system else ()
+        if not own and not others:
+            raise BadRecordError(
+                "without the system message, which input.student_system_prompt takes away, nothing is left of "
+                "the prompt for the student; give it text, or put a message of the user into the record",
+                "bad_prompt",
+            )
         given = Conversation((*own, *others), given.tools, given.documents)
     return Exchange(given, response)
 

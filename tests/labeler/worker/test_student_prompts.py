@@ -136,6 +136,15 @@ def test_responses_that_the_teacher_writes_have_the_students_prompt_before_them(
     )
 
 
+@pytest.mark.parametrize("turns", ["last", "all"])
+def test_a_record_of_which_the_student_would_see_nothing_is_rejected(turns: str) -> None:
+    """It ended the whole job, by an IndexError."""
+    messages = [{"role": "system", "content": "Say hi."}, {"role": "assistant", "content": "Hi."}]
+    settings = (f"labels.turns={turns}", "input.student_system_prompt=''")
+    with pytest.raises(BadRecordError, match="nothing is left of the prompt for the student"):
+        build({"messages": messages}, "messages", *settings)
+
+
 def test_a_response_with_other_ids_after_the_students_prompt_is_rejected(tmp_path: Path) -> None:
     template = tmp_path / "template.jinja"
     template.write_text(
