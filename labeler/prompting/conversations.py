@@ -90,7 +90,7 @@ def student_exchange(record: dict[str, Any], config: InputConfig, exchange: Exch
         own = ({"role": "system", "content": system},) if system else ()
         if not own and not others:
             raise BadRecordError(
-                "without the system message, which input.student_system_prompt takes away, nothing is left of "
+                "without the system message, which input.student_system_prompt replaces, nothing is left of "
                 "the prompt for the student; give it text, or put a message of the user into the record",
                 "bad_prompt",
             )
