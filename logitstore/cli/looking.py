@@ -61,6 +61,11 @@ def verify(args: argparse.Namespace) -> int:
         raise UnsupportedInputError(
             "--repair reads every shard before it removes another of the same unit; leave --quick out"
         )
+    if args.against is not None and args.quick:
+        raise UnsupportedInputError(
+            "--against compares the input with the records of every shard, which --quick does not read; "
+            "leave one of the two out"
+        )
     if args.against is None:
         context.refuse_unused(args, ("limit",), "is of the input that --against names")
     if not args.repair:

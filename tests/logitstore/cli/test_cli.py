@@ -66,6 +66,16 @@ def test_verify_and_repair(store: LogitStore, tmp_path: Path, capsys: pytest.Cap
     assert (found["ok"], found["num_errors"], found["problems"][0]["kind"]) == (False, 1, "wrong_size")
 
 
+def test_verify_does_not_compare_an_input_with_shards_that_it_does_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every record was said to be not labeled."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    (tmp_path / "input.jsonl").write_text('{"text": "a"}\n')
+    assert main(["verify", store.uri, "--quick", "--against", str(tmp_path / "input.jsonl")]) == 2
+    assert "which --quick does not read; leave one of the two out" in capsys.readouterr().err
+
+
 def test_verify_against_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "input.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\n')
