@@ -99,6 +99,19 @@ def report_rows(ledger: Ledger) -> list[ReportRow]:
     return [row for row in rows if row.own_kl is not None] + [row for row in rows if row.own_kl is None][-1:]
 
 
+def rejected_answers(ledger: Ledger) -> list[tuple[str, int, int]]:
+    """By round in which the teacher rejected some: its number, how many answers, and of how many."""
+    found = []
+    for name, step in ledger.steps.items():
+        number, _, kind = name.partition("/")
+        num_written = ledger.steps.get(f"{number}/texts", {}).get("records", 0)
+        # Earlier versions did not note how many were scored.
+        num_scored = step.get("sequences", num_written)
+        if kind == "score" and num_scored < num_written:
+            found.append((number, num_written - num_scored, num_written))
+    return found
+
+
 def support_rows(ledger: Ledger) -> list[tuple[int, float | None, float | None]]:
     """By K, in the last round: the teacher's mass outside the K likeliest tokens on the student's own text
     and on the teacher's."""

@@ -125,7 +125,8 @@ class Rounds:
                     "teacher labels all text of the rounds; name it in the job, and stores of its labels in "
                     "the run"
                 )
-        return {"digest": store.digest, "rows": int(store.shards().column("num_rows").sum())}
+        num_rows = int(store.shards().column("num_rows").sum())
+        return {"digest": store.digest, "rows": num_rows, "sequences": _num_sequences(places.scores)}
 
     def measure(self, number: int) -> dict[str, Any]:
         """How close the student of this round is, on its own text and on the teacher's."""

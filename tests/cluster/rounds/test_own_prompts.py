@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from cluster.rounds.config import Documents, RoundsConfig
+from cluster.rounds.ledger import Ledger
+from cluster.rounds.running import rejected_answers
 from cluster.rounds.steps import Rounds
 from labeler.config.loading import load_job
 from labeler.prompting.byte_tokenizer import ByteTokenizer
@@ -90,6 +92,20 @@ def test_a_student_answers_its_own_prompt_and_the_teacher_scores_behind_its_own(
         assert learned.token_ids_T.tolist() == answer.token_ids_T.tolist()
         assert learned.label_start == answer.prompt_length
         assert BYTES.decode(one.token_ids_T[: one.prompt_length].tolist()) == TEACHERS.format(number)
+
+
+def test_answers_that_the_teacher_rejects_are_counted(tmp_path: Path) -> None:
+    """Too long behind the teacher's prompt, say: they were missing from the training without a word."""
+    rounds = rounds_in(tmp_path, {"kind": "prompt", "student_system_prompt": ""})
+    rounds.answer(1)
+    records = rounds.texts(1)
+    lines = Path(rounds.places(1).texts).read_text().splitlines()
+    wrong = json.dumps(json.loads(lines[2]) | {"token_ids": [9999]})
+    Path(rounds.places(1).texts).write_text("\n".join([*lines[:2], wrong, *lines[3:]]) + "\n")
+    scored = rounds.score(1)
+    assert (records["records"], scored["sequences"]) == (6, 5)
+    ledger = Ledger({}, {"1/texts": records, "1/score": scored, "2/texts": records, "2/score": {"rows": 9}})
+    assert rejected_answers(ledger) == [("1", 1, 6)]
 
 
 @pytest.mark.parametrize(
