@@ -23,6 +23,7 @@ from logitstore.errors import (
     UnsupportedInputError,
 )
 from logitstore.objects.file_systems import no_file_system
+from logitstore.objects.folder_servers import FOLDER_SCHEMES, make_folder, turn_at
 from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
 from logitstore.objects.ranged_file import RangedFile
 
@@ -81,7 +82,13 @@ class RemoteBackend:
 
     def put(self, name: str, data: bytes) -> None:
         with self._translated(name, writing=True):
-            self._fs.pipe_file(self._path(name), data)
+            try:
+                self._fs.pipe_file(self._path(name), data)
+            except FileNotFoundError:
+                if self._scheme not in FOLDER_SCHEMES:
+                    raise
+                make_folder(self._fs, self._path(name).rpartition("/")[0])
+                self._fs.pipe_file(self._path(name), data)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
@@ -198,7 +205,8 @@ class RemoteBackend:
         """Errors of fsspec, botocore and aiohttp as ours, in few words and without credentials."""
         where = f"{self._uri}/{name}" if name else self._uri
         try:
-            yield
+            with turn_at(self._scheme):
+                yield
         except (
             ObjectStoreError,
             ObjectNotFoundError,
@@ -208,7 +216,8 @@ class RemoteBackend:
         ):
             raise
         except FileNotFoundError:
-            remedy = "check that the bucket exists" if writing else "check the URL"
+            home = "folder" if self._scheme in FOLDER_SCHEMES else "bucket"
+            remedy = f"check that the {home} exists" if writing else "check the URL"
             raise ObjectNotFoundError(f"{where} does not exist; {remedy}") from None
         except Exception as error:  # noqa: BLE001
             # Every library below has its own root class; all of them mean that the request failed.

@@ -10,7 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from logitstore.errors import CorruptManifestError, ObjectNotFoundError, StoreChangedError
+from logitstore.errors import (
+    CorruptManifestError,
+    ObjectNotFoundError,
+    StoreChangedError,
+    UnsuitablePlaceError,
+)
 from logitstore.index.commits import place_of
 from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
 from logitstore.inputs.identity import digest_of
@@ -88,7 +93,12 @@ def delete_records(
             pointer, generation=pointer.generation + 1, deleted=(*pointer.deleted, info)
         )
         # A writer that read the index before this and put its record meanwhile is found by the next look.
-        if store.replace_index(changed, etag):
+        try:
+            swapped = store.replace_index(changed, etag)
+        except UnsuitablePlaceError:
+            store.objects.delete(info.name)
+            raise
+        if swapped:
             found += units
             name = name or info.name
     raise StoreChangedError(

@@ -55,9 +55,11 @@ class PurgeResult:
 def purge(store: LogitStore, progress: Progress | None = None) -> PurgeResult:
     """Remove what was deleted. Safe to interrupt: repeat it.
 
-    Raises StoreChangedError while a job labels the store or if other processes keep replacing the index.
+    Raises StoreChangedError while a job labels the store or if other processes keep replacing the index,
+    UnsuitablePlaceError where no index can be replaced.
     """
     refuse_running_job(store)
+    store.objects.require_conditions()
     for _ in range(MAX_SWAP_TRIES):
         store.compact()
         deleted = store.deleted_records
