@@ -57,7 +57,7 @@ from logitstore.publishing.local_paths import PlaceFinder
 from logitstore.publishing.privacy import public_manifest, public_tokenizer
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer, tokenizer_objects
-from logitstore.tools.deletion import refuse_running_job
+from logitstore.tools.deletion import refuse_running_job, refuse_to_bring_back
 from logitstore.tools.findings import Findings
 from logitstore.tools.verify import read_rejects
 
@@ -157,6 +157,7 @@ def _refuse_another(source: LogitStore, target: Objects, manifest: Manifest) -> 
         not unit_id.startswith(UNIT_PREFIX) for unit_id in published.committed_units()
     ):
         raise StoreExistsError(f"{target.uri} already holds another store; publish to another place")
+    refuse_to_bring_back(source, published)
     try:
         return decode_pointer(target.get(INDEX_NAME, max_bytes=MAX_INDEX_BYTES)).generation
     except ObjectNotFoundError:

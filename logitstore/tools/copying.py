@@ -30,6 +30,7 @@ from logitstore.objects.opening import Objects
 from logitstore.objects.room import require_room
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import tokenizer_objects
+from logitstore.tools.deletion import refuse_to_bring_back
 
 SNAPSHOT_TRIES = 10
 THREADS = 8
@@ -114,11 +115,7 @@ def _refuse_newer(source: LogitStore, target: Objects) -> None:
             f"{target.uri} has units that {source.uri} has not ({len(units):,}, such as {min(units)!r}), and "
             "would lose them; copy the other way round, or to another place"
         )
-    if records := found.deletions.records - source.deletions.records:
-        raise StoreExistsError(
-            f"records were deleted from {target.uri} ({len(records):,}) and not from {source.uri}, and would "
-            "come back; delete them there too, or copy to another place"
-        )
+    refuse_to_bring_back(source, found)
 
 
 def _snapshot(source: LogitStore) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from logitstore.errors import (
     CorruptManifestError,
     ObjectNotFoundError,
     StoreChangedError,
+    StoreExistsError,
     UnsuitablePlaceError,
 )
 from logitstore.index.commits import place_of
@@ -129,6 +130,15 @@ def refuse_running_job(store: LogitStore) -> None:
             f"{store.uri}: a job is at work here (its status of {status.updated} says {status.state}), "
             "and would "
             "commit labels of what is being deleted; stop it first"
+        )
+
+
+def refuse_to_bring_back(source: LogitStore, target: LogitStore) -> None:
+    """Raise StoreExistsError if records were deleted from the target that it would get again."""
+    if records := target.deletions.records - source.deletions.records:
+        raise StoreExistsError(
+            f"records were deleted from {target.uri} ({len(records):,}) and not from {source.uri}, and would "
+            "come back; delete them there too, or write to another place"
         )
 
 

@@ -250,6 +250,22 @@ def test_bringing_it_up_to_date_takes_out_what_is_gone(store: LogitStore, tmp_pa
     assert "Labels of teacher" in (tmp_path / "public/README.md").read_text()
 
 
+def test_a_record_that_was_deleted_where_it_is_published_does_not_come_back(
+    store: LogitStore, tmp_path: Path
+) -> None:
+    """Asked for by a reader of what is published, a deletion was undone by the next publication."""
+    place = Objects(tmp_path / "public")
+    publish_store(store, place, CardSettings())
+    delete_records(LogitStore.open(place.uri), frozenset({"record-7"}), "asked for")
+    with pytest.raises(
+        StoreExistsError, match=r"deleted from .*public \(1\) and not from .*store, and would"
+    ):
+        publish_store(store, place, CardSettings())
+    delete_records(store, frozenset({"record-7"}), "asked for")
+    publish_store(store, place, CardSettings())
+    assert "record-7" not in [one.record_id for one in LogitStore.open(place.uri)]
+
+
 def test_to_an_object_store(store: LogitStore) -> None:
     with run_dialect("plain") as server:
         target = Objects("s3://b/public", server.storage_options)
