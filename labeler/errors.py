@@ -78,10 +78,8 @@ class TeacherMismatchError(LabelerError, RuntimeError):
     exit_status = 2
 
 
-class BadRecordError(LabelerError, ValueError):
-    """A record that cannot be labeled; the message holds the value, the rule and the remedy."""
-
-    exit_status = 2
+class RejectError(LabelerError, ValueError):
+    """What makes a reject of its record: a reason in words, and a kind by which rejects are counted."""
 
     def __init__(self, reason: str, kind: str) -> None:
         super().__init__(reason, kind)
@@ -90,6 +88,12 @@ class BadRecordError(LabelerError, ValueError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class BadRecordError(RejectError):
+    """A record that cannot be labeled; the message holds the value, the rule and the remedy."""
+
+    exit_status = 2
 
 
 class ChatTemplateError(LabelerError, ValueError):

@@ -15,7 +15,7 @@ from cluster.jobs import dashboard, local
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
 from cluster.jobs.machines import check_machines
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
-from cluster.jobs.reaching import client_of, say_found, submit_options
+from cluster.jobs.reaching import client_of, prepared, say_found
 from cluster.jobs.submission import (
     JOB_KEY,
     STOP_MARGIN_SEC,
@@ -39,11 +39,7 @@ TIME_AND_PRICE = (
 
 def submit(args: argparse.Namespace) -> int:
     """Check the job here, send it, and stay with it if asked to."""
-    job, found = load_input_found(args.job, args.set, environ={})
-    say_found(args, found)
-    client = client_of(args)
-    with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
-        submission = prepare(job, submit_options(client, args), Path(folder), owner=owner_here(args.owner))
+    with prepared(args) as (client, job, submission):
         _refuse_busy_store(client, submission.metadata["penumbra.store"])
         if lack := client.lack_of_machines(job.workers):
             print(f"WARNING: {lack}, unless the cluster grows by itself", file=sys.stderr)

@@ -9,17 +9,13 @@ import argparse
 import contextlib
 import json
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs.client import POLL_SEC, ClusterClient
-from cluster.jobs.people import owner_here
-from cluster.jobs.reaching import client_of, say_found, submit_options
-from cluster.jobs.submission import Submission, as_check, prepare
-from labeler.config.found import load_input_found
+from cluster.jobs.reaching import prepared
+from cluster.jobs.submission import Submission, as_check
 from labeler.on_ray.lacking import remedy_of
 
 MARGIN_SEC = 120
@@ -34,11 +30,7 @@ MOST_LOG = 2000
 
 def check(args: argparse.Namespace) -> int:
     """What the cluster's nodes have for a job, and what they lack, in the environment that it would have."""
-    job, found = load_input_found(args.job, args.set, environ={})
-    say_found(args, found)
-    client = client_of(args)
-    with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
-        submission = prepare(job, submit_options(client, args), Path(folder), owner=owner_here(args.owner))
+    with prepared(args) as (client, job, submission):
         message, log = run_to_end(client, as_check(submission), job.workers.start_sec + MARGIN_SEC)
     seen = answer_of(log)
     if seen is None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs import local
 from cluster.jobs.address import find_way
 from cluster.jobs.client import ClusterClient
-from cluster.jobs.submission import SubmitOptions, parse_env, read_runtime_env
+from cluster.jobs.people import owner_here
+from cluster.jobs.submission import Submission, SubmitOptions, parse_env, prepare, read_runtime_env
+from labeler.config.found import load_input_found
+from labeler.config.loading import JobConfig
 
 
 def client_of(args: argparse.Namespace) -> ClusterClient:
@@ -42,6 +48,21 @@ def submit_options(client: ClusterClient, args: argparse.Namespace) -> SubmitOpt
         env_vars=parse_env(args.env),
         runtime_env=read_runtime_env(args.runtime_env),
     )
+
+
+@contextlib.contextmanager
+def prepared(args: argparse.Namespace) -> Iterator[tuple[ClusterClient, JobConfig, Submission]]:
+    """The cluster that is meant, the job, and how it is sent there; what it sends lies in a folder until
+    the end."""
+    job, found = load_input_found(args.job, args.set, environ={})
+    say_found(args, found)
+    client = client_of(args)
+    with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
+        yield (
+            client,
+            job,
+            prepare(job, submit_options(client, args), Path(folder), owner=owner_here(args.owner)),
+        )
 
 
 def say_found(args: argparse.Namespace, lines: Sequence[str]) -> None:

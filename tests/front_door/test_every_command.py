@@ -26,7 +26,7 @@ from labeler.curation.recipe import RecipeSettings
 from logitstore.common.command import ExitStatus, Program, new_parser
 from logitstore.common.penumbra import main
 from logitstore.objects.local import LocalBackend
-from tests.front_door.test_matrix import NOWHERE, parsers
+from tests.front_door.test_matrix import NOWHERE, parsers, told
 from tests.front_door.work import JOB, MEASURED, ROOT, WORK, arguments_of
 from tests.trainer.parity.models import byte_model
 from tests.trainer.stores import label_spec, make_store
@@ -287,15 +287,6 @@ def test_a_store_that_cannot_be_written_is_one_line(
     line = told(capsys, "store")
     assert status in (ExitStatus.WRONG, ExitStatus.UNREACHABLE), line
     assert "Read-only file system" in line
-
-
-def told(capsys: pytest.CaptureFixture[str], program: str) -> str:
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.startswith(f"penumbra {program}: error: ")]
-    assert len(lines) == 1, err
-    assert "defect" not in lines[0], err
-    return lines[0]
 
 
 def test_a_missing_extra_is_named(places: dict[str, str], tmp_path: Path) -> None:

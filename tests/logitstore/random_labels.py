@@ -37,14 +37,20 @@ def make_rows(
     logits_NV[np.arange(num_rows), rng.integers(0, vocab_size, num_rows)] = top_N[:, 0]
     order_NV = np.argsort(-logits_NV, axis=1, kind="stable")
     ids_NK = order_NV[:, :top_k]
+    return exact_rows(logits_NV, ids_NK, np.take_along_axis(logits_NV, order_NV[:, top_k:], axis=1), label_N)
+
+
+def exact_rows(
+    logits_NV: np.ndarray, ids_NK: np.ndarray, rest_NV: np.ndarray, labels_N: np.ndarray
+) -> LabelRows:
+    """Rows that keep these ids, the largest logit first; `rest_NV`: the logits of all others, -inf for none."""
     lse_NM = np.stack([np.logaddexp.reduce(logits_NV / t, axis=1) for t in TEMPERATURES], axis=1)
-    rest_NV = np.take_along_axis(logits_NV, order_NV[:, top_k:], axis=1)
     tail_NM = np.stack([np.logaddexp.reduce(rest_NV / t, axis=1) for t in TEMPERATURES], axis=1) - lse_NM
-    at_label_N = logits_NV[np.arange(num_rows), label_N]
+    at_label_N = logits_NV[np.arange(len(labels_N)), labels_N]
     return LabelRows(
         logits_NK=np.take_along_axis(logits_NV, ids_NK, axis=1).astype(np.float32),
         token_ids_NK=ids_NK.astype(np.int32),
-        count_N=np.full(num_rows, top_k, np.int32),
+        count_N=np.full(len(labels_N), ids_NK.shape[1], np.int32),
         logsumexp_NM=lse_NM.astype(np.float32),
         log_tail_mass_NM=tail_NM.astype(np.float32),
         label_logprob_N=(at_label_N - lse_NM[:, 0]).astype(np.float32),

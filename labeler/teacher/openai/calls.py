@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from labeler.config.loading import TeacherConfig
-from labeler.errors import LabelerError
+from labeler.errors import LabelerError, RejectError
 from labeler.records import Billed
 from logitstore.common.terminal import first_line
 
@@ -48,17 +48,8 @@ class MalformedAnswerError(LabelerError, ValueError):
     """An answer that is no answer to the request; it is asked again."""
 
 
-class RefusedError(LabelerError, ValueError):
+class RefusedError(RejectError):
     """The server will not take this one request; asking again changes nothing."""
-
-    def __init__(self, reason: str, kind: str) -> None:
-        super().__init__(reason, kind)
-        self.reason = reason
-        self.kind = kind
-        """Of the reject that its record becomes."""
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 @dataclass(slots=True)

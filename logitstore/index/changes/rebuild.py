@@ -16,7 +16,7 @@ from logitstore.index.changes.gathering import Known, gather
 from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, ShardPlace, shard_place
 from logitstore.index.deletions import DeletedRecords, DeletedSequences
 from logitstore.index.id_building import IdBuilder
-from logitstore.index.pointer import INDEX_NAME, IndexPointer, encode_pointer
+from logitstore.index.pointer import INDEX_NAME, IndexPointer, swap_pointer
 from logitstore.manifest.fields import RECORD_PARTS, LabelSpec, Manifest, ShardEntry
 from logitstore.manifest.reading import manifest_hash
 from logitstore.objects.opening import ObjectInfo, Objects
@@ -79,12 +79,7 @@ def rebuild_index(
         dropped=known.dropped,
         deleted=tombstones,
     )
-    data = encode_pointer(pointer)
-    if known.etag is None:
-        swapped = objects.put_if_absent(INDEX_NAME, data)
-    else:
-        swapped = objects.put_if_match(INDEX_NAME, data, known.etag)
-    if not swapped and objects.get(INDEX_NAME) != data:
+    if not swap_pointer(objects, known.etag, pointer):
         raise StoreChangedError(
             f"{objects.uri}: {INDEX_NAME} was replaced while it was being rebuilt; stop the job, then repeat"
         )

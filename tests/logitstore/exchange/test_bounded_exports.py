@@ -111,11 +111,9 @@ def test_no_thread_outlives_an_export_that_fails(tmp_path: Path, monkeypatch: py
     assert threading.active_count() == before, kept
 
 
-@pytest.mark.parametrize("form", ["parquet", "jsonl"])
-def test_a_condition_does_not_open_every_shard_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
-    store = store_of(tmp_path / "store", 40, 2)
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each shard was opened."""
     opened: Counter[str] = Counter()
     real = LogitStore.open_shard
 
@@ -124,6 +122,12 @@ def test_a_condition_does_not_open_every_shard_twice(
         return real(self, entry, **how)
 
     monkeypatch.setattr(LogitStore, "open_shard", counted)
+    return opened
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_condition_does_not_open_every_shard_twice(tmp_path: Path, opened: Counter[str], form: str) -> None:
+    store = store_of(tmp_path / "store", 40, 2)
     said: list[int] = []
     selection = parse_selection("hash < 0.5")
     path = tmp_path / f"t.{form}"
@@ -138,18 +142,8 @@ def test_a_condition_does_not_open_every_shard_twice(
     assert said[0] / said[1] == pytest.approx(written / 80, abs=0.2)
 
 
-def test_a_capture_of_selected_sequences_reads_each_shard_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_capture_of_selected_sequences_reads_each_shard_once(tmp_path: Path, opened: Counter[str]) -> None:
     store = store_of(tmp_path / "store", 6, 3)
-    opened: Counter[str] = Counter()
-    real = LogitStore.open_shard
-
-    def counted(self: LogitStore, entry: Any, **how: Any) -> Any:
-        opened[entry.name] += 1
-        return real(self, entry, **how)
-
-    monkeypatch.setattr(LogitStore, "open_shard", counted)
     selection = parse_selection("hash < 0.5")
     num_rows = export_npz(store, tmp_path / "some.npz", selection=selection)
     assert set(opened.values()) == {1}

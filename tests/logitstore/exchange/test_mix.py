@@ -31,7 +31,7 @@ from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from logitstore.viewer.pages import SequencePages
 from tests.conftest import Place
-from tests.logitstore.random_labels import TEMPERATURES, VOCAB_SIZE, make_manifest
+from tests.logitstore.random_labels import VOCAB_SIZE, exact_rows, make_manifest
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import SettingError
 
@@ -57,18 +57,7 @@ def rows_at(logits_NV: np.ndarray, ids_NK: np.ndarray, labels_N: np.ndarray) -> 
     ids_NK = np.take_along_axis(ids_NK, order_NK, axis=1)
     rest_NV = logits_NV.copy()
     np.put_along_axis(rest_NV, ids_NK, -np.inf, axis=1)
-    lse_NM = np.stack([np.logaddexp.reduce(logits_NV / t, axis=1) for t in TEMPERATURES], axis=1)
-    tail_NM = np.stack([np.logaddexp.reduce(rest_NV / t, axis=1) for t in TEMPERATURES], axis=1) - lse_NM
-    at_label_N = logits_NV[np.arange(len(labels_N)), labels_N]
-    return LabelRows(
-        logits_NK=np.take_along_axis(logits_NV, ids_NK, axis=1).astype(np.float32),
-        token_ids_NK=ids_NK.astype(np.int32),
-        count_N=np.full(len(labels_N), ids_NK.shape[1], np.int32),
-        logsumexp_NM=lse_NM.astype(np.float32),
-        log_tail_mass_NM=tail_NM.astype(np.float32),
-        label_logprob_N=(at_label_N - lse_NM[:, 0]).astype(np.float32),
-        label_rank_N=(logits_NV >= at_label_N[:, None]).sum(axis=1).astype(np.int32),
-    )
+    return exact_rows(logits_NV, ids_NK, rest_NV, labels_N)
 
 
 def top_ids(teacher: str, record: str, top_k: int) -> np.ndarray:

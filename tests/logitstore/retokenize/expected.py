@@ -8,8 +8,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from logitstore.records import LabeledSequence
+from tests.logitstore.random_labels import TEMPERATURES
 from tests.logitstore.retokenize.tokenizers_made import (
-    TEMPERATURES,
     WholeLabels,
 )
 

@@ -16,8 +16,8 @@ from logitstore.records import LabeledSequence, LabelRows
 from logitstore.retokenize.store_mapping import retokenize_store
 from logitstore.retokenize.tokenization import load_tokenization
 from logitstore.store import LogitStore
+from tests.logitstore.random_labels import TEMPERATURES, exact_rows
 
-TEMPERATURES = (1.0, 2.0, 4.0)
 TEACHER_WORDS = ("ca", "cat", " s", " sa", "at", "th", "the")
 STUDENT_WORDS = ("at", "cat", " s", "sat", " t", "th", "the", "hat")
 TEXTS = [("the cat", " sat the hat"), ("a ", "cat sat é the"), ("", "that cat"), ("hat", " thé cats sat")]
@@ -148,20 +148,8 @@ def label_texts(
 
 def cut_rows(logits_NV: np.ndarray, labels_N: np.ndarray, top_k: int) -> LabelRows:
     order_NV = np.argsort(-logits_NV, axis=1, kind="stable")
-    ids_NK = order_NV[:, :top_k]
     rest_NV = np.take_along_axis(logits_NV, order_NV[:, top_k:], axis=1)
-    lse_NM = np.stack([np.logaddexp.reduce(logits_NV / t, axis=1) for t in TEMPERATURES], axis=1)
-    tail_NM = np.stack([np.logaddexp.reduce(rest_NV / t, axis=1) for t in TEMPERATURES], axis=1) - lse_NM
-    at_label_N = logits_NV[np.arange(len(labels_N)), labels_N]
-    return LabelRows(
-        logits_NK=np.take_along_axis(logits_NV, ids_NK, axis=1).astype(np.float32),
-        token_ids_NK=ids_NK.astype(np.int32),
-        count_N=np.full(len(labels_N), top_k, np.int32),
-        logsumexp_NM=lse_NM.astype(np.float32),
-        log_tail_mass_NM=tail_NM.astype(np.float32),
-        label_logprob_N=(at_label_N - lse_NM[:, 0]).astype(np.float32),
-        label_rank_N=(logits_NV >= at_label_N[:, None]).sum(axis=1).astype(np.int32),
-    )
+    return exact_rows(logits_NV, order_NV[:, :top_k], rest_NV, labels_N)
 
 
 def mapped(

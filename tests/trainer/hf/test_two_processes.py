@@ -1,16 +1,12 @@
 """Two real processes over gloo: accelerate's ways to divide data again, and training that equals one process."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.trainer.conftest import NUM_SEQUENCES
+from tests.trainer.hf.large.processes import run_processes
 from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.data.dataset import StreamingLogitDataset
 
@@ -19,48 +15,16 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def reserved_port():
-    """Bound but not listening, so that nobody else is given the port and the first process can take it."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        yield probe
-
-
-@pytest.fixture(scope="module")
-def seen(small_store, tmp_path_factory, reserved_port):
+def seen(small_store, tmp_path_factory):
     """What each of two processes saw, and the folder where they trained."""
     folder = tmp_path_factory.mktemp("two")
-    port = reserved_port.getsockname()[1]
-    environment = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [sys.executable, "-m", "tests.trainer.hf.two_processes", str(small_store), str(folder)]
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=560)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)[-4000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)], folder
+    found, _ = run_processes(
+        "tests.trainer.hf.two_processes",
+        str(small_store),
+        folder=folder,
+        environment={"ACCELERATE_USE_CPU": "true"},
+    )
+    return found, folder
 
 
 def reference(store):

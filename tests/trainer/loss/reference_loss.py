@@ -6,12 +6,29 @@ It builds whole probability vectors and shares neither code nor algebra with the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"beta": 1.0},
+    {"beta": 0.3},
+    {"divergence": "total_variation"},
+    {"divergence": "sampled"},
+    {"tail": "renormalize"},
+    {"tail": "zero", "beta": 0.5},
+    {"tail": "uniform"},
+]
+"""One loss of each kind, as settings."""
+
+
+def kind_id(kind: dict[str, Any]) -> str:
+    return "-".join(f"{name}={value}" for name, value in kind.items()) or "bucket"
 
 
 @dataclass(frozen=True)

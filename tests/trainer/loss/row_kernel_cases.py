@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.trainer.loss.reference_loss import make_targets
+from tests.trainer.loss.reference_loss import KINDS, make_targets
 from trainer.loss.divergences import weighted_sum
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.kernel_losses import HeadOptions, losses_in_place
@@ -19,16 +19,6 @@ from trainer.loss.loss_inputs import LossRows, TeacherTargets, select_rows
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
 
-KINDS = [
-    {},
-    {"beta": 1.0},
-    {"beta": 0.3},
-    {"divergence": "total_variation"},
-    {"divergence": "sampled"},
-    {"tail": "renormalize"},
-    {"tail": "zero", "beta": 0.5},
-    {"tail": "uniform"},
-]
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}
 """What one rounding of a gradient may cost; the interpreter cuts bfloat16 off where a GPU rounds."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.trainer.loss.reference_loss import Case, make_case
+from tests.trainer.loss.reference_loss import KINDS, Case, kind_id, make_case
 from trainer.loss.fused_linear import (
     FusedLinearTopKDistillationLoss,
     fused_linear_topk_distillation_loss,
@@ -21,17 +21,7 @@ from trainer.loss.loss_inputs import LossOutput
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
 
-KINDS: list[dict[str, Any]] = [
-    {},
-    {"beta": 1.0},
-    {"beta": 0.3},
-    {"divergence": "total_variation"},
-    {"divergence": "sampled"},
-    {"tail": "renormalize"},
-    {"tail": "zero", "beta": 0.5},
-    {"tail": "uniform"},
-]
-KIND_IDS = ["-".join(f"{k}={v}" for k, v in kind.items()) or "bucket" for kind in KINDS]
+KIND_IDS = [kind_id(kind) for kind in KINDS]
 HIDDEN = 6
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tests.trainer.loss.reference_loss import make_case, make_targets, reference_loss
+from tests.trainer.loss.reference_loss import kind_id, make_case, make_targets, reference_loss
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import TopKDistillationLoss, naive_topk_loss, topk_distillation_loss
@@ -30,7 +30,7 @@ KINDS = [
     {"tail": "zero", "divergence": "total_variation"},
     {"tail": "uniform"},
 ]
-KIND_IDS = ["-".join(f"{k}={v}" for k, v in kind.items()) or "bucket" for kind in KINDS]
+KIND_IDS = [kind_id(kind) for kind in KINDS]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=KIND_IDS)

@@ -13,6 +13,24 @@ from labeler.teacher.vllm import capture_kernel, given_capture, reduction
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TEMPERATURES = ((1.0,), (1.0, 2.0, 4.0), (1.0, 1.5, 3.0, 7.0), (1.0, 2.0))
+ANY_LOGITS = {
+    "seed": st.integers(0, 2**16),
+    "vocab_size": st.integers(1, 5000),
+    "top_k": st.integers(1, 256),
+    "temperatures": st.sampled_from(TEMPERATURES),
+    "dtype": st.sampled_from(DTYPES),
+    "spread": st.sampled_from((0.5, 3.0, 30.0)),
+    "share_removed": st.sampled_from((0.0, 0.5, 0.97)),
+}
+"""What a property is tried on."""
+
+
+def removed(logits_NV, share, generator, finite_id):
+    """Logits of which a share is -inf, never the one of `finite_id`, so that every row has a distribution."""
+    removed_NV = torch.rand(logits_NV.shape, generator=generator) < share
+    logits_NV = logits_NV.masked_fill(removed_NV, -torch.inf)
+    logits_NV[:, finite_id] = 1.0
+    return logits_NV
 
 
 def assert_same(logits_NV, label_ids_N, layout):
@@ -38,14 +56,8 @@ def assert_same(logits_NV, label_ids_N, layout):
 
 @settings(max_examples=60)
 @given(
-    seed=st.integers(0, 2**16),
-    vocab_size=st.integers(1, 5000),
-    top_k=st.integers(1, 256),
-    temperatures=st.sampled_from(TEMPERATURES),
-    dtype=st.sampled_from(DTYPES),
-    spread=st.sampled_from((0.5, 3.0, 30.0)),
+    **ANY_LOGITS,
     tied=st.booleans(),
-    share_removed=st.sampled_from((0.0, 0.5, 0.97)),
 )
 def test_kernel_agrees_with_the_reference(
     seed, vocab_size, top_k, temperatures, dtype, spread, tied, share_removed
@@ -54,9 +66,7 @@ def test_kernel_agrees_with_the_reference(
     logits_NV = torch.randn((3, vocab_size), generator=generator) * spread
     if tied:
         logits_NV = logits_NV.round()
-    removed_NV = torch.rand((3, vocab_size), generator=generator) < share_removed
-    logits_NV = logits_NV.masked_fill(removed_NV, -torch.inf)
-    logits_NV[:, seed % vocab_size] = 1.0
+    logits_NV = removed(logits_NV, share_removed, generator, seed % vocab_size)
     label_ids_N = torch.randint(0, vocab_size, (3,), generator=generator)
     assert_same(logits_NV.to(dtype), label_ids_N, ColumnLayout(min(top_k, vocab_size), temperatures))
 
@@ -79,16 +89,10 @@ def assert_same_at_ids(logits_NV, label_ids_N, given_NK, layout):
 
 @settings(max_examples=40)
 @given(
-    seed=st.integers(0, 2**16),
-    vocab_size=st.integers(1, 5000),
-    top_k=st.integers(1, 256),
-    temperatures=st.sampled_from(TEMPERATURES),
-    dtype=st.sampled_from(DTYPES),
-    spread=st.sampled_from((0.5, 3.0, 30.0)),
+    **ANY_LOGITS,
     near=st.booleans(),
     repeated=st.booleans(),
     share_without=st.sampled_from((0.0, 0.3, 1.0)),
-    share_removed=st.sampled_from((0.0, 0.5, 0.97)),
 )
 def test_rows_at_given_ids_agree_with_the_reference(
     seed, vocab_size, top_k, temperatures, dtype, spread, near, repeated, share_without, share_removed
@@ -97,9 +101,7 @@ def test_rows_at_given_ids_agree_with_the_reference(
     generator = torch.Generator().manual_seed(seed)
     layout = ColumnLayout(min(top_k, vocab_size), temperatures)
     logits_NV = torch.randn((4, vocab_size), generator=generator) * spread
-    removed_NV = torch.rand((4, vocab_size), generator=generator) < share_removed
-    logits_NV = logits_NV.masked_fill(removed_NV, -torch.inf)
-    logits_NV[:, seed % vocab_size] = 1.0
+    logits_NV = removed(logits_NV, share_removed, generator, seed % vocab_size)
     given_NK = torch.stack([torch.randperm(vocab_size, generator=generator) for _ in range(4)])
     given_NK = (given_NK.sort(dim=1).values if near else given_NK)[:, : layout.top_k].clone()
     if repeated:
