@@ -7,6 +7,7 @@ The expected grade over the digits' probabilities tells more than the likeliest 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,36 +104,41 @@ def judge(
     tokenizer = load_tokenizer(job.teacher, job.input, job.sampling)
     digit_of = _DigitOf(tokenizer.decode)
     grades = {reply.record_id: grade_of(reply.rows, digit_of) for reply in store.iter_sequences()}
-    kept = []
-    for one in questions:
-        grade = grades.get(one.ask_id)
-        reason = (
-            "no_grade"
-            if grade is None or grade.mass < settings.min_mass
-            else "grade" * (grade.expected < settings.threshold)
-        )
-        if not reason:
-            kept.append(one.prompt.record)
-            continue
-        score = {} if grade is None else {"score": round(grade.expected, 4), "mass": round(grade.mass, 4)}
-        dropped.append(dropped_line(one.prompt.place, one.ask_id, reason, one.prompt.record, **score))
+    kept, low = _by_grade(questions, grades, settings)
+    dropped += low
     write_lines(
         paths.beside(".scores.jsonl"),
         ({"id": one.ask_id, **asdict(grades[one.ask_id])} for one in questions if one.ask_id in grades),
     )
     write_lines(paths.dropped, dropped)
     write_lines(out, kept)
-    counts: dict[str, int] = {}
-    for line in dropped:
-        counts[line["method"]] = counts.get(line["method"], 0) + 1
     masses = [grade.mass for grade in grades.values()]
     return JudgeReport(
         num_judged=len(grades),
         num_kept=len(kept),
-        num_dropped=counts,
+        num_dropped=dict(Counter(line["method"] for line in dropped)),
         median_mass=float(np.median(masses)) if masses else 0.0,
         agreement=None if compare is None else agreement_of(grades, others),
     )
+
+
+def _by_grade(
+    questions: Sequence[Question], grades: Mapping[str, Grade], settings: JudgeSettings
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """The records that are kept, and the lines of those that are not."""
+    kept, dropped = [], []
+    for one in questions:
+        grade = grades.get(one.ask_id)
+        if grade is None or grade.mass < settings.min_mass:
+            reason = "no_grade"
+        elif grade.expected < settings.threshold:
+            reason = "grade"
+        else:
+            kept.append(one.prompt.record)
+            continue
+        score = {} if grade is None else {"score": round(grade.expected, 4), "mass": round(grade.mass, 4)}
+        dropped.append(dropped_line(one.prompt.place, one.ask_id, reason, one.prompt.record, **score))
+    return kept, dropped
 
 
 class _DigitOf:

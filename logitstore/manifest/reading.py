@@ -98,6 +98,26 @@ def check_version(value: dict[str, Any], *, what: str) -> None:
 def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
     """Rules between and within fields. Raises CorruptManifestError."""
     check_labels(manifest.labels, what=what)
+    _check_features(manifest, what)
+    if not 0 <= manifest.tokenizer.vocab_size <= MAX_VOCAB_SIZE:
+        raise CorruptManifestError(
+            f"{what}: the tokenizer's vocab_size {manifest.tokenizer.vocab_size} "
+            f"must lie in 0..{MAX_VOCAB_SIZE}"
+        )
+    if manifest.codebooks is not None and not re.fullmatch(r"blake2b-128:[0-9a-f]{32}", manifest.codebooks):
+        raise CorruptManifestError(
+            f"{what}: codebooks {manifest.codebooks!r:.80} must be 'blake2b-128:' and 32 hexadecimal digits"
+        )
+    if manifest.input.parts not in ("", *PART_NAMES):
+        raise CorruptManifestError(
+            f"{what}: the input's parts {manifest.input.parts!r:.40} must be {' or '.join(PART_NAMES)}"
+        )
+    if manifest.input.limit is not None and manifest.input.limit < 1:
+        raise CorruptManifestError(f"{what}: the input's limit {manifest.input.limit} must be at least 1")
+
+
+def _check_features(manifest: Manifest, what: str) -> None:
+    """That the features are those of the other fields."""
     marks = (
         RETOKENIZED in manifest.features,
         manifest.retokenized is not None,
@@ -131,25 +151,10 @@ def check_manifest(manifest: Manifest, *, what: str = MANIFEST_NAME) -> None:
             f"{what}: the feature {MIXED!r} must be there where mode {manifest.labels.mode!r} or positions "
             f"{manifest.labels.positions!r} is {MIXED!r}, and only there"
         )
-    if not 0 <= manifest.tokenizer.vocab_size <= MAX_VOCAB_SIZE:
-        raise CorruptManifestError(
-            f"{what}: the tokenizer's vocab_size {manifest.tokenizer.vocab_size} "
-            f"must lie in 0..{MAX_VOCAB_SIZE}"
-        )
-    if manifest.codebooks is not None and not re.fullmatch(r"blake2b-128:[0-9a-f]{32}", manifest.codebooks):
-        raise CorruptManifestError(
-            f"{what}: codebooks {manifest.codebooks!r:.80} must be 'blake2b-128:' and 32 hexadecimal digits"
-        )
-    if manifest.input.parts not in ("", *PART_NAMES):
-        raise CorruptManifestError(
-            f"{what}: the input's parts {manifest.input.parts!r:.40} must be {' or '.join(PART_NAMES)}"
-        )
     if manifest.input.parts and RECORD_PARTS not in manifest.features:
         raise CorruptManifestError(
             f"{what}: the input has parts, but the feature {RECORD_PARTS!r} is missing"
         )
-    if manifest.input.limit is not None and manifest.input.limit < 1:
-        raise CorruptManifestError(f"{what}: the input's limit {manifest.input.limit} must be at least 1")
 
 
 def check_labels(labels: LabelSpec, *, what: str = MANIFEST_NAME) -> None:

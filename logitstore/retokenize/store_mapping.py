@@ -68,18 +68,8 @@ def retokenize_store(
         hashlib.blake2b(equal_V.tobytes(), digest_size=16).hexdigest(),
     )
     num_equal = int((equal_V != NO_ID).sum())
-    committed, names = target.committed_units(), set[str]()
-    entries = list(source.shards())
-    rejects = source.rejects()
-    for done, entry in enumerate(entries):
-        if progress:
-            progress("units", done, len(entries))
-        unit_id = job.unit_id(entry)
-        names.add(unit_id)
-        if unit_id not in committed:
-            job.map_unit(source, entry, unit_id, rejects if done == 0 else [])
-    if progress:
-        progress("units", len(entries), len(entries))
+    committed = target.committed_units()
+    names = job.map_units(source, committed, progress)
     check_no_others(target, committed - names)
     target.compact()
     report = dataclasses.replace(sum_reports(target, names), num_equal_ids=num_equal)
@@ -100,6 +90,21 @@ class _Job:
         """A name that holds what the unit is made from: its source's bytes and the map of ids."""
         made_from = f"{entry.unit_id} {entry.checksum} {self.map_digest}"
         return f"retokenized-{hashlib.blake2b(made_from.encode(), digest_size=8).hexdigest()}"
+
+    def map_units(self, source: LogitStore, committed: set[str], progress: Progress | None) -> set[str]:
+        """The names of all units; those that are committed are not read."""
+        names = set[str]()
+        entries, rejects = list(source.shards()), source.rejects()
+        for done, entry in enumerate(entries):
+            if progress:
+                progress("units", done, len(entries))
+            unit_id = self.unit_id(entry)
+            names.add(unit_id)
+            if unit_id not in committed:
+                self.map_unit(source, entry, unit_id, rejects if done == 0 else [])
+        if progress:
+            progress("units", len(entries), len(entries))
+        return names
 
     def map_unit(self, source: LogitStore, entry: ShardEntry, unit_id: str, rejects: list[Reject]) -> None:
         sequences: list[LabeledSequence] = []
