@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from trainer.data.cache.shard_cache import ShardCache
 from trainer.data.order import ORDER_VERSION, EpochOrder, OrderKey, rank_slice
-from trainer.data.packed_rows import PackedLine, Packing
+from trainer.data.packed_rows import PackedLine, Packing, splits_worth_packing
 from trainer.data.prefetch import run_ahead
 from trainer.data.random_access import RandomAccess
 from trainer.data.reading import EpochReader, StoredSequence
@@ -110,6 +110,12 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self._consumed_is_workers = False
         self._is_just_loaded = False
         self.packing = packing
+        self._used_splits = num_splits
+        if packing is not None:
+            outlines = [source.outlines() for source in self.sources]
+            self._used_splits = splits_worth_packing(
+                outlines, [spec.weight for spec in self._specs], packing, num_splits
+            )
         self._order_of_epoch: EpochOrder | None = None
         self._packed_line: PackedLine | None = None
         self._random_access = RandomAccess(self.sources, top_k)
@@ -218,6 +224,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
             "epoch": self.epoch,
             "consumed": self.consumed,
             "packing": None if self.packing is None else asdict(self.packing),
+            "packed_splits": None if self.packing is None else self._used_splits,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -302,7 +309,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         return self.consumed >= self.epoch_length
 
     def _order(self) -> EpochOrder:
-        key = OrderKey(self.digest, self.seed, self.epoch, self.num_splits, self.shuffle)
+        key = OrderKey(self.digest, self.seed, self.epoch, self._used_splits, self.shuffle)
         if self._order_of_epoch is None or self._order_of_epoch.key != key:
             lengths = [source.lengths for source in self.sources]
             self._order_of_epoch = EpochOrder(key, lengths, [spec.weight for spec in self._specs])

@@ -20,6 +20,9 @@ from trainer.batch.packing import packed_rows
 from trainer.data.order import EpochOrder
 from trainer.data.sources import Outline
 
+LEAST_ROWS = 8
+"""Rows of a split, about. The last part of each is no round number of rows, so with fewer rows they would be
+of other lengths in other splits, and a batch is as wide as its longest."""
 TARGET_FILL = 0.98
 """Share of a row that is aimed at: the rest is room in which best fit finds a place for every sequence."""
 
@@ -78,6 +81,18 @@ class PackedLine:
         """Rows of the line from `start` to before `stop`, in order."""
         for place in self._line_R[start:stop].tolist():
             yield self._rows[self._split_R[place]][self._index_R[place]]
+
+
+def splits_worth_packing(
+    outlines: Sequence[Sequence[Outline]], weights: Sequence[float], packing: Packing, num_splits: int
+) -> int:
+    """At most `num_splits`, and no more than leave each about LEAST_ROWS rows: the same in every epoch."""
+    num_tokens = sum(
+        weight * int(np.minimum(outline.num_tokens_S, packing.token_limit).sum())
+        for of_store, weight in zip(outlines, weights, strict=True)
+        for outline in of_store
+    )
+    return max(1, min(num_splits, int(num_tokens / packing.row_tokens / LEAST_ROWS)))
 
 
 def _lengths(order: EpochOrder, split: int, outlines: Sequence[Sequence[Outline]]) -> np.ndarray:

@@ -41,6 +41,14 @@ def refuse_other_order(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Non
                 f"the state was saved with {name}={then!r}, this dataset has {mine[name]!r}: another "
                 f"order. Construct the dataset with {name}={then!r}"
             )
+    # States of old know no packed_splits, and packed each of num_splits.
+    then = saved.get("packed_splits", saved["num_splits"] if mine["packing"] else None)
+    if then != mine["packed_splits"]:
+        raise SettingError(
+            f"the state was saved by an earlier version, which packed {then} splits where this one packs "
+            f"{mine['packed_splits']}: row {saved['consumed']} is another here. Begin anew, or end that "
+            "training with the version that began it"
+        )
 
 
 def _states(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import GuardError
 
 WARNED_SHARE = 0.01
-"""Share of the label rows that may be cut off without a warning."""
+"""Share of the label rows that may be cut off, or of an epoch left out, without a warning."""
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 

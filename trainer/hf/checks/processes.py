@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 from accelerate.utils import DistributedType
 
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.checks.lengths import WARNED_SHARE
 from trainer.loss.loss_settings import LossSettings
 
 DEFAULT_EVAL_BATCH_SIZE = 8
@@ -44,6 +47,7 @@ def check_dataset(
             f"an epoch may give some of {num_processes} processes one step more than others, which would "
             "then wait for ever; construct the dataset with even=True"
         )
+    _check_every_process_gets_some(dataset)
     packing = dataset.packing
     if packing is not None and (packing.row_tokens, packing.max_tokens) != (
         collate.pack_length,
@@ -59,6 +63,27 @@ def check_dataset(
         raise ValueError(
             f"the dataset has batch_size={dataset.batch_size}, training "
             f"per_device_train_batch_size={train_batch_size}; give both the same"
+        )
+
+
+def _check_every_process_gets_some(dataset: StreamingLogitDataset) -> None:
+    """Raises ValueError for an epoch without a step, and says what of it is left out each time."""
+    things = "sequences" if dataset.packing is None else "packed rows"
+    processes = dataset.topology.world_size
+    whole, rest = divmod(dataset.epoch_length, dataset.step_size)
+    left_out = rest if dataset.even and rest < processes else 0
+    if not whole and (left_out or not rest):
+        raise ValueError(
+            f"an epoch has {dataset.epoch_length} {things}, fewer than the {processes} processes, which take "
+            "the same number of steps: none would get any; start fewer processes, or take shorter rows "
+            "(pack_length) or more data"
+        )
+    if left_out > WARNED_SHARE * dataset.epoch_length and dataset.topology.rank == 0:
+        warnings.warn(
+            f"{left_out} of the {dataset.epoch_length} {things} of an epoch are left out, others in each "
+            f"epoch, as they are too few for a step of all {processes} processes; start fewer processes, or "
+            "leave it if that is meant",
+            stacklevel=3,
         )
 
 

@@ -92,7 +92,8 @@ class DataConfig(Section):
     """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
     multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the
     same block, but at an epoch's end; otherwise several do. Packed, a split gives one row at a time: then
-    `num_splits` should be a multiple of batch_size x processes x workers."""
+    `num_splits` should be a multiple of batch_size x processes x workers; of few labels fewer splits are
+    taken, so that each has about 8 rows."""
     held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of records, chosen by a hash of their id, kept from training for evaluation. 0 needs
     `evaluation.stores`."""
