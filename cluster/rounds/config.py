@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from logitstore.common.config_file import ConfigError, apply_override, explain_problem, read_document
 from logitstore.common.section import HomePath, Section
+
+OF_ANSWERS = ("teacher.model", "input.prompt_seen", "labels.mode", "output.uri")
+OF_SCORES = ("input.", "labels.mode", "labels.positions", "output.uri")
+"""Settings and sections that make a round: another model would answer, or other text be scored."""
 
 
 class StopConfig(Section):
@@ -43,6 +48,16 @@ class RoundsConfig(Section):
     score_set: tuple[str, ...] = ()
     """Settings of the job that are others while the teacher scores."""
 
+    @field_validator("folder")
+    @classmethod
+    def _folder_is_one(cls, folder: str) -> str:
+        if "://" in folder:
+            raise ValueError(
+                "the ledger, and the students that engines start from, lie in a folder: give a path, on a "
+                "cluster one that all its machines see"
+            )
+        return folder
+
 
 class RoundsFile(Section):
     """The whole file."""
@@ -73,8 +88,8 @@ def load_rounds(path: str) -> tuple[RoundsFile, Documents]:
         for name, what in ((found.rounds.job, "job"), (found.rounds.train, "run"))
     ]
     _check_student(documents[1], found.rounds.train)
-    for override in (*found.rounds.answer_set, *found.rounds.score_set):
-        apply_override({}, override)
+    _check_overrides("rounds.answer_set", found.rounds.answer_set, OF_ANSWERS)
+    _check_overrides("rounds.score_set", found.rounds.score_set, OF_SCORES)
     return found, Documents(job=documents[0], train=documents[1])
 
 
@@ -96,3 +111,14 @@ def _check_student(train: dict[str, Any], where: str) -> None:
             f"{where}: student.lora saves adapters alone, which the next round could not start an engine "
             "from; set student.lora.merge = true"
         )
+
+
+def _check_overrides(name: str, overrides: Sequence[str], ours: Sequence[str]) -> None:
+    for override in overrides:
+        apply_override({}, override)
+        setting = override.partition("=")[0].strip()
+        if any(setting == one or (one.endswith(".") and setting.startswith(one)) for one in ours):
+            raise ConfigError(
+                f"{name} changes {setting}, which the rounds set themselves; leave it out (prompts, teacher "
+                "and student are named by rounds.job and rounds.train)"
+            )

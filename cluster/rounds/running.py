@@ -34,8 +34,10 @@ def run_rounds(
     with only_writer(folder):
         for place in (folder, *folder.glob("round-*")):
             remove_parts(place)
-        ledger = _begun(folder, file, documents)
         rounds = Rounds(file.rounds, documents, command)
+        if read_ledger(folder) is None:
+            rounds.check()
+        ledger = _begun(folder, file, documents)
         ledger.ended = ""
         last = 0
         for number in range(1, file.rounds.count + 1):

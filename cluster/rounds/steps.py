@@ -13,6 +13,8 @@ from cluster.errors import ClusterError, JobRefusedError
 from cluster.rounds import documents as made
 from cluster.rounds.config import Documents, RoundsConfig
 from cluster.rounds.support import outside_by_k
+from labeler.config.loading import checked_job
+from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from logitstore.manifest.fields import STUDENT_PROMPTS, Manifest
 from logitstore.manifest.reading import teacher_identity
@@ -64,6 +66,32 @@ class Rounds:
     def student_before(self, number: int) -> str:
         """The student that answers in round `number`."""
         return self.documents.train["student"]["model"] if number == 1 else self.places(number - 1).student
+
+    def check(self) -> None:
+        """Hold what the steps will be told against their settings, before hours of the first are spent.
+
+        Raises ConfigError, or StepFailedError for the training's.
+        """
+        places, job = self.places(1), self.config.job
+        engine = self.documents.job.get("teacher", {}).get("engine")
+        if engine == "openai":
+            raise ConfigError(
+                f"{job}: teacher.engine = {engine!r} asks a server, and rounds start the student, which no "
+                'server has; set "vllm", or leave it out'
+            )
+        student = self.student_before(1)
+        answers = made.answer_job(
+            self.documents, self.config, student=student, seed_step=1, out=places.answers
+        )
+        checked_job(answers, f"{job}, as the student is to answer it")
+        scores = made.score_job(
+            self.documents, self.config, answers=places.texts, out=places.scores, own_prompts=False
+        )
+        checked_job(scores, f"{job}, as the teacher is to score it")
+        run = made.training_run(
+            self.documents, self.config, student=student, scores=[places.scores], out=places.student
+        )
+        self.command(["trainer", "run", self._file(places, "train.json", run), "--dry-run", "--quiet"])
 
     def answer(self, number: int) -> dict[str, Any]:
         """The student answers the prompts."""

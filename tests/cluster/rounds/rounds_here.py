@@ -81,6 +81,8 @@ class DyingCommand:
         self.folder = folder
 
     def __call__(self, arguments: Sequence[str]) -> str:
+        if "--dry-run" in arguments:
+            return here(arguments)
         if "round-1/" in arguments[2]:
             self._die_once("before", *arguments)
         told = here(arguments)
