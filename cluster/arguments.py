@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.describe import render
+from cluster.describe.settings.cluster import ClusterConfig
 from cluster.jobs import commands, local, node_check
 from cluster.rounds import command as round_commands
+from cluster.rounds.config import RoundsFile
 from logitstore.common.command import EXIT_STATUSES, Program, new_parser
 from logitstore.common.options import count, positive
+from logitstore.common.section import Section
+from logitstore.common.settings_list import add_form, listed
 
 
 def build_parser(program: Program) -> argparse.ArgumentParser:
@@ -60,7 +64,20 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
         "render cluster.toml --kind kuberay-cluster",
     )
     render.add_arguments(described)
+    listing = add("settings", _settings, "Every setting of a description, or of rounds", "settings rounds")
+    listing.add_argument(
+        "file", nargs="?", choices=tuple(FILES), default="cluster", help="of which file (default: cluster)"
+    )
+    add_form(listing)
     return parser
+
+
+FILES: dict[str, type[Section]] = {"cluster": ClusterConfig, "rounds": RoundsFile}
+
+
+def _settings(args: argparse.Namespace) -> int:
+    print(listed(FILES[args.file], args.form))
+    return 0
 
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]

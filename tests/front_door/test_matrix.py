@@ -84,7 +84,7 @@ MISSING: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """Arguments that name something which is not there."""
 WITHOUT_A_PLACE = {
-    ("label", "settings"), ("train", "settings"), ("cluster", "up"),
+    ("label", "settings"), ("train", "settings"), ("cluster", "settings"), ("cluster", "up"),
     *(("bench", part) for part in benchmarks.__main__.MODULES if part not in ("plan", "check", "answers")),
 }  # fmt: skip
 """Commands that read nothing which could be missing, and measurements, whose place of output is tried below."""
@@ -200,6 +200,7 @@ def test_a_log_that_cannot_be_written_leaves_no_lease(
 PRINTING = (
     ("label", "settings"),
     ("train", "settings"),
+    ("cluster", "settings"),
     ("store", "inspect", "STORE"),
     ("store", "cat", "STORE"),
     ("cluster", "render", "configs/cluster.toml", "--kind", "grafana"),

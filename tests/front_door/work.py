@@ -70,6 +70,7 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
         "OUT",
     ),
     ("train", "settings"): (),
+    ("cluster", "settings"): (),
     ("cluster", "check"): ("TEAM", "--set", "output.uri=s3://bucket/store", *NO_CLUSTER),
     ("cluster", "submit"): ("TEAM", "--set", "output.uri=s3://bucket/store", *NO_CLUSTER),
     ("cluster", "status"): NO_CLUSTER,

@@ -41,6 +41,8 @@ LabelName = Annotated[str, AfterValidator(check_label_name)]
 
 
 class KubernetesConfig(OneLineSection):
+    """A cluster or job of KubeRay."""
+
     platform: Literal["", "gke", "karpenter"] = ""
     """Whose node labels `gpu_label`, `gpu_labels` and `spot_label` are where they are not given: Google's, or
     those of Karpenter on AWS; "" takes the defaults below."""

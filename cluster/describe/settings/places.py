@@ -43,6 +43,8 @@ class OnPremiseConfig(OneLineSection):
 
 
 class SlurmConfig(OneLineSection):
+    """What a Slurm site wants to be told."""
+
     partition: SlurmWord = ""
     """Partition; "" is the site's default."""
     account: SlurmWord = ""
@@ -96,6 +98,8 @@ class SlurmConfig(OneLineSection):
 
 
 class AwsConfig(OneLineSection):
+    """Machines rented from AWS by `ray up`."""
+
     worker_profile: str = ""
     """Instance profile of the workers, whose role may read and write the store's bucket."""
     machine_image: str = (
@@ -111,6 +115,8 @@ class AwsConfig(OneLineSection):
 
 
 class GcpConfig(OneLineSection):
+    """Machines rented from Google by `ray up`."""
+
     project: str = ""
     """Project id."""
     zone: str = ""
@@ -132,6 +138,8 @@ class GcpConfig(OneLineSection):
 
 
 class SkypilotConfig(OneLineSection):
+    """A task of SkyPilot."""
+
     task: dict[str, Any] = Field(default_factory=dict)
     """Merged into the task as SkyPilot takes it: {resources = {infra = "aws/us-east-1", labels = {...}},
     file_mounts, config}."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.__main__ import main
 from cluster.describe.settings.cluster import load_cluster
 from cluster.describe.shell_words import path_word
 from labeler.config.loading import load_job
@@ -42,6 +43,26 @@ def test_the_rule_and_the_remedy_are_words(text: str, says: str, tmp_path: Path)
         load_cluster(str(file))
     for regular in ("should match pattern", "at least 1 item", "valid tuple", "^"):
         assert regular not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ([], ["[[groups]]", "[kubernetes]", "restricted = false    # true or false", "[slurm]", "[cache]"]),
+        (["rounds"], ["[rounds]", "own_weight = 1 ", "[stop]", "kl_below = none"]),
+    ],
+)
+def test_every_setting_is_listed(
+    file: list[str], names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stood in the code alone."""
+    assert main(["settings", *file]) == 0
+    said = capsys.readouterr().out
+    assert [name for name in names if name not in said] == []
+    assert main(["settings", *file, "--form", "markdown"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) > 8
+    assert [row[0] for row in rows if not row[-1].strip(" |")] == []
 
 
 @pytest.mark.parametrize(
