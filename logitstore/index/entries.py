@@ -127,6 +127,6 @@ def attempts_of(table: pa.Table) -> np.ndarray:
 def of_another_plan(unit_index: int, there: str, here: str) -> StoreChangedError:
     """The error for a place in the plan that holds the unit `there` where `here` was to be."""
     return StoreChangedError(
-        f"unit index {unit_index} is {there} in the store and {here} in the plan; "
-        "the plan must be the one the store was started with"
+        f"unit index {unit_index} is {there} in the store and would be {here} now: the store was begun with "
+        "another input, plan or selection; go on with that, or write to a new place"
     )

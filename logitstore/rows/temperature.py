@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from logitstore.errors import TemperatureError
+from logitstore.errors import TemperatureError, UnsupportedInputError
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 
@@ -55,8 +55,19 @@ def logprobs(rows: LabelRows, spec: LabelSpec, temperature: float) -> np.ndarray
     return (rows.logits_NK / np.float32(temperature) - logsumexp_N[:, None]).astype(np.float32)
 
 
+def refuse_prefix(spec: LabelSpec, top_k: int) -> None:
+    """Raise UnsupportedInputError where the first `top_k` entries would be taken for the top ones."""
+    if top_k < spec.top_k and spec.support == "given":
+        raise UnsupportedInputError(
+            f"the first {top_k} entries were asked for, but the rows are at ids that were given, and not "
+            "at the teacher's top ones: read all of them (leave top_k out)"
+        )
+
+
 def cut_labels(spec: LabelSpec, top_k: int | None) -> LabelSpec:
-    """What rows of a store hold after `cut_sequences`."""
+    """What rows of a store hold after `cut_sequences`. Raises UnsupportedInputError, as `refuse_prefix`."""
+    if top_k is not None:
+        refuse_prefix(spec, top_k)
     return spec if top_k is None else dataclasses.replace(spec, top_k=min(top_k, spec.top_k))
 
 

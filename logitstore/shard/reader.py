@@ -17,9 +17,10 @@ from logitstore.codec.block import BlockCodec
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.codec.loops import loops_for
 from logitstore.codec.streams import Unpacker, damaged, stored_sizes, take_planes
-from logitstore.errors import InvalidLabelsError, UnsafeObjectError, UnsupportedInputError
+from logitstore.errors import InvalidLabelsError, UnsafeObjectError
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, Segment
+from logitstore.rows.temperature import refuse_prefix
 from logitstore.shard.arrow_file import ArrowFile, BatchHeader
 from logitstore.shard.assembling import BlockSequences
 from logitstore.shard.living import LivingSequences
@@ -134,11 +135,7 @@ class ShardReader:
         top_k = self._labels.top_k if top_k is None else min(top_k, self._labels.top_k)
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
-        if top_k < self._labels.top_k and self._labels.support == "given":
-            raise UnsupportedInputError(
-                f"the first {top_k} entries were asked for, but the rows are at ids that were given, and not "
-                "at the teacher's top ones: read all of them (leave top_k out)"
-            )
+        refuse_prefix(self._labels, top_k)
         skipped = {
             column(group)
             for group in rank_groups(self._labels.top_k)

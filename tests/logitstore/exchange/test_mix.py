@@ -129,8 +129,16 @@ def test_a_prefix_of_given_entries_is_refused_wherever_it_is_asked_for(
     with pytest.raises(SettingError, match="no top-K"):
         StreamingLogitDataset(store.uri, top_k=8)
     assert len(StreamingLogitDataset(store.uri, top_k=16)) == len(NAMES)
-    assert main(["cat", store.uri, "--top-k", "4"]) == 2
-    assert "at ids that were given" in capsys.readouterr().err
+    for command in (
+        ["cat", store.uri],
+        ["merge", store.uri, "--out", str(tmp_path / "merged")],
+        ["export", store.uri, "--to", "parquet", str(tmp_path / "table.parquet")],
+        ["export", store.uri, "--to", "jsonl", str(tmp_path / "tables/")],
+        ["export", store.uri, "--to", "npz", str(tmp_path / "capture.npz")],
+    ):
+        assert main([*command, "--top-k", "4"]) == 2, command
+        assert "at ids that were given" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
     (first, *_) = SequencePages(store).read(0, 2, top_k=1)
     assert first.rows.token_ids_NK.shape[1] == 16
     assert main(["inspect", store.uri]) == 0

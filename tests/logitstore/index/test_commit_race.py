@@ -103,10 +103,14 @@ def test_a_unit_of_another_plan_leaves_nothing(place: Place) -> None:
     store = LogitStore.create(place.uri, make_manifest(), storage_options=place.storage_options)
     stale = LogitStore.open(place.uri, storage_options=place.storage_options)
     first, _ = store.commit_unit("unit-a", 0, make_unit(0)[1], seconds=0, worker="w")
-    with pytest.raises(StoreChangedError, match="unit index 0 is unit-a in the store and unit-b in the plan"):
+    with pytest.raises(
+        StoreChangedError, match="unit index 0 is unit-a in the store and would be unit-b now"
+    ):
         store.commit_unit("unit-b", 0, make_unit(1)[1], seconds=0, worker="w")
     store.compact()
-    with pytest.raises(StoreChangedError, match="unit index 0 is unit-a in the store and unit-b in the plan"):
+    with pytest.raises(
+        StoreChangedError, match="unit index 0 is unit-a in the store and would be unit-b now"
+    ):
         stale.commit_unit("unit-b", 0, make_unit(1)[1], seconds=0, worker="w")
     assert store.objects.list("commits/") == []
     assert store.objects.list("shards/") == [first.name]
