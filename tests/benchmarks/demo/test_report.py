@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.demo.answers import TEMPERATURE, Answers
+from benchmarks.demo.demo import lack_of_learning
 from benchmarks.demo.report import (
     PARQUET_ROWS,
     Evaluation,
@@ -59,6 +60,25 @@ def a_report(text: str = "teacher", stores: tuple[StoreSummary, ...] | None = No
     )
     names = ("before", "text alone", "distilled")
     return Report(stores or (store,), training, text_alone, names, answers, stages, {"cpu": text, "cores": "2", "memory_gib": "8", "gpu": "none", "system": "Linux"}, {"numpy": "2"}, "2026-01-01")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kl", "alone_kl", "problem"),
+    [
+        (5.0, 5.5, ""),
+        (6.9, 7.0, "KL(teacher, student) fell by 30% only, not by more than 33%"),
+        (10.0, 11.0, "KL(teacher, student) fell by -1% only, not by more than 33%"),
+        (float("nan"), 5.0, "KL(teacher, student) fell by nan% only, not by more than 33%"),
+        (4.4, 4.4, "KL(teacher, student) is 4.4 nats, no lower than 4.4 on the text alone"),
+    ],
+)
+def test_a_demo_that_shows_nothing_says_so(kl: float, alone_kl: float, problem: str) -> None:
+    report = a_report()
+    distilled, alone = (
+        replace(student, after=replace(student.after, kl=value))
+        for student, value in ((report.training, kl), (report.text_alone, alone_kl))
+    )
+    assert lack_of_learning(replace(report, training=distilled, text_alone=alone)) == problem
 
 
 class Elements(HTMLParser):
