@@ -6,7 +6,6 @@ again), saves the dataset's place in every checkpoint and goes on from it on any
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,42 +17,24 @@ from transformers import (
     AutoModelForCausalLM,
     TrainerCallback,
 )
-from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
-    EvalPrediction,
-)
+from transformers.trainer_utils import EvalPrediction
 
 from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import LABEL_WEIGHTS
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.checkpoints import (
-    LogAtCheckpoints,
-    TrueEpoch,
-    check_resumable,
-    open_to_readers,
-    settings_of_training,
-    take_up_patience,
-    take_up_place,
-    write_place,
-    write_settings,
-)
-from trainer.hf.checks.course import check_course
+from trainer.hf.checkpoints import LogAtCheckpoints, TrueEpoch, open_to_readers
 from trainer.hf.checks.guards import check_stores, check_student, checked_store_losses
 from trainer.hf.checks.labels import check_labels
 from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import length_limit, student_context
 from trainer.hf.checks.optimizer import check_optimizer, check_schedule
 from trainer.hf.checks.packing_check import settle_packing
-from trainer.hf.checks.processes import check_dataset, check_processes, check_unchanged
-from trainer.hf.evaluation.evaluating import (
-    EvaluatingTrainer,
-    EvaluationSets,
-    check_types,
-    evaluation_sets,
-)
+from trainer.hf.checks.processes import check_dataset, check_processes
+from trainer.hf.evaluation.evaluating import EvaluationSets, check_types, evaluation_sets
 from trainer.hf.heads import Head, batch_loss, find_head, total_weight
+from trainer.hf.resuming import ResumingTrainer
 from trainer.hf.student import (
     check_not_tensor_parallel,
     keep_4_bits_differentiable,
@@ -65,7 +46,7 @@ from trainer.hf.token_means import TokenMeans
 from trainer.loss.loss_settings import LossSettings
 
 
-class OfflineDistillationTrainer(EvaluatingTrainer):
+class OfflineDistillationTrainer(ResumingTrainer):
     """Trainer for a causal language model on stored teacher labels.
 
     Raises GuardError and the like (`trainer.hf.checks.guards`) if store, student and loss do not fit
@@ -251,70 +232,6 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
         super()._save(output_dir, state_dict)
         open_to_readers(Path(output_dir or self.args.output_dir or "."))
 
-    # ---- Checkpoints: the dataset's place is saved with the weights, and taken up with them ----
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.args.should_save:
-            folder = Path(
-                self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            )
-            write_place(folder, self.logit_dataset)
-            write_settings(folder, self._settings_of_training())
-        super()._save_checkpoint(model, trial)
-
-    def _settings_of_training(self) -> dict[str, Any]:
-        return settings_of_training(self.args, self.store_losses, makes_optimizer=self._makes_optimizer)
-
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
-        """(epoch to begin with, 0): by the dataset's place, as the steps per epoch may be others now.
-
-        Without a checkpoint every training begins with the data where the first one does, whatever was read
-        since; a state that was loaded into the dataset is gone on from.
-        """
-        check_unchanged(self.args, self.loss_settings, self.logit_dataset)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said at construction
-            self._check_course()
-        if resume_from_checkpoint is not None:
-            check_resumable(Path(resume_from_checkpoint), self._settings_of_training())
-        started = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        # The state of a checkpoint has its own intervals; those of the arguments are meant.
-        self.state.compute_steps(self.args, max_steps)
-        take_up_patience(self.callback_handler.callbacks, self.state)
-        if resume_from_checkpoint is None:
-            self.logit_dataset.return_to(*self._beginning)
-            return started
-        take_up_place(Path(resume_from_checkpoint), self.logit_dataset)
-        if self.state.global_step >= max_steps:
-            return num_train_epochs, 0  # finished; Trainer would take one step more
-        return self.logit_dataset.epoch, 0
-
-    def _run_epoch(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **rest: Any
-    ) -> None:
-        """As ever, but with the steps that are left of the epoch, which a resumed run may have begun.
-
-        Otherwise the last, smaller accumulation of a resumed epoch would never be stepped.
-        """
-        self.logit_dataset.set_epoch(epoch)
-        steps_left = self.logit_dataset.steps_left
-        accumulation = self.args.gradient_accumulation_steps
-        super()._run_epoch(
-            epoch=epoch,
-            steps_in_epoch=steps_left,
-            num_update_steps_per_epoch=-(-steps_left // accumulation),
-            **rest,
-        )
-
     def _loader(self, dataset: StreamingLogitDataset, collator: Any) -> LogitDataLoader:
         return LogitDataLoader(
             dataset,
@@ -325,13 +242,4 @@ class OfflineDistillationTrainer(EvaluatingTrainer):
             multiprocessing_context=self.args.dataloader_multiprocessing_context
             if self.args.dataloader_num_workers
             else None,
-        )
-
-    def _check_course(self) -> None:
-        check_course(
-            self.args,
-            self.logit_dataset,
-            evaluation_sets(self.eval_dataset),
-            self.callback_handler.callbacks,
-            has_own_metrics=self.compute_metrics is not None,
         )
