@@ -54,6 +54,24 @@ def notes_on_run(config: TrainConfig) -> tuple[str, ...]:
     )
 
 
+def notes_on_temperatures(config: TrainConfig, sources: Sequence[Source]) -> tuple[str, ...]:
+    """Which temperatures lie between those of a store, so that the tail's mass is interpolated."""
+    notes = []
+    for source, store in zip(sources, config.data.stores, strict=False):  # texts follow, without a teacher
+        alpha = config.loss.alpha if store.alpha is None else store.alpha
+        temperature = config.loss.temperature if store.temperature is None else store.temperature
+        stored = source.manifest.labels.temperatures
+        is_between = stored[0] < temperature < stored[-1] and temperature not in stored
+        if alpha and is_between and config.loss.tail in ("bucket", "uniform"):
+            notes.append(
+                f"{source.uri} stores T = {', '.join(f'{one:g}' for one in stored)}, and for T = "
+                f"{temperature:g} the mass outside the {source.manifest.labels.top_k} stored ids is "
+                "interpolated: the table in logitstore/FORMAT.md says how well, worst between 1 and 2 at "
+                "small K; label with it among labels.temperatures to have it exactly"
+            )
+    return tuple(notes)
+
+
 def notes_on_texts(held_out: Sequence[Source]) -> tuple[str, ...]:
     """What the figures of an evaluation mean on stores without the teacher's distribution."""
     return tuple(

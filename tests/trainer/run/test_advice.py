@@ -9,7 +9,7 @@ from logitstore.tokenizer_objects import put_tokenizer
 from tests.trainer.stores import make_store
 from tests.trainer.students import tiny_student
 from trainer.data.sources import HeldOut, Source
-from trainer.run.advice import FEW_SEQUENCES, advice_on, notes_on_run, notes_on_texts
+from trainer.run.advice import FEW_SEQUENCES, advice_on, notes_on_run, notes_on_temperatures, notes_on_texts
 from trainer.run.config import load_config
 from trainer.run.teacher_size import teacher_parameters
 
@@ -79,6 +79,23 @@ def test_a_run_without_checkpoints_is_told_how_to_have_them(config: Path) -> Non
     found = re.search(r"--set (\S+)", line)
     assert found is not None
     assert notes_on_run(load_config(str(config), ["training.save_steps=null", found[1]])) == ()
+
+
+def test_a_temperature_between_those_of_a_store_is_said_to_be_interpolated(
+    config: Path, tmp_path: Path
+) -> None:
+    sources = [Source(str(tmp_path / "store"))]
+
+    def notes(*overrides: str) -> tuple[str, ...]:
+        return notes_on_temperatures(load_config(str(config), overrides), sources)
+
+    for exact in ("loss.temperature=2", "loss.temperature=9", "loss.alpha=0", "loss.tail=renormalize"):
+        given = () if "temperature" in exact else ("loss.temperature=1.25",)
+        assert notes(*given, exact) == (), exact
+    (line,) = notes("loss.temperature=1.25")
+    assert "stores T = 1, 2, 4, and for T = 1.25 the mass outside the 8 stored ids is interpolated" in line
+    own = f'data.stores=[{{uri = "{tmp_path / "store"}", temperature = 3}}]'
+    assert "for T = 3 the mass" in notes(own)[0]
 
 
 def test_stores_of_texts_alone_are_told_by_name(tmp_path: Path) -> None:
