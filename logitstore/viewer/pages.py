@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import bisect
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from logitstore.common.store_warning import StoreWarning
 from logitstore.index.entries import ShardIndex
 from logitstore.manifest.fields import ShardEntry
 from logitstore.records import LabeledSequence
@@ -56,6 +58,8 @@ class SequencePages:
         self._deletions = store.deletions
         self._shards, self._ends = self._listed()
         self._selection.unmet.warn(store.uri)
+        if not self.total and not self._selection.takes_all:
+            warnings.warn(f"{store.uri}: no sequence is selected", StoreWarning, stacklevel=2)
 
     @property
     def total(self) -> int:

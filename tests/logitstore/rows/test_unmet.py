@@ -129,7 +129,7 @@ def test_a_misspelt_field_or_segment_is_refused_with_the_nearest_name(where: str
         parse_selection(where)
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "view"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_selection_of_nothing_is_said(
     command: str, store: LogitStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
