@@ -113,6 +113,12 @@ def copy(args: argparse.Namespace) -> int:
         "copied "
         f"now ({context.size_text(result.num_bytes)})",
     )
+    if result.num_left:
+        context.warn(
+            "copy",
+            f"{context.count_text(result.num_left, 'shard')} of an earlier copy, which may hold deleted "
+            f"records, stay there without a name; `penumbra store verify {target.uri} --repair` removes them",
+        )
     return context.OK
 
 

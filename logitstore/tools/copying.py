@@ -21,6 +21,7 @@ from logitstore.errors import (
     StoreExistsError,
 )
 from logitstore.index import segments as index_segments
+from logitstore.index.commits import shard_place
 from logitstore.index.ids import MAX_IDS_BYTES, ids_name
 from logitstore.index.pointer import INDEX_NAME, encode_pointer
 from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENIZED_NAME
@@ -47,6 +48,8 @@ class CopyResult:
     """Objects that were copied now; others were there from an earlier try."""
     num_bytes: int
     """Bytes copied now."""
+    num_left: int
+    """Shards of an earlier copy that the store names no more, as after a purge: they stay at the target."""
 
 
 def copy_store(
@@ -89,7 +92,8 @@ def copy_store(
     for name, data in small.items():  # `index.json` is the last
         target.put(name, data)
         num_bytes += len(data)
-    return CopyResult(len(entries), len(missing) + len(small), num_bytes)
+    left = {name for name in there if shard_place(name) is not None} - {entry.name for entry in entries}
+    return CopyResult(len(entries), len(missing) + len(small), num_bytes, num_left=len(left))
 
 
 def _refuse_another(source: LogitStore, target: Objects) -> None:
@@ -136,7 +140,13 @@ def _snapshot(source: LogitStore) -> dict[str, bytes]:
 
 
 def _copy_shard(source: Objects, target: Objects, name: str, checksums: dict[str, str]) -> int:
-    data = source.get(name)
+    try:
+        data = source.get(name)
+    except ObjectNotFoundError:
+        raise ObjectNotFoundError(
+            f"{source.uri}: {name} was named when the copy began and is gone, as a purge or new labels of "
+            "its unit remove it; repeat the copy, and where it fails again run `verify` on the source"
+        ) from None
     if index_segments.checksum(data) != checksums[name]:
         raise CorruptShardError(
             f"{source.uri}: {name} does not have the checksum of its entry; run `verify` on the source, then "

@@ -110,6 +110,32 @@ def test_a_compaction_in_between_changes_nothing(
     assert verify_store(LogitStore.open(tmp_path / "copy")).errors == []
 
 
+def test_a_purge_in_between_is_named_and_what_it_left_is_told(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mirror of a store kept the bytes of what was taken down, and nobody said so."""
+    real, out, copied = copying._copy_shard, str(tmp_path / "copy"), list[str]()
+
+    def purged(source, target, name, checksums):
+        copied.append(name)
+        if len(copied) == 2:
+            purge(LogitStore.open(store.uri))
+        return real(source, target, name, checksums)
+
+    delete_records(store, frozenset({"record-0", "record-4", "record-8"}), "asked for")
+    monkeypatch.setattr(copying, "_copy_shard", purged)
+    monkeypatch.setattr(copying, "THREADS", 1)
+    assert main(["copy", store.uri, out]) == 3
+    assert "is gone, as a purge or new labels of its unit remove it" in capsys.readouterr().err
+    assert main(["copy", store.uri, out]) == 0
+    assert "1 shard of an earlier copy, which may hold deleted records, stay there" in capsys.readouterr().err
+    assert main(["verify", out, "--repair"]) == 0
+    assert main(["copy", store.uri, out]) == 0
+    assert "earlier copy" not in capsys.readouterr().err
+    named = {entry.name for entry in LogitStore.open(out).shards()}
+    assert set(Objects(out).list("shards/")) == named
+
+
 def test_what_is_refused(store: LogitStore, tmp_path: Path) -> None:
     other = LogitStore.create(tmp_path / "other", make_manifest(model="other"))
     for target in (other.objects, store.objects):
