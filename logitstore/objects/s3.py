@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fsspec.asyn import sync
@@ -89,6 +90,8 @@ class S3Backend(RemoteBackend):
         options["config_kwargs"] = {**BOTOCORE_CONFIG, **(options.get("config_kwargs") or {})}
         file_system = self._file_system_of(options)
         file_system.retries = S3FS_ATTEMPTS
+        if file_system.session is None:
+            file_system.session = _session(file_system.kwargs)
         return file_system
 
     def _put_conditionally(self, name: str, data: bytes, condition: str, value: str) -> bool:
@@ -114,3 +117,22 @@ class S3Backend(RemoteBackend):
                 else:
                     return True
         raise AssertionError("the last attempt returns or raises")
+
+
+def _session(settings: dict[str, Any]) -> Any:
+    """A session of botocore, as s3fs would make it, that does not read what another one has read."""
+    from aiobotocore.session import AioSession  # a store on disk needs none of it
+
+    session = AioSession(**settings)
+    session.lazy_register_component(
+        "data_loader", lambda: _descriptions(session.get_config_variable("data_path"))
+    )
+    return session
+
+
+@functools.cache
+def _descriptions(data_path: str | None) -> Any:
+    """botocore's descriptions of services. To read them takes a fifth of a second, for each connection."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)

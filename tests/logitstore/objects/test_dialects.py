@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from labeler.job.driver_lease import acquire
 from logitstore.__main__ import main
@@ -87,3 +90,19 @@ def test_a_place_that_cannot_replace_gets_no_job() -> None:
     with pytest.raises(ObjectStoreError, match=r"cannot replace an object only if it is unchanged"):
         require_conditional_writes(objects)
     assert objects.list() == []
+
+
+def test_a_second_connection_reads_no_description_of_services_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore reads them once for each session, 0.2 s long, and s3fs makes a session for each connection."""
+    read: list[str] = []
+    load = JSONFileLoader.load_file
+
+    def counted(loader: JSONFileLoader, path: str) -> Any:
+        read.append(path)
+        return load(loader, path)
+
+    with run_dialect("plain") as server:
+        Objects("s3://b/first", server.storage_options).put("name", b"content")
+        monkeypatch.setattr(JSONFileLoader, "load_file", counted)
+        assert Objects("s3://b/first", server.storage_options).get("name") == b"content"
+    assert read == []
