@@ -4,8 +4,8 @@ VENV := .venv/bin
 # Bytecode is written whatever the environment says: each of the processes that tests start would compile all anew.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest -q
 # Tests that use one core each run side by side; those with a Ray cluster or an engine use all cores themselves.
-SIDE_BY_SIDE := -n auto --maxprocesses 8
-# Quick tests partly wait, for a term to end or a process to start: one worker more than cores uses that time.
+# The former partly wait, for a term to end or a process to start: more workers than cores use that time.
+SIDE_BY_SIDE := -n $(shell n=$$(($$(nproc) + 2)); echo $$((n < 8 ? n : 8)))
 QUICK_SIDE_BY_SIDE := -n $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
 # `make check` looks at the types of what differs from here.
 BASE ?= $(or $(shell git merge-base HEAD main 2>/dev/null),HEAD)
