@@ -168,7 +168,7 @@ def with_absolute_paths(job: JobConfig) -> JobConfig:
     if os.path.isdir(teacher.model):
         changed["teacher"] = teacher.model_copy(update={"model": os.path.abspath(teacher.model)})
     if teacher.fake.slow_while:
-        held_by = os.path.abspath(os.path.expanduser(teacher.fake.slow_while))
+        held_by = os.path.abspath(teacher.fake.slow_while)
         changed["teacher"] = changed.get("teacher", teacher).model_copy(
             update={"fake": teacher.fake.model_copy(update={"slow_while": held_by})}
         )

@@ -34,7 +34,7 @@ class FakeTeacherConfig(Section):
     """Width of the made-up logits; ids 0..255 are bytes, 256..259 mark turns and ends."""
     seconds_per_token: float = Field(default=0.0, ge=0)
     """Slowness to imitate."""
-    slow_while: str = ""
+    slow_while: HomePath = ""
     """A file: the slowness lasts only while it is there, so that a rehearsal can be held and then let go."""
     load_sec: float = Field(default=0.0, ge=0)
     """Time that loading pretends to take."""
