@@ -15,11 +15,12 @@ Each rule says why nothing can come to need the object later:
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 
 from logitstore.codebook_objects import CODEBOOKS_PREFIX, CURRENT_CODEBOOKS
-from logitstore.errors import CorruptShardError, IndexLostError, StoreChangedError
+from logitstore.errors import CorruptShardError, IndexLostError, StoreChangedError, UnsuitablePlaceError
 from logitstore.index.absence import segment_units
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, record_place, shard_place
 from logitstore.index.ids import segment_of
@@ -110,7 +111,8 @@ def repair(
     if announce and removed:
         announce(removed)
     if any(valid_segment_name(info.name) for info in removed):
-        store.fence_compactors()
+        with contextlib.suppress(UnsuitablePlaceError):  # where nobody can compact
+            store.fence_compactors()
         removed = [info for info in removed if info.name not in store.index_names()]
     store.objects.delete_many(info.name for info in removed if not _is_temporary(info.name))
     store.objects.delete_temporary(info for info in removed if _is_temporary(info.name))

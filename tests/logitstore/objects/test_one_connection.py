@@ -122,3 +122,18 @@ def test_what_cannot_be_done_there_leaves_nothing(store: LogitStore, address: st
     assert Objects(address).list() == before
     copy_store(store, Objects(address))
     assert [one.record_id for one in LogitStore.open(address)] == [one.record_id for one in store]
+
+
+def test_a_mirror_there_is_rid_of_what_was_deleted(
+    store: LogitStore, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the warning of `copy` says; it was refused, as no index can be replaced there."""
+    copy_store(store, Objects(address))
+    delete_records(store, frozenset({"record-1"}), "asked for")
+    purge(store)
+    assert main(["copy", store.uri, address]) == 0
+    assert f"`penumbra store verify {address} --repair` removes them" in capsys.readouterr().err
+    assert main(["verify", address, "--repair"]) == 0
+    assert verify_store(LogitStore.open(address)).problems == []
+    assert main(["copy", store.uri, address]) == 0
+    assert capsys.readouterr().err == ""
