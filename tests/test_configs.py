@@ -7,11 +7,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from cluster.describe.settings.cluster import load_cluster
-from cluster.rounds.config import load_rounds
+from cluster.describe.settings.cluster import ClusterConfig, load_cluster
+from cluster.rounds.config import RoundsFile, load_rounds
 from labeler.config.loading import JobConfig, load_job
 from labeler.curation.recipe import checked_recipe
+from logitstore.common.config_file import ConfigError
 from trainer.run.config import TrainConfig, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +46,28 @@ def test_shipped_config_is_accepted(path: Path) -> None:
         pytest.fail(
             f"{path.name} has none of [recipe], [teacher], [student], [[groups]], [rounds]: no package reads it"
         )
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    "setting", ["labels.temperatures", "workers.drain_sec", "sampling.temperature", "workers.resources.a"]
+)
+def test_a_number_that_is_none_is_refused(setting: str, number: str) -> None:
+    """They came as far as an OverflowError, or as rows at the temperature nan."""
+    value = f"[1.0, {number}]" if setting == "labels.temperatures" else number
+    base = ["teacher.engine=fake", "input.uri=i", "input.kind=text", "output.uri=o"]
+    with pytest.raises(ConfigError, match="should be a finite number"):
+        load_job(None, [*base, f"{setting}={value}"], {})
+
+
+@pytest.mark.parametrize("model", [JobConfig, TrainConfig, ClusterConfig, RoundsFile])
+def test_so_it_is_in_every_section(model: type[BaseModel]) -> None:
+    kinds = (
+        getattr(field.annotation, "__args__", (field.annotation,)) for field in model.model_fields.values()
+    )
+    sections = [one for args in kinds for one in args if isinstance(one, type) and issubclass(one, BaseModel)]
+    assert sections
+    assert [one for one in (model, *sections) if one.model_config.get("allow_inf_nan") is not False] == []
 
 
 def test_the_demo_trains_on_what_the_demo_labels() -> None:

@@ -71,7 +71,7 @@ class LimitsConfig(Section):
     """Tokens of the stored sequences, prompts and earlier runs included, at which the job stops as on a
     signal: units at work are finished, and the same command with a higher limit goes on. What one prompt's
     tokens cost is paid once for each of its `sampling.n` responses."""
-    max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_cost: float | None = Field(default=None, gt=0)
     """Money at which the job stops likewise, by the prices of `[cost]`: what a server billed, refused and
     repeated requests included, and the devices, over all runs of the store, or of all steps of a recipe. What
     is at work when it is reached is finished and paid beyond it: small units (`output.unit_size`) keep that
@@ -83,15 +83,15 @@ class CostConfig(Section):
     """Prices for the estimate of `--dry-run`, the sum at the end and `limits.max_cost`; 0 leaves the money
     out."""
 
-    per_gpu_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    per_gpu_hour: float = Field(default=0.0, ge=0)
     """Price of an hour of one GPU."""
-    per_core_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    per_core_hour: float = Field(default=0.0, ge=0)
     """Price of an hour of one CPU core, counted for replicas without GPUs."""
-    per_gb_month: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    per_gb_month: float = Field(default=0.0, ge=0)
     """Price of a month of one GB (10^9 bytes) of storage."""
-    price_per_million_input_tokens: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    price_per_million_input_tokens: float = Field(default=0.0, ge=0)
     """Price of a million tokens that a server is given (`teacher.engine = "openai"`), as it counts them."""
-    price_per_million_output_tokens: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    price_per_million_output_tokens: float = Field(default=0.0, ge=0)
     """Price of a million tokens that a server writes."""
     currency: str = "USD"
     """Name of the money."""

@@ -97,7 +97,7 @@ class CheckStepSettings(Section):
     """The program and its arguments, as in a shell but without one; see `penumbra label check --help`."""
     best: int = Field(default=1, ge=1)
     """Responses kept of each problem: those with the highest score, then the shortest."""
-    timeout_sec: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    timeout_sec: float = Field(default=30.0, gt=0)
     """Longest wait for a verdict; a response without one is dropped."""
     records: bool = True
     """Show the program the record of each problem that was labeled; this needs records with ids of their own

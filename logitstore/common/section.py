@@ -13,9 +13,10 @@ HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
-    """Frozen, without unknown settings, each setting described by the docstring below it."""
+    """Frozen, without unknown settings, each one described by the docstring below it, and each number finite:
+    TOML has `inf` and `nan`, which no setting means and JSON does not hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def of_form(pattern: str, form: str) -> AfterValidator:
