@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from cluster.describe.settings.cluster import ClusterConfig
-from cluster.describe.settings.node_paths import in_quotes
+from cluster.describe.settings.node_paths import in_quotes, is_plain_path
 from logitstore.common.config_file import ConfigError
 
 ON_ALL_NODES = 'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --overlap'
@@ -62,6 +62,11 @@ def pyxis_image(image: str) -> str:
     return f"{first}#{rest}" if is_registry else image.removeprefix("docker://")
 
 
+def _image_word(image: str) -> str:
+    """A file is looked up by the shell of the nodes, as other paths are; a name is taken as it stands."""
+    return f'"{in_quotes(image)}"' if is_plain_path(image) else shlex.quote(image)
+
+
 def _mounts(cluster: ClusterConfig) -> list[str]:
     """Folders that are the same inside: Ray's sockets, the job's own, the cache, and those asked for; as they
     stand between double quotes."""
@@ -74,7 +79,7 @@ def _apptainer(cluster: ClusterConfig) -> Inside:
     if "://" not in image and not image.endswith(".sif"):
         image = f"docker://{image}"
     binds = " ".join(f'--bind "{mount}"' for mount in _mounts(cluster))
-    return Inside(prefix=f"apptainer exec --nv {binds} {shlex.quote(image)} ")
+    return Inside(prefix=f"apptainer exec --nv {binds} {_image_word(image)} ")
 
 
 def _pyxis(cluster: ClusterConfig) -> Inside:
@@ -92,7 +97,7 @@ def _pyxis(cluster: ClusterConfig) -> Inside:
             'name="penumbra-$SLURM_JOB_ID"\n'
             f'mounts="{mounts}"\n'
             'container=(--container-name="$name" --container-workdir="$PWD" --container-mounts="$mounts")\n'
-            f'{ON_ALL_NODES} "${{container[@]}}" --container-image={shlex.quote(pyxis_image(cluster.image))} '
+            f'{ON_ALL_NODES} "${{container[@]}}" --container-image={_image_word(pyxis_image(cluster.image))} '
             "true"
         ),
         clean=f'{ON_ALL_NODES} enroot remove --force "pyxis_$name" 2>/dev/null || true',

@@ -61,6 +61,17 @@ def test_a_folder_is_found_by_the_shell_of_the_nodes(tmp_path: Path, path: str, 
     assert given.endswith(f",{found}:{found},{found}/a(1):/models,/x:{found}")
 
 
+@pytest.mark.parametrize(
+    ("container", "before", "suffix"), [("apptainer", "", "sif"), ("pyxis", "--container-image=", "sqsh")]
+)
+def test_a_file_of_an_image_is_found_so(container: str, before: str, suffix: str, tmp_path: Path) -> None:
+    for path, word in (("~/p", "${HOME}/p"), ("$SCRATCH/p", "${SCRATCH}/p"), ("/images/p", "/images/p")):
+        cluster = one_kind(image=f"{path}.{suffix}", slurm={"container": container})
+        text = render(cluster, "slurm", None, job_file="job.toml")
+        assert_bash(tmp_path, text)
+        assert f'{before}"{word}.{suffix}"' in text
+
+
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path) -> None:
     said, told = steps_of(tmp_path, {}, slurm={"scratch": "$SCRATCH"})
     assert "SCRATCH: slurm.scratch names it and it is not set on this node" in told
