@@ -82,15 +82,16 @@ class HttpBackend(RemoteBackend):
         """The result of a request that is repeated after failures which pass."""
         from aiohttp import ClientError, ClientResponseError
 
-        for attempt in range(HTTP_ATTEMPTS):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return cast(Result, sync(self._fs.loop, make))
             except (ClientError, TimeoutError) as error:
                 lasting = isinstance(error, ClientResponseError) and error.status not in RETRIED_STATUSES
-                if lasting or attempt + 1 == HTTP_ATTEMPTS:
+                if lasting or attempt == HTTP_ATTEMPTS:
                     raise
-                time.sleep(FIRST_PAUSE_SEC * 2**attempt)
-        raise AssertionError("the last attempt returns or raises")
+                time.sleep(FIRST_PAUSE_SEC * 2 ** (attempt - 1))
 
     @asynccontextmanager
     async def _reply(

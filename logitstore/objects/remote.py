@@ -121,7 +121,6 @@ class RemoteBackend:
         with self._translated(prefix):
             found = self._fs.find(root, detail=True)
         skip = len(self._root) + 1
-        assert isinstance(found, dict)
         # Some servers keep an emptied folder as an entry of its own. Temporary files are a local writer's.
         listed = {
             path[skip:]: details

@@ -96,7 +96,9 @@ class S3Backend(RemoteBackend):
 
     def _put_conditionally(self, name: str, data: bytes, condition: str, value: str) -> bool:
         bucket, key, _ = self._fs.split_path(self._path(name))
-        for attempt in range(CONFLICT_ATTEMPTS):
+        attempt = 0
+        while True:
+            attempt += 1
             with self._translated(name, writing=True):
                 try:
                     self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **{condition: value})
@@ -112,11 +114,10 @@ class S3Backend(RemoteBackend):
                             "by which one of several writers wins; write to a server that keeps them, as "
                             "AWS S3 does, or to a local directory"
                         ) from None
-                    if code != "ConditionalRequestConflict" or attempt + 1 == CONFLICT_ATTEMPTS:
+                    if code != "ConditionalRequestConflict" or attempt == CONFLICT_ATTEMPTS:
                         raise
                 else:
                     return True
-        raise AssertionError("the last attempt returns or raises")
 
 
 def _session(settings: dict[str, Any]) -> Any:
