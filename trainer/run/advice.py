@@ -46,12 +46,20 @@ def advice_on(sources: Sequence[Source], student_parameters: int | None = None) 
 
 def notes_on_run(config: TrainConfig) -> tuple[str, ...]:
     """What a run will not do that somebody may count on."""
-    if config.training.save_steps is not None:
-        return ()
-    return (
-        "no checkpoints are saved, so a run that is stopped begins anew; --set training.save_steps=100 saves "
-        "one every 100 steps",
-    )
+    notes = []
+    if config.training.save_steps is None:
+        notes.append(
+            "no checkpoints are saved, so a run that is stopped begins anew; --set training.save_steps=100 "
+            "saves one every 100 steps"
+        )
+    student, is_sharded_by_deepspeed = config.student, config.training.deepspeed is not None
+    if student.dtype == "bfloat16" and student.lora is None and not is_sharded_by_deepspeed:
+        notes.append(
+            "the student's weights are trained in bfloat16, whose numbers lie up to 1/128 of their size "
+            "apart: changes below half of that are lost; to keep them, --set student.dtype=float32 with "
+            "--set training.precision=bf16, which computes in bfloat16 all the same"
+        )
+    return tuple(notes)
 
 
 def notes_on_temperatures(config: TrainConfig, sources: Sequence[Source]) -> tuple[str, ...]:

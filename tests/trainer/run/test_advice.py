@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import torch
+
 from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
@@ -79,6 +81,15 @@ def test_a_run_without_checkpoints_is_told_how_to_have_them(config: Path) -> Non
     found = re.search(r"--set (\S+)", line)
     assert found is not None
     assert notes_on_run(load_config(str(config), ["training.save_steps=null", found[1]])) == ()
+
+
+def test_weights_that_lose_small_changes_are_told_how_not_to(config: Path) -> None:
+    (line,) = notes_on_run(load_config(str(config), ["student.dtype=bfloat16"]))
+    assert "changes below half of that are lost" in line
+    assert torch.tensor(1.0, dtype=torch.bfloat16) + 1 / 300 == 1
+    settings = [found.rstrip(",") for found in re.findall(r"--set (\S+)", line)]
+    assert len(settings) == 2
+    assert notes_on_run(load_config(str(config), ["student.dtype=bfloat16", *settings])) == ()
 
 
 def test_a_temperature_between_those_of_a_store_is_said_to_be_interpolated(
