@@ -72,6 +72,17 @@ class Fetcher:
         self._decoders.shutdown(cancel_futures=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenShard:
+    """The shard of a visit."""
+
+    visit_index: int
+    reader: ShardReader
+    windows: list[Window]
+    window_ends: np.ndarray
+    """int64, of the windows: how many of the visit's sequences lie in it and before it."""
+
+
 class SplitReader:
     """The sequences of a split by their place, for places that only go up."""
 
@@ -84,10 +95,7 @@ class SplitReader:
         self._fetcher = fetcher
         self._top_k = top_k
         self._files = ExitStack()
-        self._visit_index: int | None = None
-        self._reader: ShardReader | None = None
-        self._windows: list[Window] = []
-        self._window_ends: np.ndarray = np.empty(0, dtype=np.int64)
+        self._opened: _OpenShard | None = None
         self._window_index: int | None = None
         self._window_sequences: list[LabeledSequence] = []
 
@@ -95,44 +103,39 @@ class SplitReader:
         """(index of the store, sequence) at a place of the split."""
         index, within = self._order.visit_at(self._split, place)
         visit = self._order.splits[self._split][index]
-        if index != self._visit_index:
-            self._open(index, visit)
-        window = int(np.searchsorted(self._window_ends, within, side="right"))
+        opened = self._opened
+        if opened is None or opened.visit_index != index:
+            opened = self._open(index, visit)
+        window = int(np.searchsorted(opened.window_ends, within, side="right"))
         if window != self._window_index:
-            self._window_sequences = self._decode(self._windows[window], visit)
+            self._window_sequences = self._decode(opened.reader, opened.windows[window], visit)
             self._window_index = window
-        start = int(self._window_ends[window - 1]) if window else 0
+        start = int(opened.window_ends[window - 1]) if window else 0
         return visit.store, self._window_sequences[within - start]
 
     def close(self) -> None:
         self._window_sequences = []
-        self._reader = None
+        self._opened = None
         self._files.close()
 
-    def _open(self, index: int, visit: Visit) -> None:
+    def _open(self, index: int, visit: Visit) -> _OpenShard:
         self.close()
         source = self._sources[visit.store]
         following = self._order.splits[self._split][index + 1 : index + 1 + self._fetcher.predownload]
         self._fetcher.wait(visit)
-        self._reader = self._files.enter_context(source.open(visit.shard))
+        reader = self._files.enter_context(source.open(visit.shard))
         self._fetcher.ahead(following)
-        counts = np.bincount(self._block_of(visit), minlength=self._reader.num_blocks)
-        self._windows = self._order.windows(visit, counts.tolist())
-        self._window_ends = np.cumsum([len(window.sequences) for window in self._windows])
-        self._visit_index, self._window_index = index, None
+        block_of = np.searchsorted(reader.block_starts, source.kept(visit.shard), side="right") - 1
+        windows = self._order.windows(visit, np.bincount(block_of, minlength=reader.num_blocks).tolist())
+        ends = np.cumsum([len(window.sequences) for window in windows])
+        self._opened, self._window_index = _OpenShard(index, reader, windows, ends), None
+        return self._opened
 
-    def _block_of(self, visit: Visit) -> np.ndarray:
-        """int64, the block of each sequence of the shard that takes part."""
-        assert self._reader is not None
-        kept = self._sources[visit.store].kept(visit.shard)
-        return np.searchsorted(self._reader.block_starts, kept, side="right") - 1
-
-    def _decode(self, window: Window, visit: Visit) -> list[LabeledSequence]:
-        assert self._reader is not None
-        starts = self._reader.block_starts
+    def _decode(self, reader: ShardReader, window: Window, visit: Visit) -> list[LabeledSequence]:
+        starts = reader.block_starts
         kept = self._sources[visit.store].kept(visit.shard)[window.sequences]
         self._window_sequences = []  # free the last window before the next is decoded
-        blocks = self._fetcher.decode(self._reader, window.blocks, self._top_k)
+        blocks = self._fetcher.decode(reader, window.blocks, self._top_k)
         block_of = np.searchsorted(starts, kept, side="right") - 1
         labels = self._sources[visit.store].manifest.labels
         return [

@@ -177,7 +177,8 @@ def _whole(parameter: Tensor) -> Tensor:
         return parameter
     from torch.distributed.tensor import DTensor, Partial  # takes seconds to import
 
-    assert isinstance(parameter, DTensor)
+    if not isinstance(parameter, DTensor):
+        return parameter
     mesh = parameter.device_mesh
     whole = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
     if whole.requires_grad:

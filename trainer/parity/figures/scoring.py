@@ -35,7 +35,8 @@ def score_of(kind: MatchKind, output: str, reference: str, pattern: re.Pattern[s
     if kind == "contains":
         return float(re.search(_bordered(wanted), _plain(output)) is not None)
     if kind == "regex":
-        assert pattern is not None
+        if pattern is None:
+            raise ValueError("--match regex compares by a pattern, and none is given; give --regex")
         found = _last(pattern, output)
         return float(found is not None and _plain(found) == wanted)
     return float(_plain(output) == wanted)
