@@ -50,18 +50,19 @@ def read_megatron(path: Path, *, vocab_size: int | None, tokens_path: Path | Non
             f"--vocab-size is {vocab_size}; give the width of the teacher's logits, at most "
             f"{MAX_VOCAB_SIZE}, since Megatron's files do not say it"
         )
-    tars = _list_tars(path)
+    groups = _list_tars(path)
     tokens = _load_tokens(tokens_path)
     # Top-p leaves each microbatch its own K, so the files are read once for the largest.
-    top_k = max((values_SBK.shape[2] for values_SBK, _ in _all_microbatches(tars)), default=0)
+    top_k = max((values_SBK.shape[2] for values_SBK, _ in _all_microbatches(groups)), default=0)
     if top_k == 0:
         raise UnsupportedInputError(f"{path} holds no label rows; the capture is empty")
     labels = LabelSpec(vocab_size, top_k, (1.0,), "gap_f16", "score", "all")
-    sequences = _sequences(_all_microbatches(tars), tokens, labels)
+    sequences = _sequences(_all_microbatches(groups), tokens, labels)
     return Source("megatron", path.name, labels, sequences, num_rows=None)
 
 
-def _list_tars(path: Path) -> list[Path]:
+def _list_tars(path: Path) -> list[list[Path]]:
+    """The tars of each range of iterations, in the order of ranks."""
     found = [path] if path.is_file() else sorted(path.iterdir())
     matched = [(match, item) for item in found if (match := _TAR_NAME.fullmatch(item.name))]
     if not matched:
@@ -72,8 +73,10 @@ def _list_tars(path: Path) -> list[Path]:
         raise UnsupportedInputError(
             f"{path} was written with context parallelism, which splits samples over files; only cp0 is read"
         )
-    ordered = sorted(matched, key=lambda pair: (int(pair[0][3]), int(pair[0][2])))
-    return [item for _, item in ordered]
+    groups: dict[int, list[Path]] = {}
+    for match, item in sorted(matched, key=lambda pair: (int(pair[0][3]), int(pair[0][2]))):
+        groups.setdefault(int(match[3]), []).append(item)
+    return list(groups.values())
 
 
 def _load_tokens(path: Path | None) -> np.ndarray:
@@ -91,14 +94,9 @@ def _load_tokens(path: Path | None) -> np.ndarray:
     return tokens
 
 
-def _all_microbatches(tars: list[Path]) -> Iterator[Microbatch]:
+def _all_microbatches(groups: list[list[Path]]) -> Iterator[Microbatch]:
     """In the order of iterations, of ranks within one, of microbatches within a rank."""
-    groups: dict[int, list[Path]] = {}
-    for tar in tars:
-        match = _TAR_NAME.fullmatch(tar.name)
-        assert match is not None
-        groups.setdefault(int(match[3]), []).append(tar)
-    for group in groups.values():
+    for group in groups:
         for ranks in zip(*(_iterations(tar) for tar in group), strict=True):
             if len({iteration for iteration, _ in ranks}) != 1:
                 raise UnsupportedInputError(f"{group[0]} and its siblings hold different iterations")
