@@ -127,8 +127,11 @@ def _check_evaluated(args: Any, stops: list[EarlyStoppingCallback]) -> None:
 
 
 def _check_writable(args: Any) -> None:
-    folder = Path(args.output_dir)
-    if args.should_save and args.save_strategy != SaveStrategy.NO and not os.access(folder, os.W_OK):
+    if not args.should_save or args.save_strategy == SaveStrategy.NO:
+        return
+    folder = Path(args.output_dir).absolute()  # a run that begins anew has removed it
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
         raise SettingError(
             f"output_dir={args.output_dir!r} cannot be written, so no checkpoint could be saved; correct its "
             "rights, or choose another folder"
