@@ -279,7 +279,7 @@ def test_a_store_that_cannot_be_written_is_one_line(
         shard = next(iter((tmp_path / "store" / "shards").rglob("*.arrow")))
         shard.write_bytes(b"damaged")
 
-    def refuse(self: LocalBackend, name: str, data: bytes) -> Any:
+    def refuse(self: LocalBackend, name: str) -> Any:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / name))
 
     monkeypatch.setattr(LocalBackend, "_temporary", refuse)

@@ -73,7 +73,7 @@ def test_what_would_save_no_student_or_has_no_package_is_refused(monkeypatch):
         with pytest.raises(
             ValueError, match=f"state_dict_type='{kind}', by which transformers saves no model"
         ):
-            OfflineDistillationConfig(use_cpu=True, fsdp=True, fsdp_config={"state_dict_type": kind})
+            OfflineDistillationConfig(use_cpu=True, fsdp="full_shard", fsdp_config={"state_dict_type": kind})
     monkeypatch.setattr("trainer.hf.arguments.is_liger_kernel_available", lambda: False)
     with pytest.raises(ValueError, match="use_liger_kernel=True needs the package liger-kernel"):
         OfflineDistillationConfig(use_cpu=True, use_liger_kernel=True)
