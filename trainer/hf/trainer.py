@@ -25,7 +25,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checkpoints import LogAtCheckpoints, TrueEpoch, open_to_readers
-from trainer.hf.checks.guards import check_stores, check_student, checked_store_losses
+from trainer.hf.checks.guards import Alignment, check_stores, check_student, checked_store_losses
 from trainer.hf.checks.labels import check_labels
 from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import length_limit, student_context
@@ -87,7 +87,6 @@ class OfflineDistillationTrainer(ResumingTrainer):
         check_not_tensor_parallel(model)
         if peft_config is not None:
             model = with_adapters(model, peft_config, seed=args.seed)
-        self.collator: DistillationCollator | None = None
         super().__init__(
             model=model,  # type: ignore[arg-type]  # any causal language model, adapted by peft or not
             args=args,
@@ -113,44 +112,48 @@ class OfflineDistillationTrainer(ResumingTrainer):
         self.add_callback(LogAtCheckpoints())
         self._take_student(self.model)
         self._makes_optimizer = optimizers == (None, None)
+        self.alignments = self._check(processing_class)
+
+    def _check(self, processing_class: Any) -> list[Alignment]:
+        """Refuse what would fail later, or be another training than was asked for; see `check_student`."""
         if self._makes_optimizer:
             check_optimizer(self.args, self.model)
             check_schedule(self.args)
         check_processes(self.args, self.accelerator.distributed_type)
         check_dataset(
-            train_dataset,
-            data_collator.settings,
+            self.logit_dataset,
+            self._given_settings,
             num_processes=self.args.world_size,
             train_batch_size=self._train_batch_size,
         )
         self._check_course()
         width = self.model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
         vocabulary = None if processing_class is None else processing_class.get_vocab()
-        self.alignments = check_student(
-            train_dataset,
+        alignments = check_student(
+            self.logit_dataset,
             self.loss_settings,
-            data_collator.settings,
+            self._given_settings,
             student_width=width,
             vocabulary=vocabulary,
             store_losses=self.store_losses,
         )
         for dataset in evaluation_sets(self.eval_dataset).values():
             check_stores(dataset, self.loss_settings, student_width=width, vocabulary=vocabulary)
-        assert self.collator is not None
         check_labels(
             self.args,
-            train_dataset,
+            self.logit_dataset,
             evaluation_sets(self.eval_dataset),
-            given=data_collator.settings,
+            given=self._given_settings,
             used=self.collator.settings,
             context=student_context(self.model),
         )
+        return alignments
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """`model_init` makes a student at construction, and a new one for each training."""
         model = super().call_model_init(trial)
         check_not_tensor_parallel(model)
-        if self.collator is not None:
+        if self._collator is not None:
             self._take_student(model)
         return model
 
@@ -169,7 +172,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
         with self.autocast_smart_context_manager():  # FlashAttention takes no float32
             self.head: Head | None = find_head(model) if self.args.fused else None
             check_causal(model)
-            self.collator = DistillationCollator(settle_packing(model, settings))
+            self._collator = DistillationCollator(settle_packing(model, settings))
 
     def get_train_dataloader(self) -> LogitDataLoader:  # type: ignore[override]  # a DataLoader
         return self._loader(self.logit_dataset, self.collator)

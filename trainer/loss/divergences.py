@@ -123,7 +123,8 @@ def _class_logprobs(
             log_q_total_N, log_q_tail_N = log_stored_N, no_tail_N
     elif settings.tail == "uniform":
         # p_v = t_p / n on n ids: sum p_v (log p_v - log q_v) = t_p (log t_p - log n - mean log q_v).
-        assert statistics.rest_mean_N is not None
+        if statistics.rest_mean_N is None:
+            raise ValueError("tail='uniform' needs the mean log-probability of what is not stored")
         num_rest_N = statistics.vocab_size - rows.mask_NK.sum(1)
         log_q_tail_N = torch.where(
             num_rest_N > 0,

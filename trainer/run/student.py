@@ -80,8 +80,10 @@ def load_student(
         if config.small is not None:
             width = vocab_size or -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
             model: Any = _fresh(config.small, tokenizer, width, seed, config.attn_implementation).to(dtype)
+        elif config.model is not None:
+            model = _load(config.model, config, dtype)
         else:
-            model = _load(config, dtype)
+            raise ConfigError("student.model or student.small must say which student learns")
     except (ImportError, ValueError) as error:
         if config.attn_implementation is None or isinstance(error, ConfigError):
             raise
@@ -123,13 +125,12 @@ def _single(token_id: Any) -> int | None:
     return token_id[0] if isinstance(token_id, list) else token_id
 
 
-def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
-    assert config.model is not None, "StudentConfig checks this"
+def _load(name: str, config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
     # Not given as None: transformers then forgets what the folder says of its own integers.
     in_4_bits = {"quantization_config": _in_4_bits(dtype)} if config.lora and config.lora.load_in_4bit else {}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            config.model,
+            name,
             revision=config.revision or "main",
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
@@ -140,7 +141,7 @@ def _load(config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
         if config.attn_implementation is not None and "ttention" in str(error):
             raise  # the model is there
         raise ConfigError(
-            f"student.model = {config.model!r}: no model there ({first_line(error)}); give a Hugging Face "
+            f"student.model = {name!r}: no model there ({first_line(error)}); give a Hugging Face "
             "id or a folder that holds config.json and weights, or student.small for a fresh one"
         ) from error
 

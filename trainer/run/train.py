@@ -107,7 +107,6 @@ def _train(
     finally:
         if progress is not None:
             progress.close()
-    assert figures.ended_sec is not None
     times = RunTimes(started, round(figures.ended_sec - clock, 3))
     metrics = run_metrics(config, trainer, train_set, held_out, before, figures, times)
     _save_student(config, trainer, folder)

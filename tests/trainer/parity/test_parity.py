@@ -104,7 +104,7 @@ def test_a_cut_line_is_dropped(tmp_path: Path) -> None:
     with (tmp_path / "book.jsonl").open("a") as file:
         file.write('{"key": "b", "te')
     book = AnswerBook(tmp_path / "book.jsonl")
-    assert (book.get("a"), book.get("b")) == ({"text": "x"}, None)
+    assert (book["a"], "b" in book) == ({"text": "x"}, False)
     assert (tmp_path / "book.jsonl").read_bytes().count(b"\n") == 1
 
 

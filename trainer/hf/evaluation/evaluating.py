@@ -37,10 +37,17 @@ class EvaluatingTrainer(Trainer):
     """The part of OfflineDistillationTrainer that compares the student with its teacher."""
 
     args: OfflineDistillationConfig
-    collator: DistillationCollator | None
+    _collator: DistillationCollator | None = None
     head: Head | None
     logit_dataset: StreamingLogitDataset
     loss_settings: LossSettings
+
+    @property
+    def collator(self) -> DistillationCollator:
+        """Makes the batches of this student. Raises SettingError while the trainer has no student yet."""
+        if self._collator is None:
+            raise SettingError("this trainer has no student yet, so no batches: use it once it is made")
+        return self._collator
 
     def evaluate(  # type: ignore[override]  # datasets of other kinds have no labels
         self,
@@ -173,7 +180,6 @@ class EvaluatingTrainer(Trainer):
     def _evaluation_batches(
         self, dataset: StreamingLogitDataset, num_batches: int | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        assert self.collator is not None
         return islice(evaluation_batches(dataset, self.collator, self.args.max_eval_sequences), num_batches)
 
     def _evaluation_loader(

@@ -28,8 +28,11 @@ class AnswerBook:
             with self._path.open("r+b") as file:
                 file.truncate(len(whole))
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        return self._answers.get(key)
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self._answers[key]
 
     def add(self, key: str, answer: dict[str, Any]) -> None:
         if self._file is None:

@@ -58,7 +58,7 @@ class AnsweringModel:
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         keys = [key_of("answer", self._identity, asdict(request)) for request in requests]
         open_ones = {
-            key: request for key, request in zip(keys, requests, strict=True) if not self._book.get(key)
+            key: request for key, request in zip(keys, requests, strict=True) if key not in self._book
         }
         done = len(requests) - len(open_ones)
         order = sorted(open_ones, key=lambda key: (*_shape(open_ones[key]), len(open_ones[key].prompt)))
@@ -68,7 +68,7 @@ class AnsweringModel:
             self._book.flush()
             done += len(batch)
             self._tell(done, len(requests))
-        answers = [Answer(**self._known(key)) for key in keys]
+        answers = [Answer(**self._book[key]) for key in keys]
         self.num_cut_prompts += sum(answer.is_prompt_cut for answer in answers)
         self.num_cut_answers += sum(answer.is_cut for answer in answers)
         return answers
@@ -79,7 +79,7 @@ class AnsweringModel:
         `is_chat`: contexts have the chat template's special tokens, and the tokenizer adds none.
         """
         keys = [key_of("logprob", self._identity, *pair, is_chat) for pair in pairs]
-        open_ones = {key: pair for key, pair in zip(keys, pairs, strict=True) if not self._book.get(key)}
+        open_ones = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._book}
         order = sorted(open_ones, key=lambda key: sum(map(len, open_ones[key])))
         done = len(pairs) - len(open_ones)
         for batch in _batches(order, self._batch_size, lambda _: None):
@@ -89,7 +89,7 @@ class AnsweringModel:
             self._book.flush()
             done += len(batch)
             self._tell(done, len(pairs))
-        known = [self._known(key) for key in keys]
+        known = [self._book[key] for key in keys]
         # The choices of a question have their context in common.
         cut = {context for (context, _), record in zip(pairs, known, strict=True) if record["is_prompt_cut"]}
         self.num_cut_prompts += len(cut)
@@ -101,11 +101,6 @@ class AnsweringModel:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _known(self, key: str) -> dict[str, Any]:
-        found = self._book.get(key)
-        assert found is not None
-        return found
 
     def _loaded(self) -> Any:
         if self._model is None:

@@ -38,7 +38,6 @@ def run_metrics(
 ) -> RunMetrics:
     """Evaluates the teacher on the rows on which `figures` has evaluated the student; on every process."""
     model: Any = trainer.model
-    assert trainer.collator is not None
     limit = trainer.collator.settings.token_limit
     teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
     return RunMetrics(

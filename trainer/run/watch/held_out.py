@@ -23,8 +23,8 @@ class HeldOutFigures(TrainerCallback):
     def __init__(self, trainer: OfflineDistillationTrainer, before: dict[str, float | int] | None) -> None:
         self.after: dict[str, float | int] = {}
         self.calibration = CalibrationSums()
-        self.ended_sec: float | None = None
-        """`time.monotonic()` when the last step was done; None while training."""
+        self.ended_sec = time.monotonic()
+        """`time.monotonic()` when the last step was done; before that, of the beginning."""
         self._trainer = trainer
         self._before = before
         self._evaluated_at: int | None = None

@@ -93,7 +93,7 @@ class SnapshotTaker(TrainerCallback):
             self._take(step)
 
     def _take(self, step: int) -> None:
-        limit = None if self._trainer.collator is None else self._trainer.collator.settings.token_limit
+        limit = self._trainer.collator.settings.token_limit
         model: Any = self._trainer.model
         was_training = model.training
         model.eval()
@@ -132,7 +132,6 @@ class SnapshotTaker(TrainerCallback):
 
     @torch.no_grad()
     def _rows_of(self, model: Any, sample: Sample, token_limit: int | None) -> StudentRows:
-        assert self._trainer.collator is not None
         settings = self._trainer.collator.settings
         plain = replace(
             settings,
