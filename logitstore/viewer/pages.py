@@ -192,6 +192,11 @@ class SequencePages:
         self._readers.move_to_end(entry.name)
         return self._readers[entry.name]
 
+    def close(self) -> None:
+        """Close the shards that are kept open; reading opens them again."""
+        while self._readers:
+            self._readers.popitem()[1].close()
+
     def _follow(self) -> None:
         """Show the store as it was last refreshed."""
         if self._store.shards() is self._shards:

@@ -75,6 +75,7 @@ def static_page(
         summaries.append([summary_payload(i, line, view.conversations) for i, line in lines])
         sequences.append([sequence_payload(i, one, spec, view.texts, view.student) for i, one in found])
         rejects.append(rejects_payload(store.rejects(), 0, MAX_REJECTS))
+        pages.close()
     data: dict[str, object] = {
         "mode": "static",
         "start": start,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gc
 import hashlib
 import html.parser
 import http.client
@@ -14,6 +15,7 @@ import statistics
 import struct
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -220,7 +222,11 @@ def test_embedded_values_cannot_leave_their_block() -> None:
 
 def test_one_file_holds_the_first_sequences(store_uri: str, tmp_path: Path) -> None:
     out = tmp_path / "labels.html"
-    size = write_static_page(store_uri, out, max_sequences=4, top_k=3)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        size = write_static_page(store_uri, out, max_sequences=4, top_k=3)
+        gc.collect()
+    assert [str(one.message) for one in warned] == [], "a shard is left open"
     assert out.stat().st_size == size
     block = re.search(r'id="data">(.*?)</script>', out.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
