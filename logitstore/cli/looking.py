@@ -198,8 +198,9 @@ def _report(
             "ok": not findings.errors,
             "num_errors": findings.num_errors,
             "num_units": findings.num_units,
-            "num_sequences": findings.num_sequences,
-            "num_rows": findings.num_rows,
+            # Unknown, not 0, where no shard was read.
+            "num_sequences": None if args.quick else findings.num_sequences,
+            "num_rows": None if args.quick else findings.num_rows,
             "num_input_records": num_records,
             "num_unproven": num_unproven,
             "num_deleted": num_deleted,
@@ -213,12 +214,14 @@ def _report(
         return
     for line in _problem_lines(findings, only_errors=args.quiet):
         print(line)
-    counts = {"unit": findings.num_units, "sequence": findings.num_sequences, "label row": findings.num_rows}
+    counts = {"unit": findings.num_units}
+    if not args.quick:
+        counts |= {"sequence": findings.num_sequences, "label row": findings.num_rows}
     if args.against is not None:
         counts["input record"] = num_records
     verdict = context.count_text(findings.num_errors, "error") if findings.errors else "no errors"
     seen = ", ".join(context.count_text(count, name) for name, count in counts.items())
-    context.say(args, f"{verdict}: {seen}")
+    context.say(args, f"{verdict}: {seen}" + (", by their sizes; no shard was read" if args.quick else ""))
     if compared is not None:
         context.say(args, compared_text(args, compared))
     if num_unproven:

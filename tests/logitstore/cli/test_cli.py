@@ -64,6 +64,9 @@ def test_verify_and_repair(store: LogitStore, tmp_path: Path, capsys: pytest.Cap
     assert main(["verify", store.uri, "--json", "--quick"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["num_errors"], found["problems"][0]["kind"]) == (False, 1, "wrong_size")
+    assert (found["num_units"], found["num_sequences"], found["num_rows"]) == (2, None, None)
+    assert main(["verify", store.uri, "--quick"]) == 1
+    assert capsys.readouterr().out.endswith("1 error: 2 units, by their sizes; no shard was read\n")
 
 
 def test_verify_does_not_compare_an_input_with_shards_that_it_does_not_read(
