@@ -49,7 +49,7 @@ from trainer.run.config import TrainConfig, load_config, resolved
 
 REQUIRED_KL_FALL = 1 / 3
 """The demo fails if KL(teacher, student) on held-out records does not fall by more than this share. What the
-teacher writes, and so the fall, differs between machines: 47% and 55% on two."""
+teacher writes, and so the fall, differs from one labeling to the next: 46% to 55% were seen."""
 
 ANSWERS_NAME = "answers.json"
 
