@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,19 +20,26 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from cluster.__main__ import main
 from cluster.describe.grafana import PANELS
 from cluster.jobs import local
 from cluster.jobs.access import bearer_header, find_token
 from logitstore.store import LogitStore
 from tests.cluster.jobs.reverse_proxy import HEADER, ingress_before
+from tests.cluster.jobs.small_jobs import (
+    ALL_IDS,
+    NUM_RECORDS,
+    num_shards,
+    run,
+    stored_ids,
+    wait_until,
+    write_job,
+)
 from tests.labeler.lacking_interpreter import interpreter_without
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECRET = "hunter2-in-the-clusters-environment"
 PLANTED = "hunter2QZXV8r4Kd0mTn3Wb6Yc1"
-NUM_RECORDS = 24
 
 
 @pytest.fixture(scope="module")
@@ -47,48 +53,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalClu
     yield started
     if (state / local.STATE_FILE).exists():
         local.down(state)
-
-
-def write_job(folder: Path, *, seconds_per_token: float = 0.0, fields: str = "") -> Path:
-    """A job of 24 short texts, whose kind is found, in units of two, one or two replicas; it is slow while the
-    file "slow" is there."""
-    (folder / "slow").touch()
-    records = [{"id": f"r{i}", "text": f"Sentence number {i} of the input."} for i in range(NUM_RECORDS)]
-    (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    job = folder / "job.toml"
-    job.write_text(
-        f"""
-[teacher]
-engine = "fake"
-fake = {{ seconds_per_token = {seconds_per_token}, slow_while = "{folder}/slow" }}
-[input]
-uri = "{folder}/in.jsonl"
-id = "id"
-[labels]
-top_k = 8
-[output]
-uri = "{folder}/store"
-unit_size = 2
-[workers]
-replicas = 2
-drain_sec = 20
-{fields}
-"""
-    )
-    return job
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    status = main(arguments)
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def stored_ids(store: Path) -> list[str]:
-    return sorted(sequence.record_id for sequence in LogitStore.open(str(store)).iter_sequences())
-
-
-ALL_IDS = sorted(f"r{i}" for i in range(NUM_RECORDS))
 
 
 def test_a_submitted_job_is_followed_to_its_end(
@@ -423,16 +387,3 @@ def exported_metrics(cluster: local.LocalCluster) -> set[str]:
         except (OSError, http.client.HTTPException):
             continue  # Ray also lists parts of itself that are switched off
     return set(re.findall(r"^(ray_\w+)\{", text, re.MULTILINE))
-
-
-def num_shards(store: Path) -> int:
-    """Shards committed so far; 0 before there is a store."""
-    return len(LogitStore.open(str(store)).shards()) if (store / "manifest.json").exists() else 0
-
-
-def wait_until(condition: object, timeout_sec: float = 120.0) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + timeout_sec
-    while not condition():
-        assert time.monotonic() < deadline, f"not true within {timeout_sec} s"
-        time.sleep(0.2)
