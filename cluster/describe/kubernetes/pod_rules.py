@@ -37,11 +37,10 @@ def problems_of_pod(spec: Mapping[str, Any]) -> Iterator[str]:
     yield from _problems_of_names("container", containers)
     for container in containers:
         said = f"container {container.get('name')!r}"
-        known = {volume.get("name") for volume in volumes}
+        known = {str(volume.get("name")) for volume in volumes}
         for problem in (*_of_mounts(container, known), *_of_variables(container), *_of_resources(container)):
             yield f"{said}: {problem}"
-    selector = spec.get("nodeSelector")
-    for name, value in selector.items() if isinstance(selector, Mapping) else ():
+    for name, value in table_of(spec, "nodeSelector").items():
         if not LABEL_NAME.fullmatch(str(name)) or not LABEL_VALUE.fullmatch(str(value)):
             yield f"nodeSelector {name!r} = {value!r} is no label that a node can have"
     for toleration in items_of(spec, "tolerations"):
@@ -65,21 +64,33 @@ def items_of(place: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
 
 
+def table_of(place: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table; an empty one where the schema is not held and something else stands there, or nothing."""
+    found = place.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def texts_of(place: Mapping[str, Any], name: str) -> list[str]:
+    """The items of a list as texts; none where something else stands there, or nothing."""
+    found = place.get(name)
+    return [str(one) for one in found] if isinstance(found, list) else []
+
+
 def _problems_of_names(what: str, items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     seen = set()
     for item in items:
-        name = item.get("name")
-        if not PART_NAME.fullmatch(str(name)):
+        name = str(item.get("name"))
+        if not PART_NAME.fullmatch(name):
             yield f"{what} {name!r}: its name has at most 63 small letters, digits and, within, '-'"
         elif name in seen:
             yield f"two {what}s are named {name!r}"
         seen.add(name)
 
 
-def _of_mounts(container: Mapping[str, Any], volumes: set[Any]) -> Iterator[str]:
+def _of_mounts(container: Mapping[str, Any], volumes: set[str]) -> Iterator[str]:
     seen = set()
     for mount in items_of(container, "volumeMounts"):
-        path, name = str(mount.get("mountPath")), mount.get("name")
+        path, name = str(mount.get("mountPath")), str(mount.get("name"))
         if name not in volumes:
             yield f"no volume is named {name!r}, which is mounted at {path}; add it to spec.volumes"
         if not path.startswith("/") or ":" in path:
@@ -99,12 +110,10 @@ def _of_variables(container: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_resources(container: Mapping[str, Any]) -> Iterator[str]:
-    resources = container.get("resources")
-    resources = resources if isinstance(resources, Mapping) else {}
+    resources = table_of(container, "resources")
     amounts: dict[str, dict[str, float]] = {"requests": {}, "limits": {}}
     for kind, found in amounts.items():
-        given = resources.get(kind)
-        for name, value in given.items() if isinstance(given, Mapping) else ():
+        for name, value in table_of(resources, kind).items():
             amount = quantity(value)
             if amount is None:
                 yield f"{kind}.{name} = {value!r} is no amount; write it as 2, 500m, 200G or 16Gi"

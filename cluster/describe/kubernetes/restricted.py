@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.describe.kubernetes.pod_rules import items_of
+from cluster.describe.kubernetes.pod_rules import items_of, table_of, texts_of
 
 ALLOWED_VOLUMES = frozenset(
     (
@@ -29,9 +29,9 @@ def problems_if_restricted(spec: Mapping[str, Any]) -> Iterator[str]:
     for volume in items_of(spec, "volumes"):
         for kind in sorted(volume.keys() - {"name"} - ALLOWED_VOLUMES):
             yield f"volume {volume.get('name')!r} is of {kind}, which is forbidden"
-    pod = spec.get("securityContext") or {}
+    pod = table_of(spec, "securityContext")
     for container in (*items_of(spec, "initContainers"), *items_of(spec, "containers")):
-        own = container.get("securityContext") or {}
+        own = table_of(container, "securityContext")
         for problem in (*_of_rights(own), *_of_user({**pod, **own})):
             yield f"container {container.get('name')!r}: {problem}"
         if any(port.get("hostPort") for port in items_of(container, "ports")):
@@ -39,14 +39,14 @@ def problems_if_restricted(spec: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_rights(own: Mapping[str, Any]) -> Iterator[str]:
-    capabilities = own.get("capabilities") or {}
+    capabilities = table_of(own, "capabilities")
     if own.get("privileged"):
         yield "securityContext.privileged is forbidden"
     if own.get("allowPrivilegeEscalation") is not False:
         yield "securityContext.allowPrivilegeEscalation must be false"
-    if "ALL" not in capabilities.get("drop", ()):
+    if "ALL" not in texts_of(capabilities, "drop"):
         yield 'securityContext.capabilities.drop must be ["ALL"]'
-    if added := sorted(set(capabilities.get("add", ())) - {"NET_BIND_SERVICE"}):
+    if added := sorted(set(texts_of(capabilities, "add")) - {"NET_BIND_SERVICE"}):
         yield f"securityContext.capabilities.add: {', '.join(added)} is forbidden"
 
 
@@ -55,6 +55,6 @@ def _of_user(both: Mapping[str, Any]) -> Iterator[str]:
         yield "securityContext.runAsNonRoot must be true"
     if both.get("runAsUser") == 0:
         yield "securityContext.runAsUser is 0, which is root"
-    profile = (both.get("seccompProfile") or {}).get("type")
+    profile = table_of(both, "seccompProfile").get("type")
     if profile not in ("RuntimeDefault", "Localhost"):
         yield f"securityContext.seccompProfile.type is {profile!r}; it must be RuntimeDefault or Localhost"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 
 def check_interpreter(python: str) -> str:
-    """Raises ValueError for a command with arguments: it would be looked for as one file."""
-    if not python or (" " in python and "/" not in python.split()[0]):
+    """Raises ValueError for a command with arguments, or nothing: it would be looked for as one file."""
+    words = python.split()
+    if not words or (len(words) > 1 and ("/" not in words[0] or words[1].startswith("-"))):
         raise ValueError(
             "it is one program, without arguments; name the interpreter of the environment, as "
             "/opt/conda/envs/penumbra/bin/python, or activate that before (slurm.setup)"

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cluster.describe.settings.kubernetes_names import (
-    check_label,
-    check_label_name,
-    check_label_value,
-    check_namespace,
-    check_object_name,
-)
+from cluster.describe.settings.kubernetes_names import Label, LabelName, LabelValue, Namespace, ObjectName
 from cluster.describe.settings.one_line import OneLineSection
 
 NODE_LABELS: dict[str, dict[str, Any]] = {
@@ -36,17 +30,13 @@ NODE_LABELS: dict[str, dict[str, Any]] = {
 """Node labels that a platform's autoscaler knows before there is a node, so that groups start from none."""
 
 
-ObjectName = Annotated[str, AfterValidator(check_object_name)]
-LabelName = Annotated[str, AfterValidator(check_label_name)]
-
-
 class KubernetesConfig(OneLineSection):
     """A cluster or job of KubeRay."""
 
     platform: Literal["", "gke", "karpenter"] = ""
     """Whose node labels `gpu_label`, `gpu_labels` and `spot_label` are where they are not given: Google's, or
     those of Karpenter on AWS; "" takes the defaults below."""
-    namespace: Annotated[str, AfterValidator(check_namespace)] = "default"
+    namespace: Namespace = "default"
     """Namespace of everything rendered."""
     service_account: ObjectName = ""
     """Account whose role gives access to the object store; "" is the namespace's default."""
@@ -54,12 +44,12 @@ class KubernetesConfig(OneLineSection):
     """Name of a Secret whose entries become environment variables, for example AWS_ACCESS_KEY_ID."""
     gpu_label: LabelName = "nvidia.com/gpu.product"
     """Node label that tells GPU models apart; its value is `gpu_labels.ACCELERATOR`."""
-    gpu_labels: dict[str, Annotated[str, AfterValidator(check_label_value)]] = Field(default_factory=dict)
+    gpu_labels: dict[str, LabelValue] = Field(default_factory=dict)
     """Node label values by accelerator, for example {A100-80GB = "NVIDIA-A100-SXM4-80GB"}."""
     gpu_resource: LabelName = "nvidia.com/gpu"
     """What a pod asks for to get a GPU, for example "amd.com/gpu", or "nvidia.com/mig-3g.40gb" for parts of
     one."""
-    spot_label: Annotated[str, AfterValidator(check_label)] = ""
+    spot_label: Label = ""
     """Node label that marks spot nodes, as "name=value"; "" asks for none."""
     auth: Literal["token", "off"] = "token"
     """"token" lets in only who has the token that KubeRay (1.5.1 or later) keeps in a Secret; "off" lets in

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cluster.describe.settings.kubernetes_names import check_object_name
+from cluster.describe.settings.kubernetes_names import ObjectName
 from cluster.describe.settings.node_paths import check_mount, check_plain_path
 from cluster.describe.settings.one_line import OneLineSection
 from logitstore.common.section import of_form
@@ -149,7 +149,7 @@ class CacheConfig(OneLineSection):
     """Where Hugging Face's cache is, so that a machine's weights are not fetched again by every container. At
     most one of them."""
 
-    claim: Annotated[str, AfterValidator(check_object_name)] = ""
+    claim: ObjectName = ""
     """Kubernetes: name of a PersistentVolumeClaim that all pods, and the image's user, may write to
     (ReadWriteMany)."""
     host_path: str = ""

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cluster.describe.kubernetes.pod_rules import quantity
+from cluster.describe.kubernetes.pod_rules import problems_of_pod, quantity
+from cluster.describe.kubernetes.restricted import problems_if_restricted
 from cluster.describe.render import render
 from cluster.describe.settings.cluster import ClusterConfig
 from logitstore.common.config_file import ConfigError
@@ -172,3 +173,21 @@ def test_an_image_of_another_form_is_refused_where_a_registry_is_asked(image: st
             render(two_kinds(image=image), kind, None, job_file="job.toml")
     for good in ("penumbra", "host:5000/a/b__c:1.2_x", "a.b/c-d@sha256:" + "0" * 64, "[fd00::1]:5000/a"):
         assert good in render(two_kinds(image=good), "ray-aws", None, job_file="job.toml")
+
+
+@pytest.mark.parametrize("wrong", [1, "x", None, True, [1], {"a": 1}], ids=repr)
+def test_whatever_stands_in_a_pod_is_no_defect(wrong: Any) -> None:
+    """Where the package of Kubernetes' schema is not installed, anything may: only sentences come of it."""
+    names = ("volumes", "initContainers", "containers", "nodeSelector", "tolerations", "securityContext")
+    rights = ("capabilities", "seccompProfile", "runAsUser", "privileged")
+    whole: dict[str, Any] = dict.fromkeys(
+        (*names, *rights, "name", "resources", "env", "volumeMounts", "ports"), wrong
+    )
+    within: dict[str, Any] = {
+        "volumes": [whole],
+        "containers": [whole | {"securityContext": whole, "volumeMounts": [whole], "env": [whole]}],
+        "tolerations": [whole | {"operator": wrong, "effect": wrong, "key": wrong}],
+        "securityContext": {name: {"drop": wrong, "add": wrong, "type": wrong} for name in rights},
+    }
+    for spec in (whole, within, whole | within):
+        assert all(isinstance(one, str) for one in (*problems_of_pod(spec), *problems_if_restricted(spec)))
