@@ -210,6 +210,12 @@ _SCRIPT = """\
 #!/bin/bash
 {directives}
 set -euo pipefail
+# Slurm warns the batch script before the time is up: the labeler then finishes the units at work. The warning
+# may also come before it has begun, or after it has ended, and is no failure of this script.
+job=""
+warned=""
+told=""
+trap 'warned=yes; if [ -n "$job" ]; then told=yes; {terminate} || true; fi' TERM
 export RAY_USAGE_STATS_ENABLED=0
 # Since Slurm 22.05 steps no longer take over the job's cores per task by themselves.
 export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-{cores}}}"
@@ -252,6 +258,7 @@ srun --nodes=1 --ntasks=1 --nodelist="$head_node" --overlap \\
 steps=($!)
 answers=""
 for _ in $(seq 60); do
+  [ -z "$warned" ] || break
   if {here}{ray} status --address "$RAY_ADDRESS" >/dev/null 2>&1; then
     answers=yes
     break
@@ -259,7 +266,7 @@ for _ in $(seq 60); do
   kill -0 "${{steps[0]}}" 2>/dev/null || break
   sleep 2
 done
-if [ -z "$answers" ]; then
+if [ -z "$answers" ] && [ -z "$warned" ]; then
   echo "Ray's head on $head_node has ended or does not answer; its messages are above" >&2
   exit 1
 fi
@@ -270,22 +277,29 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
   steps+=($!)
 fi
 
-# Slurm warns the batch script before the time is up; the labeler then finishes the units at work.
-{note}{here}{labeler} &
-job=$!
-# The job may have ended by itself when the warning comes: that is no failure of this script.
-trap '{terminate} || true' TERM
 status=0
-wait "$job" || status=$?
-# A wait cut short by the trap says so by a status above 128; the job itself then still drains.
-while kill -0 "$job" 2>/dev/null; do
-  status=0
+if [ -z "$warned" ]; then
+  {note}{here}{labeler} &
+  job=$!
+  if [ -n "$warned" ] && [ -z "$told" ]; then
+    {terminate} || true
+  fi
   wait "$job" || status=$?
-done
-# So it does where the job ended meanwhile; how it did, Bash remembers.
-if [ "$status" -eq 143 ]; then
-  status=0
-  wait "$job" || status=$?
+  # A wait cut short by the trap says so by a status above 128; the job itself then still drains.
+  while kill -0 "$job" 2>/dev/null; do
+    status=0
+    wait "$job" || status=$?
+  done
+  # So it does where the job ended meanwhile; how it did, Bash remembers.
+  if [ "$status" -eq 143 ]; then
+    status=0
+    wait "$job" || status=$?
+  fi
+fi
+# One that was warned before it listened has begun nothing: it takes another turn as well.
+if [ -n "$warned" ] && {{ [ -z "$job" ] || [ "$status" -eq 143 ]; }}; then
+  echo "warned before the labeler had begun: raise the time limit if this comes again" >&2
+  status=4
 fi
 kill "${{steps[@]}}" 2>/dev/null || true
 wait "${{steps[@]}}" 2>/dev/null || true

@@ -147,6 +147,26 @@ def test_in_pyxis_the_labeler_is_told_to_drain_and_not_its_step(tmp_path: Path) 
     assert "enroot remove --force pyxis_penumbra-" in said
 
 
+def test_a_warning_before_the_labeler_has_begun_costs_no_turn(tmp_path: Path) -> None:
+    """While Ray starts: the script was ended by it, and nobody asked for another turn."""
+    script = assert_bash(tmp_path, render(one_kind(slurm={}), "slurm", a_job(), job_file="job.toml"))
+    environment, notes = stub_pyxis(tmp_path), tmp_path / "notes"
+    (tmp_path / "python").write_text(
+        '#!/bin/bash\necho "python $*" >> "$NOTES"\n'
+        'case "$*" in *" status "*) exit 1;; *" start "*) exec sleep 60;; esac\n'
+    )
+    process = subprocess.Popen(["bash", str(script)], env=environment)
+    deadline = time.monotonic() + 60
+    while not (notes.exists() and " status " in notes.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 4
+    assert f"scontrol requeue {os.getpid()}" in notes.read_text()
+    assert "labeler" not in notes.read_text()
+
+
 USERS: dict[int, list[str]] = {
     0: [],
     # Reads the interpreter, which may lie in another's home, and writes nothing of others'.
