@@ -24,7 +24,7 @@ from cluster.describe.grafana import PANELS
 from cluster.jobs import local
 from cluster.jobs.access import bearer_header, find_token
 from logitstore.store import LogitStore
-from tests.cluster.jobs.reverse_proxy import HEADER, ingress_before
+from tests.cluster.jobs.network.reverse_proxy import HEADER, ingress_before
 from tests.cluster.jobs.small_jobs import (
     ALL_IDS,
     NUM_RECORDS,
