@@ -17,8 +17,8 @@ from labeler.records import Lease
 from logitstore.errors import ObjectStoreError
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
-from tests.fault_proxy import Faults, fault_proxy
 from tests.labeler.jobs import events, label_and_commit, overrides_for, planned, write_records
+from tests.servers.fault_proxy import Faults, fault_proxy
 
 
 def started_worker(job):

@@ -35,7 +35,7 @@ from logitstore.shard.assembling import BlockSequences
 from logitstore.store import LogitStore
 from logitstore.tools.copying import copy_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
-from tests.s3_dialects import run_dialect
+from tests.servers.s3_dialects import run_dialect
 from tests.trainer.stores import make_store
 
 

@@ -14,7 +14,7 @@ from logitstore.manifest.folders import refuse_in_store, refuse_own_place
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from tests.logitstore.random_labels import make_manifest, make_sequence
-from tests.s3_dialects import run_dialect
+from tests.servers.s3_dialects import run_dialect
 
 COMMANDS = (
     "copy STORE STORE",

@@ -27,7 +27,7 @@ from logitstore.store import LogitStore
 from logitstore.tools.inspection import inspect_store
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
-from tests.s3_dialects import Dialect, DialectServer, run_dialect
+from tests.servers.s3_dialects import Dialect, DialectServer, run_dialect
 
 SIGNATURE = "Expires=1&Signature=secretsignature"
 HABITS = {

@@ -16,7 +16,7 @@ from logitstore.objects.probing import require_conditional_writes
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import commit_units, make_manifest
-from tests.s3_dialects import Dialect, run_dialect
+from tests.servers.s3_dialects import Dialect, run_dialect
 
 
 @pytest.mark.parametrize("dialect", ["ignores If-None-Match", "ignores If-Match"])

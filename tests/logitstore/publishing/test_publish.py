@@ -24,7 +24,7 @@ from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokeni
 from logitstore.tools.deletion import delete_records
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_sequence
-from tests.s3_dialects import run_dialect
+from tests.servers.s3_dialects import run_dialect
 from trainer import StreamingLogitDataset
 
 SECRETS = ("secret-host", "/home/me", "private-bucket", "plan-of-the-job", "taken-down", "never-labeled")

@@ -18,7 +18,7 @@ from logitstore.tools.deletion import delete_records
 from logitstore.tools.purge import purge
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import commit_units, make_manifest, make_sequence
-from tests.s3_dialects import run_dialect
+from tests.servers.s3_dialects import run_dialect
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from logitstore.__main__ import main as verify_store
 from logitstore.store import LogitStore
 from tests.cluster.jobs.network.namespaces import NamespacedCluster, can_make_namespaces
 from tests.cluster.jobs.small_jobs import ALL_IDS, num_shards, run, stored_ids, wait_until, write_job
-from tests.fault_proxy import Faults, fault_proxy
+from tests.servers.fault_proxy import Faults, fault_proxy
 
 pytestmark = [
     pytest.mark.ray,
