@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ClusterError, ClusterUnreachableError, JobNotFoundError
-from cluster.jobs.access import bearer_header, find_token
-from cluster.jobs.address import HEADERS_VARIABLE, Way, is_loopback, refuse_silent_address
-from cluster.jobs.answers import reached
+from cluster.jobs.network.access import bearer_header, find_token
+from cluster.jobs.network.address import HEADERS_VARIABLE, Way, is_loopback, refuse_silent_address
+from cluster.jobs.network.answers import reached
 from cluster.jobs.submission import OWNER_KEY, RESUMES_KEY, STORE_KEY, Submission
 from labeler.config.loading import WorkersConfig
 from labeler.on_ray.room import fits, lack_of_room

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.jobs.address import find_way
 from cluster.jobs.client import ClusterClient, ClusterJob
+from cluster.jobs.network.address import find_way
 from logitstore.common.whole_file import write_whole
 from logitstore.processes.with_parent import ending_with_this
 

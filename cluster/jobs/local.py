@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster.errors import ClusterError, JobRefusedError
-from cluster.jobs.access import bearer_header, ensure_token, find_token
-from cluster.jobs.address import Way
 from cluster.jobs.client import list_nodes
+from cluster.jobs.network.access import bearer_header, ensure_token, find_token
+from cluster.jobs.network.address import Way
 
 HEAD_IP = "127.0.0.2"
 """Ray replaces 127.0.0.1 by the machine's own address, which other machines could reach."""

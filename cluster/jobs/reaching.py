@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs import local
-from cluster.jobs.address import find_way
 from cluster.jobs.client import ClusterClient
+from cluster.jobs.network.address import find_way
 from cluster.jobs.people import owner_here
 from cluster.jobs.submission import Submission, SubmitOptions, parse_env, prepare, read_runtime_env
 from labeler.config.found import load_input_found

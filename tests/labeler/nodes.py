@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from cluster.jobs import local
-from cluster.jobs.access import bearer_header, find_token
-from cluster.jobs.address import Way
 from cluster.jobs.client import list_nodes
+from cluster.jobs.network.access import bearer_header, find_token
+from cluster.jobs.network.address import Way
 
 JOIN_TRY_SEC = 60.0
 

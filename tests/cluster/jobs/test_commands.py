@@ -21,8 +21,8 @@ from cluster.errors import (
     JobRefusedError,
 )
 from cluster.jobs import local
-from cluster.jobs.address import Way
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient
+from cluster.jobs.network.address import Way
 from labeler.config.loading import WorkersConfig
 from tests.cluster.jobs.job_files import job_file
 

@@ -22,7 +22,7 @@ from ray.job_submission import JobSubmissionClient
 
 from cluster.describe.grafana import PANELS
 from cluster.jobs import local
-from cluster.jobs.access import bearer_header, find_token
+from cluster.jobs.network.access import bearer_header, find_token
 from logitstore.store import LogitStore
 from tests.cluster.jobs.network.reverse_proxy import HEADER, ingress_before
 from tests.cluster.jobs.small_jobs import (
@@ -223,7 +223,7 @@ def test_where_ray_sends_the_token_itself_the_rest_of_the_client_has_it_too(
 ) -> None:
     """Ray's documentation has people export this, as a node's environment does."""
     code = (
-        "from cluster.jobs.address import Way; from cluster.jobs.client import ClusterClient; "
+        "from cluster.jobs.network.address import Way; from cluster.jobs.client import ClusterClient; "
         f"print(ClusterClient(Way({cluster.address!r})).head_is_here())"
     )
     asked = subprocess.run(

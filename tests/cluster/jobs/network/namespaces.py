@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.jobs import local
-from cluster.jobs.access import ensure_token
+from cluster.jobs.network.access import ensure_token
 
 FAST_HEALTH_CHECK = {
     "RAY_health_check_initial_delay_ms": "1000",

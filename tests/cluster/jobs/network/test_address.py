@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterUnreachableError
-from cluster.jobs.address import (
+from cluster.jobs.network.address import (
     Way,
     find_way,
     is_loopback,

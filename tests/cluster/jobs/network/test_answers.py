@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.servers.serving import serving
 from cluster.errors import ClusterError, ClusterUnreachableError
-from cluster.jobs.address import find_way
 from cluster.jobs.client import ClusterClient
+from cluster.jobs.network.address import find_way
 
 Answer = tuple[int, str]
 RAYS_TRACEBACK = """Traceback (most recent call last):

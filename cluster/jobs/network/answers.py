@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.errors import ClusterError, ClusterUnreachableError
-from cluster.jobs import access
+from cluster.jobs.network import access
 
 GATEWAY_STATUSES = (502, 503, 504)
 """By which a proxy says that what is behind it does not answer."""
