@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from labeler.config.found import load_found_job
 from labeler.config.loading import JobConfig
@@ -45,10 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(PROGRAM)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    raw = argparse.RawDescriptionHelpFormatter
-    run = commands.add_parser(
-        "run", help="label what is not labeled yet", epilog=PROGRAM.epilog, formatter_class=raw
-    )
+    for command in (_add_run(commands), _add_status(commands), _add_nodes(commands)):
+        command.epilog, command.formatter_class = PROGRAM.epilog, argparse.RawDescriptionHelpFormatter
+        command.add_argument("--json", action="store_true", help="print JSON on stdout")
+        command.add_argument("--quiet", action="store_true", help="show trouble only")
+    add_curation_commands(commands, PROGRAM.epilog.removeprefix(PROGRAM.examples))
+    settings = commands.add_parser("settings", help="every setting of a job, with its default and meaning")
+    add_form(settings)
+    settings.set_defaults(command=_settings)
+    return parser
+
+
+def _add_run(commands: Any) -> argparse.ArgumentParser:
+    run = commands.add_parser("run", help="label what is not labeled yet")
     run.add_argument("job", nargs="?", help="TOML file (or the job.json of a store) with further settings")
     run.add_argument("--teacher", metavar="MODEL", help="teacher.model: a Hugging Face id or a folder")
     run.add_argument("--input", metavar="FILE", help="input.uri; its kind and mode are found and said")
@@ -58,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="output.uri: folder or URL of the store; with .parquet, .arrow, .jsonl or .npz at its end, the "
         "store lies beside that file, which is exported at the end",
     )
-    run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    _add_set(run)
     run.add_argument(
         "--dry-run",
         action="store_true",
@@ -79,30 +89,30 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--log-file", help="structured log; default: logs/ in a local store")
     run.set_defaults(command=_run)
-    status = commands.add_parser(
-        "status", help="how far a job is", epilog=PROGRAM.epilog, formatter_class=raw
-    )
+    return run
+
+
+def _add_status(commands: Any) -> argparse.ArgumentParser:
+    status = commands.add_parser("status", help="how far a job is")
     status.add_argument("store", help="folder or URL of the store")
     status.add_argument("--watch", action="store_true", help="go on until the job is over")
     add_storage_options(status)
     status.set_defaults(command=_status)
+    return status
+
+
+def _add_nodes(commands: Any) -> argparse.ArgumentParser:
     nodes = commands.add_parser(
-        "nodes",
-        help="what the nodes of a Ray cluster have for a job, and what they lack",
-        epilog=PROGRAM.epilog,
-        formatter_class=raw,
+        "nodes", help="what the nodes of a Ray cluster have for a job, and what they lack"
     )
     nodes.add_argument("job", help="TOML file of the job; workers.address or RAY_ADDRESS is the cluster")
-    nodes.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    _add_set(nodes)
     nodes.set_defaults(command=_nodes)
-    for command in (run, status, nodes):
-        command.add_argument("--json", action="store_true", help="print JSON on stdout")
-        command.add_argument("--quiet", action="store_true", help="show trouble only")
-    add_curation_commands(commands, PROGRAM.epilog.removeprefix(PROGRAM.examples))
-    settings = commands.add_parser("settings", help="every setting of a job, with its default and meaning")
-    add_form(settings)
-    settings.set_defaults(command=_settings)
-    return parser
+    return nodes
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -186,8 +196,6 @@ def _nodes(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> int:
-    from labeler.config.settings import JobConfig
-
     print(listed(JobConfig, arguments.form))
     return 0
 
