@@ -26,7 +26,14 @@ from trainer.data.prefetch import run_ahead
 from trainer.data.random_access import RandomAccess
 from trainer.data.reading import EpochReader, StoredSequence
 from trainer.data.samples import Sample
-from trainer.data.sources import HeldOut, Source, StoreSpec, check_top_k, combined_digest
+from trainer.data.sources import (
+    HeldOut,
+    StoreSpec,
+    check_top_k,
+    combined_digest,
+    open_sources,
+    store_specs,
+)
 from trainer.data.state import STATE_KIND, find_state, refuse_other_order
 from trainer.data.topology import refuse_resharding, resolve_topology
 
@@ -78,20 +85,10 @@ class StreamingLogitDataset(IterableDataset[Any]):
         """
         if batch_size < 1 or num_splits < 1:
             raise ValueError(f"batch_size={batch_size} and num_splits={num_splits} must be at least 1")
-        specs = [stores] if isinstance(stores, (str, Path, StoreSpec)) else list(stores)
-        self._specs = [spec if isinstance(spec, StoreSpec) else StoreSpec(str(spec)) for spec in specs]
+        self._specs = store_specs(stores)
+        self._weights = [spec.weight for spec in self._specs]
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_limit)
-        selections = [spec.selection() for spec in self._specs]
-        self.sources = [
-            Source(
-                spec.uri,
-                storage_options=spec.storage_options,
-                cache=self._cache,
-                held_out=None if spec.is_text else held_out,
-                selection=selection,
-            )
-            for spec, selection in zip(self._specs, selections, strict=True)
-        ]
+        self.sources = open_sources(self._specs, self._cache, held_out)
         self.batch_size = batch_size
         self.seed, self.num_splits, self.shuffle = seed, num_splits, shuffle
         self.top_k = top_k
@@ -99,12 +96,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self.topology = resolve_topology(rank, world_size, replication)
         self.num_readers = self.topology.world_size * replication
         self.even = even and self.topology.world_size > 1
-        self.digest = combined_digest(
-            self.sources,
-            [spec.weight for spec in self._specs],
-            held_out,
-            selections,
-        )
+        self.digest = combined_digest(self.sources, self._weights, held_out)
         self.epoch = 0
         self.consumed = 0
         self._consumed_is_workers = False
@@ -113,9 +105,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self._used_splits = num_splits
         if packing is not None:
             outlines = [source.outlines() for source in self.sources]
-            self._used_splits = splits_worth_packing(
-                outlines, [spec.weight for spec in self._specs], packing, num_splits
-            )
+            self._used_splits = splits_worth_packing(outlines, self._weights, packing, num_splits)
         self._order_of_epoch: EpochOrder | None = None
         self._packed_line: PackedLine | None = None
         self._random_access = RandomAccess(self.sources, top_k)
@@ -133,9 +123,9 @@ class StreamingLogitDataset(IterableDataset[Any]):
     def num_entries(self) -> int:
         """Entries of the stores' label rows that this rank reads in an epoch, about."""
         stored = 0.0
-        for source, spec in zip(self.sources, self._specs, strict=True):
+        for source, weight in zip(self.sources, self._weights, strict=True):
             num_rows = sum(entry.num_rows for entry in source.entries)
-            stored += spec.weight * num_rows * (self.top_k or source.manifest.labels.top_k)
+            stored += weight * num_rows * (self.top_k or source.manifest.labels.top_k)
         return int(stored) // self.topology.world_size
 
     def labels_within(self, max_tokens: int | None) -> int:
@@ -312,7 +302,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         key = OrderKey(self.digest, self.seed, self.epoch, self._used_splits, self.shuffle)
         if self._order_of_epoch is None or self._order_of_epoch.key != key:
             lengths = [source.lengths for source in self.sources]
-            self._order_of_epoch = EpochOrder(key, lengths, [spec.weight for spec in self._specs])
+            self._order_of_epoch = EpochOrder(key, lengths, self._weights)
             self._packed_line = None
         return self._order_of_epoch
 

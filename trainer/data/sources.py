@@ -220,17 +220,35 @@ class Source:
         return keep_S
 
 
-def combined_digest(
-    sources: Sequence[Source],
-    weights: Sequence[float],
-    held_out: HeldOut | None,
-    selections: Sequence[Selection],
-) -> str:
+def store_specs(stores: str | Path | StoreSpec | Sequence[str | Path | StoreSpec]) -> list[StoreSpec]:
+    """One or several stores, each with what is to be read of it."""
+    given = [stores] if isinstance(stores, (str, Path, StoreSpec)) else stores
+    return [one if isinstance(one, StoreSpec) else StoreSpec(str(one)) for one in given]
+
+
+def open_sources(
+    specs: Sequence[StoreSpec], cache: ShardCache | None, held_out: HeldOut | None
+) -> list[Source]:
+    """The stores in their order. Raises UnsupportedInputError for a selection before any store is opened."""
+    selections = [spec.selection() for spec in specs]
+    return [
+        Source(
+            spec.uri,
+            storage_options=spec.storage_options,
+            cache=cache,
+            held_out=None if spec.is_text else held_out,
+            selection=selection,
+        )
+        for spec, selection in zip(specs, selections, strict=True)
+    ]
+
+
+def combined_digest(sources: Sequence[Source], weights: Sequence[float], held_out: HeldOut | None) -> str:
     """Names everything about the stores that the order depends on."""
     digest = hashlib.blake2b(digest_size=16)
-    for source, weight, selection in zip(sources, weights, selections, strict=True):
+    for source, weight in zip(sources, weights, strict=True):
         digest.update(f"{source.digest}|{weight!r}\n".encode())
-        for text in selection.texts:
+        for text in source.selection.texts:
             digest.update(f"{text}\n".encode())
     if held_out is not None:
         digest.update(f"{held_out.fraction!r}|{held_out.side}".encode())

@@ -21,10 +21,10 @@ from torch.nn import functional
 from trainer.batch.collate_settings import LABEL_WEIGHTS
 from trainer.errors import SettingError, UnsupportedHeadError
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
-from trainer.loss.loss_inputs import LossOutput, TeacherTargets
+from trainer.loss.loss_inputs import LossOutput
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
-from trainer.loss.store_losses import LossTerm, added_up, loss_terms
+from trainer.loss.store_losses import added_up, loss_terms
 
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")
 """Keys of a batch that go into the model; labels stay outside, or it would compute a loss of its own."""
@@ -147,16 +147,11 @@ def batch_loss(
 
     With `store_settings`, one for each store of the dataset, every label's loss is that of its store.
     """
-    targets = TeacherTargets.from_batch(batch) if "teacher_token_ids" in batch else None
-    inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
     terms = loss_terms(batch, settings, store_settings)
-
-    def targets_of(term: LossTerm) -> TeacherTargets | None:
-        """A store that learns its text alone has none: its rows were not read (`store_temperatures`)."""
-        return None if store_settings and not term.settings.alpha else targets
-
     if len(terms) > 1 and num_items_in_batch is None:
         num_items_in_batch = total_weight(batch, settings.ignore_index)
+    inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    label_weights_BT = batch.get(LABEL_WEIGHTS)
     if head is None:
         logits_BTV = model(**inputs, use_cache=False).logits
         return added_up(
@@ -164,10 +159,10 @@ def batch_loss(
                 topk_distillation_loss(
                     logits_BTV,
                     term.labels_BT,
-                    targets_of(term),
+                    term.targets,
                     term.settings,
                     num_items_in_batch=num_items_in_batch,
-                    label_weights_BT=batch.get(LABEL_WEIGHTS),
+                    label_weights_BT=label_weights_BT,
                 )
                 for term in terms
             ]
@@ -180,14 +175,14 @@ def batch_loss(
                     hidden_BTH,
                     head.module.weight,
                     term.labels_BT,
-                    targets_of(term),
+                    term.targets,
                     term.settings,
                     bias_V=head.module.bias,
                     logit_scale=head.scale,
                     logit_softcap=head.softcap,
                     chunk_rows=chunk_rows,
                     num_items_in_batch=num_items_in_batch,
-                    label_weights_BT=batch.get(LABEL_WEIGHTS),
+                    label_weights_BT=label_weights_BT,
                 )
                 for term in terms
             ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.loss.loss_inputs import LossMetrics, LossOutput
+from trainer.loss.loss_inputs import LossMetrics, LossOutput, TeacherTargets
 from trainer.loss.loss_settings import LossSettings
 
 
@@ -22,6 +22,8 @@ class LossTerm:
     settings: LossSettings
     labels_BT: Tensor
     """int64; `ignore_index` where a label is of another term."""
+    targets: TeacherTargets | None
+    """None without teacher's labels, and where the store learns its text alone: such rows are not read."""
 
 
 def loss_terms(
@@ -31,13 +33,18 @@ def loss_terms(
 
     `batch` has `loss_store` if `store_settings` are given, as `CollateSettings.store_temperatures` adds it.
     """
+    targets = TeacherTargets.from_batch(batch) if "teacher_token_ids" in batch else None
     if not store_settings:
-        return [LossTerm(settings, batch["labels"])]
+        return [LossTerm(settings, batch["labels"], targets)]
     distinct = list(dict.fromkeys(store_settings))
     term_of_store = torch.tensor([distinct.index(one) for one in store_settings])
     term_BT = term_of_store.to(batch["loss_store"].device)[batch["loss_store"]]
     terms = [
-        LossTerm(one, batch["labels"].masked_fill(term_BT != index, one.ignore_index))
+        LossTerm(
+            one,
+            batch["labels"].masked_fill(term_BT != index, one.ignore_index),
+            targets if one.alpha else None,
+        )
         for index, one in enumerate(distinct)
     ]
     some = [term for term in terms if bool((term.labels_BT[:, 1:] != term.settings.ignore_index).any())]
