@@ -160,11 +160,9 @@ def _fill_token_keys(
         input_ids_BT[row, place.start : stop] = sequence.token_ids_T[: place.length]
         document_BT[row, place.start : stop] = document
         position_ids_BT[row, place.start : stop] = np.arange(place.length)
-        first, count = sequence.label_start, _rows_within(sample, place)
-        counted = np.flatnonzero(sequence.loss_mask_N[:count]) + first
+        count = _rows_within(sample, place)
+        counted, weights = counted_labels(sequence, count, settings.segment_weights)
         if settings.segment_weights:
-            weights = _weights(sequence, settings.segment_weights)[counted]
-            counted, weights = counted[weights > 0], weights[weights > 0]
             arrays[LABEL_WEIGHTS][row, place.start + counted] = weights
         labels_BT[row, place.start + counted] = sequence.token_ids_T[counted]
         if settings.store_temperatures:
@@ -175,6 +173,18 @@ def _fill_token_keys(
         arrays["attention_mask"][...] = _block_diagonal(document_BT)
     elif settings.packed_attention == "block_diagonal_additive":
         arrays["attention_mask"][~_block_diagonal(document_BT)] = np.finfo(np.float32).min
+
+
+def counted_labels(
+    sequence: LabeledSequence, num_rows: int, segment_weights: Mapping[str, float] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the tokens of the first `num_rows` label rows that count in a loss, and their weights,
+    float32. A token of a segment whose weight is 0 does not count. Raises GuardError, as `_weights`."""
+    counted = np.flatnonzero(sequence.loss_mask_N[:num_rows]) + sequence.label_start
+    if not segment_weights:
+        return counted, np.ones(len(counted), np.float32)
+    weights = _weights(sequence, segment_weights)[counted]
+    return counted[weights > 0], weights[weights > 0]
 
 
 def _weights(sequence: LabeledSequence, segment_weights: Mapping[str, float]) -> np.ndarray:

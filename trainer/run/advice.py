@@ -80,14 +80,16 @@ def notes_on_temperatures(config: TrainConfig, sources: Sequence[Source]) -> tup
     return tuple(notes)
 
 
-def notes_on_texts(held_out: Sequence[Source]) -> tuple[str, ...]:
-    """What the figures of an evaluation mean on stores without the teacher's distribution."""
-    return tuple(
-        f"{source.uri} holds texts alone, so that on its sequences KL is the cross-entropy of the text and "
-        "agreement the accuracy: nothing of the teacher's is known"
-        for source in held_out
-        if source.manifest.labels.support == "none"
-    )
+def notes_on_held_out(held_out: Sequence[Source]) -> tuple[str, ...]:
+    """What the figures of an evaluation mean on stores that do not hold the teacher's likeliest tokens."""
+    meant = {
+        "none": "{} holds texts alone, so that on its sequences KL is the cross-entropy of the text and "
+        "agreement the accuracy: nothing of the teacher's is known",
+        "given": "{} has its rows at given ids, so that agreement is with the likeliest of those, and the "
+        "teacher's accuracy and calibration are not known",
+    }
+    supports = [(source.uri, source.manifest.labels.support) for source in held_out]
+    return tuple(meant[support].format(uri) for uri, support in supports if support in meant)
 
 
 def _advice_on_size(sources: Sequence[Source], student_parameters: int) -> list[str]:

@@ -28,7 +28,7 @@ from trainer.hf.evaluation.teacher_figures import (
 )
 from trainer.hf.heads import find_head
 from trainer.hf.student import student_ids
-from trainer.run.advice import notes_on_texts
+from trainer.run.advice import notes_on_held_out
 from trainer.run.config import TrainConfig
 from trainer.run.reading.datasets import collate_settings, datasets, real_size
 from trainer.run.student import load_student, load_tokenizer
@@ -83,7 +83,7 @@ def evaluate_model(
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     if tell is not None:
-        for note in notes_on_texts(held_out.sources):
+        for note in notes_on_held_out(held_out.sources):
             tell(f"note: {note}")
     given, context = collate_settings(config, tokenizer), student_context(model)
     check_lengths(held_out, given, context, purpose="evaluation")
@@ -98,4 +98,4 @@ def evaluate_model(
         tokenizer_size=tokenizer_size_of(held_out),
         calibration=sums,
     )
-    return Judged(evaluation, sums.calibration(), teacher_figures(held_out, settings.token_limit, limit))
+    return Judged(evaluation, sums.calibration(), teacher_figures(held_out, settings, limit))

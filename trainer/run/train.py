@@ -24,7 +24,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.checks.lengths import student_context
 from trainer.hf.quantize import fake_quantize, save_quantized
 from trainer.hf.trainer import OfflineDistillationTrainer
-from trainer.run.advice import advice_on, notes_on_run, notes_on_temperatures, notes_on_texts
+from trainer.run.advice import advice_on, notes_on_held_out, notes_on_run, notes_on_temperatures
 from trainer.run.arguments import arguments_of
 from trainer.run.config import TrainConfig
 from trainer.run.only_run import only_run
@@ -172,7 +172,7 @@ def _advise(
     notes = (
         *notes_on_run(config),
         *notes_on_temperatures(config, train_set.sources),
-        *notes_on_texts(held_out.sources),
+        *notes_on_held_out(held_out.sources),
     )
     for line in (
         *(f"advice: {text}" for text in advice_on(train_set.sources, num_parameters)),

@@ -1,17 +1,25 @@
 """Advice before a run: each thing once, nothing about what is in order."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from logitstore.manifest.fields import GIVEN_ENTRIES
 from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
-from tests.trainer.stores import make_store
+from tests.trainer.stores import label_spec, make_store, manifest
 from tests.trainer.students import tiny_student
 from trainer.data.sources import HeldOut, Source
-from trainer.run.advice import FEW_SEQUENCES, advice_on, notes_on_run, notes_on_temperatures, notes_on_texts
+from trainer.run.advice import (
+    FEW_SEQUENCES,
+    advice_on,
+    notes_on_held_out,
+    notes_on_run,
+    notes_on_temperatures,
+)
 from trainer.run.config import load_config
 from trainer.run.teacher_size import teacher_parameters
 
@@ -112,5 +120,12 @@ def test_a_temperature_between_those_of_a_store_is_said_to_be_interpolated(
 def test_stores_of_texts_alone_are_told_by_name(tmp_path: Path) -> None:
     make_store(tmp_path / "labels")
     make_store(tmp_path / "texts", texts_alone=True, prefix="t")
-    (line,) = notes_on_texts([Source(str(tmp_path / "labels")), Source(str(tmp_path / "texts"))])
+    (line,) = notes_on_held_out([Source(str(tmp_path / "labels")), Source(str(tmp_path / "texts"))])
     assert line.startswith(f"{tmp_path / 'texts'} holds texts alone")
+
+
+def test_stores_of_given_ids_are_told_by_name(tmp_path: Path) -> None:
+    head = manifest(replace(label_spec(), support="given"))
+    LogitStore.create(tmp_path / "given", replace(head, features=(GIVEN_ENTRIES,)))
+    (line,) = notes_on_held_out([Source(str(tmp_path / "given"))])
+    assert line.startswith(f"{tmp_path / 'given'} has its rows at given ids, so that agreement is with the")

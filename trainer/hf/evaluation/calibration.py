@@ -36,6 +36,12 @@ class Reliability:
     """Share of the bin's rows whose top token is the actual one."""
 
     @property
+    def share_right(self) -> float:
+        """Of all rows."""
+        right = (count * share for count, share in zip(self.num_rows, self.accuracy, strict=True) if share)
+        return sum(right) / max(sum(self.num_rows), 1)
+
+    @property
     def calibration_error(self) -> float:
         """Expected calibration error: |accuracy - confidence|, a mean over rows."""
         off = (

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.batch.collate import counted_labels
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.samples import Sample
@@ -27,28 +29,26 @@ class TeacherFigures:
     num_rows: int
     """Rows whose actual token is known."""
     cross_entropy: float
-    accuracy: float
-    calibration_error: float
-    reliability: Reliability
+    reliability: Reliability | None
+    """None where a store's entries are at given ids, of which the teacher's top token may be none."""
 
     def to_dict(self) -> dict[str, float | int]:
-        """The figures that are one number."""
-        return {
-            "num_rows": self.num_rows,
-            "cross_entropy": self.cross_entropy,
-            "accuracy": self.accuracy,
-            "calibration_error": self.calibration_error,
-        }
+        """The figures that are one number and known."""
+        found: dict[str, float | int] = {"num_rows": self.num_rows, "cross_entropy": self.cross_entropy}
+        if self.reliability is not None:
+            found["accuracy"] = self.reliability.share_right
+            found["calibration_error"] = self.reliability.calibration_error
+        return found
 
 
 def teacher_figures(
-    dataset: StreamingLogitDataset, token_limit: int | None, max_sequences: int | None
+    dataset: StreamingLogitDataset, settings: CollateSettings, max_sequences: int | None
 ) -> TeacherFigures | None:
-    """Of the rows that `evaluation_batches` gives of the same dataset.
+    """Of the rows that `evaluation_batches` gives of the same dataset with a collator of these settings.
 
     None where no row has a known token, and where a store holds texts alone: the rows made of those are the
-    text itself, and their figures would be those of a teacher that is never wrong. `token_limit` is the most
-    tokens of a sequence. Under torch.distributed each process reads its own part and gets the result of all.
+    text itself, and their figures would be those of a teacher that is never wrong. Under torch.distributed
+    each process reads its own part and gets the result of all.
     """
     if any(source.manifest.labels.support == "none" for source in dataset.sources):
         return None
@@ -58,19 +58,13 @@ def teacher_figures(
     sums_3C, nll = np.zeros((3, NUM_BINS)), 0.0
     for samples in islice(LogitDataLoader(dataset, _as_they_are), steps):
         for sample in samples:
-            nll += _add_rows(sums_3C, sample, token_limit)
+            nll += _add_rows(sums_3C, sample, settings)
     sums_3C, nll = _of_all_processes(sums_3C, nll)
     num_rows = int(sums_3C[0].sum())
     if not num_rows:
         return None
-    reliability = reliability_of(sums_3C)
-    return TeacherFigures(
-        num_rows=num_rows,
-        cross_entropy=nll / num_rows,
-        accuracy=float(sums_3C[1].sum() / num_rows),
-        calibration_error=reliability.calibration_error,
-        reliability=reliability,
-    )
+    has_top = all(source.manifest.labels.support == "top" for source in dataset.sources)
+    return TeacherFigures(num_rows, nll / num_rows, reliability_of(sums_3C) if has_top else None)
 
 
 def calibration_record(
@@ -78,26 +72,30 @@ def calibration_record(
 ) -> dict[str, dict[str, Any]]:
     """What a run and an evaluation save of both: "student" and "teacher", what there is of them."""
     found = {} if student is None else {"student": asdict(student)}
-    return found if teacher is None else {**found, "teacher": asdict(teacher.reliability)}
+    if teacher is None or teacher.reliability is None:
+        return found
+    return {**found, "teacher": asdict(teacher.reliability)}
 
 
 def _as_they_are(samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples
 
 
-def _add_rows(sums_3C: np.ndarray, sample: Sample, token_limit: int | None) -> float:
+def _add_rows(sums_3C: np.ndarray, sample: Sample, settings: CollateSettings) -> float:
     """Add rows, right ones and confidences to their bins; the sum of -log p of the actual tokens."""
     sequence, rows = sample.sequence, sample.sequence.rows
-    count = rows.num_rows
-    if token_limit is not None:
-        count = max(0, min(count, token_limit - sequence.label_start))
-    counts_N = sequence.loss_mask_N[:count] & np.isfinite(rows.label_logprob_N[:count])
-    confidence_N = np.exp(rows.logits_NK[:count, 0] - rows.logsumexp_NM[:count, 0])[counts_N]
-    right_N = rows.label_rank_N[:count][counts_N] == 1
+    limit = min(len(sequence.token_ids_T), settings.token_limit or len(sequence.token_ids_T))
+    count = max(0, min(rows.num_rows, limit - sequence.label_start))
+    positions, _ = counted_labels(sequence, count, settings.segment_weights)
+    positions = positions[np.isfinite(rows.label_logprob_N[positions - sequence.label_start])]
+    counted = positions - sequence.label_start
+    confidence_N = np.exp(rows.logits_NK[counted, 0] - rows.logsumexp_NM[counted, 0])
+    # Not by rank, which some rows do not know, and by which two that share the top place are both second.
+    right_N = rows.token_ids_NK[counted, 0] == sequence.token_ids_T[positions]
     bin_N = np.clip((confidence_N * NUM_BINS).astype(int), 0, NUM_BINS - 1)
     for row, values_N in enumerate((np.ones_like(confidence_N), right_N, confidence_N)):
         np.add.at(sums_3C[row], bin_N, values_N)
-    return -float(rows.label_logprob_N[:count][counts_N].sum(dtype=np.float64))
+    return -float(rows.label_logprob_N[counted].sum(dtype=np.float64))
 
 
 def _of_all_processes(sums_3C: np.ndarray, nll: float) -> tuple[np.ndarray, float]:

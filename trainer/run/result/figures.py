@@ -38,8 +38,7 @@ def run_metrics(
 ) -> RunMetrics:
     """Evaluates the teacher on the rows on which `figures` has evaluated the student; on every process."""
     model: Any = trainer.model
-    limit = trainer.collator.settings.token_limit
-    teacher = teacher_figures(held_out, limit, config.evaluation.max_sequences)
+    teacher = teacher_figures(held_out, trainer.collator.settings, config.evaluation.max_sequences)
     return RunMetrics(
         stores=_describe(config, train_set, held_out),
         evaluation_stores=_describe_evaluation(config, held_out),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from logitstore.manifest.fields import GIVEN_ENTRIES, SEGMENTS
+from logitstore.records import UNKNOWN_RANK, LabeledSequence, Segment
 from logitstore.store import LogitStore
-from tests.trainer.stores import make_store
+from tests.trainer.stores import label_spec, labeled_sequence, make_store, manifest
+from trainer.batch.collate import DistillationCollator
+from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.hf.evaluation.teacher_figures import teacher_figures
+from trainer.hf.evaluation.evaluate import evaluation_batches
+from trainer.hf.evaluation.teacher_figures import calibration_record, teacher_figures
 from trainer.run.result.report import gap_closed, percent
 
 
@@ -18,7 +25,7 @@ from trainer.run.result.report import gap_closed, percent
 def test_they_are_those_of_the_rows_that_count(tmp_path: Path, limit: int | None) -> None:
     make_store(tmp_path / "store", (7, 6))
     dataset = StreamingLogitDataset(str(tmp_path / "store"), batch_size=4, shuffle=True, seed=3)
-    found = teacher_figures(dataset, limit, None)
+    found = teacher_figures(dataset, CollateSettings(max_length=limit), None)
     nll, right, confidence = [], [], []
     for sequence in LogitStore.open(tmp_path / "store").iter_sequences():
         rows = sequence.rows
@@ -34,8 +41,8 @@ def test_they_are_those_of_the_rows_that_count(tmp_path: Path, limit: int | None
     assert found is not None
     assert found.num_rows == len(nll)
     assert found.cross_entropy == pytest.approx(np.mean(nll), rel=1e-5)
-    assert found.accuracy == pytest.approx(np.mean(right))
-    assert found.calibration_error == pytest.approx(sum(off) / len(nll), abs=1e-5)
+    assert found.to_dict()["accuracy"] == pytest.approx(np.mean(right))
+    assert found.to_dict()["calibration_error"] == pytest.approx(sum(off) / len(nll), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +61,73 @@ def test_the_share_of_the_gap(
     assert gap_closed(name, before, after, teacher) == (None if share is None else pytest.approx(share))
 
 
+def changed_store(path: Path, change: Callable[[LabeledSequence], LabeledSequence]) -> LogitStore:
+    """A store whose sequences are those of `make_store`, changed; with the features that they need."""
+    made = make_store(path.with_name("made"), (9,))
+    sequences = [change(one) for one in made.iter_sequences()]
+    features = (SEGMENTS,) if sequences[0].segments_T is not None else ()
+    labels = replace(made.manifest.labels, extra_columns=features)
+    store = LogitStore.create(path, replace(made.manifest, labels=labels, features=features))
+    store.commit_unit("u", 0, sequences, seconds=0.0, worker="test")
+    return store
+
+
+def test_segments_that_do_not_count_for_the_student_do_not_for_the_teacher(tmp_path: Path) -> None:
+    """Both columns of the table are of the same rows."""
+
+    def reasoning_first(sequence: LabeledSequence) -> LabeledSequence:
+        segments_T = np.full(len(sequence.token_ids_T), Segment.CONTEXT, np.uint8)
+        segments_T[sequence.label_start :] = Segment.ANSWER
+        segments_T[sequence.label_start : sequence.label_start + 2] = Segment.REASONING
+        return replace(sequence, segments_T=segments_T)
+
+    store = changed_store(tmp_path / "store", reasoning_first)
+    settings = CollateSettings(segment_weights={"reasoning": 0.0, "answer": 0.5})
+    dataset = StreamingLogitDataset(store.uri, batch_size=4)
+    answers = [one.rows.slice(2, one.rows.num_rows).label_logprob_N for one in store.iter_sequences()]
+    found = teacher_figures(dataset, settings, None)
+    assert found is not None
+    assert found.num_rows == sum(map(len, answers))
+    assert found.cross_entropy == pytest.approx(-np.concatenate(answers).mean(), rel=1e-5)
+    labels = [batch["labels"] for batch in evaluation_batches(dataset, DistillationCollator(settings), None)]
+    assert found.num_rows == sum(int((one != settings.ignore_index).sum()) for one in labels)
+
+
+def test_a_rank_that_is_not_known_says_nothing_of_the_top_token(tmp_path: Path) -> None:
+    """Rows that were mixed of two teachers' have no ranks, and a teacher of rank 2 twice has a top token."""
+
+    def without_ranks(sequence: LabeledSequence) -> LabeledSequence:
+        ranks_N = np.full(sequence.rows.num_rows, UNKNOWN_RANK, np.int32)
+        return replace(sequence, rows=replace(sequence.rows, label_rank_N=ranks_N))
+
+    store = changed_store(tmp_path / "store", without_ranks)
+    right = [
+        one.rows.token_ids_NK[:, 0] == one.token_ids_T[one.label_start :] for one in store.iter_sequences()
+    ]
+    found = teacher_figures(StreamingLogitDataset(store.uri, batch_size=4), CollateSettings(), None)
+    assert found is not None
+    assert found.to_dict()["accuracy"] == pytest.approx(np.mean(np.concatenate(right)))
+
+
+def test_entries_at_given_ids_do_not_tell_the_top_token(tmp_path: Path) -> None:
+    head = manifest(replace(label_spec(), support="given"))
+    store = LogitStore.create(tmp_path / "store", replace(head, features=(GIVEN_ENTRIES,)))
+    rng = np.random.default_rng(0)
+    sequences = [labeled_sequence(rng, f"r{number}", label_spec(), 12, 3) for number in range(4)]
+    store.commit_unit("u", 0, sequences, seconds=0.0, worker="test")
+    found = teacher_figures(StreamingLogitDataset(store.uri, batch_size=4), CollateSettings(), None)
+    assert found is not None
+    assert found.to_dict().keys() == {"num_rows", "cross_entropy"}
+    assert calibration_record(None, found) == {}
+
+
 def test_texts_alone_tell_nothing_of_the_teacher(tmp_path: Path) -> None:
     """Their rows are made of the text: a teacher of accuracy 1 and cross-entropy 0 that nobody has."""
     make_store(tmp_path / "texts", texts_alone=True, prefix="t")
     make_store(tmp_path / "labels")
     for stores in (["texts"], ["labels", "texts"]):
         dataset = StreamingLogitDataset([str(tmp_path / name) for name in stores], batch_size=4)
-        assert teacher_figures(dataset, None, None) is None
+        assert teacher_figures(dataset, CollateSettings(), None) is None
 
 
 def test_a_share_just_below_zero_has_no_sign() -> None:
