@@ -89,7 +89,7 @@ FILLING_A_FOLDER = (
     "sweep",
     "parity",
 )
-"""Of the commands, those with results in the folder `--out`, as every measurement has them."""
+"""Commands with results in the folder `--out`, as every measurement has them."""
 PROGRAM = Program(
     name="bench",
     description="Measure labeling, storing and training; choose K by what was measured; run the demo.",

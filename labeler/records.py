@@ -143,7 +143,7 @@ class Placement:
     cores: tuple[int, ...]
     """Logical CPUs the process may run on."""
     other_node_ids: tuple[str, ...] = ()
-    """Of the replica's further machines."""
+    """Nodes of the replica's further machines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class StoreCodebooks:
         self.look_again()
 
     def _current_hash(self) -> str:
-        """Of the set that the store names. Raises ObjectNotFoundError, AccessRefusedError."""
+        """The hash of the set that the store names. Raises ObjectNotFoundError, AccessRefusedError."""
         return _decode_pointer(self._objects.get(CURRENT_CODEBOOKS, max_bytes=MAX_MANIFEST_BYTES)).hash
 
     def _load(self, codebook_hash: str) -> CodebookSet:

@@ -49,7 +49,7 @@ Device = Literal["gpu", "core"]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of work done, or expected."""
+    """What work has cost, or is expected to cost."""
 
     device: Device
     device_sec: float

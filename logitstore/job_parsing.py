@@ -12,7 +12,7 @@ from logitstore.job_objects import STATUS_NAME, Bill, Cost, Device, JobState, Jo
 from logitstore.manifest import strict_json
 
 MAX_JOB_OBJECT_BYTES = 16 * 2**20
-"""Of the status and of a run: a line for each worker, at most ten causes in words."""
+"""Most bytes of the status or a run: a line for each worker, at most ten causes in words."""
 
 
 def parse_status(content: bytes) -> JobStatus:

@@ -43,7 +43,7 @@ class KeptIds:
 
 
 class Lookup:
-    """Of the store as it was when this was made."""
+    """Finds sequences of the store as it was when this object was made."""
 
     def __init__(self, store: LogitStore, kept: KeptIds) -> None:
         """`kept` is what other lookups of this store have read, and takes in what this one reads."""
@@ -131,7 +131,7 @@ class Lookup:
         return shard, number - int(self._starts[shard])
 
     def candidates(self, record_ids: Sequence[str]) -> list[list[int]]:
-        """Of each id, numbers of the sequences that have its hash: its own, and hardly ever another's.
+        """For each id, numbers of the sequences that have its hash: its own, and hardly ever another's.
 
         Raises CorruptManifestError for a damaged id index.
         """
@@ -185,7 +185,7 @@ class Lookup:
         return _Known(indexes, hashes, np.concatenate(numbers))
 
     def _indexes(self) -> list[_SegmentIds]:
-        """Of the segments that have an id index; where one lacks it, of the index as it is now."""
+        """Id indexes of the segments; where a segment lacks one, those of the index as it is now."""
         found = self._open_indexes()
         if len(found) < len(self._segments):
             self._segments = self._store.newest_index_segments()

@@ -211,7 +211,7 @@ class LogitStore(UnitStore):
 
 
 def _whole_number(value: object) -> int | None:
-    """Of Python or numpy; None where it is none."""
+    """An integer of Python or numpy as an int; None for any other value."""
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:

@@ -203,7 +203,7 @@ def _document(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _is_first_process() -> bool:
-    """Of those that torchrun started, which all do the same and of which one tells it."""
+    """Whether this is the one of torchrun's processes that tells what all of them do."""
     return os.environ.get("RANK", "0") == "0"
 
 

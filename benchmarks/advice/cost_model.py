@@ -26,7 +26,7 @@ class Rates:
     """What was measured, or given by hand."""
 
     bytes_per_token: float
-    """Of a label row in a finished store at the job's K, everything included."""
+    """Bytes of a label row in a finished store at the job's K, everything included."""
     tokens_per_sec: float
     """Label rows per second of one replica."""
     start_sec: float

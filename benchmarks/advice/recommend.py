@@ -54,7 +54,7 @@ class Coverage:
     renormalised: float
     """What leaving the tail out would be wrong by: -log of the mass at the temperature, nats."""
     bytes_per_token: float
-    """Of a shard, with everything in it."""
+    """Bytes of a shard, with everything in it."""
 
 
 @dataclass(frozen=True, slots=True)

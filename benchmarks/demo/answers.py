@@ -26,7 +26,7 @@ from trainer.run.watch.hushing import hush_libraries
 
 DEFAULT_TOKENS = 40
 TEMPERATURE = 0.7
-"""Of the students' words. After so few steps their most likely tokens would be one token, over and over."""
+"""Temperature of the students' answers. After so few steps their most likely tokens only repeat one."""
 SEED = 0
 
 

@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def text_folder(train: TrainConfig) -> Path:
-    """Of the student that learns from the text alone."""
+    """Folder of the student that learns from the text alone."""
     return Path(f"{train.output.folder}-text")
 
 

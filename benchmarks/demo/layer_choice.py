@@ -45,7 +45,7 @@ def demo_texts(tokenizer: Any) -> list[list[int]]:
 
 
 def influences(model: Any, texts: Sequence[Sequence[int]]) -> list[float]:
-    """Of each layer, over all tokens of all texts alike."""
+    """The influence of each layer, over all tokens of all texts alike."""
     import torch
 
     sums = [0.0] * len(model.model.layers)

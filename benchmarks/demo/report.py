@@ -79,7 +79,7 @@ class Evaluation:
     kl: float
     """KL(teacher, student) per row in nats, over the stored entries and the tail."""
     cross_entropy: float
-    """Of the actual tokens, nats."""
+    """Mean cross entropy of the actual tokens, nats."""
     top1_agreement: float
     """Share of rows in which both rank the same token first."""
     accuracy: float

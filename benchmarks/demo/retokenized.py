@@ -31,7 +31,7 @@ from trainer.run.config import load_config
 JOB_FILE, TRAIN_FILE = "demo-generate.toml", "demo-retokenized-train.toml"
 MEASURES = ("bits_per_byte", "judge_bits_per_byte", "repetition")
 NUM_QUESTIONS = 24
-"""Of those with given answers, the first; answers are written to as many."""
+"""Number of questions: the first ones that have given answers; as many get answers written."""
 NUM_TOKENS = 32
 
 

@@ -33,7 +33,7 @@ from logitstore.tools.copying import copy_store
 from logitstore.tools.deletion import delete_records
 
 UNIT_RECORDS = 64
-"""Of a labeling job's unit, unless it is told otherwise."""
+"""Records of a unit that a labeling job takes by default."""
 SEQUENCE_ROWS = 32
 WRITTEN_MEANWHILE = 64
 """Units that are committed while the store is copied."""

@@ -71,7 +71,7 @@ class Size:
     us_per_unit: float
     """From when all replicas are ready to the last commit."""
     scheduler_us_per_unit: float
-    """Of it inside the scheduler."""
+    """Part of that time inside the scheduler."""
     peak_mib: float
     """Largest memory of the driver's process so far."""
 

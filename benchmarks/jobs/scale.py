@@ -39,7 +39,7 @@ class Sizes:
     scheduled_workers: tuple[int, ...]
     scheduled_units: int
     actors: tuple[int, ...]
-    """Of real jobs."""
+    """Actors of real jobs."""
 
 
 FULL = Sizes(
@@ -68,7 +68,7 @@ class UnitTimes:
 
     count: int
     commit_ms: float
-    """Of one unit, its shard coded and written."""
+    """Time of one unit, its shard coded and written."""
     open_ms: float
     """Before compaction: every commit record is read."""
     compacted_ms: float
@@ -227,7 +227,7 @@ MANIFEST = Manifest(
     input=InputInfo("none", "import", {}),
     created="1970-01-01T00:00:00+00:00",
 )
-"""Of the stores of made-up labels."""
+"""Manifest of the stores of made-up labels."""
 
 
 def empty_store(folder: Path) -> LogitStore:

@@ -18,7 +18,7 @@ from benchmarks.report.results import Figure, Result, publish
 from logitstore.common.options import positive
 
 SCHEDULES = {False: 100, True: 12}
-"""Of each kind, by --quick."""
+"""Schedules of each kind, by --quick."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ from logitstore.tools.record_ids import make_missing_ids
 from logitstore.tools.verify import verify_store
 
 Harm = Literal["lost", "twice"]
-"""Of a unit whose commit was answered, of any unit."""
+"""A unit whose commit was answered is lost; any unit is there twice."""
 
 NUM_UNITS = 40
 FAULT_SHARE = 0.15

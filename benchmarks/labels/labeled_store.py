@@ -39,7 +39,7 @@ UNIT_RECORDS = 4
 RECORDS = 128
 """From the start of the input, where --records does not say it."""
 MAX_NEW_TOKENS = 128
-"""Of a response that the teacher writes; enough to see its distribution and rate."""
+"""Most tokens of a response that the teacher writes; enough to see its distribution and rate."""
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
 """Defaults for the job's processes: nothing is reported anywhere, one thread per core."""
 

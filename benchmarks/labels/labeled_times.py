@@ -23,7 +23,7 @@ class LabeledStore:
     units: int
     replicas: int
     tokens_per_sec: float
-    """Of all replicas together, each beside the others."""
+    """All replicas together, while they run side by side."""
 
     @property
     def rows_per_token(self) -> float:

@@ -35,7 +35,7 @@ class Fidelity:
     slug: str
     """Its part in the names of figures."""
     mean_error: float
-    """Of the K log-probabilities at T=1, absolute, nats."""
+    """Mean absolute error of the K log-probabilities at T=1, nats."""
     largest_error: float
     kl_by_temperature: dict[float, float]
     """Mean over rows of KL(what is read || what was written), nats: what a loss still shows when the student

@@ -31,7 +31,7 @@ class Sizes:
     source: str
     top_k: int
     columns: dict[str, float]
-    """Of a shard by what the bytes hold (`COLUMN_PARTS`), its codebooks trained on other documents."""
+    """Bytes of a shard by what they hold (`COLUMN_PARTS`), its codebooks trained on other documents."""
     alone: float
     """Ids, values and T=1 normaliser, with the codebooks trained on these rows and their file."""
     plain: dict[str, float]
@@ -43,7 +43,7 @@ class Sizes:
 
     @property
     def needed(self) -> float:
-        """Of the shard what the plain layouts hold too: ids, values and T=1 normaliser."""
+        """The part of the shard that the plain layouts hold too: ids, values and T=1 normaliser."""
         return sum(self.columns[part] for part in NEEDED_PARTS)
 
 

@@ -45,7 +45,7 @@ class Measured:
     """What a case cost."""
 
     seconds: dict[str, list[float]]
-    """Of each step, by loss: of the processor, which is the wall's on an idle machine."""
+    """Processor time of each step, by loss; on an idle machine it is the wall's."""
     peak_bytes: int
     """Largest resident size during the steps, less that before the first (weights and inputs)."""
 

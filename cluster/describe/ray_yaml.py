@@ -50,7 +50,7 @@ def aws(cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def _ec2_machine(cluster: ClusterConfig, group: GroupConfig | None) -> dict[str, Any]:
-    """Of a group, or of the head."""
+    """The machine of a group, or of the head."""
     kind = {"VolumeType": "gp3", "Throughput": cluster.aws.disk_mb_per_sec}
     size = cluster.disk_gb if group is None else disk_gb(cluster, group)
     config: dict[str, Any] = {
@@ -91,7 +91,7 @@ def gcp(cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def _compute_machine(cluster: ClusterConfig, group: GroupConfig | None) -> dict[str, Any]:
-    """Of a group, or of the head."""
+    """The machine of a group, or of the head."""
     machine = machine_for(group or cluster.head, "gcp")
     disks = _disks(cluster, group)
     config: dict[str, Any] = {"machineType": machine.name, "disks": disks}

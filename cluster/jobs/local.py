@@ -67,7 +67,7 @@ class LocalNode:
 @dataclass(frozen=True, slots=True)
 class LocalCluster:
     address: str
-    """Of the dashboard and the Jobs API."""
+    """Address of the dashboard and the Jobs API."""
     gcs_address: str
     """For `ray.init(address=...)`."""
     folder: str

@@ -12,7 +12,7 @@ from logitstore.common.config_file import apply_override
 
 Document = dict[str, Any]
 LABEL_SETTINGS_OF_SCORES = ("top_k", "temperatures")
-"""Of the job's [labels]; the others say how prompts become sequences, which are given here."""
+"""Settings of the job's [labels] that apply to given sequences; the others make sequences from prompts."""
 
 
 def answer_job(

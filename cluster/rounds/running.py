@@ -16,7 +16,7 @@ from logitstore.common.whole_file import remove_parts
 
 MAY_CHANGE = ("rounds.count", "stop.")
 SHARED = "acceptance_at_least"
-"""Of an evaluation: the mean of sum min(p, q) over the stored ids."""
+"""Figure of an evaluation: the mean of sum min(p, q) over the stored ids."""
 Say = Callable[[str], None]
 
 

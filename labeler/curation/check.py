@@ -169,7 +169,7 @@ def _contents(settings: CheckSettings, records: Records | None) -> dict[str, str
 
 
 def program_digest(command: str) -> str:
-    """Of the files that a command names. Raises ConfigError for one that cannot be read."""
+    """Digest of the files that a command names. Raises ConfigError for one that cannot be read."""
     hasher = hashlib.blake2b(digest_size=16)
     for place, part in enumerate(command_parts(command)):
         # A program without a slash is one of PATH: an interpreter, say.

@@ -32,7 +32,7 @@ from logitstore.common.config_file import ConfigError
 
 GRADES = (1, 2, 3, 4, 5)
 SAMPLING = {"max_tokens": 1, "temperature": 0.0}
-"""Of the job that asks: the first token of the reply is the grade."""
+"""Sampling of the job that asks: the first token of the reply is the grade."""
 
 
 @dataclass(frozen=True, slots=True)

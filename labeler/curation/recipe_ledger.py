@@ -25,7 +25,7 @@ class StepRecord:
 
 
 def digest_of(out: Path) -> str:
-    """Of a file its content; of a store the manifest's, since its own commits prove the rest."""
+    """Digest of a file's content; for a store, of its manifest, since its own commits prove the rest."""
     path = out / "manifest.json" if out.is_dir() else out
     if not path.exists():
         return ""

@@ -24,7 +24,7 @@ from logitstore.inputs.json_text import json_text
 
 BLOCK_RECORDS = 512
 SHOWN_CHARACTERS = 500
-"""Of a partner's text that is written beside what was dropped for its sake."""
+"""Characters of a partner's text that are written beside the record that was dropped for it."""
 
 Record = TypeVar("Record")
 

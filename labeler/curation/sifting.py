@@ -37,7 +37,7 @@ class Source:
         return itertools.islice(found, self.limit)
 
     def fingerprint(self) -> str:
-        """Of local files their content, so that a copy is the same; of others names, sizes and times."""
+        """Digest of local files' content, so that a copy is the same; else of names, sizes and times."""
         return content_fingerprint(self.uri, self.storage_options)
 
 

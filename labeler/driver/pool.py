@@ -41,7 +41,7 @@ from logitstore.job_objects import WorkerView
 
 HEARTBEAT_SEC = 1.0
 HEARTBEATS_PER_SEC = 100
-"""Of all workers together, so that a thousand do not keep the driver busy with them."""
+"""Heartbeats of all workers together, so that a thousand workers do not keep the driver busy."""
 DRAIN_POLL_SEC = 5.0
 LONGEST_PAUSE_SEC = 30.0
 LEAVE_SEC = 10.0

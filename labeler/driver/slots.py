@@ -21,12 +21,12 @@ class Call:
 
     slot: Slot
     generation: int
-    """Of the slot at the time of the call; its actor may be another one by the answer."""
+    """The slot's generation at the call; when the answer comes, the slot may have another actor."""
     kind: CallKind
     lease_id: int = 0
-    """Of a "label" call."""
+    """The lease of a "label" call."""
     node_id: str = ""
-    """Of a "probe"."""
+    """The node of a "probe" call."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Slot:
     group: PlacementGroup | None = None
     """What holds the replica's machines, where it has several."""
     node_ids: tuple[str, ...] = ()
-    """Of its machines, the actor's first."""
+    """Nodes of the replica's machines, the actor's first."""
     node_name: str = ""
     cores: str | None = None
     """Those that its engine is bound to."""

@@ -142,7 +142,7 @@ class NodeProbes:
         return ""
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Of each once."""
+        """Tells each warning once."""
         for warning in warnings:
             if warning not in self._noted:
                 self._noted.add(warning)

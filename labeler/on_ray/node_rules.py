@@ -28,7 +28,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Of all nodes together; each line names its nodes, the value, the rule and the remedy."""
+    """What was found of all nodes together; each line names its nodes, the value, the rule and the remedy."""
 
     lacks: tuple[str, ...]
     """What would fail the replicas there."""
@@ -42,11 +42,11 @@ class NodeRules:
 
     job: JobConfig
     driver: NodeReport
-    """Of the driver's own process: what it sends, nodes must be able to read."""
+    """Report of the driver's own process: nodes must be able to read what it sends."""
     engine_version: str
-    """Of the labels that the store has already; "" where there are none."""
+    """vLLM's version by which the store's present labels were made; "" where there are none."""
     weights: StoredWeights | None
-    """Of a teacher that nodes fetch, as far as they are known."""
+    """Weights of a teacher that nodes fetch, as far as they are known."""
 
     def judge(self, reports: Sequence[NodeReport]) -> Findings:
         lacks = [(report.name, lack) for report in reports for lack in self.lacks_of(report)]

@@ -19,7 +19,7 @@ BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
 
 
 BYTES_PER_TEXT_TOKEN = 3.0
-"""Of a store of texts alone: an id, uncompressed."""
+"""A token in a store of texts alone: its id, uncompressed."""
 
 
 def bytes_per_label(labels: LabelsConfig) -> float:

@@ -41,7 +41,7 @@ class MemoryNeed:
     """Bytes on each GPU of a replica."""
 
     weight_bytes: float
-    """Of all ranks together."""
+    """Weights of all ranks together."""
     bytes_per_gpu: float
     utilization: float
     """Share of the GPU that may be used."""
@@ -77,7 +77,7 @@ class StoredWeights:
 
 
 def stored_weights(job: JobConfig) -> StoredWeights | None:
-    """Of a teacher that machines fetch; None for a folder and where nothing says how large it is."""
+    """Weights of a teacher that machines fetch; None for a folder, and where nothing tells their size."""
     teacher = job.teacher
     if teacher.engine != "vllm" or Path(teacher.model).is_dir():
         return None

@@ -142,7 +142,7 @@ class Plan:
         return record is not None and record["fingerprint"] == fingerprint
 
     def totals(self) -> PlanTotals | None:
-        """Of the last complete pass; None if there was none."""
+        """The totals of the last complete pass; None if there was none."""
         record = self._input_record()
         if record is None:
             return None

@@ -17,7 +17,7 @@ from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 
 MADE_FROM_KEY = "made_from"
-"""Of the head: what the prompts were made from besides the settings; see `provenance.py`."""
+"""Key of the plan's head: what the prompts were made from besides the settings; see `provenance.py`."""
 SETTING_OF_EVERY_HEAD = "input.uri"
 """All versions wrote it; a head without it is no head."""
 MAX_OBJECT_BYTES = 64 * 2**20
@@ -54,7 +54,7 @@ class _Segment:
     ids: tuple[int, ...]
     prompts: tuple[int, ...]
     units: tuple[tuple[object, ...], ...]
-    """Of each unit: id, offset, bytes, records, tokens."""
+    """For each unit: id, offset, bytes, records, tokens."""
     proofs: tuple[int, ...] = (0, 0)
     """Not written by versions that kept no proof of the content."""
 

@@ -36,7 +36,7 @@ class Prepared:
     limits: ContextLimits
     input_info: InputInfo
     fingerprint: str
-    """Of the input's files; a change means that there may be new records."""
+    """Fingerprint of the input's files; a change means that there may be new records."""
     objects: Objects
     """The store's objects; the store itself may not exist yet."""
     unnamed_labels: str = ""

@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _OLDER_SCHEMAS = tuple(pa.schema(list(_SCHEMA)[:-fewer]) for fewer in (1, 2, 3))
-"""Of plans made before records could have segments, prompts of the student's, loss masks."""
+"""Schemas of plans made before records could have segments, student prompts, loss masks."""
 
 
 def unit_id_of(record_ids: Sequence[str]) -> str:

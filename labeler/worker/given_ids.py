@@ -20,7 +20,7 @@ from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence
 
 KIND = "no_given_ids"
-"""Of the rejects."""
+"""Kind of the rejects that have no ids."""
 
 
 class GivenIds:

@@ -94,7 +94,7 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Of a subcommand or of an option with choices; argparse names all and not the nearest."""
+        """Names the nearest choice of a subcommand or option; argparse names all and not the nearest."""
         if action.choices is not None and value not in action.choices:
             hint = nearest(str(value), [str(choice) for choice in action.choices])
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")

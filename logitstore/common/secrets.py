@@ -20,7 +20,7 @@ _SECRET_WORD = re.compile(
     r"|apikey|accesskey|secretkey|authtoken|hftoken"
 )
 _SECRET_LAST_WORDS = frozenset(("pass", "sas", "sig", "signature"))
-"""Of a name's end alone: `signature_version` is none."""
+"""Words that make a name secret only at its end: `signature_version` is no secret."""
 _SECRET_PAIRS = re.compile(
     r"(^|_)((api|access|account|auth|private|secret|shared|signing|master|encryption|storage|ssh)_keys?"
     r"|(auth|hf|api|access|session|security|refresh|bearer|id|sas|github|hub|oauth|login)_tokens?"

@@ -59,7 +59,7 @@ def near_texts(way: Way, *, words: int = DEFAULT_WORDS, cosine: float = DEFAULT_
 def find_contaminated(
     texts: Iterable[tuple[_Item, str]], methods: Sequence[NearTexts], partners: Sequence[Partner]
 ) -> Iterator[tuple[_Item, Match, Partner]]:
-    """Of (what it is, text) those whose text is near a partner's, by the first method that finds one."""
+    """Pairs (what it is, text) whose text is near a partner's, by the first method that finds one."""
     for block in _blocks(enumerate(partners)):
         for method in methods:
             method.start_block([partner.text for _, partner in block])

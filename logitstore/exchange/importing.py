@@ -46,7 +46,7 @@ class Source:
     """Where the source says whose labels these are."""
     tokenizer: TokenizerInfo | None = None
     features: tuple[str, ...] = ()
-    """Of the manifest, for sources that carry one."""
+    """Features of the manifest, for sources that carry one."""
     retokenized: Retokenized | None = None
 
 

@@ -199,12 +199,12 @@ class CommittedUnits:
         return record
 
     def entries(self) -> ShardIndex:
-        """Of all units, without what was taken down."""
+        """Entries of all units; their counts leave out what was deleted."""
         return self._view()[0]
 
     @property
     def deletions(self) -> Deletions:
-        """What was taken down: `entries` count without it."""
+        """What was deleted: the counts of `entries` leave it out."""
         return self._view()[1]
 
     def _view(self) -> tuple[ShardIndex, Deletions]:

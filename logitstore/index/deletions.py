@@ -36,7 +36,7 @@ NOTHING = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class DeletedSequences:
-    """Of one attempt at a unit, the sequences that are deleted."""
+    """The deleted sequences of one attempt at a unit."""
 
     unit_id: str
     attempt: str

@@ -56,7 +56,7 @@ REJECT_SCHEMA = pa.schema(
 )
 _COUNTS = ("unit_index", "num_sequences", "num_rows", "num_tokens", "num_bytes", "num_rejects")
 _UNIT_ID_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
-"""Of any length: RE2 takes 0.3 ms to compile a repetition that is counted to 127, for every segment anew."""
+"""It allows any length: RE2 takes 0.3 ms to compile a repetition counted to 127, anew for every segment."""
 _MAX_UNIT_ID_BYTES = 128
 
 

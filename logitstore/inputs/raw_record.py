@@ -23,7 +23,7 @@ class RawRecord:
     part: int = 0
     """Number, from 1, of a record that is a part of one of the input (`parts.py`); 0 for a whole one."""
     parent: dict[str, Any] | None = None
-    """Of a part: the record as it stands in the input."""
+    """For a part, the whole record as it stands in the input."""
     text: str | None = None
     """Where there is no record: what stands in its place, if that is text by itself."""
 

@@ -27,7 +27,7 @@ def parquet_batches(file: BinaryIO, rows_at_once: int) -> Iterator[pa.RecordBatc
 
 
 def arrow_batches(file: BinaryIO, rows_at_once: int) -> Iterator[pa.RecordBatch]:
-    """Of an IPC file, or a stream as `datasets` writes it."""
+    """The batches of an IPC file, or of a stream as `datasets` writes it."""
     if file.read(6) == b"ARROW1":
         reader = pa.ipc.open_file(file)
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches))

@@ -151,7 +151,7 @@ class RemoteBackend:
         return self._file_system
 
     def _stat_all(self, names: list[str]) -> list[ObjectInfo]:
-        """Of the objects that a listing named without their size; without those that are gone by now."""
+        """Sizes of objects that a listing named without them; objects that are gone by now are left out."""
 
         def found(name: str) -> ObjectInfo | None:
             try:
@@ -258,7 +258,7 @@ def open_remote(uri: str, storage_options: dict[str, Any]) -> RemoteBackend:
 
 
 def _object_info(name: str, details: dict[str, Any]) -> ObjectInfo:
-    """Of details with a known size. Each library names the time of the last change in its own way."""
+    """Details must have a size. Each library names the time of the last change in its own way."""
     names = ("LastModified", "last_modified", "mtime", "updated", "created")
     modified = next((value for key in names if (value := details.get(key))), 0.0)
     if isinstance(modified, str):

@@ -12,7 +12,7 @@ SELECT_LESS = "select fewer sequences, keep a smaller K with --top-k, "
 
 
 def free_bytes(uri: str) -> int | None:
-    """Of the disk on which a local place is or will be; None for another machine's."""
+    """Free bytes of the disk on which a local place is or will be; None for a place on another machine."""
     if not is_local_uri(uri):
         return None
     folder = Path(normalise_uri(uri))

@@ -24,9 +24,9 @@ class CardSettings:
     """What the store cannot say of itself."""
 
     repository: str = "OWNER/NAME"
-    """Of the Hub, in the example."""
+    """The Hub's repository in the card's example."""
     licence: str = ""
-    """Of the labels; "" for what the teacher's page says."""
+    """The licence of the labels; "" refers to the teacher's page."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class RowMap:
     equal_V: np.ndarray
     """int32, the student's id of each of the teacher's, or NO_ID."""
     labels: LabelSpec
-    """Of the target."""
+    """Shape of the labels that are written."""
     teacher_vocab_size: int
     merge_spans: bool
 
@@ -162,7 +162,7 @@ class RowMap:
 
 
 def _segments(source: LabeledSequence, writing: Writing) -> np.ndarray | None:
-    """Of each of the student's tokens, the segment of the teacher's token in which it begins."""
+    """For each of the student's tokens, the segment of the teacher's token in which it begins."""
     if source.segments_T is None or not len(source.segments_T):
         return None
     begins_S = np.searchsorted(writing.offsets_T[:-1], writing.offsets_S[:-1], side="right") - 1

@@ -35,13 +35,13 @@ from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 
 Measure = Literal["num_rows", "num_tokens"]
-"""Of sequences, by which the bytes of some of them are told from those of all."""
+"""The count whose selected share estimates the selected share of the bytes."""
 COUNTED_SHARDS = 16
 """In so many shards it is counted how much is selected, before a disk's room is looked at."""
 NAMING_THREADS = 8
 """Shards whose ids are read side by side."""
 INDEXED_SHARE = 0.1
-"""Of a store's sequences: so many records are looked up; for more, the ids of all shards are read."""
+"""Records up to this share of a store's sequences are looked up; for more, the ids of all shards are read."""
 
 
 @dataclass(frozen=True)

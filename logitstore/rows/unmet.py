@@ -24,9 +24,9 @@ from logitstore.rows.conditions import (
 )
 
 MAX_NAMED = 5
-"""Of what was not found; the rest is counted."""
+"""Most names that were not found which a message lists; the rest is counted."""
 MAX_THERE = 20
-"""Of the flags and the like that were found, which a message lists."""
+"""Most flags and the like that were found which a message lists."""
 _FEW_VALUES = ("finish_reason", *SET_FIELDS)
 """Fields of so few values that those which were found are kept, and the nearest is named."""
 _EXACT = ("=", "==", "!=", "has", "lacks")
@@ -45,7 +45,7 @@ class _Names:
 
 
 class Unmet:
-    """Of a selection: which of the names in it no sequence has had so far."""
+    """Which of the names in a selection no sequence has had so far."""
 
     def __init__(self, conditions: Sequence[Condition]) -> None:
         self._names = list(_names_in(conditions))

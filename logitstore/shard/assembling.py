@@ -27,9 +27,9 @@ class BlockSequences:
     mask_N: np.ndarray
     """bool."""
     prompts: Sequence[np.ndarray | None]
-    """Of each sequence: `student_prompt_ids`."""
+    """`student_prompt_ids` of each sequence."""
     segments: Sequence[np.ndarray | None]
-    """Of each sequence: `segments_T`."""
+    """`segments_T` of each sequence."""
 
     def __len__(self) -> int:
         return len(self.plain.record_id)

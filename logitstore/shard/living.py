@@ -14,7 +14,7 @@ from logitstore.shard.schema import MAX_BLOCK_SEQUENCES
 
 @dataclass(frozen=True)
 class LivingSequences:
-    """Of one shard."""
+    """The sequences of one shard that are not deleted."""
 
     starts: list[int]
     """Sequences before each block and in all."""

@@ -40,7 +40,7 @@ SNAPSHOTS_NAME = "snapshots.npz"
 FORMAT = "penumbra-snapshots"
 VERSION = 1
 MAX_BYTES = 1 << 30
-"""Of all arrays together; a larger file is refused before it is read."""
+"""Most bytes of all arrays together; a larger file is refused before it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class FollowedSequence:
     record_id: str
     sample_index: int
     temperatures: tuple[float, ...]
-    """Of the normalisers and tails, ascending, the first is 1."""
+    """Temperatures of the normalisers and tails, ascending; the first is 1."""
     vocab_size: int
     """Ids among which the student's mass lies."""
     snapshots: tuple[StudentRows, ...]
@@ -130,7 +130,7 @@ def write_snapshots(snapshots: Snapshots, folder: Path) -> None:
 
 
 def read_snapshots(folder: Path) -> Snapshots:
-    """Of a student's folder.
+    """The snapshots in a student's folder.
 
     Raises:
         FileNotFoundError: the folder holds none.

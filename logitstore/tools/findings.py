@@ -60,7 +60,7 @@ class Findings:
     bad_shards: set[str] = field(default_factory=set)
     """Names of committed shards that are gone, or whose bytes are not those that were committed."""
     no_shards: set[str] = field(default_factory=set)
-    """Of the garbage, objects with the name of a shard that are none."""
+    """Objects among the garbage that have the name of a shard and are none."""
     labeled: LabeledIds = field(default_factory=LabeledIds)
     unlisted: dict[str, int] = field(default_factory=dict)
     """By kind: errors beyond MAX_LISTED."""

@@ -199,7 +199,7 @@ def _sort_segments(
 
 
 def _still_garbage(store: LogitStore, findings: Findings) -> list[ObjectInfo]:
-    """Of what was found, what a new look at the index still calls garbage."""
+    """What was found and is still garbage by a new look at the index."""
     entries = store.shards()
     live = {entry.name for entry in entries}
     committed = set(entries.unit_ids())

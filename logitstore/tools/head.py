@@ -26,7 +26,7 @@ class HeadRow:
     """The token that stands at the position; None one past the end."""
     token: str
     probability: float | None
-    """Of that token at T=1; None if unknown."""
+    """The probability of that token at T=1; None if unknown."""
     rank: int | None
     counts_in_loss: bool
     alternatives: list[tuple[int, str, float]]

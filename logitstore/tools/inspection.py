@@ -88,7 +88,7 @@ class Inspection:
     bytes_per_row: float
     """Shards only, per label row."""
     needed_bytes_per_row: float
-    """Of the inspected shards, what decoding entries and the T=1 normaliser takes: no tokens, tails, other
+    """The part of the inspected shards that entries and the T=1 normaliser take: no tokens, tails, other
     temperatures or actual tokens."""
     store_bytes_per_row: float
     """Shards, manifest, index, records and codebooks, per label row."""
@@ -106,7 +106,7 @@ class Inspection:
     label_nll: float
     """Mean negative log-likelihood of the actual tokens, nats; nan if none is known."""
     label_top1: float
-    """Of the rows that know the rank of their actual token, those where it is the first; nan without any."""
+    """Share of rows whose actual token is the first, among rows that know its rank; nan without any."""
     mass_by_k: list[MassAtK]
     target_mass: float
     recommended_k: int | None
@@ -289,11 +289,11 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _other_bytes(store: LogitStore) -> dict[str, int]:
-    """Of what the store names, so that a place which cannot be listed says the same."""
+    """Sizes of what the store names; commit records are added where the place may be listed."""
     codebooks = store.codebooks()
     named = {
         "manifest": [MANIFEST_NAME],
-        "index and records": [INDEX_NAME, *store.index_names() - {""}],
+        "index and records": [INDEX_NAME, *store.index_names()],
         "codebooks": [CURRENT_CODEBOOKS, codebook_name(codebooks.hash)] if codebooks else [],
     }
     sizes = {what: sum(_size(store, name) for name in names) for what, names in named.items()}

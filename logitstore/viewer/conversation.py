@@ -19,7 +19,7 @@ MAX_CHARACTERS = 240
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Of one sequence, each text cut to MAX_CHARACTERS."""
+    """The messages of one sequence, each text cut to MAX_CHARACTERS."""
 
     asked: str
     """The first user's message; the whole prompt where messages cannot be told apart."""
@@ -29,7 +29,7 @@ class Conversation:
 
 
 class Conversations:
-    """Of a store's sequences: by the chat template that the store keeps, else the tokenizer folder's."""
+    """Finds messages in a store's sequences by the store's chat template, or else the tokenizer folder's."""
 
     def __init__(self, store: LogitStore, texts: TokenTexts, folder: Path | None = None) -> None:
         self._texts = texts

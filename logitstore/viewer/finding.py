@@ -219,6 +219,6 @@ def _surprise(sequence: LabeledSequence) -> np.ndarray:
 
 
 def _mean(values_N: np.ndarray, loss_mask_N: np.ndarray) -> float:
-    """Of the rows that a loss counts and whose value is known; NaN where there is none."""
+    """The mean over rows that a loss counts and whose value is known; NaN where there is none."""
     known = values_N[loss_mask_N & ~np.isnan(values_N)]
     return float(known.mean()) if len(known) else float("nan")

@@ -47,7 +47,7 @@ class SequencePages:
     """Random access to the sequences of a store; safe to call from several threads."""
 
     def __init__(self, store: LogitStore, selection: Selection | None = None) -> None:
-        """Of the selected sequences alone, which are then found by reading the ids of every shard."""
+        """With a selection, only its sequences are shown; finding them reads the ids of every shard."""
         self._store = store
         self._selection = selection or Selection()
         self._kept: dict[str, np.ndarray] = {}
@@ -144,7 +144,7 @@ class SequencePages:
         return None
 
     def _selected_number(self, shard: int, place: int) -> int | None:
-        """Of the sequence at this place of a shard; None where it is not selected."""
+        """The number of the sequence at this place of a shard; None where it is not selected."""
         kept = self._kept.get(self._shards[shard].name)
         before = int(self._ends[shard - 1]) if shard else 0
         if kept is None:

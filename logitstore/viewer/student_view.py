@@ -14,7 +14,7 @@ from logitstore.viewer.encoding import Json, encode
 
 
 class StudentView:
-    """Of one student's folder; raises as `read_snapshots` does."""
+    """The snapshots in one student's folder; raises as `read_snapshots` does."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

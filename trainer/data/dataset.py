@@ -283,7 +283,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self.consumed = length
 
     def shards_by_step(self, count: int) -> list[set[tuple[int, int]]]:
-        """Of the next `count` steps: the readings of shards, (split, place in it), that each takes from."""
+        """For each of the next `count` steps, the readings of shards, (split, place in it), it takes from."""
         order, line = self._order(), self._line()
         found: list[set[tuple[int, int]]] = []
         for start in range(self.consumed, self.epoch_length, self.step_size)[:count]:

@@ -83,7 +83,7 @@ class StoreSpec:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Of the sequences of a shard that take part (S): which they are, and how long. int32 [S] each."""
+    """Which sequences of a shard take part (S), and how long they are. int32 [S] each."""
 
     place_S: np.ndarray
     """Place within the shard, ascending."""
@@ -136,7 +136,7 @@ class Source:
             self.outlines()
 
     def outlines(self) -> list[Outline]:
-        """Of each shard, what takes part; read at the first call, no labels are fetched."""
+        """What takes part of each shard; read at the first call, and no labels are fetched."""
         if self._outlines is None:
             with ThreadPoolExecutor(OUTLINE_THREADS, thread_name_prefix="logit-outline") as pool:
                 self._outlines = list(pool.map(self._outline, self.entries))

@@ -45,7 +45,7 @@ class Said:
     num_cut_prompts: int
     num_cut_answers: int
     num_changed_texts: int = 0
-    """Of those whose bits were counted, those of which its tokenizer drops or changes parts."""
+    """Texts whose bits were counted and of which the model's tokenizer drops or changes parts."""
 
     @property
     def num_empty_answers(self) -> int:
@@ -199,7 +199,7 @@ def _scores(one: _Asked, values: Sequence[float]) -> Scores:
 
 
 def _of_bytes(rows: Sequence[tuple[Item, str, str, float | None]], values: Sequence[float]) -> Scores:
-    """Of (item, text whose bits were counted, output, confidence) and the bits per byte."""
+    """Scores of (item, text whose bits were counted, output, confidence) and the bits per byte."""
     return Scores(
         [
             Scored(item.item_id, item.question, item.reference, output, value, sure, weight=num_bytes(text))

@@ -19,7 +19,7 @@ class Contamination:
     """What the check found."""
 
     num_prompts: int
-    """Of training."""
+    """Prompts of the training."""
     stores: tuple[str, ...]
     met: Mapping[str, str]
     """By item: the training prompt that shares NUM_WORDS words in a row with it, or all of its own."""
@@ -71,7 +71,10 @@ class _Found:
                 self._prompts.append(prompt)
 
     def all_met(self) -> dict[str, str]:
-        """Of a prompt, `nearest` tells one item; others are found from their side."""
+        """For each item that a prompt met, one such prompt.
+
+        `compare` finds one item for a prompt; the others are found here, from the item's side.
+        """
         training = _kept(self._prompts)
         training.start_block([text for _, text in self._asked])
         for number, (item, _) in enumerate(self._asked):

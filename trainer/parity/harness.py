@@ -239,7 +239,7 @@ def _adapter(model: Any, max_tokens: int | None) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.confidences: dict[str, float] = {}
-            """Of generated answers, by prompt."""
+            """Confidence of each generated answer, by prompt."""
             self._is_chat = False
 
         def apply_chat_template(

@@ -25,7 +25,7 @@ class ParityOptions:
     answer_field: str | None
     limit: int | None
     max_tokens: int | None
-    """Of an answer; None: what a task of lm-eval says itself, else MAX_TOKENS."""
+    """Most tokens of an answer; None takes what a task of lm-eval sets itself, else MAX_TOKENS."""
     num_fewshot: int | None
     batch_size: int
     seed: int

@@ -10,7 +10,7 @@ MatchKind = Literal["exact", "contains", "regex", "judge", "bits_per_byte", "jud
 JUDGED = ("judge", "judge_bits_per_byte")
 """Those that need a third model."""
 MAX_TOKENS = 256
-"""Of an answer, where neither a task nor the command says."""
+"""Most tokens of an answer where neither a task nor the command sets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Item:
     item_id: str
     """Its own id, else "line N"."""
     messages: tuple[Mapping[str, str], ...]
-    """Of `role` and `content`; the last is the user's."""
+    """Messages with `role` and `content`; the last is the user's."""
     reference: str
     """The right answer; "" where none is needed."""
 

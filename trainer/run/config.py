@@ -94,7 +94,7 @@ class TrainingConfig(Section):
     optimizer: str = "adamw_torch_fused"
     """As transformers names them (`optim`): adafactor, adamw_bnb_8bit, lion_32bit, sgd, ..."""
     optimizer_args: str | None = None
-    """Of the optimizer, as "name=value,name=value"."""
+    """Arguments of the optimizer, as "name=value,name=value"."""
     schedule: Literal[
         "cosine",
         "linear",
@@ -108,7 +108,8 @@ class TrainingConfig(Section):
     ] = "cosine"
     """Course of the learning rate, by transformers' names."""
     schedule_args: dict[str, Any] = Field(default_factory=dict)
-    """Of the schedule: { num_decay_steps = 100 } for warmup_stable_decay, { min_lr = 1e-6 } and so on."""
+    """Arguments of the schedule: { num_decay_steps = 100 } for warmup_stable_decay, { min_lr = 1e-6 } for
+    cosine_with_min_lr."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the rate rises to its highest."""
     warmup_ratio: float | None = Field(default=None, ge=0, lt=1)
@@ -116,9 +117,9 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decay of the weights per step, times the rate."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Of AdamW: decay of the gradient's mean."""
+    """AdamW's decay of the gradient's mean."""
     adam_beta2: float = Field(default=0.98, gt=0, lt=1)
-    """Of AdamW: decay of the gradient's squares."""
+    """AdamW's decay of the gradient's squares."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 does not clip."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -132,7 +133,7 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     seed: int = 0
-    """Of new weights, those of adapters too, and of dropout."""
+    """Seed of new weights, those of adapters too, and of dropout."""
     logging_steps: int = Field(default=5, ge=1)
     """Steps between two lines of the log."""
     save_steps: int | None = Field(default=None, ge=1)

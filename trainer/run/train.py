@@ -220,7 +220,7 @@ def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, fold
 def _evaluate_before(
     config: TrainConfig, trainer: OfflineDistillationTrainer, path: Path, *, resuming: bool
 ) -> dict[str, float | int] | None:
-    """Of the student as it begins; kept in a file, as a resumed run no longer has that student."""
+    """Figures of the student as it begins; kept in a file, as a resumed run no longer has that student."""
     if not config.evaluation.before:
         return None
     if resuming and path.exists():

@@ -21,7 +21,7 @@ class Verdict:
 
     best: str
     mean: float
-    """Of its figure over seeds."""
+    """Mean of its figure over seeds."""
     spread: float | None
     """Standard deviation of a figure over seeds, from all settings; None where each has one seed."""
     not_worse: tuple[str, ...]

@@ -37,7 +37,7 @@ class Point:
     """One run of the sweep."""
 
     name: str
-    """Of its folder: "temperature=2_alpha=0.5_seed=0"."""
+    """Name of its folder: "temperature=2_alpha=0.5_seed=0"."""
     values: dict[str, Any]
     """By setting; the seed too."""
     config: TrainConfig

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ray.job_config import JobConfig
 
 TRIES = 3
-"""Of a run whose worker or node ends under it."""
+"""Starts of a run whose worker or node ends while it runs."""
 LEAST_GPU = 0.0001
 """Ray counts GPUs in such parts."""
 MARK = ".sweep-"

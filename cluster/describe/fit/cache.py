@@ -9,7 +9,7 @@ from logitstore.common.config_file import ConfigError
 CACHE_FOLDER = "/cache/huggingface"
 """Where `[cache]` is mounted in containers, and what HF_HOME is then."""
 IMAGE_GB = 30.0
-"""Of a rented machine's disk, what the system, the image and Ray's own files are taken to need."""
+"""Estimated part of a rented machine's disk for the system, the image and Ray's own files."""
 RENTED: tuple[Kind, ...] = ("ray-aws", "ray-gcp", "skypilot")
 """Kinds that say how large the disks of their machines are."""
 USED: dict[Kind, tuple[str, ...]] = {

@@ -46,7 +46,7 @@ _DATA: dict[str, Any] = json.loads(
     (files("cluster.describe.fit") / "machines.json").read_text(encoding="utf-8")
 )
 SPOT_SHARE: float = _DATA["spot_share"]
-"""Of the price on demand, what a spot machine is taken at."""
+"""Share of the price on demand that a spot machine is estimated to cost."""
 CATALOGS: dict[str, tuple[dict[tuple[str, int], Machine], tuple[Machine, ...]]] = {}
 """By cloud: machines by accelerator and count, and those without, by size."""
 for _cloud, _machines in _DATA["clouds"].items():

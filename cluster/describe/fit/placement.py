@@ -75,7 +75,7 @@ def check_placement(
 
 
 def gpu_memory_gb(group: GroupConfig) -> float | None:
-    """Of one GPU of the group; None for one that is not known here."""
+    """Memory of one GPU of the group; None for a GPU that is not known here."""
     return group.gpu_memory_gb or GPU_MEMORY_GB.get(group.accelerator)
 
 

@@ -11,13 +11,13 @@ JOB_FOLDER = "/etc/penumbra"
 HEAD = "ray-head"
 """Name of the head's container."""
 POLICY_LABEL = "penumbra/cluster"
-"""Of every pod of a cluster: what the network policy covers, under a name that nobody else gives."""
+"""Label of every pod of a cluster, by which the network policy selects it; no other tool has this name."""
 CACHE_MOUNT = {"name": "cache", "mountPath": CACHE_FOLDER}
 USER_ID = 1000
-"""Of the user in the image that the rendered Dockerfile makes: Kubernetes knows users by number alone."""
+"""The user in the image that the rendered Dockerfile makes: Kubernetes knows users by number alone."""
 GRACE_MARGIN_SEC = 15
 CORES_SHARE, MEMORY_SHARE = 0.9, 0.85
-"""Of a node's, for a pod that is to have the node alone: the rest is Kubernetes' own and its daemons'."""
+"""Shares of a node for a pod that is to have it alone: the rest is for Kubernetes and its daemons."""
 
 
 def pod_cores(cores: int) -> int:

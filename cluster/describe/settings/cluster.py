@@ -121,7 +121,7 @@ class ClusterConfig(OneLineSection):
     disk_gb: int = Field(default=200, ge=50)
     """Disk of a cloud's machine: the image and the teacher's weights."""
     currency: str = "USD"
-    """Of the prices."""
+    """Currency of the prices."""
     head: HeadConfig = HeadConfig()
     groups: Annotated[tuple[GroupConfig, ...], Field(min_length=1)]
     on_premise: OnPremiseConfig = OnPremiseConfig()

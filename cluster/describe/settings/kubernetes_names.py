@@ -12,7 +12,7 @@ LABEL_NAME = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
 PART_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-"""Of a container or volume, and of a namespace."""
+"""Name of a container, a volume or a namespace."""
 
 ObjectName = Annotated[
     str,

@@ -143,7 +143,7 @@ def _goes_by_proxy(url: str) -> bool:
 
 
 def _keep_from_proxies(host: str) -> None:
-    """Of this process: Ray's client takes the environment's proxies for every address."""
+    """Changes this process's environment: Ray's client takes its proxies for every address."""
     for variable in ("no_proxy", "NO_PROXY"):
         hosts = [one for one in os.environ.get(variable, "").split(",") if one]
         if host not in hosts:

@@ -90,7 +90,7 @@ class Spending:
             self._read()
 
     def cost(self) -> Cost:
-        """Of this run, with the bills of all runs as they were known last."""
+        """The cost of this run, with the bills of all runs as last read."""
         return cost_of(
             self._job,
             replica_sec=self.replica_sec,

@@ -26,7 +26,7 @@ TOO_LONG_WORDS = (
     "max_model_len",
     "too long",
 )
-"""Of OpenAI's, vLLM's, SGLang's and llama.cpp's servers."""
+"""Words of OpenAI's, vLLM's, SGLang's and llama.cpp's servers."""
 NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 MAYBE_BILLED_STATUSES = (408, 500, 502, 504)
 """With which a server, or a gateway before it, ends a request that its model may have answered; other

@@ -93,7 +93,7 @@ def _write_archive(path: Path, columns: Mapping[str, _Column], whole: Mapping[st
 
 
 def _layout(labels: LabelSpec) -> dict[str, tuple[Any, int | None]]:
-    """Of each array with a row for every label row, its type and width; None for a plain one."""
+    """Type and width of each array that has a row for every label row; the width is None for a plain one."""
     num_temperatures = len(labels.temperatures)
     return {
         "logits_NK": (np.float32, labels.top_k),

@@ -19,10 +19,10 @@ from logitstore.shard.sequence_columns import to_flags
 MAX_OFFSET = 2**31 - 1
 BATCH_SEQUENCES = 256
 BATCH_NUMBERS = 2**21
-"""Of a batch: entries of label rows, and tokens, of its sequences together; one sequence that has more is a
-batch of its own. Arrow counts them in int32."""
+"""Most entries of label rows, and most tokens, of a batch's sequences together; one sequence that has more is
+a batch of its own. Arrow counts them in int32."""
 TEXT_NUMBERS = 2**18
-"""Of what becomes text at once, which takes many times the memory of its numbers."""
+"""Most numbers that become text at once, which takes many times the memory of the numbers."""
 ENOUGH_NUMBERS = 2**17
 """A batch that has so many takes no further block: what is of one block alone is not copied."""
 

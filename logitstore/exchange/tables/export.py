@@ -41,11 +41,11 @@ Progress = Callable[[str, int, int], None]
 Announce = Callable[[int], None]
 """Called before anything is written with the bytes that it will take, about."""
 ROW_GROUP_BYTES = 32 * 2**20
-"""Of arrays that make a row group of Parquet."""
+"""Bytes of arrays that make a row group of Parquet."""
 FILE_BYTES = 64 * 2**20
 """Labels, as the store holds them, that one of several files takes; Parquet makes about twice of them."""
 TOGETHER_BYTES = 2**20
-"""Of neighbouring small shards that one thread reads, so that their batches are not small."""
+"""Bytes of neighbouring small shards that one thread reads, so that their batches are not small."""
 SAMPLE_SEQUENCES = 8
 """So many of the first sequences are written to nowhere, to know what all will take."""
 _PLANES = tuple(

@@ -40,7 +40,7 @@ def batch_of(record: Mapping[str, Any], file: str, line: int) -> pa.RecordBatch:
 def sequences_of(
     batch: pa.RecordBatch, num_temperatures: int, file: str, first_line: int
 ) -> Iterator[LabeledSequence]:
-    """Of a batch whose first row is `first_line`, counted from 1, of the file.
+    """The sequences of a batch whose first row is row `first_line` of the file, counted from 1.
 
     Raises UnsupportedInputError for what is no table of a store.
     """
@@ -75,7 +75,7 @@ class _Columns:
         self._batch, self._file, self._first_line = batch, file, first_line
 
     def column(self, name: str) -> pa.Array:
-        """Of the type that it was exported with, without nulls."""
+        """The column, in the type that it was exported with and without nulls."""
         return self._without_nulls(name, self._cast(TABLE_SCHEMA.field(name)))
 
     def numbers(self, name: str) -> list[np.ndarray]:
@@ -83,7 +83,7 @@ class _Columns:
         return self._apart(self.values(name, self.column(name)), self.lengths(name))
 
     def numbers_or_none(self, field: pa.Field) -> Sequence[np.ndarray | None]:
-        """Of a column that a table need not have, nor a sequence of one that has it."""
+        """The values of a column that may be missing, from the table or from single sequences."""
         if field.name not in self._batch.schema.names:
             return [None] * self._batch.num_rows
         column = self._cast(field)

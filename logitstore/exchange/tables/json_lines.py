@@ -61,7 +61,7 @@ def _lines_by(write: Callable[[dict[str, Any]], bytes], batch: pa.RecordBatch) -
 
 
 def _values_of(column: pa.Array) -> Sequence[Any]:
-    """Of each sequence what the writer takes: a number, a text, an array, or a list of arrays."""
+    """For each sequence, what the writer takes: a number, a text, an array, or a list of arrays."""
     kind = column.type
     if not pa.types.is_list(kind) or pa.types.is_string(kind.value_type):
         return column.to_pylist()

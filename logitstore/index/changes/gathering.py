@@ -44,11 +44,11 @@ class Known:
 
     pointer: IndexPointer | None = None
     etag: str | None = None
-    """Of the `index.json` that is to be replaced, readable or not; None where there is none."""
+    """The tag of the `index.json` that is to be replaced, readable or not; None where there is none."""
     records: dict[tuple[str, str], CommitRecord] = field(default_factory=dict)
     """By unit id and attempt; what was found first stays."""
     rounds: dict[str, int] = field(default_factory=dict)
-    """Of the units with records of a later round than the first."""
+    """The round of each unit that has records of a later round than the first."""
     unread: list[str] = field(default_factory=list)
     """Why what could not be read was left out."""
 

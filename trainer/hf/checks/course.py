@@ -56,7 +56,7 @@ def check_course(
 def _warn_of_the_end(
     args: Any, stops: list[EarlyStoppingCallback], num_evaluations: int, num_steps: int
 ) -> None:
-    """Of stops that cannot come, and of a warm-up that does not end."""
+    """Warns of stops that cannot come, and of a warm-up that does not end."""
     for stop in stops:
         if stop.early_stopping_patience >= num_evaluations:
             warnings.warn(

@@ -17,7 +17,7 @@ from torch import Tensor
 NUM_BINS = 15
 """Bins of confidence, as in Guo et al."""
 STEP = 0.05
-"""Of the inverse temperature."""
+"""Step of the inverse temperature."""
 FIRST, LAST = 5, 40
 """Inverse temperatures tried, in steps: 0.25 to 2, so temperatures 4 to 0.5."""
 UNSCALED = round(1 / STEP) - FIRST
@@ -72,7 +72,7 @@ class Calibration:
 
 
 def reliability_of(sums_3C: np.ndarray) -> Reliability:
-    """Of rows, right rows and summed confidences by bin."""
+    """`sums_3C` has the rows, the right rows and the summed confidences of each bin."""
     rows_C, right_C, sure_C = sums_3C
 
     def means(sums_C: np.ndarray) -> tuple[float | None, ...]:

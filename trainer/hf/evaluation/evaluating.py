@@ -96,7 +96,7 @@ class EvaluatingTrainer(Trainer):
         eval_dataset: StreamingLogitDataset | str | None = None,
         calibration: CalibrationSums | None = None,
     ) -> Evaluation:
-        """Of the held-out records; `calibration` gets the same rows."""
+        """Evaluates on the held-out records; `calibration` gets the same rows."""
         dataset = self._evaluation_set(eval_dataset)
         return evaluate(
             self.model,

@@ -44,7 +44,7 @@ class TeacherFigures:
 def teacher_figures(
     dataset: StreamingLogitDataset, settings: CollateSettings, max_sequences: int | None
 ) -> TeacherFigures | None:
-    """Of the rows that `evaluation_batches` gives of the same dataset with a collator of these settings.
+    """Figures of the rows that `evaluation_batches` gives of the dataset with a collator of these settings.
 
     None where no row has a known token, and where a store holds texts alone: the rows made of those are the
     text itself, and their figures would be those of a teacher that is never wrong. Under torch.distributed

@@ -44,7 +44,7 @@ class Routing:
     """
 
     share: tuple[float, ...]
-    """Of requests that go to the teacher, from 0 to 1."""
+    """Share of requests that go to the teacher, from 0 to 1."""
     quality: tuple[float, ...]
     """Mean score of all requests, by their weights."""
     threshold: tuple[float | None, ...]

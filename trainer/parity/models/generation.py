@@ -28,7 +28,7 @@ def take_ends(model: Any, tokenizer: Any) -> set[int]:
 def greedy_answers(
     model: Any, tokenizer: Any, ends: set[int], prompts: Sequence[tuple[list[int], bool]], request: Request
 ) -> list[Answer]:
-    """Of each (ids, is its beginning left out) the answer. What it says does not depend on the others.
+    """The answer to each (ids, is its beginning left out). It does not depend on the other prompts.
 
     `request` says when answers end.
     """

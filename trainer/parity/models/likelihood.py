@@ -25,7 +25,7 @@ def prompt_of(model: AnsweringModel, item: Item) -> str:
 
 
 def bits_per_byte(model: AnsweringModel, told: Sequence[tuple[Item, str]]) -> list[float]:
-    """Of each (item, text) the bits of the text after the item's messages, by its bytes; no text is empty.
+    """For each (item, text), the bits of the text after the item's messages, by its bytes; no text is empty.
 
     Without a chat template a space stands between the two, as lm-eval has it. A template that begins to
     reason is taken to have ended that at once.

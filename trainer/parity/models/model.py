@@ -74,7 +74,7 @@ class AnsweringModel:
         return answers
 
     def loglikelihoods(self, pairs: Sequence[tuple[str, str]], *, is_chat: bool) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): the continuation's log-probability, and whether it is greedy.
+        """For each (context, continuation): the continuation's log-probability, and whether it is greedy.
 
         `is_chat`: contexts have the chat template's special tokens, and the tokenizer adds none.
         """

@@ -21,7 +21,7 @@ from trainer.run.watch.held_out import HeldOutFigures
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """Of the training alone, since its last start."""
+    """Times of the training alone, since its last start."""
 
     started: datetime
     train_seconds: float

@@ -87,7 +87,7 @@ class DataConfig(Section):
     shuffle: bool = True
     """Read in an order of its own every epoch; false reads as stored."""
     seed: int = 0
-    """Of the order of reading."""
+    """Seed of the order of reading."""
     num_splits: int = Field(default=16, ge=1)
     """Shards read side by side. More mixes better; each holds a shard open. If `training.batch_size` is a
     multiple of 8 and `num_splits` one of batch_size / 8 x processes x workers, no two of them decode the

@@ -25,7 +25,7 @@ the batches' places that hold tokens of sequences."""
 
 
 class TrainingProgress(TrainerCallback):
-    """Of the first process only. Writes to stderr, so that stdout is left to results."""
+    """Shows the progress of the first process only, on stderr, so that stdout is left to results."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._console = Console(file=stream or sys.stderr, highlight=False)

@@ -52,7 +52,7 @@ class SnapshotTaker(TrainerCallback):
         num_sequences: int,
         steps: int | None,
     ) -> None:
-        """Of `num_sequences` sequences evenly spaced in `held_out`, or all where it has fewer."""
+        """Follows `num_sequences` sequences evenly spaced in `held_out`, or all where it has fewer."""
         self._trainer, self._folder, self._steps = trainer, folder, steps
         count = min(num_sequences, held_out.num_sequences)
         self._samples = [held_out[place * held_out.num_sequences // count] for place in range(count)]
