@@ -46,6 +46,7 @@ from logitstore.viewer.overview import StoreView
 from logitstore.viewer.static import static_page
 from logitstore.viewer.student_view import StudentView
 from trainer.run.config import TrainConfig, load_config, resolved
+from trainer.run.file_names import CONFIG_NAME, METRICS_NAME
 
 REQUIRED_KL_FALL = 1 / 3
 """The demo fails if KL(teacher, student) on held-out records does not fall by more than this share. What the
@@ -148,7 +149,7 @@ def training(train_file: Path, overrides: list[str]) -> list[str]:
     arguments = [str(train_file), *(word for text in overrides for word in ("--set", text))]
     config = load_config(str(train_file), overrides)
     try:
-        saved = json.loads((Path(config.output.folder) / "train.json").read_bytes())
+        saved = json.loads((Path(config.output.folder) / CONFIG_NAME).read_bytes())
     except FileNotFoundError:
         return arguments
     is_same = saved == json.loads(json.dumps(resolved(config)))
@@ -169,7 +170,7 @@ def answers_arguments(uri: str, train: TrainConfig) -> list[str]:
 
 def read_training(folder: Path) -> Training:
     """What the trainer wrote in `metrics.json` and `snapshots.npz` of its output folder."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / METRICS_NAME).read_text())
     history = [entry for entry in metrics["history"] if "loss" in entry]
     return Training(
         steps=tuple(entry["step"] for entry in history),

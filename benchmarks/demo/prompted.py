@@ -21,6 +21,7 @@ from labeler.config.loading import load_job
 from logitstore.common.console import Console
 from logitstore.store import LogitStore
 from trainer.run.config import load_config
+from trainer.run.file_names import METRICS_NAME
 
 JOB_FILE, TRAIN_FILE = "demo-prompted.toml", "demo-prompted-train.toml"
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def students_of(folder: Path) -> tuple[Student, Student]:
     """The student of a training run, before and after."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / METRICS_NAME).read_text())
     before, after = (
         Student(**{name: metrics[when][name] for name in Student.__slots__}) for when in ("before", "after")
     )

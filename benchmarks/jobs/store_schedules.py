@@ -21,7 +21,7 @@ from benchmarks.jobs.scale import MANIFEST, made_up_sequence
 from logitstore.errors import ObjectStoreError, StoreChangedError
 from logitstore.index.changes import compaction
 from logitstore.index.changes.rebuild import rebuild_index
-from logitstore.manifest.reading import encode_manifest
+from logitstore.manifest.reading import MANIFEST_NAME, encode_manifest
 from logitstore.records import LabeledSequence, Reject
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
@@ -69,7 +69,7 @@ class Schedule:
         self.clean = objects_over(LossyBackend(self.memory, self.rng, 0.0))
 
     def run(self, num_steps: int = 40) -> None:
-        self.clean.put("manifest.json", encode_manifest(MANIFEST))
+        self.clean.put(MANIFEST_NAME, encode_manifest(MANIFEST))
         LogitStore._begin(self.clean, MANIFEST)
         stores = [LogitStore(objects_over(backend), MANIFEST) for backend in (self.first, self.second)]
         self.second_store = stores[1]

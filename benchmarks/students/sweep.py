@@ -28,6 +28,7 @@ from labeler.config.loading import load_job
 from logitstore.common.config_file import ConfigError
 from logitstore.common.console import Console
 from trainer.run.config import load_config
+from trainer.run.file_names import METRICS_NAME
 from trainer.sweep.command import RECORD_NAME
 
 JOB_FILES, TRAIN_FILE = ("demo-generate.toml", "demo-score.toml"), "demo-train.toml"
@@ -106,7 +107,7 @@ def interrupted_sweep(steps: Steps, train_file: Path, folder: Path) -> Interrupt
     alone = folder / "alone"
     own = ("--set", f"output.folder={alone}")
     steps.run("the killed run by itself", "train", "run", str(folder / "runs" / f"{killed_run}.json"), *own)
-    kl = json.loads((alone / "metrics.json").read_bytes())["after"]["kl"]
+    kl = json.loads((alone / METRICS_NAME).read_bytes())["after"]["kl"]
     difference = abs(kl - runs[killed_run]["after"]["kl"])
     return Interruption(len(before), len(kept), seconds, killed_run, difference)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
+from logitstore.manifest.reading import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class StepRecord:
 
 def digest_of(out: Path) -> str:
     """Digest of a file's content; for a store, of its manifest, since its own commits prove the rest."""
-    path = out / "manifest.json" if out.is_dir() else out
+    path = out / MANIFEST_NAME if out.is_dir() else out
     if not path.exists():
         return ""
     with open(path, "rb") as file:

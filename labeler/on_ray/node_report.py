@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from logitstore.objects.room import nearest_existing
+
 PACKAGES = (
     *("ray", "vllm", "torch", "transformers", "openai"),
     *("numpy", "pyarrow", "zstandard", "pydantic", "fsspec"),
@@ -102,7 +104,7 @@ def report_here(question: Mapping[str, Any], ip: str) -> dict[str, Any]:
         model=model,
         model_problem=model_problem,
         cache=str(cache),
-        cache_free_bytes=shutil.disk_usage(_existing(cache)).free,
+        cache_free_bytes=shutil.disk_usage(nearest_existing(cache)).free,
         gpus=gpus,
         gpu_driver=driver,
     ).as_record()
@@ -225,8 +227,3 @@ def _cache_folder() -> Path:
     except ImportError:
         return Path.home()
     return Path(HF_HUB_CACHE)
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return next((one for one in (path, *path.absolute().parents) if one.exists()), Path(os.sep))

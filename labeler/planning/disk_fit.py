@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import shutil
 from pathlib import Path
 
 from labeler.config.loading import JobConfig, LabelsConfig, is_local_path
 from labeler.planning.gpu_memory import GB, stored_weights
+from logitstore.objects.room import nearest_existing
 
 BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
 """Stored bytes of a label row by K with shared codebooks, for a vocabulary of 49,152 (see FORMAT.md)."""
@@ -51,7 +51,7 @@ def disk_lines(job: JobConfig, store_bytes: float) -> list[str]:
     """A warning for the store, and one for the weights that a teacher on this machine has yet to fetch."""
     lines = []
     if is_local_path(job.output.uri):
-        folder = _existing(Path(job.output.uri.removeprefix("file://")))
+        folder = nearest_existing(Path(job.output.uri.removeprefix("file://")))
         lines += _lack("the store needs", store_bytes, folder, "output.uri")
     weights = stored_weights(job)
     if weights is not None and job.workers.address is None:
@@ -62,7 +62,7 @@ def disk_lines(job: JobConfig, store_bytes: float) -> list[str]:
         lines += _lack(
             f"the teacher's weights are {weights}, of which have yet to be fetched",
             weights.num_bytes - _num_bytes(kept),
-            _existing(cache),
+            nearest_existing(cache),
             "HF_HOME",
         )
     return lines
@@ -76,11 +76,6 @@ def _lack(what: str, num_bytes: float, folder: Path, setting: str) -> list[str]:
         f"WARNING: {what} {num_bytes / GB:,.1f} GB, but the disk of {folder} has {free / GB:,.1f} GB free; "
         f"make room there, or set {setting} to another place"
     ]
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return next((one for one in (path, *path.absolute().parents) if one.exists()), Path(os.sep))
 
 
 def _num_bytes(folder: Path) -> int:

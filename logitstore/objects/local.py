@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeObjectError
-from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
+from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo, is_temporary
 from logitstore.objects.system import OWN_FLAGS, PLAIN_FILE_FLAGS, lock_file
 
 LOCK_NAME = TEMPORARY_PREFIX + "lock"
@@ -98,10 +98,10 @@ class LocalBackend:
         return ObjectInfo(name, status.st_size, status.st_mtime)
 
     def list(self, prefix: str) -> list[ObjectInfo]:
-        return [info for info in self._walk(prefix) if not _is_temporary(info.name)]
+        return [info for info in self._walk(prefix) if not is_temporary(info.name)]
 
     def list_temporary(self) -> list[ObjectInfo]:
-        return [info for info in self._walk("") if _is_temporary(info.name) and info.name != LOCK_NAME]
+        return [info for info in self._walk("") if is_temporary(info.name) and info.name != LOCK_NAME]
 
     def delete(self, names: list[str]) -> None:
         for name in names:
@@ -189,10 +189,6 @@ def _not_regular(path: Path) -> UnsafeObjectError:
         f"{path} is a link, a pipe or a device, and a store holds regular files only: remove it, or copy the "
         "store with links resolved (cp -rL)"
     )
-
-
-def _is_temporary(name: str) -> bool:
-    return name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)
 
 
 def _etag(data: bytes) -> str:

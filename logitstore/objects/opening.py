@@ -236,6 +236,11 @@ class Objects:
         return self._backend.open(check_name(name), num_bytes, buffer_bytes)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a writer makes, or left behind, an object of this name."""
+    return name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)
+
+
 def check_name(name: str) -> str:
     """`name` if every part of it is plain. Raises UnsafeNameError: names may come from a hostile store."""
     parts = name.split("/") if isinstance(name, str) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,10 +16,12 @@ def free_bytes(uri: str) -> int | None:
     """Free bytes of the disk on which a local place is or will be; None for a place on another machine."""
     if not is_local_uri(uri):
         return None
-    folder = Path(normalise_uri(uri))
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(nearest_existing(Path(normalise_uri(uri)))).free
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next((one for one in (path, *path.absolute().parents) if one.exists()), Path(os.sep))
 
 
 def require_room(uri: str, num_bytes: int, what: str, less: str = "") -> None:

@@ -28,7 +28,7 @@ from logitstore.index.pointer import INDEX_NAME, valid_tombstone_name
 from logitstore.index.segments import valid_segment_name
 from logitstore.job_objects import CARD_NAME, JOB_NAMES, JOB_PREFIXES
 from logitstore.manifest.reading import MANIFEST_NAME
-from logitstore.objects.opening import TEMPORARY_PREFIX, ObjectInfo
+from logitstore.objects.opening import ObjectInfo, is_temporary
 from logitstore.objects.probing import PROBE_PREFIX
 from logitstore.shard.arrow_file import ArrowFile
 from logitstore.shard.schema import SHARD_FORMAT
@@ -114,8 +114,8 @@ def repair(
         with contextlib.suppress(UnsuitablePlaceError):  # where nobody can compact
             store.fence_compactors()
         removed = [info for info in removed if info.name not in store.index_names()]
-    store.objects.delete_many(info.name for info in removed if not _is_temporary(info.name))
-    store.objects.delete_temporary(info for info in removed if _is_temporary(info.name))
+    store.objects.delete_many(info.name for info in removed if not is_temporary(info.name))
+    store.objects.delete_temporary(info for info in removed if is_temporary(info.name))
     return len(removed)
 
 
@@ -229,10 +229,6 @@ def _refuse_most(store: LogitStore, removed: list[ObjectInfo], remove_most: bool
             "removed: a store that loses most of itself may have an old index; look at what `verify` lists, "
             "then add --remove-most"
         )
-
-
-def _is_temporary(name: str) -> bool:
-    return name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)
 
 
 def _is_known(name: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from logitstore.common.config_file import ConfigError
 from logitstore.contamination.ngrams import NgramTexts
 from trainer.parity.stored import prompts_of
+from trainer.run.file_names import METRICS_NAME
 
 NUM_WORDS = 13
 
@@ -33,7 +34,7 @@ def training_stores(student: str, labels: Sequence[str]) -> tuple[str, ...]:
     if labels:
         return tuple(labels)
     try:
-        metrics = json.loads(Path(student, "metrics.json").read_bytes())
+        metrics = json.loads(Path(student, METRICS_NAME).read_bytes())
         return tuple(store["uri"] for store in metrics["stores"])
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
         raise ConfigError(

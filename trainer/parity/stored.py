@@ -16,6 +16,7 @@ from logitstore.exchange.texts import (
     texts_around,
 )
 from logitstore.manifest.fields import STUDENT_PROMPTS
+from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.manifest.turns import masks_tell_turns
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
@@ -39,7 +40,7 @@ class StoredText:
 
 
 def is_store(place: str) -> bool:
-    return "://" in place or Path(place, "manifest.json").is_file()
+    return "://" in place or Path(place, MANIFEST_NAME).is_file()
 
 
 def stored_answers(uri: str, items: Sequence[Item]) -> dict[str, Answer]:

@@ -9,7 +9,7 @@ import torch
 from logitstore.common.config_file import flatten
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.run.config import TrainConfig, resolved
-from trainer.run.output import CHECKPOINTS_NAME
+from trainer.run.file_names import CHECKPOINTS_NAME
 
 
 def arguments_of(

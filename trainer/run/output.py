@@ -20,17 +20,13 @@ from logitstore.students.snapshots import SNAPSHOTS_NAME
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.checkpoints import last_checkpoint
 from trainer.run.config import TrainConfig, resolved
+from trainer.run.file_names import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, SAMPLES_NAME
 from trainer.run.result.model_card import RELIABILITY_NAME, CardFigures, model_card
 from trainer.run.result.pictures import draw_reliability
 
 if TYPE_CHECKING:
     from trainer.hf.arguments import OfflineDistillationConfig
 
-METRICS_NAME = "metrics.json"
-CONFIG_NAME = "train.json"
-CHECKPOINTS_NAME = "checkpoints"
-TEXTS_NAME = "texts"
-SAMPLES_NAME = "samples.jsonl"
 MAY_CHANGE = (
     "student.trust_remote_code",
     "student.attn_implementation",

@@ -12,6 +12,7 @@ from typing import Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import remove_parts, write_whole
+from trainer.run.file_names import CONFIG_NAME
 from trainer.run.only_run import only_run
 from trainer.sweep.certainty import verdict
 from trainer.sweep.grid import Axis, points_of
@@ -82,7 +83,8 @@ def report(outcomes: Sequence[Outcome], folder: str, by: str) -> str:
     lines = [*table(outcomes, by), *recommendation(outcomes, by), f"curves: {folder}/{PAGE_NAME}"]
     best = _best(outcomes, by)
     if best is not None:
-        lines.append(f"next: penumbra train eval {shlex.quote(best.point.config.output.folder)}/train.json")
+        run_folder = shlex.quote(best.point.config.output.folder)
+        lines.append(f"next: penumbra train eval {run_folder}/{CONFIG_NAME}")
     return "\n".join(lines)
 
 

@@ -19,9 +19,8 @@ from logitstore.common.whole_file import write_whole
 from logitstore.processes.with_parent import ending_with_this
 from logitstore.store import LogitStore
 from trainer.run.config import resolved
+from trainer.run.file_names import CONFIG_NAME, METRICS_NAME
 from trainer.sweep.grid import Point
-
-METRICS_NAME, CONFIG_NAME = "metrics.json", "train.json"
 
 
 @dataclass(frozen=True, slots=True)

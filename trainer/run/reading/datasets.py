@@ -17,7 +17,7 @@ from trainer.data.sources import HeldOut, StoreSpec
 from trainer.hf.checks.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.loss.loss_settings import LossSettings
 from trainer.run.config import TrainConfig
-from trainer.run.output import TEXTS_NAME
+from trainer.run.file_names import TEXTS_NAME
 from trainer.run.reading.texts import dropped_records, text_store
 
 if TYPE_CHECKING:

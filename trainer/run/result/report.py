@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER
+from trainer.run.file_names import CONFIG_NAME
 from trainer.run.output import RunMetrics
 from trainer.run.result.model_card import TITLES, calibration_in_words
 
@@ -66,5 +67,5 @@ def training_table(metrics: RunMetrics, folder: str) -> str:
         f"{metrics.num_trainable_parameters:,} of {metrics.num_parameters:,} parameters trained\n"
         f"{evaluation_table(metrics.before, metrics.after, metrics.teacher, metrics.calibration)}\n"
         f"student saved in {folder}\n"
-        f"evaluate it again: penumbra train eval {shlex.quote(folder)}/train.json"
+        f"evaluate it again: penumbra train eval {shlex.quote(folder)}/{CONFIG_NAME}"
     )

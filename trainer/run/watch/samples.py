@@ -19,7 +19,7 @@ from transformers import GenerationConfig, TrainerCallback, TrainerControl, Trai
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.run.output import SAMPLES_NAME
+from trainer.run.file_names import SAMPLES_NAME
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
