@@ -18,6 +18,7 @@ from logitstore.common.settings_list import add_form, listed
 from trainer.parity.arguments import add_parity
 from trainer.run.config import TrainConfig, checked_config, config_document, resolved
 from trainer.run.found import find_settings
+from trainer.run.settings.student import check_names
 from trainer.run.watch.hushing import hush_libraries
 from trainer.sweep.grid import SEED, Axis, points_of, read_axis
 from trainer.sweep.summary import FIGURES, record
@@ -194,9 +195,12 @@ def _document(arguments: argparse.Namespace) -> dict[str, Any]:
         "output.folder": arguments.out,
     }
     document = config_document(arguments.config, arguments.set, options)
+    trains_here = arguments.command is not _evaluate and not getattr(arguments, "address", None)
+    if trains_here and not arguments.dry_run:
+        check_names(checked_config(document, arguments.config).student)  # before torch, which takes seconds
     if arguments.config is None and arguments.command is not _evaluate:
         checked_config(document, None)  # what is missing is told before a store is opened
-        found = find_settings(document, trains_here=not getattr(arguments, "address", None))
+        found = find_settings(document, trains_here=trains_here)
         if not (arguments.quiet or arguments.json) and _is_first_process():
             print(*found, sep="\n", file=sys.stderr)
     return document

@@ -57,7 +57,7 @@ def _list_files(uri: str, storage_options: Mapping[str, Any] | None) -> list[tup
     if not found:
         raise InputNotFoundError(
             f"the input {redact_uri(uri)} matches no file; give a path, a glob, a folder or a URL of JSONL "
-            "(.gz, .zst), Parquet or Arrow files that exist"
+            "(.gz, .zst), CSV, Parquet or Arrow files that exist"
         )
     return [
         (file_system.unstrip_protocol(path), redact_query(path[len(base) :].lstrip("/"))) for path in found

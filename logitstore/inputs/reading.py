@@ -65,7 +65,8 @@ def _reader_for(path: str) -> Reader:
     if form is None:
         raise UnsupportedInputError(
             f"the input file {redact_uri(path)} has a name that tells no known form; names must end in "
-            ".jsonl, .ndjson or .json (also with .gz or .zst), .csv, .parquet or .arrow"
+            ".jsonl, .ndjson or .json (also with .gz or .zst), .csv, .parquet or .arrow; a text with a "
+            'prompt on each line becomes JSONL with {"prompt": "..."} on each'
         )
     return {
         "jsonl": read_lines,

@@ -126,6 +126,10 @@ def _read_array(start: bytes, file: BinaryIO, name: str) -> Iterator[RawRecord]:
         yield RawRecord(name, number + 1, None, reason)
 
 
+OTHER_SEPARATORS = (";", "\t")
+"""What programs of some countries write between columns; no name of a single column holds them."""
+
+
 def read_csv(file: BinaryIO, name: str) -> Iterator[RawRecord]:
     """A table of comma-separated values with a line of column names first."""
     csv.field_size_limit(MAX_LINE_BYTES)
@@ -137,6 +141,11 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[RawRecord]:
     rows = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
     number = 0
     try:
+        head = rows.fieldnames or ()
+        if len(head) == 1 and (other := next((mark for mark in OTHER_SEPARATORS if mark in head[0]), None)):
+            reason = f"its columns are separated by {other!r}, and those of a CSV file must be by commas"
+            yield RawRecord(name, 0, None, f"{reason}; save it anew so, or as JSONL or Parquet")
+            return
         for row in rows:
             number += 1
             if None in row or None in row.values():

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
 from logitstore.common.config_file import ConfigError
-from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import unpacked_tokenizer
@@ -17,7 +16,7 @@ from trainer.hf.checks.adapters import check_mergeable
 from trainer.hf.quantize import WeightQuantization
 from trainer.hf.student import with_adapters
 from trainer.run.settings.data import StoreSource
-from trainer.run.settings.student import LoraSettings, SmallStudentConfig, StudentConfig
+from trainer.run.settings.student import LoraSettings, SmallStudentConfig, StudentConfig, check_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,10 +37,7 @@ def load_tokenizer(config: StudentConfig, stores: Sequence[StoreSource]) -> PreT
             "a small student has no tokenizer, and the store keeps none; set student.tokenizer to the "
             "teacher's model"
         )
-    for setting, model in (("student.model", config.model), ("student.tokenizer", config.tokenizer)):
-        if model is not None:
-            revision = config.revision if setting == "student.model" else None
-            check_model_name(model, revision=revision, setting=setting)
+    check_names(config)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:

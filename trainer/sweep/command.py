@@ -14,6 +14,7 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import remove_parts, write_whole
 from trainer.run.file_names import CONFIG_NAME
 from trainer.run.only_run import only_run
+from trainer.run.settings.student import check_names
 from trainer.sweep.certainty import verdict
 from trainer.sweep.grid import Axis, points_of
 from trainer.sweep.on_ray import RayPlace, run_on_ray
@@ -56,6 +57,9 @@ def sweep(
     if not isinstance(folder, str) or not folder:
         raise ConfigError("output.folder is missing; give --out DIR, the folder of the sweep")
     points = points_of(document, axes, folder, path)
+    if options.ray is None:
+        for student in dict.fromkeys(point.config.student for point in points):
+            check_names(student)
     refuse_secrets(points)
     told: list[Outcome] = []
 

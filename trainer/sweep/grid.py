@@ -27,10 +27,6 @@ class Axis:
     """Dotted: "loss.temperature"."""
     values: tuple[Any, ...]
 
-    @property
-    def short(self) -> str:
-        return self.name.rpartition(".")[2]
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -62,6 +58,12 @@ def read_axis(text: str) -> Axis:
     return Axis(name.strip(), tuple(values))
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """ "temperature" for "loss.temperature"; settings whose last word is the same keep their names whole."""
+    last = [name.rpartition(".")[2] for name in names]
+    return [short if last.count(short) == 1 else name for short, name in zip(last, names, strict=True)]
+
+
 def points_of(
     document: Mapping[str, Any], axes: Sequence[Axis], folder: str, path: str | None
 ) -> list[Point]:
@@ -89,6 +91,7 @@ def points_of(
             f"--over makes {num_runs:,} runs, at most {MAX_RUNS:,} are taken; give fewer values"
         )
     points: list[Point] = []
+    shorts = short_names(names)
     same_start = not any(name.startswith("student.") for name in names) and "model" in document.get(
         "student", {}
     )
@@ -98,7 +101,7 @@ def points_of(
             _set(own, name, value)
             if name == SEED and ORDER_SEED not in names:
                 _set(own, ORDER_SEED, value)
-        label = "_".join(f"{axis.short}={value}" for axis, value in zip(axes, values, strict=True))
+        label = "_".join(f"{short}={value}" for short, value in zip(shorts, values, strict=True))
         name = _UNSAFE.sub("-", label)
         _set(own, "output.folder", f"{folder}/runs/{name}")
         if points and same_start:

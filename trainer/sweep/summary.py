@@ -11,7 +11,7 @@ from typing import Any
 
 from logitstore.common.whole_file import write_whole
 from trainer.sweep.certainty import LEVEL, Verdict, verdict
-from trainer.sweep.grid import SEED, Axis
+from trainer.sweep.grid import SEED, Axis, short_names
 from trainer.sweep.runs import Outcome
 
 LOWER_IS_BETTER = ("kl", "cross_entropy", "calibration_error")
@@ -23,7 +23,8 @@ SHORT = {"kl": "KL", "cross_entropy": "CE", "top1_agreement": "top-1", "accuracy
 
 def settings_name(values: Mapping[str, Any]) -> str:
     """ "temperature=2 alpha=0.5": the settings without the seed."""
-    words = [f"{name.rpartition('.')[2]}={value}" for name, value in values.items() if name != SEED]
+    names = [name for name in values if name != SEED]
+    words = [f"{short}={values[name]}" for short, name in zip(short_names(names), names, strict=True)]
     return " ".join(words) or "as configured"
 
 

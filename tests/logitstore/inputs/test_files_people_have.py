@@ -69,6 +69,15 @@ def test_csv_has_named_columns_and_tells_of_crooked_rows(tmp_path: Path) -> None
     assert empty == {"prompt": "i", "response": ""}
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_with_other_separators_is_one_clear_error(tmp_path: Path, separator: str) -> None:
+    """As programs write it where the comma is the decimal point; it was one column of a strange name."""
+    (tmp_path / "a.csv").write_text(f"prompt{separator}response\na{separator}b, c\n" * 3)
+    (error,) = iter_records(str(tmp_path / "a.csv"))
+    assert (error.line, error.record) == (0, None)
+    assert f"separated by {separator!r}, and those of a CSV file must be by commas" in (error.error or "")
+
+
 def _arrow_stream(path: Path, rows: list[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist(rows)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:

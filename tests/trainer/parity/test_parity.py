@@ -24,7 +24,7 @@ from trainer.__main__ import main
 from trainer.parity.answering import Compared, Said, Work
 from trainer.parity.contamination import _Found
 from trainer.parity.figures.gap import gap_of, routing_of
-from trainer.parity.figures.report import in_words, write_results
+from trainer.parity.figures.report import in_words, interval_in_words, write_results
 from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.records import Pair, Scored, Scores
 
@@ -134,6 +134,16 @@ def test_gap_and_routing() -> None:
     assert routing.quality == pytest.approx((0.5, 0.75, 1.0, 1.0, 0.75))
     assert routing.enough() == 1
     assert routing.threshold[1] == 0.2
+
+
+@pytest.mark.parametrize("number", [1, 50])
+def test_items_that_are_all_alike_tell_no_interval(number: int) -> None:
+    """Resampled they are alike again: an interval from +0.0000 to +0.0000 looked like certainty."""
+    gap = gap_of(pairs_of([(0, 0, 0.5)] * number), seed=0)
+    words = interval_in_words(gap)
+    assert "no interval" in words
+    assert ("only item" in words) == (number == 1)
+    assert interval_in_words(gap_of(pairs_of([(1, 0, 0.1), (1, 1, 0.8)] * 9), seed=0)).startswith("95% ")
 
 
 def test_a_score_below_zero_can_be_come_near_to() -> None:

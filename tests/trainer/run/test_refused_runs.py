@@ -186,3 +186,14 @@ def test_what_a_killed_start_left_of_its_files_is_removed(config, tmp_path):
         path.write_text("half")
     assert main(["run", str(config), "--quiet", *settings("training.max_steps=1")]) == 0
     assert [path for path in left if path.exists()] == []
+
+
+@pytest.mark.parametrize("command", [["run"], ["sweep", "--over", "loss.alpha=0.5,1"]])
+def test_a_wrong_name_is_told_before_torch_is_imported(command, tmp_path):
+    """torch and transformers take seconds, and most of a minute on a busy machine."""
+    make_store(tmp_path / "store")
+    words = [*command, "--student", "./nowhere", "--labels", f"{tmp_path}/store", "--out", f"{tmp_path}/out"]
+    code = f"import sys; from trainer.__main__ import main; print(main({words}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "student.model = './nowhere' is no folder here; correct the path" in done.stderr
+    assert done.stdout == "2 False\n"

@@ -26,6 +26,7 @@ from trainer.sweep import runs
 from trainer.sweep.certainty import student_t_below, verdict
 from trainer.sweep.grid import points_of, read_axis
 from trainer.sweep.runs import is_of_these_stores
+from trainer.sweep.summary import settings_name
 
 BASE = {"student": {"model": "m"}, "data": {"stores": "s"}, "output": {"folder": "out"}}
 
@@ -40,6 +41,15 @@ def test_every_combination_is_a_run_of_its_own() -> None:
     }
     assert [point.config.evaluation.before for point in points] == [True] + [False] * 11
     assert BASE["output"] == {"folder": "out"}
+
+
+def test_settings_of_which_the_last_word_is_the_same_keep_their_names() -> None:
+    """ "alpha=1_alpha=8" did not say which is which, on the page and in the table either."""
+    base = {**BASE, "student": {"model": "m", "lora": {"rank": 4}}}
+    over = ("loss.alpha=0.5,1", "student.lora.alpha=8,16", "loss.temperature=2")
+    first, *_ = points_of(base, [read_axis(text) for text in over], "out", None)
+    assert first.name == "loss.alpha=0.5_student.lora.alpha=8_temperature=2"
+    assert settings_name(first.values) == "loss.alpha=0.5 student.lora.alpha=8 temperature=2"
 
 
 def test_a_seed_is_that_of_the_order_too_unless_the_order_has_its_own() -> None:

@@ -113,8 +113,7 @@ def in_words(record: Mapping[str, Any], out: Path) -> str:
         gap = Gap(**fields)
         lines.append(
             f"{name}: {gap.num_items:,} items{'' if gap.higher_is_better else ', lower is better'}; teacher "
-            f"{gap.teacher:.4f}, student {gap.student:.4f}, gap "
-            f"{gap.gap:+.4f} (95% interval {gap.low:+.4f} to {gap.high:+.4f})"
+            f"{gap.teacher:.4f}, student {gap.student:.4f}, gap {gap.gap:+.4f} ({interval_in_words(gap)})"
         )
         if name in record["routing"]:
             lines.append("  " + routing_in_words(Routing(**record["routing"][name])))
@@ -122,6 +121,14 @@ def in_words(record: Mapping[str, Any], out: Path) -> str:
     if record["routing"]:
         lines.append(f"routing: {out}/routing.png")
     return "\n".join(lines)
+
+
+def interval_in_words(gap: Gap) -> str:
+    """Items drawn from such that are all alike are alike too, which is no proof of anything."""
+    if gap.low < gap.high:
+        return f"95% interval {gap.low:+.4f} to {gap.high:+.4f}"
+    alike = "its only item tells" if gap.num_items == 1 else "items that all show the same gap tell"
+    return f"{alike} no interval"
 
 
 def routing_in_words(routing: Routing) -> str:

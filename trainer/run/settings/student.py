@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from logitstore.common.hub import check_model_name
 from logitstore.common.section import HomePath, Section
 
 
@@ -118,3 +119,11 @@ class StudentConfig(Section):
                 "loaded again; remove student.lora, or start from student.model"
             )
         return self
+
+
+def check_names(student: StudentConfig) -> None:
+    """Raises ConfigError for a model or tokenizer that is neither here nor to be had. Loads no torch."""
+    if student.model is not None:
+        check_model_name(student.model, revision=student.revision, setting="student.model")
+    if student.tokenizer is not None:
+        check_model_name(student.tokenizer, revision=None, setting="student.tokenizer")
