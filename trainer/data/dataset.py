@@ -108,6 +108,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
             self._used_splits = splits_worth_packing(outlines, self._weights, packing, num_splits)
         self._order_of_epoch: EpochOrder | None = None
         self._packed_line: PackedLine | None = None
+        self._rows_by_order: dict[OrderKey, int] = {}
         self._random_access = RandomAccess(self.sources, top_k)
         check_top_k(self.sources, self._specs, top_k)
         self._check_cache()
@@ -140,8 +141,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
     @property
     def epoch_length(self) -> int:
         """Sequences (rows, with `packing`) of the epoch's line, over all ranks; weights count."""
-        line = self._line()
-        return self._order().num_sequences if line is None else line.num_rows
+        return self._length_of(self.epoch)
 
     def __len__(self) -> int:
         """Sequences (rows, with `packing`) that this rank reads in an epoch."""
@@ -160,13 +160,16 @@ class StreamingLogitDataset(IterableDataset[Any]):
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which this rank gets something."""
-        return -(-len(self) // self.batch_size)
+        return self.steps_from(self.epoch)
 
     @property
     def steps_left(self) -> int:
         """Steps until the end of the epoch that the next iteration reads from."""
-        left = self.epoch_length - (0 if self._is_finished() else self.consumed)
-        full, rest = divmod(left, self.step_size)
+        return self.steps_from(self.epoch, 0 if self._is_finished() else self.consumed)
+
+    def steps_from(self, epoch: int, consumed: int = 0) -> int:
+        """Steps from a place of any epoch to its end; packed ones differ by some rows."""
+        full, rest = divmod(self._length_of(epoch) - consumed, self.step_size)
         start, stop = self._part(0, rest)
         return full + (stop > start)
 
@@ -298,21 +301,38 @@ class StreamingLogitDataset(IterableDataset[Any]):
     def _is_finished(self) -> bool:
         return self.consumed >= self.epoch_length
 
+    def _length_of(self, epoch: int) -> int:
+        if self.packing is None:
+            return self._order().num_sequences  # of every epoch
+        key = self._key(epoch)
+        if key not in self._rows_by_order:
+            line = self._line() if epoch == self.epoch else None
+            line = line or self._packed(self._order_in(epoch), self.packing)
+            self._rows_by_order[key] = line.num_rows
+        return self._rows_by_order[key]
+
     def _order(self) -> EpochOrder:
-        key = OrderKey(self.digest, self.seed, self.epoch, self._used_splits, self.shuffle)
-        if self._order_of_epoch is None or self._order_of_epoch.key != key:
-            lengths = [source.lengths for source in self.sources]
-            self._order_of_epoch = EpochOrder(key, lengths, self._weights)
+        if self._order_of_epoch is None or self._order_of_epoch.key != self._key(self.epoch):
+            self._order_of_epoch = self._order_in(self.epoch)
             self._packed_line = None
         return self._order_of_epoch
+
+    def _order_in(self, epoch: int) -> EpochOrder:
+        lengths = [source.lengths for source in self.sources]
+        return EpochOrder(self._key(epoch), lengths, self._weights)
+
+    def _key(self, epoch: int) -> OrderKey:
+        return OrderKey(self.digest, self.seed, epoch, self._used_splits, self.shuffle)
 
     def _line(self) -> PackedLine | None:
         """The rows of the epoch; None without packing."""
         order = self._order()
         if self.packing is not None and self._packed_line is None:
-            outlines = [source.outlines() for source in self.sources]
-            self._packed_line = PackedLine(order, outlines, self.packing)
+            self._packed_line = self._packed(order, self.packing)
         return self._packed_line
+
+    def _packed(self, order: EpochOrder, packing: Packing) -> PackedLine:
+        return PackedLine(order, [source.outlines() for source in self.sources], packing)
 
     def _check_cache(self) -> None:
         if self._cache is None:

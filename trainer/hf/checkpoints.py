@@ -133,8 +133,9 @@ def _mode_of_new_files(folder: Path) -> int:
         probe.unlink()
 
 
-class LogAtCheckpoints(TrainerCallback):
-    """Ends a line of the log at every checkpoint, as the means since the last line are not saved.
+class LogToTheEnd(TrainerCallback):
+    """Ends a line of the log at every checkpoint, as the means since the last line are not saved, and where
+    training ends, so that no step is without a line.
 
     So a resumed run's first line is over the same steps as in the unbroken run.
     """
@@ -142,9 +143,12 @@ class LogAtCheckpoints(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if control.should_save and args.logging_strategy != IntervalStrategy.NO:
+        if args.logging_strategy != IntervalStrategy.NO and (
+            control.should_save or control.should_training_stop or state.global_step >= state.max_steps
+        ):
             control.should_log = True
 
+    # Reached after a stop too, whoever stopped training: an evaluation does after the step's line.
     on_epoch_end = on_step_end
 
 

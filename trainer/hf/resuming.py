@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from trainer.hf.checkpoints import (
 )
 from trainer.hf.checks.course import check_course
 from trainer.hf.checks.processes import check_unchanged
+from trainer.hf.epochs import Place, epochs_to_begin, place_of, steps_to_end, total_steps
 from trainer.hf.evaluation.evaluating import EvaluatingTrainer, evaluation_sets
 from trainer.loss.loss_settings import LossSettings
 
@@ -31,6 +33,44 @@ class ResumingTrainer(EvaluatingTrainer):
     """(epoch, consumed) of the dataset when the Trainer was made."""
     _makes_optimizer: bool
     """Whether the optimizer is that of the arguments, and not one that was given."""
+
+    _place = Place()
+    """Where the training that runs was begun or resumed."""
+
+    def _inner_training_loop(
+        self,
+        batch_size: int | None = None,
+        args: Any = None,
+        resume_from_checkpoint: str | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        self._place = place_of(resume_from_checkpoint) or Place()
+        return super()._inner_training_loop(
+            batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval
+        )
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As ever, but with steps and epochs counted from the dataset's place, by the length of each epoch.
+
+        So all epochs are trained to their end, or `max_steps` reached, on whatever processes a training goes
+        on; the schedule counts on from the checkpoint's step.
+        """
+        _, *between, planned_steps = super().set_initial_training_values(args, dataloader)
+        place, dataset = self._place, self.logit_dataset
+        if args.max_steps > 0:
+            return epochs_to_begin(args, dataset, place, planned_steps), *between, planned_steps
+        max_steps = place.num_steps + steps_to_end(args, dataset, place)
+        planned_steps = total_steps(args, dataset)
+        if max_steps != planned_steps and not args.process_index:
+            warnings.warn(
+                f"the checkpoint's {place.num_steps} steps were of other batches than those of now: its "
+                f"training ends after {max_steps} steps, with all {args.num_train_epochs:g} epochs of the "
+                f"data, where one of the present batches alone takes {planned_steps}; the schedule counts on "
+                f"from step {place.num_steps} of {max_steps}",
+                stacklevel=2,
+            )
+        return math.ceil(args.num_train_epochs), *between, max_steps
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:

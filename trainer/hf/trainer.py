@@ -24,7 +24,7 @@ from trainer.batch.collate_settings import LABEL_WEIGHTS
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.checkpoints import LogAtCheckpoints, TrueEpoch, open_to_readers
+from trainer.hf.checkpoints import LogToTheEnd, TrueEpoch, open_to_readers
 from trainer.hf.checks.guards import Alignment, check_stores, check_student, checked_store_losses
 from trainer.hf.checks.labels import check_labels
 from trainer.hf.checks.language_model import check_causal, check_has_head
@@ -109,7 +109,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
         self._beginning = (train_dataset.epoch, train_dataset.consumed)
         self._means = TokenMeans()
         self.add_callback(TrueEpoch(train_dataset))
-        self.add_callback(LogAtCheckpoints())
+        self.add_callback(LogToTheEnd())
         self._take_student(self.model)
         self._makes_optimizer = optimizers == (None, None)
         self.alignments = self._check(processing_class)

@@ -17,6 +17,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import SettingError
+from trainer.hf.epochs import total_steps
 from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, tokenizer_size_of
 
 
@@ -72,14 +73,6 @@ def _warn_of_the_end(
             f"learning rate ends at {num_steps / warmup_steps:.0%} of learning_rate={args.learning_rate:g}",
             stacklevel=2,
         )
-
-
-def total_steps(args: Any, dataset: StreamingLogitDataset) -> int:
-    """Optimizer steps of a training."""
-    if args.max_steps > 0:
-        return args.max_steps
-    per_epoch = max(1, -(-dataset.steps_per_epoch // args.gradient_accumulation_steps))
-    return math.ceil(args.num_train_epochs * per_epoch)
 
 
 def check_metric(args: Any, sets: Mapping[str, StreamingLogitDataset], own: Collection[str]) -> None:

@@ -1,0 +1,73 @@
+"""How many optimizer steps a training takes, from its beginning or from a place of its data.
+
+transformers takes all epochs to be as long as the first, and a step to be what it was when a checkpoint was
+saved. Packed epochs differ by some rows, and a step has other sequences on other processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.state import find_state
+from trainer.hf.checkpoints import DATASET_STATE_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a training stands: its optimizer steps so far, and the dataset's place."""
+
+    num_steps: int = 0
+    epoch: int = 0
+    consumed: int = 0
+
+
+def total_steps(args: Any, dataset: StreamingLogitDataset) -> int:
+    """Optimizer steps of a training from its beginning."""
+    return args.max_steps if args.max_steps > 0 else steps_to_end(args, dataset, Place())
+
+
+def steps_to_end(args: Any, dataset: StreamingLogitDataset, place: Place) -> int:
+    """Optimizer steps from a place to the end of `num_train_epochs`; 0 where it lies behind."""
+    last = math.ceil(args.num_train_epochs) - 1
+    if dataset.packing is None and not place.consumed:
+        whole = _updates(args, dataset, 0)
+        return max(0, math.ceil(args.num_train_epochs * whole) - place.epoch * whole)
+    steps = _updates(args, dataset, place.epoch, place.consumed) if place.epoch <= last else 0
+    steps += sum(_updates(args, dataset, epoch) for epoch in range(place.epoch + 1, last + 1))
+    whole = _updates(args, dataset, last)
+    return max(0, steps - whole + math.ceil((args.num_train_epochs - last) * whole))
+
+
+def epochs_to_begin(args: Any, dataset: StreamingLogitDataset, place: Place, max_steps: int) -> int:
+    """Number of the last epoch that `max_steps` reach into, counted from 1."""
+    epoch, left = place.epoch, max_steps - place.num_steps
+    left -= _updates(args, dataset, epoch, place.consumed)
+    while left > 0:
+        epoch += 1
+        left -= max(1, _updates(args, dataset, epoch))
+    return epoch + 1
+
+
+def place_of(checkpoint: str | Path | None) -> Place | None:
+    """Where a checkpoint stands; None for none, and for one that does not say, which is refused later."""
+    if checkpoint is None:
+        return None
+    try:
+        state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())
+        data = find_state(json.loads(Path(checkpoint, DATASET_STATE_NAME).read_text()))
+        return Place(int(state["global_step"]), int(data["epoch"]), int(data["consumed"]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _updates(args: Any, dataset: StreamingLogitDataset, epoch: int, consumed: int = 0) -> int:
+    """Optimizer steps to the end of an epoch."""
+    steps = dataset.steps_from(epoch, consumed)
+    return -(-steps // args.gradient_accumulation_steps)
