@@ -140,12 +140,12 @@ def _check_accelerator(config: Any) -> None:
             )
 
 
-def _check_saves_weights(fsdp: Mapping[str, Any] | None) -> None:
+def _check_state_dict(fsdp: Mapping[str, Any] | None) -> None:
     kind = (fsdp or {}).get("state_dict_type", "FULL_STATE_DICT")
-    if "FULL_STATE_DICT" not in str(kind):
+    if getattr(kind, "name", kind) not in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
         raise ValueError(
-            f"fsdp_config has state_dict_type={str(kind)!r}, by which transformers saves no model that can "
-            "be loaded, not at the end either; leave it out: whole weights are gathered"
+            f"fsdp_config has state_dict_type={str(kind)!r}, in which FSDP2 saves nothing; give "
+            "'SHARDED_STATE_DICT' for checkpoints in parts, or leave it out for whole ones"
         )
 
 
@@ -187,7 +187,7 @@ class OfflineDistillationConfig(TrainingArguments):
             setattr(self, name, value)
         self.check_values()
         _check_accelerator(self.accelerator_config)
-        _check_saves_weights(self.fsdp_plugin_args)
+        _check_state_dict(self.fsdp_plugin_args)
         if self.use_liger_kernel and not is_liger_kernel_available():
             raise ValueError(
                 "use_liger_kernel=True needs the package liger-kernel: install it, or leave it out"

@@ -19,6 +19,7 @@ from trainer.hf.checkpoints import (
     write_settings,
 )
 from trainer.hf.checks.course import check_course
+from trainer.hf.checks.disk import bytes_saved, check_disk, saves_in_parts
 from trainer.hf.checks.processes import check_unchanged
 from trainer.hf.epochs import Place, epochs_to_begin, place_of, steps_to_end, total_steps
 from trainer.hf.evaluation.evaluating import EvaluatingTrainer, evaluation_sets
@@ -36,6 +37,17 @@ class ResumingTrainer(EvaluatingTrainer):
 
     _place = Place()
     """Where the training that runs was begun or resumed."""
+    _given_optimizer: Any
+    """None for that of the arguments."""
+    _disk_is_checked = False
+
+    def check_disk(self, *, student_bytes: int = 0) -> None:
+        """Raises SettingError where no checkpoint has room, nor what is saved when training has ended."""
+        is_saved_twice = self.is_fsdp_enabled and not saves_in_parts(self.accelerator)
+        saved = bytes_saved(self.args, self.model, self._given_optimizer, is_saved_twice=is_saved_twice)
+        num_steps = total_steps(self.args, self.logit_dataset)
+        check_disk(self.args, saved, num_steps=num_steps, student_bytes=student_bytes)
+        self._disk_is_checked = True
 
     def _inner_training_loop(
         self,
@@ -101,6 +113,8 @@ class ResumingTrainer(EvaluatingTrainer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said at construction
             self._check_course()
+        if not self._disk_is_checked:
+            self.check_disk()
         if resume_from_checkpoint is not None:
             check_resumable(Path(resume_from_checkpoint), self._settings_of_training())
         started = super()._init_training_state(

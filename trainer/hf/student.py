@@ -20,6 +20,12 @@ def with_adapters(model: Any, peft_config: Any, *, seed: int) -> Any:
         return get_peft_model(model, peft_config)
 
 
+def merge_adapters(trainer: Any) -> None:
+    """Make of a trained student with adapters, sharded or not, one without, whose weights hold them."""
+    trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+    trainer.model_wrapped = trainer.model
+
+
 def keep_4_bits_differentiable(model: Any) -> None:
     """Leave the weights of layers that bitsandbytes holds in 4 bits in the layout that it can train through.
 

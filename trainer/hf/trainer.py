@@ -25,6 +25,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checkpoints import LogToTheEnd, TrueEpoch, open_to_readers
+from trainer.hf.checks.disk import saves_in_parts
 from trainer.hf.checks.guards import Alignment, check_stores, check_student, checked_store_losses
 from trainer.hf.checks.labels import check_labels
 from trainer.hf.checks.language_model import check_causal, check_has_head
@@ -112,6 +113,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
         self.add_callback(LogToTheEnd())
         self._take_student(self.model)
         self._makes_optimizer = optimizers == (None, None)
+        self._given_optimizer = optimizers[0]
         self.alignments = self._check(processing_class)
 
     def _check(self, processing_class: Any) -> list[Alignment]:
@@ -230,6 +232,14 @@ class OfflineDistillationTrainer(ResumingTrainer):
         if "loss" in logs:
             logs = {**logs, **self._means.take()}
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As ever; where FSDP keeps checkpoints in parts, of which transformers makes no model, whole too."""
+        super().save_model(output_dir, _internal_call)
+        if self.is_fsdp_enabled and not _internal_call and saves_in_parts(self.accelerator):
+            state_dict = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:
+                self._save(output_dir, state_dict)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

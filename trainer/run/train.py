@@ -21,8 +21,10 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from logitstore.common.whole_file import write_whole
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
+from trainer.hf.checks.disk import bytes_saved, weight_bytes
 from trainer.hf.checks.lengths import student_context
 from trainer.hf.quantize import fake_quantize, save_quantized
+from trainer.hf.student import merge_adapters
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.run.advice import advice_on, notes_on_held_out, notes_on_run, notes_on_temperatures
 from trainer.run.arguments import arguments_of
@@ -90,6 +92,7 @@ def _train(
     folder = Path(config.output.folder)
     with tracker_errors(config):  # they are imported here
         trainer, board = _trainer_of(config, tokenizer, train_set, held_out, quiet=quiet)
+    trainer.check_disk(student_bytes=_student_bytes(config, trainer))
     if trainer.is_world_process_zero():
         begin_run(folder, config, restart=restart)
         if not quiet:
@@ -204,10 +207,17 @@ def _answer_prompts(
     trainer.add_callback(samples)
 
 
+def _student_bytes(config: TrainConfig, trainer: OfflineDistillationTrainer) -> int:
+    """What `_save_student` will write, about."""
+    lora = config.student.lora
+    if lora is None or not lora.merge:
+        return bytes_saved(trainer.args, trainer.model).weights
+    return weight_bytes(trainer.model)  # adapters, which are merged into the rest, are a small part of it
+
+
 def _save_student(config: TrainConfig, trainer: OfflineDistillationTrainer, folder: Path) -> None:
     if config.student.lora is not None and config.student.lora.merge:
-        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        trainer.model_wrapped = trainer.model
+        merge_adapters(trainer)
     quantization = quantization_of(config.student)
     if quantization is not None:
         if trainer.is_world_process_zero():

@@ -1,6 +1,7 @@
 """What a training run refuses, in one line, before it trains; and what a run at work or a killed one leaves to the next."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,3 +198,15 @@ def test_a_wrong_name_is_told_before_torch_is_imported(command, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "student.model = './nowhere' is no folder here; correct the path" in done.stderr
     assert done.stdout == "2 False\n"
+
+
+def test_a_disk_without_room_for_the_student_is_refused_before_it_is_evaluated(config, capsys, monkeypatch):
+    """No checkpoint is asked for, so that the end would have been the first save."""
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    given = settings("training.save_steps=null", "training.max_steps=1")
+    assert main(["run", str(config), "--quiet", *given]) == 2
+    said = capsys.readouterr().err
+    assert "the student at the end 49.5 kB, and" in said
+    assert "has 10.0 kB free: not one can be saved; make room, or choose another output_dir" in said
+    assert not (config.parent / "run" / "before.json").exists()

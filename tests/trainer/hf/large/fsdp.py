@@ -23,11 +23,15 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from tests.trainer.students import tiny_student, tiny_trainer
 from trainer.errors import GuardError
 from trainer.hf.arguments import OfflineDistillationConfig
+from trainer.hf.student import merge_adapters
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 2, "max_steps": 6, "optim": "adamw_torch", "learning_rate": 1e-2, "max_grad_norm": 1.0,
 }  # fmt: skip
 FSDP: dict[str, Any] = {"fsdp": True, "fsdp_config": {}, "ddp_backend": "gloo"}
+
+
+IN_PARTS: dict[str, Any] = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
 
 
 def losses(trainer: Any) -> list[float]:
@@ -51,7 +55,7 @@ def shard_without_gpus() -> None:
 def sharded(store: Path, folder: Path, *, model: Any = None, **settings: Any) -> Any:
     shard_without_gpus()
     try:
-        return tiny_trainer(store, folder, model=model, **SETTINGS, **FSDP, **settings)
+        return tiny_trainer(store, folder, model=model, **SETTINGS, **{**FSDP, **settings})
     finally:
         OfflineDistillationConfig.__post_init__ = _post_init  # type: ignore[method-assign]
 
@@ -84,6 +88,15 @@ def scenario(store: Path, folder: Path, make: Any, **settings: Any) -> dict[str,
     return {**seen, "resumed": losses(again), "resumed_after": again.evaluate()["eval_kl"]}
 
 
+def merged(store: Path, folder: Path) -> str:
+    """As `penumbra train run` ends with student.lora.merge."""
+    trainer = sharded(store, folder, model=adapted())
+    trainer.train()
+    merge_adapters(trainer)
+    trainer.save_model(str(folder / "saved"))
+    return type(trainer.model).__name__
+
+
 def refusal(construct: Callable[[], Any]) -> str:
     try:
         construct()
@@ -109,6 +122,9 @@ def main() -> None:
         "fused": scenario(store, folder / "fused", tiny_student),
         "dense": scenario(store, folder / "dense", tiny_student, fused=False),
         "lora": scenario(store, folder / "lora", adapted),
+        "in parts": scenario(store, folder / "in parts", tiny_student, **IN_PARTS),
+        "lora in parts": scenario(store, folder / "lora in parts", adapted, **IN_PARTS),
+        "merged": merged(store, folder / "merged"),
         "refused": refused,
         "tensor parallel": refusal(lambda: tensor_parallel(store, folder / "tp")),
     }
