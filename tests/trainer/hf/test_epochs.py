@@ -75,7 +75,7 @@ def test_the_last_steps_have_a_line_of_the_log(small_store, tmp_path, arguments,
 
 
 def test_a_training_that_is_stopped_has_a_line_of_its_last_steps(small_store, tmp_path):
-    """By an evaluation that was no better, or by a callback that somebody adds later."""
+    """Whether an evaluation that was no better stopped it, or a callback that somebody adds later."""
     evaluated: dict[str, Any] = {
         "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "kl", "greater_is_better": True
     }  # fmt: skip

@@ -23,7 +23,7 @@ from trainer.errors import SettingError
 _MOMENTS = 2
 """Values of its state that an optimizer is taken to keep of a weight where that cannot be tried."""
 _OF_DEEPSPEED_BYTES = 12
-"""Of each trained weight: itself and two moments, in float32."""
+"""Bytes of each trained weight in DeepSpeed's state: itself and two moments, in float32."""
 
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -34,7 +34,7 @@ class Saved:
     """Bytes, about: what transformers writes of this student."""
 
     weights: int
-    """Of adapters alone, where these are trained."""
+    """Those of adapters alone, where these are trained."""
     optimizer: int
 
     @property
@@ -48,8 +48,11 @@ def saves_in_parts(accelerator: Any) -> bool:
 
 
 def bytes_saved(args: Any, model: Any, optimizer: Any = None, *, is_saved_twice: bool = False) -> Saved:
-    """`optimizer` is one that was given; None is that of the arguments. With `is_saved_twice`, a checkpoint
-    holds the weights once more, as FSDP's own."""
+    """What a checkpoint of this student takes.
+
+    `optimizer` is one that was given; None is that of the arguments. With `is_saved_twice`, a checkpoint
+    holds the weights once more, as FSDP's own.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = _size(trained) if hasattr(model, "peft_config") else weight_bytes(model)
     if args.save_only_model:
@@ -122,7 +125,7 @@ def _amount(num_bytes: int) -> str:
 
 
 def _state_bytes(args: Any, model: Any, trained: list[Any], optimizer: Any) -> int:
-    """Of the optimizer's state, found by a step of one like it on weights without memory."""
+    """Bytes of the optimizer's state, found by a step of one like it on weights without memory."""
     try:
         on_meta = [torch.nn.Parameter(torch.empty_like(one, device="meta")) for one in trained]
         for one in on_meta:
