@@ -1,4 +1,7 @@
-"""Random schedules of faults over what changes a store (`benchmarks/jobs/store_schedules.py`), and over what makes one."""
+"""Random schedules of faults over what changes a store (`benchmarks/jobs/store_schedules.py`), and over what makes one.
+
+They reach deep, by many operations and faults; `test_interleavings.py` tries every order of two.
+"""
 
 from __future__ import annotations
 
