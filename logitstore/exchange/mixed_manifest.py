@@ -1,0 +1,64 @@
+"""The head of a mixture of two stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from datetime import UTC, datetime
+
+from logitstore import __version__
+from logitstore.errors import StoreChangedError
+from logitstore.manifest.fields import GIVEN_ENTRIES, RECORD_PARTS, Manifest, TeacherInfo
+from logitstore.manifest.turns import turns_settings
+from logitstore.store import LogitStore
+
+
+def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, float]) -> Manifest:
+    """The head of the mixture. Raises StoreChangedError."""
+    first, second = (store.manifest for store in stores)
+    for name, left, right in (
+        ("tokenizer", first.tokenizer, second.tokenizer),
+        ("vocab_size", first.labels.vocab_size, second.labels.vocab_size),
+    ):
+        if left != right:
+            raise StoreChangedError(
+                f"{stores[0].uri} and {stores[1].uri} differ in {name}: the same id may be another token; "
+                "map one of them first, with `penumbra store retokenize`"
+            )
+    parts = [(one.teacher.model, one.teacher.fingerprint) for one in (first, second)]
+    identity = hashlib.sha256(repr((parts, weights)).encode()).hexdigest()
+    origin = first.retokenized or second.retokenized
+    columns = first.labels.extra_columns
+    cut = [RECORD_PARTS] if RECORD_PARTS in first.features else []
+    return dataclasses.replace(
+        first,
+        teacher=TeacherInfo(
+            model=" + ".join(
+                f"{weight:g} ({model})" if " + " in model else f"{weight:g} {model}"
+                for weight, (model, _) in zip(weights, parts, strict=True)
+            ),
+            revision=None,
+            fingerprint=f"sha256:{identity}",
+            dtype="float32",
+            quantization=None,
+            engine="mix",
+            engine_version=__version__,
+            capture="mix",
+        ),
+        labels=dataclasses.replace(
+            first.labels,
+            top_k=min(first.labels.top_k, second.labels.top_k),
+            temperatures=(1.0,),
+            value_kind="gap_f16",
+            support="given",
+            teacher_vocab_size=first.labels.teacher_vocab_size or second.labels.teacher_vocab_size,
+        ),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        codebooks=None,
+        features=(*(["retokenized"] if origin else []), *columns, GIVEN_ENTRIES, *cut),
+        config={
+            **turns_settings((first, second)),
+            "mix": {"digests": [store.digest for store in stores], "weights": list(weights)},
+        },
+        retokenized=origin,
+    )
