@@ -16,7 +16,7 @@ from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.exchange.megatron import read_megatron
 from logitstore.exchange.merge import merge_stores
-from logitstore.exchange.mix import mix_stores
+from logitstore.exchange.mix import NotMixed, mix_stores
 from logitstore.exchange.npz.reading import read_npz
 from logitstore.exchange.tables.reading import read_table
 from logitstore.objects.opening import Objects
@@ -79,7 +79,7 @@ def merge(args: argparse.Namespace) -> int:
 
 def mix(args: argparse.Namespace) -> int:
     first, second = (context.open_store(args, uri) for uri in args.stores)
-    masked: list[int] = []
+    told: list[NotMixed] = []
     with context.progress_bar(args) as progress:
         store = mix_stores(
             (first, second),
@@ -87,16 +87,36 @@ def mix(args: argparse.Namespace) -> int:
             weights=(args.weights[0], args.weights[1]),
             storage_options=context.storage_options(args),
             progress=progress,
-            masked=masked.append,
+            report=told.append,
         )
     _say_size(args, store)
-    if sum(masked):
+    for one in told:
+        _say_not_mixed(args, one, store, first, second)
+    return context.OK
+
+
+def _say_not_mixed(
+    args: argparse.Namespace, lost: NotMixed, store: LogitStore, first: LogitStore, second: LogitStore
+) -> None:
+    if lost.num_masked:
         context.say(
             args,
-            f"{store.uri}: {context.count_text(sum(masked), 'label row')} that count in {first.uri} do not "
-            f"here, as {second.uri} has none there that counts",
+            f"{store.uri}: {context.count_text(lost.num_masked, 'label row')} that count in {first.uri} do "
+            f"not here, as {second.uri} has none there that counts",
         )
-    return context.OK
+    if lost.num_other_segments:
+        differ = f"the segments of {context.count_text(lost.num_other_segments, 'sequence')} differ"
+        context.warn(
+            "mix",
+            f"{differ} in {second.uri}; those of {first.uri} are kept, so name the two the other way round "
+            "to keep the other ones",
+        )
+    if lost.num_second_only:
+        context.warn(
+            "mix",
+            f"only {second.uri} has {context.count_text(lost.num_second_only, 'sequence')} more, not in the "
+            "mixture: only what both teachers labeled can be mixed",
+        )
 
 
 def copy(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.exchange.importing import begun_store, check_no_others, unit_id_of, units_of
-from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized
+from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized, TeacherInfo
 from logitstore.manifest.reading import teacher_identity
 from logitstore.manifest.turns import turns_settings
 from logitstore.objects.opening import is_local_uri, normalise_uri
@@ -128,6 +128,7 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
     same_input = all(info == inputs[0] for info in inputs)
     return dataclasses.replace(
         first,
+        teacher=_merged_teacher(sources),
         labels=dataclasses.replace(
             first.labels,
             top_k=max(source.manifest.labels.top_k for source in sources),
@@ -141,6 +142,16 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
         config=turns_settings(source.manifest for source in sources),
         retokenized=_merged_origin(sources),
     )
+
+
+def _merged_teacher(sources: Sequence[LogitStore]) -> TeacherInfo:
+    """The one teacher, by all the engines and captures that ran it."""
+    teachers = [source.manifest.teacher for source in sources]
+    runs = {
+        name: " + ".join(dict.fromkeys(getattr(one, name) for one in teachers))
+        for name in ("engine", "engine_version", "capture")
+    }
+    return dataclasses.replace(teachers[0], **runs)
 
 
 def _merged_origin(sources: Sequence[LogitStore]) -> Retokenized | None:

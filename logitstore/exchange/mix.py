@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -22,12 +24,24 @@ from logitstore.errors import InvalidLabelsError, UnsupportedInputError
 from logitstore.exchange.importing import CODEBOOK_USES, begun_store, check_no_others
 from logitstore.exchange.mixed_manifest import mixed_manifest
 from logitstore.manifest.fields import Manifest, ShardEntry
-from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows
+from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows, Segment
 from logitstore.rows.silent_rows import spread_rows
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import copy_tokenizer
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class NotMixed:
+    """What two stores have and their mixture has not."""
+
+    num_masked: int
+    """Rows that count in the first one's loss and not here, as the second has none there that counts."""
+    num_other_segments: int
+    """Sequences whose segments are others in the second store."""
+    num_second_only: int
+    """Sequences that the second store alone has."""
 
 
 def mix_stores(
@@ -37,12 +51,12 @@ def mix_stores(
     weights: tuple[float, float] = (0.5, 0.5),
     storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    masked: Callable[[int], None] | None = None,
+    report: Callable[[NotMixed], None] | None = None,
 ) -> LogitStore:
     """A store of the first one's sequences with the mixture's rows; goes on where it was interrupted.
 
-    `masked` is told, unit by unit, those of an earlier run included, how many rows count in the first store's
-    loss and not in the mixture's, as the second store has none there that counts.
+    What is no sum comes from the first store, with its rejects; flags from both, and segments from the second
+    where the first knows none. `report` is told at the end, also of what an earlier run made.
 
     Raises UnsupportedInputError for weights that are no distribution, StoreChangedError for stores of
     different tokenizers, InvalidLabelsError for a sequence that the second lacks or holds with other tokens,
@@ -64,26 +78,41 @@ def mix_stores(
     for source in stores:
         copy_tokenizer(source.objects, target.objects)
     num_rows = int(shards.column("num_rows").sum())
-    for done, (name, unit_index, mixed, num_masked) in enumerate(chain(first, units), start=len(committed)):
+    counts = Counter[str]()
+    rejects = {next(iter(named), ""): stores[0].rejects()}
+    for done, (name, unit_index, mixed, counted) in enumerate(chain(first, units), start=len(committed)):
         if progress:
             progress("units", done, len(named))
         if target.codebooks() is None:
             rows = (one.rows for one in mixed)
             books = train_codebooks(rows, manifest.labels, expected_rows=CODEBOOK_USES * num_rows)
             target.set_codebooks(books)
-        target.commit_unit(name, unit_index, mixed, seconds=0.0, worker="mix")
-        if masked:
-            masked(num_masked)
+        target.commit_unit(name, unit_index, mixed, rejects.get(name, []), seconds=0.0, worker="mix")
+        counts += counted
     if progress:
         progress("units", len(named), len(named))
     check_no_others(target, committed - named.keys())
-    if masked:
-        for num_masked in _masked_before(
-            stores[0], target, {k: v for k, v in named.items() if k in committed}
-        ):
-            masked(num_masked)
     target.compact()
+    if report:
+        report(_not_mixed(stores, target, counts, {k: v for k, v in named.items() if k in committed}))
     return target
+
+
+def _not_mixed(
+    stores: tuple[LogitStore, LogitStore],
+    target: LogitStore,
+    counts: Counter[str],
+    done: Mapping[str, ShardEntry],
+) -> NotMixed:
+    """`counts` of the units that this run made, and the same of those that were `done` before."""
+    if done:
+        second = _SequencesByKey(stores[1])
+        made = {entry.unit_id: entry for entry in target.shards()}
+        for name, entry in done.items():
+            own = _sequences(stores[0], entry)
+            counts += _counted(own, _sequences(target, made[name]), second)
+    totals = [int(store.shards().column("num_sequences").sum()) for store in stores]
+    return NotMixed(counts["masked"], counts["segments"], totals[1] - totals[0])
 
 
 def _unit_name(entry: ShardEntry, made_from: str) -> str:
@@ -95,28 +124,33 @@ def _mixed_units(
     weights: tuple[float, float],
     manifest: Manifest,
     wanted: Mapping[str, ShardEntry],
-) -> Iterator[tuple[str, int, list[LabeledSequence], int]]:
-    """(name, unit index, sequences, rows masked) of the mixture of each of the first store's shards."""
+) -> Iterator[tuple[str, int, list[LabeledSequence], Counter[str]]]:
+    """(name, unit index, sequences, what is not mixed) of the mixture of each of the first store's shards."""
     second = _SequencesByKey(stores[1])
     for name, entry in wanted.items():
-        with stores[0].open_shard(entry, whole=True) as reader:
-            own = list(reader.iter_sequences())
+        own = _sequences(stores[0], entry)
         mixed = [_mix(one, second.get(one), weights, manifest) for one in own]
-        counted, left = (sum(int(one.loss_mask_N.sum()) for one in part) for part in (own, mixed))
-        yield name, entry.unit_index, mixed, counted - left
+        yield name, entry.unit_index, mixed, _counted(own, mixed, second)
 
 
-def _masked_before(first: LogitStore, target: LogitStore, done: Mapping[str, ShardEntry]) -> Iterator[int]:
-    """Rows masked in each of the units that an earlier run made."""
-    if done:
-        made = {entry.unit_id: entry for entry in target.shards()}
-        for name, entry in done.items():
-            yield _num_counted(first, entry) - _num_counted(target, made[name])
-
-
-def _num_counted(store: LogitStore, entry: ShardEntry) -> int:
+def _sequences(store: LogitStore, entry: ShardEntry) -> list[LabeledSequence]:
     with store.open_shard(entry, whole=True) as reader:
-        return sum(int(one.loss_mask_N.sum()) for one in reader.iter_sequences())
+        return list(reader.iter_sequences())
+
+
+def _counted(
+    own: list[LabeledSequence], mixed: list[LabeledSequence], second: _SequencesByKey
+) -> Counter[str]:
+    """Rows "masked" and sequences of other "segments"."""
+    counted, left = (sum(int(one.loss_mask_N.sum()) for one in part) for part in (own, mixed))
+    num_differing = sum(_has_other_segments(one, second.get(one)) for one in own)
+    return Counter(masked=counted - left, segments=num_differing)
+
+
+def _has_other_segments(one: LabeledSequence, other: LabeledSequence) -> bool:
+    if one.segments_T is None or other.segments_T is None:
+        return False
+    return not np.array_equal(one.segments_T, other.segments_T)
 
 
 class _SequencesByKey:
@@ -199,7 +233,18 @@ def _mix(
         label_start=start,
         rows=spread_rows(kept, np.flatnonzero(has_any_N), num_rows, manifest.labels.num_outcomes),
         loss_mask_N=mask_N,
+        flags=tuple(dict.fromkeys((*one.flags, *other.flags))),
+        segments_T=one.segments_T if one.segments_T is not None else _segments_of(other, one.prompt_length),
     )
+
+
+def _segments_of(other: LabeledSequence, prompt_length: int) -> np.ndarray | None:
+    """The other's, for a sequence whose prompt has this length."""
+    if other.segments_T is None:
+        return None
+    segments_T = other.segments_T.copy()
+    segments_T[:prompt_length] = Segment.CONTEXT
+    return segments_T
 
 
 def _cut(sequence: LabeledSequence, start: int, num_rows: int) -> tuple[LabelRows, np.ndarray]:

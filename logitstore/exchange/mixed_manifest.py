@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 
 from logitstore import __version__
 from logitstore.errors import StoreChangedError
-from logitstore.manifest.fields import GIVEN_ENTRIES, RECORD_PARTS, Manifest, TeacherInfo
+from logitstore.manifest.fields import (
+    GIVEN_ENTRIES,
+    OPTIONAL_COLUMNS,
+    RECORD_PARTS,
+    SEGMENTS,
+    Manifest,
+    Retokenized,
+    TeacherInfo,
+)
 from logitstore.manifest.turns import turns_settings
 from logitstore.store import LogitStore
 
@@ -27,8 +35,11 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
             )
     parts = [(one.teacher.model, one.teacher.fingerprint) for one in (first, second)]
     identity = hashlib.sha256(repr((parts, weights)).encode()).hexdigest()
-    origin = first.retokenized or second.retokenized
-    columns = first.labels.extra_columns
+    captures = " ".join(one.teacher.capture for one in (first, second))
+    has_segments = SEGMENTS in second.labels.extra_columns
+    known = {*first.labels.extra_columns, *([SEGMENTS] if has_segments else [])}
+    columns = tuple(name for name in OPTIONAL_COLUMNS if name in known)
+    origin = _origin(first, second)
     cut = [RECORD_PARTS] if RECORD_PARTS in first.features else []
     return dataclasses.replace(
         first,
@@ -43,7 +54,7 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
             quantization=None,
             engine="mix",
             engine_version=__version__,
-            capture="mix",
+            capture="mix of imports" if "import" in captures else "mix",
         ),
         labels=dataclasses.replace(
             first.labels,
@@ -51,6 +62,7 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
             temperatures=(1.0,),
             value_kind="gap_f16",
             support="given",
+            extra_columns=columns,
             teacher_vocab_size=first.labels.teacher_vocab_size or second.labels.teacher_vocab_size,
         ),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -62,3 +74,12 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
         },
         retokenized=origin,
     )
+
+
+def _origin(first: Manifest, second: Manifest) -> Retokenized | None:
+    """Whence mapped labels come, of both."""
+    origins = [one.retokenized for one in (first, second) if one.retokenized is not None]
+    if not origins:
+        return None
+    digests = [digest for origin in origins for digest in origin.source_digests]
+    return dataclasses.replace(origins[0], source_digests=tuple(dict.fromkeys(digests)))

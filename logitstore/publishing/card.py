@@ -107,7 +107,7 @@ def _what_it_holds(manifest: Manifest) -> str:
             f"be trained on the texts.{prompts}"
         )
     others = (
-        "the mass of all others" if manifest.teacher.capture == "import" else "the exact mass of all others"
+        "the mass of all others" if "import" in manifest.teacher.capture else "the exact mass of all others"
     )
     if labels.support == "given":
         entries = f"Up to {labels.top_k} tokens that were named beforehand, not the teacher's likeliest,"
@@ -181,7 +181,7 @@ def _facts_of_rows(manifest: Manifest) -> dict[str, str]:
     labels = manifest.labels
     if labels.support == "none":
         return {"Written": f"mode {labels.mode}"}
-    mass = "mass" if manifest.teacher.capture == "import" else "exact mass"
+    mass = "mass" if "import" in manifest.teacher.capture else "exact mass"
     entries = "given entries" if labels.support == "given" else "entries"
     return {
         "Width of the logits": f"{labels.num_outcomes:,}",

@@ -15,6 +15,7 @@ from logitstore.exchange.importing import Origin, import_source
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.npz.export import export_npz
 from logitstore.exchange.npz.reading import read_npz
+from logitstore.publishing.card import CardSettings, Contents, dataset_card
 from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
@@ -55,6 +56,23 @@ def test_labels_of_another_precision_are_not_merged(
     other = LogitStore.create(tmp_path / "other", dataclasses.replace(manifest, teacher=teacher))
     with pytest.raises(StoreChangedError, match=rf"{value}.*only stores of one teacher, in one precision"):
         merge_stores([store, other], str(tmp_path / "mixed"))
+
+
+def test_all_engines_that_ran_the_teacher_are_named(store: LogitStore, tmp_path: Path) -> None:
+    """A mass of an import is not exact, and the card of both together must not say so."""
+    manifest = make_manifest()
+    teacher = dataclasses.replace(manifest.teacher, engine_version="0.33.0", capture="import")
+    other = LogitStore.create(tmp_path / "other", dataclasses.replace(manifest, teacher=teacher))
+    other.commit_unit("u", 0, [make_sequence("z")], seconds=0, worker="w")
+    merged = merge_stores([store, other], str(tmp_path / "merged"))
+    found = merged.manifest.teacher
+    assert (found.engine, found.engine_version, found.capture) == (
+        "vllm",
+        "0.32.0 + 0.33.0",
+        "in_engine + import",
+    )
+    card = dataset_card(merged.manifest, Contents.of(list(merged.shards()), 0), CardSettings())
+    assert "exact mass" not in card
 
 
 def test_a_target_begun_with_other_labels_is_refused(

@@ -23,8 +23,8 @@ from logitstore.errors import (
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
 from logitstore.manifest import reading
-from logitstore.manifest.fields import GIVEN_ENTRIES, STUDENT_PROMPTS, Manifest
-from logitstore.records import LabeledSequence, LabelRows
+from logitstore.manifest.fields import GIVEN_ENTRIES, SEGMENTS, STUDENT_PROMPTS, Manifest
+from logitstore.records import LabeledSequence, LabelRows, Reject
 from logitstore.shard import metadata
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
@@ -290,6 +290,65 @@ def test_rows_that_the_second_store_does_not_count_are_told(
     assert "do not here" not in capsys.readouterr().out
     again = mix_stores((LogitStore.open(places[2]), LogitStore.open(places[0])), str(tmp_path / "again"))
     assert again.manifest.teacher.model == "0.5 (0.5 one + 0.5 two) + 0.5 one"
+
+
+def store_with_marks(
+    place: Path,
+    teacher: str,
+    segments: dict[str, list[int]],
+    flags: tuple[str, ...],
+    names: Sequence[str] = NAMES,
+) -> LogitStore:
+    """A unit a sequence, with the segments of those that are named; each with these flags."""
+    manifest = make_manifest(16, model=teacher)
+    if segments:
+        labels = replace(manifest.labels, extra_columns=(SEGMENTS,))
+        manifest = replace(manifest, features=(SEGMENTS,), labels=labels)
+    store = LogitStore.create(place, manifest)
+    for unit, name in enumerate(names):
+        known = np.array(segments[name], np.uint8) if name in segments else None
+        one = replace(sequence(teacher, name, top_ids(teacher, name, 16)), flags=flags, segments_T=known)
+        reject = Reject("in", unit, f"bad-{teacher}-{unit}", "why", "too_long")
+        store.commit_unit(f"unit-{unit}", unit, [one], [reject], seconds=0.0, worker="test")
+    return store
+
+
+def test_what_is_no_sum_comes_from_the_first_or_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store_with_marks(tmp_path / "one", "one", {"a": [1] * 10, "b": [2] * 10}, ("truncated",))
+    also = {"a": [2] * 10, "b": [2] * 10, "c": [1] * 10}
+    second = store_with_marks(tmp_path / "two", "two", also, ("repeated",), (*NAMES, "e"))
+    place, commit = str(tmp_path / "mixed"), LogitStore.commit_unit
+    commits = iter(range(3))
+
+    def dying(self: LogitStore, *args: object, **options: object) -> object:
+        next(commits)
+        return commit(self, *args, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LogitStore, "commit_unit", dying)
+        with pytest.raises(StopIteration):
+            mix_stores((first, second), place)
+    assert main(["mix", first.uri, second.uri, "--out", place]) == 0
+    told = capsys.readouterr().err
+    assert f"the segments of 1 sequence differ in {second.uri}" in told
+    assert f"only {second.uri} has 1 sequence more, not in the mixture" in told
+    mixed = LogitStore.open(place)
+    assert [one.record_id for one in mixed.rejects()] == [f"bad-one-{unit}" for unit in range(4)]
+    found = {one.record_id: one for one in mixed.iter_sequences()}
+    assert {one.flags for one in found.values()} == {("truncated", "repeated")}
+    segments = {name: one.segments_T for name, one in found.items()}
+    assert {name: None if one is None else one.tolist() for name, one in segments.items()} == {
+        "a": [1] * 10,
+        "b": [2] * 10,
+        "c": [1] * 10,
+        "d": None,
+    }
+    plain = make_store(tmp_path / "plain", "three", 16)
+    (one, *_) = mix_stores((plain, second), str(tmp_path / "other")).iter_sequences()
+    assert one.segments_T is not None
+    assert one.segments_T.tolist() == [2] * 10
 
 
 def test_inspect_knows_no_rank_of_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
