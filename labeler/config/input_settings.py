@@ -65,7 +65,8 @@ class InputConfig(Section):
     """A system message put before prompts that have none; needs the chat template."""
     student_system_prompt: str | None = None
     """The system message of the student's prompt in place of the teacher's, "" for none: the student learns
-    to answer as if it had the teacher's. None gives both the same prompt."""
+    to answer as if it had the teacher's. System messages further on in a conversation stay for both. None
+    gives both the same prompt."""
     prompt_seen: Literal["teacher", "student"] = "teacher"
     """Which of a record's two prompts `teacher.model` answers, where students see another one. "student" lets
     a student write to its own prompt, and the store keeps the teacher's in the place of the student's: with

@@ -6,6 +6,7 @@ text and a context (Alpaca's `input`) in fields of their own.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ def student_exchange(record: dict[str, Any], config: InputConfig, exchange: Exch
         given = Conversation((*systems, {"role": "user", "content": prompt}))
     system = config.student_system_prompt
     if system is not None:
-        others = tuple(message for message in given.messages if message["role"] not in SYSTEM_ROLES)
+        # Those in the middle are part of the conversation, as what the user says there.
+        others = tuple(itertools.dropwhile(lambda message: message["role"] in SYSTEM_ROLES, given.messages))
         own = ({"role": "system", "content": system},) if system else ()
         if not own and not others:
             raise BadRecordError(

@@ -177,6 +177,28 @@ def test_all_turns_keep_their_mask_and_change_only_the_first_prompt() -> None:
     assert "two" in text(prompt.response_token_ids)
 
 
+@pytest.mark.parametrize(("own", "seen"), [("", ""), ("Be dull.", "<|start|>system\nBe dull.<|end|>\n")])
+def test_a_system_message_in_the_middle_stays_for_the_student(own: str, seen: str) -> None:
+    """It was taken away with the first, without a word: the student answered without what had been said there."""
+    messages = [
+        {"role": "system", "content": "Answer like a pirate."},
+        {"role": "developer", "content": "And briefly."},
+        {"role": "user", "content": "one"},
+        {"role": "system", "content": "The user is a child."},
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "2"},
+    ]
+    prompt = build({"messages": messages}, "messages", f"input.student_system_prompt='{own}'")
+    assert text(prompt.student_prompt_token_ids) == (
+        f"{seen}<|start|>user\none<|end|>\n<|start|>system\nThe user is a child.<|end|>\n"
+        "<|start|>user\ntwo<|end|>\n<|start|>assistant\n"
+    )
+    assert "pirate" in text(prompt.prompt_token_ids)
+    alone = [{"role": "user", "content": "one"}, *messages[3:]]
+    prompt = build({"messages": alone}, "messages", SYSTEM, f"input.student_system_prompt='{own}'")
+    assert "The user is a child." in text(prompt.student_prompt_token_ids)
+
+
 def test_a_context_is_for_the_teacher_where_the_student_has_a_prompt_of_its_own() -> None:
     record = {"prompt": "Q", "context": "the solution is 7", "response": "7", "bare": "Q"}
     roles = ("input.fields.context=context", "input.fields.student_prompt=bare")
