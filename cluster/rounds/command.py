@@ -29,9 +29,8 @@ def run(args: argparse.Namespace) -> int:
     for row in report_rows(ledger):
         cells = (row.own_kl, row.teacher_kl, row.own_shared, row.teacher_shared, row.outside)
         print(f"{row.name:14}{''.join(_figure(cell, 19) for cell in cells)}")
-    for number, num_rejected, num_written in rejected_answers(ledger):
-        place = f"{file.rounds.folder}/round-{number}/scores"
-        print(f"round {number}: {num_rejected} of {num_written} answers were rejected, as {place} says")
+    for one in rejected_answers(ledger):
+        print(one.text(file.rounds.folder))
     print(f"{'mass outside K':>14}{'own text':>14}{'teacher':>14}")
     for k, own, teacher in support_rows(ledger):
         print(f"{k:14}{_figure(own, 14)}{_figure(teacher, 14)}")

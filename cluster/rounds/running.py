@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster.errors import JobRefusedError
 from cluster.rounds.config import Documents, RoundsFile
@@ -101,16 +101,45 @@ def report_rows(ledger: Ledger) -> list[ReportRow]:
     return [row for row in rows if row.own_kl is not None] + [row for row in rows if row.own_kl is None][-1:]
 
 
-def rejected_answers(ledger: Ledger) -> list[tuple[str, int, int]]:
-    """By round in which the teacher rejected some: its number, how many answers, and of how many."""
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Answers of a round that nobody learns from."""
+
+    number: str
+    """Number of the round."""
+    step: Literal["answer", "score"]
+    """Whether they were rejected as the student wrote them, prompts that it was not given included, or as the
+    teacher scored them."""
+    num_rejected: int
+    num_all: int
+    by_kind: dict[str, int]
+    """By the kinds of the labeler's rejects; empty in ledgers of earlier versions."""
+
+    def text(self, folder: str) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.by_kind.items()))
+        store = "answers" if self.step == "answer" else "scores"
+        return (
+            f"round {self.number}: {self.num_rejected} of {self.num_all} "
+            + ("prompts or answers of the student" if self.step == "answer" else "answers to be scored")
+            + f" were rejected{f' ({kinds})' if kinds else ''}, as {folder}/round-{self.number}/{store} says"
+        )
+
+
+def rejected_answers(ledger: Ledger) -> list[Rejected]:
+    """By round and step in which some were rejected."""
     found = []
     for name, step in ledger.steps.items():
         number, _, kind = name.partition("/")
-        num_written = ledger.steps.get(f"{number}/texts", {}).get("records", 0)
-        # Earlier versions did not note how many were scored.
-        num_scored = step.get("sequences", num_written)
-        if kind == "score" and num_scored < num_written:
-            found.append((number, num_written - num_scored, num_written))
+        by_kind = step.get("rejects", {})
+        if kind == "answer" and by_kind:
+            num_rejected = sum(by_kind.values())
+            found.append(Rejected(number, kind, num_rejected, step["sequences"] + num_rejected, by_kind))
+        elif kind == "score":
+            num_written = ledger.steps.get(f"{number}/texts", {}).get("records", 0)
+            # Earlier versions did not note how many were scored.
+            num_rejected = num_written - step.get("sequences", num_written)
+            if num_rejected:
+                found.append(Rejected(number, kind, num_rejected, num_written, by_kind))
     return found
 
 
@@ -136,6 +165,9 @@ def _do(folder: Path, ledger: Ledger, name: str, step: Callable[[], dict[str, An
     say(f"{name} ...")
     ledger.steps[name] = step()
     write_ledger(folder, ledger)
+    for one in rejected_answers(ledger):
+        if f"{one.number}/{one.step}" == name:
+            say(one.text(str(folder)))
 
 
 def _begun(folder: Path, file: RoundsFile, documents: Documents) -> Ledger:

@@ -14,6 +14,7 @@ from cluster.rounds import documents as made
 from cluster.rounds.config import Documents, RoundsConfig
 from cluster.rounds.support import outside_by_k
 from labeler.config.loading import checked_job
+from labeler.job.status import read_status
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from logitstore.manifest.fields import STUDENT_PROMPTS, Manifest
@@ -104,7 +105,7 @@ class Rounds:
             out=places.answers,
         )
         self.command(["labeler", "run", self._file(places, "answer.json", job), "--quiet"])
-        return {"sequences": _num_sequences(places.answers)}
+        return _counts(places.answers)
 
     def texts(self, number: int) -> dict[str, Any]:
         """The answers as records of token ids."""
@@ -154,7 +155,7 @@ class Rounds:
                     "the run"
                 )
         num_rows = int(store.shards().column("num_rows").sum())
-        return {"digest": store.digest, "rows": num_rows, "sequences": _num_sequences(places.scores)}
+        return {"digest": store.digest, "rows": num_rows, **_counts(places.scores)}
 
     def measure(self, number: int) -> dict[str, Any]:
         """How close the student of this round is, on its own text and on the teacher's."""
@@ -211,5 +212,7 @@ def _named(manifest: Manifest) -> str:
     return f"{manifest.teacher.model} ({manifest.teacher.fingerprint:.24})"
 
 
-def _num_sequences(uri: str) -> int:
-    return int(LogitStore.open(uri).shards().column("num_sequences").sum())
+def _counts(uri: str) -> dict[str, Any]:
+    """What a labeling job stored; and by kind what it rejected, of its input or of what its engine wrote."""
+    status = read_status(uri)
+    return {"sequences": status.sequences, "rejects": dict(status.rejects_by_kind)}

@@ -16,6 +16,7 @@ import torch
 import trainer.__main__
 from cluster.rounds.ledger import Ledger
 from labeler.config.loading import load_job
+from labeler.planning.plan import Plan
 from labeler.records import Lease
 from logitstore.store import LogitStore
 from tests.labeler.jobs import label_and_commit, planned
@@ -27,7 +28,8 @@ Command = Callable[[Sequence[str]], str]
 
 def label(job_file: str) -> None:
     """A whole labeling job in this process: planned, labeled and committed by the labeler's own parts."""
-    worker, units, _ = planned(load_job(job_file, [], {}))
+    worker, units, setup = planned(load_job(job_file, [], {}))
+    Plan(setup.prepared.objects).finish_pass(setup.prepared.fingerprint, setup.totals, b"")
     for number, unit in enumerate(units):
         label_and_commit(worker, Lease(number, unit, "worker-0.0"))
     worker.close()

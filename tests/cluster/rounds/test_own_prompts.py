@@ -11,7 +11,7 @@ import pytest
 
 from cluster.rounds.config import Documents, RoundsConfig
 from cluster.rounds.ledger import Ledger
-from cluster.rounds.running import rejected_answers
+from cluster.rounds.running import Rejected, rejected_answers
 from cluster.rounds.steps import Rounds
 from labeler.config.loading import load_job
 from labeler.prompting.byte_tokenizer import ByteTokenizer
@@ -72,7 +72,7 @@ def test_a_student_answers_its_own_prompt_and_the_teacher_scores_behind_its_own(
     tmp_path: Path, given: dict[str, Any], own: str
 ) -> None:
     rounds = rounds_in(tmp_path, given)
-    assert rounds.answer(1) == {"sequences": 6}
+    assert rounds.answer(1) == {"sequences": 6, "rejects": {}}
     answers = {
         (one.record_id, one.sample_index): one
         for one in LogitStore.open(rounds.places(1).answers).iter_sequences()
@@ -105,7 +105,28 @@ def test_answers_that_the_teacher_rejects_are_counted(tmp_path: Path) -> None:
     scored = rounds.score(1)
     assert (records["records"], scored["sequences"]) == (6, 5)
     ledger = Ledger({}, {"1/texts": records, "1/score": scored, "2/texts": records, "2/score": {"rows": 9}})
-    assert rejected_answers(ledger) == [("1", 1, 6)]
+    (found,) = rejected_answers(ledger)
+    assert found == Rejected("1", "score", 1, 6, {"bad_token_id": 1})
+
+
+def test_answers_that_are_rejected_as_the_student_writes_them_are_counted(tmp_path: Path) -> None:
+    """Empty ones, say, and prompts that it was not given: they were missing without a word."""
+    rounds = rounds_in(tmp_path, {"kind": "prompt"})
+    rounds.documents.job["filters"] = {"length": "drop", "min_tokens": 6, "empty": "keep"}
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write('{"uid": "3", "prompt": ""}\n')
+    answered, records = rounds.answer(1), rounds.texts(1)
+    rejects = answered["rejects"]
+    assert rejects["empty"] == 1
+    assert (rejects["filter_too_short"] > 0, sum(rejects.values()) + answered["sequences"]) == (
+        True,
+        3 * 2 + 1,
+    )
+    (found,) = rejected_answers(Ledger({}, {"1/answer": answered, "1/texts": records}))
+    assert found.text("rounds") == (
+        f"round 1: {sum(rejects.values())} of 7 prompts or answers of the student were rejected (1 empty, "
+        f"{rejects['filter_too_short']} filter_too_short), as rounds/round-1/answers says"
+    )
 
 
 @pytest.mark.parametrize(
