@@ -215,7 +215,7 @@ def test_the_trainer_needs_neither_ray_nor_vllm() -> None:
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [
-        ("trainer", ["train", "configs/demo-train.toml"], "train"),
+        ("trainer", ["train", "configs/demo-train.toml", "--set", "student.model=configs"], "train"),
         ("labeler", ["run", "configs/demo-score.toml", "--dry-run"], "label"),
         ("cluster", ["list", "--address", "http://127.0.0.1:1"], "cluster"),
         ("benchmarks", ["storage", "--quick"], "label-cpu,train,bench"),
