@@ -126,7 +126,7 @@ class _Run:
             totals = self._plan_pass().make()
             setup = StoreSetup(self._job, self._prepared, totals, self._view.note)
             labeled = self._label(totals, setup)
-            self._lease.is_held()  # A driver that slept through its term may find everything done by another.
+            self._lease.is_held()  # Another driver may have done everything while this one was paused.
             self._lease.raise_if_lost()
             state, exit_status, message = labeled
         except (
@@ -148,7 +148,7 @@ class _Run:
                 f"the storage fails: {error}. What is labeled stays; run the same command again to go on"
             )
         status = replace(self._look(state, [], 0, message), tokens_per_second=self._rate_of_run())
-        self._write_last_words(setup, status)
+        self._write_end(setup, status)
         self._log.write("ended", state=state, exit_status=int(exit_status), message=message)
         if exit_status in (ExitStatus.FAILED, ExitStatus.WRONG, ExitStatus.BUSY):
             self._view.note(f"error: {message}", trouble=True)
@@ -231,7 +231,7 @@ class _Run:
 
     def _run_workers(self, scheduler: Scheduler, setup: StoreSetup) -> bool:
         """True if every unit was committed or given up; False if the job was told to stop."""
-        # Ray and what hangs on it take seconds to import, which a finished job need not pay.
+        # Ray and what needs it take seconds to import, which a finished job does not need.
         from labeler.driver.loop import LabelingLoop
         from labeler.driver.metrics import JobMetrics
         from labeler.driver.pool import ActorPool
@@ -280,7 +280,7 @@ class _Run:
     def _trouble(self, text: str) -> None:
         self._view.note(text, trouble=True)
 
-    def _write_last_words(self, setup: StoreSetup | None, status: JobStatus) -> None:
+    def _write_end(self, setup: StoreSetup | None, status: JobStatus) -> None:
         """Rejects and status, unless another driver has the store now."""
 
         def write() -> None:

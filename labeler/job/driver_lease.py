@@ -1,7 +1,7 @@
 """One driver per store: a lease object that the driver renews, and that another can take once it is dead.
 
 No clocks are compared. A driver of this machine whose process is gone is replaced at once. Any other is
-watched: it lives if it renews its lease, and is dead when it has not for as long as it promised to.
+watched: it lives while it renews its lease, and counts as dead once it has not for the lease's own time.
 """
 
 from __future__ import annotations

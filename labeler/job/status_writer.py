@@ -1,8 +1,8 @@
 """Writes `status.json` from a thread of its own, so that slow storage never holds up the driver.
 
-Only the driver that has the lease writes. One that slept through its term may wake in the middle of a write,
-so each write replaces exactly the status that was read before the lease was: where another driver has
-written since, nothing is changed, and this one ends its writing.
+Only the driver that has the lease writes. A driver that was paused for longer than its lease may go on in the
+middle of a write, so each write replaces exactly the status that was read before the lease was: where another
+driver has written since, nothing is changed, and this one ends its writing.
 """
 
 from __future__ import annotations

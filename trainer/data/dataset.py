@@ -49,7 +49,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
     Construct it after torch.distributed is initialised, or give rank and world_size. Iterating goes on
     from where the consumer is, into the next epoch after the end of one; `set_epoch` and `restart`
     move it. Under a DataLoader with workers other than `LogitDataLoader` only the workers' copies move:
-    use `track`, or call `set_epoch` before every epoch, as ever with PyTorch. `ds[i]` is the i-th of
+    use `track`, or call `set_epoch` before every epoch, as PyTorch has it. `ds[i]` is the i-th of
     `num_sequences` in storage order, whatever the rank.
     """
 

@@ -4,7 +4,7 @@ Shape legend: B batch, T tokens, H hidden size, V vocabulary.
 
 The fused loss wants what the output head gets, not what it gives. The model is still called as a whole
 (through DistributedDataParallel, FSDP, peft), and the loss is computed in place of the head's forward:
-there its weight is whole, whatever shards it, and gradients are reduced as ever.
+there its weight is whole, whatever shards it, and gradients are reduced as without fusing.
 """
 
 from __future__ import annotations

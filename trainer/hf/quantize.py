@@ -2,7 +2,7 @@
 
 The layers keep weights of full precision and compute with what rounding makes of them; the gradient passes
 the rounding as if it were not there (a straight-through estimator, Bengio et al. 2013, arXiv 1308.3432).
-Names and shapes of the weights stay, so checkpoints, resuming and several processes are as ever.
+Names and shapes of the weights stay, so checkpoints, resuming and several processes need nothing else.
 
 Shape legend: O outputs and I inputs of a layer, G groups of inputs with a scale of their own.
 """

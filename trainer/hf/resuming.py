@@ -63,7 +63,7 @@ class ResumingTrainer(EvaluatingTrainer):
         )
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As ever, but with steps and epochs counted from the dataset's place, by the length of each epoch.
+        """Count steps and epochs from the dataset's place, by the length of each epoch.
 
         So all epochs are trained to their end, or `max_steps` reached, on whatever processes a training goes
         on; the schedule counts on from the checkpoint's step.
@@ -134,7 +134,7 @@ class ResumingTrainer(EvaluatingTrainer):
     def _run_epoch(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **rest: Any
     ) -> None:
-        """As ever, but with the steps that are left of the epoch, which a resumed run may have begun.
+        """Give transformers the steps that are left of the epoch, which a resumed run may have begun.
 
         Otherwise the last, smaller accumulation of a resumed epoch would never be stepped.
         """

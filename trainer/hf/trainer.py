@@ -180,7 +180,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
         return self._loader(self.logit_dataset, self.collator)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """As ever, or the sum of the labels' weights where segments have some, over processes as well."""
+        """The labels that count, or where segments have weights the sum of theirs; over processes as well."""
         if not batch_samples or LABEL_WEIGHTS not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         weight = torch.stack([total_weight(batch) for batch in batch_samples]).sum().to(device)
@@ -234,7 +234,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As ever; where FSDP keeps checkpoints in parts, of which transformers makes no model, whole too."""
+        """Save as transformers does; where FSDP keeps checkpoints in parts, also save the whole model."""
         super().save_model(output_dir, _internal_call)
         if self.is_fsdp_enabled and not _internal_call and saves_in_parts(self.accelerator):
             state_dict = self.accelerator.get_state_dict(self.model)

@@ -44,8 +44,8 @@ def run_points(
 ) -> list[Outcome]:
     """Run what is not finished, `jobs` at a time, each on a GPU of its own where there are any.
 
-    `tell` hears of each as it ends. A run that fails leaves the others alone. Interrupted, it ends the runs
-    at work and raises; the same call goes on with what is left.
+    `tell` is called with each as it ends. A run that fails leaves the others alone. Interrupted, it ends the
+    runs at work and raises; the same call goes on with what is left.
     """
     runner = _Runner(jobs, gpus, restart)
     outcomes: dict[str, Outcome] = {}

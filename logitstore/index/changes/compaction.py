@@ -4,7 +4,7 @@ The order of steps makes every moment consistent: segment written, `index.json` 
 only then records and replaced segments deleted. Nothing is deleted after a swap that seems to have
 failed: it may have succeeded, its reply lost, and another compactor may have built on it.
 
-Segments grow geometrically, as in a log-structured merge: a new one swallows its predecessors while
+Segments grow geometrically, as in a log-structured merge: a new one takes in its predecessors while
 they are at most `MERGE_FACTOR` times its size, so an entry is rewritten O(log n) times and a million
 units lie in about ten segments.
 """
