@@ -10,7 +10,7 @@ The replacement gives the same shapes, dtypes and order, with the layout of `lab
 the columns, so request ids, positions, chunked prefill, preemption and tensor parallelism are vLLM's own.
 Calls that ask for another number of entries, or for given ids, go to the original.
 
-It is only installed where `known_sources` recognises the replaced source; see `SOURCES_BY_VERSION`.
+It is only installed where `labeler.teacher.known_vllm` knows the source of what is replaced.
 
 Shape legend: N rows, C columns.
 """
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labeler.teacher.known_vllm import REPLACED, Runner, capture_refusal
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm import given_capture
 from labeler.teacher.vllm.reduction import Reduce, choose_reduction, reduce_logits
@@ -36,34 +37,8 @@ V2_IMPORTERS = (
     "vllm.v1.worker.gpu.spec_decode.rejection_sampler",
 )
 """Modules of the V2 runner that call `compute_topk_scores` by their own name for it."""
-REPLACED = {
-    "v1": ("vllm.v1.sample.sampler", "Sampler.gather_logprobs"),
-    "v2": ("vllm.v1.worker.gpu.sample.logprob", "compute_topk_scores"),
-}
-SOURCES_BY_VERSION: dict[str, dict[str, str]] = {
-    "0.32.0": {
-        "v1": "ca39ba3c4e61572e6f8e8a9d8c14389e8f7d3f965cf9eab21c6c94bf36bfd890",
-        "v2": "16a0e64b66a7a120456e1bf7b9f16747a7cdc185e6154340401c4855d6874782",
-    },
-    "0.33.0": {
-        "v1": "ca39ba3c4e61572e6f8e8a9d8c14389e8f7d3f965cf9eab21c6c94bf36bfd890",
-        "v2": "16a0e64b66a7a120456e1bf7b9f16747a7cdc185e6154340401c4855d6874782",
-    },
-}
-"""sha256 of the source of each replaced function, by vLLM version: what the capture was written for."""
-
 PREEMPTED = "penumbra_num_preempted"
 """The model runner's attribute with the number of requests since it was watched first."""
-
-
-def refusal(version: str, runner: str) -> str | None:
-    """Why the capture must not be installed in this vLLM, or None."""
-    known = SOURCES_BY_VERSION.get(version)
-    if known is None:
-        return f"vLLM {version} is not among the versions the capture knows ({', '.join(SOURCES_BY_VERSION)})"
-    if given_capture.source_hash(*REPLACED[runner]) != known[runner]:
-        return f"{'.'.join(REPLACED[runner])} of this vLLM {version} is not the released one"
-    return None
 
 
 class CaptureExtension:
@@ -79,8 +54,8 @@ class CaptureExtension:
         import vllm
 
         watch_preemptions(self.model_runner)
-        runner = "v2" if getattr(self, "use_v2_model_runner", False) else "v1"
-        reason = refusal(vllm.__version__, runner)
+        runner: Runner = "v2" if getattr(self, "use_v2_model_runner", False) else "v1"
+        reason = capture_refusal(vllm.__version__, runner)
         if reason is None:
             layout = ColumnLayout(top_k, tuple(temperatures))
             if is_given:
@@ -177,9 +152,9 @@ def watch_preemptions(model_runner: Any) -> None:
     setattr(model_runner, PREEMPTED, 0)
     original = model_runner.execute_model
 
-    def execute_model(scheduler_output: Any, *others: Any) -> Any:
+    def execute_model(scheduler_output: Any, *others: Any, **options: Any) -> Any:
         num_more = len(scheduler_output.preempted_req_ids or ())
         setattr(model_runner, PREEMPTED, getattr(model_runner, PREEMPTED) + num_more)
-        return original(scheduler_output, *others)
+        return original(scheduler_output, *others, **options)
 
     model_runner.execute_model = execute_model

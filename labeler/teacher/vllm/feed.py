@@ -122,13 +122,11 @@ class RequestFeed:
         """Hand one request over; what to do instead where vLLM will not have it."""
         from vllm import exceptions
 
-        # New in vLLM 0.33, and no fault of the request's.
-        retryable: type[Exception] | tuple[()] = getattr(exceptions, "RetryableRequestError", ())
         self._raise_if_dead()
         prompt = {"prompt_token_ids": work.tokens_T.tolist()}
         try:
             self._engine.add_request(request_id, prompt, requests.parameters(work))
-        except retryable as error:
+        except exceptions.RetryableRequestError as error:  # no fault of the request's
             return again(work, str(error))
         except (exceptions.VLLMClientError, ValueError) as error:
             return request_error(work, f"vLLM refuses it: {error}", "bad_prompt")

@@ -15,9 +15,6 @@ Shape legend: N rows, B rows of a block, V vocabulary, K stored entries, C colum
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,31 +27,6 @@ from labeler.teacher.vllm.reduction import ReducedRows, Reduction, agrees, block
 
 ReduceAtIds = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, ColumnLayout], ReducedRows]
 """Logits [N, V], the actual tokens' ids [N], the given ids [N, K] (-1 for none) and the layout to columns."""
-
-WATCHED = {
-    "v1": ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._get_prompt_logprobs_dict"),
-    "v2": ("vllm.v1.worker.gpu.sample.prompt_logprob", "PromptLogprobsWorker.compute_prompt_logprobs"),
-}
-KNOWN_SOURCES = {
-    "v1": "889fdb068dfc37ddf4827e8f3af2d99ff790fbd3c77ff4a05eec1e3d0f1f560f",
-    "v2": "ea18d7a518d1eb004f63bf2cdff7aeb4e4979ec75ef6f7469f1d301dd1173cfb",
-}
-"""sha256 of the source of each watched function, as of vLLM 0.32."""
-
-
-def refusal(runner: str) -> str | None:
-    """Why rows of this runner ("v1" or "v2") cannot be had at given ids, or None."""
-    if source_hash(*WATCHED[runner]) == KNOWN_SOURCES[runner]:
-        return None
-    return f"{'.'.join(WATCHED[runner])} of this vLLM is not the one that rows at given ids were written for"
-
-
-def source_hash(module_name: str, qualified_name: str) -> str:
-    """sha256 of the source of a function of an installed module."""
-    target: Any = importlib.import_module(module_name)
-    for part in qualified_name.split("."):
-        target = getattr(target, part)
-    return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()
 
 
 def install(model_runner: Any, runner: str, layout: ColumnLayout) -> Reduction:

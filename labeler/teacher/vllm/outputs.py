@@ -9,8 +9,6 @@ Shape legend: C columns.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from typing import Any
 
 import numpy as np
@@ -19,10 +17,8 @@ from vllm.logprobs import FlatLogprobs
 from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
+from labeler.teacher.known_vllm import keeps_arrays
 from labeler.teacher.label_rows import CapturedColumns, concatenate
-
-KNOWN_PROCESSORS = frozenset({"1ea97a520599bc1e7f66587dce1facabe8977ab2d6648600b9b158b9cf1d99d6"})
-"""sha256 of the source of every `LogprobsProcessor` that `ArrayLogprobsProcessor` can stand in for."""
 
 
 class ArrayRows:
@@ -50,14 +46,9 @@ class ArrayLogprobsProcessor(LogprobsProcessor):
         self.prompt_logprobs = rows  # type: ignore[assignment]
 
 
-def stock_processor_hash() -> str:
-    """sha256 of the source of vLLM's own class."""
-    return hashlib.sha256(inspect.getsource(LogprobsProcessor).encode()).hexdigest()
-
-
 def keep_arrays() -> bool:
     """Put `ArrayLogprobsProcessor` into vLLM's place for all engines of this process, if it fits."""
-    if stock_processor_hash() not in KNOWN_PROCESSORS:
+    if not keeps_arrays():
         return False
     output_processor.LogprobsProcessor = ArrayLogprobsProcessor  # type: ignore[misc]
     return True

@@ -15,6 +15,7 @@ from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError
 from labeler.prompting.tokenization import load_tokenizer
 from labeler.records import TeacherDescription, TokenizedPrompt
+from labeler.teacher.known_vllm import RUNNERS, capture_refusal, given_refusal
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.model_identity import find_model_folder, model_fingerprint, model_name
 from labeler.teacher.protocol import usable_tokens
@@ -181,11 +182,9 @@ class VllmTeacher:
     def _refusal(self, labels: LabelsConfig) -> str | None:
         import vllm
 
-        from labeler.teacher.vllm import capture, given_capture
-
-        found = [capture.refusal(vllm.__version__, runner) for runner in ("v1", "v2")]
+        found = [capture_refusal(vllm.__version__, runner) for runner in RUNNERS]
         if labels.given:
-            found += [given_capture.refusal(runner) for runner in ("v1", "v2")]
+            found += [given_refusal(runner) for runner in RUNNERS]
         return next((reason for reason in found if reason), None)
 
     def _install(self) -> str | None:

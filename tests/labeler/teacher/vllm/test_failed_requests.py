@@ -64,11 +64,8 @@ def fed(engine: FailingEngine) -> tuple[list[PromptError], dict[str, Work]]:
     return list(feed.hand_over(requests(), iter([PROMPT]), deque(), running)), running
 
 
-def test_a_retryable_refusal_is_no_reject(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM 0.33 has a class for it, which is no error of the client's."""
-    exceptions = pytest.importorskip("vllm.exceptions")
-    retryable = type("RetryableRequestError", (exceptions.VLLMServerError,), {})
-    monkeypatch.setattr(exceptions, "RetryableRequestError", retryable, raising=False)
+def test_a_retryable_refusal_is_no_reject() -> None:
+    retryable = pytest.importorskip("vllm.exceptions").RetryableRequestError
     engine = FailingEngine(2, retryable("busy"))
     errors, running = fed(engine)
     assert (errors, len(running), engine.taken) == ([], 1, 1)

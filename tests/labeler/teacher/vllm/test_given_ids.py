@@ -15,6 +15,7 @@ from benchmarks.labels import agreement
 from labeler.config.loading import TeacherConfig
 from labeler.errors import PromptError
 from labeler.records import TokenizedPrompt
+from labeler.teacher import known_vllm
 from labeler.teacher.vllm.teacher import VllmTeacher
 from tests.labeler import engines
 from tests.labeler.teacher.vllm.v2_steps import V2Steps
@@ -98,10 +99,8 @@ def test_ids_that_are_not_there_or_not_wanted_are_refused() -> None:
 
 
 def test_a_vllm_that_scores_prompts_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from labeler.teacher.vllm import given_capture
-
-    assert [given_capture.refusal(runner) for runner in ("v1", "v2")] == [None, None]
-    monkeypatch.setattr(given_capture, "KNOWN_SOURCES", {"v1": "0" * 64, "v2": "0" * 64})
+    assert [known_vllm.given_refusal(runner) for runner in known_vllm.RUNNERS] == [None, None]
+    monkeypatch.setattr(known_vllm, "WATCHED_SOURCES", {"v1": "0" * 64, "v2": "0" * 64})
     config = TeacherConfig(model=str(engines.MODEL))
     with pytest.raises(RuntimeError, match=r"labels\.given needs.*_get_prompt_logprobs_dict.*is not the one"):
         VllmTeacher(config, GIVEN, engines.SAMPLING)

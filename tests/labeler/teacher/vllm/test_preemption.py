@@ -132,6 +132,13 @@ def test_both_runners_count_what_the_scheduler_says() -> None:
     assert [arguments[1] for arguments in called] == ["tensors"] * 4
 
 
+def test_a_runners_own_dummy_steps_pass_with_their_options() -> None:
+    """vLLM's V2 runner calls the same method by keyword, for steps without a request."""
+    runner = SimpleNamespace(execute_model=lambda output, tensors=None, dummy_run=False: dummy_run)
+    watch_preemptions(runner)
+    assert runner.execute_model(SimpleNamespace(preempted_req_ids=None), dummy_run=True) is True
+
+
 def test_only_new_preemptions_are_said(caplog: pytest.LogCaptureFixture) -> None:
     said = Preemptions()
     for counts in ([0, 0], [2, 2], [2, 2], [5, 5]):

@@ -14,6 +14,7 @@ from benchmarks.labels import agreement
 from labeler.config.loading import SamplingConfig, TeacherConfig
 from labeler.errors import PromptError, TeacherDiedError
 from labeler.records import TokenizedPrompt
+from labeler.teacher import known_vllm
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm.requests import EngineLimits, Requests
 from logitstore.records import LabeledSequence
@@ -186,11 +187,9 @@ def test_where_the_capture_is_not_known_labels_fall_back_loudly_and_say_so(
     import torch
     import vllm
 
-    from labeler.teacher.vllm import capture as vllm_capture
-
     prompt = engines.text_prompts()[0]
     ours = engines.labeled(engines.score_teacher(), [prompt])[prompt.record_id, 0].rows
-    monkeypatch.setattr(vllm_capture, "SOURCES_BY_VERSION", {"0.0.1": {}})
+    monkeypatch.setattr(known_vllm, "SOURCES_BY_VERSION", {"0.0.1": {}})
     config = TeacherConfig(
         model=str(engines.MODEL), max_model_len=256, engine_args={"kv_cache_memory_bytes": 64 << 20}
     )
@@ -268,22 +267,18 @@ def test_the_v2_runner_is_given_the_capture_in_every_importer(monkeypatch: pytes
 def test_this_vllm_is_the_one_the_capture_was_written_for() -> None:
     import vllm
 
-    from labeler.teacher.vllm import capture as vllm_capture
-    from labeler.teacher.vllm import outputs as vllm_outputs
-
-    assert vllm_capture.refusal(vllm.__version__, "v1") is None
-    assert vllm_capture.refusal(vllm.__version__, "v2") is None
-    assert vllm_outputs.stock_processor_hash() in vllm_outputs.KNOWN_PROCESSORS
+    assert known_vllm.capture_refusal(vllm.__version__, "v1") is None
+    assert known_vllm.capture_refusal(vllm.__version__, "v2") is None
+    assert known_vllm.keeps_arrays()
 
 
 def test_a_changed_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import vllm
 
-    from labeler.teacher.vllm import capture as vllm_capture
     from labeler.teacher.vllm.teacher import VllmTeacher
 
     changed = {vllm.__version__: {"v1": "0" * 64, "v2": "0" * 64}}
-    monkeypatch.setattr(vllm_capture, "SOURCES_BY_VERSION", changed)
+    monkeypatch.setattr(known_vllm, "SOURCES_BY_VERSION", changed)
     config = TeacherConfig(model=str(engines.MODEL), capture="in_engine")
     with pytest.raises(RuntimeError, match=r"gather_logprobs.*is not the released one.*public_api"):
         VllmTeacher(config, engines.SCORE, engines.SAMPLING)

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from labeler.teacher.known_vllm import capture_refusal  # noqa: E402
 from labeler.teacher.label_rows import (  # noqa: E402
     CapturedColumns,
     ColumnLayout,
@@ -133,7 +134,7 @@ def test_other_requests_go_to_vllms_own_function() -> None:
 
 
 def test_an_unknown_vllm_is_refused_by_name() -> None:
-    reason = vllm_capture.refusal("9.9.9", "v1")
+    reason = capture_refusal("9.9.9", "v1")
     assert reason is not None
     assert "9.9.9" in reason
     assert "0.32.0" in reason
