@@ -171,12 +171,13 @@ def rest_statistics(logits_NV: Tensor, passes: Passes) -> RestStatistics:
     """Read the logits, contiguous along V, once."""
     made = [torch.empty(len(logits_NV), device=logits_NV.device, dtype=torch.float32) for _ in range(4)]
     if len(logits_NV):
-        _rest_statistics[(len(logits_NV),)](
-            *_arguments(logits_NV, passes),
-            *made,
-            *_constants(passes),
-            num_warps=NUM_WARPS,  # pyright: ignore[reportCallIssue]
-        )
+        with torch.cuda.device_of(logits_NV):  # Triton launches on the current device
+            _rest_statistics[(len(logits_NV),)](
+                *_arguments(logits_NV, passes),
+                *made,
+                *_constants(passes),
+                num_warps=NUM_WARPS,  # pyright: ignore[reportCallIssue]
+            )
     max_N, scaled_sum_N, sum_N, total_N = made
     return RestStatistics(max_N, scaled_sum_N if passes.two_sums else sum_N, sum_N, total_N)
 
@@ -191,12 +192,13 @@ def write_rest_gradient(logits_NV: Tensor, gradient: RestGradient, passes: Passe
             gradient.constant_N,
         )
         grid = (len(logits_NV), triton.cdiv(logits_NV.shape[1], BLOCK))
-        _write_rest_gradient[grid](
-            *_arguments(logits_NV, passes),
-            *(values_N.contiguous() for values_N in per_row),
-            *_constants(passes),
-            num_warps=NUM_WARPS,  # pyright: ignore[reportCallIssue]
-        )
+        with torch.cuda.device_of(logits_NV):
+            _write_rest_gradient[grid](
+                *_arguments(logits_NV, passes),
+                *(values_N.contiguous() for values_N in per_row),
+                *_constants(passes),
+                num_warps=NUM_WARPS,  # pyright: ignore[reportCallIssue]
+            )
 
 
 def _arguments(logits_NV: Tensor, passes: Passes) -> tuple[Tensor | int | float, ...]:

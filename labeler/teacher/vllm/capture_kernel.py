@@ -14,6 +14,7 @@ S candidates, M temperatures, C columns.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ import triton
 import triton.language as tl
 
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm.reduction import ReducedRows, finish_rows
+from labeler.teacher.vllm.reduction import ReducedRows, fill_masses, finish_rows
 
 GROUP = 64
 """Columns per group."""
@@ -86,6 +87,12 @@ class GroupStatistics:
     """int64, ids with a logit of at least the label's."""
 
 
+@functools.cache
+def _inverses(temperatures: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """1 / T on the device. Made once: a copy from the host waits for all that the GPU has still to do."""
+    return torch.tensor([1.0 / temperature for temperature in temperatures], device=device)
+
+
 def group_statistics(
     logits_BV: torch.Tensor, label_ids_B: torch.Tensor, temperatures: tuple[float, ...]
 ) -> GroupStatistics:
@@ -99,21 +106,22 @@ def group_statistics(
     maxima_BG = torch.empty((num_rows, num_groups), dtype=torch.float32, device=device)
     sums_BMG = torch.empty((num_rows, count, num_groups), dtype=torch.float32, device=device)
     counts_BP = torch.empty((num_rows, num_programs), dtype=torch.int32, device=device)
-    _group_statistics[(num_rows, num_programs)](
-        logits_BV,
-        logits_BV.stride(0),
-        vocab_size,
-        label_ids_B,
-        torch.tensor([1.0 / temperature for temperature in descending], device=device),
-        maxima_BG,
-        sums_BMG,
-        counts_BP,
-        num_groups,
-        NUM_TEMPERATURES=count,  # type: ignore[arg-type]
-        SQUARED=squared,  # type: ignore[arg-type]
-        PROGRAM_GROUPS=PROGRAM_GROUPS,  # type: ignore[arg-type]
-        GROUP=GROUP,  # type: ignore[arg-type]
-    )
+    with torch.cuda.device_of(logits_BV):  # Triton launches on the current device
+        _group_statistics[(num_rows, num_programs)](
+            logits_BV,
+            logits_BV.stride(0),
+            vocab_size,
+            label_ids_B,
+            _inverses(descending, device),
+            maxima_BG,
+            sums_BMG,
+            counts_BP,
+            num_groups,
+            NUM_TEMPERATURES=count,  # type: ignore[arg-type]
+            SQUARED=squared,  # type: ignore[arg-type]
+            PROGRAM_GROUPS=PROGRAM_GROUPS,  # type: ignore[arg-type]
+            GROUP=GROUP,  # type: ignore[arg-type]
+        )
     return GroupStatistics(maxima_BG, sums_BMG.flip(1), counts_BP.sum(dim=1))
 
 
@@ -230,7 +238,7 @@ def _fill_masses(
     statistics: GroupStatistics, entries: _Entries, layout: ColumnLayout, values_BC: torch.Tensor
 ) -> None:
     """Logsumexps and tails of a block: a tail is the other groups and the candidates that are not stored."""
-    top_k, head_BK, candidates_BS = layout.top_k, entries.head_BK, entries.candidates_BS
+    head_BK, candidates_BS = entries.head_BK, entries.candidates_BS
     others_BG = statistics.maxima_BG.scatter(1, entries.groups_BK, -torch.inf)
     reference_B1 = torch.maximum(others_BG.amax(dim=1), candidates_BS.amax(dim=1)).unsqueeze(1)
     # All -inf: nothing lies outside the stored entries, and any finite reference will do.
@@ -242,11 +250,8 @@ def _fill_masses(
         weights_BG = torch.exp((others_BG - reference_B1) / temperature)
         tail_B = (sums_BMG[:, index] * weights_BG).sum(dim=1)
         tail_B += torch.exp((candidates_BS - reference_B1) / temperature).sum(dim=1)
-        log_tail_B = tail_B.log() + reference_B1[:, 0] / temperature
-        logsumexp_B = torch.logaddexp(torch.logsumexp(head_BK / temperature, dim=1), log_tail_B)
-        values_BC[:, top_k + 1 + index] = logsumexp_B
-        mass_B = (log_tail_B - logsumexp_B).clamp(max=0.0)
-        values_BC[:, top_k + 1 + layout.num_temperatures + index] = mass_B
+        log_head_B = torch.logsumexp((head_BK - reference_B1) / temperature, dim=1)
+        fill_masses(values_BC, layout, index, log_head_B, tail_B.log(), reference_B1[:, 0] / temperature)
 
 
 def _keys(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

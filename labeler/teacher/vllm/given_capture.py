@@ -23,7 +23,14 @@ import torch
 
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm.given_arguments import given_rows
-from labeler.teacher.vllm.reduction import ReducedRows, Reduction, agrees, block_rows, finish_rows
+from labeler.teacher.vllm.reduction import (
+    ReducedRows,
+    Reduction,
+    agrees,
+    block_rows,
+    fill_masses,
+    finish_rows,
+)
 
 ReduceAtIds = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, ColumnLayout], ReducedRows]
 """Logits [N, V], the actual tokens' ids [N], the given ids [N, K] (-1 for none) and the layout to columns."""
@@ -82,7 +89,11 @@ class StepIds:
                 f"{num_rows} rows are scored and ids are left for {len(self._rows_NK)}: this vLLM scores "
                 "other rows than were foreseen; remove labels.given, and report its version"
             )
-        given_NK = torch.from_numpy(self._rows_NK[:num_rows]).to(logits_NV.device)
+        given_NK = torch.from_numpy(self._rows_NK[:num_rows])
+        if logits_NV.is_cuda:
+            # Out of pinned memory, so that nothing waits for what the GPU has still to do.
+            given_NK = given_NK.pin_memory()
+        given_NK = given_NK.to(logits_NV.device, non_blocking=True)
         self._rows_NK = self._rows_NK[num_rows:]
         return self._reduce(logits_NV, label_ids_N, given_NK, layout)
 
@@ -169,7 +180,7 @@ def _reduce_block(
     token_ids_BC: torch.Tensor,
     values_BC: torch.Tensor,
 ) -> None:
-    top_k, num_temperatures = layout.top_k, layout.num_temperatures
+    top_k = layout.top_k
     real_BK = given_BK >= 0
     head_BK = logits_BV.gather(1, given_BK.clamp_min(0)).masked_fill(~real_BK, -torch.inf)
     head_BK, order_BK = head_BK.sort(dim=1, descending=True, stable=True)
@@ -182,8 +193,6 @@ def _reduce_block(
     largest_B1 = outside_BV.amax(dim=1, keepdim=True).nan_to_num(neginf=0.0)
     outside_BV -= largest_B1
     for index, temperature in enumerate(layout.temperatures):
-        log_tail_B = (outside_BV / temperature).exp_().sum(dim=1).log() + largest_B1[:, 0] / temperature
-        logsumexp_B = torch.logaddexp(torch.logsumexp(head_BK / temperature, dim=1), log_tail_B)
-        values_BC[:, top_k + 1 + index] = logsumexp_B
-        mass_B = (log_tail_B - logsumexp_B).clamp(max=0.0)
-        values_BC[:, top_k + 1 + num_temperatures + index] = mass_B
+        log_tail_B = (outside_BV / temperature).exp_().sum(dim=1).log()
+        log_head_B = torch.logsumexp((head_BK - largest_B1) / temperature, dim=1)
+        fill_masses(values_BC, layout, index, log_head_B, log_tail_B, largest_B1[:, 0] / temperature)

@@ -133,30 +133,47 @@ def _reduce_block(
     values_BC: torch.Tensor,
 ) -> None:
     """Fill all columns of a block but the sentinels and the checksum. Overwrites `scratch_BV`."""
-    top_k, num_temperatures = layout.top_k, layout.num_temperatures
+    top_k = layout.top_k
     head_BK, ids_BK = top_entries(logits_BV, top_k)
     token_ids_BC[:, :1], values_BC[:, :1] = label_ids_B1, logits_BV.gather(1, label_ids_B1)
     token_ids_BC[:, 1 : top_k + 1], values_BC[:, 1 : top_k + 1] = ids_BK, head_BK
     # -inf among the stored entries means that nothing lies outside them; any finite reference will do.
     reference_B1 = head_BK[:, -1:].nan_to_num(neginf=0.0)
     previous = None
-    for index in reversed(range(num_temperatures)):
+    for index in reversed(range(layout.num_temperatures)):
         temperature = layout.temperatures[index]
+        shift_B1 = reference_B1 / temperature
         if previous == 2 * temperature:
             # exp(x / T) from exp(x / 2T): one exponential serves temperatures 4, 2 and 1.
             scratch_BV.mul_(scratch_BV)
         else:
-            # (x - reference) / T in one pass over memory.
-            torch.add(reference_B1 / -temperature, logits_BV, alpha=1.0 / temperature, out=scratch_BV)
+            # x / T - shift in one pass over memory.
+            torch.add(-shift_B1, logits_BV, alpha=1.0 / temperature, out=scratch_BV)
             scratch_BV.scatter_(1, ids_BK, -torch.inf)
             scratch_BV.exp_()
         previous = temperature
-        log_tail_B = scratch_BV.sum(dim=1).log() + reference_B1[:, 0] / temperature
-        log_head_B = torch.logsumexp(head_BK / temperature, dim=1)
-        logsumexp_B = torch.logaddexp(log_head_B, log_tail_B)
-        values_BC[:, top_k + 1 + index] = logsumexp_B
-        mass_B = (log_tail_B - logsumexp_B).clamp(max=0.0)
-        values_BC[:, top_k + 1 + num_temperatures + index] = mass_B
+        # The head just as the tail, so that what rounding the shift costs is the same in both.
+        log_head_B = torch.add(-shift_B1, head_BK, alpha=1.0 / temperature).logsumexp(dim=1)
+        fill_masses(values_BC, layout, index, log_head_B, scratch_BV.sum(dim=1).log(), shift_B1[:, 0])
+
+
+def fill_masses(
+    values_BC: torch.Tensor,
+    layout: ColumnLayout,
+    index: int,
+    log_head_B: torch.Tensor,
+    log_tail_B: torch.Tensor,
+    shift_B: torch.Tensor,
+) -> None:
+    """Write a temperature's logsumexp and tail mass.
+
+    `log_head_B` and `log_tail_B` are the logs of the sums of exp(l / T - shift) over head and tail. Large
+    logits, which make a large shift, do not make the mass less exact.
+    """
+    log_whole_B = torch.logaddexp(log_head_B, log_tail_B)
+    values_BC[:, layout.top_k + 1 + index] = log_whole_B + shift_B
+    mass_B = (log_tail_B - log_whole_B).clamp(max=0.0)
+    values_BC[:, layout.top_k + 1 + layout.num_temperatures + index] = mass_B
 
 
 def top_entries(logits_BV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:

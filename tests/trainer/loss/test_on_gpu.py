@@ -98,6 +98,22 @@ def test_the_weights_gradient_adds_up_in_float32():
     assert (sum_VH.double() - expected).abs().max().item() < 1e-3
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices")
+def test_a_head_on_another_device_than_the_current_one():
+    """As `device_map` places it: kernels must be launched where the logits are."""
+    case = on_gpu(make_case(1, batch=2, tokens=33, vocab_size=3000, top_k=8))
+    hidden, weight = leaves(case, torch.float32)
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        there = [leaf.detach().to(device).requires_grad_() for leaf in (hidden, weight)]
+        output = fused_linear_topk_distillation_loss(
+            *there, case.labels.to(device), case.targets.to(device), LossSettings(), kernel="triton"
+        )
+        found.append([output.loss, *torch.autograd.grad(output.loss, there)])
+    for near, far in zip(*found, strict=True):
+        torch.testing.assert_close(far.to(near.device), near)
+
+
 @pytest.mark.parametrize("way", ["autocast", "checkpointed", "compiled"])
 def test_a_training_step(way):
     """One step of a small network and its head in fp32 weights, against the same in float64."""

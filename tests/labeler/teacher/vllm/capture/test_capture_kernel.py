@@ -9,7 +9,7 @@ import pytest
 
 from tests.triton_runs import assert_cases_pass, assert_compiles
 
-CASES = Path(__file__).parent / "capture_kernel_cases.py"
+CASES = [Path(__file__).parent / f"capture_kernel_{name}.py" for name in ("cases", "edges")]
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -35,7 +35,7 @@ print("compiled")
 
 @pytest.mark.slow
 def test_kernel_under_the_interpreter():
-    assert_cases_pass(CASES)
+    assert_cases_pass(*CASES)
 
 
 @pytest.mark.slow
