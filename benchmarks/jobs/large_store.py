@@ -114,17 +114,7 @@ def _measure(folder: Path, sizes: Sizes) -> tuple[list[Step], dict[str, Figure],
     )
     step.num_bytes = _size(folder / "public")
     reading = min(_cpu_seconds(lambda: sum(1 for _ in store.iter_sequences())) for _ in range(TURNS))
-    exporting: list[float] = []
-    exported: list[Step] = []
-    for _ in range(TURNS):
-        shutil.rmtree(folder / "tables", ignore_errors=True)
-        seconds, out = _timed(
-            "export to Parquet (written)",
-            lambda: _cpu_seconds(lambda: export_files(store, str(folder / "tables"), "parquet")),
-        )
-        exporting.append(seconds)
-        out.num_bytes = _size(folder / "tables")
-        exported.append(out)
+    exporting, exported = _exports(store, folder / "tables")
     back = _through_duckdb(store, folder)
     figures = [
         Figure.of("lookup_share", one_bytes / total, "", is_ratio=True),
@@ -150,6 +140,22 @@ def _measure(folder: Path, sizes: Sizes) -> tuple[list[Step], dict[str, Figure],
     ]
     steps = [made, found, deleted, copied, step, min(exported, key=lambda one: one.seconds), *back]
     return steps, {figure.name: figure for figure in figures}, notes
+
+
+def _exports(store: LogitStore, tables: Path) -> tuple[list[float], list[Step]]:
+    """CPU seconds and the step of each of several exports to Parquet."""
+    cpu_seconds: list[float] = []
+    steps: list[Step] = []
+    for _ in range(TURNS):
+        shutil.rmtree(tables, ignore_errors=True)
+        seconds, step = _timed(
+            "export to Parquet (written)",
+            lambda: _cpu_seconds(lambda: export_files(store, str(tables), "parquet")),
+        )
+        cpu_seconds.append(seconds)
+        step.num_bytes = _size(tables)
+        steps.append(step)
+    return cpu_seconds, steps
 
 
 def _make(place: Path, num_sequences: int, rng: np.random.Generator) -> LogitStore:

@@ -13,7 +13,7 @@ import random
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,6 +88,11 @@ def run(args: argparse.Namespace) -> int:
     rates = [_rate(name, method, num_texts) for name, method in methods.items()]
     for name in methods:
         _draw(args.out / f"curation-{name}.svg", name, scores[name])
+    rows = [
+        (name, one.threshold, *(one.recall[plant] for plant in REPEATS), one.precision)
+        for name, by_threshold in scores.items()
+        for one in by_threshold
+    ]
     result = Result.of(
         "curation",
         meaning=f"At the default thresholds letters (Jaccard {defaults.jaccard}) find "
@@ -95,27 +100,8 @@ def run(args: argparse.Namespace) -> int:
         f"{defaults.cosine}) {chosen['cosine'].recall['paraphrase']:.0%} of paraphrases, with "
         f"precision {chosen['minhash'].precision:.2f} and {chosen['cosine'].precision:.2f}.",
         columns=("method", "threshold", *(f"recall: {plant}" for plant in REPEATS), "precision"),
-        rows=[
-            (name, one.threshold, *(one.recall[plant] for plant in REPEATS), one.precision)
-            for name, found in scores.items()
-            for one in found
-        ],
-        figures=[
-            *(
-                Figure.of(f"{name}_{what}", value, "", is_ratio=True, better="higher")
-                for name, one in chosen.items()
-                for what, value in (
-                    ("recall_paraphrase", one.recall["paraphrase"]),
-                    ("precision", one.precision),
-                )
-            ),
-            *_figures_of_seeds(found),
-            *(
-                Figure.of(f"{name}_texts_per_sec", rate, "texts/s", better="higher")
-                for name, rate, _ in rates
-            ),
-            *(Figure.of(f"{name}_bytes_per_text", size, "B", better="lower") for name, _, size in rates),
-        ],
+        rows=rows,
+        figures=[*_figures_of_methods(chosen), *_figures_of_seeds(found), *_figures_of_rates(rates)],
         more_tables=[
             _table_of_seeds(found),
             ResultTable.of(
@@ -135,6 +121,23 @@ def run(args: argparse.Namespace) -> int:
     )
     publish(result, args.out, quiet=args.quiet)
     return 0
+
+
+def _figures_of_methods(chosen: Mapping[str, Score]) -> list[Figure]:
+    """Recall and precision of each method at its default threshold."""
+    return [
+        Figure.of(f"{name}_{what}", value, "", is_ratio=True, better="higher")
+        for name, one in chosen.items()
+        for what, value in (("recall_paraphrase", one.recall["paraphrase"]), ("precision", one.precision))
+    ]
+
+
+def _figures_of_rates(rates: Sequence[tuple[str, float, float]]) -> list[Figure]:
+    """Texts a second, then bytes a text, of each method."""
+    return [
+        *(Figure.of(f"{name}_texts_per_sec", rate, "texts/s", better="higher") for name, rate, _ in rates),
+        *(Figure.of(f"{name}_bytes_per_text", size, "B", better="lower") for name, _, size in rates),
+    ]
 
 
 def _figures_of_seeds(found: Sequence[Found]) -> list[Figure]:
