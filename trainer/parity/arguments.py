@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from logitstore.common.options import count, positive
 from trainer.parity.records import MatchKind
+from trainer.run.watch.hushing import hush_libraries
 
 EPILOG = """examples:
   penumbra train parity --student build/student --teacher Qwen/Qwen3-8B \\
@@ -85,7 +86,14 @@ student is least sure went to the teacher.""",
     return parser
 
 
+def tasks_of(text: str) -> tuple[str, ...]:
+    """Between commas, which may stand in the name of a single file too."""
+    return (text,) if Path(text).exists() else tuple(task for task in text.split(",") if task)
+
+
 def _parity(arguments: argparse.Namespace) -> int:
+    quiet = arguments.quiet or arguments.json
+    hush_libraries(bars=not quiet)
     from trainer.parity.command import parity  # torch takes seconds to import
     from trainer.parity.figures.report import in_words
     from trainer.parity.options import ParityOptions
@@ -93,7 +101,7 @@ def _parity(arguments: argparse.Namespace) -> int:
     options = ParityOptions(
         student=arguments.student,
         teacher=arguments.teacher,
-        tasks=tuple(task for task in arguments.tasks.split(",") if task),
+        tasks=tasks_of(arguments.tasks),
         out=arguments.out,
         labels=tuple(arguments.labels),
         unchecked=arguments.unchecked,
@@ -107,7 +115,7 @@ def _parity(arguments: argparse.Namespace) -> int:
         num_fewshot=arguments.fewshot,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
-        quiet=arguments.quiet or arguments.json,
+        quiet=quiet,
     )
     record = parity(options)
     print(json.dumps(record) if arguments.json else in_words(record, arguments.out))

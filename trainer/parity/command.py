@@ -8,6 +8,7 @@ from typing import Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
+from logitstore.inputs.listing import form_of
 from logitstore.manifest.folders import refuse_in_store
 from trainer.parity.answering import Work, compared, model_said, teacher_said
 from trainer.parity.contamination import NUM_WORDS, contamination_of, training_stores
@@ -51,6 +52,14 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     return write_results(options, work, teacher, student, found)
 
 
+def _check_file(task: str) -> None:
+    """Raises ConfigError for a file that is not here, as FILE or NAME=FILE: lm-eval, which is asked next, may
+    not be installed, and would not know it either."""
+    file = task.partition("=")[2] or (task if form_of(task) is not None else "")
+    if file and not Path(file).exists():
+        raise ConfigError(f"--tasks {task}: {file!r} is no file here; correct the path")
+
+
 def _work(options: ParityOptions, pattern: re.Pattern[str] | None) -> Work:
     check_model_name(options.student, revision=None, setting="--student")
     if not is_store(options.teacher):
@@ -61,6 +70,8 @@ def _work(options: ParityOptions, pattern: re.Pattern[str] | None) -> Work:
         raise ConfigError("--tasks names nothing; give files of questions, or tasks of lm-eval")
     paths = [task for task in options.tasks if "=" not in task and Path(task).exists()]
     names = [task for task in options.tasks if task not in paths]
+    for name in names:
+        _check_file(name)
     fields, needs_answer = (
         (options.prompt_field, options.answer_field),
         options.match != "judge_bits_per_byte",

@@ -22,6 +22,7 @@ from tests.trainer.parity.models import byte_model
 from tests.trainer.students import tiny_student
 from trainer.__main__ import main
 from trainer.parity.answering import Compared, Said, Work
+from trainer.parity.arguments import tasks_of
 from trainer.parity.contamination import _Found
 from trainer.parity.figures.gap import gap_of, routing_of
 from trainer.parity.figures.report import in_words, interval_in_words, write_results
@@ -54,6 +55,22 @@ def test_figures_are_not_written_into_a_store(
     assert main([*places, "--unchecked"]) == 2
     assert "is a store of labels, whose folder holds nothing else" in capsys.readouterr().err
     assert sorted((tmp_path / "out").iterdir()) == before
+
+
+@pytest.mark.parametrize("tasks", ["qestions.jsonl", "gsm8k=qestions.jsonl"])
+def test_a_file_that_is_not_here_is_said_before_anything_is_asked(
+    places: list[str], tasks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was taken for a task of lm-eval, which is not installed."""
+    assert main([*places, "--unchecked", "--tasks", tasks]) == 2
+    assert "'qestions.jsonl' is no file here; correct the path" in capsys.readouterr().err
+
+
+def test_a_comma_may_stand_in_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a, b.jsonl").write_text("")
+    assert tasks_of("a, b.jsonl") == ("a, b.jsonl",)
+    assert tasks_of("a.jsonl,gsm8k") == ("a.jsonl", "gsm8k")
 
 
 @pytest.mark.slow
@@ -164,7 +181,7 @@ def test_a_score_below_zero_can_be_come_near_to() -> None:
     assert any(line.startswith("student: 3 answers were cut off") for line in told)
     assert "student: 2 answers are empty" in told
     assert any(line.startswith("judge: its tokenizer drops or changes parts of 1 texts") for line in told)
-    assert "50% of requests to the teacher, those with a confidence below 0.800, come within 5%" in told[6]
+    assert "50% of requests to the teacher, those with a confidence below 0.8, come within 5%" in told[6]
     assert told[7].startswith("b: 2 items, lower is better; teacher -1.0000, student -2.0250, gap +1.0250")
 
 

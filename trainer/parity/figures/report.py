@@ -141,7 +141,7 @@ def routing_in_words(routing: Routing) -> str:
         return "routing: the student alone is no worse than the teacher"
     place = routing.enough()
     threshold = routing.threshold[place]
-    below = "" if threshold is None else f", those with a confidence below {threshold:.3f},"
+    below = "" if threshold is None else f", those with a confidence below {threshold:.3g},"
     return (
         f"routing: {routing.share[place]:.0%} of requests to the teacher{below} come within "
         f"{1 - ENOUGH:.0%} of its score (threshold chosen on these items)"
