@@ -120,7 +120,7 @@ def _kill_in_the_middle(command: Sequence[str], folder: Path) -> str:
                 ended = read_runs(folder)
                 begun = [path.stem for path in (folder / "runs").glob("*.json")]
                 at_work = [name for name in begun if name not in ended]
-                if at_work and len(ended) == _num_runs() // 2:
+                if at_work and len(ended) == num_runs() // 2:
                     taken = statistics.median(one["train_seconds"] for one in ended.values())
                     time.sleep(taken / 2)
                     return at_work[0]
@@ -130,7 +130,7 @@ def _kill_in_the_middle(command: Sequence[str], folder: Path) -> str:
     raise StepFailedError(f"the sweep ended with status {process.returncode} before it was killed")
 
 
-def _num_runs() -> int:
+def num_runs() -> int:
     number = NUM_SEEDS
     for over in OVER:
         number *= len(over.split(","))
