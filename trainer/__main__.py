@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,8 @@ def _document(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     document = config_document(arguments.config, arguments.set, options)
     trains_here = arguments.command is not _evaluate and not getattr(arguments, "address", None)
-    if trains_here and not arguments.dry_run:
-        check_names(checked_config(document, arguments.config).student)  # before torch, which takes seconds
+    if trains_here and not arguments.dry_run and find_spec("torch") is not None:
+        check_names(checked_config(document, arguments.config).student)  # before torch is loaded: seconds
     if arguments.config is None and arguments.command is not _evaluate:
         checked_config(document, None)  # what is missing is told before a store is opened
         found = find_settings(document, trains_here=trains_here)

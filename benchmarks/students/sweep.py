@@ -14,7 +14,6 @@ import json
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from benchmarks.report.results import Figure, Result, publish
 from labeler.config.loading import load_job
 from logitstore.common.config_file import ConfigError
 from logitstore.common.console import Console
+from logitstore.processes.with_parent import ending_with_this
 from trainer.run.config import load_config
 from trainer.run.file_names import METRICS_NAME
 from trainer.sweep.command import RECORD_NAME
@@ -34,6 +34,8 @@ from trainer.sweep.command import RECORD_NAME
 JOB_FILES, TRAIN_FILE = ("demo-generate.toml", "demo-score.toml"), "demo-train.toml"
 OVER = ("loss.temperature=1,2", "loss.alpha=0.5,0.9", "data.top_k=16,64")
 NUM_SEEDS = 2
+NUM_STEPS, JOBS = 10, 2
+"""Half of the demo's steps, two runs side by side."""
 FIGURES = (("kl", "nats"), ("cross_entropy", "nats"), ("top1_agreement", ""), ("calibration_error", ""))
 POLL_SEC = 0.1
 
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
 def interrupted_sweep(steps: Steps, train_file: Path, folder: Path) -> Interruption:
     """The sweep, killed once half of its runs have ended. Raises StepFailedError if it loses anything."""
     command = ["train", "sweep", str(train_file), "--out", str(folder), "--seeds", str(NUM_SEEDS)]
+    command += ["--jobs", str(JOBS), "--set", f"training.max_steps={NUM_STEPS}"]
     command += ["--set", "evaluation.snapshots=0", *(word for over in OVER for word in ("--over", over))]
     started = time.perf_counter()
     killed_run = _kill_in_the_middle(command, folder)
@@ -113,14 +116,14 @@ def interrupted_sweep(steps: Steps, train_file: Path, folder: Path) -> Interrupt
 
 
 def _kill_in_the_middle(command: Sequence[str], folder: Path) -> str:
-    """Start the sweep, and kill it while the first run of its second half is at work; that run's name."""
-    with subprocess.Popen([sys.executable, "-P", "-m", "logitstore.common.penumbra", *command]) as process:
+    """Start the sweep, and kill it while runs of its second half are at work; the first one's name."""
+    with subprocess.Popen(ending_with_this(["logitstore.common.penumbra", *command])) as process:
         try:
             while process.poll() is None:
                 ended = read_runs(folder)
-                begun = [path.stem for path in (folder / "runs").glob("*.json")]
+                begun = [path.name.removesuffix(".json") for path in (folder / "runs").glob("*.json")]
                 at_work = [name for name in begun if name not in ended]
-                if at_work and len(ended) == num_runs() // 2:
+                if at_work and len(ended) >= num_runs() // 2:
                     taken = statistics.median(one["train_seconds"] for one in ended.values())
                     time.sleep(taken / 2)
                     return at_work[0]
