@@ -203,19 +203,30 @@ def load_all(directory: Path) -> dict[str, Result]:
 
 def show(result: Result, console: Console | None = None) -> None:
     """Print the tables, what they mean and the notes."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, FILE_WIDTH)
+    console = console or _wide_console()
     console.print(f"{result.benchmark}: {result.meaning}", style="bold", markup=False, highlight=False)
-    for shown in result.tables:
-        table = Table(title=shown.title or None, title_justify="left")
-        for index, column in enumerate(shown.columns):
-            table.add_column(column, justify="right" if index else "left")
-        for row in shown.rows:
-            table.add_row(*(format_cell(cell) for cell in row))
-        console.print(table)
+    for table in result.tables:
+        show_table(table, console)
     for note in result.notes:
         console.print(f"  {note}", markup=False, highlight=False)
+
+
+def show_table(shown: ResultTable, console: Console | None = None) -> None:
+    """Print one table."""
+    console = console or _wide_console()
+    table = Table(title=shown.title or None, title_justify="left")
+    for index, column in enumerate(shown.columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in shown.rows:
+        table.add_row(*(format_cell(cell) for cell in row))
+    console.print(table)
+
+
+def _wide_console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
+    return console
 
 
 def format_cell(cell: Cell) -> str:

@@ -23,8 +23,6 @@ from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
 
 TOP_K = 64
-TOKENS, VOCAB_SIZE = 8192, 151_936
-HIDDEN_SIZES = (4096, 1024)
 WARM_UPS, REPETITIONS = 2, 5
 CHUNK_ROWS = (1024, 2048, 4096)
 
@@ -70,7 +68,8 @@ class Head:
             None if settings.alpha == 0 else self.targets,
             settings,
             chunk_rows=chunk_rows,
-            kernel="torch" if torch_only else "auto",
+            # On a CPU the kernels are run for a rehearsal, by Triton's interpreter.
+            kernel="torch" if torch_only else "auto" if self.weight_VH.is_cuda else "triton",
         ).loss
 
     def dense(self) -> Tensor:
@@ -82,21 +81,17 @@ class Head:
         return functional.cross_entropy(logits_NV.float(), self.labels_1T[0, 1:])
 
 
-def tables() -> list[ResultTable]:
-    """A table for each hidden size; a loss that does not fit into memory has no figures."""
-    found = []
-    for hidden_size in HIDDEN_SIZES:
-        head = Head.random(hidden_size, TOKENS, VOCAB_SIZE, "cuda")
-        rows: list[tuple[str, float | None, float | None]] = []
-        for name, loss in losses(head):
-            try:
-                millis, peak_bytes = measure(head, loss)
-                rows.append((name, millis, peak_bytes / 2**30))
-            except torch.cuda.OutOfMemoryError:
-                rows.append((f"{name} (out of memory)", None, None))
-        title = f"loss, {TOKENS:,} tokens, vocabulary {VOCAB_SIZE:,}, hidden {hidden_size:,}, bf16"
-        found.append(ResultTable.of(title, ("what", "ms", "GiB"), rows))
-    return found
+def table(title: str, hidden_size: int, tokens: int, vocab_size: int, device: str) -> ResultTable:
+    """The losses at one hidden size; one that fails says so and has no figures."""
+    head = Head.random(hidden_size, tokens, vocab_size, device)
+    rows: list[tuple[str, float | None, float | None]] = []
+    for name, loss in losses(head):
+        try:
+            rows.append((name, *measure(head, loss)))
+        except Exception as error:  # noqa: BLE001  whatever it is, the other losses go on
+            reason = "out of memory" if isinstance(error, torch.cuda.OutOfMemoryError) else repr(error)
+            rows.append((f"{name} ({reason})", None, None))
+    return ResultTable.of(title, ("what", "ms", "GiB"), rows)
 
 
 def missing() -> list[str]:
@@ -140,8 +135,15 @@ def _others(head: Head) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         yield "Apple, cut cross-entropy", lambda: linear_cross_entropy(hidden_NH, head.weight_VH, labels_N)
 
 
-def measure(head: Head, loss: Callable[[], Tensor]) -> tuple[float, int]:
-    """Milliseconds of the best step, forward and backward, and the bytes it took beyond its inputs."""
+def measure(head: Head, loss: Callable[[], Tensor]) -> tuple[float, float | None]:
+    """Milliseconds of the best step, forward and backward, and the GiB it took beyond its inputs.
+
+    On a CPU one step, whose figures say only that it runs.
+    """
+    if not head.weight_VH.is_cuda:
+        begin_sec = time.perf_counter()
+        loss().backward()
+        return (time.perf_counter() - begin_sec) * 1e3, None
     taken, peak_bytes = [], 0
     for _ in range(WARM_UPS + REPETITIONS):
         head.hidden_1TH.grad = head.weight_VH.grad = None
@@ -153,4 +155,4 @@ def measure(head: Head, loss: Callable[[], Tensor]) -> tuple[float, int]:
         torch.cuda.synchronize()
         taken.append((time.perf_counter() - begin_sec) * 1e3)
         peak_bytes = torch.cuda.max_memory_allocated() - before_bytes
-    return min(taken[WARM_UPS:]), peak_bytes
+    return min(taken[WARM_UPS:]), peak_bytes / 2**30

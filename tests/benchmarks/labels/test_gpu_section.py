@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.labels import gpu_kernels
 from benchmarks.labels.gpu_kernels import Timing, build_result, table_of
 from benchmarks.report import environment
 from benchmarks.report.results import ResultTable, load_all, publish
@@ -34,6 +35,57 @@ def test_the_section_names_the_card_and_every_line(tmp_path: Path, monkeypatch: 
     assert "| dense | 57.5 | 13.9 |" in page
     assert "Liger is not installed." in page
     assert "Nothing was measured on a GPU" not in page
+
+
+def test_a_section_that_fails_is_named_and_the_others_are_saved_as_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine that is lent for minutes leaves what it got to."""
+    saved: list[list[str]] = []
+
+    def measured(title: str) -> ResultTable:
+        found = load_all(tmp_path).get("gpu")
+        saved.append([table.title for table in found.tables] if found else [])
+        if title == "broken":
+            raise RuntimeError("no kernel image\nand more")
+        return table_of(title, [Timing("one read", 0.3)])
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(gpu_kernels, "need_gpu", lambda: None)
+    monkeypatch.setattr(
+        gpu_kernels, "sections", lambda *_: [(title, measured) for title in ("first", "broken", "last")]
+    )
+    assert main(["gpu", "--out", str(tmp_path)]) == 0
+    assert saved == [[], ["first"], ["first"]]
+    result = load_all(tmp_path)["gpu"]
+    assert [table.title for table in result.tables] == ["first", "last"]
+    note = "broken: not measured, RuntimeError: no kernel image."
+    assert note in result.notes
+    output = capsys.readouterr().out
+    assert note in output
+    assert "2 sections" in output
+
+
+def test_a_line_that_fails_says_why_and_has_no_figure() -> None:
+    def fails() -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    timing = gpu_kernels.timed(("big", fails), "cpu")
+    assert (timing.name, timing.millis) == ("big (out of memory)", None)
+    (row,) = table_of("t", [timing]).rows
+    assert row == ("big (out of memory)", None)
+
+
+@pytest.mark.slow
+def test_every_section_runs_in_a_rehearsal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """So that the first try on a GPU is no first try of the code; here the kernels are interpreted."""
+    assert main(["gpu", "--rehearse", "--top-k", "4", "--out", str(tmp_path)]) == 0
+    output = capfd.readouterr().out
+    assert "label columns, K=4, T=1,2,4: Triton" in output
+    assert "label columns at 4 given ids, T=1,2,4: Triton" in output
+    assert "distillation, T=2" in output
+    assert " 0 sections or lines failed" in output
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_page_without_it_says_so(tmp_path: Path) -> None:
