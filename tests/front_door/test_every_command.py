@@ -235,7 +235,7 @@ def test_a_closed_pipe_changes_nothing_else(
 SET_APART = {("label", "run"), ("train", "run")}
 UNWRITABLE: dict[tuple[str, str], tuple[str, ...]] = {
     ("label", "run"): (*JOB, "--set", "output.uri=OUT"),
-    ("train", "run"): ("TRAIN", "--set", "output.folder=OUT"),
+    ("train", "run"): ("TRAIN", "--set", "student.model=MODEL", "--set", "output.folder=OUT"),
     **{
         command: arguments
         for command, arguments in WORK.items()
