@@ -58,8 +58,8 @@ class LogitStore(UnitStore):
         """
         objects = Objects(uri, storage_options)
         if not objects.exists(MANIFEST_NAME):
-            refuse_lost_manifest(objects)
             objects.require_conditions()
+            refuse_lost_manifest(objects)
             refuse_in_store(objects.uri, "the new store", is_store=True, storage_options=storage_options)
             if objects.put_if_absent(MANIFEST_NAME, encode_manifest(manifest)):
                 return cls._begin(objects, manifest)

@@ -93,14 +93,24 @@ def licence_in(folder: Path) -> str:
 
 def put_tokenizer(objects: Objects, files: Mapping[str, bytes], licence: str = "") -> StoredTokenizer:
     """Give the store its tokenizer, unless it has one; the one that it has after it."""
+    objects.put_if_absent(FILES_NAME, _put_files(objects, files, licence))
+    return _read_stored(objects)
+
+
+def replace_tokenizer(objects: Objects, files: Mapping[str, bytes], licence: str) -> None:
+    """Give the store this tokenizer in place of any, also where nothing can be put under a condition."""
+    objects.put(FILES_NAME, _put_files(objects, files, licence))
+
+
+def _put_files(objects: Objects, files: Mapping[str, bytes], licence: str) -> bytes:
+    """Put the files; what `tokenizer/files.json` says of them."""
     stored = []
     for name, data in sorted(files.items()):
         _check_name(name)
         checksum = "blake2b-128:" + hashlib.blake2b(data, digest_size=16).hexdigest()
         stored.append(StoredFile(name, len(data), checksum))
         objects.put(_object_name(checksum), zstandard.ZstdCompressor(level=9).compress(data))
-    objects.put_if_absent(FILES_NAME, strict_json.encode(StoredTokenizer(tuple(stored), licence)))
-    return _read_stored(objects)
+    return strict_json.encode(StoredTokenizer(tuple(stored), licence))
 
 
 def copy_tokenizer(source: Objects, target: Objects) -> None:

@@ -133,6 +133,13 @@ def copy(args: argparse.Namespace) -> int:
         "copied "
         f"now ({context.size_text(result.num_bytes)})",
     )
+    if result.num_unindexed:
+        context.say(
+            args,
+            f"{context.count_text(result.num_unindexed, 'unit')} of it are not in its index yet, so servers "
+            f"that may not be listed do not show them; for those run `penumbra store compact {source.uri}` "
+            "and copy again",
+        )
     if result.num_left:
         context.warn(
             "copy",

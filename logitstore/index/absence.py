@@ -11,7 +11,7 @@ import math
 import re
 import time
 
-from logitstore.errors import IndexLostError
+from logitstore.errors import AccessRefusedError, IndexLostError
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, shard_place
 from logitstore.index.committed import CommittedUnits
@@ -53,6 +53,12 @@ def refuse_lost_index(objects: Objects, units: CommittedUnits, *, writing: bool)
     """
     if units.pointer_etag is not None and (units.tail or units.pointer.generation):
         return
+    if units.unlisted:
+        raise AccessRefusedError(
+            f"{objects.uri} may not be listed, and its {INDEX_NAME} names no unit: units are seen there once "
+            "a compaction has taken them into the index; run `penumbra store compact` on the store where it "
+            "was made and copy it here again, or read it from a place that may be listed"
+        )
     newest_sec = math.inf if units.pointer_etag is None else time.time() - LIVE_SHARD_SEC
     shards = [info for info in unnamed_shards(objects, units) if info.modified_sec < newest_sec]
     lost = lost_units(objects, units)

@@ -28,6 +28,24 @@ SPEAKS_S3 = ("r2", "b2", "minio", "cos", "wasabi", "spaces", "do")
 """Schemes that people write for servers which speak S3."""
 
 
+NEEDED_OPTIONS = {"webdav": '{"base_url": "https://HOST/FOLDER"}'}
+"""Storage options, by scheme, without which no address of it says where the server is."""
+
+
+def wrong_options(uri: str, scheme: str, error: TypeError) -> UnsupportedInputError:
+    """Why the storage options do not open a file system."""
+    needed = NEEDED_OPTIONS.get(scheme)
+    remedy = (
+        f"give --storage-options FILE with {needed} and write {scheme}://PATH"
+        if needed
+        else "the documentation of its package names its options"
+    )
+    reason = str(error).partition("__init__() ")[2] or str(error)
+    return UnsupportedInputError(
+        f"{uri}: the storage options do not fit {scheme}:// ({reason:.200}); {remedy}"
+    )
+
+
 def no_file_system(uri: str, scheme: str, error: Exception) -> UnsupportedInputError:
     """Why no file system opens this address, and what to install or write instead."""
     if isinstance(error, ImportError):

@@ -18,15 +18,22 @@ from typing import Any, TypeVar, cast
 
 from fsspec.asyn import sync
 
-from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectStoreError
+from logitstore.errors import (
+    AccessRefusedError,
+    ObjectNotFoundError,
+    ObjectStoreError,
+    UnsuitablePlaceError,
+)
 from logitstore.objects.opening import MAX_UNBOUNDED_BYTES, ObjectInfo
-from logitstore.objects.remote import RemoteBackend
+from logitstore.objects.remote import RemoteBackend, error_code
 
 Result = TypeVar("Result")
 HTTP_ATTEMPTS = 4
 FIRST_PAUSE_SEC = 0.2
 READS_AT_ONCE = 32
 RETRIED_STATUSES = (429, 500, 502, 503, 504)
+TAKES_NO_PUT = ("404", "405", "501")
+"""What servers answer to a method that they do not have; to a PUT, 404 is no word on the object."""
 _PART_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -43,6 +50,16 @@ class HttpBackend(RemoteBackend):
             with self._translated(name):
                 raise FileNotFoundError(name)
         return data
+
+    def put(self, name: str, data: bytes) -> None:
+        with self._translated(name, writing=True):
+            try:
+                self._fs.pipe_file(self._path(name), data)
+            except Exception as error:
+                status = "404" if isinstance(error, FileNotFoundError) else error_code(error)
+                if status in TAKES_NO_PUT:
+                    raise self._read_only(status) from None
+                raise
 
     def get_many(self, names: list[str], max_bytes: int) -> list[bytes | None]:
         with self._translated(names[0] if names else ""):
@@ -61,7 +78,7 @@ class HttpBackend(RemoteBackend):
         if not found and not self._shows_folders:
             raise AccessRefusedError(
                 f"{self._uri}: the server shows no listing of its folders, so nothing tells what lies in "
-                f"{prefix or 'it'}; read a copy on a disk, or from a server that lists"
+                f"{prefix or 'it'}; use a folder of this machine, or a server that lists"
             )
         return found
 
@@ -72,6 +89,12 @@ class HttpBackend(RemoteBackend):
             listed = self._fs.ls(f"{self._root}/", detail=False)
             return any(name.startswith(f"{self._root}/") for name in listed)
         return False
+
+    def _read_only(self, status: str) -> UnsuitablePlaceError:
+        return UnsuitablePlaceError(
+            f"{self._uri}: the server takes no PUT requests (status {status}), it is for reading alone; "
+            "write to the folder that it serves, or by s3://, sftp:// or webdav:// to the same place"
+        )
 
     def _connect(self) -> Any:
         self._query = str(self._storage_options.get("query", "")).lstrip("?")

@@ -22,7 +22,7 @@ from logitstore.errors import (
     UnsuitablePlaceError,
     UnsupportedInputError,
 )
-from logitstore.objects.file_systems import no_file_system
+from logitstore.objects.file_systems import no_file_system, wrong_options
 from logitstore.objects.folder_servers import FOLDER_SCHEMES, make_folder, turn_at
 from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo
 from logitstore.objects.ranged_file import RangedFile
@@ -173,6 +173,10 @@ class RemoteBackend:
             # Documented for authors of file systems: what of the URL they are made with, such as a host.
             named = kind._get_kwargs_from_urls(self._uri)  # noqa: SLF001
             return kind(**{**named, **options})
+        except (
+            TypeError
+        ) as error:  # of a constructor: an option without a default, or one that it does not know
+            raise wrong_options(self._uri, self._scheme, error) from None
         except (ImportError, ValueError) as error:
             if isinstance(error, ValueError) and "Protocol not known" not in str(error):
                 raise

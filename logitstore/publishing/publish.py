@@ -56,7 +56,7 @@ from logitstore.publishing.joining import (
 from logitstore.publishing.local_paths import PlaceFinder
 from logitstore.publishing.privacy import public_manifest, public_tokenizer
 from logitstore.store import LogitStore
-from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer, tokenizer_objects
+from logitstore.tokenizer_objects import read_file, replace_tokenizer, stored_tokenizer, tokenizer_objects
 from logitstore.tools.deletion import refuse_running_job, refuse_to_bring_back
 from logitstore.tools.findings import Findings
 from logitstore.tools.verify import read_rejects
@@ -221,7 +221,7 @@ def _put_tokenizer(target: Objects, files: Mapping[str, bytes], licence: str) ->
     found = stored_tokenizer(target)
     if found is not None and {file.name: read_file(target, file) for file in found.files} != files:
         target.delete_many(reversed(tokenizer_objects(target)))
-    put_tokenizer(target, files, licence)
+    replace_tokenizer(target, files, licence)
 
 
 def _put_codebooks(source: LogitStore, target: Objects) -> None:

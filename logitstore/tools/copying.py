@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
 from logitstore.errors import (
     NOT_THERE,
+    AccessRefusedError,
     CorruptManifestError,
     CorruptShardError,
     ObjectNotFoundError,
@@ -50,6 +51,8 @@ class CopyResult:
     """Bytes copied now."""
     num_left: int
     """Shards of an earlier copy that the store names no more, as after a purge: they stay at the target."""
+    num_unindexed: int
+    """Units that only their commit records name, which a place that may not be listed does not show."""
 
 
 def copy_store(
@@ -63,9 +66,9 @@ def copy_store(
     """
     refuse_own_place(source.uri, target.uri, "copy")
     _refuse_another(source, target)
-    there = {info.name: info.num_bytes for info in target.list_info()}
+    there = _sizes_there(target)
     small = _snapshot(source)  # fixes what is copied: compaction may replace these objects at any time
-    if INDEX_NAME in there:
+    if target.exists(INDEX_NAME):
         _refuse_newer(source, target)
     entries = [entry for entry in source.shards() if entry.name]
     missing = [entry for entry in entries if there.get(entry.name) != entry.num_bytes]
@@ -93,7 +96,16 @@ def copy_store(
         target.put(name, data)
         num_bytes += len(data)
     left = {name for name in there if shard_place(name) is not None} - {entry.name for entry in entries}
-    return CopyResult(len(entries), len(missing) + len(small), num_bytes, num_left=len(left))
+    num_unindexed = len(source.record_names())
+    return CopyResult(len(entries), len(missing) + len(small), num_bytes, len(left), num_unindexed)
+
+
+def _sizes_there(target: Objects) -> dict[str, int]:
+    """What an earlier copy left; nothing where the target may not be listed, and all is put again."""
+    try:
+        return {info.name: info.num_bytes for info in target.list_info()}
+    except AccessRefusedError:
+        return {}
 
 
 def _refuse_another(source: LogitStore, target: Objects) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow.parquet as pq
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.registry import _registry
 
 from benchmarks.servers.serving import serving
@@ -26,7 +27,7 @@ from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from logitstore.tools.inspection import inspect_store
 from logitstore.tools.verify import verify_store
-from tests.logitstore.random_labels import make_manifest, make_sequence, make_unit
+from tests.logitstore.random_labels import commit_units, make_manifest, make_sequence, make_unit
 from tests.servers.s3_dialects import Dialect, DialectServer, run_dialect
 
 SIGNATURE = "Expires=1&Signature=secretsignature"
@@ -335,3 +336,51 @@ def test_each_address_may_have_its_own_options(store: LogitStore, tmp_path: Path
             opened = LogitStore.open(place, storage_options=server.storage_options)
             assert [one.record_id for one in opened] == expected
         assert Objects("s3://b/tables", server.storage_options).list() == ["part-00000-of-00001.arrow"]
+
+
+def test_units_that_no_index_has_are_not_shown_without_a_listing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said "check the credentials and what they permit"."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    commit_units(store, range(2))
+    assert main(["copy", store.uri, str(tmp_path / "copy")]) == 0
+    said = capsys.readouterr().out
+    assert "2 units of it are not in its index yet, so servers that may not be listed do not show" in said
+    assert f"`penumbra store compact {store.uri}` and copy again" in said
+    with run_web_server(tmp_path / "copy", WebHabits(lists=False)) as server:
+        with pytest.raises(AccessRefusedError, match="names no unit"):
+            LogitStore.open(server.url)
+        store.compact()
+        assert main(["copy", store.uri, str(tmp_path / "copy")]) == 0
+        assert "not in its index" not in capsys.readouterr().out
+        assert LogitStore.open(server.url).digest == store.digest
+
+
+@pytest.mark.parametrize("habits", [WebHabits(), WebHabits(lists=False)], ids=["lists", "does not list"])
+def test_a_web_server_that_takes_nothing_says_so(
+    store: LogitStore, tmp_path: Path, habits: WebHabits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said "check the endpoint, the network and the credentials"."""
+    with run_web_server(tmp_path, habits) as server:
+        place = f"{server.url}/new"
+        for command in (["copy", store.uri, place], ["publish", store.uri, place]):
+            assert main([*command, "--quiet"]) == 2, command
+            said = capsys.readouterr().err
+            assert f"{place}: the server takes no PUT requests (status 501)" in said, command
+            assert "write to the folder that it serves" in said
+        assert main(["merge", store.uri, "--out", place]) == 2
+        assert "write to a folder of this machine" in capsys.readouterr().err
+
+
+class _NeedsAServer(AbstractFileSystem):
+    def __init__(self, base_url: str) -> None:
+        super().__init__(base_url=base_url)
+
+
+def test_options_that_a_file_system_needs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_registry, "webdav", _NeedsAServer)
+    with pytest.raises(UnsupportedInputError, match=r"'base_url'.*--storage-options FILE with .\"base_url"):
+        Objects("webdav://store")
+    with pytest.raises(UnsupportedInputError, match="unexpected keyword argument 'base_uri'"):
+        Objects("webdav://store", {"base_uri": "https://h"})

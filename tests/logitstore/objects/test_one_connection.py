@@ -20,6 +20,7 @@ from logitstore.__main__ import main
 from logitstore.errors import UnsuitablePlaceError
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
+from logitstore.tokenizer_objects import put_tokenizer, stored_tokenizer
 from logitstore.tools.copying import copy_store
 from logitstore.tools.deletion import delete_records
 from logitstore.tools.purge import purge
@@ -89,6 +90,7 @@ def store(tmp_path: Path) -> LogitStore:
     """Four compacted units."""
     store = LogitStore.create(tmp_path / "store", make_manifest())
     commit_units(store, range(4))
+    put_tokenizer(store.objects, {"tokenizer.json": b"{}"})
     store.compact()
     return store
 
@@ -106,6 +108,8 @@ def test_a_store_is_brought_there_and_read(store: LogitStore, address: str, tmp_
         ["copy", address, str(tmp_path / "back")],
     ):
         assert main([*command, "--quiet"]) == 0, command
+    public = Objects(address.replace("store", "public"))
+    assert stored_tokenizer(public) == stored_tokenizer(store.objects)
     assert LogitStore.open(tmp_path / "back").digest == store.digest
     assert OneConnection.intruders == 0
 
