@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from trainer.sweep.grid import SEED, Axis
 from trainer.sweep.runs import Outcome
-from trainer.sweep.summary import recommendation, settings_name, table
+from trainer.sweep.summary import FIGURES, SHORT, recommendation, rows_of, settings_name
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 460, 260, 62, 34, 14, 12
 TITLES = {
@@ -35,7 +36,11 @@ h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 figcaption,.soft{color:var(--soft);font-size:.87rem}
 svg{width:100%;height:auto}svg text{fill:var(--soft);font-size:12px}
 .grid{stroke:var(--line)}.scroll{overflow-x:auto}
-pre{font-size:13px;line-height:1.45}code{overflow-wrap:anywhere}
+table{border-collapse:collapse;font-size:.87rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .7rem;text-align:right;white-space:nowrap;font-weight:400}
+tr:first-child th{color:var(--soft)}tr+tr{border-top:1px solid var(--line)}
+th:first-child{position:sticky;left:0;background:var(--paper);text-align:left;white-space:normal;
+padding-left:0}code{overflow-wrap:anywhere}
 .key{display:inline-block;margin-right:1rem}.key i{display:inline-block;width:.9rem;height:.25rem;
 margin-right:.35rem;vertical-align:middle}
 """
@@ -54,11 +59,13 @@ def page(outcomes: Sequence[Outcome], axes: Sequence[Axis], by: str, title: str)
     """A self-contained HTML page."""
     first, *others = recommendation(outcomes, by)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    num_points = math.prod(len(axis.values) for axis in axes)
+    ended = "" if len(outcomes) == num_points else f"{len(outcomes)} have ended, "
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>Sweep: {escape(title)}</title><style>{STYLE}</style>",
-        f"<h1>Sweep of {len(outcomes)} runs</h1><p class=soft><code>{escape(title)}</code></p>",
+        f"<h1>Sweep of {num_points} runs</h1><p class=soft>{ended}<code>{escape(title)}</code></p>",
         f"<div class=best><b>{escape(first)}</b>"
         + "".join(f"<br>{escape(text)}" for text in others)
         + "</div>",
@@ -68,13 +75,23 @@ def page(outcomes: Sequence[Outcome], axes: Sequence[Axis], by: str, title: str)
             parts.append(_section(outcomes, axis, by))
     parts += [
         "<h2>All settings, the best first</h2>",
-        f"<div class=scroll><pre>{escape(chr(10).join(table(outcomes, by)))}</pre></div>",
+        _table(outcomes, by),
         "<p class=soft>On held-out records, at temperature 1. Means over seeds ± standard deviation.</p>",
     ]
     if failed:
         items = "".join(f"<li>{escape(one.point.name)}: {escape(one.error)}</li>" for one in failed)
-        parts.append(f"<h2>{len(failed)} runs failed</h2><ul>{items}</ul>")
+        runs = "run" if len(failed) == 1 else "runs"
+        parts.append(f"<h2>{len(failed)} {runs} failed</h2><ul>{items}</ul>")
     return "\n".join(parts)
+
+
+def _table(outcomes: Sequence[Outcome], by: str) -> str:
+    heads = "".join(f"<th>{escape(SHORT[figure])}" for figure in FIGURES)
+    rows = "".join(
+        f"<tr><th>{escape(row.name)}<td>{row.num_seeds}" + "".join(f"<td>{cell}" for cell in row.cells)
+        for row in rows_of(outcomes, by)
+    )
+    return f"<div class=scroll><table><tr><th><th>seeds{heads}{rows}</table></div>"
 
 
 def _section(outcomes: Sequence[Outcome], axis: Axis, by: str) -> str:
@@ -121,16 +138,23 @@ def _chart(curves: Sequence[Curve], axis: Axis) -> str:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - figure) / (high - low)
 
     parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img>"]
-    for tick in range(5):
-        figure = low + (high - low) * tick / 4
+    for figure, text in ticks(low, high):
         y = y_of(figure)
         parts.append(f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />")
-        parts.append(f"<text x={LEFT - 6} y={y + 4:.1f} text-anchor=end>{figure:.4g}</text>")
+        parts.append(f"<text x={LEFT - 6} y={y + 4:.1f} text-anchor=end>{text}</text>")
     for value, x in place.items():
         parts.append(f"<text x={x:.1f} y={HEIGHT - 12} text-anchor=middle>{escape(str(value))}</text>")
     for index, curve in enumerate(curves):
         parts += _line(curve, place, y_of, f"var(--c{index % NUM_COLOURS})")
     return "".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers between both, three to seven, and how they are written."""
+    power = math.floor(math.log10((high - low) / 3))
+    step = next(one for one in (5, 2, 1) if one * 10.0**power <= (high - low) / 3) * 10.0**power
+    places = range(math.ceil(low / step), math.floor(high / step) + 1)
+    return [(place * step, f"{place * step:.{max(-power, 0)}f}") for place in places]
 
 
 def _line(curve: Curve, place: Mapping[Any, float], y_of: Any, colour: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -37,15 +38,32 @@ def by_settings(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[floa
     return dict(found)
 
 
-def table(outcomes: Sequence[Outcome], by: str) -> list[str]:
-    """A line for every setting, the best first; means over seeds and, after ±, their standard deviation."""
+@dataclass(frozen=True, slots=True)
+class SettingsRow:
+    """One line of the table."""
+
+    name: str
+    num_seeds: int
+    cells: tuple[str, ...]
+    """By FIGURES: the mean over seeds and, after ±, their standard deviation."""
+
+
+def rows_of(outcomes: Sequence[Outcome], by: str) -> list[SettingsRow]:
+    """Of every setting with a finished run, the best first."""
     columns = {figure: by_settings(outcomes, figure) for figure in FIGURES}
-    order = _ordered(columns[by], by)
-    width = max((len(name) for name in order), default=8)
+    return [
+        SettingsRow(name, len(columns[by][name]), tuple(_cell(columns[figure][name]) for figure in FIGURES))
+        for name in _ordered(columns[by], by)
+    ]
+
+
+def table(outcomes: Sequence[Outcome], by: str) -> list[str]:
+    """A line for every setting, the best first."""
+    rows = rows_of(outcomes, by)
+    width = max((len(row.name) for row in rows), default=8)
     lines = [f"{'':<{width}}  seeds" + "".join(f"{SHORT[figure]:>18}" for figure in FIGURES)]
-    for name in order:
-        cells = [_cell(columns[figure][name]) for figure in FIGURES]
-        lines.append(f"{name:<{width}}  {len(columns[by][name]):>5}" + "".join(f"{c:>18}" for c in cells))
+    for row in rows:
+        lines.append(f"{row.name:<{width}}  {row.num_seeds:>5}" + "".join(f"{c:>18}" for c in row.cells))
     return lines
 
 

@@ -25,7 +25,8 @@ from trainer.__main__ import main
 from trainer.sweep import runs
 from trainer.sweep.certainty import student_t_below, verdict
 from trainer.sweep.grid import points_of, read_axis
-from trainer.sweep.runs import is_of_these_stores
+from trainer.sweep.page import page, ticks
+from trainer.sweep.runs import Outcome, is_of_these_stores
 from trainer.sweep.summary import settings_name
 
 BASE = {"student": {"model": "m"}, "data": {"stores": "s"}, "output": {"folder": "out"}}
@@ -50,6 +51,38 @@ def test_settings_of_which_the_last_word_is_the_same_keep_their_names() -> None:
     first, *_ = points_of(base, [read_axis(text) for text in over], "out", None)
     assert first.name == "loss.alpha=0.5_student.lora.alpha=8_temperature=2"
     assert settings_name(first.values) == "loss.alpha=0.5 student.lora.alpha=8 temperature=2"
+
+
+def test_a_page_says_how_much_has_run_and_shows_all_figures_in_a_table() -> None:
+    """The table was text of a fixed width, whose last column a window of 1,280 pixels cut off."""
+    axes = [read_axis(text) for text in ("loss.alpha=0.5,1", "training.seed=0,1")]
+    figures = {
+        "kl": 1.5,
+        "cross_entropy": 3.0,
+        "top1_agreement": 0.4,
+        "accuracy": 0.3,
+        "calibration_error": 0.1,
+    }
+    outcomes = [
+        Outcome(point, "finished", {"after": figures}) for point in points_of(BASE, axes, "out", None)
+    ]
+    assert "<h1>Sweep of 4 runs</h1><p class=soft>3 have ended, " in page(outcomes[:3], axes, "kl", "out")
+    whole = page(outcomes, axes, "kl", "out")
+    assert "have ended" not in whole
+    assert whole.count("<tr><th>alpha=") == 2
+    assert "<tr><th>alpha=0.5<td>2<td>1.5000 ±0.0000<td>3.0000 ±0.0000<td>" in whole
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (1.549, 1.858, ["1.6", "1.7", "1.8"]),
+        (0.0596, 0.0801, ["0.060", "0.065", "0.070", "0.075", "0.080"]),
+        (-0.5, 1000.0, ["0", "200", "400", "600", "800", "1000"]),
+    ],
+)
+def test_an_axis_has_round_numbers(low: float, high: float, texts: list[str]) -> None:
+    assert [text for _, text in ticks(low, high)] == texts
 
 
 def test_a_seed_is_that_of_the_order_too_unless_the_order_has_its_own() -> None:
