@@ -35,14 +35,25 @@ VLLM_ROOM = "labeler/teacher/vllm/"
 """The only room of the product whose modules may import vllm; `capture.py` runs inside the engine's worker."""
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@functools.cache
+def import_nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Those at the top and within functions: several tests read every file's, and walking a tree is slow."""
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imported_names(path: Path) -> Iterator[tuple[str, int]]:
     """Dotted names a file imports, `from a import b` as "a.b", with their lines; relative ones resolved."""
     package = list(path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in import_nodes(path):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             for alias in node.names:
@@ -100,15 +111,15 @@ def names_of(module: str) -> tuple[set[str], dict[str, str]]:
     """What a module of ours defines at its top, and the names it imports from ours with their modules."""
     path = ROOT / (module.replace(".", "/") + ".py")
     path = path if path.exists() else ROOT / module.replace(".", "/") / "__init__.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    for node in tree.body:
+    body = parsed(path).body
+    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         names = [name for target in targets if target for name in ast.walk(target)]
         defined |= {name.id for name in names if isinstance(name, ast.Name)}
     imported = {
         alias.asname or alias.name: node.module
-        for node in ast.walk(tree)
+        for node in import_nodes(path)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS
         for alias in node.names
     }
@@ -120,7 +131,7 @@ def imports_through_a_third_module() -> list[str]:
     room's names (`labeler.config.loading`), are meant to be imported from."""
     found = []
     for path in sorted(file for package in OURS for file in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in import_nodes(path):
             if not isinstance(node, ast.ImportFrom) or not node.module:
                 continue
             module = node.module
@@ -241,7 +252,7 @@ def test_a_command_without_its_packages_names_the_extra(
 
 def top_level_imports(path: Path) -> Iterator[ast.ImportFrom | ast.Import]:
     """What runs when the module is imported; neither functions nor `if TYPE_CHECKING:`."""
-    for node in ast.parse(path.read_text(), str(path)).body:
+    for node in parsed(path).body:
         parts = [*node.body, *node.orelse] if isinstance(node, ast.If) and not is_typing(node) else [node]
         yield from (part for part in parts if isinstance(part, ast.ImportFrom | ast.Import))
 
