@@ -30,13 +30,25 @@ def find_token() -> str | None:
 
 
 def ensure_token() -> None:
-    """Make a token where Ray looks for one, readable by this user only, unless there is one."""
+    """Make a token where Ray looks for one, readable by this user only, unless there is one.
+
+    The file has its token from the first moment, as other commands may read or make it at the same time. A
+    file without a token is replaced.
+    """
     if find_token() is not None:
         return
     path = token_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    made = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with open(made, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(secrets.token_hex(32))
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        if find_token() is None:
+            os.replace(made, path)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def bearer_header(token: str | None) -> dict[str, str]:

@@ -1,0 +1,60 @@
+"""Ray's token is made once, whoever else makes or reads it at the same time."""
+
+from __future__ import annotations
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from cluster.jobs.network import access
+from cluster.jobs.network.access import PATH_VARIABLE, TOKEN_VARIABLE, ensure_token, find_token
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    path = tmp_path / "ray" / "auth_token"
+    monkeypatch.setenv(PATH_VARIABLE, str(path))
+    return path
+
+
+def test_commands_that_begin_at_once_have_one_token(path: Path) -> None:
+    num_commands = 8
+    together = Barrier(num_commands)
+
+    def command(_: int) -> str | None:
+        together.wait()
+        ensure_token()
+        return find_token()
+
+    with ThreadPoolExecutor(num_commands) as pool:
+        tokens = set(pool.map(command, range(num_commands)))
+    assert len(tokens) == 1
+    assert len(path.read_text()) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_one_made_meanwhile_by_another_command_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def before_the_other() -> str | None:
+        monkeypatch.setattr(access, "find_token", find_token)
+        path.parent.mkdir()
+        path.write_text("of another")
+        return None
+
+    monkeypatch.setattr(access, "find_token", before_the_other)
+    access.ensure_token()
+    assert find_token() == "of another"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_without_a_token_is_replaced(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    ensure_token()
+    assert len(find_token() or "") == 64
+    ensure_token()
+    assert list(path.parent.iterdir()) == [path]
