@@ -1,11 +1,15 @@
 #!/bin/sh
-# Installs what the tests need beside Python: Chromium with fonts for the pages, iproute2 for network cuts.
+# Installs what the tests need beside Python: Chromium with fonts for the pages, iproute2 for network cuts,
+# Slurm's daemons, which the tests start for themselves.
 # Without root, apt or network it only says what is missing; those tests then say that they were left out.
 set -eu
 
 missing=""
 command -v "${CHROMIUM:-chromium}" >/dev/null || missing="$missing chromium"
 command -v ip >/dev/null || missing="$missing iproute2"
+for program in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge; do
+    PATH="$PATH:/usr/sbin" command -v "${program%:*}" >/dev/null || missing="$missing ${program#*:}"
+done
 fc-list 2>/dev/null | grep -q 'NotoSansCJK' || missing="$missing fonts-noto-cjk"
 fc-list 2>/dev/null | grep -q 'NotoColorEmoji' || missing="$missing fonts-noto-color-emoji"
 fc-list 2>/dev/null | grep -q 'NotoSansArabic' || missing="$missing fonts-noto-core"

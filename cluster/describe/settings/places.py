@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -10,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from cluster.describe.settings.kubernetes_names import ObjectName
 from cluster.describe.settings.node_paths import check_mount, check_plain_path
 from cluster.describe.settings.one_line import OneLineSection
+from cluster.describe.settings.slurm_lines import check_directive
 from logitstore.common.section import of_form
 
 SlurmWord = Annotated[
@@ -20,13 +20,6 @@ SlurmWord = Annotated[
         "`sacctmgr` shows",
     ),
 ]
-OURS: dict[str, str] = {
-    "--array": "slurm.array, which gives each task its part of the input and its own store",
-    "--nodes": "count of the group, by which the job's placement is checked",
-    "--time": "slurm.hours, which is held against the warning before the end",
-    "--signal": "workers.drain_sec of the job, from which the warning before the end follows",
-}
-"""Directives that say what a setting says, and would part the script from what was checked."""
 
 
 class OnPremiseConfig(OneLineSection):
@@ -56,10 +49,11 @@ class SlurmConfig(OneLineSection):
     gpu_types: dict[str, SlurmWord] = Field(default_factory=dict)
     """The site's names of GPUs by accelerator, for example {H100 = "h100"}, so that a mixed partition gives
     no other."""
-    directives: tuple[str, ...] = ()
+    directives: tuple[Annotated[str, AfterValidator(check_directive)], ...] = ()
     """Further lines for sbatch, each starting with "--", for example "--qos=high"; one that the script has
     too, under this name or another ("--mem-per-cpu", "--gres=gpu:4", "--no-requeue"), replaces it. What
-    settings say (--nodes, --time, --array, --signal) is refused."""
+    settings say (--nodes, --time, --array, --signal) is refused, as are other cores and GPUs than the
+    group's."""
     interface: Annotated[
         str,
         of_form(r"[A-Za-z0-9._-]*", "a network interface is one word, as ib0; write what `ip link` shows"),
@@ -78,17 +72,6 @@ class SlurmConfig(OneLineSection):
     """Parts of the input, each labeled into a store of its own by a task of one machine of an array, `count`
     of them at once: small allocations wait less. `penumbra store merge` joins the stores. 0 is one job over
     `count` machines."""
-
-    @field_validator("directives")
-    @classmethod
-    def _directives_are_lines(cls, directives: tuple[str, ...]) -> tuple[str, ...]:
-        for line in directives:
-            if not line.startswith("--") or not line.isprintable():
-                raise ValueError(f"{line!r} must be one line that starts with '--', for example '--qos=high'")
-            name = re.split(r"[=\s]", line)[0]
-            if name in OURS:
-                raise ValueError(f"{line!r} is said by a setting of its own; set {OURS[name]}")
-        return directives
 
     @model_validator(mode="after")
     def _mounts_need_a_container(self) -> Self:

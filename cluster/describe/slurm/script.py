@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 import shlex
 from collections.abc import Sequence
 
@@ -12,24 +10,15 @@ from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.settings.node_paths import checks_of, in_quotes
 from cluster.describe.shell_words import path_word
 from cluster.describe.slurm.container import ON_ALL_NODES, container_of
+from cluster.describe.slurm.directives import directives, turn_sec
 from labeler.config.loading import JobConfig, WorkersConfig
 from logitstore.common.config_file import ConfigError
 
 PORT = 6379
-SAME_MEANING: dict[str, tuple[str, ...]] = {
-    "--mem-per-cpu": ("--mem",),
-    "--mem-per-gpu": ("--mem",),
-    "--gpus": ("--gpus-per-node",),
-    "--gpus-per-task": ("--gpus-per-node",),
-    "--cpus-per-gpu": ("--cpus-per-task",),
-    "--no-requeue": ("--requeue",),
-}
-"""By a directive of sbatch those of ours that it excludes, or that would say the same twice."""
-GPUS_BY_GRES = re.compile(r"--gres[=\s]\s*(\S+,)?gpu\b")
+MOST_VAIN_RESTARTS = 2
+"""A job that was queued again so often, and whose time is used up by Ray's start, is given up."""
 LONGEST_FOLDER = 107 - len("/ray/session_2026-11-29_14-27-07_123456_1234567/sockets/plasma_store")
 """Bytes of the folder in which Ray makes its sockets, whose names have at most 107."""
-WARNING_MARGIN_SEC = 60
-"""Slurm warns this long before the end of the time limit, beyond `workers.drain_sec`."""
 
 
 def script(
@@ -61,7 +50,7 @@ def script(
     )
     arguments = " ".join([shlex.quote(job_file), *(f"--set {shlex.quote(one)}" for one in overrides)])
     parts = {
-        "directives": "\n".join(f"#SBATCH {line}" for line in _directives(cluster, drain_sec)),
+        "directives": "\n".join(f"#SBATCH {line}" for line in directives(cluster, drain_sec)),
         "setup": "\n".join(
             [
                 slurm.setup or ":  # slurm.setup is empty",
@@ -76,6 +65,8 @@ def script(
         "longest": LONGEST_FOLDER,
         "node": node,
         "cores": group.cores,
+        "turn_sec": turn_sec(cluster, drain_sec),
+        "most_restarts": MOST_VAIN_RESTARTS,
         "port": PORT,
         "all_nodes": ON_ALL_NODES,
         "cache": _cache(cluster),
@@ -156,51 +147,6 @@ def _cache(cluster: ClusterConfig) -> str:
         return ":  # [cache] names no place on the nodes"
     exports = [f'export {name}="{value}"' for name, value in cache.environment(place).items()]
     return "\n".join([*exports, f'{ON_ALL_NODES} mkdir -p "$HF_HOME"'])
-
-
-def _directives(cluster: ClusterConfig, drain_sec: float) -> list[str]:
-    """What sbatch is told; lines of `slurm.directives` replace ours of the same name, or of the same meaning.
-
-    Raises ConfigError where the warning before the end would come at once.
-    """
-    group, slurm = cluster.groups[0], cluster.slurm
-    minutes = math.ceil(slurm.hours * 60)  # 0 is no limit at all
-    warned_sec = int(drain_sec) + WARNING_MARGIN_SEC
-    if minutes * 60 <= warned_sec:
-        raise ConfigError(
-            f"slurm.hours = {slurm.hours:g} is {minutes} min, and the job is told to finish {warned_sec} s "
-            f"before the end (workers.drain_sec = {drain_sec:g} and {WARNING_MARGIN_SEC} s): no time is "
-            "left; raise slurm.hours"
-        )
-    lines = [
-        f"--job-name={cluster.name}",
-        f"--nodes={1 if slurm.array else group.count}",
-        "--ntasks-per-node=1",
-        f"--cpus-per-task={group.cores}",
-        f"--mem={group.memory_gb}G",
-        f"--time={minutes // 60:02d}:{minutes % 60:02d}:00",
-        f"--signal=B:TERM@{warned_sec}",
-        "--requeue",
-        f"--output=%x-{'%A_%a' if slurm.array else '%j'}.log",
-        "--open-mode=append",
-    ]
-    if group.gpus:
-        gpu_type = slurm.gpu_types.get(group.accelerator)
-        lines.append(f"--gpus-per-node={f'{gpu_type}:' if gpu_type else ''}{group.gpus}")
-    if slurm.array:  # never more at once than the group has machines
-        lines.append(f"--array=0-{slurm.array - 1}%{group.count}")
-    if cluster.cache.size_gb:
-        lines.append(f"--tmp={cluster.cache.size_gb}G")
-    if slurm.partition:
-        lines.append(f"--partition={slurm.partition}")
-    if slurm.account:
-        lines.append(f"--account={slurm.account}")
-    given = {re.split(r"[=\s]", line)[0] for line in slurm.directives}
-    gpus_by_gres = (
-        {"--gpus-per-node"} if any(GPUS_BY_GRES.match(line) for line in slurm.directives) else set()
-    )
-    named = given.union(gpus_by_gres, *(SAME_MEANING.get(name, ()) for name in given))
-    return [line for line in lines if line.partition("=")[0] not in named] + list(slurm.directives)
 
 
 _ADDRESSES = "bash -c 'hostname --ip-address; hostname --all-ip-addresses'"
@@ -300,6 +246,12 @@ fi
 if [ -n "$warned" ] && {{ [ -z "$job" ] || [ "$status" -eq 143 ]; }}; then
   echo "warned before the labeler had begun: raise the time limit if this comes again" >&2
   status=4
+  # One whose time was used up gets nowhere by another turn; it may once, while an image is still fetched.
+  if [ "$SECONDS" -ge {turn_sec} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -ge {most_restarts} ]; then
+    echo "turn $(( SLURM_RESTART_COUNT + 1 )) has ended like this, so no other is asked for" >&2
+    echo "raise slurm.hours, render and submit again; what is labeled stays" >&2
+    status=1
+  fi
 fi
 kill "${{steps[@]}}" 2>/dev/null || true
 wait "${{steps[@]}}" 2>/dev/null || true

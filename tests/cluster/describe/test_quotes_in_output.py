@@ -7,7 +7,7 @@ import json
 import shlex
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pytest
 import yaml
@@ -36,10 +36,14 @@ def fields_of(model: type[BaseModel], path: FieldPath = ()) -> Iterator[tuple[Fi
             yield from fields_of(kind, (*path, name))
         elif kind is str and name not in SCRIPTS:
             yield (*path, name), "text"
-        elif typing.get_origin(kind) is tuple and get_args(kind)[0] is str:
+        elif typing.get_origin(kind) is tuple and _plain(get_args(kind)[0]) is str:
             yield (*path, name), "list"
         elif typing.get_origin(kind) is dict:
             yield (*path, name), "table"
+
+
+def _plain(kind: Any) -> Any:
+    return get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 
 FIELDS = [

@@ -25,7 +25,7 @@ def directives(*given: str, hours: float = 1.5) -> list[str]:
         ("--gres=lscratch:100,gpu:4", "--gpus-per-node="),
         ("--gres gpu:4", "--gpus-per-node="),
         ("--gpus=16", "--gpus-per-node="),
-        ("--cpus-per-gpu=8", "--cpus-per-task="),
+        ("--cpus-per-gpu=12", "--cpus-per-task="),
         ("--no-requeue", "--requeue"),
     ],
 )
@@ -65,3 +65,57 @@ def test_what_a_setting_says_is_no_directive(line: str, setting: str) -> None:
     """Each would part the script from what was checked: all tasks of an array would label one store."""
     with pytest.raises(ValidationError, match=f"said by a setting of its own; set {setting}"):
         directives(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--arr=0-3", "sbatch would take --arr for --array; write the whole name"),
+        ("--node=4", "sbatch would take --node for --nodes"),
+        ("--cpus-per-t=2", "for --cpus-per-task"),
+        ("--comment=two words", "ends a value at a space or '#'"),
+        ("--comment=a#b", "ends a value at a space or '#'"),
+        ("--output=my logs/%j.log", "put the value in double quotes"),
+        ('--comment="open', "put the value in double quotes"),
+        ("--qos = high", "put the value in double quotes"),
+        ("--", "is more than a name and one value"),
+        ("--output=$HOME/%j.log", "the job would end without a log"),
+        ('--error="${SCRATCH}/%j.log"', "the job would end without a log"),
+        ("--chdir=~/runs", "the job would end without a log"),
+    ],
+)
+def test_what_sbatch_would_read_otherwise_is_refused(line: str, says: str) -> None:
+    """sbatch itself takes `--arr=0-3` for an array, and ends at a second word in a message that names neither
+    line nor remedy (`test_real_slurm.py` has one)."""
+    with pytest.raises(ValidationError) as refused:
+        directives(line)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("--cpus-per-task=24", "48, which Ray and the checks go by; set the group's cores"),
+        ("--cpus-per-gpu 8", "12, which"),
+        ("--gpus-per-node=l4:2", "4, which"),
+        ("--gpus-per-task=8", "4, which"),
+        ("--gpus=4", "16, which"),
+        ("--gres=lscratch:100,gpu:l4:8(S:0-1)", "4, which"),
+        ("--gres=gpu", "4, which"),
+        ("--gres=gpu:a:2,gpu:b:1", "4, which"),
+        ("--ntasks=8", "4, which"),
+        ("--ntasks-per-node=2", "1, which"),
+    ],
+)
+def test_other_cores_and_gpus_than_ray_is_told_of_are_refused(line: str, meant: str) -> None:
+    """Ray would start replicas on cores and GPUs that the job was not given."""
+    with pytest.raises(ConfigError) as refused:
+        directives(line)
+    assert meant in str(refused.value)
+
+
+def test_the_same_cores_and_gpus_may_be_said_in_the_sites_way() -> None:
+    for line in ("--cpus-per-task=48", "--gres=gpu:l4:2,gpu:t4:2", "--ntasks=4", '--gpus-per-node="l4:4"'):
+        assert line in directives(line)
+    cluster = one_kind(slurm={"array": 2, "directives": ["--ntasks=1", "--gpus=4"]})
+    assert "#SBATCH --gpus=4" in script(cluster, "job.toml", a_job())

@@ -147,23 +147,34 @@ def test_in_pyxis_the_labeler_is_told_to_drain_and_not_its_step(tmp_path: Path) 
     assert "enroot remove --force pyxis_penumbra-" in said
 
 
-def test_a_warning_before_the_labeler_has_begun_costs_no_turn(tmp_path: Path) -> None:
-    """While Ray starts: the script was ended by it, and nobody asked for another turn."""
+@pytest.mark.parametrize(
+    ("turn", "seconds", "another"),
+    [("0", "5400", True), ("2", "0", True), ("2", "5400", False)],
+    ids=["first", "preempted", "third whose time is used up"],
+)
+def test_a_warning_before_the_labeler_has_begun_costs_no_turn_unless_no_turn_can_help(
+    tmp_path: Path, turn: str, seconds: str, another: bool
+) -> None:
+    """While Ray starts: the script was ended by it, and nobody asked for another turn. Where Ray's start takes
+    the whole time limit again and again, GPUs would be held for nothing for ever."""
     script = assert_bash(tmp_path, render(one_kind(slurm={}), "slurm", a_job(), job_file="job.toml"))
     environment, notes = stub_pyxis(tmp_path), tmp_path / "notes"
     (tmp_path / "python").write_text(
         '#!/bin/bash\necho "python $*" >> "$NOTES"\n'
         'case "$*" in *" status "*) exit 1;; *" start "*) exec sleep 60;; esac\n'
     )
-    process = subprocess.Popen(["bash", str(script)], env=environment)
+    environment |= {"SLURM_RESTART_COUNT": turn, "SECONDS": str(4 * int(seconds))}
+    process = subprocess.Popen(["bash", str(script)], env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (notes.exists() and " status " in notes.read_text()):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 4
-    assert f"scontrol requeue {os.getpid()}" in notes.read_text()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (4 if another else 1)
+    assert (f"scontrol requeue {os.getpid()}" in notes.read_text()) is another
+    assert ("turn 3 has ended like this, so no other is asked for" in said) is not another
     assert "labeler" not in notes.read_text()
 
 
