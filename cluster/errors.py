@@ -13,6 +13,10 @@ class ClusterUnreachableError(ClusterError, ConnectionError):
     exit_status = 3
 
 
+class ClusterTroubleError(ClusterUnreachableError):
+    """The cluster, or a proxy before it, does not answer now and may in a while."""
+
+
 class JobNotFoundError(ClusterError, LookupError):
     """The cluster knows no such job."""
 

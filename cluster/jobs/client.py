@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.errors import ClusterError, ClusterUnreachableError, JobNotFoundError
-from cluster.jobs.network.access import bearer_header, find_token
-from cluster.jobs.network.address import HEADERS_VARIABLE, Way, is_loopback, refuse_silent_address
+from cluster.errors import ClusterError, ClusterTroubleError, ClusterUnreachableError, JobNotFoundError
+from cluster.jobs.network.address import Way, is_loopback, refuse_silent_address
 from cluster.jobs.network.answers import reached
+from cluster.jobs.network.connection import connect, list_nodes, require_ray
 from cluster.jobs.submission import OWNER_KEY, RESUMES_KEY, STORE_KEY, Submission
 from labeler.config.loading import WorkersConfig
 from labeler.on_ray.room import fits, lack_of_room
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient
+    from ray.job_submission import JobDetails
+
+Answer = TypeVar("Answer")
 
 START_PATIENCE_SEC = 60.0
 """How long a cluster that has just come up may be without an agent that takes jobs."""
+TROUBLE_PATIENCE_SEC = 60.0
+"""How long who waits for a job asks again where the cluster, or a proxy before it, is in trouble."""
+QUIET_SEC = 30.0
+"""After so long without a word of a log, it is asked whether the cluster is still there."""
 POLL_SEC = 1.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXIT_STATUS_OF_STATE = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 4}
@@ -63,9 +69,9 @@ class ClusterClient:
         self.address = way.url
         refuse_silent_address(way)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        _require_ray()
+        require_ray()
         with reached(self.address):
-            self._client, self._way = _connect(way)
+            self._client, self._way = connect(way)
 
     def head_is_here(self) -> bool:
         """Whether the head is this machine and not at the other end of a tunnel, so that files and
@@ -92,7 +98,8 @@ class ClusterClient:
         return "" if not shown or fits(workers, shown) else lack_of_room(workers, workers.replicas, shown)
 
     def submit(self, submission: Submission) -> str:
-        """Its id. A cluster that has just come up and takes no jobs yet is asked again for a while."""
+        """Its id, also where the cluster has taken the job and only its answer was lost. A cluster that has
+        just come up and takes no jobs yet is asked again for a while."""
         deadline = time.monotonic() + START_PATIENCE_SEC
         while True:
             try:
@@ -103,10 +110,21 @@ class ClusterClient:
                         runtime_env=submission.runtime_env,
                         metadata=submission.metadata,
                     )
+            except ClusterUnreachableError:
+                if self._has_taken(submission.submission_id):
+                    return submission.submission_id
+                raise
             except ClusterError as error:
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise
             time.sleep(POLL_SEC)
+
+    def _has_taken(self, submission_id: str) -> bool:
+        """Whether the cluster has a job, as far as it answers."""
+        try:
+            return self.find(submission_id) is not None
+        except ClusterError:
+            return False
 
     def jobs(self) -> list[ClusterJob]:
         """The labeling jobs, newest first; what else runs on the cluster is left out."""
@@ -136,11 +154,14 @@ class ClusterClient:
     def wait(
         self, submission_id: str, *, timeout_sec: float | None = None, on_change: Callable[[ClusterJob], None]
     ) -> ClusterJob:
-        """The job once it has ended; `on_change` sees every new state. Raises TimeoutError."""
+        """The job once it has ended; `on_change` sees every new state. Raises TimeoutError.
+
+        Trouble that passes is waited for, as in `follow`: a job may take days.
+        """
         deadline = None if timeout_sec is None else time.monotonic() + timeout_sec
         state = ""
         while True:
-            job = self.job(submission_id)
+            job = self._patiently(lambda: self.job(submission_id))
             if job.state != state:
                 state = job.state
                 on_change(job)
@@ -179,15 +200,31 @@ class ClusterClient:
         while True:
             num_tailed = asyncio.run(self._tail(submission_id, write, num_written))
             num_written += num_tailed
-            job = self.job(submission_id)
-            if not num_tailed and job.started:
-                more = self.logs(submission_id)[num_written:]
+            job = self._patiently(lambda: self.job(submission_id))
+            if job.has_ended or (not num_tailed and job.started):
+                more = self._patiently(lambda: self.log_of(submission_id))[num_written:]
                 write(more)
                 num_written += len(more)
             if job.has_ended:
-                rest = self.logs(submission_id)[num_written:]
-                write(rest)
                 return job
+            time.sleep(POLL_SEC)
+
+    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """Its answer, asked for again for a while where the cluster is in trouble, which is said once.
+
+        A cluster that is gone, and one that refuses, is not asked again.
+        """
+        deadline = None
+        while True:
+            try:
+                return ask()
+            except ClusterTroubleError as error:
+                now = time.monotonic()
+                if deadline is None:
+                    deadline = now + TROUBLE_PATIENCE_SEC
+                    print(f"warning: {error}; asking for {TROUBLE_PATIENCE_SEC:g} s more", file=sys.stderr)
+                if now > deadline:
+                    raise
             time.sleep(POLL_SEC)
 
     async def _tail(self, submission_id: str, write: Callable[[str], None], skip: int) -> int:
@@ -196,7 +233,7 @@ class ClusterClient:
 
         num_seen = 0
         try:
-            async for text in self._client.tail_job_logs(submission_id):
+            async for text in self._tailed(submission_id):
                 fresh = text[max(0, skip - num_seen) :]
                 num_seen += len(text)
                 write(fresh)
@@ -205,54 +242,21 @@ class ClusterClient:
             pass
         return max(0, num_seen - skip)
 
-
-def list_nodes(way: Way) -> list[dict[str, Any]]:
-    """The nodes as the dashboard describes them. Raises requests.RequestException."""
-    import requests
-
-    answer = requests.get(
-        f"{way.url}/nodes",
-        params={"view": "summary"},
-        headers=dict(way.headers),
-        verify=way.verify,
-        timeout=5,
-    )
-    answer.raise_for_status()
-    try:
-        return answer.json()["data"]["summary"]
-    except (KeyError, TypeError):
-        raise requests.JSONDecodeError("no nodes in the answer", answer.text, 0) from None
-
-
-def _require_ray() -> None:
-    try:
-        import ray.job_submission  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ClusterError(
-            f"submitting needs Ray's client ({error.name} is missing): pip install 'ray[default]' in the "
-            "cluster's version"
-        ) from None
-    for handler in logging.getLogger("ray").handlers:  # else it tells of every upload and connection
-        handler.setLevel(logging.WARNING)
-
-
-def _connect(way: Way) -> tuple[JobSubmissionClient, Way]:
-    """The client, and the way with the header by which the cluster knows who asks."""
-    import requests
-    from ray.job_submission import JobSubmissionClient
-
-    # The token is not shown to a server that does not ask for one.
-    asked = requests.get(
-        f"{way.url}/api/version", headers=dict(way.headers), verify=way.verify, timeout=5
-    ).status_code
-    if asked == requests.codes.forbidden:
-        raise ClusterUnreachableError(
-            f"{way.url} refused the request (403), as a proxy that wants a header of its own does; give it "
-            f"by --header NAME=VALUE, --header @FILE or {HEADERS_VARIABLE}"
-        )
-    known = bearer_header(find_token()) if asked == requests.codes.unauthorized else {}
-    way = replace(way, headers={**known, **way.headers})
-    return JobSubmissionClient(way.url, headers=dict(way.headers), verify=way.verify), way
+    async def _tailed(self, submission_id: str) -> AsyncIterator[str]:
+        """Parts of the log as they come. A connection that was cut without a word would be silent for ever:
+        after a while of silence the cluster is asked whether it is there and the job goes on."""
+        parts = self._client.tail_job_logs(submission_id).__aiter__()
+        while True:
+            part = asyncio.ensure_future(anext(parts, None))
+            while not (await asyncio.wait({part}, timeout=QUIET_SEC))[0]:
+                job = await asyncio.to_thread(self._patiently, lambda: self.job(submission_id))
+                if job.has_ended:
+                    part.cancel()
+                    return
+            text = part.result()
+            if text is None:
+                return
+            yield text
 
 
 def _job(details: JobDetails) -> ClusterJob:

@@ -13,22 +13,21 @@ from typing import Any
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs import dashboard, local
 from cluster.jobs.client import EXIT_STATUS_OF_STATE, ClusterClient, ClusterJob
+from cluster.jobs.earlier import config_of, drain_sec_of, options_of, storage_options_of
 from cluster.jobs.machines import check_machines
 from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 from cluster.jobs.reaching import client_of, prepared, say_found
 from cluster.jobs.submission import (
-    JOB_KEY,
     STOP_MARGIN_SEC,
-    options_of,
     prepare,
 )
 from labeler.config.found import load_input_found
-from labeler.config.loading import JobConfig, load_job
 from labeler.driver.progress import one_line
 from labeler.job.dry_run import estimate
 from labeler.job.money.runs import store_cost
 from labeler.job.status import read_status
 from labeler.on_ray.lacking import remedy_of
+from logitstore.common.terminal import printable, printable_line
 from logitstore.errors import StoreError
 from logitstore.job_objects import JobStatus
 
@@ -60,12 +59,12 @@ def resume(args: argparse.Namespace) -> int:
         )
     _refuse_busy_store(client, earlier.store)
     with tempfile.TemporaryDirectory(prefix="penumbra-submit-") as folder:
-        job = _job_of(earlier, Path(folder))
+        job = config_of(earlier, Path(folder))
         target = Path(folder) / "send"
         target.mkdir()
         submission = prepare(
             job,
-            options_of(earlier.metadata),
+            options_of(earlier),
             target,
             owner=owner_here(args.owner),
             resumes=earlier.submission_id,
@@ -85,8 +84,9 @@ def status(args: argparse.Namespace) -> int:
     else:
         print(_line(job))
         if job.message and job.has_ended:
-            print(f"  {job.message}")
-        print(f"  progress unknown here: {problem}" if progress is None else f"  {one_line(progress)}")
+            print(f"  {printable(job.message)}")
+        progressed = f"progress unknown here: {problem}" if progress is None else one_line(progress)
+        print(f"  {printable(progressed)}")
     return EXIT_STATUS_OF_STATE.get(job.state, 0)
 
 
@@ -107,7 +107,7 @@ def stop(args: argparse.Namespace) -> int:
     if job.has_ended:
         _say(args, f"{job.submission_id} had ended already: {job.state.lower()}")
         return 0
-    drain_sec = json.loads(job.metadata[JOB_KEY])["workers"]["drain_sec"]
+    drain_sec = drain_sec_of(job)
     client.stop(job.submission_id)
     _say(args, f"asked {job.submission_id} to stop; units at work get {drain_sec:g} s to finish")
     patience_sec = drain_sec + 2 * STOP_MARGIN_SEC
@@ -144,7 +144,7 @@ def cost(args: argparse.Namespace) -> int:
     uri, options = args.id, None
     if uri is None or not ("://" in uri or os.path.isdir(uri)):
         job = _chosen(client_of(args), args)
-        uri, options = job.store, json.loads(job.metadata[JOB_KEY])["output"]["storage_options"]
+        uri, options = job.store, storage_options_of(job)
     try:
         spent = store_cost(uri, options)
     except StoreError as error:
@@ -157,10 +157,9 @@ def cost(args: argparse.Namespace) -> int:
 
 def progress_of(job: ClusterJob) -> tuple[JobStatus | None, str]:
     """What the job's store says, read here with the job's own storage options; or why it cannot be read."""
-    output = json.loads(job.metadata[JOB_KEY])["output"]
     try:
-        return read_status(job.store, output["storage_options"]), ""
-    except (StoreError, OSError) as error:
+        return read_status(job.store, storage_options_of(job)), ""
+    except (StoreError, OSError, JobRefusedError) as error:
         return None, str(error)
 
 
@@ -195,13 +194,6 @@ def _refuse_busy_store(client: ClusterClient, store: str) -> None:
             )
 
 
-def _job_of(earlier: ClusterJob, folder: Path) -> JobConfig:
-    """The configuration that the cluster keeps with an earlier job."""
-    file = folder / "earlier.json"
-    file.write_text(earlier.metadata[JOB_KEY], encoding="utf-8")
-    return load_job(str(file), environ={})
-
-
 def _submitted(client: ClusterClient, submission_id: str, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"id": submission_id, "address": client.address}), flush=True)
@@ -226,7 +218,7 @@ def _follow(client: ClusterClient, submission_id: str) -> int:
 
 def _ended(job: ClusterJob) -> int:
     if job.state == "FAILED":
-        print(f"{job.submission_id} failed: {job.message}", file=sys.stderr)
+        print(printable(f"{job.submission_id} failed: {job.message}"), file=sys.stderr)
         if remedy := remedy_of(job.message):
             print(remedy, file=sys.stderr)
     return EXIT_STATUS_OF_STATE[job.state]
@@ -254,12 +246,13 @@ def _row(job: ClusterJob) -> dict[str, Any]:
 
 
 def _line(job: ClusterJob) -> str:
-    return (
+    line = (
         f"{job.submission_id}  {job.state:<9}  {job.started or '-':<20}  {job.seconds:>7.0f} s  "
         f"{job.owner or '-':<16}  {job.store}"
     )
+    return printable_line(line)
 
 
 def _say(args: argparse.Namespace, text: str) -> None:
     if not args.quiet and not getattr(args, "json", False):
-        print(text, flush=True)
+        print(printable(text), flush=True)

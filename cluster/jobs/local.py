@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster.errors import ClusterError, JobRefusedError
-from cluster.jobs.client import list_nodes
-from cluster.jobs.network.access import bearer_header, ensure_token, find_token
+from cluster.jobs.network.access import bearer_headers, ensure_token, find_token
 from cluster.jobs.network.address import Way
+from cluster.jobs.network.connection import list_nodes
 
 HEAD_IP = "127.0.0.2"
 """Ray replaces 127.0.0.1 by the machine's own address, which other machines could reach."""
@@ -196,7 +196,7 @@ def count_alive_nodes(address: str) -> int:
     import requests
 
     try:
-        nodes = list_nodes(Way(address, bearer_header(find_token())))
+        nodes = list_nodes(Way(address, bearer_headers(find_token())))
     except requests.RequestException:
         return 0
     return sum(1 for node in nodes if node["raylet"].get("state") == "ALIVE")

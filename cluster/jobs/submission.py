@@ -136,13 +136,6 @@ def as_check(submission: Submission) -> Submission:
     )
 
 
-def options_of(metadata: Mapping[str, str]) -> SubmitOptions:
-    """The options an earlier job was submitted with."""
-    raw = json.loads(metadata[OPTIONS_KEY])
-    env_vars = tuple(raw["env_vars"].items())
-    return SubmitOptions(raw["files"], raw["python"], raw["ship_code"], env_vars, raw.get("runtime_env", {}))
-
-
 OWNED_RUNTIME_ENV = {
     "working_dir": "the job's own folder travels there; use --files and --ship-code",
     "env_vars": "use --env NAME=VALUE",

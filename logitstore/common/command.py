@@ -23,6 +23,7 @@ from typing import Any
 import logitstore
 from logitstore.common.extras import explain_missing
 from logitstore.common.store_warning import StoreWarning
+from logitstore.common.terminal import printable
 
 
 class ExitStatus(IntEnum):
@@ -237,7 +238,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _told(program: Program, text: str, status: int) -> int:
-    print(f"{program.title}: error: {text}", file=sys.stderr)
+    print(printable(f"{program.title}: error: {text}"), file=sys.stderr)
     return status
 
 
@@ -246,7 +247,7 @@ def _show_warning(
 ) -> None:
     """Warnings about a store as a line; others, of libraries, as Python shows them."""
     if issubclass(category, StoreWarning):
-        print(f"{program.title}: warning: {message}", file=sys.stderr)
+        print(printable(f"{program.title}: warning: {message}"), file=sys.stderr)
     else:
         usual(message, category, *place)
 

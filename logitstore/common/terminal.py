@@ -10,6 +10,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else _escaped(letter) for letter in text)
 
 
+def printable_line(text: str) -> str:
+    """The same in one line: also a newline is shown as an escape."""
+    return printable(text).replace("\n", "\\n")
+
+
 def first_line(error: Exception) -> str:
     """What an error says, without the pages that libraries write after it; its kind where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

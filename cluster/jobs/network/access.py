@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+
+from cluster.errors import ClusterUnreachableError
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
 PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
@@ -19,14 +23,33 @@ def token_path() -> Path:
 
 
 def find_token() -> str | None:
-    """The token of the environment or of Ray's file; None where there is none."""
-    given = os.environ.get(TOKEN_VARIABLE)
+    """The token of the environment or of Ray's file; None where there is none.
+
+    Raises ClusterUnreachableError, without it, for what no header could carry: a library would show it.
+    """
+    given = os.environ.get(TOKEN_VARIABLE, "").strip()
     if given:
-        return given.strip()
+        return _checked(given, TOKEN_VARIABLE)
+    path = token_path()
     try:
-        return token_path().read_text(encoding="utf-8").strip() or None
+        return _checked(path.read_text(encoding="utf-8").strip(), str(path)) or None
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError:
+        raise _no_token(str(path)) from None
+
+
+def _checked(token: str, where: str) -> str:
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise _no_token(where)
+    return token
+
+
+def _no_token(where: str) -> ClusterUnreachableError:
+    return ClusterUnreachableError(
+        f"what {where} holds is no token, which is one word of plain letters and digits; look for what was "
+        "copied along with it, or saved in another encoding"
+    )
 
 
 def ensure_token() -> None:
@@ -51,5 +74,9 @@ def ensure_token() -> None:
         made.unlink(missing_ok=True)
 
 
-def bearer_header(token: str | None) -> dict[str, str]:
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
+def bearer_headers(token: str | None, others: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """The header that shows the token to Ray beside `others`: one of those may be a proxy's own password."""
+    if token is None:
+        return {}
+    is_taken = any(name.lower() == "authorization" for name in others)
+    return {"X-Ray-Authorization" if is_taken else "Authorization": f"Bearer {token}"}

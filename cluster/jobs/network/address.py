@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from cluster.errors import ClusterUnreachableError
+from cluster.jobs.network.headers import headers_of
 
 CONNECT_TIMEOUT_SEC = 5.0
 DEFAULT_PORT = 8265
-HEADERS_VARIABLE = "RAY_JOB_HEADERS"
-"""A JSON table of headers, as for `ray job`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +46,7 @@ def find_way(
     Raises:
         ClusterUnreachableError: an address, header or certificate that is none.
     """
-    found = _headers_of(environ.get(HEADERS_VARIABLE, ""))
-    for header in headers:
-        if header.startswith("@"):
-            found |= _headers_in(os.path.expanduser(header.removeprefix("@")))
-            continue
-        name, separator, value = header.partition("=")
-        if not separator or not name.strip():
-            raise ClusterUnreachableError(f"--header {name!r} must look like NAME=VALUE or @FILE")
-        found[name.strip()] = value.strip()
+    found = headers_of(headers, environ)
     parts = _parts(address)
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -82,10 +71,9 @@ def normalise_address(address: str) -> str:
 
 
 def shown(address: str) -> str:
-    """The address without a user's name and password, for messages."""
-    scheme, separator, rest = address.rpartition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
+    """What is no address, without a user's name and password, for messages: nobody knows where those end."""
+    scheme, separator, rest = address.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else address.rpartition("@")[2]
 
 
 def is_loopback(address: str) -> bool:
@@ -148,38 +136,6 @@ def _keep_from_proxies(host: str) -> None:
         hosts = [one for one in os.environ.get(variable, "").split(",") if one]
         if host not in hosts:
             os.environ[variable] = ",".join([*hosts, host])
-
-
-def _headers_of(text: str) -> dict[str, str]:
-    if not text:
-        return {}
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ClusterUnreachableError(
-            f'{HEADERS_VARIABLE} must hold a JSON table of headers, such as {{"X-Team": "nlp"}}'
-        )
-    return found
-
-
-def _headers_in(path: str) -> dict[str, str]:
-    """The headers of a file: a line for each, NAME=VALUE or as HTTP has them, `NAME: VALUE`."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClusterUnreachableError(f"--header @{path} cannot be read: {error}") from None
-    found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        # A name of a header has neither of the two, a value may have both.
-        match = re.fullmatch(r"\s*([^\s:=]+)\s*[:=]\s*(.*?)\s*", line)
-        if match is None:  # the line may hold a secret
-            raise ClusterUnreachableError(f"--header @{path}: line {number} must look like NAME=VALUE")
-        found[match[1]] = match[2]
-    return found
 
 
 def _verify(given: str | None) -> bool | str:

@@ -5,47 +5,135 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from cluster.errors import ClusterError, ClusterUnreachableError
+from cluster.errors import ClusterError, ClusterTroubleError, ClusterUnreachableError
 from cluster.jobs.network import access
 
-GATEWAY_STATUSES = (502, 503, 504)
-"""By which a proxy says that what is behind it does not answer."""
+if TYPE_CHECKING:
+    from requests import RequestException
+
+TROUBLE_STATUSES = (429, 502, 503, 504)
+"""By which a proxy says that what is behind it does not answer now, or is asked too often."""
+RESUMED = "jobs whose head died are resumed by submitting the same job file again"
+MOST_SHOWN = 500
+"""Characters of an answer."""
 
 
 @contextmanager
 def reached(address: str) -> Iterator[None]:
     """Turn the ways Ray's client fails into two: the cluster is gone, or it refused."""
     import requests
+    from pydantic import ValidationError
     from ray.exceptions import AuthenticationError
 
     try:
         yield
+    except ClusterError:
+        raise
     except AuthenticationError:
         raise ClusterUnreachableError(
             f"the Ray cluster at {address} asks for a token and has not accepted yours; {access.HELP}"
         ) from None
-    except (TimeoutError, ConnectionError, requests.exceptions.RequestException) as error:
+    except requests.exceptions.HTTPError as error:
+        if error.response is None:
+            raise
+        raise meaning(address, error.response.status_code, error.response.text) from None
+    except requests.exceptions.RequestException as error:
+        raise _not_answered(address, error) from None
+    except (TimeoutError, ConnectionError) as error:
         raise ClusterUnreachableError(
-            f"the Ray cluster at {address} stopped answering or is no Ray cluster ({type(error).__name__}: "
-            f"{str(error)[:200]}); jobs whose head died are resumed by submitting the same job file again"
+            f"the Ray cluster at {address} stopped answering ({str(error)[:200]}); {RESUMED}"
         ) from None
+    except UnicodeEncodeError:  # of http.client, whose message shows a part of the secret
+        raise _bad_header(address) from None
     except RuntimeError as error:
-        raise _answered(address, str(error)) from None
+        found = re.match(r"Request failed with status code (\d+): (.*)\.$", str(error), re.DOTALL)
+        status, body = (int(found[1]), found[2]) if found else (0, str(error))
+        raise meaning(address, status, body) from None
+    except (ValidationError, TypeError, KeyError, AttributeError) as error:
+        raise ClusterError(
+            f"the answer of {address} has a form that the Ray here does not know ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:160]}); install the cluster's version of Ray here, or check "
+            "that a Ray cluster is there"
+        ) from None
 
 
-def _answered(address: str, text: str) -> ClusterError:
+def meaning(address: str, status: int, body: str) -> ClusterError:
     """What an answer other than 200 means: a refusal, or trouble of the head or of a proxy.
 
     Ray's own refusals come with status 500 as well, as the text of a traceback: its last exception is shown.
     """
-    found = re.match(r"Request failed with status code (\d+): (.*)\.$", text, re.DOTALL)
-    status, body = (int(found[1]), found[2]) if found else (0, text)
-    if status in GATEWAY_STATUSES or "Server got itself in trouble" in body:
+    if status in TROUBLE_STATUSES or "Server got itself in trouble" in body:
+        return ClusterTroubleError(
+            f"the Ray cluster at {address} is in trouble (HTTP {status}: {_in_words(body)[:200]}); ask again "
+            f"in a while; {RESUMED}"
+        )
+    if 300 <= status < 400:
         return ClusterUnreachableError(
-            f"the Ray cluster at {address} is in trouble (HTTP {status}: {' '.join(body.split())[:200]}); "
-            "ask again in a while; jobs whose head died are resumed by submitting the same job file again"
+            f"{address} sends requests elsewhere (HTTP {status}), as a login page or a proxy that wants "
+            "https:// does; give the address that they are sent to, or the header by which the proxy knows "
+            "you (--header)"
+        )
+    if status == 407:
+        return ClusterUnreachableError(
+            f"a proxy on the way to {address} wants a user and password (HTTP 407); write them into "
+            "HTTP_PROXY or HTTPS_PROXY as http://USER:PASSWORD@PROXY:PORT, or name the head in NO_PROXY"
+        )
+    if status == 413:
+        return ClusterError(
+            f"a proxy before {address} does not take files as large as those of this job (HTTP 413); keep "
+            "the input on s3://, leave out --ship-code, or raise its limit (nginx: client_max_body_size)"
         )
     if "Traceback (most recent call last)" in body:
         body = re.split(r"^(?=\w[\w.]*: )", body, flags=re.MULTILINE)[-1]
-    return ClusterError(f"the Ray cluster at {address} refused: {' '.join(body.split())[:500]}")
+    return ClusterError(f"the Ray cluster at {address} refused: {_in_words(body)[:MOST_SHOWN]}")
+
+
+def _not_answered(address: str, error: RequestException) -> ClusterUnreachableError:
+    """What a request without an answer, or with one that is no JSON, means."""
+    from requests import exceptions
+
+    match error:
+        case exceptions.InvalidHeader():  # whose message shows the header
+            return _bad_header(address)
+        case exceptions.InvalidSchema():
+            return ClusterUnreachableError(
+                f"the proxy on the way to {address} cannot be used here ({error}); pip install "
+                "'requests[socks]', or name the head in NO_PROXY"
+            )
+        case exceptions.ProxyError():
+            why = "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names does not answer; correct it, or"
+            return ClusterUnreachableError(f"{address} is not reached: {why} name the head in NO_PROXY")
+        case exceptions.SSLError():
+            return ClusterUnreachableError(
+                f"no trusted connection to {address} ({str(error)[-200:]}); give the certificates by "
+                "--verify CA, or write http:// where it speaks no TLS"
+            )
+        case exceptions.JSONDecodeError():
+            return ClusterUnreachableError(
+                f"{address} is no Ray cluster: it answered with what is no answer of Ray, as a login page "
+                "or another program does; check the address and its path, or give the header by which a "
+                "proxy knows you (--header)"
+            )
+        case exceptions.ReadTimeout():
+            return ClusterTroubleError(f"the Ray cluster at {address} does not answer in time; {RESUMED}")
+    return ClusterUnreachableError(
+        f"the Ray cluster at {address} stopped answering or is no Ray cluster ({type(error).__name__}: "
+        f"{str(error)[:200]}); {RESUMED}"
+    )
+
+
+def _bad_header(address: str) -> ClusterUnreachableError:
+    return ClusterUnreachableError(
+        f"{address} cannot be asked: the token or a header has a newline, or a letter that no header can "
+        f"carry; {access.HELP}"
+    )
+
+
+def _in_words(body: str) -> str:
+    """An answer in one line; of a page its title, or its text."""
+    if re.match(r"\s*<(!doctype|html|head|body)\b", body, re.IGNORECASE):
+        title = re.search(r"<title[^>]*>(.*?)</title>", body, re.IGNORECASE | re.DOTALL)
+        body = title[1] if title else re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", body, flags=re.DOTALL)
+    return " ".join(body.split()) or "nothing is said"

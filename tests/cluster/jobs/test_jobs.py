@@ -22,7 +22,7 @@ from ray.job_submission import JobSubmissionClient
 
 from cluster.describe.grafana import PANELS
 from cluster.jobs import local
-from cluster.jobs.network.access import bearer_header, find_token
+from cluster.jobs.network.access import bearer_headers, find_token
 from logitstore.store import LogitStore
 from tests.cluster.jobs.network.reverse_proxy import HEADER, ingress_before
 from tests.cluster.jobs.small_jobs import (
@@ -122,7 +122,7 @@ def test_nodes_are_looked_at_in_the_environment_that_a_job_would_have(
     assert "submit with --python PATH of an environment on the nodes that has it" in err
     assert not (tmp_path / "store").exists()
     assert len(entered_anew) == 2
-    known = JobSubmissionClient(cluster.address, headers=bearer_header(find_token())).list_jobs()
+    known = JobSubmissionClient(cluster.address, headers=bearer_headers(find_token())).list_jobs()
     assert [job.submission_id for job in known if (job.submission_id or "").startswith("check-")] == []
 
 
@@ -191,7 +191,7 @@ def assert_the_page_shows(cluster: local.LocalCluster, job_id: str, store: Path)
 
 def assert_nowhere(secret: str, cluster: local.LocalCluster, job_id: str, store: Path, log: str) -> None:
     """Neither in what Ray tells of its jobs, nor in the job's log, nor in anything that the store holds."""
-    ask = urllib.request.Request(f"{cluster.address}/api/jobs/", headers=bearer_header(find_token()))
+    ask = urllib.request.Request(f"{cluster.address}/api/jobs/", headers=bearer_headers(find_token()))
     told = urllib.request.urlopen(ask, timeout=60).read().decode() + log
     assert job_id in told
     assert secret not in told

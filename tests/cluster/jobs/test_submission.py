@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from cluster.errors import JobRefusedError
+from cluster.jobs.earlier import options_of
 from cluster.jobs.submission import (
     JOB_FILE,
     JOB_KEY,
     STORE_KEY,
     Files,
     SubmitOptions,
-    options_of,
     parse_env,
     prepare,
     read_runtime_env,
@@ -23,7 +23,7 @@ from cluster.jobs.submission import (
 )
 from labeler.config.loading import describe_difference, identity, load_job
 from logitstore.inputs.reading import iter_records
-from tests.cluster.jobs.job_files import a_job, job_file
+from tests.cluster.jobs.job_files import a_job, job_file, submitted
 
 
 def options(files: Files = "ship", **changes: object) -> SubmitOptions:
@@ -51,7 +51,7 @@ def test_a_small_local_input_travels_with_the_job(tmp_path: Path, send: Path) ->
     assert submission.entrypoint == "python -m labeler run job.json"
     # What a later `resume` needs is the job as it was here, not as it was sent.
     assert json.loads(submission.metadata[JOB_KEY])["input"]["uri"] == f"{tmp_path}/*.jsonl"
-    assert options_of(submission.metadata) == options()
+    assert options_of(submitted(submission.metadata)) == options()
 
 
 @pytest.mark.parametrize("files", ["ship", "same"])
@@ -219,7 +219,7 @@ def test_driver_and_actors_run_on_the_interpreter_that_was_named(tmp_path: Path,
     assert submission.runtime_env["py_executable"] == "/env/bin/python"
     assert submission.entrypoint.startswith("/env/bin/python ")
     assert submission.metadata["penumbra.owner"] == "ada@lab"
-    assert options_of(submission.metadata).python == "/env/bin/python"
+    assert options_of(submitted(submission.metadata)).python == "/env/bin/python"
 
 
 def test_a_runtime_environment_of_ones_own_is_sent_and_resumed_with(tmp_path: Path, send: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_runtime_environment_of_ones_own_is_sent_and_resumed_with(tmp_path: Pa
     submission = prepare(a_job(tmp_path), chosen, send, owner="ada@lab")
     assert submission.runtime_env["pip"] == ["zstandard"]
     assert "py_executable" not in submission.runtime_env, "Ray builds an environment with its own interpreter"
-    assert options_of(submission.metadata) == chosen
+    assert options_of(submitted(submission.metadata)) == chosen
 
 
 @pytest.mark.parametrize(

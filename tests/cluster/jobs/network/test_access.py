@@ -42,12 +42,12 @@ def test_one_made_meanwhile_by_another_command_stays(path: Path, monkeypatch: py
     def before_the_other() -> str | None:
         monkeypatch.setattr(access, "find_token", find_token)
         path.parent.mkdir()
-        path.write_text("of another")
+        path.write_text("of-another")
         return None
 
     monkeypatch.setattr(access, "find_token", before_the_other)
     access.ensure_token()
-    assert find_token() == "of another"
+    assert find_token() == "of-another"
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -44,6 +44,7 @@ def test_addresses_are_completed(text: str, whole: str, near: bool) -> None:
     [
         *("ftp://head", "http://", "http://head:port", "http://head:0", "http://head?x=1"),
         *("http://me:secret@:1:2", "me:secret@[::zz]:8265", "http://me:secret@[head]:8265"),
+        *("http://me:secret/s@head:8265", "http://me:secret?s@head", "me:secret#s@head:x"),
     ],
 )
 def test_what_is_no_address_is_told_without_its_password(text: str) -> None:
@@ -63,7 +64,7 @@ def test_users_headers_and_certificates(tmp_path: Path) -> None:
     )
     assert "bWU6" not in repr(way)
     assert find_way("head", verify="false", environ={}) == Way("http://head:8265", {}, False)
-    assert shown("https://me:pw@host/a@b") == "https://host/a@b"
+    assert shown("https://me:p/w@host:x") == "https://host:x"
     for arguments, says in (
         ({"headers": ["X-Team"]}, "NAME=VALUE"),
         ({"verify": "/nowhere/ca.pem"}, "neither true, false nor"),
@@ -71,23 +72,6 @@ def test_users_headers_and_certificates(tmp_path: Path) -> None:
     ):
         with pytest.raises(ClusterUnreachableError, match=says):
             find_way("head", **{"environ": {}, **arguments})
-
-
-def test_a_secret_header_stands_in_a_file(tmp_path: Path) -> None:
-    """As curl takes them: HTTP's own lines, or those of --header; no message holds what a line holds."""
-    file = tmp_path / "headers"
-    file.write_text("Authorization: Bearer a=b:c==\n\nX-Team=nlp: one\n")
-    assert find_way("head", [f"@{file}", "X-Other=2"], environ={}).headers == {
-        "Authorization": "Bearer a=b:c==",
-        "X-Team": "nlp: one",
-        "X-Other": "2",
-    }
-    file.write_text("X-A=1\nhunter2-alone\n")
-    with pytest.raises(ClusterUnreachableError, match="line 2 must look like NAME=VALUE") as refused:
-        find_way("head", [f"@{file}"], environ={})
-    assert "hunter2" not in str(refused.value)
-    with pytest.raises(ClusterUnreachableError, match="cannot be read"):
-        find_way("head", ["@/nowhere"], environ={})
 
 
 def test_a_proxy_is_asked_for_far_names_and_never_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -21,16 +21,36 @@ ray.exceptions.RuntimeEnvError: the folder is too large:
 """
 
 
+VERSION = '{"version": "4", "ray_version": "2.55.0", "ray_commit": "", "session_name": ""}'
+
+
+class Answering:
+    """A server that gives `version` when asked for Ray's, and `answer` to all else; redirections lead to it."""
+
+    def __init__(self) -> None:
+        self.version: Answer = (200, VERSION)
+        self.answer: Answer = (200, "[]")
+        self.asked: list[str] = []
+        self.port = 0
+
+    def __call__(self, status: int, body: str, *headers: str) -> ClusterClient:
+        self.answer = (status, body)
+        return self.client(*headers)
+
+    def client(self, *headers: str) -> ClusterClient:
+        return ClusterClient(find_way(f"http://127.0.0.1:{self.port}", headers, environ={}))
+
+
 @pytest.fixture
-def answering() -> Iterator[Callable[[int, str], ClusterClient]]:
-    """A client of a server that gives Ray's version and to all else one answer."""
-    answer: list[Answer] = []
+def answering() -> Iterator[Answering]:
+    given = Answering()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known = '{"version": "4", "ray_version": "2.55.0", "ray_commit": "", "session_name": ""}'
-            status, body = (200, known) if self.path == "/api/version" else answer[-1]
+            given.asked.append(self.path)
+            status, body = given.version if self.path == "/api/version" else given.answer
             self.send_response(status)
+            self.send_header("Location", "/elsewhere")
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -40,12 +60,8 @@ def answering() -> Iterator[Callable[[int, str], ClusterClient]]:
             """No line on standard error for each request."""
 
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
-
-        def client(status: int, body: str) -> ClusterClient:
-            answer.append((status, body))
-            return ClusterClient(find_way(f"http://127.0.0.1:{server.server_port}", [], None))
-
-        yield client
+        given.port = server.server_port
+        yield given
 
 
 @pytest.mark.parametrize(
@@ -55,11 +71,10 @@ def answering() -> Iterator[Callable[[int, str], ClusterClient]]:
         (502, "<html>\n<center><h1>502 Bad Gateway</h1></center>\n</html>"),
         (503, "upstream connect error"),
         (504, ""),
+        (429, "<!DOCTYPE html><html><head><title>Slow down</title></head></html>"),
     ],
 )
-def test_a_server_in_trouble_is_no_refusal(
-    answering: Callable[[int, str], ClusterClient], answer: Answer
-) -> None:
+def test_a_server_in_trouble_is_no_refusal(answering: Answering, answer: Answer) -> None:
     client = answering(*answer)
     for ask in (client.jobs, client.nodes, lambda: client.log_of("j"), lambda: client.stop("j")):
         with pytest.raises(ClusterUnreachableError, match="submitting the same job file again"):
@@ -67,7 +82,7 @@ def test_a_server_in_trouble_is_no_refusal(
 
 
 def test_a_refusal_is_the_last_exception_of_rays_traceback(
-    answering: Callable[[int, str], ClusterClient],
+    answering: Answering,
 ) -> None:
     with pytest.raises(ClusterError) as refused:
         answering(500, RAYS_TRACEBACK).jobs()
@@ -78,6 +93,71 @@ def test_a_refusal_is_the_last_exception_of_rays_traceback(
 
 
 @pytest.mark.parametrize("body", ["<html>a login page</html>", "{}", '{"data": {}}', '{"data": null}', "[]"])
-def test_nodes_that_are_none_are_no_defect(answering: Callable[[int, str], ClusterClient], body: str) -> None:
+def test_nodes_that_are_none_are_no_defect(answering: Answering, body: str) -> None:
     with pytest.raises(ClusterUnreachableError, match="is no Ray cluster"):
         answering(200, body).nodes()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (
+            (200, "<html><title>Sign in</title></html>"),
+            "is no Ray cluster: it answered with what is no answer",
+        ),
+        ((200, "{}"), "is no Ray cluster: it answered with what is no answer"),
+        ((200, '{"ray_version": 2}'), "is no Ray cluster: it answered with what is no answer"),
+        ((302, ""), r"sends requests elsewhere \(HTTP 302\)"),
+        ((308, ""), r"sends requests elsewhere \(HTTP 308\)"),
+        ((403, "who are you"), "as a proxy that wants a header of its own does"),
+        ((403, "Forbidden: Invalid authentication token"), "have the proxy before it remove the header"),
+        ((404, "<html>nginx</html>"), r"is not the dashboard of a Ray cluster \(HTTP 404"),
+        ((407, ""), r"http://USER:PASSWORD@PROXY:PORT"),
+        ((429, "slow"), r"is in trouble \(HTTP 429: slow\); ask again"),
+        ((502, "<html><body><h1>Bad</h1> Gateway</body></html>"), r"is in trouble \(HTTP 502: Bad Gateway\)"),
+        ((503, ""), r"is in trouble \(HTTP 503: nothing is said\)"),
+    ],
+)
+def test_what_answers_at_the_address_is_said_before_anything_is_sent(
+    answering: Answering, answer: Answer, says: str
+) -> None:
+    answering.version = answer
+    with pytest.raises(ClusterUnreachableError, match=says) as refused:
+        answering.client("X-Secret=hunter2")
+    assert str(refused.value).count("submitting the same job file again") <= 1
+    assert answering.asked == ["/api/version"], "a redirection would have had the header too"
+
+
+def test_no_later_answer_sends_requests_elsewhere(answering: Answering) -> None:
+    client = answering(301, "")
+    for ask in (client.jobs, lambda: client.stop("j"), lambda: client.delete("j")):
+        with pytest.raises(ClusterUnreachableError, match=r"sends requests elsewhere \(HTTP 301\)"):
+            ask()
+    assert "/elsewhere" not in answering.asked
+
+
+@pytest.mark.parametrize("body", ["null", "{}x", '[{"type": "SUBMISSION"}]', "[1]", '["x"]', "1"])
+def test_jobs_that_are_none_are_no_defect(answering: Answering, body: str) -> None:
+    with pytest.raises(ClusterError, match=r"install the cluster's version of Ray here|is no Ray cluster"):
+        answering(200, body).jobs()
+
+
+def test_what_a_proxy_does_not_take_is_said_with_the_remedy(answering: Answering) -> None:
+    with pytest.raises(ClusterError, match="client_max_body_size"):
+        answering(413, "<html>413 Request Entity Too Large</html>").stop("j")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "says"),
+    [
+        ("http://me:hunter2@127.0.0.1:9", "the proxy that HTTP_PROXY"),
+        ("socks5://127.0.0.1:9", "requests.socks."),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str, says: str) -> None:
+    for variable in ("no_proxy", "NO_PROXY", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(ClusterUnreachableError, match=says) as refused:
+        ClusterClient(find_way("http://head.example:8265", environ={}))
+    assert "hunter2" not in str(refused.value)
