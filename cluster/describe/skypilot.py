@@ -15,6 +15,7 @@ from typing import Any
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
 from cluster.describe.image import reference_of
 from cluster.describe.merging import merged
+from cluster.describe.settings.accelerators import NAMES_OF_SKYPILOT
 from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.shell_words import path_word
 from cluster.jobs.submission import refuse_secrets
@@ -70,7 +71,8 @@ def task(cluster: ClusterConfig, job: JobConfig) -> dict[str, Any]:
         "memory": f"{group.memory_gb}+",
     }
     if group.gpus:
-        resources["accelerators"] = {group.accelerator: group.gpus}
+        name = NAMES_OF_SKYPILOT.get(group.accelerator, group.accelerator)
+        resources["accelerators"] = {name: group.gpus}
     if (
         group.spot and not {"any_of", "ordered"} & own.get("resources", {}).keys()
     ):  # and machines at the full price where no zone has any at the lower one

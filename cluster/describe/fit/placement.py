@@ -6,17 +6,12 @@ import math
 from collections.abc import Mapping
 
 from cluster.describe.fit.cache import room_for_weights_gb
+from cluster.describe.settings.accelerators import MEMORY_GB, slice_gb
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, Kind
 from labeler.config.loading import JobConfig, WorkersConfig
 from labeler.planning.disk_fit import store_bytes_at_most
 from labeler.planning.gpu_memory import GB, MemoryNeed, memory_need, stored_weights
 from logitstore.common.config_file import ConfigError
-
-GPU_MEMORY_GB: dict[str, float] = {
-    "T4": 16, "V100": 16, "A10G": 24, "A10": 24, "L4": 24, "L40S": 48, "A100-40GB": 40, "A100-80GB": 80,
-    "H100": 80, "H200": 141, "B200": 180,
-}  # fmt: skip
-"""What NVIDIA's data sheets say, in GB."""
 
 
 def check_placement(
@@ -42,8 +37,9 @@ def check_placement(
         each = shares_of_a_machine(group, workers, cores[group.name])
         if asked not in (None, group.name) or not each or group.count < workers.machines:
             continue
-        if need is not None and need.gpu_bytes > (gpu_memory_gb(group) or math.inf) * GB:
-            too_small[group.name] = f"a GPU of group {group.name} has {gpu_memory_gb(group):g} GB, but {need}"
+        memory_gb = gpu_memory_gb(group, _slice_gb(cluster, disk_kind))
+        if need is not None and need.gpu_bytes > (memory_gb or math.inf) * GB:
+            too_small[group.name] = f"a GPU of group {group.name} has {memory_gb:g} GB, but {need}"
             if need.is_sure:
                 continue
         rooms[group.name] = each * group.count // workers.machines
@@ -74,9 +70,15 @@ def check_placement(
     return lines
 
 
-def gpu_memory_gb(group: GroupConfig) -> float | None:
-    """Memory of one GPU of the group; None for a GPU that is not known here."""
-    return group.gpu_memory_gb or GPU_MEMORY_GB.get(group.accelerator)
+def gpu_memory_gb(group: GroupConfig, part_gb: float | None = None) -> float | None:
+    """Memory of one GPU of the group, or of the part of it that a pod gets; None for one that is not known
+    here."""
+    return group.gpu_memory_gb or part_gb or MEMORY_GB.get(group.accelerator)
+
+
+def _slice_gb(cluster: ClusterConfig, kind: Kind | None) -> float | None:
+    is_kuberay = kind is not None and kind.startswith("kuberay")
+    return slice_gb(cluster.kubernetes.gpu_resource) if is_kuberay else None
 
 
 def disk_lines(job: JobConfig, room_gb: Mapping[str, float | None]) -> list[str]:

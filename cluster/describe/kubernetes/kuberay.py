@@ -21,6 +21,7 @@ from cluster.describe.kubernetes.pods import (
     submitter_of,
 )
 from cluster.describe.merging import merged
+from cluster.describe.settings.accelerators import is_amd
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
 from cluster.describe.shell_words import path_word
 from cluster.jobs.submission import STOP_MARGIN_SEC, refuse_secrets
@@ -183,6 +184,13 @@ def _require_labels(cluster: ClusterConfig) -> None:
                 f"each needs the value that its nodes have for the label {cluster.kubernetes.gpu_label!r}"
             )
     for group in cluster.groups:
+        maker = cluster.kubernetes.gpu_resource.partition("/")[0]
+        if group.gpus and maker == ("nvidia.com" if is_amd(group.accelerator) else "amd.com"):
+            raise ConfigError(
+                f"group {group.name} has {group.accelerator}, but kubernetes.gpu_resource = "
+                f"{cluster.kubernetes.gpu_resource!r} is of another maker, so its pods would never start; "
+                "set the one that `kubectl describe node` shows, as amd.com/gpu or nvidia.com/gpu"
+            )
         if group.spot and not cluster.kubernetes.spot_label:
             raise ConfigError(
                 f"group {group.name} is spot, but kubernetes.spot_label is missing; set it to the label of "

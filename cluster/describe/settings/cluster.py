@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from cluster.describe.settings.accelerators import check_accelerator
 from cluster.describe.settings.interpreter import check_interpreter
 from cluster.describe.settings.kubernetes import KubernetesConfig
 from cluster.describe.settings.no_secrets import places_of_secrets
@@ -58,7 +59,7 @@ class GroupConfig(OneLineSection):
     """Most machines."""
     min_count: int = Field(default=0, ge=0)
     """Machines kept while idle; 0 pays nothing between jobs."""
-    accelerator: str = ""
+    accelerator: Annotated[str, AfterValidator(check_accelerator)] = ""
     """GPU model, for example "L4", "A100-80GB", "H100"; "" is a CPU machine."""
     gpus: int = Field(default=0, ge=0)
     """GPUs of each machine."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from cluster.describe.settings.accelerators import is_amd
 from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.settings.node_paths import in_quotes, is_plain_path
 from logitstore.common.config_file import ConfigError
@@ -79,7 +80,8 @@ def _apptainer(cluster: ClusterConfig) -> Inside:
     if "://" not in image and not image.endswith(".sif"):
         image = f"docker://{image}"
     binds = " ".join(f'--bind "{mount}"' for mount in _mounts(cluster))
-    return Inside(prefix=f"apptainer exec --nv {binds} {_image_word(image)} ")
+    gpus = "--rocm" if is_amd(cluster.groups[0].accelerator) else "--nv"
+    return Inside(prefix=f"apptainer exec {gpus} {binds} {_image_word(image)} ")
 
 
 def _pyxis(cluster: ClusterConfig) -> Inside:

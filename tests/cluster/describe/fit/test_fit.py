@@ -211,7 +211,7 @@ def test_every_machine_of_the_list_can_be_asked_for(cloud: str) -> None:
         group = GroupConfig(name="g", count=1, accelerator=accelerator, gpus=count)
         assert machine_for(group, cloud) is CATALOGS[cloud][0][accelerator, count]
     with pytest.raises(ConfigError, match="known are"):
-        machine_for(GroupConfig(name="g", count=1, accelerator="TPU", gpus=3), cloud)
+        machine_for(GroupConfig(name="g", count=1, accelerator="B200", gpus=3), cloud)
 
 
 def hub_teacher(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> JobConfig:

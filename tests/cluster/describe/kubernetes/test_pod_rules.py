@@ -76,10 +76,20 @@ def test_a_pool_of_its_own_is_said_for_a_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("resource", "taint"), [("amd.com/gpu", "amd.com/gpu"), ("nvidia.com/mig-3g.40gb", "nvidia.com/gpu")]
+    ("accelerator", "resource", "taint"),
+    [
+        ("MI300X", "amd.com/gpu", "amd.com/gpu"),
+        ("H100", "nvidia.com/mig-3g.40gb", "nvidia.com/gpu"),
+        ("H100", "gpus.example/h100", "gpus.example/gpu"),
+    ],
 )
-def test_gpus_of_another_name_are_asked_for_and_told_to_ray(resource: str, taint: str) -> None:
-    (cluster,) = yaml.safe_load_all(rendered(described(gpu_resource=resource)))
+def test_gpus_of_another_name_are_asked_for_and_told_to_ray(
+    accelerator: str, resource: str, taint: str
+) -> None:
+    groups = [TWO_KINDS["groups"][0] | {"accelerator": accelerator}]
+    (cluster,) = yaml.safe_load_all(rendered(two_kinds(
+        groups=groups, kubernetes=TWO_KINDS["kubernetes"] | {"gpu_resource": resource}
+    )))  # fmt: skip
     group = cluster["spec"]["workerGroupSpecs"][0]
     spec = group["template"]["spec"]
     assert spec["containers"][0]["resources"]["limits"][resource] == "4"
