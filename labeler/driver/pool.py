@@ -74,7 +74,7 @@ class ActorPool:
         self._next_drain_poll_sec = 0.0
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         self._nodes = NodeStates(self._head)
-        self._room = RoomWatch(job.workers, self._head)
+        self._room = RoomWatch(job.workers, self._head, job.limits.wait_sec)
 
     @property
     def is_in_contact(self) -> bool:

@@ -212,7 +212,7 @@ class _Run:
         all_done = self._run_workers(scheduler, setup)
         setup.finish()
         if not all_done:
-            return "stopped", ExitStatus.STOPPED, "run the same command again to go on"
+            return "stopped", ExitStatus.STOPPED, self._how_to_go_on()
         if scheduler.failed:
             shown = (f"unit {failed.unit.unit_id}: {failed.reason}" for failed in scheduler.failed[:3])
             message = (
@@ -221,6 +221,17 @@ class _Run:
             )
             return "failed", ExitStatus.FAILED, message
         return "finished", ExitStatus.DONE, f"{self._spending.cost()}; {self._next_command()}"
+
+    def _how_to_go_on(self) -> str:
+        """After a stop. Runs that each end before their first unit would come and go for ever."""
+        again = "run the same command again to go on"
+        if self._tally.units_of_run or not self._spending.replica_sec:
+            return again
+        return (
+            f"{again}. This run held its engines for {self._spending.replica_sec:,.0f} s and finished no "
+            "unit: if that comes again, give it more time (a scheduler's time limit, workers.drain_sec), or "
+            "make the units of a new store smaller (output.unit_size)"
+        )
 
     def _next_command(self) -> str:
         store = shlex.quote(redact_uri(self._job.output.uri))

@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from cluster.jobs import local
-from cluster.jobs.network.connection import list_nodes
 from cluster.jobs.network.access import bearer_headers, find_token
 from cluster.jobs.network.address import Way
+from cluster.jobs.network.connection import list_nodes
 
 JOIN_TRY_SEC = 60.0
 
@@ -65,7 +65,8 @@ class RayNodes:
     def _is_alive(self, ip: str) -> bool:
         try:
             raylets = [
-                node["raylet"] for node in list_nodes(Way(self._cluster.address, bearer_headers(find_token())))
+                node["raylet"]
+                for node in list_nodes(Way(self._cluster.address, bearer_headers(find_token())))
             ]
         except requests.RequestException:
             return False
