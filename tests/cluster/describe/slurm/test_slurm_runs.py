@@ -130,7 +130,8 @@ def test_in_pyxis_the_labeler_is_told_to_drain_and_not_its_step(tmp_path: Path) 
     environment, notes = stub_pyxis(tmp_path), tmp_path / "notes"
     process = subprocess.Popen(["bash", str(script)], env=environment)
     deadline = time.monotonic() + 60
-    while not (notes.exists() and "python -P -m labeler run" in notes.read_text()):
+    # The line of the labeler itself, which handles the signal by then; that of its step comes before.
+    while not (notes.exists() and "\npython -P -m labeler run" in notes.read_text()):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
