@@ -20,6 +20,7 @@ from trainer.hf.checkpoints import (
 )
 from trainer.hf.checks.course import check_course
 from trainer.hf.checks.disk import bytes_saved, check_disk, saves_in_parts
+from trainer.hf.checks.given import check_trainable
 from trainer.hf.checks.processes import check_unchanged
 from trainer.hf.epochs import Place, epochs_to_begin, place_of, steps_to_end, total_steps
 from trainer.hf.evaluation.evaluating import EvaluatingTrainer, evaluation_sets
@@ -109,6 +110,7 @@ class ResumingTrainer(EvaluatingTrainer):
         Without a checkpoint every training begins with the data where the first one does, whatever was read
         since; a state that was loaded into the dataset is gone on from.
         """
+        check_trainable(self.model)
         check_unchanged(self.args, self.loss_settings, self.logit_dataset)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said at construction

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
+from logitstore.common.hub import check_model_name
 from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import LABEL_WEIGHTS
 from trainer.data.dataset import StreamingLogitDataset
@@ -26,6 +27,7 @@ from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checkpoints import LogToTheEnd, TrueEpoch, open_to_readers
 from trainer.hf.checks.disk import saves_in_parts
+from trainer.hf.checks.given import check_given
 from trainer.hf.checks.guards import Alignment, check_stores, check_student, checked_store_losses
 from trainer.hf.checks.labels import check_labels
 from trainer.hf.checks.language_model import check_causal, check_has_head
@@ -82,8 +84,16 @@ class OfflineDistillationTrainer(ResumingTrainer):
             compute_metrics: further figures from full logits, on which evaluation then spends a second pass;
                 `preprocess_logits_for_metrics` makes them smaller before they are gathered.
         """
+        check_given(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            processing_class=processing_class,
+            store_losses=store_losses,
+        )
         check_types(train_dataset, eval_dataset)
         if isinstance(model, str):
+            check_model_name(model, revision=None, setting="model")
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         check_not_tensor_parallel(model)
         if peft_config is not None:
