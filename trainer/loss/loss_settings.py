@@ -10,6 +10,10 @@ Tail = Literal["bucket", "renormalize", "zero", "uniform"]
 ForeignIds = Literal["error", "tail"]
 
 
+MAX_TEMPERATURE = 1000.0
+"""At 1,000 rounding in float32 is some percent of the loss, at 10,000 it is larger than the loss."""
+
+
 @dataclass(frozen=True, slots=True)
 class LossSettings:
     """What loss to compute. Impossible combinations are refused here, before any training step."""
@@ -44,6 +48,12 @@ class LossSettings:
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"temperature={self.temperature} must be positive and finite; 1.0 is the default."
+            )
+        if self.temperature > MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature={self.temperature:g} is above {MAX_TEMPERATURE:g}: so far up both are "
+                "even but for what float32 rounds away, and T^2 makes the loss of that rounding; take a "
+                "lower one (from about 50 on the loss hardly changes with it)"
             )
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) <= 1:

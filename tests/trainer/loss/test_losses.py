@@ -211,6 +211,7 @@ def test_metrics_are_means_over_the_rows_that_count():
     ("bad", "message"),
     [
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
+        ({"temperature": 1e4}, "temperature=10000 is above 1000: so far up both are even"),
         ({"alpha": 1.5}, "alpha=1.5 must lie in"),
         ({"beta": -0.1}, "beta=-0.1 must lie in"),
         ({"tail": "ghost"}, "tail='ghost' is not one of"),

@@ -73,7 +73,10 @@ def check_student(
     losses = store_losses or [loss] * len(dataset.sources)
     for source, own in zip(dataset.sources, losses, strict=True):
         if own.alpha > 0:
-            check_temperature(source.manifest.labels, own.temperature, own.tail, where=source.uri)
+            labels = source.manifest.labels
+            check_temperature(
+                labels, own.temperature, own.tail, where=source.uri, is_renormalized=collate.renormalize
+            )
     alignments, first = [], 0
     for source in dataset.sources:
         length = sum(source.lengths)
@@ -205,21 +208,29 @@ def real_vocab_size(
     return real
 
 
-def check_temperature(labels: LabelSpec, temperature: float, tail: str, *, where: str) -> None:
-    """The tail's mass at `temperature` must be stored or follow from what is.
+def check_temperature(
+    labels: LabelSpec, temperature: float, tail: str, *, where: str, is_renormalized: bool = True
+) -> None:
+    """The tail's mass at `temperature` must be stored or follow from what is, unless there is no tail.
+
+    `is_renormalized` says whether the collator leaves the tail out as well.
 
     Raises:
         TemperatureError: it does not.
     """
-    if tail in ("renormalize", "zero"):
+    without_tail = tail in ("renormalize", "zero")
+    if without_tail and is_renormalized:
         return
     try:
         temperatures.check_readable(labels, temperature)
     except TemperatureError as error:
-        raise TemperatureError(
-            f"{where}: {error}; to do without the tail, set tail='renormalize' (in a configuration "
-            "loss.tail='renormalize')"
-        ) from None
+        remedy = (
+            f"tail={tail!r} needs no normaliser: give CollateSettings renormalize=True"
+            if without_tail
+            else "to do without the tail, set tail='renormalize' (in a configuration "
+            "loss.tail='renormalize') and CollateSettings renormalize=True"
+        )
+        raise TemperatureError(f"{where}: {error}; {remedy}") from None
 
 
 def check_alignment(samples: Iterable[Sample], *, where: str) -> Alignment:

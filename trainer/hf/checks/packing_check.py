@@ -192,7 +192,7 @@ def _forward(model: Any, way: PackedAttention | None) -> _Forward:
 
     def take(_module: Any, _args: Any, output: Tensor) -> Tensor:
         taken.append(output.detach().requires_grad_())
-        return taken[-1]
+        return taken[-1].clone()  # which a student may scale in its place
 
     hook = embeddings.register_forward_hook(take)
     device = embeddings.weight.device

@@ -108,6 +108,10 @@ def test_a_temperature_without_a_tail_is_refused_unless_no_tail_is_wanted(temper
     with pytest.raises(TemperatureError, match=r"is below 1, .*loss.tail='renormalize'"):
         check_temperature(SPEC, temperature, "bucket", where="store")
     check_temperature(SPEC, temperature, "renormalize", where="store")
+    with pytest.raises(
+        TemperatureError, match=r"'renormalize' needs no normaliser: give CollateSettings reno"
+    ):
+        check_temperature(SPEC, temperature, "renormalize", where="store", is_renormalized=False)
     for possible in (2.5, 4.5, 10.0):
         check_temperature(SPEC, possible, "bucket", where="store")
 

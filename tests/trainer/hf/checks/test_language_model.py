@@ -56,6 +56,13 @@ def test_causal_students_pass(kind, attention):
     check_causal(student(kind, attention))
 
 
+def test_a_student_that_scales_its_embeddings_in_their_place_passes():
+    """Of CTRL, torch refused it: "a leaf Variable that requires grad is being used in an in-place operation"."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"n_embd": 16, "dff": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    check_causal(AutoModelForCausalLM.from_config(CONFIG_MAPPING["ctrl"](**{**sizes, "vocab_size": 64})))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_no_reason_to_refuse(dtype):
     decoder = AutoModelForCausalLM.from_config(BertConfig(**BERT, is_decoder=True))
