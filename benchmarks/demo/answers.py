@@ -15,13 +15,13 @@ from labeler.teacher.model_identity import model_fingerprint
 from logitstore.common.hub import check_model_name
 from logitstore.common.options import positive
 from logitstore.common.whole_file import write_whole
+from logitstore.decoding.tokenizer_choice import choose_texts, tokenizer_folder
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.texts import texts_around
 from logitstore.store import LogitStore
 from logitstore.students.snapshots import read_snapshots
 from logitstore.viewer.conversation import Conversations
-from logitstore.viewer.tokenizer_choice import choose_texts, tokenizer_folder
-from logitstore.viewer.tokens import TokenTexts
 from trainer.run.watch.hushing import hush_libraries
 
 DEFAULT_TOKENS = 40

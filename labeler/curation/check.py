@@ -21,6 +21,7 @@ from labeler.curation.check_program import NO_VERDICT, CheckProgram, VerdictKind
 from labeler.curation.check_records import Records, record_of, refuse_missing
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
+from logitstore.decoding.tokenizer_choice import choose_texts
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
@@ -30,7 +31,6 @@ from logitstore.objects.opening import normalise_uri
 from logitstore.rows.conditions import Columns, Outcome
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
-from logitstore.viewer.tokenizer_choice import choose_texts
 
 Key = tuple[str, int]
 

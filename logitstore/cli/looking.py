@@ -109,7 +109,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def head(args: argparse.Namespace) -> int:
-    from logitstore.viewer.tokenizer_choice import choose_texts
+    from logitstore.decoding.tokenizer_choice import choose_texts
 
     store = context.open_store(args)
     texts, reason = choose_texts(store, args.tokenizer)

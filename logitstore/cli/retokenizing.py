@@ -7,10 +7,10 @@ import dataclasses
 
 from logitstore.cli import context
 from logitstore.cli.rendering import report_lines
+from logitstore.decoding.tokenizer_choice import tokenizer_folder
 from logitstore.errors import UnsupportedInputError
 from logitstore.retokenize.store_mapping import retokenize_store
 from logitstore.retokenize.tokenization import load_tokenization
-from logitstore.viewer.tokenizer_choice import tokenizer_folder
 
 
 def retokenize(args: argparse.Namespace) -> int:

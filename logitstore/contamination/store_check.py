@@ -14,6 +14,8 @@ from logitstore.contamination.evaluation_sets import (
     near_texts,
     read_evaluation_sets,
 )
+from logitstore.decoding.tokenizer_choice import choose_texts
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser
 from logitstore.exchange.texts import last_answer_start, render_of, text_of
@@ -22,8 +24,6 @@ from logitstore.manifest.turns import masks_tell_turns
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings, Progress
-from logitstore.viewer.tokenizer_choice import choose_texts
-from logitstore.viewer.tokens import TokenTexts
 
 SHOWN_CHARACTERS = 500
 KIND = "contaminated"

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from logitstore.common.whole_file import check_replaceable
+from logitstore.decoding.tokenizer_choice import choose_texts
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, Render, reasoning_apart, renderer
 from logitstore.manifest.turns import masks_tell_turns
@@ -20,8 +22,6 @@ from logitstore.records import LabeledSequence, Segment
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import files_in, read_file, stored_tokenizer
-from logitstore.viewer.tokenizer_choice import choose_texts
-from logitstore.viewer.tokens import TokenTexts
 
 TextForm = Literal["messages", "prompt-completion"]
 Progress = Callable[[str, int, int], None]

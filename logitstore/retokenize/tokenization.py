@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.shard.schema import MAX_VOCAB_SIZE
-from logitstore.viewer.tokens import TokenTexts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from logitstore.decoding.tokens import TokenTexts, visible
 from logitstore.errors import StoreError
 from logitstore.exchange.chat_text import PromptParser
 from logitstore.exchange.texts import last_run_start, render_of, texts_around
 from logitstore.records import Segment
 from logitstore.store import LogitStore
-from logitstore.viewer.tokens import TokenTexts, visible
 
 MAX_CHARACTERS = 240
 

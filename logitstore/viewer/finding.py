@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.index.entries import ShardIndex
 from logitstore.manifest.fields import ShardEntry
@@ -24,7 +25,6 @@ from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
-from logitstore.viewer.tokens import TokenTexts
 
 Order = Literal["number", "length", "entropy", "surprise"]
 MAX_KEPT = 8

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from logitstore.decoding.tokenizer_choice import choose_texts, tokenizer_folder
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import NOT_THERE, CorruptManifestError, StoreError
 from logitstore.index.entries import ShardIndex
 from logitstore.job_objects import STATUS_NAME, JobStatus
@@ -21,8 +23,6 @@ from logitstore.viewer.finding import Finder
 from logitstore.viewer.pages import SequencePages
 from logitstore.viewer.payload import manifest_payload
 from logitstore.viewer.student_view import StudentView
-from logitstore.viewer.tokenizer_choice import choose_texts, tokenizer_folder
-from logitstore.viewer.tokens import TokenTexts
 
 SHOWN_NUMBERS = ("units_done", "units_total", "failures", "rejects", "tokens_per_second", "seconds_left")
 SILENT_AFTER_SEC = 60.0

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.manifest.fields import LabelSpec, Manifest
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, LabelRows, Reject
 from logitstore.shard.segments import runs_of
@@ -19,7 +20,6 @@ from logitstore.viewer.conversation import Conversations
 from logitstore.viewer.encoding import Json, encode
 from logitstore.viewer.pages import Line
 from logitstore.viewer.student_view import StudentView
-from logitstore.viewer.tokens import TokenTexts
 
 
 def manifest_payload(manifest: Manifest) -> Json:

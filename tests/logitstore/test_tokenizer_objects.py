@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from logitstore.decoding.tokenizer_choice import choose_texts
 from logitstore.errors import CorruptManifestError
 from logitstore.exchange.merge import merge_stores
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
@@ -24,7 +25,6 @@ from logitstore.tokenizer_objects import (
     unpacked_tokenizer,
 )
 from logitstore.tools.verify import verify_store
-from logitstore.viewer.tokenizer_choice import choose_texts
 from tests.trainer.stores import make_store
 
 VOCABULARY = {f"t{index}": index for index in range(64)}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitstore.common.config_file import ConfigError
+from logitstore.decoding.tokenizer_choice import choose_texts
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart
 from logitstore.exchange.texts import (
@@ -20,8 +22,6 @@ from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.manifest.turns import masks_tell_turns
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
-from logitstore.viewer.tokenizer_choice import choose_texts
-from logitstore.viewer.tokens import TokenTexts
 from trainer.parity.records import Answer, Item
 
 Key = tuple[tuple[str, str], ...]

@@ -12,6 +12,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from logitstore.__main__ import main
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.retokenize.report import Report
@@ -19,7 +20,6 @@ from logitstore.retokenize.store_mapping import retokenize_store
 from logitstore.retokenize.tokenization import NO_ID, equal_ids, load_tokenization
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
-from logitstore.viewer.tokens import TokenTexts
 from tests.logitstore.retokenize.tokenizers_made import byte_level, label_texts, sentence_piece
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import (
     CorruptManifestError,
     CorruptShardError,
@@ -31,7 +32,6 @@ from logitstore.shard.writer import write_shard
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 from logitstore.viewer.payload import sequence_payload
-from logitstore.viewer.tokens import TokenTexts
 from tests.logitstore.random_labels import make_manifest, make_sequence
 
 

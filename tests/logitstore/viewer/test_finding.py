@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from logitstore.__main__ import main
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence, Segment
@@ -28,8 +29,7 @@ from logitstore.viewer.finding import Question
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.server import ViewerServer
 from logitstore.viewer.static import write_static_page
-from logitstore.viewer.tokens import TokenTexts
-from tests.logitstore.viewer.test_viewer_tokens import byte_level_tokenizer
+from tests.logitstore.decoding.test_tokens import byte_level_tokenizer
 from tests.logitstore.viewer.viewer_records import fill_large_store, manifest_of
 
 TEMPLATE = (

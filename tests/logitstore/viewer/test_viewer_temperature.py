@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from logitstore.decoding.tokens import TokenTexts
 from logitstore.manifest.fields import LabelSpec
 from logitstore.rows.entropy import entropy
 from logitstore.rows.temperature import log_tail_mass, logprobs, truncate
 from logitstore.viewer.payload import sequence_payload
-from logitstore.viewer.tokens import TokenTexts
 from tests.logitstore.viewer.viewer_records import (
     TEMPERATURES,
     full_logits,

@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
-from tests.logitstore.viewer.test_viewer_tokens import byte_level_tokenizer
+from tests.logitstore.decoding.test_tokens import byte_level_tokenizer
 from tests.logitstore.viewer.viewer_records import (
     manifest_of,
     sequence_of,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitstore.viewer.tokens import TokenTexts, load_token_texts, piece_text, stream_texts, visible
+from logitstore.decoding.tokens import TokenTexts, load_token_texts, piece_text, stream_texts, visible
 
 tokenizers = pytest.importorskip("tokenizers")
 

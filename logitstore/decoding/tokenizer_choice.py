@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from logitstore.decoding.tokens import TokenTexts, load_token_texts
 from logitstore.manifest.fields import Manifest
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import unpacked_tokenizer
-from logitstore.viewer.tokens import TokenTexts, load_token_texts
 
 
 def choose_texts(store: LogitStore, given: str | None) -> tuple[TokenTexts, str]:

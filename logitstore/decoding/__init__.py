@@ -1,0 +1,1 @@
+"""The text of a store's token ids: which tokenizer gives it, and what a person reads."""
