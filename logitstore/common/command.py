@@ -7,7 +7,6 @@ an error looks or which exit status it has.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import logitstore
 from logitstore.common.extras import explain_missing
 from logitstore.common.store_warning import StoreWarning
 from logitstore.common.terminal import printable
+from logitstore.common.whole_file import DISK_FULL_ERRNOS
 
 
 class ExitStatus(IntEnum):
@@ -49,7 +49,6 @@ exit status: 0 done; 1 the work failed, or problems were found; 2 wrong usage or
 input or store that does not fit; 3 a store cannot be read or written, or no cluster answers; 4 stopped by a
 signal before its end; 5 somebody else is at work on it, or there is no such job; 130 interrupted"""
 
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 TRACEBACK_VARIABLE = "PENUMBRA_TRACEBACK"
 """Set to anything, an error that nobody foresaw is shown with its traceback."""
 
@@ -228,12 +227,13 @@ def _status_of(error: Exception) -> int | None:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}; make room there, or write to another place"
     if isinstance(error, OSError) and error.strerror and error.filename is not None and not error.args[2:]:
         return f"{error.filename}: {error.strerror}; choose another place, or correct its rights"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path, its rights and the room on the disk"
-    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
-        return f"{error.strerror}; make room there, or write to another place"
     return " ".join(str(error).split()) if "\n" in str(error) else str(error)
 
 

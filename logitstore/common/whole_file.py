@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from logitstore.errors import UnsupportedInputError
 
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
@@ -26,11 +29,22 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            error.filename = os.fspath(path)  # the one that the user knows
+        if isinstance(error, OSError):  # one of writing names no file, one of opening the part
+            error.filename = os.fspath(path)
             error.filename2 = None
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """An error that the disk is full, which names no file, names this one: nobody can make room "there"."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL_ERRNOS and error.filename is None:
+            error.filename = os.fspath(path)
         raise
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from logitstore.common.whole_file import check_replaceable
+from logitstore.common.whole_file import check_replaceable, naming_full_disk
 from logitstore.decoding.tokenizer_choice import choose_texts
 from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
@@ -55,7 +55,7 @@ def export_texts(
     written = left_out = 0
     temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with naming_full_disk(path), temporary.open("w", encoding="utf-8") as file:
             chosen = (selection or Selection()).sequences(store, top_k=store.manifest.labels.fewest_entries)
             for sequence in chosen:
                 record = record_of(sequence.for_student())

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.common.whole_file import naming_full_disk
 from logitstore.errors import UnsupportedFormatError
 from logitstore.records import LabelRows
 
@@ -120,7 +121,7 @@ def write_snapshots(snapshots: Snapshots, folder: Path) -> None:
         arrays |= {f"{name}_{place}": array for name, array in _arrays_of(one).items()}
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=SNAPSHOTS_NAME, suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming_full_disk(folder / SNAPSHOTS_NAME), os.fdopen(handle, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         os.chmod(temporary, 0o644)
         os.replace(temporary, folder / SNAPSHOTS_NAME)

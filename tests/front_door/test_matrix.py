@@ -265,7 +265,7 @@ WORDS = Program(name="label", description="", extra="label", interrupted="interr
         (ModuleNotFoundError("No module named 'vllm'", name="vllm"), 2, "pip install '.[label]'"),
         (PermissionError(13, "Permission denied", "/x"), 2, "/x: Permission denied"),
         (OSError(28, "No space left on device"), 1, "No space left on device; make room there"),
-        (OSError(28, "No space left on device", "/x"), 1, "/x: No space left on device; "),
+        (OSError(28, "No space left on device", "/x"), 1, "/x: No space left on device; make room there"),
         (ValueError("two\nlines"), 2, "error: two lines"),
         (RuntimeError("broken"), 1, "error: broken"),
     ],

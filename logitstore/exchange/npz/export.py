@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from logitstore.common.store_warning import StoreWarning
-from logitstore.common.whole_file import check_replaceable
+from logitstore.common.whole_file import check_replaceable, naming_full_disk
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.fields import MIXED, RECORD_PARTS, SEGMENTS, LabelSpec
 from logitstore.records import LabeledSequence
@@ -58,7 +58,10 @@ def export_npz(
         )
     names: list[str] = []
     samples: list[int] = []
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+    with (
+        naming_full_disk(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder,
+    ):
         with contextlib.ExitStack() as opened:
             columns = {
                 name: _Column(opened.enter_context(Path(folder, name).open("w+b")), dtype, width)

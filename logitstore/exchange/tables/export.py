@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore.common.whole_file import check_replaceable
+from logitstore.common.whole_file import check_replaceable, naming_full_disk
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.tables.ahead import made_ahead
 from logitstore.exchange.tables.arrays import (
@@ -168,6 +168,7 @@ def export_table(
     counter = _Counter(store, progress)
     try:
         with (
+            naming_full_disk(path),
             pa.OSFile(str(temporary), "wb") as file,
             made_ahead(table.pieces, _groups(parts, TOGETHER_BYTES)) as pieces,
         ):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from logitstore.common.whole_file import write_whole
+from logitstore.common.whole_file import naming_full_disk, write_whole
 
 
 def test_a_file_is_replaced_and_nothing_stays_beside_it(tmp_path: Path) -> None:
@@ -24,6 +26,23 @@ def test_a_failure_leaves_the_earlier_file(tmp_path: Path) -> None:
         write_whole(path, "a lone surrogate \ud800 " * 100_000)
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_with_the_file_that_found_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error of writing names no file: which disk is full was not said."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as refused:
+        write_whole(tmp_path / "a.json", "text")
+    assert refused.value.filename == str(tmp_path / "a.json")
+    with pytest.raises(OSError, match="No space left") as refused, naming_full_disk(tmp_path / "b.npz"):
+        full(0)
+    assert refused.value.filename == str(tmp_path / "b.npz")
 
 
 def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:

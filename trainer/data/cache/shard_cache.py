@@ -12,7 +12,6 @@ dead process had downloaded is continued by whoever needs it, or evicted like a 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
+from logitstore.common.whole_file import DISK_FULL_ERRNOS
 from logitstore.errors import CorruptShardError
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.system import lock_file
@@ -38,7 +38,6 @@ FOLDER_NAME = "penumbra-shards"
 LOCK_NAME = "evict.lock"
 _COPY_NAME = re.compile(r"[0-9a-f]{32}\.arrow")
 _PARTIAL_NAME = re.compile(r"[0-9a-f]{32}\.([0-9]{1,18})\.part")
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 DOWNLOAD_ATTEMPTS = 3
 """Whole downloads whose checksum may be wrong before the shard is called corrupt."""
 ROOM_WAIT_SEC = 20.0
