@@ -141,6 +141,7 @@ def test_a_student_learns_from_the_store_and_loads(labeled: Labeled, tmp_path: P
     assert bool(torch.isfinite(logits_TV).all())
 
 
+@pytest.mark.slow
 def test_bad_records_are_counted_with_their_line_and_reason(tmp_path: Path) -> None:
     """The plan alone: neither Ray nor an engine is started."""
     damaged = ROOT / "benchmarks" / "demo_data" / "damaged.jsonl"

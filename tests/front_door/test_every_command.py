@@ -289,6 +289,7 @@ def test_a_store_that_cannot_be_written_is_one_line(
     assert "Read-only file system" in line
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named(places: dict[str, str], tmp_path: Path) -> None:
     """All commands in one interpreter of a base installation: they work, or say what to install."""
     commands = [one for one in WORK if one not in SERVERS]

@@ -284,6 +284,7 @@ def test_the_dry_run_shows_segments_with_their_border_ids_and_lengths(tmp_path, 
     assert "colours:" not in text
 
 
+@pytest.mark.slow
 @engines.needs_model
 def test_the_dry_run_says_what_it_leaves_out_of_the_models_own_sampling_and_of_the_clock(tmp_path, capsys):
     model = tmp_path / "teacher"

@@ -39,6 +39,7 @@ def store(tmp_path: Path) -> LogitStore:
     return make_store(tmp_path / "store", (6,), lengths=(12, 20))
 
 
+@pytest.mark.slow
 def test_answers_are_drawn_after_the_stored_prompt_with_one_seed(
     store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_the_influence_of_a_layer_is_the_turn_of_what_runs_through_it() -> None:
     assert influences(model, TEXTS)[2] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_that_do_nothing_go_first(teacher: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(teacher)
     tokenizer = AutoTokenizer.from_pretrained(teacher)

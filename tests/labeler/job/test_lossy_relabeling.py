@@ -126,6 +126,7 @@ def labeled_before(job: JobConfig, folder: Path, memory: Memory) -> list[str]:
     return [record["response"] for record in after]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before it", "after it"])
 def test_a_stop_at_every_change(
     tmp_path: Path, job: JobConfig, monkeypatch: pytest.MonkeyPatch, after: bool

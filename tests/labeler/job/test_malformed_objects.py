@@ -148,6 +148,7 @@ FIELDS = {
 """By object: fields that every version has written, so that one which is missing or of another type is refused."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_malformed_is_told_in_one_line(
     job: Job, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -253,7 +254,10 @@ def large(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "make"),
-    [*((name, make) for name in READERS if name != "job.json" for make in (pipe, endless)), (HEAD, large)],
+    [
+        *((name, make) for name in READERS if name != "job.json" for make in (pipe, endless)),
+        pytest.param(HEAD, large, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_no_plain_file_is_told(
     job: Job, name: str, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]

@@ -154,6 +154,7 @@ def test_a_command_killed_anywhere_ends_as_the_unbroken_one_when_it_is_repeated(
     assert faults == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "arrow", "jsonl", "npz"])
 def test_an_export_killed_anywhere_leaves_no_file_or_a_whole_one(form: str, tmp_path: Path) -> None:
     make_source(tmp_path / "store")

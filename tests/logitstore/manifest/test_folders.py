@@ -54,6 +54,7 @@ def test_no_output_goes_into_a_store(command: str, tmp_path: Path, capfd: pytest
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_no_new_store_goes_below_another_ones_prefix() -> None:
     """At a URL as on a disk, however deep, from whichever command."""
     with run_dialect("plain") as server:

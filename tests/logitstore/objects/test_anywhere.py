@@ -322,6 +322,7 @@ def test_an_address_that_is_none_is_wrong_usage(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_each_address_may_have_its_own_options(store: LogitStore, tmp_path: Path) -> None:
     """They were no file of options where the target's were given: a defect, by the command's own words."""
     expected = [one.record_id for one in store]

@@ -167,6 +167,7 @@ def test_what_comes_in_is_shown_before_all_is_looked_through(
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["", "num_tokens > 24"])
 def test_what_is_deleted_between_two_requests_is_gone_from_the_second(
     store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

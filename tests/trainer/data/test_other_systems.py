@@ -41,6 +41,7 @@ print(len(sequences), batch)
     assert streamed > 0
 
 
+@pytest.mark.slow
 def test_writing_without_locks_is_refused_in_words(tmp_path: Path) -> None:
     make_store(tmp_path / "store")
     done = run(

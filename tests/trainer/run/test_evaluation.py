@@ -105,6 +105,7 @@ def test_evaluation_may_have_stores_of_its_own(config, tmp_path, capsys):
     assert "made otherwise than now (the contents of evaluation.stores, or of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are cut off")
 def test_an_evaluation_ends_where_the_students_context_does(config, capsys):
     """As the run's own: a student says nonsense beyond it, and the teacher is judged on the same rows."""

@@ -179,6 +179,7 @@ def test_a_wrong_setting_is_named_with_its_rule(config, override, words, capsys)
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_killed_start_left_of_its_files_is_removed(config, tmp_path):
     """They would go to the Hub with the student."""
     (tmp_path / "run").mkdir()

@@ -24,6 +24,7 @@ def sequence_of(tmp_path: Path, one: FollowedSequence) -> LabeledSequence:
     return LogitStore.open(str(tmp_path / "store"))[one.record_id, one.sample_index]
 
 
+@pytest.mark.slow
 def test_the_last_snapshot_is_the_saved_students(config: Path, tmp_path: Path) -> None:
     train(load_config(str(config), [*SETTINGS, "evaluation.snapshot_steps=2"]), quiet=True)
     found = read_snapshots(tmp_path / "run")
@@ -52,6 +53,7 @@ def test_the_last_snapshot_is_the_saved_students(config: Path, tmp_path: Path) -
         np.testing.assert_allclose(last.rows.label_logprob_N, label_logprob_N, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_kl_of_snapshots_is_that_of_the_evaluation(config: Path, tmp_path: Path) -> None:
     """Where all held-out sequences are followed; steps come from the evaluations."""
     given = ["training.max_steps=4", "training.tensorboard=false", "evaluation.snapshots=1000"]

@@ -264,6 +264,7 @@ def test_requests_and_tokens_are_spread_over_the_minute() -> None:
     assert _Bucket(per_minute=0).wait_sec(10**9, 0.0) == 0.0
 
 
+@pytest.mark.slow
 def test_a_worker_commits_each_record_once_whatever_the_server_does(
     proxied: tuple[FaultyProxy, Place], tmp_path: Path
 ) -> None:

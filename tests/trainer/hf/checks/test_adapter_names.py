@@ -49,6 +49,7 @@ def test_soft_prompts_which_move_every_token_are_refused(small_store, tmp_path, 
         tiny_trainer(small_store, tmp_path, trainer={"peft_config": adapters}, fused=False)
 
 
+@pytest.mark.slow
 def test_adapters_of_other_kinds_learn(small_store, tmp_path):
     for adapters in (
         peft.LoraConfig(r=2, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM"),

@@ -28,6 +28,7 @@ def test_loaders_give_the_batches_of_an_evaluation_at_each_pass(small_store, tmp
     assert len(list(trainer.get_test_dataloader(whole))) == len(trainer.get_eval_dataloader(whole)) == 8
 
 
+@pytest.mark.slow
 def test_a_set_may_be_named(small_store, tmp_path):
     sets = {"few": held_out(small_store, 0.2), "rest": held_out(small_store, 0.5)}
     trainer = tiny_trainer(small_store, tmp_path, eval_dataset=sets)
