@@ -46,7 +46,7 @@ class Sizes:
     head_rows: int
     loss_tokens: int
     vocab_size: int
-    """Of head and loss."""
+    """Ids of head and loss."""
 
 
 FULL = Sizes(
@@ -266,7 +266,7 @@ def _gpu_millis(call: Callable[[], object]) -> float:
 
 
 def _cpu_millis(call: Callable[[], object]) -> float:
-    """Of one call: in a rehearsal it only says that it runs."""
+    """Milliseconds of one call: in a rehearsal they only say that it runs."""
     begin_sec = time.perf_counter()
     call()
     return (time.perf_counter() - begin_sec) * 1e3

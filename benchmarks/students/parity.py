@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def result_of(answered: Mapping[str, Any], likely: Mapping[str, Mapping[str, Any]], seconds: float) -> Result:
-    """Of the record of lm-eval's task, and of those of the likelihoods by student."""
+    """The result of the record of lm-eval's task, and of the likelihoods' records by student."""
     rows, figures = [], []
     for task, gap in answered["gaps"].items():
         measure = task.partition("(")[2].rstrip(")")

@@ -47,9 +47,9 @@ class Interruption:
     num_before: int
     """Runs that were finished when it was killed."""
     num_skipped: int
-    """Of those, how many were not trained again."""
+    """How many of those were not trained again."""
     seconds: float
-    """Of both starts, until all runs were finished."""
+    """Time of both starts, until all runs were finished."""
     killed_run: str
     kl_difference: float
     """Between the killed run, trained again by the sweep, and the same settings trained by themselves."""

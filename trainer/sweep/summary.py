@@ -49,7 +49,7 @@ class SettingsRow:
 
 
 def rows_of(outcomes: Sequence[Outcome], by: str) -> list[SettingsRow]:
-    """Of every setting with a finished run, the best first."""
+    """A row for every setting that has a finished run, the best first."""
     columns = {figure: by_settings(outcomes, figure) for figure in FIGURES}
     return [
         SettingsRow(name, len(columns[by][name]), tuple(_cell(columns[figure][name]) for figure in FIGURES))

@@ -9,7 +9,7 @@ MEMORY_GB: dict[str, float] = {
     "L40S": 48, "A100-40GB": 40, "A100-80GB": 80, "H100": 80, "H100-NVL": 94, "GH200": 96, "H200": 141,
     "B200": 180, "MI300X": 192, "MI325X": 256,
 }  # fmt: skip
-"""Of one, in GB, as NVIDIA's and AMD's data sheets say; of several sizes the smallest."""
+"""Memory of one, in GB, as NVIDIA's and AMD's data sheets say; the smallest where there are several sizes."""
 NAMES_OF_SKYPILOT = {"A100-40GB": "A100"}
 """Where its catalog has another name; `A100` there is that of 40 GB, and `A100-40GB` none."""
 _SLICE = re.compile(r"nvidia\.com/mig-\d+g\.(\d+)gb(\.me)?")

@@ -37,7 +37,7 @@ class Reliability:
 
     @property
     def share_right(self) -> float:
-        """Of all rows."""
+        """Share of all rows."""
         right = (count * share for count, share in zip(self.num_rows, self.accuracy, strict=True) if share)
         return sum(right) / max(sum(self.num_rows), 1)
 
