@@ -12,11 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from logitstore.records import LabeledSequence
 from logitstore.retokenize.tokenization import NO_ID, Tokenization
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 NOT_SHARED = -1
 
@@ -27,6 +31,10 @@ class UnwritableTextError(ValueError):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+
+
+Place = Literal["beginning", "after special", "after text"]
+"""Where in a sequence a text stands, by which a tokenizer may put a space of its own before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +50,8 @@ class Piece:
     """The student's id of a special token; NO_ID for a text."""
     has_dummy_space: bool
     """The teacher's tokens begin with a space that the text does not have."""
-    is_inner: bool
-    """Other text or special tokens stand before it, besides those that the student's tokenizer puts there."""
+    place: Place
+    """Where it stands: its "beginning" may have tokens before it that the student's tokenizer puts there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,11 @@ class Writer:
 
     def __init__(self, teacher: Tokenization, student: Tokenization, equal_V: np.ndarray) -> None:
         self._teacher, self._student, self._equal_V = teacher, student, equal_V
+        self._encoders: dict[Place, Tokenizer] = {
+            "beginning": student.encoder,
+            "after special": student.inner_encoder,
+            "after text": student.continuing_encoder,
+        }
         is_special = np.zeros(teacher.vocab_size, bool)
         is_special[sorted(teacher.special)] = True
         its_equal_is = np.isin(equal_V, sorted(student.special)) & (equal_V != NO_ID)
@@ -92,13 +105,13 @@ class Writer:
                 cut.append(error)
         whole = [piece for pieces in cut if isinstance(pieces, list) for piece in pieces]
         encoded = {
-            is_inner: iter(
+            place: iter(
                 encoder.encode_batch_fast(
-                    [one.text for one in whole if one.equal_id == NO_ID and one.is_inner == is_inner],
+                    [one.text for one in whole if one.equal_id == NO_ID and one.place == place],
                     add_special_tokens=False,
                 )
             )
-            for is_inner, encoder in ((False, self._student.encoder), (True, self._student.inner_encoder))
+            for place, encoder in self._encoders.items()
         }
         written: list[Writing | UnwritableTextError] = []
         for sequence, pieces in zip(sequences, cut, strict=True):
@@ -106,7 +119,7 @@ class Writer:
                 written.append(pieces)
                 continue
             tokens = [
-                [piece.equal_id] if piece.equal_id != NO_ID else next(encoded[piece.is_inner]).ids
+                [piece.equal_id] if piece.equal_id != NO_ID else next(encoded[piece.place]).ids
                 for piece in pieces
             ]
             try:
@@ -131,13 +144,18 @@ class Writer:
         for first, end in pairwise(bounds):
             if first in alone_set:
                 equal = int(self._equal_V[ids_T[first]])
-                pieces.append(Piece(first, np.ones(1, np.int64), "", equal, False, bool(pieces)))
+                pieces.append(Piece(first, np.ones(1, np.int64), "", equal, False, "beginning"))
             else:
                 begins = self._begins(ids_T, first, pieces)
                 piece = self._text_piece(ids_T, first, end, begins=begins, is_last=end == len(ids_T))
-                before = tuple(one.equal_id for one in pieces)
-                pieces.append(replace(piece, is_inner=bool(before) and before != self._student.leading))
+                pieces.append(replace(piece, place=self._place(pieces)))
         return pieces
+
+    def _place(self, before: list[Piece]) -> Place:
+        """Where a text stands after these pieces."""
+        if tuple(one.equal_id for one in before) in ((), self._student.leading):
+            return "beginning"
+        return "after text" if before[-1].equal_id == NO_ID else "after special"
 
     def _begins(self, ids_T: np.ndarray, first: int, pieces: list[Piece]) -> bool:
         """Whether the teacher's tokenizer would put a space of its own before a text at this place."""
@@ -163,7 +181,7 @@ class Writer:
                     "student's tokenizer takes characters only",
                 ) from error
             text = raw[: error.start].decode()  # the last character is cut: so is its beginning
-        return Piece(first, lengths, text, NO_ID, has_dummy, False)
+        return Piece(first, lengths, text, NO_ID, has_dummy, "beginning")
 
     def _join(self, sequence: LabeledSequence, pieces: list[Piece], tokens: list[list[int]]) -> Writing:
         lengths_T = np.zeros(len(sequence.token_ids_T), np.int64)

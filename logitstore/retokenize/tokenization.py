@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,9 @@ class Tokenization:
     """As it was given."""
     encoder: Tokenizer
     inner_encoder: Tokenizer
-    """For a text inside a sequence: without the space that `encoder` puts at a beginning alone."""
+    """For a text after a special token: without the space that `encoder` puts at a beginning alone."""
+    continuing_encoder: Tokenizer
+    """For a text that goes on another, as a response on its prompt: without any space of `encoder`'s own."""
     info: TokenizerInfo
     vocab_size: int
     """Width of the logits: ids are below it; at least the tokenizer's largest id and one."""
@@ -113,11 +115,13 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
     whole = encoder.encode("a", add_special_tokens=True).ids
     has_dummy_prefix = _begins_with_space(bytes_by_id, plain)
     has_inner = has_dummy_prefix and _has_inner_dummy_prefix(encoder, bytes_by_id)
+    continuing = _without_prefix(encoder) if has_dummy_prefix else encoder
     width = _width(path, max(vocabulary.values()) + 1, vocab_size, _configured_width(folder))
     return Tokenization(
         path=path,
         encoder=encoder,
-        inner_encoder=_without_prefix(encoder) if has_dummy_prefix and not has_inner else encoder,
+        inner_encoder=encoder if has_inner else continuing,
+        continuing_encoder=continuing,
         info=TokenizerInfo(tokenizer_fingerprint(vocabulary), len(vocabulary)),
         vocab_size=width,
         bytes_by_id=bytes_by_id,
@@ -152,15 +156,25 @@ def _has_inner_dummy_prefix(encoder: Tokenizer, bytes_by_id: Mapping[int, bytes]
 def _without_prefix(encoder: Tokenizer) -> Tokenizer:
     """The same, with no space of its own before a text; itself where it is made in another way."""
     from tokenizers import Tokenizer
-    from tokenizers.pre_tokenizers import Metaspace
 
-    found = encoder.pre_tokenizer
-    if not isinstance(found, Metaspace):
-        return encoder
-    inner = Tokenizer.from_str(encoder.to_str())
-    inner.pre_tokenizer = Metaspace(found.replacement, prepend_scheme="never", split=found.split)
+    described = json.loads(encoder.to_str())
+    for part in ("normalizer", "pre_tokenizer"):
+        described[part] = _prefixless(described[part])
+    inner = Tokenizer.from_str(json.dumps(described))
     inner.encode_special_tokens = True
     return inner
+
+
+def _prefixless(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A step of a tokenizer, or a sequence of steps, as its file has it, without what puts a space first."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    changed = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    found = {**step, **changed.get(step["type"], {})}
+    for steps in ("normalizers", "pretokenizers"):
+        if steps in found:
+            found[steps] = [one for one in map(_prefixless, found[steps]) if one is not None]
+    return found
 
 
 def equal_ids(teacher: Tokenization, student: Tokenization, pairs: Mapping[str, str]) -> np.ndarray:

@@ -203,15 +203,14 @@ def test_a_sentence_piece_student_reads_the_text_that_a_byte_level_teacher_wrote
     tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
     first, second = target.iter_sequences()
     pieces = [tokenizer.id_to_token(i) for i in first.token_ids_T.tolist()]
-    assert pieces == ["▁the", "▁", "▁", "h", "at", "▁sat"]
-    # A space that no text has: the first position of the response is masked, the next begins where the
-    # teacher's own first token does.
-    assert first.loss_mask_N.tolist() == [False, True, True, True]
+    assert pieces == ["▁the", "▁", "h", "at", "▁sat"]
+    # The response goes on the prompt: no space of the tokenizer's own stands before it.
+    assert first.loss_mask_N.tolist() == [True, True, True]
     source, _ = labels.store.iter_sequences()
     by_bytes = {raw: i for i, raw in load_table(labels.tokenizer).items()}
     best = labels.logits_by_record["r0"][0][by_bytes[b"s"]]
-    place = first.rows.token_ids_NK[1].tolist()
-    known = dict(zip(place, first.rows.logits_NK[1].tolist(), strict=True))
+    place = first.rows.token_ids_NK[0].tolist()
+    known = dict(zip(place, first.rows.logits_NK[0].tolist(), strict=True))
     ident = tokenizer.token_to_id("s")
     assert (ident in known) == (best >= np.sort(labels.logits_by_record["r0"][0])[-40])
     assert b"\xc3" in [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -130,15 +131,55 @@ def test_a_student_puts_its_space_where_its_tokenizer_would(
     (found,) = target.iter_sequences()
     tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
     pieces = [tokenizer.id_to_token(token_id) for token_id in found.token_ids_T.tolist()]
-    if scheme == "first":  # as the tokenizer itself writes the whole
-        assert found.token_ids_T.tolist() == tokenizer.encode("sat<turn>atsat at").ids
-        assert pieces == ["▁s", "at", "<turn>", "at", "s", "at", "▁a", "t"]
-        assert found.loss_mask_N.tolist() == [True, True, True]
-    else:
-        assert pieces[:5] == ["▁s", "at", "<turn>", "▁a", "t"]
-        assert not found.loss_mask_N[0]
+    # As the tokenizer itself writes the whole: a response after text goes on it, and begins nothing.
+    assert found.token_ids_T.tolist() == tokenizer.encode("sat<turn>atsat at").ids
+    inner = ["at"] if scheme == "first" else ["▁a", "t"]
+    assert pieces == ["▁s", "at", "<turn>", *inner, "s", "at", "▁a", "t"]
+    assert found.loss_mask_N.tolist() == [True, True, True]
     assert report.num_rejects == 0
     assert not verify_store(target).errors
+
+
+def metaspace(tokenizer: Tokenizer) -> None:
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+
+
+def prepending(tokenizer: Tokenizer) -> None:
+    """As Llama 2's has it: by normalizers."""
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("make", [metaspace, prepending])
+def test_a_response_has_no_space_of_the_tokenizers_own_after_its_prompt(
+    tmp_path: Path, make: Callable[[Tokenizer], None]
+) -> None:
+    """The student saw a space, or one more, between prompt and response, that nobody had written."""
+    teacher = byte_level(tmp_path / "teacher", ["at"])
+    student = sentence_piece(tmp_path / "student", ["at"])
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    tokenizer.pre_tokenizer = None  # type: ignore[assignment]
+    make(tokenizer)
+    tokenizer.save(f"{student}/tokenizer.json")
+    texts = [("sat", "at cat"), ("sat", " at cat"), ("sat ", "at")]
+    labels = label_texts(str(tmp_path / "store"), teacher, texts, top_k=20)
+    target, report = mapped(labels.store, tmp_path / "out", teacher, student)
+    for found, (prompt, response) in zip(target.iter_sequences(), texts, strict=True):
+        pieces = [str(tokenizer.id_to_token(token_id)) for token_id in found.token_ids_T.tolist()]
+        assert "".join(pieces) == f"▁{prompt}{response}".replace(" ", "▁")
+        assert found.loss_mask_N[0]
+    assert report.num_rejects == 0
+
+
+def test_a_byte_level_student_puts_its_space_at_the_beginning_alone(tmp_path: Path) -> None:
+    teacher = byte_level(tmp_path / "teacher", ["at"])
+    student = byte_level(tmp_path / "student", ["at"])
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.save(f"{student}/tokenizer.json")
+    labels = label_texts(str(tmp_path / "store"), teacher, [("sat", "at")], top_k=20)
+    target, _ = mapped(labels.store, tmp_path / "out", teacher, student)
+    (found,) = target.iter_sequences()
+    assert tokenizer.decode(found.token_ids_T.tolist()) == " satat"
 
 
 @pytest.mark.parametrize("num_more", [-1, 5])
