@@ -59,7 +59,7 @@ def num_shards(store: Path) -> int:
     return len(LogitStore.open(str(store)).shards()) if (store / "manifest.json").exists() else 0
 
 
-def wait_until(condition: object, timeout_sec: float = 120.0) -> None:
+def wait_until(condition: object, timeout_sec: float = 200.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + timeout_sec
     while not condition():

@@ -231,7 +231,7 @@ def test_where_ray_sends_the_token_itself_the_rest_of_the_client_has_it_too(
         env=os.environ | {"RAY_AUTH_MODE": "token"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
     )
     assert (asked.returncode, asked.stdout) == (0, "True\n"), asked.stderr
 
@@ -299,7 +299,7 @@ def test_no_process_shows_what_the_submitter_holds(cluster: local.LocalCluster, 
         lines = {int(path.parent.name): read(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
         below = {pid for node in cluster.nodes for pid in local.node_processes(node.pid)}
         environments = {lines.get(pid): read(Path(f"/proc/{pid}/environ")) for pid in below}
-        out, _ = submitter.communicate(timeout=120)
+        out, _ = submitter.communicate(timeout=200)
     assert submitter.returncode == 0, (out, (tmp_path / "said").read_text())
     own = lines[submitter.pid]
     assert "submit" in own
@@ -356,7 +356,7 @@ def test_a_running_job_is_measured_and_a_head_that_dies_under_it_is_told(
         assert follower.stdout is not None
         assert follower.stdout.readline(), "nothing to follow"
         kill(local.node_processes(cluster.nodes[0].pid))  # the job's driver too, as when the machine goes
-        _, err = follower.communicate(timeout=120)
+        _, err = follower.communicate(timeout=200)
     assert follower.returncode == 3, err
     assert "submitting the same job file again" in err
     assert run(capsys, "status", *address)[0] == 3

@@ -93,7 +93,7 @@ def test_a_job_is_refused_where_no_node_has_its_gpus_and_waits_where_some_may_co
     try:
         address = ray.get_runtime_context().gcs_address
         joined = a_job(tmp_path, f"workers.address='{address}'")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 150
         while _internal_kv_get(STATUS_KEY) is None and time.monotonic() < deadline:
             assert "the cluster may start such nodes by itself" in check_gpus(joined, patience_sec=0)
             time.sleep(0.2)

@@ -67,7 +67,7 @@ def tasks() -> list[psutil.Process]:
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -85,7 +85,7 @@ def sweep_command(cluster: local.LocalCluster, *arguments: str) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_run_whose_worker_is_killed_is_tried_again_and_a_finished_one_skipped(
     cluster: local.LocalCluster, options: list[str], tmp_path: Path
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_run_whose_worker_is_killed_is_tried_again_and_a_finished_one_skipped(
     (worker,) = tasks()
     assert not (first / "metrics.json").exists()
     worker.kill()
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "1 node; a run takes 1 CPU and 0 GPU" in err
     assert saved.stat().st_mtime_ns == saved_ns, "the second try went on from the first one's checkpoint"
@@ -114,7 +114,7 @@ def test_a_run_whose_worker_is_killed_is_tried_again_and_a_finished_one_skipped(
     blocked.mkdir()
     (blocked / "model.safetensors").write_bytes(b"of somebody else")
     process = started(sweep_command(cluster, *options, "--over", "training.learning_rate=1e-3,1e-2,1e-1"))
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     found = json.loads(out)["runs"]
     assert [run["state"] for run in found] == ["finished before", "finished", "failed"]
@@ -127,7 +127,7 @@ def test_a_run_whose_worker_is_killed_is_tried_again_and_a_finished_one_skipped(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_ctrl_c_ends_the_tasks_of_the_sweep_alone(
     cluster: local.LocalCluster, options: list[str], tmp_path: Path
 ) -> None:
@@ -142,12 +142,12 @@ def test_ctrl_c_ends_the_tasks_of_the_sweep_alone(
     wait_until(lambda: len(list((tmp_path / "sweep/runs").glob("*/train.json"))) == 2, process)
     assert len(tasks()) == 2, "side by side"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
     assert "Traceback" not in out + err
-    psutil.wait_procs(tasks(), timeout=20)
+    psutil.wait_procs(tasks(), timeout=60)
     assert tasks() == []
-    assert neighbour.communicate("", timeout=60)[0].split() == ["1", "at", "work"]
+    assert neighbour.communicate("", timeout=200)[0].split() == ["1", "at", "work"]
 
 
 @pytest.mark.ray
@@ -160,7 +160,7 @@ def test_a_folder_that_the_nodes_do_not_share_is_refused(
     command = sweep_command(cluster, *options, "--over", "loss.temperature=1,2")
     alone = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"']
     process = started([*alone, str(tmp_path / "sweep"), *command])
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
     assert f"output.folder: {tmp_path}/sweep is not the same folder on the node" in err
     assert "give --out a folder that all nodes share" in err

@@ -196,7 +196,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(os.getuid() != 0, reason="two users need root")
 def test_two_users_run_an_arrays_tasks_on_one_node_and_the_stores_merge(open_folder: Path) -> None:
     """Whole scripts with a real Ray and stubs of Slurm, one after the other: what the first user's Ray leaves
@@ -238,7 +238,7 @@ def test_two_users_run_an_arrays_tasks_on_one_node_and_the_stores_merge(open_fol
         }
         done = subprocess.run(
             [*become, "bash", str(script)], env=own, cwd=tmp_path, capture_output=True, text=True,
-            timeout=140, check=False,
+            timeout=280, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     stores = [tmp_path / f"store-part-{task}" for task in range(2)]
