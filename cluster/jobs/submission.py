@@ -1,4 +1,4 @@
-"""A job made ready for a cluster: what travels, what must already be there, what is refused. Pure.
+"""A job made ready for a cluster: what travels, what must already be there, what is refused. Asks no cluster.
 
 A cluster sees neither this machine's files nor its environment. Input files may travel along when they are
 small; a teacher's folder and the store must lie where every node reaches them. Secrets never travel: what
