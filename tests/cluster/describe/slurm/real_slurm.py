@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -43,6 +43,10 @@ def can_run_slurm() -> bool:
     return os.getuid() == 0 and all(map(shutil.which, PROGRAMS))
 
 
+class SlurmDoesNotRunError(Exception):
+    """Its daemons do not come up on this machine, which says nothing of what is rendered."""
+
+
 class Slurm:
     """Its commands, as a user of it types them."""
 
@@ -65,7 +69,7 @@ class Slurm:
 
 @contextlib.contextmanager
 def real_slurm(folder: Path) -> Iterator[Slurm]:
-    """Both nodes are idle; everything ends with the block."""
+    """Both nodes are idle; everything ends with the block. Raises SlurmDoesNotRunError."""
     controller, *ports = _free_ports(1 + len(NODES))
     host = socket.gethostname()
     nodes = [_NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, ports, strict=True)]
@@ -87,13 +91,19 @@ def real_slurm(folder: Path) -> Iterator[Slurm]:
     with contextlib.ExitStack() as stack:
         for command in daemons:
             stack.enter_context(_running(command, slurm.environment, folder))
-            while command[0] == "munged" and not (folder / "munge.socket").exists():
-                time.sleep(0.02)
-        deadline = time.monotonic() + 60
-        while slurm_states(slurm) != ["idle", "idle"]:
-            assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()[-2000:]
-            time.sleep(0.1)
+            if command[0] == "munged":
+                _wait_until(folder, (folder / "munge.socket").exists)
+        _wait_until(folder, lambda: slurm_states(slurm) == ["idle", "idle"])
         yield slurm
+
+
+def _wait_until(folder: Path, is_up: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_up():
+        if time.monotonic() > deadline:
+            logs = {path.name: path.read_text()[-500:] for path in sorted(folder.glob("*.log"))}
+            raise SlurmDoesNotRunError(f"Slurm's daemons are not up after 60 s: {logs}")
+        time.sleep(0.05)
 
 
 def slurm_states(slurm: Slurm) -> list[str]:
