@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from logitstore.common.section import HomePath, Section
+from logitstore.manifest.fields import MAX_TEMPERATURES
 
 MOVED_TO_SAMPLING = ("temperature", "top_p", "max_tokens", "n", "seed", "stop")
 """Settings that were in `[labels]` before `[sampling]` was there; stored plans still name them so."""
@@ -61,6 +62,11 @@ class LabelsConfig(Section):
         if not temperatures or temperatures[0] != 1.0 or list(temperatures) != sorted(set(temperatures)):
             raise ValueError(
                 f"temperatures {list(temperatures)} must ascend from 1.0; for example [1.0, 2.0, 4.0]"
+            )
+        if len(temperatures) > MAX_TEMPERATURES:
+            raise ValueError(
+                f"{len(temperatures)} temperatures are more than the {MAX_TEMPERATURES} that a store may "
+                "have; name those that students will be trained at"
             )
         return temperatures
 

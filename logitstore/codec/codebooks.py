@@ -21,7 +21,7 @@ from logitstore.codec.bytecodes import NUM_STREAMS, decode_integers, encode_inte
 from logitstore.codec.streams import Unpacker, damaged, pack
 from logitstore.codec.writing_loops import WritingLoops, excess_of
 from logitstore.errors import CorruptShardError, InvalidLabelsError, UnsupportedFormatError
-from logitstore.shard.schema import MAX_VOCAB_SIZE
+from logitstore.manifest.fields import MAX_VOCAB_SIZE
 
 MAGIC = b"logitstore-codebooks-1\n"
 MAX_CODEBOOKS = 256

@@ -64,10 +64,11 @@ def refuse_lost_index(objects: Objects, units: CommittedUnits, *, writing: bool)
     lost = lost_units(objects, units)
     if not lost and (not shards or (writing and units.pointer_etag is not None)):
         return
-    if units.pointer_etag is None and objects.exists(INDEX_NAME):
-        units.refresh()  # the first compaction came in between
-        refuse_lost_index(objects, units, writing=writing)
-        return
+    if units.pointer_etag is None:
+        units.refresh()  # the first compaction may have come in between
+        if units.pointer_etag is not None:
+            refuse_lost_index(objects, units, writing=writing)
+            return
     state = "has no" if units.pointer_etag is None else "has an empty"
     names = f"{len(lost):,} units of its index segments" if lost else ""
     held = f"{len(shards):,} shards ({sum(info.num_bytes for info in shards):,} bytes)" if shards else ""

@@ -32,8 +32,6 @@ ENTRIES_PER_BUCKET = 64
 MAX_BUCKET_BITS = 26
 MAX_ENTRIES = 2**26
 """A segment with more sequences gets none: readers then read the ids of its shards."""
-MAX_IDS_BYTES = 2**31
-"""Above what any id index has."""
 GAP_BYTES = 16 * 1024
 """Ranges that are so close are read as one."""
 THREADS = 16
@@ -97,6 +95,11 @@ class IdIndex:
             raise _damaged(objects, name)
         return cls(objects, name, num_entries, bits) if digest == _digest(segment) else None
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole object."""
+        return HEADER.size + (2**self.bits + 1) * BUCKET.itemsize + self.num_entries * ENTRY.itemsize
+
     def find(self, hashes: np.ndarray) -> np.ndarray:
         """The entries, of dtype ENTRY, with one of these hashes (uint64, ascending, distinct).
 
@@ -142,7 +145,7 @@ class IdIndex:
         return np.stack([firsts, ends, rows["crc"][:, 0].astype(np.int64)], axis=1)
 
     def _buckets(self, spans: np.ndarray) -> list[tuple[bytes, int]]:
-        base = HEADER.size + (2**self.bits + 1) * BUCKET.itemsize
+        base = self.num_bytes - self.num_entries * ENTRY.itemsize
         ranges = base + spans[:, :2] * ENTRY.itemsize
         found = self._read([(start, end) for start, end in ranges.tolist()])
         return list(zip(found, spans[:, 2].tolist(), strict=True))

@@ -19,6 +19,8 @@ GIVEN_ENTRIES = "given_entries"
 """Feature of stores whose entries are at ids that were given, and not the teacher's top ones."""
 TEXTS_ONLY = "texts_only"
 """Feature of stores without label rows: what a teacher wrote, and nothing of its distribution."""
+MAX_TEMPERATURES = 16
+MAX_VOCAB_SIZE = 1 << 20
 SEGMENTS = "segments"
 """Feature of stores, and optional column of their shards: what each token is within its sequence."""
 RECORD_PARTS = "record_parts"

@@ -20,6 +20,8 @@ from logitstore.manifest import strict_json
 from logitstore.manifest.fields import (
     FORMAT_VERSION,
     GIVEN_ENTRIES,
+    MAX_TEMPERATURES,
+    MAX_VOCAB_SIZE,
     MIXED,
     OPTIONAL_COLUMNS,
     PART_NAMES,
@@ -36,8 +38,7 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 KNOWN_FEATURES: frozenset[str] = frozenset(
     {MIXED, RETOKENIZED, GIVEN_ENTRIES, TEXTS_ONLY, RECORD_PARTS, *OPTIONAL_COLUMNS}
 )
-MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 2, 2**20
-MAX_TEMPERATURES = 16
+MIN_VOCAB_SIZE = 2
 MODES = ("score", "generate", MIXED)
 POSITIONS = ("response", "all", MIXED)
 
@@ -181,8 +182,8 @@ def check_labels(labels: LabelSpec, *, what: str = MANIFEST_NAME) -> None:
         or not math.isfinite(temperatures[-1])
     ):
         raise CorruptManifestError(
-            f"{what}: temperatures {temperatures!r:.120} must ascend from 1.0, "
-            f"be finite and at most {MAX_TEMPERATURES}"
+            f"{what}: temperatures {temperatures!r:.120} must ascend from 1.0 and "
+            f"be finite, and they may be at most {MAX_TEMPERATURES}"
         )
     for name, value, allowed in (
         ("value_kind", labels.value_kind, VALUE_KINDS),

@@ -95,6 +95,8 @@ class LocalBackend:
             status = self._path(name).lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(name) from error
+        if stat.S_ISDIR(status.st_mode):  # as for one that reads it
+            raise self._missing(name)
         return ObjectInfo(name, status.st_size, status.st_mtime)
 
     def list(self, prefix: str) -> list[ObjectInfo]:

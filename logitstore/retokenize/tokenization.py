@@ -16,9 +16,8 @@ import numpy as np
 
 from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
-from logitstore.manifest.fields import TokenizerInfo
+from logitstore.manifest.fields import MAX_VOCAB_SIZE, TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
-from logitstore.shard.schema import MAX_VOCAB_SIZE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -25,13 +25,11 @@ BLOCK_ROWS = 16_384
 BLOCK_ENTRIES = 1 << 20
 """Most stored entries (rows times top_k) a block aims at: about a megabyte in the file."""
 
-MAX_VOCAB_SIZE = 1 << 20
 MAX_BLOCK_ENTRIES = 1 << 26
 MAX_SHARD_BYTES = 1 << 31
 """Hard limit of rows times top_k in one block, so that a reader's memory is bounded."""
 MAX_BLOCK_SEQUENCES = 1 << 20
 MAX_BLOCK_TOKENS = 1 << 26
-MAX_TEMPERATURES = 16
 
 SEQUENCE_COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
     ("record_id", pa.list_(pa.field("item", pa.utf8(), nullable=False))),

@@ -12,9 +12,15 @@ import numpy as np
 
 from logitstore.codec.writing_loops import WritingLoops
 from logitstore.errors import InvalidLabelsError
-from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, VALUE_KINDS, LabelSpec
+from logitstore.manifest.fields import (
+    MAX_TEMPERATURES,
+    MAX_VOCAB_SIZE,
+    SEGMENTS,
+    STUDENT_PROMPTS,
+    VALUE_KINDS,
+    LabelSpec,
+)
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, LabelRows, Segment
-from logitstore.shard.schema import MAX_TEMPERATURES, MAX_VOCAB_SIZE
 from logitstore.shard.segments import MAX_SEGMENTED_TOKENS
 
 NORMALIZATION_TOLERANCE = 0.02

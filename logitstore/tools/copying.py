@@ -8,11 +8,13 @@ goes on. What is copied is what was committed when the copy began.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import (
     NOT_THERE,
     AccessRefusedError,
@@ -23,7 +25,7 @@ from logitstore.errors import (
 )
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import shard_place
-from logitstore.index.ids import MAX_IDS_BYTES, ids_name
+from logitstore.index.ids import IdIndex, ids_name
 from logitstore.index.pointer import INDEX_NAME, encode_pointer
 from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENIZED_NAME
 from logitstore.manifest.folders import refuse_own_place
@@ -84,10 +86,7 @@ def copy_store(
             num_bytes += size
             if progress:
                 progress("shards", done, len(missing))
-    extras: dict[str, bytes] = {}
-    for info, _ in source.index_segments():
-        with contextlib.suppress(*NOT_THERE):
-            extras[ids_name(info.name)] = source.objects.get(ids_name(info.name), max_bytes=MAX_IDS_BYTES)
+    extras = _id_indexes(source)
     for name in _beside(source, with_job=with_job):
         with contextlib.suppress(*NOT_THERE):
             extras[name] = source.objects.get(name)
@@ -149,6 +148,24 @@ def _snapshot(source: LogitStore) -> dict[str, bytes]:
             return {**content, INDEX_NAME: encode_pointer(source.index_pointer()[0])}
         gone = names[found.index(None)]
     raise ObjectNotFoundError(f"{source.uri}: {gone} is named and not there; run `verify` on the source")
+
+
+def _id_indexes(source: LogitStore) -> dict[str, bytes]:
+    """Those of the index's segments, as far as they are whole: readers do without."""
+    found: dict[str, bytes] = {}
+    for info, entries in source.index_segments():
+        name, num_sequences = ids_name(info.name), int(entries.column("num_sequences").to_numpy().sum())
+        with contextlib.suppress(*NOT_THERE):
+            try:
+                ids = IdIndex.open(source.objects, info)
+                if ids is None:
+                    continue
+                if ids.num_entries != num_sequences:
+                    raise ids.damaged()
+                found[name] = source.objects.get(name, max_bytes=ids.num_bytes)[: ids.num_bytes]
+            except CorruptManifestError as error:
+                warnings.warn(f"{error}; it is not copied", StoreWarning, stacklevel=2)
+    return found
 
 
 def _copy_shard(source: Objects, target: Objects, name: str, checksums: dict[str, str]) -> int:

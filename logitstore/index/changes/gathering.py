@@ -82,9 +82,11 @@ def gather(objects: Objects, manifest: str) -> Known:
     if known.pointer is not None:
         check_manifest_hash(known.pointer.manifest, manifest, what=INDEX_NAME)
     segments = objects.list_info(INDEX_PREFIX)
-    named = [info.name for info in known.pointer.segments] if known.pointer is not None else []
-    for name in named:
-        known.add(_segment_records(objects, name, manifest, known.unread))
+    named = (
+        {info.name: info.num_bytes for info in known.pointer.segments} if known.pointer is not None else {}
+    )
+    for name, num_bytes in named.items():
+        known.add(_segment_records(objects, name, manifest, known.unread, num_bytes))
     places = {info: place for info in listed if (place := record_place(info.name)) is not None}
     rounds = Counter(one.unit_id for one in known.dropped)
     for place in places.values():
@@ -94,7 +96,7 @@ def gather(objects: Objects, manifest: str) -> Known:
         known.add(_record(objects, info, manifest, known.unread))
     for info in sorted(segments, key=lambda info: -info.modified_sec):
         if _ENTRIES_NAME.fullmatch(info.name) and info.name not in named:
-            known.add(_segment_records(objects, info.name, manifest, known.unread))
+            known.add(_segment_records(objects, info.name, manifest, known.unread, MAX_SEGMENT_BYTES))
     return known
 
 
@@ -108,10 +110,12 @@ def _record(objects: Objects, info: ObjectInfo, manifest: str, unread: list[str]
     return [record]
 
 
-def _segment_records(objects: Objects, name: str, manifest: str, unread: list[str]) -> list[CommitRecord]:
+def _segment_records(
+    objects: Objects, name: str, manifest: str, unread: list[str], max_bytes: int
+) -> list[CommitRecord]:
     """A segment's entries as the records they were, with their rejects where those can be read."""
     try:
-        data = pa.py_buffer(objects.get(name, max_bytes=MAX_SEGMENT_BYTES))
+        data = pa.py_buffer(objects.get(name, max_bytes=max_bytes))
         table = index_segments.read_entries(data, what=name, num_entries=None)
     except (CorruptManifestError, ObjectNotFoundError) as error:
         unread.append(str(error))

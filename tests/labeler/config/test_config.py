@@ -31,6 +31,7 @@ def load(*overrides, environ=None):
         ("teacher.engine_args.max_logprobs=9", ["'max_logprobs'", "set labels.top_k instead"]),
         ("labels.temperatures=[2.0, 1.0]", ["[2.0, 1.0]", "ascend from 1.0", "for example"]),
         ("labels.temperatures=[]", ["ascend from 1.0"]),
+        (f"labels.temperatures={[1.0 + n for n in range(17)]}", ["17 temperatures", "than the 16"]),
         ("input.kind=prompt", ["no response to score", 'labels.mode = "generate"']),
         ("input.fields.prompts=x", ["role 'prompts'", "prompt, response"]),
         ("input.kind=chat", ["input.kind = 'chat'", "'messages'"]),

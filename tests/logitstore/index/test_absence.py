@@ -318,3 +318,16 @@ def test_a_rebuild_drops_no_deletion(local_place: Place) -> None:
     store.objects.delete(name)
     rebuilt, _ = LogitStore.rebuild(local_place.uri)
     assert "record-0" in [one.record_id for one in rebuilt]
+
+
+def test_a_folder_in_place_of_the_index_is_no_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was there for one look and not for the other, for ever."""
+    store = make_store(tmp_path / "store")
+    store.compact()
+    (tmp_path / "store" / "index.json").unlink()
+    (tmp_path / "store" / "index.json").mkdir()
+    for command in ("inspect", "cat", "compact"):
+        assert main([command, store.uri]) == 3
+        assert "has no index.json, but holds 6 shards" in capsys.readouterr().err, command

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
 
 from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import CorruptShardError, IndexLostError, StoreExistsError
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
@@ -192,3 +195,19 @@ def test_a_damaged_copy_is_mended_by_copying_again(store: LogitStore, tmp_path: 
         place.put(name, b"damaged")
     copy_store(store, place)
     assert LogitStore.open(place.uri).digest == store.digest
+
+
+@pytest.mark.parametrize("damage", ["longer", "of another store"])
+def test_of_an_id_index_a_copy_takes_what_is_one(store: LogitStore, tmp_path: Path, damage: str) -> None:
+    """One that had been lengthened was copied up to 2 GiB."""
+    store.compact()
+    (path,) = Path(store.uri).glob("index/*-ids.bin")
+    whole = path.read_bytes()
+    os.truncate(path, 10 * 2**30)
+    if damage == "of another store":
+        path.write_bytes(b"x" * len(whole))
+    with pytest.warns(StoreWarning) if damage != "longer" else contextlib.nullcontext():
+        copy_store(store, Objects(tmp_path / "copy"))
+    found = [one.read_bytes() for one in (tmp_path / "copy").glob("index/*-ids.bin")]
+    assert found == ([whole] if damage == "longer" else [])
+    assert LogitStore.open(tmp_path / "copy").find(["record-0"])["record-0"] != []
