@@ -60,7 +60,7 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
     described = add(
         "render",
         render.run,
-        "Describe a cluster: Ray YAML, KubeRay, Slurm, Dockerfile, Grafana",
+        "Describe a cluster: Ray YAML, KubeRay, Slurm, SkyPilot, Dockerfile, Grafana, Prometheus",
         "render cluster.toml --kind kuberay-cluster",
     )
     render.add_arguments(described)
@@ -109,7 +109,8 @@ def _add_job_file(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--files",
         choices=("same", "ship"),
-        help="local paths are the same on every node, or input travels along (default: same on this machine)",
+        help="local paths are the same on every node, or input travels along (default: same where the head "
+        "is this machine, else ship)",
     )
     sub.add_argument(
         "--python", help="interpreter on the cluster (default: `python`; on this machine, this one)"
@@ -174,7 +175,11 @@ def _add_local(add: Add) -> None:
     down = add("down", commands.down, "Stop the cluster that `up` started, and nothing else", "down")
     for sub in (up, down):
         sub.add_argument(
-            "--state", type=Path, default=local.default_state_folder(), help="where `up` notes what runs"
+            "--state",
+            type=Path,
+            default=local.default_state_folder(),
+            help="where `up` notes what runs (default: ~/.local/state/penumbra, or penumbra in "
+            "XDG_STATE_HOME); other commands look there alone, else name the cluster by --address",
         )
 
 

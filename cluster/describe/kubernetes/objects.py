@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.describe.kubernetes.operator_rules import problems_of_operator
 from cluster.describe.kubernetes.pod_rules import problems_of_pod
 from cluster.describe.kubernetes.pods import POLICY_LABEL, templates_in
 from cluster.describe.kubernetes.restricted import problems_if_restricted
@@ -14,7 +15,7 @@ from logitstore.common.config_file import ConfigError
 
 
 def check_objects(cluster: ClusterConfig, documents: Sequence[dict[str, Any]]) -> None:
-    """Raises ConfigError for what `[kubernetes]` brings and Kubernetes would refuse."""
+    """Raises ConfigError for what `[kubernetes]` brings and Kubernetes, or KubeRay, would refuse."""
     for document in documents:
         _check_labels(str(document["kind"]), document["metadata"])
         for place, template in templates_in(document):
@@ -25,6 +26,8 @@ def check_objects(cluster: ClusterConfig, documents: Sequence[dict[str, Any]]) -
                 _check_rules(cluster, place, spec)
             if cluster.kubernetes.network_policy and place != "submitter":
                 _check_policy_label(cluster, place, metadata)
+        if (problem := next(problems_of_operator(document), None)) is not None:
+            raise ConfigError(f"KubeRay would start no pods: {problem}")
 
 
 def _check_rules(cluster: ClusterConfig, place: str, spec: Mapping[str, Any]) -> None:

@@ -33,7 +33,11 @@ def check_schemas(documents: Sequence[dict[str, Any]]) -> None:
         try:
             jsonschema.validate(document, schema)
         except jsonschema.ValidationError as error:
-            raise ConfigError(f"not a {document['kind']}: {error.json_path}: {error.message}") from None
+            of_version = error.json_path.endswith(".rayVersion")
+            where = "ray_version, as 2.60.0" if of_version else "what is added by [kubernetes]"
+            raise ConfigError(
+                f"not a {document['kind']}: {error.json_path}: {error.message}; correct {where}"
+            ) from None
     _check_pods(documents)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from cluster.describe.image import reference_of
 from cluster.describe.settings.accelerators import is_amd
 from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.settings.node_paths import in_quotes, is_plain_path
@@ -51,12 +52,34 @@ def container_of(cluster: ClusterConfig) -> Inside:
         return Inside()
     if not cluster.image:
         raise ConfigError("slurm.container needs an image; set image, or leave the container out")
+    _check_image(cluster.image, kind)
     return _apptainer(cluster) if kind == "apptainer" else _pyxis(cluster)
+
+
+def _is_file(image: str) -> bool:
+    return image.startswith(("/", "./", "../", "~", "$")) or image.endswith((".sqsh", ".sif"))
+
+
+def _check_image(image: str, kind: str) -> None:
+    """Raises ConfigError for an image that the program cannot run, or no image."""
+    if kind == "pyxis" and image.endswith(".sif"):
+        raise ConfigError(
+            f"image {image!r} is Apptainer's, which enroot cannot run; name the image in its registry, or a "
+            'file that `enroot import` made (.sqsh), or set slurm.container = "apptainer"'
+        )
+    scheme, separator, rest = image.rpartition("://")
+    if kind == "pyxis" and separator and scheme != "docker":
+        raise ConfigError(
+            f"image {image!r} is of {scheme}://, which enroot does not know; write it as registry.example/"
+            "team/penumbra:1"
+        )
+    if not _is_file(image) and scheme in ("", "docker"):
+        reference_of(rest)
 
 
 def pyxis_image(image: str) -> str:
     """An image as enroot writes it: the registry before "#"; a file keeps its path."""
-    if image.startswith(("/", "./", "../")) or image.endswith(".sqsh"):
+    if _is_file(image):
         return image
     first, slash, rest = image.removeprefix("docker://").partition("/")
     is_registry = slash and ("." in first or ":" in first or first == "localhost")
@@ -77,7 +100,7 @@ def _mounts(cluster: ClusterConfig) -> list[str]:
 
 def _apptainer(cluster: ClusterConfig) -> Inside:
     image = cluster.image
-    if "://" not in image and not image.endswith(".sif"):
+    if "://" not in image and not _is_file(image):
         image = f"docker://{image}"
     binds = " ".join(f'--bind "{mount}"' for mount in _mounts(cluster))
     gpus = "--rocm" if is_amd(cluster.groups[0].accelerator) else "--nv"

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cluster.describe.render import render
 from cluster.describe.slurm.container import pyxis_image
+from cluster.describe.slurm.script import script
 from labeler.config.loading import load_job
 from logitstore.common.config_file import ConfigError
 from tests.cluster.describe.descriptions import a_job, one_kind
@@ -144,3 +145,35 @@ def test_changes_of_the_job_reach_the_labeler(tmp_path: Path) -> None:
     )
     assert "--set workers.gpus=1 --set labels.top_k=32 --set 'input.fields={text = \"body of it\"}' &" in text
     assert_bash(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("container", "image", "says"),
+    [
+        ("pyxis", "/images/penumbra.sif", "is Apptainer's, which enroot cannot run"),
+        ("pyxis", "library://team/penumbra:1", "is of library://, which enroot does not know"),
+        ("pyxis", "registry.example/Team/penumbra", "is no name of an image in a registry"),
+        ("pyxis", "docker://a b", "is no name of an image in a registry"),
+        ("apptainer", "penumbra:", "is no name of an image in a registry"),
+        ("apptainer", "two words", "is no name of an image in a registry"),
+    ],
+)
+def test_an_image_that_the_program_cannot_run_is_refused(container: str, image: str, says: str) -> None:
+    """Each would have been found out on the nodes, after the wait in the queue."""
+    with pytest.raises(ConfigError, match=says):
+        script(one_kind(image=image, slurm={"container": container}), "job.toml", None)
+
+
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        ("/images/penumbra.sqsh", '"/images/penumbra.sqsh"'),
+        ("/images/a-folder", '"/images/a-folder"'),
+        ("./penumbra.sif", "./penumbra.sif"),
+        ("library://team/penumbra:1", "library://team/penumbra:1"),
+        ("registry.example/penumbra:1", "docker://registry.example/penumbra:1"),
+    ],
+)
+def test_apptainer_runs_files_folders_and_what_a_library_has(image: str, word: str) -> None:
+    text = script(one_kind(image=image, slurm={"container": "apptainer"}), "job.toml", None)
+    assert f'--bind "$PWD" {word} python' in text
