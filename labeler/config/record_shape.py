@@ -63,7 +63,8 @@ def shape_of(records: list[dict[str, Any]], given: Mapping[str, str] = MappingPr
 def _named(shape: Shape, records: list[dict[str, Any]], fields: Mapping[str, str], *roles: str) -> Shape:
     """The shape with the fields of its roles, and with those that stay unread."""
     read = {fields[role].partition(".")[0] for role in roles if role in fields}
-    unused = tuple(name for name in records[0] if name not in (*read, *ID_FIELDS, "documents"))
+    names = dict.fromkeys(name for record in records for name in record)
+    unused = tuple(name for name in names if name not in (*read, *ID_FIELDS, "documents"))
     return replace(shape, fields=_renamed(fields, *roles), unused=unused)
 
 

@@ -19,12 +19,15 @@ from labeler.planning.relabeling import replace_changed
 from labeler.prompting.prompts import PromptBuilder
 from labeler.prompting.tokenization import Tokenizer
 from logitstore.common.secrets import redact_uri
+from logitstore.inputs.listing import unread_files
 from logitstore.inputs.parts import parts_of
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.job_objects import JOB_NAME, REJECTS_NAME
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
+
+MOST_NAMED_FILES = 5
 
 
 class NothingToLabelError(Exception):
@@ -88,7 +91,8 @@ class PlanPass:
                 raise NothingToLabelError(f"nothing can be labeled: {error}") from None
             raise
         parts = parts_in_words(self.job, totals, planner.num_whole)
-        for text in (parts, planner.fallbacks, clock_in_words(self.job, self.prepared.tokenizer)):
+        clock = clock_in_words(self.job, self.prepared.tokenizer)
+        for text in (unread_in_words(self.job), parts, planner.fallbacks, clock):
             if text:
                 self.note(text)
         if planner.changed:
@@ -159,6 +163,19 @@ def parts_in_words(job: JobConfig, totals: PlanTotals, num_whole: int) -> str:
         return ""
     each = "turn of the assistant" if job.parts == "turns" else "text of a list"
     return f"{num_whole:,} records of the input make {totals.num_records:,}, one for each {each}"
+
+
+def unread_in_words(job: JobConfig) -> str:
+    """Which files of the input's folder are not read, for their form or name; "" where there are none."""
+    names = unread_files(job.input.uri, storage_options=job.input.storage_options)
+    if not names:
+        return ""
+    more = f" and {len(names) - MOST_NAMED_FILES:,} more" if len(names) > MOST_NAMED_FILES else ""
+    return (
+        f"WARNING: {len(names):,} files in the input's folder are not read: "
+        f"{', '.join(names[:MOST_NAMED_FILES])}{more}; their names tell no form that is read, or begin with "
+        "a dot or an underscore"
+    )
 
 
 def clock_in_words(job: JobConfig, tokenizer: Tokenizer) -> str:

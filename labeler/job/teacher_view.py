@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labeler.config.loading import JobConfig
-from labeler.driver.plan_pass import clock_in_words, read_input
+from labeler.driver.plan_pass import clock_in_words, read_input, unread_in_words
 from labeler.errors import BadRecordError
 from labeler.job.segment_colours import Paint, legend, plain
 from labeler.planning.preflight import Prepared
@@ -59,7 +59,7 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
         if num_shown == NUM_SHOWN:
             break
         try:
-            prompt = builder.build(_name_of(raw, prepared.input_info), raw.record or {})
+            prompt = builder.build(_name_of(raw, prepared.input_info), raw.content)
         except BadRecordError:
             continue
         num_shown += 1
@@ -75,6 +75,8 @@ def seen_by_teacher(job: JobConfig, prepared: Prepared, paint: Paint = plain) ->
         ]
         if job.has_segments and response:
             lines += _segments_in_words(prompt, segmenter, paint)
+    if files := unread_in_words(job):
+        lines.append(files)
     if unread := _unread_fields(job, [raw.parent or raw.record or {} for raw in first]):
         more = f" and {len(unread) - MAX_FIELDS} more" if len(unread) > MAX_FIELDS else ""
         lines.append(f"fields of the records that are not read: {', '.join(unread[:MAX_FIELDS])}{more}")

@@ -167,7 +167,7 @@ class Planner:
             self._meet_again(raw, name, id_digest, proof)
             return
         try:
-            prompt = self._builder.build(name, raw.record)
+            prompt = self._builder.build(name, raw.content)
         except BadRecordError as error:
             self._reject(raw, name, error.reason, error.kind)
             return
@@ -199,7 +199,7 @@ class Planner:
         if not self._keep_changed or raw.record is None:
             return
         try:
-            prompt = self._builder.build(name, raw.record)
+            prompt = self._builder.build(name, raw.content)
         except BadRecordError as error:
             self._reject(raw, name, f"{error.reason} (its former labels stay)", error.kind)
             return

@@ -217,6 +217,8 @@ def _message(message: Any, name: str) -> Message:
     if not isinstance(message, dict):
         raise _bad_message(message, name)
     if "role" not in message and isinstance(message.get("from"), str) and "value" in message:
+        if message["from"] == "function_call":
+            return _function_call(message, name)
         role = SHAREGPT_ROLES.get(message["from"], message["from"])
         others = {key: value for key, value in message.items() if key not in ("from", "value")}
         message = {"role": role, "content": message["value"], **others}
@@ -234,6 +236,27 @@ def _message(message: Any, name: str) -> Message:
     if kept.get("tool_calls"):
         kept["tool_calls"] = [_with_parsed_arguments(call) for call in kept["tool_calls"]]
     return kept
+
+
+def _function_call(message: Mapping[str, Any], name: str) -> Message:
+    """ShareGPT's turn of the assistant that calls tools: JSON of {"name", "arguments"}, or a list of them."""
+    calls = message["value"]
+    try:
+        calls = json.loads(calls) if isinstance(calls, str) else calls
+    except ValueError:
+        calls = None
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list) or not all(isinstance(one, dict) and "name" in one for one in calls):
+        raise BadRecordError(
+            f'field {name!r} holds {shown(message)}; the value of a function_call is {{"name": text, '
+            '"arguments": object} as JSON, or a list of them',
+            "bad_type",
+        )
+    tool_calls = [_with_parsed_arguments({"type": "function", "function": one}) for one in calls]
+    others = {
+        key: value for key, value in message.items() if key not in ("from", "value") and value is not None
+    }
+    return {"role": "assistant", "content": None, "tool_calls": tool_calls, **others}
 
 
 def _with_both_names(message: Message, ignored: Sequence[str]) -> Message:

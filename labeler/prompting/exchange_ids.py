@@ -41,6 +41,8 @@ class ExchangeIds:
     num_raw_answers: int = 0
     """Records whose response is their own text after the generation prompt, since the chat template renders
     a given answer differently from what the teacher writes."""
+    num_changed_texts: int = 0
+    """Records with a message of which the chat template shows something else than its text as it is."""
     num_with_ends: int = 0
     """Records with an end of turn in a text, which the teacher takes for one."""
 
@@ -60,6 +62,10 @@ class ExchangeIds:
         counts = (
             (self.num_split_borders, "were tokenised apart at the border of prompt and response"),
             (self.num_raw_answers, "have their answer as it is after the generation prompt"),
+            (
+                self.num_changed_texts,
+                "have a text that the chat template changes or shortens, as the reasoning of earlier turns",
+            ),
             (self.num_with_ends, f"have {' or '.join(self._end_texts)} in a text, where a turn ends then"),
         )
         return ", ".join(f"{count:,} records {what}" for count, what in counts if count)
@@ -67,9 +73,9 @@ class ExchangeIds:
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """For a second exchange of a record, which counts once."""
-        counts = self.num_split_borders, self.num_raw_answers, self.num_with_ends
+        counts = self.num_split_borders, self.num_raw_answers, self.num_with_ends, self.num_changed_texts
         yield
-        self.num_split_borders, self.num_raw_answers, self.num_with_ends = counts
+        self.num_split_borders, self.num_raw_answers, self.num_with_ends, self.num_changed_texts = counts
 
     def last_turn(self, exchange: Exchange) -> tuple[list[int], list[int] | None]:
         """Ids of the prompt, and of the response where there is one."""
@@ -99,7 +105,9 @@ class ExchangeIds:
             response = None
         self._count_ends((*given.messages, *(() if response is None else (response,))))
         prompt, prompt_text = shown(self._tokenizer, given, add_generation_prompt=True)
+        is_whole = self._probe.check_contents(prompt, prompt_text)
         if response is None:
+            self.num_changed_texts += not is_whole
             self._probe.check(prompt)
             return self._tokenizer.encode(prompt_text), None
         whole, whole_text = shown(
@@ -107,11 +115,14 @@ class ExchangeIds:
         )
         if whole_text.startswith(prompt_text):
             response_text = whole_text[len(prompt_text) :]
+            answer = response["content"]
+            is_whole = is_whole and (not isinstance(answer, str) or answer.strip() in response_text)
         else:
             response_text, read = self._raw_answer(prompt_text, response)
             rest = {k: value for k, value in response.items() if k not in REASONING_KEYS or value != read}
             whole = replace(whole, messages=(*whole.messages[:-1], rest))
         self._probe.check(whole)
+        self.num_changed_texts += not is_whole
         prompt_ids, response_ids = self._as_a_whole(prompt_text, response_text)
         return prompt_ids, without_trailing_space(self._tokenizer, response_ids)
 
@@ -124,6 +135,7 @@ class ExchangeIds:
         whole_ids = self._tokenizer.encode(text)
         ids = without_trailing_space(self._tokenizer, whole_ids)
         self._probe.check(whole)
+        self.num_changed_texts += not self._probe.check_contents(whole, text)
         all_count = all(message.get("weight") != 0 for message in messages)
         marked_ids, marked = (all_count and self._tokenizer.answers_marked(whole)) or (None, [])
         if marked_ids == whole_ids:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from labeler.errors import BadRecordError, ChatTemplateError
@@ -25,6 +27,11 @@ NO_PART_OF_IT = frozenset(
     }
 )
 """Keys of messages that say nothing to a model. A tool's answer stands after its call, whatever its id."""
+COMMON_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+"""Roles of OpenAI's form, which templates that print any role are made for."""
+NAMES_OF_ASSISTANTS = ("model", "bot", "ai", "gpt", "chatgpt", "bing", "bard", "claude", "llm")
+"""Names of the assistant in data of some kinds. A template may print them, but no answer is found by them."""
+PROBE_CONTENT = "penumbra other content"
 
 
 class TemplateProbe:
@@ -35,6 +42,39 @@ class TemplateProbe:
         self._tokenizer = tokenizer
         self._ignored = NO_PART_OF_IT | set(ignored_keys)
         self._reads: dict[tuple[str, str], bool] = {}
+
+    def check_contents(self, conversation: Conversation, text: str) -> bool:
+        """Whether all that the messages say stands as it is in `text`, the rendered conversation.
+
+        Raises BadRecordError where a message is left out altogether, or its role is none of the template's.
+        """
+        template, whole = self._tokenizer.chat_template, True
+        for place, message in enumerate(conversation.messages):
+            role, content = message["role"], message["content"]
+            if template is not None and not _knows(template, role):
+                raise BadRecordError(
+                    f"message {place + 1} is of the role {role!r}, which is neither one of "
+                    f"{', '.join(COMMON_ROLES)} nor named in the chat template; rename it in the records, or "
+                    "set input.chat_template to a template that names it",
+                    "unknown_role",
+                )
+            if not isinstance(content, str) or not content.strip():
+                continue
+            stands = content.strip() in text
+            whole = whole and stands
+            if stands and self._reads.get((role, "content")):
+                continue
+            other = {**message, "content": PROBE_CONTENT}
+            messages = (*conversation.messages[:place], other, *conversation.messages[place + 1 :])
+            if not self._differs(conversation, replace(conversation, messages=messages)):
+                raise BadRecordError(
+                    f"the chat template leaves out message {place + 1}, of {role!r}, so the teacher would "
+                    f"not see {shown(content)}; set input.chat_template to a template that reads it, put it "
+                    "into a message that is read, or leave it out of the record",
+                    "unread_message",
+                )
+            self._reads[role, "content"] = True
+        return whole
 
     def check(self, conversation: Conversation) -> None:
         """Raises BadRecordError if the template does not read something that belongs to the conversation."""
@@ -101,6 +141,16 @@ class TemplateProbe:
             return self._tokenizer.render_chat(conversation, add_generation_prompt=False)
         except ChatTemplateError:
             return None
+
+
+def _knows(template: str, role: str) -> bool:
+    """Whether a template is made for a role: a common one, or one that it names in quotes."""
+    if role in COMMON_ROLES:
+        return True
+    return (
+        role.lower() not in NAMES_OF_ASSISTANTS
+        and re.search(rf"""['"]{re.escape(role)}\\?['"]""", template) is not None
+    )
 
 
 def _without(

@@ -242,13 +242,26 @@ def load_tokenizer(
         ) from None
     named = named_in_files(lambda name: model_file(config, name))
     named += [(token_id, "sampling.stop_token_ids") for token_id in stop_token_ids]
-    return HuggingFaceTokenizer(
+    loaded = HuggingFaceTokenizer(
         tokenizer,
         chat_template=_template_of(chat) if chat is not None else None,
         chat_template_kwargs=chat.chat_template_kwargs if chat is not None else None,
         named_ends=named,
         stop=stop,
     )
+    if chat is not None:
+        _refuse_unread(chat.chat_template_kwargs, loaded.chat_template)
+    return loaded
+
+
+def _refuse_unread(variables: Mapping[str, Any], template: str | None) -> None:
+    """A variable that the template does not read would change nothing, and nobody would know."""
+    unread = [name for name in variables if template and not re.search(rf"\b{re.escape(name)}\b", template)]
+    if unread:
+        raise ConfigError(
+            f"input.chat_template_kwargs sets {unread[0]!r}, which the chat template does not read; correct "
+            "its name, or remove it"
+        )
 
 
 def model_file(config: TeacherConfig, name: str) -> Mapping[str, Any] | None:

@@ -29,6 +29,15 @@ DATASET_NOTES = ("dataset_info.json", "dataset_infos.json", "state.json", "datas
 """Files that the `datasets` library puts beside its data."""
 _SPLIT_FILE = re.compile(r"^/(.*?)([A-Za-z_]+)-\d{5}-of-\d{5}\.[^/]+$")
 """A file of one split, as the hub names them: data/train-00000-of-00002.parquet."""
+_SPLIT_NAME = re.compile(
+    r"^/((?:.*?[/_-])?)(train|training|test|validation|valid|val|dev|eval|evaluation)(?:/|\.[^/]*$)",
+    re.IGNORECASE,
+)
+"""A folder or file called after its split: train.jsonl, my_test.csv, train/0000.parquet."""
+_NO_DATA = re.compile(
+    r"^(readme|licen[cs]e|notice|citation|changelog)\b|\.(md|py|ipynb|sh|ya?ml|toml)$", re.IGNORECASE
+)
+"""Names of files that say something about data, beside it."""
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -64,6 +73,26 @@ def _list_files(uri: str, storage_options: Mapping[str, Any] | None) -> list[tup
     ]
 
 
+def unread_files(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of files in an input's folder that look like data and are not read, for their name or their form.
+
+    Empty for a file, a glob (which takes what it names or refuses it) and a folder of the `datasets` library.
+    """
+    with _reached(uri):
+        file_system, root = _file_system(uri, storage_options)
+        base = root.rstrip("/")
+        if not file_system.isdir(root) or file_system.isfile(f"{base}/state.json"):
+            return []
+        found = sorted(str(path)[len(base) :].lstrip("/") for path in file_system.find(base))
+    return [name for name in found if not _is_input_name(name) and _may_be_data(name.rpartition("/")[2])]
+
+
+def _may_be_data(name: str) -> bool:
+    if name.startswith((".", "_")):
+        return form_of(name) is not None
+    return name not in DATASET_NOTES and not _NO_DATA.search(name)
+
+
 def _of_saved_dataset(file_system: Any, base: str, found: list[str]) -> list[str]:
     """The files that a folder of `datasets.save_to_disk` names as its data; else all that were found."""
     splits = f"{base}/dataset_dict.json"
@@ -86,12 +115,17 @@ def _refuse_several_splits(base: str, found: list[str]) -> None:
     """As a snapshot of the hub holds them: training and test files would be read as one."""
     splits: dict[str, str] = {}
     for path in found:
-        if named := _SPLIT_FILE.search(path[len(base) :]):
+        below = path[len(base) :]
+        if named := _SPLIT_FILE.search(below):
             splits.setdefault(named[2], f"{named[1]}{named[2]}-*")
+        elif named := _SPLIT_NAME.search(below):
+            is_folder = named[0].endswith("/")
+            splits.setdefault(named[2].lower(), f"{named[1]}{named[2]}" if is_folder else below[1:])
     if len(splits) > 1:
         raise InputNotFoundError(
             f"the input {redact_uri(base)} holds the splits {', '.join(splits)} of a dataset; give the files "
-            f"of one of them, such as {redact_uri(base)}/{next(iter(splits.values()))}"
+            f"of one of them, such as {redact_uri(base)}/{next(iter(splits.values()))}, or a glob that takes "
+            "several"
         )
 
 

@@ -15,7 +15,7 @@ from logitstore.inputs.identity import lookup_field, record_id
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import PART_NAMES, InputInfo
 
-ANSWER_ROLES = ("assistant", "gpt")
+ANSWER_ROLES = ("assistant", "gpt", "function_call")
 LISTED_ROLES = ("prompt", "response", "text")
 """Roles whose field may be a list of texts."""
 _PART = re.compile(r"#(?:turn|text)-(\d+)(?:-\d+)?$")

@@ -24,10 +24,27 @@ class RawRecord:
     """Number, from 1, of a record that is a part of one of the input (`parts.py`); 0 for a whole one."""
     parent: dict[str, Any] | None = None
     """For a part, the whole record as it stands in the input."""
+    is_row: bool = False
+    """Whether it is a row of a table, whose nested objects have every field of their column."""
     text: str | None = None
     """Where there is no record: what stands in its place, if that is text by itself."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The record as it was meant: in a row of a table, the null fields of nested objects are those that
+        other rows have, as the arguments of one tool beside another's."""
+        record = self.record or {}
+        return {name: _without_nulls(value) for name, value in record.items()} if self.is_row else record
 
     @property
     def is_manifest(self) -> bool:
         """Whether this is no record but what an export says of its store."""
         return self.record is not None and self.record.keys() == {MANIFEST_KEY}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list) and value and isinstance(value[0], dict | list):
+        return [_without_nulls(inner) for inner in value]
+    return value

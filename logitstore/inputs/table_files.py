@@ -44,4 +44,4 @@ def _rows(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[RawRecord]:
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            yield RawRecord(name, number, row, None)
+            yield RawRecord(name, number, row, None, is_row=True)

@@ -14,16 +14,29 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from logitstore.inputs.raw_record import RawRecord
-from logitstore.manifest.strict_json import SURROGATE_ESCAPE
+from logitstore.manifest.strict_json import SURROGATE_ESCAPE, distinct_keys
 
 MAX_LINE_BYTES = 64 * 2**20
 ARRAY_CHUNK_BYTES = 2**20
+RECORD = json.JSONDecoder(object_pairs_hook=distinct_keys)
 _HALF_ESCAPED = re.compile(SURROGATE_ESCAPE.pattern.decode())
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _NOT_UTF8 = (
     "the file is UTF-16 or UTF-32, as some programs of Windows write it, and must be UTF-8; convert it, for "
     "example with: iconv -f UTF-16 -t UTF-8"
 )
+
+
+OTHER_FORMS = {
+    b"\x1f\x8b": "compressed by gzip, and its name must end in .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstandard, and its name must end in .zst",
+    b"BZh": "compressed by bzip2, which is not read: unpack it",
+    b"\xfd7zXZ": "compressed by xz, which is not read: unpack it",
+    b"PK\x03\x04": "a zip archive, which is not read: unpack it",
+    b"PAR1": "Parquet, and its name must end in .parquet",
+    b"ARROW1": "Arrow, and its name must end in .arrow",
+}
+"""What a file is that begins so, and is called a text."""
 
 
 def read_gzip(file: BinaryIO, name: str) -> Iterator[RawRecord]:
@@ -42,6 +55,9 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[RawRecord]:
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if number == 1:
+            if other := next((words for start, words in OTHER_FORMS.items() if line.startswith(start)), None):
+                yield RawRecord(name, 0, None, f"the file is {other}")
+                return
             if line.startswith(_WIDE_MARKS) or b"\0" in line[:4]:
                 yield RawRecord(name, 0, None, _NOT_UTF8)
                 return
@@ -66,7 +82,7 @@ def _parse_line(line: bytes, name: str, number: int) -> RawRecord:
     except UnicodeDecodeError as error:
         return RawRecord(name, number, None, _not_json(error))
     try:
-        value = json.loads(text)
+        value = RECORD.decode(text)
     except (ValueError, RecursionError) as error:
         return RawRecord(name, number, None, _not_json(error), text=text)
     return _checked(value, text, name, number, "the line")
@@ -94,7 +110,7 @@ def _checked(value: Any, text: str, name: str, number: int, what: str) -> RawRec
 
 def _read_array(start: bytes, file: BinaryIO, name: str) -> Iterator[RawRecord]:
     """A file that is one JSON array of records; `line` counts its elements."""
-    decoder, text_of = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+    decoder, text_of = RECORD, codecs.getincrementaldecoder("utf-8")()
     number, text, at = 0, "", 0
     try:
         text = text_of.decode(start).lstrip()[1:]
@@ -145,6 +161,10 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[RawRecord]:
         if len(head) == 1 and (other := next((mark for mark in OTHER_SEPARATORS if mark in head[0]), None)):
             reason = f"its columns are separated by {other!r}, and those of a CSV file must be by commas"
             yield RawRecord(name, 0, None, f"{reason}; save it anew so, or as JSONL or Parquet")
+            return
+        if twice := [column for column in head if list(head).count(column) > 1]:
+            reason = f"two of its columns are called {twice[0]!r}, of which one would be lost; rename one"
+            yield RawRecord(name, 0, None, reason)
             return
         for row in rows:
             number += 1

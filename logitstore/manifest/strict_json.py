@@ -65,7 +65,7 @@ def parse_object(data: bytes, *, what: str, max_bytes: int) -> dict[str, Any]:
         )
     try:
         value = json.loads(
-            data.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys
+            data.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=distinct_keys
         )
         if SURROGATE_ESCAPE.search(data):
             encode(value)  # refuses half of a pair
@@ -102,10 +102,12 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Of two values under one key the first would be lost in silence: a ValueError."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("an object repeats a key")
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"an object repeats the key {next(key for key in keys if keys.count(key) > 1)!r}")
     return result
 
 

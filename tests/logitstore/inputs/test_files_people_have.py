@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from logitstore.errors import InputNotFoundError
-from logitstore.inputs.listing import list_files
+from logitstore.inputs.listing import list_files, unread_files
 from logitstore.inputs.reading import iter_records
 
 RECORDS = [{"prompt": "Grüße, 你好", "n": 1}, {"prompt": "two", "n": 2}, {"prompt": "3]", "n": 3}]
@@ -118,3 +119,97 @@ def test_a_path_that_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
     assert read(path) == [RECORDS[1]]
     if path.parent != tmp_path:
         assert read(path.parent) == [RECORDS[1]]
+
+
+def _write(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"prompt": "a"}\n')
+    return folder
+
+
+def test_files_of_a_folder_that_are_not_read_are_known_by_name(tmp_path: Path) -> None:
+    """Half of a data set may lie in a form that is not read, beside the other half."""
+    read, unread = (
+        ["a.jsonl", "B.JSONL"],
+        [".c.jsonl", "_d.jsonl", "e.jsonl.bz2", "f.csv.gz", "g.tsv", "h.txt"],
+    )
+    folder = _write(tmp_path, *read, *unread, "README.md", "LICENSE", "_SUCCESS", "dataset_infos.json")
+    assert unread_files(str(folder)) == sorted(unread)
+    assert sorted(name for _, name in list_files(str(folder))) == sorted(read)
+    assert unread_files(str(folder / "a.jsonl")) == []
+    assert unread_files(str(folder / "*.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "remedy"),
+    [
+        (("train.jsonl", "test.jsonl"), "test, train", "test.jsonl"),
+        (("train/0.jsonl", "validation/0.jsonl"), "train, validation", "train"),
+        (("math_train.csv", "math_dev.csv"), "dev, train", "math_dev.csv"),
+        (("data/Train-00000.jsonl", "data/val.jsonl", "data/train.jsonl"), "train, val", "data/train.jsonl"),
+    ],
+)
+def test_a_folder_of_several_splits_asks_for_one(
+    tmp_path: Path, names: tuple[str, ...], splits: str, remedy: str
+) -> None:
+    """Questions of an evaluation would be labeled for training in silence."""
+    folder = _write(tmp_path, *names)
+    with pytest.raises(InputNotFoundError) as error:
+        list_files(str(folder))
+    assert f"holds the splits {splits} of a dataset" in str(error.value)
+    assert f"such as {folder}/{remedy}, or a glob" in str(error.value)
+    assert len(list_files(f"{folder}/**/*.*")) == len(names)
+
+
+def test_one_split_and_names_that_only_resemble_one_are_read(tmp_path: Path) -> None:
+    names = ("train.jsonl", "trained.jsonl", "contest.jsonl", "latest/a.jsonl", "my_train.jsonl")
+    assert len(list_files(str(_write(tmp_path, *names)))) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\x1f\x8b\x08\x00", "compressed by gzip, and its name must end in .gz"),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstandard"),
+        (b"BZh9", "compressed by bzip2"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"PAR1", "Parquet, and its name must end in .parquet"),
+        (b"ARROW1\0\0", "Arrow"),
+    ],
+)
+def test_another_form_under_a_text_files_name_is_said(tmp_path: Path, start: bytes, said: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(start + b"\0\xff\n\n\n")
+    (record,) = iter_records(str(tmp_path / "a.jsonl"))
+    assert record.record is None
+    assert record.error is not None
+    assert said in record.error
+
+
+def test_of_two_values_under_one_name_none_is_lost_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "one", "prompt": "two"}\n{"m": [{"a": 1, "a": 2}]}\n{"b": 1}\n'
+    )
+    (tmp_path / "b.json").write_text('[{"b": 1}, {"prompt": "one", "prompt": "two"}]')
+    (tmp_path / "c.csv").write_text("prompt,response,response\na,b,c\n")
+    found = list(iter_records(str(tmp_path)))
+    assert [one.record for one in found] == [None, None, {"b": 1}, {"b": 1}, None, None]
+    assert "repeats the key 'prompt'" in (found[0].error or "")
+    assert "repeats the key 'a'" in (found[1].error or "")
+    assert "repeats the key 'prompt'" in (found[4].error or "")
+    assert "two of its columns are called 'response'" in (found[5].error or "")
+
+
+def test_fields_that_only_other_rows_of_a_table_have_are_no_content(tmp_path: Path) -> None:
+    """Arrow gives every struct of a column all fields: null arguments would be shown to the teacher."""
+    calls = [{"name": "a", "arguments": {"city": "Rome"}}, {"name": "b", "arguments": {"zip": 7}}]
+    rows = [{"messages": [{"role": "x", "call": call}], "note": None} for call in calls]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"call": {"zip": null}}\n')
+    first, second, third = iter_records(str(tmp_path))
+    assert first.record is not None
+    assert first.record["messages"][0]["call"]["arguments"] == {"city": "Rome", "zip": None}, "ids stay"
+    assert first.content == rows[0]
+    assert second.content == rows[1]
+    assert third.content == {"call": {"zip": None}}, "what JSON says is meant"
