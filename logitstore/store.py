@@ -21,7 +21,7 @@ from logitstore.index.entries import ShardIndex
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, encode_pointer
 from logitstore.lookup import KeptIds, Lookup
 from logitstore.manifest.fields import Manifest
-from logitstore.manifest.folders import refuse_in_store
+from logitstore.manifest.folders import refuse_file_name, refuse_in_store
 from logitstore.manifest.reading import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -54,11 +54,13 @@ class LogitStore(UnitStore):
         """A new store, or the one already there if it has the same identity: a job resumed.
 
         Raises StoreExistsError if a store of another teacher, input or label shape lies there, or the place
-        is within the folder of another; UnsuitablePlaceError where no store can be written.
+        is within the folder of another; UnsuitablePlaceError where no store can be written,
+        UnsupportedInputError for a name that is a file's.
         """
         objects = Objects(uri, storage_options)
         if not objects.exists(MANIFEST_NAME):
             objects.require_conditions()
+            refuse_file_name(objects.uri)
             refuse_lost_manifest(objects)
             refuse_in_store(objects.uri, "the new store", is_store=True, storage_options=storage_options)
             if objects.put_if_absent(MANIFEST_NAME, encode_manifest(manifest)):

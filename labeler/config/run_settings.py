@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from logitstore.common.section import HomePath, Section
+from logitstore.errors import UnsupportedInputError
+from logitstore.manifest.folders import refuse_file_name
 
 MOST_LEASES = 16
 """Units that an actor may hold at a time."""
@@ -26,6 +29,16 @@ class OutputConfig(Section):
     for the plan, compaction, rejects and status."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """fsspec options of the store's storage, such as endpoint_url; credentials come from the environment."""
+
+    @field_validator("uri")
+    @classmethod
+    def _is_no_file(cls, uri: str) -> str:
+        if not os.path.isdir(uri):  # else a store may lie there, of an earlier version
+            try:
+                refuse_file_name(uri)
+            except UnsupportedInputError as error:
+                raise ValueError(str(error)) from None
+        return uri
 
 
 class WorkersConfig(Section):

@@ -73,9 +73,13 @@ def _lack(what: str, num_bytes: float, folder: Path, setting: str) -> list[str]:
     if num_bytes <= free:
         return []
     return [
-        f"WARNING: {what} {num_bytes / GB:,.1f} GB, but the disk of {folder} has {free / GB:,.1f} GB free; "
+        f"WARNING: {what} {_amount(num_bytes)}, but the disk of {folder} has {_amount(free)} free; "
         f"make room there, or set {setting} to another place"
     ]
+
+
+def _amount(num_bytes: float) -> str:
+    return f"{num_bytes / GB:,.1f} GB" if num_bytes >= GB / 10 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _num_bytes(folder: Path) -> int:

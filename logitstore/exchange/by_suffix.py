@@ -17,7 +17,7 @@ def exported_too(out: str | None) -> tuple[str | None, Path | None]:
 
     Raises UnsupportedInputError for a file that could not be written.
     """
-    suffix = next((suffix for suffix in SUFFIXES if out is not None and out.endswith(suffix)), None)
+    suffix = next((suffix for suffix in SUFFIXES if out is not None and out.lower().endswith(suffix)), None)
     if out is None or suffix is None:
         return out, None
     if "://" in out:
@@ -26,7 +26,7 @@ def exported_too(out: str | None) -> tuple[str | None, Path | None]:
             "`penumbra store export` afterwards"
         )
     path = Path(out)
-    if path.is_dir() or path.name == suffix:
+    if path.is_dir() or path.name.lower() == suffix:
         raise UnsupportedInputError(
             f"{out} is a folder, or a suffix alone; give a name for the exported file"
         )
@@ -36,6 +36,7 @@ def exported_too(out: str | None) -> tuple[str | None, Path | None]:
 def export_file(store: LogitStore, path: Path) -> str:
     """Write the whole store in the form of the file's suffix; the number of things written, in words."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npz":
+    form = path.suffix.lower().removeprefix(".")
+    if form == "npz":
         return f"{export_npz(store, path):,} label rows"
-    return f"{export_table(store, path, path.suffix.removeprefix('.')):,} sequences"
+    return f"{export_table(store, path, form):,} sequences"

@@ -9,18 +9,39 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from logitstore.common.secrets import redact_uri
 from logitstore.errors import (
     CorruptManifestError,
     ObjectNotFoundError,
     ObjectStoreError,
     StoreExistsError,
     UnsupportedFormatError,
+    UnsupportedInputError,
 )
 from logitstore.manifest import strict_json
 from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, check_version
 from logitstore.objects.opening import Objects, is_local_uri, normalise_uri
 
 _HOLDS_NOTHING_ELSE = "a store of labels, whose folder holds nothing else; choose a place outside of it"
+
+
+FILE_SUFFIXES = (
+    ".parquet", ".pq", ".arrow", ".feather", ".ipc", ".jsonl", ".ndjson", ".json", ".npz", ".npy", ".csv",
+    ".tsv", ".txt", ".h5", ".hdf5", ".pt", ".safetensors", ".zip", ".tar", ".gz", ".zst",
+)  # fmt: skip
+"""Names with these at their end are files, to people and to programs that read them."""
+
+
+def refuse_file_name(uri: str | os.PathLike[str]) -> None:
+    """Raise UnsupportedInputError for a place of a new store, which is a folder, that is named as a file."""
+    name = normalise_uri(uri).rstrip("/").rpartition("/")[2]
+    suffix = next((suffix for suffix in FILE_SUFFIXES if name.lower().endswith(suffix)), None)
+    if suffix is not None:
+        raise UnsupportedInputError(
+            f"{redact_uri(os.fspath(uri))} ends as a file's name does, and a store is a folder: leave out "
+            f"{name[-len(suffix) :]!r}. `penumbra store export` makes a file of a store, as does `penumbra "
+            "label run --out` with .parquet, .arrow, .jsonl or .npz at the end"
+        )
 
 
 def refuse_in_store(
