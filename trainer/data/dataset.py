@@ -86,7 +86,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         if batch_size < 1 or num_splits < 1:
             raise ValueError(f"batch_size={batch_size} and num_splits={num_splits} must be at least 1")
         self._specs = store_specs(stores)
-        self._weights = [spec.weight for spec in self._specs]
+        self.weights = [spec.weight for spec in self._specs]
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_limit)
         self.sources = open_sources(self._specs, self._cache, held_out)
         self.batch_size = batch_size
@@ -96,7 +96,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self.topology = resolve_topology(rank, world_size, replication)
         self.num_readers = self.topology.world_size * replication
         self.even = even and self.topology.world_size > 1
-        self.digest = combined_digest(self.sources, self._weights, held_out)
+        self.digest = combined_digest(self.sources, self.weights, held_out)
         self.epoch = 0
         self.consumed = 0
         self._consumed_is_workers = False
@@ -105,7 +105,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self._used_splits = num_splits
         if packing is not None:
             outlines = [source.outlines() for source in self.sources]
-            self._used_splits = splits_worth_packing(outlines, self._weights, packing, num_splits)
+            self._used_splits = splits_worth_packing(outlines, self.weights, packing, num_splits)
         self._order_of_epoch: EpochOrder | None = None
         self._packed_line: PackedLine | None = None
         self._rows_by_order: dict[OrderKey, int] = {}
@@ -124,7 +124,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
     def num_entries(self) -> int:
         """Entries of the stores' label rows that this rank reads in an epoch, about."""
         stored = 0.0
-        for source, weight in zip(self.sources, self._weights, strict=True):
+        for source, weight in zip(self.sources, self.weights, strict=True):
             num_rows = sum(entry.num_rows for entry in source.entries)
             stored += weight * num_rows * (self.top_k or source.manifest.labels.top_k)
         return int(stored) // self.topology.world_size
@@ -319,7 +319,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
 
     def _order_in(self, epoch: int) -> EpochOrder:
         lengths = [source.lengths for source in self.sources]
-        return EpochOrder(self._key(epoch), lengths, self._weights)
+        return EpochOrder(self._key(epoch), lengths, self.weights)
 
     def _key(self, epoch: int) -> OrderKey:
         return OrderKey(self.digest, self.seed, epoch, self._used_splits, self.shuffle)

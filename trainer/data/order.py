@@ -166,17 +166,22 @@ def rank_slice(start: int, stop: int, rank: int, world_size: int, *, even: bool 
     return start + size * rank // world_size, start + size * (rank + 1) // world_size
 
 
+def share_of_epoch(num_sequences: int, weight: float) -> tuple[int, int]:
+    """How often an epoch has all of so many sequences, and how many of them it has once more."""
+    whole = int(weight)
+    return whole, round((weight - whole) * num_sequences)
+
+
 def _visits(
     key: OrderKey, store: int, lengths: Sequence[Sequence[int]], weights: Sequence[float]
 ) -> Iterator[Visit]:
     """Whole copies of the store first, then shards in random order until the fraction is reached."""
     shard_lengths = lengths[store]
-    whole = int(weights[store])
+    whole, wanted = share_of_epoch(sum(shard_lengths), weights[store])
     for copy in range(whole):
         for shard, length in enumerate(shard_lengths):
             if length:
                 yield Visit(store, shard, copy, length)
-    wanted = round((weights[store] - whole) * sum(shard_lengths))
     for shard in key.permutation(len(shard_lengths), "fraction", store):
         length = min(wanted, shard_lengths[shard])
         if length:

@@ -28,7 +28,13 @@ from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checkpoints import LogToTheEnd, TrueEpoch, open_to_readers
 from trainer.hf.checks.disk import saves_in_parts
 from trainer.hf.checks.given import check_given
-from trainer.hf.checks.guards import Alignment, check_stores, check_student, checked_store_losses
+from trainer.hf.checks.guards import (
+    Alignment,
+    check_one_tokenizer,
+    check_stores,
+    check_student,
+    checked_store_losses,
+)
 from trainer.hf.checks.labels import check_labels
 from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import length_limit, student_context
@@ -141,6 +147,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
         self._check_course()
         width = self.model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
         vocabulary = None if processing_class is None else processing_class.get_vocab()
+        check_one_tokenizer((self.logit_dataset, *evaluation_sets(self.eval_dataset).values()))
         alignments = check_student(
             self.logit_dataset,
             self.loss_settings,

@@ -125,6 +125,20 @@ def checked_store_losses(
     return losses if set(losses) - {loss} else ()
 
 
+def check_one_tokenizer(datasets: Iterable[StreamingLogitDataset]) -> None:
+    """Raises GuardError for stores of several tokenizers, of which no student can have more than one."""
+    found: dict[str, str] = {}
+    for source in (source for dataset in datasets for source in dataset.sources):
+        if source.manifest.tokenizer.fingerprint:
+            found.setdefault(source.manifest.tokenizer.fingerprint, source.uri)
+    if len(found) > 1:
+        first, second = list(found.values())[:2]
+        raise GuardError(
+            f"{first} and {second} were labeled with different tokenizers, so that the same id is another "
+            "token; train on the stores of one, or map the others to it: penumbra store retokenize"
+        )
+
+
 def check_segments(manifest: Manifest, collate: CollateSettings, *, where: str) -> None:
     """Raises GuardError for weights of segments that the store does not know."""
     if collate.segment_weights and SEGMENTS not in manifest.features:
@@ -224,6 +238,11 @@ def check_temperature(
     try:
         temperatures.check_readable(labels, temperature)
     except TemperatureError as error:
+        if labels.support == "none":
+            raise TemperatureError(
+                f"{where} holds texts alone, of which nothing is known at temperature {temperature:g}; learn "
+                "them with alpha=0 (in code store_losses, one for each store)"
+            ) from None
         remedy = (
             f"tail={tail!r} needs no normaliser: give CollateSettings renormalize=True"
             if without_tail

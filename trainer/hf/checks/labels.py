@@ -16,6 +16,7 @@ from torch import Tensor
 from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.order import share_of_epoch
 from trainer.errors import GuardError
 from trainer.hf.checks.lengths import check_lengths
 from trainer.hf.checks.processes import check_batch_size
@@ -56,7 +57,7 @@ def check_labels(
 
 
 def check_learned(dataset: StreamingLogitDataset, settings: CollateSettings) -> None:
-    """Raises GuardError for a store of the training dataset of which no label counts.
+    """Raises GuardError for a store of the training dataset of which no label counts, or nothing is read.
 
     Reads each store up to the first label that does.
     """
@@ -67,8 +68,13 @@ def check_learned(dataset: StreamingLogitDataset, settings: CollateSettings) -> 
         )
     )  # fmt: skip
     first = 0
-    for source in dataset.sources:
+    for source, weight in zip(dataset.sources, dataset.weights, strict=True):
         length = sum(source.lengths)
+        if length and weight and not any(share_of_epoch(length, weight)):
+            raise GuardError(
+                f"the weight {weight:g} of {source.uri} leaves none of its {length} sequences to an epoch; "
+                f"give at least {1 / length:.2g}, which is one of them, or 0 to leave the store out"
+            )
         indices = range(first, first + length)
         if length and not any(_has_label(plain([dataset[index]]), settings) for index in indices):
             raise GuardError(

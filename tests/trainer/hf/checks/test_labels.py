@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from logitstore.errors import TemperatureError
 from logitstore.store import LogitStore
 from tests.trainer.stores import label_spec, labeled_sequence, make_store, manifest
 from tests.trainer.students import tiny_trainer
 from trainer.data.dataset import StreamingLogitDataset
+from trainer.data.sources import StoreSpec
 from trainer.errors import GuardError
 
 
@@ -77,3 +79,39 @@ def test_sets_for_evaluation_are_checked_as_those_for_training(small_store, tmp_
         tiny_trainer(
             small_store, tmp_path / "run", eval_dataset=StreamingLogitDataset(tmp_path / "wide", batch_size=4)
         )
+
+
+def test_stores_of_different_tokenizers_are_refused_without_the_students_too(small_store, tmp_path):
+    """Nothing was checked where no tokenizer was given, and the same id meant two tokens."""
+    for name, fingerprint in (("one", "sha256:aa"), ("other", "sha256:bb")):
+        make_store(tmp_path / name, (9,), fingerprint=fingerprint, prefix=name)
+    both = StreamingLogitDataset([tmp_path / "one", small_store, tmp_path / "other"], batch_size=4)
+    one, other = (StreamingLogitDataset(tmp_path / name, batch_size=4) for name in ("one", "other"))
+    for dataset, evaluated in ((both, None), (one, other)):
+        with pytest.raises(GuardError, match=r"one and .*other were labeled with different tokenizers"):
+            tiny_trainer(small_store, tmp_path / "run", train_dataset=dataset, eval_dataset=evaluated)
+
+
+def test_a_weight_that_leaves_nothing_of_a_store_is_refused(small_store, tmp_path):
+    """The store was in no epoch, and nothing said so."""
+    make_store(tmp_path / "few", (9,), prefix="few")
+
+    def trainer(weight):
+        stores = [StoreSpec(str(small_store)), StoreSpec(str(tmp_path / "few"), weight=weight)]
+        dataset = StreamingLogitDataset(stores, batch_size=4)
+        held_out = StreamingLogitDataset(small_store, batch_size=4)
+        return tiny_trainer(small_store, tmp_path / "run", train_dataset=dataset, eval_dataset=held_out)
+
+    with pytest.raises(GuardError, match=r"the weight 0.05 of .*few leaves none of its 9 .* at least 0.11"):
+        trainer(0.05)
+    for weight in (0.0, 0.12, 1.01):
+        trainer(weight)
+
+
+def test_texts_alone_at_another_temperature_are_told_what_to_do(tmp_path):
+    make_store(tmp_path / "texts", (9,), texts_alone=True)
+    dataset = StreamingLogitDataset(tmp_path / "texts", batch_size=4)
+    with pytest.raises(
+        TemperatureError, match=r"texts holds texts alone, .* at temperature 2; learn them with"
+    ):
+        tiny_trainer(tmp_path / "texts", tmp_path / "run", train_dataset=dataset, temperature=2.0)
