@@ -25,7 +25,7 @@ from labeler.job.person import OWNER_VARIABLE
 from logitstore.common.secrets import blanked_places, secret_places
 from logitstore.errors import StoreError
 from logitstore.inputs.listing import list_files
-from logitstore.objects.opening import normalise_uri
+from logitstore.objects.addresses import normalise_uri
 
 Files = Literal["same", "ship"]
 """Where the job's local paths mean something: "same" on every node as here, "ship" only here."""

@@ -27,7 +27,7 @@ from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.texts import prompt_and_answer
 from logitstore.manifest.turns import masks_tell_turns
-from logitstore.objects.opening import normalise_uri
+from logitstore.objects.addresses import normalise_uri
 from logitstore.rows.conditions import Columns, Outcome
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore

@@ -15,7 +15,7 @@ from logitstore.contamination.evaluation_sets import near_texts, read_evaluation
 from logitstore.contamination.near import EMBEDDING, Method, NearTexts
 from logitstore.contamination.prompt_texts import PromptText, Unreadable, read_prompts
 from logitstore.inputs.listing import input_fingerprint, list_files, open_file
-from logitstore.objects.opening import is_local_uri
+from logitstore.objects.addresses import is_local_uri
 
 Show = Callable[[SiftReport], None]
 

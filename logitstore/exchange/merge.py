@@ -12,7 +12,7 @@ from logitstore.exchange.importing import begun_store, check_no_others, unit_id_
 from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized, TeacherInfo
 from logitstore.manifest.reading import teacher_identity
 from logitstore.manifest.turns import turns_settings
-from logitstore.objects.opening import is_local_uri, normalise_uri
+from logitstore.objects.addresses import is_local_uri, normalise_uri
 from logitstore.objects.room import SELECT_LESS, require_room
 from logitstore.records import LabeledSequence, Reject
 from logitstore.rows.selection import Selection, measure_of

@@ -19,7 +19,7 @@ from logitstore.errors import (
     StoreError,
     UnsupportedInputError,
 )
-from logitstore.objects.opening import is_local_uri
+from logitstore.objects.addresses import is_local_uri
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PARQUET_SUFFIXES = (".parquet", ".pq")

@@ -20,7 +20,8 @@ from logitstore.errors import (
 )
 from logitstore.manifest import strict_json
 from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, check_version
-from logitstore.objects.opening import Objects, is_local_uri, normalise_uri
+from logitstore.objects.addresses import is_local_uri, normalise_uri
+from logitstore.objects.opening import Objects
 
 _HOLDS_NOTHING_ELSE = "a store of labels, whose folder holds nothing else; choose a place outside of it"
 

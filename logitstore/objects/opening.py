@@ -15,13 +15,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import urlsplit
 
 from logitstore.errors import (
     UnsafeNameError,
     UnsafeObjectError,
-    UnsupportedInputError,
 )
+from logitstore.objects.addresses import is_local_uri, normalise_uri
 
 MAX_NAME_LENGTH = 512
 READ_BUFFER_BYTES = 64 * 1024
@@ -251,39 +250,6 @@ def check_name(name: str) -> str:
             "if a store names it, the store is damaged or hostile"
         )
     return name
-
-
-def normalise_uri(uri: str | os.PathLike[str]) -> str:
-    """An absolute local path, or the URL without a trailing slash. Refuses URLs with credentials."""
-    text = os.fspath(uri)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    if not text.strip():
-        raise UnsupportedInputError(
-            "the address of a store is empty, as an unset variable of the shell is; give a folder or a URL, "
-            "the present folder as '.'"
-        )
-    if is_local_uri(text):
-        return os.path.abspath(os.path.expanduser(text))
-    parts = urlsplit(text)
-    if parts.username is not None or parts.password is not None or parts.query:
-        raise UnsupportedInputError(
-            f"the URL {parts.scheme}://…{parts.path} holds credentials or a query, which would be "
-            "written into logs; give them through the environment or storage options"
-        )
-    if not parts.netloc and parts.scheme in ("s3", "s3a", "http", "https"):
-        missing = "bucket" if parts.scheme.startswith("s3") else "server"
-        raise UnsupportedInputError(f"the URL {text} names no {missing}; write it after {parts.scheme}://")
-    if parts.fragment and parts.scheme.startswith("http"):
-        raise UnsupportedInputError(
-            f"the URL {text} has a fragment, '#{parts.fragment:.80}', which no server is sent; leave it out, "
-            "or write %23 where a name has a #"
-        )
-    return text.rstrip("/")
-
-
-def is_local_uri(uri: str) -> bool:
-    return "://" not in uri
 
 
 def _open_backend(uri: str, storage_options: dict[str, Any]) -> Backend:

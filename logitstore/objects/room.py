@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from logitstore.errors import UnsupportedInputError
-from logitstore.objects.opening import is_local_uri, normalise_uri
+from logitstore.objects.addresses import is_local_uri, normalise_uri
 
 SELECT_LESS = "select fewer sequences, keep a smaller K with --top-k, "
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from logitstore.errors import StoreError, UnsupportedInputError
 from logitstore.index.entries import ShardIndex
-from logitstore.objects.opening import is_local_uri
+from logitstore.objects.addresses import is_local_uri
 from logitstore.viewer.encoding import Json
 from logitstore.viewer.finding import Question
 from logitstore.viewer.overview import StoreView

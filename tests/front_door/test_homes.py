@@ -21,7 +21,7 @@ from labeler.config.loading import load_job
 from labeler.curation.check_program import command_parts
 from logitstore.common.command import Program
 from logitstore.common.section import Section
-from logitstore.objects.opening import normalise_uri
+from logitstore.objects.addresses import normalise_uri
 from tests.cluster.describe.descriptions import a_job, one_kind
 
 TAKEN_LATER = {

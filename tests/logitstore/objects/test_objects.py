@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeNameError, UnsupportedInputError
-from logitstore.objects.opening import MAX_TAGGED_BYTES, Objects, normalise_uri
+from logitstore.objects.addresses import normalise_uri
+from logitstore.objects.opening import MAX_TAGGED_BYTES, Objects
 from tests.conftest import Place
 
 
