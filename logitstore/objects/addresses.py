@@ -3,39 +3,85 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import urlsplit
 
+from logitstore.common.secrets import redact_uri
 from logitstore.errors import UnsupportedInputError
+
+CLOUD_SCHEMES = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "oci", "oss")
+AZURE_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")
+LOGIN_SCHEMES = ("sftp", "ssh", "ftp", "smb", "hdfs")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ONE_SLASH = re.compile(
+    rf"(file|https?|webdav|{'|'.join((*CLOUD_SCHEMES, *LOGIN_SCHEMES))}):/*(?!//)", re.IGNORECASE
+)
 
 
 def normalise_uri(uri: str | os.PathLike[str]) -> str:
-    """An absolute local path, or the URL without a trailing slash. Refuses URLs with credentials."""
+    """An absolute local path, or the URL without a trailing slash. Raises UnsupportedInputError for what is
+    neither, and for URLs with credentials."""
     text = os.fspath(uri)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+    if found := _SCHEME.match(text):  # schemes are of either case
+        text = found[0].lower() + text[found.end() :]
+    text = text.removeprefix("file://")
     if not text.strip():
         raise UnsupportedInputError(
             "the address of a store is empty, as an unset variable of the shell is; give a folder or a URL, "
             "the present folder as '.'"
         )
     if is_local_uri(text):
+        _refuse_broken_url(text)
         return os.path.abspath(os.path.expanduser(text))
+    if "::" in text.partition("[")[0]:
+        raise UnsupportedInputError(
+            f"{redact_uri(text)} is a chain of addresses, and a store has one: unpack it, or copy it to a "
+            "folder"
+        )
+    _check_parts(text)
+    return text.rstrip("/")
+
+
+def is_local_uri(uri: str) -> bool:
+    return "://" not in uri
+
+
+def _refuse_broken_url(text: str) -> None:
+    """Of "s3:/bucket/x" a folder "s3:" would be made."""
+    if (found := _ONE_SLASH.match(text)) and not os.path.exists(found[1] + ":"):
+        scheme, rest = found[1].lower(), text[found.end() :]
+        meant = f"/{rest}" if scheme == "file" else f"{scheme}://{rest}"
+        raise UnsupportedInputError(
+            f"an address that begins with {found[1]}: and without // is no URL, and would be a folder of "
+            f"that name here; write {redact_uri(meant)}, or ./{found[1]}:/... for such a folder"
+        )
+
+
+def _check_parts(text: str) -> None:
     parts = urlsplit(text)
+    is_name = parts.username is not None and parts.password is None and not parts.query
+    if is_name and parts.scheme in AZURE_SCHEMES:
+        account = (parts.hostname or "").partition(".")[0]
+        raise UnsupportedInputError(
+            f"the URL names its container before an @, where others hold credentials; write "
+            f"abfs://{parts.username}{parts.path} and give the account in the storage options: "
+            f'{{"account_name": "{account}"}}'
+        )
+    if is_name and parts.scheme in LOGIN_SCHEMES:
+        raise UnsupportedInputError(
+            f"the URL {parts.scheme}://…{parts.path} holds a user name, which would be written into logs; "
+            'give it in the storage options: {"username": "..."}'
+        )
     if parts.username is not None or parts.password is not None or parts.query:
         raise UnsupportedInputError(
             f"the URL {parts.scheme}://…{parts.path} holds credentials or a query, which would be "
             "written into logs; give them through the environment or storage options"
         )
-    if not parts.netloc and parts.scheme in ("s3", "s3a", "http", "https"):
-        missing = "bucket" if parts.scheme.startswith("s3") else "server"
+    if not parts.netloc and parts.scheme in (*CLOUD_SCHEMES, "http", "https"):
+        missing = "server" if parts.scheme.startswith("http") else "bucket"
         raise UnsupportedInputError(f"the URL {text} names no {missing}; write it after {parts.scheme}://")
     if parts.fragment and parts.scheme.startswith("http"):
         raise UnsupportedInputError(
             f"the URL {text} has a fragment, '#{parts.fragment:.80}', which no server is sent; leave it out, "
             "or write %23 where a name has a #"
         )
-    return text.rstrip("/")
-
-
-def is_local_uri(uri: str) -> bool:
-    return "://" not in uri

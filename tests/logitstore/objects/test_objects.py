@@ -9,7 +9,9 @@ import pytest
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeNameError, UnsupportedInputError
 from logitstore.objects.addresses import normalise_uri
 from logitstore.objects.opening import MAX_TAGGED_BYTES, Objects
+from logitstore.store import LogitStore
 from tests.conftest import Place
+from tests.logitstore.random_labels import make_manifest
 
 
 @pytest.fixture
@@ -267,3 +269,40 @@ def test_memory_file_system_for_reading_and_one_process() -> None:
     assert objects.list() == ["a"]
     with pytest.raises(ObjectStoreError, match="replace an object only if it is unchanged"):
         objects.put_if_match("a", b"3", "etag")
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("s3:/bucket/x", "write s3://bucket/x, or ./s3:/... for such a folder"),
+        ("s3:/me:SECRET@bucket/x", "write s3://***@bucket/x"),
+        ("file:/a/b", "write /a/b"),
+        ("hf:datasets/a/b", "write hf://datasets/a/b"),
+        ("gs://", "names no bucket"),
+        ("zip://::/a/b.zip", "is a chain of addresses"),
+        ("simplecache::http://h/x", "is a chain of addresses"),
+        (
+            "abfss://c@account.dfs.core.windows.net/x",
+            'write abfs://c/x and give the account in the storage options: {"account_name": "account"}',
+        ),
+        ("sftp://me@host/x", 'in the storage options: {"username"'),
+    ],
+)
+def test_an_address_that_is_nearly_one(uri: str, says: str, tmp_path: Path, monkeypatch) -> None:
+    """A folder named "s3:" was made, Azure's own form was said to hold credentials, chains "failed"."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnsupportedInputError) as caught:
+        LogitStore.create(uri, make_manifest())
+    assert says in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_may_be_named_so_and_schemes_are_of_either_case(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert normalise_uri("./s3:/x") == f"{tmp_path}/s3:/x"
+    (tmp_path / "s3:").mkdir()
+    assert normalise_uri("s3:/x") == f"{tmp_path}/s3:/x"
+    assert normalise_uri("FILE:///a/b") == "/a/b"
+    assert normalise_uri("S3://Bucket/X/") == "s3://Bucket/X"
+    assert normalise_uri("http://[::1]:80/x") == "http://[::1]:80/x"
