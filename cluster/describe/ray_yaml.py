@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 from typing import Any
 
 from cluster.describe.ec2 import check_instance
@@ -153,7 +154,7 @@ def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
     if not place.head_ip or not place.worker_ips:
         raise ConfigError("on_premise.head_ip and on_premise.worker_ips are missing; name your machines")
     addresses = [place.head_ip, *place.worker_ips]
-    wrong = next((one for one in addresses if not ADDRESS.fullmatch(one)), None)
+    wrong = next((one for one in addresses if not _is_machine(one)), None)
     if wrong is not None:
         raise ConfigError(
             f"on_premise: {wrong!r} is neither an IPv4 address nor a name (`ray up` copies files by rsync, "
@@ -197,6 +198,16 @@ def on_premise(cluster: ClusterConfig) -> dict[str, Any]:
         "worker_start_ray_commands": ["ray stop", f"{_cache_variable(cluster)}{start}"],
     }
     return config | _docker(cluster)
+
+
+def _is_machine(text: str) -> bool:
+    """Whether it is a name, or an IPv4 address: of numbers alone it is one, or would be asked for in vain."""
+    if re.fullmatch(r"[0-9.]+", text):
+        try:
+            return IPv4Address(text) is not None
+        except ValueError:
+            return False
+    return ADDRESS.fullmatch(text) is not None
 
 
 def _head(node_config: dict[str, Any]) -> dict[str, Any]:

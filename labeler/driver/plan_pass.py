@@ -36,6 +36,15 @@ class NothingToLabelError(Exception):
 
 def why_nothing(job: JobConfig, totals: PlanTotals, reasons: str) -> str:
     """What is said where no record can be labeled; `reasons` is where they stand."""
+    number, _, parts = job.input.slice.partition("/")
+    if parts and int(number) and not totals.num_records:
+        of = f"the first {job.input.limit:,} records of " if job.input.limit is not None else ""
+        return (
+            f"nothing to label: input.slice = {job.input.slice!r} takes no record, as there are at most "
+            f"{int(number):,} in {of}input.uri = {redact_uri(job.input.uri)!r}: other slices have them all. "
+            "Leave this one's store out of `penumbra store merge`, and take fewer slices (slurm.array) next "
+            "time"
+        )
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(totals.rejects_by_kind.items()))
     return (
         f"nothing to label: input.uri = {redact_uri(job.input.uri)!r} has {totals.num_records:,} records, "

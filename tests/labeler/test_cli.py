@@ -184,6 +184,30 @@ def test_a_dry_run_of_which_nothing_can_be_labeled_fails_as_the_run_would(tmp_pa
     assert "of which 1 are rejected (1 list_of_texts); their reasons are above" in said.err
 
 
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("2/4", "input.slice = '2/4' takes no record, as there are at most 2 in input.uri"),
+        ("3/4", "other slices have them all. Leave this one's store out of `penumbra store merge`"),
+    ],
+)
+def test_a_slice_without_a_record_is_no_fault_of_the_input(tmp_path, capsys, part, says):
+    """As where an array has more tasks than there are records; the input was to be corrected."""
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    settings = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", "input.kind=text"]
+    settings += [f"output.uri='{tmp_path}/store'", f"input.slice='{part}'"]
+    arguments = ["run", *(argument for setting in settings for argument in ("--set", setting))]
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err
+    assert main([*arguments, "--dry-run"]) == 2
+    assert says in capsys.readouterr().err
+    arguments[arguments.index(f"input.slice='{part}'")] = "input.slice='0/4'"
+    (tmp_path / "in.jsonl").write_text("")
+    assert main([*arguments, "--dry-run"]) == 2
+    assert "has 0 records" in capsys.readouterr().err
+
+
 def test_the_status_of_no_store_is_an_error(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 2
     assert "no store lies at" in error_of(capsys)

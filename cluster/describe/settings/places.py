@@ -29,9 +29,23 @@ class OnPremiseConfig(OneLineSection):
     """Address of the head."""
     worker_ips: tuple[str, ...] = ()
     """Addresses of the workers, all of the first group's kind."""
-    ssh_user: str = "ubuntu"
+    ssh_user: Annotated[
+        str,
+        of_form(
+            r"[A-Za-z0-9_][A-Za-z0-9._@\\-]*",
+            "who logs in is one word of letters, digits and any of '._@\\-', not first '-'; write what "
+            "`ssh USER@MACHINE` takes",
+        ),
+    ] = "ubuntu"
     """Who may log in on them."""
-    ssh_private_key: str = "~/.ssh/id_ed25519"
+    ssh_private_key: Annotated[
+        str,
+        of_form(
+            r"[^-$][^$]*",
+            "the key is a path, which may begin with '~/' and names no variable, as Ray puts none in; write "
+            "it whole",
+        ),
+    ] = "~/.ssh/id_ed25519"
     """Path of the key on the machine that runs `ray up`."""
 
 

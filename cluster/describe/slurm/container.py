@@ -11,6 +11,14 @@ from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.settings.node_paths import in_quotes, is_plain_path
 from logitstore.common.config_file import ConfigError
 
+PLAIN_FOLDERS = """\
+case "$PWD$RAY_TMPDIR${HF_HOME:-}" in
+  *[:,]*)
+    echo "a container cannot see $PWD, $RAY_TMPDIR or ${HF_HOME:-}: ':' and ',' part its mounts" >&2
+    echo "submit from a folder without them (or set slurm.scratch, cache.host_path)" >&2
+    exit 1 ;;
+esac"""
+"""Known on the nodes alone: where the job is sent from, and what variables of theirs say."""
 ON_ALL_NODES = 'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --overlap'
 
 
@@ -104,7 +112,7 @@ def _apptainer(cluster: ClusterConfig) -> Inside:
         image = f"docker://{image}"
     binds = " ".join(f'--bind "{mount}"' for mount in _mounts(cluster))
     gpus = "--rocm" if is_amd(cluster.groups[0].accelerator) else "--nv"
-    return Inside(prefix=f"apptainer exec {gpus} {binds} {_image_word(image)} ")
+    return Inside(prefix=f"apptainer exec {gpus} {binds} {_image_word(image)} ", prepare=PLAIN_FOLDERS)
 
 
 def _pyxis(cluster: ClusterConfig) -> Inside:
@@ -119,6 +127,7 @@ def _pyxis(cluster: ClusterConfig) -> Inside:
         step='"${container[@]}" ',
         here='srun --nodes=1 --ntasks=1 --nodelist="$head_node" --overlap "${container[@]}" ',
         prepare=(
+            f"{PLAIN_FOLDERS}\n"
             'name="penumbra-$SLURM_JOB_ID"\n'
             f'mounts="{mounts}"\n'
             'container=(--container-name="$name" --container-workdir="$PWD" --container-mounts="$mounts")\n'

@@ -109,6 +109,12 @@ def task_of_array(cluster: ClusterConfig, job: JobConfig) -> tuple[ClusterConfig
             f"input.slice is {job.input.slice!r}, but slurm.array = {cluster.slurm.array} gives each task "
             "one; remove one of the two"
         )
+    limit = job.input.limit
+    if limit is not None and limit < cluster.slurm.array:
+        raise ConfigError(
+            f"slurm.array = {cluster.slurm.array} parts for input.limit = {limit} records: some would have "
+            "none and make no store; lower slurm.array"
+        )
     each = max(1, shares_of_a_machine(group, workers, group.cores))
     replicas = min(workers.replicas, each)
     one = group.model_copy(update={"count": 1, "min_count": 0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.describe import ray_yaml
 from logitstore.common.config_file import ConfigError
@@ -113,3 +114,30 @@ def test_machines_of_ones_own_that_cannot_be_are_refused(workers: list[str], say
     cluster = one_kind(groups=[group], on_premise={"head_ip": "10.0.0.1", "worker_ips": workers})
     with pytest.raises(ConfigError, match=says):
         ray_yaml.on_premise(cluster)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.256", "10.0.0", "1.2.3.4.5", "010.0.0.1"])
+def test_numbers_that_are_no_address_are_not_looked_up_as_a_name(address: str) -> None:
+    workers = [f"10.0.0.{number}" for number in range(2, 6)]
+    cluster = one_kind(on_premise={"head_ip": address, "worker_ips": workers})
+    with pytest.raises(ConfigError, match="is neither an IPv4 address nor a name"):
+        ray_yaml.on_premise(cluster)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "right"),
+    [
+        (
+            "ssh_user",
+            ["-oProxyCommand=x", "two words", "a$b", ""],
+            ["ada@lab.example", "LAB\\ada", "a.b-c_d"],
+        ),
+        ("ssh_private_key", ["$HOME/.ssh/key", "-i", ""], ["~/.ssh/key", "/a b/key", "keys/one"]),
+    ],
+)
+def test_who_logs_in_and_by_which_key(field: str, wrong: list[str], right: list[str]) -> None:
+    for text in wrong:
+        with pytest.raises(ValidationError, match="write"):
+            one_kind(on_premise={field: text})
+    for text in right:
+        assert getattr(one_kind(on_premise={field: text}).on_premise, field) == text

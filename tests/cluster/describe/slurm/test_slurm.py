@@ -126,6 +126,15 @@ def test_an_array_needs_a_job_that_can_be_cut() -> None:
         render(one_kind(image="", slurm={"container": "pyxis"}), "slurm", None, job_file="job.toml")
 
 
+def test_an_array_has_no_more_tasks_than_records() -> None:
+    job = a_job()
+    few = job.model_copy(update={"input": job.input.model_copy(update={"limit": 7})})
+    cluster = one_kind(slurm={"array": 8})
+    with pytest.raises(ConfigError, match=r"slurm\.array = 8 parts for input\.limit = 7 records"):
+        script(cluster, "job.toml", few)
+    assert "#SBATCH --array=0-6%4" in script(one_kind(slurm={"array": 7}), "job.toml", few)
+
+
 def test_a_task_of_an_array_has_as_many_replicas_as_its_machine_holds() -> None:
     text = render(one_kind(slurm={"array": 5}), "slurm", a_job(replicas=8), job_file="job.toml")
     assert "group l4: up to 2 on each of 1 machines" in text

@@ -252,3 +252,27 @@ def test_two_users_run_an_arrays_tasks_on_one_node_and_the_stores_merge(open_fol
     assert done.returncode == 0, done.stderr
     merged = LogitStore.open(tmp_path / "store")
     assert {one.record_id for one in merged.iter_sequences()} == {record["id"] for record in records}
+
+
+@pytest.mark.parametrize("container", ["apptainer", "pyxis"])
+def test_a_folder_that_no_mount_can_name_is_said_before_anything_starts(
+    tmp_path: Path, container: str
+) -> None:
+    """`:` parts a mount from its place inside, and `,` parts mounts: another folder would have been mounted."""
+    here = tmp_path / "run 1:a,b"
+    here.mkdir()
+    cluster = one_kind(slurm={"container": container})
+    script = assert_bash(tmp_path, render(cluster, "slurm", a_job(), job_file="job.toml"))
+    environment = stub_pyxis(tmp_path)
+    done = subprocess.run(
+        ["bash", str(script)],
+        env=environment,
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"a container cannot see {here}, " in done.stderr
+    assert "start --head" not in (tmp_path / "notes").read_text()
