@@ -131,7 +131,7 @@ class ActorPool:
                 events.append(WorkerLeft(slot.worker_id, slot.node_name))
                 self._vacate(slot, pause_sec=0.0)
         events += self._room.note(self._slots, now)
-        self._tell_drained_nodes(now)
+        events += self._leave_nodes_about_to_go(now)
         if not self._calls:
             time.sleep(timeout_sec)
             return events
@@ -296,16 +296,24 @@ class ActorPool:
         slot.leases.clear()
         slot.state, slot.not_before_sec = "empty", time.monotonic() + pause_sec
 
-    def _tell_drained_nodes(self, now_sec: float) -> None:
-        """Let actors on nodes that are about to go (spot notices, scale-down) finish what they have begun.
+    def _leave_nodes_about_to_go(self, now_sec: float) -> list[PoolEvent]:
+        """Let actors on nodes with a spot notice or a scale-down finish what they have begun.
 
-        Ray places no actor on such a node: the ones that follow come up elsewhere.
+        An engine that still loads would be asked to leave as soon as it is ready, so it goes at once. Ray
+        places no actor on such a node: the ones that follow come up elsewhere.
         """
         if now_sec < self._next_drain_poll_sec or self._job.workers.address is None:
-            return
+            return []
         self._next_drain_poll_sec = now_sec + DRAIN_POLL_SEC
         about_to_go = self._nodes.about_to_go()
+        events: list[PoolEvent] = []
         for slot in self._slots:
-            if slot.state == "ready" and any(node_id in about_to_go for node_id in slot.node_ids):
+            if not any(node_id in about_to_go for node_id in slot.node_ids):
+                continue
+            if slot.state == "ready":
                 slot.state, slot.leave_by_sec = "leaving", now_sec + self._job.workers.drain_sec
                 slot.handle.leave.remote()
+            elif slot.state == "loading":
+                events.append(WorkerLeft(slot.worker_id, slot.node_name))
+                self._vacate(slot, pause_sec=0.0)
+        return events
