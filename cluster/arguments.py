@@ -124,8 +124,8 @@ def _add_job_file(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--runtime-env",
         metavar="FILE",
-        help="YAML or JSON with parts of Ray's runtime environment (pip, uv, conda, image_uri), for a "
-        "cluster that lacks a package",
+        help="YAML or JSON with parts of Ray's runtime environment (pip, uv, conda), for a cluster that "
+        "lacks a package",
     )
     _add_owner(sub)
 

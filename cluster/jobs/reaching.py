@@ -10,12 +10,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cluster.describe.settings.interpreter import check_interpreter
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs import local
 from cluster.jobs.client import ClusterClient
+from cluster.jobs.environment import parse_env, read_runtime_env
 from cluster.jobs.network.address import find_way
 from cluster.jobs.people import owner_here
-from cluster.jobs.submission import Submission, SubmitOptions, parse_env, prepare, read_runtime_env
+from cluster.jobs.submission import Submission, SubmitOptions, prepare
 from labeler.config.found import load_input_found
 from labeler.config.loading import JobConfig
 
@@ -43,11 +45,18 @@ def submit_options(client: ClusterClient, args: argparse.Namespace) -> SubmitOpt
     near = client.head_is_here()
     return SubmitOptions(
         files=args.files or ("same" if near else "ship"),
-        python=args.python or (sys.executable if near else "python"),
+        python=_interpreter(args.python) or (sys.executable if near else "python"),
         ship_code=args.ship_code,
         env_vars=parse_env(args.env),
         runtime_env=read_runtime_env(args.runtime_env),
     )
+
+
+def _interpreter(given: str | None) -> str | None:
+    try:
+        return None if given is None else check_interpreter(given)
+    except ValueError as error:
+        raise JobRefusedError(f"--python {given!r}: {error}") from None
 
 
 @contextlib.contextmanager

@@ -13,16 +13,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.describe.shell_words import path_word
 from cluster.errors import JobRefusedError
+from cluster.jobs.environment import parse_env
 from labeler.config.loading import JobConfig, is_local_path, resolved, with_absolute_paths
 from labeler.job.person import OWNER_VARIABLE
-from logitstore.common.secrets import blanked_places, secret_places
+from logitstore.common.secrets import blanked_places
 from logitstore.errors import StoreError
 from logitstore.inputs.listing import list_files
 from logitstore.objects.addresses import normalise_uri
@@ -60,7 +61,7 @@ class SubmitOptions:
     env_vars: tuple[tuple[str, str], ...] = ()
     """Environment of the job; never secrets."""
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
-    """Further parts of Ray's runtime environment: pip, uv, conda, image_uri and the like."""
+    """Further parts of Ray's runtime environment: pip, uv, conda and the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,45 +137,12 @@ def as_check(submission: Submission) -> Submission:
     )
 
 
-OWNED_RUNTIME_ENV = {
-    "working_dir": "the job's own folder travels there; use --files and --ship-code",
-    "env_vars": "use --env NAME=VALUE",
-    "py_executable": "use --python",
-}
-"""Parts of Ray's runtime environment that `submit` sets itself, and what to use instead."""
-
-
-def read_runtime_env(path: str | None) -> dict[str, Any]:
-    """`--runtime-env FILE`, as YAML or JSON. Raises JobRefusedError."""
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise JobRefusedError(f"--runtime-env {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise JobRefusedError(
-            f"--runtime-env {path} must hold a table of Ray's runtime environment, for example pip: [rich]"
-        )
-    for name, remedy in OWNED_RUNTIME_ENV.items():
-        if name in found:
-            raise JobRefusedError(f"--runtime-env {path}: {name} is set by `submit` itself; {remedy}")
-    if re.search(r"://[^/\s]*:[^/\s]*@", json.dumps(found)):
-        raise JobRefusedError(
-            f"--runtime-env {path} holds an address with a password, and what is submitted is shown to "
-            "everyone who reaches the cluster; set the credentials on the cluster's nodes"
-        )
-    return found
-
-
 def _interpreter(options: SubmitOptions) -> dict[str, str]:
     """The actors must run on the interpreter of the driver, not on the one that Ray itself was started with.
 
-    An environment that Ray builds (pip, uv, conda, an image) has an interpreter of its own.
+    An environment that Ray builds (pip, uv, conda) has an interpreter of its own.
     """
-    builds = {"pip", "uv", "conda", "image_uri", "container"} & set(options.runtime_env)
+    builds = {"pip", "uv", "conda", "container"} & set(options.runtime_env)
     return {} if builds and options.python == "python" else {"py_executable": options.python}
 
 
@@ -182,22 +150,6 @@ def submission_id(store_uri: str) -> str:
     """A new id that a person recognises: the store's last name and six random digits."""
     name = re.sub(r"[^a-z0-9]+", "-", store_uri.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
     return f"{ID_PREFIX}{name[:40] or 'store'}-{secrets.token_hex(3)}"
-
-
-def parse_env(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """`NAME=VALUE` arguments. Raises JobRefusedError for names that hold secrets."""
-    found = []
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise JobRefusedError(f"--env {name!r} must look like NAME=VALUE")
-        if next(secret_places({name: value}, "env_vars"), None) is not None:
-            raise JobRefusedError(
-                f"--env {name}: a job's environment is shown on the cluster's dashboard, so secrets may not "
-                "travel in it; set the variable on the cluster's nodes, or give them a role that needs none"
-            )
-        found.append((name, value))
-    return tuple(found)
 
 
 def refuse_secrets(document: dict[str, Any]) -> None:

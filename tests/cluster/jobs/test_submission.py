@@ -10,15 +10,15 @@ import pytest
 
 from cluster.errors import JobRefusedError
 from cluster.jobs.earlier import options_of
+from cluster.jobs.environment import parse_env, read_runtime_env
+from cluster.jobs.reaching import _interpreter
 from cluster.jobs.submission import (
     JOB_FILE,
     JOB_KEY,
     STORE_KEY,
     Files,
     SubmitOptions,
-    parse_env,
     prepare,
-    read_runtime_env,
     submission_id,
 )
 from labeler.config.loading import describe_difference, identity, load_job
@@ -240,6 +240,11 @@ def test_a_runtime_environment_of_ones_own_is_sent_and_resumed_with(tmp_path: Pa
         ("py_executable: /x", "--python"),
         ("- a", "must hold a table"),
         ("a: [", "env.yaml"),
+        ("image_uri: registry.example/a", "start the cluster's nodes from that image"),
+        ("pip: 3", "is refused by Ray: runtime_env"),
+        ("{pip: [a], uv: [b]}", "is refused by Ray: The 'pip' field"),
+        ("pips: [rich]", "Ray has no 'pips'; did you mean 'pip'"),
+        ("1: x", "Ray has no 1; there are: "),
         ("pip: ['--extra-index-url=https://me:pw@host/simple']", "password"),
     ],
 )
@@ -250,3 +255,20 @@ def test_a_runtime_environment_that_cannot_be_sent_is_refused(tmp_path: Path, te
         read_runtime_env(str(file))
     with pytest.raises(JobRefusedError, match="nowhere"):
         read_runtime_env(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("RAY_JOB_STOP_WAIT_TIME_S", "drain_sec"), ("PENUMBRA_OWNER", "use --owner")]
+)
+def test_a_variable_that_says_what_an_option_says_is_refused(name: str, remedy: str) -> None:
+    """A job would have been another's in its store's bill, and its own in `list`."""
+    with pytest.raises(JobRefusedError, match=f"{name} is set by `submit` itself.*{remedy}"):
+        parse_env([f"{name}=1"])
+
+
+@pytest.mark.parametrize("python", ["python3 -u", "-c", " ", "python -I"])
+def test_an_interpreter_with_arguments_is_refused_before_it_is_looked_for(python: str) -> None:
+    with pytest.raises(JobRefusedError, match=r"--python .* one program, without arguments"):
+        _interpreter(python)
+    assert _interpreter("/with space/bin/python") == "/with space/bin/python"
+    assert _interpreter(None) is None
