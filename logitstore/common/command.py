@@ -7,6 +7,8 @@ an error looks or which exit status it has.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 import tempfile
@@ -129,6 +131,7 @@ def run_program(program: Program, command: Callable[[], int]) -> int:
     nobody foresaw is a defect: its traceback goes into a file that the line names.
     """
     _open_closed_streams()
+    _write_any_text()
     warnings.showwarning = partial(_show_warning, warnings.showwarning, program)
     try:
         return _run(program, command)
@@ -151,6 +154,17 @@ def _open_closed_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
         setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the program
+
+
+def _write_any_text() -> None:
+    """Where the locale cannot write all of Unicode (Latin-1, a Windows console), an id or a token must not
+    end a command: files and pipes get UTF-8, as JSON is, and a terminal an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            if stream.isatty():
+                stream.reconfigure(errors="backslashreplace")
+            else:
+                stream.reconfigure(encoding="utf-8")
 
 
 def _run(program: Program, command: Callable[[], int]) -> int:
@@ -217,7 +231,8 @@ def _status_of(error: Exception) -> int | None:
     if isinstance(error, TimeoutError):
         return ExitStatus.FAILED
     if isinstance(error, OSError):
-        return ExitStatus.FAILED if error.errno in DISK_FULL_ERRNOS else ExitStatus.WRONG
+        is_full = error.errno in (*DISK_FULL_ERRNOS, errno.EFBIG)
+        return ExitStatus.FAILED if is_full else ExitStatus.WRONG
     # A plain ValueError or RuntimeError with a sentence is how a library refuses what it was given.
     if isinstance(error, (ValueError, RuntimeError)) and not isinstance(
         error, (UnicodeError, NotImplementedError, RecursionError)
@@ -230,6 +245,12 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         where = "" if error.filename is None else f"{error.filename}: "
         return f"{where}{error.strerror}; make room there, or write to another place"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return (
+            f"{where}the file is larger than its file system, or this process (ulimit -f), allows; write to "
+            "another place, or raise the limit"
+        )
     if isinstance(error, OSError) and error.strerror and error.filename is not None and not error.args[2:]:
         return f"{error.filename}: {error.strerror}; choose another place, or correct its rights"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

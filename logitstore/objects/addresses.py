@@ -32,7 +32,7 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
         )
     if is_local_uri(text):
         _refuse_broken_url(text)
-        return os.path.abspath(os.path.expanduser(text))
+        return _absolute(text)
     if "::" in text.partition("[")[0]:
         raise UnsupportedInputError(
             f"{redact_uri(text)} is a chain of addresses, and a store has one: unpack it, or copy it to a "
@@ -44,6 +44,15 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
 
 def is_local_uri(uri: str) -> bool:
     return "://" not in uri
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(os.path.expanduser(path))
+    except FileNotFoundError:
+        raise UnsupportedInputError(
+            f"the present folder was removed, so {path!r:.200} is nowhere; change to one that is there"
+        ) from None
 
 
 def _refuse_broken_url(text: str) -> None:
