@@ -18,9 +18,23 @@ from labeler.config.loading import JobConfig, WorkersConfig, load_job
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import printable_line
 
+OPENED = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+"""Schemes of stores whose address names no server."""
+
 
 def storage_options_of(job: ClusterJob) -> dict[str, Any]:
-    """By which the job's store is opened. Raises JobRefusedError where the job does not say it."""
+    """By which the job's store is opened from this machine.
+
+    Raises JobRefusedError where the job does not say it, and for a store on a server of the job's choice:
+    whoever may submit jobs could make this machine ask any.
+    """
+    scheme, separator, _ = job.store.partition("://")
+    if "::" in job.store or (separator and scheme not in OPENED):
+        raise JobRefusedError(
+            f"the store {printable_line(job.store)} of job {job.submission_id} is on a server that the job "
+            "names, which is not asked for it; if you know the server, name the store yourself: penumbra "
+            "label status STORE, penumbra cluster cost STORE"
+        )
     options = _section(job, "output").get("storage_options")
     if not isinstance(options, dict):
         raise _unknown(job, "it says no output.storage_options")

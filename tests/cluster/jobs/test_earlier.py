@@ -48,6 +48,33 @@ def test_a_setting_that_is_new_there_is_named(tmp_path: Path) -> None:
             options_of(submitted({"penumbra.options": options}))
 
 
+@pytest.mark.parametrize(
+    ("store", "is_opened"),
+    [
+        ("s3://bucket/run", True),
+        ("gs://bucket/run", True),
+        ("/runs/demo", True),
+        ("file:///runs/demo", True),
+        ("http://169.254.169.254/latest/meta-data/", False),
+        ("sftp://10.0.0.1/run", False),
+        ("simplecache::http://10.0.0.1/run", False),
+        ("zip://x::s3://bucket/run.zip", False),
+    ],
+)
+def test_a_job_makes_nobodys_machine_ask_a_server_of_its_choice(
+    tmp_path: Path, store: str, is_opened: bool
+) -> None:
+    """As the page of all jobs does: whoever may submit could have had a user's network asked by `status`."""
+    settings = json.dumps(resolved(a_job(tmp_path)))
+    job = submitted({"penumbra.store": store, "penumbra.job": settings})
+    if is_opened:
+        assert storage_options_of(job) == {}
+        return
+    with pytest.raises(JobRefusedError, match="on a server that the job names, which is not asked"):
+        storage_options_of(job)
+    assert "not asked" in commands.progress_of(job)[1]
+
+
 class _OneJob:
     """A cluster that knows one job."""
 
