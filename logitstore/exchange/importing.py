@@ -17,7 +17,7 @@ import numpy as np
 from logitstore import __version__
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
-from logitstore.errors import StoreChangedError
+from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, Retokenized, TeacherInfo, TokenizerInfo
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects
@@ -77,7 +77,7 @@ def import_source(
     """
     manifest = _manifest(source, origin)
     begun_store(uri, manifest, storage_options)
-    units = units_of(source.sequences)
+    units = units_of(_each_once(source.sequences, source.uri))
     first = list(islice(units, 1))  # before the store is made: a source that cannot be read leaves none
     store = LogitStore.create(uri, manifest, storage_options=storage_options)
     if codebooks is not None:
@@ -97,6 +97,20 @@ def import_source(
     check_no_others(store, committed - names)
     store.compact()
     return store
+
+
+def _each_once(sequences: Iterator[LabeledSequence], uri: str) -> Iterator[LabeledSequence]:
+    """Raises InvalidLabelsError for a sequence that comes twice, as in tables that were put together."""
+    seen = set[tuple[str, int]]()
+    for sequence in sequences:
+        key = (sequence.record_id, sequence.sample_index)
+        if key in seen:
+            raise InvalidLabelsError(
+                f"record {sequence.record_id!r:.120} (sample {sequence.sample_index}) is in {uri} twice, and "
+                "a store has each sequence once; leave one of them out, and import to a new place"
+            )
+        seen.add(key)
+        yield sequence
 
 
 def begun_store(uri: str, manifest: Manifest, storage_options: Mapping[str, Any] | None) -> LogitStore | None:

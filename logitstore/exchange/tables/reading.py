@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source
-from logitstore.exchange.tables.columns import METADATA_KEY
+from logitstore.exchange.tables.columns import METADATA_KEY, TABLE_SCHEMA, table_schema
 from logitstore.exchange.tables.from_arrow import batch_of, sequences_of
 from logitstore.inputs.listing import form_of, list_files, open_file
 from logitstore.inputs.raw_record import MANIFEST_KEY
@@ -35,7 +35,7 @@ def read_table(path: Path, like: Manifest | None = None) -> Source:
     sequences = (
         sequence
         for file, name in list_files(str(path))
-        for sequence in _sequences_of_file(file, name, len(manifest.labels.temperatures))
+        for sequence in _sequences_of_file(file, name, manifest)
     )
     return Source(
         "table",
@@ -50,7 +50,8 @@ def read_table(path: Path, like: Manifest | None = None) -> Source:
     )
 
 
-def _sequences_of_file(path: str, name: str, num_temperatures: int) -> Iterator[LabeledSequence]:
+def _sequences_of_file(path: str, name: str, manifest: Manifest) -> Iterator[LabeledSequence]:
+    num_temperatures = len(manifest.labels.temperatures)
     read = _BATCHES.get(form_of(path) or "")
     if read is None:
         for raw in iter_records(path, manifests=True):
@@ -64,6 +65,7 @@ def _sequences_of_file(path: str, name: str, num_temperatures: int) -> Iterator[
     try:
         with open_file(path, {}) as file:
             for batch in read(file, SEQUENCES_AT_ONCE):
+                _refuse_lost_columns(batch, manifest, name)
                 yield from sequences_of(batch, num_temperatures, name, line)
                 line += batch.num_rows
     except (OSError, pa.ArrowException) as error:
@@ -71,6 +73,16 @@ def _sequences_of_file(path: str, name: str, num_temperatures: int) -> Iterator[
             f"{name}: the file cannot be read beyond row {line - 1} ({type(error).__name__}: {error}); it is "
             "damaged, cut off or out of reach"
         ) from error
+
+
+def _refuse_lost_columns(batch: pa.RecordBatch, manifest: Manifest, name: str) -> None:
+    """Without its column a student would see the teacher's prompt, and no token's segment be known."""
+    lost = [one for one in table_schema(manifest).names if one not in batch.schema.names]
+    if lost and lost[0] not in TABLE_SCHEMA.names:
+        raise UnsupportedInputError(
+            f"{name} has no column {lost[0]!r}, which the store has that it was exported from; export it "
+            "again, or add the column (null where a sequence has none)"
+        )
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -302,3 +302,16 @@ def test_a_table_that_lost_its_manifest_comes_back_like_its_store(
         np.testing.assert_array_equal(before.rows.token_ids_NK, after.rows.token_ids_NK)
         np.testing.assert_array_equal(before.rows.logits_NK, after.rows.logits_NK)
         assert before.record_id == after.record_id
+
+
+def test_a_sequence_that_is_in_a_table_twice_is_refused(
+    store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables that were put together were imported, and only `verify` said so."""
+    export_table(store, tmp_path / "one.parquet", "parquet")
+    table = pq.read_table(tmp_path / "one.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(1, 1)]), tmp_path / "two.parquet")
+    assert main(["import", "--from", "parquet", f"{tmp_path}/two.parquet", f"{tmp_path}/back"]) == 2
+    said = capsys.readouterr().err
+    assert "record 'record-1' (sample 0) is in two.parquet twice" in said
+    assert not (tmp_path / "back").exists()

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from logitstore.__main__ import main
@@ -137,6 +139,25 @@ def test_every_token_keeps_its_segment(folder: Path, make: Callable[[Path], Path
         assert one.segments_T.tolist() == expected(one)
     assert SEGMENTS in store.manifest.features
     assert not verify_store(store).errors
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_table_that_lost_their_column_is_refused(
+    folder: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tool that keeps the columns it knows loses it: all segments were unknown then, without a word."""
+    assert main(["export", str(folder / "one"), "--to", "parquet", str(folder / "t.parquet")]) == 0
+    table = pq.read_table(folder / "t.parquet").drop_columns([SEGMENTS])
+    if form == "parquet":
+        pq.write_table(table, folder / "less.parquet")
+    else:
+        with pa.ipc.new_file(folder / "less.arrow", table.schema) as writer:
+            writer.write_table(table)
+    assert main(["import", "--from", form, str(folder / f"less.{form}"), str(folder / "back")]) == 2
+    assert (
+        "has no column 'segments', which the store has that it was exported from" in capsys.readouterr().err
+    )
+    assert not (folder / "back").exists()
 
 
 def test_a_merge_with_a_store_that_knows_none(folder: Path) -> None:
