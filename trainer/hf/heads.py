@@ -28,6 +28,12 @@ from trainer.loss.store_losses import added_up, loss_terms
 
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids")
 """Keys of a batch that go into the model; labels stay outside, or it would compute a loss of its own."""
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call the bound that logits are bent towards."""
+_LARGE_LOGIT = 100.0
+"""Logit at which a model is tried too: a bound hardly shows on those of one that is not trained yet."""
+_LARGEST_PRODUCT = 1e4
+"""What half precision holds with room."""
 _CHECK_TOLERANCE = 1e-3
 _HALF_ROUNDINGS = 4
 """Roundings of a half-precision model behind its head (scale, softcap), where `Head.logits` has float32."""
@@ -45,8 +51,16 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., V]."""
-        product = functional.linear(hidden, self.module.weight, self.module.bias).float() * self.scale
-        return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
+        return self.behind(self.project(hidden))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """What the module itself gives, [..., V]."""
+        return functional.linear(hidden, self.module.weight, self.module.bias)
+
+    def behind(self, product: Tensor) -> Tensor:
+        """What the model makes of the module's output, float32 [..., V]."""
+        scaled = product.float() * self.scale
+        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 
 
 def find_head(model: Any) -> Head:
@@ -65,7 +79,8 @@ def find_head(model: Any) -> Head:
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    head = Head(module, scale, getattr(config, "final_logit_softcapping", None))
+    caps = (getattr(config, name, None) for name in _SOFTCAPS)
+    head = Head(module, scale, next((float(cap) for cap in caps if cap), None))
     _check(model, head)
     return head
 
@@ -79,9 +94,13 @@ def _check(model: Any, head: Head) -> None:
         input_ids = torch.arange(4, device=head.module.weight.device).unsqueeze(0) % vocab_size
         logits_BTV = model(input_ids=input_ids, use_cache=False).logits
         expected_dtype, expected_BTV = logits_BTV.dtype, logits_BTV.float()
-        with head_replaced(head, head.logits) as taken:
+        with head_replaced(head, head.project) as taken:
             model(input_ids=input_ids, use_cache=False)
-        (found_BTV,) = taken
+        (product_BTV,) = taken
+        found_BTV = head.behind(product_BTV)
+        largest = min(_LARGE_LOGIT / abs(head.scale), _LARGEST_PRODUCT)
+        large_BTV = product_BTV * (largest / product_BTV.abs().max().clamp(min=1e-6))
+        bent_BTV = _logits_behind(model, head, large_BTV, input_ids)
     finally:
         model.train(was_training)
     if not bool(expected_BTV.isfinite().all()):
@@ -90,13 +109,27 @@ def _check(model: Any, head: Head) -> None:
             f"{input_ids[0].tolist()}: its weights are damaged or overflow in {expected_dtype}; load others, "
             "or train in another precision"
         )
-    error = float((expected_BTV - found_BTV).abs().max() / expected_BTV.abs().max().clamp(min=1e-6))
+    error = max(_difference(expected_BTV, found_BTV), _difference(bent_BTV, head.behind(large_BTV)))
     if not error < max(_CHECK_TOLERANCE, _HALF_ROUNDINGS * torch.finfo(expected_dtype).eps):
         raise UnsupportedHeadError(
             f"the logits of {type(model).__name__} differ by {error:.2g} of their size from its head's "
             f"projection with scale {head.scale} and softcap {head.softcap}; set fused=False "
             "(loss.fused=false in a configuration)"
         )
+
+
+def _logits_behind(model: Any, head: Head, product_BTV: Tensor, input_ids: Tensor) -> Tensor:
+    """Logits of the model if its head gave this."""
+    head.module.forward = lambda _: product_BTV  # type: ignore[method-assign]
+    try:
+        return model(input_ids=input_ids, use_cache=False).logits.float()
+    finally:
+        del head.module.forward
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    """The largest, by the size of what is expected."""
+    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
 @contextmanager

@@ -175,6 +175,22 @@ def test_a_head_that_is_off_by_a_tenth_is_refused(dtype):
         find_head(model)
 
 
+def test_a_bound_that_hardly_shows_on_a_fresh_student_is_found_or_refused(monkeypatch):
+    """Its small logits passed for those of a plain head, and the loss was another once they had grown."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "lru_width": 16,
+        "intermediate_size": 32,
+    }  # fmt: skip
+    model: Any = transformers.RecurrentGemmaForCausalLM(transformers.RecurrentGemmaConfig(**sizes))
+    assert find_head(model).softcap == model.config.logits_soft_cap == 30
+    monkeypatch.setattr("trainer.hf.heads._SOFTCAPS", ("final_logit_softcapping",))
+    with pytest.raises(UnsupportedHeadError, match=r"projection with scale 1.0 and softcap None"):
+        find_head(model)
+
+
 def architecture(kind):
     import transformers
 
