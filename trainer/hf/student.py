@@ -78,4 +78,22 @@ def router_loss_coef(model: Any) -> float:
             f"{type(model).__name__} has output_router_logits=True and no router_aux_loss_coef, so its "
             "load-balancing loss has no weight; set one, or output_router_logits=False to train without"
         )
+    if coef and not _has_router_loss(model):
+        raise GuardError(
+            f"{type(model).__name__} has output_router_logits=True, and its output has no load-balancing "
+            "loss (aux_loss): set output_router_logits=False to train without"
+        )
     return float(coef)
+
+
+@torch.no_grad()
+def _has_router_loss(model: Any) -> bool:
+    """Tried on a few tokens, as some mixtures of experts have the setting and compute nothing of it."""
+    weight = model.get_input_embeddings().weight
+    input_ids = torch.arange(4, device=weight.device).unsqueeze(0) % weight.shape[0]
+    was_training = model.training
+    model.eval()
+    try:
+        return getattr(model(input_ids=input_ids, use_cache=False), "aux_loss", None) is not None
+    finally:
+        model.train(was_training)

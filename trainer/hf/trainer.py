@@ -187,8 +187,8 @@ class OfflineDistillationTrainer(ResumingTrainer):
             store_temperatures=tuple(own.temperature if own.alpha > 0 else None for own in self.store_losses),
             student_vocab_size=student_ids(model),
         )
-        self.router_loss_coef = router_loss_coef(model)
         with self.autocast_smart_context_manager():  # FlashAttention takes no float32
+            self.router_loss_coef = router_loss_coef(model)
             self.head: Head | None = find_head(model) if self.args.fused else None
             check_causal(model)
             self._collator = DistillationCollator(settle_packing(model, settings))

@@ -300,3 +300,11 @@ def test_a_router_loss_without_a_weight_is_refused(small_store, tmp_path):
     model.config.output_router_logits = True
     with pytest.raises(GuardError, match="no router_aux_loss_coef"):
         tiny_trainer(small_store, tmp_path, model=model)
+
+
+def test_a_router_loss_that_the_student_does_not_compute_is_refused(small_store, tmp_path):
+    """Of AFMoE, GLM-4 and others there is the setting alone; the first step ended in an AttributeError."""
+    model = tiny_student()
+    model.config.output_router_logits, model.config.router_aux_loss_coef = True, 0.1
+    with pytest.raises(GuardError, match="its output has no load-balancing loss"):
+        tiny_trainer(small_store, tmp_path, model=model)
