@@ -17,7 +17,7 @@ BLANKED = "***"
 _WORD_BORDER = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _SECRET_WORD = re.compile(
     r"secrets?|passwords?|passwd|passphrase|pwd|credentials?|auth|authorization|bearer|cookies?|keyfile"
-    r"|apikey|accesskey|secretkey|authtoken|hftoken"
+    r"|creds?|jwt|otp|oauth|hmac|apikey|accesskey|secretkey|authtoken|hftoken"
 )
 _SECRET_LAST_WORDS = frozenset(("pass", "sas", "sig", "signature"))
 """Words that make a name secret only at its end: `signature_version` is no secret."""
@@ -26,7 +26,8 @@ _SECRET_PAIRS = re.compile(
     r"|(auth|hf|api|access|session|security|refresh|bearer|id|sas|github|hub|oauth|login)_tokens?"
     r"|connection_string|connectionstring|conn_str)(_|$)"
 )
-_LAST_IN_OPTIONS = re.compile(r"(^|_)(key|keys|token|key_id)$")
+_LAST_IN_OPTIONS = re.compile(r"(^|_)(key|keys|token|key_id|query)$")
+"""`query` is a signature that is added to every address of a web server."""
 _TABLES_OF_SECRETS = frozenset(("headers", "cookies"))
 _TABLES_OF_OPTIONS = ("storage_options", "client_kwargs", "env_vars")
 _SECRET_FORM = re.compile(
@@ -42,7 +43,7 @@ _LONG_VALUE = 32
 
 
 def names_secret(name: str, *, in_options: bool = False) -> bool:
-    """Whether a setting of this name holds a secret. In storage options `key` and `token` do too."""
+    """Whether a setting of this name holds a secret. In storage options `key`, `token` and `query` do too."""
     words = [word.lower() for word in _WORD_BORDER.split(name) if word]
     plain = "_".join(words)
     if any(map(_SECRET_WORD.fullmatch, words)) or _SECRET_LAST_WORDS.intersection(words[-1:]):
@@ -119,6 +120,8 @@ def redact_query(text: str) -> str:
 def _redacted_item(name: str, item: Any, in_options: bool) -> Any:
     if name.lower() in _TABLES_OF_SECRETS and isinstance(item, Mapping):
         return dict.fromkeys(item, BLANKED)
+    if name.lower() in _TABLES_OF_SECRETS and isinstance(item, list | tuple) and item:
+        return [BLANKED] * len(item)
     if names_secret(name, in_options=in_options) and _can_be_secret(item):
         return BLANKED
     return redacted(item, in_options=in_options or _opens_options(name))

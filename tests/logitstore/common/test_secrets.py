@@ -33,6 +33,13 @@ OF_OPTIONS: list[dict[str, Any]] = [
     {"proxies": {"https": f"http://me:{PLANTED}@proxy:8080"}},
     {"endpoint_url": f"https://host/?X-Amz-Signature={PLANTED}"},
     {"password": 12345},
+    {"query": f"Expires=1&Signature={PLANTED}"},
+    {"query": f"sig={PLANTED}"},
+    {"headers": [["Authorization", PLANTED], ["X-Of-Ours", PLANTED]]},
+    {"jwt": PLANTED},
+    {"creds": PLANTED},
+    {"oauth": PLANTED},
+    {"hmac": {"access": PLANTED}},
 ]
 
 
