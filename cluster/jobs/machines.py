@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.describe.settings.accelerators import MEMORY_GB
+from cluster.describe.settings.accelerators import known_memory_gb
 from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig
 from labeler.on_ray.room import room_of
@@ -62,7 +62,7 @@ def _gpu_gb(node: Node) -> float | None:
     if sizes:
         return min(sizes)
     kinds = [name for name in node["raylet"]["resourcesTotal"] if name.startswith(ACCELERATOR)]
-    return MEMORY_GB.get(kinds[0].removeprefix(ACCELERATOR)) if kinds else None
+    return known_memory_gb(kinds[0].removeprefix(ACCELERATOR)) if kinds else None
 
 
 def _free(node: Node) -> float | None:

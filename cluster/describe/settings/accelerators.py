@@ -12,28 +12,44 @@ MEMORY_GB: dict[str, float] = {
 """Memory of one, in GB, as NVIDIA's and AMD's data sheets say; the smallest where there are several sizes."""
 NAMES_OF_SKYPILOT = {"A100-40GB": "A100"}
 """Where its catalog has another name; `A100` there is that of 40 GB, and `A100-40GB` none."""
+_FORMS = frozenset(
+    (
+        "nvidia",
+        "amd",
+        "tesla",
+        "instinct",
+        "gpu",
+        "pcie",
+        "oam",
+        *(f"sxm{number}" for number in ("", *range(2, 7))),
+    )
+)
+"""Words of makers and forms, as in NVIDIA-A100-SXM4-80GB, AMD-Instinct-MI300X-OAM and nvidia-tesla-t4."""
 _SLICE = re.compile(r"nvidia\.com/mig-\d+g\.(\d+)gb(\.me)?")
 
 
 def check_accelerator(name: str) -> str:
     """Raises ValueError for another spelling of a known name, which would be a GPU that nothing is known of,
     and for what no engine here runs on."""
-    plain = _plain(name)
-    meant = [known for known in MEMORY_GB if _plain(known) == plain]
-    if meant and name not in meant:
+    meant = _meant(name)
+    if len(meant) == 1 and name not in meant:
         raise ValueError(f"nothing is known of {name!r}; write it as {meant[0]!r}")
-    sizes = sorted(known for known in MEMORY_GB if known.startswith(f"{name}-"))
-    if name and name not in MEMORY_GB and sizes:
-        raise ValueError(f"there are several {name}; write {' or '.join(map(repr, sizes))}")
-    if plain.startswith(("tpu", "inferentia", "trainium", "gaudi")):
+    if len(meant) > 1:
+        raise ValueError(f"there are several {name}; write {' or '.join(map(repr, meant))}")
+    if _plain(name).startswith(("tpu", "inferentia", "trainium", "gaudi", "intelgaudi")):
         raise ValueError(
             f"{name!r} is no GPU, and the labeler's engine runs on GPUs and CPU cores; name a GPU"
         )
     return name
 
 
+def known_memory_gb(name: str) -> float | None:
+    """Memory of one in GB, by any name of it; the smallest where there are several sizes; None: not known."""
+    return min((MEMORY_GB[known] for known in _meant(name)), default=None)
+
+
 def is_amd(name: str) -> bool:
-    return re.match(r"MI\d", name) is not None
+    return re.search(r"(?i)\b(amd|instinct|radeon)\b|\bMI\d", name) is not None
 
 
 def slice_gb(resource: str) -> float | None:
@@ -42,5 +58,16 @@ def slice_gb(resource: str) -> float | None:
     return float(found[1]) if found else None
 
 
+def _meant(name: str) -> list[str]:
+    """Known names of which `name` is a spelling; several for one without its size, as A100."""
+    plain = _plain(name)
+    found = [
+        known for known, size in MEMORY_GB.items() if plain in (_plain(known), f"{_plain(known)}{size:g}gb")
+    ]
+    return found or sorted(known for known in MEMORY_GB if plain and _plain(known.partition("-")[0]) == plain)
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"^nvidia|^amd|[^a-z0-9]", "", name.lower())
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    words = [word.removeprefix("nvidia").removeprefix("amd") for word in words if word not in _FORMS]
+    return re.sub(r"(\d)g$", r"\1gb", "".join(words))

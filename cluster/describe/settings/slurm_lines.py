@@ -16,7 +16,16 @@ KNOWN = frozenset(
         *SAID_ELSEWHERE,
         *("--mem", "--mem-per-cpu", "--mem-per-gpu", "--gpus", "--gpus-per-node", "--gpus-per-task"),
         *("--cpus-per-task", "--cpus-per-gpu", "--requeue", "--no-requeue", "--gres", "--ntasks"),
-        *("--ntasks-per-node", "--output", "--open-mode", "--tmp", "--partition", "--account", "--job-name"),
+        *(
+            "--ntasks-per-node",
+            "--tasks-per-node",
+            "--output",
+            "--open-mode",
+            "--tmp",
+            "--partition",
+            "--account",
+            "--job-name",
+        ),
     )
 )
 """Names that the script knows; sbatch takes the beginnings of them too, as `--arr=0-3`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.settings.slurm_lines import split_directive
@@ -15,6 +16,7 @@ SAME_MEANING: dict[str, tuple[str, ...]] = {
     "--gpus": ("--gpus-per-node",),
     "--gpus-per-task": ("--gpus-per-node",),
     "--cpus-per-gpu": ("--cpus-per-task",),
+    "--tasks-per-node": ("--ntasks-per-node",),
     "--no-requeue": ("--requeue",),
 }
 """By a directive of sbatch those of ours that it excludes, or that would say the same twice."""
@@ -84,6 +86,7 @@ def _check_amounts(cluster: ClusterConfig) -> None:
     """Raises ConfigError where a line asks for other cores, GPUs or tasks than Ray is told of."""
     group, slurm = cluster.groups[0], cluster.slurm
     nodes = 1 if slurm.array else group.count
+    each = (1, "cores: the script starts one Ray on each machine, with all of them")
     meant = {
         "--cpus-per-task": (group.cores, "cores"),
         "--cpus-per-gpu": (group.cores / group.gpus if group.gpus else 0, "cores"),
@@ -92,11 +95,12 @@ def _check_amounts(cluster: ClusterConfig) -> None:
         "--gpus": (group.gpus * nodes, "gpus and count"),
         "--gres": (group.gpus, "gpus"),
         "--ntasks": (nodes, "count"),
-        "--ntasks-per-node": (1, "cores: the script starts one Ray on each machine, with all of them"),
+        "--ntasks-per-node": each,
+        "--tasks-per-node": each,
     }
     for line in slurm.directives:
         name, value = split_directive(line)
-        asked = _gpus_in(value) if name == "--gres" else _last_number(value)
+        asked = _gpus_in(value) if name == "--gres" else _sum_of(value.split(","))
         if name in meant and asked is not None and asked != meant[name][0]:
             raise ConfigError(
                 f"slurm.directives: {line!r} asks for {asked:g}, but by the group {group.name} it is "
@@ -109,6 +113,12 @@ def _gpus_in(value: str) -> float | None:
     parts = [part for part in value.split(",") if re.match(r"(gres/)?gpu\b", part)]
     numbers = [_last_number(part) for part in parts]
     return sum(1 if number is None else number for number in numbers) if numbers else None
+
+
+def _sum_of(parts: Sequence[str]) -> float | None:
+    """Of a number, or of a list by kinds such as l4:2,t4:2; None where a part has none."""
+    numbers = [number for part in parts if (number := _last_number(part)) is not None]
+    return sum(numbers) if len(numbers) == len(parts) else None
 
 
 def _last_number(value: str) -> float | None:

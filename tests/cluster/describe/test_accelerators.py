@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import ValidationError
+from ray.util.accelerators import accelerators
 
 from cluster.describe.fit.placement import check_placement
 from cluster.describe.render import render
-from cluster.describe.settings.accelerators import MEMORY_GB, NAMES_OF_SKYPILOT
+from cluster.describe.settings.accelerators import (
+    MEMORY_GB,
+    NAMES_OF_SKYPILOT,
+    is_amd,
+    known_memory_gb,
+)
 from cluster.describe.settings.cluster import ClusterConfig, Kind
 from labeler.config.loading import JobConfig, TeacherConfig
 from logitstore.common.config_file import ConfigError
@@ -37,6 +43,16 @@ def with_gpu(accelerator: str, **changes: Any) -> ClusterConfig:
         ("nvidia-l40s", "write it as 'L40S'"),
         ("mi300x", "write it as 'MI300X'"),
         ("A100", "write 'A100-40GB' or 'A100-80GB'"),
+        ("A100-80G", "write it as 'A100-80GB'"),
+        ("NVIDIA-A100-SXM4-80GB", "write it as 'A100-80GB'"),
+        ("nvidia-tesla-a100", "write 'A100-40GB' or 'A100-80GB'"),
+        ("H100-80GB", "write it as 'H100'"),
+        ("NVIDIA H100 PCIe", "write it as 'H100'"),
+        ("Tesla-V100-SXM2-32GB", "write it as 'V100-32GB'"),
+        ("V100-16GB", "write it as 'V100'"),
+        ("nvidia-tesla-t4", "write it as 'T4'"),
+        ("AMD-Instinct-MI300X-OAM", "write it as 'MI300X'"),
+        ("Intel-GAUDI", "is no GPU, and the labeler's engine"),
         ("tpu-v5e-8", "is no GPU, and the labeler's engine"),
     ],
 )
@@ -48,6 +64,18 @@ def test_another_spelling_would_be_a_gpu_that_nothing_is_known_of(name: str, say
 def test_a_gpu_that_nobody_here_knows_may_be_named() -> None:
     for name in ("B300", "RTX-PRO-6000", "GB200", *MEMORY_GB):
         assert with_gpu(name).groups[0].accelerator == name
+
+
+def test_rays_own_names_are_known_by_their_memory_and_maker() -> None:
+    names = {name for name in vars(accelerators).values() if isinstance(name, str)}
+    known = {name: known_memory_gb(name) for name in names}
+    assert {name: size for name, size in known.items() if size} == {
+        "A100": 40, "A100-40G": 40, "A100-80G": 80, "A10G": 24, "B200": 180, "H100": 80, "H200": 141, "L4": 24,
+        "L40S": 48, "T4": 16, "V100": 16, "AMD-Instinct-MI300X-OAM": 192, "AMD-Instinct-MI325X-OAM": 256,
+    }  # fmt: skip
+    assert {name for name in names if is_amd(name)} == {name for name in names if name.startswith("AMD-")}
+    assert is_amd("mi250x")
+    assert is_amd("AMD MI250")
 
 
 def test_skypilot_is_told_its_own_names() -> None:

@@ -105,6 +105,9 @@ def test_what_sbatch_would_read_otherwise_is_refused(line: str, says: str) -> No
         ("--gres=gpu:a:2,gpu:b:1", "4, which"),
         ("--ntasks=8", "4, which"),
         ("--ntasks-per-node=2", "1, which"),
+        ("--tasks-per-node=4", "1, which"),
+        ("--gpus-per-node=l4:2,t4:4", "4, which"),
+        ("--gpus=l4:8,t4:4", "16, which"),
     ],
 )
 def test_other_cores_and_gpus_than_ray_is_told_of_are_refused(line: str, meant: str) -> None:
@@ -115,7 +118,15 @@ def test_other_cores_and_gpus_than_ray_is_told_of_are_refused(line: str, meant: 
 
 
 def test_the_same_cores_and_gpus_may_be_said_in_the_sites_way() -> None:
-    for line in ("--cpus-per-task=48", "--gres=gpu:l4:2,gpu:t4:2", "--ntasks=4", '--gpus-per-node="l4:4"'):
+    for line in (
+        "--cpus-per-task=48",
+        "--gres=gpu:l4:2,gpu:t4:2",
+        "--gpus-per-node=l4:2,t4:2",
+        "--gpus=l4:8,t4:8",
+        "--ntasks=4",
+        "--tasks-per-node=1",
+        '--gpus-per-node="l4:4"',
+    ):
         assert line in directives(line)
     cluster = one_kind(slurm={"array": 2, "directives": ["--ntasks=1", "--gpus=4"]})
     assert "#SBATCH --gpus=4" in script(cluster, "job.toml", a_job())
