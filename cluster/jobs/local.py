@@ -23,6 +23,7 @@ from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs.network.access import bearer_headers, ensure_token, find_token
 from cluster.jobs.network.address import Way
 from cluster.jobs.network.connection import list_nodes
+from logitstore.common.whole_file import write_whole
 
 HEAD_IP = "127.0.0.2"
 """Ray replaces 127.0.0.1 by the machine's own address, which other machines could reach."""
@@ -48,6 +49,10 @@ NODE_ENVIRONMENT = {
     # `down` ends at once; who wants a job to drain first says `stop`.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
+
+
+class NoLocalClusterError(JobRefusedError):
+    """No local cluster is noted."""
 
 
 class NodeEndedError(ClusterError):
@@ -115,6 +120,7 @@ def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluste
         *common,
     ]
     cluster = LocalCluster(f"http://127.0.0.1:{dashboard_port}", f"{HEAD_IP}:{gcs_port}", str(folder), ())
+    attempt = cluster
     try:
         for index in range(num_nodes):  # one after another: nodes that share a folder race at their start
             ip = HEAD_IP if index == 0 else f"127.0.0.{10 + index}"
@@ -122,7 +128,7 @@ def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluste
             for tries_left in reversed(range(START_TRIES)):
                 node = _start(ip, head if index == 0 else join, folder)
                 attempt = replace(cluster, nodes=(*cluster.nodes, node))
-                state_file.write_text(json.dumps(asdict(attempt), indent=2), encoding="utf-8")
+                write_whole(state_file, json.dumps(asdict(attempt), indent=2))
                 try:
                     _wait_for_nodes(attempt, folder)
                     break
@@ -132,8 +138,7 @@ def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluste
                         raise
             cluster = attempt
     except BaseException:
-        if state_file.exists():
-            _stop_all(read_state(state_folder).nodes)
+        _stop_all(attempt.nodes)
         state_file.unlink(missing_ok=True)
         raise
     return cluster
@@ -153,16 +158,32 @@ def down(state_folder: Path) -> int:
 
 
 def read_state(state_folder: Path) -> LocalCluster:
+    """What `up` has noted. Raises NoLocalClusterError, and JobRefusedError for a file that says nothing."""
     state_file = state_folder / STATE_FILE
     try:
         raw = json.loads(state_file.read_text(encoding="utf-8"))
+        nodes = tuple(LocalNode(**node) for node in raw.pop("nodes"))
+        cluster = LocalCluster(**raw, nodes=nodes)
     except FileNotFoundError:
-        raise JobRefusedError(
+        raise NoLocalClusterError(
             f"no local cluster is up: {state_file} does not exist; start one with: "
             "penumbra cluster up --local 2"
         ) from None
-    nodes = tuple(LocalNode(**node) for node in raw.pop("nodes"))
-    return LocalCluster(**raw, nodes=nodes)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _damaged(state_file) from None
+    texts = (cluster.address, cluster.gcs_address, cluster.folder)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise _damaged(state_file)
+    if not all(isinstance(one.pid, int) and one.pid > 1 and isinstance(one.started, str) for one in nodes):
+        raise _damaged(state_file)
+    return cluster
+
+
+def _damaged(state_file: Path) -> JobRefusedError:
+    return JobRefusedError(
+        f"{state_file} is cut off, or of another version, and does not say which local cluster is up; end "
+        "what `ps -ef` shows of `ray start --block`, if anything, and remove the file"
+    )
 
 
 def _start(ip: str, arguments: list[str], folder: Path) -> LocalNode:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.describe.settings.interpreter import check_interpreter
-from cluster.errors import ClusterError, JobRefusedError
+from cluster.errors import JobRefusedError
 from cluster.jobs import local
 from cluster.jobs.client import ClusterClient
 from cluster.jobs.environment import parse_env, read_runtime_env
@@ -33,7 +33,7 @@ def _address(args: argparse.Namespace) -> str:
         return found
     try:
         return local.read_state(local.default_state_folder()).address
-    except ClusterError:
+    except local.NoLocalClusterError:
         raise JobRefusedError(
             "no cluster is named: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, or start a "
             "local one with: penumbra cluster up --local 2"

@@ -1,0 +1,81 @@
+"""The file in which `cluster up` notes what runs, in every state that a user's disk may leave it in."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.errors import JobRefusedError
+from cluster.jobs import local
+from cluster.jobs.local import STATE_FILE, LocalCluster, LocalNode, NoLocalClusterError, read_state
+
+NOTED = LocalCluster("http://127.0.0.1:1", "127.0.0.2:2", "/tmp/nowhere", (LocalNode("127.0.0.2", 77, ""),))
+
+
+def changed(**values: Any) -> str:
+    return json.dumps(asdict(NOTED) | values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", "{}", "[" * 100_000, '{"nodes": []}', "\udcff"),
+        *(changed(address=3), changed(folder=""), changed(nodes={"a": 1}), changed(nodes=[{"a": 1}])),
+        *(changed(of_tomorrow=1), changed(nodes=[{"ip": "x", "pid": 0, "started": ""}])),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    """Cut off by a full disk or of another version: `list`, `up` and `down` were defects, or named no file;
+    `down` removed whatever folder the file names."""
+    folder = tmp_path / "penumbra"
+    folder.mkdir()
+    file = folder / STATE_FILE
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    for command in (
+        ["list"],
+        ["up", "--local", "1", "--state", str(folder)],
+        ["down", "--state", str(folder)],
+    ):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert f"{file} is cut off, or of another version" in said
+        assert "and remove the file" in said
+    assert file.exists()
+
+
+def test_what_is_noted_is_read_and_where_nothing_is_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NoLocalClusterError, match="penumbra cluster up --local 2"):
+        read_state(tmp_path)
+    (tmp_path / STATE_FILE).write_text(changed())
+    assert read_state(tmp_path) == NOTED
+    assert issubclass(NoLocalClusterError, JobRefusedError)
+
+
+def test_a_node_that_cannot_be_noted_is_stopped_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is what `down` goes by: what is not in it would run for ever."""
+    node = NOTED.nodes[0]
+    stopped: list[LocalNode] = []
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(local, "ensure_token", lambda: None)
+    monkeypatch.setattr(local, "_start", lambda *_: node)
+    monkeypatch.setattr(local, "_stop_all", stopped.extend)
+    monkeypatch.setattr(local, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        local.up(1, tmp_path, cpus_per_node=1)
+    assert stopped == [node]
+    assert not (tmp_path / STATE_FILE).exists()
