@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.describe.ec2 import check_instance
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
-from cluster.describe.fit.machines import machine_for
+from cluster.describe.fit.machines import check_processor, machine_for
 from cluster.describe.image import reference_of
 from cluster.describe.merging import merged
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
@@ -60,6 +60,8 @@ def _ec2_machine(cluster: ClusterConfig, group: GroupConfig | None) -> dict[str,
         "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": size, **kind}}],
     }
     added = merged(cluster.aws.node, group.aws_node if group else {})
+    if "ImageId" not in added:
+        check_processor(config["InstanceType"], "aws", cluster.aws.machine_image)
     if group is not None and group.spot:
         config["InstanceMarketOptions"] = {"MarketType": "spot"}
     if group is not None and cluster.aws.worker_profile:
@@ -94,6 +96,7 @@ def gcp(cluster: ClusterConfig) -> dict[str, Any]:
 def _compute_machine(cluster: ClusterConfig, group: GroupConfig | None) -> dict[str, Any]:
     """The machine of a group, or of the head."""
     machine = machine_for(group or cluster.head, "gcp")
+    check_processor(machine.name, "gcp", cluster.gcp.machine_image)
     disks = _disks(cluster, group)
     config: dict[str, Any] = {"machineType": machine.name, "disks": disks}
     added = dict(merged(cluster.gcp.node, group.gcp_node if group else {}))

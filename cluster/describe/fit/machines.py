@@ -7,6 +7,7 @@ and `price_per_hour` of a group replace them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, HeadConfig
+from cluster.describe.settings.places import GcpConfig
 from logitstore.common.config_file import ConfigError
 
 
@@ -101,6 +103,24 @@ def _price(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)
+
+
+_ARM = {
+    "aws": re.compile(r"(a1|[a-z]+(-[a-z]+)?\d+[a-z]*g[a-z]*|p6e-gb\d+)\..*"),
+    "gcp": re.compile(r"(t2a|c4a|n4a|a4x)-.*"),
+}
+"""Names of machines with ARM processors: at AWS a "g" behind the generation, as c7g and g5g."""
+
+
+def check_processor(machine: str, cloud: str, image: str) -> None:
+    """Raises ConfigError for a machine with ARM processors and an image of the system for others."""
+    for_others = re.search(r"x86_64|amd64", image) or image == GcpConfig().machine_image
+    if _ARM[cloud].fullmatch(machine) and for_others:
+        raise ConfigError(
+            f"machine {machine!r} has ARM processors, and {cloud}.machine_image = {image!r} is for x86_64; "
+            "name one for arm64, and a container image that is built for it (docker build --platform "
+            "linux/arm64)"
+        )
 
 
 def machine_for(wanted: GroupConfig | HeadConfig, cloud: str) -> Machine:

@@ -141,3 +141,28 @@ def test_who_logs_in_and_by_which_key(field: str, wrong: list[str], right: list[
             one_kind(on_premise={field: text})
     for text in right:
         assert getattr(one_kind(on_premise={field: text}).on_premise, field) == text
+
+
+@pytest.mark.parametrize(
+    ("cloud", "machine", "is_arm"),
+    [
+        *(("aws", name, True) for name in ("g5g.xlarge", "c7gn.large", "im4gn.large", "t4g.small", "a1.large")),
+        *(("aws", name, False) for name in ("g6.12xlarge", "g4dn.xlarge", "g4ad.xlarge", "p5.48xlarge", "m7i.large")),
+        *(("gcp", name, True) for name in ("t2a-standard-4", "c4a-standard-8", "a4x-highgpu-4g")),
+        *(("gcp", name, False) for name in ("g2-standard-48", "a3-highgpu-8g", "c4-standard-8", "t2d-standard-4")),
+    ],
+)  # fmt: skip
+def test_a_machine_with_arm_processors_wants_an_image_for_them(
+    cloud: str, machine: str, is_arm: bool
+) -> None:
+    """It would have been asked for, refused or begun to boot, and been asked for again."""
+    group = TWO_KINDS["groups"][0] | {"machine": machine, "count": 4}
+    make = ray_yaml.aws if cloud == "aws" else ray_yaml.gcp
+    cluster = one_kind(groups=[group])
+    own = {"machine_image": "images/for-arm64"}
+    if is_arm:
+        with pytest.raises(ConfigError, match=f"machine '{machine}' has ARM processors"):
+            make(cluster)
+        assert make(one_kind(groups=[group], **{cloud: TWO_KINDS[cloud] | own}))
+    else:
+        assert make(cluster)
