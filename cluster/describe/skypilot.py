@@ -34,6 +34,11 @@ OURS = {
     "pool": "a job has machines of its own; leave it out",
 }
 """Fields of a task that would part it from the job."""
+OURS_OF_RESOURCES = {
+    "accelerators": "they are accelerator and gpus of the group, against which the job is held",
+    "image_id": "it is image",
+}
+"""Fields of its resources that a setting says."""
 TASK_FIELDS = (
     "api_server_access", "config", "envs", "event_callback", "file_mounts", "file_mounts_mapping", "inputs",
     "managed_secrets", "name", "outputs", "resources", "secrets", "setup", "volume_mounts", "volumes",
@@ -100,8 +105,18 @@ def _check_added(own: dict[str, Any]) -> None:
         if name in own:
             raise ConfigError(f"skypilot.task has {name} = {own[name]!r}, which is not merged: {why}")
     _check_fields("skypilot.task", own, TASK_FIELDS)
+    if "secrets" in own and not isinstance(own["secrets"], dict):
+        raise ConfigError(
+            f"skypilot.task.secrets = {own['secrets']!r} would take the place of {', '.join(SECRETS)}; name "
+            "yours as managed_secrets"
+        )
     resources = own.get("resources", {})
     _check_fields("skypilot.task.resources", resources, RESOURCE_FIELDS)
+    for name, why in OURS_OF_RESOURCES.items():
+        if name in resources:
+            raise ConfigError(
+                f"skypilot.task.resources has {name} = {resources[name]!r}, which is not merged: {why}"
+            )
     for choice in ("any_of", "ordered"):
         choices = resources.get(choice, [])
         for one in choices if isinstance(choices, list) else [choices]:

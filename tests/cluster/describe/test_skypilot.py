@@ -111,6 +111,9 @@ def test_choices_of_ones_own_replace_ours() -> None:
         ({"envs": {"N": 1}}, r"envs\.N = 1 must be a text"),
         ({"run": "echo"}, "it starts Ray and the job; add what comes before as setup"),
         ({"num_nodes": 2}, "it is count of the group"),
+        ({"secrets": ["HF"]}, "would take the place of .*RAY_AUTH_TOKEN; name yours as managed_secrets"),
+        ({"resources": {"accelerators": {"H200": 8}}}, "against which the job is held"),
+        ({"resources": {"image_id": "docker:other"}}, "which is not merged: it is image"),
     ],
 )
 def test_what_cannot_be_added_is_refused(task: dict[str, Any], says: str) -> None:
