@@ -114,7 +114,7 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
     whole = encoder.encode("a", add_special_tokens=True).ids
     has_dummy_prefix = _begins_with_space(bytes_by_id, plain)
     has_inner = has_dummy_prefix and _has_inner_dummy_prefix(encoder, bytes_by_id)
-    continuing = _without_prefix(encoder) if has_dummy_prefix else encoder
+    continuing = _without_prefix(encoder, bytes_by_id) if has_dummy_prefix else encoder
     width = _width(path, max(vocabulary.values()) + 1, vocab_size, _configured_width(folder))
     return Tokenization(
         path=path,
@@ -152,8 +152,9 @@ def _has_inner_dummy_prefix(encoder: Tokenizer, bytes_by_id: Mapping[int, bytes]
     return True
 
 
-def _without_prefix(encoder: Tokenizer) -> Tokenizer:
-    """The same, with no space of its own before a text; itself where it is made in another way."""
+def _without_prefix(encoder: Tokenizer, bytes_by_id: Mapping[int, bytes]) -> Tokenizer:
+    """The same, with no space of its own before a text; itself where that is made in another way, or where
+    all spaces are those before words, as in T5 of transformers, whose splitter drops the written ones."""
     from tokenizers import Tokenizer
 
     described = json.loads(encoder.to_str())
@@ -161,7 +162,10 @@ def _without_prefix(encoder: Tokenizer) -> Tokenizer:
         described[part] = _prefixless(described[part])
     inner = Tokenizer.from_str(json.dumps(described))
     inner.encode_special_tokens = True
-    return inner
+    spelled = b"".join(
+        bytes_by_id[token_id] for token_id in inner.encode("a a", add_special_tokens=False).ids
+    )
+    return inner if b" " in spelled else encoder
 
 
 def _prefixless(step: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -182,6 +182,23 @@ def test_a_byte_level_student_puts_its_space_at_the_beginning_alone(tmp_path: Pa
     assert tokenizer.decode(found.token_ids_T.tolist()) == " satat"
 
 
+def test_spaces_that_stand_before_words_alone_are_kept(tmp_path: Path) -> None:
+    """T5 and XLM-R of transformers: their splitter drops the spaces, and each word begins with one."""
+    teacher = byte_level(tmp_path / "teacher", ["at"])
+    student = sentence_piece(tmp_path / "student", ["at"])
+    tokenizer = Tokenizer.from_file(f"{student}/tokenizer.json")
+    tokenizer.normalizer = None  # type: ignore[assignment]
+    words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
+    tokenizer.save(f"{student}/tokenizer.json")
+    labels = label_texts(str(tmp_path / "store"), teacher, [("sat", "cat at")], top_k=20)
+    target, report = mapped(labels.store, tmp_path / "out", teacher, student)
+    assert report.num_rejects == 0
+    (found,) = target.iter_sequences()
+    assert tokenizer.decode(found.token_ids_T.tolist()).endswith("cat at")
+    assert found.loss_mask_N.any()
+
+
 @pytest.mark.parametrize("num_more", [-1, 5])
 def test_the_teachers_logits_may_be_fewer_or_more_than_its_tokens(tmp_path: Path, num_more: int) -> None:
     plain = byte_level(tmp_path / "plain", [])
