@@ -71,7 +71,7 @@ def mix_stores(
     committed = begun.committed_units() if begun is not None else set[str]()
     shards = stores[0].shards()
     made_from = f"{stores[1].digest} {weights!r}"
-    named = {_unit_name(entry, made_from): entry for entry in shards if entry.name}
+    named = {_name_of(f"{entry.checksum} {made_from}"): entry for entry in shards if entry.name}
     units = _mixed_units(stores, weights, manifest, {k: v for k, v in named.items() if k not in committed})
     first = list(islice(units, 1))  # before the store is made: stores that do not fit leave none
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
@@ -79,7 +79,8 @@ def mix_stores(
         copy_tokenizer(source.objects, target.objects)
     num_rows = int(shards.column("num_rows").sum())
     counts = Counter[str]()
-    rejects = {next(iter(named), ""): stores[0].rejects()}
+    alone = _name_of(made_from)  # a unit of rejects, where there is nothing to be mixed
+    rejects = {next(iter(named), alone): stores[0].rejects()}
     for done, (name, unit_index, mixed, counted) in enumerate(chain(first, units), start=len(committed)):
         if progress:
             progress("units", done, len(named))
@@ -89,9 +90,11 @@ def mix_stores(
             target.set_codebooks(books)
         target.commit_unit(name, unit_index, mixed, rejects.get(name, []), seconds=0.0, worker="mix")
         counts += counted
+    if not named and rejects[alone] and alone not in committed:
+        target.commit_unit(alone, 0, [], rejects[alone], seconds=0.0, worker="mix")
     if progress:
         progress("units", len(named), len(named))
-    check_no_others(target, committed - named.keys())
+    check_no_others(target, committed - named.keys() - {alone})
     target.compact()
     if report:
         report(_not_mixed(stores, target, counts, {k: v for k, v in named.items() if k in committed}))
@@ -109,14 +112,15 @@ def _not_mixed(
         second = _SequencesByKey(stores[1])
         made = {entry.unit_id: entry for entry in target.shards()}
         for name, entry in done.items():
-            own = _sequences(stores[0], entry)
-            counts += _counted(own, _sequences(target, made[name]), second)
+            for one, mixed in zip(_sequences(stores[0], entry), _sequences(target, made[name]), strict=True):
+                counts += _counted(one, mixed, second.get(one))
     totals = [int(store.shards().column("num_sequences").sum()) for store in stores]
     return NotMixed(counts["masked"], counts["segments"], totals[1] - totals[0])
 
 
-def _unit_name(entry: ShardEntry, made_from: str) -> str:
-    return f"mixed-{hashlib.blake2b(f'{entry.checksum} {made_from}'.encode(), digest_size=8).hexdigest()}"
+def _name_of(parts: str) -> str:
+    """Name of the unit that is made of these parts and of no others."""
+    return f"mixed-{hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()}"
 
 
 def _mixed_units(
@@ -129,8 +133,12 @@ def _mixed_units(
     second = _SequencesByKey(stores[1])
     for name, entry in wanted.items():
         own = _sequences(stores[0], entry)
-        mixed = [_mix(one, second.get(one), weights, manifest) for one in own]
-        yield name, entry.unit_index, mixed, _counted(own, mixed, second)
+        mixed, counted = list[LabeledSequence](), Counter[str]()
+        for one in own:
+            other = second.get(one)
+            mixed.append(_mix(one, other, weights, manifest))
+            counted += _counted(one, mixed[-1], other)
+        yield name, entry.unit_index, mixed, counted
 
 
 def _sequences(store: LogitStore, entry: ShardEntry) -> list[LabeledSequence]:
@@ -138,13 +146,10 @@ def _sequences(store: LogitStore, entry: ShardEntry) -> list[LabeledSequence]:
         return list(reader.iter_sequences())
 
 
-def _counted(
-    own: list[LabeledSequence], mixed: list[LabeledSequence], second: _SequencesByKey
-) -> Counter[str]:
-    """Rows "masked" and sequences of other "segments"."""
-    counted, left = (sum(int(one.loss_mask_N.sum()) for one in part) for part in (own, mixed))
-    num_differing = sum(_has_other_segments(one, second.get(one)) for one in own)
-    return Counter(masked=counted - left, segments=num_differing)
+def _counted(one: LabeledSequence, mixed: LabeledSequence, other: LabeledSequence) -> Counter[str]:
+    """Rows "masked" of one sequence, and whether its "segments" are others in the second store."""
+    num_masked = int(one.loss_mask_N.sum()) - int(mixed.loss_mask_N.sum())
+    return Counter(masked=num_masked, segments=int(_has_other_segments(one, other)))
 
 
 def _has_other_segments(one: LabeledSequence, other: LabeledSequence) -> bool:

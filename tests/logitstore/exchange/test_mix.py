@@ -23,7 +23,7 @@ from logitstore.errors import (
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
 from logitstore.manifest import reading
-from logitstore.manifest.fields import GIVEN_ENTRIES, SEGMENTS, STUDENT_PROMPTS, Manifest
+from logitstore.manifest.fields import GIVEN_ENTRIES, SEGMENTS, STUDENT_PROMPTS, Manifest, ShardEntry
 from logitstore.records import LabeledSequence, LabelRows, Reject
 from logitstore.shard import metadata
 from logitstore.shard.reader import ShardReader
@@ -349,6 +349,36 @@ def test_what_is_no_sum_comes_from_the_first_or_is_told(
     (one, *_) = mix_stores((plain, second), str(tmp_path / "other")).iter_sequences()
     assert one.segments_T is not None
     assert one.segments_T.tolist() == [2] * 10
+
+
+def test_rejects_of_a_first_store_without_sequences_are_kept(tmp_path: Path) -> None:
+    """`verify --against` would miss them."""
+    stores = []
+    for name in ("one", "two"):
+        store = LogitStore.create(tmp_path / name, make_manifest(16, model=name))
+        reject = Reject("in", 0, f"of {name}", "why", "too_long")
+        store.commit_unit("u", 0, [], [reject], seconds=0.0, worker="test")
+        stores.append(store)
+    for _ in range(2):
+        mixture = mix_stores((stores[0], stores[1]), str(tmp_path / "mixture"))
+        assert [one.record_id for one in mixture.rejects()] == ["of one"]
+
+
+def test_the_second_store_is_read_once_where_its_order_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_store(tmp_path / "one", "one", 8)
+    second = make_store(tmp_path / "two", "two", 8, names=("a", "c", "b", "d"))
+    reads: list[str] = []
+    open_shard = LogitStore.open_shard
+
+    def counted(store: LogitStore, entry: ShardEntry, *, whole: bool = False) -> ShardReader:
+        reads.extend([entry.name] if whole and store.uri == second.uri else [])
+        return open_shard(store, entry, whole=whole)
+
+    monkeypatch.setattr(LogitStore, "open_shard", counted)
+    mix_stores((first, second), str(tmp_path / "mixture"))
+    assert len(reads) == len(NAMES)  # a shard of it is in memory, and each next one is in the other
 
 
 def test_inspect_knows_no_rank_of_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
