@@ -95,6 +95,21 @@ class JobConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _responses_differ(self) -> JobConfig:
+        sampling, engine = self.sampling, self.teacher.engine
+        if (
+            self.labels.mode == "generate"
+            and engine == "vllm"
+            and sampling.n > 1
+            and sampling.temperature == 0
+        ):
+            raise ValueError(
+                f"sampling.n = {sampling.n} with sampling.temperature = 0 writes and labels the same "
+                f"response {sampling.n} times; set n = 1, or a temperature"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _texts_alone(self) -> JobConfig:
         api = self.teacher.api
         if self.labels.rows:

@@ -23,6 +23,8 @@ SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 SYSTEM_ROLES = ("system", "developer")
 REASONING_NAMES = ("reasoning_content", "reasoning")
 """Two names of the same: templates read the one or the other, and a message that has one is given both."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of content parts that are text; the last two are those of OpenAI's Responses."""
 INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys that may stand in a message without content."""
 
@@ -279,7 +281,7 @@ def _parts(parts: list[Any], name: str) -> str:
             texts.append(part)
         elif (
             isinstance(part, dict)
-            and part.get("type", "text") == "text"
+            and part.get("type", "text") in TEXT_PARTS
             and isinstance(part.get("text"), str)
         ):
             texts.append(part["text"])

@@ -28,6 +28,7 @@ from labeler.prompting.rendering import (
 from labeler.prompting.segment_marks import REASONING_KEYS, SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
+from logitstore.inputs.parts import is_learned
 
 THINK = ("<think>", "</think>")
 """Marks of reasoning that a generation prompt may open, where the template names none."""
@@ -136,7 +137,7 @@ class ExchangeIds:
         ids = without_trailing_space(self._tokenizer, whole_ids)
         self._probe.check(whole)
         self.num_changed_texts += not self._probe.check_contents(whole, text)
-        all_count = all(message.get("weight") != 0 for message in messages)
+        all_count = all(is_learned(message) for message in messages)
         marked_ids, marked = (all_count and self._tokenizer.answers_marked(whole)) or (None, [])
         if marked_ids == whole_ids:
             mask_T = np.array(marked[: len(ids)], bool)
@@ -154,7 +155,7 @@ class ExchangeIds:
         """bool over the conversation's ids, its answers; by what each turn adds to the turns before."""
         mask_T = np.zeros(len(ids), bool)
         for place, message in enumerate(whole.messages):
-            if message["role"] != "assistant" or message.get("weight") == 0:
+            if message["role"] != "assistant" or not is_learned(message):
                 continue
             before = Conversation(whole.messages[:place], whole.tools, whole.documents)
             after = Conversation(whole.messages[: place + 1], whole.tools, whole.documents)

@@ -21,6 +21,7 @@ from labeler.prompting.rendering import with_bos
 from labeler.prompting.tokenization import Tokenizer
 from labeler.records import TokenizedPrompt
 from labeler.teacher.protocol import check_prompt
+from logitstore.inputs.parts import LEARNING_KEYS, is_learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,11 @@ class PromptBuilder:
             return [], with_bos(self._tokenizer, self._tokenizer.encode(text))
         exchange = exchange_of(record, self._input, self._mode)
         is_given = self._mode == "score" or self._turns == "each"
-        if is_given and (exchange.response or {}).get("weight") == 0:
-            raise BadRecordError("its last answer has weight 0: it is not to be learned", "no_response")
+        if is_given and exchange.response is not None and not is_learned(exchange.response):
+            reason = (
+                f"its last answer is not to be learned (weight 0, or another of {', '.join(LEARNING_KEYS)})"
+            )
+            raise BadRecordError(reason, "no_response")
         return self.exchanges.last_turn(exchange)
 
     def _given_ids(self, record: dict[str, Any]) -> tuple[list[int], list[int] | None]:

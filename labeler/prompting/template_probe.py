@@ -11,12 +11,13 @@ from labeler.errors import BadRecordError, ChatTemplateError
 from labeler.prompting.bad_records import shown
 from labeler.prompting.conversations import REASONING_NAMES
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
+from logitstore.inputs.parts import LEARNING_KEYS
 
 ALWAYS_READ = ("role", "content")
 NO_PART_OF_IT = frozenset(
     {
         "id",
-        "weight",
+        *LEARNING_KEYS,
         "index",
         "timestamp",
         "created_at",

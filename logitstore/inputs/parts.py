@@ -16,6 +16,8 @@ from logitstore.inputs.raw_record import RawRecord
 from logitstore.manifest.fields import PART_NAMES, InputInfo
 
 ANSWER_ROLES = ("assistant", "gpt", "function_call")
+LEARNING_KEYS = ("weight", "train", "training", "loss")
+"""Keys of an answer that, where they are 0 or false, say that it is not to be learned."""
 LISTED_ROLES = ("prompt", "response", "text")
 """Roles whose field may be a list of texts."""
 _PART = re.compile(r"#(?:turn|text)-(\d+)(?:-\d+)?$")
@@ -57,11 +59,16 @@ def is_answer(message: object) -> bool:
     return isinstance(message, Mapping) and message.get("role", message.get("from")) in ANSWER_ROLES
 
 
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether an answer is to be learned, as far as its message says."""
+    return not any(message.get(key) in (0, False) for key in LEARNING_KEYS if key in message)
+
+
 def _turns(
     record: Mapping[str, Any], fields: Mapping[str, str]
 ) -> Iterator[tuple[int, dict[str, Any] | Mapping[str, Any]]]:
     """The conversation up to each answer, and whole where it ends without one. A first message is none, and
-    what has weight 0 is not to be learned; where that leaves nothing the record stays whole, for a reject."""
+    one that is not to be learned ends no part; where nothing is left the record stays whole, for a reject."""
     name = fields["messages"]
     messages = lookup_field(record, name)
     if not isinstance(messages, list) or not messages:
@@ -71,7 +78,7 @@ def _turns(
     for place, message in enumerate(messages):
         if is_answer(message):
             number += 1
-            if place and message.get("weight") != 0:
+            if place and is_learned(message):
                 num_parts += 1
                 yield number, _with_field(record, name, messages[: place + 1])
     if not is_answer(messages[-1]) or len(messages) == 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from labeler.config.loading import InputConfig, TeacherConfig
+from labeler.config.loading import InputConfig, TeacherConfig, load_job
 from labeler.prompting.tokenization import load_tokenizer
 from logitstore.common.config_file import ConfigError
 from tests.labeler.planning.conversations import CHAT, builder_for, refused, response_text, whole_ids
@@ -120,6 +120,46 @@ def test_sharegpts_calls_of_functions_are_calls_of_tools() -> None:
         )
         assert error.kind == "bad_type"
         assert "the value of a function_call is" in error.reason
+
+
+@pytest.mark.parametrize("key", ["train", "training", "loss"])
+def test_an_answer_that_is_not_to_be_learned_is_not_labeled(key: str) -> None:
+    """As axolotl's data says it; `weight` is OpenAI's key for the same."""
+    tokenizer = tokenizer_of("chatml")
+    messages = [CHAT[0], {**CHAT[1], key: False}, *CHAT[2:]]
+    builder = builder_for(tokenizer, "labels.turns=all")
+    prompt = builder.build("r", {"messages": messages})
+    assert prompt.loss_mask_T is not None
+    learned = [token for token, counts in zip(whole_ids(prompt), prompt.loss_mask_T, strict=True) if counts]
+    assert tokenizer.decode(learned) == "It is 5.<|im_end|>"
+    error = refused(builder_for(tokenizer), {"messages": messages[:2]})
+    assert (error.kind, "not to be learned" in error.reason) == ("no_response", True)
+
+
+def test_texts_of_openais_responses_are_texts() -> None:
+    tokenizer = tokenizer_of("chatml")
+    messages = [
+        {"role": "user", "content": [{"type": "input_text", "text": "Two and two?"}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "It is 4."}]},
+    ]
+    prompt = builder_for(tokenizer).build("r", {"messages": messages})
+    assert whole_ids(prompt) == whole_ids(builder_for(tokenizer).build("r", {"messages": CHAT[:2]}))
+
+
+def test_the_same_greedy_response_several_times_is_refused() -> None:
+    settings = [
+        "teacher.model=m",
+        "input.uri=in",
+        "input.kind=prompt",
+        "output.uri=out",
+        "labels.mode=generate",
+    ]
+    settings.append("sampling.n=3")
+    assert load_job(None, [*settings, "sampling.temperature=1"], {}).labels_per_record == 3
+    with pytest.raises(
+        ConfigError, match="writes and labels the same response 3 times; set n = 1, or a temp"
+    ):
+        load_job(None, [*settings, "sampling.temperature=0"], {})
 
 
 def test_a_template_variable_that_is_not_read_is_refused_before_the_start(tmp_path: Path) -> None:

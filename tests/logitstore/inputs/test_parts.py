@@ -84,9 +84,11 @@ def test_a_split_keeps_the_parts_of_a_record_together() -> None:
     assert len(set(hashes.tolist())) == 3
 
 
-def test_an_answer_of_weight_0_ends_no_part() -> None:
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+def test_an_answer_that_is_not_to_be_learned_ends_no_part(key: str) -> None:
     info = InputInfo("in", "messages", {"messages": "messages"}, parts="turns")
-    shown = [USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}]
+    no = 0 if key == "weight" else False
+    shown = [USER, {**ANSWER, key: no}, USER, {**ANSWER, key: 1}]
     assert [raw.part for raw in parts({"messages": shown}, info)] == [2]
     (whole,) = parts({"messages": shown[:2]}, info)
     assert (whole.part, whole.record) == (0, {"messages": shown[:2]}), "it is not lost"
