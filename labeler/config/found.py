@@ -19,7 +19,7 @@ from labeler.config.loading import JobConfig, checked_job, job_document
 from labeler.config.record_shape import Shape, fits_in_some, shape_of
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_text, redact_uri
-from logitstore.errors import StoreError
+from logitstore.errors import StoreError, UnsupportedInputError
 from logitstore.inputs.identity import lookup_field
 from logitstore.inputs.listing import form_of, list_files
 from logitstore.inputs.reading import iter_records
@@ -91,16 +91,7 @@ def find_input(document: dict[str, Any]) -> list[str]:
     if given and "kind" not in section:
         return []
     records, files, error = _reading(lambda: _first_records(uri, section.get("storage_options")))
-    shape = shape_of(records, given) if records else None
-    if shape is None:
-        seen = (
-            f"the fields {', '.join(map(repr, records[0]))}" if records else f"no record ({error or 'empty'})"
-        )
-        raise ConfigError(
-            f"input.kind cannot be found: {redact_uri(uri)!r} begins with {seen}{fits_in_some(records)}; set "
-            f"--set input.kind=KIND, one of {', '.join(FIELDS_BY_KIND)}, and --set "
-            "input.fields.ROLE=FIELD for fields of other names"
-        )
+    shape = _shape(redact_uri(uri), records, given, error)
     section["kind"] = shape.kind
     if shape.fields or given:
         section["fields"] = {**shape.fields, **given}
@@ -128,6 +119,21 @@ def find_input(document: dict[str, Any]) -> list[str]:
     return [line]
 
 
+def _shape(uri: str, records: list[dict[str, Any]], given: Mapping[str, str], error: str) -> Shape:
+    """What the first records are. Raises ConfigError where they tell nothing, or cannot be read (`error`)."""
+    if not records:
+        raise ConfigError(f"input.kind cannot be found: {uri!r} begins with no record ({error or 'empty'})")
+    shape = shape_of(records, given)
+    if shape is None:
+        seen = f"the fields {', '.join(map(repr, records[0]))}"
+        raise ConfigError(
+            f"input.kind cannot be found: {uri!r} begins with {seen}{fits_in_some(records)}; set "
+            f"--set input.kind=KIND, one of {', '.join(FIELDS_BY_KIND)}, and --set "
+            "input.fields.ROLE=FIELD for fields of other names"
+        )
+    return shape
+
+
 def _lists_of_texts(records: list[dict[str, Any]], shape: Shape) -> str:
     name = shape.fields.get("prompt", "prompt")
     if shape.kind != "prompt" or not isinstance(lookup_field(records[0], name), list):
@@ -139,6 +145,8 @@ def _reading(read: Callable[[], Read]) -> Read:
     """What `read` gives. Raises ConfigError where the input cannot be read."""
     try:
         return read()
+    except UnsupportedInputError as error:  # wherever it is read
+        raise ConfigError(f"input.uri: {redact_text(str(error))}") from None
     except (StoreError, OSError) as error:
         raise ConfigError(
             f"input.uri: {redact_text(str(error))}; where the input cannot be read from here, set input.kind "

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from labeler.__main__ import main
-from labeler.config.found import load_found_job
+from labeler.config.found import find_input, load_found_job
 from labeler.config.loading import load_job
 from labeler.planning.preflight import prepare
 from logitstore.common.config_file import ConfigError
@@ -168,6 +168,23 @@ def test_what_cannot_be_found_is_refused_in_words(
     settings = ["teacher.engine=fake", f"input.uri='{write(tmp_path)}'", "output.uri=out", "input.kind=auto"]
     with pytest.raises(ConfigError, match=reason):
         load_found_job(None, settings, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "prompt;answer\na;b\n", "must be by commas; save it anew so, or as JSONL or Parquet)"),
+        ("a.txt", "a prompt\n", 'becomes JSONL with {"prompt": "..."} on each'),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_not_said_to_lack_a_setting(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    """With input.kind set it could be read no better."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        find_input({"input": {"uri": str(tmp_path / name)}})
+    assert str(refused.value).endswith(says)
 
 
 def test_a_job_whose_kind_was_not_looked_for_does_not_start(tmp_path: Path) -> None:
