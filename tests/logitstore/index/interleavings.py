@@ -71,6 +71,8 @@ class Actor:
         self.ended = False
         self.answer: Fault = "none"
         """To the next request."""
+        self.unsure: ObjectStoreError | StoreChangedError | None = None
+        """What it ended with, if it does not know what became of its work."""
         self._died = False
         self._error: BaseException | None = None
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -80,8 +82,10 @@ class Actor:
         try:
             self._go.acquire()
             acts()
-        except (DiedError, ObjectStoreError, StoreChangedError):
-            pass  # an outcome that is unknown, of which what must hold is checked in the store
+        except DiedError:
+            pass
+        except (ObjectStoreError, StoreChangedError) as error:
+            self.unsure = error
         except BaseException as error:  # noqa: BLE001 - raised again by `go_on`, in the test's thread
             self._error = error
         finally:

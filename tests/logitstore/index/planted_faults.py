@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from benchmarks.jobs.lossy_objects import LossyBackend
 from logitstore import committed_store
+from logitstore.errors import StoreChangedError
 from logitstore.index.changes import committing, compaction
 from logitstore.index.changes.compaction import CompactionResult
 from logitstore.index.commits import CommitRecord, shard_place
@@ -147,6 +149,16 @@ def attempts_told_apart_by_their_unit(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(committed_store, "uncommit", uncommit_any)
 
 
+def commits_that_all_end_in_an_error(patched: pytest.MonkeyPatch) -> None:
+    commit = LogitStore.commit_unit
+
+    def commit_unit(self: LogitStore, *given: Any, seconds: float, worker: str) -> None:
+        commit(self, *given, seconds=seconds, worker=worker)
+        raise StoreChangedError("no commit ends well")
+
+    patched.setattr(LogitStore, "commit_unit", commit_unit)
+
+
 PLANTED: dict[Callable[[pytest.MonkeyPatch], None], Found] = {
     index_before_records: Found("a reader and a compaction", "misses"),
     commits_that_overwrite: Found("two writers", "does not count|both won"),
@@ -168,4 +180,5 @@ PLANTED: dict[Callable[[pytest.MonkeyPatch], None], Found] = {
     ),
     deletion_that_does_not_look_again: Found("a writer and a deletion", "saw the other", num_changes=2),
     attempts_told_apart_by_their_unit: Found("un-committing twice", "lost"),
+    commits_that_all_end_in_an_error: Found("two writers", "no commit ends well"),
 }

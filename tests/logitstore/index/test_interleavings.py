@@ -168,6 +168,9 @@ class Explorer:
         first = self._actor(world, ACTORS[0], self._scenario.first)
         second = self._actor(world, ACTORS[1], self._scenario.second)
         run_in_order(first, second, order)
+        for actor in (first, second):
+            if actor.unsure is not None and order.is_undisturbed:
+                raise actor.unsure
         end = hash((frozenset(world.memory.data.items()), world.told(), order.is_undisturbed))
         if end not in self._seen:
             self._seen.add(end)
