@@ -13,6 +13,7 @@ CLOUD_SCHEMES = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "oci", "
 AZURE_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")
 LOGIN_SCHEMES = ("sftp", "ssh", "ftp", "smb", "hdfs")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_NEXT_LINK = re.compile(rf"::{_SCHEME.pattern}")
 _ONE_SLASH = re.compile(
     rf"(file|https?|webdav|{'|'.join((*CLOUD_SCHEMES, *LOGIN_SCHEMES))}):/*(?!//)", re.IGNORECASE
 )
@@ -33,7 +34,7 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
     if is_local_uri(text):
         _refuse_broken_url(text)
         return _absolute(text)
-    if "::" in text.partition("[")[0]:
+    if _is_chain(text):
         raise UnsupportedInputError(
             f"{redact_uri(text)} is a chain of addresses, and a store has one: unpack it, or copy it to a "
             "folder"
@@ -44,6 +45,13 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
 
 def is_local_uri(uri: str) -> bool:
     return "://" not in uri
+
+
+def _is_chain(url: str) -> bool:
+    """As of fsspec; where a path is the key of an object, `::` may stand in it."""
+    if urlsplit(url).scheme in CLOUD_SCHEMES:
+        return _NEXT_LINK.search(url) is not None
+    return "::" in url.partition("[")[0]
 
 
 def _absolute(path: str) -> str:

@@ -281,6 +281,7 @@ def test_memory_file_system_for_reading_and_one_process() -> None:
         ("gs://", "names no bucket"),
         ("zip://::/a/b.zip", "is a chain of addresses"),
         ("simplecache::http://h/x", "is a chain of addresses"),
+        ("s3://b/x::gs://c/y", "is a chain of addresses"),
         (
             "abfss://c@account.dfs.core.windows.net/x",
             'write abfs://c/x and give the account in the storage options: {"account_name": "account"}',
@@ -306,3 +307,4 @@ def test_a_folder_may_be_named_so_and_schemes_are_of_either_case(tmp_path: Path,
     assert normalise_uri("FILE:///a/b") == "/a/b"
     assert normalise_uri("S3://Bucket/X/") == "s3://Bucket/X"
     assert normalise_uri("http://[::1]:80/x") == "http://[::1]:80/x"
+    assert normalise_uri("s3://b/run::1/store/") == "s3://b/run::1/store"
