@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ QUICK_SEC = 5
 """In which a dashboard says its version and its nodes."""
 ANSWER_SEC = 60
 """In which it begins to answer anything else; Ray's client would wait without limit."""
+PASSED_ON_BYTES_PER_SEC = 1 << 20
+"""At least this quickly a proxy passes on a file that it took as a whole; the answer comes only then."""
 
 
 def connect(way: Way) -> tuple[JobSubmissionClient, Way]:
@@ -30,9 +33,17 @@ def connect(way: Way) -> tuple[JobSubmissionClient, Way]:
         """Follows no redirection: it would show headers with secrets to another server, and a request that
         sends something would arrive there as one that only asks."""
 
-        def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-            kept = {"timeout": (QUICK_SEC, ANSWER_SEC), "allow_redirects": False}
-            return super()._do_request(method, endpoint, **{**kept, **options})
+        def _do_request(
+            self, method: str, endpoint: str, *, data: Any = None, **options: Any
+        ) -> requests.Response:
+            wait_sec: tuple[float, float] = (QUICK_SEC, ANSWER_SEC)
+            if data:
+                # Bytes would have to be sent within the first of the two as a whole. A file is sent in
+                # blocks, each of which may take so long: a way may be slow, and is left where it stands.
+                wait_sec = (ANSWER_SEC, ANSWER_SEC + len(data) / PASSED_ON_BYTES_PER_SEC)
+                data = io.BytesIO(data)
+            kept = {"timeout": wait_sec, "allow_redirects": False}
+            return super()._do_request(method, endpoint, data=data, **{**kept, **options})
 
     # The token is not shown to a server that does not ask for one.
     asked = _get(way, "/api/version")
