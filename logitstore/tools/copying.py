@@ -100,10 +100,17 @@ def copy_store(
 
 
 def _sizes_there(target: Objects) -> dict[str, int]:
-    """What an earlier copy left; nothing where the target may not be listed, and all is put again."""
+    """What an earlier copy left; nothing where the target may not be listed, and all is put again: a
+    StoreWarning says so."""
     try:
         return {info.name: info.num_bytes for info in target.list_info()}
-    except AccessRefusedError:
+    except AccessRefusedError as error:
+        warnings.warn(
+            f"{error}; what an earlier copy put there is put again, and shards that the store names no more "
+            "are not seen",
+            StoreWarning,
+            stacklevel=2,
+        )
         return {}
 
 

@@ -11,8 +11,8 @@ import pytest
 from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
 from logitstore.common.store_warning import StoreWarning
-from logitstore.errors import CorruptShardError, IndexLostError, StoreExistsError
-from logitstore.objects.opening import Objects
+from logitstore.errors import AccessRefusedError, CorruptShardError, IndexLostError, StoreExistsError
+from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer
 from logitstore.tools import copying
@@ -65,6 +65,23 @@ def test_from_a_web_server_to_s3_and_back(store: LogitStore, tmp_path: Path) -> 
         assert copy.digest == store.digest
         assert copy_store(copy, Objects(tmp_path / "back")).num_shards == 3
     assert LogitStore.open(tmp_path / "back").digest == store.digest
+
+
+def test_a_copy_to_where_nothing_may_be_listed_says_that_all_is_put_again(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a web server that takes PUT; an S3 key that may not list is refused before, in its own words."""
+
+    def refused(prefix: str = "") -> list[ObjectInfo]:
+        raise AccessRefusedError(f"no list of {prefix!r}")
+
+    store.compact()
+    target = Objects(tmp_path / "copy")
+    monkeypatch.setattr(target, "list_info", refused)
+    for _ in range(2):
+        with pytest.warns(StoreWarning, match="what an earlier copy put there is put again"):
+            assert copy_store(store, target).num_copied > 3
+    assert LogitStore.open(tmp_path / "copy").digest == store.digest
 
 
 def test_a_copy_that_was_cut_off_is_refused_and_goes_on(
