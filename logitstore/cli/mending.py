@@ -77,6 +77,19 @@ def delete(args: argparse.Namespace) -> int:
         + (f"; deleted before: {result.num_before:,}" if result.num_before else "")
         + (f"; their bytes go by `penumbra store compact {args.store} --purge`" if result.num_units else ""),
     )
+    if result.absent:
+        context.warn(
+            "delete",
+            f"{context.count_text(result.num_absent, 'record')} have no labels here, such as "
+            f"{result.absent[0]!a:.120}; they will get none",
+        )
+    if result.written_otherwise:
+        names = ", ".join(ascii(one) for one in result.written_otherwise)
+        context.warn(
+            "delete",
+            f"written otherwise, by spaces or the form of Unicode, these are here and not deleted: {names}; "
+            "delete them too if they are meant",
+        )
     return context.OK
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ MAX_SWAP_TRIES = 20
 THREADS = 8
 ACTIVE_SEC = 120.0
 """A job that wrote its status so lately is at work."""
+MOST_NAMED, MOST_SOUGHT = 10, 1_000
 Progress = Callable[[str, int, int], None]
 
 
@@ -49,6 +51,11 @@ class DeletionResult:
     """Records named that were deleted, or noted, before."""
     tombstone: str
     """Name of the object that says so; "" if nothing new was said."""
+    absent: tuple[str, ...] = ()
+    """The first of those without labels here."""
+    written_otherwise: tuple[str, ...] = ()
+    """Records here that are not deleted, and differ from these in spaces around them or in the form of
+    Unicode alone (an accent as part of its letter, or apart)."""
 
 
 def delete_records(
@@ -76,11 +83,18 @@ def delete_records(
         new = sorted({digest_of(one).hex() for one in search.named} - store.deletions.records)
         if not new and not units:
             earlier = {one for one in record_ids if digest_of(one).hex() in before}
-            absent = len(record_ids - search.met - earlier)
+            absent = sorted(record_ids - search.met - earlier)
             num_sequences = sum(len(unit.places) for unit in found)
             num_units = len({unit.attempt for unit in found})
             return DeletionResult(
-                len(record_ids), num_sequences, num_units, absent, len(earlier), tombstone=name
+                num_records=len(record_ids),
+                num_sequences=num_sequences,
+                num_units=num_units,
+                num_absent=len(absent),
+                num_before=len(earlier),
+                tombstone=name,
+                absent=tuple(absent[:MOST_NAMED]),
+                written_otherwise=_written_otherwise(store, absent),
             )
         tombstone = Tombstone(
             manifest=manifest_hash(store.manifest),
@@ -107,6 +121,24 @@ def delete_records(
         "works on "
         "the store, then delete"
     )
+
+
+def _written_otherwise(store: LogitStore, absent: list[str]) -> tuple[str, ...]:
+    """As DeletionResult says it, of the first MOST_SOUGHT."""
+    names = {form for one in absent[:MOST_SOUGHT] for form in _other_forms(one)} - set(absent)
+    living = [one for one in names if digest_of(one).hex() not in store.deletions.records]
+    if not living:
+        return ()
+    search = _Search(store, frozenset(living), None)
+    search.living()
+    return tuple(sorted(search.met & set(living))[:MOST_NAMED])
+
+
+def _other_forms(record_id: str) -> set[str]:
+    plain = record_id.strip()
+    texts = (record_id, plain, f"{plain} ", f" {plain}")
+    forms = {unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD") for text in texts}
+    return {*texts, *forms} - {record_id}
 
 
 def refuse_running_job(store: LogitStore) -> None:

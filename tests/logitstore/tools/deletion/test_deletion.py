@@ -142,3 +142,21 @@ def test_verify_against_the_input_counts_them(tmp_path: Path, capsys: pytest.Cap
         if not purged:
             assert main(["compact", store.uri, "--purge"]) == 0
             assert "1 shard written anew" in capsys.readouterr().out
+
+
+def test_ids_written_otherwise_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A person's record stays where the list has an accent in one piece and the store has it in two."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    names = ["cafe\u0301", "b ", "caf\u00e8"]
+    store.commit_unit("unit-0", 0, [make_sequence(name) for name in names], seconds=0, worker="w")
+    (tmp_path / "ids").write_text("caf\u00e9\nb\nnobody\n", encoding="utf-8")
+    command = ["delete", store.uri, "--ids", str(tmp_path / "ids"), "--reason", "asked for"]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "0 sequences of 3 records deleted in 0 units; without labels here: 3" in said.out
+    assert "3 records have no labels here, such as 'b'" in said.err
+    assert "these are here and not deleted: 'b ', 'cafe\\u0301';" in said.err
+    (tmp_path / "ids").write_text("cafe\u0301\nb \n", encoding="utf-8")
+    assert main(command) == 0
+    assert "not deleted" not in capsys.readouterr().err
+    assert [one.record_id for one in LogitStore.open(store.uri)] == ["caf\u00e8"]
