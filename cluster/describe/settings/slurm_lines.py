@@ -43,6 +43,8 @@ def check_directive(line: str) -> str:
     """Raises ValueError for a line that sbatch would refuse, or read otherwise than it is meant."""
     if not line.startswith("--") or not line.isprintable():
         raise ValueError(f"{line!r} must be one line that starts with '--', for example '--qos=high'")
+    if line.endswith("="):
+        raise ValueError(f"{line!r} ends without its value; write one, or leave the '=' out")
     if not _LINE.fullmatch(line):
         raise ValueError(
             f"{line!r} is more than a name and one value for sbatch, which ends a value at a space or '#'; "

@@ -79,6 +79,7 @@ def test_what_a_setting_says_is_no_directive(line: str, setting: str) -> None:
         ('--comment="open', "put the value in double quotes"),
         ("--qos = high", "put the value in double quotes"),
         ("--", "is more than a name and one value"),
+        ("--comment=", "ends without its value"),
         ("--output=$HOME/%j.log", "the job would end without a log"),
         ('--error="${SCRATCH}/%j.log"', "the job would end without a log"),
         ("--chdir=~/runs", "the job would end without a log"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,11 +48,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         yield found
 
 
-def a_cluster(folder: Path, *, gpus: int = 2, **changes: Any) -> ClusterConfig:
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder with a short name, as sockets need it; each Slurm of these tests counts its jobs from 1."""
+    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def a_cluster(folder: Path, scratch: str | Path = "/tmp", *, gpus: int = 2, **changes: Any) -> ClusterConfig:
     group = {"name": "h100", "count": 2, "cores": 4, "memory_gb": 8}
     if gpus:
         group |= {"accelerator": "H100", "gpus": gpus}
-    slurm = {"setup": f"export NOTES={folder}/notes", "scratch": "/tmp"} | changes.pop("slurm", {})
+    slurm = {"setup": f"export NOTES={folder}/notes", "scratch": str(scratch)} | changes.pop("slurm", {})
     python = {"python": str(folder / "python")}
     return ClusterConfig.model_validate(
         {"name": "distill", "groups": [group], "slurm": slurm} | python | changes
@@ -98,8 +106,8 @@ def test_sbatch_takes_what_is_rendered(slurm: Slurm, tmp_path: Path, changes: di
     slurm.asked("sbatch", "--test-only", str(script), cwd=tmp_path)
 
 
-def test_a_job_on_two_nodes_drains_and_is_queued_again(slurm: Slurm, tmp_path: Path) -> None:
-    script = scripted(tmp_path, a_cluster(tmp_path))
+def test_a_job_on_two_nodes_drains_and_is_queued_again(slurm: Slurm, tmp_path: Path, scratch: Path) -> None:
+    script = scripted(tmp_path, a_cluster(tmp_path, scratch))
     job_id = slurm.asked("sbatch", "--parsable", str(script), cwd=tmp_path).strip()
     try:
         wait_until(lambda: len(notes_of(tmp_path)) == 3, "Ray on both nodes and the labeler")
@@ -113,12 +121,14 @@ def test_a_job_on_two_nodes_drains_and_is_queued_again(slurm: Slurm, tmp_path: P
     }  # fmt: skip
     assert len({token for _, _, _, token, _ in notes}) == 1
     assert all("--num-cpus=4 --num-gpus=2" in said for *_, said in notes if said.startswith("ray"))
-    assert not list(Path("/tmp").glob(f"ray-*-{job_id}")), "the folder of Ray's sockets is left"
+    assert not list(scratch.iterdir()), "the folder of Ray's sockets is left"
     assert (tmp_path / f"distill-{job_id}.log").exists()
 
 
-def test_of_an_array_only_the_task_that_was_warned_is_queued_again(slurm: Slurm, tmp_path: Path) -> None:
-    script = scripted(tmp_path, a_cluster(tmp_path, slurm={"array": 2}))
+def test_of_an_array_only_the_task_that_was_warned_is_queued_again(
+    slurm: Slurm, tmp_path: Path, scratch: Path
+) -> None:
+    script = scripted(tmp_path, a_cluster(tmp_path, scratch, slurm={"array": 2}))
     job_id = slurm.asked("sbatch", "--parsable", str(script), cwd=tmp_path).strip()
     try:
         wait_until(lambda: sum("labeler" in said for *_, said in notes_of(tmp_path)) == 2, "both tasks")

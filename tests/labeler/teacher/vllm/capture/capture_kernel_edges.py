@@ -113,7 +113,10 @@ def test_no_rows_give_no_rows():
 @pytest.mark.parametrize(("stride", "num_rows"), [(2**31 + 64, 2), (1_200_000_000, 3)])
 def test_rows_beyond_the_two_thousand_millionth_logit(stride, num_rows):
     """Rows times vocabulary overflow int32 in a large step; the memory between the rows is never touched."""
-    wide = torch.empty(stride * (num_rows - 1) + 300, dtype=torch.bfloat16)
+    try:
+        wide = torch.empty(stride * (num_rows - 1) + 300, dtype=torch.bfloat16)
+    except RuntimeError as error:  # by a limit, or where memory is not lent beyond what there is
+        pytest.skip(f"{stride * (num_rows - 1) * 2 / 1e9:.0f} GB of addresses are refused: {error}")
     logits_NV = wide.as_strided((num_rows, 300), (stride, 1))
     logits_NV.copy_(normal(num_rows, 300))
     assert_same(logits_NV, torch.arange(num_rows), ColumnLayout(16, (1.0, 2.0)))
