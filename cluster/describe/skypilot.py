@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterable
 from typing import Any
 
 from cluster.describe.fit.cache import CACHE_FOLDER, disk_gb
 from cluster.describe.image import reference_of
+from cluster.describe.job_paths import refuse_local_paths
 from cluster.describe.merging import merged
 from cluster.describe.settings.accelerators import NAMES_OF_SKYPILOT
 from cluster.describe.settings.cluster import ClusterConfig
 from cluster.describe.shell_words import path_word
 from cluster.jobs.submission import refuse_secrets
-from labeler.config.loading import JobConfig, is_local_path, resolved
+from labeler.config.loading import JobConfig, resolved
 from logitstore.common.config_file import ConfigError
 
 JOB_FILE = "/tmp/penumbra-job.json"
@@ -142,20 +142,7 @@ def _settings(job: JobConfig, group: str) -> str:
     """The job as JSON, without the resource of its group, which every machine of the task belongs to."""
     document = resolved(job)
     refuse_secrets(document)
-    for setting in ("input.uri", "output.uri", "labels.given"):
-        section, _, name = setting.partition(".")
-        uri = document[section][name]
-        if uri and is_local_path(uri):
-            raise ConfigError(f"{setting} {uri!r} is a path, which no machine of a task has; use s3://")
-    model = document["teacher"]["model"]
-    if model.startswith(("/", "./", "../", "~")) or os.path.isdir(model):
-        raise ConfigError(f"teacher.model {model!r} is a path, which no machine has; name a Hugging Face id")
-    template = document["input"]["chat_template"]
-    if isinstance(template, str):
-        raise ConfigError(
-            f"input.chat_template {template!r} is a path, which no machine has; keep the template with the "
-            "model's tokenizer"
-        )
+    refuse_local_paths(job, "machine of a task")
     document["workers"]["resources"].pop(f"group-{group}", None)
     return json.dumps(document, indent=2)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from typing import Any
 
 from cluster.describe.image import reference_of
+from cluster.describe.job_paths import refuse_local_paths
 from cluster.describe.kubernetes.pods import (
     HEAD,
     JOB_FOLDER,
@@ -25,7 +25,7 @@ from cluster.describe.settings.accelerators import is_amd
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig
 from cluster.describe.shell_words import path_word
 from cluster.jobs.submission import STOP_MARGIN_SEC, refuse_secrets
-from labeler.config.loading import JobConfig, is_local_path, resolved
+from labeler.config.loading import JobConfig, resolved
 from logitstore.common.config_file import ConfigError
 
 API_VERSION = "ray.io/v1"
@@ -52,23 +52,11 @@ def ray_job(cluster: ClusterConfig, job: JobConfig, submission: str) -> list[dic
     document = resolved(job)
     refuse_secrets(document)
     stop_sec = int(job.workers.drain_sec) + STOP_MARGIN_SEC
-    if is_local_path(job.output.uri):
-        raise ConfigError(f"output.uri {job.output.uri!r} is a path, which is lost with its pod; use s3://")
-    if is_local_path(job.input.uri):
-        raise ConfigError(f"input.uri {job.input.uri!r} is a path, which no pod has; use s3://")
-    if job.labels.given and is_local_path(job.labels.given):
-        raise ConfigError(f"labels.given {job.labels.given!r} is a path, which no pod has; use s3://")
-    model = job.teacher.model
-    if model.startswith(("/", "./", "../", "~")) or os.path.isdir(model):
-        raise ConfigError(
-            f"teacher.model {model!r} is a path, which no pod has; name a Hugging Face id, or mount it by "
-            "kubernetes.pod and kubernetes.head_pod, render a kuberay-cluster and submit to that"
-        )
-    if isinstance(job.input.chat_template, str):
-        raise ConfigError(
-            f"input.chat_template {job.input.chat_template!r} is a path, which no pod has; keep the template "
-            "with the model's tokenizer, or render a kuberay-cluster and submit to that"
-        )
+    refuse_local_paths(
+        job,
+        "pod",
+        " by kubernetes.pod and kubernetes.head_pod, render a kuberay-cluster and submit to that",
+    )
     name = job_name(cluster, job, submission)
     config_map = {
         "apiVersion": "v1",

@@ -155,7 +155,9 @@ def test_a_teacher_in_a_folder_here_is_refused(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "models" / "llama").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     teacher = a_job().teacher.model_copy(update={"model": "models/llama"})
-    with pytest.raises(ConfigError, match=r"teacher\.model 'models/llama' is a path, which no machine has"):
+    with pytest.raises(
+        ConfigError, match=r"teacher\.model 'models/llama' is a path, which no machine of a task has"
+    ):
         skypilot.task(one_kind(), a_job().model_copy(update={"teacher": teacher}))
 
 
@@ -163,7 +165,7 @@ def test_a_chat_template_in_a_file_is_refused_where_no_machine_has_it() -> None:
     job = a_job()
     job = job.model_copy(update={"input": job.input.model_copy(update={"chat_template": "chat.jinja"})})
     with pytest.raises(
-        ConfigError, match=r"input\.chat_template 'chat.jinja' is a path, which no machine has"
+        ConfigError, match=r"input\.chat_template 'chat.jinja' is a path, which no machine of a task has"
     ):
         skypilot.task(one_kind(), job)
 
