@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv/bin
 # Bytecode is written whatever the environment says: each of the processes that tests start would compile all anew.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest -q
-# Tests that use one core each run side by side; those with a Ray cluster or an engine use all cores themselves.
-# The former partly wait, for a term to end or a process to start: more workers than cores use that time.
+# Tests that use one core each run side by side. They partly wait, for a term to end or a process to start: more
+# workers than cores use that time. Those with a Ray cluster or an engine use several cores themselves and wait
+# as often: two files of them run at a time, and the engines of tests/labeler/teacher stay in one worker.
+IN_PAIRS := -n 2 --dist loadfile
 SIDE_BY_SIDE := -n $(shell n=$$(($$(nproc) + 2)); echo $$((n < 8 ? n : 8)))
 QUICK_SIDE_BY_SIDE := -n $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
 # `make check` looks at the types of what differs from here.
@@ -56,7 +58,7 @@ types:
 test: setup system-packages
 	@status=0; \
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not ray and not vllm and not gpu" --durations=25 || status=$$?; \
-	$(PYTEST) -m "(ray or vllm) and not gpu" --durations=25 || status=$$?; \
+	$(PYTEST) $(IN_PAIRS) -m "(ray or vllm) and not gpu" --durations=25 || status=$$?; \
 	exit $$status
 
 test-gpu: setup

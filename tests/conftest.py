@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from benchmarks.servers.s3 import S3Server, run_s3_server
 
@@ -33,6 +34,26 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+ENGINES = "tests/labeler/teacher/"
+"""Tests below it share engines in their own process."""
+
+
+class ByFile(LoadScopeScheduling):
+    """Deals out whole files, so that no cluster starts twice, and all of `ENGINES` to one worker.
+
+    xdist's own groups do nothing with pytest 9.2, whose node ids they cannot change.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        return ENGINES if path.startswith(ENGINES) else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @dataclass(frozen=True)
