@@ -70,6 +70,12 @@ def check_learned(dataset: StreamingLogitDataset, settings: CollateSettings) -> 
     first = 0
     for source, weight in zip(dataset.sources, dataset.weights, strict=True):
         length = sum(source.lengths)
+        if not length and weight and dataset.topology.rank == 0:
+            warnings.warn(
+                f"{source.uri} adds nothing to training: it is empty, its selection (where, ids) leaves none "
+                "of its sequences, or all are held out; leave it out if that is meant",
+                stacklevel=2,
+            )
         if length and weight and not any(share_of_epoch(length, weight)):
             raise GuardError(
                 f"the weight {weight:g} of {source.uri} leaves none of its {length} sequences to an epoch; "

@@ -115,3 +115,13 @@ def test_texts_alone_at_another_temperature_are_told_what_to_do(tmp_path):
         TemperatureError, match=r"texts holds texts alone, .* at temperature 2; learn them with"
     ):
         tiny_trainer(tmp_path / "texts", tmp_path / "run", train_dataset=dataset, temperature=2.0)
+
+
+def test_a_store_of_which_nothing_is_selected_is_said(small_store, tmp_path):
+    """It was missing beside the others without a word."""
+    make_store(tmp_path / "few", (9,), prefix="few")
+    stores = [StoreSpec(str(small_store)), StoreSpec(str(tmp_path / "few"), where="num_tokens > 9999")]
+    dataset = StreamingLogitDataset(stores, batch_size=4)
+    held_out = StreamingLogitDataset(small_store, batch_size=4)
+    with pytest.warns(UserWarning, match=r"few adds nothing to training: it is empty, its selection"):
+        tiny_trainer(small_store, tmp_path / "run", train_dataset=dataset, eval_dataset=held_out)
