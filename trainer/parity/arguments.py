@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -88,7 +89,7 @@ student is least sure went to the teacher.""",
 
 def tasks_of(text: str) -> tuple[str, ...]:
     """Between commas, which may stand in the name of a single file too."""
-    return (text,) if Path(text).exists() else tuple(task for task in text.split(",") if task)
+    return (text,) if os.path.exists(text) else tuple(task for task in text.split(",") if task)
 
 
 def _parity(arguments: argparse.Namespace) -> int:

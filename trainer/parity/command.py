@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 from logitstore.common.config_file import ConfigError
@@ -56,7 +56,7 @@ def _check_file(task: str) -> None:
     """Raises ConfigError for a file that is not here, as FILE or NAME=FILE: lm-eval, which is asked next, may
     not be installed, and would not know it either."""
     file = task.partition("=")[2] or (task if form_of(task) is not None else "")
-    if file and not Path(file).exists():
+    if file and not os.path.exists(file):
         raise ConfigError(f"--tasks {task}: {file!r} is no file here; correct the path")
 
 
@@ -68,7 +68,7 @@ def _work(options: ParityOptions, pattern: re.Pattern[str] | None) -> Work:
         check_model_name(options.judge, revision=None, setting="--judge")
     if not options.tasks:
         raise ConfigError("--tasks names nothing; give files of questions, or tasks of lm-eval")
-    paths = [task for task in options.tasks if "=" not in task and Path(task).exists()]
+    paths = [task for task in options.tasks if "=" not in task and os.path.exists(task)]
     names = [task for task in options.tasks if task not in paths]
     for name in names:
         _check_file(name)

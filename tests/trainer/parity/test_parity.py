@@ -73,6 +73,24 @@ def test_a_comma_may_stand_in_the_name_of_a_file(tmp_path: Path, monkeypatch: py
     assert tasks_of("a.jsonl,gsm8k") == ("a.jsonl", "gsm8k")
 
 
+def test_a_list_of_tasks_may_be_longer_than_the_name_of_a_file() -> None:
+    """It was looked for as one file, and the system refuses a name of more than 255 bytes."""
+    names = tuple(f"mmlu_task_of_number_{number}" for number in range(40))
+    assert tasks_of(",".join(names)) == names
+
+
+@pytest.mark.parametrize("tasks", ["", ","])
+def test_no_task_is_refused(places: list[str], tasks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """ "" was taken for the folder that the command runs in."""
+    assert main([*places, "--unchecked", "--tasks", tasks]) == 2
+    assert "--tasks names nothing; give files of questions, or tasks of lm-eval" in capsys.readouterr().err
+
+
+def test_a_task_of_a_long_name_is_no_file_here(places: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*places, "--unchecked", "--tasks", "q" * 300 + ".jsonl"]) == 2
+    assert ".jsonl' is no file here; correct the path" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_both_answer_and_are_not_asked_again(
     places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
