@@ -197,7 +197,9 @@ def _document(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     document = config_document(arguments.config, arguments.set, options)
     trains_here = arguments.command is not _evaluate and not getattr(arguments, "address", None)
-    if trains_here and not arguments.dry_run and find_spec("torch") is not None:
+    # The students of a sweep over them are checked by it, each; this one is none of its runs'.
+    is_replaced = any(text.lstrip().startswith("student.") for text in getattr(arguments, "over", ()))
+    if trains_here and not (is_replaced or arguments.dry_run) and find_spec("torch") is not None:
         check_names(checked_config(document, arguments.config).student)  # before torch is loaded: seconds
     if arguments.config is None and arguments.command is not _evaluate:
         checked_config(document, None)  # what is missing is told before a store is opened

@@ -150,7 +150,7 @@ def _chart(curves: Sequence[Curve], axis: Axis) -> str:
 
 
 def ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Round numbers between both, three to seven, and how they are written."""
+    """Round numbers between both, three to eight, and how they are written."""
     power = math.floor(math.log10((high - low) / 3))
     step = next(one for one in (5, 2, 1) if one * 10.0**power <= (high - low) / 3) * 10.0**power
     places = range(math.ceil(low / step), math.floor(high / step) + 1)

@@ -1,6 +1,7 @@
 """What a training run refuses, in one line, before it trains; and what a run at work or a killed one leaves to the next."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -196,7 +197,10 @@ def test_a_wrong_name_is_told_before_torch_is_imported(command, tmp_path):
     make_store(tmp_path / "store")
     words = [*command, "--student", "./nowhere", "--labels", f"{tmp_path}/store", "--out", f"{tmp_path}/out"]
     code = f"import sys; from trainer.__main__ import main; print(main({words}), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert "student.model = './nowhere' is no folder here; correct the path" in done.stderr
     assert done.stdout == "2 False\n"
 

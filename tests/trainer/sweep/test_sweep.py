@@ -85,6 +85,25 @@ def test_an_axis_has_round_numbers(low: float, high: float, texts: list[str]) ->
     assert [text for _, text in ticks(low, high)] == texts
 
 
+def test_an_axis_has_three_to_eight_numbers() -> None:
+    """Wherever it begins: steps of 2, of 14.97, are 8."""
+    assert len(ticks(0, 14.97)) == 8
+    ranges = [(low, low + room) for low in np.linspace(-1, 1, 41) for room in np.geomspace(0.01, 1000, 400)]
+    assert {len(ticks(low, high)) for low, high in ranges} == set(range(3, 9))
+
+
+def test_the_student_that_an_axis_replaces_may_be_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was refused, though no run of the sweep has it; each of those that have been given is looked for."""
+    make_store(tmp_path / "store")
+    base = ["--student", "./nowhere", "--labels", f"{tmp_path}/store", "--out", f"{tmp_path}/out", "--quiet"]
+    assert main(["sweep", *base, "--over", "student.model=./one,./two", "--address", ""]) == 2
+    told = capsys.readouterr().err
+    assert "student.model = './one' is no folder here" in told
+    assert "./nowhere" not in told
+
+
 def test_a_seed_is_that_of_the_order_too_unless_the_order_has_its_own() -> None:
     axes = [read_axis("training.seed=0,1,2")]
     assert [point.config.data.seed for point in points_of(BASE, axes, "out", None)] == [0, 1, 2]
