@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +29,7 @@ START_PATIENCE_SEC = 60.0
 TROUBLE_PATIENCE_SEC = 60.0
 """How long who waits for a job asks again where the cluster, or a proxy before it, is in trouble."""
 QUIET_SEC = 30.0
-"""After so long without a word of a log, it is asked whether the cluster is still there."""
+"""After so long without a word of a log, the cluster is asked for it, and the connection made anew."""
 POLL_SEC = 1.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXIT_STATUS_OF_STATE = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 4}
@@ -198,10 +198,9 @@ class ClusterClient:
         """
         num_written = 0
         while True:
-            num_tailed = asyncio.run(self._tail(submission_id, write, num_written))
-            num_written += num_tailed
+            num_written += asyncio.run(self._tail(submission_id, write, num_written))
             job = self._patiently(lambda: self.job(submission_id))
-            if job.has_ended or (not num_tailed and job.started):
+            if job.started or job.has_ended:
                 more = self._patiently(lambda: self.log_of(submission_id))[num_written:]
                 write(more)
                 num_written += len(more)
@@ -228,35 +227,21 @@ class ClusterClient:
             time.sleep(POLL_SEC)
 
     async def _tail(self, submission_id: str, write: Callable[[str], None], skip: int) -> int:
-        """Pass on what comes after `skip` characters until the connection ends; how many passed."""
+        """Pass on what comes after `skip` characters until the connection ends, or has been quiet for a
+        while, as one is for ever that was cut without a word; how many passed."""
         import aiohttp
 
         num_seen = 0
         try:
-            async for text in self._tailed(submission_id):
-                fresh = text[max(0, skip - num_seen) :]
-                num_seen += len(text)
-                write(fresh)
-        except (RuntimeError, aiohttp.ClientError):
-            # The job is not there yet, or the connection was cut: the caller looks at the job's state.
-            pass
+            async with asyncio.timeout(QUIET_SEC) as quiet:
+                async for text in self._client.tail_job_logs(submission_id):
+                    quiet.reschedule(asyncio.get_running_loop().time() + QUIET_SEC)
+                    fresh = text[max(0, skip - num_seen) :]
+                    num_seen += len(text)
+                    write(fresh)
+        except (TimeoutError, aiohttp.ClientError):
+            pass  # The job is not there yet, or the connection is of no use: the caller looks at both.
         return max(0, num_seen - skip)
-
-    async def _tailed(self, submission_id: str) -> AsyncIterator[str]:
-        """Parts of the log as they come. A connection that was cut without a word would be silent for ever:
-        after a while of silence the cluster is asked whether it is there and the job goes on."""
-        parts = self._client.tail_job_logs(submission_id).__aiter__()
-        while True:
-            part = asyncio.ensure_future(anext(parts, None))
-            while not (await asyncio.wait({part}, timeout=QUIET_SEC))[0]:
-                job = await asyncio.to_thread(self._patiently, lambda: self.job(submission_id))
-                if job.has_ended:
-                    part.cancel()
-                    return
-            text = part.result()
-            if text is None:
-                return
-            yield text
 
 
 def _job(details: JobDetails) -> ClusterJob:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from cluster.jobs.network.access import bearer_headers, find_token
 from cluster.jobs.network.address import Way
 from cluster.jobs.network.answers import meaning
 from cluster.jobs.network.headers import HEADERS_VARIABLE
+from cluster.jobs.network.log_tail import tail
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -44,6 +46,10 @@ def connect(way: Way) -> tuple[JobSubmissionClient, Way]:
                 data = io.BytesIO(data)
             kept = {"timeout": wait_sec, "allow_redirects": False}
             return super()._do_request(method, endpoint, data=data, **{**kept, **options})
+
+        def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+            verify = True if self._ssl_context is None else self._ssl_context
+            return tail(f"{self._address}/api/jobs/{job_id}/logs/tail", self._headers, verify)
 
     # The token is not shown to a server that does not ask for one.
     asked = _get(way, "/api/version")

@@ -130,9 +130,15 @@ def test_what_answers_at_the_address_is_said_before_anything_is_sent(
 
 def test_no_later_answer_sends_requests_elsewhere(answering: Answering) -> None:
     client = answering(301, "")
-    for ask in (client.jobs, lambda: client.stop("j"), lambda: client.delete("j")):
+    for ask in (
+        client.jobs,
+        lambda: client.stop("j"),
+        lambda: client.delete("j"),
+        lambda: client.follow("j", print),
+    ):
         with pytest.raises(ClusterUnreachableError, match=r"sends requests elsewhere \(HTTP 301\)"):
             ask()
+    assert "/api/jobs/j/logs/tail" in answering.asked
     assert "/elsewhere" not in answering.asked
 
 
