@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.errors import ClusterError, ClusterTroubleError, ClusterUnreachableError, JobNotFoundError
 from cluster.jobs.network.address import Way, is_loopback, refuse_silent_address
-from cluster.jobs.network.answers import reached
+from cluster.jobs.network.answers import known_form, reached
 from cluster.jobs.network.connection import connect, list_nodes, require_ray
 from cluster.jobs.submission import OWNER_KEY, RESUMES_KEY, STORE_KEY, Submission
 from labeler.config.loading import WorkersConfig
@@ -84,7 +84,7 @@ class ClusterClient:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The machines there are now, as the dashboard describes them."""
-        with reached(self.address):
+        with reached(self.address), known_form(self.address):
             return list_nodes(self._way)
 
     def lack_of_machines(self, workers: WorkersConfig) -> str:
@@ -128,7 +128,7 @@ class ClusterClient:
 
     def jobs(self) -> list[ClusterJob]:
         """The labeling jobs, newest first; what else runs on the cluster is left out."""
-        with reached(self.address):
+        with reached(self.address), known_form(self.address):
             details = self._client.list_jobs()
         ours = [job for job in details if job.submission_id and STORE_KEY in (job.metadata or {})]
         ours.sort(key=lambda job: job.start_time or 0, reverse=True)
@@ -148,7 +148,7 @@ class ClusterClient:
 
     def stop(self, submission_id: str) -> None:
         """Ask the job to drain and end; returns at once."""
-        with reached(self.address):
+        with reached(self.address), known_form(self.address):
             self._client.stop_job(submission_id)
 
     def wait(
@@ -173,18 +173,18 @@ class ClusterClient:
 
     def find(self, submission_id: str) -> JobDetails | None:
         """What Ray knows of a job, a labeling job or not; None where it knows none of this id."""
-        with reached(self.address):
+        with reached(self.address), known_form(self.address):
             known = self._client.list_jobs()
         return next((job for job in known if job.submission_id == submission_id), None)
 
     def delete(self, submission_id: str) -> None:
         """Make Ray forget a job that has ended. Raises ClusterError where it has not."""
-        with reached(self.address):
+        with reached(self.address), known_form(self.address):
             self._client.delete_job(submission_id)
 
     def log_of(self, submission_id: str) -> str:
         """The log of a job, a labeling job or not."""
-        with reached(self.address):
+        with reached(self.address), known_form(self.address):
             return self._client.get_job_logs(submission_id)
 
     def logs(self, submission_id: str) -> str:

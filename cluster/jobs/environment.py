@@ -37,6 +37,8 @@ def read_runtime_env(path: str | None) -> dict[str, Any]:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise JobRefusedError(f"--runtime-env {path}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise JobRefusedError(f"--runtime-env {path} is nested too deeply to be read") from None
     if not isinstance(found, dict):
         raise JobRefusedError(
             f"--runtime-env {path} must hold a table of Ray's runtime environment, for example pip: [rich]"
@@ -49,13 +51,23 @@ def read_runtime_env(path: str | None) -> dict[str, Any]:
             f"--runtime-env {path}: Ray runs an image_uri without a folder of the job, and a job's settings "
             "travel in one; start the cluster's nodes from that image, or name packages by pip, uv or conda"
         )
-    if re.search(r"://[^/\s]*:[^/\s]*@", json.dumps(found, default=str)):
+    if re.search(r"://[^/\s]*:[^/\s]*@", _as_sent(found, path)):
         raise JobRefusedError(
             f"--runtime-env {path} holds an address with a password, and what is submitted is shown to "
             "everyone who reaches the cluster; set the credentials on the cluster's nodes"
         )
     _check_runtime_env(found, path)
     return found
+
+
+def _as_sent(found: dict[str, Any], path: str) -> str:
+    try:
+        return json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise JobRefusedError(
+            f"--runtime-env {path} holds what JSON cannot carry ({error}); write dates in quotes, numbers "
+            "that are finite, and no part within itself"
+        ) from None
 
 
 def _check_runtime_env(found: dict[str, Any], path: str) -> None:
@@ -76,6 +88,17 @@ def _check_runtime_env(found: dict[str, Any], path: str) -> None:
         raise JobRefusedError(
             f"--runtime-env {path} is refused by Ray: {' '.join(str(error).split())}; correct it there"
         ) from None
+    # What Ray takes from a program of its own only, and refuses once the files of a job are being sent.
+    if not isinstance(found.get("worker_process_setup_hook") or "", str):
+        raise JobRefusedError(
+            f"--runtime-env {path}: worker_process_setup_hook must name a function, such as module.function"
+        )
+    for module in found.get("py_modules") or ():
+        if "://" not in module and not module.endswith(".whl") and not os.path.isdir(module):
+            raise JobRefusedError(
+                f"--runtime-env {path}: py_modules has {module!r}, and a job takes folders, .whl files and "
+                "addresses; put a single file into a folder and name that"
+            )
 
 
 def parse_env(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:

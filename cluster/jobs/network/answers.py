@@ -24,7 +24,6 @@ MOST_SHOWN = 500
 def reached(address: str) -> Iterator[None]:
     """Turn the ways Ray's client fails into two: the cluster is gone, or it refused."""
     import requests
-    from pydantic import ValidationError
     from ray.exceptions import AuthenticationError
 
     try:
@@ -51,6 +50,16 @@ def reached(address: str) -> Iterator[None]:
         found = re.match(r"Request failed with status code (\d+): (.*)\.$", str(error), re.DOTALL)
         status, body = (int(found[1]), found[2]) if found else (0, str(error))
         raise meaning(address, status, body) from None
+
+
+@contextmanager
+def known_form(address: str) -> Iterator[None]:
+    """Around what reads an answer and sends nothing that could be wrong: that would be no fault of the
+    cluster's."""
+    from pydantic import ValidationError
+
+    try:
+        yield
     except (ValidationError, TypeError, KeyError, AttributeError) as error:
         raise ClusterError(
             f"the answer of {address} has a form that the Ray here does not know ({type(error).__name__}: "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import ClusterError, ClusterUnreachableError
 from cluster.jobs.network.access import bearer_headers, find_token
 from cluster.jobs.network.address import Way
-from cluster.jobs.network.answers import meaning
+from cluster.jobs.network.answers import known_form, meaning
 from cluster.jobs.network.headers import HEADERS_VARIABLE
 from cluster.jobs.network.log_tail import tail
 
@@ -29,6 +29,7 @@ PASSED_ON_BYTES_PER_SEC = 1 << 20
 def connect(way: Way) -> tuple[JobSubmissionClient, Way]:
     """The client, and the way with the header by which the cluster knows who asks."""
     import requests
+    from ray.dashboard.modules.job.common import JobSubmitResponse
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):
@@ -45,7 +46,11 @@ def connect(way: Way) -> tuple[JobSubmissionClient, Way]:
                 wait_sec = (ANSWER_SEC, ANSWER_SEC + len(data) / PASSED_ON_BYTES_PER_SEC)
                 data = io.BytesIO(data)
             kept = {"timeout": wait_sec, "allow_redirects": False}
-            return super()._do_request(method, endpoint, data=data, **{**kept, **options})
+            answer = super()._do_request(method, endpoint, data=data, **{**kept, **options})
+            if (method, endpoint) == ("POST", "/api/jobs/") and answer.ok:
+                with known_form(self._address):
+                    JobSubmitResponse(**answer.json())
+            return answer
 
         def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
             verify = True if self._ssl_context is None else self._ssl_context

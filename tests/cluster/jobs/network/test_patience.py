@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from benchmarks.servers.serving import serving
-from cluster.errors import ClusterTroubleError, ClusterUnreachableError
+from cluster.errors import ClusterError, ClusterTroubleError, ClusterUnreachableError
 from cluster.jobs import client as client_module
 from cluster.jobs.client import ClusterClient, ClusterJob
 from cluster.jobs.network.address import find_way
@@ -107,6 +107,18 @@ def test_a_job_that_was_taken_though_the_answer_was_lost_is_known_by_its_id(
     assert client.submit(Submission("label-1", "true", {}, {})) == "label-1"
     with pytest.raises(ClusterTroubleError):
         client.submit(Submission("label-2", "true", {}, {}))
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "{}", '{"submission_id": "label-1"}', '{"a": 1}'])
+def test_what_is_wrong_with_what_is_sent_is_no_fault_of_the_answer(
+    server: tuple[Server, ClusterClient], body: str
+) -> None:
+    given, client = server
+    given.jobs, given.posted = [one_job("PENDING")], (200, body)
+    with pytest.raises(ClusterError, match="install the cluster's version of Ray here"):
+        client.submit(Submission("label-2", "true", {}, {}))
+    with pytest.raises(TypeError, match="pip"):
+        client.submit(Submission("label-2", "true", {"pip": 3}, {}))
 
 
 @pytest.mark.parametrize(
