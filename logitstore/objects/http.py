@@ -32,8 +32,9 @@ HTTP_ATTEMPTS = 4
 FIRST_PAUSE_SEC = 0.2
 READS_AT_ONCE = 32
 RETRIED_STATUSES = (429, 500, 502, 503, 504)
-TAKES_NO_PUT = ("404", "405", "501")
-"""What servers answer to a method that they do not have; to a PUT, 404 is no word on the object."""
+TAKES_NO_PUT = ("404", "405", "409", "501")
+"""What servers answer to a method that they do not have, or, of WebDAV, where a folder is missing; to a PUT,
+404 is no word on the object."""
 _PART_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -92,7 +93,7 @@ class HttpBackend(RemoteBackend):
 
     def _read_only(self, status: str) -> UnsuitablePlaceError:
         return UnsuitablePlaceError(
-            f"{self._uri}: the server takes no PUT requests (status {status}), it is for reading alone; "
+            f"{self._uri}: the server takes no PUT requests here (status {status}), it is for reading alone; "
             "write to the folder that it serves, or by s3://, sftp:// or webdav:// to the same place"
         )
 

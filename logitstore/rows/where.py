@@ -29,7 +29,8 @@ from logitstore.rows.conditions import (
 )
 from logitstore.rows.selection import Selection
 
-MAX_ID_BYTES = 2**20
+MAX_ID_BYTES = 2**26
+"""Of a line of a list of ids: above what any input has for one."""
 MAX_DEPTH = 50
 _TOKEN = re.compile(r"""\s*("[^"]*"|'[^']*'|<=|>=|!=|==|[=<>(),]|[^\s<>=!"'(),]+)""")
 _WORDS = ("and", "or", "not", "in", *SET_OPERATORS)
@@ -94,17 +95,20 @@ def read_ids(path: str | Path) -> frozenset[str]:
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Lines without their ends, and without the mark of UTF-8 that some editors put before the first."""
-    for index, line in enumerate(file):
+    for index, line in enumerate(iter(lambda: file.readline(MAX_ID_BYTES + 3), b"")):
         text = line.rstrip(b"\r\n")
         yield text.removeprefix(codecs.BOM_UTF8) if index == 0 else text
 
 
 def _id_of(line: bytes, where: str) -> str:
+    if len(line) > MAX_ID_BYTES:
+        raise UnsupportedInputError(
+            f"{where}: a line of a list of ids has at most {MAX_ID_BYTES:,} bytes; give one record id a line"
+        )
     try:
-        if len(line) <= MAX_ID_BYTES:
-            text = line.decode()
-            quoted = len(text) > 1 and text[0] == text[-1] == '"'
-            return str(json.loads(text)) if quoted else text
+        text = line.decode()
+        quoted = len(text) > 1 and text[0] == text[-1] == '"'
+        return str(json.loads(text)) if quoted else text
     except ValueError:
         pass
     raise UnsupportedInputError(f"{where}: {line[:60]!r} is no record id in UTF-8, nor a JSON string of one")

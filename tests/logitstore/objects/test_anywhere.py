@@ -368,7 +368,7 @@ def test_a_web_server_that_takes_nothing_says_so(
         for command in (["copy", store.uri, place], ["publish", store.uri, place]):
             assert main([*command, "--quiet"]) == 2, command
             said = capsys.readouterr().err
-            assert f"{place}: the server takes no PUT requests (status 501)" in said, command
+            assert f"{place}: the server takes no PUT requests here (status 501)" in said, command
             assert "write to the folder that it serves" in said
         assert main(["merge", store.uri, "--out", place]) == 2
         assert "write to a folder of this machine" in capsys.readouterr().err

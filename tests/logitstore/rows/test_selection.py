@@ -21,6 +21,7 @@ from logitstore.exchange.merge import merge_stores
 from logitstore.manifest import reading
 from logitstore.manifest.fields import MIXED, ShardEntry
 from logitstore.records import Reject
+from logitstore.rows import where
 from logitstore.rows.conditions import id_hashes
 from logitstore.rows.temperature import truncate
 from logitstore.rows.where import parse_selection, select_ids, select_split
@@ -149,6 +150,22 @@ def test_files_of_ids(store: LogitStore, tmp_path: Path, capsys: pytest.CaptureF
         assert says in capsys.readouterr().err
     assert main(["cat", store.uri, "--ids", str(tmp_path / "none")]) == 2
     assert "one record id a line" in capsys.readouterr().err
+
+
+def test_of_a_list_of_ids_a_line_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An id of more than 1 MiB was said to be no UTF-8, and could not be deleted by a list."""
+    long = "x" * 2_000_000
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    sequences = [dataclasses.replace(make_sequence("x"), record_id=long), make_sequence("y")]
+    store.commit_unit("u", 0, sequences, seconds=0, worker="w")
+    ids = tmp_path / "ids.txt"
+    ids.write_text(f"{long}\ny\n")
+    assert len(list(select_ids(ids).sequences(store))) == 2
+    monkeypatch.setattr(where, "MAX_ID_BYTES", 1000)
+    assert main(["cat", store.uri, "--ids", str(ids)]) == 2
+    assert "ids.txt:1: a line of a list of ids has at most 1,000 bytes" in capsys.readouterr().err
 
 
 def test_splits_are_parts_that_no_store_changes(
