@@ -26,6 +26,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checkpoints import LogToTheEnd, TrueEpoch, open_to_readers
+from trainer.hf.checks.adapters import check_no_own_loss
 from trainer.hf.checks.disk import saves_in_parts
 from trainer.hf.checks.given import check_given
 from trainer.hf.checks.guards import (
@@ -179,6 +180,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
     def _take_student(self, model: Any) -> None:
         """What follows from the student: its head, its context, and how its packed documents stay apart."""
         check_has_head(model)
+        check_no_own_loss(model)
         keep_4_bits_differentiable(model)
         settings = replace(
             self._given_settings,

@@ -31,6 +31,19 @@ def check_adapters(model: Any, peft_config: Any) -> None:
             )
 
 
+def check_no_own_loss(model: Any) -> None:
+    """Raises GuardError for adapters with a loss of their own: they add it where the model computes one."""
+    kinds = [
+        str(getattr(one, "peft_type", "")) for one in (getattr(model, "peft_config", None) or {}).values()
+    ]
+    if any(kind.endswith("ADALORA") for kind in kinds):
+        raise GuardError(
+            "AdaLoRA adds a loss that keeps its parts orthogonal to the one that a model computes of labels, "
+            "and here the loss is computed outside it, so that part would be left out; take LoRA, DoRA, IA3, "
+            "LoHa or another kind"
+        )
+
+
 def check_mergeable(model: Any) -> None:
     """Raises GuardError for adapters of a tied head or embedding, which merging would put into both."""
     from peft.tuners.lora import LoraLayer

@@ -138,3 +138,10 @@ def test_the_merged_student_is_the_one_that_was_trained(tmp_path, capsys, tied, 
     trained = json.loads(capsys.readouterr().out)["after"]["kl"]
     assert main(["eval", str(config), "--json", *settings("loss.fused=false")]) == 0
     assert json.loads(capsys.readouterr().out)["kl"] == pytest.approx(trained, rel=1e-5)
+
+
+def test_adapters_with_a_loss_of_their_own_are_refused(small_store, tmp_path):
+    """It was left out without a word, as the model computes no loss here."""
+    adapters = peft.AdaLoraConfig(r=2, init_r=4, target_modules=["q_proj"], total_step=9)
+    with pytest.raises(GuardError, match="AdaLoRA adds a loss that keeps its parts orthogonal"):
+        tiny_trainer(small_store, tmp_path, model=peft.get_peft_model(tiny_student(), adapters))
