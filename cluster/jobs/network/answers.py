@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
 from cluster.errors import ClusterError, ClusterTroubleError, ClusterUnreachableError
 from cluster.jobs.network import access
 
 if TYPE_CHECKING:
-    from requests import RequestException
+    from requests import RequestException, Response
 
 TROUBLE_STATUSES = (429, 502, 503, 504)
 """By which a proxy says that what is behind it does not answer now, or is asked too often."""
@@ -37,7 +38,7 @@ def reached(address: str) -> Iterator[None]:
     except requests.exceptions.HTTPError as error:
         if error.response is None:
             raise
-        raise meaning(address, error.response.status_code, error.response.text) from None
+        raise meaning_of(address, error.response) from None
     except requests.exceptions.RequestException as error:
         raise _not_answered(address, error) from None
     except (TimeoutError, ConnectionError) as error:
@@ -68,7 +69,11 @@ def known_form(address: str) -> Iterator[None]:
         ) from None
 
 
-def meaning(address: str, status: int, body: str) -> ClusterError:
+def meaning_of(address: str, answer: Response) -> ClusterError:
+    return meaning(address, answer.status_code, answer.text, answer.headers.get("Location", ""))
+
+
+def meaning(address: str, status: int, body: str, location: str = "") -> ClusterError:
     """What an answer other than 200 means: a refusal, or trouble of the head or of a proxy.
 
     Ray's own refusals come with status 500 as well, as the text of a traceback: its last exception is shown.
@@ -79,10 +84,12 @@ def meaning(address: str, status: int, body: str) -> ClusterError:
             f"in a while; {RESUMED}"
         )
     if 300 <= status < 400:
+        there = _elsewhere(address, location)
+        to, remedy = (f", to {there}", f"give --address {there}") if there else ("", "check its path")
         return ClusterUnreachableError(
-            f"{address} sends requests elsewhere (HTTP {status}), as a login page or a proxy that wants "
-            "https:// does; give the address that they are sent to, or the header by which the proxy knows "
-            "you (--header)"
+            f"{address} sends requests elsewhere (HTTP {status}{to}), as a login page or a proxy that wants "
+            f"https:// does; {remedy} where the cluster is there, or give the header by which the proxy "
+            "knows you (--header)"
         )
     if status == 407:
         return ClusterUnreachableError(
@@ -97,6 +104,22 @@ def meaning(address: str, status: int, body: str) -> ClusterError:
     if "Traceback (most recent call last)" in body:
         body = re.split(r"^(?=\w[\w.]*: )", body, flags=re.MULTILINE)[-1]
     return ClusterError(f"the Ray cluster at {address} refused: {_in_words(body)[:MOST_SHOWN]}")
+
+
+def _elsewhere(address: str, location: str) -> str:
+    """Where a redirection leads, as an address, without what may be a secret; "" for no other server."""
+    given = urlsplit(address)
+    with suppress(ValueError):
+        found = urlsplit(urljoin(address, "".join(filter(str.isprintable, location))))
+        name = found.hostname or ""
+        host = f"[{name}]" if ":" in name else name
+        port = found.port or (443 if found.scheme == "https" else 80)
+        # The path of the address is the user's own; what a redirection appends may be anything.
+        path = given.path if found.path.startswith(f"{given.path}/") else ""
+        there = f"{found.scheme}://{host}:{port}{path}"
+        if found.scheme in ("http", "https") and re.fullmatch(r"[\w.:-]{1,253}", name, re.ASCII):
+            return "" if (found.scheme, name, port) == (given.scheme, given.hostname, given.port) else there
+    return ""
 
 
 def _not_answered(address: str, error: RequestException) -> ClusterUnreachableError:

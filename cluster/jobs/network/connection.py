@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import ClusterError, ClusterUnreachableError
 from cluster.jobs.network.access import bearer_headers, find_token
 from cluster.jobs.network.address import Way
-from cluster.jobs.network.answers import known_form, meaning
+from cluster.jobs.network.answers import known_form, meaning_of
 from cluster.jobs.network.headers import HEADERS_VARIABLE
 from cluster.jobs.network.log_tail import tail
 
@@ -47,6 +47,8 @@ def connect(way: Way) -> tuple[JobSubmissionClient, Way]:
                 data = io.BytesIO(data)
             kept = {"timeout": wait_sec, "allow_redirects": False}
             answer = super()._do_request(method, endpoint, data=data, **{**kept, **options})
+            if answer.is_redirect:
+                raise meaning_of(self._address, answer)
             if (method, endpoint) == ("POST", "/api/jobs/") and answer.ok:
                 with known_form(self._address):
                     JobSubmitResponse(**answer.json())
@@ -126,7 +128,7 @@ def _check_version(way: Way, answer: Any) -> None:
             "port, and the path where a proxy gives it one"
         )
     if status != requests.codes.ok:
-        raise meaning(way.url, status, answer.text)
+        raise meaning_of(way.url, answer)
     found = answer.json()
     if not isinstance(found, dict) or not isinstance(found.get("ray_version"), str):
         raise requests.JSONDecodeError("no version of Ray", answer.text, 0)

@@ -11,6 +11,7 @@ from benchmarks.servers.serving import serving
 from cluster.errors import ClusterError, ClusterUnreachableError
 from cluster.jobs.client import ClusterClient
 from cluster.jobs.network.address import find_way
+from cluster.jobs.network.answers import meaning
 
 Answer = tuple[int, str]
 RAYS_TRACEBACK = """Traceback (most recent call last):
@@ -30,6 +31,7 @@ class Answering:
     def __init__(self) -> None:
         self.version: Answer = (200, VERSION)
         self.answer: Answer = (200, "[]")
+        self.location = "/elsewhere"
         self.asked: list[str] = []
         self.port = 0
 
@@ -50,7 +52,7 @@ def answering() -> Iterator[Answering]:
             given.asked.append(self.path)
             status, body = given.version if self.path == "/api/version" else given.answer
             self.send_response(status)
-            self.send_header("Location", "/elsewhere")
+            self.send_header("Location", given.location)
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -140,6 +142,60 @@ def test_no_later_answer_sends_requests_elsewhere(answering: Answering) -> None:
             ask()
     assert "/api/jobs/j/logs/tail" in answering.asked
     assert "/elsewhere" not in answering.asked
+
+
+HERE = "http://127.0.0.1:80/team/ray"
+
+
+@pytest.mark.parametrize(
+    ("location", "there"),
+    [
+        ("https://head.example/api?x=hunter2", "https://head.example:443"),
+        ("http://me:hunter2@head.example/a/hunter2#x", "http://head.example:80"),
+        ("//[::1]:9/login", "http://[::1]:9"),
+        ("https://head\x1b.exam\x08ple/", "https://head.example:443"),
+        ("https://127.0.0.1/team/ray/api/jobs/hunter2", "https://127.0.0.1:443/team/ray"),
+    ],
+)
+def test_a_redirection_is_told_with_the_address_that_it_leads_to(location: str, there: str) -> None:
+    said = str(meaning(HERE, 302, "", location))
+    assert f"{HERE} sends requests elsewhere (HTTP 302, to {there})" in said
+    assert f"give --address {there} where the cluster is there" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/login?hunter2",
+        "http://127.0.0.1/hunter2",
+        "",
+        "mailto:hunter2",
+        "https://a b/",
+        "https://[x/",
+        "http://a:x/",
+    ],
+)
+def test_a_redirection_to_no_other_server_is_told_without_one(location: str) -> None:
+    said = str(meaning(HERE, 302, "", location))
+    assert f"{HERE} sends requests elsewhere (HTTP 302), as" in said
+    assert "check its path" in said
+    assert "hunter2" not in said
+
+
+def test_every_request_tells_where_a_redirection_leads(answering: Answering) -> None:
+    client = answering(307, "")
+    answering.version = answering.answer
+    answering.location = "https://head.example/login"
+    for ask in (
+        answering.client,
+        client.jobs,
+        client.nodes,
+        lambda: client.stop("j"),
+        lambda: client.follow("j", print),
+    ):
+        with pytest.raises(ClusterUnreachableError, match=r"give --address https://head\.example:443 where"):
+            ask()
 
 
 @pytest.mark.parametrize("body", ["null", "{}x", '[{"type": "SUBMISSION"}]', "[1]", '["x"]', "1"])
