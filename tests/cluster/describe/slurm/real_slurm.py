@@ -94,7 +94,19 @@ def real_slurm(folder: Path) -> Iterator[Slurm]:
             if command[0] == "munged":
                 _wait_until(folder, (folder / "munge.socket").exists)
         _wait_until(folder, lambda: slurm_states(slurm) == ["idle", "idle"])
-        yield slurm
+        try:
+            yield slurm
+        finally:
+            _end_jobs(slurm)
+
+
+def _end_jobs(slurm: Slurm) -> None:
+    """End every job and wait for it: what the daemons have not ended when they go runs on without them."""
+    deadline = time.monotonic() + 90  # Slurm itself gives a job 30 s
+    while job_ids := slurm.asked("squeue", "--noheader", "--format=%A").split():
+        assert time.monotonic() < deadline, f"jobs {job_ids} do not end"
+        slurm.asked("scancel", *dict.fromkeys(job_ids))
+        time.sleep(0.2)
 
 
 def _wait_until(folder: Path, is_up: Callable[[], bool]) -> None:
