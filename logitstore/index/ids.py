@@ -97,7 +97,7 @@ class IdIndex:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole object."""
+        """Size of the whole object."""
         return HEADER.size + (2**self.bits + 1) * BUCKET.itemsize + self.num_entries * ENTRY.itemsize
 
     def find(self, hashes: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def _absolute(path: str) -> str:
 
 
 def _refuse_broken_url(text: str) -> None:
-    """Of "s3:/bucket/x" a folder "s3:" would be made."""
+    """Refuse "s3:/bucket/x", which would make a folder "s3:"."""
     if (found := _ONE_SLASH.match(text)) and not os.path.exists(found[1] + ":"):
         scheme, rest = found[1].lower(), text[found.end() :]
         meant = f"/{rest}" if scheme == "file" else f"{scheme}://{rest}"

@@ -30,7 +30,7 @@ from logitstore.rows.conditions import (
 from logitstore.rows.selection import Selection
 
 MAX_ID_BYTES = 2**26
-"""Of a line of a list of ids: above what any input has for one."""
+"""Most bytes of a line of a list of ids: more than any input has for one."""
 MAX_DEPTH = 50
 _TOKEN = re.compile(r"""\s*("[^"]*"|'[^']*'|<=|>=|!=|==|[=<>(),]|[^\s<>=!"'(),]+)""")
 _WORDS = ("and", "or", "not", "in", *SET_OPERATORS)

@@ -42,6 +42,6 @@ def _sets_autoscaler(container: Mapping[str, Any]) -> bool:
 
 
 def _version(text: str) -> tuple[int, int]:
-    """Of what is no version, such as nightly, (0, 0): the operator takes none either."""
+    """Major and minor number; (0, 0) for what is no version (nightly), as the operator takes none either."""
     found = re.match(r"v?(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else (0, 0)

@@ -116,7 +116,7 @@ def _gpus_in(value: str) -> float | None:
 
 
 def _sum_of(parts: Sequence[str]) -> float | None:
-    """Of a number, or of a list by kinds such as l4:2,t4:2; None where a part has none."""
+    """The sum over numbers and lists by kinds such as l4:2,t4:2; None where a part has none."""
     numbers = [number for part in parts if (number := _last_number(part)) is not None]
     return sum(numbers) if len(numbers) == len(parts) else None
 
