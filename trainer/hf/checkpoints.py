@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import SettingError
@@ -137,15 +137,18 @@ class LogToTheEnd(TrainerCallback):
     """Ends a line of the log at every checkpoint, as the means since the last line are not saved, and where
     training ends, so that no step is without a line.
 
-    So a resumed run's first line is over the same steps as in the unbroken run.
+    So a resumed run's first line is over the same steps as in the unbroken run. Of save_strategy="best" a
+    line ends at every evaluation, since whether that is the best is known after the step's line.
     """
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if args.logging_strategy != IntervalStrategy.NO and (
-            control.should_save or control.should_training_stop or state.global_step >= state.max_steps
-        ):
+        is_saved = control.should_save or (
+            control.should_evaluate and args.save_strategy == SaveStrategy.BEST
+        )
+        is_end = control.should_training_stop or state.global_step >= state.max_steps
+        if args.logging_strategy != IntervalStrategy.NO and (is_saved or is_end):
             control.should_log = True
 
     # Reached after a stop too, whoever stopped training: an evaluation does after the step's line.

@@ -60,6 +60,29 @@ def test_the_log_of_a_resumed_run_is_that_of_the_unbroken_one(small_store, tmp_p
     assert lines[0][8] == pytest.approx(lines[1][8], rel=1e-4)
 
 
+def test_the_log_has_a_line_at_the_best_checkpoint(small_store, tmp_path):
+    """Which is known after the step's line: that of a resumed run was over fewer steps than the unbroken one's."""
+    settings: dict[str, Any] = {
+        "max_steps": 6, "logging_steps": 5, "eval_strategy": "steps", "eval_steps": 2,
+        "save_strategy": "best", "metric_for_best_model": "kl", "greater_is_better": False,
+    }  # fmt: skip
+    whole = tiny_trainer(small_store, tmp_path, **settings)
+    whole.train()
+    later = tiny_trainer(small_store, tmp_path / "later", model=tiny_student(seed=3), **settings)
+    later.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    lines = [
+        [
+            (entry["step"], entry["num_rows"], entry["loss"])
+            for entry in one.state.log_history
+            if "loss" in entry
+        ]
+        for one in (whole, later)
+    ]
+    assert [step for step, *_ in lines[0]] == [2, 4, 5, 6]
+    assert [line[:2] for line in lines[1]] == [line[:2] for line in lines[0]]
+    assert [line[2] for line in lines[1]] == pytest.approx([line[2] for line in lines[0]], rel=1e-4)
+
+
 def with_adapters(model):
     peft = pytest.importorskip("peft")
     torch.manual_seed(5)
