@@ -100,7 +100,8 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self.epoch = 0
         self.consumed = 0
         self._consumed_is_workers = False
-        self._is_just_loaded = False
+        self.is_just_loaded = False
+        """Whether nothing was read since a state was loaded."""
         self.packing = packing
         self._used_splits = num_splits
         if packing is not None:
@@ -181,7 +182,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         Raises ValueError for an epoch before the one of a state that was just loaded.
         """
         refuse_resharding(self.topology)
-        if self._is_just_loaded and epoch < self.epoch:
+        if self.is_just_loaded and epoch < self.epoch:
             raise ValueError(
                 f"the state that was loaded stands in epoch {self.epoch}; set_epoch({epoch}) would read its "
                 f"data again. A loader that counts epochs by itself (accelerate's does) must be told: call "
@@ -192,17 +193,17 @@ class StreamingLogitDataset(IterableDataset[Any]):
 
     def begin(self) -> None:
         """Go to the next epoch if this one is over, as iterating does."""
-        self._is_just_loaded = False
+        self.is_just_loaded = False
         if self._is_finished():
             self.epoch, self.consumed = self.epoch + 1, 0
 
     def restart(self) -> None:
         """Go back to the start of the epoch."""
-        self.consumed, self._is_just_loaded = 0, False
+        self.consumed, self.is_just_loaded = 0, False
 
     def return_to(self, epoch: int, consumed: int) -> None:
         """Go back to a place, unless a state was just loaded, which is gone on from."""
-        if not self._is_just_loaded:
+        if not self.is_just_loaded:
             self.epoch, self.consumed = epoch, consumed
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,7 +233,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self._consumed_is_workers = get_worker_info() is not None
         if not self._consumed_is_workers:
             self.begin()
-            self._is_just_loaded = True
+            self.is_just_loaded = True
 
     def track(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass on the batches of a loader of this dataset, counting each one when it is handed over.

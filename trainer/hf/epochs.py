@@ -36,13 +36,21 @@ def total_steps(args: Any, dataset: StreamingLogitDataset) -> int:
 def steps_to_end(args: Any, dataset: StreamingLogitDataset, place: Place) -> int:
     """Optimizer steps from a place to the end of `num_train_epochs`; 0 where it lies behind."""
     last = math.ceil(args.num_train_epochs) - 1
-    if dataset.packing is None and not place.consumed:
-        whole = _updates(args, dataset, 0)
-        return max(0, math.ceil(args.num_train_epochs * whole) - place.epoch * whole)
-    steps = _updates(args, dataset, place.epoch, place.consumed) if place.epoch <= last else 0
-    steps += sum(_updates(args, dataset, epoch) for epoch in range(place.epoch + 1, last + 1))
+    if place.epoch > last:
+        return 0
+    steps = sum(_updates(args, dataset, epoch) for epoch in range(place.epoch + 1, last + 1))
+    steps += _updates(args, dataset, place.epoch, place.consumed)
     whole = _updates(args, dataset, last)
-    return max(0, steps - whole + math.ceil((args.num_train_epochs - last) * whole))
+    return max(0, steps - whole + steps_of_last_epoch(args.num_train_epochs, whole))
+
+
+def steps_of_last_epoch(num_epochs: float, whole: int) -> int:
+    """Of its `whole` steps, those that are within `num_epochs`.
+
+    As transformers rounds them, all epochs at once: of 2.1 epochs of 10 steps it takes 21, where a tenth of
+    10, rounded alone, is 2, as 2.1 - 2 is a little more than a tenth.
+    """
+    return math.ceil(num_epochs * whole) - (math.ceil(num_epochs) - 1) * whole
 
 
 def epochs_to_begin(args: Any, dataset: StreamingLogitDataset, place: Place, max_steps: int) -> int:
@@ -53,6 +61,17 @@ def epochs_to_begin(args: Any, dataset: StreamingLogitDataset, place: Place, max
         epoch += 1
         left -= max(1, _updates(args, dataset, epoch))
     return epoch + 1
+
+
+def next_place(dataset: StreamingLogitDataset) -> Place:
+    """Where a training of what the dataset reads next begins.
+
+    An epoch that was read to its end, or the ones after the first, are begun anew unless a state of them was
+    loaded: somebody looked at the data.
+    """
+    if dataset.is_just_loaded or (dataset.epoch == 0 and dataset.steps_from(0, dataset.consumed)):
+        return Place(0, dataset.epoch, dataset.consumed)
+    return Place()
 
 
 def place_of(checkpoint: str | Path | None) -> Place | None:

@@ -22,7 +22,7 @@ from trainer.hf.checks.course import check_course
 from trainer.hf.checks.disk import bytes_saved, check_disk, saves_in_parts
 from trainer.hf.checks.given import check_trainable
 from trainer.hf.checks.processes import check_unchanged
-from trainer.hf.epochs import Place, epochs_to_begin, place_of, steps_to_end, total_steps
+from trainer.hf.epochs import Place, epochs_to_begin, next_place, place_of, steps_to_end, total_steps
 from trainer.hf.evaluation.evaluating import EvaluatingTrainer, evaluation_sets
 from trainer.loss.loss_settings import LossSettings
 
@@ -31,8 +31,8 @@ class ResumingTrainer(EvaluatingTrainer):
     """The part of OfflineDistillationTrainer that begins and resumes trainings, epoch by epoch."""
 
     store_losses: tuple[LossSettings, ...]
-    _beginning: tuple[int, int]
-    """(epoch, consumed) of the dataset when the Trainer was made."""
+    _beginning: Place
+    """Where the dataset stood when the Trainer was made."""
     _makes_optimizer: bool
     """Whether the optimizer is that of the arguments, and not one that was given."""
 
@@ -58,10 +58,14 @@ class ResumingTrainer(EvaluatingTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        self._place = place_of(resume_from_checkpoint) or Place()
+        self._place = place_of(resume_from_checkpoint) or self._place_of_data()
         return super()._inner_training_loop(
             batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval
         )
+
+    def _place_of_data(self) -> Place:
+        """Where a training without a checkpoint begins."""
+        return next_place(self.logit_dataset) if self.logit_dataset.is_just_loaded else self._beginning
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Count steps and epochs from the dataset's place, by the length of each epoch.
@@ -72,18 +76,38 @@ class ResumingTrainer(EvaluatingTrainer):
         _, *between, planned_steps = super().set_initial_training_values(args, dataloader)
         place, dataset = self._place, self.logit_dataset
         if args.max_steps > 0:
-            return epochs_to_begin(args, dataset, place, planned_steps), *between, planned_steps
-        max_steps = place.num_steps + steps_to_end(args, dataset, place)
-        planned_steps = total_steps(args, dataset)
-        if max_steps != planned_steps and not args.process_index:
-            warnings.warn(
-                f"the checkpoint's {place.num_steps} steps were of other batches than those of now: its "
-                f"training ends after {max_steps} steps, with all {args.num_train_epochs:g} epochs of the "
-                f"data, where one of the present batches alone takes {planned_steps}; the schedule counts on "
-                f"from step {place.num_steps} of {max_steps}",
-                stacklevel=2,
+            num_epochs, max_steps = epochs_to_begin(args, dataset, place, planned_steps), planned_steps
+        else:
+            num_epochs = math.ceil(args.num_train_epochs)
+            max_steps = place.num_steps + steps_to_end(args, dataset, place)
+            planned_steps = total_steps(args, dataset)
+        if not args.process_index:
+            self._say_steps(max_steps, planned_steps)
+        return num_epochs, *between, max_steps
+
+    def _say_steps(self, max_steps: int, planned_steps: int) -> None:
+        """Where a training from this place has other steps than one from the beginning, or none."""
+        num_steps, args = self._place.num_steps, self.args
+        told = None
+        if max_steps <= num_steps != planned_steps:
+            whose = (
+                f"the checkpoint of {num_steps} steps" if num_steps else "the state that the data were given"
             )
-        return math.ceil(args.num_train_epochs), *between, max_steps
+            end = (
+                f"max_steps={max_steps}"
+                if args.max_steps > 0
+                else f"num_train_epochs={args.num_train_epochs:g}"
+            )
+            told = f"nothing is left to train: {whose} has all of {end} behind it; to train on, raise that"
+        elif num_steps and max_steps != planned_steps:  # without steps, a state was loaded on purpose
+            told = (
+                f"the checkpoint's {num_steps} steps were of other batches than those of now: its training "
+                f"ends after {max_steps} steps, with all {args.num_train_epochs:g} epochs of the data, where "
+                f"one of the present batches alone takes {planned_steps}; the schedule counts on from step "
+                f"{num_steps} of {max_steps}"
+            )
+        if told:
+            warnings.warn(told, stacklevel=3)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:
@@ -119,16 +143,16 @@ class ResumingTrainer(EvaluatingTrainer):
             self.check_disk()
         if resume_from_checkpoint is not None:
             check_resumable(Path(resume_from_checkpoint), self._settings_of_training())
-        started = super()._init_training_state(
+        super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         # The state of a checkpoint has its own intervals; those of the arguments are meant.
         self.state.compute_steps(self.args, max_steps)
         take_up_patience(self.callback_handler.callbacks, self.state)
         if resume_from_checkpoint is None:
-            self.logit_dataset.return_to(*self._beginning)
-            return started
-        take_up_place(Path(resume_from_checkpoint), self.logit_dataset)
+            self.logit_dataset.return_to(self._place.epoch, self._place.consumed)
+        else:
+            take_up_place(Path(resume_from_checkpoint), self.logit_dataset)
         if self.state.global_step >= max_steps:
             return num_train_epochs, 0  # finished; Trainer would take one step more
         return self.logit_dataset.epoch, 0

@@ -42,6 +42,7 @@ from trainer.hf.checks.lengths import length_limit, student_context
 from trainer.hf.checks.optimizer import check_optimizer, check_schedule
 from trainer.hf.checks.packing_check import settle_packing
 from trainer.hf.checks.processes import check_dataset, check_processes
+from trainer.hf.epochs import next_place
 from trainer.hf.evaluation.evaluating import EvaluationSets, check_types, evaluation_sets
 from trainer.hf.heads import Head, batch_loss, find_head, total_weight
 from trainer.hf.resuming import ResumingTrainer
@@ -124,7 +125,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
         self.logit_dataset = train_dataset
         self.store_losses = checked_store_losses(store_losses, self.loss_settings, train_dataset)
         self._given_settings = data_collator.settings
-        self._beginning = (train_dataset.epoch, train_dataset.consumed)
+        self._beginning = next_place(train_dataset)
         self._means = TokenMeans()
         self.add_callback(TrueEpoch(train_dataset))
         self.add_callback(LogToTheEnd())

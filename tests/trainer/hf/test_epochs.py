@@ -1,6 +1,9 @@
 """A training reads its epochs to the end, in as many steps as it says, and logs every one of them."""
 
 import json
+import math
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.packed_rows import Packing
 from trainer.data.sources import HeldOut
 from trainer.hf.checkpoints import DATASET_STATE_NAME
+from trainer.hf.epochs import Place, steps_to_end
 
 ROW = 24
 """Tokens of a packed row."""
@@ -92,6 +96,86 @@ def test_a_training_that_is_stopped_has_a_line_of_its_last_steps(small_store, tm
     stopped.add_callback(Stop)
     stopped.train()
     assert [entry["step"] for entry in lines(stopped)] == [3, 5]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_parts_of_epochs_are_rounded_as_transformers_does_it_from_every_place(accumulation):
+    """A part of the last one, rounded alone, was a step more: of 2.1 epochs of 10 steps 22, and not 21."""
+    for whole in range(1, 40):
+        steps = whole * accumulation
+        dataset: Any = SimpleNamespace(steps_from=lambda _, consumed=0, steps=steps: steps - consumed)
+        for num_epochs in (number / 100 for number in range(1, 400, 3)):
+            args = SimpleNamespace(num_train_epochs=num_epochs, gradient_accumulation_steps=accumulation)
+            end = math.ceil(num_epochs * whole)
+            for done in {0, whole // 2, end // 2, end - 1, end}:
+                place = Place(done, done // whole, done % whole * accumulation)
+                assert done + steps_to_end(args, dataset, place) == max(end, done), (num_epochs, whole, done)
+
+
+@pytest.mark.slow
+def test_a_part_of_an_epoch_that_is_gone_on_with_has_the_steps_of_the_unbroken_one(small_store, tmp_path):
+    settings: dict[str, Any] = {
+        "max_steps": -1, "num_train_epochs": 2.1, "batch_size": 5, "save_strategy": "steps", "save_steps": 5
+    }  # fmt: skip
+    whole = tiny_trainer(small_store, tmp_path, **settings)
+    assert whole.logit_dataset.steps_from(0) == 10
+    whole.train()
+    later = tiny_trainer(small_store, tmp_path / "later", **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        later.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert later.state.global_step == whole.state.global_step == 21
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_more_than_is_asked_for_now_says_that_nothing_is_left(small_store, tmp_path):
+    """It was said to be of other batches, and to end "with all 1 epochs of the data"."""
+    saved: dict[str, Any] = {"save_strategy": "steps", "save_steps": 15}
+    tiny_trainer(small_store, tmp_path, max_steps=-1, num_train_epochs=2, **saved).train()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"max_steps": -1, "num_train_epochs": 1}, "all of num_train_epochs=1 behind it"),
+        ({"max_steps": 14}, "all of max_steps=14 behind it"),
+    ]
+    for given, words in cases:
+        later = tiny_trainer(small_store, tmp_path / "later", **given)
+        with pytest.warns(
+            UserWarning, match=f"nothing is left to train: the checkpoint of 15 steps has {words}"
+        ):
+            later.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
+        assert later.state.global_step == 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("done", [4, 14])
+def test_data_whose_state_was_loaded_are_trained_on_to_the_end(small_store, tmp_path, done):
+    """The steps before that place were counted too: the last line of the log and the last checkpoint never
+    came, and the schedule did not reach its end. In a later epoch nothing could be trained."""
+    settings: dict[str, Any] = {
+        "max_steps": -1, "num_train_epochs": 2, "lr_scheduler_type": "linear", "logging_steps": 50
+    }  # fmt: skip
+    first = tiny_trainer(small_store, tmp_path, max_steps=done)
+    first.train()
+    dataset = tiny_trainer(small_store, tmp_path).logit_dataset
+    dataset.load_state_dict(first.logit_dataset.state_dict())
+    later = tiny_trainer(
+        small_store,
+        tmp_path / "later",
+        train_dataset=dataset,
+        save_strategy="steps",
+        save_steps=50,
+        **settings,
+    )
+    for _ in range(2):
+        later.train()
+        assert later.state.global_step == later.state.max_steps == 24 - done
+        assert [entry["step"] for entry in lines(later)] == [24 - done]
+        assert lines(later)[-1]["learning_rate"] == pytest.approx(0.5 / (24 - done))
+        assert (tmp_path / "later" / f"checkpoint-{24 - done}").exists()
+    assert later.state.epoch == 2
+    dataset.load_state_dict(later.logit_dataset.state_dict())
+    with pytest.warns(UserWarning, match="nothing is left to train: the state that the data were given has"):
+        later.train()
+    assert later.state.global_step == 0
 
 
 @pytest.mark.slow
