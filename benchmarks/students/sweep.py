@@ -28,8 +28,8 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.console import Console
 from logitstore.processes.with_parent import ending_with_this
 from trainer.run.config import load_config
-from trainer.run.file_names import METRICS_NAME
 from trainer.sweep.command import RECORD_NAME
+from trainer.sweep.grid import SEED
 
 JOB_FILES, TRAIN_FILE = ("demo-generate.toml", "demo-score.toml"), "demo-train.toml"
 OVER = ("loss.temperature=1,2", "loss.alpha=0.5,0.9", "data.top_k=16,64")
@@ -87,9 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
 def interrupted_sweep(steps: Steps, train_file: Path, folder: Path) -> Interruption:
     """The sweep, killed once half of its runs have ended. Raises StepFailedError if it loses anything."""
-    command = ["train", "sweep", str(train_file), "--out", str(folder), "--seeds", str(NUM_SEEDS)]
-    command += ["--jobs", str(JOBS), "--set", f"training.max_steps={NUM_STEPS}"]
-    command += ["--set", "evaluation.snapshots=0", *(word for over in OVER for word in ("--over", over))]
+    seeds = ",".join(map(str, range(NUM_SEEDS)))
+    command = _command(train_file, folder, [*OVER, f"{SEED}={seeds}"])
     started = time.perf_counter()
     killed_run = _kill_in_the_middle(command, folder)
     before = read_runs(folder)
@@ -107,12 +106,20 @@ def interrupted_sweep(steps: Steps, train_file: Path, folder: Path) -> Interrupt
             f"the sweep trained {len(before) - len(kept) + len(trained)} finished runs again and changed "
             f"{len(changed)}"
         )
-    alone = folder / "alone"
-    own = ("--set", f"output.folder={alone}")
-    steps.run("the killed run by itself", "train", "run", str(folder / "runs" / f"{killed_run}.json"), *own)
-    kl = json.loads((alone / METRICS_NAME).read_bytes())["after"]["kl"]
+    settings = runs[killed_run]["settings"]
+    alone = Path(f"{folder}-alone")
+    shutil.rmtree(alone, ignore_errors=True)
+    only = [f"{name}={value}" for name, value in settings.items()]
+    steps.run("the killed run by itself", *_command(train_file, alone, only))
+    kl = read_runs(alone)[killed_run]["after"]["kl"]
     difference = abs(kl - runs[killed_run]["after"]["kl"])
     return Interruption(len(before), len(kept), seconds, killed_run, difference)
+
+
+def _command(train_file: Path, folder: Path, over: Sequence[str]) -> list[str]:
+    command = ["train", "sweep", str(train_file), "--out", str(folder), "--jobs", str(JOBS)]
+    command += ["--set", f"training.max_steps={NUM_STEPS}", "--set", "evaluation.snapshots=0"]
+    return [*command, *(word for axis in over for word in ("--over", axis))]
 
 
 def _kill_in_the_middle(command: Sequence[str], folder: Path) -> str:
