@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo.layer_choice import most_influential
+from benchmarks.demo.own_folder import refuse_others
 from logitstore.common.config_file import ConfigError
 from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
@@ -43,6 +44,8 @@ def _layers(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     if not _is_made(args.out, args.layers):
+        if not _is_made(args.out, None):
+            refuse_others(args.out, "--out")
         hush_libraries(bars=True)
         make_student(args.teacher, args.layers, args.out)
     return 0

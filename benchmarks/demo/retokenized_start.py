@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo.own_folder import refuse_others
 from logitstore.common.config_file import ConfigError
 from logitstore.retokenize.tokenization import NO_ID, Tokenization, equal_ids, load_tokenization
 
@@ -25,6 +26,7 @@ def make_start(teacher: Path, folder: Path) -> None:
     """The student's model and tokenizer; the folder appears in one step, and one that is there is kept."""
     if (folder / "model.safetensors").is_file():
         return
+    refuse_others(folder, "student.model =")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:

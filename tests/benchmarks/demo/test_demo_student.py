@@ -78,7 +78,7 @@ def test_layers_that_do_nothing_go_first(teacher: Path) -> None:
 def test_the_student_is_half_of_its_teacher_and_made_anew_only_where_it_is_another(
     teacher: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "start"
+    out = tmp_path / ".demo" / "start"
     make = ["student", "--teacher", str(teacher), "--out", str(out)]
 
     def made() -> tuple[list[int], int]:
@@ -106,6 +106,18 @@ def test_the_student_is_half_of_its_teacher_and_made_anew_only_where_it_is_anoth
     kept, third = made()
     assert (kept, third != second) == ([0, 1, 3], True)
     assert made() == ([0, 1, 3], third)
+
+
+@pytest.mark.parametrize("part", ["student", "teacher"])
+def test_no_folder_of_others_is_replaced(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished student, or a folder of anything, was removed without a word."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert main([part, "--out", str(tmp_path / "mine")]) == 2
+    assert "holds something, and all of it would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "config.json").read_text() == "{}"
 
 
 def test_a_student_that_an_earlier_version_trained_is_replaced(tmp_path: Path) -> None:
