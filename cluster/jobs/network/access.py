@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -55,23 +57,38 @@ def _no_token(where: str) -> ClusterUnreachableError:
 def ensure_token() -> None:
     """Make a token where Ray looks for one, readable by this user only, unless there is one.
 
-    The file has its token from the first moment, as other commands may read or make it at the same time. A
-    file without a token is replaced.
+    A new file has its token from the first moment, as other commands may read or make it at the same time. A
+    file without a token is filled.
     """
     if find_token() is not None:
         return
-    path = token_path()
+    path, token = token_path(), secrets.token_hex(32)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    with open(made, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(secrets.token_hex(32))
+    with open(made, "x", opener=_open_for_me) as file:
+        file.write(token)
     try:
         os.link(made, path)
-    except FileExistsError:
-        if find_token() is None:
-            os.replace(made, path)
+    except OSError:  # there is a file already, or the file system has no hard links
+        _fill(path, token)
     finally:
-        made.unlink(missing_ok=True)
+        made.unlink()
+
+
+def _fill(path: Path, token: str) -> None:
+    """Write the token into a file that has none; of several commands, the first one's stays."""
+    with open(path, "a+", opener=_open_for_me) as file:
+        with suppress(OSError):  # a file system without locks, or without modes
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.fchmod(file.fileno(), 0o600)
+        file.seek(0)
+        if not file.read().strip():
+            file.truncate(0)
+            file.write(token)
+
+
+def _open_for_me(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def bearer_headers(token: str | None, others: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

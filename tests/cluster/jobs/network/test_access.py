@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +23,27 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_commands_that_begin_at_once_have_one_token(path: Path) -> None:
+@pytest.fixture
+def no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CIFS, and on some file systems in user space."""
+
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.parametrize("is_empty_there", [False, True])
+@pytest.mark.parametrize("has_hard_links", [False, True])
+def test_commands_that_begin_at_once_have_one_token(
+    path: Path, request: pytest.FixtureRequest, is_empty_there: bool, has_hard_links: bool
+) -> None:
     num_commands = 8
+    if not has_hard_links:
+        request.getfixturevalue("no_hard_links")
+    if is_empty_there:
+        path.parent.mkdir()
+        path.touch(0o644)
     together = Barrier(num_commands)
 
     def command(_: int) -> str | None:
@@ -38,7 +59,13 @@ def test_commands_that_begin_at_once_have_one_token(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_one_made_meanwhile_by_another_command_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_hard_links", [False, True])
+def test_one_made_meanwhile_by_another_command_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, has_hard_links: bool
+) -> None:
+    if not has_hard_links:
+        request.getfixturevalue("no_hard_links")
+
     def before_the_other() -> str | None:
         monkeypatch.setattr(access, "find_token", find_token)
         path.parent.mkdir()
@@ -51,10 +78,29 @@ def test_one_made_meanwhile_by_another_command_stays(path: Path, monkeypatch: py
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_without_a_token_is_replaced(path: Path) -> None:
+def test_a_file_without_a_token_is_filled(path: Path) -> None:
     path.parent.mkdir()
-    path.touch()
+    path.write_text(" \n")
     ensure_token()
     assert len(find_token() or "") == 64
     ensure_token()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_another_command_fills_meanwhile_is_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found it empty; the other one has its lock first."""
+    path.parent.mkdir()
+    path.touch()
+    others: list[str | None] = []
+    flock = access.fcntl.flock
+
+    def after_the_other(file: object, operation: int) -> None:
+        monkeypatch.setattr(access.fcntl, "flock", flock)
+        ensure_token()
+        others.append(find_token())
+
+    monkeypatch.setattr(access.fcntl, "flock", after_the_other)
+    ensure_token()
+    assert others == [find_token()]
