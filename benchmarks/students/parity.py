@@ -110,10 +110,15 @@ def result_of(answered: Mapping[str, Any], likely: Mapping[str, Mapping[str, Any
 
 
 def _row(name: str, gap: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (name, *(float(gap[key]) for key in ("teacher", "student", "gap", "low", "high")))
+    known = _known(gap)
+    return (name, *(known.get(key) for key in ("teacher", "student", "gap", "low", "high")))
 
 
 def _figures(name: str, gap: Mapping[str, Any], unit: str) -> list[Figure]:
-    return [
-        Figure.of(f"{name}_{key}", gap[key], unit) for key in ("teacher", "student", "gap", "low", "high")
-    ]
+    return [Figure.of(f"{name}_{key}", value, unit) for key, value in _known(gap).items()]
+
+
+def _known(gap: Mapping[str, Any]) -> dict[str, float]:
+    """Without the interval where all items show the same gap, which tells none."""
+    names = ("teacher", "student", "gap", *(("low", "high") if gap["low"] < gap["high"] else ()))
+    return {name: float(gap[name]) for name in names}

@@ -75,7 +75,7 @@ def gap(teacher: float, student: float) -> dict[str, Any]:
 def test_parity_has_a_line_for_each_measure_of_each_student(tmp_path: Path) -> None:
     answered = {
         "gaps": {
-            "gsm8k (exact_match, strict-match)": gap(0.04, 0.0),
+            "gsm8k (exact_match, strict-match)": {**gap(0.04, 0.0), "low": 0.04, "high": 0.04},
             "gsm8k (exact_match, flexible-extract)": gap(0.06, 0.02),
         },
         "num_cut_answers": {"teacher": 3, "student": 40},
@@ -90,6 +90,8 @@ def test_parity_has_a_line_for_each_measure_of_each_student(tmp_path: Path) -> N
     assert result.figure("exact_match_flexible_extract_gap").value == pytest.approx(0.04)
     assert result.figure("bits_per_byte_distilled_student").value == pytest.approx(1.7)
     assert len(result.tables[0].rows) == 5
+    assert [cell is None for cell in result.tables[0].rows[0][4:]] == [True, True], "all items are alike"
+    assert [cell is None for cell in result.tables[0].rows[1][4:]] == [False, False]
     assert "Of 50 GSM8K questions the teacher answers 4% and its student 0%" in result.meaning
     write_page({"parity": result}, (), tmp_path, tmp_path / "RESULTS.md")
     assert '<a id="parity.bits_per_byte_before_gap"></a>' in (tmp_path / "RESULTS.md").read_text()
