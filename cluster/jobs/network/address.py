@@ -20,6 +20,8 @@ from cluster.jobs.network.headers import headers_of
 
 CONNECT_TIMEOUT_SEC = 5.0
 DEFAULT_PORT = 8265
+PROXY_VARIABLES = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,14 @@ def _with_scheme(address: str) -> str:
 def _goes_by_proxy(url: str) -> bool:
     import requests.utils
 
-    return requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)) is not None
+    proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+    scheme, separator, _ = (proxy or "").partition("://")
+    if separator and scheme.lower() not in PROXY_SCHEMES:  # a library would show its password
+        raise ClusterUnreachableError(
+            f"the proxy that {PROXY_VARIABLES} names for {url} has the scheme {scheme!r}; it must be one of "
+            f"{', '.join(PROXY_SCHEMES)}; correct it, or name the head in NO_PROXY"
+        )
+    return proxy is not None
 
 
 def _keep_from_proxies(host: str) -> None:

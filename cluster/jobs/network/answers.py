@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from cluster.errors import ClusterError, ClusterTroubleError, ClusterUnreachableError
 from cluster.jobs.network import access
+from cluster.jobs.network.address import PROXY_VARIABLES
 
 if TYPE_CHECKING:
     from requests import RequestException, Response
@@ -129,14 +130,18 @@ def _not_answered(address: str, error: RequestException) -> ClusterUnreachableEr
     match error:
         case exceptions.InvalidHeader():  # whose message shows the header
             return _bad_header(address)
+        case exceptions.InvalidURL():  # of the proxy: the address has been read already
+            return ClusterUnreachableError(
+                f"{address} is not reached: what {PROXY_VARIABLES} names is no URL of a proxy; write it as "
+                "http://PROXY:PORT, or name the head in NO_PROXY"
+            )
         case exceptions.InvalidSchema():
             return ClusterUnreachableError(
                 f"the proxy on the way to {address} cannot be used here ({error}); pip install "
                 "'requests[socks]', or name the head in NO_PROXY"
             )
         case exceptions.ProxyError():
-            why = "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names does not answer; correct it, or"
-            return ClusterUnreachableError(f"{address} is not reached: {why} name the head in NO_PROXY")
+            return _proxy_is_silent(address)
         case exceptions.SSLError():
             return ClusterUnreachableError(
                 f"no trusted connection to {address} ({str(error)[-200:]}); give the certificates by "
@@ -150,9 +155,18 @@ def _not_answered(address: str, error: RequestException) -> ClusterUnreachableEr
             )
         case exceptions.ReadTimeout():
             return ClusterTroubleError(f"the Ray cluster at {address} does not answer in time; {RESUMED}")
+        case exceptions.ConnectionError() if "SOCKSConnection(" in str(error):  # never a ProxyError
+            return _proxy_is_silent(address)
     return ClusterUnreachableError(
         f"the Ray cluster at {address} stopped answering or is no Ray cluster ({type(error).__name__}: "
         f"{str(error)[:200]}); {RESUMED}"
+    )
+
+
+def _proxy_is_silent(address: str) -> ClusterUnreachableError:
+    return ClusterUnreachableError(
+        f"{address} is not reached: the proxy that {PROXY_VARIABLES} names does not answer, or does not "
+        "reach it; correct it, or name the head in NO_PROXY"
     )
 
 

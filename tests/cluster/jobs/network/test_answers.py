@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import requests
 
 from benchmarks.servers.serving import serving
 from cluster.errors import ClusterError, ClusterUnreachableError
 from cluster.jobs.client import ClusterClient
 from cluster.jobs.network.address import find_way
-from cluster.jobs.network.answers import meaning
+from cluster.jobs.network.answers import meaning, reached
 
 Answer = tuple[int, str]
 RAYS_TRACEBACK = """Traceback (most recent call last):
@@ -212,14 +213,37 @@ def test_what_a_proxy_does_not_take_is_said_with_the_remedy(answering: Answering
 @pytest.mark.parametrize(
     ("proxy", "says"),
     [
-        ("http://me:hunter2@127.0.0.1:9", "the proxy that HTTP_PROXY"),
-        ("socks5://127.0.0.1:9", "requests.socks."),
+        (
+            "http://me:hunter2@127.0.0.1:9",
+            "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names does not",
+        ),
+        ("socks5://me:hunter2@127.0.0.1:9", "requests.socks."),
+        ("socks9://me:hunter2@127.0.0.1:9", "the scheme 'socks9'; it must be one of http, https, socks4"),
+        ("ftp://me:hunter2@127.0.0.1:9", "the scheme 'ftp'; it must be one of http, https, socks4"),
+        ("http://me:hunter2@127.0.0.1:port", "ALL_PROXY names is no URL of a proxy; write"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str, says: str) -> None:
+    def without_pysocks(*_: object, **__: object) -> None:
+        raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", without_pysocks)
     for variable in ("no_proxy", "NO_PROXY", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("http_proxy", proxy)
     with pytest.raises(ClusterUnreachableError, match=says) as refused:
         ClusterClient(find_way("http://head.example:8265", environ={}))
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_socks_proxy_that_does_not_answer_is_named() -> None:
+    """What requests raises where PySocks is installed, which it need not be here."""
+    error = (
+        "SOCKSHTTPConnectionPool(host='head.example', port=8265): Max retries exceeded with url: /api/version"
+    )
+    error += " (Caused by NewConnectionError(\"SOCKSConnection(host='head.example', port=8265): Failed\"))"
+    with (
+        pytest.raises(ClusterUnreachableError, match="ALL_PROXY names does not answer"),
+        reached("http://a:1"),
+    ):
+        raise requests.exceptions.ConnectionError(error)
