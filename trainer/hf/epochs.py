@@ -1,4 +1,5 @@
-"""How many optimizer steps a training takes, from its beginning or from a place of its data.
+"""How many optimizer steps a training takes, and how many checkpoints it saves, from its beginning or from a
+place of its data.
 
 transformers takes all epochs to be as long as the first, and a step to be what it was when a checkpoint was
 saved. Packed epochs differ by some rows, and a step has other sequences on other processes.
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SaveStrategy
 
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.state import find_state
@@ -28,9 +30,21 @@ class Place:
     consumed: int = 0
 
 
-def total_steps(args: Any, dataset: StreamingLogitDataset) -> int:
-    """Optimizer steps of a training from its beginning."""
-    return args.max_steps if args.max_steps > 0 else steps_to_end(args, dataset, Place())
+@dataclass(frozen=True, slots=True)
+class Saves:
+    """How many checkpoints are saved."""
+
+    least: int
+    """Fewer than `most` of save_strategy="best": the first is the best so far, those after may be worse."""
+    most: int
+
+
+_BEGINNING = Place()
+
+
+def total_steps(args: Any, dataset: StreamingLogitDataset, place: Place = _BEGINNING) -> int:
+    """Optimizer steps of a training that goes on from a place, with those before."""
+    return args.max_steps if args.max_steps > 0 else place.num_steps + steps_to_end(args, dataset, place)
 
 
 def steps_to_end(args: Any, dataset: StreamingLogitDataset, place: Place) -> int:
@@ -61,6 +75,22 @@ def epochs_to_begin(args: Any, dataset: StreamingLogitDataset, place: Place, max
         epoch += 1
         left -= max(1, _updates(args, dataset, epoch))
     return epoch + 1
+
+
+def saves_to_come(args: Any, dataset: StreamingLogitDataset, place: Place) -> Saves:
+    """Checkpoints that a training which goes on from a place saves until it ends."""
+    end, is_best = total_steps(args, dataset, place), args.save_strategy == SaveStrategy.BEST
+    strategy, interval = args.save_strategy, args.save_steps
+    if is_best:  # at each evaluation at most
+        strategy, interval = args.eval_strategy, args.eval_steps
+    most = 0
+    if end > place.num_steps and strategy == SaveStrategy.EPOCH:
+        is_over = not dataset.steps_from(place.epoch, place.consumed)
+        most = epochs_to_begin(args, dataset, place, end) - place.epoch - is_over
+    elif end > place.num_steps and strategy == SaveStrategy.STEPS:
+        every = max(1, math.ceil(end * interval) if interval < 1 else int(interval))
+        most = math.ceil(end / every) - place.num_steps // every
+    return Saves(min(most, 0 if place.num_steps else 1) if is_best else most, most)
 
 
 def next_place(dataset: StreamingLogitDataset) -> Place:

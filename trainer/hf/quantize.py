@@ -80,6 +80,21 @@ def fake_quantize(model: Any, quantization: WeightQuantization) -> int:
     return len(layers)
 
 
+def bytes_left_out(model: Any, quantization: WeightQuantization) -> int:
+    """By how much what `save_quantized` writes is smaller than the weights of the model."""
+    return sum(
+        layer.weight.numel() * layer.weight.element_size() - _packed_bytes(layer, quantization)
+        for layer in _layers(model).values()
+    )
+
+
+def _packed_bytes(layer: nn.Linear, quantization: WeightQuantization) -> int:
+    """The integers of each output in whole words of 32 bits, their scales, and the shape."""
+    words = -(-layer.in_features * quantization.bits // 32)
+    groups = layer.in_features // (quantization.group_size or layer.in_features)
+    return layer.out_features * (4 * words + groups * layer.weight.element_size()) + 16
+
+
 def save_quantized(model: Any, quantization: WeightQuantization, folder: Path) -> None:
     """Save the model with its weights as integers, in the format of compressed-tensors, which transformers
     loads. The model in memory is used up."""

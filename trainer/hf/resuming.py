@@ -22,7 +22,7 @@ from trainer.hf.checks.course import check_course
 from trainer.hf.checks.disk import bytes_saved, check_disk, saves_in_parts
 from trainer.hf.checks.given import check_trainable
 from trainer.hf.checks.processes import check_unchanged
-from trainer.hf.epochs import Place, epochs_to_begin, next_place, place_of, steps_to_end, total_steps
+from trainer.hf.epochs import Place, epochs_to_begin, next_place, place_of, saves_to_come, total_steps
 from trainer.hf.evaluation.evaluating import EvaluatingTrainer, evaluation_sets
 from trainer.loss.loss_settings import LossSettings
 
@@ -42,12 +42,18 @@ class ResumingTrainer(EvaluatingTrainer):
     """None for that of the arguments."""
     _disk_is_checked = False
 
-    def check_disk(self, *, student_bytes: int = 0) -> None:
-        """Raises SettingError where no checkpoint has room, nor what is saved when training has ended."""
+    def check_disk(
+        self, *, student_bytes: int = 0, checkpoint: str | None = None, is_restart: bool = False
+    ) -> None:
+        """Raises SettingError where no checkpoint has room, nor what is saved when training has ended.
+
+        `checkpoint` is the one that will be gone on from; with `is_restart`, the output folder is emptied
+        before anything is saved.
+        """
         is_saved_twice = self.is_fsdp_enabled and not saves_in_parts(self.accelerator)
         saved = bytes_saved(self.args, self.model, self._given_optimizer, is_saved_twice=is_saved_twice)
-        num_steps = total_steps(self.args, self.logit_dataset)
-        check_disk(self.args, saved, num_steps=num_steps, student_bytes=student_bytes)
+        saves = saves_to_come(self.args, self.logit_dataset, place_of(checkpoint) or self._place_of_data())
+        check_disk(self.args, saved, saves, student_bytes=student_bytes, is_restart=is_restart)
         self._disk_is_checked = True
 
     def _inner_training_loop(
@@ -79,8 +85,7 @@ class ResumingTrainer(EvaluatingTrainer):
             num_epochs, max_steps = epochs_to_begin(args, dataset, place, planned_steps), planned_steps
         else:
             num_epochs = math.ceil(args.num_train_epochs)
-            max_steps = place.num_steps + steps_to_end(args, dataset, place)
-            planned_steps = total_steps(args, dataset)
+            max_steps, planned_steps = total_steps(args, dataset, place), total_steps(args, dataset)
         if not args.process_index:
             self._say_steps(max_steps, planned_steps)
         return num_epochs, *between, max_steps
@@ -140,7 +145,7 @@ class ResumingTrainer(EvaluatingTrainer):
             warnings.simplefilter("ignore")  # said at construction
             self._check_course()
         if not self._disk_is_checked:
-            self.check_disk()
+            self.check_disk(checkpoint=resume_from_checkpoint)
         if resume_from_checkpoint is not None:
             check_resumable(Path(resume_from_checkpoint), self._settings_of_training())
         super()._init_training_state(

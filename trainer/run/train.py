@@ -23,7 +23,7 @@ from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.checks.disk import bytes_saved, weight_bytes
 from trainer.hf.checks.lengths import student_context
-from trainer.hf.quantize import fake_quantize, save_quantized
+from trainer.hf.quantize import bytes_left_out, fake_quantize, save_quantized
 from trainer.hf.student import merge_adapters
 from trainer.hf.trainer import OfflineDistillationTrainer
 from trainer.run.advice import advice_on, notes_on_held_out, notes_on_run, notes_on_temperatures
@@ -92,7 +92,8 @@ def _train(
     folder = Path(config.output.folder)
     with tracker_errors(config):  # they are imported here
         trainer, board = _trainer_of(config, tokenizer, train_set, held_out, quiet=quiet)
-    trainer.check_disk(student_bytes=_student_bytes(config, trainer))
+    student_bytes = _student_bytes(config, trainer)
+    trainer.check_disk(student_bytes=student_bytes, checkpoint=checkpoint, is_restart=restart)
     if trainer.is_world_process_zero():
         begin_run(folder, config, restart=restart)
         if not quiet:
@@ -209,7 +210,9 @@ def _answer_prompts(
 
 def _student_bytes(config: TrainConfig, trainer: OfflineDistillationTrainer) -> int:
     """What `_save_student` will write, about."""
-    lora = config.student.lora
+    lora, quantization = config.student.lora, quantization_of(config.student)
+    if quantization is not None:
+        return weight_bytes(trainer.model) - bytes_left_out(trainer.model, quantization)
     if lora is None or not lora.merge:
         return bytes_saved(trainer.args, trainer.model).weights
     return weight_bytes(trainer.model)  # adapters, which are merged into the rest, are a small part of it

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from logitstore.records import LabeledSequence
@@ -10,8 +11,10 @@ from logitstore.store import LogitStore
 from tests.trainer.stores import label_rows, label_spec, manifest
 from tests.trainer.students import tiny_student, tiny_trainer
 from trainer.errors import SettingError
+from trainer.hf.checks.disk import weight_bytes
 from trainer.hf.quantize import (
     WeightQuantization,
+    bytes_left_out,
     fake_quantize,
     fake_quantized,
     save_quantized,
@@ -94,7 +97,11 @@ def test_a_student_learns_its_own_labels_back_and_loads_as_integers(own_labels, 
     ids = torch.arange(40)[None] % 64
     with torch.no_grad():
         expected = model(input_ids=ids).logits
+        told = weight_bytes(model) - bytes_left_out(model, quantization)
         save_quantized(model, quantization, tmp_path / "saved")
+        with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
+            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 - it is no dictionary
+        assert told == sum(one.numel() * one.element_size() for one in tensors)
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
         found = loaded(input_ids=ids).logits
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)

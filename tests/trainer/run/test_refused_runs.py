@@ -213,5 +213,19 @@ def test_a_disk_without_room_for_the_student_is_refused_before_it_is_evaluated(c
     assert main(["run", str(config), "--quiet", *given]) == 2
     said = capsys.readouterr().err
     assert "the student at the end 49.5 kB, and" in said
-    assert "has 10.0 kB free: not one can be saved; make room, or choose another output_dir" in said
+    assert "has 10.0 kB free: the student has no room; make room, or choose another output_dir" in said
     assert not (config.parent / "run" / "before.json").exists()
+
+
+@pytest.mark.slow
+def test_what_a_restart_removes_is_room(config, tmp_path, capsys, monkeypatch):
+    """A run that had filled its disk could not be begun anew there."""
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    old = tmp_path / "run" / "checkpoints" / "checkpoint-50" / "optimizer.pt"
+    old.parent.mkdir(parents=True)
+    given = settings("training.save_steps=null", "training.max_steps=1", "evaluation.before=false")
+    for num_bytes, status in ((35_000, 2), (45_000, 0)):
+        old.write_bytes(b"0" * num_bytes)
+        assert main(["run", str(config), "--quiet", "--restart", *given]) == status
+        assert ("has 45.0 kB free without what is removed" in capsys.readouterr().err) == bool(status)
