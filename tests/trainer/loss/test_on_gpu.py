@@ -105,11 +105,11 @@ def test_a_head_on_another_device_than_the_current_one():
     hidden, weight = leaves(case, torch.float32)
     found = []
     for device in ("cuda:0", "cuda:1"):
-        there = [leaf.detach().to(device).requires_grad_() for leaf in (hidden, weight)]
+        hidden, weight = (leaf.detach().to(device).requires_grad_() for leaf in (hidden, weight))
         output = fused_linear_topk_distillation_loss(
-            *there, case.labels.to(device), case.targets.to(device), LossSettings(), kernel="triton"
+            hidden, weight, case.labels.to(device), case.targets.to(device), LossSettings(), kernel="triton"
         )
-        found.append([output.loss, *torch.autograd.grad(output.loss, there)])
+        found.append([output.loss, *torch.autograd.grad(output.loss, (hidden, weight))])
     for near, far in zip(*found, strict=True):
         torch.testing.assert_close(far.to(near.device), near)
 
