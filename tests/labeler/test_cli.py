@@ -72,8 +72,13 @@ class TestRefused:
         assert "empty folder" in message
 
     def test_a_store_that_would_lie_in_a_file(self, folder, capsys):
-        assert run(folder, f"output.uri='{folder}/in.jsonl'") == 2
+        (folder / "labels").touch()
+        assert run(folder, f"output.uri='{folder}/labels'") == 2
         assert "is a file" in error_of(capsys)
+
+    def test_a_store_of_a_files_name(self, folder, capsys):
+        assert run(folder, f"output.uri='{folder}/in.jsonl'") == 2
+        assert "makes a file of a store" in error_of(capsys)
 
     def test_more_entries_than_the_vocabulary_has(self, folder, capsys):
         assert run(folder, "labels.top_k=1000") == 2

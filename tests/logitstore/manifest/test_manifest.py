@@ -100,7 +100,7 @@ def test_each_bad_field_has_its_message(path: str, value: Any, error: type[Excep
         (b"\xff\xfe", "not valid JSON"),
         (b"[]", "is a JSON list, but must be an object"),
         (b"null", "is a JSON NoneType"),
-        (b'{"format_version": 1, "format_version": 1}', "repeats a key"),
+        (b'{"format_version": 1, "format_version": 1}', "repeats the key 'format_version'"),
         (b'{"format_version": NaN}', "NaN is not a JSON number"),
         (b'{"a": Infinity}', "Infinity is not a JSON number"),
         (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "not valid JSON"),
