@@ -19,7 +19,7 @@ CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 
 help:
 	@echo "make demo         label, store, verify, train and report with a real teacher (6 minutes on 2 cores)"
-	@echo "make test         every test, real vLLM and Ray included (about 40 minutes on 2 cores)"
+	@echo "make test         every test, real vLLM and Ray included (about 30 minutes on 2 cores)"
 	@echo "make check        lint, types of changed files and the quick tests (BASE=COMMIT: changed since); PKG=labeler for one package's"
 	@echo "make lint         lint and types of everything"
 	@echo "make test-gpu     the tests that need a GPU"
