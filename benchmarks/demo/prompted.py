@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.demo.demo import StepFailedError, Steps
+from benchmarks.demo.options import add_measuring
 from benchmarks.report.results import Figure, Result, publish
 from labeler.config.loading import load_job
 from logitstore.common.console import Console
@@ -39,9 +40,7 @@ class Student:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the demo-*.toml")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    add_measuring(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo.demo import StepFailedError, Steps
+from benchmarks.demo.options import add_measuring
 from benchmarks.demo.prompted import Student, students_of
 from benchmarks.demo.retokenized_start import make_start
 from benchmarks.report.results import Figure, Result, publish
@@ -46,15 +47,13 @@ class Written:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the demo-*.toml")
+    add_measuring(parser)
     parser.add_argument(
         "--questions", type=Path, default=Path("benchmarks/demo_data/pairs.jsonl"), help="with given answers"
     )
     parser.add_argument(
         "--limit", type=positive, default=NUM_QUESTIONS, help=f"questions that are asked ({NUM_QUESTIONS})"
     )
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo.demo import StepFailedError, Steps, answering_students
+from benchmarks.demo.options import add_measuring
 from benchmarks.report.results import Figure, Result, publish
 from labeler.config.loading import load_job
 from logitstore.common.config_file import ConfigError
@@ -28,15 +29,13 @@ TASK, LIKELIHOOD = "gsm8k", "bits_per_byte"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the demo-*.toml")
+    add_measuring(parser)
     parser.add_argument(
         "--questions", type=Path, required=True, metavar="FILE", help="GSM8K as JSON lines: question, answer"
     )
     parser.add_argument(
         "--limit", type=positive, default=NUM_QUESTIONS, help=f"questions that are asked ({NUM_QUESTIONS})"
     )
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
 
 
 def run(args: argparse.Namespace) -> int:
