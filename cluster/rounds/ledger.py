@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from cluster.errors import JobRefusedError
 from logitstore.common.whole_file import write_whole
+from logitstore.objects.system import lock_file
 
 LEDGER_NAME = "rounds.json"
 LOCK_NAME = "rounds.lock"
@@ -52,7 +52,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Raises JobRefusedError while another process works at these rounds."""
     with (folder / LOCK_NAME).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file.fileno(), wait=False)
         except BlockingIOError:
             raise JobRefusedError(
                 f"another process works at the rounds in {folder}; wait for it, or choose another "

@@ -11,23 +11,12 @@ SAID_ELSEWHERE: dict[str, str] = {
     "--signal": "workers.drain_sec of the job, from which the warning before the end follows",
 }
 """Directives that say what a setting says, and would part the script from what was checked."""
-KNOWN = frozenset(
-    (
-        *SAID_ELSEWHERE,
-        *("--mem", "--mem-per-cpu", "--mem-per-gpu", "--gpus", "--gpus-per-node", "--gpus-per-task"),
-        *("--cpus-per-task", "--cpus-per-gpu", "--requeue", "--no-requeue", "--gres", "--ntasks"),
-        *(
-            "--ntasks-per-node",
-            "--tasks-per-node",
-            "--output",
-            "--open-mode",
-            "--tmp",
-            "--partition",
-            "--account",
-            "--job-name",
-        ),
-    )
-)
+_OF_THE_SCRIPT = """
+    --mem --mem-per-cpu --mem-per-gpu --gpus --gpus-per-node --gpus-per-task --cpus-per-task --cpus-per-gpu
+    --gres --ntasks --ntasks-per-node --tasks-per-node --requeue --no-requeue --output --open-mode --tmp
+    --partition --account --job-name
+"""
+KNOWN = frozenset((*SAID_ELSEWHERE, *_OF_THE_SCRIPT.split()))
 """Names that the script knows; sbatch takes the beginnings of them too, as `--arr=0-3`."""
 PATHS = ("--output", "--error", "--input", "--chdir")
 _LINE = re.compile(r"""(--[a-z][a-z-]*)(?:(?:=|\s+)((?:[^\s"'#]|"[^"]*"|'[^']*')+))?\s*""")

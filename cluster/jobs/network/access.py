@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cluster.errors import ClusterUnreachableError
+from logitstore.objects.system import lock_file
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
 PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
@@ -79,8 +79,8 @@ def _fill(path: Path, token: str) -> None:
     """Write the token into a file that has none; of several commands, the first one's stays."""
     with open(path, "a+", opener=_open_for_me) as file:
         with suppress(OSError):  # a file system without locks, or without modes
-            fcntl.flock(file, fcntl.LOCK_EX)
-            os.fchmod(file.fileno(), 0o600)
+            lock_file(file.fileno())
+            path.chmod(0o600)
         file.seek(0)
         if not file.read().strip():
             file.truncate(0)

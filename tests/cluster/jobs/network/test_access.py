@@ -94,13 +94,13 @@ def test_a_file_that_another_command_fills_meanwhile_is_left(
     path.parent.mkdir()
     path.touch()
     others: list[str | None] = []
-    flock = access.fcntl.flock
+    lock_file = access.lock_file
 
-    def after_the_other(file: object, operation: int) -> None:
-        monkeypatch.setattr(access.fcntl, "flock", flock)
+    def after_the_other(descriptor: int) -> None:
+        monkeypatch.setattr(access, "lock_file", lock_file)
         ensure_token()
         others.append(find_token())
 
-    monkeypatch.setattr(access.fcntl, "flock", after_the_other)
+    monkeypatch.setattr(access, "lock_file", after_the_other)
     ensure_token()
     assert others == [find_token()]
