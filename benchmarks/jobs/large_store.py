@@ -229,7 +229,9 @@ def _through_duckdb(store: LogitStore, folder: Path) -> list[Step]:
     filtered.num_bytes = part.stat().st_size
     back, imported = _timed(
         "import --like of that (written)",
-        lambda: import_source(read_table(part, store.manifest), str(folder / "back"), origin=Origin()),
+        lambda: import_source(
+            read_table(part, store.manifest), str(folder / "back"), origin=Origin(), like=store
+        ),
     )
     imported.num_bytes = _size(folder / "back")
     some = [back[number] for number in range(0, len(back), max(1, len(back) // 20))]

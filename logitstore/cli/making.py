@@ -21,6 +21,7 @@ from logitstore.exchange.npz.reading import read_npz
 from logitstore.exchange.tables.reading import read_table
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
+from logitstore.tools.carried_deletions import left_out
 from logitstore.tools.copying import copy_store
 
 FORM_OPTIONS = {
@@ -35,7 +36,9 @@ DEFAULT_CODEBOOKS = 64
 
 
 def import_store(args: argparse.Namespace) -> int:
-    source = _read_source(args)
+    _refuse_options_of_other_forms(args)
+    like = context.open_store(args, args.like) if args.like is not None else None
+    source = _read_source(args, like)
     codebooks = _codebooks_of(args, source.labels.vocab_size) if args.codebook else None
     if source.teacher is not None:
         ignored = ("teacher", "revision", "teacher_dtype")
@@ -51,6 +54,7 @@ def import_store(args: argparse.Namespace) -> int:
             source,
             args.store,
             origin=origin,
+            like=like,
             codebooks=codebooks,
             storage_options=context.storage_options(args),
             progress=progress,
@@ -111,6 +115,8 @@ def _say_not_mixed(
             f"{differ} in {second.uri}; those of {first.uri} are kept, so name the two the other way round "
             "to keep the other ones",
         )
+    if lost.num_deleted:
+        context.warn("mix", left_out(lost.num_deleted, store.uri))
     if lost.num_second_only:
         context.warn(
             "mix",
@@ -184,21 +190,23 @@ def codebook(args: argparse.Namespace) -> int:
     return context.OK
 
 
-def _read_source(args: argparse.Namespace) -> Source:
-    path: Path = args.file
-    if not path.exists():
-        raise UnsupportedInputError(f"{path} is not there; give the {args.form} file to import")
+def _refuse_options_of_other_forms(args: argparse.Namespace) -> None:
     for names, forms in FORM_OPTIONS.items():
         if args.form not in forms:
             context.refuse_unused(args, names, f"is for --from {' and '.join(forms)}")
+
+
+def _read_source(args: argparse.Namespace, like: LogitStore | None) -> Source:
+    path: Path = args.file
+    if not path.exists():
+        raise UnsupportedInputError(f"{path} is not there; give the {args.form} file to import")
     if args.form == "npz":
         return read_npz(path, top_k=args.top_k, value_kind=args.value_kind)
     if args.form == "distillkit":
         return read_distillkit(path, config_path=args.config, vocab_size=args.vocab_size)
     if args.form == "megatron":
         return read_megatron(path, vocab_size=args.vocab_size, tokens_path=args.tokens)
-    like = context.open_store(args, args.like).manifest if args.like is not None else None
-    return read_table(path, like)
+    return read_table(path, None if like is None else like.manifest)
 
 
 def _codebooks_of(args: argparse.Namespace, vocab_size: int) -> CodebookSet:

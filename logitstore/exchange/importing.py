@@ -23,6 +23,7 @@ from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
+from logitstore.tools.carried_deletions import Living, carry_deletions, deleted_in, warn_of_deleted
 
 UNIT_ROWS = 65_536
 """Label rows a unit of an import aims at; the codebook set is trained on the first unit."""
@@ -65,21 +66,26 @@ def import_source(
     uri: str,
     *,
     origin: Origin,
+    like: LogitStore | None = None,
     codebooks: CodebookSet | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> LogitStore:
     """A store of the source's sequences; an interrupted import goes on where it stopped.
 
+    What was deleted from `like`, the store that the source came out of, is left out, with a StoreWarning.
     Without `codebooks` a set is trained on the first unit, as large as CODEBOOK_USES such imports pay for.
     Raises InvalidLabelsError for rows that no store can hold, StoreExistsError for another store,
     StoreChangedError for a store with units that the source does not give.
     """
     manifest = _manifest(source, origin)
     begun_store(uri, manifest, storage_options)
-    units = units_of(_each_once(source.sequences, source.uri))
+    origins = [] if like is None else [like]
+    living = Living(_each_once(source.sequences, source.uri), deleted_in(origins))
+    units = units_of(iter(living))
     first = list(islice(units, 1))  # before the store is made: a source that cannot be read leaves none
     store = LogitStore.create(uri, manifest, storage_options=storage_options)
+    carry_deletions(origins, store)
     if codebooks is not None:
         _use_codebooks(store, codebooks)
     committed, names = store.committed_units(), set[str]()
@@ -96,6 +102,7 @@ def import_source(
             progress("rows", done_rows, source.num_rows or done_rows)
     check_no_others(store, committed - names)
     store.compact()
+    warn_of_deleted(living.num_left_out, uri)
     return store
 
 

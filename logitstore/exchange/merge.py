@@ -9,6 +9,7 @@ from typing import Any
 
 from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.exchange.importing import begun_store, check_no_others, unit_id_of, units_of
+from logitstore.index.deletions import DeletedRecords
 from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized, TeacherInfo
 from logitstore.manifest.reading import teacher_identity
 from logitstore.manifest.turns import turns_settings
@@ -19,6 +20,7 @@ from logitstore.rows.selection import Selection, measure_of
 from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import copy_tokenizer
+from logitstore.tools.carried_deletions import carry_deletions, deleted_in, warn_of_deleted
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,7 +36,8 @@ def merge_stores(
 ) -> LogitStore:
     """A store of the selected sequences of all sources, in their order; goes on where it was interrupted.
 
-    Rejects come along as far as their record ids are selected. `top_k` keeps only so many entries of a row,
+    Rejects come along as far as their record ids are selected. What one source deleted is left out of the
+    others too, with a StoreWarning. `top_k` keeps only so many entries of a row,
     the mass of the others joins its tail. Raises StoreChangedError for stores of different
     teachers or label shapes and for a target begun with another selection or other sources,
     InvalidLabelsError for a sequence that two of them hold, UnsupportedInputError where a local disk has no
@@ -47,19 +50,22 @@ def merge_stores(
     manifest = dataclasses.replace(manifest, labels=cut_labels(manifest.labels, top_k))
     begun = begun_store(uri, manifest, storage_options)
     _require_room(uri, begun, sources, selection, manifest.labels.top_k)
+    deleted = deleted_in(sources)
     if len(sources) > 1:
-        _refuse_shared(sources, selection)
+        warn_of_deleted(_refuse_shared(sources, selection, deleted), uri)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    carry_deletions(sources, target)
     for source in sources:
         copy_tokenizer(source.objects, target.objects)
     codebooks = next((found for source in sources if (found := source.codebooks()) is not None), None)
     if codebooks is not None:
         target.set_codebooks(codebooks)
     committed, names = target.committed_units(), set[str]()
-    rejects = selection.kept_rejects([reject for source in sources for reject in source.rejects()])
+    rejects = [reject for source in sources for reject in source.rejects() if reject.record_id not in deleted]
+    rejects = selection.kept_rejects(rejects)
     num_rows = sum(int(source.shards().column("num_rows").sum()) for source in sources)
     done_rows = 0
-    sequences = _distinct(sources, selection, top_k)
+    sequences = _distinct(sources, selection, deleted, top_k)
     for unit_index, unit in enumerate(units_of(sequences)):
         names.add(_commit(target, unit_index, unit, rejects if unit_index == 0 else [], committed))
         done_rows += sum(sequence.rows.num_rows for sequence in unit)
@@ -183,22 +189,30 @@ def _commit(
 
 
 def _distinct(
-    sources: Sequence[LogitStore], selection: Selection, top_k: int | None
+    sources: Sequence[LogitStore], selection: Selection, deleted: DeletedRecords, top_k: int | None
 ) -> Iterator[LabeledSequence]:
     seen = _Seen()
     for source in sources:
         chosen = selection.sequences(source)
         for sequence in cut_sequences(chosen, source.manifest.labels, top_k):
-            seen.add(sequence.record_id, sequence.sample_index, source.uri)
-            yield sequence
+            if sequence.record_id not in deleted:
+                seen.add(sequence.record_id, sequence.sample_index, source.uri)
+                yield sequence
 
 
-def _refuse_shared(sources: Sequence[LogitStore], selection: Selection) -> None:
-    """Raise InvalidLabelsError for a sequence that is in two stores, before anything is written."""
-    seen = _Seen()
+def _refuse_shared(sources: Sequence[LogitStore], selection: Selection, deleted: DeletedRecords) -> int:
+    """Raise InvalidLabelsError for a sequence that is in two stores, before anything is written.
+
+    Returns how many there are of records that another store deleted.
+    """
+    seen, num_deleted = _Seen(), 0
     for source in sources:
         for record_id, sample_index in selection.names(source):
-            seen.add(record_id, sample_index, source.uri)
+            if record_id in deleted:
+                num_deleted += 1
+            else:
+                seen.add(record_id, sample_index, source.uri)
+    return num_deleted
 
 
 class _Seen:

@@ -23,11 +23,13 @@ from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import InvalidLabelsError, UnsupportedInputError
 from logitstore.exchange.importing import CODEBOOK_USES, begun_store, check_no_others
 from logitstore.exchange.mixed_manifest import mixed_manifest
+from logitstore.index.deletions import DeletedRecords
 from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.records import UNKNOWN_RANK, LabeledSequence, LabelRows, Segment
 from logitstore.rows.silent_rows import spread_rows
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import copy_tokenizer
+from logitstore.tools.carried_deletions import carry_deletions, deleted_in
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,6 +44,8 @@ class NotMixed:
     """Sequences whose segments are others in the second store."""
     num_second_only: int
     """Sequences that the second store alone has."""
+    num_deleted: int
+    """Sequences of the first store whose records the second has deleted; they are left out."""
 
 
 def mix_stores(
@@ -68,6 +72,8 @@ def mix_stores(
         source.need_rows("a mixture")
     manifest = mixed_manifest(stores, weights)
     begun = begun_store(uri, manifest, storage_options)
+    if begun is not None:
+        carry_deletions(stores, begun)
     committed = begun.committed_units() if begun is not None else set[str]()
     shards = stores[0].shards()
     made_from = f"{stores[1].digest} {weights!r}"
@@ -75,16 +81,18 @@ def mix_stores(
     units = _mixed_units(stores, weights, manifest, {k: v for k, v in named.items() if k not in committed})
     first = list(islice(units, 1))  # before the store is made: stores that do not fit leave none
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    carry_deletions(stores, target)
     for source in stores:
         copy_tokenizer(source.objects, target.objects)
     num_rows = int(shards.column("num_rows").sum())
     counts = Counter[str]()
     alone = _name_of(made_from)  # a unit of rejects, where there is nothing to be mixed
-    rejects = {next(iter(named), alone): stores[0].rejects()}
+    deleted = deleted_in(stores)
+    rejects = {next(iter(named), alone): [one for one in stores[0].rejects() if one.record_id not in deleted]}
     for done, (name, unit_index, mixed, counted) in enumerate(chain(first, units), start=len(committed)):
         if progress:
             progress("units", done, len(named))
-        if target.codebooks() is None:
+        if mixed and target.codebooks() is None:
             rows = (one.rows for one in mixed)
             books = train_codebooks(rows, manifest.labels, expected_rows=CODEBOOK_USES * num_rows)
             target.set_codebooks(books)
@@ -109,13 +117,16 @@ def _not_mixed(
 ) -> NotMixed:
     """`counts` of the units that this run made, and the same of those that were `done` before."""
     if done:
-        second = _SequencesByKey(stores[1])
+        second, deleted = _SequencesByKey(stores[1]), deleted_in(stores)
         made = {entry.unit_id: entry for entry in target.shards()}
         for name, entry in done.items():
-            for one, mixed in zip(_sequences(stores[0], entry), _sequences(target, made[name]), strict=True):
+            own, num_deleted = _living(stores[0], entry, deleted)
+            counts["deleted"] += num_deleted
+            for one, mixed in zip(own, _sequences(target, made[name]), strict=True):
                 counts += _counted(one, mixed, second.get(one))
-    totals = [int(store.shards().column("num_sequences").sum()) for store in stores]
-    return NotMixed(counts["masked"], counts["segments"], totals[1] - totals[0])
+    num_here, num_there = (int(store.shards().column("num_sequences").sum()) for store in stores)
+    num_second_only = num_there - num_here + counts["deleted"]
+    return NotMixed(counts["masked"], counts["segments"], num_second_only, counts["deleted"])
 
 
 def _name_of(parts: str) -> str:
@@ -130,10 +141,10 @@ def _mixed_units(
     wanted: Mapping[str, ShardEntry],
 ) -> Iterator[tuple[str, int, list[LabeledSequence], Counter[str]]]:
     """(name, unit index, sequences, what is not mixed) of the mixture of each of the first store's shards."""
-    second = _SequencesByKey(stores[1])
+    second, deleted = _SequencesByKey(stores[1]), deleted_in(stores)
     for name, entry in wanted.items():
-        own = _sequences(stores[0], entry)
-        mixed, counted = list[LabeledSequence](), Counter[str]()
+        own, num_deleted = _living(stores[0], entry, deleted)
+        mixed, counted = list[LabeledSequence](), Counter(deleted=num_deleted)
         for one in own:
             other = second.get(one)
             mixed.append(_mix(one, other, weights, manifest))
@@ -141,7 +152,18 @@ def _mixed_units(
         yield name, entry.unit_index, mixed, counted
 
 
+def _living(
+    store: LogitStore, entry: ShardEntry, deleted: DeletedRecords
+) -> tuple[list[LabeledSequence], int]:
+    """The sequences of a shard without those that the other store deleted, and the number of these."""
+    own = _sequences(store, entry)
+    left = [one for one in own if one.record_id not in deleted]
+    return left, len(own) - len(left)
+
+
 def _sequences(store: LogitStore, entry: ShardEntry) -> list[LabeledSequence]:
+    if not entry.name:
+        return []
     with store.open_shard(entry, whole=True) as reader:
         return list(reader.iter_sequences())
 

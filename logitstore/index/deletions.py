@@ -116,15 +116,15 @@ class Deletions:
 
 @dataclass(frozen=True, slots=True)
 class DeletedRecords:
-    """Which records were taken down; `name in self`. With a record all of its parts are."""
+    """Which records were taken down, `name in self`; None never is. With a record all of its parts are."""
 
     digests: frozenset[str]
     """As `Deletions.records`."""
     has_parts: bool
     """Whether records of the store are parts of those of the input."""
 
-    def __contains__(self, name: str) -> bool:
-        if not self.digests:
+    def __contains__(self, name: str | None) -> bool:
+        if name is None or not self.digests:
             return False
         names = {name, parent_id(name)} if self.has_parts else {name}
         return any(digest_of(one).hex() in self.digests for one in names)

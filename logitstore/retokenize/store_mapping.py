@@ -25,6 +25,7 @@ from logitstore.retokenize.report import Report, report_name, sum_reports
 from logitstore.retokenize.tokenization import NO_ID, Tokenization, equal_ids
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import files_in, put_tokenizer, stored_tokenizer
+from logitstore.tools.carried_deletions import carry_deletions
 
 Progress = Callable[[str, int, int], None]
 
@@ -59,6 +60,7 @@ def retokenize_store(
     files = files_in(folder if folder.is_dir() else folder.parent)
     kept = stored_tokenizer(source.objects)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
+    carry_deletions([source], target)
     licence = "" if kept is None else kept.licence  # the teacher's, from which the labels still are
     put_tokenizer(target.objects, files, licence)
     job = _Job(

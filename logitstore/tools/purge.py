@@ -25,7 +25,6 @@ from logitstore.index.pointer import TombstoneInfo
 from logitstore.index.segments import entries_to_table
 from logitstore.job_objects import PLAN_PREFIX, PLAN_SEGMENTS_PREFIX, REJECTS_NAME
 from logitstore.objects.opening import Objects
-from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import MAX_SWAP_TRIES, refuse_running_job
 from logitstore.tools.unnamed_copies import remove_unnamed_copies
@@ -110,7 +109,7 @@ def _rewritten(store: LogitStore, progress: Progress | None) -> tuple[list[Commi
     records: list[CommitRecord] = []
     old_shards: list[str] = []
     for record in store.index_records():
-        rejects = [one for one in record.rejects if not _is_deleted(one, deleted)]
+        rejects = [one for one in record.rejects if one.record_id not in deleted]
         num_lost += len(record.rejects) - len(rejects)
         entry = record.shard
         if record.attempt in deletions.attempts:
@@ -143,10 +142,6 @@ def _without_places(store: LogitStore, infos: tuple[TombstoneInfo, ...]) -> tupl
         else:
             kept.append(info)
     return tuple(kept)
-
-
-def _is_deleted(reject: Reject, deleted: DeletedRecords) -> bool:
-    return reject.record_id is not None and reject.record_id in deleted
 
 
 def _purge_plan(objects: Objects, deleted: DeletedRecords) -> tuple[int, list[str]]:

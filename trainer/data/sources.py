@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from logitstore.common.store_warning import StoreWarning
+from logitstore.index.deletions import DeletedRecords
 from logitstore.inputs.parts import parent_id
 from logitstore.manifest.fields import Manifest, ShardEntry
 from logitstore.rows.conditions import Block
@@ -19,11 +23,13 @@ from logitstore.rows.selection import Selection
 from logitstore.rows.where import parse_selection, select_ids
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
+from logitstore.tools.carried_deletions import deleted_in
 from trainer.data.cache.shard_cache import ShardCache
 from trainer.errors import CacheFullError, SettingError
 
 CUT = "length"
 """`finish_reason` of an answer that its limit of tokens ended."""
+NOTHING_DELETED = DeletedRecords(frozenset(), has_parts=False)
 OUTLINE_THREADS = 16
 """Shards whose outlines are read side by side."""
 
@@ -95,6 +101,8 @@ class Outline:
     """Block of the shard that holds it."""
     is_cut_S: np.ndarray
     """1 where the teacher's answer ended at its limit of tokens and not by itself, else 0."""
+    num_deleted_elsewhere: int = field(default=0, kw_only=True)
+    """Of these sequences, those whose record was deleted from a store that is read beside this one."""
 
     def labels_within(self, max_tokens: int | None) -> int:
         """Label rows at the first `max_tokens` tokens of their sequence; None counts all."""
@@ -114,8 +122,12 @@ class Source:
         cache: ShardCache | None = None,
         held_out: HeldOut | None = None,
         selection: Selection | None = None,
+        store: LogitStore | None = None,
+        deleted: DeletedRecords = NOTHING_DELETED,
     ) -> None:
-        store = LogitStore.open(uri, storage_options=storage_options)
+        """`store` is the one at `uri`, where it is open; `deleted` are records that others read beside it
+        have taken down."""
+        store = store or LogitStore.open(uri, storage_options=storage_options)
         self.uri = store.uri
         self.manifest: Manifest = store.manifest
         self.digest = store.digest
@@ -128,6 +140,7 @@ class Source:
         """Places of sequences that were taken down, by shard."""
         self._cache = cache
         self._held_out, self.selection = held_out, selection or Selection()
+        self._deleted_elsewhere = deleted if deleted.digests - store.deletions.records else NOTHING_DELETED
         self._outlines: list[Outline] | None = None
         """By shard; None until somebody asks, as reading them visits every shard."""
         self._takes_all = held_out is None or (held_out.fraction == 0 and held_out.side == "train")
@@ -141,7 +154,19 @@ class Source:
             with ThreadPoolExecutor(OUTLINE_THREADS, thread_name_prefix="logit-outline") as pool:
                 self._outlines = list(pool.map(self._outline, self.entries))
             self.selection.unmet.warn(self.uri)
+            self._warn_of_deleted(sum(outline.num_deleted_elsewhere for outline in self._outlines))
         return self._outlines
+
+    def _warn_of_deleted(self, num_sequences: int) -> None:
+        """Ids of another store may mean other records: who knows that they do not must take these down."""
+        if num_sequences:
+            warnings.warn(
+                f"{self.uri}: {num_sequences:,} sequences that take part have record ids that were deleted "
+                "from another of the stores; where they are the same records, delete them here too, or name "
+                "them in without_ids",
+                StoreWarning,
+                stacklevel=2,
+            )
 
     @property
     def lengths(self) -> list[int]:
@@ -189,12 +214,14 @@ class Source:
         if not self.selection.takes_unit(entry):
             return Outline(*(empty_S,) * 6)
         parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 6]
-        first = 0
+        first = num_deleted = 0
         with self._open_remotely(entry) as reader:
             for block in range(reader.num_blocks):
                 columns = Block(reader, block)
                 plain = columns.plain
                 keep_S = self._keeps(columns, entry)
+                kept_names = compress(plain.record_id, keep_S)
+                num_deleted += sum(name in self._deleted_elsewhere for name in kept_names)
                 num_labels_S = np.minimum(plain.num_rows, plain.num_tokens - plain.label_start)
                 block_S = np.full(len(keep_S), block, dtype=np.int32)
                 shift_S = reader.student_shifts(block)  # lengths are those that the student sees
@@ -208,7 +235,8 @@ class Source:
                 places_S = np.flatnonzero(keep_S).astype(np.int32) + first
                 parts.append((places_S, *(column[keep_S] for column in columns)))
                 first += len(keep_S)
-        return Outline(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        columns_S = map(np.concatenate, zip(*parts, strict=True))
+        return Outline(*columns_S, num_deleted_elsewhere=num_deleted)
 
     def _keeps(self, block: Block, entry: ShardEntry) -> np.ndarray:
         """bool [S], which sequences of a block take part."""
@@ -231,6 +259,8 @@ def open_sources(
 ) -> list[Source]:
     """The stores in their order. Raises UnsupportedInputError for a selection before any store is opened."""
     selections = [spec.selection() for spec in specs]
+    stores = [LogitStore.open(spec.uri, storage_options=spec.storage_options) for spec in specs]
+    deleted = deleted_in(stores)
     return [
         Source(
             spec.uri,
@@ -238,8 +268,10 @@ def open_sources(
             cache=cache,
             held_out=None if spec.is_text else held_out,
             selection=selection,
+            store=store,
+            deleted=deleted,
         )
-        for spec, selection in zip(specs, selections, strict=True)
+        for spec, selection, store in zip(specs, selections, stores, strict=True)
     ]
 
 

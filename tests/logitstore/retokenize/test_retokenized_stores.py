@@ -18,6 +18,7 @@ from logitstore.errors import (
 from logitstore.exchange.merge import merge_stores
 from logitstore.manifest import reading
 from logitstore.store import LogitStore
+from logitstore.tools.deletion import delete_records
 from logitstore.tools.inspection import inspect_store
 from tests.logitstore.retokenize.tokenizers_made import (
     TEXTS,
@@ -111,3 +112,14 @@ def test_merged_stores_name_all_their_sources(tmp_path: Path, teacher: str, stud
     assert both.manifest.retokenized is not None
     assert both.manifest.retokenized.source_digests == tuple(part.store.digest for part in parts)
     assert [sequence.record_id for sequence in both.iter_sequences()] == ["a0", "b0"]
+
+
+def test_the_deletions_of_the_source_are_those_of_the_mapping(
+    tmp_path: Path, teacher: str, student: str
+) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS, top_k=8)
+    (name, *rest) = [one.record_id for one in labels.store]
+    delete_records(labels.store, frozenset([name]), "asked for")
+    target = mapped(labels.store, teacher, student, tmp_path / "after")
+    assert [one.record_id for one in target] == rest
+    assert target.deletions.records == labels.store.deletions.records
