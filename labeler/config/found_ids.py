@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from labeler.config.loading import describe_difference, input_place
-from labeler.planning.digests import DigestSet, digest_of
+from labeler.planning.digests import DigestSet
 from labeler.planning.plan_objects import SETTING_OF_EVERY_HEAD, load_object
 from logitstore.errors import StoreError
-from logitstore.inputs.identity import record_id
+from logitstore.inputs.identity import digest_of, record_id
 from logitstore.inputs.reading import iter_records
 from logitstore.job_objects import PLAN_HEAD_NAME
 from logitstore.manifest.fields import InputInfo
@@ -104,7 +104,7 @@ def _count(section: Mapping[str, Any], name: str) -> _Count:
         except ValueError:
             num_without += 1
             continue
-        if not seen.add(digest_of(own.encode("utf-8", errors="surrogatepass"))):
+        if not seen.add(digest_of(own)):
             num_repeated += 1
             example = example or own
     return _Count(num_records, num_without, num_repeated, example)

@@ -10,7 +10,7 @@ DIGEST_BYTES = 16
 _DTYPE = np.dtype(f"S{DIGEST_BYTES}")
 
 
-def digest_of(content: bytes) -> bytes:
+def content_digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 

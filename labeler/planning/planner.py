@@ -13,13 +13,13 @@ from dataclasses import asdict
 
 from labeler.config.loading import JobConfig
 from labeler.errors import BadRecordError, TooManyRejectsError
-from labeler.planning.digests import DigestSet, digest_of
+from labeler.planning.digests import DigestSet, content_digest
 from labeler.planning.plan import KnownRecords, PlanTotals, SegmentWriter
 from labeler.planning.relabeling import ChangedRecord
 from labeler.planning.units import unit_id_of
 from labeler.prompting.prompts import PromptBuilder
 from labeler.records import PlannedRecord, TokenizedPrompt
-from logitstore.inputs.identity import repeated_id
+from logitstore.inputs.identity import digest_of, repeated_id
 from logitstore.inputs.parts import id_of, parent_id
 from logitstore.inputs.proofs import proof_of
 from logitstore.inputs.raw_record import RawRecord
@@ -143,27 +143,18 @@ class Planner:
         except ValueError as error:
             self._reject(raw, None, str(error), "bad_id")
             return
-        id_digest = digest_of(name.encode("utf-8", errors="surrogatepass"))
         has_ids = "id" in self._input_info.fields
-        if not has_ids and not self._seen.add(id_digest):
-            if self._job.filters.duplicate_prompts == "drop":
-                reason = 'an earlier record is its equal; filters.duplicate_prompts = "keep" labels it'
-                self._reject(raw, name, reason, "duplicate_prompt")
+        if not has_ids:
+            name = self._name_among_equals(raw, name)
+            if name is None:
                 return
-            self._repeats[id_digest] += 1
-            name = repeated_id(name, self._repeats[id_digest] + 1)
-            id_digest = digest_of(name.encode("utf-8", errors="surrogatepass"))
-            self._seen.add(id_digest)
-            self.num_repeats += 1
+        id_digest = digest_of(name)
         parent = parent_id(name) if raw.part else name
-        whole_digest = digest_of(parent.encode("utf-8", errors="surrogatepass"))
-        if id_digest in self._known.deleted or whole_digest in self._known.deleted:
+        if id_digest in self._known.deleted or digest_of(parent) in self._known.deleted:
             self._num_deleted += 1
             return
         proof = proof_of(id_digest, raw.record, self._input_info)
-        if id_digest in self._known.ids and (
-            "id" not in self._input_info.fields or self._seen.add(id_digest)
-        ):
+        if id_digest in self._known.ids and (not has_ids or self._seen.add(id_digest)):
             self._meet_again(raw, name, id_digest, proof)
             return
         try:
@@ -178,7 +169,9 @@ class Planner:
             )
             self._reject(raw, name, reason, "duplicate_id")
             return
-        prompt_digest = digest_of(prompt.prompt_token_ids.tobytes()) if self._drop_repeated_prompts else b""
+        prompt_digest = (
+            content_digest(prompt.prompt_token_ids.tobytes()) if self._drop_repeated_prompts else b""
+        )
         if prompt_digest and not self._is_new_prompt(prompt_digest):
             reason = (
                 "its prompt is, token for token, an earlier record's; "
@@ -187,6 +180,22 @@ class Planner:
             self._reject(raw, name, reason, "duplicate_prompt")
             return
         self._plan(PlannedRecord(prompt, raw.file, raw.line), id_digest, prompt_digest, proof)
+
+    def _name_among_equals(self, raw: RawRecord, name: str) -> str | None:
+        """The id of a record whose input gives none: its content's, with a number where an earlier record is
+        its equal. None where such a record is dropped."""
+        id_digest = digest_of(name)
+        if self._seen.add(id_digest):
+            return name
+        if self._job.filters.duplicate_prompts == "drop":
+            reason = 'an earlier record is its equal; filters.duplicate_prompts = "keep" labels it'
+            self._reject(raw, name, reason, "duplicate_prompt")
+            return None
+        self._repeats[id_digest] += 1
+        name = repeated_id(name, self._repeats[id_digest] + 1)
+        self._seen.add(digest_of(name))
+        self.num_repeats += 1
+        return name
 
     def _meet_again(self, raw: RawRecord, name: str, id_digest: bytes, proof: bytes) -> None:
         """A record that an earlier pass planned: is it still the same?"""

@@ -6,7 +6,6 @@ segment without one, and readers then read the ids of its shards.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from logitstore.index import segments as index_segments
 from logitstore.index.ids import ENTRY, MAX_ENTRIES, IdIndex, encode_ids, ids_name
 from logitstore.index.pointer import SegmentInfo
 from logitstore.index.shard_ids import plain_blocks
+from logitstore.inputs.identity import digest_of
 from logitstore.manifest.fields import LabelSpec, ShardEntry
 from logitstore.objects.opening import Objects
 
@@ -92,9 +92,6 @@ def _entries_of(row: int, hashes: np.ndarray) -> np.ndarray:
 
 
 def id_hashes(record_ids: Iterable[str]) -> np.ndarray:
-    """uint64: the first 8 bytes of blake2b-128 of each id's UTF-8, the first byte the highest."""
-    digests = b"".join(
-        hashlib.blake2b(record_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()[:8]
-        for record_id in record_ids
-    )
+    """uint64: the first 8 bytes of each id's digest, the first byte the highest."""
+    digests = b"".join(digest_of(record_id)[:8] for record_id in record_ids)
     return np.frombuffer(digests, ">u8").astype(np.uint64)

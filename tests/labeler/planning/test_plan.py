@@ -10,7 +10,7 @@ import pytest
 
 from labeler.config.loading import identity, load_job
 from labeler.errors import PlanTakenError, TooManyRejectsError
-from labeler.planning.digests import DigestSet, digest_of
+from labeler.planning.digests import DigestSet, content_digest
 from labeler.planning.plan import Plan, SegmentWriter, read_unit
 from labeler.planning.planner import Planner
 from labeler.prompting.byte_tokenizer import ByteTokenizer
@@ -236,11 +236,11 @@ def test_compressed_input_makes_the_same_units(tmp_path):
 
 def test_a_digest_set_finds_members_in_recent_and_old_runs():
     members = DigestSet(recent_limit=7)
-    names = [digest_of(str(i).encode()) for i in range(100)]
+    names = [content_digest(str(i).encode()) for i in range(100)]
     assert all(members.add(name) for name in names)
     assert not any(members.add(name) for name in names)
     assert len(members) == 100
-    assert digest_of(b"other") not in members
+    assert content_digest(b"other") not in members
     assert sum(name in members for name in names) == 100
     sizes = [len(run) for run in members._runs]
     assert sizes == sorted(sizes, reverse=True)
