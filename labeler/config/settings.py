@@ -55,6 +55,15 @@ class JobConfig(Section):
                 'input.kind = "text" has no prompt to answer; set labels.mode = "score", or '
                 'input.kind = "prompt" with input.chat_template = false to continue plain text'
             )
+        if kind == "text" and self.labels.positions == "response":
+            raise ValueError('labels.positions = "response" needs a response; plain text has none: set "all"')
+        return self
+
+    @model_validator(mode="after")
+    def _turns_are_there(self) -> JobConfig:
+        kind, mode = self.input.kind, self.labels.mode
+        if kind == "auto":
+            return self
         if self.labels.turns == "all" and not (
             kind == "messages" and mode == "score" and self.input.chat_template
         ):
@@ -71,18 +80,28 @@ class JobConfig(Section):
                 'labels.turns = "each" cuts the conversation at each turn and input.fields.student_messages '
                 'has one for the last alone; set labels.turns = "last", or remove it'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _segments_can_be_given(self) -> JobConfig:
+        if self.input.kind == "auto":
+            return self
         if "segments" in self.input.fields and not self.labels.segments:
             raise ValueError(
                 "labels.segments = false leaves out what input.fields.segments gives; remove one"
             )
-        if "segments" in self.input.fields and mode == "generate":
+        if "segments" in self.input.fields and self.labels.mode == "generate":
             raise ValueError(
                 'input.fields.segments needs labels.mode = "score": the parts of a response that the teacher '
                 "writes are found by its marks; remove it"
             )
-        if kind == "text" and self.labels.positions == "response":
-            raise ValueError('labels.positions = "response" needs a response; plain text has none: set "all"')
-        if self.input.prompt_seen == "student" and mode == "score":
+        return self
+
+    @model_validator(mode="after")
+    def _students_prompt_can_be_used(self) -> JobConfig:
+        if self.input.kind == "auto":
+            return self
+        if self.input.prompt_seen == "student" and self.labels.mode == "score":
             raise ValueError(
                 'input.prompt_seen = "student" is for a model that answers, and labels.mode = "score" lets '
                 'it answer nothing; set labels.mode = "generate" or prompt_seen = "teacher"'
