@@ -99,27 +99,7 @@ def engine_args(
     head: Head,
 ) -> dict[str, Any]:
     """vLLM's arguments: the job's own table over our defaults, and over both what the labels depend on."""
-    from vllm.platforms import current_platform
-
-    on_cpu = current_platform.is_cpu()
-    arguments: dict[str, Any] = {
-        "max_num_batched_tokens": CPU_BATCHED_TOKENS if on_cpu else DEVICE_BATCHED_TOKENS,
-        "max_num_seqs": CPU_SEQUENCES if on_cpu else DEVICE_SEQUENCES,
-        # Scored rows must all be computed; only decoding gains from a cached prompt.
-        "enable_prefix_caching": labels_config.mode == "generate",
-    }
-    if on_cpu:
-        # Without compilation and with a given cache size the engine starts without a warm-up run;
-        # compiled it was no faster here and took two minutes more.
-        arguments["enforce_eager"] = True
-        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-            arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-        if labels_config.mode == "generate" and sampling_config.temperature > 0:
-            # vLLM 0.32's CPU engine dies of a seeded request whose prompt is split over two steps
-            # ("CPU Generator does not use offset"). Unsplit, a step takes up to max_model_len tokens.
-            arguments["enable_chunked_prefill"] = False
-            del arguments["max_num_batched_tokens"]
-    arguments.update(teacher_config.engine_args)
+    arguments = _defaults(labels_config, sampling_config) | teacher_config.engine_args
     arguments.update(
         model=str(folder),
         dtype=own_dtype(folder) if teacher_config.dtype == "auto" else teacher_config.dtype,
@@ -142,6 +122,31 @@ def engine_args(
     if head != "model" or teacher_config.head_dtype == "model":
         overrides = dict(arguments.get("hf_overrides") or {})
         arguments["hf_overrides"] = overrides | {"head_dtype": "model" if head == "model" else "float32"}
+    return arguments
+
+
+def _defaults(labels_config: LabelsConfig, sampling_config: SamplingConfig) -> dict[str, Any]:
+    """vLLM's arguments where the job's own table says nothing: how much this machine takes at once."""
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    arguments: dict[str, Any] = {
+        "max_num_batched_tokens": CPU_BATCHED_TOKENS if on_cpu else DEVICE_BATCHED_TOKENS,
+        "max_num_seqs": CPU_SEQUENCES if on_cpu else DEVICE_SEQUENCES,
+        # Scored rows must all be computed; only decoding gains from a cached prompt.
+        "enable_prefix_caching": labels_config.mode == "generate",
+    }
+    if on_cpu:
+        # Without compilation and with a given cache size the engine starts without a warm-up run;
+        # compiled it was no faster here and took two minutes more.
+        arguments["enforce_eager"] = True
+        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+        if labels_config.mode == "generate" and sampling_config.temperature > 0:
+            # vLLM 0.32's CPU engine dies of a seeded request whose prompt is split over two steps
+            # ("CPU Generator does not use offset"). Unsplit, a step takes up to max_model_len tokens.
+            arguments["enable_chunked_prefill"] = False
+            del arguments["max_num_batched_tokens"]
     return arguments
 
 
