@@ -83,19 +83,7 @@ def delete_records(
         new = sorted({digest_of(one).hex() for one in search.named} - store.deletions.records)
         if not new and not units:
             earlier = {one for one in record_ids if digest_of(one).hex() in before}
-            absent = sorted(record_ids - search.met - earlier)
-            num_sequences = sum(len(unit.places) for unit in found)
-            num_units = len({unit.attempt for unit in found})
-            return DeletionResult(
-                num_records=len(record_ids),
-                num_sequences=num_sequences,
-                num_units=num_units,
-                num_absent=len(absent),
-                num_before=len(earlier),
-                tombstone=name,
-                absent=tuple(absent[:MOST_NAMED]),
-                written_otherwise=_written_otherwise(store, absent),
-            )
+            return _result(store, search, earlier, found, name)
         tombstone = Tombstone(
             manifest=manifest_hash(store.manifest),
             reason=reason.strip(),
@@ -120,6 +108,23 @@ def delete_records(
         f"{store.uri}: {MAX_SWAP_TRIES} attempts to replace the index lost to other processes; stop what "
         "works on "
         "the store, then delete"
+    )
+
+
+def _result(
+    store: LogitStore, search: _Search, earlier: set[str], found: list[DeletedSequences], tombstone: str
+) -> DeletionResult:
+    """What was deleted in `found`, where those of `earlier` had been deleted before."""
+    absent = sorted(search.record_ids - search.met - earlier)
+    return DeletionResult(
+        num_records=len(search.record_ids),
+        num_sequences=sum(len(unit.places) for unit in found),
+        num_units=len({unit.attempt for unit in found}),
+        num_absent=len(absent),
+        num_before=len(earlier),
+        tombstone=tombstone,
+        absent=tuple(absent[:MOST_NAMED]),
+        written_otherwise=_written_otherwise(store, absent),
     )
 
 
@@ -178,7 +183,7 @@ class _Search:
     """Where records and their parts are in a store, looked for again and again while it changes."""
 
     def __init__(self, store: LogitStore, record_ids: frozenset[str], progress: Progress | None) -> None:
-        self._store, self._record_ids, self._progress = store, record_ids, progress
+        self._store, self.record_ids, self._progress = store, record_ids, progress
         self.named = record_ids
         """The ids, and those of their parts in the store."""
         self.met: set[str] = set()
@@ -213,7 +218,7 @@ class _Search:
             with self._store.open_shard(entry, deleted=True) as reader:
                 for block in range(reader.num_blocks):
                     names = reader.plain_columns(block).record_id
-                    parts.update(name for name in names if parent_id(name) in self._record_ids)
+                    parts.update(name for name in names if parent_id(name) in self.record_ids)
         return parts
 
 

@@ -226,12 +226,7 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
     other = _other_bytes(store)
     num_rows = max(1, totals["num_rows"])
     names = [f"{temperature:g}" for temperature in manifest.labels.temperatures]
-    num_telling = max(1, sums.num_rows - sums.num_silent_rows)
-    mass_GM = sums.mass_GM / num_telling
-    mass_by_k = [
-        MassAtK(top_k, dict(zip(names, mass_M.tolist(), strict=True)), float(above / num_telling))
-        for top_k, mass_M, above in zip(listed_k, mass_GM, sums.above_G, strict=True)
-    ]
+    mass_by_k = _mass_by_k(sums, listed_k, names)
     tails_NM = np.concatenate(sums.tails_NM) if sums.tails_NM else np.zeros((0, len(names)))
     logprob, rank = _joined(sums.label_logprob), _joined(sums.label_rank)
     return Inspection(
@@ -239,15 +234,7 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
         digest=store.digest,
         teacher=f"{manifest.teacher.model} ({manifest.teacher.engine} {manifest.teacher.engine_version}, "
         f"{manifest.teacher.dtype}, capture {manifest.teacher.capture})",
-        labels={
-            "vocab_size": manifest.labels.vocab_size,
-            "top_k": manifest.labels.top_k,
-            "temperatures": list(manifest.labels.temperatures),
-            "value_kind": manifest.labels.value_kind,
-            "mode": manifest.labels.mode,
-            "positions": manifest.labels.positions,
-            "support": manifest.labels.support,
-        },
+        labels=_labels(manifest.labels),
         retokenized=manifest.retokenized,
         kept=read_report(store),
         tokenizer=stored_tokenizer(store.objects),
@@ -275,6 +262,27 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
         target_mass=target_mass,
         recommended_k=next((item.top_k for item in mass_by_k if item.mass[names[0]] >= target_mass), None),
     )
+
+
+def _labels(labels: LabelSpec) -> dict[str, object]:
+    return {
+        "vocab_size": labels.vocab_size,
+        "top_k": labels.top_k,
+        "temperatures": list(labels.temperatures),
+        "value_kind": labels.value_kind,
+        "mode": labels.mode,
+        "positions": labels.positions,
+        "support": labels.support,
+    }
+
+
+def _mass_by_k(sums: _Sums, listed_k: list[int], temperatures: list[str]) -> list[MassAtK]:
+    num_telling = max(1, sums.num_rows - sums.num_silent_rows)
+    mass_GM = sums.mass_GM / num_telling
+    return [
+        MassAtK(top_k, dict(zip(temperatures, mass_M.tolist(), strict=True)), float(above / num_telling))
+        for top_k, mass_M, above in zip(listed_k, mass_GM, sums.above_G, strict=True)
+    ]
 
 
 def _needed_bytes(column_bytes: dict[str, int]) -> int:
