@@ -101,32 +101,14 @@ def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluste
     ensure_token()
     folder = Path(tempfile.mkdtemp(prefix="penumbra-ray-"))
     gcs_port, dashboard_port = _free_ports(2)
-    common = [
-        f"--num-cpus={cpus_per_node}",
-        f"--object-store-memory={OBJECT_STORE_BYTES}",
-        "--min-worker-port=0",
-        "--max-worker-port=0",
-        "--disable-usage-stats",
-        "--block",
-    ]
-    head = [
-        "--head",
-        f"--node-ip-address={HEAD_IP}",
-        f"--port={gcs_port}",
-        "--include-dashboard=true",
-        "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard_port}",
-        f"--temp-dir={folder}",
-        *common,
-    ]
     cluster = LocalCluster(f"http://127.0.0.1:{dashboard_port}", f"{HEAD_IP}:{gcs_port}", str(folder), ())
     attempt = cluster
     try:
         for index in range(num_nodes):  # one after another: nodes that share a folder race at their start
             ip = HEAD_IP if index == 0 else f"127.0.0.{10 + index}"
-            join = [f"--address={cluster.gcs_address}", f"--node-ip-address={ip}", *common]
+            options = _head(gcs_port, dashboard_port, folder) if index == 0 else _further(cluster, ip)
             for tries_left in reversed(range(START_TRIES)):
-                node = _start(ip, head if index == 0 else join, folder)
+                node = _start(ip, [*options, *_of_every_node(cpus_per_node)], folder)
                 attempt = replace(cluster, nodes=(*cluster.nodes, node))
                 write_whole(state_file, json.dumps(asdict(attempt), indent=2))
                 try:
@@ -142,6 +124,35 @@ def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluste
         state_file.unlink(missing_ok=True)
         raise
     return cluster
+
+
+def _head(gcs_port: int, dashboard_port: int, folder: Path) -> list[str]:
+    """Options of `ray start` for the first node."""
+    return [
+        "--head",
+        f"--node-ip-address={HEAD_IP}",
+        f"--port={gcs_port}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard_port}",
+        f"--temp-dir={folder}",
+    ]
+
+
+def _further(cluster: LocalCluster, ip: str) -> list[str]:
+    """Options of `ray start` for a node that joins the first."""
+    return [f"--address={cluster.gcs_address}", f"--node-ip-address={ip}"]
+
+
+def _of_every_node(num_cpus: int) -> list[str]:
+    return [
+        f"--num-cpus={num_cpus}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        "--disable-usage-stats",
+        "--block",
+    ]
 
 
 def down(state_folder: Path) -> int:
