@@ -15,14 +15,14 @@ from logitstore.common.whole_file import remove_parts, write_whole
 from trainer.run.file_names import CONFIG_NAME
 from trainer.run.only_run import only_run
 from trainer.run.settings.student import check_names
-from trainer.sweep.certainty import verdict
 from trainer.sweep.grid import Axis, points_of
 from trainer.sweep.on_ray import RayPlace, run_on_ray
 from trainer.sweep.page import page
 from trainer.sweep.runs import Outcome, refuse_secrets, run_points
 from trainer.sweep.summary import (
     LOWER_IS_BETTER,
-    by_settings,
+    best_of,
+    failures,
     recommendation,
     record,
     settings_name,
@@ -84,7 +84,8 @@ def sweep(
 
 def report(outcomes: Sequence[Outcome], folder: str, by: str) -> str:
     """The table, the recommendation, and the next command."""
-    lines = [*table(outcomes, by), *recommendation(outcomes, by), f"curves: {folder}/{PAGE_NAME}"]
+    lines = [*table(outcomes, by), *recommendation(outcomes, by), *failures(outcomes)]
+    lines.append(f"curves: {folder}/{PAGE_NAME}")
     best = _best(outcomes, by)
     if best is not None:
         run_folder = shlex.quote(best.point.config.output.folder)
@@ -94,12 +95,11 @@ def report(outcomes: Sequence[Outcome], folder: str, by: str) -> str:
 
 def _best(outcomes: Sequence[Outcome], by: str) -> Outcome | None:
     """The best run of the recommended setting."""
-    figures = by_settings(outcomes, by)
-    if not figures:
+    chosen = best_of(outcomes, by)
+    if chosen is None:
         return None
-    chosen = verdict(figures, lower_is_better=by in LOWER_IS_BETTER).best
     sign = 1 if by in LOWER_IS_BETTER else -1
-    runs = [one for one in outcomes if one.metrics and settings_name(one.point.values) == chosen]
+    runs = [one for one in outcomes if one.metrics and settings_name(one.point.values) == chosen.best]
     return min(runs, key=lambda one: sign * one.metrics["after"][by] if one.metrics else 0.0)
 
 

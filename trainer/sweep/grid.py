@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from logitstore.common.config_file import ConfigError, apply_override
-from trainer.run.config import TrainConfig, checked_config
+from trainer.run.config import TrainConfig, checked_config, resolved
 
 SEED = "training.seed"
 ORDER_SEED = "data.seed"
+SEEDS = (SEED, ORDER_SEED)
+"""Their values are tries of one setting, and none is better than another."""
+JUDGED_ON = ("data.held_out_fraction", "evaluation.max_sequences")
+"""They choose the rows by which runs are compared."""
 MAX_RUNS = 10_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9.=_-]+")
 
@@ -53,8 +58,6 @@ def read_axis(text: str) -> Axis:
         raise ConfigError(
             f"--over {text!r} must look like section.key=value,value: for example loss.temperature=1,2,5"
         )
-    if len(set(map(str, values))) != len(values):
-        raise ConfigError(f"--over {text!r} names a value twice; every value is tried once for each seed")
     return Axis(name.strip(), tuple(values))
 
 
@@ -79,6 +82,11 @@ def points_of(
         raise ConfigError(
             f"--over names {next(n for n in names if names.count(n) > 1)!r} twice; list all values"
         )
+    if judging := [name for name in names if name in JUDGED_ON or name.startswith("evaluation.stores")]:
+        raise ConfigError(
+            f"--over names {judging[0]}, which says what the students are judged on, and only "
+            "those judged on the same rows can be compared; leave it out, and give its value with --set"
+        )
     if any(name.startswith(("output.", "data.stores")) for name in names):
         raise ConfigError(
             "a sweep has one store and folders of its own; leave output and data.stores out of --over"
@@ -91,6 +99,7 @@ def points_of(
             f"--over makes {num_runs:,} runs, at most {MAX_RUNS:,} are taken; give fewer values"
         )
     points: list[Point] = []
+    known: dict[str, str] = {}
     shorts = short_names(names)
     same_start = not any(name.startswith("student.") for name in names) and "model" in document.get(
         "student", {}
@@ -107,9 +116,21 @@ def points_of(
         if points and same_start:
             _set(own, "evaluation.before", False)
         points.append(Point(name, dict(zip(names, values, strict=True)), checked_config(own, path)))
+        same = known.setdefault(json.dumps(what_is_trained(resolved(points[-1].config))), name)
+        if len(known) < len(points):
+            raise ConfigError(
+                f"--over names a value twice, in {same} and {name}; every value is tried once for each seed"
+            )
     if len({point.name for point in points}) != len(points):
         raise ConfigError("two combinations of --over would have one folder; give values of other names")
     return points
+
+
+def what_is_trained(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings without its folder, and without what only its place in a sweep says: whether the
+    student is evaluated before training."""
+    evaluation = {name: value for name, value in settings.get("evaluation", {}).items() if name != "before"}
+    return {**settings, "output": None, "evaluation": evaluation}
 
 
 def _set(document: dict[str, Any], name: str, value: Any) -> None:

@@ -20,7 +20,7 @@ from trainer.sweep.grid import Point
 from trainer.sweep.runs import (
     Outcome,
     begun_ns,
-    finished_before,
+    ended_before,
     finished_metrics,
     last_line,
     write_settings,
@@ -107,11 +107,9 @@ def run_on_ray(
         with _marked(folder) as (mark_path, mark):
             tasks = _Tasks(place.cpus, gpus, tell)
             try:
-                for point in points:
-                    found = None if restart else finished_before(point)
-                    if found is not None:
-                        tasks.end(Outcome(point, "finished before", found))
-                        continue
+                for outcome in () if restart else ended_before(points):
+                    tasks.end(outcome)
+                for point in (one for one in points if one.name not in tasks.outcomes):
                     tasks.wait_until_fewer(jobs)
                     settings = str(write_settings(point).absolute())
                     tasks.start(RunHere(point, settings, restart, mark_path, mark, str(Path.cwd())))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import mean
-from typing import Any
 
-from trainer.sweep.grid import SEED, Axis
+from trainer.sweep.grid import SEEDS, Axis
 from trainer.sweep.runs import Outcome
 from trainer.sweep.summary import FIGURES, SHORT, recommendation, rows_of, settings_name
 
@@ -23,6 +22,8 @@ TITLES = {
     "calibration_error": "expected calibration error",
 }
 NUM_COLOURS = 8
+DASHES = ("none", "7 4", "2 3")
+"""Of one curve in each colour, the next one in each, and so on."""
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1e21;--soft:#5c6370;--line:#d5d9df;--paper:#fff;
 --c0:#2563a8;--c1:#c2410c;--c2:#15803d;--c3:#7c3aed;--c4:#b45309;--c5:#0e7490;--c6:#be185d;--c7:#4d7c0f}
@@ -41,8 +42,8 @@ th,td{padding:.25rem .7rem;text-align:right;white-space:nowrap;font-weight:400}
 tr:first-child th{color:var(--soft)}tr+tr{border-top:1px solid var(--line)}
 th:first-child{position:sticky;left:0;background:var(--paper);text-align:left;white-space:normal;
 padding-left:0}code{overflow-wrap:anywhere}
-.key{display:inline-block;margin-right:1rem}.key i{display:inline-block;width:.9rem;height:.25rem;
-margin-right:.35rem;vertical-align:middle}
+.key{display:inline-block;margin-right:1rem}.key svg{width:1.6rem;height:.5rem;
+margin-right:.35rem}
 """
 
 
@@ -51,8 +52,8 @@ class Curve:
     """One line of a chart."""
 
     name: str
-    points: tuple[tuple[Any, tuple[float, ...]], ...]
-    """A value of the setting, and the figure of each seed there."""
+    points: tuple[tuple[int, tuple[float, ...]], ...]
+    """The place of a value among the setting's, and the figure of each seed there."""
 
 
 def page(outcomes: Sequence[Outcome], axes: Sequence[Axis], by: str, title: str) -> str:
@@ -71,7 +72,7 @@ def page(outcomes: Sequence[Outcome], axes: Sequence[Axis], by: str, title: str)
         + "</div>",
     ]
     for axis in axes:
-        if axis.name != SEED and len(axis.values) > 1:
+        if axis.name not in SEEDS and len(axis.values) > 1:
             parts.append(_section(outcomes, axis, by))
     parts += [
         "<h2>All settings, the best first</h2>",
@@ -99,7 +100,8 @@ def _section(outcomes: Sequence[Outcome], axis: Axis, by: str) -> str:
     curves = {figure: _curves(outcomes, axis, figure) for figure in figures}
     names = [curve.name for curve in curves[by]]
     keys = "".join(
-        f"<span class=key><i style='background:var(--c{i % NUM_COLOURS})'></i>{escape(name)}</span>"
+        f"<span class=key><svg viewBox='0 0 26 8'><line x2=26 y1=4 y2=4 {_stroke(i)} /></svg>"
+        f"{escape(name)}</span>"
         for i, name in enumerate(names)
     )
     charts = "".join(
@@ -112,14 +114,14 @@ def _section(outcomes: Sequence[Outcome], axis: Axis, by: str) -> str:
 
 def _curves(outcomes: Sequence[Outcome], axis: Axis, figure: str) -> list[Curve]:
     """A curve for every combination of the other settings."""
-    found: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for outcome in outcomes:
         if outcome.metrics is not None:
             values = dict(outcome.point.values)
-            place = values.pop(axis.name)
+            place = axis.values.index(values.pop(axis.name))
             found[settings_name(values)][place].append(float(outcome.metrics["after"][figure]))
     return [
-        Curve(name, tuple((value, tuple(places[value])) for value in axis.values if value in places))
+        Curve(name, tuple((place, tuple(places[place])) for place in sorted(places)))
         for name, places in found.items()
     ]
 
@@ -131,8 +133,8 @@ def _chart(curves: Sequence[Curve], axis: Axis) -> str:
     low, high = min(figures), max(figures)
     room = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
     low, high = low - room, high + room
-    place = {value: LEFT + 24 + (WIDTH - LEFT - RIGHT - 48) * i / max(len(axis.values) - 1, 1)
-             for i, value in enumerate(axis.values)}  # fmt: skip
+    step = (WIDTH - LEFT - RIGHT - 48) / max(len(axis.values) - 1, 1)
+    x_of = [LEFT + 24 + step * place for place in range(len(axis.values))]
 
     def y_of(figure: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - figure) / (high - low)
@@ -142,10 +144,10 @@ def _chart(curves: Sequence[Curve], axis: Axis) -> str:
         y = y_of(figure)
         parts.append(f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />")
         parts.append(f"<text x={LEFT - 6} y={y + 4:.1f} text-anchor=end>{text}</text>")
-    for value, x in place.items():
+    for value, x in zip(axis.values, x_of, strict=True):
         parts.append(f"<text x={x:.1f} y={HEIGHT - 12} text-anchor=middle>{escape(str(value))}</text>")
     for index, curve in enumerate(curves):
-        parts += _line(curve, place, y_of, f"var(--c{index % NUM_COLOURS})")
+        parts += _line(curve, x_of, y_of, index)
     return "".join([*parts, "</svg>"])
 
 
@@ -157,18 +159,25 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(place * step, f"{place * step:.{max(-power, 0)}f}") for place in places]
 
 
-def _line(curve: Curve, place: Mapping[Any, float], y_of: Any, colour: str) -> list[str]:
+def _stroke(index: int) -> str:
+    """Colour and dashes of the curve with this number."""
+    dashes = DASHES[index // NUM_COLOURS % len(DASHES)]
+    return f"stroke='var(--c{index % NUM_COLOURS})' stroke-width=2 stroke-dasharray='{dashes}'"
+
+
+def _line(curve: Curve, x_of: Sequence[float], y_of: Callable[[float], float], index: int) -> list[str]:
     """The means joined, a bar from the least to the largest seed, a dot at each mean."""
-    means = [(place[value], y_of(mean(values)), values) for value, values in curve.points]
+    colour = f"var(--c{index % NUM_COLOURS})"
+    means = [(x_of[place], y_of(mean(values)), values) for place, values in curve.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in means)
-    parts = [f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />"]
+    parts = [f"<polyline points='{path}' fill=none {_stroke(index)} />"]
     for x, y, values in means:
         if len(values) > 1:
             parts.append(
                 f"<line x1={x:.1f} x2={x:.1f} y1={y_of(min(values)):.1f} y2={y_of(max(values)):.1f} "
                 f"stroke='{colour}' stroke-width=5 stroke-opacity=.35 />"
             )
-        title = f"{curve.name}: {mean(values):.4f}, {len(values)} seeds"
+        title = f"{curve.name}: {mean(values):.4f}, {len(values)} seed{'s' if len(values) > 1 else ''}"
         parts.append(
             f"<circle cx={x:.1f} cy={y:.1f} r=3.5 fill='{colour}'><title>{escape(title)}</title></circle>"
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from logitstore.processes.with_parent import ending_with_this
 from logitstore.store import LogitStore
 from trainer.run.config import resolved
 from trainer.run.file_names import CONFIG_NAME, METRICS_NAME
-from trainer.sweep.grid import Point
+from trainer.sweep.grid import Point, what_is_trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,9 @@ def run_points(
     runner = _Runner(jobs, gpus, restart)
     outcomes: dict[str, Outcome] = {}
     lock = threading.Lock()
+    for outcome in () if restart else ended_before(points):
+        outcomes[outcome.point.name] = outcome
+        tell(outcome)
 
     def one(point: Point) -> None:
         outcome = runner.run(point)
@@ -58,7 +62,7 @@ def run_points(
             tell(outcome)
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, point) for point in points]
+        futures = [pool.submit(one, point) for point in points if point.name not in outcomes]
         try:
             for future in futures:
                 future.result()
@@ -101,6 +105,27 @@ def begun_ns(point: Point) -> int | None:
         return None
 
 
+def ended_before(points: Sequence[Point]) -> Iterator[Outcome]:
+    """Those that need not run; told first, so that what is written of a sweep lacks none of them meanwhile.
+
+    Raises StoreError for a store that cannot be read.
+    """
+    for point in points:
+        found = finished_before(point)
+        if found is not None:
+            yield Outcome(point, "finished before", found)
+
+
+def failure(status: int, told: str) -> str:
+    """Why a run failed, by its exit status and what it printed."""
+    if status < 0:  # what it said before has nothing to do with it
+        number = -status
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        memory = ", as is done to one that takes more memory than there is" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{memory}"
+    return last_line(told) or f"exit status {status}"
+
+
 def finished_before(point: Point) -> dict[str, Any] | None:
     """Its metrics where it finished, with these settings and what the stores hold now.
 
@@ -118,7 +143,8 @@ def finished_metrics(point: Point) -> dict[str, Any] | None:
         metrics = json.loads((folder / METRICS_NAME).read_bytes())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return metrics if settings == json.loads(json.dumps(resolved(point.config))) else None
+    now = json.loads(json.dumps(resolved(point.config)))
+    return metrics if what_is_trained(settings) == what_is_trained(now) else None
 
 
 def is_of_these_stores(metrics: Mapping[str, Any], point: Point) -> bool:
@@ -149,9 +175,6 @@ class _Runner:
             self._free_gpus.put(gpu)
 
     def run(self, point: Point) -> Outcome:
-        found = None if self._restart else finished_before(point)
-        if found is not None:
-            return Outcome(point, "finished before", found)
         config = write_settings(point)
         gpu = self._free_gpus.get() if self._has_gpus else None
         try:
@@ -161,7 +184,7 @@ class _Runner:
                 self._free_gpus.put(gpu)
         metrics = finished_metrics(point) if status == 0 else None
         if metrics is None:
-            return Outcome(point, "failed", None, last_line(err or out) or f"exit status {status}")
+            return Outcome(point, "failed", None, failure(status, err or out))
         return Outcome(point, "finished", metrics)
 
     def stop(self) -> None:

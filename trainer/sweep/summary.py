@@ -12,7 +12,7 @@ from typing import Any
 
 from logitstore.common.whole_file import write_whole
 from trainer.sweep.certainty import LEVEL, Verdict, verdict
-from trainer.sweep.grid import SEED, Axis, short_names
+from trainer.sweep.grid import SEEDS, Axis, short_names
 from trainer.sweep.runs import Outcome
 
 LOWER_IS_BETTER = ("kl", "cross_entropy", "calibration_error")
@@ -23,8 +23,8 @@ SHORT = {"kl": "KL", "cross_entropy": "CE", "top1_agreement": "top-1", "accuracy
 
 
 def settings_name(values: Mapping[str, Any]) -> str:
-    """ "temperature=2 alpha=0.5": the settings without the seed."""
-    names = [name for name in values if name != SEED]
+    """ "temperature=2 alpha=0.5": the settings without the seeds."""
+    names = [name for name in values if name not in SEEDS]
     words = [f"{short}={values[name]}" for short, name in zip(short_names(names), names, strict=True)]
     return " ".join(words) or "as configured"
 
@@ -72,8 +72,18 @@ def recommendation(outcomes: Sequence[Outcome], by: str) -> list[str]:
     figures = by_settings(outcomes, by)
     if not figures:
         return ["no run has finished, so nothing can be recommended"]
-    found = verdict(figures, lower_is_better=by in LOWER_IS_BETTER)
+    found = best_of(outcomes, by)
+    if found is None:
+        fewest, *_, most = sorted(_rows_judged_on(outcomes))
+        return [
+            f"nothing is recommended: the runs were judged on unlike label rows ({fewest:,} to {most:,}), so "
+            "that their figures cannot be compared; leave out of --over what decides on them, such as "
+            "data.max_length and data.segments"
+        ]
     lines = [f"recommended: {found.best}, with the best {SHORT[by]} on held-out records, {found.mean:.4f}"]
+    tried = [one for one in outcomes if settings_name(one.point.values) == found.best]
+    if failed := [one for one in tried if one.metrics is None]:
+        lines.append(f"{len(failed)} of its {len(tried)} runs failed, which this figure does not show")
     if found.next_best is None:
         return lines
     if found.certainty is None:
@@ -86,6 +96,27 @@ def recommendation(outcomes: Sequence[Outcome], by: str) -> list[str]:
     lines.append(f"{sure} sure that it is better than the next, {found.next_best}; {spread}")
     lines.append(_others(found, len(figures)))
     return lines
+
+
+def best_of(outcomes: Sequence[Outcome], by: str) -> Verdict | None:
+    """None where no run has finished, and where runs were judged on unlike rows."""
+    figures = by_settings(outcomes, by)
+    if not figures or len(_rows_judged_on(outcomes)) > 1:
+        return None
+    return verdict(figures, lower_is_better=by in LOWER_IS_BETTER)
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """Those that failed, in words; nothing where none did."""
+    failed = [outcome for outcome in outcomes if outcome.metrics is None]
+    if not failed:
+        return []
+    first = failed[0]
+    return [f"{len(failed)} of {len(outcomes)} runs failed, the first {first.point.name}: {first.error}"]
+
+
+def _rows_judged_on(outcomes: Sequence[Outcome]) -> set[int]:
+    return {outcome.metrics["after"]["num_rows"] for outcome in outcomes if outcome.metrics is not None}
 
 
 def record(outcomes: Sequence[Outcome], axes: Sequence[Axis], by: str) -> dict[str, Any]:
