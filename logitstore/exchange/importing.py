@@ -5,6 +5,7 @@ Shape legend: N label rows, K stored entries, M temperatures.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, Retokenized, TeacherInfo, TokenizerInfo
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects
-from logitstore.records import LabeledSequence
+from logitstore.records import LabeledSequence, LabelRows
 from logitstore.store import LogitStore
 from logitstore.tools.carried_deletions import Living, carry_deletions, deleted_in, warn_of_deleted
 
@@ -132,13 +133,23 @@ def begun_store(uri: str, manifest: Manifest, storage_options: Mapping[str, Any]
 
 
 def unit_id_of(kind: str, unit_index: int, sequences: Sequence[LabeledSequence]) -> str:
-    """A name that holds a hash of the labels: whoever goes on with other ones than before is refused."""
+    """A name that holds a hash of all that the sequences say: whoever goes on with others is refused."""
     hasher = hashlib.blake2b(digest_size=8)
     for sequence in sequences:
-        hasher.update(f"{sequence.record_id}\n{sequence.sample_index}\n".encode())
-        for array in (sequence.token_ids_T, sequence.rows.token_ids_NK, sequence.rows.logits_NK):
-            hasher.update(array.tobytes())
+        _add_fields(hasher, sequence)
     return f"{kind}-{unit_index:06d}-{hasher.hexdigest()}"
+
+
+def _add_fields(hasher: hashlib.blake2b, record: LabeledSequence | LabelRows) -> None:
+    """Add every field, each ended by its name and size, so that no two records run into the same bytes."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, LabelRows):
+            _add_fields(hasher, value)
+            continue
+        data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+        hasher.update(data)
+        hasher.update(f"{field.name} {len(data)}\n".encode())
 
 
 def check_no_others(store: LogitStore, others: set[str]) -> None:
@@ -184,7 +195,8 @@ def label_statistics(
     logits_NK: np.ndarray, ids_NK: np.ndarray, logsumexp_N: np.ndarray, label_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """float32 log-probability and int32 rank of the actual tokens; NaN and 0 where not stored."""
-    hit_NK = ids_NK == label_N[:, None]
+    # Padding has id 0, which is a token too, and no logit.
+    hit_NK = (ids_NK == label_N[:, None]) & (logits_NK != -np.inf)
     known_N = hit_NK.any(axis=1) & (label_N >= 0)
     at_label_N = np.take_along_axis(logits_NK, hit_NK.argmax(axis=1)[:, None], axis=1)[:, 0]
     rank_N = (logits_NK >= at_label_N[:, None]).sum(axis=1)
