@@ -8,7 +8,6 @@ manifest or the index is gone while shards or segments lie there, that is an err
 from __future__ import annotations
 
 import math
-import re
 import time
 
 from logitstore.errors import AccessRefusedError, IndexLostError
@@ -21,7 +20,6 @@ from logitstore.objects.opening import ObjectInfo, Objects
 
 LIVE_SHARD_SEC = 3600.0
 """A shard that no record names may be of a writer at work until it is so old."""
-_ENTRIES_NAME = re.compile(r"index/[0-9a-f]{16}\.arrow")
 _REBUILD = "restore {name} from the copy that has it, or run `penumbra store rebuild-index {uri}`"
 
 
@@ -98,7 +96,7 @@ def lost_units(objects: Objects, units: CommittedUnits) -> set[str]:
     named = {info.name for info in units.pointer.segments}
     found: set[str] = set()
     for info in objects.list_info(INDEX_PREFIX):
-        if _ENTRIES_NAME.fullmatch(info.name) and info.name not in named:
+        if index_segments.is_entries_name(info.name) and info.name not in named:
             found |= segment_units(objects, info)
     if not found - units.unit_ids():
         return set()

@@ -216,5 +216,11 @@ def _is_compressed(metadata: pa.Buffer) -> bool:
     return field_position(batch, 3) is not None
 
 
+def is_entries_name(name: str) -> bool:
+    """True for a segment that names units, which may therefore be looked for where no index names it."""
+    return re.fullmatch(r"index/[0-9a-f]{16}\.arrow", name) is not None
+
+
 def valid_segment_name(name: str) -> bool:
+    """True for a segment of entries, and for the rejects beside it."""
     return re.fullmatch(r"index/[0-9a-f]{16}(-rejects)?\.arrow", name) is not None

@@ -9,7 +9,6 @@ refuse it.
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +61,6 @@ from logitstore.tools.findings import Findings
 from logitstore.tools.verify import read_rejects
 
 THREADS = 4
-_SEGMENT_NAME = re.compile(r"index/[0-9a-f]{16}\.arrow")
 Progress = Callable[[str, int, int], None]
 
 
@@ -171,7 +169,7 @@ def _known_entries(target: Objects) -> dict[str, ShardEntry]:
     for name in target.list(INDEX_PREFIX):
         table = (
             index_segments.read_unnamed_entries(target, name, max_bytes=MAX_SEGMENT_BYTES)
-            if _SEGMENT_NAME.fullmatch(name)
+            if index_segments.is_entries_name(name)
             else None
         )
         for entry in index_segments.table_to_entries(table) if table is not None else ():

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable
@@ -34,8 +33,6 @@ from logitstore.index.pointer import (
 )
 from logitstore.objects.opening import ObjectInfo, Objects
 from logitstore.records import Reject
-
-_ENTRIES_NAME = re.compile(r"index/[0-9a-f]{16}\.arrow")
 
 
 @dataclass(slots=True)
@@ -95,7 +92,7 @@ def gather(objects: Objects, manifest: str) -> Known:
     for info in (info for info, place in places.items() if place.round_number == rounds[place.unit_id]):
         known.add(_record(objects, info, manifest, known.unread))
     for info in sorted(segments, key=lambda info: -info.modified_sec):
-        if _ENTRIES_NAME.fullmatch(info.name) and info.name not in named:
+        if index_segments.is_entries_name(info.name) and info.name not in named:
             known.add(_segment_records(objects, info.name, manifest, known.unread, MAX_SEGMENT_BYTES))
     return known
 
