@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -24,12 +25,17 @@ from logitstore.errors import (
     ObjectStoreError,
     UnsuitablePlaceError,
 )
+from logitstore.objects.file_systems import no_file_system
 from logitstore.objects.opening import MAX_UNBOUNDED_BYTES, ObjectInfo
 from logitstore.objects.remote import RemoteBackend, error_code
 
 Result = TypeVar("Result")
-HTTP_ATTEMPTS = 4
+HTTP_ATTEMPTS = 6
 FIRST_PAUSE_SEC = 0.2
+LONGEST_PAUSE_SEC = 60.0
+"""Most that is waited before a request is repeated, also where a server asks for more by `Retry-After`."""
+CONNECT_SEC, SILENCE_SEC = 30.0, 60.0
+"""How long a server may take to connect, and to send nothing: a large object may take any time."""
 READS_AT_ONCE = 32
 RETRIED_STATUSES = (429, 500, 502, 503, 504)
 TAKES_NO_PUT = ("404", "405", "409", "501")
@@ -76,6 +82,8 @@ class HttpBackend(RemoteBackend):
     def list(self, prefix: str) -> list[ObjectInfo]:
         # Pages of listings have links that sort them, "?C=M;O=A".
         found = [info for info in super().list(prefix) if "?" not in info.name and "#" not in info.name]
+        # Some, such as Caddy, link to "./name".
+        found = [replace(info, name=re.sub(r"(^|/)(\./)+", r"\1", info.name)) for info in found]
         if not found and not self._shows_folders:
             raise AccessRefusedError(
                 f"{self._uri}: the server shows no listing of its folders, so nothing tells what lies in "
@@ -100,7 +108,15 @@ class HttpBackend(RemoteBackend):
     def _connect(self) -> Any:
         self._query = str(self._storage_options.get("query", "")).lstrip("?")
         options = {key: value for key, value in self._storage_options.items() if key != "query"}
-        return self._file_system_of(options)
+        try:
+            from aiohttp import ClientTimeout
+        except ImportError as error:
+            raise no_file_system(self._uri, self._scheme, error) from None
+        patience = ClientTimeout(total=None, sock_connect=CONNECT_SEC, sock_read=SILENCE_SEC)
+        client = {"timeout": patience, **(options.get("client_kwargs") or {})}
+        if headers := [*(options.get("headers") or {}), *(client.get("headers") or {})]:
+            client["middlewares"] = (_HeadersAtHome(self._uri, headers),)
+        return self._file_system_of({**options, "client_kwargs": client})
 
     def _retried(self, make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """The result of a request that is repeated after failures which pass."""
@@ -115,7 +131,8 @@ class HttpBackend(RemoteBackend):
                 lasting = isinstance(error, ClientResponseError) and error.status not in RETRIED_STATUSES
                 if lasting or attempt == HTTP_ATTEMPTS:
                     raise
-                time.sleep(FIRST_PAUSE_SEC * 2 ** (attempt - 1))
+                asked_sec = _seconds_asked(getattr(error, "headers", None))
+                time.sleep(min(max(FIRST_PAUSE_SEC * 2 ** (attempt - 1), asked_sec), LONGEST_PAUSE_SEC))
 
     @asynccontextmanager
     async def _reply(
@@ -135,29 +152,43 @@ class HttpBackend(RemoteBackend):
             yield reply
 
     async def _fetch(self, url: str, start: int, end: int | None) -> bytes | None:
-        """Bytes [start, end) of an object; None if it is not there."""
+        """Bytes [start, end) of an object; None if it is not there.
+
+        Where a server sends less than it was asked for, the rest is asked for.
+        """
+        data = bytearray()
+        while True:
+            found = await self._fetch_part(url, start + len(data), end)
+            if found is None:
+                return None
+            part, ends = found
+            data += part
+            if ends or (end is None and len(data) > MAX_UNBOUNDED_BYTES):
+                return bytes(data)
+            if not part:
+                raise ObjectStoreError(
+                    f"{url}: the server ends a reply before byte {start + len(data):,}, though it says that "
+                    "the object goes on; read from another address"
+                )
+
+    async def _fetch_part(self, url: str, start: int, end: int | None) -> tuple[bytes, bool] | None:
+        """What one reply has of bytes [start, end), and whether no more of them are to be had."""
         async with self._reply("GET", url, start, end) as reply:
             if reply.status in (404, 410):
                 return None
             if reply.status == 416:
-                return b""
-            skip = start
+                return b"", True
+            skip, total = start, 0
             if reply.status == 206:
-                given = _CONTENT_RANGE.match(reply.headers.get("Content-Range", ""))
-                if given is None or int(given[1]) != start:
-                    raise ObjectStoreError(
-                        f"{url}: asked for bytes from {start} the server says it sends "
-                        f"{reply.headers.get('Content-Range')!r:.80}; something between here and there "
-                        "answers for other requests: read from another address"
-                    )
-                skip = 0
+                skip, total = 0, _total_of(url, reply.headers, start)
             wanted = MAX_UNBOUNDED_BYTES + 1 if end is None else end - start
             data = bytearray()
             while len(data) < skip + wanted and (part := await reply.content.read(_PART_BYTES)):
                 data += part
             if reply.status != 206 and (start or len(data) > skip + wanted or not reply.content.at_eof()):
                 self.ignores_ranges = True
-            return bytes(data[skip : skip + wanted])
+            part = bytes(data[skip : skip + wanted])
+            return part, len(part) == wanted or start + len(part) >= total
 
     async def _fetch_all(self, urls: list[str], max_bytes: int) -> list[bytes | None]:
         turns = asyncio.Semaphore(READS_AT_ONCE)
@@ -173,15 +204,22 @@ class HttpBackend(RemoteBackend):
 
         Servers that tell no size to HEAD tell it with a range, and those without ranges by what they send.
         """
-        async with self._reply("HEAD", url) as reply:
-            if reply.status in (404, 410):
-                return None
-            modified_sec = _seconds(reply.headers.get("Last-Modified"))
-            if "Content-Length" in reply.headers and "Content-Encoding" not in reply.headers:
-                return int(reply.headers["Content-Length"]), modified_sec
+        from aiohttp import ClientResponseError
+
+        try:
+            async with self._reply("HEAD", url) as reply:
+                if reply.status in (404, 410):
+                    return None
+                num_bytes = int(reply.headers.get("Content-Length", 0))
+                if num_bytes and "Content-Encoding" not in reply.headers:
+                    return num_bytes, _seconds(reply.headers.get("Last-Modified"))
+        except ClientResponseError as error:  # servers and signatures there are that permit GET alone
+            if error.status in RETRIED_STATUSES:
+                raise
         async with self._reply("GET", url, 0, 1) as reply:
             if reply.status in (404, 410):
                 return None
+            modified_sec = _seconds(reply.headers.get("Last-Modified"))
             if reply.status == 416:
                 return 0, modified_sec
             total = _CONTENT_RANGE.match(reply.headers.get("Content-Range", ""))
@@ -192,6 +230,49 @@ class HttpBackend(RemoteBackend):
             while part := await reply.content.read(_PART_BYTES):
                 num_bytes += len(part)
             return num_bytes, modified_sec
+
+
+class _HeadersAtHome:
+    """The user's own headers go to the store's server alone, and to none that it redirects to. (Authorization
+    and cookies are kept back by aiohttp.)"""
+
+    def __init__(self, uri: str, names: Iterable[str]) -> None:
+        self._uri, self._names = uri, tuple(names)
+
+    async def __call__(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        if request.url.origin() != type(request.url)(self._uri).origin():
+            for name in self._names:
+                request.headers.popall(name, None)
+        return await handler(request)
+
+
+def _total_of(url: str, headers: Mapping[str, str], start: int) -> int:
+    """Bytes of the whole object, by a reply that has a part from `start` on; 0 if it does not say.
+
+    Raises ObjectStoreError for a reply that is no such part.
+    """
+    found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+    if found is None or int(found[1]) != start:
+        raise ObjectStoreError(
+            f"{url}: asked for bytes from {start} the server says it sends "
+            f"{headers.get('Content-Range')!r:.80}; something between here and there answers for other "
+            "requests: read from another address"
+        )
+    if (coding := headers.get("Content-Encoding", "identity")) != "identity":
+        raise ObjectStoreError(
+            f"{url}: the server sends parts of a compressed form (Content-Encoding: {coding:.40}), which are "
+            "not those of the object; switch that off there, or read from another address"
+        )
+    return 0 if found[2] == "*" else int(found[2])
+
+
+def _seconds_asked(headers: Mapping[str, str] | None) -> float:
+    """What `Retry-After` asks for, as seconds or as a date; 0 where there is none."""
+    value = (headers or {}).get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
+    date_sec = _seconds(value)
+    return max(0.0, date_sec - time.time()) if date_sec else 0.0
 
 
 def _seconds(date: str | None) -> float:
