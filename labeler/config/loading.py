@@ -30,6 +30,7 @@ from logitstore.common.config_file import (
     read_document,
 )
 from logitstore.common.secrets import BLANKED, blanked_places, redact_uri, redacted
+from logitstore.objects.addresses import path_of_file_url
 
 __all__ = [
     "CostConfig",
@@ -174,10 +175,10 @@ def with_absolute_paths(job: JobConfig) -> JobConfig:
         )
     for name, place in (("input", job.input), ("output", job.output)):
         if is_local_path(place.uri):
-            path = os.path.abspath(os.path.expanduser(place.uri.removeprefix("file://")))
+            path = os.path.abspath(os.path.expanduser(path_of_file_url(place.uri)))
             changed[name] = place.model_copy(update={"uri": path})
     if job.labels.given and is_local_path(job.labels.given):
-        given = os.path.abspath(os.path.expanduser(job.labels.given.removeprefix("file://")))
+        given = os.path.abspath(os.path.expanduser(path_of_file_url(job.labels.given)))
         changed["labels"] = job.labels.model_copy(update={"given": given})
     if isinstance(job.input.chat_template, str):
         template = os.path.abspath(job.input.chat_template)

@@ -27,7 +27,7 @@ from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.texts import prompt_and_answer
 from logitstore.manifest.turns import masks_tell_turns
-from logitstore.objects.addresses import normalise_uri
+from logitstore.objects.addresses import one_spelling
 from logitstore.rows.conditions import Columns, Outcome
 from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
@@ -107,7 +107,7 @@ def check_responses(
             has no record, or the program does not work.
         UnsupportedInputError: the store's tokens have no text here, or nothing is left.
     """
-    if out.is_file() or normalise_uri(out) == store.uri:
+    if out.is_file() or one_spelling(out) == store.objects.one_spelling:
         what = "a file" if out.is_file() else "the store itself"
         raise ConfigError(f"--out {out} is {what}; name a folder that is not there yet")
     if records is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from labeler.config.loading import JobConfig, LabelsConfig, is_local_path
 from labeler.planning.gpu_memory import GB, stored_weights
+from logitstore.objects.addresses import path_of_file_url
 from logitstore.objects.room import nearest_existing
 
 BYTES_PER_ROW = {16: 39.0, 32: 71.0, 64: 131.0, 128: 249.0}
@@ -51,7 +52,7 @@ def disk_lines(job: JobConfig, store_bytes: float) -> list[str]:
     """A warning for the store, and one for the weights that a teacher on this machine has yet to fetch."""
     lines = []
     if is_local_path(job.output.uri):
-        folder = nearest_existing(Path(job.output.uri.removeprefix("file://")))
+        folder = nearest_existing(Path(path_of_file_url(job.output.uri)))
         lines += _lack("the store needs", store_bytes, folder, "output.uri")
     weights = stored_weights(job)
     if weights is not None and job.workers.address is None:

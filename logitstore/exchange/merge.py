@@ -13,7 +13,7 @@ from logitstore.index.deletions import DeletedRecords
 from logitstore.manifest.fields import MIXED, OPTIONAL_COLUMNS, InputInfo, Manifest, Retokenized, TeacherInfo
 from logitstore.manifest.reading import teacher_identity
 from logitstore.manifest.turns import turns_settings
-from logitstore.objects.addresses import is_local_uri, normalise_uri
+from logitstore.objects.addresses import is_local_uri, normalise_uri, one_spelling
 from logitstore.objects.room import SELECT_LESS, require_room
 from logitstore.records import LabeledSequence, Reject
 from logitstore.rows.selection import Selection, measure_of
@@ -43,7 +43,7 @@ def merge_stores(
     InvalidLabelsError for a sequence that two of them hold, UnsupportedInputError where a local disk has no
     room.
     """
-    if normalise_uri(uri) in [source.uri for source in sources]:
+    if one_spelling(uri, storage_options) in [source.objects.one_spelling for source in sources]:
         raise StoreChangedError(f"{uri} is one of the stores to merge; give a new place with --out")
     manifest = merged_manifest(sources)
     selection = selection or Selection()

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import (
+    AccessRefusedError,
     CorruptManifestError,
     ObjectNotFoundError,
     ObjectStoreError,
@@ -19,7 +20,8 @@ from logitstore.errors import (
     UnsupportedInputError,
 )
 from logitstore.manifest import strict_json
-from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, check_version
+from logitstore.manifest.fields import Manifest
+from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, check_version, decode_manifest
 from logitstore.objects.addresses import is_local_uri, normalise_uri
 from logitstore.objects.opening import Objects
 
@@ -35,13 +37,20 @@ FILE_SUFFIXES = (
 
 def refuse_file_name(uri: str | os.PathLike[str]) -> None:
     """Raise UnsupportedInputError for a place of a new store, which is a folder, that is named as a file."""
-    name = normalise_uri(uri).rstrip("/").rpartition("/")[2]
+    path = normalise_uri(uri)
+    name = path.rstrip("/").rpartition("/")[2]
     suffix = next((suffix for suffix in FILE_SUFFIXES if name.lower().endswith(suffix)), None)
     if suffix is not None:
+        earlier = ""
+        if not is_local_uri(path):  # what lies there is not looked for
+            earlier = (
+                "; a store of an earlier version that lies there goes on under another name: `penumbra store "
+                f"copy {path} {path[: -len(suffix)]} --with-job`"
+            )
         raise UnsupportedInputError(
             f"{redact_uri(os.fspath(uri))} ends as a file's name does, and a store is a folder: leave out "
             f"{name[-len(suffix) :]!r}. `penumbra store export` makes a file of a store, as does `penumbra "
-            "label run --out` with .parquet, .arrow, .jsonl or .npz at the end"
+            f"label run --out` with .parquet, .arrow, .jsonl or .npz at the end{earlier}"
         )
 
 
@@ -73,12 +82,29 @@ def refuse_in_store(
             raise StoreExistsError(f"{what} {os.fspath(place)} {where} {_HOLDS_NOTHING_ELSE}")
 
 
-def refuse_own_place(source_uri: str, target_uri: str, verb: str) -> None:
+def refuse_own_place(source: Objects, target: Objects, verb: str) -> None:
     """Raise StoreExistsError where a store would be written onto itself, or into a store's folder."""
-    if target_uri == source_uri or target_uri.startswith(source_uri.rstrip("/") + "/"):
-        where = "is" if target_uri == source_uri else f"lies in {source_uri}, which is"
-        raise StoreExistsError(f"{target_uri} {where} the store itself; {verb} to another place")
-    refuse_in_store(target_uri, "the place", is_store=True)
+    own, there = source.one_spelling, target.one_spelling
+    if there == own or there.startswith(own.rstrip("/") + "/"):
+        where = "is" if there == own else f"lies in {source.uri}, which is"
+        raise StoreExistsError(f"{target.uri} {where} the store itself; {verb} to another place")
+    refuse_in_store(target.uri, "the place", is_store=True, storage_options=target.storage_options)
+
+
+def manifest_there(target: Objects) -> Manifest | None:
+    """That of the store at a place to be written to; None if there is none.
+
+    Raises AccessRefusedError where the server does not tell which.
+    """
+    try:
+        return decode_manifest(target.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
+    except ObjectNotFoundError:
+        return None
+    except AccessRefusedError as error:
+        raise AccessRefusedError(
+            f"{error}. Whether another store lies there is not known, so nothing was written: S3 answers so "
+            "for what is not there where a key may put and not list; give the key s3:ListBucket on the prefix"
+        ) from None
 
 
 def _urls_above(url: str) -> Iterator[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import UnsupportedInputError
@@ -12,6 +14,12 @@ from logitstore.errors import UnsupportedInputError
 CLOUD_SCHEMES = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "oci", "oss")
 AZURE_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")
 LOGIN_SCHEMES = ("sftp", "ssh", "ftp", "smb", "hdfs")
+_FIRST_NAMES = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs", "ssh": "sftp"}
+"""Schemes of one file system by the name that `one_spelling` gives all of them."""
+_SERVER_OPTIONS = ("endpoint_url", "endpoint", "base_url", "host", "port", "account_name", "account_host")
+"""Storage options that name a server: without them its address, or the environment, does."""
+_SERVER_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _NEXT_LINK = re.compile(rf"::{_SCHEME.pattern}")
 _ONE_SLASH = re.compile(
@@ -25,7 +33,7 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
     text = os.fspath(uri)
     if found := _SCHEME.match(text):  # schemes are of either case
         text = found[0].lower() + text[found.end() :]
-    text = text.removeprefix("file://")
+    text = path_of_file_url(text)
     if not text.strip():
         raise UnsupportedInputError(
             "the address of a store is empty, as an unset variable of the shell is; give a folder or a URL, "
@@ -45,6 +53,48 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
 
 def is_local_uri(uri: str) -> bool:
     return "://" not in uri
+
+
+def one_spelling(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> str:
+    """The same text for all spellings of a place, with the storage options that go with each.
+
+    It begins with the text of a place above, and a slash. Links of folders are followed; of a URL, schemes
+    that mean the same are one, and the server that options or environment name is a part of it.
+    """
+    path = normalise_uri(uri)
+    if is_local_uri(path):
+        return os.path.realpath(path)
+    parts = urlsplit(path)
+    scheme = _FIRST_NAMES.get(parts.scheme, parts.scheme)
+    if scheme in ("http", "https"):
+        port = parts.port or {"http": 80, "https": 443}[scheme]
+        return f"{scheme}://{parts.hostname}:{port}{unquote(parts.path)}"
+    servers = sorted(_named_servers(options or {}))
+    if not servers and scheme == "s3":
+        servers = [os.environ[name].rstrip("/") for name in _SERVER_VARIABLES if os.environ.get(name)][:1]
+    return " ".join((*servers, f"{scheme}://{parts.netloc}{parts.path}"))
+
+
+def _named_servers(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _named_servers(value)
+        elif name in _SERVER_OPTIONS and value:
+            yield str(value).rstrip("/")
+
+
+def path_of_file_url(text: str) -> str:
+    """The path of a file:// URL; other texts as they are."""
+    path = text.removeprefix("file://")
+    if path == text:
+        return text
+    path = path.removeprefix("localhost") if path.startswith("localhost/") else path
+    if (escape := _ESCAPE.search(path)) and not os.path.exists(path):
+        raise UnsupportedInputError(
+            f"{text:.200} has {escape[0]}, which some programs read as {unquote(escape[0])!r} and others as "
+            f"it stands; write the path itself, without file://, as in {unquote(path)!r:.200}"
+        )
+    return path
 
 
 def _is_chain(url: str) -> bool:
@@ -97,6 +147,11 @@ def _check_parts(text: str) -> None:
     if not parts.netloc and parts.scheme in (*CLOUD_SCHEMES, "http", "https"):
         missing = "server" if parts.scheme.startswith("http") else "bucket"
         raise UnsupportedInputError(f"the URL {text} names no {missing}; write it after {parts.scheme}://")
+    if {".", ".."}.intersection(parts.path.split("/")):
+        raise UnsupportedInputError(
+            f"the URL {text:.200} has a part '.' or '..', which some servers resolve and others take for a "
+            "name; write the address without it"
+        )
     if parts.fragment and parts.scheme.startswith("http"):
         raise UnsupportedInputError(
             f"the URL {text} has a fragment, '#{parts.fragment:.80}', which no server is sent; leave it out, "

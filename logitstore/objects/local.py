@@ -45,6 +45,9 @@ class LocalBackend:
                 result.append(None)
         return result
 
+    def require_puts(self) -> None:
+        """Files are."""
+
     def require_conditions(self) -> None:
         """Links and locks keep them."""
 

@@ -20,7 +20,7 @@ from logitstore.errors import (
     UnsafeNameError,
     UnsafeObjectError,
 )
-from logitstore.objects.addresses import is_local_uri, normalise_uri
+from logitstore.objects.addresses import is_local_uri, normalise_uri, one_spelling
 
 MAX_NAME_LENGTH = 512
 READ_BUFFER_BYTES = 64 * 1024
@@ -49,6 +49,10 @@ class Backend(Protocol):
 
     A server that does not keep its conditions is found by `logitstore.objects.probing` when a job begins.
     """
+
+    def require_puts(self) -> None:
+        """Raises UnsuitablePlaceError where objects cannot be put one by one."""
+        ...
 
     def require_conditions(self) -> None:
         """Raises UnsuitablePlaceError where the protocol has no conditional writes."""
@@ -119,6 +123,20 @@ class Objects:
     @property
     def is_local(self) -> bool:
         return is_local_uri(self.uri)
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """Those that it was made with."""
+        return copy.deepcopy(self._storage_options)
+
+    @property
+    def one_spelling(self) -> str:
+        """The same for every way to name this place; see `logitstore.objects.addresses`."""
+        return one_spelling(self.uri, self._storage_options)
+
+    def require_puts(self) -> None:
+        """Raises UnsuitablePlaceError where objects cannot be put one by one, as on the Hub."""
+        self._backend.require_puts()
 
     def require_conditions(self) -> None:
         """Raises UnsuitablePlaceError where nothing but whole objects can be written, as by sftp://: a store

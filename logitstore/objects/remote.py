@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 
@@ -119,6 +119,7 @@ class RemoteBackend:
     def list(self, prefix: str) -> list[ObjectInfo]:
         root = self._path(prefix.removesuffix("/")) if prefix else self._root
         with self._translated(prefix):
+            self._fs.invalidate_cache()  # sizes and names of an earlier listing count for reading too
             found = self._fs.find(root, detail=True)
         skip = len(self._root) + 1
         # Some servers keep an emptied folder as an entry of its own. Temporary files are a local writer's.
@@ -193,6 +194,9 @@ class RemoteBackend:
                 raise found
         return found
 
+    def require_puts(self) -> None:
+        """Taken for granted; one that fails says so."""
+
     def require_conditions(self) -> None:
         raise self._unsupported("replace an object only if it is unchanged")
 
@@ -226,6 +230,8 @@ class RemoteBackend:
             # Every library below has its own root class; all of them mean that the request failed.
             if error_code(error) in ("InvalidRange", "416"):
                 raise _PastTheEndError from None
+            if isinstance(error, NotImplementedError):
+                raise self._unsupported("do that") from None
             reason = f"({type(error).__name__}: {self._without_secrets(str(error)):.300})"
             if isinstance(error, PermissionError) or error_code(error) in REFUSALS:
                 raise AccessRefusedError(
@@ -240,7 +246,8 @@ class RemoteBackend:
     def _without_secrets(self, text: str) -> str:
         for value in _strings_in(self._storage_options):
             if len(value) >= 4 and not value.startswith(("http://", "https://")):
-                text = text.replace(value, BLANKED)
+                for form in (value, unquote(value)):  # libraries show URLs decoded in part
+                    text = text.replace(form, BLANKED)
         return redact_text(text)
 
 
@@ -258,6 +265,10 @@ def open_remote(uri: str, storage_options: dict[str, Any]) -> RemoteBackend:
         from logitstore.objects.http import HttpBackend
 
         return HttpBackend(uri, storage_options)
+    if urlsplit(uri).scheme == "hf":
+        from logitstore.objects.hub import HubBackend
+
+        return HubBackend(uri, storage_options)
     return RemoteBackend(uri, storage_options)
 
 

@@ -33,14 +33,8 @@ from logitstore.index.pointer import (
 )
 from logitstore.job_objects import CARD_NAME
 from logitstore.manifest.fields import Manifest, ShardEntry
-from logitstore.manifest.folders import refuse_own_place
-from logitstore.manifest.reading import (
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    decode_manifest,
-    encode_manifest,
-    manifest_hash,
-)
+from logitstore.manifest.folders import manifest_there, refuse_own_place
+from logitstore.manifest.reading import MANIFEST_NAME, encode_manifest, manifest_hash
 from logitstore.objects.opening import Objects
 from logitstore.objects.room import require_room
 from logitstore.publishing.card import CardSettings, Contents, dataset_card
@@ -102,6 +96,7 @@ def publish_store(
     another store lies; CorruptShardError for a damaged shard; UnsupportedInputError where a local disk has no
     room, and for places on machines in what would be published, unless `allow_paths`.
     """
+    target.require_puts()
     if not beside_job:
         with contextlib.suppress(AccessRefusedError):  # of a status that is not there, as NOT_THERE says
             refuse_running_job(source)
@@ -145,10 +140,9 @@ def publish_store(
 
 def _refuse_another(source: LogitStore, target: Objects, manifest: Manifest) -> int:
     """The generation of what was published there, 0 for nothing. Raises StoreExistsError."""
-    refuse_own_place(source.uri, target.uri, "publish")
-    try:
-        found = decode_manifest(target.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
-    except ObjectNotFoundError:
+    refuse_own_place(source.objects, target, "publish")
+    found = manifest_there(target)
+    if found is None:
         return 0
     published = LogitStore(target, found)
     if manifest_hash(found) != manifest_hash(manifest) or any(

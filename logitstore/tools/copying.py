@@ -28,8 +28,8 @@ from logitstore.index.commits import shard_place
 from logitstore.index.ids import IdIndex, ids_name
 from logitstore.index.pointer import INDEX_NAME, encode_pointer
 from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENIZED_NAME
-from logitstore.manifest.folders import refuse_own_place
-from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest, manifest_hash
+from logitstore.manifest.folders import manifest_there, refuse_own_place
+from logitstore.manifest.reading import MANIFEST_NAME, MAX_MANIFEST_BYTES, manifest_hash
 from logitstore.objects.opening import Objects
 from logitstore.objects.room import require_room
 from logitstore.store import LogitStore
@@ -66,7 +66,8 @@ def copy_store(
     way. Raises StoreExistsError where another store lies, or a copy that has more, CorruptShardError for a
     damaged shard, UnsupportedInputError where a local disk has no room.
     """
-    refuse_own_place(source.uri, target.uri, "copy")
+    target.require_puts()
+    refuse_own_place(source.objects, target, "copy")
     _refuse_another(source, target)
     there = _sizes_there(target)
     small = _snapshot(source)  # fixes what is copied: compaction may replace these objects at any time
@@ -115,11 +116,8 @@ def _sizes_there(target: Objects) -> dict[str, int]:
 
 
 def _refuse_another(source: LogitStore, target: Objects) -> None:
-    try:
-        found = decode_manifest(target.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
-    except ObjectNotFoundError:
-        return
-    if manifest_hash(found) != manifest_hash(source.manifest):
+    found = manifest_there(target)
+    if found is not None and manifest_hash(found) != manifest_hash(source.manifest):
         raise StoreExistsError(f"{target.uri} already holds another store; copy to another place")
 
 

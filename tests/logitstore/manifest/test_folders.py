@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from labeler.curation.check import CheckSettings, check_responses
 from logitstore.__main__ import main
-from logitstore.errors import StoreExistsError
+from logitstore.common.config_file import ConfigError
+from logitstore.errors import StoreExistsError, UnsupportedInputError
 from logitstore.exchange.merge import merge_stores
-from logitstore.manifest.folders import refuse_in_store, refuse_own_place
+from logitstore.manifest.folders import refuse_file_name, refuse_in_store, refuse_own_place
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
-from tests.logitstore.random_labels import make_manifest, make_sequence
+from tests.logitstore.random_labels import commit_units, make_manifest, make_sequence
 from tests.servers.s3_dialects import run_dialect
 
 COMMANDS = (
@@ -107,5 +109,55 @@ def test_the_folder_is_known_by_any_name(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_of_a_url_its_own_names_are_compared() -> None:
     with pytest.raises(StoreExistsError, match="lies in s3://b/store, which is the store itself; copy to"):
-        refuse_own_place("s3://b/store", "s3://b/store/sub", "copy")
-    refuse_own_place("s3://b/store", "s3://b/store-2", "copy")
+        refuse_own_place(Objects("s3://b/store"), Objects("s3://b/store/sub"), "copy")
+    with pytest.raises(StoreExistsError, match="is the store itself"):
+        refuse_own_place(Objects("s3://b/store"), Objects("s3a://b/store/"), "publish")
+
+
+def test_one_name_on_two_servers_is_two_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from one server to another was "the store itself"; the server of the options was not asked."""
+    with run_dialect("plain") as server, run_dialect("plain") as other:
+        here, there = (Objects("s3://b/store", one.storage_options) for one in (server, other))
+        refuse_own_place(here, there, "copy")
+        assert other.requests, "the folders above were looked for elsewhere"
+        with pytest.raises(StoreExistsError, match="is the store itself"):
+            refuse_own_place(here, Objects("s3://b/store", server.storage_options), "copy")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}/")
+        with pytest.raises(StoreExistsError, match="is the store itself"):
+            refuse_own_place(Objects("s3://b/store", {"key": "key", "secret": "secret"}), here, "copy")
+
+
+@pytest.mark.parametrize("command", ["copy", "publish", "merge --out", "label check"])
+def test_nothing_is_written_onto_a_store_by_another_name_of_it(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through a link a copy put the index of its beginning over a living job's."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    commit_units(store, range(2))
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if command == "label check":
+        with pytest.raises(ConfigError, match="is the store itself"):
+            check_responses(store, tmp_path / "link", CheckSettings(command="true", best=1, timeout_sec=1))
+    else:
+        name, *option = command.split()
+        assert main([name, store.uri, *option, str(tmp_path / "link"), "--quiet"]) == 2
+        assert "store" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_key_that_may_put_and_not_list_is_told_what_it_lacks(tmp_path: Path, capsys) -> None:
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    options = tmp_path / "options.json"
+    with run_dialect("no lists") as server:
+        options.write_text(json.dumps(server.storage_options))
+        for command in ("copy", "publish"):
+            target = ["s3://b/new", "--out-storage-options", str(options)]
+            assert main([command, store.uri, *target, "--quiet"]) == 3
+            assert "nothing was written: S3 answers so for what is not there" in capsys.readouterr().err
+        assert server.data == {}
+
+
+def test_an_earlier_store_with_the_name_of_a_file_is_told_how_to_go_on() -> None:
+    with pytest.raises(UnsupportedInputError, match=r"store copy s3://b/x.jsonl s3://b/x --with-job`"):
+        refuse_file_name("s3://b/x.jsonl")

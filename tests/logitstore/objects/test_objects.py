@@ -251,7 +251,7 @@ def test_errors_hold_no_secrets_and_come_soon(s3_place: Place) -> None:
 
 def test_uris() -> None:
     assert normalise_uri("s3://bucket/x/") == "s3://bucket/x"
-    assert normalise_uri("file:///tmp/x/") == "/tmp/x"
+    assert normalise_uri("file:///tmp/x/") == normalise_uri("file://localhost/tmp/x") == "/tmp/x"
     assert normalise_uri("relative").startswith("/")
     with pytest.raises(UnsupportedInputError, match="credentials") as caught:
         normalise_uri("s3://key:hunter2@bucket/x")
@@ -279,6 +279,8 @@ def test_memory_file_system_for_reading_and_one_process() -> None:
         ("file:/a/b", "write /a/b"),
         ("hf:datasets/a/b", "write hf://datasets/a/b"),
         ("gs://", "names no bucket"),
+        ("s3://b/x/../y", "has a part '.' or '..'"),
+        ("file:///tmp/a%20b", "write the path itself, without file://, as in '/tmp/a b'"),
         ("zip://::/a/b.zip", "is a chain of addresses"),
         ("simplecache::http://h/x", "is a chain of addresses"),
         ("s3://b/x::gs://c/y", "is a chain of addresses"),
