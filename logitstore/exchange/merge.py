@@ -103,27 +103,8 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
 
     Raises StoreChangedError.
     """
+    _refuse_unlike(sources)
     first = sources[0].manifest
-    for source in sources[1:]:
-        other = source.manifest
-        if teacher_identity(other) != teacher_identity(first):
-            raise StoreChangedError(
-                f"{source.uri} was labeled by {_teacher_in_words(other)} and {sources[0].uri} by "
-                f"{_teacher_in_words(first)}, or their tokenizers differ; only stores of one teacher, in one "
-                "precision, can be merged"
-            )
-        if _origin_rule(other) != _origin_rule(first):
-            raise StoreChangedError(
-                f"{source.uri} and {sources[0].uri} were not mapped to their tokenizer in the same way: one "
-                "is retokenized and the other is not, or only one has merged spans; retokenize both alike"
-            )
-        for name in ("temperatures", "value_kind", "support"):
-            here, there = getattr(first.labels, name), getattr(other.labels, name)
-            if here != there:
-                raise StoreChangedError(
-                    f"{source.uri} has {name} {there}, {sources[0].uri} has {here}; stores to be merged must "
-                    "agree in it"
-                )
     inputs = [source.manifest.input for source in sources]
     features = tuple(dict.fromkeys(name for source in sources for name in source.manifest.features))
     mixed = {
@@ -148,6 +129,31 @@ def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:
         config=turns_settings(source.manifest for source in sources),
         retokenized=_merged_origin(sources),
     )
+
+
+def _refuse_unlike(sources: Sequence[LogitStore]) -> None:
+    """Raises StoreChangedError for stores whose rows would not be of one kind."""
+    first = sources[0].manifest
+    for source in sources[1:]:
+        other = source.manifest
+        if teacher_identity(other) != teacher_identity(first):
+            raise StoreChangedError(
+                f"{source.uri} was labeled by {_teacher_in_words(other)} and {sources[0].uri} by "
+                f"{_teacher_in_words(first)}, or their tokenizers differ; only stores of one teacher, in one "
+                "precision, can be merged"
+            )
+        if _origin_rule(other) != _origin_rule(first):
+            raise StoreChangedError(
+                f"{source.uri} and {sources[0].uri} were not mapped to their tokenizer in the same way: one "
+                "is retokenized and the other is not, or only one has merged spans; retokenize both alike"
+            )
+        for name in ("temperatures", "value_kind", "support"):
+            here, there = getattr(first.labels, name), getattr(other.labels, name)
+            if here != there:
+                raise StoreChangedError(
+                    f"{source.uri} has {name} {there}, {sources[0].uri} has {here}; stores to be merged must "
+                    "agree in it"
+                )
 
 
 def _merged_teacher(sources: Sequence[LogitStore]) -> TeacherInfo:

@@ -24,18 +24,7 @@ from logitstore.store import LogitStore
 def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, float]) -> Manifest:
     """The head of the mixture. Raises StoreChangedError."""
     first, second = (store.manifest for store in stores)
-    for name, left, right in (
-        ("tokenizer", first.tokenizer, second.tokenizer),
-        ("vocab_size", first.labels.vocab_size, second.labels.vocab_size),
-    ):
-        if left != right:
-            raise StoreChangedError(
-                f"{stores[0].uri} and {stores[1].uri} differ in {name}: the same id may be another token; "
-                "map one of them first, with `penumbra store retokenize`"
-            )
-    parts = [(one.teacher.model, one.teacher.fingerprint) for one in (first, second)]
-    identity = hashlib.sha256(repr((parts, weights)).encode()).hexdigest()
-    captures = " ".join(one.teacher.capture for one in (first, second))
+    _refuse_unlike(stores)
     has_segments = SEGMENTS in second.labels.extra_columns
     known = {*first.labels.extra_columns, *([SEGMENTS] if has_segments else [])}
     columns = tuple(name for name in OPTIONAL_COLUMNS if name in known)
@@ -43,19 +32,7 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
     cut = [RECORD_PARTS] if RECORD_PARTS in first.features else []
     return dataclasses.replace(
         first,
-        teacher=TeacherInfo(
-            model=" + ".join(
-                f"{weight:g} ({model})" if " + " in model else f"{weight:g} {model}"
-                for weight, (model, _) in zip(weights, parts, strict=True)
-            ),
-            revision=None,
-            fingerprint=f"sha256:{identity}",
-            dtype="float32",
-            quantization=None,
-            engine="mix",
-            engine_version=__version__,
-            capture="mix of imports" if "import" in captures else "mix",
-        ),
+        teacher=_mixed_teacher(first, second, weights),
         labels=dataclasses.replace(
             first.labels,
             top_k=min(first.labels.top_k, second.labels.top_k),
@@ -73,6 +50,39 @@ def mixed_manifest(stores: tuple[LogitStore, LogitStore], weights: tuple[float, 
             "mix": {"digests": [store.digest for store in stores], "weights": list(weights)},
         },
         retokenized=origin,
+    )
+
+
+def _refuse_unlike(stores: tuple[LogitStore, LogitStore]) -> None:
+    """Raises StoreChangedError where an id would not be the same token."""
+    first, second = (store.manifest for store in stores)
+    for name, left, right in (
+        ("tokenizer", first.tokenizer, second.tokenizer),
+        ("vocab_size", first.labels.vocab_size, second.labels.vocab_size),
+    ):
+        if left != right:
+            raise StoreChangedError(
+                f"{stores[0].uri} and {stores[1].uri} differ in {name}: the same id may be another token; "
+                "map one of them first, with `penumbra store retokenize`"
+            )
+
+
+def _mixed_teacher(first: Manifest, second: Manifest, weights: tuple[float, float]) -> TeacherInfo:
+    parts = [(one.teacher.model, one.teacher.fingerprint) for one in (first, second)]
+    identity = hashlib.sha256(repr((parts, weights)).encode()).hexdigest()
+    captures = " ".join(one.teacher.capture for one in (first, second))
+    return TeacherInfo(
+        model=" + ".join(
+            f"{weight:g} ({model})" if " + " in model else f"{weight:g} {model}"
+            for weight, (model, _) in zip(weights, parts, strict=True)
+        ),
+        revision=None,
+        fingerprint=f"sha256:{identity}",
+        dtype="float32",
+        quantization=None,
+        engine="mix",
+        engine_version=__version__,
+        capture="mix of imports" if "import" in captures else "mix",
     )
 
 

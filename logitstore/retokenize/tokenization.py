@@ -85,28 +85,8 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
     package.
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    file = folder / "tokenizer.json" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise UnsupportedInputError(
-            f"no tokenizer at {path!r}: it must be a tokenizer.json or a folder holding one; tokenizers of "
-            "other kinds can be saved as one with transformers' AutoTokenizer(...).save_pretrained(FOLDER)"
-        )
-    try:
-        from tokenizers import Tokenizer
-    except ModuleNotFoundError as error:
-        raise UnsupportedInputError(
-            "reading a tokenizer needs the tokenizers package: pip install tokenizers"
-        ) from error
-    try:
-        encoder = Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises bare Exceptions
-        raise UnsupportedInputError(f"{file} is no tokenizer that this machine reads: {error}") from error
-    encoder.no_truncation()
-    encoder.no_padding()
-    encoder.encode_special_tokens = True  # text that looks like a special token is text
+    encoder = _encoder(path, folder / "tokenizer.json" if Path(path).is_dir() else Path(path))
     vocabulary = encoder.get_vocab()
-    if not vocabulary:
-        raise UnsupportedInputError(f"{file} has no tokens; give the tokenizer that the model was made with")
     decoder = encoder.get_added_tokens_decoder()
     texts = TokenTexts(encoder)
     bytes_by_id = texts.raw_of_all(vocabulary)
@@ -132,6 +112,31 @@ def load_tokenization(path: str, *, vocab_size: int | None = None) -> Tokenizati
         has_inner_dummy_prefix=has_inner,
         word_marks=next((kind for kind in WORD_MARKS if kind in texts.kinds), ""),
     )
+
+
+def _encoder(path: str, file: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a file, which takes any text as text. Raises UnsupportedInputError."""
+    if not file.is_file():
+        raise UnsupportedInputError(
+            f"no tokenizer at {path!r}: it must be a tokenizer.json or a folder holding one; tokenizers of "
+            "other kinds can be saved as one with transformers' AutoTokenizer(...).save_pretrained(FOLDER)"
+        )
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError as error:
+        raise UnsupportedInputError(
+            "reading a tokenizer needs the tokenizers package: pip install tokenizers"
+        ) from error
+    try:
+        encoder = Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises bare Exceptions
+        raise UnsupportedInputError(f"{file} is no tokenizer that this machine reads: {error}") from error
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True  # text that looks like a special token is text
+    if not encoder.get_vocab():
+        raise UnsupportedInputError(f"{file} has no tokens; give the tokenizer that the model was made with")
+    return encoder
 
 
 def _begins_with_space(bytes_by_id: Mapping[int, bytes], ids: list[int]) -> bool:
