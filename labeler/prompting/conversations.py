@@ -6,6 +6,7 @@ text and a context (Alpaca's `input`) in fields of their own.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -236,8 +237,23 @@ def _message(message: Any, name: str) -> Message:
     elif not isinstance(kept["content"], str):
         raise _bad_message(message, name)
     if kept.get("tool_calls"):
-        kept["tool_calls"] = [_with_parsed_arguments(call) for call in kept["tool_calls"]]
+        kept["tool_calls"] = [_with_parsed_arguments(call) for call in _tool_calls(kept["tool_calls"], name)]
     return kept
+
+
+def _tool_calls(value: Any, name: str) -> list[dict[str, Any]]:
+    """The calls of a message: a list of objects, also as JSON text as files of tool traces often hold it."""
+    calls = value
+    if isinstance(calls, str):
+        with contextlib.suppress(ValueError):
+            calls = json.loads(calls)
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise BadRecordError(
+            f'field {name!r} holds the tool_calls {shown(value)}; they must be a list of {{"type": '
+            '"function", "function": {"name": text, "arguments": object}}, or that as JSON text',
+            "bad_type",
+        )
+    return calls
 
 
 def _function_call(message: Mapping[str, Any], name: str) -> Message:
@@ -293,10 +309,10 @@ def _parts(parts: list[Any], name: str) -> str:
     return "\n".join(texts)
 
 
-def _with_parsed_arguments(call: Any) -> Any:
+def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
     """The call with its arguments as an object: OpenAI's files hold them as JSON text, which templates would
     quote once more."""
-    function = call.get("function") if isinstance(call, dict) else None
+    function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     try:

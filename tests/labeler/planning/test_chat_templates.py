@@ -80,6 +80,19 @@ def test_tools_calls_and_null_content_reach_the_template() -> None:
     as_text[1]["tool_calls"][0]["function"]["arguments"] = '{"city": "Rome"}'
     other = builder_for(tokenizer).build("r", {"messages": as_text, "tools": json.dumps(TOOLS)})
     assert whole_ids(other) == whole_ids(prompt), "arguments and tools as JSON text are the same"
+    as_text[1]["tool_calls"] = json.dumps(as_text[1]["tool_calls"])
+    other = builder_for(tokenizer).build("r", {"messages": as_text, "tools": TOOLS})
+    assert whole_ids(other) == whole_ids(prompt), "and the calls themselves"
+
+
+@pytest.mark.parametrize(
+    "calls", [5, True, "get_temp()", {"name": "get_temp"}, ["get_temp"], [[]], '"5"', "{}"]
+)
+def test_calls_that_are_no_list_of_objects_reject_the_record(calls: Any) -> None:
+    messages = [TOOL_CHAT[0], {"role": "assistant", "content": "", "tool_calls": calls}, *TOOL_CHAT[2:]]
+    error = refused(builder_for(tokenizer_of("tools")), {"messages": messages, "tools": TOOLS})
+    assert error.kind == "bad_type"
+    assert "tool_calls" in error.reason
 
 
 def test_a_call_as_the_last_turn_is_the_response() -> None:
