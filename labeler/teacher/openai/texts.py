@@ -13,6 +13,7 @@ import numpy as np
 
 from labeler.config.loading import SamplingConfig, TeacherConfig
 from labeler.errors import ChatTemplateError, PromptError
+from labeler.prompting.rendering import continuation
 from labeler.prompting.tokenization import Conversation, Tokenizer
 from labeler.records import TokenizedPrompt
 from labeler.teacher.openai.calls import Caller, MalformedAnswerError, RefusedError
@@ -90,7 +91,7 @@ class TextTeacher:
         except RefusedError as error:
             return PromptError(prompt.record_id, error.reason, error.kind, sample_index)
         response = answer.text if self._parser is None else response_text(text, answer)
-        response_ids = self._tokenizer.encode(response)
+        response_ids = continuation(self._tokenizer, response)
         if answer.finish_reason == "stop":
             response_ids += self._end_ids
         ids_T = np.concatenate([prompt.prompt_token_ids, response_ids]).astype(np.int32)

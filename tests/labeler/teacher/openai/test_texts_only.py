@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from labeler.config.loading import load_job
-from labeler.records import Lease
-from labeler.teacher.openai.texts import Answer, response_text
+from labeler.config.loading import SamplingConfig, TeacherConfig, load_job
+from labeler.prompting.tokenization import Conversation, HuggingFaceTokenizer
+from labeler.records import Lease, TokenizedPrompt
+from labeler.teacher.openai.texts import Answer, TextTeacher, response_text
 from logitstore.__main__ import main
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptManifestError, InvalidLabelsError, UnsupportedInputError
@@ -24,6 +25,7 @@ from logitstore.records import LabeledSequence
 from logitstore.standalone_reader import read_store
 from logitstore.store import LogitStore
 from tests.labeler.jobs import label_and_commit, overrides_for
+from tests.labeler.planning.templates import TEMPLATES, byte_tokenizer
 from tests.labeler.teacher.openai.chat_stand_in import chat_server, write_student
 from tests.labeler.whole_jobs.test_storage_faults import started_worker
 from tests.trainer.stores import label_spec, labeled_sequence
@@ -67,6 +69,29 @@ def labeled(tmp_path_factory: pytest.TempPathFactory) -> Labeled:
             assert label_and_commit(worker, Lease(number, unit, "w")).won
         worker.close()
     return Labeled(LogitStore.open(folder / "store"), folder, asked)
+
+
+class _OneAnswer:
+    """Stands where requests are made: the text of any answer is "Yes"."""
+
+    def complete(self, *_: object) -> Answer:
+        return Answer("Yes", "", "stop")
+
+
+def test_no_space_comes_between_a_prompt_and_its_answer() -> None:
+    tokenizer = HuggingFaceTokenizer(byte_tokenizer(family="metaspace"), chat_template=TEMPLATES["chatml"])
+    config = TeacherConfig.model_validate(
+        {"engine": "openai", "model": "m", "api": {"base_url": "http://h/v1"}}
+    )
+    teacher = TextTeacher(_OneAnswer(), "m", config, SamplingConfig(), tokenizer)  # type: ignore[arg-type]
+    asked = tokenizer.render_chat(
+        Conversation(({"role": "user", "content": "q"},)), add_generation_prompt=True
+    )
+    prompt_ids = np.array(tokenizer.encode(asked), np.int32)
+    found = teacher.written(TokenizedPrompt("r", prompt_ids, None, len(prompt_ids)), 0)
+    assert isinstance(found, LabeledSequence)
+    end = tokenizer.decode([int(found.token_ids_T[-1])])
+    assert tokenizer.decode(found.token_ids_T.tolist()) == asked + "Yes" + end
 
 
 def test_answers_are_kept_in_the_students_tokens(labeled: Labeled) -> None:
