@@ -181,7 +181,9 @@ def up(args: argparse.Namespace) -> int:
 
 
 def down(args: argparse.Namespace) -> int:
-    _say(args, f"stopped {local.down(args.state)} nodes")
+    num_running, num_nodes = local.down(args.state)
+    others = "" if num_running == num_nodes else "; the others had ended before"
+    _say(args, f"stopped {num_running} of {num_nodes} nodes{others}")
     return 0
 
 

@@ -23,6 +23,7 @@ from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs.network.access import bearer_headers, ensure_token, find_token
 from cluster.jobs.network.address import Way
 from cluster.jobs.network.connection import list_nodes
+from labeler.job.processes import process_start
 from logitstore.common.whole_file import write_whole
 
 HEAD_IP = "127.0.0.2"
@@ -66,7 +67,7 @@ class LocalNode:
     ip: str
     pid: int
     started: str
-    """When the process began, so that a reused process id is not mistaken for it."""
+    """When the process began, so that another process of its id is not mistaken for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,8 @@ def _of_every_node(num_cpus: int) -> list[str]:
     ]
 
 
-def down(state_folder: Path) -> int:
-    """Stop what `up` started and nothing else; how many nodes were still running.
+def down(state_folder: Path) -> tuple[int, int]:
+    """Stop what `up` started and nothing else; how many nodes were still running, of how many.
 
     Raises:
         ClusterError: no local cluster is noted in the folder.
@@ -165,7 +166,7 @@ def down(state_folder: Path) -> int:
     num_running = _stop_all(cluster.nodes)
     (state_folder / STATE_FILE).unlink()
     shutil.rmtree(cluster.folder, ignore_errors=True)
-    return num_running
+    return num_running, len(cluster.nodes)
 
 
 def read_state(state_folder: Path) -> LocalCluster:
@@ -208,7 +209,7 @@ def _start(ip: str, arguments: list[str], folder: Path) -> LocalNode:
             start_new_session=True,
             env=environment,
         )
-    return LocalNode(ip, process.pid, start_time(process.pid) or "")
+    return LocalNode(ip, process.pid, process_start(process.pid) or "")
 
 
 def _wait_for_nodes(cluster: LocalCluster, folder: Path) -> None:
@@ -235,14 +236,14 @@ def count_alive_nodes(address: str) -> int:
 
 
 def _check_alive(node: LocalNode, folder: Path) -> None:
-    if start_time(node.pid) != node.started:
+    if process_start(node.pid) != node.started:
         log = (folder / f"node-{node.ip}.log").read_text(errors="replace")
         raise NodeEndedError(f"node {node.ip} ended at its start; the end of its log:\n{log[-800:]}")
 
 
 def _stop_all(nodes: tuple[LocalNode, ...]) -> int:
     """SIGTERM to every node, the head last; SIGKILL to what stays of them, drivers of jobs included."""
-    started = {node.pid: start_time(node.pid) for node in nodes}
+    started = {node.pid: process_start(node.pid) for node in nodes}
     running = [node for node in reversed(nodes) if started[node.pid] == node.started]
     # A process id stays taken while its session has members, so a dead leader's session is still its own.
     members: dict[int, str] = {}
@@ -253,11 +254,11 @@ def _stop_all(nodes: tuple[LocalNode, ...]) -> int:
         os.kill(node.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_SEC
     for node in running:
-        while start_time(node.pid) == node.started and time.monotonic() < deadline:
+        while process_start(node.pid) == node.started and time.monotonic() < deadline:
             _reap(node.pid)
             time.sleep(0.1)
     for pid, member_started in members.items():
-        if start_time(pid) == member_started:
+        if process_start(pid) == member_started:
             os.kill(pid, signal.SIGKILL)
             _reap(pid)
     return len(running)
@@ -271,15 +272,6 @@ def _reap(pid: int) -> None:
         return
 
 
-def start_time(pid: int) -> str | None:
-    """When the process began, as `ps` says it; None if there is none or only its remains."""
-    done = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    state, _, started = done.stdout.strip().partition(" ")
-    return started.strip() if started and not state.startswith("Z") else None
-
-
 def node_processes(leader: int) -> dict[int, str]:
     """Process ids and start times of a node: the leader's session, and what descends from it."""
     done = subprocess.run(["ps", "-eo", "pid=,ppid=,sess="], capture_output=True, text=True, check=True)
@@ -289,7 +281,7 @@ def node_processes(leader: int) -> dict[int, str]:
     while size < len(found):
         size = len(found)
         found |= {pid for pid, parent, _ in table if parent in found}
-    return {pid: started for pid in found if (started := start_time(pid)) is not None}
+    return {pid: started for pid in found if (started := process_start(pid)) is not None}
 
 
 def agent_ports() -> list[str]:

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from labeler.errors import LeaseLostError, StoreBusyError
+from labeler.job.processes import machine_identity, process_start
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError
 from logitstore.job_objects import LEASE_NAME
 from logitstore.manifest import strict_json
@@ -58,21 +58,22 @@ class Holder:
         return cls(
             owner=secrets.token_hex(8),
             host=socket.gethostname(),
-            machine=_machine(),
+            machine=machine_identity(),
             process_id=os.getpid(),
-            process_start=_process_start(os.getpid()) or "",
+            process_start=process_start(os.getpid()) or "",
             renew_sec=renew_sec,
             renewed=_now(),
         )
 
     @property
     def is_on_this_machine(self) -> bool:
-        return self.machine == _machine()
+        """False where the system tells no machine from another: such a holder is watched."""
+        return self.machine != "" and self.machine == machine_identity()
 
     @property
     def is_running(self) -> bool:
         """Whether the process is there; only for a holder on this machine."""
-        start = _process_start(self.process_id)
+        start = process_start(self.process_id)
         return start is not None and start == self.process_start
 
     @property
@@ -249,19 +250,3 @@ def _decode(content: bytes) -> Holder:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():
-        return ""
-    return f"{boot.read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
-
-
-def _process_start(process_id: int) -> str | None:
-    """Start time of a living process, None if there is none or it is a zombie."""
-    try:
-        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else fields[19]

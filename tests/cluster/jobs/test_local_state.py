@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from cluster.__main__ import main
 from cluster.errors import JobRefusedError
 from cluster.jobs import local
 from cluster.jobs.local import STATE_FILE, LocalCluster, LocalNode, NoLocalClusterError, read_state
+from labeler.job.processes import process_start
 
 NOTED = LocalCluster("http://127.0.0.1:1", "127.0.0.2:2", "/tmp/nowhere", (LocalNode("127.0.0.2", 77, ""),))
 
@@ -79,3 +82,35 @@ def test_a_node_that_cannot_be_noted_is_stopped_again(
         local.up(1, tmp_path, cpus_per_node=1)
     assert stopped == [node]
     assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_who_lives_in_another_time_zone_stops_the_same_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`down` compared local times: it stopped nothing, removed the file and reported success."""
+    sleeps = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(2)]
+    gone, living = sleeps
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    starts = [process_start(one.pid) or "" for one in sleeps]
+    gone.kill()
+    gone.wait()
+    nodes = [
+        {"ip": "127.0.0.2", "pid": one.pid, "started": at} for one, at in zip(sleeps, starts, strict=True)
+    ]
+    (tmp_path / STATE_FILE).write_text(changed(nodes=nodes, folder=str(tmp_path / "logs")))
+    monkeypatch.setenv("TZ", "UTC")
+    assert main(["down", "--state", str(tmp_path)]) == 0
+    assert "stopped 1 of 2 nodes; the others had ended before" in capsys.readouterr().out
+    assert process_start(living.pid) is None
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_without_proc_a_start_is_said_alike_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    found = set[str | None]()
+    for zone in ("UTC", "Asia/Tokyo"):
+        monkeypatch.setenv("TZ", zone)
+        found.add(process_start(os.getpid()))
+    assert len(found) == 1
+    assert found != {None}
+    assert process_start(2**22 + 1) is None

@@ -136,6 +136,13 @@ def test_another_process_with_the_same_number_is_not_the_driver(tmp_path):
     acquire(objects, 30.0, ignore).release()
 
 
+def test_where_machines_cannot_be_told_apart_a_driver_is_watched():
+    """Two of macOS took each other for gone, as neither names itself and neither has /proc."""
+    nameless = replace(Holder.here(30.0), machine="", owner="other")
+    assert not nameless.is_on_this_machine
+    assert not nameless.has_left
+
+
 def test_a_silent_driver_of_another_machine_is_outwaited(tmp_path):
     objects = Objects(tmp_path)
     put_holder(objects, replace(Holder.here(0.6), machine="elsewhere", host="far", owner="other"))
