@@ -9,7 +9,7 @@ from cluster.describe.settings.accelerators import known_memory_gb
 from cluster.errors import JobRefusedError
 from labeler.config.loading import JobConfig
 from labeler.on_ray.room import room_of
-from labeler.planning.gpu_memory import GB, memory_need, stored_weights
+from labeler.planning.fit.gpu_memory import GB, memory_need, stored_weights
 
 Node = Mapping[str, Any]
 """A node as the dashboard describes it."""

@@ -15,8 +15,8 @@ from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.money.cost import cost_of
 from labeler.job.segment_colours import Paint, plain
 from labeler.job.teacher_view import seen_by_teacher
-from labeler.planning.disk_fit import bytes_per_label, disk_lines
-from labeler.planning.gpu_memory import memory_need
+from labeler.planning.fit.disks import bytes_per_label, disk_lines
+from labeler.planning.fit.gpu_memory import memory_need
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals
 from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare

@@ -25,7 +25,7 @@ from labeler.on_ray.failure_causes import first_cause
 from labeler.on_ray.node_report import NodeReport, Question, report_here
 from labeler.on_ray.node_rules import Findings, NodeRules, named
 from labeler.on_ray.room import nodes_with_room
-from labeler.planning.gpu_memory import GB, stored_weights
+from labeler.planning.fit.gpu_memory import GB, stored_weights
 from labeler.planning.preflight import check_output
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import StoreError

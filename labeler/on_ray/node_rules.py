@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from labeler.config.loading import JobConfig
 from labeler.on_ray.lacking import install_remedy
 from labeler.on_ray.node_report import NodeReport
-from labeler.planning.gpu_memory import GB, StoredWeights
+from labeler.planning.fit.gpu_memory import GB, StoredWeights
 
 ALWAYS_NEEDED = ("ray", "numpy", "pyarrow", "zstandard", "pydantic", "fsspec")
 NEEDED_BY_ENGINE: Mapping[str, tuple[str, ...]] = {

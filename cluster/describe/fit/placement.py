@@ -9,8 +9,8 @@ from cluster.describe.fit.cache import room_for_weights_gb
 from cluster.describe.settings.accelerators import MEMORY_GB, slice_gb
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, Kind
 from labeler.config.loading import JobConfig, WorkersConfig
-from labeler.planning.disk_fit import store_bytes_at_most
-from labeler.planning.gpu_memory import GB, MemoryNeed, memory_need, stored_weights
+from labeler.planning.fit.disks import store_bytes_at_most
+from labeler.planning.fit.gpu_memory import GB, MemoryNeed, memory_need, stored_weights
 from logitstore.common.config_file import ConfigError
 
 

@@ -14,4 +14,4 @@ def _without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, *, revision: str | None, setting: str) -> None:
         raise ConfigError(f"{setting} = {name!r} is not asked for here")
 
-    monkeypatch.setattr("labeler.planning.gpu_memory.check_model_name", refuse)
+    monkeypatch.setattr("labeler.planning.fit.gpu_memory.check_model_name", refuse)

@@ -72,7 +72,7 @@ def test_machines_that_say_nothing_or_take_no_replica_are_passed_over(thirty_gb:
 
 
 def test_a_guess_and_a_full_disk_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labeler.planning.gpu_memory._config_of", lambda model, revision: None)
+    monkeypatch.setattr("labeler.planning.fit.gpu_memory._config_of", lambda model, revision: None)
     job = a_job("org/Teacher-32B")
     memory, disk = check_machines(job, [node("small", "L4", free=50e9), node("large", "H200", free=500e9)])
     assert memory.startswith("WARNING: a replica may be placed on small (24 GB), but the teacher's weights")

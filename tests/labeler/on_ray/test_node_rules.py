@@ -15,7 +15,7 @@ from labeler.config.loading import JobConfig, load_job
 from labeler.on_ray.lacking import install_remedy
 from labeler.on_ray.node_report import NodeReport, Question, code_digest, report_here, version_of
 from labeler.on_ray.node_rules import ALWAYS_NEEDED, NEEDED_BY_ENGINE, Findings, NodeRules
-from labeler.planning.gpu_memory import StoredWeights
+from labeler.planning.fit.gpu_memory import StoredWeights
 
 VERSIONS = {
     "ray": "2.60.0",

@@ -218,7 +218,7 @@ def hub_teacher(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> JobConfig:
     """A teacher of 0.47 GB a layer that machines must fetch, whose config.json is known."""
     config = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 1000}
     known = config | {"num_hidden_layers": num_layers}
-    monkeypatch.setattr("labeler.planning.gpu_memory._config_of", lambda model, revision: known)
+    monkeypatch.setattr("labeler.planning.fit.gpu_memory._config_of", lambda model, revision: known)
     teacher = a_job().teacher.model_copy(update={"max_model_len": 2048})
     return a_job(replicas=2, gpus=8, tensor_parallel=8).model_copy(
         update={"teacher": teacher.model_copy(update={"tensor_parallel_size": 8})}

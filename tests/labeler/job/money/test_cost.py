@@ -8,7 +8,7 @@ import pytest
 from labeler.config.loading import load_job
 from labeler.job.money.cost import cost_of, read_bills
 from labeler.job.money.runs import store_cost
-from labeler.planning.disk_fit import bytes_per_row
+from labeler.planning.fit.disks import bytes_per_row
 from labeler.records import Billed
 from labeler.worker.bill_writer import BillWriter
 from logitstore.common.config_file import ConfigError

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from labeler.config.loading import JobConfig, LabelsConfig, is_local_path
-from labeler.planning.gpu_memory import GB, stored_weights
+from labeler.planning.fit.gpu_memory import GB, stored_weights
 from logitstore.objects.addresses import path_of_file_url
 from logitstore.objects.room import nearest_existing
 

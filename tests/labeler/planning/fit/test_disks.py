@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from labeler.config.loading import JobConfig
-from labeler.planning import disk_fit
-from labeler.planning.disk_fit import BYTES_PER_TEXT_TOKEN, disk_lines, store_bytes_at_most
+from labeler.planning.fit import disks
+from labeler.planning.fit.disks import BYTES_PER_TEXT_TOKEN, disk_lines, store_bytes_at_most
 
 
 class Usage(NamedTuple):
@@ -36,7 +36,7 @@ def test_a_store_larger_than_its_disk_is_warned_of(monkeypatch: pytest.MonkeyPat
         asked.append(folder)
         return Usage(10**12, 0, 5 * 10**9)
 
-    monkeypatch.setattr(disk_fit.shutil, "disk_usage", usage)
+    monkeypatch.setattr(disks.shutil, "disk_usage", usage)
     job = a_job(output={"uri": str(tmp_path / "new" / "store")})
     assert disk_lines(job, 4e9) == []
     (line,) = disk_lines(job, 6e9)
@@ -49,9 +49,9 @@ def test_a_store_larger_than_its_disk_is_warned_of(monkeypatch: pytest.MonkeyPat
 def test_weights_that_are_still_to_be_fetched_are_held_against_the_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("labeler.planning.gpu_memory._config_of", lambda model, revision: None)
+    monkeypatch.setattr("labeler.planning.fit.gpu_memory._config_of", lambda model, revision: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(disk_fit.shutil, "disk_usage", lambda folder: Usage(10**12, 0, 10**9))
+    monkeypatch.setattr(disks.shutil, "disk_usage", lambda folder: Usage(10**12, 0, 10**9))
     job = a_job(teacher={"engine": "vllm", "model": "org/teacher-1b"}, output={"uri": "s3://bucket/store"})
     (line,) = disk_lines(job, 0)
     assert "2.0 GB (1b in its name" in line

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from labeler.config.loading import JobConfig, load_job
-from labeler.planning.gpu_memory import GB, memory_need
+from labeler.planning.fit.gpu_memory import GB, memory_need
 
 LLAMA_8B = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -80,7 +80,7 @@ def test_experts_count_all(model: Path) -> None:
 def test_a_name_gives_no_more_than_a_guess(
     name: str, weight_gb: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labeler.planning.gpu_memory._config_of", lambda model, revision: None)
+    monkeypatch.setattr("labeler.planning.fit.gpu_memory._config_of", lambda model, revision: None)
     need = memory_need(a_job(name))
     if weight_gb is None:
         assert need is None
