@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from labeler.teacher.model_identity import model_fingerprint
-from logitstore.common.hub import check_model_name
 from logitstore.common.options import positive
 from logitstore.common.whole_file import write_whole
 from logitstore.decoding.tokenizer_choice import choose_texts, tokenizer_folder
 from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.texts import texts_around
+from logitstore.models.hub import check_model_name
 from logitstore.store import LogitStore
 from logitstore.students.snapshots import read_snapshots
 from logitstore.viewer.conversation import Conversations

@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.demo.layer_choice import most_influential
 from benchmarks.demo.own_folder import refuse_others
 from logitstore.common.config_file import ConfigError
-from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
+from logitstore.models.hub import check_model_name
 from trainer.run.watch.hushing import hush_libraries
 
 KEPT = "layers_of_teacher"

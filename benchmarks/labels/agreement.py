@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report.results import Figure, Result, publish
-from logitstore.common.hub import check_model_name
 from logitstore.common.options import positive
+from logitstore.models.hub import check_model_name
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 

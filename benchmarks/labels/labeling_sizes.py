@@ -10,7 +10,7 @@ import numpy as np
 
 from labeler.config.loading import OutputConfig
 from labeler.records import TokenizedPrompt
-from logitstore.common.hub import check_model_name
+from logitstore.models.hub import check_model_name
 
 PROMPTS_FILE = Path(__file__).parents[1] / "demo_data" / "pairs.jsonl"
 WHOLE_PATH_TOP_K = 64

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
-from logitstore.common.hub import check_model_name
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TeacherInfo, TokenizerInfo
+from logitstore.models.hub import check_model_name
 from logitstore.records import LabeledSequence
 from logitstore.store import LogitStore
 from trainer.batch.collate import DistillationCollator

@@ -191,9 +191,9 @@ def _model_state(asked: Question) -> tuple[ModelState, str]:
     try:
         from huggingface_hub.constants import HF_HUB_OFFLINE
 
-        from labeler.planning.model_folder import check_weights
         from logitstore.common.config_file import ConfigError
-        from logitstore.common.hub import check_model_name
+        from logitstore.models.folder import check_weights
+        from logitstore.models.hub import check_model_name
     except ImportError as error:
         return "absent", str(error)
     try:

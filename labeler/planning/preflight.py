@@ -9,13 +9,11 @@ from pathlib import Path
 from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, TeacherConfig
 from labeler.planning.given_store import check_given
-from labeler.planning.model_folder import check_weights, refuse_other_forms
 from labeler.planning.unnamed_labels import check_unnamed_labels
 from labeler.prompting.prompts import ContextLimits
 from labeler.prompting.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from labeler.teacher.protocol import usable_tokens
 from logitstore.common.config_file import ConfigError
-from logitstore.common.hub import check_model_name
 from logitstore.common.secrets import redact_text, redact_uri
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
@@ -23,6 +21,8 @@ from logitstore.inputs.listing import input_fingerprint
 from logitstore.job_objects import JOB_NAMES, JOB_PREFIXES, LEASE_NAME
 from logitstore.manifest.fields import InputInfo
 from logitstore.manifest.reading import MANIFEST_NAME
+from logitstore.models.folder import check_weights, refuse_other_forms
+from logitstore.models.hub import check_model_name
 from logitstore.objects.opening import TEMPORARY_PREFIX, Objects
 
 FAKE_MAX_MODEL_LEN = 4096

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
-from logitstore.common.hub import check_model_name
+from logitstore.models.hub import check_model_name
 from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import LABEL_WEIGHTS
 from trainer.data.dataset import StreamingLogitDataset

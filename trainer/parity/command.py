@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from logitstore.common.config_file import ConfigError
-from logitstore.common.hub import check_model_name
 from logitstore.inputs.listing import form_of
 from logitstore.manifest.folders import refuse_in_store
+from logitstore.models.hub import check_model_name
 from trainer.parity.answering import Work, compared, model_said, teacher_said
 from trainer.parity.contamination import NUM_WORDS, contamination_of, training_stores
 from trainer.parity.figures.report import write_results

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from logitstore.common.config_file import ConfigError
-from logitstore.common.hub import check_model_name
+from logitstore.models.hub import check_model_name
 from trainer.batch.collate import DistillationCollator
 from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context

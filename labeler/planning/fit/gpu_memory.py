@@ -15,7 +15,7 @@ from typing import Any
 
 from labeler.config.loading import JobConfig
 from logitstore.common.config_file import ConfigError
-from logitstore.common.hub import check_model_name
+from logitstore.models.hub import check_model_name
 
 GB = 1e9
 DEFAULT_UTILIZATION = 0.9

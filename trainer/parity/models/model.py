@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitstore.common.config_file import ConfigError
-from logitstore.common.hub import check_model_name
 from logitstore.common.terminal import first_line
+from logitstore.models.hub import check_model_name
 from trainer.errors import NotFiniteError
 from trainer.hf.checks.lengths import student_context
 from trainer.parity.models.answer_book import AnswerBook, key_of

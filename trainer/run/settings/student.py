@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from logitstore.common.hub import check_model_name
 from logitstore.common.section import HomePath, Section
+from logitstore.models.hub import check_model_name
 
 
 class SmallStudentConfig(Section):

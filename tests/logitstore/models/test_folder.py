@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import TeacherConfig
-from labeler.planning.model_folder import check_weights, refuse_other_forms
 from labeler.planning.preflight import context_limits
 from logitstore.common.config_file import ConfigError
+from logitstore.models.folder import check_weights, refuse_other_forms
 
 GOOD = (2).to_bytes(8, "little") + b"{}"
 

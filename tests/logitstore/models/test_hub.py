@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from logitstore.common.config_file import ConfigError
-from logitstore.common.hub import check_model_name
+from logitstore.models.hub import check_model_name
 
 
 class Hub:

@@ -1,0 +1,1 @@
+"""Models by name or folder: whether they can be had, and whether their files are whole."""
