@@ -198,7 +198,7 @@ def _model_state(asked: Question) -> tuple[ModelState, str]:
         return "absent", str(error)
     try:
         if os.path.isdir(asked.model):
-            check_weights(Path(asked.model))
+            check_weights(Path(asked.model), "teacher.model")
             return "folder", ""
         if _is_cached(asked.model, asked.revision):
             return "cached", ""

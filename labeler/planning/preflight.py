@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, TeacherConfig
@@ -24,6 +25,9 @@ from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.models.folder import check_weights, refuse_other_forms
 from logitstore.models.hub import check_model_name
 from logitstore.objects.opening import TEMPORARY_PREFIX, Objects
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 FAKE_MAX_MODEL_LEN = 4096
 
@@ -85,15 +89,15 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
         return ContextLimits(teacher.fake.vocab_size, teacher.max_model_len or FAKE_MAX_MODEL_LEN)
     is_folder = os.path.isdir(teacher.model)
     if os.path.isfile(teacher.model):
-        refuse_other_forms(Path(teacher.model))
+        refuse_other_forms(Path(teacher.model), "teacher.model")
     if is_folder and not (Path(teacher.model) / "config.json").is_file():
-        refuse_other_forms(Path(teacher.model))
+        refuse_other_forms(Path(teacher.model), "teacher.model")
         raise ConfigError(
             f"teacher.model = {teacher.model!r} is a folder without config.json; give the folder that holds "
             "the model's config and weights"
         )
     if is_folder and teacher.engine == "vllm":
-        check_weights(Path(teacher.model))
+        check_weights(Path(teacher.model), "teacher.model")
     check_model_name(teacher.model, revision=teacher.revision, setting="teacher.model")
     from transformers import AutoConfig
 
@@ -103,6 +107,11 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
         )
     except (OSError, ValueError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"teacher.model = {teacher.model!r} comes with Python code of its own, which is not run "
+                "unasked; read it, and set teacher.trust_remote_code = true"
+            ) from None
         if is_folder:
             raise ConfigError(
                 f"teacher.model = {teacher.model!r}: its config.json cannot be read ({first_line}); correct "
@@ -112,6 +121,7 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
             f"teacher.model = {teacher.model!r} is neither a folder here nor a model that Hugging Face can "
             f"be asked for ({first_line}); check the path, the name, teacher.revision and the network"
         ) from None
+    _refuse_encoder(config, teacher.model)
     text_config = config.get_text_config()
     own_limit = getattr(text_config, "max_position_embeddings", None)
     wanted = teacher.max_model_len
@@ -120,6 +130,18 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
             f"teacher.max_model_len = {wanted} is above the model's own {own_limit}; lower it or leave it out"
         )
     return ContextLimits(int(text_config.vocab_size), usable_tokens(int(wanted or own_limit or 2**31 - 1)))
+
+
+def _refuse_encoder(config: PretrainedConfig, model: str) -> None:
+    """A model that predicts no next token: a job would learn it from its engine, a minute later."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    fills_gaps = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if config.is_encoder_decoder or (fills_gaps and not getattr(config, "is_decoder", False)):
+        raise ConfigError(
+            f"teacher.model = {model!r} has an encoder ({config.model_type}) and is no causal language "
+            "model, which predicts each token from those before it; give one that is"
+        )
 
 
 def _check_input(job: JobConfig) -> str:

@@ -20,6 +20,7 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
+from logitstore.models.folder import refuse_no_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -240,6 +241,7 @@ def load_tokenizer(
             f"teacher.model = {config.model!r}: its tokenizer.json is of a newer form than the installed "
             f"tokenizers library reads ({first_line(error)}); upgrade tokenizers and transformers"
         ) from None
+    refuse_no_tokens(tokenizer, config.model, "teacher.model")
     named = named_in_files(lambda name: model_file(config, name))
     named += [(token_id, "sampling.stop_token_ids") for token_id in stop_token_ids]
     loaded = HuggingFaceTokenizer(

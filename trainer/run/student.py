@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
+from logitstore.models.folder import refuse_no_tokens
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import unpacked_tokenizer
 from trainer.hf.checks.adapters import check_mergeable
+from trainer.hf.loading import LOAD_ERRORS, not_loaded, refuse_fresh_weights
 from trainer.hf.quantize import WeightQuantization
 from trainer.hf.student import with_adapters
 from trainer.run.settings.data import StoreSource
@@ -39,12 +41,14 @@ def load_tokenizer(config: StudentConfig, stores: Sequence[StoreSource]) -> PreT
         )
     check_names(config)
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"student.tokenizer = {name!r}: no tokenizer there ({first_line(error)}); "
             "give the teacher's Hugging Face id or a folder that holds tokenizer.json"
         ) from error
+    refuse_no_tokens(tokenizer, name, "student.tokenizer")
+    return tokenizer
 
 
 def _tokenizer_of(stores: Sequence[StoreSource]) -> str | None:
@@ -124,22 +128,29 @@ def _single(token_id: Any) -> int | None:
 def _load(name: str, config: StudentConfig, dtype: torch.dtype) -> PreTrainedModel:
     # Not given as None: transformers then forgets what the folder says of its own integers.
     in_4_bits = {"quantization_config": _in_4_bits(dtype)} if config.lora and config.lora.load_in_4bit else {}
+    what = f"student.model = {name!r}"
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=config.revision or "main",
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             attn_implementation=config.attn_implementation,
+            output_loading_info=True,
             **in_4_bits,
         )
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         if config.attn_implementation is not None and "ttention" in str(error):
             raise  # the model is there
-        raise ConfigError(
-            f"student.model = {name!r}: no model there ({first_line(error)}); give a Hugging Face "
-            "id or a folder that holds config.json and weights, or student.small for a fresh one"
+        raise not_loaded(
+            error,
+            what,
+            "give a Hugging Face id or a folder that holds config.json and weights, or student.small for a "
+            "fresh one",
         ) from error
+    model, loading = loaded
+    refuse_fresh_weights(loading, what)
+    return model
 
 
 def _in_4_bits(dtype: torch.dtype) -> Any:

@@ -7,9 +7,13 @@ import pytest
 
 from labeler.config.loading import TeacherConfig
 from labeler.planning.preflight import context_limits
+from labeler.prompting.tokenization import load_tokenizer
 from logitstore.common.config_file import ConfigError
-from logitstore.models.folder import check_weights, refuse_other_forms
+from logitstore.models.folder import check_loadable, check_weights, refuse_other_forms
+from trainer.run.settings.student import StudentConfig, check_names
 
+HEADER = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "__metadata__": {}}).encode()
+WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + b"1234"
 GOOD = (2).to_bytes(8, "little") + b"{}"
 
 
@@ -21,6 +25,8 @@ GOOD = (2).to_bytes(8, "little") + b"{}"
         ({"m.safetensors": b"version https://git-lfs.github.com/spec/v1\noid x\n"}, "git lfs pull"),
         ({"m.safetensors": (500).to_bytes(8, "little") + b"{}"}, "fetch the model again"),
         ({"m.safetensors": b"abc"}, "fetch the model again"),
+        ({"m.safetensors": WHOLE[:-1]}, f"{len(WHOLE) - 1} bytes of the {len(WHOLE)} that its header names"),
+        ({"m.safetensors": (4).to_bytes(8, "little") + b"{not"}, "fetch the model again"),
         ({"adapter_config.json": b"{}"}, "merge_and_unload"),
         ({"m.gguf": b"GGUF"}, "GGUF"),
         (
@@ -40,7 +46,7 @@ def test_a_folder_without_loadable_weights_is_refused(
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        check_weights(tmp_path)
+        check_weights(tmp_path, "teacher.model")
     assert words in str(caught.value)
 
 
@@ -68,7 +74,76 @@ def test_a_gguf_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
         context_limits(TeacherConfig(model=str(tmp_path / "m.gguf")))
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "bert"}, "has an encoder (bert) and is no causal language model"),
+        ({"model_type": "t5"}, "has an encoder (t5)"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "trust_remote_code = true"),
+    ],
+)
+def test_a_teacher_that_no_engine_starts_with_is_refused(
+    tmp_path: Path, config: dict[str, object], words: str
+) -> None:
+    """Each engine took a minute to say so, and two were started."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "m.safetensors").write_bytes(WHOLE)
+    with pytest.raises(ConfigError) as caught:
+        context_limits(TeacherConfig(model=str(tmp_path)))
+    assert words in str(caught.value)
+
+
+def test_a_decoder_of_an_encoders_kind_passes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "is_decoder": true, "vocab_size": 40}')
+    (tmp_path / "m.safetensors").write_bytes(WHOLE)
+    assert context_limits(TeacherConfig(model=str(tmp_path))).vocab_size == 40
+
+
+def test_a_folder_without_a_tokenizer_is_not_taken_for_one_without_tokens(tmp_path: Path) -> None:
+    """transformers makes an empty tokenizer of it, and every prompt was rejected as empty."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(
+        ConfigError, match=r"teacher.model = .* holds no tokenizer.*copy the tokenizer's files"
+    ):
+        load_tokenizer(TeacherConfig(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"adapter_config.json": b'{"base_model_name_or_path": "/no/such"}'},
+            "base_model_name_or_path of the",
+        ),
+        ({"m.gguf": b"GGUF"}, "GGUF"),
+        ({"config.json": b"{}", "m.safetensors": WHOLE[:-1]}, "fetch the model again"),
+    ],
+)
+def test_a_student_that_cannot_be_loaded_is_refused_before_torch_is(
+    tmp_path: Path, files: dict[str, bytes], words: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        check_names(StudentConfig(model=str(tmp_path)))
+    assert words in str(caught.value)
+
+
+def test_students_of_other_forms_pass(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    check_loadable(str(tmp_path), "student.model")
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "base")})
+    )
+    check_loadable(str(tmp_path), "student.model")
+    check_loadable("org/name", "student.model")
+
+
 def test_whole_weights_pass(tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(GOOD)
-    check_weights(tmp_path)
-    refuse_other_forms(tmp_path)
+    check_weights(tmp_path, "teacher.model")
+    (tmp_path / "m.safetensors").write_bytes(WHOLE)
+    check_weights(tmp_path, "teacher.model")
+    refuse_other_forms(tmp_path, "teacher.model")

@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
+from logitstore.models.folder import check_loadable, refuse_no_tokens
 from logitstore.models.hub import check_model_name
 from trainer.errors import NotFiniteError
 from trainer.hf.checks.lengths import student_context
+from trainer.hf.loading import LOAD_ERRORS, not_loaded, refuse_fresh_weights
 from trainer.parity.models.answer_book import AnswerBook, key_of
 from trainer.parity.models.generation import greedy_answers, take_ends
 from trainer.parity.models.identity import identity_of
@@ -34,7 +36,9 @@ class AnsweringModel:
     def __init__(self, name: str, book: AnswerBook, *, option: str, batch_size: int, tell: Tell) -> None:
         """`option` is the command line's, for errors. Raises ConfigError where there is no such model."""
         check_model_name(name, revision=None, setting=option)
+        check_loadable(name, option)
         self.name = name
+        self._what = f"{option} = {name!r}"
         self.num_cut_prompts = 0
         """Prompts that were too long for the model, whose beginning was left out."""
         self.num_cut_answers = 0
@@ -47,9 +51,10 @@ class AnsweringModel:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{option} = {name!r}: no tokenizer there ({first_line(error)}); give a Hugging Face id or a "
+                f"{self._what}: no tokenizer there ({first_line(error)}); give a Hugging Face id or a "
                 "folder that holds model and tokenizer"
             ) from error
+        refuse_no_tokens(self.tokenizer, name, option)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self._identity = [name, identity_of(name)]
@@ -105,12 +110,14 @@ class AnsweringModel:
     def _loaded(self) -> Any:
         if self._model is None:
             try:
-                model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype="auto")
-            except (OSError, ValueError) as error:
-                raise ConfigError(
-                    f"{self.name!r}: no model there ({first_line(error)}); give a Hugging Face id or a "
-                    "folder that holds config.json and weights"
-                ) from error
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    self.name, dtype="auto", output_loading_info=True
+                )
+            except LOAD_ERRORS as error:
+                remedy = "give a Hugging Face id or a folder that holds config.json and weights"
+                raise not_loaded(error, self._what, remedy) from error
+            model, loading = loaded
+            refuse_fresh_weights(loading, self._what)
             if torch.accelerator.is_available():
                 model.to(torch.accelerator.current_accelerator())
             self._ends = take_ends(model, self.tokenizer)

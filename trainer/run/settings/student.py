@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from logitstore.common.section import HomePath, Section
+from logitstore.models.folder import check_loadable
 from logitstore.models.hub import check_model_name
 
 
@@ -122,8 +123,10 @@ class StudentConfig(Section):
 
 
 def check_names(student: StudentConfig) -> None:
-    """Raises ConfigError for a model or tokenizer that is neither here nor to be had. Loads no torch."""
+    """Raises ConfigError for a model or tokenizer that is neither here nor to be had, or a folder that is not
+    whole. Loads no torch."""
     if student.model is not None:
         check_model_name(student.model, revision=student.revision, setting="student.model")
+        check_loadable(student.model, "student.model")
     if student.tokenizer is not None:
         check_model_name(student.tokenizer, revision=None, setting="student.tokenizer")
