@@ -14,6 +14,7 @@ from labeler.driver.pool_events import (
     PoolEvent,
     ReplicaGivenUp,
     ReplicasWait,
+    StartFailed,
     WorkerAlive,
     WorkerDied,
     WorkerLeft,
@@ -158,6 +159,10 @@ class LabelingLoop:
                 self._ready(event)
             case WorkerDied():
                 self._died(event)
+            case StartFailed(worker_id, reason):
+                self._log.write("start_failed", worker=worker_id, reason=reason)
+                self._tally.count_failure("start_failed", f"{worker_id}: {reason}")
+                self._note(f"{worker_id} did not start and is started anew: {reason}")
             case WorkerLeft(worker_id, node_name):
                 self._log.write("worker_left", worker=worker_id, node=node_name)
                 self._note(f"{worker_id} left {node_name}, which is about to go")

@@ -19,6 +19,7 @@ from labeler.driver.pool_events import (
     LeaseFailed,
     PoolEvent,
     ReplicaGivenUp,
+    StartFailed,
     WorkerAlive,
     WorkerDied,
     WorkerLeft,
@@ -280,6 +281,8 @@ class ActorPool:
         if slot.deaths_in_row > self._job.workers.restarts:
             slot.state = "given_up"
             events.append(ReplicaGivenUp(worker_id, reason))
+        elif not was_ready:
+            events.append(StartFailed(worker_id, reason))
         return events
 
     def _vacate(self, slot: Slot, pause_sec: float) -> None:

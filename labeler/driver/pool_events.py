@@ -27,6 +27,14 @@ class WorkerDied:
 
 
 @dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The worker was lost before its engine was ready; another is started in its place."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLeft:
     """The worker went as it was asked to, since its node is about to go; what it still held is free."""
 
@@ -71,6 +79,7 @@ class ReplicasWait:
 PoolEvent = (
     WorkerReady
     | WorkerDied
+    | StartFailed
     | WorkerLeft
     | WorkerAlive
     | LeaseEnded

@@ -16,6 +16,7 @@ from labeler.driver.pool_events import (
     LeaseFailed,
     PoolEvent,
     ReplicaGivenUp,
+    StartFailed,
     WorkerDied,
     WorkerLeft,
     WorkerReady,
@@ -180,6 +181,14 @@ def test_a_worker_that_leaves_gives_its_units_to_another_and_is_no_failure(
     ]
     assert not driver.tally.failures_by_kind
     assert any("node-a" in text for text in driver.said)
+
+
+def test_why_an_engine_did_not_start_is_said_before_it_is_tried_again(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [StartFailed("worker-0.0", "ValueError: no such attention")])
+    driver.run()
+    assert driver.said == ["worker-0.0 did not start and is started anew: ValueError: no such attention"]
+    assert driver.tally.failures_by_kind == {"start_failed": 1}
+    assert list(driver.tally.causes) == ["start_failed: worker-0.0: ValueError: no such attention"]
 
 
 def test_a_job_ends_with_the_reason_once_every_replica_is_given_up(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import ray
 
 from labeler.config.loading import load_job
 from labeler.driver.pool import ActorPool
-from labeler.driver.pool_events import PoolEvent, ReplicaGivenUp
+from labeler.driver.pool_events import PoolEvent, ReplicaGivenUp, StartFailed
 from labeler.driver.progress import one_line
 from labeler.driver.run import RunOptions, run
 from labeler.job.status import read_status
@@ -43,15 +43,17 @@ def test_an_actor_that_cannot_be_made_is_given_up_with_the_reason(tmp_path: Path
         pool = ActorPool(job, ResponseEnds(), ray.remote(Unmakeable))
         found: list[PoolEvent] = []
         deadline = time.monotonic() + 200
-        while not found:
+        while pool.num_given_up == 0:
             assert time.monotonic() < deadline, "it is tried again and again"
             found += pool.poll(0.2)
         pool.close()
-    (event,) = found
-    assert isinstance(event, ReplicaGivenUp)
-    assert (event.worker_id, pool.num_given_up) == ("worker-0.1", 1)
+    tried, given_up = found
+    assert isinstance(tried, StartFailed)
+    assert isinstance(given_up, ReplicaGivenUp)
+    assert (tried.worker_id, given_up.worker_id, pool.num_given_up) == ("worker-0.0", "worker-0.1", 1)
     made = r"it could not be made on [\d.]+: ImportError: No module named 'labeler'; the interpreter"
-    assert re.match(made, event.reason), event.reason
+    for event in (tried, given_up):
+        assert re.match(made, event.reason), event.reason
 
 
 @pytest.mark.ray
