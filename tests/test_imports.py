@@ -88,6 +88,19 @@ def test_only_the_teacher_imports_vllm() -> None:
     assert all(path.startswith(VLLM_ROOM) for path in importers)
 
 
+def test_what_runs_beside_vllm_is_imported_late() -> None:
+    """Its packages are there in a worker's process; a driver, or a machine that submits, may have none."""
+    importers = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("labeler", "cluster")
+        for path in (ROOT / package).rglob("*.py")
+        for node in top_level_imports(path)
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("labeler.teacher.vllm.")
+    }
+    assert importers
+    assert all(path.startswith(VLLM_ROOM) for path in importers)
+
+
 def test_the_import_reader_sees_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     source = tmp_path / "trainer" / "x.py"

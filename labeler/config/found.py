@@ -174,9 +174,13 @@ def _first_records(uri: str, storage_options: Any) -> tuple[list[dict[str, Any]]
 
 
 def _find_gpus(document: dict[str, Any]) -> list[str]:
-    """One replica for every GPU, or for every group of `teacher.tensor_parallel_size`."""
+    """One replica for every GPU, or for as many as an engine has ranks. A teacher behind an API uses none."""
     teacher, workers = document.get("teacher"), document.get("workers")
-    if not isinstance(teacher, dict) or not isinstance(workers, dict) or teacher.get("engine") == "fake":
+    if (
+        not isinstance(teacher, dict)
+        or not isinstance(workers, dict)
+        or teacher.get("engine", "vllm") != "vllm"
+    ):
         return []
     num_gpus = gpus_here()
     if not num_gpus:
@@ -187,12 +191,14 @@ def _find_gpus(document: dict[str, Any]) -> list[str]:
                 "Install vLLM's GPU build for them"
             ]
         return ["found: no GPU; workers.gpus = 0, the CPU labels"]
-    ranks = teacher.get("tensor_parallel_size", 1)
-    if not isinstance(ranks, int) or not 1 <= ranks <= num_gpus:
-        return []
-    workers["gpus"] = ranks
+    tensor, pipeline = teacher.get("tensor_parallel_size", 1), teacher.get("pipeline_parallel_size", 1)
+    machines = workers.get("machines", 1)
+    if not all(isinstance(number, int) and number >= 1 for number in (tensor, pipeline, machines)):
+        return []  # told by the check of the whole job, as what does not divide is
+    ranks = max(tensor * pipeline // machines, 1)
+    workers["gpus"] = ranks  # more than there are is refused with both numbers, and not left to the CPU
     line = f"found: {num_gpus} {'GPU' if num_gpus == 1 else 'GPUs'}; workers.gpus = {ranks}"
-    if "replicas" not in workers and "machines" not in workers:
+    if "replicas" not in workers and "machines" not in workers and ranks <= num_gpus:
         workers["replicas"] = num_gpus // ranks
         line += f", workers.replicas = {workers['replicas']}"
     return [line]

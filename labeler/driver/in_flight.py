@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from labeler.config.loading import JobConfig
 from labeler.config.run_settings import MOST_LEASES
 from labeler.planning.plan import PlanTotals
-from labeler.teacher.vllm.engine import (
+from labeler.teacher.engine_sizes import (
     CPU_BATCHED_TOKENS,
     CPU_SEQUENCES,
     DEVICE_BATCHED_TOKENS,

@@ -10,6 +10,8 @@ EXTRA_OF_PACKAGE = {
     "lm_eval": "parity",
 }
 """Packages of single subcommands; all others come with the extra of their command."""
+ALSO = {"label": "; '.[label-cpu]' without a GPU, '.[api]' for a teacher behind an API"}
+"""What else brings the packages of an extra, and where that is enough."""
 OURS = ("logitstore", "labeler", "trainer", "cluster", "benchmarks")
 
 
@@ -25,5 +27,5 @@ def explain_missing(error: ModuleNotFoundError, extra: str) -> str:
     extra = EXTRA_OF_PACKAGE.get(name, extra)
     return (
         f"this command needs the package {name!r}, which is not installed; in the project's folder: "
-        f"pip install '.[{extra}]'"
+        f"pip install '.[{extra}]'{ALSO.get(extra, '')}"
     )

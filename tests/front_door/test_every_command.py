@@ -1,19 +1,16 @@
-"""Every subcommand with Ctrl-C, a closed pipe, a missing extra, a place that cannot be written.
+"""Every subcommand with Ctrl-C, a closed pipe, a place that cannot be written.
 
-Each is driven through `main` in this process, since signals, pipes and errors do the same there; missing extras
-need an interpreter in which nothing of them was imported, one for all commands. What is missing, and the same
-for whole processes, is in `test_matrix.py`.
+Each is driven through `main` in this process, since signals, pipes and errors do the same there. What is missing,
+and the same for whole processes, is in `test_matrix.py`; missing extras are in `test_extras.py`.
 """
 
 from __future__ import annotations
 
 import errno
 import inspect
-import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
@@ -36,12 +33,6 @@ SERVERS = {("cluster", "dashboard"), ("cluster", "up")}
 """Go on until they are told to stop, or leave processes behind: interrupted before that, and not run here."""
 SLOW = {("bench", part) for part in (*MEASURED, "gpu", "sources", "agreement", "leases", "check")}
 """Import torch, transformers or vLLM before their arguments are read."""
-EXTRAS = {"label": "label", "train": "train", "cluster": "cluster", "bench": "label-cpu,train,bench"}
-OPTIONAL = (
-    "numba", "torch", "transformers", "accelerate", "tensorboard", "vllm", "ray", "yaml", "jsonschema",
-    "jinja2", "matplotlib", "psutil", "gguf", "sentencepiece", "datasets", "peft", "tokenizers", "triton",
-)  # fmt: skip
-"""What extras bring; the base installation has none of them."""
 
 
 def test_every_subcommand_is_here() -> None:
@@ -287,39 +278,3 @@ def test_a_store_that_cannot_be_written_is_one_line(
     line = told(capsys, "store")
     assert status in (ExitStatus.WRONG, ExitStatus.UNREACHABLE), line
     assert "Read-only file system" in line
-
-
-@pytest.mark.slow
-def test_a_missing_extra_is_named(places: dict[str, str], tmp_path: Path) -> None:
-    """All commands in one interpreter of a base installation: they work, or say what to install."""
-    commands = [one for one in WORK if one not in SERVERS]
-    lines = [arguments_of(one, places, tmp_path / f"out{number}") for number, one in enumerate(commands)]
-    program = (
-        "import contextlib, io, json, sys\n"
-        f"for name in {OPTIONAL!r}: sys.modules[name] = None\n"
-        "from logitstore.common.penumbra import main\n"
-        "found = []\n"
-        "for line in json.load(sys.stdin):\n"
-        "    err = io.StringIO()\n"
-        "    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):\n"
-        "        status = main(line)\n"
-        "    found.append([int(status), err.getvalue()])\n"
-        "print(json.dumps(found))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        input=json.dumps(lines), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    named = set()
-    for command, (status, err) in zip(commands, json.loads(done.stdout), strict=True):
-        assert "Traceback" not in err
-        assert "defect" not in err, f"{command}: {err}"
-        if "which is not installed" in err:
-            assert status == ExitStatus.WRONG
-            assert f"pip install '.[{EXTRAS[command[0]]}]'" in err
-            named.add(command)
-    assert named >= {("cluster", name) for name in ("submit", "status", "logs", "stop", "resume", "list")}
-    assert named >= {("bench", part) for part in MEASURED}
-    assert not any(program == "store" for program, _ in named - {("store", "retokenize")})

@@ -1,4 +1,4 @@
-"""Starts a vLLM engine for labeling. Imports vllm: only `vllm_teacher.py` imports this, and late.
+"""Starts a vLLM engine for labeling. Imports vllm: only what runs in a worker imports this, and late.
 
 vLLM reads its environment when it is imported, so `prepare_process` runs before the import of torch.
 """
@@ -13,23 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
+from labeler.teacher.engine_sizes import (
+    CPU_BATCHED_TOKENS,
+    CPU_SEQUENCES,
+    DEVICE_BATCHED_TOKENS,
+    DEVICE_SEQUENCES,
+)
 from labeler.teacher.model_identity import own_dtype, read_model_config
 from labeler.teacher.output_head import Head, HeadChoice, choose_head
 from labeler.teacher.vllm.orphans import start_guard
 
 CPU_KV_CACHE_BYTES = 1 << 30
 """KV cache of a CPU engine unless `engine_args` says otherwise: an explicit size skips the measuring run."""
-CPU_BATCHED_TOKENS = 512
-DEVICE_BATCHED_TOKENS = 2048
-"""Tokens of one step. The V1 runner makes a [tokens, V] float32 copy of the logits of each prompt, which
-the memory profile does not foresee: 2,048 x 152k x 4 B = 1.2 GB, where vLLM's default of 16,384 takes 10."""
 ENGINE_CHECK_SEC = 1.0
-CPU_SEQUENCES = 32
-DEVICE_SEQUENCES = 256
-QUEUED_BATCHES = 4
-"""Full engine steps of tokens handed to the engine at a time: enough never to starve it, and bounded."""
-SPARE_SEQUENCES = 1.25
-"""Sequences handed to the engine for each it works on, so that a place that falls free is taken at once."""
 
 
 def parse_cores(cores: str) -> list[int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from labeler.errors import PromptError, TeacherDiedError
 from labeler.records import TokenizedPrompt
-from labeler.teacher.vllm.engine import QUEUED_BATCHES
+from labeler.teacher.engine_sizes import QUEUED_BATCHES
 from labeler.teacher.vllm.requests import Requests, Work, again, request_error
 from logitstore.records import LabeledSequence
 

@@ -15,13 +15,13 @@ from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.errors import PromptError
 from labeler.prompting.tokenization import load_tokenizer
 from labeler.records import TeacherDescription, TokenizedPrompt
+from labeler.teacher.engine_sizes import SPARE_SEQUENCES
 from labeler.teacher.known_vllm import RUNNERS, capture_refusal, given_refusal
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.model_identity import find_model_folder, model_fingerprint, model_name
 from labeler.teacher.protocol import usable_tokens
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.teacher.vllm.engine import (
-    SPARE_SEQUENCES,
     engine_args,
     head_choice,
     prepare_process,

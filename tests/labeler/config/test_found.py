@@ -100,6 +100,10 @@ def test_where_no_record_can_be_read_the_reason_is_said_and_no_setting(
         (4, {}, {"gpus": 0}, {"gpus": 0}),
         (4, {}, {"address": "ray://head"}, {"address": "ray://head"}),
         (4, {"engine": "fake"}, {}, {}),
+        (8, {"engine": "vllm", "pipeline_parallel_size": 2}, {}, {"gpus": 2, "replicas": 4}),
+        (8, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, {}, {"gpus": 4, "replicas": 2}),
+        (2, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, {}, {"gpus": 4}),
+        (8, {"engine": "openai", "api": {"requests_per_minute": 60}}, {}, {}),
     ],
 )
 def test_gpus_become_replicas(
