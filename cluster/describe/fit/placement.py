@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from cluster.describe.fit.cache import room_for_weights_gb
-from cluster.describe.settings.accelerators import MEMORY_GB, slice_gb
+from cluster.describe.settings.accelerators import known_memory_gb, slice_gb
 from cluster.describe.settings.cluster import ClusterConfig, GroupConfig, Kind
 from labeler.config.loading import JobConfig, WorkersConfig
 from labeler.planning.fit.disks import store_bytes_at_most
@@ -39,7 +39,7 @@ def check_placement(
             continue
         memory_gb = gpu_memory_gb(group, _slice_gb(cluster, disk_kind))
         if need is not None and need.gpu_bytes > (memory_gb or math.inf) * GB:
-            too_small[group.name] = f"a GPU of group {group.name} has {memory_gb:g} GB, but {need}"
+            too_small[group.name] = f"a GPU of group {group.name} has {memory_gb:.3g} GB, but {need}"
             if need.is_sure:
                 continue
         rooms[group.name] = each * group.count // workers.machines
@@ -73,7 +73,7 @@ def check_placement(
 def gpu_memory_gb(group: GroupConfig, part_gb: float | None = None) -> float | None:
     """Memory of one GPU of the group, or of the part of it that a pod gets; None for one that is not known
     here."""
-    return group.gpu_memory_gb or part_gb or MEMORY_GB.get(group.accelerator)
+    return group.gpu_memory_gb or part_gb or known_memory_gb(group.accelerator)
 
 
 def _slice_gb(cluster: ClusterConfig, kind: Kind | None) -> float | None:

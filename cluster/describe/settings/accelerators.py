@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
-MEMORY_GB: dict[str, float] = {
+MEMORY_GIB: dict[str, float] = {
     "T4": 16, "V100": 16, "V100-32GB": 32, "A10G": 24, "A10": 24, "A30": 24, "A40": 48, "L4": 24, "L40": 48,
     "L40S": 48, "A100-40GB": 40, "A100-80GB": 80, "H100": 80, "H100-NVL": 94, "GH200": 96, "H200": 141,
     "B200": 180, "MI300X": 192, "MI325X": 256,
 }  # fmt: skip
-"""Memory of one, in GB, as NVIDIA's and AMD's data sheets say; the smallest where there are several sizes."""
+"""Memory of one, as NVIDIA's and AMD's data sheets say under the name of GB; the smallest where there are
+several sizes. Drivers report as many GiB or a little less (an H100 81,559 MiB), so it is an upper bound."""
+GB_OF_GIB = 2**30 / 1e9
 NAMES_OF_SKYPILOT = {"A100-40GB": "A100"}
 """Where its catalog has another name; `A100` there is that of 40 GB, and `A100-40GB` none."""
 _FORMS = frozenset(
@@ -44,8 +46,9 @@ def check_accelerator(name: str) -> str:
 
 
 def known_memory_gb(name: str) -> float | None:
-    """Memory of one in GB, by any name of it; the smallest where there are several sizes; None: not known."""
-    return min((MEMORY_GB[known] for known in _meant(name)), default=None)
+    """At most how much memory one has, in 10^9 bytes, by any name of it; of the smallest where there are
+    several sizes; None: not known."""
+    return min((MEMORY_GIB[known] * GB_OF_GIB for known in _meant(name)), default=None)
 
 
 def is_amd(name: str) -> bool:
@@ -53,18 +56,18 @@ def is_amd(name: str) -> bool:
 
 
 def slice_gb(resource: str) -> float | None:
-    """Memory of a part of a GPU, of a resource as nvidia.com/mig-3g.40gb; None for whole ones."""
+    """Memory of a part of a GPU in 10^9 bytes, of a resource as nvidia.com/mig-3g.40gb; None for whole ones."""
     found = _SLICE.fullmatch(resource)
-    return float(found[1]) if found else None
+    return float(found[1]) * GB_OF_GIB if found else None
 
 
 def _meant(name: str) -> list[str]:
     """Known names of which `name` is a spelling; several for one without its size, as A100."""
     plain = _plain(name)
     found = [
-        known for known, size in MEMORY_GB.items() if plain in (_plain(known), f"{_plain(known)}{size:g}gb")
+        known for known, size in MEMORY_GIB.items() if plain in (_plain(known), f"{_plain(known)}{size:g}gb")
     ]
-    return found or sorted(known for known in MEMORY_GB if plain and _plain(known.partition("-")[0]) == plain)
+    return found or sorted(known for known in MEMORY_GIB if plain and _plain(known.partition("-")[0]) == plain)
 
 
 def _plain(name: str) -> str:

@@ -1,37 +1,36 @@
 """What a teacher needs of each GPU's memory, from its config.json alone, before any machine is started.
 
 An estimate on the low side: weights, the labels' logits, the cache of one longest sequence. What is refused
-by it cannot load; what passes may still be slow for want of cache.
+by it cannot load, and where the model is not understood nothing is refused; what passes may still be slow for
+want of cache.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labeler.config.loading import JobConfig
+from labeler.planning.fit.model_weights import (
+    FLOAT_BYTES,
+    SCALES,
+    cache_bytes,
+    is_readable,
+    model_weights,
+    quantized_bits,
+)
 from logitstore.common.config_file import ConfigError
 from logitstore.models.hub import check_model_name
 
 GB = 1e9
 DEFAULT_UTILIZATION = 0.9
 """Share of a GPU's memory that vLLM takes unless `gpu_memory_utilization` says otherwise."""
+DEFAULT_CONTEXT = 4096
 DEFAULT_STEP_TOKENS = 2048
 """Tokens of an engine's step, of which a float32 copy of the logits is made for the labels."""
-FLOAT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-QUANTIZED_BITS = {
-    "awq": 4, "gptq": 4, "int4": 4, "nf4": 4, "bitsandbytes": 4, "mxfp4": 4, "nvfp4": 4, "w4a16": 4,
-    "fp8": 8, "int8": 8, "w8a8": 8, "w8a16": 8,
-}  # fmt: skip
-"""By the words of a quantisation's name, or of a model's."""
-SCALES = 1.05
-"""A quantised weight's share of the scales."""
-NOT_GATED = ("bloom", "falcon", "gpt_bigcode", "gpt_neox", "mpt", "opt", "phi", "starcoder2")
-"""Models whose layers have two matrices in the MLP instead of three."""
 CONFIG_SOURCE = "by its config.json"
 _SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])")
 
@@ -48,7 +47,8 @@ class MemoryNeed:
     source: str
     """Where the number of weights is from, for people."""
     is_sure: bool
-    """False where the number stands in the model's name alone, which says nothing of its precision."""
+    """False where the number stands in the model's name alone, which says nothing of its precision, or
+    config.json tells of layers or a quantisation that are not understood here."""
 
     @property
     def gpu_bytes(self) -> float:
@@ -70,7 +70,7 @@ class StoredWeights:
     source: str
     """Where the number of weights is from, for people."""
     is_sure: bool
-    """False where the number stands in the model's name alone."""
+    """As of a `MemoryNeed`."""
 
     def __str__(self) -> str:
         return f"{self.num_bytes / GB:,.1f} GB ({self.source})"
@@ -83,15 +83,9 @@ def stored_weights(job: JobConfig) -> StoredWeights | None:
         return None
     config = _config_of(teacher.model, teacher.revision)
     if config is not None:
-        inner, outer = _num_weights(config)
-        num_bytes = inner * _bytes_per_weight(config, "auto", None, "") + outer * FLOAT_BYTES[_dtype(config)]
-        return StoredWeights(num_bytes, CONFIG_SOURCE, is_sure=True)
-    named = _size_in_name(teacher.model)
-    if named is None:
-        return None
-    num_weights, source = named
-    name = teacher.model.rpartition("/")[2]
-    return StoredWeights(num_weights * _bytes_per_weight({}, "auto", None, name), source, is_sure=False)
+        weights = model_weights(config, "auto", None)
+        return StoredWeights(weights.num_bytes, CONFIG_SOURCE, weights.is_sure)
+    return _by_name(teacher.model, "auto", None)
 
 
 def memory_need(job: JobConfig) -> MemoryNeed | None:
@@ -103,24 +97,31 @@ def memory_need(job: JobConfig) -> MemoryNeed | None:
     utilization = float(arguments.get("gpu_memory_utilization", DEFAULT_UTILIZATION))
     config = _config_of(teacher.model, teacher.revision)
     if config is None:
-        named = _size_in_name(teacher.model)
+        named = _by_name(teacher.model, teacher.dtype, teacher.quantization)
         if named is None:
             return None
-        num_weights, source = named
-        name = teacher.model.rpartition("/")[2]
-        weights = num_weights * _bytes_per_weight({}, teacher.dtype, teacher.quantization, name)
-        return MemoryNeed(weights, weights / ranks, utilization, source, is_sure=False)
-    inner, outer = _num_weights(config)
-    float_bytes = FLOAT_BYTES[teacher.dtype if teacher.dtype != "auto" else _dtype(config)]
-    weights = inner * _bytes_per_weight(config, teacher.dtype, teacher.quantization, "")
-    weights += outer * float_bytes  # embedding and head are not quantised
+        return MemoryNeed(named.num_bytes, named.num_bytes / ranks, utilization, named.source, is_sure=False)
+    found = model_weights(config, teacher.dtype, teacher.quantization)
+    weights = found.num_bytes
     if teacher.head_dtype == "float32":  # vLLM then keeps the head's weight in float32
-        weights += config["vocab_size"] * config["hidden_size"] * (4.0 - float_bytes)
+        weights += config["vocab_size"] * config["hidden_size"] * (4.0 - found.float_bytes)
     logits = int(arguments.get("max_num_batched_tokens", DEFAULT_STEP_TOKENS)) * config["vocab_size"] * 4.0
-    longest = teacher.max_model_len or int(config.get("max_position_embeddings", 4096))
-    cache = longest * _cache_bytes_per_token(config, float_bytes)
-    each = (weights + cache) / ranks + logits
-    return MemoryNeed(weights, each, utilization, CONFIG_SOURCE, is_sure=True)
+    longest = teacher.max_model_len or int(config.get("max_position_embeddings") or DEFAULT_CONTEXT)
+    is_small = "8" in str(arguments.get("kv_cache_dtype", ""))  # fp8 and its kinds, int8
+    cache = cache_bytes(config, longest, 1.0 if is_small else found.float_bytes)
+    on_gpus = max(0.0, weights / ranks - float(arguments.get("cpu_offload_gb") or 0) * 2**30)
+    return MemoryNeed(weights, on_gpus + cache / ranks + logits, utilization, CONFIG_SOURCE, found.is_sure)
+
+
+def _by_name(model: str, dtype: str, quantization: str | None) -> StoredWeights | None:
+    """A guess by what a model's name says of its size and precision."""
+    named = _size_in_name(model)
+    if named is None:
+        return None
+    num_weights, source = named
+    bits = quantized_bits({}, quantization, model.rpartition("/")[2])
+    each = FLOAT_BYTES["bfloat16" if dtype == "auto" else dtype] if bits is None else bits / 8 * SCALES
+    return StoredWeights(num_weights * each, source, is_sure=False)
 
 
 def _size_in_name(model: str) -> tuple[float, str] | None:
@@ -132,71 +133,35 @@ def _size_in_name(model: str) -> tuple[float, str] | None:
 
 
 def _config_of(model: str, revision: str | None) -> dict[str, Any] | None:
-    """The text model's config.json of a folder, or of Hugging Face's cache or hub; None if none has it."""
-    path = Path(model) / "config.json"
+    """The text model's config.json of a folder, or of Hugging Face's cache or hub, with what is said of its
+    quantisation, there or in a file of NVIDIA's own; None if none has it."""
+    config = _file_of(model, revision, "config.json")
+    if config is None:
+        return None
+    quantized = config.get("quantization_config")
+    config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    if not is_readable(config):
+        return None
+    quantized = config.get("quantization_config") or quantized
+    if not quantized:
+        quantized = (_file_of(model, revision, "hf_quant_config.json") or {}).get("quantization")
+    return {**config, "quantization_config": quantized if isinstance(quantized, dict) else None}
+
+
+def _file_of(model: str, revision: str | None, name: str) -> dict[str, Any] | None:
+    path = Path(model) / name
     if not path.is_file():
+        if Path(model).is_dir():
+            return None
         try:
             from huggingface_hub import hf_hub_download
 
             check_model_name(model, revision=revision, setting="teacher.model")
-            path = Path(hf_hub_download(model, "config.json", revision=revision))
+            path = Path(hf_hub_download(model, name, revision=revision))
         except (ModuleNotFoundError, ConfigError, OSError):
             return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    quantized = config.get("quantization_config")
-    config = config.get("text_config") or config
-    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if not all(isinstance(config.get(name), int) for name in needed):
-        return None
-    return {**config, "quantization_config": config.get("quantization_config") or quantized}
-
-
-def _num_weights(config: Mapping[str, Any]) -> tuple[float, float]:
-    """Weights of the layers, and of embedding and head."""
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    kv_heads = config.get("num_key_value_heads") or heads
-    attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
-    inter = config.get("intermediate_size") or 4 * hidden
-    experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
-    if experts:
-        inter = experts * (config.get("moe_intermediate_size") or inter)
-    matrices = 2 if config.get("model_type") in NOT_GATED else 3
-    layers = config["num_hidden_layers"] * (attention + matrices * hidden * inter)
-    copies = 1 if config.get("tie_word_embeddings") else 2
-    return float(layers), float(copies * config["vocab_size"] * hidden)
-
-
-def _cache_bytes_per_token(config: Mapping[str, Any], float_bytes: float) -> float:
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    if config.get("kv_lora_rank"):  # one compressed vector for keys and values
-        return config["num_hidden_layers"] * config["kv_lora_rank"] * float_bytes
-    return (
-        2
-        * config["num_hidden_layers"]
-        * (config.get("num_key_value_heads") or heads)
-        * head_dim
-        * float_bytes
-    )
-
-
-def _dtype(config: Mapping[str, Any]) -> str:
-    """The model's own, which the labeler has vLLM take."""
-    found = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
-    return found if found in FLOAT_BYTES else "bfloat16"
-
-
-def _bytes_per_weight(config: Mapping[str, Any], dtype: str, quantization: str | None, name: str) -> float:
-    own = config.get("quantization_config") or {}
-    if isinstance(own.get("bits"), int):
-        return own["bits"] / 8 * SCALES
-    method = f"{quantization or own.get('quant_method') or ''} {name}"
-    words = set(re.findall(r"[a-z]+[0-9]*", method.lower()))
-    for word, bits in QUANTIZED_BITS.items():
-        if word in words:
-            return bits / 8 * SCALES
-    return FLOAT_BYTES[dtype if dtype != "auto" else _dtype(config)]
+    return found if isinstance(found, dict) else None

@@ -63,6 +63,25 @@ def test_precision_head_and_quantisation_count(model: Path) -> None:
     assert 5e9 < small.weight_bytes < 6.5e9
 
 
+def test_a_quantisation_in_a_file_of_its_own_counts(model: Path) -> None:
+    """NVIDIA's ModelOpt writes it beside config.json."""
+    (model / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    need = memory_need(a_job(model))
+    assert need is not None
+    assert need.is_sure
+    assert 5e9 < need.weight_bytes < 6.5e9
+
+
+def test_a_smaller_cache_and_weights_beside_the_gpu_count(model: Path) -> None:
+    plain = memory_need(a_job(model, "teacher.max_model_len=8192"))
+    arguments = 'teacher.engine_args={kv_cache_dtype = "fp8", cpu_offload_gb = 4}'
+    less = memory_need(a_job(model, "teacher.max_model_len=8192", arguments))
+    assert plain is not None
+    assert less is not None
+    half_cache = 8192 * 2 * 32 * 8 * 128
+    assert plain.bytes_per_gpu - less.bytes_per_gpu == pytest.approx(half_cache + 4 * 2**30)
+
+
 def test_experts_count_all(model: Path) -> None:
     write(model, LLAMA_8B | {"num_local_experts": 8, "vocab_size": 32000})
     need = memory_need(a_job(model))
