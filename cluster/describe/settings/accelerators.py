@@ -56,7 +56,7 @@ def is_amd(name: str) -> bool:
 
 
 def slice_gb(resource: str) -> float | None:
-    """Memory of a part of a GPU in 10^9 bytes, of a resource as nvidia.com/mig-3g.40gb; None for whole ones."""
+    """Memory of a part of a GPU, in 10^9 bytes, by its resource (nvidia.com/mig-3g.40gb), or None."""
     found = _SLICE.fullmatch(resource)
     return float(found[1]) * GB_OF_GIB if found else None
 
@@ -67,7 +67,9 @@ def _meant(name: str) -> list[str]:
     found = [
         known for known, size in MEMORY_GIB.items() if plain in (_plain(known), f"{_plain(known)}{size:g}gb")
     ]
-    return found or sorted(known for known in MEMORY_GIB if plain and _plain(known.partition("-")[0]) == plain)
+    return found or sorted(
+        known for known in MEMORY_GIB if plain and _plain(known.partition("-")[0]) == plain
+    )
 
 
 def _plain(name: str) -> str:

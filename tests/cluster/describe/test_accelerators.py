@@ -15,7 +15,8 @@ from ray.util.accelerators import accelerators
 from cluster.describe.fit.placement import check_placement
 from cluster.describe.render import render
 from cluster.describe.settings.accelerators import (
-    MEMORY_GB,
+    GB_OF_GIB,
+    MEMORY_GIB,
     NAMES_OF_SKYPILOT,
     is_amd,
     known_memory_gb,
@@ -62,14 +63,14 @@ def test_another_spelling_would_be_a_gpu_that_nothing_is_known_of(name: str, say
 
 
 def test_a_gpu_that_nobody_here_knows_may_be_named() -> None:
-    for name in ("B300", "RTX-PRO-6000", "GB200", *MEMORY_GB):
+    for name in ("B300", "RTX-PRO-6000", "GB200", *MEMORY_GIB):
         assert with_gpu(name).groups[0].accelerator == name
 
 
 def test_rays_own_names_are_known_by_their_memory_and_maker() -> None:
     names = {name for name in vars(accelerators).values() if isinstance(name, str)}
-    known = {name: known_memory_gb(name) for name in names}
-    assert {name: size for name, size in known.items() if size} == {
+    known = {name: (known_memory_gb(name) or 0) / GB_OF_GIB for name in names}
+    assert {name: round(size, 6) for name, size in known.items() if size} == {
         "A100": 40, "A100-40G": 40, "A100-80G": 80, "A10G": 24, "B200": 180, "H100": 80, "H200": 141, "L4": 24,
         "L40S": 48, "T4": 16, "V100": 16, "AMD-Instinct-MI300X-OAM": 192, "AMD-Instinct-MI325X-OAM": 256,
     }  # fmt: skip
@@ -113,8 +114,8 @@ def a_teacher(folder: Path, num_layers: int) -> JobConfig:
 
 PLACES: list[tuple[str, Kind, str]] = [
     ("nvidia.com/gpu", "kuberay-cluster", ""),
-    ("nvidia.com/mig-3g.40gb", "kuberay-cluster", "a GPU of group l4 has 40 GB"),
-    ("nvidia.com/mig-1g.10gb.me", "kuberay-job", "a GPU of group l4 has 10 GB"),
+    ("nvidia.com/mig-3g.40gb", "kuberay-cluster", "a GPU of group l4 has 42.9 GB"),
+    ("nvidia.com/mig-1g.10gb.me", "kuberay-job", "a GPU of group l4 has 10.7 GB"),
     ("nvidia.com/mig-3g.40gb", "ray-aws", ""),
 ]
 

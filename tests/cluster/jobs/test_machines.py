@@ -50,7 +50,7 @@ def test_a_machine_whose_gpus_cannot_hold_the_teacher_is_refused(thirty_gb: str)
     nodes = [node("small", "L4"), node("large", "H100")]
     with pytest.raises(JobRefusedError) as refused:
         check_machines(a_job(thirty_gb), nodes)
-    for words in ("small (24 GB)", "by its config.json", '{ "accelerator_type:H100" = 0.001 }'):
+    for words in ("small (26 GB)", "by its config.json", '{ "accelerator_type:H100" = 0.001 }'):
         assert words in str(refused.value)
     assert check_machines(a_job(thirty_gb), nodes[1:]) == []
     assert check_machines(a_job(thirty_gb, resources={"accelerator_type:H100": 0.001}), nodes) == []
@@ -75,7 +75,7 @@ def test_a_guess_and_a_full_disk_are_warnings(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("labeler.planning.fit.gpu_memory._config_of", lambda model, revision: None)
     job = a_job("org/Teacher-32B")
     memory, disk = check_machines(job, [node("small", "L4", free=50e9), node("large", "H200", free=500e9)])
-    assert memory.startswith("WARNING: a replica may be placed on small (24 GB), but the teacher's weights")
+    assert memory.startswith("WARNING: a replica may be placed on small (26 GB), but the teacher's weights")
     assert "32B in its name" in memory
     assert "more than the root disk of small has free" in disk
     (disk,) = check_machines(job, [node("full", "H200", free=0), node("pod", "H200")])

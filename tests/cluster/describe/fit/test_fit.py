@@ -53,7 +53,7 @@ def test_a_teacher_too_large_for_a_groups_gpus_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as refused:
         check_placement(two_kinds(), job, CORES)
     for words in (
-        "a GPU of group l4 has 24 GB",
+        "a GPU of group l4 has 25.8 GB",
         "each GPU of a replica needs about",
         "{ group-h100 = 0.001 }",
     ):
@@ -75,7 +75,7 @@ def test_a_teacher_too_large_for_a_groups_gpus_is_refused(tmp_path: Path) -> Non
 def test_a_guess_from_a_name_warns_and_an_unknown_size_is_said() -> None:
     teacher = a_job().teacher.model_copy(update={"model": "org/Teacher-32B"})
     lines = check_placement(two_kinds(), a_job(replicas=2).model_copy(update={"teacher": teacher}), CORES)
-    assert lines[2].startswith("WARNING: a GPU of group l4 has 24 GB")
+    assert lines[2].startswith("WARNING: a GPU of group l4 has 25.8 GB")
     assert "32B in its name" in lines[2]
 
 
