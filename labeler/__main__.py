@@ -12,11 +12,13 @@ from typing import Any
 from labeler.config.found import load_found_job
 from labeler.config.loading import JobConfig
 from labeler.curation.commands.registered import add_curation_commands
+from logitstore.cli.context import progress_bar
 from logitstore.common.command import ExitStatus, Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
 from logitstore.common.options import add_storage_options, count, read_storage_options
 from logitstore.common.settings_list import add_form, listed
-from logitstore.exchange.by_suffix import export_file, exported_too
+from logitstore.exchange.by_suffix import export_file, exported_too, refuse_taken
+from logitstore.inputs.listing import list_files
 from logitstore.store import LogitStore
 
 PROGRAM = Program(
@@ -122,6 +124,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--settings shows what a job is set to; give it together with --dry-run")
     if arguments.calibrate and not arguments.dry_run:
         raise ConfigError("--calibrate estimates what a job will cost; give it together with --dry-run")
+    if export is not None:
+        files = list_files(job.input.uri, storage_options=job.input.storage_options)
+        refuse_taken(export, job.output.uri, [path.removeprefix("file://") for path, _ in files])
     if arguments.dry_run:
         from labeler.job.dry_run import dry_run
         from labeler.job.segment_colours import paint_for
@@ -148,9 +153,12 @@ def _run(arguments: argparse.Namespace) -> int:
         job, RunOptions(quiet=quiet, log_file=arguments.log_file, relabel_changed=arguments.relabel_changed)
     )
     if export is not None and exit_status == ExitStatus.DONE:
-        count = export_file(LogitStore.open(job.output.uri), export)
+        with progress_bar(arguments) as progress:
+            count = export_file(LogitStore.open(job.output.uri), export, progress)
         if not quiet:
             print(f"{count} to {export}")
+    elif export is not None and not quiet:
+        print(f"{export} is not written, since not everything is labeled", file=sys.stderr)
     if arguments.json:
         print(status.as_json())
     elif not arguments.quiet:

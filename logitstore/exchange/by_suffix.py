@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from logitstore.common.whole_file import check_replaceable
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.npz.export import export_npz
-from logitstore.exchange.tables.export import export_table
+from logitstore.exchange.tables.export import Progress, export_table
+from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
 
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".npz")
@@ -30,13 +34,32 @@ def exported_too(out: str | None) -> tuple[str | None, Path | None]:
         raise UnsupportedInputError(
             f"{out} is a folder, or a suffix alone; give a name for the exported file"
         )
+    check_replaceable(path)
     return str(path.with_suffix("")), path
 
 
-def export_file(store: LogitStore, path: Path) -> str:
+def refuse_taken(path: Path, store_uri: str, inputs: Sequence[str]) -> None:
+    """Raises UnsupportedInputError where the export would take the place of a file that is no export.
+
+    That is a file of the input (--input p.jsonl --out p.jsonl), and any other that is there before the store.
+    """
+    if not path.exists():
+        return
+    if any(os.path.exists(one) and os.path.samefile(one, path) for one in inputs):
+        raise UnsupportedInputError(
+            f"{path} is a file of the input, and the export would replace it; give another name"
+        )
+    if not os.path.exists(os.path.join(store_uri, MANIFEST_NAME)):
+        raise UnsupportedInputError(
+            f"{path} exists already, and the export would replace it: no store lies beside it at "
+            f"{store_uri}, so it is no export of one; give another name, or remove the file"
+        )
+
+
+def export_file(store: LogitStore, path: Path, progress: Progress | None = None) -> str:
     """Write the whole store in the form of the file's suffix; the number of things written, in words."""
     path.parent.mkdir(parents=True, exist_ok=True)
     form = path.suffix.lower().removeprefix(".")
     if form == "npz":
-        return f"{export_npz(store, path):,} label rows"
-    return f"{export_table(store, path, form):,} sequences"
+        return f"{export_npz(store, path, progress=progress):,} label rows"
+    return f"{export_table(store, path, form, progress=progress):,} sequences"
