@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from benchmarks.jobs.scale import TOP_K, VOCAB_SIZE, empty_store, made_up_sequence
+from benchmarks.jobs.made_up_labels import TOP_K, VOCAB_SIZE, empty_store, made_up_sequence
 from benchmarks.report.results import Figure, Result, publish
 from benchmarks.servers.web import run_web_server
 from logitstore.exchange.importing import Origin, import_source

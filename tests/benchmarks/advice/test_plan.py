@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.jobs.scale import TOP_K, empty_store, made_up_sequence
+from benchmarks.jobs.made_up_labels import TOP_K, empty_store, made_up_sequence
 from benchmarks.labels.labeled_times import read_store
 
 ROWS, UNIT_SEC = 32, 0.15

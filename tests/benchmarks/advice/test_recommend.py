@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.advice.cost_model import Prices, Rates, estimate, replicas_for
 from benchmarks.advice.recommend import Coverage, choose, cover
-from benchmarks.jobs.scale import made_up_sequence
+from benchmarks.jobs.made_up_labels import made_up_sequence
 from benchmarks.labels.label_sources import LabelSource
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits, rows_from_columns
 from logitstore.manifest.fields import LabelSpec

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.demo.report import SEQUENCES_PER_STORE, summarise_store, write_report
-from benchmarks.jobs.scale import empty_store, made_up_sequence
+from benchmarks.jobs.made_up_labels import empty_store, made_up_sequence
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.static import static_page
 from tests.benchmarks.demo.test_report import a_report

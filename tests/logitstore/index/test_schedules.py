@@ -10,7 +10,7 @@ import random
 import pytest
 
 from benchmarks.jobs.lossy_objects import Fault, LossyBackend, Memory, objects_over
-from benchmarks.jobs.scale import MANIFEST
+from benchmarks.jobs.made_up_labels import MANIFEST
 from benchmarks.jobs.store_schedules import MIXES, NUM_UNITS, run_schedule, unit_of
 from logitstore.errors import ObjectStoreError
 from logitstore.exchange.importing import Origin, Source, import_source
