@@ -45,6 +45,9 @@ class LossyBackend:
         self._memory, self._rng, self._fault_share, self._meanwhile = memory, rng, fault_share, meanwhile
         self.num_faults = 0
 
+    def require_puts(self) -> None:
+        """They are taken."""
+
     def require_conditions(self) -> None:
         """They are kept, if not always told."""
 
