@@ -25,7 +25,6 @@ from logitstore.common.penumbra import main
 from logitstore.objects.local import LocalBackend
 from tests.front_door.test_matrix import NOWHERE, parsers, told
 from tests.front_door.work import JOB, MEASURED, ROOT, WORK, arguments_of
-from tests.trainer.parity.models import byte_model
 from tests.trainer.stores import label_spec, make_store
 from trainer.run.settings.data import StoreSource
 
@@ -94,6 +93,8 @@ def test_a_home_is_one_wherever_a_path_is_given(monkeypatch: pytest.MonkeyPatch,
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What stands in the arguments by a word in capitals."""
+    from tests.trainer.parity.models import byte_model
+
     folder = tmp_path_factory.mktemp("every")
     make_store(folder / "store", spec=label_spec(259))
     train, label = folder / "train.toml", folder / "label.toml"

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import trainer.__main__
 from cluster.rounds.ledger import Ledger
 from labeler.config.loading import load_job
@@ -106,6 +104,8 @@ def killed(run: Callable[[], object]) -> bool:
     """Whether `run`, in a process of its own that has loaded all that this one has, was killed."""
     process = os.fork()
     if not process:
+        import torch
+
         torch.set_num_threads(1)  # the others of a pool are not there after a fork
         status = 1
         try:

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.__main__ import main
 from cluster.errors import JobRefusedError
@@ -44,6 +42,9 @@ from tests.killing import run_killed
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student that can answer, the teacher's own text, and the files of a job and a run."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     folder = tmp_path_factory.mktemp("begun")
     torch.manual_seed(0)
     sizes = LlamaConfig(
