@@ -165,6 +165,12 @@ class LogitStore(UnitStore):
     def __iter__(self) -> Iterator[LabeledSequence]:
         return self.iter_sequences()
 
+    def __contains__(self, record_id: object) -> bool:
+        """Whether the store has a sequence of this record. Raises TypeError for what is no record id."""
+        if not isinstance(record_id, str):
+            raise TypeError(f"{record_id!r:.80} is no record id; ask a store whether it has a record")
+        return bool(self.find([record_id])[record_id])
+
     @overload
     def __getitem__(self, key: SupportsIndex | str | tuple[str, SupportsIndex]) -> LabeledSequence: ...
     @overload

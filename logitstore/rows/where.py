@@ -111,7 +111,10 @@ def _id_of(line: bytes, where: str) -> str:
         return str(json.loads(text)) if quoted else text
     except ValueError:
         pass
-    raise UnsupportedInputError(f"{where}: {line[:60]!r} is no record id in UTF-8, nor a JSON string of one")
+    raise UnsupportedInputError(
+        f"{where}: {line[:60]!r} is no record id in UTF-8, nor a JSON string of one; "
+        "save the list as text in UTF-8, not compressed"
+    )
 
 
 class _Parser:

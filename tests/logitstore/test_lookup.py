@@ -52,6 +52,10 @@ def test_by_id(store: LogitStore) -> None:
     }  # fmt: skip
     with pytest.raises(KeyError, match="has the samples 0, 1; ask for one"):
         store["r7"]
+    assert "r7" in store
+    assert "nobody" not in store
+    with pytest.raises(TypeError, match="7 is no record id"):
+        assert 7 in store
     for key in ("nobody", ("r7", 2), ["r1", "nobody"]):
         with pytest.raises(KeyError, match=r"nobody|samples"):
             store[key]

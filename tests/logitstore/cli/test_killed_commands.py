@@ -39,8 +39,8 @@ def contents(uri: Path) -> list[tuple[str, int, bytes, bytes]]:
 
 
 COMMANDS: dict[str, tuple[list[str], str]] = {
-    "merge": (["merge", "{a}", "--out", "{out}", "--where", "hash < 0.7"], "out"),
-    "mix": (["mix", "{a}", "{b}", "--out", "{out}"], "out"),
+    "merge": (["merge", "{deleted}", "--out", "{out}", "--where", "hash < 0.7"], "out"),
+    "mix": (["mix", "{deleted}", "{b}", "--out", "{out}"], "out"),
     "copy": (["copy", "{a}", "{out}"], "out"),
     "publish": (["publish", "{a}", "{out}", "--licence", "mit"], "out"),
     "import": (["import", "--from", "jsonl", "{table}", "{out}"], "out"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import random
 from pathlib import Path
@@ -142,6 +143,7 @@ def test_files_of_ids(store: LogitStore, tmp_path: Path, capsys: pytest.CaptureF
     assert [one.record_id for one in select_ids(ids).sequences(store)] == ["record-1", "record-4"]
     for content, says in (
         (b"\xff\n", "ids.txt:1"),
+        (gzip.compress(b"record-1\n"), "in UTF-8, not compressed"),
         (b"\n", "has no record id"),
         (b'"\\u"\n', "nor a JSON string"),
     ):
