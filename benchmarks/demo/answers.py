@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _source_of(path: Path) -> Any:
     """What the answers in the file were made from; None for a file that does not say it."""
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
     return document.get("source") if isinstance(document, dict) else None
@@ -99,7 +99,7 @@ def read_answers(path: Path) -> tuple[Answers, ...]:
     """What `penumbra bench answers` wrote."""
     return tuple(
         Answers(one["record_id"], one["asked"], one["teacher"], tuple(one["students"]))
-        for one in json.loads(path.read_text())["answers"]
+        for one in json.loads(path.read_text(encoding="utf-8"))["answers"]
     )
 
 

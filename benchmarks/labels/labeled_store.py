@@ -105,7 +105,7 @@ def run_job(config: JobConfig, file: Path) -> float:
 
     RuntimeError with the command's last words if it fails.
     """
-    file.write_text(config.model_dump_json(indent=1))
+    file.write_text(config.model_dump_json(indent=1), encoding="utf-8")
     started = time.perf_counter()
     process = subprocess.run(
         [sys.executable, "-P", "-m", "labeler", "run", "--quiet", str(file)],

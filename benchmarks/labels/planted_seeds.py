@@ -94,7 +94,9 @@ def recall_and_precision(found: Sequence[Found], step: Step) -> tuple[float, flo
 
 
 def _plants_in(path: Path) -> list[str]:
-    return [json.loads(line)["id"].partition("/")[0] for line in path.read_text().splitlines()]
+    return [
+        json.loads(line)["id"].partition("/")[0] for line in path.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def in_capitals(text: str) -> str:

@@ -53,7 +53,7 @@ def package_versions() -> dict[str, str]:
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -75,5 +75,7 @@ def _gpu_model() -> str:
 def _gpu_driver() -> str:
     """ ", driver 580.65.06" as the driver's own file gives it; "" where it does not."""
     path = Path("/proc/driver/nvidia/version")
-    found = re.search(r"Kernel Module\D+([0-9.]+)", path.read_text()) if path.exists() else None
+    found = (
+        re.search(r"Kernel Module\D+([0-9.]+)", path.read_text(encoding="utf-8")) if path.exists() else None
+    )
     return f", driver {found[1]}" if found else ""

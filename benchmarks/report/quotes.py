@@ -34,7 +34,7 @@ NUMBER = re.compile(r"(?P<number>\d[\d,]*(?:\.(?P<decimals>\d+))?(?P<exponent>e[
 
 def rewrite(document: Path, results: Mapping[str, Result]) -> list[str]:
     """Put the figures' present values into the document; what was changed, for people."""
-    text = document.read_text()
+    text = document.read_text(encoding="utf-8")
     changes: list[str] = []
 
     def renewed(link: re.Match[str]) -> str:
@@ -46,7 +46,7 @@ def rewrite(document: Path, results: Mapping[str, Result]) -> list[str]:
 
     renewed_text = LINK.sub(renewed, text)
     if changes:
-        document.write_text(renewed_text)
+        document.write_text(renewed_text, encoding="utf-8")
     return changes
 
 

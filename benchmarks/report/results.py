@@ -186,7 +186,7 @@ def save(result: Result, out_dir: Path) -> Path:
 def load(path: Path) -> Result:
     """Read a result that `save` wrote; ValueError names the file where it is something else."""
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
         raw["figures"] = tuple(Figure(**figure) for figure in raw["figures"])
         raw["tables"] = tuple(ResultTable.of(**table) for table in raw["tables"])
         for name in ("plots", "notes"):

@@ -94,7 +94,7 @@ def interrupted_sweep(steps: Steps, train_file: Path, folder: Path) -> Interrupt
     steps.run("sweep: again", *command)
     seconds = time.perf_counter() - started
     runs = read_runs(folder)
-    kept = [name for name, one in before.items() if runs[name]["state"] == "finished before"]
+    kept = [name for name in before if runs[name]["state"] == "finished before"]
     changed = [name for name, one in before.items() if runs[name]["after"] != one["after"]]
     steps.run("sweep: a third time", *command)
     third = read_runs(folder)

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _fits(vocab_size: int, tokens: int) -> bool:
     """Whether a dense step leaves the machine some memory; a benchmark must not end other programs."""
-    with open("/proc/meminfo") as meminfo:
+    with open("/proc/meminfo", encoding="utf-8") as meminfo:
         available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
     return 4 * vocab_size * tokens * DENSE_COPIES < 0.9 * available
 

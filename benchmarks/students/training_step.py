@@ -121,7 +121,7 @@ def run_case(case: Case) -> Measured:
         warm_up.step(name)
     head = Head(case.vocab_size, case.tokens)
     before = _resident_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # lets VmHWM start again from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # lets VmHWM start again from here
     seconds: dict[str, list[float]] = {name: [] for name in case.losses}
     for _ in range(case.repetitions):
         for name in case.losses:
@@ -132,7 +132,7 @@ def run_case(case: Case) -> Measured:
 
 
 def _resident_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {name}; peak memory is measured on Linux only")

@@ -211,7 +211,7 @@ def _places(one: Question, settings: JudgeSettings) -> dict[str, str]:
 
 def _read_scores(path: Path) -> dict[str, Grade]:
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
         return {line["id"]: Grade(line["expected"], line["argmax"], line["mass"]) for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -16,7 +16,7 @@ def machine_identity() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     if not boot.exists():
         return ""
-    return f"{boot.read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    return f"{boot.read_text(encoding='utf-8').strip()}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def process_start(process_id: int) -> str | None:
@@ -24,9 +24,10 @@ def process_start(process_id: int) -> str | None:
     where there is no /proc. None if there is no such process or only its remains."""
     if Path("/proc/self/stat").exists():
         try:
-            fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+            stat = Path(f"/proc/{process_id}/stat").read_bytes()
         except OSError:
             return None
+        fields = stat.rpartition(b")")[2].decode().split()  # a process's name is any bytes
         return None if fields[0] in ("Z", "X") else fields[19]
     command = ["ps", "-o", "stat=,lstart=", "-p", str(process_id)]
     environment = os.environ | SAME_EVERYWHERE

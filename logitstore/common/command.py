@@ -276,7 +276,9 @@ def _show_warning(
 def _defect(program: Program, error: Exception) -> int:
     if os.environ.get(TRACEBACK_VARIABLE):
         raise error
-    with tempfile.NamedTemporaryFile("w", prefix="penumbra-", suffix=".log", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="penumbra-", suffix=".log", delete=False
+    ) as file:
         traceback.print_exception(error, file=file)
     text = f"{type(error).__name__}: {_sentence(error)}"
     where = Path(file.name)

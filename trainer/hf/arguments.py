@@ -114,7 +114,7 @@ REFUSED: dict[str, Refusal] = {
 def _refuse_zero_3(deepspeed: Any) -> None:
     """By DeepSpeed's own configuration, or accelerate's, before a model is partitioned."""
     if isinstance(deepspeed, str):
-        deepspeed = json.loads(Path(deepspeed).read_text())
+        deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
     stage: Any = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if isinstance(deepspeed, Mapping):
         stage = deepspeed.get("zero_optimization", {}).get("stage", stage)

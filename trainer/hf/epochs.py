@@ -109,8 +109,8 @@ def place_of(checkpoint: str | Path | None) -> Place | None:
     if checkpoint is None:
         return None
     try:
-        state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())
-        data = find_state(json.loads(Path(checkpoint, DATASET_STATE_NAME).read_text()))
+        state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        data = find_state(json.loads(Path(checkpoint, DATASET_STATE_NAME).read_text(encoding="utf-8")))
         return Place(int(state["global_step"]), int(data["epoch"]), int(data["consumed"]))
     except (OSError, ValueError, KeyError):
         return None

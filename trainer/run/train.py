@@ -237,7 +237,7 @@ def _evaluate_before(
     if not config.evaluation.before:
         return None
     if resuming and path.exists():
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     before = trainer.evaluate_student().to_dict()
     if trainer.is_world_process_zero():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -193,7 +193,7 @@ def run_here(run: RunHere) -> Ended:
 
     node = socket.gethostname()
     try:
-        is_shared = Path(run.mark_path).read_text() == run.mark
+        is_shared = Path(run.mark_path).read_text(encoding="utf-8") == run.mark
     except OSError:
         is_shared = False
     if not is_shared:

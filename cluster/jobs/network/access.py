@@ -65,7 +65,7 @@ def ensure_token() -> None:
     path, token = token_path(), secrets.token_hex(32)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    with open(made, "x", opener=_open_for_me) as file:
+    with open(made, "x", encoding="utf-8", opener=_open_for_me) as file:
         file.write(token)
     try:
         os.link(made, path)
@@ -77,7 +77,7 @@ def ensure_token() -> None:
 
 def _fill(path: Path, token: str) -> None:
     """Write the token into a file that has none; of several commands, the first one's stays."""
-    with open(path, "a+", opener=_open_for_me) as file:
+    with open(path, "a+", encoding="utf-8", opener=_open_for_me) as file:
         with suppress(OSError):  # a file system without locks, or without modes
             lock_file(file.fileno())
             path.chmod(0o600)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from labeler.__main__ import main
-from labeler.curation.judge import Grade, agreement_of, grade_of
+from labeler.curation.judge import Grade, _read_scores, agreement_of, grade_of
 from logitstore import LabelRows, LogitStore
+from logitstore.inputs.json_text import json_text
 
 FAKE = ("--set", "teacher.engine=fake", "--quiet")
 
@@ -109,3 +110,10 @@ def test_wrong_settings_are_refused_before_anything_starts(
     assert main(["judge", "--input", str(source), "--out", str(tmp_path / "o.jsonl"), *FAKE, *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "o.asked").exists()
+
+
+def test_grades_of_ids_with_any_character_are_read_back(tmp_path: Path) -> None:
+    ids = ["a\u2028b", "a\u0085b", "\u00e9"]
+    lines = [json_text({"id": name, "expected": 4.0, "argmax": 4, "mass": 0.9}) for name in ids]
+    (tmp_path / "o.scores.jsonl").write_bytes("".join(f"{line}\n" for line in lines).encode())
+    assert list(_read_scores(tmp_path / "o.scores.jsonl")) == ids
