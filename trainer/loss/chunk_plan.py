@@ -16,6 +16,9 @@ CPU_CHUNK_BYTES = 128 * 2**20
 GPU_CHUNK_BYTES = 2**30
 """The same on other devices, where each further chunk reads and writes the weight's whole gradient. It does
 not depend on the memory that is free, so that a run repeats itself bit for bit."""
+MOST_ROUNDINGS = 2
+"""Chunks whose products are added up in the narrow dtype of the weight, each rounding the sum once. That sum
+is the gradient itself, where one in float32 takes twice as much beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,8 @@ def plan_chunks(
 ) -> ChunkPlan:
     """Rows of a chunk, and the dtype of the weight's gradient between chunks.
 
-    `weight_VH` is the weight that wants the gradient, `logits_dtype` that of a chunk's buffer. On a GPU a
-    batch is one chunk where its logits take no more than a chunk and a sum in `sum_dtype` would: then the
-    product itself adds up in float32 and rounds once. `chunk_rows` overrides the number of rows.
+    `weight_VH` is the weight that wants the gradient, `logits_dtype` that of a chunk's buffer, which on a GPU
+    may take as much as the gradient does. `chunk_rows` overrides the number of rows.
     """
     vocab_size, hidden_size = weight_VH.shape
     row_bytes = vocab_size * logits_dtype.itemsize
@@ -50,16 +52,11 @@ def plan_chunks(
         return ChunkPlan(rows, sum_dtype)
     is_narrow = wants_weight and weight_VH.dtype == logits_dtype != sum_dtype
     if chunk_rows is None:
-        allowed_bytes = GPU_CHUNK_BYTES
-        if is_narrow:
-            allowed_bytes += vocab_size * hidden_size * sum_dtype.itemsize
-        if num_rows * row_bytes <= allowed_bytes:
-            chunk_rows = max(num_rows, 1)
-        else:
-            most_rows = max(GPU_CHUNK_BYTES // row_bytes, 1)
-            chunk_rows = -(-num_rows // -(-num_rows // most_rows))
-    one_chunk = num_rows <= chunk_rows
-    return ChunkPlan(chunk_rows, weight_VH.dtype if is_narrow and one_chunk else sum_dtype)
+        gradient_bytes = vocab_size * hidden_size * weight_VH.dtype.itemsize if is_narrow else 0
+        most_rows = max(max(GPU_CHUNK_BYTES, gradient_bytes) // row_bytes, 1)
+        chunk_rows = max(-(-num_rows // max(-(-num_rows // most_rows), 1)), 1)
+    rounds = is_narrow and num_rows <= MOST_ROUNDINGS * chunk_rows
+    return ChunkPlan(chunk_rows, weight_VH.dtype if rounds else sum_dtype)
 
 
 def add_product(sum_VH: Tensor, grad_NV: Tensor, hidden_NH: Tensor) -> None:

@@ -8,7 +8,7 @@ Rows that count are projected a chunk at a time. The chunk's logits are reduced 
 logits' buffer is overwritten by the gradient, which is multiplied into the gradients of the hidden states
 and of the weight at once. So the backward pass does no work, memory does not grow with B T, and an
 evaluation without gradients stops after the statistics. The price is the weight's gradient from forward to
-backward, in fp32 until all chunks are added up; a frozen head does not pay it.
+backward, in fp32 until all chunks are added up where there are many; a frozen head does not pay it.
 
 On a GPU the chunk's logits stay in the dtype of the product and Triton kernels pass over them twice
 (`kernel_losses.py`); elsewhere Torch's code does the same in fp32 (`chunk_losses.py`). `chunk_plan.py` has
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainer.loss.divergences import RowLosses, weighted_sum
-from trainer.loss.kernel_losses import Kernel, takes_kernels
+from trainer.loss.kernel_losses import Kernel
 from trainer.loss.loss_inputs import LossOutput, LossRows, TeacherTargets, select_rows
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import per_item
@@ -97,7 +97,7 @@ def fused_linear_topk_distillation_loss(
     embedding, frozen, or a sharded DTensor (gathered once, gradients averaged). `logit_scale` is Cohere's, or
     1 / Granite's scaling; `logit_softcap` is Gemma's: cap tanh(z / cap). Products are in the autocast dtype
     where autocast is on, else in the weight's; everything else in float32, as is the weight's gradient until
-    the end.
+    the end where a GPU takes more than two chunks (`chunk_plan.py`).
     `chunk_rows` bounds the rows projected at a time, None takes what suits the device (`chunk_plan.py`).
     `kernel` is by what the logits are reduced: "auto" takes Triton on a CUDA device, "torch" never does.
     """
@@ -107,14 +107,13 @@ def fused_linear_topk_distillation_loss(
     bias_V = None if bias_V is None else _whole(bias_V)
     vocab_size = min(settings.vocab_size or weight_VH.shape[0], weight_VH.shape[0])
     rows = select_rows(labels_BT, targets, settings, vocab_size, label_weights_BT)
-    product_dtype = _product_dtype(weight_VH)
     head = HeadForm(
         vocab_size=vocab_size,
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
         chunk_rows=chunk_rows,
-        product_dtype=product_dtype,
-        by_kernels=takes_kernels(kernel, weight_VH.device, product_dtype),
+        product_dtype=_product_dtype(weight_VH),
+        kernel=kernel,
         needs_gradient=torch.is_grad_enabled(),
     )
     hidden_NH = hidden_BTH.flatten(0, 1)[rows.position_N]

@@ -14,7 +14,7 @@ from trainer.loss import kernel_losses
 from trainer.loss.chunk_losses import losses_in_place, needs_two_softmaxes
 from trainer.loss.chunk_plan import ChunkPlan, add_product, plan_chunks
 from trainer.loss.divergences import RowLosses
-from trainer.loss.kernel_losses import HeadOptions
+from trainer.loss.kernel_losses import HeadOptions, Kernel, takes_kernels
 from trainer.loss.loss_inputs import LossRows
 from trainer.loss.loss_settings import LossSettings
 
@@ -28,7 +28,8 @@ class HeadForm:
     logit_softcap: float | None
     chunk_rows: int | None
     product_dtype: torch.dtype
-    by_kernels: bool
+    kernel: Kernel
+    """By what the logits are reduced."""
     needs_gradient: bool
 
 
@@ -40,14 +41,16 @@ class Projection:
     ) -> None:
         self.head = head
         self.inputs = (hidden_NH, weight_VH, bias_V)
+        self.by_kernels = takes_kernels(head.kernel, weight_VH.device, head.product_dtype)
         # The scale is applied to the narrow side: (s h) W^T + s b.
-        self.hidden_NH = (hidden_NH * head.logit_scale).to(head.product_dtype)
+        scaled_NH = hidden_NH if head.logit_scale == 1 else hidden_NH * head.logit_scale
+        self.hidden_NH = scaled_NH.to(head.product_dtype)
         self.weight_VH = weight_VH[: head.vocab_size].to(head.product_dtype)
         self.sum_dtype = torch.promote_types(head.product_dtype, torch.float32)
         self.bias_V = None
         if bias_V is not None:
             self.bias_V = bias_V[: head.vocab_size].to(self.sum_dtype) * head.logit_scale
-        logits_dtype = head.product_dtype if head.by_kernels else self.sum_dtype
+        logits_dtype = head.product_dtype if self.by_kernels else self.sum_dtype
         self.plan: ChunkPlan = plan_chunks(
             len(hidden_NH),
             weight_VH[: head.vocab_size],
@@ -73,7 +76,7 @@ class Projection:
         """Losses of rows start, start + 1, ...; adds their gradients."""
         hidden_NH = self.hidden_NH[start : start + len(rows)]
         logits_NV = self._project(hidden_NH)
-        if self.head.by_kernels:
+        if self.by_kernels:
             options = HeadOptions(self.bias_V, self.head.logit_softcap)
             losses = kernel_losses.losses_in_place(
                 logits_NV, rows, settings, options, needs_gradient=self.needs_gradient
