@@ -125,7 +125,10 @@ def per_item(
 def mean_metrics(losses: RowLosses, rows: LossRows) -> LossMetrics:
     """Means over the rows that count; see `LossMetrics`."""
     has_teacher = rows.mask_NK.shape[1] > 0
-    count = torch.tensor(max(len(rows), 1), device=rows.labels_N.device)
+    # Filled in on the device: a copy from the host waits for all that a GPU has still to do.
+    num_rows = rows.labels_N.new_full((), len(rows))
+    count = num_rows.clamp(min=1)
+    weight = rows.total_weight
 
     def mean(values_N: Tensor) -> Tensor:
         return values_N.sum() / count if has_teacher else torch.zeros_like(count, dtype=values_N.dtype)
@@ -134,11 +137,10 @@ def mean_metrics(losses: RowLosses, rows: LossRows) -> LossMetrics:
     tail_kl_N = _weighted_log_ratio(log_teacher_tail_N, losses.log_student_tail_N) + _weighted_log_ratio(
         losses.log_teacher_stored_N, losses.log_student_stored_N
     )
-    num_rows = torch.tensor(len(rows), device=rows.labels_N.device)
     return LossMetrics(
         num_rows=num_rows,
         num_teacher_rows=num_rows if has_teacher else torch.zeros_like(num_rows),
-        weight=torch.as_tensor(rows.total_weight, device=rows.labels_N.device),
+        weight=weight if isinstance(weight, Tensor) else num_rows,
         teacher_mass=mean(losses.log_teacher_stored_N.exp()),
         student_mass=mean(losses.log_student_stored_N.exp()),
         tail_kl=mean(tail_kl_N),

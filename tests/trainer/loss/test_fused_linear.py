@@ -219,6 +219,53 @@ def test_logits_of_the_batch_never_exist(tokens):
     assert dense.numel >= 2 * tokens * 200
 
 
+class HostWaits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: results that it reads, and numbers that it copies there."""
+
+    KINDS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "lift_fresh", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.removeprefix("aten::")
+        if name in self.KINDS:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_step_waits_for_its_rows_alone(weighted):
+    """Before anything is projected; behind the first product the host stays ahead of the GPU."""
+    case = make_case(0, batch=2, tokens=9, vocab_size=40, top_k=4)
+    head = Head(case)
+    weights = torch.ones(case.labels.shape) if weighted else None
+    with HostWaits() as waits:
+        for loss in (
+            lambda: fused_linear_topk_distillation_loss(
+                head.hidden,
+                head.weight,
+                case.labels,
+                case.targets,
+                LossSettings(temperature=2.0),
+                chunk_rows=5,
+                label_weights_BT=weights,
+            ),
+            lambda: topk_distillation_loss(
+                head.hidden @ head.weight.t(),
+                case.labels,
+                case.targets,
+                LossSettings(),
+                label_weights_BT=weights,
+            ),
+        ):
+            waits.found.clear()
+            loss().loss.backward()
+            first = waits.found.index("nonzero")
+            assert waits.found[first:] == ["nonzero", "_local_scalar_dense", "_local_scalar_dense"]
+
+
 def test_only_rows_that_count_are_projected():
     case = make_case(15, tokens=50, dtype=torch.float32)
     labels = torch.full_like(case.labels, -100)
