@@ -87,9 +87,10 @@ def run(args: argparse.Namespace) -> int:
     device = "cuda" if has_gpu else "cpu"
     card = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if has_gpu else "CPU"
     tables: list[ResultTable] = []
-    notes = [*gpu_losses.missing(), *taken(device)]
+    sizes = REHEARSAL if args.rehearse else FULL
+    notes = [*gpu_losses.missing(), *taken(device, sizes.vocab_size)]
     num_failed = 0
-    for title, measured in sections(REHEARSAL if args.rehearse else FULL, args.top_k, device):
+    for title, measured in sections(sizes, args.top_k, device):
         try:
             table = measured(title)
         except Exception as error:  # noqa: BLE001  whatever it is, the other sections go on
@@ -146,11 +147,12 @@ def sections(
         yield capture(*step)
 
 
-def taken(device: str) -> Iterator[str]:
+def taken(device: str, vocab_size: int) -> Iterator[str]:
     """By which code a job and a student would reduce logits on this device."""
     layout = ColumnLayout(64, TEMPERATURES)
-    yield f"The capture takes {reduction.choose_reduction(torch.device(device), layout).note}."
-    yield f"Rows at given ids take {given_capture.choose_at_ids(torch.device(device), layout)[1]}."
+    form = reduction.LogitsForm(torch.device(device), vocab_size, torch.bfloat16)
+    yield f"The capture takes {reduction.choose_reduction(form, layout).note}."
+    yield f"Rows at given ids take {given_capture.choose_at_ids(form, layout)[1]}."
     by_triton = takes_kernels("auto", torch.device(device), torch.bfloat16)
     yield f"The loss takes {'Triton' if by_triton else 'Torch'}."
 

@@ -26,7 +26,7 @@ import torch
 from labeler.teacher.known_vllm import REPLACED, Runner, capture_refusal
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm import given_capture
-from labeler.teacher.vllm.reduction import Reduce, choose_reduction, reduce_logits
+from labeler.teacher.vllm.reduction import LogitsForm, Reduce, choose_reduction, reduce_logits
 
 if TYPE_CHECKING:
     from vllm.v1.outputs import LogprobsTensors
@@ -61,7 +61,7 @@ class CaptureExtension:
             if is_given:
                 reduction = given_capture.install(self.model_runner, runner, layout)
             else:
-                reduction = choose_reduction(self.model_runner.device, layout)
+                reduction = choose_reduction(LogitsForm.of(self.model_runner, runner), layout)
             if runner == "v1":
                 install_v1(self.model_runner.sampler, layout, reduction.reduce)
             else:

@@ -1,10 +1,13 @@
-"""The capture's reduction on a GPU: one Triton kernel reads the logits once, a small second step sorts.
+"""The capture's reduction on a GPU: one Triton kernel reads the logits once, what follows is small.
 
 The kernel writes, for each group of `GROUP` columns, the maximum and the sums of exp((x - maximum) / T). The
-K groups with the highest maxima hold the top K, so only their columns are sorted. The tail is the sum over
-the other groups and over the candidates that are not stored; nothing is subtracted. Of equal logits the
-lower id comes first. Where ids are given, the candidates are the columns of their groups. The Torch code of
-`reduction.py` and `given_capture.py` is the reference.
+K groups with the highest maxima hold the top K, so only their columns are read again and sorted. The tail is
+the sum over the other groups and over the candidates that are not stored; nothing is subtracted. Of equal
+logits the lower id comes first. Where ids are given, the candidates are the columns of their groups. The
+Torch code of `reduction.py` and `given_capture.py` is the reference.
+
+Candidates and masses have kernels of their own because each operation of Torch costs the host microseconds:
+of a hundred small ones the GPU would wait for the host.
 
 Imports triton: only `reduction.py` imports this, and late.
 
@@ -22,15 +25,29 @@ import triton
 import triton.language as tl
 
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm.reduction import ReducedRows, fill_masses, finish_rows
+from labeler.teacher.vllm.reduction import ReducedRows, finish_rows
 
 GROUP = 64
 """Columns per group."""
 PROGRAM_GROUPS = 32
-"""Groups that one kernel program reads: 2,048 columns."""
+"""Groups that a program of the first kernel reads: 2,048 columns."""
+CHOSEN_GROUPS = 16
+"""Chosen groups of which a program writes the candidates."""
+MASS_BLOCK = 1024
+"""Groups or candidates that a program sums at a time."""
 SCRATCH_BYTES = 256 << 20
-CANDIDATE_BYTES = 40
-"""Scratch of one candidate: its id and key (8 bytes each), its value, and the terms of the tail's sum."""
+GROUP_BYTES = 20
+"""Scratch of one group beside its sums: its maximum, its key and what sorting takes."""
+CANDIDATE_BYTES = 24
+"""Scratch of one candidate: its key and value, and what sorting takes."""
+
+
+@triton.jit
+def _order_keys(values, ids):  # noqa: ANN001, ANN202
+    """int64 that order as (value descending, id ascending) does, highest first; -0.0 counts as 0.0."""
+    bits = tl.where(values == 0.0, 0.0, values).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 32) - ids
 
 
 @triton.jit
@@ -41,6 +58,7 @@ def _group_statistics(  # noqa: ANN202
     label_ids_ptr,  # noqa: ANN001
     inverse_temperatures_ptr,  # noqa: ANN001
     maxima_ptr,  # noqa: ANN001
+    keys_ptr,  # noqa: ANN001
     sums_ptr,  # noqa: ANN001
     counts_ptr,  # noqa: ANN001
     num_groups,  # noqa: ANN001
@@ -49,7 +67,7 @@ def _group_statistics(  # noqa: ANN202
     PROGRAM_GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Program (row, p): maxima [B, G], sums [B, M, G] (temperatures descending), counts [B, P]."""
+    """Program (row, p): maxima and their keys [B, G], sums [B, M, G], counts [B, P]."""
     row = tl.program_id(0).to(tl.int64)
     groups = tl.program_id(1) * PROGRAM_GROUPS + tl.arange(0, PROGRAM_GROUPS)
     columns = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
@@ -57,7 +75,9 @@ def _group_statistics(  # noqa: ANN202
     row_ptr = logits_ptr + row * row_stride
     x = tl.load(row_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
     maxima = tl.max(x, axis=1)
-    tl.store(maxima_ptr + row * num_groups + groups, maxima, mask=groups < num_groups)
+    is_group = groups < num_groups
+    tl.store(maxima_ptr + row * num_groups + groups, maxima, mask=is_group)
+    tl.store(keys_ptr + row * num_groups + groups, _order_keys(maxima, groups), mask=is_group)
     label = tl.load(row_ptr + tl.load(label_ids_ptr + row)).to(tl.float32)
     at_least = ((x >= label) & inside).to(tl.int32)
     count = tl.sum(tl.sum(at_least, axis=1), axis=0)
@@ -65,14 +85,107 @@ def _group_statistics(  # noqa: ANN202
     # A group of -inf alone: any finite reference gives sums of 0.
     shifted = x - tl.where(maxima == float("-inf"), 0.0, maxima)[:, None]
     powers = shifted
-    for index in tl.static_range(NUM_TEMPERATURES):  # type: ignore[misc]
+    for step in tl.static_range(NUM_TEMPERATURES):  # type: ignore[misc]
+        index = NUM_TEMPERATURES - 1 - step  # the highest temperature first
         if (SQUARED >> index) & 1:
             # exp(x / T) from exp(x / 2T).
             powers = powers * powers
         else:
             powers = tl.exp(shifted * tl.load(inverse_temperatures_ptr + index))
         sums_row = sums_ptr + (row * NUM_TEMPERATURES + index) * num_groups
-        tl.store(sums_row + groups, tl.sum(powers, axis=1), mask=groups < num_groups)
+        tl.store(sums_row + groups, tl.sum(powers, axis=1), mask=is_group)
+
+
+@triton.jit
+def _group_columns(  # noqa: ANN202
+    logits_ptr,  # noqa: ANN001
+    row_stride,  # noqa: ANN001
+    vocab_size,  # noqa: ANN001
+    groups_ptr,  # noqa: ANN001
+    num_chosen,  # noqa: ANN001
+    values_ptr,  # noqa: ANN001
+    keys_ptr,  # noqa: ANN001
+    CHOSEN_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Program (row, p): values (-inf beyond the vocabulary) and keys of the chosen groups' columns [B, S]."""
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * row_stride
+    places = tl.program_id(1) * CHOSEN_GROUPS + tl.arange(0, CHOSEN_GROUPS)
+    is_chosen = places < num_chosen
+    groups = tl.load(groups_ptr + row * num_chosen + places, mask=is_chosen, other=0)
+    offsets = tl.arange(0, GROUP)[None, :]
+    ids = groups[:, None] * GROUP + offsets
+    inside = (ids < vocab_size) & is_chosen[:, None]
+    x = tl.load(row_ptr + ids, mask=inside, other=float("-inf")).to(tl.float32)
+    candidates = (row * num_chosen + places)[:, None] * GROUP + offsets
+    tl.store(values_ptr + candidates, x, mask=is_chosen[:, None])
+    tl.store(keys_ptr + candidates, _order_keys(x, ids), mask=is_chosen[:, None])
+
+
+@triton.jit
+def _tail_masses(  # noqa: ANN202
+    maxima_ptr,  # noqa: ANN001
+    sums_ptr,  # noqa: ANN001
+    num_groups,  # noqa: ANN001
+    candidates_ptr,  # noqa: ANN001
+    num_candidates,  # noqa: ANN001
+    head_ptr,  # noqa: ANN001
+    top_k,  # noqa: ANN001
+    inverse_temperatures_ptr,  # noqa: ANN001
+    values_ptr,  # noqa: ANN001
+    values_stride,  # noqa: ANN001
+    NUM_TEMPERATURES: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program (row): logsumexps and log tail masses into the columns behind the stored entries.
+
+    Both sums are taken around the tail's largest logit, so that large logits do not make the mass less exact.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    places = tl.arange(0, BLOCK)
+    maxima_row = maxima_ptr + row * num_groups
+    candidates_row = candidates_ptr + row * num_candidates
+    highest = tl.full([BLOCK], float("-inf"), tl.float32)
+    for start in range(0, num_groups, BLOCK):
+        inside = start + places < num_groups
+        x = tl.load(maxima_row + start + places, mask=inside, other=float("-inf"))
+        highest = tl.maximum(highest, x)
+    for start in range(0, num_candidates, BLOCK):
+        inside = start + places < num_candidates
+        x = tl.load(candidates_row + start + places, mask=inside, other=float("-inf"))
+        highest = tl.maximum(highest, x)
+    reference = tl.max(highest, axis=0)
+    # All -inf: nothing lies outside the stored entries, and any finite reference will do.
+    reference = tl.where(reference == float("-inf"), 0.0, reference)
+    entries = tl.arange(0, HEAD_BLOCK)
+    head = tl.load(head_ptr + row * top_k + entries, mask=entries < top_k, other=float("-inf")) - reference
+    head_maximum = tl.max(head, axis=0)
+    head_maximum = tl.where(head_maximum == float("-inf"), 0.0, head_maximum)
+    values_row = values_ptr + row * values_stride + top_k + 1
+    for index in tl.static_range(NUM_TEMPERATURES):  # type: ignore[misc]
+        inverse = tl.load(inverse_temperatures_ptr + index)
+        sums_row = sums_ptr + (row * NUM_TEMPERATURES + index) * num_groups
+        tail = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, num_groups, BLOCK):
+            inside = start + places < num_groups
+            x = tl.load(maxima_row + start + places, mask=inside, other=float("-inf"))
+            sums = tl.load(sums_row + start + places, mask=inside, other=0.0)
+            weighted = tl.where(x == float("-inf"), 0.0, sums * tl.exp((x - reference) * inverse))
+            # A NaN in any of them must reach the row, which is then refused.
+            tail += tl.where(sums == sums, weighted, sums)
+        for start in range(0, num_candidates, BLOCK):
+            inside = start + places < num_candidates
+            x = tl.load(candidates_row + start + places, mask=inside, other=float("-inf"))
+            tail += tl.exp((x - reference) * inverse)
+        log_tail = tl.log(tl.sum(tail, axis=0))
+        log_head = head_maximum * inverse + tl.log(tl.sum(tl.exp((head - head_maximum) * inverse), axis=0))
+        larger = tl.maximum(log_head, log_tail)
+        log_whole = larger + tl.log(tl.exp(log_head - larger) + tl.exp(log_tail - larger))
+        mass = log_tail - log_whole
+        tl.store(values_row + index, log_whole + reference * inverse)
+        tl.store(values_row + NUM_TEMPERATURES + index, tl.where(mass > 0.0, 0.0, mass))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +194,8 @@ class GroupStatistics:
 
     maxima_BG: torch.Tensor
     """float32."""
+    keys_BG: torch.Tensor
+    """int64, of the maxima and their groups."""
     sums_BMG: torch.Tensor
     """float32, sums of exp((x - maximum) / T), temperatures as in the layout."""
     ranks_B: torch.Tensor
@@ -96,24 +211,25 @@ def _inverses(temperatures: tuple[float, ...], device: torch.device) -> torch.Te
 def group_statistics(
     logits_BV: torch.Tensor, label_ids_B: torch.Tensor, temperatures: tuple[float, ...]
 ) -> GroupStatistics:
-    """Run the kernel on rows that are contiguous along V; any float dtype."""
+    """Run the first kernel on rows that are contiguous along V; any float dtype."""
     num_rows, vocab_size = logits_BV.shape
-    num_groups = -(-vocab_size // GROUP)
-    num_programs = -(-num_groups // PROGRAM_GROUPS)
-    device, count = logits_BV.device, len(temperatures)
-    descending = temperatures[::-1]
-    squared = sum(1 << i for i in range(1, count) if descending[i - 1] == 2 * descending[i])
-    maxima_BG = torch.empty((num_rows, num_groups), dtype=torch.float32, device=device)
-    sums_BMG = torch.empty((num_rows, count, num_groups), dtype=torch.float32, device=device)
-    counts_BP = torch.empty((num_rows, num_programs), dtype=torch.int32, device=device)
+    num_groups = triton.cdiv(vocab_size, GROUP)
+    num_programs = triton.cdiv(num_groups, PROGRAM_GROUPS)
+    count = len(temperatures)
+    squared = sum(1 << i for i in range(count - 1) if temperatures[i + 1] == 2 * temperatures[i])
+    maxima_BG = logits_BV.new_empty((num_rows, num_groups), dtype=torch.float32)
+    keys_BG = logits_BV.new_empty((num_rows, num_groups), dtype=torch.int64)
+    sums_BMG = logits_BV.new_empty((num_rows, count, num_groups), dtype=torch.float32)
+    counts_BP = logits_BV.new_empty((num_rows, num_programs), dtype=torch.int32)
     with torch.cuda.device_of(logits_BV):  # Triton launches on the current device
         _group_statistics[(num_rows, num_programs)](
             logits_BV,
             logits_BV.stride(0),
             vocab_size,
             label_ids_B,
-            _inverses(descending, device),
+            _inverses(temperatures, logits_BV.device),
             maxima_BG,
+            keys_BG,
             sums_BMG,
             counts_BP,
             num_groups,
@@ -122,7 +238,7 @@ def group_statistics(
             PROGRAM_GROUPS=PROGRAM_GROUPS,  # type: ignore[arg-type]
             GROUP=GROUP,  # type: ignore[arg-type]
         )
-    return GroupStatistics(maxima_BG, sums_BMG.flip(1), counts_BP.sum(dim=1))
+    return GroupStatistics(maxima_BG, keys_BG, sums_BMG, counts_BP.sum(dim=1))
 
 
 def reduce_logits(logits_NV: torch.Tensor, label_ids_N: torch.Tensor, layout: ColumnLayout) -> ReducedRows:
@@ -167,14 +283,13 @@ def _reduce(
             entries.ids_BK.to(torch.int32),
             entries.head_BK,
         )
-        _fill_masses(statistics, entries, layout, values_NC[block])
+        _fill_masses(statistics, entries, layout.temperatures, values_NC[block])
     return finish_rows(token_ids_NC, values_NC, ranks_N, layout)
 
 
 def rows_per_block(vocab_size: int, layout: ColumnLayout) -> int:
     """Rows whose scratch memory stays within `SCRATCH_BYTES`."""
-    num_groups = -(-vocab_size // GROUP)
-    of_groups = num_groups * (8 * layout.num_temperatures + 32)
+    of_groups = triton.cdiv(vocab_size, GROUP) * (4 * layout.num_temperatures + GROUP_BYTES)
     of_candidates = layout.top_k * GROUP * CANDIDATE_BYTES
     return max(1, SCRATCH_BYTES // (of_groups + of_candidates))
 
@@ -194,20 +309,29 @@ class _Entries:
 
 
 def _columns_of(logits_BV: torch.Tensor, groups_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (int64) and logits (float32, -inf beyond the vocabulary) of the groups' columns."""
-    vocab_size = logits_BV.shape[1]
-    ids_BS = (groups_BK.unsqueeze(2) * GROUP + torch.arange(GROUP, device=logits_BV.device)).flatten(1)
-    candidates_BS = logits_BV.gather(1, ids_BS.clamp(max=vocab_size - 1)).float()
-    return ids_BS, candidates_BS.masked_fill_(ids_BS >= vocab_size, -torch.inf)
+    """Logits (float32, -inf beyond the vocabulary) and keys (int64) of the groups' columns."""
+    num_rows, num_chosen = groups_BK.shape
+    values_BS = logits_BV.new_empty((num_rows, num_chosen * GROUP), dtype=torch.float32)
+    keys_BS = logits_BV.new_empty((num_rows, num_chosen * GROUP), dtype=torch.int64)
+    with torch.cuda.device_of(logits_BV):
+        _group_columns[(num_rows, triton.cdiv(num_chosen, CHOSEN_GROUPS))](
+            logits_BV,
+            logits_BV.stride(0),
+            logits_BV.shape[1],
+            groups_BK,
+            num_chosen,
+            values_BS,
+            keys_BS,
+            CHOSEN_GROUPS=CHOSEN_GROUPS,  # type: ignore[arg-type]
+            GROUP=GROUP,  # type: ignore[arg-type]
+        )
+    return values_BS, keys_BS
 
 
 def _top_entries(logits_BV: torch.Tensor, statistics: GroupStatistics, top_k: int) -> _Entries:
-    maxima_BG = statistics.maxima_BG
-    num_groups = maxima_BG.shape[1]
-    group_ids_G = torch.arange(num_groups, device=logits_BV.device)
-    groups_BK = _ids_of_keys(_keys(maxima_BG, group_ids_G).topk(min(top_k, num_groups), dim=1).values)
-    ids_BS, candidates_BS = _columns_of(logits_BV, groups_BK)
-    keys_BS = _keys(candidates_BS, ids_BS)
+    num_chosen = min(top_k, statistics.keys_BG.shape[1])
+    groups_BK = _ids_of_keys(statistics.keys_BG.topk(num_chosen, dim=1, sorted=False).values)
+    candidates_BS, keys_BS = _columns_of(logits_BV, groups_BK)
     stored_BK = keys_BS.topk(top_k, dim=1).values
     ids_BK = _ids_of_keys(stored_BK)
     # Keys differ where values tie, so this leaves out exactly the stored entries.
@@ -226,7 +350,7 @@ def _given_entries(logits_BV: torch.Tensor, given_BK: torch.Tensor) -> _Entries:
     groups_BK = taken_BK // GROUP
     repeats_BK = torch.zeros_like(real_BK)
     repeats_BK[:, 1:] = groups_BK[:, 1:] == groups_BK[:, :-1]
-    _, candidates_BS = _columns_of(logits_BV, groups_BK)
+    candidates_BS, _ = _columns_of(logits_BV, groups_BK)
     candidates_BS.masked_fill_(repeats_BK.repeat_interleave(GROUP, dim=1), -torch.inf)
     places_K = torch.arange(given_BK.shape[1], device=given_BK.device)
     first_BK = places_K.masked_fill(repeats_BK, 0).cummax(dim=1).values
@@ -235,30 +359,34 @@ def _given_entries(logits_BV: torch.Tensor, given_BK: torch.Tensor) -> _Entries:
 
 
 def _fill_masses(
-    statistics: GroupStatistics, entries: _Entries, layout: ColumnLayout, values_BC: torch.Tensor
+    statistics: GroupStatistics,
+    entries: _Entries,
+    temperatures: tuple[float, ...],
+    values_BC: torch.Tensor,
 ) -> None:
-    """Logsumexps and tails of a block: a tail is the other groups and the candidates that are not stored."""
-    head_BK, candidates_BS = entries.head_BK, entries.candidates_BS
-    others_BG = statistics.maxima_BG.scatter(1, entries.groups_BK, -torch.inf)
-    reference_B1 = torch.maximum(others_BG.amax(dim=1), candidates_BS.amax(dim=1)).unsqueeze(1)
-    # All -inf: nothing lies outside the stored entries, and any finite reference will do.
-    reference_B1 = reference_B1.masked_fill(reference_B1 == -torch.inf, 0.0)
-    sums_BMG = statistics.sums_BMG.masked_fill((others_BG == -torch.inf).unsqueeze(1), 0.0)
-    # A NaN in any of them must reach the row, which is then refused.
-    sums_BMG = torch.where(statistics.sums_BMG.isnan(), statistics.sums_BMG, sums_BMG)
-    for index, temperature in enumerate(layout.temperatures):
-        weights_BG = torch.exp((others_BG - reference_B1) / temperature)
-        tail_B = (sums_BMG[:, index] * weights_BG).sum(dim=1)
-        tail_B += torch.exp((candidates_BS - reference_B1) / temperature).sum(dim=1)
-        log_head_B = torch.logsumexp((head_BK - reference_B1) / temperature, dim=1)
-        fill_masses(values_BC, layout, index, log_head_B, tail_B.log(), reference_B1[:, 0] / temperature)
+    """Logsumexps and tails of a block: a tail is the other groups and the candidates that are not stored.
 
-
-def _keys(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """int64 that order as (value descending, id ascending) does, highest first; -0.0 counts as 0.0."""
-    bits = (values + 0.0).view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(torch.int64) << 32) - ids
+    The maxima of the candidates' groups are overwritten.
+    """
+    statistics.maxima_BG.scatter_(1, entries.groups_BK, -torch.inf)
+    num_rows, num_groups = statistics.maxima_BG.shape
+    top_k = entries.head_BK.shape[1]
+    with torch.cuda.device_of(values_BC):
+        _tail_masses[(num_rows,)](
+            statistics.maxima_BG,
+            statistics.sums_BMG,
+            num_groups,
+            entries.candidates_BS,
+            entries.candidates_BS.shape[1],
+            entries.head_BK,
+            top_k,
+            _inverses(temperatures, values_BC.device),
+            values_BC,
+            values_BC.stride(0),
+            NUM_TEMPERATURES=len(temperatures),  # type: ignore[arg-type]
+            HEAD_BLOCK=triton.next_power_of_2(top_k),  # type: ignore[arg-type]
+            BLOCK=MASS_BLOCK,  # type: ignore[arg-type]
+        )
 
 
 def _ids_of_keys(keys: torch.Tensor) -> torch.Tensor:

@@ -21,24 +21,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from labeler.teacher.known_vllm import Runner
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm.given_arguments import given_rows
 from labeler.teacher.vllm.reduction import (
+    LogitsForm,
     ReducedRows,
     Reduction,
-    agrees,
     block_rows,
     fill_masses,
     finish_rows,
+    kernel_fault,
 )
 
 ReduceAtIds = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, ColumnLayout], ReducedRows]
 """Logits [N, V], the actual tokens' ids [N], the given ids [N, K] (-1 for none) and the layout to columns."""
 
 
-def install(model_runner: Any, runner: str, layout: ColumnLayout) -> Reduction:
-    """Watch the runner ("v1" or "v2"); by what its rows are to be reduced from then on."""
-    reduce, note = choose_at_ids(model_runner.device, layout)
+def install(model_runner: Any, runner: Runner, layout: ColumnLayout) -> Reduction:
+    """Watch the runner; by what its rows are to be reduced from then on."""
+    reduce, note = choose_at_ids(LogitsForm.of(model_runner, runner), layout)
     step = StepIds(layout.top_k, reduce)
     if runner == "v1":
         watch_v1(model_runner, step)
@@ -47,24 +49,27 @@ def install(model_runner: Any, runner: str, layout: ColumnLayout) -> Reduction:
     return Reduction(step.reduce, f"{note}, at given ids")
 
 
-def choose_at_ids(device: torch.device, layout: ColumnLayout) -> tuple[ReduceAtIds, str]:
+def choose_at_ids(form: LogitsForm, layout: ColumnLayout) -> tuple[ReduceAtIds, str]:
     """As `reduction.choose_reduction`, for rows at given ids."""
-    if device.type != "cuda":
+    if form.device.type != "cuda":
         return reduce_at_ids, "torch"
-    width = max(4 * layout.top_k, 4000)
-    logits_NV = (torch.arange(4 * width, device=device) * 7919 % (4 * width)).view(4, width) / 100
-    label_ids_N = torch.arange(4, device=device)
-    given_NK = (torch.arange(layout.top_k, device=device) * 3).repeat(4, 1)
+    label_ids_N = torch.arange(4, device=form.device) % form.vocab_size
+    spread = max(1, form.vocab_size // layout.top_k)
+    given_NK = (torch.arange(layout.top_k, device=form.device) * min(spread, 3)).repeat(4, 1)
     given_NK[1, layout.top_k // 2 :] = -1
-    try:
+
+    def by_kernel(logits_NV: torch.Tensor) -> ReducedRows:
         from labeler.teacher.vllm import capture_kernel
 
-        rows = capture_kernel.reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
-    except Exception as error:  # noqa: BLE001
-        # ImportError, or whatever Triton's compiler raises on a machine that lacks what it needs.
-        return reduce_at_ids, f"torch, because the Triton kernel fails: {error!r}"
-    if not agrees(rows, reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)):
-        return reduce_at_ids, "torch, because the Triton kernel disagrees with it"
+        return capture_kernel.reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
+
+    fault = kernel_fault(
+        form, by_kernel, lambda logits_NV: reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
+    )
+    if fault is not None:
+        return reduce_at_ids, f"torch, because the Triton kernels {fault}"
+    from labeler.teacher.vllm import capture_kernel
+
     return capture_kernel.reduce_at_ids, "triton"
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from labeler.teacher.known_vllm import Runner
 from labeler.teacher.label_rows import CHECKSUM_MASK, ColumnLayout
 
 CPU_BLOCK_ROWS = 8
@@ -46,34 +48,69 @@ class Reduction:
     """For the log: "triton" or "torch", with the reason where a GPU does without the kernel."""
 
 
-def choose_reduction(device: torch.device, layout: ColumnLayout) -> Reduction:
-    """The Triton kernel on a CUDA device if it compiles and agrees with the Torch code; else that code."""
-    if device.type != "cuda":
+@dataclass(frozen=True, slots=True)
+class LogitsForm:
+    """How an engine hands over its logits. Triton compiles for it, which should not be in its first step."""
+
+    device: torch.device
+    vocab_size: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model_runner: Any, runner: Runner) -> LogitsForm:
+        """The V1 runner hands them over in float32, the V2 runner as its head makes them."""
+        model = model_runner.model_config
+        dtype = torch.float32 if runner == "v1" else model.head_dtype
+        return cls(model_runner.device, model.get_vocab_size(), dtype)
+
+
+def choose_reduction(form: LogitsForm, layout: ColumnLayout) -> Reduction:
+    """The Triton kernels on a CUDA device if they compile and agree with the Torch code; else that code."""
+    if form.device.type != "cuda":
         return Reduction(reduce_logits, "torch")
-    width = max(layout.top_k, 1000)
-    # All different, as neither promises the other's order of equal logits.
-    logits_NV = (torch.arange(4 * width, device=device) * 7919 % (4 * width)).view(4, width) / 100
-    label_ids_N = torch.arange(4, device=device)
-    try:
+    label_ids_N = torch.arange(4, device=form.device) % form.vocab_size
+
+    def by_kernel(logits_NV: torch.Tensor) -> ReducedRows:
         from labeler.teacher.vllm import capture_kernel
 
-        rows = capture_kernel.reduce_logits(logits_NV, label_ids_N, layout)
-    except Exception as error:  # noqa: BLE001
-        # ImportError, or whatever Triton's compiler raises on a machine that lacks what it needs.
-        return Reduction(reduce_logits, f"torch, because the Triton kernel fails: {error!r}")
-    expected = reduce_logits(logits_NV, label_ids_N, layout)
-    if not agrees(rows, expected):
-        return Reduction(reduce_logits, "torch, because the Triton kernel disagrees with it")
+        return capture_kernel.reduce_logits(logits_NV, label_ids_N, layout)
+
+    fault = kernel_fault(form, by_kernel, lambda logits_NV: reduce_logits(logits_NV, label_ids_N, layout))
+    if fault is not None:
+        return Reduction(reduce_logits, f"torch, because the Triton kernels {fault}")
+    from labeler.teacher.vllm import capture_kernel
+
     return Reduction(capture_kernel.reduce_logits, "triton")
 
 
-def agrees(rows: ReducedRows, expected: ReducedRows) -> bool:
-    """Whether ids and ranks are the same and values within 1e-4 nats."""
-    logits_agree = torch.equal(rows.token_ids_NC[:, :-1], expected.token_ids_NC[:, :-1]) and torch.equal(
-        rows.ranks_N, expected.ranks_N
-    )
-    return logits_agree and torch.allclose(
-        rows.values_NC[:, :-1], expected.values_NC[:, :-1], rtol=0, atol=1e-4
+def kernel_fault(
+    form: LogitsForm,
+    by_kernel: Callable[[torch.Tensor], ReducedRows],
+    by_torch: Callable[[torch.Tensor], ReducedRows],
+) -> str | None:
+    """What keeps the kernels from standing in for the Torch code: they fail, or disagree; None if nothing."""
+    # All different in float32, as neither code promises the other's order of equal logits.
+    num_values = 1 << (4 * form.vocab_size - 1).bit_length()
+    places_NV = torch.arange(4 * form.vocab_size, device=form.device).view(4, -1) * 7919 % num_values
+    for dtype in dict.fromkeys((torch.float32, form.dtype)):
+        logits_NV = (places_NV * (32 / num_values)).to(dtype)
+        try:
+            rows = by_kernel(logits_NV)
+        except Exception as error:  # noqa: BLE001
+            # ImportError, or whatever Triton's compiler raises on a machine that lacks what it needs.
+            return f"fail: {error!r}"
+        if not agrees(rows, by_torch(logits_NV), same_ids=dtype == torch.float32):
+            return "disagree with it"
+    return None
+
+
+def agrees(rows: ReducedRows, expected: ReducedRows, *, same_ids: bool = True) -> bool:
+    """Whether ids and ranks are the same and values within 1e-4 nats; ids may differ where logits tie."""
+    ids_agree = not same_ids or torch.equal(rows.token_ids_NC[:, :-1], expected.token_ids_NC[:, :-1])
+    return (
+        ids_agree
+        and torch.equal(rows.ranks_N, expected.ranks_N)
+        and torch.allclose(rows.values_NC[:, :-1], expected.values_NC[:, :-1], rtol=0, atol=1e-4)
     )
 
 

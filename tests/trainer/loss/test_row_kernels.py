@@ -11,32 +11,22 @@ from tests.triton_runs import assert_cases_pass, assert_compiles
 
 CASES = Path(__file__).parent / "row_kernel_cases.py"
 COMPILE = """
-import itertools
-
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from tests.triton_compile import PLACES, assembly
 from trainer.loss import row_kernels
 
-floats = ("cap", "inverse_temperature")
+floats = {"cap": "fp32", "inverse_temperature": "fp32"}
+names = ("HAS_BIAS", "HAS_CAP", "TWO_SUMS", "HAS_TOTAL")
+plain, whole = (dict.fromkeys(names, flag) | {"BLOCK": row_kernels.BLOCK} for flag in (False, True))
 for kernel in (row_kernels._rest_statistics, row_kernels._write_rest_gradient):
-    for dtype, flag in itertools.product(("fp32", "bf16", "fp16"), (False, True)):
-        constants = {"HAS_BIAS": flag, "HAS_CAP": flag, "TWO_SUMS": flag, "HAS_TOTAL": flag, "BLOCK": 4096}
-        signature = {}
-        for name in kernel.arg_names:
-            if name in constants:
-                signature[name] = "constexpr"
-            elif name == "logits_ptr":
-                signature[name] = f"*{dtype}"
-            elif name.endswith("_ptr"):
-                signature[name] = "*fp32"
-            else:
-                signature[name] = "fp32" if name in floats else "i32"
-        source = ASTSource(kernel, signature, constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-        assert f".visible .entry {kernel.__name__}" in compiled.asm["ptx"]
-        if dtype == "bf16" and kernel is row_kernels._write_rest_gradient:
-            assert "cvt.rn.bf16" in compiled.asm["ptx"]  # rounds; the interpreter cuts off
+    for capability, dtype in PLACES:
+        types = floats | {"logits_ptr": f"*{dtype}"}
+        options = {"capability": capability, "num_warps": row_kernels.NUM_WARPS}
+        text = assembly(kernel, whole, types, aligned=("row_stride", "vocab_size"), **options)
+        if capability != "gfx942":
+            assert "ld.global.v4" in text  # 16 bytes at a time
+            if dtype == "bf16" and kernel is row_kernels._write_rest_gradient:
+                assert "cvt.rn.bf16" in text  # rounds; the interpreter cuts off
+    assembly(kernel, plain, floats, num_warps=row_kernels.NUM_WARPS)  # rows at any address
 print("compiled")
 """
 

@@ -42,7 +42,10 @@ class V2Steps:
         self.worker: Any = prompt_logprob.PromptLogprobsWorker(2, torch.device("cpu"), "raw_logits")
         reduce = None
         if is_given:
-            runner = SimpleNamespace(prompt_logprobs_worker=self.worker, device=torch.device("cpu"))
+            model = SimpleNamespace(head_dtype=torch.bfloat16, get_vocab_size=lambda: 300)
+            runner = SimpleNamespace(
+                prompt_logprobs_worker=self.worker, device=torch.device("cpu"), model_config=model
+            )
             reduce = given_capture.install(runner, "v2", self.layout).reduce
         wrapped = capture.wrap_v2(logprob.compute_topk_scores, self.layout, reduce)
         monkeypatch.setattr(prompt_logprob, "compute_topk_scores", wrapped)

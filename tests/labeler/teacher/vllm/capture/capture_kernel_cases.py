@@ -170,11 +170,42 @@ def test_nan_reaches_the_row(place):
 
 def test_scratch_memory_is_bounded():
     layout = ColumnLayout(256, (1.0, 2.0, 4.0))
-    assert 1 <= capture_kernel.rows_per_block(2**20, layout) < 256
+    assert 1 <= capture_kernel.rows_per_block(2**20, layout) < 512
     assert capture_kernel.rows_per_block(151_936, ColumnLayout(64, (1.0, 2.0, 4.0))) > 256
 
 
 def test_a_cpu_takes_the_torch_code():
     layout = ColumnLayout(8, (1.0,))
-    assert reduction.choose_reduction(torch.device("cpu"), layout).note == "torch"
-    assert given_capture.choose_at_ids(torch.device("cpu"), layout) == (given_capture.reduce_at_ids, "torch")
+    form = reduction.LogitsForm(torch.device("cpu"), 1000, torch.bfloat16)
+    assert reduction.choose_reduction(form, layout).note == "torch"
+    assert given_capture.choose_at_ids(form, layout) == (given_capture.reduce_at_ids, "torch")
+
+
+@pytest.mark.parametrize("vocab_size", [256, 7919, 50_257])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_trial_before_the_first_step_finds_a_kernel_that_is_wrong(vocab_size, dtype):
+    """On the logits that the engine will hand over: their dtype and width decide what Triton compiles."""
+    layout, label_ids_N = ColumnLayout(64, (1.0, 2.0, 4.0)), torch.arange(4)
+    form = reduction.LogitsForm(torch.device("cpu"), vocab_size, dtype)
+    seen = []
+
+    def by_kernel(logits_NV):
+        seen.append((logits_NV.dtype, logits_NV.shape[1]))
+        return capture_kernel.reduce_logits(logits_NV, label_ids_N, layout)
+
+    def by_torch(logits_NV):
+        return reduction.reduce_logits(logits_NV, label_ids_N, layout)
+
+    assert reduction.kernel_fault(form, by_kernel, by_torch) is None
+    assert seen == [(one, vocab_size) for one in dict.fromkeys((torch.float32, dtype))]
+
+    def shifted(logits_NV):
+        return by_kernel(logits_NV if logits_NV.dtype != dtype else logits_NV.roll(1, dims=1))
+
+    def failing(logits_NV):
+        raise RuntimeError("Failed to find C compiler.")
+
+    assert reduction.kernel_fault(form, shifted, by_torch) == "disagree with it"
+    assert (
+        reduction.kernel_fault(form, failing, by_torch) == "fail: RuntimeError('Failed to find C compiler.')"
+    )

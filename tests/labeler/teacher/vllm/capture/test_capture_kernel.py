@@ -11,24 +11,25 @@ from tests.triton_runs import assert_cases_pass, assert_compiles
 
 CASES = [Path(__file__).parent / f"capture_kernel_{name}.py" for name in ("cases", "edges")]
 COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from labeler.teacher.vllm.capture_kernel import _group_statistics as kernel
+from labeler.teacher.vllm import capture_kernel as kernels
+from tests.triton_compile import PLACES, assembly
 
-pointers = {"label_ids_ptr": "*i64", "counts_ptr": "*i32"}
-constants = {"NUM_TEMPERATURES": 3, "SQUARED": 6, "PROGRAM_GROUPS": 32, "GROUP": 64}
-for dtype in ("fp32", "bf16", "fp16"):
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name == "logits_ptr":
-            signature[name] = f"*{dtype}"
-        else:
-            signature[name] = pointers.get(name, "*fp32" if name.endswith("_ptr") else "i32")
-    compiled = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
-    assert ".visible .entry _group_statistics" in compiled.asm["ptx"]
+rows = ("row_stride", "vocab_size")
+types = {"label_ids_ptr": "*i64", "counts_ptr": "*i32", "keys_ptr": "*i64", "groups_ptr": "*i64"}
+groups = {"GROUP": kernels.GROUP}
+columns = groups | {"CHOSEN_GROUPS": kernels.CHOSEN_GROUPS}
+statistics = groups | {"PROGRAM_GROUPS": kernels.PROGRAM_GROUPS, "NUM_TEMPERATURES": 3, "SQUARED": 3}
+masses = {"NUM_TEMPERATURES": 3, "HEAD_BLOCK": 64, "BLOCK": kernels.MASS_BLOCK}
+for capability, dtype in PLACES:
+    given = types | {"logits_ptr": f"*{dtype}"}
+    for kernel, constants in ((kernels._group_statistics, statistics), (kernels._group_columns, columns)):
+        text = assembly(kernel, constants, given, capability=capability, aligned=rows)
+        assert capability == "gfx942" or "ld.global.v4" in text, (kernel, dtype)  # 16 bytes at a time
+    assembly(kernels._tail_masses, masses, {}, capability=capability)
+for temperatures, head in ((1, 1), (8, 256)):
+    constants = statistics | {"NUM_TEMPERATURES": temperatures, "SQUARED": 0}
+    assembly(kernels._group_statistics, constants, types)  # rows at any address
+    assembly(kernels._tail_masses, masses | {"NUM_TEMPERATURES": temperatures, "HEAD_BLOCK": head}, {})
 print("compiled")
 """
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits
-from labeler.teacher.vllm import capture, given_capture, reduction
+from labeler.teacher.vllm import given_capture, reduction
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,8 +16,14 @@ pytestmark = [
 LAYOUT = ColumnLayout(64, (1.0, 2.0, 4.0))
 
 
-def test_the_kernel_is_taken():
-    assert capture.choose_reduction(torch.device("cuda"), LAYOUT).note == "triton"
+def form(vocab_size: int, dtype: torch.dtype) -> reduction.LogitsForm:
+    return reduction.LogitsForm(torch.device("cuda"), vocab_size, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab_size", [1000, 50_257, 151_936])
+def test_the_kernel_is_taken(dtype: torch.dtype, vocab_size: int):
+    assert reduction.choose_reduction(form(vocab_size, dtype), LAYOUT).note == "triton"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -27,7 +33,8 @@ def test_both_reductions_against_float64(dtype: torch.dtype, vocab_size: int):
     logits_NV = (torch.randn(300, vocab_size, device="cuda", generator=generator) * 3).to(dtype)
     label_ids_N = torch.randint(0, vocab_size, (300,), device="cuda", generator=generator)
     expected = columns_from_logits(logits_NV.float().cpu().numpy(), label_ids_N.cpu().numpy(), LAYOUT)
-    for reduce in (capture.choose_reduction(logits_NV.device, LAYOUT).reduce, capture.reduce_logits):
+    chosen = reduction.choose_reduction(form(vocab_size, dtype), LAYOUT)
+    for reduce in (chosen.reduce, reduction.reduce_logits):
         rows = reduce(logits_NV, label_ids_N, LAYOUT)
         values_NC, ids_NC = rows.values_NC.cpu().numpy(), rows.token_ids_NC.cpu().numpy()
         np.testing.assert_array_equal(values_NC[:, :65], expected.values_NC[:, :65])
@@ -41,7 +48,7 @@ def test_both_reductions_against_float64(dtype: torch.dtype, vocab_size: int):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_at_given_ids_against_the_torch_code(dtype: torch.dtype):
-    reduce, note = given_capture.choose_at_ids(torch.device("cuda"), LAYOUT)
+    reduce, note = given_capture.choose_at_ids(form(151_936, dtype), LAYOUT)
     assert note == "triton"
     generator = torch.Generator(device="cuda").manual_seed(6)
     logits_NV = (torch.randn(300, 151_936, device="cuda", generator=generator) * 3).to(dtype)
