@@ -29,17 +29,7 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     Raises ConfigError, for what can be known by then before a model is loaded.
     """
     pattern = compiled(options.regex, options.match)
-    if (options.judge is not None) != (options.match in JUDGED):
-        raise ConfigError(
-            f"--match {' and --match '.join(JUDGED)} need --judge MODEL, and no other way of matching takes "
-            "one"
-        )
-    if options.match == "bits_per_byte" and is_store(options.teacher):
-        raise ConfigError(
-            f"--match bits_per_byte asks the teacher how likely it finds right answers, and "
-            f"{options.teacher} is a store, which has its own answers alone; give its model"
-        )
-    refuse_in_store(options.out, "--out")
+    _check_options(options)
     work = _work(options, pattern)
     options.out.mkdir(parents=True, exist_ok=True)
     book = AnswerBook(options.out / "answers.jsonl")
@@ -52,6 +42,28 @@ def parity(options: ParityOptions) -> dict[str, Any]:
     return write_results(options, work, teacher, student, found)
 
 
+def _check_options(options: ParityOptions) -> None:
+    """Raises ConfigError for what does not go together or names nothing, before any file is read."""
+    if (options.judge is not None) != (options.match in JUDGED):
+        raise ConfigError(
+            f"--match {' and --match '.join(JUDGED)} need --judge MODEL, and no other way of matching takes "
+            "one"
+        )
+    if options.match == "bits_per_byte" and is_store(options.teacher):
+        raise ConfigError(
+            f"--match bits_per_byte asks the teacher how likely it finds right answers, and "
+            f"{options.teacher} is a store, which has its own answers alone; give its model"
+        )
+    refuse_in_store(options.out, "--out")
+    check_model_name(options.student, revision=None, setting="--student")
+    if not is_store(options.teacher):
+        check_model_name(options.teacher, revision=None, setting="--teacher")
+    if options.judge is not None:
+        check_model_name(options.judge, revision=None, setting="--judge")
+    if not options.tasks:
+        raise ConfigError("--tasks names nothing; give files of questions, or tasks of lm-eval")
+
+
 def _check_file(task: str) -> None:
     """Raises ConfigError for a file that is not here, as FILE or NAME=FILE: lm-eval, which is asked next, may
     not be installed, and would not know it either."""
@@ -61,13 +73,6 @@ def _check_file(task: str) -> None:
 
 
 def _work(options: ParityOptions, pattern: re.Pattern[str] | None) -> Work:
-    check_model_name(options.student, revision=None, setting="--student")
-    if not is_store(options.teacher):
-        check_model_name(options.teacher, revision=None, setting="--teacher")
-    if options.judge is not None:
-        check_model_name(options.judge, revision=None, setting="--judge")
-    if not options.tasks:
-        raise ConfigError("--tasks names nothing; give files of questions, or tasks of lm-eval")
     paths = [task for task in options.tasks if "=" not in task and os.path.exists(task)]
     names = [task for task in options.tasks if task not in paths]
     for name in names:
