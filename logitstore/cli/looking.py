@@ -56,7 +56,8 @@ def inspect(args: argparse.Namespace) -> int:
     return context.OK
 
 
-def verify(args: argparse.Namespace) -> int:
+def _refuse_unlike_options(args: argparse.Namespace) -> None:
+    """Raises UnsupportedInputError for options of `verify` of which one would do nothing."""
     if args.repair and args.quick:
         raise UnsupportedInputError(
             "--repair reads every shard before it removes another of the same unit; leave --quick out"
@@ -70,6 +71,10 @@ def verify(args: argparse.Namespace) -> int:
         context.refuse_unused(args, ("limit",), "is of the input that --against names")
     if not args.repair:
         context.refuse_unused(args, ("remove_most",), "is for --repair")
+
+
+def verify(args: argparse.Namespace) -> int:
+    _refuse_unlike_options(args)
     contamination = contamination_of(args)
     findings, store = Findings(), None
     removed = num_records = num_unproven = num_deleted = 0
