@@ -127,19 +127,24 @@ def _measure(folder: Path, sizes: Sizes) -> tuple[list[Step], dict[str, Figure],
         # The published store has what the tables have: no deleted record, and those of the copy's time.
         Figure.of("parquet_over_store", exported[0].num_bytes / step.num_bytes, "x", is_ratio=True),
     ]
-    notes = [
+    steps = [made, found, deleted, copied, step, min(exported, key=lambda one: one.seconds), *back]
+    notes = _notes(sizes, total, one_bytes, files, published.num_shards)
+    return steps, {figure.name: figure for figure in figures}, notes
+
+
+def _notes(sizes: Sizes, total: int, one_bytes: int, job_files: int, published_files: int) -> list[str]:
+    """What was measured: of `total` bytes, of which a look-up of one record read so many."""
+    return [
         f"{sizes.sequences:,} sequences of {SEQUENCE_ROWS} rows at K={TOP_K} of {VOCAB_SIZE} made-up ids, in "
         f"units of {UNIT_RECORDS} records, {total / 1e6:.1f} MB on a local disk.",
         "Found by id: in a store that is opened for it. Bytes are those of a web server, opening included; "
         f"one record reads {one_bytes:,}.",
         f"While the store was copied, {WRITTEN_MEANWHILE} more units were committed, and compacted; the copy "
         "has the digest of the store as it was.",
-        f"{files:,} shards of the job became {published.num_shards:,}.",
+        f"{job_files:,} shards of the job became {published_files:,}.",
         "Parquet is compared with the published store, which holds the same records.",
         "Through DuckDB: a fifth of the sequences by SQL into one Parquet file, imported with --like.",
     ]
-    steps = [made, found, deleted, copied, step, min(exported, key=lambda one: one.seconds), *back]
-    return steps, {figure.name: figure for figure in figures}, notes
 
 
 def _exports(store: LogitStore, tables: Path) -> tuple[list[float], list[Step]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.labels.labeling_sizes import WHOLE_PATH_TOP_K, Sizes
@@ -37,19 +38,6 @@ def build_result(
     ]
     totals = [sum(values) for values in zip(*own_code.values(), strict=True)]
     steps = [(name, statistics.median(values)) for name, values in {**own_code, "total": totals}.items()]
-    figures = [Figure.of(f"rate_{name}", values, "tokens/s") for name, values in rates.items()]
-    figures += [
-        Figure.of(f"ratio_{name}", values, "", is_ratio=True, better="higher")
-        for name, values in ratios.items()
-        if name != "none"
-    ]
-    figures += [
-        Figure.of(f"own_us_{name.replace(' ', '_')}", values, "us/token") for name, values in own_code.items()
-    ]
-    figures.append(Figure.of("own_us_total", totals, "us/token", better="lower"))
-    figures += [Figure.of(f"start_sec_{name}", seconds, "s") for name, seconds in start_sec.items()]
-    if rescore:
-        figures.append(Figure.of("decode_over_rescore_sec", rescore, "", is_ratio=True))
     return Result.of(
         "labeling",
         meaning=f"Exact labels of K={WHOLE_PATH_TOP_K} keep "
@@ -61,7 +49,7 @@ def build_result(
             ResultTable.of("CPU time of our own code, by step", ("step", "us per token"), steps),
             ResultTable.of("Start-up", ("step", "s"), list(start_sec.items())),
         ),
-        figures=figures,
+        figures=_figures(own_code, totals, start_sec, rates, ratios, rescore),
         plots=draw(args.out, ratios, own_code),
         notes=(
             f"{sizes.prompts} sequences of {sizes.prompt_tokens} tokens, temperatures 1, 2, 4, units of "
@@ -74,6 +62,30 @@ def build_result(
         quick=args.quick,
         details={"teacher": Path(args.teacher).name, "affinity": sorted(os.sched_getaffinity(0))},
     )
+
+
+def _figures(
+    own_code: dict[str, list[float]],
+    own_total: Sequence[float],
+    start_sec: dict[str, float],
+    rates: dict[str, list[float]],
+    ratios: dict[str, list[float]],
+    rescore: list[float],
+) -> list[Figure]:
+    figures = [Figure.of(f"rate_{name}", values, "tokens/s") for name, values in rates.items()]
+    figures += [
+        Figure.of(f"ratio_{name}", values, "", is_ratio=True, better="higher")
+        for name, values in ratios.items()
+        if name != "none"
+    ]
+    figures += [
+        Figure.of(f"own_us_{name.replace(' ', '_')}", values, "us/token") for name, values in own_code.items()
+    ]
+    figures.append(Figure.of("own_us_total", own_total, "us/token", better="lower"))
+    figures += [Figure.of(f"start_sec_{name}", seconds, "s") for name, seconds in start_sec.items()]
+    if rescore:
+        figures.append(Figure.of("decode_over_rescore_sec", rescore, "", is_ratio=True))
+    return figures
 
 
 def _rescoring_note(rescore: list[float]) -> list[str]:
