@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from labeler.config.found import find_settings
-from labeler.config.loading import checked_job
+from labeler.config.loading import checked_job, identity
 from labeler.curation.asking import AskPaths, asking_job
 from labeler.curation.check import CheckSettings, check_responses, program_digest
 from labeler.curation.check_program import command_parts
@@ -273,10 +273,17 @@ def _made_from(recipe: Recipe, name: str, digest: str) -> str:
     if isinstance(step := recipe.sections.get(name), CheckStepSettings):
         settings["program"] = [step.program, program_digest(step.program)]
     if name in ASKING_STEPS:
-        identity = ("teacher", "labels", "sampling", "input")
-        settings |= {"job": {part: recipe.document.get(part, {}) for part in identity}}
+        settings["job"] = _job_settings(recipe, name)
     text = json.dumps([name, settings, digest], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _job_settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    """The settings that what the teacher answers depends on; the step's own input is known by its digest, and
+    filters look at labels alone."""
+    found = identity(checked_job(_label_document(recipe, Path()), None))
+    without = ("input.uri",) if name == "label" else ("input.uri", "filters.")
+    return {key: value for key, value in found.items() if not key.startswith(without)}
 
 
 def _counts(report: Mapping[str, Any]) -> str:

@@ -307,3 +307,39 @@ def test_a_step_that_leaves_nothing_is_told_before_the_next_one(
     told = capsys.readouterr().err
     assert "[decontaminate] left no prompt (1 read, 0 kept, 1 ngram)" in told
     assert f"remove {tmp_path}/out/3-decontaminate.jsonl" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "is_other"),
+    [
+        ({"filters": {"min_tokens": 3}}, True),
+        ({"labels": {"top_k": 4}}, True),
+        ({"teacher": {"engine": "fake", "fake": {"seconds_per_token": 0.001}}}, False),
+        ({"workers": {"replicas": 2}}, False),
+    ],
+)
+def test_a_finished_step_is_of_other_settings_where_a_job_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], is_other: bool
+) -> None:
+    """A change of the filters was passed over, and one of what any job may change was refused."""
+    (tmp_path / "seeds.jsonl").write_text(json.dumps({"id": "a", "prompt": "Why is the grass green?"}))
+    document: dict[str, Any] = {
+        "recipe": {"seeds": str(tmp_path / "seeds.jsonl"), "out": str(tmp_path / "out")},
+        "teacher": {"engine": "fake"},
+        "labels": {"top_k": 8},
+    }
+
+    def labeled(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
+        store_of(Path(job.output.uri), [("q", "Chlorophyll.<|e|>")], CHATML)
+        return ExitStatus.DONE, JobStatus("finished", sequences=1)
+
+    monkeypatch.setattr(run_module, "run", labeled)
+    run_recipe(checked_recipe(document, "recipe.toml"))
+    said: list[str] = []
+    again = checked_recipe({**document, **change}, "recipe.toml")
+    if is_other:
+        with pytest.raises(ConfigError, match="was made from other seeds or settings"):
+            run_recipe(again, say=said.append)
+        return
+    run_recipe(again, say=said.append)
+    assert said[-1].startswith("label: done before")
