@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, publish
 from labeler.config.loading import JobConfig, load_job
+from labeler.driver.actors.pool import ActorPool
 from labeler.driver.loop import LabelingLoop
-from labeler.driver.pool import ActorPool
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
 from labeler.job.driver_lease import DriverLease, acquire

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from labeler.config.loading import JobConfig
-from labeler.driver.pool import ActorPool
-from labeler.driver.pool_events import (
+from labeler.driver.actors.pool import ActorPool
+from labeler.driver.actors.pool_events import (
     LeaseEnded,
     LeaseFailed,
     PoolEvent,

@@ -243,9 +243,9 @@ class _Run:
     def _run_workers(self, scheduler: Scheduler, setup: StoreSetup) -> bool:
         """True if every unit was committed or given up; False if the job was told to stop."""
         # Ray and what needs it take seconds to import, which a finished job does not need.
+        from labeler.driver.actors.pool import ActorPool
         from labeler.driver.loop import LabelingLoop
         from labeler.driver.metrics import JobMetrics
-        from labeler.driver.pool import ActorPool
         from labeler.on_ray.gpus import check_gpus
         from labeler.on_ray.node_probes import check_nodes
         from labeler.on_ray.runtime import ray_for

@@ -11,8 +11,7 @@ import pytest
 
 from labeler.config.loading import load_job
 from labeler.config.run_settings import LimitsConfig
-from labeler.driver.loop import LabelingLoop
-from labeler.driver.pool_events import (
+from labeler.driver.actors.pool_events import (
     LeaseFailed,
     PoolEvent,
     ReplicaGivenUp,
@@ -21,6 +20,7 @@ from labeler.driver.pool_events import (
     WorkerLeft,
     WorkerReady,
 )
+from labeler.driver.loop import LabelingLoop
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
 from labeler.errors import JobFailedError

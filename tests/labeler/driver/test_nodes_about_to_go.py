@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from labeler.config.loading import load_job
-from labeler.driver import pool as pool_module
-from labeler.driver.pool import ActorPool
-from labeler.driver.pool_events import WorkerLeft
-from labeler.driver.slots import SlotState
+from labeler.driver.actors import pool as pool_module
+from labeler.driver.actors.pool import ActorPool
+from labeler.driver.actors.pool_events import WorkerLeft
+from labeler.driver.actors.slots import SlotState
 from labeler.teacher.response_ends import ResponseEnds
 from tests.labeler.jobs import overrides_for
 

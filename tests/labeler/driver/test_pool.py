@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from labeler.config.loading import load_job
-from labeler.driver.pool import ActorPool
-from labeler.driver.pool_events import PoolEvent, ReplicaGivenUp, StartFailed
+from labeler.driver.actors.pool import ActorPool
+from labeler.driver.actors.pool_events import PoolEvent, ReplicaGivenUp, StartFailed
 from labeler.driver.progress import one_line
 from labeler.driver.run import RunOptions, run
 from labeler.job.status import read_status
@@ -83,7 +83,7 @@ def test_a_wait_for_room_is_in_the_status_and_ends_in_set_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a cluster without the resource the job looked as if it worked, and did so for ever."""
-    monkeypatch.setattr("labeler.driver.room_watch.ROOM_PATIENCE_SEC", 0.5)
+    monkeypatch.setattr("labeler.driver.actors.room_watch.ROOM_PATIENCE_SEC", 0.5)
     write_records(tmp_path / "in.jsonl", 8)
     wanted = ("workers.replicas=1", "workers.resources={nowhere=1}", "limits.wait_sec=4")
     job = load_job(None, overrides_for(tmp_path, *wanted), {})

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from labeler.config.loading import WorkersConfig
-from labeler.driver.room_watch import RoomWatch, waited_sec
-from labeler.driver.slots import Slot
+from labeler.driver.actors.room_watch import RoomWatch, waited_sec
+from labeler.driver.actors.slots import Slot
 from labeler.on_ray.head_watch import HeadWatch
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import ray
 
 from labeler.config.loading import WorkersConfig
-from labeler.driver.pool_events import ReplicasWait
-from labeler.driver.slots import Slot
+from labeler.driver.actors.pool_events import ReplicasWait
+from labeler.driver.actors.slots import Slot
 from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.room import lack_of_room
 

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from labeler.config.loading import JobConfig
-from labeler.driver.pool_events import (
+from labeler.driver.actors.pool_events import (
     LeaseEnded,
     LeaseFailed,
     PoolEvent,
@@ -25,8 +25,8 @@ from labeler.driver.pool_events import (
     WorkerLeft,
     WorkerReady,
 )
-from labeler.driver.room_watch import RoomWatch, waited_sec
-from labeler.driver.slots import Call, CallKind, Slot
+from labeler.driver.actors.room_watch import RoomWatch, waited_sec
+from labeler.driver.actors.slots import Call, CallKind, Slot
 from labeler.errors import EngineDiedError
 from labeler.on_ray.cores import CoreBook
 from labeler.on_ray.failure_causes import first_cause

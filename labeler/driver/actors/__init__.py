@@ -1,0 +1,1 @@
+"""The actors of a job: their places, what becomes of them, and whether the cluster has room."""
