@@ -28,6 +28,8 @@ from logitstore.objects.probing import require_conditional_writes
 MAX_LEASE_BYTES = 65_536
 RENEWALS_PER_TERM = 10
 """So often a driver renews within the time after which it counts as dead: a successor sees it alive soon."""
+WATCHED_RENEWALS = 3
+"""So many are watched for by who only asks whether a driver lives."""
 PROOF_SEC = 5.0
 """Longer than a driver renews its lease while it hears nothing of its cluster."""
 
@@ -199,6 +201,17 @@ def present_holder(objects: Objects) -> Holder | None:
     except ObjectNotFoundError:
         return None
     return None if holder.released else holder
+
+
+def shows_life(objects: Objects, holder: Holder) -> bool:
+    """Whether the holder renews its lease while it is watched, for as long as three renewals take."""
+    deadline = time.monotonic() + WATCHED_RENEWALS * holder.renew_sec / RENEWALS_PER_TERM
+    while time.monotonic() < deadline:
+        newest = present_holder(objects)
+        if newest is None or newest != holder:
+            return newest is not None
+        time.sleep(holder.renew_sec / RENEWALS_PER_TERM / 4)
+    return False
 
 
 def _refuse_or_outwait(objects: Objects, present: Holder, etag: str, on_wait: Callable[[str], None]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from labeler.job.driver_lease import present_holder
+from labeler.job.driver_lease import present_holder, shows_life
 from labeler.planning.plan import Plan
 from labeler.records import Committed, Heartbeat
 from logitstore.errors import ObjectNotFoundError
@@ -214,14 +214,15 @@ def _counted(objects: Objects, store: LogitStore | None) -> Tally:
 
 
 def _driver_lives(objects: Objects, written: JobStatus) -> bool:
-    """As far as can be told: its process on this machine, else how long ago it said something."""
+    """As far as can be told: its process on this machine, else whether it has just said something. Where it
+    seems not to have, that may be its clock or this machine's, and its lease is watched."""
     holder = present_holder(objects)
     if holder is None:
         return False
     if holder.is_on_this_machine:
         return holder.is_running
     silent_sec = time.time() - datetime.fromisoformat(written.updated).timestamp()
-    return silent_sec < 2 * holder.renew_sec
+    return abs(silent_sec) < 2 * holder.renew_sec or shows_life(objects, holder)
 
 
 def utc_now() -> str:
