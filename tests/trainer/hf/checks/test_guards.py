@@ -68,6 +68,22 @@ def test_rows_of_an_untrained_teacher_are_not_taken_for_shifted(length):
     assert any(nll[0] > min(nll.values()) for nll in best), "chance should have favoured a neighbour"
 
 
+def echoing(rng, record_id, length):
+    """Labels of an untrained teacher whose head is its embedding: each row favours the token before its own."""
+    sequence = labeled_sequence(rng, record_id, SPEC, length, 0)
+    logits_NV = rng.normal(0, 0.2, (length - 1, SPEC.vocab_size))
+    logits_NV[np.arange(length - 1), sequence.token_ids_T[:-1]] += 1.0
+    rows = label_rows(logits_NV, sequence.token_ids_T[1:], SPEC.top_k)
+    return Sample(dataclasses.replace(sequence, rows=rows), SPEC)
+
+
+def test_rows_of_a_teacher_that_echoes_are_not_taken_for_shifted():
+    """A tiny model with random weights, as people try things out with; its labels could not be trained on."""
+    rng = np.random.default_rng(5)
+    alignment = check_alignment([echoing(rng, f"r{n}", 60) for n in range(32)], where="store")
+    assert alignment.nll_by_offset[-1] + 0.5 < alignment.nll_by_offset[0], "the echo is plain"
+
+
 def test_no_rows_are_no_reason_to_refuse():
     assert check_alignment([], where="store").num_rows == 0
     short = labeled_sequence(np.random.default_rng(0), "r", SPEC, 2, 0)
