@@ -180,13 +180,13 @@ class LabelingLoop:
                 self._note(reason)
             case ReplicaGivenUp(worker_id, reason):
                 self._log.write("replica_given_up", worker=worker_id, reason=reason)
-                self._note(f"{worker_id} is given up after repeated failures: {reason}")
                 if self._pool.num_given_up == self._job.workers.replicas:
                     raise JobFailedError(
                         f"no replica is left: each was given up, the last with: {reason}. Correct the cause "
                         "and run the same command again, what is labeled stays; workers.restarts sets how "
                         "many failures in a row a replica may have"
                     )
+                self._note(f"{worker_id} is given up after repeated failures: {reason}")
 
     def _ready(self, event: WorkerReady) -> None:
         self._log.write("worker_ready", worker=event.worker_id, load_sec=round(event.load_sec, 2))
