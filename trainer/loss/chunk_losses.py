@@ -10,11 +10,16 @@ The loss depends on a row's V logits through the few numbers of `StudentStatisti
 
 and both softmaxes are what the buffer already holds. S is set to -inf before the maximum is taken, so
 the tail is exact however small: a student that is sure of S loses no digits of log t_q.
+
+float16 has no numbers below 6e-8, and a vocabulary's tail is made of smaller gradients. A loss that is scaled
+(GradScaler) comes too late for them, as gradients are made here before its scale is known: so each chunk's
+are scaled by a power of two of their own (`gradient_scale`), which `Projection` takes out of the products.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,11 +44,52 @@ class Slopes:
     rest_logsumexp_unscaled_N: Tensor
     rest_mean_N: Tensor | None
 
+    def times(self, factor: float) -> Slopes:
+        if factor == 1:
+            return self
+        made = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return replace(self, **{name: slope * factor for name, slope in made.items() if slope is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLosses:
+    """Losses of a chunk's rows, and what stands in its buffer."""
+
+    rows: RowLosses
+    scale: float = 1.0
+    """The buffer holds the gradient times this power of two."""
+
+
+LARGEST_EXPONENT = 15
+"""No gradient of a chunk reaches 2 to this power, which float16 still has."""
+LARGEST_SCALE_EXPONENT = 100
+"""So that float32 has the scale and its inverse."""
+
+
+def gradient_scale(slopes: Slopes, settings: LossSettings, dtype: torch.dtype) -> float:
+    """The power of two by which a chunk's gradient is multiplied before it is rounded to `dtype`.
+
+    1 but for float16. There it is by the largest gradient that these slopes can make, which costs a wait for
+    the device: each exponential is at most 1, their sum at least 1.
+    """
+    if dtype != torch.float16:
+        return 1.0
+    rest_N = slopes.rest_logsumexp_N.abs()
+    if slopes.rest_mean_N is not None:
+        rest_N = rest_N + slopes.rest_mean_N.abs()
+    most_N = slopes.stored_logits_NK.abs().sum(1) + slopes.label_logit_N.abs()
+    most_N = most_N + slopes.rest_logsumexp_unscaled_N.abs() + rest_N / settings.temperature
+    largest = most_N.amax().item()
+    if not 0 < largest < math.inf:
+        return 1.0
+    return 2.0 ** min(LARGEST_EXPONENT - math.frexp(largest)[1], LARGEST_SCALE_EXPONENT)
+
 
 def losses_and_slopes(
-    statistics: StudentStatistics, rows: LossRows, settings: LossSettings
-) -> tuple[RowLosses, Slopes]:
-    """Losses of the rows and, by autograd over [N, K], their slopes. The statistics' tensors are distinct."""
+    statistics: StudentStatistics, rows: LossRows, settings: LossSettings, dtype: torch.dtype
+) -> tuple[ChunkLosses, Slopes]:
+    """Losses of the rows and, by autograd over [N, K], their slopes, scaled for a gradient in `dtype`. The
+    statistics' tensors are distinct."""
     names = [name for name in Slopes.__dataclass_fields__ if getattr(statistics, name) is not None]
     with torch.enable_grad():
         leaves = [getattr(statistics, name).requires_grad_() for name in names]
@@ -51,7 +97,9 @@ def losses_and_slopes(
         made = torch.autograd.grad(
             weighted_sum(losses, settings), leaves, allow_unused=True, materialize_grads=True
         )
-    return losses, Slopes(**{"rest_mean_N": None, **dict(zip(names, made, strict=True))})
+    slopes = Slopes(**{"rest_mean_N": None, **dict(zip(names, made, strict=True))})
+    scale = gradient_scale(slopes, settings, dtype)
+    return ChunkLosses(losses, scale), slopes.times(scale)
 
 
 def losses_in_place(
@@ -60,16 +108,17 @@ def losses_in_place(
     settings: LossSettings,
     scratch_NV: Tensor | None,
     *,
-    needs_gradient: bool,
-) -> RowLosses:
-    """Losses of the rows. `logits_NV` is used up: with `needs_gradient` it then holds d sum / d logits.
+    gradient_dtype: torch.dtype | None,
+) -> ChunkLosses:
+    """Losses of the rows. `logits_NV` is used up: with `gradient_dtype` it then holds d sum / d logits, which
+    can be rounded to that dtype.
 
     `scratch_NV` is a second buffer of the same shape where `needs_two_softmaxes`, else None.
     """
     statistics, sums = _take_statistics(logits_NV, rows, settings, scratch_NV)
-    if not needs_gradient:
-        return row_losses(statistics, rows, settings)
-    losses, slopes = losses_and_slopes(statistics, rows, settings)
+    if gradient_dtype is None:
+        return ChunkLosses(row_losses(statistics, rows, settings))
+    losses, slopes = losses_and_slopes(statistics, rows, settings, gradient_dtype)
     _overwrite_by_gradient(logits_NV, scratch_NV, sums, slopes, rows, settings)
     return losses
 

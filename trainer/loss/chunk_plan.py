@@ -50,7 +50,7 @@ def plan_chunks(
     if weight_VH.device.type == "cpu":
         rows = chunk_rows or max(CPU_CHUNK_BYTES // (4 * vocab_size), 1)
         return ChunkPlan(rows, sum_dtype)
-    is_narrow = wants_weight and weight_VH.dtype == logits_dtype != sum_dtype
+    is_narrow = wants_weight and weight_VH.dtype == logits_dtype not in (sum_dtype, torch.float16)
     if chunk_rows is None:
         gradient_bytes = vocab_size * hidden_size * weight_VH.dtype.itemsize if is_narrow else 0
         most_rows = max(max(GPU_CHUNK_BYTES, gradient_bytes) // row_bytes, 1)
@@ -59,14 +59,16 @@ def plan_chunks(
     return ChunkPlan(chunk_rows, weight_VH.dtype if rounds else sum_dtype)
 
 
-def add_product(sum_VH: Tensor, grad_NV: Tensor, hidden_NH: Tensor) -> None:
-    """sum += grad^T hidden, in the sum's dtype; on a GPU without a [V, H] temporary."""
+def add_product(sum_VH: Tensor, grad_NV: Tensor, hidden_NH: Tensor, factor: float = 1.0) -> None:
+    """sum += factor grad^T hidden, in the sum's dtype; on a GPU without a [V, H] temporary."""
     if grad_NV.dtype == sum_VH.dtype:
-        sum_VH.addmm_(grad_NV.t(), hidden_NH)
+        sum_VH.addmm_(grad_NV.t(), hidden_NH, alpha=factor)
     elif _products_widen(sum_VH.device, grad_NV.dtype, sum_VH.dtype):
-        torch.addmm(sum_VH, grad_NV.t(), hidden_NH, out_dtype=sum_VH.dtype, out=sum_VH)
+        torch.addmm(sum_VH, grad_NV.t(), hidden_NH, alpha=factor, out_dtype=sum_VH.dtype, out=sum_VH)
+    elif grad_NV.dtype == torch.float16:  # the product itself may be too large for it
+        sum_VH.addmm_(grad_NV.t().to(sum_VH.dtype), hidden_NH.to(sum_VH.dtype), alpha=factor)
     else:
-        sum_VH.add_(grad_NV.t() @ hidden_NH)
+        sum_VH.add_(grad_NV.t() @ hidden_NH, alpha=factor)
 
 
 @functools.cache
@@ -76,9 +78,9 @@ def _products_widen(device: torch.device, dtype: torch.dtype, sum_dtype: torch.d
         return False
     factor = torch.arange(256, device=device).remainder_(7).to(dtype).view(16, 16)
     total = torch.full((16, 16), 2.0**-12, dtype=sum_dtype, device=device)
-    expected = total + (factor.to(sum_dtype).t() @ factor.to(sum_dtype))
+    expected = total + (factor.to(sum_dtype).t() @ factor.to(sum_dtype)) / 8
     try:
-        torch.addmm(total, factor.t(), factor, out_dtype=sum_dtype, out=total)
+        torch.addmm(total, factor.t(), factor, alpha=1 / 8, out_dtype=sum_dtype, out=total)
     except (RuntimeError, TypeError):  # NotImplementedError is a RuntimeError
         return False
     return torch.equal(total, expected)

@@ -143,6 +143,7 @@ class _FusedLinear(torch.autograd.Function):
                 for start in range(0, len(rows), step)
             ]
             ctx.save_for_backward(*projection.gradients())
+        ctx.dtypes = [None if given is None else given.dtype for given in (hidden_NH, weight_VH, bias_V)]
         losses = _concatenate(chunks, hidden_NH.new_empty(0, dtype=projection.sum_dtype))
         outputs = tuple(getattr(losses, name) for name in RowLosses.__dataclass_fields__)
         ctx.mark_non_differentiable(*outputs)
@@ -151,7 +152,10 @@ class _FusedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scaled = (None if made is None else made * grad_total for made in ctx.saved_tensors)
+        scaled = (
+            None if made is None else (made * grad_total).to(dtype)
+            for made, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
         return *scaled, None, None, None
 
 

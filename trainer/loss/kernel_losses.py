@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from trainer.loss.chunk_losses import (
+    ChunkLosses,
     Slopes,
     losses_and_slopes,
     needs_two_softmaxes,
     num_rest,
     quotient,
 )
-from trainer.loss.divergences import RowLosses, StudentStatistics, row_losses
+from trainer.loss.divergences import StudentStatistics, row_losses
 from trainer.loss.loss_inputs import LossRows
 from trainer.loss.loss_settings import LossSettings
 
@@ -110,7 +111,7 @@ def losses_in_place(
     options: HeadOptions,
     *,
     needs_gradient: bool,
-) -> RowLosses:
+) -> ChunkLosses:
     """Losses of the rows. `logits_NV` holds the product and is used up: with `needs_gradient` it then holds
     d sum / d product.
     """
@@ -125,8 +126,8 @@ def losses_in_place(
     )
     statistics, rest = _take_statistics(logits_NV, rows, settings, options, passes)
     if not needs_gradient:
-        return row_losses(statistics, rows, settings)
-    losses, slopes = losses_and_slopes(statistics, rows, settings)
+        return ChunkLosses(row_losses(statistics, rows, settings))
+    losses, slopes = losses_and_slopes(statistics, rows, settings, logits_NV.dtype)
     gradient = _rest_gradient(slopes, rest, rows, settings, logits_NV.shape[1], passes)
     row_kernels.write_rest_gradient(logits_NV, gradient, passes)
     _write_stored_and_label(logits_NV, rows, settings, options, statistics, slopes, gradient)

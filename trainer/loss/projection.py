@@ -63,7 +63,9 @@ class Projection:
             min(self.plan.chunk_rows, len(hidden_NH)), head.vocab_size, dtype=logits_dtype
         )
         self.scratch_NV: Tensor | None = None
-        self.grad_hidden_NH = torch.empty_like(self.hidden_NH) if needs[0] else None
+        self.grad_hidden_NH = None
+        if needs[0]:
+            self.grad_hidden_NH = torch.zeros_like(self.hidden_NH, dtype=_kept(head.product_dtype))
         self.grad_weight_VH = None
         if needs[1]:
             self.grad_weight_VH = torch.zeros_like(weight_VH, dtype=self.plan.sum_dtype)
@@ -82,29 +84,33 @@ class Projection:
                 logits_NV, rows, settings, options, needs_gradient=self.needs_gradient
             )
             if self.needs_gradient:
-                self._add_gradients(logits_NV, hidden_NH, start)
-            return losses
+                self._add_gradients(logits_NV, losses.scale, hidden_NH, start)
+            return losses.rows
         if self.bias_V is not None:
             logits_NV.add_(self.bias_V)
         cap_slope_NV = self._cap(logits_NV)
         losses = losses_in_place(
-            logits_NV, rows, settings, self._scratch(rows, settings), needs_gradient=self.needs_gradient
+            logits_NV,
+            rows,
+            settings,
+            self._scratch(rows, settings),
+            gradient_dtype=self.head.product_dtype if self.needs_gradient else None,
         )
         if self.needs_gradient:
             if cap_slope_NV is not None:
                 logits_NV.mul_(cap_slope_NV)
-            self._add_gradients(logits_NV, hidden_NH, start)
-        return losses
+            self._add_gradients(logits_NV, losses.scale, hidden_NH, start)
+        return losses.rows
 
     def gradients(self) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden states, weight and bias, in the inputs' dtypes; None where not wanted."""
+        """Gradients of hidden states, weight and bias, in the dtypes of `_kept`; None where not wanted."""
         if self.grad_hidden_NH is not None:
             self.grad_hidden_NH.mul_(self.head.logit_scale)
         if self.grad_bias_V is not None:
             self.grad_bias_V.mul_(self.head.logit_scale)
         made = (self.grad_hidden_NH, self.grad_weight_VH, self.grad_bias_V)
         return tuple(
-            None if gradient is None or given is None else gradient.to(given.dtype)
+            None if gradient is None or given is None else gradient.to(_kept(given.dtype))
             for gradient, given in zip(made, self.inputs, strict=True)
         )
 
@@ -131,11 +137,22 @@ class Projection:
         logits_NV.mul_(cap)
         return slope_NV
 
-    def _add_gradients(self, grad_logits_NV: Tensor, hidden_NH: Tensor, start: int) -> None:
+    def _add_gradients(self, grad_logits_NV: Tensor, scale: float, hidden_NH: Tensor, start: int) -> None:
+        """Add the products of a gradient that is `scale` times too large."""
         grad_NV = grad_logits_NV.to(self.head.product_dtype)
+        vocab_size = self.head.vocab_size
         if self.grad_hidden_NH is not None:
-            torch.mm(grad_NV, self.weight_VH, out=self.grad_hidden_NH[start : start + len(grad_NV)])
+            grad_hidden_NH = self.grad_hidden_NH[start : start + len(grad_NV)]
+            if grad_hidden_NH.dtype == grad_NV.dtype:
+                torch.mm(grad_NV, self.weight_VH, out=grad_hidden_NH)
+            else:
+                add_product(grad_hidden_NH, grad_NV.t(), self.weight_VH, 1 / scale)
         if self.grad_weight_VH is not None:
-            add_product(self.grad_weight_VH[: self.head.vocab_size], grad_NV, hidden_NH)
+            add_product(self.grad_weight_VH[:vocab_size], grad_NV, hidden_NH, 1 / scale)
         if self.grad_bias_V is not None:
-            self.grad_bias_V[: self.head.vocab_size].add_(grad_logits_NV.sum(0, dtype=self.sum_dtype))
+            self.grad_bias_V[:vocab_size].add_(grad_logits_NV.sum(0, dtype=self.sum_dtype), alpha=1 / scale)
+
+
+def _kept(dtype: torch.dtype) -> torch.dtype:
+    """In what a gradient of this dtype is kept until it is scaled: float16 would lose what is small."""
+    return torch.float32 if dtype == torch.float16 else dtype

@@ -18,7 +18,7 @@ from trainer.loss.loss_inputs import LossRows
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.projection import HeadForm, Projection
 
-BF16, FP32 = torch.bfloat16, torch.float32
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 STATISTICS = ("max_N", "scaled_sum_N", "sum_N", "total_N")
 
 
@@ -124,17 +124,23 @@ def test_a_float32_weight_keeps_a_float32_gradient():
     assert plan(100, 1024, weight=FP32).sum_dtype == FP32
 
 
+def test_a_float16_weight_keeps_a_float32_gradient():
+    """What is small in it is lost in float16 before the loss's scale reaches it."""
+    assert plan(100, 1024, weight=FP16, logits=FP16).sum_dtype == FP32
+
+
 def test_a_frozen_head_keeps_to_the_budget():
     assert plan(8192, 4096, wants_weight=False).chunk_rows * 151_936 * 2 <= GPU_CHUNK_BYTES
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16])
-def test_products_add_up_in_the_dtype_of_the_sum(dtype):
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+def test_products_add_up_in_the_dtype_of_the_sum(dtype, factor):
     generator = torch.Generator().manual_seed(0)
     grad_NV = torch.randn(50, 7, generator=generator).to(dtype)
     hidden_NH = torch.randn(50, 5, generator=generator).to(dtype)
     sum_VH = torch.full((7, 5), 0.25)
-    expected = 0.25 + grad_NV.double().t() @ hidden_NH.double()
-    add_product(sum_VH, grad_NV, hidden_NH)
+    expected = 0.25 + factor * grad_NV.double().t() @ hidden_NH.double()
+    add_product(sum_VH, grad_NV, hidden_NH, factor)
     tolerance = 1e-6 if dtype == FP32 else 2.0**-8
     assert ((sum_VH.double() - expected).abs() <= tolerance * (expected - 0.25).abs() + 1e-5).all()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.trainer.loss.float16_tail import assert_float16_keeps_the_tail
 from tests.trainer.loss.reference_loss import KINDS, Case, kind_id, make_case
 from trainer.loss.fused_linear import (
     FusedLinearTopKDistillationLoss,
@@ -183,6 +184,31 @@ def test_bfloat16_weights_add_up_in_float32():
     found = torch.autograd.grad(fused.loss, head.weight)[0]
     assert found.dtype == torch.bfloat16
     assert ((found.double() - expected).norm() / expected.norm()).item() < 0.006
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_float16_keeps_the_gradients_of_the_tail(temperature, beta):
+    assert_float16_keeps_the_tail("torch", None, LossSettings(temperature=temperature, alpha=0.9, beta=beta))
+
+
+def test_float16_of_a_large_and_of_no_gradient_is_finite():
+    """Many rows of one label, weights that make slopes of thousands, and rows that count almost nothing."""
+    for weight in (1e4, 1e-30):
+        hidden = torch.full((1, 400, HIDDEN), 3.0, dtype=torch.float16).requires_grad_()
+        head = torch.ones(9, HIDDEN, dtype=torch.float16).requires_grad_()
+        output = fused_linear_topk_distillation_loss(
+            hidden,
+            head,
+            torch.zeros(1, 400, dtype=torch.long),
+            None,
+            LossSettings(alpha=0.0),
+            label_weights_BT=torch.full((1, 400), weight),
+        )
+        (found,) = torch.autograd.grad(output.loss, head)
+        expected = torch.full((9,), 3.0 / 9)
+        expected[0] = -3.0 * 8 / 9
+        torch.testing.assert_close(found, expected.half().unsqueeze(1).expand(9, HIDDEN))
 
 
 class LargestTensor(TorchDispatchMode):

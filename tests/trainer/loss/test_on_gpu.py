@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.trainer.loss.float16_tail import assert_float16_keeps_the_tail
 from tests.trainer.loss.reference_loss import Case, make_case
 from trainer.loss.chunk_plan import add_product
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
@@ -62,7 +63,7 @@ def test_the_kernels_are_taken():
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("kernel", ["auto", "torch"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_against_float64(kind, kernel, dtype):
     for temperature in (1.0, 2.0):
         settings = LossSettings(temperature=temperature, **kind)
@@ -81,6 +82,11 @@ def test_against_float64(kind, kernel, dtype):
             found = torch.autograd.grad(output.loss, (hidden, weight))
             for ours, theirs in zip(found, exact_gradients, strict=True):
                 assert distance(ours, theirs) < (1e-4 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_float16_keeps_the_gradients_of_the_tail(kernel):
+    assert_float16_keeps_the_tail(kernel, device="cuda")
 
 
 def test_the_weights_gradient_adds_up_in_float32():
