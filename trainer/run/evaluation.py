@@ -44,7 +44,7 @@ class Judged:
     student: Evaluation
     calibration: Calibration | None
     teacher: TeacherFigures | None
-    """None where no row's actual token is known."""
+    """None where nothing is known of it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The student's figures, and "teacher" and "calibration" as in `RunMetrics`."""

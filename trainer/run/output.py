@@ -86,8 +86,8 @@ class RunMetrics:
     started: str
     versions: dict[str, str]
     teacher: dict[str, float | int] | None = None
-    """`trainer.hf.evaluation.teacher_figures.TeacherFigures` of the rows of `after`; None where no token is
-    known."""
+    """`trainer.hf.evaluation.teacher_figures.TeacherFigures` of the rows of `after`; None where
+    nothing is known of it."""
     evaluation_stores: list[dict[str, Any]] = field(default_factory=list)
     """By store of `evaluation.stores`: uri, digest, selection, teacher, num_sequences. Empty where a part of
     the training stores is held out."""

@@ -27,14 +27,23 @@ class TeacherFigures:
     """As the fields of `Evaluation` of these names, for the teacher in the student's place."""
 
     num_rows: int
-    """Rows whose actual token is known."""
-    cross_entropy: float
+    """The student's."""
+    num_known_labels: int
+    """Those whose actual token's log-probability is known: of rows that were imported or mapped to another
+    tokenizer, often those alone that have it among their entries."""
+    cross_entropy: float | None
+    """None unless it is known of all rows: of a part of them it would be that of the easier ones."""
     reliability: Reliability | None
     """None where a store's entries are at given ids, of which the teacher's top token may be none."""
 
     def to_dict(self) -> dict[str, float | int]:
         """The figures that are one number and known."""
-        found: dict[str, float | int] = {"num_rows": self.num_rows, "cross_entropy": self.cross_entropy}
+        found: dict[str, float | int] = {
+            "num_rows": self.num_rows,
+            "num_known_labels": self.num_known_labels,
+        }
+        if self.cross_entropy is not None:
+            found["cross_entropy"] = self.cross_entropy
         if self.reliability is not None:
             found["accuracy"] = self.reliability.share_right
             found["calibration_error"] = self.reliability.calibration_error
@@ -46,7 +55,7 @@ def teacher_figures(
 ) -> TeacherFigures | None:
     """Figures of the rows that `evaluation_batches` gives of the dataset with a collator of these settings.
 
-    None where no row has a known token, and where a store holds texts alone: the rows made of those are the
+    None where nothing is known of it, and where a store holds texts alone: the rows made of those are the
     text itself, and their figures would be those of a teacher that is never wrong. Under torch.distributed
     each process reads its own part and gets the result of all.
     """
@@ -55,16 +64,21 @@ def teacher_figures(
     dataset.set_epoch(0)
     dataset.restart()
     steps = evaluation_steps(dataset, max_sequences)
-    sums_3C, nll = np.zeros((3, NUM_BINS)), 0.0
+    sums_3C, known_2 = np.zeros((3, NUM_BINS)), np.zeros(2)
     for samples in islice(LogitDataLoader(dataset, _as_they_are), steps):
         for sample in samples:
-            nll += _add_rows(sums_3C, sample, settings)
-    sums_3C, nll = _of_all_processes(sums_3C, nll)
-    num_rows = int(sums_3C[0].sum())
-    if not num_rows:
-        return None
+            _add_rows(sums_3C, known_2, sample, settings)
+    sums_3C, known_2 = _of_all_processes(sums_3C, known_2)
+    num_rows, num_known = int(sums_3C[0].sum()), int(known_2[0])
     has_top = all(source.manifest.labels.support == "top" for source in dataset.sources)
-    return TeacherFigures(num_rows, nll / num_rows, reliability_of(sums_3C) if has_top else None)
+    if not num_rows or not (has_top or num_known == num_rows):
+        return None
+    return TeacherFigures(
+        num_rows=num_rows,
+        num_known_labels=num_known,
+        cross_entropy=float(known_2[1]) / num_rows if num_known == num_rows else None,
+        reliability=reliability_of(sums_3C) if has_top else None,
+    )
 
 
 def calibration_record(
@@ -81,13 +95,13 @@ def _as_they_are(samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples
 
 
-def _add_rows(sums_3C: np.ndarray, sample: Sample, settings: CollateSettings) -> float:
-    """Add rows, right ones and confidences to their bins; the sum of -log p of the actual tokens."""
+def _add_rows(sums_3C: np.ndarray, known_2: np.ndarray, sample: Sample, settings: CollateSettings) -> None:
+    """Add rows, right ones and confidences to their bins, and to `known_2` the number of actual tokens whose
+    log-probability is known and the sum of its negatives."""
     sequence, rows = sample.sequence, sample.sequence.rows
     limit = min(len(sequence.token_ids_T), settings.token_limit or len(sequence.token_ids_T))
     count = max(0, min(rows.num_rows, limit - sequence.label_start))
     positions, _ = counted_labels(sequence, count, settings.segment_weights)
-    positions = positions[np.isfinite(rows.label_logprob_N[positions - sequence.label_start])]
     counted = positions - sequence.label_start
     confidence_N = np.exp(rows.logits_NK[counted, 0] - rows.logsumexp_NM[counted, 0])
     # Not by rank, which some rows do not know, and by which two that share the top place are both second.
@@ -95,15 +109,17 @@ def _add_rows(sums_3C: np.ndarray, sample: Sample, settings: CollateSettings) ->
     bin_N = np.clip((confidence_N * NUM_BINS).astype(int), 0, NUM_BINS - 1)
     for row, values_N in enumerate((np.ones_like(confidence_N), right_N, confidence_N)):
         np.add.at(sums_3C[row], bin_N, values_N)
-    return -float(rows.label_logprob_N[counted].sum(dtype=np.float64))
+    label_logprob_N = rows.label_logprob_N[counted]
+    is_known_N = np.isfinite(label_logprob_N)
+    known_2 += (is_known_N.sum(), -label_logprob_N[is_known_N].sum(dtype=np.float64))
 
 
-def _of_all_processes(sums_3C: np.ndarray, nll: float) -> tuple[np.ndarray, float]:
+def _of_all_processes(sums_3C: np.ndarray, known_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return sums_3C, nll
-    flat = torch.tensor([nll, *sums_3C.flatten().tolist()], dtype=torch.float64)
+        return sums_3C, known_2
+    flat = torch.tensor([*known_2.tolist(), *sums_3C.flatten().tolist()], dtype=torch.float64)
     if torch.distributed.get_backend() == "nccl":
         flat = flat.to(torch.device("cuda", torch.cuda.current_device()))
     torch.distributed.all_reduce(flat)
     values = flat.cpu().numpy()
-    return values[1:].reshape(3, NUM_BINS), float(values[0])
+    return values[2:].reshape(3, NUM_BINS), values[:2]

@@ -78,8 +78,29 @@ def model_card(
     return "\n".join(lines)
 
 
+def teachers_column(
+    teacher: Mapping[str, float] | None, after: Mapping[str, float]
+) -> tuple[Mapping[str, float] | None, str | None]:
+    """The teacher's figures that may stand beside the student's `after`, and a sentence on the others.
+
+    Both are of the same rows; earlier versions counted the rows with known tokens alone."""
+    if teacher is None:
+        return None, None
+    num_rows = after["num_rows"]
+    num_known = teacher.get("num_known_labels", teacher["num_rows"])
+    if teacher["num_rows"] != num_rows:
+        return None, f"the teacher's figures are left out, as they are of {teacher['num_rows']:,} other rows"
+    if num_known == num_rows:
+        return teacher, None
+    return teacher, (
+        f"the teacher's cross-entropy is left out, as its log-probability is known of {num_known:,} of the "
+        f"{num_rows:,} actual tokens"
+    )
+
+
 def _figures(figures: CardFigures) -> list[str]:
-    after, before, teacher = figures.after, figures.before or {}, figures.teacher or {}
+    after, before = figures.after, figures.before or {}
+    teacher, left_out = teachers_column(figures.teacher, after)
     lines = [
         "",
         f"## On {after['num_sequences']} held-out sequences ({after['num_rows']} label rows)",
@@ -89,8 +110,12 @@ def _figures(figures: CardFigures) -> list[str]:
     ]
     for name, title in TITLES.items():
         if name in after:
-            cells = [f"{known[name]:.4f}" if name in known else "-" for known in (before, after, teacher)]
+            cells = [
+                f"{known[name]:.4f}" if name in known else "-" for known in (before, after, teacher or {})
+            ]
             lines.append(f"| {title} | {' | '.join(cells)} |")
+    if left_out is not None:
+        lines += ["", f"{left_out[0].upper()}{left_out[1:]}."]
     if figures.calibration is not None:
         lines += [
             "",

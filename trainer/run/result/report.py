@@ -9,7 +9,7 @@ from typing import Any
 from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER
 from trainer.run.file_names import CONFIG_NAME
 from trainer.run.output import RunMetrics
-from trainer.run.result.model_card import TITLES, calibration_in_words
+from trainer.run.result.model_card import TITLES, calibration_in_words, teachers_column
 
 
 def evaluation_table(
@@ -25,6 +25,7 @@ def evaluation_table(
     """
     head = f"held out: {after['num_sequences']:,} sequences, {after['num_rows']:,} label rows"
     names = [name for name in TITLES if name in after]
+    teacher, left_out = teachers_column(teacher, after)
     goals = None if teacher is None else {"kl": 0.0, "top1_agreement": 1.0, **teacher}
     columns = [] if before is None else [("before", before)]
     columns.append(("student" if before is None else "after", after))
@@ -38,6 +39,8 @@ def evaluation_table(
         if before is not None and goals is not None and name in goals:
             share = gap_closed(name, before[name], after[name], goals[name])
         lines.append(f"  {TITLES[name]:<34}{cells}" + ("" if share is None else f"{percent(share):>12}"))
+    if left_out is not None:
+        lines.append(f"  {left_out}")
     if calibration and "student" in calibration:
         lines.append(f"  calibration: {calibration_in_words(calibration['student'])}")
     return "\n".join(line.rstrip() for line in lines)

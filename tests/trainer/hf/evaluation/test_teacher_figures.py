@@ -18,7 +18,8 @@ from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.evaluation.evaluate import evaluation_batches
 from trainer.hf.evaluation.teacher_figures import calibration_record, teacher_figures
-from trainer.run.result.report import gap_closed, percent
+from trainer.run.result.model_card import CardFigures, model_card
+from trainer.run.result.report import evaluation_table, gap_closed, percent
 
 
 @pytest.mark.parametrize("limit", [None, 9])
@@ -117,8 +118,67 @@ def test_entries_at_given_ids_do_not_tell_the_top_token(tmp_path: Path) -> None:
     store.commit_unit("u", 0, sequences, seconds=0.0, worker="test")
     found = teacher_figures(StreamingLogitDataset(store.uri, batch_size=4), CollateSettings(), None)
     assert found is not None
-    assert found.to_dict().keys() == {"num_rows", "cross_entropy"}
+    assert found.to_dict().keys() == {"num_rows", "num_known_labels", "cross_entropy"}
     assert calibration_record(None, found) == {}
+
+
+def as_imported(sequence: LabeledSequence) -> LabeledSequence:
+    """What an import of entries alone knows: the log-probability of those actual tokens that are among them."""
+    rows = sequence.rows
+    has_N = (rows.token_ids_NK == sequence.token_ids_T[sequence.label_start :, None]).any(1)
+    known_N = np.where(has_N, rows.label_logprob_N, np.nan).astype(np.float32)
+    return replace(sequence, rows=replace(rows, label_logprob_N=known_N))
+
+
+def test_rows_whose_actual_token_is_not_known_count_as_they_do_for_the_student(tmp_path: Path) -> None:
+    """Of the rows that are known the teacher would seem better than it is: its own top ones."""
+    whole = teacher_figures(
+        StreamingLogitDataset(changed_store(tmp_path / "whole", lambda one: one).uri, batch_size=4),
+        CollateSettings(),
+        None,
+    )
+    (tmp_path / "part").mkdir()
+    store = changed_store(tmp_path / "part" / "store", as_imported)
+    found = teacher_figures(StreamingLogitDataset(store.uri, batch_size=4), CollateSettings(), None)
+    assert whole is not None
+    assert found is not None
+    assert found.num_rows == whole.num_rows
+    assert found.reliability == whole.reliability
+    assert found.cross_entropy is None
+    assert 0 < found.num_known_labels < found.num_rows
+    student = {"num_sequences": 9, "num_rows": found.num_rows, "cross_entropy": 3.0, "accuracy": 0.1}
+    printed = evaluation_table({**student, "cross_entropy": 4.0}, student, found.to_dict())
+    assert "cross-entropy, nats                  4.0000   3.0000\n" in printed
+    assert printed.splitlines()[-1] == (
+        f"  the teacher's cross-entropy is left out, as its log-probability is known of {found.num_known_labels} "
+        f"of the {found.num_rows} actual tokens"
+    )
+    assert "| cross-entropy, nats | - | 3.0000 | - |" in "\n".join(card_figures(student, found.to_dict()))
+
+
+def card_figures(student: dict[str, float], teacher: dict[str, float]) -> list[str]:
+    return model_card([], {}, CardFigures(None, student, teacher, None, 1)).splitlines()
+
+
+def test_figures_of_other_rows_do_not_stand_beside_the_students() -> None:
+    """In metrics of an earlier version."""
+    student, teacher = (
+        {"num_sequences": 9, "num_rows": 90, "accuracy": 0.1},
+        {"num_rows": 80, "accuracy": 0.5},
+    )
+    printed = evaluation_table(student, student, teacher)
+    assert "0.5000" not in printed
+    assert printed.endswith("the teacher's figures are left out, as they are of 80 other rows")
+    assert "| top token as in the text | - | 0.1000 | - |" in card_figures(student, teacher)
+
+
+def test_given_entries_without_known_tokens_tell_nothing(tmp_path: Path) -> None:
+    head = manifest(replace(label_spec(), support="given"))
+    store = LogitStore.create(tmp_path / "store", replace(head, features=(GIVEN_ENTRIES,)))
+    rng = np.random.default_rng(0)
+    sequences = [as_imported(labeled_sequence(rng, f"r{number}", label_spec(), 12, 3)) for number in range(4)]
+    store.commit_unit("u", 0, sequences, seconds=0.0, worker="test")
+    assert teacher_figures(StreamingLogitDataset(store.uri, batch_size=4), CollateSettings(), None) is None
 
 
 def test_texts_alone_tell_nothing_of_the_teacher(tmp_path: Path) -> None:
