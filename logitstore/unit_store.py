@@ -158,16 +158,19 @@ class UnitStore(CommittedStore):
         try:
             return io.BytesIO(self.objects.get(entry.name, max_bytes=entry.num_bytes))
         except ObjectNotFoundError:
-            raise self._gone(entry) from None
+            raise gone_shard(self.uri, entry) from None
 
     def _open(self, entry: ShardEntry, buffer_bytes: int) -> BinaryIO:
         try:
             return self.objects.open(entry.name, num_bytes=entry.num_bytes, buffer_bytes=buffer_bytes)
         except ObjectNotFoundError:
-            raise self._gone(entry) from None
+            raise gone_shard(self.uri, entry) from None
 
-    def _gone(self, entry: ShardEntry) -> ObjectNotFoundError:
-        return ObjectNotFoundError(
-            f"{self.uri}: the shard {entry.name} of unit {entry.unit_id} is gone; run "
-            "`penumbra store verify`, which lists all that are and how to go on"
-        )
+
+def gone_shard(uri: str, entry: ShardEntry) -> ObjectNotFoundError:
+    """Of a shard that is not there any more where the store was opened before."""
+    return ObjectNotFoundError(
+        f"{uri}: the shard {entry.name} of unit {entry.unit_id} is gone; run `penumbra store verify`, which "
+        "lists all that are and how to go on. A purge, or labels made anew, removes shards that others read: "
+        "then open the store, or start the training, again"
+    )

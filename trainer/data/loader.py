@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,17 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.reading import usable_cores
 from trainer.data.samples import Sample
 from trainer.data.worker_choice import LOOKED_STEPS, useful_workers
+
+_FROM_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback ")
+
+
+def _sentence_of_worker(error: Exception) -> str | None:
+    """What the error said in its loader worker, of which torch makes a text with its traceback; None for one
+    that is of no worker.
+    """
+    text = str(error.args[0]) if error.args else ""
+    found = _FROM_WORKER.match(text)
+    return re.split(rf"(?m)^(?:\w+\.)*{found[1]}: ", text)[-1].rstrip() if found else None
 
 
 class LogitDataLoader(DataLoader[Any]):
@@ -64,7 +76,13 @@ class LogitDataLoader(DataLoader[Any]):
         # Workers are new in every epoch: what they are forked with they need not load again.
         if self.num_workers and self.logit_dataset.num_entries >= loops.LOAD_AFTER_ENTRIES:
             loops.use_compiled_loops()
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        except Exception as error:
+            sentence = _sentence_of_worker(error)
+            if sentence is None:
+                raise
+            raise type(error)(sentence) from error
 
     def _useful_workers(self) -> int:
         steps = self.logit_dataset.shards_by_step(LOOKED_STEPS)

@@ -66,4 +66,5 @@ def run_ahead(make_iterator: Callable[[], Iterator[Item]], depth: int) -> Genera
             yield item
     finally:
         stopped.set()
-        thread.join()
+        if thread is not threading.current_thread():  # in which garbage is collected, as in any other
+            thread.join()

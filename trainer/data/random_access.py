@@ -51,7 +51,8 @@ class RandomAccess:
 
     def _read(self, store: int, shard: int, place: int) -> LabeledSequence:
         if self._block is None or self._block.shard != (store, shard) or place not in self._block.places:
-            with self._sources[store].open(shard) as reader:
+            source = self._sources[store]
+            with source.naming_gone(shard), source.open(shard) as reader:
                 block = int(np.searchsorted(reader.block_starts, place, side="right")) - 1
                 start, sequences = reader.block_starts[block], reader.read_block(block, top_k=self._top_k)
             self._block = _Block((store, shard), range(start, start + len(sequences)), sequences)

@@ -103,6 +103,10 @@ class SplitReader:
         """(index of the store, sequence) at a place of the split."""
         index, within = self._order.visit_at(self._split, place)
         visit = self._order.splits[self._split][index]
+        with self._sources[visit.store].naming_gone(visit.shard):
+            return visit.store, self._read(index, within, visit)
+
+    def _read(self, index: int, within: int, visit: Visit) -> LabeledSequence:
         opened = self._opened
         if opened is None or opened.visit_index != index:
             opened = self._open(index, visit)
@@ -111,7 +115,7 @@ class SplitReader:
             self._window_sequences = self._decode(opened.reader, opened.windows[window], visit)
             self._window_index = window
         start = int(opened.window_ends[window - 1]) if window else 0
-        return visit.store, self._window_sequences[within - start]
+        return self._window_sequences[within - start]
 
     def close(self) -> None:
         self._window_sequences = []

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from logitstore.common.store_warning import StoreWarning
+from logitstore.errors import ObjectNotFoundError
 from logitstore.index.deletions import DeletedRecords
 from logitstore.inputs.parts import parent_id
 from logitstore.manifest.fields import Manifest, ShardEntry
@@ -24,6 +25,7 @@ from logitstore.rows.where import parse_selection, select_ids
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 from logitstore.tools.carried_deletions import deleted_in
+from logitstore.unit_store import gone_shard
 from trainer.data.cache.shard_cache import ShardCache
 from trainer.errors import CacheFullError, SettingError
 
@@ -152,7 +154,7 @@ class Source:
         """What takes part of each shard; read at the first call, and no labels are fetched."""
         if self._outlines is None:
             with ThreadPoolExecutor(OUTLINE_THREADS, thread_name_prefix="logit-outline") as pool:
-                self._outlines = list(pool.map(self._outline, self.entries))
+                self._outlines = list(pool.map(self._outline, range(len(self.entries))))
             self.selection.unmet.warn(self.uri)
             self._warn_of_deleted(sum(outline.num_deleted_elsewhere for outline in self._outlines))
         return self._outlines
@@ -197,6 +199,14 @@ class Source:
         deleted = self._deleted.get(entry.name)
         return ShardReader(file, self.manifest.labels, self._codebooks, deleted=deleted)
 
+    @contextmanager
+    def naming_gone(self, shard: int) -> Iterator[None]:
+        """Say what may have become of the shard where it is not there any more."""
+        try:
+            yield
+        except ObjectNotFoundError as error:
+            raise gone_shard(self.uri, self.entries[shard]) from error
+
     def fetch(self, shard: int) -> None:
         """Have the shard in the cache, if there is one."""
         if self._cache is not None and not self._cache.is_full:
@@ -209,13 +219,14 @@ class Source:
             return np.arange(self.entries[shard].num_sequences)
         return self.outlines()[shard].place_S
 
-    def _outline(self, entry: ShardEntry) -> Outline:
+    def _outline(self, shard: int) -> Outline:
+        entry = self.entries[shard]
         empty_S = np.empty(0, dtype=np.int32)
         if not self.selection.takes_unit(entry):
             return Outline(*(empty_S,) * 6)
         parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 6]
         first = num_deleted = 0
-        with self._open_remotely(entry) as reader:
+        with self.naming_gone(shard), self._open_remotely(entry) as reader:
             for block in range(reader.num_blocks):
                 columns = Block(reader, block)
                 plain = columns.plain

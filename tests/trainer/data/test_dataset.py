@@ -307,8 +307,28 @@ def test_an_error_in_the_background_is_raised_where_it_is_read(tmp_path):
     next(iter(reader))
     for shard in (tmp_path / "s" / "shards").iterdir():
         shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"\.arrow does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"\.arrow of unit unit-\d is gone"):
         list(reader)
+
+
+def test_what_runs_ahead_may_be_closed_by_its_own_thread():
+    """As where garbage is collected there that holds the iterator."""
+    taken, closed, errors = threading.Event(), threading.Event(), []
+
+    def produce():
+        yield 1
+        taken.wait(20)
+        try:
+            ahead.close()
+        except RuntimeError as error:  # a thread cannot wait for its own end
+            errors.append(error)
+        closed.set()
+
+    ahead = run_ahead(produce, depth=2)
+    assert next(ahead) == 1
+    taken.set()
+    assert closed.wait(20)
+    assert errors == []
 
 
 def test_running_ahead_stops_with_its_consumer():
