@@ -28,7 +28,8 @@ class InFlight:
 
 
 def units_in_flight(job: JobConfig, totals: PlanTotals) -> InFlight:
-    """`workers.leases`, or the number that keeps an engine of this job full with units of this plan.
+    """`workers.leases`, or the number that keeps an engine of this job full with units of this plan; at a
+    server, `teacher.api.concurrency`.
 
     Those are the units whose prompts fill the engine, one that flows in when they are drawn, and on a GPU one
     more that is being written: storage may take as long over a unit as the engine.
@@ -40,21 +41,26 @@ def units_in_flight(job: JobConfig, totals: PlanTotals) -> InFlight:
         return InFlight(2)
     sequences, tokens = _capacity(job)
     filling = math.ceil(sequences * totals.num_units / (totals.num_planned * job.labels_per_record))
-    if job.labels.mode == "score":
+    if job.labels.mode == "score" and tokens:
         filling = min(filling, math.ceil(tokens * totals.num_units / totals.num_tokens))
     wanted = filling + (2 if workers.gpus else 1)
     if wanted <= MOST_LEASES:
         return InFlight(wanted)
     each = totals.num_planned / totals.num_units
+    full, waits = "an engine", "engines will wait"
+    if job.teacher.engine == "openai":
+        full, waits = f"teacher.api.concurrency = {sequences:g}", "fewer requests will be on their way"
     return InFlight(
         MOST_LEASES,
-        f"units of {each:.0f} records are small: {filling} of them fill an engine and an actor holds at most "
-        f"{MOST_LEASES}, so engines will wait; raise output.unit_size and output.unit_tokens for a new store",
+        f"units of {each:.0f} records are small: {filling} of them fill {full} and an actor holds at most "
+        f"{MOST_LEASES}, so {waits}; raise output.unit_size and output.unit_tokens for a new store",
     )
 
 
 def _capacity(job: JobConfig) -> tuple[float, int]:
-    """Sequences, and tokens to score, that an engine of the job takes at a time."""
+    """Sequences, and tokens to score, that an engine of the job takes at a time; 0 tokens is no bound."""
+    if job.teacher.engine == "openai":
+        return float(job.teacher.api.concurrency), 0
     on_gpu, arguments = job.workers.gpus > 0, job.teacher.engine_args
     sequences = int(arguments.get("max_num_seqs", DEVICE_SEQUENCES if on_gpu else CPU_SEQUENCES))
     step_tokens = int(

@@ -11,6 +11,7 @@ from labeler.planning.plan import PlanTotals
 
 SCORE = ["input.kind=prompt_response"]
 GENERATE = ["input.kind=prompt", "labels.mode=generate"]
+API = ["teacher.engine=openai", "teacher.api.base_url='http://h/v1'", "labels.temperatures=[1.0]"]
 ON_GPU = ["workers.gpus=1"]
 
 
@@ -43,6 +44,11 @@ def plan_of(records_per_unit: int, tokens_per_record: int, num_units: int = 100)
         # Short records: 320 sequences are fewer tokens than that.
         ([*SCORE, *ON_GPU], plan_of(64, 20), 7),
         ([*GENERATE, *ON_GPU, "workers.leases=2"], plan_of(1, 10), 2),
+        # A server is asked so many requests at a time as the job says, whatever a CPU engine would take.
+        ([*API, *GENERATE, "teacher.api.concurrency=512"], plan_of(64, 100), 9),
+        ([*API, *GENERATE, "teacher.api.concurrency=512", "sampling.n=4"], plan_of(64, 100), 3),
+        ([*API, *SCORE, "teacher.api.concurrency=512"], plan_of(64, 512), 9),
+        ([*API, *GENERATE, "teacher.api.concurrency=16"], plan_of(64, 100), 2),
         (["teacher.engine=fake", *SCORE], plan_of(2, 10), 2),
         (SCORE, plan_of(0, 0, 0), 2),
     ],
@@ -57,3 +63,9 @@ def test_units_too_small_for_the_engine_are_told() -> None:
     assert found.leases == MOST_LEASES
     assert "units of 2 records are small: 160 of them fill an engine" in found.warning
     assert "raise output.unit_size" in found.warning
+
+
+def test_units_too_small_for_the_requests_of_a_server_are_told() -> None:
+    found = units_in_flight(job_of(*API, *GENERATE, "teacher.api.concurrency=512"), plan_of(2, 100))
+    assert found.leases == MOST_LEASES
+    assert "256 of them fill teacher.api.concurrency = 512" in found.warning
