@@ -62,15 +62,8 @@ class LabelingLoop:
         self._money_reached = money_reached
         self._last_progress: dict[str, int] = {}
         self._failures_in_row = 0
-        self._ready_since: dict[str, float] = {}
-        self._past_replica_sec = 0.0
+        self._refused_examples: list[Reject] = []
         self._drain_until: float | None = None
-
-    @property
-    def replica_sec(self) -> float:
-        """Seconds that replicas were held, summed over them."""
-        now = time.monotonic()
-        return self._past_replica_sec + sum(now - since for since in self._ready_since.values())
 
     @property
     def state(self) -> JobState:
@@ -204,7 +197,6 @@ class LabelingLoop:
                 "WARNING: labels come through vLLM's public API, so normalisers are exact at T=1 only; the "
                 'store is marked so. teacher.capture = "in_engine" makes this an error'
             )
-        self._ready_since[event.worker_id] = time.monotonic() - event.load_sec
         self._scheduler.add_worker(event.worker_id)
 
     def _died(self, event: WorkerDied) -> None:
@@ -224,11 +216,9 @@ class LabelingLoop:
             self._scheduler.lost_worker(event.worker_id, now)
 
     def _close_account(self, worker_id: str) -> None:
-        """Keep what a worker that is gone has done and cost."""
+        """Keep what a worker that is gone has done."""
         self._tally.forget(worker_id)
         self._last_progress.pop(worker_id, None)
-        now = time.monotonic()
-        self._past_replica_sec += now - self._ready_since.pop(worker_id, now)
 
     def _ended(self, event: LeaseEnded) -> None:
         now, worker_id = time.monotonic(), event.worker_id

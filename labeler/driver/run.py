@@ -272,7 +272,7 @@ class _Run:
             metrics = JobMetrics(self._job.output.uri)
 
             def show() -> None:
-                self._spending.replica_sec = loop.replica_sec
+                self._spending.replica_sec = pool.held_sec
                 status = self._look(loop.state, pool.views(), scheduler.num_held, pool.lack_of_room)
                 self._view.show(status)
                 self._status.put(status)
@@ -283,7 +283,7 @@ class _Run:
                 try:
                     all_done = loop.run(self._stop, self._lease, show)
                 finally:
-                    self._spending.replica_sec = loop.replica_sec
+                    self._spending.replica_sec = pool.held_sec
                     pool.close()
             self._lease.is_working = lambda: True
             return all_done

@@ -73,6 +73,7 @@ class ActorPool:
         self._closing = False
         self._any_was_ready = False
         self._next_drain_poll_sec = 0.0
+        self._past_held_sec = 0.0
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         self._nodes = NodeStates(self._head)
         self._room = RoomWatch(job.workers, self._head, job.limits.wait_sec)
@@ -85,6 +86,12 @@ class ActorPool:
     @property
     def num_given_up(self) -> int:
         return sum(slot.state == "given_up" for slot in self._slots)
+
+    @property
+    def held_sec(self) -> float:
+        """Seconds that replicas held their devices, summed over them; those that never got ready too."""
+        now = time.monotonic()
+        return self._past_held_sec + sum(slot.held_sec(now) for slot in self._slots)
 
     @property
     def waited_sec(self) -> float:
@@ -221,7 +228,7 @@ class ActorPool:
         if call.kind == "place":
             slot.node_ids, slot.node_name = (value.node_id, *value.other_node_ids), value.host
             slot.cores = self._cores.take(value, slot.index) if self._cores is not None else None
-            slot.state, slot.since_sec = "loading", now
+            slot.state, slot.since_sec, slot.held_since_sec = "loading", now, now
             self._probe_or_load(slot)
         elif call.kind == "probe" and self._probes is not None:
             if lack := self._probes.take(call.node_id, value):
@@ -292,12 +299,15 @@ class ActorPool:
             release(slot.group)
         if self._cores is not None:
             self._cores.free(slot.index)
+        now = time.monotonic()
+        self._past_held_sec += slot.held_sec(now)
+        slot.held_since_sec = None
         slot.generation += 1
         slot.restarts += 1
         slot.handle, slot.group, slot.node_ids = None, None, ()
         slot.heartbeat, slot.next_heartbeat_sec = None, 0.0
         slot.leases.clear()
-        slot.state, slot.not_before_sec = "empty", time.monotonic() + pause_sec
+        slot.state, slot.not_before_sec = "empty", now + pause_sec
 
     def _leave_nodes_about_to_go(self, now_sec: float) -> list[PoolEvent]:
         """Let actors on nodes with a spot notice or a scale-down finish what they have begun.

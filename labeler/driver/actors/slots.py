@@ -45,6 +45,9 @@ class Slot:
     cores: str | None = None
     """Those that its engine is bound to."""
     since_sec: float = 0.0
+    """When its state began."""
+    held_since_sec: float | None = None
+    """When its actor was placed, and with it the devices taken; None where it has none."""
     leave_by_sec: float = 0.0
     """When "leaving": what is not finished by then is given back."""
     not_before_sec: float = 0.0
@@ -57,3 +60,7 @@ class Slot:
     @property
     def worker_id(self) -> str:
         return f"worker-{self.index}.{self.generation}"
+
+    def held_sec(self, now_sec: float) -> float:
+        """For how long its actor has held devices."""
+        return 0.0 if self.held_since_sec is None else now_sec - self.held_since_sec
