@@ -5,7 +5,6 @@ Shape legend: T tokens.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -163,10 +162,6 @@ class Committed:
     """Time in the engine."""
     own_sec: float = 0.0
     """Time reading, filtering, writing and committing."""
-
-    @property
-    def rejects_by_kind(self) -> Counter[str]:
-        return Counter(reject.kind for reject in self.rejects)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,12 @@ from labeler.job.status import Tally
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.planner import check_reject_share
 from labeler.records import Committed, GaveBack, Lease, PassedTrial
-from logitstore.job_objects import JobState
+from logitstore.job_objects import REJECTS_NAME, JobState
+from logitstore.records import Reject
 
 POLL_SEC = 0.2
 COMPACT_EVERY_UNITS = 1000
+MOST_EXAMPLES = 3
 HOPELESS_FAILURES = 20
 """So many failures in a row, without a unit committed between, end the job."""
 
@@ -250,6 +252,8 @@ class LabelingLoop:
         self._tally.count_result(result)
         for reject in result.rejects:
             self._log.write("rejected", unit=result.entry.unit_id, **asdict(reject))
+            if len(self._refused_examples) < MOST_EXAMPLES and not reject.kind.startswith("filter_"):
+                self._refused_examples.append(reject)
         self._setup.committed_one(result.entry)
         if self._tally.units_of_run % COMPACT_EVERY_UNITS == 0:
             self._setup.compact_beside()
@@ -275,16 +279,12 @@ class LabelingLoop:
 
     def _check_rejects(self) -> None:
         """Records that the engines refused count with those of the planning; filtered ones do not."""
-        refused = {
-            kind: count
-            for kind, count in self._tally.rejects_by_kind.items()
-            if not kind.startswith(("filter_", "duplicate_prompt"))
-        }
         limits = self._job.limits
         check_reject_share(
             self._setup.totals.num_records,
-            refused,
-            [],
+            self._tally.refused,
+            self._refused_examples,
             max_share=limits.max_reject_share,
             min_records=limits.min_records,
+            remedy=f"See {REJECTS_NAME} of the store; correct what refuses them, or the input",
         )

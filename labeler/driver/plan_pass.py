@@ -92,7 +92,7 @@ class PlanPass:
         try:
             totals = planner.run(read_input(self.job), self.show)
         except TooManyRejectsError as error:
-            self.tally.rejects_by_kind.update(planner.rejects.by_kind)
+            self.tally.count_planned_rejects(planner.rejects.by_kind)
             if not anything_labeled:
                 self.plan.discard()
                 objects.put(REJECTS_NAME, planner.rejects.content())

@@ -184,14 +184,14 @@ class _Run:
             raise NothingToLabelError(why_nothing(self._job, totals, f"in {REJECTS_NAME} of the store"))
         tally = self._tally
         tally.units_total, tally.tokens_total = totals.num_units, totals.num_tokens
-        tally.rejects_by_kind.update(totals.rejects_by_kind)
+        tally.count_planned_rejects(totals.rejects_by_kind)
         done: set[str] = set()
         store = setup.open_existing()
         if store is not None:
             shards = store.shards()
             tally.count_all_stored(shards)
             done.update(shards.unit_ids())
-            tally.rejects_by_kind.update(reject.kind for reject in store.rejects())
+            tally.count_rejects(store.rejects())
         self._view.note(
             f"{totals.num_planned:,} records in {totals.num_units:,} units, {tally.units_done:,} done, "
             f"{totals.num_rejects:,} rejected; {self._job.workers.replicas} replicas"

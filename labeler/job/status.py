@@ -19,6 +19,7 @@ from logitstore.job_parsing import parse_status
 from logitstore.manifest.fields import ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import Objects
+from logitstore.records import Reject
 from logitstore.store import LogitStore
 
 RATE_WINDOW_SEC = 30.0
@@ -44,6 +45,9 @@ class Tally:
     engine_sec: float = 0.0
     own_sec: float = 0.0
     rejects_by_kind: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    """Records that planning or an engine refused, by kind, however many of their responses; what filters
+    drop is not among them."""
     filtered: Counter[str] = field(default_factory=Counter)
     failures_by_kind: Counter[str] = field(default_factory=Counter)
     causes: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_CAUSES))
@@ -74,8 +78,22 @@ class Tally:
         self.tokens_of_run += result.entry.num_tokens
         self.engine_sec += result.engine_sec
         self.own_sec += result.own_sec
-        self.rejects_by_kind.update(result.rejects_by_kind)
+        self.count_rejects(result.rejects)
         self.filtered.update(result.filtered)
+
+    def count_planned_rejects(self, by_kind: Mapping[str, int]) -> None:
+        """Those of planning, one for each record."""
+        self.rejects_by_kind.update(by_kind)
+        self.refused.update(by_kind)
+
+    def count_rejects(self, rejects: Iterable[Reject]) -> None:
+        """Those of one or more whole units: one for a record, or for each of its responses."""
+        kind_of: dict[tuple[str, int, str | None], str] = {}
+        for reject in rejects:
+            self.rejects_by_kind[reject.kind] += 1
+            if not reject.kind.startswith("filter_"):
+                kind_of.setdefault((reject.file, reject.line, reject.record_id), reject.kind)
+        self.refused.update(kind_of.values())
 
     def count_failure(self, kind: str, cause: str) -> None:
         self.failures_by_kind[kind] += 1
@@ -205,10 +223,10 @@ def _counted(objects: Objects, store: LogitStore | None) -> Tally:
     tally = Tally()
     if store is not None:
         tally.count_all_stored(store.shards())
-        tally.rejects_by_kind.update(reject.kind for reject in store.rejects())
+        tally.count_rejects(store.rejects())
     totals = Plan(objects).totals()
     if totals is not None:
-        tally.rejects_by_kind.update(totals.rejects_by_kind)
+        tally.count_planned_rejects(totals.rejects_by_kind)
     tally.units_total = totals.num_units if totals is not None else tally.units_done
     return tally
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from labeler.config.loading import JobConfig
@@ -286,10 +286,11 @@ class Planner:
 def check_reject_share(
     num_records: int,
     rejects: Mapping[str, int],
-    examples: list[Reject],
+    examples: Sequence[Reject],
     *,
     max_share: float,
     min_records: int,
+    remedy: str = "Correct the input or input.fields",
 ) -> None:
     """Raise TooManyRejectsError if more than the allowed share of the records is rejected.
 
@@ -300,8 +301,9 @@ def check_reject_share(
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(rejects).most_common())
     shown = "; ".join(f"{reject.file}:{reject.line}: {reject.reason}" for reject in examples)
+    example = f" For example {shown.removesuffix('.')}." if shown else ""
     raise TooManyRejectsError(
         f"{num_rejects} of {num_records} records cannot be labeled ({kinds}), more than "
-        f"limits.max_reject_share = {max_share:g} allows. For example {shown}. Correct the input or "
-        "input.fields, or raise limits.max_reject_share"
+        f"limits.max_reject_share = {max_share:g} allows.{example} {remedy}, or raise "
+        "limits.max_reject_share"
     )

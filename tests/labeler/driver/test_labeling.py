@@ -12,6 +12,7 @@ import pytest
 from labeler.config.loading import load_job
 from labeler.config.run_settings import LimitsConfig
 from labeler.driver.actors.pool_events import (
+    LeaseEnded,
     LeaseFailed,
     PoolEvent,
     ReplicaGivenUp,
@@ -23,14 +24,16 @@ from labeler.driver.actors.pool_events import (
 from labeler.driver.loop import LabelingLoop
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
-from labeler.errors import JobFailedError
+from labeler.errors import JobFailedError, TooManyRejectsError
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
 from labeler.job.store_setup import StoreSetup
 from labeler.planning.plan import PlanTotals
 from labeler.planning.preflight import prepare
-from labeler.records import Lease, TeacherDescription, WorkUnit
+from labeler.records import Committed, Lease, TeacherDescription, WorkUnit
 from labeler.teacher.protocol import build_teacher
+from logitstore.manifest.fields import ShardEntry
+from logitstore.records import Reject
 from logitstore.store import LogitStore
 from tests.labeler.jobs import overrides_for, write_records
 
@@ -39,12 +42,15 @@ class Pool:
     """Tells what it was given to tell, one poll after the other, and notes what it is asked."""
 
     def __init__(self, *polls: Sequence[PoolEvent]) -> None:
-        self._polls = list(polls)
+        self.tell(*polls)
         self.ready: list[str] = []
         self.submitted: list[Lease] = []
         self.num_given_up = 0
         self.lack_of_room, self.waited_sec = "", 0.0
         self.is_leaving = False
+
+    def tell(self, *polls: Sequence[PoolEvent]) -> None:
+        self._polls = list(polls)
 
     def leave(self) -> None:
         self.is_leaving = True
@@ -227,3 +233,31 @@ def test_a_job_without_room_ends_after_the_wait_it_allows(tmp_path: Path) -> Non
     lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
     with pytest.raises(JobFailedError, match=r"limits.wait_sec = 60: 2 of 2 replicas wait for room\. Run"):
         driver.loop.run(StopRequest(), lease, lambda: None)
+
+
+def test_responses_that_an_engine_refuses_count_once_for_their_record(
+    tmp_path: Path, description: TeacherDescription
+) -> None:
+    """Eight responses of one record are one record of the hundred, of which five may be refused."""
+
+    driver = Driver(tmp_path, [WorkerReady("worker-0.0", description, 1.0)])
+    driver.setup.totals = replace(driver.setup.totals, num_records=100)
+    driver.run()
+
+    def committed(unit: int, *records: int) -> LeaseEnded:
+        lease = driver.pool.submitted[unit]
+        entry = ShardEntry(lease.unit.unit_id, unit, "", 0, 0, 0, 0, "", 8, 1.0, "worker-0.0")
+        reasons = [(record, "no finite logits") for record in records for _ in range(8)]
+        rejects = [Reject("in.jsonl", number, str(number), why, "engine_error") for number, why in reasons]
+        return LeaseEnded("worker-0.0", Committed(lease.lease_id, entry, True, tuple(rejects)))
+
+    driver.pool.tell([committed(0, 1)])
+    driver.run()
+    assert (driver.tally.refused, driver.tally.rejects_by_kind) == ({"engine_error": 1}, {"engine_error": 8})
+    driver.pool.tell([committed(1, 2, 3, 4, 5, 6)])
+    lease: Any = type("Held", (), {"raise_if_lost": lambda _: None})()
+    with pytest.raises(TooManyRejectsError) as told:
+        driver.loop.run(StopRequest(), lease, lambda: None)
+    assert "6 of 100 records cannot be labeled (6 engine_error)" in str(told.value)
+    assert "For example in.jsonl:1: no finite logits; " in str(told.value)
+    assert "See rejects.jsonl of the store; correct what refuses them, or the input, or" in str(told.value)
