@@ -66,6 +66,12 @@ class TooManyRejectsError(LabelerError, ConfigError):
     exit_status = 2
 
 
+class NothingToLabelError(LabelerError, ValueError):
+    """Not one record of the input can be labeled."""
+
+    exit_status = 2
+
+
 class StoreBusyError(LabelerError, RuntimeError):
     """Another live driver works on the store."""
 

@@ -19,6 +19,7 @@ from cluster.jobs.people import newest_of, only_one_at_work, owner_here
 from cluster.jobs.reaching import client_of, prepared, say_found
 from cluster.jobs.submission import (
     STOP_MARGIN_SEC,
+    STORE_KEY,
     prepare,
 )
 from labeler.config.found import load_input_found
@@ -39,7 +40,7 @@ TIME_AND_PRICE = (
 def submit(args: argparse.Namespace) -> int:
     """Check the job here, send it, and stay with it if asked to."""
     with prepared(args) as (client, job, submission):
-        _refuse_busy_store(client, submission.metadata["penumbra.store"])
+        _refuse_busy_store(client, submission.metadata[STORE_KEY])
         if lack := client.lack_of_machines(job.workers):
             print(f"WARNING: {lack}, unless the cluster grows by itself", file=sys.stderr)
         for warning in check_machines(job, client.nodes()):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from labeler.config.loading import JobConfig, identity, resolved
-from labeler.errors import TooManyRejectsError
+from labeler.errors import NothingToLabelError, TooManyRejectsError
 from labeler.job.logs import JobLog
 from labeler.job.status import Tally
 from labeler.planning.plan import KnownRecords, Plan, PlanTotals, SegmentWriter
@@ -28,10 +28,6 @@ from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.store import LogitStore
 
 MOST_NAMED_FILES = 5
-
-
-class NothingToLabelError(Exception):
-    """Not one record of the input can be labeled."""
 
 
 def why_nothing(job: JobConfig, totals: PlanTotals, reasons: str) -> str:

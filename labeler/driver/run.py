@@ -12,18 +12,11 @@ from dataclasses import dataclass, replace
 
 from labeler.config.loading import JobConfig, resolved, with_absolute_paths
 from labeler.driver.in_flight import units_in_flight
-from labeler.driver.plan_pass import NothingToLabelError, PlanPass, contents_in_words, why_nothing
+from labeler.driver.plan_pass import PlanPass, contents_in_words, why_nothing
 from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
-from labeler.errors import (
-    JobFailedError,
-    LeaseLostError,
-    PlanTakenError,
-    StoppedError,
-    TeacherMismatchError,
-    TooManyRejectsError,
-)
+from labeler.errors import LabelerError, NothingToLabelError, StoppedError
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog, log_path
 from labeler.job.money.runs import RunWriter
@@ -129,20 +122,9 @@ class _Run:
             self._lease.is_held()  # Another driver may have done everything while this one was paused.
             self._lease.raise_if_lost()
             state, exit_status, message = labeled
-        except (
-            ConfigError,
-            StoreChangedError,
-            TeacherMismatchError,
-            NothingToLabelError,
-            CorruptManifestError,
-        ) as error:
-            exit_status, message = ExitStatus.WRONG, str(error)
-        except (TooManyRejectsError, JobFailedError) as error:
-            message = str(error)
-        except StoppedError as error:
-            state, exit_status, message = "stopped", ExitStatus.STOPPED, str(error)
-        except (LeaseLostError, PlanTakenError) as error:
-            exit_status, message = ExitStatus.BUSY, str(error)
+        except (ConfigError, LabelerError, StoreChangedError, CorruptManifestError) as error:
+            state = "stopped" if isinstance(error, StoppedError) else "failed"
+            exit_status, message = ExitStatus(error.exit_status), str(error)
         except OSError as error:
             message = (
                 f"the storage fails: {error}. What is labeled stays; run the same command again to go on"
@@ -150,7 +132,7 @@ class _Run:
         status = replace(self._look(state, [], 0, message), tokens_per_second=self._rate_of_run())
         self._write_end(setup, status)
         self._log.write("ended", state=state, exit_status=int(exit_status), message=message)
-        if exit_status in (ExitStatus.FAILED, ExitStatus.WRONG, ExitStatus.BUSY):
+        if exit_status not in (ExitStatus.DONE, ExitStatus.STOPPED):
             self._view.note(f"error: {message}", trouble=True)
         return exit_status, status
 

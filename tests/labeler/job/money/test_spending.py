@@ -156,7 +156,7 @@ def test_a_run_that_cannot_know_what_is_spent_ends_in_words(
     objects = Objects(str(tmp_path / "store"))
     objects.put(f"{BILLS_PREFIX}w.json", b'{"worker": "w", "input_price": 1e999}')
     exit_status, status = run(job, RunOptions(quiet=True))
-    assert (exit_status, status.state) == (ExitStatus.WRONG, "failed")
+    assert (exit_status, status.state) == (ExitStatus.UNREACHABLE, "failed")
     assert "w.json of the store is not readable" in status.message
     assert "remove it, and what it says is not counted" in capsys.readouterr().err
     assert parse_status(objects.get(STATUS_NAME)).message == status.message
