@@ -12,6 +12,7 @@ Shape legend: N label rows of a sequence or block, T tokens, K stored entries, M
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -19,7 +20,7 @@ import struct
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,23 @@ KNOWN_FEATURES = {
     "mixed", "retokenized", "given_entries", "texts_only", "segments", "student_prompts", "record_parts"
 }  # fmt: skip
 PART = re.compile(r"#(?:turn|text)-\d+(?:-\d+)?$")
+NAME = re.compile(r"(?:index/[0-9a-f]{16}\.arrow|deleted/[0-9a-f]{16}\.json)")
+UNIT_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+FIELDS = {
+    "manifest": "format_version teacher tokenizer labels input created codebooks features config retokenized",
+    "index": "format_version generation manifest segments dropped deleted",
+    "record": "format_version attempt manifest shard rejects",
+    "tombstone": "format_version manifest reason deleted_sec records units",
+    "dropped": "unit_id attempt",
+    "deleted": "name num_bytes checksum",
+    "unit": "unit_id attempt places num_rows num_tokens",
+    "segment": "name num_entries num_bytes checksum rejects_name num_rejects rejects_bytes rejects_checksum",
+    "shard": "unit_id unit_index name num_sequences num_rows num_tokens num_bytes checksum num_rejects "
+    "seconds worker committed_sec",
+}
+OPTIONAL = {"retokenized", "dropped", "deleted"}
+ABSENT = {"teacher_vocab_size": None, "extra_columns": [], "support": "top", "parts": "", "retokenized": None}
+"""What the absence of optional fields of a manifest says."""
 CODEBOOKS_MAGIC = b"logitstore-codebooks-1\n"
 
 
@@ -38,6 +56,31 @@ class NotReadableError(ValueError):
     """The file breaks the format, or has what this reader does not know."""
 
 
+BROKEN = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
+    pa.ArrowException, zstandard.ZstdError,
+)  # fmt: skip
+"""What the libraries raise over what is damaged, or missing."""
+
+
+def _in_words(read: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The same generator, which ends in NotReadableError whatever is wrong with its file."""
+
+    @functools.wraps(read)
+    def reading(*arguments: Any) -> Iterator[Any]:
+        try:
+            yield from read(*arguments)
+        except NotReadableError:
+            raise
+        except BROKEN as error:
+            raise NotReadableError(
+                f"it breaks the format, or is not whole ({type(error).__name__}: {error})"
+            ) from None
+
+    return reading
+
+
+@_in_words
 def read_store(folder: str | Path) -> Iterator[dict[str, Any]]:
     """The sequences of a store in a local folder, in the order of its units.
 
@@ -48,21 +91,23 @@ def read_store(folder: str | Path) -> Iterator[dict[str, Any]]:
     feature "texts_only" has none of them: N is 0, and the tokens from `label_start` on are the text to learn.
 
     Raises:
-        NotReadableError: a checksum differs, or the store has a feature that is not known here.
+        NotReadableError: a checksum differs, something is missing or not as the format says, or the store has
+            a feature that is not known here.
     """
     root = Path(folder)
-    manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-    _require(manifest["format_version"] == 1, f"the store is of version {manifest['format_version']}, not 1")
+    manifest = _object(root / "manifest.json", "manifest")
     unknown = sorted(set(manifest["features"]) - KNOWN_FEATURES)
     _require(not unknown, f"the store has the features {unknown}; read it with logitstore")
     order, heads = np.arange(manifest["labels"]["vocab_size"]), np.zeros((1, 0), np.int64)
     current = root / "codebooks" / "current.json"
     if current.exists():
         digest = json.loads(current.read_text())["hash"]
-        data = (root / "codebooks" / f"{digest.removeprefix('blake2b-128:')}.bin").read_bytes()
+        name = f"{digest.removeprefix('blake2b-128:')}.bin"
+        _require(re.fullmatch(r"[0-9a-f]{32}\.bin", name) is not None, f"{current} names {name!r:.80}")
+        data = (root / "codebooks" / name).read_bytes()
         _require(checksum(data) == digest, f"{current} names a codebook file of another checksum")
         order, heads = read_codebooks(data)
-    entries, deleted, records = units_of(root)
+    entries, deleted, records = units_of(root, manifest_hash(manifest))
     has_parts = "record_parts" in manifest["features"]
     for entry in entries:
         if entry["name"]:
@@ -81,42 +126,96 @@ def _is_deleted(record_id: str, records: set[str], has_parts: bool) -> bool:
     return any(checksum(name.encode()).removeprefix("blake2b-128:") in records for name in names)
 
 
-def units_of(root: Path) -> tuple[list[dict[str, Any]], dict[str, set[int]], set[str]]:
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """By which the other objects of a store name their manifest."""
+    core = {**manifest, "created": "", "codebooks": None, "config": {}}
+    for part in ("labels", "input"):
+        core[part] = {name: value for name, value in core[part].items() if ABSENT.get(name, ...) != value}
+    core["labels"]["temperatures"] = [float(one) for one in core["labels"]["temperatures"]]
+    core = {name: value for name, value in core.items() if ABSENT.get(name, ...) != value}
+    text = json.dumps(core, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return checksum(text.encode()).removeprefix("blake2b-128:")
+
+
+def units_of(root: Path, manifest: str) -> tuple[list[dict[str, Any]], dict[str, set[int]], set[str]]:
     """The shards' entries, ascending in `unit_index` (the index wins over commit records), the places of
-    deleted sequences by attempt, and the digests of the deleted records."""
+    deleted sequences by attempt, and the digests of the deleted records. `manifest` is its hash."""
     records = sorted((root / "commits").rglob("*.json"))  # listed before the index is read
     units: dict[int, dict[str, Any]] = {}
-    index = json.loads((root / "index.json").read_text(encoding="utf-8"))
-    dropped = {one["attempt"] for one in index.get("dropped", [])}
-    rounds = Counter(one["unit_id"] for one in index.get("dropped", []))
+    index = _object(root / "index.json", "index", manifest)
+    taken_back = [_with_fields(one, "dropped") for one in index.get("dropped", [])]
+    dropped = {one["attempt"] for one in taken_back}
+    rounds = Counter(one["unit_id"] for one in taken_back)
     deleted: dict[str, set[int]] = {}
     digests = ""
     for info in index.get("deleted", []):
-        data = (root / info["name"]).read_bytes()
-        _require(checksum(data) == info["checksum"], f"{info['name']} has another checksum")
-        tombstone = json.loads(data)
+        _named(root, _with_fields(info, "deleted"))
+        tombstone = _object(root / info["name"], "tombstone", manifest)
         digests += tombstone["records"]
         for unit in tombstone["units"]:
+            _with_fields(unit, "unit")
             deleted.setdefault(unit["attempt"], set()).update(unit["places"])
     for segment in index["segments"]:
-        data = (root / segment["name"]).read_bytes()
-        _require(checksum(data) == segment["checksum"], f"{segment['name']} has another checksum")
+        data = _named(root, _with_fields(segment, "segment"))
         for row in pa.ipc.open_stream(data).read_all().to_pylist():
             if row["attempt"].hex() in dropped:
                 continue
-            name = f"shards/{row['unit_index']:08d}-{row['unit_id']}-{row['attempt'].hex()}.arrow"
+            name = _shard_name(row["unit_index"], row["unit_id"], row["attempt"].hex())
+            _require(row["unit_index"] not in units, f"two units have the index {row['unit_index']}")
             units[row["unit_index"]] = {
+                "unit_id": row["unit_id"],
                 "name": name if row["has_shard"] else "",
                 "checksum": f"blake2b-128:{row['checksum'].hex()}",
             }
     for path in records:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        unit_id, entry = record["shard"]["unit_id"], record["shard"]
+        record = _object(path, "record", manifest)
+        entry, attempt = _with_fields(record["shard"], "shard"), record["attempt"]
+        unit_id, place = entry["unit_id"], entry["unit_index"]
+        _require(entry["name"] in ("", _shard_name(place, unit_id, attempt)), f"{path} names another shard")
         folder = f"again-{rounds[unit_id]}" if rounds[unit_id] else "commits"
-        if path.parent.name == folder and record["attempt"] not in dropped:
-            units.setdefault(entry["unit_index"], entry)
+        if path.parent.name == folder and attempt not in dropped:
+            _require(
+                units.setdefault(place, entry)["unit_id"] == unit_id, f"two units have the index {place}"
+            )
+    if not units and not index["generation"]:
+        lost = [*(root / "shards").glob("*.arrow"), *(root / "index").glob("*.arrow")]
+        _require(not lost, "labels lie here that index.json does not name: restore it")
     gone = {digests[start : start + 32] for start in range(0, len(digests), 32)}
     return [units[place] for place in sorted(units)], deleted, gone
+
+
+def _object(path: Path, kind: str, manifest: str = "") -> dict[str, Any]:
+    """A JSON object of the store, with its fields and no others, made for the manifest of this hash."""
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _require(len(dict(pairs)) == len(pairs), f"{path} has a field twice")
+        return dict(pairs)
+
+    value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
+    _require(value["format_version"] == 1, f"{path} is of version {value['format_version']}, not 1")
+    _with_fields(value, kind)
+    _require(not manifest or value["manifest"] == manifest, f"{path} was made for another manifest")
+    return value
+
+
+def _with_fields(value: dict[str, Any], kind: str) -> dict[str, Any]:
+    odd = {*value} ^ {*FIELDS[kind].split()} - (OPTIONAL - {*value})
+    _require(not odd, f"an object ({kind}) lacks fields, or has others: {sorted(odd)!r:.200}")
+    return value
+
+
+def _named(root: Path, info: dict[str, Any]) -> bytes:
+    """An object that index.json names."""
+    _require(NAME.fullmatch(info["name"]) is not None, f"index.json names {info['name']!r:.80}")
+    data = (root / info["name"]).read_bytes()
+    _require(checksum(data) == info["checksum"], f"{info['name']} has another checksum")
+    return data
+
+
+def _shard_name(unit_index: int, unit_id: str, attempt: str) -> str:
+    _require(UNIT_ID.fullmatch(unit_id) is not None, f"{unit_id!r:.80} is no id of a unit")
+    _require(re.fullmatch("[0-9a-f]{16}", attempt) is not None, f"{attempt!r:.80} is no attempt")
+    return f"shards/{unit_index:08d}-{unit_id}-{attempt}.arrow"
 
 
 def read_codebooks(data: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -139,6 +238,7 @@ def read_codebooks(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     return np.array(order), np.array(heads, np.int64).reshape(num_books, head)
 
 
+@_in_words
 def read_shard(data: bytes, order: np.ndarray, heads: np.ndarray) -> Iterator[dict[str, Any]]:
     """The sequences of one shard. Raises NotReadableError."""
     file = pa.ipc.open_file(data)

@@ -18,6 +18,7 @@ import pytest
 
 from logitstore import standalone_reader
 from logitstore.codec.codebook_training import train_codebooks
+from logitstore.manifest.reading import encode_manifest, manifest_hash
 from logitstore.rows.temperature import truncate
 from logitstore.shard.reader import ShardReader
 from logitstore.shard.writer import write_shard
@@ -120,6 +121,59 @@ def test_it_refuses_what_it_does_not_know_or_what_is_damaged(tmp_path: Path) -> 
     path.write_text(json.dumps({**json.loads(path.read_text()), "features": ["sampled_entries"]}))
     with pytest.raises(NotReadableError, match=r"has the features \['sampled_entries'\]"):
         list(read_store(tmp_path / "store"))
+
+
+def test_whatever_is_damaged_or_missing_is_refused_in_words(tmp_path: Path) -> None:
+    """A missing object, or JSON that was cut, ended in an error of some library; a changed manifest was read."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    commit_units(store, range(2))
+    store.compact()
+    delete_records(store, frozenset({next(iter(store)).record_id}), "a test")
+    store.uncommit([list(store.shards())[1].name])
+    commit_units(store, range(2, 3))
+    assert_same_store(tmp_path / "store")
+    index = (tmp_path / "store/index.json").read_text()
+    objects = [one for one in (tmp_path / "store").rglob("*") if one.suffix in (".json", ".arrow")]
+    for path in objects:
+        if "unit-0001" in path.name or (path.parent.name == "index" and path.name not in index):
+            continue  # garbage
+        data = path.read_bytes()
+        for damaged in (b"", data[: len(data) // 2], data.replace(b"_", b"-", 1)):
+            path.write_bytes(damaged)
+            with pytest.raises(NotReadableError):
+                list(read_store(tmp_path / "store"))
+        path.unlink()
+        if path.parent.name != "commits":  # whose absence says that the unit is not committed
+            with pytest.raises(NotReadableError):
+                list(read_store(tmp_path / "store"))
+        path.write_bytes(data)
+    assert_same_store(tmp_path / "store")
+
+
+def test_labels_that_nothing_names_and_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
+    """A store without its index read as an empty one, and a record could name any file."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    empty = (tmp_path / "store/index.json").read_bytes()
+    commit_units(store, range(2))
+    record = tmp_path / "store/commits/unit-0000.json"
+    value = json.loads(record.read_text())
+    record.write_text(json.dumps({**value, "shard": {**value["shard"], "name": "shards/../../shard.arrow"}}))
+    with pytest.raises(NotReadableError, match="names another shard"):
+        list(read_store(tmp_path / "store"))
+    record.write_text(json.dumps(value))
+    store.compact()
+    (tmp_path / "store/index.json").write_bytes(empty)
+    with pytest.raises(NotReadableError, match=r"index.json does not name"):
+        list(read_store(tmp_path / "store"))
+
+
+def test_the_hash_of_a_manifest_leaves_out_what_absence_says() -> None:
+    manifest = make_manifest()
+    value = json.loads(encode_manifest(manifest))
+    assert standalone_reader.manifest_hash(value) == manifest_hash(manifest)
+    value["labels"] |= {"support": "top", "extra_columns": [], "temperatures": [1, 2, 4]}
+    value |= {"created": "now", "config": {"a": 1}, "retokenized": None}
+    assert standalone_reader.manifest_hash(value) == manifest_hash(manifest)
 
 
 def test_the_file_alone_is_enough(tmp_path: Path) -> None:
