@@ -232,7 +232,8 @@ class RemoteBackend:
                 raise _PastTheEndError from None
             if isinstance(error, NotImplementedError):
                 raise self._unsupported("do that") from None
-            reason = f"({type(error).__name__}: {self._without_secrets(str(error)):.300})"
+            said = " ".join(self._without_secrets(str(error)).split())  # Azure's have ten lines
+            reason = f"({type(error).__name__}: {said:.300})"
             if isinstance(error, PermissionError) or error_code(error) in REFUSALS:
                 raise AccessRefusedError(
                     f"{where}: the server refuses this request {reason}; check the credentials and what they "

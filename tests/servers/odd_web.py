@@ -33,7 +33,8 @@ class OddServer(ThreadingHTTPServer):
 
     def __init__(self, root: Path, habit: OddHabit | None, elsewhere: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.root, self.habit, self.elsewhere = root, habit, elsewhere
+        self.root, self.elsewhere = root, elsewhere
+        self.habit: OddHabit | None = habit
         self.headers_seen: list[Mapping[str, str]] = []
         self.is_busy = habit == "is busy at first"
 
