@@ -18,7 +18,8 @@ def check_model_name(name: str, *, revision: str | None, setting: str) -> None:
     """Nothing where `name` is a folder, is in the cache of Hugging Face, or is known to its hub.
 
     Raises ConfigError, which names `setting`, where it is none of these, within `ANSWER_SEC`, since the hub
-    is asked once. Libraries try a name again for half a minute for each of a model's files.
+    is asked once, of a model with terms to accept twice. Libraries try a name again for half a minute for
+    each of a model's files.
     """
     if os.path.isdir(name):
         return
@@ -29,7 +30,9 @@ def check_model_name(name: str, *, revision: str | None, setting: str) -> None:
         )
     import httpx2
     from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import (
+        GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         OfflineModeIsEnabled,
@@ -40,9 +43,20 @@ def check_model_name(name: str, *, revision: str | None, setting: str) -> None:
     try:
         if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             return
-        HfApi().model_info(name, revision=revision, timeout=ANSWER_SEC)
+        if HfApi().model_info(name, revision=revision, timeout=ANSWER_SEC).gated:
+            HfApi().auth_check(name)  # of its files: what the page says of it is open to all
     except HFValidationError as error:
-        raise ConfigError(f"{setting} = {name!r} is no folder here and no name of a model: {error}") from None
+        section = setting.removesuffix(".model")
+        has_more = section != setting and any(sign in name for sign in "@:")
+        hint = f" A revision is given as {section}.revision" if has_more else ""
+        raise ConfigError(
+            f"{setting} = {name!r} is no folder here and no name of a model: {error}{hint}"
+        ) from None
+    except GatedRepoError:
+        raise ConfigError(
+            f"{setting} = {name!r} is a model whose terms must be accepted before its files can be fetched: "
+            f"do so on its page, {ENDPOINT}/{name}, and set HF_TOKEN to a token of that account"
+        ) from None
     except RevisionNotFoundError:
         raise ConfigError(
             f"{setting} = {name!r} has no revision {revision!r} on the Hugging Face hub; correct it"

@@ -13,10 +13,11 @@ from logitstore.models.hub import check_model_name
 
 
 class Hub:
-    """Takes connections and gives each the same answer; an empty one breaks the connection off."""
+    """Takes connections and answers each, those after the last with the last answer; an empty one breaks the
+    connection off."""
 
-    def __init__(self, answer: bytes) -> None:
-        self._answer = answer
+    def __init__(self, *answers: bytes) -> None:
+        self._answers = answers
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.num_asked = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -34,8 +35,8 @@ class Hub:
                 return
             with connection:
                 connection.recv(65536)
+                connection.sendall(self._answers[min(self.num_asked, len(self._answers) - 1)])
                 self.num_asked += 1
-                connection.sendall(self._answer)
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -45,7 +46,7 @@ class Hub:
 
 @pytest.fixture
 def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    server = Hub(request.param)
+    server = Hub(*request.param) if isinstance(request.param, tuple) else Hub(request.param)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
@@ -74,6 +75,33 @@ def test_a_wrong_name_is_asked_for_once(hub: Hub, says: str) -> None:
         check_model_name("no-such/model", revision="v9", setting="teacher.model")
     assert says in str(refused.value)
     assert hub.num_asked <= 2, "a client may open a broken connection once more; from_pretrained asks 6 times"
+
+
+INFO = b'{"id": "some/model", "gated": "manual"}'
+GATED = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+    % (len(INFO), INFO),
+    NOT_FOUND.replace(b"404 Not Found", b"403 Forbidden").replace(b"RepoNotFound", b"GatedRepo"),
+)
+
+
+@pytest.mark.parametrize("hub", [GATED], indirect=True)
+def test_a_model_with_terms_is_told_of_before_its_files_are_asked_for(hub: Hub) -> None:
+    """Its page is open to all, so its name is right, and its files failed later, with advice on the name."""
+    with pytest.raises(ConfigError, match=r"terms must be accepted.*/some/model, and set HF_TOKEN"):
+        check_model_name("some/model", revision=None, setting="teacher.model")
+    assert hub.num_asked == 2
+
+
+@pytest.mark.parametrize("hub", [BROKEN], indirect=True)
+@pytest.mark.parametrize("name", ["org/model@v2", "org/model:v2"])
+def test_a_revision_behind_the_name_is_told_where_to_stand(hub: Hub, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no name of a model.*A revision is given as student\.revision"):
+        check_model_name(name, revision=None, setting="student.model")
+    with pytest.raises(ConfigError, match="no name of a model") as refused:
+        check_model_name(name, revision=None, setting="--student")
+    assert "revision" not in str(refused.value)
+    assert hub.num_asked == 0
 
 
 @pytest.mark.parametrize("hub", [BROKEN], indirect=True)
