@@ -60,6 +60,7 @@ def _list_files(uri: str, storage_options: Mapping[str, Any] | None) -> list[tup
     elif file_system.isfile(root):
         return [(file_system.unstrip_protocol(root), redact_query(root.rpartition("/")[2]))]
     else:
+        _refuse_pipe(uri, root)
         base = root.rstrip("/")
         found = sorted(path for path in file_system.find(base) if _is_input_name(path))
         found = _of_saved_dataset(file_system, base, found)
@@ -71,6 +72,15 @@ def _list_files(uri: str, storage_options: Mapping[str, Any] | None) -> list[tup
     return [
         (file_system.unstrip_protocol(path), redact_query(path[len(base) :].lstrip("/"))) for path in found
     ]
+
+
+def _refuse_pipe(uri: str, root: str) -> None:
+    """`-`, /dev/stdin and the shell's `<(...)` are there, and can be read once."""
+    if uri == "-" or (is_local_uri(uri) and os.path.exists(root) and not os.path.isdir(root)):
+        raise InputNotFoundError(
+            f"the input {redact_uri(uri)} is a pipe or a device, and an input is read more than once, also "
+            "when a job goes on; write it into a file, and give that"
+        )
 
 
 def unread_files(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ RECORDS = [{"prompt": "Grüße, 你好", "n": 1}, {"prompt": "two", "n": 2}, {"p
 
 def read(path: Path) -> list[Any]:
     return [raw.record if raw.record is not None else raw.error for raw in iter_records(str(path))]
+
+
+def test_a_pipe_is_named_as_one(tmp_path: Path) -> None:
+    """It is there, and "matches no file" sent people to look for it; one whose name is a file's was read, and waited."""
+    os.mkfifo(tmp_path / "p.jsonl")
+    for uri in ("-", "/dev/null", str(tmp_path / "p.jsonl")):
+        with pytest.raises(InputNotFoundError, match=r"is a pipe or a device.*write it into a file"):
+            list_files(uri)
 
 
 @pytest.mark.parametrize("indent", [None, 2])
