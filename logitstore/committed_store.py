@@ -16,7 +16,7 @@ from logitstore.index.commits import CommitRecord, shard_place
 from logitstore.index.committed import CommittedUnits
 from logitstore.index.deletions import DeletedRecords, Deletions
 from logitstore.index.entries import ShardIndex
-from logitstore.index.id_building import IdBuilder
+from logitstore.index.ids.building import IdBuilder
 from logitstore.index.pointer import IndexPointer, SegmentInfo, TombstoneInfo, swap_pointer
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.manifest.fields import RECORD_PARTS, Manifest, ShardEntry

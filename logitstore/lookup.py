@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from logitstore.errors import NOT_THERE
 from logitstore.index.entries import attempts_of
-from logitstore.index.id_building import id_hashes
-from logitstore.index.ids import IdIndex
+from logitstore.index.ids.building import id_hashes
+from logitstore.index.ids.id_index import IdIndex
 from logitstore.records import LabeledSequence
 
 if TYPE_CHECKING:

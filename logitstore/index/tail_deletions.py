@@ -15,7 +15,7 @@ from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import CorruptShardError, ObjectNotFoundError, UnsupportedFormatError
 from logitstore.index.commits import CommitRecord
 from logitstore.index.deletions import DeletedRecords, DeletedSequences, Deletions
-from logitstore.index.shard_ids import plain_blocks
+from logitstore.index.ids.shard_ids import plain_blocks
 from logitstore.manifest.fields import LabelSpec
 from logitstore.objects.opening import Objects
 

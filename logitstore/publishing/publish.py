@@ -20,8 +20,8 @@ from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectSto
 from logitstore.index import segments as index_segments
 from logitstore.index.changes.compaction import write_segment_objects
 from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, place_of
-from logitstore.index.id_building import IdBuilder
-from logitstore.index.ids import ids_name
+from logitstore.index.ids.building import IdBuilder
+from logitstore.index.ids.id_index import ids_name
 from logitstore.index.pointer import (
     INDEX_NAME,
     INDEX_PREFIX,

@@ -25,7 +25,7 @@ from logitstore.errors import (
 )
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import shard_place
-from logitstore.index.ids import IdIndex, ids_name
+from logitstore.index.ids.id_index import IdIndex, ids_name
 from logitstore.index.pointer import INDEX_NAME, encode_pointer
 from logitstore.job_objects import JOB_NAME, PLAN_PREFIX, REJECTS_NAME, RETOKENIZED_NAME
 from logitstore.manifest.folders import manifest_there, refuse_own_place

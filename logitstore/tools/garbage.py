@@ -23,7 +23,7 @@ from logitstore.codebook_objects import CODEBOOKS_PREFIX, CURRENT_CODEBOOKS
 from logitstore.errors import CorruptShardError, IndexLostError, StoreChangedError, UnsuitablePlaceError
 from logitstore.index.absence import segment_units
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, record_place, shard_place
-from logitstore.index.ids import segment_of
+from logitstore.index.ids.id_index import segment_of
 from logitstore.index.pointer import INDEX_NAME, valid_tombstone_name
 from logitstore.index.segments import valid_segment_name
 from logitstore.job_objects import CARD_NAME, JOB_NAMES, JOB_PREFIXES

@@ -20,7 +20,7 @@ from logitstore.errors import CorruptManifestError, ObjectNotFoundError, ObjectS
 from logitstore.index.changes.compaction import write_segment_objects
 from logitstore.index.commits import CommitRecord
 from logitstore.index.deletions import DeletedRecords, write_tombstone
-from logitstore.index.ids import ids_name
+from logitstore.index.ids.id_index import ids_name
 from logitstore.index.pointer import TombstoneInfo
 from logitstore.index.segments import entries_to_table
 from logitstore.job_objects import PLAN_PREFIX, PLAN_SEGMENTS_PREFIX, REJECTS_NAME

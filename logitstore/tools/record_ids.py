@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from logitstore.errors import ObjectStoreError, StoreError
-from logitstore.index.ids import IdIndex, ids_name
+from logitstore.index.ids.id_index import IdIndex, ids_name
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings
 

@@ -20,7 +20,7 @@ from logitstore.errors import (
 from logitstore.index.absence import LIVE_SHARD_SEC
 from logitstore.index.commits import shard_place
 from logitstore.index.deletions import DeletedRecords
-from logitstore.index.shard_ids import plain_blocks
+from logitstore.index.ids.shard_ids import plain_blocks
 from logitstore.job_objects import PLAN_SEGMENTS_PREFIX
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import ObjectInfo, Objects

@@ -23,8 +23,8 @@ from logitstore.index import segments as index_segments
 from logitstore.index.commits import CommitRecord
 from logitstore.index.committed import CommittedUnits
 from logitstore.index.deletions import DeletedSequences, Tombstone, write_tombstone
-from logitstore.index.id_building import IdBuilder
-from logitstore.index.ids import ids_name
+from logitstore.index.ids.building import IdBuilder
+from logitstore.index.ids.id_index import ids_name
 from logitstore.index.pointer import INDEX_NAME, INDEX_PREFIX, IndexPointer, SegmentInfo, swap_pointer
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.objects.opening import Objects

@@ -15,7 +15,7 @@ from logitstore.index.changes.deletions_found import deletions_for, find_deletio
 from logitstore.index.changes.gathering import Known, gather
 from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, ShardPlace, shard_place
 from logitstore.index.deletions import DeletedRecords, DeletedSequences
-from logitstore.index.id_building import IdBuilder
+from logitstore.index.ids.building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, IndexPointer, swap_pointer
 from logitstore.manifest.fields import RECORD_PARTS, LabelSpec, Manifest, ShardEntry
 from logitstore.manifest.reading import manifest_hash

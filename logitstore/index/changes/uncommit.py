@@ -10,7 +10,7 @@ from logitstore.errors import StoreChangedError
 from logitstore.index.changes.compaction import MAX_SWAP_TRIES, compact
 from logitstore.index.commits import shard_place
 from logitstore.index.committed import CommittedUnits
-from logitstore.index.id_building import IdBuilder
+from logitstore.index.ids.building import IdBuilder
 from logitstore.index.pointer import INDEX_NAME, DroppedAttempt, swap_pointer
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.objects.opening import Objects

@@ -9,7 +9,7 @@ from logitstore.codebook_objects import MAX_CODEBOOK_BYTES
 from logitstore.index.changes.uncommit import MAX_DROPPED
 from logitstore.index.commits import MAX_COMMIT_BYTES, MAX_UNIT_INDEX
 from logitstore.index.deletions import MAX_TOMBSTONE_BYTES
-from logitstore.index.ids import MAX_BUCKET_BITS, MAX_ENTRIES
+from logitstore.index.ids.id_index import MAX_BUCKET_BITS, MAX_ENTRIES
 from logitstore.index.pointer import MAX_INDEX_BYTES, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES
 from logitstore.manifest.reading import MAX_MANIFEST_BYTES
 from logitstore.shard.schema import MAX_SHARD_BYTES

@@ -16,7 +16,7 @@ from logitstore.index.changes.compaction import CompactionResult
 from logitstore.index.commits import CommitRecord, shard_place
 from logitstore.index.committed import CommittedUnits
 from logitstore.index.deletions import DeletedSequences
-from logitstore.index.id_building import IdBuilder
+from logitstore.index.ids.building import IdBuilder
 from logitstore.index.pointer import IndexPointer, encode_pointer
 from logitstore.index.tail_deletions import TailDeletions
 from logitstore.objects.opening import ObjectInfo, Objects

@@ -13,9 +13,9 @@ from logitstore.__main__ import main
 from logitstore.codebook_objects import CURRENT_CODEBOOKS
 from logitstore.errors import CorruptManifestError
 from logitstore.exchange.merge import merge_stores
-from logitstore.index import ids
-from logitstore.index.id_building import id_hashes
-from logitstore.index.ids import ENTRY, IdIndex, encode_ids
+from logitstore.index.ids import id_index
+from logitstore.index.ids.building import id_hashes
+from logitstore.index.ids.id_index import ENTRY, IdIndex, encode_ids
 from logitstore.index.pointer import SegmentInfo
 from logitstore.objects.local import LocalBackend
 from logitstore.objects.opening import Objects
@@ -86,7 +86,7 @@ def test_it_stays_right_whatever_happens_to_the_store(store: LogitStore, tmp_pat
 
 
 def test_a_store_without_it_is_read_and_gets_it_by_compact(store: LogitStore) -> None:
-    names = [name for name in store.objects.list("index/") if ids.segment_of(name)]
+    names = [name for name in store.objects.list("index/") if id_index.segment_of(name)]
     assert len(names) == 2
     store.objects.delete_many(names)
     check(store, 0)
@@ -96,7 +96,7 @@ def test_a_store_without_it_is_read_and_gets_it_by_compact(store: LogitStore) ->
 
 def test_one_of_an_older_segment_is_not_believed(store: LogitStore) -> None:
     first, second = (info for info, _ in store.index_segments())
-    store.objects.put(ids.ids_name(first.name), store.objects.get(ids.ids_name(second.name)))
+    store.objects.put(id_index.ids_name(first.name), store.objects.get(id_index.ids_name(second.name)))
     check(store, 1)
 
 
@@ -157,9 +157,9 @@ def test_few_ids_open_only_their_shards(store: LogitStore, monkeypatch: pytest.M
 
 def test_a_damaged_one_is_refused_and_verify_says_so(store: LogitStore) -> None:
     info = store.index_segments()[0][0]
-    path = store.objects.local_path(ids.ids_name(info.name))
+    path = store.objects.local_path(id_index.ids_name(info.name))
     good = path.read_bytes()
-    for place in (0, 40, ids.HEADER.size + 3, len(good) - 1):
+    for place in (0, 40, id_index.HEADER.size + 3, len(good) - 1):
         data = bytearray(good)
         data[place] ^= 1
         path.write_bytes(data)
@@ -177,7 +177,7 @@ def test_verify_compares_it_with_the_shards(store: LogitStore) -> None:
     assert index is not None
     entries = index.all().copy()
     entries["hash"][3] ^= np.uint64(1)
-    store.objects.put(ids.ids_name(info.name), encode_ids(info, entries))
+    store.objects.put(id_index.ids_name(info.name), encode_ids(info, entries))
     errors = verify_store(store).errors
     assert [one.kind for one in errors] == ["wrong_ids"]
     assert any(unit_id in errors[0].message for unit_id in table.column("unit_id").to_pylist())
@@ -191,7 +191,7 @@ def test_one_that_names_what_is_not_there_is_not_taken_up(store: LogitStore, col
     assert index is not None
     entries = index.all().copy()
     entries[column][3] = 1000
-    store.objects.put(ids.ids_name(info.name), encode_ids(info, entries))
+    store.objects.put(id_index.ids_name(info.name), encode_ids(info, entries))
     result = store.compact()
     assert "is damaged; remove it" in result.not_indexed
     assert store["record-8"].record_id == "record-8"
@@ -219,7 +219,7 @@ def test_every_id_is_found_and_no_other(num_entries: int, tmp_path: Path) -> Non
     entries["hash"] = id_hashes(names)
     entries["row"], entries["place"] = 1, np.arange(num_entries)
     objects = Objects(tmp_path)
-    objects.put(ids.ids_name(SEGMENT.name), encode_ids(SEGMENT, entries))
+    objects.put(id_index.ids_name(SEGMENT.name), encode_ids(SEGMENT, entries))
     index = IdIndex.open(objects, SEGMENT)
     assert index is not None
     assert np.sort(index.all()["place"]).tolist() == list(range(num_entries))

@@ -70,7 +70,7 @@ def test_what_is_published_is_the_store_and_names_no_machine(
 def test_why_ids_have_no_index_is_said(
     store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("logitstore.index.id_building.MAX_ENTRIES", 3)
+    monkeypatch.setattr("logitstore.index.ids.building.MAX_ENTRIES", 3)
     assert main(["publish", store.uri, str(tmp_path / "out"), "--allow-paths"]) == 0
     assert "ids are looked up in the shards: " in capsys.readouterr().err
 

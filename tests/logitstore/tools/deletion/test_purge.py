@@ -55,7 +55,7 @@ def test_a_purge_says_what_it_could_not_read(
 ) -> None:
     store.objects.put("rejects.jsonl", b'{"record_id": "person-08"}\nperson-08 again\n')
     delete_records(store, GONE, "asked for")
-    monkeypatch.setattr("logitstore.index.id_building.MAX_ENTRIES", 3)
+    monkeypatch.setattr("logitstore.index.ids.building.MAX_ENTRIES", 3)
     assert main(["compact", store.uri, "--purge"]) == 0
     said = capsys.readouterr().err
     assert "1 line of the lists of rejects cannot be read and stay" in said

@@ -16,9 +16,9 @@ import pyarrow as pa
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import StoreError
 from logitstore.index import segments as index_segments
-from logitstore.index.ids import ENTRY, MAX_ENTRIES, IdIndex, encode_ids, ids_name
+from logitstore.index.ids.id_index import ENTRY, MAX_ENTRIES, IdIndex, encode_ids, ids_name
+from logitstore.index.ids.shard_ids import plain_blocks
 from logitstore.index.pointer import SegmentInfo
-from logitstore.index.shard_ids import plain_blocks
 from logitstore.inputs.identity import digest_of
 from logitstore.manifest.fields import LabelSpec, ShardEntry
 from logitstore.objects.opening import Objects
