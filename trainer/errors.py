@@ -48,6 +48,6 @@ class NotFiniteError(TrainerError, RuntimeError):
 
 
 class RunBusyError(TrainerError, RuntimeError):
-    """Another process trains into the same folder."""
+    """Another process writes into the same folder."""
 
     exit_status = 5

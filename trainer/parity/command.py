@@ -20,26 +20,28 @@ from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.options import ParityOptions
 from trainer.parity.records import JUDGED
 from trainer.parity.stored import is_store
+from trainer.run.only_run import only_run
 
 
 def parity(options: ParityOptions) -> dict[str, Any]:
     """Compare the two, and write what came of it; the content of `parity.json`.
 
     Only one model is in memory at a time. Given again, answers that are in `answers.jsonl` are not asked for.
-    Raises ConfigError, for what can be known by then before a model is loaded.
+    Raises ConfigError, for what can be known by then before a model is loaded, and
+    RunBusyError while another process writes into the folder.
     """
     pattern = compiled(options.regex, options.match)
     _check_options(options)
     work = _work(options, pattern)
-    options.out.mkdir(parents=True, exist_ok=True)
-    book = AnswerBook(options.out / "answers.jsonl")
-    try:
-        teacher = teacher_said(options, work, book)
-        student = model_said(options, options.student, "student", work, book)
-        found = compared(options, work, book, pattern, teacher, student)
-    finally:
-        book.close()
-    return write_results(options, work, teacher, student, found)
+    with only_run(options.out, "--out"):
+        book = AnswerBook(options.out / "answers.jsonl")
+        try:
+            teacher = teacher_said(options, work, book)
+            student = model_said(options, options.student, "student", work, book)
+            found = compared(options, work, book, pattern, teacher, student)
+        finally:
+            book.close()
+        return write_results(options, work, teacher, student, found)
 
 
 def _check_options(options: ParityOptions) -> None:

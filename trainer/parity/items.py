@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from itertools import islice
 from typing import Any
 
@@ -54,7 +56,7 @@ def _item(
 ) -> Item:
     name = prompt_field or next((name for name in PROMPT_FIELDS if record.get(name)), None)
     value = None if name is None else lookup_field(record, name)
-    if not value:
+    if not value or (isinstance(value, str) and not value.strip()):
         raise ConfigError(
             f"{where}: no prompt in {prompt_field or 'any of the fields ' + ', '.join(PROMPT_FIELDS)}; "
             "name the field with --prompt-field"
@@ -65,11 +67,15 @@ def _item(
     if messages[-1]["role"] == "assistant":
         answer = messages[-1]["content"] if answer is None else answer
         messages = messages[:-1]
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        answer = str(answer)
+    answer = _number_in_words(answer)
+    if answer is not None and not isinstance(answer, str):
+        raise ConfigError(
+            f"{where}: the answer is {answer!r:.120}, and must be a text or a "
+            "number; write one right answer, or name another field with --answer-field"
+        )
     if answer is None and not needs_answer:
         answer = ""
-    elif not isinstance(answer, str) or not answer.strip():
+    elif answer is None or not answer.strip():
         raise ConfigError(
             f"{where}: no answer to compare with in "
             f"{answer_field or 'any of the fields ' + ', '.join(ANSWER_FIELDS)}; name the field with "
@@ -79,6 +85,14 @@ def _item(
         raise ConfigError(f"{where}: the prompt does not end with a message of the user; correct the record")
     own = record.get("id")
     return Item(f"line {raw.line}" if own is None else str(own), tuple(messages), answer)
+
+
+def _number_in_words(value: Any) -> Any:
+    """A number as a model would write it: 18 for the 18.0 of a column that once held a missing value. What
+    is no number stays as it is, and so do NaN and infinity."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return value
+    return f"{Decimal(repr(value + 0.0)).normalize():f}" if isinstance(value, float) else str(value)
 
 
 def _messages(value: Any, where: str, name: str) -> list[dict[str, str]]:

@@ -15,16 +15,18 @@ from trainer.errors import RunBusyError
 
 
 @contextlib.contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def only_run(folder: Path, option: str = "output.folder") -> Iterator[None]:
     """Make the folder and hold a lock on it, which leaves nothing there and ends with the process.
+
+    `option` is what named the folder, for errors.
 
     Where the file system or system has no such locks, that is said and the run goes on without one.
 
     Raises:
         StoreExistsError: it is, or lies in, the folder of a label store.
-        RunBusyError: another process of this machine (over NFSv4, of another one) trains into it.
+        RunBusyError: another process of this machine (over NFSv4, of another one) writes into it.
     """
-    refuse_in_store(folder, "output.folder")
+    refuse_in_store(folder, option)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = None
     try:
@@ -33,7 +35,7 @@ def only_run(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)  # type: ignore[arg-type]  # it is open, as its lock was asked for
         raise RunBusyError(
-            f"another process trains into {folder}; wait until it ends, or choose another output.folder"
+            f"another process writes into {folder}; wait until it ends, or choose another {option}"
         ) from None
     except (OSError, ObjectStoreError) as error:
         print(

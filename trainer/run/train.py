@@ -58,7 +58,7 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     """Run it, or go on from the last checkpoint in the output folder, or return what a finished run left.
 
     Raises ConfigError and GuardError before anything is trained, and StoreError for a store that cannot
-    be read; RunBusyError while another process trains into the folder.
+    be read; RunBusyError while another process writes into the folder.
     """
     folder = Path(config.output.folder)
     check_place(folder)

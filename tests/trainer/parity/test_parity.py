@@ -28,6 +28,7 @@ from trainer.parity.figures.gap import gap_of, routing_of
 from trainer.parity.figures.report import in_words, interval_in_words, write_results
 from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.records import Pair, Scored, Scores
+from trainer.run.only_run import only_run
 
 
 @pytest.fixture
@@ -55,6 +56,18 @@ def test_figures_are_not_written_into_a_store(
     assert main([*places, "--unchecked"]) == 2
     assert "is a store of labels, whose folder holds nothing else" in capsys.readouterr().err
     assert sorted((tmp_path / "out").iterdir()) == before
+
+
+def test_two_comparisons_do_not_write_one_file_of_answers(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their lines would run into one another, and neither could be gone on with."""
+    with only_run(tmp_path / "out"):
+        assert main([*places, "--unchecked"]) != 0
+    assert f"another process writes into {tmp_path / 'out'}; wait until it ends, or choose another --out" in (
+        capsys.readouterr().err
+    )
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("tasks", ["qestions.jsonl", "gsm8k=qestions.jsonl"])

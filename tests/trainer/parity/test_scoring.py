@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from logitstore.common.config_file import ConfigError
+from trainer.parity.figures import scoring
 from trainer.parity.figures.gap import Routing
 from trainer.parity.figures.report import routing_in_words
 from trainer.parity.figures.scoring import check_reference, score_of
+from trainer.parity.items import read_items
+from trainer.parity.models.answer_book import AnswerBook
 
 NUMBER = re.compile(r"#### (-?\d+)")
 
@@ -70,3 +78,73 @@ def test_items_that_none_answers_right_say_nothing_of_routing() -> None:
     assert routing_in_words(none_right).startswith("routing: the mean score is 0.0000 whoever answers")
     better_alone = Routing((0.0, 0.5, 1.0), (0.4, 0.3, 0.2), (0.1, 0.5, None))
     assert routing_in_words(better_alone) == "routing: the student alone is no worse than the teacher"
+
+
+def test_a_pattern_that_goes_back_for_ever_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hung after all answers had been made, without a word."""
+    monkeypatch.setattr(scoring, "PATTERN_SEC", 0.05)
+    pattern, begun = re.compile(r"(a+)+$"), time.process_time()
+    with pytest.raises(ConfigError, match=r"--regex '\(a\+\)\+\$' takes more than 0.05 s for one text"):
+        score_of("regex", "a" * 60 + "b", "a", pattern)
+    assert time.process_time() - begun < 20
+    assert score_of("regex", "aa", "aa", pattern) == 1.0, "the next text has its own time"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (18.0, "18"),
+        (18, "18"),
+        (-0.0, "0"),
+        (0.1, "0.1"),
+        (1e21, "1" + "0" * 21),
+        (2.50, "2.5"),
+        ("18.0", "18.0"),
+    ],
+)
+def test_a_number_is_compared_as_a_model_writes_it(tmp_path: Path, answer: Any, reference: str) -> None:
+    """A column of numbers with one missing is of 18.0, which no answer of 18 met."""
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"question": "How many?", "answer": answer}))
+    (item,) = read_items(str(tmp_path / "tasks.jsonl"), None, None, None)
+    assert item.reference == reference
+
+
+@pytest.mark.parametrize("answer", [["Paris", "Paris, France"], True, {"value": "Paris"}, math.nan, math.inf])
+def test_an_answer_that_is_no_text_is_named(tmp_path: Path, answer: Any) -> None:
+    """NaN was an answer to compare with, and of the others none was said to be there."""
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"question": "Where?", "answer": answer}))
+    with pytest.raises(ConfigError, match="must be a text or a number") as refused:
+        read_items(str(tmp_path / "tasks.jsonl"), None, None, None)
+    assert f"the answer is {answer!r}, " in str(refused.value)
+
+
+def test_a_question_of_blanks_is_none(tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"question": "  ", "answer": "Paris"}))
+    with pytest.raises(ConfigError, match="no prompt in"):
+        read_items(str(tmp_path / "tasks.jsonl"), None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "said"),
+    [
+        ((0.99991, 0.99992, 0.999964, None), "0.99996"),
+        ((0.1, 0.2, 0.5, None), "0.5"),
+        ((0.1, 0.2, 1.0, None), "1"),
+    ],
+)
+def test_a_threshold_parts_the_requests_as_the_figures_do(
+    thresholds: tuple[float | None, ...], said: str
+) -> None:
+    """Rounded to three digits, 0.99996 was 1, below which all requests are."""
+    routing = Routing((0.0, 0.25, 0.5, 1.0), (0.0, 0.5, 1.0, 1.0), thresholds)
+    assert f"those with a confidence below {said}, come" in routing_in_words(routing)
+
+
+@pytest.mark.parametrize("line", ['{"key', "[1]", "{}", "", '"key"'])
+def test_a_line_that_is_no_answer_is_named(tmp_path: Path, line: str) -> None:
+    """It ended the command with a traceback."""
+    (tmp_path / "answers.jsonl").write_text(f'{{"key": "a", "text": "x"}}\n{line}\n')
+    with pytest.raises(
+        ConfigError, match=r"answers.jsonl:2: .* is no answer that was kept here; remove the line"
+    ):
+        AnswerBook(tmp_path / "answers.jsonl")

@@ -131,7 +131,7 @@ def test_ctrl_c_in_a_training_is_one_line(config, tmp_path):
 def test_a_second_run_into_the_same_folder_is_refused_while_the_first_is_at_work(config, tmp_path, capsys):
     with only_run(tmp_path / "run"):
         assert main(["run", str(config), "--quiet"]) == 5
-    assert f"another process trains into {tmp_path / 'run'}; wait" in capsys.readouterr().err
+    assert f"another process writes into {tmp_path / 'run'}; wait" in capsys.readouterr().err
     assert not list((tmp_path / "run").iterdir())
     with only_run(tmp_path / "run"):
         pass  # the lock ended with the first

@@ -14,7 +14,8 @@ import numpy as np
 from trainer.parity.records import Pair, Scored
 
 RESAMPLES = 10_000
-CHUNK = 500
+CHUNK_ITEMS = 5_000_000
+"""Items that are drawn at a time."""
 LEVEL = 0.95
 ENOUGH = 0.95
 """How near routing is said to come: short of the teacher's score by no more than the rest of its size."""
@@ -77,8 +78,9 @@ def gap_of(pairs: Sequence[Pair], seed: int, *, higher_is_better: bool = True) -
     )
     rng = np.random.default_rng(seed)
     gaps = []
-    for _ in range(RESAMPLES // CHUNK):
-        drawn_RN = rng.integers(len(pairs), size=(CHUNK, len(pairs)))
+    chunk = max(1, CHUNK_ITEMS // len(pairs))
+    for start in range(0, RESAMPLES, chunk):
+        drawn_RN = rng.integers(len(pairs), size=(min(chunk, RESAMPLES - start), len(pairs)))
         gaps.append(teacher.means(drawn_RN) - student.means(drawn_RN))
     low, high = np.quantile(np.concatenate(gaps), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     means = [float(one.score_N.sum() / one.weight_N.sum()) for one in (teacher, student)]

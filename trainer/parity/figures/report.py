@@ -131,6 +131,17 @@ def interval_in_words(gap: Gap) -> str:
     return f"{alike} no interval"
 
 
+def _as_said(routing: Routing, place: int) -> str | None:
+    """The threshold in as few digits as still part the same requests, at least three."""
+    upper = routing.threshold[place]
+    if upper is None:
+        return None
+    lower = routing.threshold[place - 1] if place else None
+    texts = (f"{upper:.{digits}g}" for digits in range(3, 17))
+    fitting = (text for text in texts if float(text) <= upper and (lower is None or float(text) > lower))
+    return next(fitting, repr(upper))
+
+
 def routing_in_words(routing: Routing) -> str:
     if min(routing.quality) == max(routing.quality):
         return (
@@ -140,8 +151,8 @@ def routing_in_words(routing: Routing) -> str:
     if routing.is_student_enough():
         return "routing: the student alone is no worse than the teacher"
     place = routing.enough()
-    threshold = routing.threshold[place]
-    below = "" if threshold is None else f", those with a confidence below {threshold:.3g},"
+    threshold = _as_said(routing, place)
+    below = "" if threshold is None else f", those with a confidence below {threshold},"
     return (
         f"routing: {routing.share[place]:.0%} of requests to the teacher{below} come within "
         f"{1 - ENOUGH:.0%} of its score (threshold chosen on these items)"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
+import threading
 import unicodedata
+from collections.abc import Iterator
 
 from logitstore.common.config_file import ConfigError
 from trainer.parity.records import MatchKind
 
 WORDED = ("exact", "contains", "regex")
 """The kinds that compare words; the others ask a model."""
+PATTERN_SEC = 5.0
+"""Most time of a pattern for one text."""
 MARKS = ".,;:!?\"'`“”‘’ "
 """Not seen at both ends of a text."""
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
@@ -73,10 +79,34 @@ def _wanted(kind: MatchKind, reference: str, pattern: re.Pattern[str] | None) ->
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
     found = None
-    for match in pattern.finditer(text):
-        own = match.group(1) if pattern.groups and match.group(1) is not None else match.group(0)
-        found = own if own.strip() else found
+    with _bounded(pattern):
+        for match in pattern.finditer(text):
+            own = match.group(1) if pattern.groups and match.group(1) is not None else match.group(0)
+            found = own if own.strip() else found
     return found
+
+
+@contextlib.contextmanager
+def _bounded(pattern: re.Pattern[str]) -> Iterator[None]:
+    """A pattern may take years for a line of text. Its seconds are the processor's; where this is no main
+    thread, which alone gets signals, they are not counted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise ConfigError(
+            f"--regex {pattern.pattern!r} takes more than {PATTERN_SEC:g} s for one text; write it without a "
+            "repetition inside another, such as (a+)+. Answers are kept, and are not asked for again"
+        )
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, PATTERN_SEC)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _plain(text: str) -> str:

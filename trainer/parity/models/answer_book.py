@@ -7,9 +7,14 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
+from logitstore.common.config_file import ConfigError
+
 
 class AnswerBook:
-    """Answers by key, appended to a file as they come. A line that was cut off is dropped at opening."""
+    """Answers by key, appended to a file as they come. A line that was cut off is dropped at opening.
+
+    Raises ConfigError for a file that holds anything else.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -21,9 +26,15 @@ class AnswerBook:
     def _read(self) -> None:
         data = self._path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            record = json.loads(line)
-            self._answers[record.pop("key")] = record
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            try:
+                record = json.loads(line)
+                self._answers[record.pop("key")] = record
+            except (ValueError, TypeError, AttributeError, KeyError):
+                raise ConfigError(
+                    f"{self._path}:{number}: {line[:80]!r} is no answer that was kept here; remove the "
+                    "line, or the file, and what is missing is asked again"
+                ) from None
         if len(whole) < len(data):
             with self._path.open("r+b") as file:
                 file.truncate(len(whole))
