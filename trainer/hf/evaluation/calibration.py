@@ -60,7 +60,7 @@ class Calibration:
     """
 
     temperature: float
-    """What the student's logits are to be divided by."""
+    """What the student's logits are to be divided by; the inverses of those tried are STEP apart."""
     is_at_the_end: bool
     """The best of those tried is the highest or the lowest: the best may lie beyond."""
     cross_entropy: float

@@ -9,6 +9,7 @@ from typing import Any
 
 import logitstore
 from logitstore.manifest.fields import Manifest
+from trainer.hf.evaluation.calibration import STEP
 from trainer.run.reading.texts import NO_TEACHER
 
 TITLES = {
@@ -135,5 +136,5 @@ def calibration_in_words(student: Mapping[str, Any]) -> str:
     return (
         f"divided by {temperature:.2f}{beyond}, the student's logits have a calibration error of "
         f"{student['calibration_error']:.4f} instead of {student['calibration_error_before']:.4f} (fitted on "
-        "these rows)"
+        f"these rows, 1/T in steps of {STEP})"
     )
