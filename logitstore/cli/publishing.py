@@ -8,6 +8,7 @@ import sys
 from logitstore.cli import context
 from logitstore.common.options import read_storage_options
 from logitstore.job_objects import CARD_NAME
+from logitstore.objects.addresses import upload_command
 from logitstore.objects.opening import Objects
 from logitstore.publishing.card import CardSettings
 from logitstore.publishing.publish import publish_store
@@ -44,5 +45,5 @@ def publish(args: argparse.Namespace) -> int:
         f"{result.num_written:,} written now; {result.num_rejects:,} records without labels are left out",
     )
     if target.is_local:
-        context.say(args, f"to the Hub: hf upload {args.repo} {args.out} --repo-type dataset")
+        context.say(args, f"to the Hub: {upload_command(args.repo, args.out)}")
     return context.OK

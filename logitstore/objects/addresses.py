@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -49,6 +50,12 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
         )
     _check_parts(text)
     return text.rstrip("/")
+
+
+def upload_command(repository: str, folder: str, place: str = ".", *, kind: str = "dataset") -> str:
+    """Brings a published folder to a repository of the Hub, in place of what an earlier one left there."""
+    names = shlex.join((repository, folder, place))
+    return f"hf upload {names} --repo-type {kind} --delete 'shards/*' --delete 'index/*'"
 
 
 def is_local_uri(uri: str) -> bool:

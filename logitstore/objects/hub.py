@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from logitstore.errors import UnsuitablePlaceError
+from logitstore.objects.addresses import upload_command
 from logitstore.objects.remote import RemoteBackend
 
 _BUCKET = "hf://buckets/"
@@ -42,12 +43,13 @@ class HubBackend(RemoteBackend):
         found = _REPOSITORY.fullmatch(self._uri)
         if found is None:
             return super()._unsupported(what)
-        options = [f"--repo-type {found['kind'] or 'model'}"]
+        command = upload_command(
+            found["name"], "FOLDER", found["folder"] or ".", kind=found["kind"] or "model"
+        )
         if found["revision"]:
-            options.append(f"--revision {shlex.quote(unquote(found['revision']))}")
-        place = shlex.join((found["name"], "FOLDER", found["folder"] or "."))
+            command += f" --revision {shlex.quote(unquote(found['revision']))}"
         return UnsuitablePlaceError(
             f"{self._uri}: the Hub takes whole commits and no single objects; make the store in a folder, as "
             "`penumbra store publish STORE FOLDER` does for others, then "
-            f"`hf upload {place} {' '.join(options)}`"
+            f"`{command}`"
         )

@@ -22,6 +22,10 @@ LFS_ENDINGS = (".arrow", ".bin")
 """Of such files the Hub keeps the content elsewhere, and redirects to it."""
 
 
+HEAD = "a" * 40
+"""The commit that "main" is at, whatever was committed."""
+
+
 class HubServer(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -69,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
                 )
                 self._list(tree, unquote(found[5] or ""), recursive=recursive)
             else:
-                about = {"id": name, "sha": "a" * 40, "siblings": [], "private": False, "tags": []}
+                about = {"id": name, "sha": HEAD, "siblings": [], "private": False, "tags": []}
                 self._reply(200, {**about, "downloads": 0, "likes": 0})
         else:
             self._reply(404, {"error": "no such page"})
@@ -87,7 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             self._reply(200, {"errors": [], "warnings": []})
         elif path == "/api/repos/create":
-            self._reply(409, {"error": "it exists already", "url": self.server.url})
+            about = json.loads(body)
+            kind = "" if about.get("type", "model") == "model" else f"{about['type']}s/"
+            place = f"{self.server.url}/{kind}{about.get('organization')}/{about['name']}"
+            self._reply(409, {"error": "You already created this repo", "url": place})
         elif _LFS_BATCH.fullmatch(path):
             self._reply(
                 200,
@@ -107,10 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tree(self, kind: str, name: str, revision: str) -> dict[str, bytes] | None:
         trees = self.server.trees
+        revision = "main" if revision == HEAD else revision
         if not any(key[:2] == (kind, name) for key in trees):
             self._reply(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif (kind, name, revision) not in trees:
             self._reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+            return None
         return trees.get((kind, name, revision))
 
     def _resolve(self, kind: str, name: str, revision: str, path: str) -> None:
@@ -122,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.endswith(LFS_ENDINGS):
             oid = hashlib.sha256(tree[path]).hexdigest()
             self.server.large[oid] = tree[path]
-            self._reply(302, b"", {"Location": f"{self.server.url}/large/{oid}", "X-Repo-Commit": "a" * 40})
+            self._reply(302, b"", {"Location": f"{self.server.url}/large/{oid}", "X-Repo-Commit": HEAD})
         else:
             self._send_file(tree[path])
 
@@ -189,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         return data
 
     def _send_file(self, data: bytes) -> None:
-        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": "a" * 40}
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": HEAD}
         wanted = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted is None:
             self._reply(200, data, headers)

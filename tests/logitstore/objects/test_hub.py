@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
-def upload(hub: HubServer, folder: str, kind: str, revision: str, path: str) -> None:
+def upload(
+    hub: HubServer, folder: str, kind: str, revision: str, path: str, delete: Sequence[str] = ()
+) -> None:
     """As `hf upload` does."""
     HfApi(endpoint=hub.url, token="hf_" + "x" * 30).upload_folder(
-        repo_id="me/labels", folder_path=folder, path_in_repo=path, repo_type=kind, revision=revision
+        repo_id="me/labels",
+        folder_path=folder,
+        path_in_repo=path,
+        repo_type=kind,
+        revision=revision,
+        delete_patterns=list(delete),
     )
 
 
@@ -90,12 +98,16 @@ def test_a_published_store_is_uploaded_and_goes_on(
     hub: HubServer, store: LogitStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
-        assert main(["publish", store.uri, str(tmp_path / "public"), "--quiet"]) == 0
-        upload(hub, str(tmp_path / "public"), "dataset", "main", "")
+        assert main(["publish", store.uri, str(tmp_path / "public"), "--licence", "mit"]) == 0
+        printed = shlex.split(capsys.readouterr().out.partition("to the Hub: ")[2])
+        assert printed[:5] == ["hf", "upload", "OWNER/NAME", str(tmp_path / "public"), "."]
+        delete = [value for option, value in itertools.pairwise(printed) if option == "--delete"]
+        upload(hub, str(tmp_path / "public"), "dataset", "main", "", delete)
         opened = LogitStore.open("hf://datasets/me/labels", storage_options={"endpoint": hub.url})
         assert [one.record_id for one in opened] == [one.record_id for one in store]
         commit_units(store, range(2, 3))
-    capsys.readouterr()
+    there = hub.trees["dataset", "me/labels", "main"]
+    assert sorted(there) == sorted(Objects(tmp_path / "public").list()), "an earlier publication is gone"
 
 
 @pytest.mark.parametrize(
@@ -137,6 +149,6 @@ def test_deletion_and_mending_name_the_upload(hub: HubServer) -> None:
         objects.require_conditions,
     ):
         with pytest.raises(
-            UnsuitablePlaceError, match=r"`hf upload me/labels FOLDER \. --repo-type dataset`"
+            UnsuitablePlaceError, match=r"`hf upload me/labels FOLDER \. --repo-type dataset "
         ):
             write()
