@@ -12,7 +12,8 @@ from cluster.describe.settings.cluster import ClusterConfig
 from cluster.jobs import commands, local, node_check
 from cluster.rounds import command as round_commands
 from cluster.rounds.config import RoundsFile
-from logitstore.common.command import EXIT_STATUSES, Program, new_parser
+from logitstore.common.command import Program, new_parser
+from logitstore.common.exit_status import EXIT_STATUSES
 from logitstore.common.options import count, positive
 from logitstore.common.section import Section
 from logitstore.common.settings_list import add_form, listed

@@ -1,16 +1,20 @@
 """What can go wrong between a laptop and a cluster; each kind has its own exit status."""
 
+from __future__ import annotations
+
+from logitstore.common.exit_status import ExitStatus
+
 
 class ClusterError(Exception):
     """Base; the message states the value found, the rule and the remedy."""
 
-    exit_status = 1
+    exit_status = ExitStatus.FAILED
 
 
 class ClusterUnreachableError(ClusterError, ConnectionError):
     """No Ray cluster answers at the address."""
 
-    exit_status = 3
+    exit_status = ExitStatus.UNREACHABLE
 
 
 class ClusterTroubleError(ClusterUnreachableError):
@@ -20,10 +24,10 @@ class ClusterTroubleError(ClusterUnreachableError):
 class JobNotFoundError(ClusterError, LookupError):
     """The cluster knows no such job."""
 
-    exit_status = 5
+    exit_status = ExitStatus.BUSY
 
 
 class JobRefusedError(ClusterError, ValueError):
     """The job cannot be run on this cluster as it is."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG

@@ -13,8 +13,9 @@ from labeler.config.found import load_found_job
 from labeler.config.loading import JobConfig
 from labeler.curation.commands.registered import add_curation_commands
 from logitstore.cli.context import progress_bar
-from logitstore.common.command import ExitStatus, Program, new_parser, run_program
+from logitstore.common.command import Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.options import add_storage_options, count, read_storage_options
 from logitstore.common.settings_list import add_form, listed
 from logitstore.exchange.by_suffix import export_file, exported_too, refuse_taken

@@ -1,12 +1,13 @@
 """Every error that the labeler raises on purpose: one tree, each also a standard type, all picklable.
 
 Errors travel between Ray's processes. The message states the value found, the rule and the remedy;
-`exit_status` is what a command ends with (`logitstore.common.command.ExitStatus`).
+`exit_status` is what a command ends with (`logitstore.common.exit_status.ExitStatus`).
 """
 
 from __future__ import annotations
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 
 STOPPED_EARLY = "stopped before any replica was started; run the same command again to go on"
 
@@ -14,7 +15,7 @@ STOPPED_EARLY = "stopped before any replica was started; run the same command ag
 class LabelerError(Exception):
     """Base of the labeler's errors."""
 
-    exit_status = 1
+    exit_status = ExitStatus.FAILED
 
 
 class JobFailedError(LabelerError, RuntimeError):
@@ -41,13 +42,13 @@ class EngineDiedError(LabelerError, RuntimeError):
 class StoppedError(LabelerError, RuntimeError):
     """The job was told to stop before any engine was at work."""
 
-    exit_status = 4
+    exit_status = ExitStatus.STOPPED
 
 
 class LeaseLostError(LabelerError, RuntimeError):
     """Another driver has taken over the store."""
 
-    exit_status = 5
+    exit_status = ExitStatus.BUSY
 
 
 class StaleLeaseError(LabelerError, RuntimeError):
@@ -57,31 +58,31 @@ class StaleLeaseError(LabelerError, RuntimeError):
 class PlanTakenError(LabelerError, RuntimeError):
     """Another driver wrote to the plan at the same time."""
 
-    exit_status = 5
+    exit_status = ExitStatus.BUSY
 
 
 class TooManyRejectsError(LabelerError, ConfigError):
     """More records were rejected than the job allows."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class NothingToLabelError(LabelerError, ValueError):
     """Not one record of the input can be labeled."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class StoreBusyError(LabelerError, RuntimeError):
     """Another live driver works on the store."""
 
-    exit_status = 5
+    exit_status = ExitStatus.BUSY
 
 
 class TeacherMismatchError(LabelerError, RuntimeError):
     """A teacher is not the one that the store was labeled with."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class RejectError(LabelerError, ValueError):
@@ -99,13 +100,13 @@ class RejectError(LabelerError, ValueError):
 class BadRecordError(RejectError):
     """A record that cannot be labeled; the message holds the value, the rule and the remedy."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class ChatTemplateError(LabelerError, ValueError):
     """The chat template refuses these messages; the message says why."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class TeacherDiedError(LabelerError, RuntimeError):
@@ -115,7 +116,7 @@ class TeacherDiedError(LabelerError, RuntimeError):
 class PromptError(LabelerError, ValueError):
     """One prompt that the teacher cannot label. The message holds the value, the rule and the remedy."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
     def __init__(self, record_id: str, reason: str, kind: str, sample_index: int | None = None) -> None:
         super().__init__(record_id, reason, kind, sample_index)

@@ -2,32 +2,36 @@
 
 Every message states the value found, the rule it breaks and the remedy. The classes take a single
 message so that they survive pickling between Ray processes. `exit_status` is what a command ends with (see
-`logitstore.common.command.ExitStatus`): 2 where the user named something that does not fit, else 3.
+`logitstore.common.exit_status.ExitStatus`): 2 where the user named something that does not fit, else 3.
 """
+
+from __future__ import annotations
+
+from logitstore.common.exit_status import ExitStatus
 
 
 class StoreError(Exception):
     """Base of every error that a logit store raises on purpose."""
 
-    exit_status = 3
+    exit_status = ExitStatus.UNREACHABLE
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
     """No store lies at this URI."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class StoreExistsError(StoreError, FileExistsError):
     """A store with another manifest already lies at this URI."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class StoreChangedError(StoreError, ValueError):
     """The store is not the one that a plan or a saved state was made for."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class CorruptShardError(StoreError, ValueError):
@@ -45,13 +49,13 @@ class UnsupportedFormatError(StoreError, ValueError):
 class TemperatureError(StoreError, ValueError):
     """No normaliser is stored, nor can be interpolated, for the temperature asked for."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class InvalidLabelsError(StoreError, ValueError):
     """Label rows handed to the writer break the rules of the format."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class ObjectNotFoundError(StoreError, FileNotFoundError):
@@ -65,7 +69,7 @@ class ObjectStoreError(StoreError, OSError):
 class UnsuitablePlaceError(ObjectStoreError):
     """The place cannot hold a store that is written: its protocol or server has no conditional writes."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class AccessRefusedError(ObjectStoreError):
@@ -84,19 +88,19 @@ class UnsafeNameError(StoreError, ValueError):
 class SecretInManifestError(StoreError, ValueError):
     """A configuration that would put credentials into a store."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class InputNotFoundError(StoreError, FileNotFoundError):
     """An input path, glob or URL matches no file."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class UnsupportedInputError(StoreError, ValueError):
     """An input, import or export in a form that is not read or written."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class IndexLostError(StoreError, ValueError):

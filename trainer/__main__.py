@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from logitstore.common.command import ExitStatus, Program, new_parser, run_program
+from logitstore.common.command import Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.options import amount, positive
 from logitstore.common.settings_list import add_form, listed
 from trainer.parity.arguments import add_parity

@@ -6,11 +6,13 @@ message states the value found, the rule and the remedy.
 
 from __future__ import annotations
 
+from logitstore.common.exit_status import ExitStatus
+
 
 class TrainerError(Exception):
     """Base of the trainer's errors."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 class SettingError(TrainerError, ValueError):
@@ -44,10 +46,10 @@ class ReshardingError(TrainerError, RuntimeError):
 class NotFiniteError(TrainerError, RuntimeError):
     """A student's figures are no finite numbers: there is nothing to compare, choose by or write down."""
 
-    exit_status = 1
+    exit_status = ExitStatus.FAILED
 
 
 class RunBusyError(TrainerError, RuntimeError):
     """Another process writes into the same folder."""
 
-    exit_status = 5
+    exit_status = ExitStatus.BUSY

@@ -29,8 +29,8 @@ from labeler.patience import persistently
 from labeler.planning.plan import Plan, PlanTotals
 from labeler.planning.preflight import Prepared, prepare
 from labeler.prompting.segment_marks import NO_MARKS, find_marks
-from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.secrets import redact_uri
 from logitstore.errors import CorruptManifestError, StoreChangedError
 from logitstore.job_objects import (

@@ -10,8 +10,8 @@ from labeler.config.loading import JobConfig
 from labeler.driver.run import RunOptions, run
 from labeler.job.money.cost import cost_of, devices_per_replica
 from labeler.planning.plan import Plan, PlanTotals
-from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.job_objects import Cost
 from logitstore.objects.opening import Objects
 

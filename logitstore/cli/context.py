@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from logitstore.common.command import ExitStatus
 from logitstore.common.console import Console
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.options import read_storage_options
 from logitstore.errors import UnsupportedInputError
 from logitstore.inputs.json_text import finite

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.secrets import redact_text, redacted
 from logitstore.common.settings_list import Setting, settings_of
 
@@ -22,7 +23,7 @@ _TABLES = ("dict_type", "mapping_type", "model_type", "model_attributes_type")
 class ConfigError(ValueError):
     """The configuration is wrong; the message says which value breaks which rule and what to do."""
 
-    exit_status = 2
+    exit_status = ExitStatus.WRONG
 
 
 def read_document(path: str, *, what: str) -> dict[str, Any]:

@@ -98,17 +98,10 @@ _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min
 
 
 def _kind(field: Any) -> str:
-    limits = {
-        "ge": "at least",
-        "gt": "above",
-        "le": "at most",
-        "lt": "below",
-        "min_length": "length at least",
-    }
     said = [
         f"{words} {getattr(rule, limit):g}"
         for rule in field.metadata
-        for limit, words in limits.items()
+        for limit, words in _LIMITS.items()
         if isinstance(getattr(rule, limit, None), (int, float))
     ]
     return ", ".join([_words(field.annotation), *said])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from logitstore.cli.context import refuse_unused
 from logitstore.cli.selecting import add_selection, selection_of
-from logitstore.common.command import EXIT_STATUSES
+from logitstore.common.exit_status import EXIT_STATUSES
 from logitstore.common.options import add_storage_options, count, positive, read_storage_options
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.folders import refuse_in_store

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 
-from logitstore.common.command import ExitStatus
+from logitstore.common.exit_status import ExitStatus
 
 TREES = {
     "logitstore.errors": "StoreError",

@@ -20,7 +20,8 @@ import pytest
 
 from cluster.rounds.config import RoundsConfig
 from labeler.curation.recipe import RecipeSettings
-from logitstore.common.command import ExitStatus, Program, new_parser
+from logitstore.common.command import Program, new_parser
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.penumbra import main
 from logitstore.objects.local import LocalBackend
 from tests.front_door.test_matrix import NOWHERE, parsers, told

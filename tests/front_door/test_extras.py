@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.common.command import ExitStatus
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.penumbra import main
 from tests.front_door.test_matrix import NO_CLUSTER, NOWHERE
 from tests.front_door.work import MEASURED, ROOT, WORK, arguments_of

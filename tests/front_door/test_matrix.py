@@ -19,7 +19,8 @@ import labeler.__main__
 import logitstore.__main__
 import trainer.__main__
 from cluster.arguments import build_parser as cluster_parser
-from logitstore.common.command import EXIT_STATUSES, ExitStatus, Program, run_program
+from logitstore.common.command import Program, run_program
+from logitstore.common.exit_status import EXIT_STATUSES, ExitStatus
 from logitstore.common.penumbra import PROGRAMS, main
 from logitstore.errors import ObjectStoreError, StoreNotFoundError
 from tests.trainer.stores import make_store

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.common.command import ExitStatus, Program, run_program
+from logitstore.common.command import Program, run_program
+from logitstore.common.exit_status import ExitStatus
 from logitstore.errors import UnsupportedInputError
 from logitstore.objects.addresses import normalise_uri
 

@@ -18,8 +18,8 @@ from labeler.curation.commands.options import (
 )
 from labeler.curation.settings import ExpandSettings, JudgeSettings, SomeSettings, checked, refuse_no_tables
 from labeler.curation.sifting import Source
-from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.options import amount, positive
 
 ASKED = """\

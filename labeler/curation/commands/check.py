@@ -9,7 +9,7 @@ from typing import Any
 
 from labeler.curation.check import CheckSettings, check_responses
 from labeler.curation.check_records import read_records
-from logitstore.common.command import ExitStatus
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.options import above_zero, add_storage_options, positive, read_storage_options
 from logitstore.records import Segment
 from logitstore.store import LogitStore

@@ -10,7 +10,7 @@ from labeler.curation.commands.asked import add_expand, add_judge
 from labeler.curation.commands.check import add_check
 from labeler.curation.commands.options import add_set, add_step
 from labeler.curation.commands.sifted import add_decontaminate, add_dedupe
-from logitstore.common.command import ExitStatus
+from logitstore.common.exit_status import ExitStatus
 
 
 def add_curation_commands(commands: Any, epilog: str) -> None:

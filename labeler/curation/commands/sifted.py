@@ -11,9 +11,9 @@ from labeler.curation.commands.options import add_out, add_step, dropped_in_word
 from labeler.curation.settings import DecontaminateSettings, DedupeSettings, checked
 from labeler.curation.sift import SiftPaths, SiftReport
 from labeler.curation.sifting import Source, decontaminate, dedupe
-from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
 from logitstore.common.console import Console
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.options import add_storage_options, positive, read_storage_options, share
 
 SIFTED = """\

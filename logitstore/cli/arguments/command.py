@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from logitstore.cli.context import MAX_BLOCK_ENTRIES
-from logitstore.common.command import EXIT_STATUSES
+from logitstore.common.exit_status import EXIT_STATUSES
 from logitstore.common.options import add_storage_options, positive
 
 Commands = argparse._SubParsersAction  # argparse names no public type for what add_subparsers returns  # noqa: SLF001

@@ -23,8 +23,8 @@ from labeler.curation.settings import ExpandSettings
 from labeler.driver.run import RunOptions
 from labeler.prompting.byte_tokenizer import ByteTokenizer
 from logitstore import LogitStore
-from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.job_objects import JobStatus
 from logitstore.tokenizer_objects import put_tokenizer
 from tests.logitstore.exchange.test_texts import CHATML, byte_tokenizer, store_of

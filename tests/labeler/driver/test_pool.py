@@ -19,7 +19,7 @@ from labeler.job.status import read_status
 from labeler.on_ray.runtime import ray_for
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
-from logitstore.common.command import ExitStatus
+from logitstore.common.exit_status import ExitStatus
 from logitstore.job_objects import JobStatus
 from tests.labeler.jobs import overrides_for, write_records
 

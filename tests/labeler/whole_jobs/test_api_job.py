@@ -15,7 +15,7 @@ import pytest
 from benchmarks.jobs.running_job import started, units_done, verify, wait_for
 from labeler.job.money.runs import store_cost
 from labeler.job.status import read_status
-from logitstore.common.command import ExitStatus
+from logitstore.common.exit_status import ExitStatus
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from tests.labeler.jobs import overrides_for, run_job, write_records

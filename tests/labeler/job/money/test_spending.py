@@ -16,7 +16,7 @@ from labeler.driver.run import RunOptions, run
 from labeler.job.money import spending
 from labeler.job.money.spending import Spending
 from labeler.job.status import Tally
-from logitstore.common.command import ExitStatus
+from logitstore.common.exit_status import ExitStatus
 from logitstore.errors import CorruptManifestError
 from logitstore.job_objects import BILLS_PREFIX, RUNS_PREFIX, STATUS_NAME, Bill, RunRecord
 from logitstore.job_parsing import parse_status
