@@ -265,6 +265,12 @@ class OfflineDistillationTrainer(ResumingTrainer):
         super()._save(output_dir, state_dict)
         open_to_readers(Path(output_dir or self.args.output_dir or "."))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn as transformers does, but of no weight tied to another, which no checkpoint holds twice."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _loader(self, dataset: StreamingLogitDataset, collator: Any) -> LogitDataLoader:
         return LogitDataLoader(
             dataset,

@@ -98,6 +98,8 @@ def _train(
         begin_run(folder, config, restart=restart)
         if not quiet:
             _advise(config, trainer, train_set, held_out)
+            if checkpoint is not None:
+                print(f"going on from {checkpoint}", file=sys.stderr)
     before_path = folder / "before.json"
     before = _evaluate_before(config, trainer, before_path, resuming=checkpoint is not None)
     progress = show_progress(trainer, quiet=quiet)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import EarlyStoppingCallback
 
 from logitstore.errors import StoreChangedError
@@ -16,6 +17,18 @@ from trainer.errors import SettingError
 from trainer.hf.checkpoints import DATASET_STATE_NAME, SETTINGS_NAME, last_checkpoint
 
 pytestmark = pytest.mark.slow
+
+
+def test_a_tied_head_is_not_told_of_as_missing_when_a_run_goes_on(small_store, tmp_path, monkeypatch):
+    trainer: Any = tiny_trainer(small_store, tmp_path)
+    told: list[str] = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", told.append)
+    for tie, names in ((True, ["model.norm.weight"]), (False, ["lm_head.weight", "model.norm.weight"])):
+        trainer.model.config.tie_word_embeddings = tie
+        trainer.model.post_init()
+        told.clear()
+        trainer._issue_warnings_after_load(_IncompatibleKeys(["lm_head.weight", "model.norm.weight"], []))
+        assert told == [f"There were missing keys in the checkpoint model loaded: {names}."]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -66,8 +66,11 @@ def test_a_run_goes_on_with_its_own_settings_only(config, tmp_path, capsys):
     assert "Restore these" in said
     assert json.loads((tmp_path / "run" / "train.json").read_text())["loss"]["temperature"] == 1.0
     # How far and how it trains may change.
-    assert run("training.max_steps=6", "training.save_steps=2", "training.batch_size=2") == 0
-    longer = json.loads(capsys.readouterr().out)
+    longer = ("training.max_steps=6", "training.save_steps=2", "training.batch_size=2")
+    given = [word for override in longer for word in ("--set", override)]
+    assert main(["train", str(config), *given]) == 0
+    assert f"going on from {tmp_path}/run/checkpoints/checkpoint-4\n" in capsys.readouterr().err
+    longer = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert longer["num_steps"] == 6
     assert longer["history"][0] == first["history"][0]
     # Begun anew, nothing of it is left to go on from.
