@@ -42,7 +42,7 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> Calib
     extrapolate.
 
     The job is expected to take, per token of the plan, what the trial's engine took per token of its own;
-    loading is counted once per replica. Raises ConfigError if the trial fails.
+    loading is counted once per replica. Raises ConfigError if the trial fails or is too short to measure.
     """
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
         trial = trial_of(job, f"{folder}/store", num_records)
@@ -52,6 +52,11 @@ def calibrate_job(job: JobConfig, totals: PlanTotals, num_records: int) -> Calib
             raise ConfigError(
                 "the calibration did not end well, so nothing can be estimated; see the error above"
             )
+    if not status.engine_sec:
+        raise ConfigError(
+            f"the teacher took less than a millisecond over {trial_totals.num_planned} records, too short to "
+            "estimate from; give --calibrate more records"
+        )
     ratio = totals.num_tokens / trial_totals.num_tokens
     replicas = job.workers.replicas
     held_sec = status.cost.device_sec / devices_per_replica(job)
