@@ -44,6 +44,7 @@ from logitstore.job_objects import (
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
 
+REJECTS_PREFIX = f"{PLAN_PREFIX}rejects-"
 SEGMENT_UNITS = 1024
 SEGMENT_BYTES = 16 * 2**20
 
@@ -190,12 +191,15 @@ class Plan:
         return known
 
     def finish_pass(self, fingerprint: str, totals: PlanTotals, rejects: bytes) -> None:
-        """Record that the whole input is planned. `rejects` is JSON lines."""
-        name = f"{PLAN_PREFIX}rejects-{secrets.token_hex(4)}.jsonl" if rejects else ""
+        """Record that the whole input is planned. `rejects` is JSON lines, in place of those of earlier
+        passes."""
+        name = f"{REJECTS_PREFIX}{secrets.token_hex(4)}.jsonl" if rejects else ""
         if rejects:
             self._objects.put(name, rejects)
         record = {"fingerprint": fingerprint, "totals": asdict(totals), "rejects": name}
         self._objects.put(PLAN_INPUT_NAME, json.dumps(record).encode())
+        earlier = (one for one in self._objects.list(PLAN_PREFIX) if one.startswith(REJECTS_PREFIX))
+        self._objects.delete_many(one for one in earlier if one != name)
 
     def _input_record(self) -> dict[str, Any] | None:
         return load_object(self._objects, PLAN_INPUT_NAME) if self._objects.exists(PLAN_INPUT_NAME) else None

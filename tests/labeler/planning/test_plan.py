@@ -11,7 +11,7 @@ import pytest
 from labeler.config.loading import identity, load_job
 from labeler.errors import PlanTakenError, TooManyRejectsError
 from labeler.planning.digests import DigestSet, content_digest
-from labeler.planning.plan import Plan, SegmentWriter, read_unit
+from labeler.planning.plan import Plan, PlanTotals, SegmentWriter, read_unit
 from labeler.planning.planner import Planner
 from labeler.prompting.byte_tokenizer import ByteTokenizer
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
@@ -203,6 +203,18 @@ def test_other_settings_are_refused_once_something_is_labeled(tmp_path):
     plan.claim(changed, {}, has_manifest=False, num_labeled=0)
     assert list(plan.units()) == []
     plan.claim(changed, {}, has_manifest=True, num_labeled=1)
+
+
+def test_a_pass_leaves_the_rejects_of_no_earlier_one(tmp_path):
+    """Their reasons quote records."""
+    objects, totals = Objects(tmp_path / "store"), PlanTotals(1, 0, 0, 0, 0, {"empty": 1})
+    line = b'{"file": "a", "line": 1, "record_id": null, "reason": "r", "kind": "empty"}\n'
+    for number in range(3):
+        Plan(objects).finish_pass(str(number), totals, line)
+        assert len([name for name in objects.list("plan/") if "rejects" in name]) == 1
+        assert [reject.kind for reject in Plan(objects).rejects()] == ["empty"]
+    Plan(objects).finish_pass("without", totals, b"")
+    assert [name for name in objects.list("plan/") if "rejects" in name] == []
 
 
 def test_a_segment_written_by_another_driver_stops_this_one(tmp_path):
