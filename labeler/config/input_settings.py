@@ -72,7 +72,8 @@ class InputConfig(Section):
     a student write to its own prompt, and the store keeps the teacher's in the place of the student's: with
     labels.mode = "generate", and so that its teacher can score what it wrote (`cluster rounds`)."""
     limit: int | None = Field(default=None, ge=1)
-    """Take only the first so many records of the input."""
+    """Take only the first so many records of the input. It may be raised in a store: what is labeled stays,
+    and the further records are planned."""
     slice: Annotated[
         str,
         of_form(

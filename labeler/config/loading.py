@@ -132,6 +132,9 @@ _CHANGEABLE = (
 """Settings that may change between runs of a job: how it is computed and allowed, not what is labeled.
 
 What `teacher.head_dtype` came to is in the store's manifest, which refuses another."""
+_OF_RESPONSES = ("sampling.", "filters.")
+_OF_GIVEN_RESPONSES = ("sampling.stop", "sampling.stop_token_ids", "filters.duplicate_prompts")
+"""What counts of `_OF_RESPONSES` where the teacher writes none: the ends of a response, and equal records."""
 
 
 def identity(job: JobConfig) -> dict[str, Any]:
@@ -148,7 +151,13 @@ def identity(job: JobConfig) -> dict[str, Any]:
         flat["teacher.model"] = os.path.basename(os.path.abspath(job.teacher.model))
     flat["input.uri"] = input_place(flat["input.uri"], flat.pop("input.known_as"))
     del flat["labels.given"]  # The plan has the digest of what lies there.
-    return {name: value for name, value in flat.items() if not name.startswith(_CHANGEABLE)}
+    return {name: value for name, value in flat.items() if _counts(name, job.labels.mode)}
+
+
+def _counts(name: str, mode: Any) -> bool:
+    """Whether labels of that mode depend on the setting."""
+    is_of_responses = name.startswith(_OF_RESPONSES) and name not in _OF_GIVEN_RESPONSES
+    return not name.startswith(_CHANGEABLE) and not (mode == "score" and is_of_responses)
 
 
 def input_place(uri: str, known_as: str = "") -> str:
@@ -186,9 +195,15 @@ def with_absolute_paths(job: JobConfig) -> JobConfig:
     return job.model_copy(update=changed)
 
 
-_NEVER_OTHER_LABELS = ("input.list_of_texts", "refuse", "first")
-"""A change that only adds records: lists that were refused. Earlier versions took the first text of a prompt
-where the setting says "refuse", and such a job goes on with "first"."""
+def _only_adds_records(name: str, stored: Any, now: Any) -> bool:
+    """Whether such a change only adds records: lists that were refused, or those behind a limit.
+
+    Earlier versions took the first text of a prompt where `input.list_of_texts` says "refuse", and such a job
+    goes on with "first".
+    """
+    if name == "input.limit":
+        return stored is not None and (now is None or now > stored)
+    return (name, stored, now) == ("input.list_of_texts", "refuse", "first")
 
 
 def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -199,18 +214,22 @@ def describe_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> li
     counts by its name: the plan has its text. An input in the user's home lies there, also where an earlier
     version took `~` for a folder's name.
     """
-    stored, now = _with_template_by_name(stored), _with_template_by_name(now)
+    stored, now = (
+        {name: value for name, value in _with_template_by_name(settings).items() if value != {}}
+        for settings in (stored, now)  # an empty table is the same as none of its settings
+    )
     stored = _with_home(stored)
     moved = {f"labels.{name}": f"sampling.{name}" for name in MOVED_TO_SAMPLING}
     stored = {moved.get(name, name): value for name, value in stored.items()}
     stored = {name: _default_of(name) for name in now if name not in stored} | stored
+    mode = now.get("labels.mode") if now.get("labels.mode") == stored.get("labels.mode") else None
     return [
         f"{name}: {stored.get(name)!r} in the store, "
         + (f"{now.get(name)!r} now" if name in now or _is_known(name) else "which needs the newer version")
         for name in sorted(set(stored) | set(now))
-        if not name.startswith(_CHANGEABLE)
+        if _counts(name, mode)
         and stored.get(name) != now.get(name)
-        and (name, stored.get(name), now.get(name)) != _NEVER_OTHER_LABELS
+        and not _only_adds_records(name, stored.get(name), now.get(name))
     ]
 
 

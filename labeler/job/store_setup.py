@@ -162,10 +162,12 @@ class StoreSetup:
         return (*columns, SEGMENTS)
 
     def _input_info(self) -> InputInfo:
-        """As the store has it, if it was begun: that it is the same input, however its place is written now,
-        the plan has found."""
+        """As the store has it, if it was begun: that it is the same input, however its place is written now
+        and however much of it is taken, the plan has found."""
         existing, info = self.open_existing(), self.prepared.input_info
-        return info if existing is None else replace(info, uri=existing.manifest.input.uri)
+        if existing is None:
+            return info
+        return replace(info, uri=existing.manifest.input.uri, limit=existing.manifest.input.limit)
 
     def _manifest(self, description: TeacherDescription) -> Manifest:
         config = resolved(self.job)

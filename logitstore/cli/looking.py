@@ -20,6 +20,7 @@ from logitstore.cli.rendering import print_head, print_inspection
 from logitstore.cli.selecting import selection_of, warn_of_top_k, warn_of_unmet
 from logitstore.common.console import Console
 from logitstore.errors import (
+    ObjectNotFoundError,
     StoreChangedError,
     StoreError,
     StoreNotFoundError,
@@ -30,6 +31,7 @@ from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.json_lines import json_lines
 from logitstore.inputs.proofs import read_proofs
 from logitstore.inputs.reading import iter_records
+from logitstore.job_objects import JOB_NAME
 from logitstore.manifest.fields import InputInfo
 from logitstore.objects.opening import ObjectInfo
 from logitstore.shard.assembling import BlockSequences
@@ -169,7 +171,15 @@ def _bytes_text(infos: list[ObjectInfo]) -> str:
 
 def _input_info(store: LogitStore, args: argparse.Namespace) -> InputInfo:
     info = store.manifest.input
-    return info if args.limit is None else dataclasses.replace(info, limit=args.limit)
+    return dataclasses.replace(info, limit=args.limit or _limit_of_job(store, info.limit))
+
+
+def _limit_of_job(store: LogitStore, first: int | None) -> int | None:
+    """The job's `input.limit` of its last run; the manifest has that of its first, which may be lower."""
+    try:
+        return json.loads(store.objects.get(JOB_NAME))["input"]["limit"]
+    except (ObjectNotFoundError, ValueError, KeyError, TypeError):
+        return first
 
 
 def _problem_lines(findings: Findings, *, only_errors: bool) -> Iterator[str]:

@@ -155,6 +155,30 @@ def test_identity_ignores_what_does_not_change_labels_and_shows_what_does():
     changes = describe_difference(before, identity(load("labels.top_k=16", "teacher.engine_args.x=1")))
     assert "labels.top_k: 64 in the store, 16 now" in changes
     assert "teacher.engine_args.x: None in the store, 1 now" in changes
+    assert len(changes) == 2, "a table that was empty is no difference of its own"
+
+
+@pytest.mark.parametrize("change", ["sampling.max_tokens=9", "sampling.n=2", "filters.max_tokens=9"])
+def test_what_only_written_responses_depend_on_is_fixed_where_there_are_some(change):
+    score, generate = "labels.mode=score", "labels.mode=generate"
+    before, after = identity(load(score)), identity(load(score, change))
+    assert describe_difference(before, after) == []
+    older = {**before, "sampling.max_tokens": 512, "sampling.n": 1, "filters.max_tokens": None}
+    assert describe_difference(older, after) == [], "as an earlier version kept it"
+    assert len(describe_difference(identity(load(generate)), identity(load(generate, change)))) == 1
+
+
+@pytest.mark.parametrize("change", ["filters.duplicate_prompts=drop", "sampling.stop_token_ids=[5]"])
+def test_what_given_responses_depend_on_is_fixed_too(change):
+    score = "labels.mode=score"
+    assert len(describe_difference(identity(load(score)), identity(load(score, change)))) == 1
+
+
+def test_a_limit_may_be_raised_and_not_lowered():
+    few, more, all_of_it = (identity(load(*limit)) for limit in (["input.limit=10"], ["input.limit=20"], []))
+    assert describe_difference(few, more) == describe_difference(more, all_of_it) == []
+    assert describe_difference(more, few) == ["input.limit: 20 in the store, 10 now"]
+    assert describe_difference(all_of_it, few) == ["input.limit: None in the store, 10 now"]
 
 
 def test_the_configuration_needs_neither_ray_nor_torch_nor_vllm():
