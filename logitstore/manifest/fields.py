@@ -162,6 +162,12 @@ class Manifest:
     retokenized: Retokenized | None = field(default=None, metadata=ABSENT_IF_DEFAULT)
     """Where the ids are not of the teacher's tokenizer; with the feature of that name."""
 
+    @property
+    def has_top_entries(self) -> bool:
+        """Whether the first entry of a row is the teacher's likeliest token: neither where entries are at
+        given ids, nor where the likeliest may have had no equal token in another tokenizer."""
+        return self.labels.support == "top" and self.retokenized is None
+
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:

@@ -87,9 +87,15 @@ def notes_on_held_out(held_out: Sequence[Source]) -> tuple[str, ...]:
         "agreement the accuracy: nothing of the teacher's is known",
         "given": "{} has its rows at given ids, so that agreement is with the likeliest of those, and the "
         "teacher's accuracy and calibration are not known",
+        "mapped": "{} was mapped to another tokenizer, in which the teacher's likeliest token may have no "
+        "equal: agreement is with the likeliest that has one, and the teacher's accuracy and calibration are "
+        "not known",
     }
-    supports = [(source.uri, source.manifest.labels.support) for source in held_out]
-    return tuple(meant[support].format(uri) for uri, support in supports if support in meant)
+    kinds = [
+        (source.uri, "mapped" if source.manifest.retokenized else source.manifest.labels.support)
+        for source in held_out
+    ]
+    return tuple(meant[kind].format(uri) for uri, kind in kinds if kind in meant)
 
 
 def _advice_on_size(sources: Sequence[Source], student_parameters: int) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from logitstore.manifest.fields import GIVEN_ENTRIES
+from logitstore.manifest.fields import GIVEN_ENTRIES, RETOKENIZED, Retokenized, TokenizerInfo
 from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import put_tokenizer
@@ -129,3 +129,11 @@ def test_stores_of_given_ids_are_told_by_name(tmp_path: Path) -> None:
     LogitStore.create(tmp_path / "given", replace(head, features=(GIVEN_ENTRIES,)))
     (line,) = notes_on_held_out([Source(str(tmp_path / "given"))])
     assert line.startswith(f"{tmp_path / 'given'} has its rows at given ids, so that agreement is with the")
+
+
+def test_stores_mapped_to_another_tokenizer_are_told_by_name(tmp_path: Path) -> None:
+    origin = Retokenized(("0" * 32,), TokenizerInfo("other", 64), merged_spans=False)
+    head = manifest(replace(label_spec(), teacher_vocab_size=64))
+    LogitStore.create(tmp_path / "mapped", replace(head, features=(RETOKENIZED,), retokenized=origin))
+    (line,) = notes_on_held_out([Source(str(tmp_path / "mapped"))])
+    assert line.startswith(f"{tmp_path / 'mapped'} was mapped to another tokenizer, in which the teacher's")

@@ -34,7 +34,8 @@ class TeacherFigures:
     cross_entropy: float | None
     """None unless it is known of all rows: of a part of them it would be that of the easier ones."""
     reliability: Reliability | None
-    """None where a store's entries are at given ids, of which the teacher's top token may be none."""
+    """None where a store's entries are at given ids or mapped to another tokenizer: the teacher's top token
+    may be none of them."""
 
     def to_dict(self) -> dict[str, float | int]:
         """The figures that are one number and known."""
@@ -70,7 +71,7 @@ def teacher_figures(
             _add_rows(sums_3C, known_2, sample, settings)
     sums_3C, known_2 = _of_all_processes(sums_3C, known_2)
     num_rows, num_known = int(sums_3C[0].sum()), int(known_2[0])
-    has_top = all(source.manifest.labels.support == "top" for source in dataset.sources)
+    has_top = all(source.manifest.has_top_entries for source in dataset.sources)
     if not num_rows or not (has_top or num_known == num_rows):
         return None
     return TeacherFigures(

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logitstore.manifest.fields import GIVEN_ENTRIES, SEGMENTS
+from logitstore.manifest.fields import (
+    GIVEN_ENTRIES,
+    RETOKENIZED,
+    SEGMENTS,
+    Manifest,
+    Retokenized,
+    TokenizerInfo,
+)
 from logitstore.records import UNKNOWN_RANK, LabeledSequence, Segment
 from logitstore.store import LogitStore
 from tests.trainer.stores import label_spec, labeled_sequence, make_store, manifest
@@ -110,9 +117,20 @@ def test_a_rank_that_is_not_known_says_nothing_of_the_top_token(tmp_path: Path) 
     assert found.to_dict()["accuracy"] == pytest.approx(np.mean(np.concatenate(right)))
 
 
-def test_entries_at_given_ids_do_not_tell_the_top_token(tmp_path: Path) -> None:
-    head = manifest(replace(label_spec(), support="given"))
-    store = LogitStore.create(tmp_path / "store", replace(head, features=(GIVEN_ENTRIES,)))
+def given_entries() -> Manifest:
+    return replace(manifest(replace(label_spec(), support="given")), features=(GIVEN_ENTRIES,))
+
+
+def mapped_entries() -> Manifest:
+    """The likeliest token of the teacher may have had no equal: the row then began with the second."""
+    origin = Retokenized(("0" * 32,), TokenizerInfo("other", 64), merged_spans=False)
+    spec = replace(label_spec(), teacher_vocab_size=64)
+    return replace(manifest(spec), features=(RETOKENIZED,), retokenized=origin)
+
+
+@pytest.mark.parametrize("head", [given_entries(), mapped_entries()], ids=["given", "mapped"])
+def test_entries_of_other_ids_do_not_tell_the_top_token(tmp_path: Path, head: Manifest) -> None:
+    store = LogitStore.create(tmp_path / "store", head)
     rng = np.random.default_rng(0)
     sequences = [labeled_sequence(rng, f"r{number}", label_spec(), 12, 3) for number in range(4)]
     store.commit_unit("u", 0, sequences, seconds=0.0, worker="test")
