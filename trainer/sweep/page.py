@@ -26,9 +26,9 @@ DASHES = ("none", "7 4", "2 3")
 """Of one curve in each colour, the next one in each, and so on."""
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1e21;--soft:#5c6370;--line:#d5d9df;--paper:#fff;
---c0:#2563a8;--c1:#c2410c;--c2:#15803d;--c3:#7c3aed;--c4:#b45309;--c5:#0e7490;--c6:#be185d;--c7:#4d7c0f}
+--c0:#2563a8;--c1:#c2410c;--c2:#15803d;--c3:#7c3aed;--c4:#6b7280;--c5:#0e7490;--c6:#be185d;--c7:#713f12}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#9aa3af;--line:#3a3f47;--paper:#16181c;
---c0:#7ab3ef;--c1:#fb923c;--c2:#4ade80;--c3:#c4b5fd;--c4:#fbbf24;--c5:#67e8f9;--c6:#f9a8d4;--c7:#bef264}}
+--c0:#7ab3ef;--c1:#fb923c;--c2:#4ade80;--c3:#c4b5fd;--c4:#cbd5e1;--c5:#67e8f9;--c6:#f9a8d4;--c7:#fef08a}}
 body{margin:0 auto;max-width:1000px;padding:1.2rem;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}

@@ -298,7 +298,7 @@ document.addEventListener("keydown", (event) => {
     const beside = state.view && (step > 0 ? state.view.payload.next : state.view.payload.previous);
     if (beside !== null) go({ store, sequence: beside });
   } else if (step) {
-    const next = (page || 0) + step;
+    const next = Math.min(page || 0, state.pages) + step;
     if (next >= 0 && next < state.pages) go({ store, ...questionOf(route), page: next });
   } else if (event.key === "Escape") {
     go(sequence === null ? {} : state.list || { store, page: Math.floor(sequence / PAGE_SIZE) });

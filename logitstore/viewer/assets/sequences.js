@@ -18,7 +18,7 @@ async function showList(place, route, go) {
   const first = answer.start + 1;
   const range = answer.sequences.length
     ? `${number(first)} to ${number(first + answer.sequences.length - 1)} of ${number(answer.total)}`
-    : "0 of 0";
+    : `0 of ${number(answer.total)}`;
   const isAsked = Object.keys(question).length > 0;
   const turn = (symbol, label, enabled, target) => pageButton(symbol, label, enabled, () => go({ store, ...question, page: target }));
   const bar = element(
@@ -30,7 +30,7 @@ async function showList(place, route, go) {
       "span",
       { class: "pager" },
       turn("«", "First", page > 0, 0),
-      turn("‹", "Previous", page > 0, page - 1),
+      turn("‹", "Previous", page > 0, Math.min(page, pages) - 1),
       element("span", { id: "range" }, range),
       turn("›", "Next", page + 1 < pages, page + 1),
       turn("»", "Last", page + 1 < pages, pages - 1),
@@ -40,7 +40,9 @@ async function showList(place, route, go) {
   const form = place.querySelector("#find");
   const kept = form && form.dataset.question === JSON.stringify([store, question]) ? form : findForm(route, question, go);
   const isLooking = answer.looked < answer.of && !answer.problem;
-  const empty = isLooking ? "Nothing found yet." : isAsked ? "Nothing was found." : EMPTY;
+  const none = isAsked ? "Nothing was found." : EMPTY;
+  const beyond = `The list ends at page ${number(pages)}; the address asks for page ${number(page + 1)}.`;
+  const empty = isLooking ? "Nothing found yet." : answer.total ? beyond : none;
   const parts = [
     bar,
     kept,

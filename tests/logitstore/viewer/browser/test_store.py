@@ -85,6 +85,14 @@ def test_a_large_store_is_searched_sorted_and_linked_to(page: Page, tmp_path: Pa
     with serving(ViewerServer([StoreView(store.uri)], 0)) as server:
         page.goto(f"{server.address}#store=0&page=0")
         expect(page.locator("#range")).to_have_text("1 to 50 of 600")
+        page.goto(f"{server.address}#store=0&page=99")  # of a link, from before others were deleted
+        expect(page.locator("#list .quiet").last).to_have_text(
+            "The list ends at page 12; the address asks for page 100."
+        )
+        page.get_by_label("Previous").click()
+        expect(page.locator("#range")).to_have_text("551 to 600 of 600")
+        page.get_by_label("First").click()
+        expect(page.locator("#range")).to_have_text("1 to 50 of 600")
         page.keyboard.press("Tab")
         page.locator("#where").fill("flags has truncated")
         page.locator("#where").press("Enter")
