@@ -8,14 +8,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logitstore.cli.context import refuse_unused
+from logitstore.cli.context import refuse_unused, warn
 from logitstore.cli.selecting import add_selection, selection_of
 from logitstore.common.exit_status import EXIT_STATUSES
 from logitstore.common.options import add_storage_options, count, positive, read_storage_options
-from logitstore.errors import UnsupportedInputError
+from logitstore.errors import StoreError, UnsupportedInputError
 from logitstore.manifest.folders import refuse_in_store
 
 if TYPE_CHECKING:
+    from logitstore.viewer.overview import StoreView
     from logitstore.viewer.student_view import StudentView
 
 DEFAULT_PORT = 8400
@@ -90,6 +91,14 @@ def _write(args: argparse.Namespace) -> int:
     return 0
 
 
+def _warn_of_nothing(view: StoreView) -> None:
+    """A job's store may be looked at before it is there; a misspelt place is shown as long as one likes."""
+    try:
+        view.open()
+    except (StoreError, OSError) as error:
+        warn("penumbra store view", f"{error} (the page looks again whenever it is asked)")
+
+
 def _student(args: argparse.Namespace) -> StudentView | None:
     from logitstore.viewer.student_view import StudentView
 
@@ -113,6 +122,8 @@ def _serve(args: argparse.Namespace) -> int:
     # SIGTERM ends like Ctrl-C; shutdown() would wait for the very thread that runs the handler.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     print(f"serving {server.address}  (Ctrl-C ends it)", flush=True)
+    for view in views:
+        _warn_of_nothing(view)
     try:
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:

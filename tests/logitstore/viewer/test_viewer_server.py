@@ -317,6 +317,19 @@ def test_a_kept_connection_is_answered_at_once(server: ViewerServer) -> None:
     assert statistics.median(taken_sec) < 0.02
 
 
+def test_a_place_without_a_store_is_said_and_looked_at_again(
+    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt one was served without a word in the terminal."""
+    monkeypatch.setattr(ViewerServer, "serve_forever", lambda *_, **__: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert main(["view", store_uri, str(tmp_path / "nowhere"), "--port", "0"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("serving http://127.0.0.1:")
+    (line,) = said.err.splitlines()
+    assert re.match(r"penumbra store view: warning: no store lies at \S+/nowhere: .*looks again", line)
+
+
 def test_a_client_that_leaves_is_not_told_to_the_terminal(
     server: ViewerServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
