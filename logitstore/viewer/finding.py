@@ -1,7 +1,8 @@
 """Sequences of a store that a person looks for: by id or text, by a selection, in the order of a figure.
 
 Shards are looked through one after the other in a thread, and what is known so far is shown meanwhile. The
-figures of a shard are kept, so that the next question about them is answered at once.
+figures of a shard are kept, so that the next question about them is answered at once; what was found in it is
+kept too, so that a store that still grows is not looked through from its beginning after every commit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from logitstore.rows.where import parse_selection
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 
+_ShardKey = tuple[str, int]
+"""A shard and how many of its sequences are not deleted."""
 Order = Literal["number", "length", "entropy", "surprise"]
 MAX_KEPT = 8
 """Answers that are kept, the latest."""
@@ -77,8 +80,8 @@ class Finder:
         self._store, self._selection, self._texts = store, selection, texts
         self._lock = threading.Lock()
         self._searches: OrderedDict[Question, _Search] = OrderedDict()
-        self._figures: dict[tuple[str, int, Order], np.ndarray] = {}
-        """By shard and how many of its sequences are not deleted: float64 of each of these."""
+        self._figures: dict[tuple[_ShardKey, Order], np.ndarray] = {}
+        """float64 of each sequence that is not deleted."""
 
     def ask(self, question: Question, shards: ShardIndex, starts: np.ndarray) -> Answer:
         """What is known; the first call begins to look, and one for another question ends the one before.
@@ -89,9 +92,11 @@ class Finder:
             UnsupportedInputError: `where` is no expression.
         """
         with self._lock:
-            search = self._searches.get(question)
+            search = before = self._searches.get(question)
             if search is None or search.shards is not shards:
-                search = _Search(self, question, parse_selection(question.where), shards, starts)
+                selection = parse_selection(question.where) if before is None else before.selection
+                known = {} if before is None else before.known
+                search = _Search(self, question, selection, shards, starts, known)
             for other in self._searches.values():
                 other.is_wanted = other is search
             self._searches[question] = search
@@ -131,7 +136,7 @@ class Finder:
         return has_S
 
     def _figures_of(self, entry: ShardEntry, reader: ShardReader, order: Order) -> np.ndarray:
-        key = (entry.name, reader.num_sequences, order)
+        key = ((entry.name, reader.num_sequences), order)
         if key not in self._figures:
             self._figures[key] = self._read_figures(reader, order)
         return self._figures[key]
@@ -158,10 +163,18 @@ class _Search:
     """One question on its way through the shards."""
 
     def __init__(
-        self, finder: Finder, question: Question, selection: Selection, shards: ShardIndex, starts: np.ndarray
+        self,
+        finder: Finder,
+        question: Question,
+        selection: Selection,
+        shards: ShardIndex,
+        starts: np.ndarray,
+        known: dict[_ShardKey, tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        self._finder, self._question, self._selection = finder, question, selection
+        self._finder, self._question, self.selection = finder, question, selection
         self.shards, self._starts = shards, starts
+        self.known = known
+        """Places and figures by shard, of this search and of those before the store changed."""
         self._found: list[tuple[np.ndarray, np.ndarray]] = []
         self._problem = ""
         self.is_wanted = False
@@ -191,7 +204,7 @@ class _Search:
         elif self._question.descending:
             numbers = numbers[::-1]
         is_whole = len(found) == len(self.shards)
-        unmet = tuple(self._selection.unmet.sentences()) if is_whole else ()
+        unmet = tuple(self.selection.unmet.sentences()) if is_whole else ()
         return Answer(numbers, int(self._looked[len(found)]), int(self._looked[-1]), self._problem, unmet)
 
     def _run(self) -> None:
@@ -210,7 +223,10 @@ class _Search:
         entry = self.shards[place]
         if not entry.name:
             return np.zeros(0, np.int64), np.zeros(0)
-        places, figures = self._finder.found_in(entry, self._question, self._selection)
+        key = (entry.name, entry.num_sequences)
+        if key not in self.known:
+            self.known[key] = self._finder.found_in(entry, self._question, self.selection)
+        places, figures = self.known[key]
         return places + self._starts[place], figures
 
 

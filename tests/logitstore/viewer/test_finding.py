@@ -17,6 +17,7 @@ import pytest
 from logitstore.__main__ import main
 from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
+from logitstore.manifest.fields import ShardEntry
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence, Segment
 from logitstore.rows.entropy import entropy
@@ -164,6 +165,41 @@ def test_what_comes_in_is_shown_before_all_is_looked_through(
         assert answer["total"] == answer["looked"] // 10
         time.sleep(0.05)
     assert len(looked) > 2
+    server.server_close()
+
+
+def test_a_store_that_grows_is_not_looked_through_from_its_beginning(
+    store: LogitStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While shards came in faster than it took to look through all, no search ever ended."""
+    monkeypatch.setattr(overview, "REFRESH_AFTER_SEC", 0.0)
+    shutil.copytree(store.uri, tmp_path / "copy")
+    view = StoreView(str(tmp_path / "copy"))
+    grown, _ = view.open()
+    looked_into: list[str] = []
+    one_shard = view.finder.found_in
+
+    def found_in(entry: ShardEntry, *given: Any) -> Any:
+        looked_into.append(entry.unit_id)
+        return one_shard(entry, *given)
+
+    monkeypatch.setattr(view.finder, "found_in", found_in)
+    server = ViewerServer([view], 0)
+    question = Question(where="flags has truncated or flags has truncatd")
+    first = found(server, question)
+    assert len(looked_into) == len(grown.shards())
+    late = [dataclasses.replace(one, record_id=f"late-{n}") for n, one in enumerate(grown.iter_sequences())][
+        :40
+    ]
+    LogitStore.open(grown.uri).commit_unit("late", 99, late, seconds=0.0, worker="test")
+    second = found(server, question)
+    assert looked_into[8:] == ["late"]
+    assert (first["of"], second["of"]) == (320, 360)
+    assert [one["record_id"] for one in second["sequences"]] == [
+        *(one["record_id"] for one in first["sequences"]),
+        *(one.record_id for one in late if one.flags),
+    ]
+    assert second["unmet"] == first["unmet"] != ()
     server.server_close()
 
 
