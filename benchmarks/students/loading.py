@@ -6,8 +6,8 @@ Both end in the same thing: padded batches of tensors with log-probabilities, re
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
+import os
 import sys
 import tempfile
 import time
@@ -18,24 +18,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.labels.label_sources import LabelSource, label_sources
+from benchmarks.labels.label_sources import label_sources
 from benchmarks.report.plots import plot
 from benchmarks.report.results import Figure, Result, publish
 from benchmarks.servers.s3 import run_s3_server, weed_program
 from benchmarks.students.loading_parquet import arrow_batches, record_batches, write_parquet
-from logitstore.exchange.importing import Origin, Source, import_source
-from logitstore.records import LabeledSequence, LabelRows
+from benchmarks.students.loading_store import SEQUENCE_TOKENS, make_store
 from logitstore.shard.reader import ShardReader
 from logitstore.store import LogitStore
 from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
+from trainer.data.reading import MOST_DECODERS, usable_cores
 from trainer.data.sources import StoreSpec
 
-SEQUENCE_TOKENS = 256
 BATCH_SIZE = 8
 RESUME_LIMIT_SEC = 2.0
+LOCAL = "store, local"
 PARQUET, PARQUET_ARROW = "parquet, datasets", "parquet, datasets, Arrow tables"
 TUNED_ARROW = "tuned parquet, datasets, Arrow tables"
 
@@ -49,13 +49,14 @@ def run(args: argparse.Namespace) -> int:
     num_rows, repetitions = (20_000, 3) if args.quick else (120_000, 5)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        store = _make_store(next(label_sources(args)).cut(top_k), folder / "store", num_rows)
+        store = make_store(next(label_sources(args)).cut(top_k), folder / "store", num_rows)
         parquet, tuned = folder / "labels.parquet", folder / "tuned.parquet"
         write_parquet(store, parquet, tuned)
         rows = sum(entry.num_rows for entry in store.shards())
         readers: dict[str, Callable[[], Iterable[Any]]] = {
-            "store, local": lambda: _ours(store.uri),
-            "store, local, 2 workers": lambda: _ours(store.uri, num_workers=2),
+            LOCAL: lambda: _ours(store.uri),
+            **_on_fewer_cores(store),
+            **_with_workers(store),
             "store, local, K'=16": lambda: _ours(store.uri, top_k=16),
             PARQUET: lambda: record_batches(parquet, BATCH_SIZE),
             PARQUET_ARROW: lambda: arrow_batches(parquet, BATCH_SIZE),
@@ -92,7 +93,7 @@ def _publish(
 ) -> None:
     baseline = warm[PARQUET]
     ratios = {
-        name: [ours / theirs for ours, theirs in zip(warm["store, local"], warm[name], strict=True)]
+        name: [ours / theirs for ours, theirs in zip(warm[LOCAL], warm[name], strict=True)]
         for name in (PARQUET, PARQUET_ARROW, TUNED_ARROW)
     }
     over_records, over_arrow, over_tuned = (float(np.median(values)) for values in ratios.values())
@@ -118,6 +119,9 @@ def _publish(
         notes=[
             f"{rows:,} label rows at K={top_k} in sequences of up to {SEQUENCE_TOKENS} tokens, batches of "
             f"{BATCH_SIZE}, one process unless workers are named.",
+            f"One process decodes in as many threads as there are cores (here {usable_cores()}), at most "
+            f"{MOST_DECODERS}, or is held to fewer cores where these are named. More cores and workers are "
+            "measured where the machine has them.",
             "Plain Parquet: pyarrow's defaults, int32 ids and fp32 log-"
             "probabilities; tuned: fp16, byte stream split, no dictionaries, zstd level 9.",
             "Workers hand batches from process to process, which costs more than reading one here; they pay "
@@ -144,7 +148,11 @@ def _figures(
     bytes_per_row: dict[int, float],
 ) -> list[Figure]:
     names = ("warm_over_parquet", "warm_over_parquet_arrow", "warm_over_tuned_parquet_arrow")
+    one_core = warm.get(f"{LOCAL}, cores: 1", [])
+    over_one_core = [all_cores / one for all_cores, one in zip(warm[LOCAL], one_core, strict=False)]
+    threads = [Figure.of("warm_over_one_core", over_one_core, "x", is_ratio=True)] if one_core else []
     return [
+        *threads,
         *(
             Figure.of(name, values, "x", is_ratio=True, better="higher")
             for name, values in zip(names, ratios.values(), strict=True)
@@ -161,6 +169,33 @@ def _figures(
     ]
 
 
+def _doubled(most: int) -> list[int]:
+    """2, 4, 8 and so on, as far as there are cores."""
+    return [2**power for power in range(1, most.bit_length()) if 2**power <= most]
+
+
+def _with_workers(store: LogitStore) -> dict[str, Callable[[], Iterable[Any]]]:
+    numbers = _doubled(max(2, usable_cores()))
+    return {f"{LOCAL}, {n} workers": lambda n=n: _ours(store.uri, num_workers=n) for n in numbers}
+
+
+def _on_fewer_cores(store: LogitStore) -> dict[str, Callable[[], Iterable[Any]]]:
+    """Held to half of the cores, a quarter, and so on to one."""
+    cores = usable_cores()
+    numbers = [1, *_doubled(cores - 1)] if cores > 1 and hasattr(os, "sched_setaffinity") else []
+    return {f"{LOCAL}, cores: {n}": lambda n=n: _held_to(n, _ours(store.uri)) for n in numbers}
+
+
+def _held_to(num_cores: int, batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, while this thread and those that it begins run on so many cores."""
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(all_cores)[:num_cores])
+    try:
+        yield from batches
+    finally:
+        os.sched_setaffinity(0, all_cores)
+
+
 def _draw(path: Path, warm: dict[str, list[float]]) -> None:
     title = "Tokens that reach the training loop, later epochs"
     with plot(path, title, "thousand tokens/s (line: range)", "", width=7.5) as axes:
@@ -170,53 +205,6 @@ def _draw(path: Path, warm: dict[str, list[float]]) -> None:
             colour = "C1" if "parquet" in name else "C0"
             axes.barh(name, middle / 1000, xerr=np.divide(ends, 1000), color=colour)
         axes.invert_yaxis()
-
-
-def _make_store(source: LabelSource, folder: Path, num_rows: int) -> LogitStore:
-    """The source's sequences, repeated under new ids until there are enough rows.
-
-    Each copy has its rows in another order: equal copies would compress as no labels do.
-    """
-    pieces = [piece for sequence in source.sequences for piece in _pieces(sequence)]
-    total = sum(piece.rows.num_rows for piece in pieces)
-    copies = -(-num_rows // total)
-    rng = np.random.default_rng(0)
-    repeated = (
-        dataclasses.replace(_shuffled(piece, rng), record_id=f"{piece.record_id}-{copy}-{index}")
-        for copy in range(copies)
-        for index, piece in enumerate(pieces)
-    )
-    many = Source("npz", source.origin, source.spec, repeated, num_rows=copies * total)
-    return import_source(many, str(folder), origin=Origin())
-
-
-def _pieces(sequence: LabeledSequence) -> Iterator[LabeledSequence]:
-    """Cuts of a sequence, each with the rows of its own tokens."""
-    for start in range(0, len(sequence.token_ids_T) - 1, SEQUENCE_TOKENS):
-        tokens = sequence.token_ids_T[start : start + SEQUENCE_TOKENS]
-        first = max(start + 1, sequence.label_start)
-        stop = max(start + len(tokens), first)
-        rows = sequence.rows.slice(first - sequence.label_start, stop - sequence.label_start)
-        if rows.num_rows:
-            yield dataclasses.replace(
-                sequence,
-                token_ids_T=tokens,
-                label_start=first - start,
-                rows=rows,
-                loss_mask_N=np.ones(rows.num_rows, dtype=bool),
-            )
-
-
-def _shuffled(sequence: LabeledSequence, rng: np.random.Generator) -> LabeledSequence:
-    """The sequence with its labeled tokens, and their rows, in another order."""
-    order_N = rng.permutation(sequence.rows.num_rows)
-    rows = LabelRows(
-        *(getattr(sequence.rows, field.name)[order_N] for field in dataclasses.fields(LabelRows))
-    )
-    tokens_T = sequence.token_ids_T.copy()
-    labeled = slice(sequence.label_start, sequence.label_start + len(order_N))
-    tokens_T[labeled] = tokens_T[labeled][order_N]
-    return dataclasses.replace(sequence, token_ids_T=tokens_T, rows=rows)
 
 
 def _ours(
