@@ -36,10 +36,10 @@ CHOSEN_GROUPS = 16
 MASS_BLOCK = 1024
 """Groups or candidates that a program sums at a time."""
 SCRATCH_BYTES = 256 << 20
-GROUP_BYTES = 20
-"""Scratch of one group beside its sums: its maximum, its key and what sorting takes."""
-CANDIDATE_BYTES = 24
-"""Scratch of one candidate: its key and value, and what sorting takes."""
+GROUP_BYTES = 12
+"""Scratch of one group beside its sums: its maximum and its key."""
+CANDIDATE_BYTES = 14
+"""Scratch of one candidate: its key, its value, and two masks of what is stored."""
 
 
 @triton.jit

@@ -171,7 +171,8 @@ def test_nan_reaches_the_row(place):
 def test_scratch_memory_is_bounded():
     layout = ColumnLayout(256, (1.0, 2.0, 4.0))
     assert 1 <= capture_kernel.rows_per_block(2**20, layout) < 512
-    assert capture_kernel.rows_per_block(151_936, ColumnLayout(64, (1.0, 2.0, 4.0))) > 256
+    step_rows = 2048  # of the engine's steps: one block, as each block costs the host its launches
+    assert capture_kernel.rows_per_block(151_936, ColumnLayout(64, (1.0, 2.0, 4.0))) >= step_rows
 
 
 def test_a_cpu_takes_the_torch_code():
