@@ -2,6 +2,7 @@
 
 Figures are milliseconds, the median of ten runs on synthetic logits; compare them within one run. The result
 names the card and the driver; the page of results has a section of it once it lies in `benchmarks/results`.
+Beside each line stands what an H200 took before there were these kernels.
 Each section is printed and saved as soon as it is measured, and one that fails is named and left out, so that
 a machine that is lent for minutes leaves what it got to. `--rehearse` runs all of it at small sizes, without
 a GPU under Triton's interpreter, before such a machine is had.
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.report.devices import need_gpu
+from benchmarks.report.earlier_gpu import beside_earlier
 from benchmarks.report.results import Figure, Result, ResultTable, save, show_table
 from benchmarks.students import gpu_losses
 from labeler.teacher.label_rows import ColumnLayout
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     num_failed = 0
     for title, measured in sections(sizes, args.top_k, device):
         try:
-            table = measured(title)
+            table = beside_earlier(measured(title))
         except Exception as error:  # noqa: BLE001  whatever it is, the other sections go on
             notes.append(f"{title}: not measured, {in_words(error)}.")
             num_failed += 1

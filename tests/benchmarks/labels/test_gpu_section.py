@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from benchmarks.__main__ import main
 from benchmarks.labels import gpu_kernels
 from benchmarks.labels.gpu_kernels import Timing, build_result, table_of
 from benchmarks.report import environment
+from benchmarks.report.earlier_gpu import EARLIER, EARLIER_CARD, beside_earlier
 from benchmarks.report.results import ResultTable, load_all, publish
 from benchmarks.report.results_page import write_page
+from benchmarks.students import gpu_losses
 
 PAGE = Path(__file__).parents[3] / "benchmarks" / "RESULTS.md"
 
@@ -65,6 +69,25 @@ def test_a_section_that_fails_is_named_and_the_others_are_saved_as_they_come(
     output = capsys.readouterr().out
     assert note in output
     assert "2 sections" in output
+
+
+def test_earlier_figures_stand_beside_the_lines_that_are_measured() -> None:
+    titles = {title for title, _ in gpu_kernels.sections(gpu_kernels.FULL, [64], "cuda")}
+    assert titles >= set(EARLIER)
+    head: Any = SimpleNamespace(
+        hidden_1TH=torch.empty(1, 2, 1), labels_1T=torch.empty(1, 2), dense=None, dense_cross_entropy=None
+    )
+    measured = {name for name, _ in gpu_losses.losses(head)} | {
+        "Liger, fused cross-entropy",  # where they are installed
+        "Apple, cut cross-entropy",
+    }
+    title, other = "loss, 8,192 tokens, vocabulary 151,936, hidden 4,096, bf16", "2,048 rows of other logits"
+    assert measured >= set(EARLIER[title])
+    now = ResultTable.of(title, ("what", "ms", "GiB"), [("distillation, T=1", 60.0, 2.5), ("new", 1.0, 1.0)])
+    beside = beside_earlier(now)
+    assert beside.columns == ("what", "ms", "GiB", f"ms, {EARLIER_CARD}", f"GiB, {EARLIER_CARD}")
+    assert beside.rows == (("distillation, T=1", 60.0, 2.5, 180.0, 3.86), ("new", 1.0, 1.0, None, None))
+    assert beside_earlier(table_of(other, [Timing("bf16", 1.0)])).rows == (("bf16", 1.0),)
 
 
 def test_a_line_that_fails_says_why_and_has_no_figure() -> None:
