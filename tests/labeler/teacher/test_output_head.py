@@ -137,5 +137,5 @@ def test_a_float32_head_keeps_its_sums(device: str, dtype: Any) -> None:
     assert found_NV.dtype == torch.float32
     error = (found_NV - exact_NV).abs().max() / exact_NV.abs().max()
     rounded = (exact_NV.to(dtype).double() - exact_NV).abs().max() / exact_NV.abs().max()
-    assert error < 2e-6
+    assert error < (2e-6 if device == "cpu" else 2e-5)  # tensor cores cut off where they add
     assert rounded > 1e-4, "rounding the sums must be visible for this test to test anything"

@@ -90,18 +90,19 @@ def test_float16_keeps_the_gradients_of_the_tail(kernel):
 
 
 def test_the_weights_gradient_adds_up_in_float32():
-    """Without a temporary of its size: many small products onto a large sum."""
+    """Without a temporary of its size, 64 MiB in bf16: many small products onto a large sum."""
     generator = torch.Generator("cuda").manual_seed(0)
-    grad_NV = torch.randn(64, 4096, device="cuda", generator=generator).bfloat16()
-    hidden_NH = torch.randn(64, 512, device="cuda", generator=generator).bfloat16()
-    sum_VH = torch.full((4096, 512), 1000.0, device="cuda")
+    grad_NV = torch.randn(64, 32_768, device="cuda", generator=generator).bfloat16()
+    hidden_NH = torch.randn(64, 1024, device="cuda", generator=generator).bfloat16()
+    sum_VH = torch.full((32_768, 1024), 1000.0, device="cuda")
     add_product(sum_VH, grad_NV, hidden_NH)  # tries once whether the device can
     torch.cuda.reset_peak_memory_stats()
     before_bytes = torch.cuda.memory_allocated()
     add_product(sum_VH, grad_NV, hidden_NH)
-    assert torch.cuda.max_memory_allocated() - before_bytes < sum_VH.numel()
+    # cuBLAS may take 32 MiB to work in.
+    assert torch.cuda.max_memory_allocated() - before_bytes < 48 * 2**20
     expected = 1000 + 2 * (grad_NV.double().t() @ hidden_NH.double())
-    assert (sum_VH.double() - expected).abs().max().item() < 1e-3
+    assert (sum_VH.double() - expected).abs().max().item() < 2e-3
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices")
