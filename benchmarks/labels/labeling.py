@@ -15,6 +15,7 @@ Shape legend: T tokens.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -56,6 +57,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{ON_GPU.prompts} of {ON_GPU.prompt_tokens})",
     )
     parser.add_argument("--cores", default="0", help="logical CPUs of the engine, where it has no GPU")
+    parser.add_argument(
+        "--engine-args",
+        type=engine_table,
+        default={},
+        metavar="JSON",
+        help='further arguments of the engine, such as {"load_format": "dummy"} where weights are missing',
+    )
+
+
+def engine_table(text: str) -> dict[str, Any]:
+    """The object of `--engine-args`."""
+    try:
+        table = json.loads(text)
+    except ValueError:
+        table = None
+    if not isinstance(table, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} must be a JSON object such as {{"enforce_eager": true}}')
+    return table
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +106,9 @@ def start_teacher(args: argparse.Namespace) -> tuple[Any, dict[str, float]]:
     from labeler.teacher.vllm.teacher import VllmTeacher
 
     labels = LabelsConfig(top_k=max(*args.top_k, WHOLE_PATH_TOP_K), temperatures=TEMPERATURES)
-    config = TeacherConfig(model=args.teacher, max_model_len=1024, capture="in_engine")
+    config = TeacherConfig(
+        model=args.teacher, max_model_len=1024, capture="in_engine", engine_args=args.engine_args
+    )
     cores = None if args.gpus else args.cores
     prepare_process(config, cores)
     started = time.perf_counter()
