@@ -15,7 +15,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,21 +37,57 @@ VLLM_ROOM = "labeler/teacher/vllm/"
 """The only room of the product whose modules may import vllm; `capture.py` runs inside the engine's worker."""
 
 
-@functools.cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+Import = ast.Import | ast.ImportFrom
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a file imports and defines. Its tree is let go: kept, those of all files would be looked through for
+    garbage again and again, in the tests after these too."""
+
+    imports: tuple[Import, ...]
+    """At its top and within functions."""
+    top_imports: tuple[Import, ...]
+    """Those that run when the module is imported; neither in functions nor below `if TYPE_CHECKING:`."""
+    defined: frozenset[str]
+    """Names that it gives a meaning at its top."""
 
 
 @functools.cache
-def import_nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
-    """Those at the top and within functions: several tests read every file's, and walking a tree is slow."""
-    return [node for node in ast.walk(parsed(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+def source_of(path: Path) -> Source:
+    body = ast.parse(path.read_text(encoding="utf-8"), str(path)).body
+    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [name for target in targets if target for name in ast.walk(target)]
+        defined |= {name.id for name in names if isinstance(name, ast.Name)}
+    return Source(tuple(imports_in(body)), tuple(top_level_imports(body)), frozenset(defined))
+
+
+def imports_in(nodes: list[Any]) -> Iterator[Import]:
+    """Imports are statements, so expressions need no look."""
+    for node in nodes:
+        if isinstance(node, Import):
+            yield node
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, field, None)
+            yield from imports_in(inner) if isinstance(inner, list) else ()
+
+
+def top_level_imports(body: list[ast.stmt]) -> Iterator[Import]:
+    for node in body:
+        parts = [*node.body, *node.orelse] if isinstance(node, ast.If) and not is_typing(node) else [node]
+        yield from (part for part in parts if isinstance(part, Import))
+
+
+def is_typing(node: ast.If) -> bool:
+    return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 def imported_names(path: Path) -> Iterator[tuple[str, int]]:
     """Dotted names a file imports, `from a import b` as "a.b", with their lines; relative ones resolved."""
     package = list(path.relative_to(ROOT).parent.parts)
-    for node in import_nodes(path):
+    for node in source_of(path).imports:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -94,7 +132,7 @@ def test_what_runs_beside_vllm_is_imported_late() -> None:
         path.relative_to(ROOT).as_posix()
         for package in ("labeler", "cluster")
         for path in (ROOT / package).rglob("*.py")
-        for node in top_level_imports(path)
+        for node in source_of(path).top_imports
         if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("labeler.teacher.vllm.")
     }
     assert importers
@@ -120,23 +158,17 @@ def test_the_import_reader_sees_every_form(tmp_path: Path, monkeypatch: pytest.M
 
 
 @functools.cache
-def names_of(module: str) -> tuple[set[str], dict[str, str]]:
+def names_of(module: str) -> tuple[frozenset[str], dict[str, str]]:
     """What a module of ours defines at its top, and the names it imports from ours with their modules."""
     path = ROOT / (module.replace(".", "/") + ".py")
     path = path if path.exists() else ROOT / module.replace(".", "/") / "__init__.py"
-    body = parsed(path).body
-    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    for node in body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names = [name for target in targets if target for name in ast.walk(target)]
-        defined |= {name.id for name in names if isinstance(name, ast.Name)}
     imported = {
         alias.asname or alias.name: node.module
-        for node in import_nodes(path)
+        for node in source_of(path).imports
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS
         for alias in node.names
     }
-    return defined, imported
+    return source_of(path).defined, imported
 
 
 def imports_through_a_third_module() -> list[str]:
@@ -144,7 +176,7 @@ def imports_through_a_third_module() -> list[str]:
     room's names (`labeler.config.loading`), are meant to be imported from."""
     found = []
     for path in sorted(file for package in OURS for file in (ROOT / package).rglob("*.py")):
-        for node in import_nodes(path):
+        for node in source_of(path).imports:
             if not isinstance(node, ast.ImportFrom) or not node.module:
                 continue
             module = node.module
@@ -263,17 +295,6 @@ def test_a_command_without_its_packages_names_the_extra(
     assert "Traceback" not in run.stderr
 
 
-def top_level_imports(path: Path) -> Iterator[ast.ImportFrom | ast.Import]:
-    """What runs when the module is imported; neither functions nor `if TYPE_CHECKING:`."""
-    for node in parsed(path).body:
-        parts = [*node.body, *node.orelse] if isinstance(node, ast.If) and not is_typing(node) else [node]
-        yield from (part for part in parts if isinstance(part, ast.ImportFrom | ast.Import))
-
-
-def is_typing(node: ast.If) -> bool:
-    return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-
-
 def import_graph(package: str) -> dict[str, set[str]]:
     """Module to the modules of the package that it imports at its top level."""
     names = set(modules(package))
@@ -283,13 +304,13 @@ def import_graph(package: str) -> dict[str, set[str]]:
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         found = {
             f"{node.module}.{alias.name}"
-            for node in top_level_imports(path)
+            for node in source_of(path).top_imports
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         }
         found |= {
             alias.name
-            for node in top_level_imports(path)
+            for node in source_of(path).top_imports
             if isinstance(node, ast.Import)
             for alias in node.names
         }
