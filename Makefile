@@ -8,7 +8,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/python -m pytest -q
 # as often: two files of them run at a time, and the engines of tests/labeler/teacher stay in one worker.
 IN_PAIRS := -n 2 --dist loadfile
 SIDE_BY_SIDE := -n $(shell n=$$(($$(nproc) + 2)); echo $$((n < 8 ? n : 8)))
-QUICK_SIDE_BY_SIDE := -n $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
+QUICK_SIDE_BY_SIDE := -n $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 # `make check` looks at the types of what differs from here.
 BASE ?= $(or $(shell git merge-base HEAD main 2>/dev/null),HEAD)
 BENCH_OUT ?= build/bench
@@ -37,10 +37,24 @@ demo: setup
 	$(VENV)/penumbra bench demo
 
 check: setup
-	@$(MAKE) --no-print-directory -j2 --output-sync=line style types quick
+	@$(MAKE) --no-print-directory -j3 --output-sync=line style types quick
 
+# Collecting the tests of trainer and benchmarks loads torch and transformers, 5 CPU seconds of each
+# process: one process has them all, and the workers with the others load neither at once.
+HEAVY := tests/trainer tests/benchmarks
+QUICK := -m "not slow and not ray and not vllm and not s3 and not browser and not gpu"
+ifdef PKG
 quick:
-	$(PYTEST) $(QUICK_SIDE_BY_SIDE) -m "not slow and not ray and not vllm and not s3 and not browser and not gpu" $(PKG:%=tests/%)
+	$(PYTEST) $(QUICK_SIDE_BY_SIDE) $(QUICK) tests/$(PKG)
+else
+quick: quick-heavy quick-light
+
+quick-heavy:
+	$(PYTEST) $(QUICK) $(HEAVY)
+
+quick-light:
+	$(PYTEST) $(QUICK_SIDE_BY_SIDE) $(QUICK) tests $(HEAVY:%=--ignore=%)
+endif
 
 lint: setup style
 	$(VENV)/pyright
