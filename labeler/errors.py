@@ -39,6 +39,12 @@ class EngineDiedError(LabelerError, RuntimeError):
         return self.reason
 
 
+class OtherSettingsError(LabelerError, ValueError):
+    """The store's labels were made otherwise than this job would make them."""
+
+    exit_status = ExitStatus.WRONG
+
+
 class StoppedError(LabelerError, RuntimeError):
     """The job was told to stop before any engine was at work."""
 

@@ -16,7 +16,7 @@ from labeler.driver.plan_pass import PlanPass, contents_in_words, why_nothing
 from labeler.driver.progress import ProgressView
 from labeler.driver.scheduler import LeasePolicy, Scheduler
 from labeler.driver.stop import StopRequest
-from labeler.errors import LabelerError, NothingToLabelError, StoppedError
+from labeler.errors import LabelerError, NothingToLabelError, OtherSettingsError, StoppedError
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.logs import JobLog, log_path
 from labeler.job.money.runs import RunWriter
@@ -57,8 +57,8 @@ class RunOptions:
 def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
     """Label everything of the job that is not labeled yet.
 
-    Raises ConfigError or StoreError for what is wrong before the store is touched; what is found wrong later
-    is in the status, like any other end.
+    Raises ConfigError, StoreError or OtherSettingsError for what is wrong before the store is touched; what
+    is found wrong later is in the status, like any other end.
     """
     with ProgressView(quiet=options.quiet) as view, StopRequest() as stop:
         if lack := check_engine_here(job):
@@ -122,6 +122,10 @@ class _Run:
             self._lease.is_held()  # Another driver may have done everything while this one was paused.
             self._lease.raise_if_lost()
             state, exit_status, message = labeled
+        except OtherSettingsError as error:
+            self._status.stop()  # the store is another job's, and its status stays
+            self._log.write("refused", message=str(error))
+            raise
         except (ConfigError, LabelerError, StoreChangedError, CorruptManifestError) as error:
             state = "stopped" if isinstance(error, StoppedError) else "failed"
             exit_status, message = ExitStatus(error.exit_status), str(error)

@@ -39,14 +39,18 @@ class StatusWriter:
         self._latest = status
         self._changed.set()
 
+    def stop(self) -> None:
+        """Write no more, and no last status either."""
+        self._closing.set()
+        self._changed.set()
+        self._thread.join()
+
     def close(self, last: JobStatus) -> None:
         """Stop, and write the run and, unless another driver has the store, the last status.
 
         Raises OSError if storage fails.
         """
-        self._closing.set()
-        self._changed.set()
-        self._thread.join()
+        self.stop()
         if self._run is not None:
             self._run.put(last, time.monotonic(), is_last=True)
         write_status(self._objects, self._lease, last)

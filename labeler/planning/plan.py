@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from labeler.config.loading import describe_difference
-from labeler.errors import PlanTakenError
+from labeler.errors import OtherSettingsError, PlanTakenError
 from labeler.patience import persistently
 from labeler.planning.digests import DigestSet
 from labeler.planning.plan_objects import (
@@ -33,7 +33,6 @@ from labeler.planning.plan_objects import (
 from labeler.planning.provenance import Provenance, describe_change
 from labeler.planning.units import decode_records, encode_records
 from labeler.records import PlannedRecord, WorkUnit
-from logitstore.errors import StoreChangedError
 from logitstore.index.deletions import deleted_records
 from logitstore.job_objects import (
     PLAN_HEAD_NAME,
@@ -105,7 +104,7 @@ class Plan:
     ) -> str:
         """Make this the plan of a job with these settings, whose prompts are made from these things.
 
-        A plan for others is refused with StoreChangedError if anything was labeled by it, and thrown away
+        A plan for others is refused with OtherSettingsError if anything was labeled by it, and thrown away
         if not: returns what changed then, in words, else "". Settings are fixed by the manifest already.
         """
         content = json.dumps({**identity, MADE_FROM_KEY: made_from}, sort_keys=True).encode()
@@ -116,13 +115,13 @@ class Plan:
         stored_from = stored.pop(MADE_FROM_KEY, made_from)
         settings = describe_difference(stored, json.loads(json.dumps(identity)))
         if settings and has_manifest:
-            raise StoreChangedError(
+            raise OtherSettingsError(
                 f"the store at {self._objects.uri} was labeled with other settings: {'; '.join(settings)}. "
                 "All labels of a store are made alike: restore these settings, or choose another output.uri"
             )
         changes = describe_change(stored_from, made_from)
         if changes and num_labeled:
-            raise StoreChangedError(
+            raise OtherSettingsError(
                 f"the {num_labeled:,} units labeled in the store at {self._objects.uri} have prompts made "
                 f"otherwise than now: {'; '.join(changes)}. All labels of a store are made alike: restore "
                 "what is named here as it was, or choose another output.uri"

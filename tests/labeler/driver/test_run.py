@@ -94,7 +94,7 @@ def test_changed_settings_are_refused_with_the_difference(finished, capsys):
     assert "labels.top_k: 8 in the store, 16 now" in capsys.readouterr().err
     status = status_of(folder / "store")
     assert status is not None
-    assert status.units_done == 8
+    assert (status.state, status.units_done) == ("finished", 8)
 
 
 def test_added_input_is_labeled_and_nothing_else(finished, tmp_path):

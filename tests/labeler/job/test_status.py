@@ -8,17 +8,25 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from labeler.errors import LeaseLostError
+from labeler.config.loading import identity, load_job
+from labeler.driver.run import RunOptions, run
+from labeler.errors import LeaseLostError, OtherSettingsError
 from labeler.job.driver_lease import DriverLease, Holder, acquire
 from labeler.job.status import Tally, read_status, snapshot, utc_now
 from labeler.job.status_writer import StatusWriter, write_status
+from labeler.planning.plan import Plan
+from labeler.planning.preflight import prepare
+from labeler.planning.provenance import provenance_of
 from labeler.records import Committed, Heartbeat
 from logitstore.errors import StoreNotFoundError
-from logitstore.job_objects import LEASE_NAME, STATUS_NAME, JobState
+from logitstore.job_objects import JOB_NAME, LEASE_NAME, STATUS_NAME, JobState
 from logitstore.job_parsing import parse_status
 from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.opening import Objects
 from logitstore.records import Reject
+from logitstore.store import LogitStore
+from tests.labeler.jobs import overrides_for, write_records
+from tests.logitstore.random_labels import make_manifest
 
 
 def ignore(_):
@@ -39,6 +47,22 @@ def beat(tokens):
 
 def status_from(tally, state: JobState = "running"):
     return snapshot(tally, state=state, started=utc_now())
+
+
+def test_a_refused_command_leaves_the_status_of_the_job_that_made_the_store(tmp_path):
+    """A command with another teacher made a finished store's job "failed: 1/0 units" for everybody."""
+    write_records(tmp_path / "in.jsonl", 4)
+    mine, other = (load_job(None, overrides_for(tmp_path, f"labels.top_k={k}"), {}) for k in (8, 16))
+    prepared = prepare(mine)
+    made_from = provenance_of(mine, prepared.tokenizer)
+    Plan(prepared.objects).claim(identity(mine), made_from, has_manifest=False, num_labeled=0)
+    LogitStore.create(tmp_path / "store", make_manifest())
+    status = status_from(Tally(units_total=1), "finished").as_json().encode()
+    prepared.objects.put(STATUS_NAME, status)
+    with pytest.raises(OtherSettingsError, match=r"labels\.top_k: 8 in the store, 16 now"):
+        run(other, RunOptions(quiet=True))
+    assert prepared.objects.get(STATUS_NAME) == status
+    assert not prepared.objects.exists(JOB_NAME)
 
 
 def test_units_of_earlier_runs_count_as_done_but_not_as_this_runs_work():

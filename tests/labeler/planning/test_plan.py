@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from labeler.config.loading import identity, load_job
-from labeler.errors import PlanTakenError, TooManyRejectsError
+from labeler.errors import OtherSettingsError, PlanTakenError, TooManyRejectsError
 from labeler.planning.digests import DigestSet, content_digest
 from labeler.planning.plan import Plan, PlanTotals, SegmentWriter, read_unit
 from labeler.planning.planner import Planner
 from labeler.prompting.byte_tokenizer import ByteTokenizer
 from labeler.prompting.prompts import ContextLimits, PromptBuilder
-from logitstore.errors import StoreChangedError
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import InputInfo
 from logitstore.objects.opening import Objects
@@ -198,7 +197,7 @@ def test_other_settings_are_refused_once_something_is_labeled(tmp_path):
     plan.claim(identity(job_for(tmp_path)), {}, has_manifest=False, num_labeled=0)
     plan.claim(identity(job_for(tmp_path)), {}, has_manifest=True, num_labeled=1)
     changed = identity(job_for(tmp_path, "labels.top_k=16"))
-    with pytest.raises(StoreChangedError, match=r"labels\.top_k: 64 in the store, 16 now"):
+    with pytest.raises(OtherSettingsError, match=r"labels\.top_k: 64 in the store, 16 now"):
         plan.claim(changed, {}, has_manifest=True, num_labeled=1)
     plan.claim(changed, {}, has_manifest=False, num_labeled=0)
     assert list(plan.units()) == []

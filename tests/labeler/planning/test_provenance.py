@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from labeler.config.loading import JobConfig, identity, load_job
+from labeler.errors import OtherSettingsError
 from labeler.planning.plan import Plan
 from labeler.planning.provenance import describe_change, digests_of, provenance_of
 from labeler.prompting.tokenization import load_tokenizer
-from logitstore.errors import StoreChangedError
 from logitstore.job_objects import PLAN_HEAD_NAME
 from logitstore.objects.opening import Objects
 
@@ -94,7 +94,7 @@ def test_a_plan_is_made_anew_before_the_first_label_and_refused_after(tmp_path: 
     objects.put("plan/segments/000000.json", b"{}")
     (teacher / "chat_template.jinja").write_text(TEMPLATE.replace("assistant", "model"))
     now = made_from(teacher)
-    with pytest.raises(StoreChangedError, match=r"the 3 units labeled .* the chat template has .*assistant"):
+    with pytest.raises(OtherSettingsError, match=r"the 3 units labeled .* the chat template has .*assistant"):
         plan.claim(settings, now, has_manifest=True, num_labeled=3)
     assert objects.exists("plan/segments/000000.json")
     assert "the chat template has" in plan.claim(settings, now, has_manifest=True, num_labeled=0)
@@ -109,7 +109,7 @@ def test_a_plan_of_an_earlier_version_goes_on_and_knows_from_then_on(tmp_path: P
     plan = Plan(objects)
     assert plan.claim(settings, made_from(teacher), has_manifest=True, num_labeled=3) == ""
     (teacher / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(StoreChangedError, match="chat template"):
+    with pytest.raises(OtherSettingsError, match="chat template"):
         plan.claim(settings, made_from(teacher), has_manifest=True, num_labeled=3)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from labeler.config.loading import identity, load_job
+from labeler.errors import OtherSettingsError
 from labeler.planning.plan import Plan
 from labeler.planning.preflight import prepare
 from labeler.planning.provenance import provenance_of
@@ -256,7 +257,7 @@ def test_a_job_goes_on_with_the_same_ids_alone_wherever_they_lie(tmp_path: Path)
     assert claim(first.uri) == ""
     Path(first.uri).rename(tmp_path / "moved")
     assert claim(str(tmp_path / "moved")) == ""
-    with pytest.raises(StoreChangedError, match="the store of given ids is another one"):
+    with pytest.raises(OtherSettingsError, match="the store of given ids is another one"):
         claim(other.uri)
     assert "labels.given" not in json.dumps(identity(setup.job))
 

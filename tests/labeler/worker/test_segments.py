@@ -10,6 +10,7 @@ import pytest
 
 from labeler.config.label_settings import ReasoningMarks
 from labeler.config.loading import identity, load_job
+from labeler.errors import OtherSettingsError
 from labeler.planning.plan import Plan
 from labeler.planning.provenance import provenance_of
 from labeler.planning.units import decode_records, encode_records
@@ -19,7 +20,6 @@ from labeler.prompting.tokenization import HuggingFaceTokenizer
 from labeler.records import Lease, PlannedRecord, TokenizedPrompt
 from labeler.worker.segmenting import Segmenter, with_segments
 from logitstore.common.config_file import ConfigError
-from logitstore.errors import StoreChangedError
 from logitstore.manifest.fields import SEGMENTS
 from logitstore.records import SEGMENT_NAMES, LabeledSequence, Segment
 from logitstore.store import LogitStore
@@ -275,7 +275,7 @@ def test_segments_can_be_left_out_and_that_is_fixed_with_the_first_label(tmp_pat
     other = job.model_copy(update={"labels": job.labels.model_copy(update={"segments": True})})
     plan, provenance = Plan(prepared.objects), provenance_of(job, prepared.tokenizer)
     assert plan.claim(identity(job), provenance, has_manifest=True, num_labeled=1) == ""
-    with pytest.raises(StoreChangedError, match=r"labels\.segments: False in the store, True now"):
+    with pytest.raises(OtherSettingsError, match=r"labels\.segments: False in the store, True now"):
         plan.claim(identity(other), provenance, has_manifest=True, num_labeled=1)
 
 
