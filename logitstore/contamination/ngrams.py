@@ -1,10 +1,12 @@
 """Texts that share a run of words with another: what reports of contamination count.
 
-Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C: 13 words in a row.
+Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C: 13 words in a row. Chinese and
+Japanese put no space between words, so each of their characters is a word here, but for runs of katakana.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from logitstore.contamination.near import Match
@@ -14,6 +16,8 @@ MIN_WORDS = 6
 """A kept text of fewer words is met by an equal text alone: everybody writes runs so short."""
 
 Run = tuple[str, ...]
+_ALONE = r"\u3005\u3040-\u309f\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORDS = re.compile(rf"[{_ALONE}]|[^{_ALONE}]+")
 
 
 class NgramTexts:
@@ -27,7 +31,7 @@ class NgramTexts:
         self._block: list[list[str]] = []
 
     def start_block(self, texts: Sequence[str]) -> None:
-        self._block = [words_of(text) for text in texts]
+        self._block = [_words(text) for text in texts]
 
     def nearest(self, place: int) -> Match | None:
         """The text that shares most runs; the score is the share of its own runs that were met."""
@@ -53,6 +57,10 @@ class NgramTexts:
         self._num_runs[number] = len(runs)
         for run in runs:
             self._holder.setdefault(run, number)
+
+
+def _words(text: str) -> list[str]:
+    return [part for word in words_of(text) for part in _WORDS.findall(word)]
 
 
 def _runs(words: Sequence[str], length: int) -> set[Run]:
