@@ -132,7 +132,7 @@ class PromptError(LabelerError, ValueError):
         """The one sample that failed; None where the prompt gives none at all."""
         self.kind = kind
         """A stable word to count by: "too_long", "bad_token_id", "empty", "bad_prompt", "bad_labels",
-        "engine_error"."""
+        "engine_error", "server_failed"."""
 
     def __str__(self) -> str:
         return f"record {self.record_id!r}: {self.reason}"

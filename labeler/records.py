@@ -188,7 +188,7 @@ class Heartbeat:
     """A sign of life."""
 
     progress: int
-    """Grows whenever a sequence is labeled or a step of a unit is done."""
+    """Grows whenever a sequence is labeled, a step of a unit is done, or a server has answered or not."""
     in_engine: tuple[int, ...]
     """The leases that the engine is labeling, oldest first; to be suspected should the process die now."""
     num_sequences: int

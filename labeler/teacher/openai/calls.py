@@ -40,7 +40,11 @@ class ServerFailedError(LabelerError, RuntimeError):
     """The server did not answer as it must, however often it was asked: the unit is tried again later."""
 
 
-class StillMalformedError(ServerFailedError):
+class RequestFailedError(ServerFailedError):
+    """The server failed at this request, however often it was asked; others it may answer."""
+
+
+class StillMalformedError(RequestFailedError):
     """The last answer too was none to the request: the server may be one that cannot do what is asked."""
 
 
@@ -82,33 +86,43 @@ class Caller:
         """Requests made, repeated ones included."""
         self.billed = Billed()
 
-    def complete(self, request: dict[str, Any], num_tokens: int, read: Callable[[Any], Answer]) -> Answer:
+    def complete(
+        self,
+        request: dict[str, Any],
+        num_tokens: int,
+        read: Callable[[Any], Answer],
+        tries: int | None = None,
+    ) -> Answer:
         """What `read` makes of the answer to one completion of `num_tokens`, of its messages or its prompt.
 
-        Raises RefusedError for a request that the server will never take, ServerFailedError after
-        `teacher.api.tries` tries or at once where no try can help (key, name of the model, money).
+        Raises RefusedError for a request that the server will never take, RequestFailedError after
+        `teacher.api.tries` tries, ServerFailedError at once where no try can help (key, name of the model,
+        money).
         """
         import openai
 
-        reason, failed = "nothing was tried", ServerFailedError
-        for number in range(self._api.tries):
+        tries = tries or self._api.tries
+        reason, failed = "nothing was tried", RequestFailedError
+        for number in range(tries):
             self._pace(num_tokens)
             asked_pause_sec = 0.0
             try:
                 return read(self._billed_answer(request))
             except openai.APIStatusError as error:
-                reason, failed = self._why(error), ServerFailedError
+                reason, failed = self._why(error), RequestFailedError
                 asked_pause_sec = _retry_after_sec(error)
             except (openai.APIError, MalformedAnswerError, ValueError) as error:
                 # Connections, timeouts, and bodies that are no JSON or none of this API.
                 if isinstance(error, RefusedError):
                     raise
                 reason = f"{type(error).__name__}: {first_line(error)}"
-                failed = StillMalformedError if isinstance(error, MalformedAnswerError) else ServerFailedError
-            if number + 1 < self._api.tries:
+                failed = (
+                    StillMalformedError if isinstance(error, MalformedAnswerError) else RequestFailedError
+                )
+            if number + 1 < tries:
                 self._pause(number, asked_pause_sec)
         raise failed(
-            f"the server at {self._api.base_url} failed {self._api.tries} times at one request, the last "
+            f"the server at {self._api.base_url} failed {tries} times at one request, the last "
             f"with {reason}; look at the server, or raise teacher.api.tries"
         )
 

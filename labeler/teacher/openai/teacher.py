@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,15 @@ from labeler.records import Billed, TeacherDescription, TokenizedPrompt
 from labeler.teacher.label_rows import concatenate, rows_from_logprobs
 from labeler.teacher.model_identity import model_name
 from labeler.teacher.openai.answers import Completion, read_completion
-from labeler.teacher.openai.calls import Caller, MalformedAnswerError, RefusedError, StillMalformedError
+from labeler.teacher.openai.calls import (
+    Caller,
+    MalformedAnswerError,
+    RefusedError,
+    RequestFailedError,
+    StillMalformedError,
+)
 from labeler.teacher.openai.texts import TextTeacher
+from labeler.teacher.openai.work import Work, WorkQueue
 from labeler.teacher.protocol import check_prompt, labeled_sequence, sample_seed
 from labeler.teacher.response_ends import ResponseEnds
 from logitstore.errors import InvalidLabelsError
@@ -34,19 +41,12 @@ from logitstore.records import LabeledSequence
 
 PROBE_TEXT = "The 2nd naïve test, №5: don't re-tokenise 12345.\n"
 """What server and tokenizer must turn into the same ids."""
+TRIAL_TRIES = 2
 
 TEXTS_REMEDY = (
     "rows need vLLM's server, which names tokens by their ids; of any other take texts alone: labels.rows = "
     'false, teacher.api.endpoint = "chat"'
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """One request to make."""
-
-    prompt: TokenizedPrompt
-    sample_index: int
 
 
 class OpenAiTeacher:
@@ -109,28 +109,25 @@ class OpenAiTeacher:
     def label(self, prompts: Iterable[TokenizedPrompt]) -> Iterator[LabeledSequence | PromptError]:
         if self._caller.closing.is_set():
             raise TeacherDiedError("the teacher was closed; start a new one")
-        waiting: list[_Work] = []
-        running: set[Future[LabeledSequence | PromptError]] = set()
-        drawn = iter(prompts)
+        num_samples = self._sampling.n if self._labels.mode == "generate" else 1
+        queue = WorkQueue(prompts, num_samples, self._refused)
+        running: set[Future[LabeledSequence | PromptError | Work]] = set()
         try:
             while True:
-                while len(running) < self._teacher.api.concurrency:
-                    if not waiting:
-                        prompt = next(drawn, None)
-                        if prompt is None:
-                            break
-                        error = self._refused(prompt)
-                        if error is not None:
-                            yield error
-                            continue
-                        num_samples = self._sampling.n if self._labels.mode == "generate" else 1
-                        waiting = [_Work(prompt, index) for index in range(num_samples)]
-                    running.add(self._threads.submit(self._result, waiting.pop(0)))
+                while len(running) < self._teacher.api.concurrency and (work := queue.next()) is not None:
+                    if isinstance(work, PromptError):
+                        yield work
+                    else:
+                        running.add(self._threads.submit(self._result, work))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield future.result()
+                    result = future.result()
+                    if isinstance(result, Work):
+                        queue.put_back(result)
+                    else:
+                        yield result
         finally:
             for future in running:
                 future.cancel()
@@ -147,12 +144,36 @@ class OpenAiTeacher:
         limit = self._limits.max_model_len - (1 if self._labels.mode == "generate" else 0)
         return check_prompt(prompt, self._limits.vocab_size, limit, self._labels.mode)
 
-    def _result(self, work: _Work) -> LabeledSequence | PromptError:
-        """On a thread of its own: ask, and make a sequence of the answer."""
-        prompt = work.prompt
+    def _result(self, work: Work) -> LabeledSequence | PromptError | Work:
+        """On a thread of its own: ask, and make a sequence of the answer; `work` is to be asked once more.
+
+        A request at which the server fails in two rounds, while it answers another, is itself at fault, and
+        the others of its unit are not lost with it. Raises ServerFailedError where it answers none.
+        """
+        try:
+            return self._asked(work)
+        except RequestFailedError as error:
+            self._try_another()
+            if not work.is_second_round:
+                return work
+            reason = f"failed in two rounds, and another request was answered after each: {error}"
+            return PromptError(work.prompt.record_id, reason, "server_failed", self._sample_of(work))
+
+    def _try_another(self) -> None:
+        """Raises ServerFailedError: the server does not answer what it answered at the start either."""
+        request = {"model": self._served, "prompt": PROBE_TEXT, "max_tokens": 1, "temperature": 0.0}
+        if self._texts is not None:
+            request = self._texts.trial()
+        with suppress(RefusedError):  # also an answer
+            self._caller.complete(request, 1, lambda answer: answer, TRIAL_TRIES)
+
+    def _sample_of(self, work: Work) -> int | None:
+        return work.sample_index if self._labels.mode == "generate" else None
+
+    def _asked(self, work: Work) -> LabeledSequence | PromptError:
+        prompt, sample_index = work.prompt, self._sample_of(work)
         if self._texts is not None:
             return self._texts.written(prompt, work.sample_index)
-        sample_index = work.sample_index if self._labels.mode == "generate" else None
         try:
             if prompt.response_token_ids is not None:
                 return self._scored(work, prompt.token_ids, "scored")
@@ -162,7 +183,7 @@ class OpenAiTeacher:
         except InvalidLabelsError as error:
             return PromptError(prompt.record_id, str(error), "bad_labels", sample_index)
 
-    def _scored(self, work: _Work, ids_T: np.ndarray, finish_reason: str) -> LabeledSequence:
+    def _scored(self, work: Work, ids_T: np.ndarray, finish_reason: str) -> LabeledSequence:
         top_k = self._labels.top_k
         given = self._ask(ids_T, {"max_tokens": 1, "temperature": 0.0}, with_given=True).given
         rows = rows_from_logprobs(
@@ -172,7 +193,7 @@ class OpenAiTeacher:
             work.prompt, ids_T, rows, sample_index=work.sample_index, finish_reason=finish_reason
         )
 
-    def _written(self, work: _Work) -> LabeledSequence:
+    def _written(self, work: Work) -> LabeledSequence:
         prompt, at_decode = work.prompt, self._labels.label_at != "rescore"
         given_T = prompt.prompt_token_ids.astype(np.int32)
         with_given = at_decode and prompt.label_start < len(given_T)
@@ -188,7 +209,7 @@ class OpenAiTeacher:
             prompt, ids_T, rows, sample_index=work.sample_index, finish_reason=answer.finish_reason
         )
 
-    def _sampling_of(self, work: _Work) -> dict[str, Any]:
+    def _sampling_of(self, work: Work) -> dict[str, Any]:
         sampling = self._sampling
         room = self._limits.max_model_len - len(work.prompt.prompt_token_ids)
         extra = {

@@ -62,14 +62,17 @@ class TextTeacher:
 
     def self_test(self) -> None:
         """Raises RuntimeError, ServerFailedError: the server gives no texts."""
-        place = {"messages": [{"role": "user", "content": PROBE_TEXT}]}
-        if self._parser is None:
-            place = {"prompt": PROBE_TEXT}
-        request = {"model": self._served, **place, "max_tokens": 1}
         try:
-            self._caller.complete(request, 1, _read_text)
+            self._caller.complete(self.trial(), 1, _read_text)
         except RefusedError as error:
             raise RuntimeError(f"{self._where} writes no text: {error.reason}") from None
+
+    def trial(self) -> dict[str, Any]:
+        """A request that every server of texts answers."""
+        place: dict[str, Any] = {"messages": [{"role": "user", "content": PROBE_TEXT}]}
+        if self._parser is None:
+            place = {"prompt": PROBE_TEXT}
+        return {"model": self._served, **place, "max_tokens": 1}
 
     def written(self, prompt: TokenizedPrompt, sample_index: int) -> LabeledSequence | PromptError:
         """What the model answers, without label rows."""

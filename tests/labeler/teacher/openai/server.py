@@ -85,10 +85,16 @@ class FaultyProxy:
         self.billed: list[tuple[float, int, int]] = []
         """When each answer that arrived whole was sent off, and its tokens given and written."""
         self.slow_sec = 0.0
+        self.fails_at: list[int] | None = None
+        """A prompt at which the server fails whenever it is asked."""
         self._lock = threading.Lock()
 
-    def next_fault(self) -> Fault | None:
+    def next_fault(self, body: bytes) -> Fault | None:
+        always = self.fails_at is not None and json.loads(body)["prompt"] == self.fails_at
         with self._lock:
+            if always:
+                self.counts["always"] += 1
+                return "error"
             fault = self.faults.popleft() if self.faults else next(self.every)
             self.counts[fault or "none"] += 1
             return fault
@@ -127,7 +133,7 @@ def faulty_proxy(upstream: str) -> Iterator[tuple[FaultyProxy, str]]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            fault = proxy.next_fault()
+            fault = proxy.next_fault(body)
             if fault == "busy":
                 self._send(429, b'{"error": {"message": "slow down"}}', Retry_After="0.2")
                 return

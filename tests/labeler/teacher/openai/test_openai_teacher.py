@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -226,13 +228,41 @@ def test_an_outage_fails_the_unit_and_leaves_the_teacher_usable(proxied: tuple[F
     """Its unit is labeled again later: no record is rejected for a server that was away."""
     proxy, place = proxied
     teacher = teacher_at(place, tries=3, concurrency=1)
-    proxy.faults.extend(["error", "error", "error"])
-    with pytest.raises(ServerFailedError, match="failed 3 times"):
-        list(teacher.label(place.texts(1)))
+    proxy.every = itertools.repeat("error")
+    with pytest.raises(ServerFailedError, match="failed 2 times at one request"):
+        list(teacher.label(place.texts(2)))
+    assert proxy.counts["error"] == 3 + 2, "one request, and another to see whether it is at fault"
+    proxy.every = itertools.repeat(None)
     assert len(engines.labeled(teacher, place.texts(1))) == 1
     teacher.close()
     with pytest.raises(TeacherDiedError):
         list(teacher.label(place.texts(1)))
+
+
+def test_a_request_that_always_fails_costs_its_unit_nothing_else(proxied: tuple[FaultyProxy, Place]) -> None:
+    """One bad record would throw away the answers to all that were in flight, again with each new lease."""
+    proxy, place = proxied
+    bad, *others = place.texts(4)
+    proxy.fails_at = bad.token_ids.tolist()
+    teacher = teacher_at(place, tries=2, concurrency=2)
+    results = {result.record_id: result for result in teacher.label([bad, *others])}
+    error = results.pop(bad.record_id)
+    assert isinstance(error, PromptError)
+    assert (error.kind, error.sample_index) == ("server_failed", None)
+    assert sorted(results) == [one.record_id for one in others]
+    assert not any(isinstance(one, PromptError) for one in results.values())
+    assert "failed 2 times at one request, the last with 503" in error.reason
+    assert "failed in two rounds, and another request was answered after each: the server" in error.reason
+    assert proxy.counts["always"] == 4, "two tries in each of two rounds"
+    teacher.close()
+
+
+def test_a_request_that_fails_once_has_its_second_round(proxied: tuple[FaultyProxy, Place]) -> None:
+    proxy, place = proxied
+    teacher = teacher_at(place, tries=2, concurrency=1)
+    proxy.faults.extend(["error", "error"])
+    assert [name for name, _ in engines.labeled(teacher, place.texts(3))] == ["text-1", "text-2", "text-0"]
+    teacher.close()
 
 
 def test_what_a_server_cannot_do_is_said_at_the_start(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,26 +306,26 @@ def test_a_worker_commits_each_record_once_whatever_the_server_does(
         f"teacher.model='{place.model}'",
         f"teacher.max_model_len={engines.MAX_MODEL_LEN}",
     ]
-    settings += [f"teacher.api.base_url='{place.url}'", f"teacher.api.model={SERVED}", "teacher.api.tries=2"]
+    settings += [f"teacher.api.base_url='{place.url}'", f"teacher.api.model={SERVED}", "teacher.api.tries=4"]
     settings += ["teacher.api.key_variable=PENUMBRA_TEST_KEY", "teacher.api.longest_pause_sec=0.3"]
     settings += ["labels.temperatures=[1.0]", "input.chat_template=false"]
     job = load_job(None, overrides_for(tmp_path, *settings), {})
     worker, units = started_worker(job)
     assert len(units) == 3
+    proxy.every = itertools.repeat("error")
+    with pytest.raises(ServerFailedError):
+        label_and_commit(worker, Lease(0, units[0], "w"))
+    proxy.every = itertools.repeat(None)
     faults: list[Fault] = ["cut", "busy", "error", "nonsense", "other", "error", "busy", "cut"]
     proxy.faults.extend(faults * 3)
-    num_failed = 0
     for unit in units:
-        for number in range(20):
-            try:
+        for number in range(1, 20):
+            with suppress(ServerFailedError):
                 assert label_and_commit(worker, Lease(number, unit, "w")).won
                 break
-            except ServerFailedError:
-                num_failed += 1
         else:
             pytest.fail("the unit is never labeled")
     worker.close()
-    assert num_failed
     store = LogitStore.open(tmp_path / "store")
     ids = [sequence.record_id for sequence in store.iter_sequences()]
     assert ids == [str(i) for i in range(24)]

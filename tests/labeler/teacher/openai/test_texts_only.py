@@ -26,7 +26,8 @@ from logitstore.standalone_reader import read_store
 from logitstore.store import LogitStore
 from tests.labeler.jobs import label_and_commit, overrides_for
 from tests.labeler.planning.templates import TEMPLATES, byte_tokenizer
-from tests.labeler.teacher.openai.chat_stand_in import chat_server, write_student
+from tests.labeler.teacher.openai.chat_stand_in import chat_reply, chat_server, write_student
+from tests.labeler.teacher.openai.json_server import Reply
 from tests.labeler.whole_jobs.test_storage_faults import started_worker
 from tests.trainer.stores import label_spec, labeled_sequence
 from trainer.data.dataset import StreamingLogitDataset
@@ -69,6 +70,27 @@ def labeled(tmp_path_factory: pytest.TempPathFactory) -> Labeled:
             assert label_and_commit(worker, Lease(number, unit, "w")).won
         worker.close()
     return Labeled(LogitStore.open(folder / "store"), folder, asked)
+
+
+def test_a_text_at_which_the_server_always_fails_is_rejected_and_the_others_are_kept(tmp_path: Path) -> None:
+    lines = [json.dumps({"uid": str(i), "prompt": text}) for i, text in enumerate(["why?", "fatal", "how?"])]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+
+    def reply(path: str, body: dict[str, Any]) -> Reply:
+        if body["messages"][-1]["content"] == "fatal":
+            return 500, {"error": {"message": "index out of range"}}
+        return chat_reply(path, body)
+
+    with chat_server([], reply) as url:
+        settings = [*api_settings(tmp_path, url), "teacher.api.tries=1"]
+        worker, (unit,) = started_worker(load_job(None, job_settings(tmp_path, *settings), {}))
+        assert label_and_commit(worker, Lease(0, unit, "w")).won
+        worker.close()
+    store = LogitStore.open(tmp_path / "store")
+    assert [sequence.record_id for sequence in store.iter_sequences()] == ["0", "2"]
+    (reject,) = store.rejects()
+    assert (reject.record_id, reject.kind) == ("1", "server_failed")
+    assert "the last with 500: Error code: 500 - index out of range; look at the server" in reject.reason
 
 
 class _OneAnswer:
