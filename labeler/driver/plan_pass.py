@@ -72,7 +72,7 @@ class PlanPass:
             identity(self.job),
             provenance_of(self.job, self.prepared.tokenizer),
             has_manifest=anything_labeled,
-            num_labeled=self._num_labeled() if anything_labeled else 0,
+            num_labeled=num_labeled(self.job) if anything_labeled else 0,
         )
         if changes:
             self.note(f"nothing is labeled yet and the job has changed, so it is planned anew: {changes}")
@@ -108,23 +108,36 @@ class PlanPass:
         self.log.write("planned", **asdict(totals))
         return totals
 
-    def _open_store(self) -> LogitStore:
-        output = self.job.output
-        return LogitStore.open(output.uri, storage_options=output.storage_options, writing=True)
-
-    def _num_labeled(self) -> int:
-        return len(self._open_store().shards())
-
     def _uncommit(self, unit_ids: set[str]) -> set[str]:
         """Drop the labels of these units; those that have none now."""
         if not self.prepared.objects.exists(MANIFEST_NAME):
             return unit_ids
-        store = self._open_store()
+        store = _opened(self.job)
         labeled = {entry.unit_id: entry.name for entry in store.shards() if entry.unit_id in unit_ids}
         dropped = (
             set(store.uncommit(name for name in labeled.values() if name)) if any(labeled.values()) else set()
         )
         return (unit_ids - labeled.keys()) | dropped
+
+
+def refuse_other_settings(job: JobConfig, prepared: Prepared) -> None:
+    """Raises OtherSettingsError where a run would, before anything is read or written."""
+    has_manifest = prepared.objects.exists(MANIFEST_NAME)
+    Plan(prepared.objects).check(
+        identity(job),
+        provenance_of(job, prepared.tokenizer),
+        has_manifest=has_manifest,
+        num_labeled=num_labeled(job) if has_manifest else 0,
+    )
+
+
+def num_labeled(job: JobConfig) -> int:
+    """Units that are labeled in the job's store."""
+    return len(_opened(job).shards())
+
+
+def _opened(job: JobConfig) -> LogitStore:
+    return LogitStore.open(job.output.uri, storage_options=job.output.storage_options, writing=True)
 
 
 def new_planner(

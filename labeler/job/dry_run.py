@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from labeler.config.loading import JobConfig, resolved
-from labeler.driver.plan_pass import contents_in_words, new_planner, parts_in_words, read_input, why_nothing
+from labeler.driver.plan_pass import (
+    contents_in_words,
+    new_planner,
+    parts_in_words,
+    read_input,
+    refuse_other_settings,
+    why_nothing,
+)
 from labeler.driver.progress import duration
 from labeler.job.calibration import Calibration, calibrate_job
 from labeler.job.money.cost import cost_of
@@ -40,6 +47,8 @@ class Estimate:
     """A sentence about labels in the store that no index names; "" where there are none."""
     calibration: Calibration | None
     """What a trial with the teacher found."""
+    num_new: int
+    """Records that were not planned before."""
     seen: tuple[str, ...] = ()
     """What the teacher will see of the first records, and where responses end."""
     nothing: str = ""
@@ -72,9 +81,12 @@ class Estimate:
         at_most = "at most " if job.labels.mode == "generate" else ""
         price = cost_of(job, replica_sec=0, num_tokens=0, num_bytes=self.num_bytes).storage_per_month
         kept = f", {price:,.6f} {job.cost.currency} a month to keep" if price else ""
+        planned = f"{totals.num_planned:,} in {totals.num_units:,} units"
+        if before := totals.num_planned - self.num_new:
+            planned += f" ({self.num_new:,} new, {before:,} planned before)"
         lines = [
-            f"{totals.num_records:,} records read: {totals.num_planned:,} in {totals.num_units:,} units, "
-            f"{totals.num_rejects:,} rejected" + (f" ({kinds})" if kinds else ""),
+            f"{totals.num_records:,} records read: {planned}, {totals.num_rejects:,} rejected"
+            + (f" ({kinds})" if kinds else ""),
             f"{totals.num_tokens:,} tokens of input, {at_most}{totals.num_labels:,} label rows, "
             f"{at_most or 'about '}{self.num_bytes / 1e6:,.2f} MB{kept}",
         ]
@@ -119,6 +131,7 @@ def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Est
     Writes nothing into the store. Raises ConfigError as a run would.
     """
     prepared = prepare(job)
+    refuse_other_settings(job, prepared)
     seen = (*seen_by_teacher(job, prepared, paint), *_head_in_words(job))
     planner, totals = _count(job, prepared)
     seen = (*seen, *histogram(planner.lengths))
@@ -137,7 +150,10 @@ def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Est
     if calibrate and not nothing:
         calibration = calibrate_job(job, totals, calibrate)
     num_bytes = round(totals.num_labels * bytes_per_label(job.labels))
-    return Estimate(job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, seen, nothing)
+    num_new = planner.lengths.total()
+    return Estimate(
+        job, totals, num_bytes, rejects, prepared.unnamed_labels, calibration, num_new, seen, nothing
+    )
 
 
 def _head_in_words(job: JobConfig) -> list[str]:

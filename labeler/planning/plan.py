@@ -110,6 +110,24 @@ class Plan:
         content = json.dumps({**identity, MADE_FROM_KEY: made_from}, sort_keys=True).encode()
         if self._objects.put_if_absent(PLAN_HEAD_NAME, content):
             return ""
+        stored, changes = self._compared(identity, made_from, has_manifest, num_labeled)
+        if changes:
+            self.discard()
+        if json.loads(content) != stored:
+            self._objects.put(PLAN_HEAD_NAME, content)
+        return "; ".join(changes)
+
+    def check(
+        self, identity: Mapping[str, Any], made_from: Provenance, *, has_manifest: bool, num_labeled: int
+    ) -> None:
+        """Raises OtherSettingsError where `claim` would; writes nothing."""
+        if self._objects.exists(PLAN_HEAD_NAME):
+            self._compared(identity, made_from, has_manifest, num_labeled)
+
+    def _compared(
+        self, identity: Mapping[str, Any], made_from: Provenance, has_manifest: bool, num_labeled: int
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The head of the stored plan, and what it says otherwise. Raises OtherSettingsError."""
         stored = load_object(self._objects, PLAN_HEAD_NAME)
         # A plan of an earlier version does not say what it was made from: from now on it does.
         stored_from = stored.pop(MADE_FROM_KEY, made_from)
@@ -126,11 +144,7 @@ class Plan:
                 f"otherwise than now: {'; '.join(changes)}. All labels of a store are made alike: restore "
                 "what is named here as it was, or choose another output.uri"
             )
-        if settings or changes:
-            self.discard()
-        if json.loads(content) != {**stored, MADE_FROM_KEY: stored_from}:
-            self._objects.put(PLAN_HEAD_NAME, content)
-        return "; ".join(settings + changes)
+        return {**stored, MADE_FROM_KEY: stored_from}, settings + changes
 
     def discard(self) -> None:
         """Forget everything planned."""

@@ -7,8 +7,17 @@ import pytest
 
 from labeler.__main__ import main
 from labeler.config.found import gpus_here
+from labeler.config.loading import load_job
+from labeler.driver.plan_pass import PlanPass
+from labeler.job.logs import JobLog
+from labeler.job.status import Tally
+from labeler.planning.plan import Plan
+from labeler.planning.preflight import prepare
+from logitstore.store import LogitStore
 from tests.labeler import engines
+from tests.labeler.jobs import overrides_for, write_records
 from tests.labeler.planning.templates import TEMPLATES
+from tests.logitstore.random_labels import make_manifest
 
 
 def test_the_dry_run_shows_what_the_teacher_will_see(tmp_path, capsys):
@@ -170,3 +179,23 @@ def test_the_dry_run_says_how_the_logits_are_computed(tmp_path, capsys, gpus, wo
     out, err = capsys.readouterr()
     assert f"logits: {words}" in out
     assert ("workers.gpus = 1, but none of 1 nodes have that" in err) == (gpus_here() < gpus)
+
+
+def test_the_dry_run_of_a_job_that_goes_on_says_what_is_new_and_what_is_refused(tmp_path, capsys):
+    """It counted the records of the earlier plan as read, and passed settings that the run refuses."""
+    write_records(tmp_path / "in.jsonl", 20)
+    mine = load_job(None, overrides_for(tmp_path), {})
+    prepared, tally = prepare(mine), Tally()
+    nothing = JobLog(None), lambda _: None, lambda _: None
+    PlanPass(mine, prepared, Plan(prepared.objects), tally, *nothing, relabel_changed=False).make()
+    LogitStore.create(tmp_path / "store", make_manifest())
+    write_records(tmp_path / "in.jsonl", 10, start=20)
+
+    def tried(*more):
+        given = [word for one in overrides_for(tmp_path, *more) for word in ("--set", one)]
+        return main(["run", "--dry-run", *given])
+
+    assert tried() == 0
+    assert "30 records read: 30 in 5 units (10 new, 20 planned before), 0 rejected" in capsys.readouterr().out
+    assert tried("labels.top_k=16") == 2
+    assert "labels.top_k: 8 in the store, 16 now" in capsys.readouterr().err
