@@ -14,8 +14,8 @@ from labeler.job.calibration import calibrate_job, trial_of
 from labeler.job.money.cost import cost_of
 from labeler.job.status import Tally, snapshot
 from labeler.planning.plan import PlanTotals
-from logitstore.common.command import ExitStatus
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.job_objects import JobStatus
 from tests.labeler.jobs import overrides_for, write_records
 
