@@ -18,31 +18,58 @@ from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from labeler.teacher.known_vllm import keeps_arrays
-from labeler.teacher.label_rows import CapturedColumns, concatenate
+from labeler.teacher.label_rows import CapturedColumns
 
 
 class ArrayRows:
-    """Rows of one request, in order, in the arrays they came in."""
+    """Rows of one request, in order. They are copied into arrays that double as they fill up: what comes with
+    a step is a slice of its whole batch, or of a received message, that must not be kept alive."""
 
-    def __init__(self) -> None:
-        self.parts: list[CapturedColumns] = []
+    def __init__(self, ids_NC: np.ndarray, values_NC: np.ndarray, ranks_N: np.ndarray) -> None:
+        """The first rows, which are kept as they are."""
+        self._ids_NC, self._values_NC, self._ranks_N = ids_NC, values_NC, ranks_N
+        self._num_rows = len(ranks_N)
+
+    def add(self, ids_NC: np.ndarray, values_NC: np.ndarray, ranks_N: np.ndarray) -> None:
+        """Further rows."""
+        begin, end = self._num_rows, self._num_rows + len(ranks_N)
+        if end > len(self._ranks_N):
+            self._ids_NC = _doubled(self._ids_NC, end)
+            self._values_NC = _doubled(self._values_NC, end)
+            self._ranks_N = _doubled(self._ranks_N, end)
+        self._ids_NC[begin:end] = ids_NC
+        self._values_NC[begin:end] = values_NC
+        self._ranks_N[begin:end] = ranks_N
+        self._num_rows = end
+
+    @property
+    def columns(self) -> CapturedColumns:
+        """All rows so far."""
+        whole = CapturedColumns(self._ids_NC, self._values_NC, self._ranks_N)
+        return whole if self._num_rows == len(self._ranks_N) else whole.slice(0, self._num_rows)
+
+
+def _doubled(rows_N: np.ndarray, num_rows: int) -> np.ndarray:
+    """The rows at the beginning of an array with room for twice `num_rows`."""
+    larger_N = np.empty((2 * num_rows, *rows_N.shape[1:]), rows_N.dtype)
+    larger_N[: len(rows_N)] = rows_N
+    return larger_N
 
 
 class ArrayLogprobsProcessor(LogprobsProcessor):
     """Collects `ArrayRows` where the stock class makes lists; `cumulative_logprob` is not kept."""
 
     def _update_sample_logprobs(self, logprobs_lists: LogprobsLists) -> None:
-        if not isinstance(self.logprobs, ArrayRows):
-            self.logprobs = ArrayRows()  # type: ignore[assignment]
         ids_NC, values_NC, ranks_N, _ = logprobs_lists
-        # Copied: these are slices of a whole batch, or of a received message, that must not be kept alive.
-        part = CapturedColumns(np.array(ids_NC), np.array(values_NC), np.array(ranks_N))
-        self.logprobs.parts.append(part)  # type: ignore[union-attr]
+        if isinstance(self.logprobs, ArrayRows):
+            self.logprobs.add(ids_NC, values_NC, ranks_N)
+        else:
+            rows = ArrayRows(np.array(ids_NC, np.int32), np.array(values_NC), np.array(ranks_N))
+            self.logprobs = rows  # type: ignore[assignment]
 
     def _update_prompt_logprobs(self, prompt_logprobs_tensors: LogprobsTensors) -> None:
         ids_NC, values_NC, ranks_N, *_ = prompt_logprobs_tensors
-        rows = ArrayRows()
-        rows.parts.append(CapturedColumns(ids_NC.numpy(), values_NC.numpy(), ranks_N.numpy()))
+        rows = ArrayRows(ids_NC.numpy(), values_NC.numpy(), ranks_N.numpy())
         self.prompt_logprobs = rows  # type: ignore[assignment]
 
 
@@ -57,7 +84,7 @@ def keep_arrays() -> bool:
 def columns_of(rows: Any, num_columns: int) -> CapturedColumns:
     """The rows of a request's `logprobs` or `prompt_logprobs`, whichever class collected them."""
     if isinstance(rows, ArrayRows):
-        return concatenate(rows.parts) if rows.parts else _empty(num_columns)
+        return rows.columns
     if isinstance(rows, FlatLogprobs):
         return flat_columns(rows, num_columns)
     return _empty(num_columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -154,3 +155,28 @@ def test_rows_do_not_depend_on_how_v2_splits_them(sizes: tuple[int, ...]) -> Non
     assert torch.equal(torch.cat([part.logprob_token_ids for part in parts]), whole.logprob_token_ids)
     assert torch.equal(torch.cat([part.logprobs for part in parts]), whole.logprobs)
     assert torch.equal(torch.cat([part.selected_token_ranks for part in parts]), whole.selected_token_ranks)
+
+
+@pytest.mark.vllm  # imports it, which takes seconds
+def test_rows_of_many_steps_are_kept_in_order_and_their_batches_are_not() -> None:
+    from vllm.v1.outputs import LogprobsLists
+
+    from labeler.teacher.vllm.outputs import ArrayLogprobsProcessor, columns_of
+
+    rng = np.random.default_rng(0)
+    ids_NC, values_NC = rng.integers(-9, 2**17, (50, 7)), rng.normal(size=(50, 7)).astype(np.float32)
+    ranks_N = np.arange(50)
+    processor = ArrayLogprobsProcessor(None, None, None, None, None, 6)  # type: ignore[arg-type]
+    for begin, end in itertools.pairwise((0, 1, 2, 5, 5, 6, 37, 50)):
+        batch = LogprobsLists(
+            ids_NC[begin:end].copy(), values_NC[begin:end].copy(), ranks_N[begin:end].copy()
+        )
+        processor._update_sample_logprobs(batch)
+        for array in batch[:3]:
+            array[:] = 0  # as by the next message
+        captured = columns_of(processor.logprobs, 7)
+        np.testing.assert_array_equal(captured.token_ids_NC, ids_NC[:end])
+        np.testing.assert_array_equal(captured.values_NC, values_NC[:end])
+        np.testing.assert_array_equal(captured.ranks_N, ranks_N[:end])
+        held = captured.values_NC if captured.values_NC.base is None else captured.values_NC.base
+        assert held.size <= 2 * 7 * max(end, 1)
