@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainer.loss.float16_tail import assert_float16_keeps_the_tail
 from tests.trainer.loss.reference_loss import KINDS, Case, kind_id, make_case
+from trainer.loss import projection
 from trainer.loss.fused_linear import (
     FusedLinearTopKDistillationLoss,
     fused_linear_topk_distillation_loss,
@@ -396,7 +397,15 @@ def test_chunks_without_rows_are_refused():
 
 
 @pytest.mark.slow
-def test_inside_a_compiled_step():
+def test_inside_a_compiled_step(monkeypatch):
+    """Whether the kernels work is tried outside the graph: Dynamo would trace the trial, without its cache."""
+    traced = []
+
+    def takes_kernels(*_: object) -> bool:
+        traced.append(torch.compiler.is_compiling())
+        return False
+
+    monkeypatch.setattr(projection, "takes_kernels", takes_kernels)
     case = make_case(29, dtype=torch.float32)
     head = Head(case, dtype=torch.float32)
 
@@ -409,3 +418,4 @@ def test_inside_a_compiled_step():
     expected = torch.autograd.grad(step(head.hidden), (head.hidden, head.weight))
     found = torch.autograd.grad(compiled(head.hidden), (head.hidden, head.weight))
     torch.testing.assert_close(found, expected)
+    assert traced == [False, False]
