@@ -29,7 +29,7 @@ BASE_LACKS = {
     ("label", "dedupe"): "pip install '.[curate]'",
     ("train", "parity"): "pip install '.[train]'",
     **{command: "pip install '.[cluster]'" for command in WORK if command[0] == "cluster"},
-    **{("bench", part): "pip install '.[label-cpu,train,bench]'" for part in MEASURED},
+    **{("bench", part): "pip install '.[label-cpu,train,bench]'" for part in MEASURED if part != "schedules"},
 }
 """What a base installation says of the commands that need more."""
 NOT_RUN = {("cluster", "dashboard"), ("cluster", "up")}
