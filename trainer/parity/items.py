@@ -10,7 +10,6 @@ from typing import Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.inputs.identity import lookup_field
-from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from trainer.parity.records import Item
 
@@ -32,11 +31,14 @@ def read_items(
     no field holds one. Raises ConfigError.
     """
     found: list[Item] = []
-    for raw in islice(iter_records(uri), limit):
+    read = list(islice(iter_records(uri), limit))
+    in_several = len({raw.file for raw in read}) > 1
+    for raw in read:
         where = f"{raw.file}:{raw.line}"
         if raw.record is None:
             raise ConfigError(f"{where}: {raw.error}; parity needs every record of its file")
-        found.append(_item(raw, raw.record, where, prompt_field, answer_field, needs_answer))
+        unnamed = where if in_several else f"line {raw.line}"
+        found.append(_item(raw.record, where, unnamed, prompt_field, answer_field, needs_answer))
     if not found:
         raise ConfigError(f"{uri} has no record; give a file with one question a line")
     ids = [item.item_id for item in found]
@@ -47,9 +49,9 @@ def read_items(
 
 
 def _item(
-    raw: RawRecord,
     record: Mapping[str, Any],
     where: str,
+    unnamed: str,
     prompt_field: str | None,
     answer_field: str | None,
     needs_answer: bool,
@@ -84,7 +86,7 @@ def _item(
     if not messages or messages[-1]["role"] != "user":
         raise ConfigError(f"{where}: the prompt does not end with a message of the user; correct the record")
     own = record.get("id")
-    return Item(f"line {raw.line}" if own is None else str(own), tuple(messages), answer)
+    return Item(unnamed if own is None else str(own), tuple(messages), answer)
 
 
 def _number_in_words(value: Any) -> Any:

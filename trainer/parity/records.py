@@ -42,7 +42,7 @@ class Item:
     """One record of a user's own file."""
 
     item_id: str
-    """Its own id, else "line N"."""
+    """Its own id, else "line N", with the file before it where there are several."""
     messages: tuple[Mapping[str, str], ...]
     """Messages with `role` and `content`; the last is the user's."""
     reference: str

@@ -118,6 +118,16 @@ def test_an_answer_that_is_no_text_is_named(tmp_path: Path, answer: Any) -> None
     assert f"the answer is {answer!r}, " in str(refused.value)
 
 
+def test_records_of_several_files_are_told_apart(tmp_path: Path) -> None:
+    """Two of line 1 were refused for an id that neither has."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": "Where?", "answer": "Paris"}))
+    (one,) = read_items(str(tmp_path / "a.jsonl"), None, None, None)
+    assert one.item_id == "line 1"
+    both = read_items(str(tmp_path), None, None, None)
+    assert [item.item_id for item in both] == ["a.jsonl:1", "b.jsonl:1"]
+
+
 def test_a_question_of_blanks_is_none(tmp_path: Path) -> None:
     (tmp_path / "tasks.jsonl").write_text(json.dumps({"question": "  ", "answer": "Paris"}))
     with pytest.raises(ConfigError, match="no prompt in"):
