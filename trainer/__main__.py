@@ -22,7 +22,7 @@ from trainer.run.config import TrainConfig, checked_config, config_document, res
 from trainer.run.found import find_settings
 from trainer.run.settings.student import check_names
 from trainer.run.watch.hushing import hush_libraries
-from trainer.sweep.grid import SEED, Axis, points_of, read_axis
+from trainer.sweep.grid import DEFAULT_SEEDS, SEED, Axis, points_of, read_axis
 from trainer.sweep.summary import FIGURES, record
 
 PROGRAM = Program(
@@ -123,9 +123,8 @@ sure it is."""
     parser.add_argument(
         "--seeds",
         type=positive,
-        default=2,
         metavar="N",
-        help="training.seed and data.seed = 0..N-1 (default 2)",
+        help=f"training.seed and data.seed = 0..N-1 (default {DEFAULT_SEEDS})",
     )
     parser.add_argument(
         "--by", choices=FIGURES, default="kl", help="the held-out figure that decides (default kl)"
@@ -160,7 +159,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
     checked_config(document, arguments.config)
     axes = [read_axis(text) for text in arguments.over]
     if not any(axis.name == SEED for axis in axes):
-        axes.append(Axis(SEED, tuple(range(arguments.seeds))))
+        axes.append(Axis(SEED, tuple(range(arguments.seeds or DEFAULT_SEEDS))))
+    elif arguments.seeds is not None:
+        raise ConfigError(
+            f"--seeds {arguments.seeds} and --over {SEED} both say which seeds are tried; give one of them"
+        )
     if arguments.dry_run:
         folder = document["output"]["folder"]
         for point in points_of(document, axes, folder, arguments.config):

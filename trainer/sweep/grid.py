@@ -20,6 +20,8 @@ SEEDS = (SEED, ORDER_SEED)
 """Their values are tries of one setting, and none is better than another."""
 JUDGED_ON = ("data.held_out_fraction", "evaluation.max_sequences")
 """They choose the rows by which runs are compared."""
+DEFAULT_SEEDS = 2
+"""Seeds of every setting where nothing names any."""
 MAX_RUNS = 10_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9.=_-]+")
 

@@ -13,6 +13,7 @@ import pytest
 from logitstore.common.config_file import ConfigError
 from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
+from trainer.__main__ import main
 from trainer.run.config import resolved
 from trainer.run.file_names import CONFIG_NAME, METRICS_NAME
 from trainer.sweep.command import report
@@ -96,6 +97,19 @@ def test_seeds_of_the_order_are_no_settings() -> None:
     written = page(outcomes, axes, "kl", "out")
     assert "<tr><th>alpha=0.5<td>6<td>1.1000 ±0.0894" in written
     assert "<h2>data.seed" not in written
+
+
+def test_seeds_are_said_in_one_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their number was ignored where an axis named them."""
+    base = ["sweep", "--student", "m", "--labels", "s", "--out", str(tmp_path), "--dry-run", "--address", ""]
+    make_store(tmp_path / "s", (6,))
+    base[4] = str(tmp_path / "s")
+    assert main([*base, "--seeds", "3", "--over", "training.seed=0,1"]) == 2
+    assert "--seeds 3 and --over training.seed both say which seeds" in capsys.readouterr().err
+    assert main([*base, "--over", "training.seed=5"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{tmp_path}/runs/seed=5"]
+    assert main([*base, "--over", "loss.alpha=1"]) == 0
+    assert [line[-6:] for line in capsys.readouterr().out.splitlines()] == ["seed=0", "seed=1"]
 
 
 def test_a_recommendation_says_which_of_its_runs_failed() -> None:
