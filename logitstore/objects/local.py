@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeObjectError
 from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo, is_temporary
-from logitstore.objects.system import OWN_FLAGS, PLAIN_FILE_FLAGS, lock_file
+from logitstore.objects.system import OWN_FLAGS, PLAIN_FILE_FLAGS, lock_file, require_locks
 
 LOCK_NAME = TEMPORARY_PREFIX + "lock"
 
@@ -49,7 +49,8 @@ class LocalBackend:
         """Files are."""
 
     def require_conditions(self) -> None:
-        """Links and locks keep them."""
+        """Links and locks keep them, where the system has locks."""
+        require_locks()
 
     def put(self, name: str, data: bytes) -> None:
         with self.writing(name) as file:
@@ -176,7 +177,7 @@ class LocalBackend:
                         continue
                     with contextlib.suppress(FileNotFoundError):  # deleted since the scan
                         status = entry.stat(follow_symlinks=False)
-                        name = os.path.relpath(entry.path, self._root)
+                        name = os.path.relpath(entry.path, self._root).replace(os.sep, "/")
                         yield ObjectInfo(name, status.st_size, status.st_mtime)
 
 
@@ -209,6 +210,8 @@ def _make_directories(path: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

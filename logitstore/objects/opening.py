@@ -140,7 +140,7 @@ class Objects:
 
     def require_conditions(self) -> None:
         """Raises UnsuitablePlaceError where nothing but whole objects can be written, as by sftp://: a store
-        needs writes under a condition."""
+        needs writes under a condition. ObjectStoreError where a folder's system has no locks."""
         self._backend.require_conditions()
 
     def local_path(self, name: str) -> Path:
