@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pyarrow as pa
 
 from logitstore.errors import CorruptManifestError, ObjectNotFoundError
@@ -26,7 +28,7 @@ def _read_checked(objects: Objects, name: str, num_bytes: int, checksum: str) ->
     try:
         if objects.is_local:
             objects.open(name, num_bytes=num_bytes).close()  # refuses what is no regular file
-            data = pa.memory_map(str(objects.local_path(name))).read_buffer()
+            data = pa.memory_map(os.fsencode(objects.local_path(name))).read_buffer()
         else:
             data = pa.py_buffer(objects.get(name, max_bytes=num_bytes))
     except FileNotFoundError as error:

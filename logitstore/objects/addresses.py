@@ -14,6 +14,7 @@ from logitstore.errors import UnsupportedInputError
 
 CLOUD_SCHEMES = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "oci", "oss")
 AZURE_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")
+ARCHIVE_SCHEMES = ("zip", "tar", "libarchive")
 LOGIN_SCHEMES = ("sftp", "ssh", "ftp", "smb", "hdfs")
 _FIRST_NAMES = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs", "ssh": "sftp"}
 """Schemes of one file system by the name that `one_spelling` gives all of them."""
@@ -43,6 +44,7 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
     if is_local_uri(text):
         _refuse_broken_url(text)
         return _absolute(text)
+    _refuse_broken_host(text)
     if _is_chain(text):
         raise UnsupportedInputError(
             f"{redact_uri(text)} is a chain of addresses, and a store has one: unpack it, or copy it to a "
@@ -92,7 +94,7 @@ def _named_servers(options: Mapping[str, Any]) -> Iterator[str]:
 
 def path_of_file_url(text: str) -> str:
     """The path of a file:// URL; other texts as they are."""
-    path = text.removeprefix("file://")
+    path = text.removeprefix("file://").removeprefix("local://")
     if path == text:
         return text
     path = path.removeprefix("localhost") if path.startswith("localhost/") else path
@@ -105,7 +107,9 @@ def path_of_file_url(text: str) -> str:
 
 
 def _is_chain(url: str) -> bool:
-    """As of fsspec; where a path is the key of an object, `::` may stand in it."""
+    """As of fsspec, where an archive is one of another address; in the key of an object `::` may stand."""
+    if urlsplit(url).scheme in ARCHIVE_SCHEMES:
+        return True
     if urlsplit(url).scheme in CLOUD_SCHEMES:
         return _NEXT_LINK.search(url) is not None
     return "::" in url.partition("[")[0]
@@ -129,6 +133,15 @@ def _refuse_broken_url(text: str) -> None:
             f"an address that begins with {found[1]}: and without // is no URL, and would be a folder of "
             f"that name here; write {redact_uri(meant)}, or ./{found[1]}:/... for such a folder"
         )
+
+
+def _refuse_broken_host(text: str) -> None:
+    try:
+        parts = urlsplit(text)
+        if parts.scheme in ("http", "https"):
+            _ = parts.port
+    except ValueError as error:
+        raise UnsupportedInputError(f"{redact_uri(text)} is no URL ({error}); correct it") from None
 
 
 def _check_parts(text: str) -> None:

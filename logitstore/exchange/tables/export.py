@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -169,7 +170,7 @@ def export_table(
     try:
         with (
             naming_full_disk(path),
-            pa.OSFile(str(temporary), "wb") as file,
+            pa.OSFile(os.fsencode(temporary), "wb") as file,
             made_ahead(table.pieces, _groups(parts, TOGETHER_BYTES)) as pieces,
         ):
             table.write(file, map(counter.count, pieces))

@@ -252,6 +252,9 @@ def test_errors_hold_no_secrets_and_come_soon(s3_place: Place) -> None:
 def test_uris() -> None:
     assert normalise_uri("s3://bucket/x/") == "s3://bucket/x"
     assert normalise_uri("file:///tmp/x/") == normalise_uri("file://localhost/tmp/x") == "/tmp/x"
+    assert normalise_uri("local:///tmp/x") == "/tmp/x"
+    access_point = "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/point/x"
+    assert normalise_uri(access_point) == access_point
     assert normalise_uri("relative").startswith("/")
     with pytest.raises(UnsupportedInputError, match="credentials") as caught:
         normalise_uri("s3://key:hunter2@bucket/x")
@@ -279,6 +282,9 @@ def test_memory_file_system_for_reading_and_one_process() -> None:
         ("file:/a/b", "write /a/b"),
         ("hf:datasets/a/b", "write hf://datasets/a/b"),
         ("gs://", "names no bucket"),
+        ("zip:///a/b.zip", "unpack it"),
+        ("http://[::1/x", "is no URL (Invalid IPv6 URL); correct it"),
+        ("http://h:99999/x", "is no URL (Port out of range"),
         ("s3://b/x/../y", "has a part '.' or '..'"),
         ("file:///no/such/a%20b", "write the path itself, without file://, as in '/no/such/a b'"),
         ("zip://::/a/b.zip", "is a chain of addresses"),

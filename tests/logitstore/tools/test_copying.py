@@ -228,3 +228,16 @@ def test_of_an_id_index_a_copy_takes_what_is_one(store: LogitStore, tmp_path: Pa
     found = [one.read_bytes() for one in (tmp_path / "copy").glob("index/*-ids.bin")]
     assert found == ([whole] if damage == "longer" else [])
     assert LogitStore.open(tmp_path / "copy").find(["record-0"])["record-0"] != []
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.uname().sysname != "Linux", reason="names are bytes on Linux alone"
+)
+def test_a_folder_may_have_a_name_that_is_no_text(store: LogitStore, tmp_path: Path, capsys) -> None:
+    """Such as a Latin-1 one in a UTF-8 locale: its index could not be mapped, "a defect"."""
+    place = str(tmp_path / os.fsdecode(b"caf\xe9"))
+    store.compact()
+    assert main(["copy", store.uri, place, "--quiet"]) == 0
+    assert main(["verify", place]) == 0
+    assert main(["export", place, f"{place}.parquet", "--quiet"]) == 0
+    assert "no errors" in capsys.readouterr().out
