@@ -122,9 +122,9 @@ def _serve(args: argparse.Namespace) -> int:
     # SIGTERM ends like Ctrl-C; shutdown() would wait for the very thread that runs the handler.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     print(f"serving {server.address}  (Ctrl-C ends it)", flush=True)
-    for view in views:
-        _warn_of_nothing(view)
     try:
+        for view in views:
+            _warn_of_nothing(view)
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         pass
