@@ -15,7 +15,7 @@ BENCH_OUT ?= build/bench
 # Logits to measure sizes on beside what the labeler makes; without any, a small packaged sample.
 CAPTURE ?= $(wildcard ../shared/data/teacher_capture.npz)
 
-.PHONY: help setup demo check style types quick test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
+.PHONY: help setup demo check style types quick quick-heavy quick-light test test-gpu bench bench-quick bench-check lint system-packages clean clean-env
 
 help:
 	@echo "make demo         label, store, verify, train and report with a real teacher (6 minutes on 2 cores)"

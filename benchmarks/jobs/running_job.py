@@ -8,10 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 WAIT_LIMIT_SEC = 200.0
 
@@ -60,20 +58,6 @@ class RunningJob:
         """Process ids of the workers' actors: Ray names such a process after its class."""
         return [process_id for process_id, line in self.processes() if line.startswith("ray::Worker")]
 
-    def engine_parts(self) -> tuple[list[int], list[int]]:
-        """Process ids of the engine cores below the actors, and of the vLLM workers below those.
-
-        By descent: the titles that vLLM gives them do not appear in every environment.
-        """
-        cores = [core for actor in self.actors() for core in _children(actor)]
-        return cores, [worker for core in cores for worker in _children(core)]
-
-    def ray_parts(self, name: str) -> list[int]:
-        """Process ids of "raylet" or "gcs_server"."""
-        return [
-            process_id for process_id, line in self.processes() if line.split(" ")[0].endswith(f"/{name}")
-        ]
-
     def finish(self, timeout_sec: float = WAIT_LIMIT_SEC) -> tuple[int, str]:
         """Exit status and everything it said."""
         out, err = self.process.communicate(timeout=timeout_sec)
@@ -83,20 +67,6 @@ class RunningJob:
         """`kill -9` of the driver alone."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait(60)
-
-
-def _children(process_id: int) -> list[int]:
-    """Direct children but for multiprocessing's own helper, which tracks resources."""
-    try:
-        children = psutil.Process(process_id).children()
-    except psutil.NoSuchProcess:
-        return []
-    found: list[int] = []
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            if "resource_tracker" not in " ".join(child.cmdline()):
-                found.append(child.pid)
-    return found
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from tests.labeler.jobs import (
     status_of,
     write_records,
 )
+from tests.labeler.whole_jobs.processes import ray_parts
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 RECORDS = 120
@@ -80,7 +81,7 @@ def test_a_killed_driver_is_followed_by_another_with_the_same_command(folder):
     overrides = overrides_for(folder, *held(folder, SLOWER_SEC))
     with started(overrides) as job:
         wait_for(lambda: units_done(store) >= 5 and both_are_ready(store), job)
-        actors, raylets = job.actors(), job.ray_parts("raylet")
+        actors, raylets = job.actors(), ray_parts(job, "raylet")
         assert len(actors) == 2
         assert len(raylets) == 1
         job.kill()
@@ -114,7 +115,7 @@ def test_a_killed_part_of_ray_itself_costs_the_run_and_no_label(folder, part):
     overrides = overrides_for(folder, *held(folder, SLOW_SEC))
     with started(overrides) as job:
         wait_for(lambda: units_done(store) >= 5, job)
-        (process_id,) = job.ray_parts(part)
+        (process_id,) = ray_parts(job, part)
         os.kill(process_id, signal.SIGKILL)
         fault_at = time.monotonic()
         exit_status, output = job.finish()

@@ -18,6 +18,7 @@ from logitstore.store import LogitStore
 from tests.devices import DEVICES, GPU
 from tests.labeler import engines
 from tests.labeler.jobs import assert_exactly_once, events, is_alive, overrides_for, run_job, write_records
+from tests.labeler.whole_jobs.processes import ray_parts
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 NUM_RECORDS = 120
@@ -60,7 +61,7 @@ def test_a_killed_actor_leaves_nothing_and_a_killed_job_goes_on(tmp_path: Path, 
         done = units_done(store)
         wait_for(lambda: units_done(store) > done, job, timeout_sec=START_SEC)
         left = [child.pid for one in job.actors() for child in psutil.Process(one).children(recursive=True)]
-        left += [*job.actors(), *job.ray_parts("raylet")]
+        left += [*job.actors(), *ray_parts(job, "raylet")]
         job.kill()
         result = run_job(overrides, timeout_sec=START_SEC)
         assert result.returncode == 0, result.stderr

@@ -16,6 +16,7 @@ from benchmarks.jobs.running_job import started, units_done, wait_for
 from tests.labeler import engines
 from tests.labeler.job.test_secrets_nowhere import PLANTED
 from tests.labeler.jobs import assert_exactly_once, events, is_alive, overrides_for, write_records
+from tests.labeler.whole_jobs.processes import engine_parts
 from tests.labeler.whole_jobs.test_process_listings import listed, secret_job
 
 pytestmark = [
@@ -54,7 +55,7 @@ def test_an_engine_over_two_ranks_survives_the_death_of_each_of_its_processes(
     with started(vllm_overrides(tmp_path, even_model, *two_ranks), str(secret_job(tmp_path))) as job:
         for number, part in enumerate(("vLLM worker", "engine core", "actor")):
             wait_for(lambda n=number: units_done(store) >= 2 * (n + 1), job, timeout_sec=300)
-            actors, (cores, workers) = job.actors(), job.engine_parts()
+            actors, (cores, workers) = job.actors(), engine_parts(job)
             assert (len(actors), len(cores), len(workers)) == (1, 1, 2)
             engine = [*actors, *cores, *workers]
             shown = listed(job)
