@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainer.data.packed_rows import Packing
     from trainer.data.sources import StoreSpec
     from trainer.hf.arguments import OfflineDistillationConfig
+    from trainer.hf.stock_trainer import make_compute_loss_func
     from trainer.hf.trainer import OfflineDistillationTrainer
     from trainer.loss.fused_linear import FusedLinearTopKDistillationLoss
     from trainer.loss.loss_inputs import LossOutput, TeacherTargets
@@ -37,6 +38,7 @@ _MODULES = {
     "StreamingLogitDataset": "trainer.data.dataset",
     "TeacherTargets": "trainer.loss.loss_inputs",
     "TopKDistillationLoss": "trainer.loss.losses",
+    "make_compute_loss_func": "trainer.hf.stock_trainer",
     "naive_topk_loss": "trainer.loss.losses",
 }
 """Where each name of the package's face is defined."""
@@ -55,6 +57,7 @@ __all__ = [
     "StreamingLogitDataset",
     "TeacherTargets",
     "TopKDistillationLoss",
+    "make_compute_loss_func",
     "naive_topk_loss",
 ]
 
