@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 
-def assert_cases_pass(*cases: Path) -> None:
-    """The tests of files that are not collected by themselves, under the interpreter."""
-    output = _run(["-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, cases)], TRITON_INTERPRET="1")
+def assert_cases_pass(cases: Path) -> None:
+    """The tests of a file that is not collected by itself, under the interpreter."""
+    output = _run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)], TRITON_INTERPRET="1")
     assert " passed" in output
     assert "skipped" not in output
 

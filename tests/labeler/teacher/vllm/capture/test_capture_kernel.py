@@ -35,8 +35,9 @@ print("compiled")
 
 
 @pytest.mark.slow
-def test_kernel_under_the_interpreter():
-    assert_cases_pass(*CASES)
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_kernels_under_the_interpreter(cases: Path):
+    assert_cases_pass(cases)
 
 
 @pytest.mark.slow
