@@ -12,6 +12,7 @@ yielded is a tuple of samples, the sequences of one row.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ from trainer.data.sources import (
     StoreSpec,
     check_top_k,
     combined_digest,
+    each_once,
     open_sources,
     store_specs,
 )
@@ -111,6 +113,7 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self._packed_line: PackedLine | None = None
         self._rows_by_order: dict[OrderKey, int] = {}
         self._random_access = RandomAccess(self.sources, top_k)
+        self._judged: dict[int | None, StreamingLogitDataset] = {}
         check_top_k(self.sources, self._specs, top_k)
         self._check_cache()
 
@@ -138,6 +141,29 @@ class StreamingLogitDataset(IterableDataset[Any]):
         return sum(
             outline.labels_within(max_tokens) for source in self.sources for outline in source.outlines()
         )
+
+    def judged(self, max_sequences: int | None) -> StreamingLogitDataset:
+        """What an evaluation reads of it: each sequence once, at most `max_sequences` of them, the same ones
+        in any order, in batches of any size and on any number of processes. At the start of an epoch.
+
+        Which these are is asked of the shards once, unless all are taken.
+        """
+        if max_sequences not in self._judged:
+            made = copy.copy(self)
+            sources = each_once(self.sources, self.weights, max_sequences)
+            vars(made).update(
+                sources=sources,
+                weights=[1.0] * len(sources),
+                even=False,
+                _random_access=RandomAccess(sources, self.top_k),
+                _order_of_epoch=None,
+                _rows_by_order={},
+            )
+            self._judged[max_sequences] = made
+        made = self._judged[max_sequences]
+        made.restart()
+        made.set_epoch(0)
+        return made
 
     @property
     def epoch_length(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -49,12 +50,16 @@ class HeldOut:
             raise ValueError(f"held-out fraction {self.fraction} must lie in [0, 1)")
 
     def keeps(self, record_id: str) -> bool:
-        """Whether a record is on this side: by a hash of its id, so all its samples stay together, and of its
-        parent's id where it is a part of one, so that no turn of a conversation is held out of the others."""
-        name = parent_id(record_id).encode()
-        digest = hashlib.blake2b(name, digest_size=8, person=b"held-out").digest()
-        is_held_out = int.from_bytes(digest, "big") < self.fraction * 2**64
+        """Whether a record is on this side."""
+        is_held_out = record_hash(record_id) < self.fraction * 2**64
         return is_held_out == (self.side == "held_out")
+
+
+def record_hash(record_id: str) -> int:
+    """In [0, 2^64), by a record's id, so all its samples stay together, and by its parent's id where it is a
+    part of one, so that no turn of a conversation is held out of the others. The least are held out."""
+    name = parent_id(record_id).encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8, person=b"held-out").digest(), "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,8 @@ class StoreSpec:
 
     uri: str
     weight: float = 1.0
-    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch."""
+    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch. An evaluation has
+    each once, whatever its weight is, and none of a store of weight 0."""
     storage_options: Mapping[str, Any] | None = None
     where: str | None = None
     """Which of its sequences take part, as `penumbra store cat --where` has it; None takes all."""
@@ -91,7 +97,7 @@ class StoreSpec:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Which sequences of a shard take part (S), and how long they are. int32 [S] each."""
+    """Which sequences of a shard take part (S), and how long they are. int32 [S] each, but the hashes."""
 
     place_S: np.ndarray
     """Place within the shard, ascending."""
@@ -103,8 +109,23 @@ class Outline:
     """Block of the shard that holds it."""
     is_cut_S: np.ndarray
     """1 where the teacher's answer ended at its limit of tokens and not by itself, else 0."""
+    hash_S: np.ndarray
+    """uint64, `record_hash`."""
     num_deleted_elsewhere: int = field(default=0, kw_only=True)
     """Of these sequences, those whose record was deleted from a store that is read beside this one."""
+
+    @classmethod
+    def empty(cls) -> Outline:
+        empty_S = np.empty(0, dtype=np.int32)
+        return cls(empty_S, empty_S, empty_S, empty_S, empty_S, empty_S, empty_S.astype(np.uint64))
+
+    def only(self, keep_S: np.ndarray) -> Outline:
+        """That of the sequences for which the bool [S] is true."""
+        return replace(self, **{name: column_S[keep_S] for name, column_S in self.columns().items()})
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays by their names."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name.endswith("_S")}
 
     def labels_within(self, max_tokens: int | None) -> int:
         """Label rows at the first `max_tokens` tokens of their sequence; None counts all."""
@@ -177,6 +198,13 @@ class Source:
             return [entry.num_sequences for entry in self.entries]
         return [len(outline.place_S) for outline in self.outlines()]
 
+    def only(self, keep: Sequence[np.ndarray]) -> Source:
+        """The same store, of which fewer sequences take part: by shard, a bool [S] for those of now."""
+        narrowed = copy.copy(self)
+        outlines = [outline.only(keep_S) for outline, keep_S in zip(self.outlines(), keep, strict=True)]
+        vars(narrowed).update(_outlines=outlines, _takes_all=False)
+        return narrowed
+
     @contextmanager
     def open(self, shard: int) -> Iterator[ShardReader]:
         entry = self.entries[shard]
@@ -221,17 +249,16 @@ class Source:
 
     def _outline(self, shard: int) -> Outline:
         entry = self.entries[shard]
-        empty_S = np.empty(0, dtype=np.int32)
         if not self.selection.takes_unit(entry):
-            return Outline(*(empty_S,) * 6)
-        parts: list[tuple[np.ndarray, ...]] = [(empty_S,) * 6]
+            return Outline.empty()
+        parts: list[tuple[np.ndarray, ...]] = [tuple(Outline.empty().columns().values())]
         first = num_deleted = 0
         with self.naming_gone(shard), self._open_remotely(entry) as reader:
             for block in range(reader.num_blocks):
                 columns = Block(reader, block)
                 plain = columns.plain
                 keep_S = self._keeps(columns, entry)
-                kept_names = compress(plain.record_id, keep_S)
+                kept_names = list(compress(plain.record_id, keep_S))
                 num_deleted += sum(name in self._deleted_elsewhere for name in kept_names)
                 num_labels_S = np.minimum(plain.num_rows, plain.num_tokens - plain.label_start)
                 block_S = np.full(len(keep_S), block, dtype=np.int32)
@@ -244,7 +271,8 @@ class Source:
                     np.array([reason == CUT for reason in plain.finish_reason], dtype=np.int32),
                 )
                 places_S = np.flatnonzero(keep_S).astype(np.int32) + first
-                parts.append((places_S, *(column[keep_S] for column in columns)))
+                hash_S = np.array([record_hash(name) for name in kept_names], dtype=np.uint64)
+                parts.append((places_S, *(column[keep_S] for column in columns), hash_S))
                 first += len(keep_S)
         columns_S = map(np.concatenate, zip(*parts, strict=True))
         return Outline(*columns_S, num_deleted_elsewhere=num_deleted)
@@ -283,6 +311,25 @@ def open_sources(
             deleted=deleted,
         )
         for spec, selection, store in zip(specs, selections, stores, strict=True)
+    ]
+
+
+def each_once(sources: Sequence[Source], weights: Sequence[float], most: int | None) -> list[Source]:
+    """The stores without those of weight 0, and of the others so many sequences at most: those whose records
+    have the least hashes, whatever the order of reading is. None takes all."""
+    lengths = [sum(source.lengths) if weight else 0 for source, weight in zip(sources, weights, strict=True)]
+    if (most is None or most >= sum(lengths)) and all(weights):
+        return list(sources)
+    columns = [[outline.hash_S for outline in source.outlines()] for source in sources]
+    hash_S = np.concatenate([np.empty(0, np.uint64), *(one_S for shards in columns for one_S in shards)])
+    counts_S = np.repeat(np.array(weights) > 0, [sum(map(len, shards)) for shards in columns])
+    order_S = np.lexsort((hash_S, ~counts_S))[: min(sum(lengths), sum(lengths) if most is None else most)]
+    keep_S = np.zeros(len(hash_S), dtype=bool)
+    keep_S[order_S] = True
+    ends = np.cumsum([len(one_S) for shards in columns for one_S in shards])
+    parts = iter(np.split(keep_S, ends[:-1]))
+    return [
+        source.only([next(parts) for _ in shards]) for source, shards in zip(sources, columns, strict=True)
     ]
 
 

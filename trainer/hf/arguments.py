@@ -166,7 +166,8 @@ class OfflineDistillationConfig(TrainingArguments):
     chunk_rows: int | None = None
     """Rows per chunk of the fused loss; None takes what fits its buffer."""
     max_eval_sequences: int | None = None
-    """Held-out sequences evaluated, always the same; None takes all."""
+    """Held-out sequences evaluated, chosen by a hash of their records' ids and so always the same; None takes
+    all."""
     logging_nan_inf_filter: bool = False
     """transformers' default logs the mean of earlier steps where the loss is not finite, and trains on."""
     run_settings: dict[str, Any] | None = field(default=None, init=False)

@@ -168,7 +168,8 @@ class EvaluationConfig(Section):
     batch_size: int = Field(default=4, ge=1)
     """Sequences of an evaluation batch."""
     max_sequences: int | None = Field(default=256, ge=1)
-    """Held-out sequences evaluated, the same ones whatever the seeds are; None takes all."""
+    """Held-out sequences evaluated, chosen by a hash of their records' ids: the same ones whatever seeds,
+    order, batches and processes are. None takes all."""
     before: bool = True
     """Evaluate before training too."""
     stores: Sources | None = None
@@ -236,6 +237,12 @@ class TrainConfig(Section):
                 raise ValueError(
                     f"alpha or temperature of the store {store.uri} in evaluation.stores mean nothing: "
                     "evaluation is at temperature 1; remove them"
+                )
+            if store.weight != 1:
+                raise ValueError(
+                    f"weight = {store.weight:g} of the store {store.uri} in evaluation.stores means nothing: "
+                    "each sequence is judged once; remove it, or choose sequences by where, ids and "
+                    "without_ids"
                 )
         return self
 

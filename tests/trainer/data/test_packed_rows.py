@@ -150,7 +150,7 @@ def test_a_set_for_evaluation_is_not_packed(small_store, tmp_path):
 def outlined(lengths_S):
     lengths_S = np.asarray(lengths_S, dtype=np.int32)
     zeros_S = np.zeros(len(lengths_S), dtype=np.int32)
-    return Outline(np.arange(len(lengths_S), dtype=np.int32), lengths_S, *(zeros_S,) * 4)
+    return Outline(np.arange(len(lengths_S), dtype=np.int32), lengths_S, *(zeros_S,) * 5)
 
 
 @pytest.mark.parametrize("num_sequences", [40, 120, 329, 1500])

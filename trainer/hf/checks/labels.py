@@ -99,8 +99,9 @@ def check_judged(
         torch.distributed.all_reduce(found)
     if not found:
         raise GuardError(
-            f"no label for {purpose} counts: {_REASONS} leave none (max_eval_sequences takes the first "
-            "sequences alone), so there is nothing to judge a student by; give another set, or change these"
+            f"no label for {purpose} counts: {_REASONS} leave none (max_eval_sequences takes some of "
+            "the sequences alone), so there is nothing to judge a student by; give another set, or "
+            "change these"
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -195,19 +194,18 @@ def evaluation_batches(
             segment_weights=settings.segment_weights,
         )
     )
-    dataset.set_epoch(0)
-    dataset.restart()
     num_steps = evaluation_steps(dataset, max_sequences)
-    yield from islice(LogitDataLoader(dataset, plain), num_steps)
-    if dataset.steps_per_epoch < num_steps:
-        batch = plain([dataset[0]])
+    judged = dataset.judged(max_sequences)
+    yield from LogitDataLoader(judged, plain)
+    if judged.steps_per_epoch < num_steps:
+        batch = plain([judged[0]])
         yield {**batch, "labels": torch.full_like(batch["labels"], settings.ignore_index)}
 
 
 def evaluation_steps(dataset: StreamingLogitDataset, max_sequences: int | None) -> int:
     """Batches of an evaluation, the same number on every process."""
-    num_steps = -(-dataset.epoch_length // dataset.step_size)
-    return num_steps if max_sequences is None else min(num_steps, -(-max_sequences // dataset.step_size))
+    judged = dataset.judged(max_sequences)
+    return -(-judged.epoch_length // judged.step_size)
 
 
 class EvaluationLoader:

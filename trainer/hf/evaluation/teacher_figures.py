@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.samples import Sample
 from trainer.hf.evaluation.calibration import NUM_BINS, Calibration, Reliability, reliability_of
-from trainer.hf.evaluation.evaluate import evaluation_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +60,8 @@ def teacher_figures(
     """
     if any(source.manifest.labels.support == "none" for source in dataset.sources):
         return None
-    dataset.set_epoch(0)
-    dataset.restart()
-    steps = evaluation_steps(dataset, max_sequences)
     sums_3C, known_2 = np.zeros((3, NUM_BINS)), np.zeros(2)
-    for samples in islice(LogitDataLoader(dataset, _as_they_are), steps):
+    for samples in LogitDataLoader(dataset.judged(max_sequences), _as_they_are):
         for sample in samples:
             _add_rows(sums_3C, known_2, sample, settings)
     sums_3C, known_2 = _of_all_processes(sums_3C, known_2)

@@ -89,7 +89,9 @@ def _describe(
             "selection": list(source.selection.texts),
             "teacher": source.manifest.teacher.model,
             "num_sequences": sum(source.lengths),
-            "num_held_out": 0 if part is None else sum(part.lengths),
+            "num_held_out": sum(part.lengths) if part is not None and weight else 0,
         }
-        for source, part in zip_longest(train_set.sources, parts)
+        for (source, weight), part in zip_longest(
+            zip(train_set.sources, train_set.weights, strict=True), parts
+        )
     ]

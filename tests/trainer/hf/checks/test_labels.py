@@ -58,7 +58,7 @@ def test_an_evaluation_without_a_label_that_counts_is_refused_before_training(sm
         store_of(tmp_path / "some", lambda number: number < 19), batch_size=1, shuffle=False
     )
     tiny_trainer(small_store, tmp_path / "run", eval_dataset=some)
-    with pytest.raises(GuardError, match="max_eval_sequences takes the first sequences alone"):
+    with pytest.raises(GuardError, match="max_eval_sequences takes some of the sequences alone"):
         tiny_trainer(small_store, tmp_path / "run", eval_dataset=some, max_eval_sequences=4)
 
 

@@ -13,10 +13,12 @@ from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
+from trainer.data.sources import HeldOut, StoreSpec
 from trainer.errors import NotFiniteError, UnsupportedHeadError
 from trainer.hf.evaluation import evaluate as evaluate_module
 from trainer.hf.evaluation.calibration import NUM_BINS, CalibrationSums
-from trainer.hf.evaluation.evaluate import evaluate, evaluation_batches
+from trainer.hf.evaluation.evaluate import evaluate, evaluation_batches, evaluation_steps
+from trainer.hf.evaluation.teacher_figures import teacher_figures
 from trainer.hf.heads import batch_loss, find_head
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings
@@ -119,6 +121,67 @@ def test_every_process_evaluates_equally_often(tmp_path):
         alone = alone or found
         assert found.num_sequences == 17
         assert found.to_dict() == pytest.approx(alone.to_dict(), rel=1e-5)
+
+
+def judged_ids(stores, most, **given):
+    """Record ids of the sequences that all processes read for an evaluation, sorted."""
+    world_size = given.pop("world_size", 1)
+    return sorted(
+        sample.sequence.record_id
+        for rank in range(world_size)
+        for sample in StreamingLogitDataset(stores, rank=rank, world_size=world_size, **given).judged(most)
+    )
+
+
+def test_a_limited_evaluation_is_of_exactly_so_many_and_always_the_same(tmp_path):
+    """Whatever the order, the batches, the processes and the held-out fraction are."""
+    make_store(tmp_path / "s", (30, 31, 32))
+    held_out = HeldOut(0.6, "held_out")
+    found = judged_ids(tmp_path / "s", 10, batch_size=4, held_out=held_out)
+    assert len(found) == len(set(found)) == 10
+    for given in (
+        {"batch_size": 8},
+        {"batch_size": 4, "world_size": 4, "even": True},
+        {"batch_size": 3, "num_splits": 1},
+        {"shuffle": False},
+        {"seed": 7},
+        {"batch_size": 4, "held_out": HeldOut(0.9, "held_out")},
+        {"batch_size": 4, "held_out": None},
+    ):
+        assert judged_ids(tmp_path / "s", 10, **{"held_out": held_out, **given}) == found
+    dataset = StreamingLogitDataset(tmp_path / "s", batch_size=4, held_out=held_out)
+    for most, batches_ in ((10, 3), (10, 3), (1, 1)):
+        rows = [len(batch["labels"]) for batch in evaluation_batches(dataset, plain_collator(), most)]
+        assert (sum(rows), len(rows)) == (most, batches_)
+        assert evaluation_steps(dataset, most) == batches_
+    whole = judged_ids(tmp_path / "s", None, held_out=held_out)
+    assert set(found) < set(whole)
+    assert judged_ids(tmp_path / "s", 1000, held_out=held_out) == whole
+    assert dataset.num_sequences == len(whole)  # what was asked for an evaluation changes nothing of it
+
+
+def test_an_evaluation_reads_each_sequence_once_whatever_its_weight(tmp_path):
+    for name in ("a", "b", "c"):
+        make_store(tmp_path / name, (9, 8), prefix=name)
+    stores = [
+        StoreSpec(str(tmp_path / name), weight) for name, weight in zip("abc", (0.5, 2.0, 0.0), strict=True)
+    ]
+    equal = [StoreSpec(str(tmp_path / name)) for name in "ab"]
+    for most in (None, 20):
+        found = judged_ids(stores, most, batch_size=4)
+        assert found == judged_ids(equal, most, batch_size=4)
+        assert len(found) == len(set(found)) == (most or 34)
+    dataset = StreamingLogitDataset(stores, batch_size=4)
+    assert evaluate(tiny_student(), evaluation_batches(dataset, plain_collator(), None)).num_sequences == 34
+    teacher = teacher_figures(dataset, CollateSettings(), None)
+    assert teacher is not None
+    assert teacher.num_rows == sum(
+        sample.sequence.rows.num_rows for sample in StreamingLogitDataset(equal, batch_size=4)
+    )
+
+
+def plain_collator():
+    return DistillationCollator(CollateSettings())
 
 
 def test_nothing_to_evaluate_on_is_an_error():
