@@ -1,7 +1,11 @@
-"""What can be said of the best of several settings that were each tried with a few seeds.
+"""What can be said of the best of several settings that were each tried with the same few seeds.
 
-The spread of seeds is taken to be the same everywhere, so that all settings tell of it together; means are
-compared by Student's t with it.
+A seed gives all settings the same new weights and the same order of reading, so settings are compared seed by
+seed: by a t-test on the differences of two settings, which asks for no spread that settings share. The best
+is chosen by the figures it is compared by, so that any pair might have been the one compared: each test has
+the error rate divided by the number of all pairs (Bonferroni; R. G. Miller, Simultaneous Statistical
+Inference, 1981). So, however many settings are equal in truth and however unlike their spreads are, any of
+these is told apart from another that was chosen in at most ERROR_RATE of all sweeps.
 """
 
 from __future__ import annotations
@@ -9,10 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
 
-LEVEL = 0.95
-"""How sure a difference must be to be called one."""
-STEPS = 400
+ERROR_RATE = 0.05
+"""Share of sweeps, at most, in which any settings are told apart that are equal in truth."""
+
+ROUNDING = 1e-9
+
+BySeed = Mapping[Any, float]
+"""A figure of one setting, by seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,52 +32,61 @@ class Verdict:
     best: str
     mean: float
     """Mean of its figure over seeds."""
-    spread: float | None
-    """Standard deviation of a figure over seeds, from all settings; None where each has one seed."""
     not_worse: tuple[str, ...]
     """Settings that the seeds do not tell apart from the best, best first."""
     next_best: str | None
-    certainty: float | None
-    """That the best's mean is really better than the next one's; None where nothing tells the spread."""
+    lead: float | None
+    """By how much the best is better than the next: the mean over the seeds that both have. None where these
+    are fewer than two, which tell nothing of a spread."""
+    lead_spread: float | None
+    """Standard deviation of that difference over these seeds."""
+    num_seeds: int
+    """Seeds that the best and the next have both."""
 
 
-def verdict(figures: Mapping[str, Sequence[float]], *, lower_is_better: bool) -> Verdict:
-    """`figures` has one number per seed for each setting; there is at least one."""
+def verdict(figures: Mapping[str, BySeed], *, lower_is_better: bool) -> Verdict:
+    """`figures` has at least one setting, and each at least one seed."""
     sign = 1.0 if lower_is_better else -1.0
-    means = {name: sum(values) / len(values) for name, values in figures.items()}
-    order = sorted(means, key=lambda name: sign * means[name])
-    best, others = order[0], order[1:]
-    freedom = sum(len(values) - 1 for values in figures.values())
-    if not freedom:
-        return Verdict(best, means[best], None, tuple(others), others[0] if others else None, None)
-    squares = sum((value - means[name]) ** 2 for name, values in figures.items() for value in values)
-    spread = math.sqrt(squares / freedom)
-
-    def sure(name: str) -> float:
-        difference = sign * (means[name] - means[best])
-        error = spread * math.sqrt(1 / len(figures[name]) + 1 / len(figures[best]))
-        if error == 0:
-            return 1.0 if difference > 0 else 0.5
-        return student_t_below(difference / error, freedom)
-
+    means = {name: mean(by_seed.values()) for name, by_seed in figures.items()}
+    best, *others = sorted(means, key=lambda name: sign * means[name])
+    leads = {name: _leads(figures[best], figures[name], sign) for name in others}
+    num_pairs = math.comb(len(figures), 2)
+    lead = leads[others[0]] if others else []
+    known = len(lead) > 1
     return Verdict(
         best=best,
         mean=means[best],
-        spread=spread,
-        not_worse=tuple(name for name in others if sure(name) < LEVEL),
+        not_worse=tuple(
+            name for name in others if not _is_ahead(leads[name], ERROR_RATE / max(num_pairs, 1))
+        ),
         next_best=others[0] if others else None,
-        certainty=sure(others[0]) if others else None,
+        lead=mean(lead) if known else None,
+        lead_spread=stdev(lead) if known else None,
+        num_seeds=len(lead),
     )
 
 
-def student_t_below(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's distribution with so many degrees of freedom."""
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+def _leads(best: BySeed, other: BySeed, sign: float) -> list[float]:
+    """By how much the best is better, by seed that both have."""
+    return [sign * (other[seed] - figure) for seed, figure in best.items() if seed in other]
 
-    # With t = sqrt(freedom) tan(a) the integral runs over a bounded piece: cos(a)^(freedom - 1) da.
-    end = math.atan(abs(t) / math.sqrt(freedom))
-    width = end / STEPS
-    heights = [math.cos(step * width) ** (freedom - 1) for step in range(STEPS + 1)]
-    simpson = heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2])
-    share = scale * math.sqrt(freedom) * simpson * width / 3
-    return 0.5 + math.copysign(min(share, 0.5), t)
+
+def _is_ahead(leads: Sequence[float], error_rate: float) -> bool:
+    """Whether a two-sided t-test says so. Differences that are the same, but for rounding, tell nothing of
+    their spread."""
+    if len(leads) < 2 or stdev(leads) <= ROUNDING * abs(mean(leads)):
+        return False
+    t = mean(leads) / stdev(leads) * math.sqrt(len(leads))
+    return t > 0 and 1 - student_t_within(t, len(leads) - 1) <= error_rate
+
+
+def student_t_within(t: float, freedom: int) -> float:
+    """P(|T| <= t) of Student's distribution with so many degrees of freedom (Abramowitz and Stegun, 26.7.3
+    and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    term, total = (cosine, 0.0) if freedom % 2 else (1.0, 0.0)
+    for place in range(1 + freedom % 2, freedom, 2):
+        total += term
+        term *= place / (place + 1) * cosine**2
+    return 2 / math.pi * (angle + sine * total) if freedom % 2 else sine * total

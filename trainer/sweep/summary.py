@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from logitstore.common.whole_file import write_whole
-from trainer.sweep.certainty import LEVEL, Verdict, verdict
+from trainer.sweep.certainty import ERROR_RATE, Verdict, verdict
 from trainer.sweep.grid import SEEDS, Axis, short_names
 from trainer.sweep.runs import Outcome
 
@@ -29,12 +29,14 @@ def settings_name(values: Mapping[str, Any]) -> str:
     return " ".join(words) or "as configured"
 
 
-def by_settings(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[float]]:
-    """The figure of each finished run after training, by settings, a number for each seed."""
-    found: dict[str, list[float]] = defaultdict(list)
+def by_settings(outcomes: Sequence[Outcome], figure: str) -> dict[str, dict[tuple[Any, ...], float]]:
+    """The figure of each finished run after training, by settings and seeds."""
+    found: dict[str, dict[tuple[Any, ...], float]] = defaultdict(dict)
     for outcome in outcomes:
         if outcome.metrics is not None:
-            found[settings_name(outcome.point.values)].append(float(outcome.metrics["after"][figure]))
+            values = outcome.point.values
+            seeds = tuple(values.get(name) for name in SEEDS)
+            found[settings_name(values)][seeds] = float(outcome.metrics["after"][figure])
     return dict(found)
 
 
@@ -52,7 +54,11 @@ def rows_of(outcomes: Sequence[Outcome], by: str) -> list[SettingsRow]:
     """A row for every setting that has a finished run, the best first."""
     columns = {figure: by_settings(outcomes, figure) for figure in FIGURES}
     return [
-        SettingsRow(name, len(columns[by][name]), tuple(_cell(columns[figure][name]) for figure in FIGURES))
+        SettingsRow(
+            name,
+            len(columns[by][name]),
+            tuple(_cell([*columns[figure][name].values()]) for figure in FIGURES),
+        )
         for name in _ordered(columns[by], by)
     ]
 
@@ -68,7 +74,7 @@ def table(outcomes: Sequence[Outcome], by: str) -> list[str]:
 
 
 def recommendation(outcomes: Sequence[Outcome], by: str) -> list[str]:
-    """Sentences: the best, how sure that is, and what could be as good."""
+    """Sentences: the best, by how much, and what could be as good."""
     figures = by_settings(outcomes, by)
     if not figures:
         return ["no run has finished, so nothing can be recommended"]
@@ -86,16 +92,12 @@ def recommendation(outcomes: Sequence[Outcome], by: str) -> list[str]:
         lines.append(f"{len(failed)} of its {len(tried)} runs failed, which this figure does not show")
     if found.next_best is None:
         return lines
-    if found.certainty is None:
+    if all(len(by_seed) == 1 for by_seed in figures.values()):
         return [
             *lines,
             "one seed each: nothing tells whether another seed would choose the same; give --seeds 3",
         ]
-    spread = f"seeds differ by {found.spread:.4f} (standard deviation)"
-    sure = "more than 99%" if found.certainty > 0.99 else f"{found.certainty:.0%}"
-    lines.append(f"{sure} sure that it is better than the next, {found.next_best}; {spread}")
-    lines.append(_others(found, len(figures)))
-    return lines
+    return [*lines, _next(found), _others(found, len(figures))]
 
 
 def best_of(outcomes: Sequence[Outcome], by: str) -> Verdict | None:
@@ -145,15 +147,28 @@ def write_record(path: Path, found: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
+def _next(found: Verdict) -> str:
+    if found.lead is None:
+        return f"the next, {found.next_best}, has fewer than two seeds in common with it, which tell nothing"
+    return (
+        f"the next, {found.next_best}, is behind by {found.lead:.4f} ±{found.lead_spread:.4f}, the mean and "
+        f"standard deviation of the differences of {found.num_seeds} seeds"
+    )
+
+
 def _others(found: Verdict, num_settings: int) -> str:
+    how = (
+        f"paired t-tests with Bonferroni's correction: of sweeps whose settings are all equal in truth, at "
+        f"most {ERROR_RATE:.0%} tell any apart"
+    )
     if not found.not_worse:
-        return f"it is told apart from all {num_settings - 1} others at {LEVEL:.0%}"
-    return f"not told apart from it at {LEVEL:.0%}: {'; '.join(found.not_worse)}"
+        return f"it is told apart from all {num_settings - 1} others ({how})"
+    return f"not told apart from it, which more seeds might do: {'; '.join(found.not_worse)} ({how})"
 
 
-def _ordered(figures: Mapping[str, Sequence[float]], by: str) -> list[str]:
+def _ordered(figures: Mapping[str, Mapping[Any, float]], by: str) -> list[str]:
     sign = 1 if by in LOWER_IS_BETTER else -1
-    return sorted(figures, key=lambda name: sign * mean(figures[name]))
+    return sorted(figures, key=lambda name: sign * mean(figures[name].values()))
 
 
 def _cell(values: Sequence[float]) -> str:

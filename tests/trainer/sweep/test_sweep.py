@@ -23,7 +23,6 @@ from tests.killing import run_killed
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
 from trainer.sweep import runs
-from trainer.sweep.certainty import student_t_below, verdict
 from trainer.sweep.grid import points_of, read_axis
 from trainer.sweep.page import page, ticks
 from trainer.sweep.runs import Outcome, is_of_these_stores
@@ -128,39 +127,6 @@ def test_what_no_run_would_take_is_refused_before_any_runs(axes: list[str], says
     with pytest.raises(ConfigError) as refused:
         points_of(BASE, [read_axis(text) for text in axes], "out", None)
     assert says in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("t", "freedom", "wanted"), [(2.306, 8, 0.975), (12.706, 1, 0.975), (-1.86, 8, 0.05), (0.0, 3, 0.5)]
-)
-def test_students_distribution_is_that_of_the_tables(t: float, freedom: int, wanted: float) -> None:
-    assert student_t_below(t, freedom) == pytest.approx(wanted, abs=2e-4)
-
-
-def test_the_verdict_is_as_sure_as_the_seeds_allow() -> None:
-    clear = verdict({"a": [1.00, 1.02], "b": [2.00, 2.02], "c": [3.0, 3.02]}, lower_is_better=True)
-    assert (clear.best, clear.not_worse, clear.next_best) == ("a", (), "b")
-    assert clear.certainty is not None
-    assert clear.certainty > 0.999
-    close = verdict({"a": [1.0, 1.3], "b": [1.1, 1.3], "c": [3.0, 3.3]}, lower_is_better=True)
-    assert close.not_worse == ("b",)
-    assert close.certainty is not None
-    assert 0.5 < close.certainty < 0.8
-    assert verdict({"a": [0.1], "b": [0.3]}, lower_is_better=False).best == "b"
-    assert verdict({"a": [0.1], "b": [0.3]}, lower_is_better=True).certainty is None
-
-
-def test_as_often_as_it_says_it_is_right() -> None:
-    """Two settings that differ by one spread, 4 seeds each: of the sure verdicts, hardly one is wrong."""
-    rng, sure, wrong = np.random.default_rng(0), 0, 0
-    for _ in range(400):
-        found = verdict(
-            {"a": rng.normal(0, 1, 4).tolist(), "b": rng.normal(1, 1, 4).tolist()}, lower_is_better=True
-        )
-        if found.certainty is not None and found.certainty >= 0.95:
-            sure, wrong = sure + 1, wrong + (found.best != "a")
-    assert sure > 60
-    assert wrong / sure < 0.05
 
 
 @pytest.mark.slow
