@@ -15,11 +15,11 @@ import pytest
 
 from benchmarks.__main__ import build_parser
 from labeler.config.loading import load_job
-from trainer.__main__ import build_parser as train_parser
+from tests.front_door.test_matrix import parsers as every_parser
 
 README = Path(__file__).parents[1] / "README.md"
 HEADING = "## Your own teacher and prompts\n"
-TEACHER = "--teacher Qwen/Qwen3-4B"
+TEACHER, STUDENT = "--teacher Qwen/Qwen3-4B", "--student Qwen/Qwen3-0.6B"
 
 
 def typed(text: str) -> list[str]:
@@ -66,9 +66,49 @@ def test_prompts_without_ids_are_labeled_by_the_commands_of_the_readme(tmp_path:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    student = shlex.split(train)[3:]
-    assert train_parser().parse_args(["run", *student]).labels == "build/labels"
     run(label.replace(TEACHER, "--set teacher.engine=fake"))
     assert json.loads(run(f"{status} --json"))["state"] == "finished"
     assert json.loads(run(f"{inspect} --json"))["num_sequences"] == len(prompts)
     run(verify)
+    byte_tokenizer = README.parent / "configs" / "byte-tokenizer"
+    small = f"--set student.small.hidden_size=16 --set student.tokenizer='{byte_tokenizer}'"
+    assert STUDENT in train
+    run(f"{train.replace(STUDENT, small)} --set training.max_steps=1")
+    assert (tmp_path / "build" / "student" / "model.safetensors").is_file()
+    with subprocess.Popen(
+        f"exec {view} --port 0", shell=True, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as page:
+        assert page.stdout is not None
+        said = page.stdout.readline()
+        page.terminate()
+    assert re.match(r"serving http://127\.0\.0\.1:\d+/", said)
+
+
+def test_no_command_of_the_readme_is_in_a_section_without_a_test() -> None:
+    sections = re.split(r"^## ", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    with_commands = [
+        one.partition("\n")[0] for one in sections if re.search(r"^(penumbra|make) ", one, re.MULTILINE)
+    ]
+    assert with_commands == [
+        "Your own teacher and prompts",  # here
+        "Try it without a GPU",  # .ci/run, tests/benchmarks/demo
+        "On a cluster that a team shares",  # tests/cluster/test_readme.py
+        "Choosing K, and what it costs",  # here
+    ]
+
+
+def test_the_readmes_table_names_commands_and_options_that_exist() -> None:
+    table = README.read_text(encoding="utf-8").split("## What else it does\n")[1].split("\n## ")[0]
+    named: list[tuple[str, str, list[str]]] = []
+    for cell in re.findall(r"^\|.*\| (.*) \|$", table, re.MULTILINE):
+        program = ""
+        for text in re.findall(r"`([a-z][a-z -]*)`", cell):
+            words = text.split()
+            if words[0] == "penumbra":
+                program = words[1]
+            name, *options = words[2:] if words[0] == "penumbra" else words
+            named.append((program, name, options))
+    assert len(named) == 17
+    parsers = {(program, name): parser for program, name, parser in every_parser()}
+    for program, name, options in named:
+        assert set(options) <= parsers[program, name]._option_string_actions.keys(), (program, name)
