@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,5 +58,7 @@ class TokenMeans:
             for name, total in zip(self.NAMES, totals, strict=True)
             if teacher_rows or name not in self.OF_TEACHER
         }
+        if math.isnan(means.get("teacher_mass", 0.0)):  # not known of entries that are all there is
+            del means["teacher_mass"]
         fill = round(num_tokens / max(num_places, 1), 4)
         return {**means, "num_rows": int(num_rows), "fill": fill, "num_cut_rows": int(num_cut_rows)}

@@ -118,7 +118,7 @@ def fused_linear_topk_distillation_loss(
     )
     hidden_NH = hidden_BTH.flatten(0, 1)[rows.position_N]
     total, *parts = _apply_fused(hidden_NH, weight_VH, bias_V, rows, settings, head)
-    return per_item(total, RowLosses(*parts), rows, num_items_in_batch)
+    return per_item(total, RowLosses(*parts), rows, settings, num_items_in_batch)
 
 
 class _FusedLinear(torch.autograd.Function):

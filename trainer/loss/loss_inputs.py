@@ -111,11 +111,13 @@ class LossMetrics:
     weight: Tensor
     """Sum of the rows' weights; their number where all count alike."""
     teacher_mass: Tensor
-    """Teacher's mass on the stored ids, at the temperature of the loss."""
+    """Teacher's mass on the stored ids, at the temperature of the loss; NaN where the loss has no tail
+    (`LossSettings.has_tail`)."""
     student_mass: Tensor
     """Student's mass on the same ids."""
     tail_kl: Tensor
-    """KL between the two-class distributions (stored, tail): what the bucket adds to the renormalised KL."""
+    """KL between the two-class distributions (stored, tail): what the bucket adds to the renormalised KL.
+    NaN as above."""
     top1_agreement: Tensor
     """Share of rows in which no logit of the student exceeds that of the teacher's top id."""
 

@@ -64,6 +64,12 @@ class LossSettings:
             )
         self._check_combination()
 
+    @property
+    def has_tail(self) -> bool:
+        """Whether the teacher's mass outside the stored entries takes part. Without it, targets may be a
+        distribution over the entries alone, of which that mass is not known."""
+        return self.divergence != "sampled" and self.tail in ("bucket", "uniform")
+
     def _check_combination(self) -> None:
         if self.beta and self.divergence != "generalized_jsd":
             raise ValueError(f"beta={self.beta} means nothing to divergence={self.divergence!r}; set beta=0.")

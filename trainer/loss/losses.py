@@ -72,7 +72,7 @@ def topk_distillation_loss(
     logits_NV = student_logits_BTV.flatten(0, 1)[rows.position_N, :vocab_size]
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     losses = row_losses(_statistics(logits_NV, rows, settings), rows, settings)
-    return per_item(weighted_sum(losses, settings), losses, rows, num_items_in_batch)
+    return per_item(weighted_sum(losses, settings), losses, rows, settings, num_items_in_batch)
 
 
 def _statistics(logits_NV: Tensor, rows: LossRows, settings: LossSettings) -> StudentStatistics:
@@ -105,7 +105,11 @@ def _statistics(logits_NV: Tensor, rows: LossRows, settings: LossSettings) -> St
 
 
 def per_item(
-    total: Tensor, losses: RowLosses, rows: LossRows, num_items_in_batch: Tensor | int | None
+    total: Tensor,
+    losses: RowLosses,
+    rows: LossRows,
+    settings: LossSettings,
+    num_items_in_batch: Tensor | int | None,
 ) -> LossOutput:
     """Divide the weighted sum and its parts by the item count; no label that counts gives 0, not NaN."""
     num_items = rows.total_weight if num_items_in_batch is None else num_items_in_batch
@@ -117,12 +121,12 @@ def per_item(
         loss=total / num_items,
         distillation=losses.distillation_N.detach().sum() / num_items,
         cross_entropy=losses.cross_entropy_N.detach().sum() / num_items,
-        metrics=mean_metrics(losses, rows),
+        metrics=mean_metrics(losses, rows, settings),
     )
 
 
 @torch.no_grad()
-def mean_metrics(losses: RowLosses, rows: LossRows) -> LossMetrics:
+def mean_metrics(losses: RowLosses, rows: LossRows, settings: LossSettings) -> LossMetrics:
     """Means over the rows that count; see `LossMetrics`."""
     has_teacher = rows.mask_NK.shape[1] > 0
     # Filled in on the device: a copy from the host waits for all that a GPU has still to do.
@@ -133,6 +137,9 @@ def mean_metrics(losses: RowLosses, rows: LossRows) -> LossMetrics:
     def mean(values_N: Tensor) -> Tensor:
         return values_N.sum() / count if has_teacher else torch.zeros_like(count, dtype=values_N.dtype)
 
+    def of_masses(values_N: Tensor) -> Tensor:
+        return mean(values_N) if settings.has_tail or not has_teacher else mean(values_N * torch.nan)
+
     log_teacher_tail_N = rows.tail_logprob_N.to(losses.distillation_N.dtype)
     tail_kl_N = _weighted_log_ratio(log_teacher_tail_N, losses.log_student_tail_N) + _weighted_log_ratio(
         losses.log_teacher_stored_N, losses.log_student_stored_N
@@ -141,9 +148,9 @@ def mean_metrics(losses: RowLosses, rows: LossRows) -> LossMetrics:
         num_rows=num_rows,
         num_teacher_rows=num_rows if has_teacher else torch.zeros_like(num_rows),
         weight=weight if isinstance(weight, Tensor) else num_rows,
-        teacher_mass=mean(losses.log_teacher_stored_N.exp()),
+        teacher_mass=of_masses(losses.log_teacher_stored_N.exp()),
         student_mass=mean(losses.log_student_stored_N.exp()),
-        tail_kl=mean(tail_kl_N),
+        tail_kl=of_masses(tail_kl_N),
         top1_agreement=mean(losses.top1_agrees_N),
     )
 

@@ -72,8 +72,8 @@ class RunMetrics:
     """By logged step: step, epoch, loss, distillation, cross_entropy, teacher_mass, student_mass,
     top1_agreement, num_rows, fill, num_cut_rows, grad_norm, learning_rate, over all processes. Loss terms are
     means per label since the last log, other means are over the rows with a teacher; where no row has one,
-    what is of the teacher is absent. fill is the share of the places in batches that hold tokens;
-    num_cut_rows counts label rows beyond a limit on length."""
+    what is of the teacher is absent, and teacher_mass where the loss has no tail. fill is the share of the
+    places in batches that hold tokens; num_cut_rows counts label rows beyond a limit on length."""
     num_steps: int
     num_parameters: int
     num_trainable_parameters: int

@@ -166,6 +166,17 @@ def test_logged_terms_are_those_of_the_loss(small_store, tmp_path):
             assert 0 < entry["student_mass"] < entry["teacher_mass"] < 1
 
 
+def test_a_loss_without_a_tail_logs_no_mass_of_the_teacher(small_store, tmp_path):
+    """It would be 1 of a distribution over the stored entries alone."""
+    trainer = tiny_trainer(small_store, tmp_path, tail="renormalize", collate={"renormalize": True})
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logged
+    for entry in logged:
+        assert "teacher_mass" not in entry
+        assert 0 < entry["student_mass"] < 1
+
+
 def test_without_a_teacher_nothing_is_logged_of_one(small_store, tmp_path):
     """An agreement of 0% with a teacher that was not read would be a lie."""
     trainer = tiny_trainer(small_store, tmp_path, alpha=0.0)

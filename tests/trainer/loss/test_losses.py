@@ -208,6 +208,24 @@ def test_metrics_are_means_over_the_rows_that_count():
 
 
 @pytest.mark.parametrize(
+    "kind", [{"tail": "renormalize"}, {"tail": "zero"}, {"divergence": "sampled"}], ids=str
+)
+def test_the_teachers_mass_is_not_said_to_be_one_where_its_tail_is_left_out(kind):
+    case = make_case(43)
+    mass = torch.logsumexp(case.targets.logprobs_BTK, -1, keepdim=True)
+    alone = dataclasses.replace(
+        case.targets,
+        logprobs_BTK=case.targets.logprobs_BTK - mass,
+        tail_logprob_BT=torch.full_like(case.targets.tail_logprob_BT, -torch.inf),
+    )
+    metrics = topk_distillation_loss(case.student_logits, case.labels, alone, LossSettings(**kind)).metrics
+    assert metrics.teacher_mass.isnan()
+    assert metrics.tail_kl.isnan()
+    assert 0 < metrics.student_mass < 1
+    assert metrics.top1_agreement.isfinite()
+
+
+@pytest.mark.parametrize(
     ("bad", "message"),
     [
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
