@@ -202,7 +202,7 @@ def _start(ip: str, arguments: list[str], folder: Path) -> LocalNode:
     environment = os.environ | NODE_ENVIRONMENT
     with open(folder / f"node-{ip}.log", "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *agent_ports()],
+            [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *arguments, *agent_ports()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -237,8 +237,12 @@ def count_alive_nodes(address: str) -> int:
 
 def _check_alive(node: LocalNode, folder: Path) -> None:
     if process_start(node.pid) != node.started:
-        log = (folder / f"node-{node.ip}.log").read_text(errors="replace")
-        raise NodeEndedError(f"node {node.ip} ended at its start; the end of its log:\n{log[-800:]}")
+        path = folder / f"node-{node.ip}.log"
+        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1][:800] if lines else "it said nothing"
+        raise NodeEndedError(
+            f"node {node.ip} ended at its start ({last}); give the command again, or see its log: {path}"
+        )
 
 
 def _stop_all(nodes: tuple[LocalNode, ...]) -> int:

@@ -59,7 +59,7 @@ def script(
             ]
         ).rstrip(),
         "scratch_is_set": checks_of([slurm.scratch], "slurm.scratch"),
-        "ray": f"{python} -m ray.scripts.scripts",
+        "ray": f"{python} -P -m ray.scripts.scripts",
         "addresses": _ADDRESSES if not slurm.interface else f"ip -4 -o addr show dev {slurm.interface}",
         "scratch": in_quotes(slurm.scratch.rstrip("/")),
         "longest": LONGEST_FOLDER,

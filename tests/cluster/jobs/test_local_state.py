@@ -114,3 +114,24 @@ def test_without_proc_a_start_is_said_alike_everywhere(monkeypatch: pytest.Monke
     assert len(found) == 1
     assert found != {None}
     assert process_start(2**22 + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        (
+            'Traceback (most recent call last):\n  File "x.py", line 1\n    ^^^\nException: timed out\n\n',
+            "timed out",
+        ),
+        ("", "it said nothing"),
+    ],
+)
+def test_a_node_that_ended_at_its_start_is_told_by_its_last_line(tmp_path: Path, log: str, says: str) -> None:
+    """It was the last 800 characters of the log, most of them Ray's traceback."""
+    file = tmp_path / "node-127.0.0.2.log"
+    file.write_text(log)
+    with pytest.raises(local.NodeEndedError) as ended:
+        local._check_alive(LocalNode("127.0.0.2", os.getpid(), "another start"), tmp_path)
+    assert says in str(ended.value)
+    assert str(file) in str(ended.value)
+    assert "^" not in str(ended.value)
