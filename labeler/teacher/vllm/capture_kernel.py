@@ -269,22 +269,38 @@ def _reduce(
     block_rows = rows_per_block(vocab_size, layout)
     for start in range(0, num_rows, block_rows):
         block = slice(start, min(start + block_rows, num_rows))
-        logits_BV, label_ids_B = logits_NV[block], label_ids_N[block].contiguous()
-        statistics = group_statistics(logits_BV, label_ids_B, layout.temperatures)
-        ranks_N[block] = statistics.ranks_B
-        token_ids_NC[block, 0] = label_ids_B.to(torch.int32)
-        values_NC[block, 0] = logits_BV.gather(1, label_ids_B.unsqueeze(1))[:, 0].float()
-        if given_NK is None:
-            entries = _top_entries(logits_BV, statistics, layout.top_k)
-        else:
-            entries = _given_entries(logits_BV, given_NK[block].to(torch.int64))
-        stored = slice(1, layout.top_k + 1)
-        token_ids_NC[block, stored], values_NC[block, stored] = (
-            entries.ids_BK.to(torch.int32),
-            entries.head_BK,
+        given_BK = None if given_NK is None else given_NK[block].to(torch.int64)
+        ranks_N[block] = _reduce_block(
+            logits_NV[block],
+            label_ids_N[block].contiguous(),
+            given_BK,
+            layout,
+            token_ids_NC[block],
+            values_NC[block],
         )
-        _fill_masses(statistics, entries, layout.temperatures, values_NC[block])
     return finish_rows(token_ids_NC, values_NC, ranks_N, layout)
+
+
+def _reduce_block(
+    logits_BV: torch.Tensor,
+    label_ids_B: torch.Tensor,
+    given_BK: torch.Tensor | None,
+    layout: ColumnLayout,
+    token_ids_BC: torch.Tensor,
+    values_BC: torch.Tensor,
+) -> torch.Tensor:
+    """Fill all columns of a block but the sentinels and the checksum; its ranks. Its scratch ends with it."""
+    statistics = group_statistics(logits_BV, label_ids_B, layout.temperatures)
+    token_ids_BC[:, 0] = label_ids_B.to(torch.int32)
+    values_BC[:, 0] = logits_BV.gather(1, label_ids_B.unsqueeze(1))[:, 0].float()
+    if given_BK is None:
+        entries = _top_entries(logits_BV, statistics, layout.top_k)
+    else:
+        entries = _given_entries(logits_BV, given_BK)
+    stored = slice(1, layout.top_k + 1)
+    token_ids_BC[:, stored], values_BC[:, stored] = entries.ids_BK.to(torch.int32), entries.head_BK
+    _fill_masses(statistics, entries, layout.temperatures, values_BC)
+    return statistics.ranks_B
 
 
 def rows_per_block(vocab_size: int, layout: ColumnLayout) -> int:

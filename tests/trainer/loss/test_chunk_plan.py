@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import trainer.loss
+from tests.devices import PeakBytes
 from trainer.loss.chunk_plan import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, ChunkPlan, add_product, plan_chunks
 from trainer.loss.loss_inputs import LossRows
 from trainer.loss.loss_settings import LossSettings
@@ -20,32 +17,6 @@ from trainer.loss.projection import HeadForm, Projection
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 STATISTICS = ("max_N", "scaled_sum_N", "sum_N", "total_N")
-
-
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made within and still held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: dict[int, int] = {}
-        self.most = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        given = {
-            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if is_tensor(tensor)
-        }
-        for tensor in filter(is_tensor, tree_leaves(made)):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in given and storage._cdata not in self.held:
-                self.held[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.held.pop, storage._cdata)
-        self.most = max(self.most, sum(self.held.values()))
-        return made
-
-
-def is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def plan(

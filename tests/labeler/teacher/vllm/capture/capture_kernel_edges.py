@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, columns_from_logits, rows_from_columns
 from labeler.teacher.vllm import capture_kernel, given_capture, reduction
 from logitstore.errors import InvalidLabelsError
+from tests.devices import PeakBytes
 from tests.labeler.teacher.vllm.capture.capture_kernel_cases import assert_same
 
 INF = float("inf")
@@ -130,3 +133,31 @@ def test_what_a_step_copies_to_the_device_is_copied_once():
     capture_kernel.group_statistics(logits_NV, label_ids_N, (1.0, 3.0))
     after = capture_kernel._inverses.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+
+
+@pytest.mark.parametrize("top_k", [16, 64, 256])
+@pytest.mark.parametrize("vocab_size", [151_936, 2**20])
+def test_scratch_memory_of_a_step_is_what_is_set_aside(top_k, vocab_size, monkeypatch):
+    """Of one block, not of the one before it as well; counted where the kernels are not run."""
+
+    class NoKernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: None
+
+    for name in ("_group_statistics", "_group_columns", "_tail_masses"):
+        monkeypatch.setattr(capture_kernel, name, NoKernel())
+    monkeypatch.setattr(capture_kernel, "_inverses", lambda temperatures, device: None)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
+    layout = ColumnLayout(top_k, (1.0, 2.0, 4.0))
+    logits_NV = torch.empty((4096, vocab_size), dtype=torch.bfloat16, device="meta")
+    label_ids_N = torch.empty(4096, dtype=torch.int64, device="meta")
+    given_NK = torch.empty((4096, top_k), dtype=torch.int32, device="meta")
+    with PeakBytes() as top:
+        capture_kernel.reduce_logits(logits_NV, label_ids_N, layout)
+    with PeakBytes() as given_ids:
+        capture_kernel.reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
+    rows_bytes = 4096 * (layout.num_columns * 2 * 4 + 16)
+    for peak in (top, given_ids):
+        assert (
+            0.7 * capture_kernel.SCRATCH_BYTES < peak.most - rows_bytes < 1.05 * capture_kernel.SCRATCH_BYTES
+        )
