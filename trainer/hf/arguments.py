@@ -19,7 +19,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 
 from trainer.hf.checks.amounts import check_amounts, check_numbers
 from trainer.hf.checks.optimizer import check_optimizer_name
-from trainer.hf.evaluation.evaluate import LOWER_IS_BETTER
+from trainer.hf.evaluation.better import LOWER_IS_BETTER
 from trainer.loss.loss_settings import Divergence, ForeignIds, LossSettings, Tail
 
 LOSS_FIELDS = tuple(item.name for item in fields(LossSettings) if item.name != "ignore_index")

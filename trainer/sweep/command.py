@@ -12,6 +12,7 @@ from typing import Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import remove_parts, write_whole
+from trainer.hf.evaluation.better import LOWER_IS_BETTER
 from trainer.run.file_names import CONFIG_NAME
 from trainer.run.only_run import only_run
 from trainer.run.settings.student import check_names
@@ -20,7 +21,6 @@ from trainer.sweep.on_ray import RayPlace, run_on_ray
 from trainer.sweep.page import page
 from trainer.sweep.runs import Outcome, refuse_secrets, run_points
 from trainer.sweep.summary import (
-    LOWER_IS_BETTER,
     best_of,
     failures,
     recommendation,

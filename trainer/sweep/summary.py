@@ -11,11 +11,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from logitstore.common.whole_file import write_whole
+from trainer.hf.evaluation.better import LOWER_IS_BETTER
 from trainer.sweep.certainty import ERROR_RATE, Verdict, verdict
 from trainer.sweep.grid import SEEDS, Axis, short_names
 from trainer.sweep.runs import Outcome
 
-LOWER_IS_BETTER = ("kl", "cross_entropy", "calibration_error")
 FIGURES = ("kl", "cross_entropy", "top1_agreement", "accuracy", "calibration_error")
 """Shown of every setting; a run may be chosen by any of them."""
 SHORT = {"kl": "KL", "cross_entropy": "CE", "top1_agreement": "top-1", "accuracy": "accuracy",

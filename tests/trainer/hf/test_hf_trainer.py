@@ -15,7 +15,8 @@ from trainer.data.loader import LogitDataLoader
 from trainer.data.sources import HeldOut
 from trainer.errors import PackingError, ReshardingError, UnsupportedHeadError
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
+from trainer.hf.evaluation.better import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from trainer.hf.evaluation.evaluate import Evaluation
 from trainer.hf.stock_trainer import make_compute_loss_func
 from trainer.loss.loss_inputs import TeacherTargets
 from trainer.loss.loss_settings import LossSettings

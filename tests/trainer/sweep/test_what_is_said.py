@@ -14,6 +14,7 @@ from logitstore.common.config_file import ConfigError
 from logitstore.store import LogitStore
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
+from trainer.hf.evaluation.better import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from trainer.run.config import resolved
 from trainer.run.file_names import CONFIG_NAME, METRICS_NAME
 from trainer.sweep.command import report
@@ -87,6 +88,14 @@ def test_runs_judged_on_unlike_rows_are_not_compared() -> None:
     assert "\nrecommended: " not in told
     assert "next: " not in told
     assert "nothing is recommended" in page(outcomes, axes, "kl", "out")
+
+
+def test_of_every_figure_it_is_known_whether_the_highest_is_the_best() -> None:
+    assert {*FIGURES} <= {*LOWER_IS_BETTER, *HIGHER_IS_BETTER}
+    for by in FIGURES:
+        _, points = swept("loss.alpha=0.5,1")
+        best = 0.5 if by in LOWER_IS_BETTER else 1
+        assert recommendation(ended(points, [0.1, 0.2]), by)[0].startswith(f"recommended: alpha={best}")
 
 
 def test_seeds_of_the_order_are_no_settings() -> None:

@@ -18,7 +18,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import SettingError
 from trainer.hf.epochs import total_steps
-from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, tokenizer_size_of
+from trainer.hf.evaluation.better import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from trainer.hf.evaluation.evaluate import tokenizer_size_of
 
 
 def check_course(

@@ -28,11 +28,6 @@ PIECE_TOKENS = 256
 """Tokens whose logits exist at a time."""
 
 
-LOWER_IS_BETTER = ("loss", "kl", "cross_entropy", "calibration_error", "mass_beyond_tokenizer")
-"""Figures of an Evaluation of which the least is the best; "loss" is the Trainer's name for the KL."""
-HIGHER_IS_BETTER = ("top1_agreement", "accuracy", "student_mass", "acceptance_at_least", "acceptance_at_most")
-
-
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Means over the label rows; everything at temperature 1, logarithms natural."""

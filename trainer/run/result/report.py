@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.hf.evaluation.evaluate import HIGHER_IS_BETTER
+from trainer.hf.evaluation.better import HIGHER_IS_BETTER
 from trainer.run.file_names import CONFIG_NAME
 from trainer.run.output import RunMetrics
 from trainer.run.result.model_card import TITLES, calibration_in_words, teachers_column
