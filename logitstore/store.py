@@ -231,8 +231,15 @@ def _read_manifest(objects: Objects) -> Manifest:
         data = objects.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
     except ObjectNotFoundError as error:
         refuse_lost_manifest(objects)
-        raise StoreNotFoundError(
-            f"no store lies at {objects.uri}: {MANIFEST_NAME} is not there; check the path, or label "
-            "something into it first"
-        ) from error
+        raise StoreNotFoundError(f"no store lies at {objects.uri}: {_why_none(objects)}") from error
     return decode_manifest(data)
+
+
+def _why_none(objects: Objects) -> str:
+    """Why no store is there, and what to do; an export of `label run --out` has its store beside it."""
+    if not (objects.is_local and os.path.isfile(objects.uri)):
+        return f"{MANIFEST_NAME} is not there; check the path, or label something into it first"
+    beside, _ = os.path.splitext(objects.uri)
+    if os.path.isfile(os.path.join(beside, MANIFEST_NAME)):
+        return f"that is a file, and a store is a folder; give {beside}, the store beside it"
+    return "that is a file, and a store is a folder; `penumbra store import` makes one of an export"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,15 @@ def test_create_again_resumes_and_another_job_is_refused(place: Place) -> None:
 def test_open_where_nothing_is(place: Place) -> None:
     with pytest.raises(StoreNotFoundError, match="no store lies at"):
         LogitStore.open(place.uri, storage_options=place.storage_options)
+
+
+def test_an_export_given_as_a_store_is_told_where_its_store_is(tmp_path: Path) -> None:
+    (tmp_path / "labels.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StoreNotFoundError, match=r"that is a file.*`penumbra store import`"):
+        LogitStore.open(tmp_path / "labels.parquet")
+    LogitStore.create(tmp_path / "labels", make_manifest())
+    with pytest.raises(StoreNotFoundError, match=r"give \S+/labels, the store beside it"):
+        LogitStore.open(tmp_path / "labels.parquet")
 
 
 def test_refresh_sees_other_writers(place: Place) -> None:
