@@ -25,8 +25,11 @@ MOST_DECODERS = WINDOW_BLOCKS
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on, where the system tells, divided among the ranks of the machine that
+    a launcher (torchrun, accelerate) names in LOCAL_WORLD_SIZE."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(cores // int(ranks), 1) if ranks.isdecimal() and int(ranks) else cores
 
 
 StoredSequence = tuple[int, LabeledSequence]

@@ -33,6 +33,20 @@ def read(uri: str) -> list[tuple[str, bytes]]:
     return [(one.sequence.record_id, one.sequence.rows.logits_NK.tobytes()) for one in dataset]
 
 
+@pytest.mark.parametrize(
+    ("ranks", "cores"), [(None, 16), ("1", 16), ("8", 2), ("3", 5), ("32", 1), ("0", 16), ("many", 16)]
+)
+def test_ranks_of_one_machine_divide_its_cores(
+    ranks: str | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight ranks each took all cores for their own, and as many threads and workers."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert reading.usable_cores() == cores
+
+
 def test_any_number_of_decoders_reads_the_same(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for cores in (1, 2, 16):
