@@ -35,6 +35,7 @@ from trainer.data.sources import (
     each_once,
     open_sources,
     store_specs,
+    warn_of_same_part,
 )
 from trainer.data.state import STATE_KIND, find_state, refuse_other_order
 from trainer.data.topology import refuse_resharding, resolve_topology
@@ -115,6 +116,8 @@ class StreamingLogitDataset(IterableDataset[Any]):
         self._random_access = RandomAccess(self.sources, top_k)
         self._judged: dict[int | None, StreamingLogitDataset] = {}
         check_top_k(self.sources, self._specs, top_k)
+        if not shuffle and self.topology.rank == 0:
+            warn_of_same_part(self._specs)
         self._check_cache()
 
     # ---- Size and random access ----

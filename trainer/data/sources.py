@@ -68,8 +68,8 @@ class StoreSpec:
 
     uri: str
     weight: float = 1.0
-    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch. An evaluation has
-    each once, whatever its weight is, and none of a store of weight 0."""
+    """How often its sequences occur in an epoch: 2 is twice, 0.5 another half every epoch (unshuffled, always
+    the first half). An evaluation has each once, whatever its weight is, and none of a store of weight 0."""
     storage_options: Mapping[str, Any] | None = None
     where: str | None = None
     """Which of its sequences take part, as `penumbra store cat --where` has it; None takes all."""
@@ -312,6 +312,18 @@ def open_sources(
         )
         for spec, selection, store in zip(specs, selections, stores, strict=True)
     ]
+
+
+def warn_of_same_part(specs: Sequence[StoreSpec]) -> None:
+    """For stores that are read unshuffled, whose epochs all begin with the first sequences."""
+    for spec in specs:
+        if spec.weight % 1:
+            warnings.warn(
+                f"the weight {spec.weight:g} of {spec.uri} takes the same first sequences in every epoch, "
+                "since shuffle is false (in a configuration data.shuffle); shuffled, each takes other ones",
+                StoreWarning,
+                stacklevel=3,
+            )
 
 
 def each_once(sources: Sequence[Source], weights: Sequence[float], most: int | None) -> list[Source]:

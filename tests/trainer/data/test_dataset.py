@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from logitstore.codec import loops
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import StoreChangedError
 from logitstore.store import LogitStore
 from tests.trainer.conftest import NUM_SEQUENCES
@@ -369,3 +371,16 @@ def test_files_of_ids_choose_the_sequences_of_training(small_store, tmp_path):
     assert dataset(StoreSpec(str(small_store), ids=wanted, where="record_id != r3")).digest == digest
     wanted.write_text("r1\n")
     assert dataset(StoreSpec(str(small_store), ids=wanted, where="record_id != r3")).digest != digest
+
+
+def test_a_part_of_an_unshuffled_store_is_said_to_be_the_same_in_every_epoch(tmp_path):
+    """The weight says "another half every epoch"; in order of storage there is only the first."""
+    make_store(tmp_path / "s", (8, 8))
+    with pytest.warns(StoreWarning, match=r"weight 0.5 of .* the same first sequences in every epoch"):
+        dataset = StreamingLogitDataset(StoreSpec(str(tmp_path / "s"), 0.5), shuffle=False)
+    first, second = ([sample.sequence.record_id for sample in dataset] for _ in range(2))
+    assert first == second
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StreamingLogitDataset(StoreSpec(str(tmp_path / "s"), 2.0), shuffle=False)
+        StreamingLogitDataset(StoreSpec(str(tmp_path / "s"), 0.5))

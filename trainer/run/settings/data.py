@@ -28,8 +28,9 @@ class StoreSource(Section):
     uri: str
     """Folder or URL of a logit store."""
     weight: float = Field(default=1.0, ge=0)
-    """How often its sequences occur in an epoch of training: 2 is twice, 0.5 another half every epoch, 0
-    leaves the store out. Those held out are judged once each."""
+    """How often its sequences occur in an epoch of training: 2 is twice, 0.5 another half every epoch
+    (with data.shuffle = false the same first half), 0 leaves the store out. Those held out are judged once
+    each."""
     alpha: float | None = Field(default=None, ge=0, le=1)
     """Weight of distillation for this store's labels; None takes `loss.alpha`. 0 trains on its text alone."""
     temperature: float | None = Field(default=None, gt=0)
