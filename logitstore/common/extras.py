@@ -10,6 +10,8 @@ EXTRA_OF_PACKAGE = {
     "lm_eval": "parity",
 }
 """Packages of single subcommands; all others come with the extra of their command."""
+OF_NO_EXTRA = ("peft",)
+"""Packages that single settings need and no extra brings."""
 ALSO = {"label": "; '.[label-cpu]' without a GPU, '.[api]' for a teacher behind an API"}
 """What else brings the packages of an extra, and where that is enough."""
 OURS = ("logitstore", "labeler", "trainer", "cluster", "benchmarks")
@@ -25,7 +27,7 @@ def explain_missing(error: ModuleNotFoundError, extra: str) -> str:
     if not name or name in OURS:
         raise error
     extra = EXTRA_OF_PACKAGE.get(name, extra)
-    return (
-        f"this command needs the package {name!r}, which is not installed; in the project's folder: "
-        f"pip install '.[{extra}]'{ALSO.get(extra, '')}"
-    )
+    remedy = f"in the project's folder: pip install '.[{extra}]'{ALSO.get(extra, '')}"
+    if name in OF_NO_EXTRA:
+        remedy = f"pip install {name}"
+    return f"this command needs the package {name!r}, which is not installed; {remedy}"
