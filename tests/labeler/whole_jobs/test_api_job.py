@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from logitstore.common.exit_status import ExitStatus
 from logitstore.objects.opening import Objects
 from logitstore.store import LogitStore
 from tests.labeler.jobs import overrides_for, run_job, write_records
+from tests.labeler.lacking_interpreter import interpreter_with
 from tests.labeler.teacher.openai.server import KEY, SERVED, Fault, FaultyProxy, faulty_proxy
 from tests.labeler.teacher.openai.stand_in import stand_in_server, write_model
 
@@ -64,7 +66,9 @@ def money(answers: list[tuple[float, int, int]]) -> float:
 def test_a_thousand_records_exactly_once_and_the_money_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where nothing is installed but what the extra for it brings: neither torch nor vLLM."""
     monkeypatch.setenv("PENUMBRA_TEST_KEY", KEY)
+    monkeypatch.setattr(sys, "executable", str(interpreter_with(tmp_path / "environment", "api")))
     write_records(tmp_path / "in.jsonl", RECORDS)
     store, killed_at = tmp_path / "store", list[float]()
     with stand_in_server(write_model(tmp_path / "model")) as upstream, faulty_proxy(upstream) as (proxy, url):
