@@ -20,7 +20,7 @@ from logitstore.cli.rendering import print_head, print_inspection
 from logitstore.cli.selecting import selection_of, warn_of_top_k, warn_of_unmet
 from logitstore.common.console import Console
 from logitstore.errors import (
-    ObjectNotFoundError,
+    NOT_THERE,
     StoreChangedError,
     StoreError,
     StoreNotFoundError,
@@ -178,7 +178,7 @@ def _limit_of_job(store: LogitStore, first: int | None) -> int | None:
     """The job's `input.limit` of its last run; the manifest has that of its first, which may be lower."""
     try:
         return json.loads(store.objects.get(JOB_NAME))["input"]["limit"]
-    except (ObjectNotFoundError, ValueError, KeyError, TypeError):
+    except (*NOT_THERE, ValueError, KeyError, TypeError):
         return first
 
 

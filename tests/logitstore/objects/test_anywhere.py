@@ -105,6 +105,14 @@ def test_verify_finds_no_fault(address: list[str], capsys) -> None:
         assert {one["kind"] for one in found["problems"]} <= {"unlisted"}, found["problems"]
 
 
+def test_verify_compares_an_input(address: list[str], tmp_path: Path, capsys) -> None:
+    (tmp_path / "input.jsonl").write_text('{"text": "never labeled"}\n')
+    assert main(["verify", *address, "--json", "--against", str(tmp_path / "input.jsonl")]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_input_records"] == 1
+    assert {one["kind"] for one in found["problems"]} - {"unlisted"} == {"not_labeled", "not_in_input"}
+
+
 @pytest.mark.parametrize(
     "command", [("inspect", "--json"), ("head", "--json"), ("cat",), ("cat", "--top-k", "2")]
 )
