@@ -43,9 +43,9 @@ class NotMixed:
     num_other_segments: int
     """Sequences whose segments are others in the second store."""
     num_second_only: int
-    """Sequences that the second store alone has."""
+    """Sequences that the second store alone has, without those whose records the first has deleted."""
     num_deleted: int
-    """Sequences of the first store whose records the second has deleted; they are left out."""
+    """Sequences of one store whose records the other has deleted; they are left out."""
 
 
 def mix_stores(
@@ -78,7 +78,9 @@ def mix_stores(
     shards = stores[0].shards()
     made_from = f"{stores[1].digest} {weights!r}"
     named = {_name_of(f"{entry.checksum} {made_from}"): entry for entry in shards if entry.name}
-    units = _mixed_units(stores, weights, manifest, {k: v for k, v in named.items() if k not in committed})
+    second = _SequencesByKey(stores[1])
+    wanted = {k: v for k, v in named.items() if k not in committed}
+    units = _mixed_units(stores, second, weights, manifest, wanted)
     first = list(islice(units, 1))  # before the store is made: stores that do not fit leave none
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
     carry_deletions(stores, target)
@@ -105,19 +107,21 @@ def mix_stores(
     check_no_others(target, committed - named.keys() - {alone})
     target.compact()
     if report:
-        report(_not_mixed(stores, target, counts, {k: v for k, v in named.items() if k in committed}))
+        done_before = {k: v for k, v in named.items() if k in committed}
+        report(_not_mixed(stores, second, target, counts, done_before))
     return target
 
 
 def _not_mixed(
     stores: tuple[LogitStore, LogitStore],
+    second: _SequencesByKey,
     target: LogitStore,
     counts: Counter[str],
     done: Mapping[str, ShardEntry],
 ) -> NotMixed:
     """`counts` of the units that this run made, and the same of those that were `done` before."""
+    deleted = deleted_in(stores)
     if done:
-        second, deleted = _SequencesByKey(stores[1]), deleted_in(stores)
         made = {entry.unit_id: entry for entry in target.shards()}
         for name, entry in done.items():
             own, num_deleted = _living(stores[0], entry, deleted)
@@ -125,8 +129,13 @@ def _not_mixed(
             for one, mixed in zip(own, _sequences(target, made[name]), strict=True):
                 counts += _counted(one, mixed, second.get(one))
     num_here, num_there = (int(store.shards().column("num_sequences").sum()) for store in stores)
-    num_second_only = num_there - num_here + counts["deleted"]
-    return NotMixed(counts["masked"], counts["segments"], num_second_only, counts["deleted"])
+    num_mixed = num_here - counts["deleted"]
+    num_deleted_here = second.count_of(
+        deleted
+    )  # a sequence is in one of the two counts: who deleted has it not
+    num_second_only = num_there - num_deleted_here - num_mixed
+    num_deleted = counts["deleted"] + num_deleted_here
+    return NotMixed(counts["masked"], counts["segments"], num_second_only, num_deleted)
 
 
 def _name_of(parts: str) -> str:
@@ -136,12 +145,13 @@ def _name_of(parts: str) -> str:
 
 def _mixed_units(
     stores: tuple[LogitStore, LogitStore],
+    second: _SequencesByKey,
     weights: tuple[float, float],
     manifest: Manifest,
     wanted: Mapping[str, ShardEntry],
 ) -> Iterator[tuple[str, int, list[LabeledSequence], Counter[str]]]:
     """(name, unit index, sequences, what is not mixed) of the mixture of each of the first store's shards."""
-    second, deleted = _SequencesByKey(stores[1]), deleted_in(stores)
+    deleted = deleted_in(stores)
     for name, entry in wanted.items():
         own, num_deleted = _living(stores[0], entry, deleted)
         mixed, counted = list[LabeledSequence](), Counter(deleted=num_deleted)
@@ -196,6 +206,10 @@ class _SequencesByKey:
                     for key in zip(plain.record_id, plain.sample_index.tolist(), strict=True):
                         self._places[key] = (shard, place)
                         place += 1
+
+    def count_of(self, deleted: DeletedRecords) -> int:
+        """Sequences whose records are among these."""
+        return sum(record_id in deleted for record_id, _ in self._places)
 
     def get(self, sequence: LabeledSequence) -> LabeledSequence:
         """The other labels of these tokens. Raises InvalidLabelsError."""
