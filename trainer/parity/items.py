@@ -92,9 +92,9 @@ def _item(
 def _number_in_words(value: Any) -> Any:
     """A number as a model would write it: 18 for the 18.0 of a column that once held a missing value. What
     is no number stays as it is, and so do NaN and infinity."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return value
-    return f"{Decimal(repr(value + 0.0)).normalize():f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{Decimal(repr(value + 0.0)).normalize():f}"
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _messages(value: Any, where: str, name: str) -> list[dict[str, str]]:

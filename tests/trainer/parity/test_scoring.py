@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,11 +92,27 @@ def test_a_pattern_that_goes_back_for_ever_is_said(monkeypatch: pytest.MonkeyPat
     assert score_of("regex", "aa", "aa", pattern) == 1.0, "the next text has its own time"
 
 
+def test_a_pattern_is_not_ended_by_what_other_threads_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer counts the time of all threads of the process."""
+    monkeypatch.setattr(scoring, "PATTERN_SEC", 0.05)
+    # More than 0.05 s of the process before the match, of which this thread has next to none.
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    slow = re.compile(r"(a+)+$")
+    assert score_of("regex", "a" * 22 + "b", "a", slow) == 0.0
+
+
+def test_a_pattern_is_matched_on_a_system_without_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has none; the comparison ended with AttributeError after all answers had been made."""
+    monkeypatch.setattr(scoring, "signal", SimpleNamespace(SIGINT=signal.SIGINT, signal=signal.signal))
+    assert score_of("regex", "#### 5", "so #### 5", NUMBER) == 1.0
+
+
 @pytest.mark.parametrize(
     ("answer", "reference"),
     [
         (18.0, "18"),
         (18, "18"),
+        (10**400, "1" + "0" * 400),
         (-0.0, "0"),
         (0.1, "0.1"),
         (1e21, "1" + "0" * 21),

@@ -6,6 +6,7 @@ import contextlib
 import re
 import signal
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator
 
@@ -88,18 +89,23 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 
 @contextlib.contextmanager
 def _bounded(pattern: re.Pattern[str]) -> Iterator[None]:
-    """A pattern may take years for a line of text. Its seconds are the processor's; where this is no main
-    thread, which alone gets signals, they are not counted."""
-    if threading.current_thread() is not threading.main_thread():
+    """A pattern may take years for a line of text. Its seconds are the processor's for this thread alone,
+    though the timer counts those of all. They are not bounded outside the main thread, which alone gets
+    signals, nor on a system without such timers, as Windows."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(*_: object) -> None:
+        if (left_sec := PATTERN_SEC - (time.thread_time() - begun_sec)) > 0:
+            signal.setitimer(signal.ITIMER_VIRTUAL, left_sec)
+            return
         raise ConfigError(
             f"--regex {pattern.pattern!r} takes more than {PATTERN_SEC:g} s for one text; write it without a "
             "repetition inside another, such as (a+)+. Answers are kept, and are not asked for again"
         )
 
+    begun_sec = time.thread_time()
     before = signal.signal(signal.SIGVTALRM, end)
     signal.setitimer(signal.ITIMER_VIRTUAL, PATTERN_SEC)
     try:
