@@ -45,7 +45,7 @@ HEAVY := tests/trainer tests/benchmarks
 QUICK := -m "not slow and not ray and not vllm and not s3 and not browser and not gpu"
 ifdef PKG
 quick:
-	$(PYTEST) $(QUICK_SIDE_BY_SIDE) $(QUICK) tests/$(PKG)
+	$(PYTEST) $(QUICK_SIDE_BY_SIDE) $(QUICK) $(PKG:%=tests/%)
 else
 quick: quick-heavy quick-light
 
