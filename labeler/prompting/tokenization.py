@@ -20,7 +20,7 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
-from logitstore.models.folder import refuse_no_tokens
+from logitstore.models.folder import json_object, refuse_no_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -267,13 +267,16 @@ def _refuse_unread(variables: Mapping[str, Any], template: str | None) -> None:
 
 
 def model_file(config: TeacherConfig, name: str) -> Mapping[str, Any] | None:
-    """A JSON file of the teacher's model; None where it has none of that name."""
+    """A JSON file of the teacher's model; None where it has none of that name.
+
+    Raises ConfigError for one that is cut or damaged.
+    """
     from transformers.utils.hub import cached_file
 
     path = cached_file(
         config.model, name, revision=config.revision, _raise_exceptions_for_missing_entries=False
     )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return None if path is None else json_object(Path(path), "teacher.model", config.model)
 
 
 def _template_of(chat: InputConfig) -> str | None:

@@ -42,10 +42,19 @@ def check_weights(folder: Path, setting: str) -> None:
 
 
 def check_whole(folder: Path, setting: str) -> None:
-    """Raises ConfigError where a safetensors file is missing that the index names, is cut or is a pointer."""
+    """Raises ConfigError where a safetensors file is missing that the index names, is cut or is a pointer.
+
+    So it does for an index that is damaged itself.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+        weight_map = json_object(index, setting, str(folder)).get("weight_map", {})
+        if not isinstance(weight_map, dict):
+            raise ConfigError(
+                f"{setting} = {str(folder)!r}: the weight_map of its {index.name} is {str(weight_map)!r:.40} "
+                "and names no files; fetch the model again"
+            )
+        named = sorted(set(map(str, weight_map.values())))
         missing = [name for name in named if not (folder / name).is_file()]
         if missing:
             raise ConfigError(
@@ -64,20 +73,36 @@ def check_loadable(name: str, setting: str) -> None:
     folder = Path(name)
     if not folder.is_dir():
         return
-    if (base := _adapter_base(folder)) is not None:
+    if (base := _adapter_base(folder, setting)) is not None:
         check_model_name(base, revision=None, setting=f"base_model_name_or_path of the adapter {name!r}")
-    elif not (folder / "config.json").is_file():
+    elif (config := folder / "config.json").is_file():
+        json_object(config, setting, name)
+    else:
         refuse_other_forms(folder, setting)
     check_whole(folder, setting)
 
 
-def _adapter_base(folder: Path) -> str | None:
+def json_object(path: Path, setting: str, model: str) -> dict[str, Any]:
+    """What a file of a model holds. Raises ConfigError for one that is cut or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    else:
+        if isinstance(value, dict):
+            return value
+        problem = f"it holds {str(value)!r:.40}"
+    raise ConfigError(
+        f"{setting} = {model!r}: its {path.name} is no whole JSON object ({problem}); fetch the model again"
+    )
+
+
+def _adapter_base(folder: Path, setting: str) -> str | None:
     """The model that the folder's adapter belongs to; None for a folder without an adapter, or a base."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         return None
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    return settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    return json_object(path, setting, str(folder)).get("base_model_name_or_path")
 
 
 def refuse_no_tokens(tokenizer: Any, name: str, setting: str) -> None:

@@ -7,13 +7,14 @@ import pytest
 
 from labeler.config.loading import TeacherConfig
 from labeler.planning.preflight import context_limits
-from labeler.prompting.tokenization import load_tokenizer
+from labeler.prompting.tokenization import load_tokenizer, model_file
 from logitstore.common.config_file import ConfigError
 from logitstore.models.folder import check_loadable, check_weights, refuse_other_forms
 from trainer.run.settings.student import StudentConfig, check_names
 
 HEADER = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "__metadata__": {}}).encode()
 WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + b"1234"
+INDEX = "model.safetensors.index.json"
 GOOD = (2).to_bytes(8, "little") + b"{}"
 
 
@@ -32,9 +33,7 @@ GOOD = (2).to_bytes(8, "little") + b"{}"
         (
             {
                 "a.safetensors": GOOD,
-                "model.safetensors.index.json": json.dumps(
-                    {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
-                ).encode(),
+                INDEX: json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}).encode(),
             },
             "lacks 'b.safetensors'",
         ),
@@ -117,6 +116,13 @@ def test_a_folder_without_a_tokenizer_is_not_taken_for_one_without_tokens(tmp_pa
         ),
         ({"m.gguf": b"GGUF"}, "GGUF"),
         ({"config.json": b"{}", "m.safetensors": WHOLE[:-1]}, "fetch the model again"),
+        ({"config.json": b'{"model_type'}, "': its config.json is no whole JSON object (Unterminated"),
+        ({"config.json": b"{}", INDEX: b'{"weight_map": {'}, f"its {INDEX} is no whole JSON object (Exp"),
+        ({"config.json": b"{}", INDEX: b"[]"}, f"its {INDEX} is no whole JSON object (it holds '[]')"),
+        ({"config.json": b"{}", INDEX: b'{"weight_map": [1]}'}, f"weight_map of its {INDEX} is '[1]'"),
+        ({"config.json": b"{}", INDEX: b"\xff\xfe"}, f"its {INDEX} is no whole JSON object ("),
+        ({"adapter_config.json": b'{"base_model'}, "its adapter_config.json is no whole JSON object (Unt"),
+        ({"adapter_config.json": b""}, "its adapter_config.json is no whole JSON object (Expecting value"),
     ],
 )
 def test_a_student_that_cannot_be_loaded_is_refused_before_torch_is(
@@ -127,6 +133,12 @@ def test_a_student_that_cannot_be_loaded_is_refused_before_torch_is(
     with pytest.raises(ConfigError) as caught:
         check_names(StudentConfig(model=str(tmp_path)))
     assert words in str(caught.value)
+
+
+def test_a_cut_file_beside_the_teachers_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature"')
+    with pytest.raises(ConfigError, match=r"teacher.model = .*: its generation_config.json is no whole JSON"):
+        model_file(TeacherConfig(model=str(tmp_path)), "generation_config.json")
 
 
 def test_students_of_other_forms_pass(tmp_path: Path) -> None:
