@@ -12,14 +12,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from labeler.config.found import find_settings
-from labeler.config.loading import checked_job, identity
+from labeler.config.loading import JobConfig, checked_job, identity
 from labeler.curation.asking import AskPaths, asking_job
 from labeler.curation.check import CheckSettings, check_responses, program_digest
 from labeler.curation.check_program import command_parts
@@ -39,7 +39,7 @@ from labeler.curation.settings import (
 )
 from labeler.curation.sifting import Source, decontaminate, dedupe
 from labeler.errors import JobFailedError
-from logitstore.common.config_file import ConfigError
+from logitstore.common.config_file import ConfigError, flatten
 from logitstore.common.section import HomePath, Section
 from logitstore.store import LogitStore
 
@@ -160,14 +160,19 @@ def _check_check(recipe: Recipe, where: str) -> None:
 
 def _check_jobs(recipe: Recipe, where: str) -> None:
     """Raise ConfigError for settings that the job of a step will not take."""
-    prompts = Path("prompts.jsonl")
-    if "label" in recipe.steps:
-        checked_job(_label_document(recipe, prompts), where)
-    for settings in recipe.sections.values():
-        if isinstance(settings, ExpandSettings):
-            asking_job(recipe.document, AskPaths(prompts), sampling_of(settings), rows=False, where=where)
-        elif isinstance(settings, JudgeSettings):
-            asking_job(recipe.document, AskPaths(prompts), JUDGE_SAMPLING, rows=True, where=where)
+    for name in recipe.steps:
+        if name in ASKING_STEPS:
+            _job_of(recipe, name, where)
+
+
+def _job_of(recipe: Recipe, name: str, where: str | None = None) -> JobConfig:
+    """The job of a step, but for the place of its prompts, which may not be there yet."""
+    prompts, settings = Path("prompts.jsonl"), recipe.sections.get(name)
+    if isinstance(settings, ExpandSettings):
+        return asking_job(recipe.document, AskPaths(prompts), sampling_of(settings), rows=False, where=where)
+    if isinstance(settings, JudgeSettings):
+        return asking_job(recipe.document, AskPaths(prompts), JUDGE_SAMPLING, rows=True, where=where)
+    return checked_job(_label_document(recipe, prompts), where)
 
 
 def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path:
@@ -184,15 +189,21 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
     digest, last = f"{source.fingerprint()}:{source.limit}", Path(recipe.settings.seeds)
     for name in recipe.steps:
         out = recipe.output_of(name)
-        made_from = _made_from(recipe, name, digest)
-        record = ledger.get(name)
+        made_from, record = _made_from(recipe, name, digest), ledger.get(name)
+        if record is not None and record.made_from == _made_from(recipe, name, digest, as_before=True):
+            if record.made_from != made_from and name == "label":
+                say("label: recorded by an earlier version, without [filters]; a change of them is not seen")
+            ledger[name] = record = replace(record, made_from=made_from)
+            write_ledger(recipe.ledger, ledger)
         if record is not None and record.made_from == made_from and digest_of(out) == record.output_digest:
             say(f"{name}: done before, {_counts(record.report)}")
         else:
             if record is not None and record.made_from != made_from and out.exists():
                 raise ConfigError(
                     f"{out} was made from other seeds or settings than [{name}] and the steps before it have "
-                    "now; choose another recipe.out, or remove the files of that step and of those after it"
+                    "now, or by an earlier version, whose record of them cannot be compared; choose another "
+                    "recipe.out, or remove the files of that step and of those after it, which are made, and "
+                    "paid, again then"
                 )
             report = _do(recipe, name, source, out, quiet=quiet, say=say)
             record = StepRecord(made_from, out.name, digest_of(out), report)
@@ -265,25 +276,32 @@ def _label_document(recipe: Recipe, prompts: Path) -> dict[str, Any]:
     }
 
 
-def _made_from(recipe: Recipe, name: str, digest: str) -> str:
-    """Digest of a step's settings and input; what may change between runs of a job does not count."""
+def _made_from(recipe: Recipe, name: str, digest: str, *, as_before: bool = False) -> str:
+    """Digest of a step's settings and input; what may change between runs of a job does not count.
+
+    Args:
+        as_before: as earlier versions made it, of a job's sections as they are written, without `[filters]`.
+    """
     settings: dict[str, Any] = {}
     if name in recipe.sections:
         settings = recipe.sections[name].model_dump(mode="json")
     if isinstance(step := recipe.sections.get(name), CheckStepSettings):
         settings["program"] = [step.program, program_digest(step.program)]
     if name in ASKING_STEPS:
-        settings["job"] = _job_settings(recipe, name)
+        parts = ("teacher", "labels", "sampling", "input")
+        written = {part: recipe.document.get(part, {}) for part in parts}
+        settings["job"] = written if as_before else _job_settings(_job_of(recipe, name))
     text = json.dumps([name, settings, digest], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _job_settings(recipe: Recipe, name: str) -> dict[str, Any]:
-    """The settings that what the teacher answers depends on; the step's own input is known by its digest, and
-    filters look at labels alone."""
-    found = identity(checked_job(_label_document(recipe, Path()), None))
-    without = ("input.uri",) if name == "label" else ("input.uri", "filters.")
-    return {key: value for key, value in found.items() if not key.startswith(without)}
+def _job_settings(job: JobConfig) -> dict[str, Any]:
+    """The settings that what the teacher answers depends on; the input is known by its digest.
+
+    Defaults are left out, so that a setting which a later version adds changes nothing.
+    """
+    given = flatten(job.model_dump(mode="json", exclude_defaults=True))
+    return {key: value for key, value in identity(job).items() if key in given and key != "input.uri"}
 
 
 def _counts(report: Mapping[str, Any]) -> str:
