@@ -75,7 +75,7 @@ class PlanPass:
             num_labeled=num_labeled(self.job) if anything_labeled else 0,
         )
         if changes:
-            self.note(f"nothing is labeled yet and the job has changed, so it is planned anew: {changes}")
+            self.note(anew_in_words(changes))
         objects.put(JOB_NAME, json.dumps(resolved(self.job), indent=1).encode())
         totals = self.plan.totals()
         is_wanted = totals is not None and totals.num_changed and self.relabel_changed
@@ -120,10 +120,17 @@ class PlanPass:
         return (unit_ids - labeled.keys()) | dropped
 
 
-def refuse_other_settings(job: JobConfig, prepared: Prepared) -> None:
-    """Raises OtherSettingsError where a run would, before anything is read or written."""
+def anew_in_words(changes: str) -> str:
+    return f"nothing is labeled yet and the job has changed, so it is planned anew: {changes}"
+
+
+def refuse_other_settings(job: JobConfig, prepared: Prepared) -> str:
+    """For what changes a run would plan the job anew; "" where it would keep its plan, or has none.
+
+    Raises OtherSettingsError where a run would, before anything is read or written.
+    """
     has_manifest = prepared.objects.exists(MANIFEST_NAME)
-    Plan(prepared.objects).check(
+    return Plan(prepared.objects).check(
         identity(job),
         provenance_of(job, prepared.tokenizer),
         has_manifest=has_manifest,

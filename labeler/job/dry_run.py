@@ -10,6 +10,7 @@ from typing import Any
 
 from labeler.config.loading import JobConfig, resolved
 from labeler.driver.plan_pass import (
+    anew_in_words,
     contents_in_words,
     new_planner,
     parts_in_words,
@@ -24,11 +25,10 @@ from labeler.job.segment_colours import Paint, plain
 from labeler.job.teacher_view import seen_by_teacher
 from labeler.planning.fit.disks import bytes_per_label, disk_lines
 from labeler.planning.fit.gpu_memory import memory_need
-from labeler.planning.plan import KnownRecords, Plan, PlanTotals
+from labeler.planning.plan import Plan, PlanTotals
 from labeler.planning.planner import Planner
 from labeler.planning.preflight import Prepared, prepare
 from labeler.teacher.output_head import choose_head
-from logitstore.job_objects import PLAN_HEAD_NAME
 
 BAR_WIDTH = 40
 
@@ -131,9 +131,11 @@ def estimate(job: JobConfig, *, calibrate: int = 0, paint: Paint = plain) -> Est
     Writes nothing into the store. Raises ConfigError as a run would.
     """
     prepared = prepare(job)
-    refuse_other_settings(job, prepared)
+    changes = refuse_other_settings(job, prepared)
     seen = (*seen_by_teacher(job, prepared, paint), *_head_in_words(job))
-    planner, totals = _count(job, prepared)
+    if changes:
+        seen = (*seen, anew_in_words(changes))
+    planner, totals = _count(job, prepared, anew=bool(changes))
     seen = (*seen, *histogram(planner.lengths))
     if parts := parts_in_words(job, totals, planner.num_whole):
         seen = (*seen, parts)
@@ -179,8 +181,8 @@ def dry_run(
     return "\n".join([*settings, *found.seen, "", *found.in_words()]), found.nothing
 
 
-def _count(job: JobConfig, prepared: Prepared) -> tuple[Planner, PlanTotals]:
-    known = Plan(prepared.objects).known() if prepared.objects.exists(PLAN_HEAD_NAME) else KnownRecords()
+def _count(job: JobConfig, prepared: Prepared, *, anew: bool) -> tuple[Planner, PlanTotals]:
+    known = Plan(prepared.objects).known(anew=anew)
     planner = new_planner(job, prepared, known, writer=None)
     return planner, planner.run(read_input(job), lambda _: None)
 

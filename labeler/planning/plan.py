@@ -119,10 +119,11 @@ class Plan:
 
     def check(
         self, identity: Mapping[str, Any], made_from: Provenance, *, has_manifest: bool, num_labeled: int
-    ) -> None:
-        """Raises OtherSettingsError where `claim` would; writes nothing."""
-        if self._objects.exists(PLAN_HEAD_NAME):
-            self._compared(identity, made_from, has_manifest, num_labeled)
+    ) -> str:
+        """What `claim` would return, or its OtherSettingsError; writes nothing."""
+        if not self._objects.exists(PLAN_HEAD_NAME):
+            return ""
+        return "; ".join(self._compared(identity, made_from, has_manifest, num_labeled)[1])
 
     def _compared(
         self, identity: Mapping[str, Any], made_from: Provenance, has_manifest: bool, num_labeled: int
@@ -186,11 +187,11 @@ class Plan:
                     num_tokens=num_tokens,
                 )
 
-    def known(self) -> KnownRecords:
-        """What the segments hold, for a pass that adds to them."""
+    def known(self, *, anew: bool = False) -> KnownRecords:
+        """What the segments hold, for a pass that adds to them; with `anew` for one in place of them."""
         known = KnownRecords()
         known.deleted.add_many(deleted_records(self._objects))
-        for name in segment_names(self._objects):
+        for name in () if anew else segment_names(self._objects):
             segment = load_object(self._objects, name)
             targets = [(known.ids, "ids"), (known.prompts, "prompts")]
             targets.append((known.proofs, "proofs") if "proofs" in segment else (known.unproven, "ids"))

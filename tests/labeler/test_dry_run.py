@@ -188,13 +188,18 @@ def test_the_dry_run_of_a_job_that_goes_on_says_what_is_new_and_what_is_refused(
     prepared, tally = prepare(mine), Tally()
     nothing = JobLog(None), lambda _: None, lambda _: None
     PlanPass(mine, prepared, Plan(prepared.objects), tally, *nothing, relabel_changed=False).make()
-    LogitStore.create(tmp_path / "store", make_manifest())
     write_records(tmp_path / "in.jsonl", 10, start=20)
 
     def tried(*more):
         given = [word for one in overrides_for(tmp_path, *more) for word in ("--set", one)]
         return main(["run", "--dry-run", *given])
 
+    # While nothing is labeled a run throws the plan away.
+    assert tried("labels.top_k=16") == 0
+    said = capsys.readouterr().out
+    assert "so it is planned anew: labels.top_k: 8 in the store, 16 now" in said
+    assert "30 records read: 30 in 4 units, 0 rejected" in said
+    LogitStore.create(tmp_path / "store", make_manifest())
     assert tried() == 0
     assert "30 records read: 30 in 5 units (10 new, 20 planned before), 0 rejected" in capsys.readouterr().out
     assert tried("labels.top_k=16") == 2
