@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -49,10 +50,15 @@ class HeldOut:
         if not 0 <= self.fraction < 1:
             raise ValueError(f"held-out fraction {self.fraction} must lie in [0, 1)")
 
-    def keeps(self, record_id: str) -> bool:
-        """Whether a record is on this side."""
-        is_held_out = record_hash(record_id) < self.fraction * 2**64
-        return is_held_out == (self.side == "held_out")
+    def keeps(self, hash_S: np.ndarray) -> np.ndarray:
+        """bool [S], whether the records of these `record_hash`es, uint64, are on this side."""
+        is_held_out_S = hash_S < np.uint64(math.ceil(self.fraction * 2**64))
+        return is_held_out_S == (self.side == "held_out")
+
+
+def record_hashes(record_ids: Iterable[str]) -> np.ndarray:
+    """uint64, `record_hash` of each."""
+    return np.fromiter(map(record_hash, record_ids), dtype=np.uint64)
 
 
 def record_hash(record_id: str) -> int:
@@ -257,8 +263,8 @@ class Source:
             for block in range(reader.num_blocks):
                 columns = Block(reader, block)
                 plain = columns.plain
-                keep_S = self._keeps(columns, entry)
-                kept_names = list(compress(plain.record_id, keep_S))
+                keep_S, hash_S = self._keeps(columns, entry)
+                kept_names = compress(plain.record_id, keep_S)
                 num_deleted += sum(name in self._deleted_elsewhere for name in kept_names)
                 num_labels_S = np.minimum(plain.num_rows, plain.num_tokens - plain.label_start)
                 block_S = np.full(len(keep_S), block, dtype=np.int32)
@@ -271,20 +277,22 @@ class Source:
                     np.array([reason == CUT for reason in plain.finish_reason], dtype=np.int32),
                 )
                 places_S = np.flatnonzero(keep_S).astype(np.int32) + first
-                hash_S = np.array([record_hash(name) for name in kept_names], dtype=np.uint64)
                 parts.append((places_S, *(column[keep_S] for column in columns), hash_S))
                 first += len(keep_S)
         columns_S = map(np.concatenate, zip(*parts, strict=True))
         return Outline(*columns_S, num_deleted_elsewhere=num_deleted)
 
-    def _keeps(self, block: Block, entry: ShardEntry) -> np.ndarray:
-        """bool [S], which sequences of a block take part."""
+    def _keeps(self, block: Block, entry: ShardEntry) -> tuple[np.ndarray, np.ndarray]:
+        """bool [S], which sequences of a block take part; and the `record_hash` of those that do."""
         keep_S = np.ones(len(block.plain.record_id), dtype=bool)
-        if self._held_out is not None:
-            keep_S &= [self._held_out.keeps(record_id) for record_id in block.plain.record_id]
         if not self.selection.takes_all:
             keep_S &= self.selection.kept(block, entry)
-        return keep_S
+        hash_S = record_hashes(compress(block.plain.record_id, keep_S))
+        if self._held_out is not None:
+            is_kept_S = self._held_out.keeps(hash_S)
+            keep_S[keep_S] = is_kept_S
+            hash_S = hash_S[is_kept_S]
+        return keep_S, hash_S
 
 
 def store_specs(stores: str | Path | StoreSpec | Sequence[str | Path | StoreSpec]) -> list[StoreSpec]:
