@@ -128,5 +128,6 @@ def of_another_plan(unit_index: int, there: str, here: str) -> StoreChangedError
     """The error for a place in the plan that holds the unit `there` where `here` was to be."""
     return StoreChangedError(
         f"unit index {unit_index} is {there} in the store and would be {here} now: the store was begun with "
-        "another input, plan or selection; go on with that, or write to a new place"
+        "another input, plan or selection, or by an earlier version that names units otherwise; go on with "
+        "that, or write to a new place"
     )

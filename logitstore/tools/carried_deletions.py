@@ -33,7 +33,8 @@ def deleted_in(stores: Iterable[LogitStore]) -> DeletedRecords:
 def carry_deletions(sources: Sequence[LogitStore], target: LogitStore) -> None:
     """Have the target say what its sources deleted, before anything is committed there.
 
-    Raises StoreChangedError where it was begun before a deletion, and so may hold what was taken down.
+    Raises StoreChangedError where it was begun before a deletion, and so may hold what was taken down. What a
+    version made that carried no deletions along cannot be told from that.
     """
     for _ in range(MAX_SWAP_TRIES):
         known = target.deletions.records
@@ -43,8 +44,9 @@ def carry_deletions(sources: Sequence[LogitStore], target: LogitStore) -> None:
         if target.committed_units():
             count = len(deleted_in(sources).digests - known)
             raise StoreChangedError(
-                f"{target.uri} was begun before {count:,} of the records were deleted that "
-                f"{' and '.join(source.uri for source in sources)} no longer hand out; write to a new store"
+                f"{target.uri} does not say that {count:,} of the records were deleted that "
+                f"{' and '.join(source.uri for source in sources)} no longer hand out: it was begun before "
+                "that, or by an earlier version, which took no deletions along; write to a new store"
             )
         pointer, etag = target.index_pointer()
         infos = [write_tombstone(target.objects, one, secrets.token_hex(8)) for one in new]
