@@ -73,7 +73,8 @@ class ApiTeacherConfig(Section):
     """Longest wait for an answer."""
     tries: int = Field(default=6, ge=1)
     """Times that a request is made which the server is too busy for, fails at, or answers with nonsense. If
-    another is answered then, it has as many once more, after all others; then its record is rejected."""
+    it was busy, late or out of reach, the unit is labeled later. If it failed each time and answers another
+    request, this one has as many tries once more, after all others; then its record is rejected."""
     longest_pause_sec: float = Field(default=60, gt=0)
     """Longest pause between two tries, whatever the server asks for."""
 

@@ -31,6 +31,9 @@ NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 MAYBE_BILLED_STATUSES = (408, 500, 502, 504)
 """With which a server, or a gateway before it, ends a request that its model may have answered; other
 refusals come before any work and are not billed."""
+LATER_STATUSES = (408, 409, 425, 429, 502, 504, 529)
+"""With which a server, or a gateway before it, says that it is busy, overloaded or out of reach: it would
+take the same request at another time. Any other with Retry-After says so too."""
 SPENT_CODES = ("insufficient_quota", "billing_hard_limit_reached")
 
 Answer = TypeVar("Answer")
@@ -41,7 +44,8 @@ class ServerFailedError(LabelerError, RuntimeError):
 
 
 class RequestFailedError(ServerFailedError):
-    """The server failed at this request, however often it was asked; others it may answer."""
+    """The server failed at this request in every try, and never for being busy, late or out of reach: it may
+    answer others."""
 
 
 class StillMalformedError(RequestFailedError):
@@ -95,33 +99,33 @@ class Caller:
     ) -> Answer:
         """What `read` makes of the answer to one completion of `num_tokens`, of its messages or its prompt.
 
-        Raises RefusedError for a request that the server will never take, RequestFailedError after
-        `teacher.api.tries` tries, ServerFailedError at once where no try can help (key, name of the model,
-        money).
+        Raises RefusedError for a request that the server will never take; after `teacher.api.tries` tries
+        RequestFailedError, or ServerFailedError if one of them was no fault of the request; ServerFailedError
+        at once where no try can help (key, name of the model, money).
         """
         import openai
 
         tries = tries or self._api.tries
-        reason, failed = "nothing was tried", RequestFailedError
+        reason, failures = "nothing was tried", list[type[ServerFailedError]]()
         for number in range(tries):
             self._pace(num_tokens)
             asked_pause_sec = 0.0
             try:
                 return read(self._billed_answer(request))
             except openai.APIStatusError as error:
-                reason, failed = self._why(error), RequestFailedError
-                asked_pause_sec = _retry_after_sec(error)
+                reason, asked_pause_sec = self._why(error), _retry_after_sec(error)
+                failures.append(_kind_of(error))
             except (openai.APIError, MalformedAnswerError, ValueError) as error:
                 # Connections, timeouts, and bodies that are no JSON or none of this API.
                 if isinstance(error, RefusedError):
                     raise
                 reason = f"{type(error).__name__}: {first_line(error)}"
-                failed = (
-                    StillMalformedError if isinstance(error, MalformedAnswerError) else RequestFailedError
-                )
+                if isinstance(error, openai.APITimeoutError):
+                    reason += f" (teacher.api.timeout_sec = {self._api.timeout_sec:g})"
+                failures.append(_kind_of(error))
             if number + 1 < tries:
                 self._pause(number, asked_pause_sec)
-        raise failed(
+        raise (ServerFailedError if ServerFailedError in failures else failures[-1])(
             f"the server at {self._api.base_url} failed {tries} times at one request, the last "
             f"with {reason}; look at the server, or raise teacher.api.tries"
         )
@@ -195,6 +199,18 @@ class Caller:
         if any(words in text for words in TOO_LONG_WORDS):
             raise RefusedError(f"the server takes no prompt of that length: {said}", "too_long") from None
         raise RefusedError(f"the server refuses it with {status}: {said}", "bad_prompt") from None
+
+
+def _kind_of(error: Exception) -> type[ServerFailedError]:
+    """Whether the server failed at the request, or was busy, late or out of reach for any."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        is_later = error.status_code in LATER_STATUSES or "retry-after" in error.response.headers
+        return ServerFailedError if is_later else RequestFailedError
+    if isinstance(error, openai.APIConnectionError):  # timeouts too
+        return ServerFailedError
+    return StillMalformedError if isinstance(error, MalformedAnswerError) else RequestFailedError
 
 
 def _never_arrived(error: BaseException) -> bool:

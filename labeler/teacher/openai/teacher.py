@@ -148,7 +148,8 @@ class OpenAiTeacher:
         """On a thread of its own: ask, and make a sequence of the answer; `work` is to be asked once more.
 
         A request at which the server fails in two rounds, while it answers another, is itself at fault, and
-        the others of its unit are not lost with it. Raises ServerFailedError where it answers none.
+        the others of its unit are not lost with it. Raises ServerFailedError where it answers none, or was
+        busy, late or out of reach: it may take short requests and not the long ones of labels.
         """
         try:
             return self._asked(work)

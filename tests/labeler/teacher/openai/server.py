@@ -25,7 +25,7 @@ from tests.labeler import engines
 SERVED = "demo"
 START_LIMIT_SEC = 400
 KEY = "the-key-of-the-test"
-Fault = Literal["busy", "error", "cut", "slow", "nonsense", "other", "filtered", "gateway"]
+Fault = Literal["busy", "error", "cut", "slow", "nonsense", "other", "filtered", "gateway", "restart"]
 REFUSED: dict[Fault | None, tuple[int, bytes]] = {
     "error": (503, b"<html>no server</html>"),
     "filtered": (400, b'{"error": {"message": "no", "code": "content_filter"}}'),
@@ -87,6 +87,7 @@ class FaultyProxy:
         self.slow_sec = 0.0
         self.fails_at: list[int] | None = None
         """A prompt at which the server fails whenever it is asked."""
+        self.fails_with: Fault = "error"
         self._lock = threading.Lock()
 
     def next_fault(self, body: bytes) -> Fault | None:
@@ -94,7 +95,7 @@ class FaultyProxy:
         with self._lock:
             if always:
                 self.counts["always"] += 1
-                return "error"
+                return self.fails_with
             fault = self.faults.popleft() if self.faults else next(self.every)
             self.counts[fault or "none"] += 1
             return fault
@@ -134,8 +135,9 @@ def faulty_proxy(upstream: str) -> Iterator[tuple[FaultyProxy, str]]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             fault = proxy.next_fault(body)
-            if fault == "busy":
-                self._send(429, b'{"error": {"message": "slow down"}}', Retry_After="0.2")
+            if fault in ("busy", "restart"):
+                status = 429 if fault == "busy" else 503
+                self._send(status, b'{"error": {"message": "slow down"}}', Retry_After="0.2")
                 return
             if fault in REFUSED:
                 self._send(*REFUSED[fault])

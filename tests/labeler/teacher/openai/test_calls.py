@@ -26,8 +26,10 @@ def test_a_request_that_never_arrived_costs_nothing(listens: bool, num_lost: int
             engine="openai", model="m", api=ApiTeacherConfig(base_url=url, tries=2, longest_pause_sec=0.01)
         )
         caller = Caller(OpenAI(base_url=url, api_key="-", max_retries=0, timeout=0.3), config)
-        with pytest.raises(ServerFailedError, match=r"failed 2 times.*raise teacher\.api\.tries"):
+        with pytest.raises(ServerFailedError, match=r"failed 2 times.*raise teacher\.api\.tries") as caught:
             caller.complete({"model": "m", "prompt": [1]}, 1, lambda answer: answer)
+    assert caught.type is ServerFailedError, "no fault of the request"
+    assert ("(teacher.api.timeout_sec = 120)" in str(caught.value)) == listens
     assert (caller.billed.num_lost, caller.billed.num_answers, caller.billed.num_on_the_way) == (
         num_lost,
         0,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -254,6 +255,26 @@ def test_a_request_that_always_fails_costs_its_unit_nothing_else(proxied: tuple[
     assert "failed 2 times at one request, the last with 503" in error.reason
     assert "failed in two rounds, and another request was answered after each: the server" in error.reason
     assert proxy.counts["always"] == 4, "two tries in each of two rounds"
+    teacher.close()
+
+
+@pytest.mark.parametrize("fault", ["busy", "restart", "gateway", "cut", "mixed"])
+def test_a_server_that_is_busy_or_out_of_reach_rejects_no_record(
+    proxied: tuple[FaultyProxy, Place], fault: Literal["busy", "restart", "gateway", "cut", "mixed"]
+) -> None:
+    """A limit of tokens per minute takes the short request by which it was asked whether it answers others."""
+    proxy, place = proxied
+    bad, *others = place.texts(3)
+    proxy.fails_at = bad.token_ids.tolist()
+    teacher = teacher_at(place, tries=2, concurrency=1, longest_pause_sec=0.01)
+    if fault == "mixed":
+        proxy.fails_at = None
+        proxy.faults.extend(["busy", "error"])
+    else:
+        proxy.fails_with = fault
+    with pytest.raises(ServerFailedError, match="failed 2 times at one request") as caught:
+        list(teacher.label([bad, *others]))
+    assert caught.type is ServerFailedError
     teacher.close()
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from labeler.config.loading import SamplingConfig, TeacherConfig, load_job
 from labeler.prompting.tokenization import Conversation, HuggingFaceTokenizer
 from labeler.records import Lease, TokenizedPrompt
+from labeler.teacher.openai.calls import ServerFailedError
 from labeler.teacher.openai.texts import Answer, TextTeacher, response_text
 from logitstore.__main__ import main
 from logitstore.common.config_file import ConfigError
@@ -91,6 +92,24 @@ def test_a_text_at_which_the_server_always_fails_is_rejected_and_the_others_are_
     (reject,) = store.rejects()
     assert (reject.record_id, reject.kind) == ("1", "server_failed")
     assert "the last with 500: Error code: 500 - index out of range; look at the server" in reject.reason
+
+
+def test_a_limit_that_lets_short_requests_through_rejects_no_text(tmp_path: Path) -> None:
+    """A committed unit counts as done, and is not labeled again once the limit is over."""
+    (tmp_path / "in.jsonl").write_text(json.dumps({"uid": "0", "prompt": "why?"}))
+
+    def reply(path: str, body: dict[str, Any]) -> Reply:
+        if body["max_tokens"] > 1:
+            return 429, {"error": {"message": "tokens per min (TPM)", "code": "rate_limit_exceeded"}}
+        return chat_reply(path, body)
+
+    with chat_server([], reply) as url:
+        settings = [*api_settings(tmp_path, url), "teacher.api.tries=2", "teacher.api.longest_pause_sec=0.01"]
+        worker, (unit,) = started_worker(load_job(None, job_settings(tmp_path, *settings), {}))
+        with pytest.raises(ServerFailedError, match="the last with 429"):
+            label_and_commit(worker, Lease(0, unit, "w"))
+        worker.close()
+    assert not LogitStore.open(tmp_path / "store").shards()
 
 
 class _OneAnswer:
