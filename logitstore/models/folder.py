@@ -102,7 +102,13 @@ def _adapter_base(folder: Path, setting: str) -> str | None:
     path = folder / "adapter_config.json"
     if not path.is_file():
         return None
-    return json_object(path, setting, str(folder)).get("base_model_name_or_path")
+    base = json_object(path, setting, str(folder)).get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(
+            f"{setting} = {str(folder)!r}: base_model_name_or_path of its {path.name} is {str(base)!r:.40} "
+            "and no name of a model; correct it, or fetch the adapter again"
+        )
+    return base
 
 
 def refuse_no_tokens(tokenizer: Any, name: str, setting: str) -> None:
@@ -144,6 +150,6 @@ def _data_bytes(header: bytes) -> int | None:
     try:
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
-        return max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        return max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
     except (ValueError, AttributeError, KeyError, IndexError, TypeError):
         return None

@@ -28,6 +28,7 @@ GOOD = (2).to_bytes(8, "little") + b"{}"
         ({"m.safetensors": b"abc"}, "fetch the model again"),
         ({"m.safetensors": WHOLE[:-1]}, f"{len(WHOLE) - 1} bytes of the {len(WHOLE)} that its header names"),
         ({"m.safetensors": (4).to_bytes(8, "little") + b"{not"}, "fetch the model again"),
+        ({"m.safetensors": (32).to_bytes(8, "little") + b'{"w": {"data_offsets": [0,"x"]}}'}, "no whole"),
         ({"adapter_config.json": b"{}"}, "merge_and_unload"),
         ({"m.gguf": b"GGUF"}, "GGUF"),
         (
@@ -122,6 +123,7 @@ def test_a_folder_without_a_tokenizer_is_not_taken_for_one_without_tokens(tmp_pa
         ({"config.json": b"{}", INDEX: b'{"weight_map": [1]}'}, f"weight_map of its {INDEX} is '[1]'"),
         ({"config.json": b"{}", INDEX: b"\xff\xfe"}, f"its {INDEX} is no whole JSON object ("),
         ({"adapter_config.json": b'{"base_model'}, "its adapter_config.json is no whole JSON object (Unt"),
+        ({"adapter_config.json": b'{"base_model_name_or_path": 5}'}, "is '5' and no name of a model"),
         ({"adapter_config.json": b""}, "its adapter_config.json is no whole JSON object (Expecting value"),
     ],
 )
