@@ -18,6 +18,7 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.exit_status import ExitStatus
 from logitstore.common.options import add_storage_options, count, read_storage_options
 from logitstore.common.settings_list import add_form, listed
+from logitstore.common.terminal import printable
 from logitstore.exchange.by_suffix import export_file, exported_too, refuse_taken
 from logitstore.inputs.listing import list_files
 from logitstore.store import LogitStore
@@ -181,10 +182,11 @@ def _status(arguments: argparse.Namespace) -> int:
     from labeler.job.status import read_status
 
     options = read_storage_options(arguments.storage_options)
+    status = read_status(
+        arguments.store, options, on_wait=lambda line: print(printable(line), file=sys.stderr)
+    )
     if arguments.watch:
-        status = watch(lambda: read_status(arguments.store, storage_options=options), every_sec=1.0)
-    else:
-        status = read_status(arguments.store, storage_options=options)
+        status = watch(lambda: read_status(arguments.store, options), every_sec=1.0)
     print(json.dumps(json.loads(status.as_json()), indent=1) if arguments.json else report(status))
     return 0
 

@@ -156,10 +156,15 @@ def cost(args: argparse.Namespace) -> int:
     return 0
 
 
+def _warn(line: str) -> None:
+    print(printable(line), file=sys.stderr)
+
+
 def progress_of(job: ClusterJob) -> tuple[JobStatus | None, str]:
     """What the job's store says, read here with the job's own storage options; or why it cannot be read."""
     try:
-        return read_status(job.store, storage_options_of(job)), ""
+        options = storage_options_of(job)
+        return read_status(job.store, options, on_wait=_warn), ""
     except (StoreError, OSError, JobRefusedError) as error:
         return None, str(error)
 

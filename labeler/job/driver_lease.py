@@ -32,6 +32,8 @@ WATCHED_RENEWALS = 3
 """So many are watched for by who only asks whether a driver lives."""
 PROOF_SEC = 5.0
 """Longer than a driver renews its lease while it hears nothing of its cluster."""
+_SILENT: set[Holder] = set()
+"""Those that this process has watched in vain; one that renews its lease is another, by `renewed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +205,24 @@ def present_holder(objects: Objects) -> Holder | None:
     return None if holder.released else holder
 
 
-def shows_life(objects: Objects, holder: Holder) -> bool:
-    """Whether the holder renews its lease while it is watched, for as long as three renewals take."""
-    deadline = time.monotonic() + WATCHED_RENEWALS * holder.renew_sec / RENEWALS_PER_TERM
+def shows_life(objects: Objects, holder: Holder, on_wait: Callable[[str], None]) -> bool:
+    """Whether the holder renews its lease while it is watched, for as long as three renewals take.
+
+    At once, and without `on_wait`, for a lease that this process has watched and that is the same still.
+    """
+    if holder in _SILENT:
+        return False
+    watched_sec = WATCHED_RENEWALS * holder.renew_sec / RENEWALS_PER_TERM
+    on_wait(
+        f"the store's driver was {holder}; whether it renews its lease is watched for {watched_sec:.0f} s"
+    )
+    deadline = time.monotonic() + watched_sec
     while time.monotonic() < deadline:
         newest = present_holder(objects)
         if newest is None or newest != holder:
             return newest is not None
         time.sleep(holder.renew_sec / RENEWALS_PER_TERM / 4)
+    _SILENT.add(holder)
     return False
 
 

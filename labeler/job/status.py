@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -176,9 +176,15 @@ def snapshot(
     )
 
 
-def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> JobStatus:
+def read_status(
+    uri: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> JobStatus:
     """The status of any store: what its driver wrote last, with the counts of what is committed by now.
 
+    `on_wait` is told where a driver is watched for seconds, since it may be gone.
     Raises StoreNotFoundError where no job has begun, CorruptManifestError where the status is not readable.
     A store without a labeling job (merged, imported) gets a status made from its shards alone.
     """
@@ -205,7 +211,7 @@ def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> J
         rejects=sum(counted.rejects_by_kind.values()),
         rejects_by_kind=dict(counted.rejects_by_kind),
     )
-    if not written.is_active or _driver_lives(objects, written):
+    if not written.is_active or _driver_lives(objects, written, on_wait):
         return status
     return replace(
         status,
@@ -231,7 +237,7 @@ def _counted(objects: Objects, store: LogitStore | None) -> Tally:
     return tally
 
 
-def _driver_lives(objects: Objects, written: JobStatus) -> bool:
+def _driver_lives(objects: Objects, written: JobStatus, on_wait: Callable[[str], None]) -> bool:
     """As far as can be told: its process on this machine, else whether it has just said something. Where it
     seems not to have, that may be its clock or this machine's, and its lease is watched."""
     holder = present_holder(objects)
@@ -240,7 +246,7 @@ def _driver_lives(objects: Objects, written: JobStatus) -> bool:
     if holder.is_on_this_machine:
         return holder.is_running
     silent_sec = time.time() - datetime.fromisoformat(written.updated).timestamp()
-    return abs(silent_sec) < 2 * holder.renew_sec or shows_life(objects, holder)
+    return abs(silent_sec) < 2 * holder.renew_sec or shows_life(objects, holder, on_wait)
 
 
 def utc_now() -> str:

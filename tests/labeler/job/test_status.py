@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from labeler.__main__ import main
 from labeler.config.loading import identity, load_job
 from labeler.driver.run import RunOptions, run
 from labeler.errors import LeaseLostError, OtherSettingsError
@@ -162,6 +163,24 @@ def test_a_driver_elsewhere_is_watched_where_a_clock_is_wrong(tmp_path, updated,
         state = read_status(str(tmp_path)).state
         ended.set()
     assert state == ("running" if is_renewed else "interrupted")
+
+
+def test_a_driver_elsewhere_that_was_silent_is_not_watched_again(tmp_path, capsys):
+    """`status` took 9 s without a word, each time that a page or a command asked."""
+    objects = Objects(tmp_path)
+    holder = replace(Holder.here(0.2), machine="elsewhere", host="node-7", process_id=41)
+    put_status(objects, holder)
+    document = json.loads(objects.get(STATUS_NAME))
+    objects.put(STATUS_NAME, json.dumps({**document, "updated": "2026-01-01T00:00:00+00:00"}).encode())
+    for times in (1, 0):
+        assert main(["status", str(tmp_path)]) == 0
+        shown = capsys.readouterr()
+        assert shown.err.count("the store's driver was process 41 on node-7 (last sign of life") == times
+        assert shown.out.startswith("interrupted: ")
+    objects.put(LEASE_NAME, json.dumps(asdict(replace(holder, renewed="later"))).encode())
+    watched = []
+    assert read_status(str(tmp_path), on_wait=watched.append).state == "interrupted"
+    assert len(watched) == 1, "it has renewed its lease since"
 
 
 def test_no_store_is_an_error(tmp_path):
