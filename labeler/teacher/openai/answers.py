@@ -80,7 +80,7 @@ def _given_rows(rows: Any, given_ids: Sequence[int], top_k: int) -> CapturedColu
         try:
             values = {int(name): float(entry["logprob"]) for name, entry in row.items()}
             rank = int(row[str(actual)]["rank"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MalformedAnswerError(f"a row of prompt_logprobs cannot be read ({error!r})") from None
         found.append(_columns(values, actual, top_k, rank))
     return _stacked(found, top_k)

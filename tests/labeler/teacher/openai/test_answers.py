@@ -72,10 +72,12 @@ def test_rows_have_the_actual_token_first_and_the_largest_after_it() -> None:
         {"prompt_logprobs": [None]},
         {"prompt_logprobs": [None, {"1": {"logprob": -1.0, "rank": 1}}]},
         {"prompt_logprobs": [None, {"6": {"logprob": "x", "rank": 1}}]},
+        {"prompt_logprobs": [None, {"6": {"logprob": -(10**400), "rank": 1}}]},
+        {"prompt_logprobs": [None, {"6": {"logprob": -1.0, "rank": float("inf")}}]},
         {"logprobs": None},
         {"logprobs": {**ANSWER["choices"][0]["logprobs"], "top_logprobs": [{" a": -1.0}, {" b": -1.0}]}},
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_what_is_no_answer_is_asked_again(changes: dict[str, Any]) -> None:
     with pytest.raises(MalformedAnswerError):
