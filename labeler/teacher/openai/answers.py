@@ -97,12 +97,19 @@ def _written_rows(logprobs: Any, written_ids: Sequence[int], top_k: int) -> Capt
     for row, actual, value in zip(rows, written_ids, values_of_actual, strict=True):
         if not isinstance(row, Mapping) or value is None:
             raise MalformedAnswerError("a row of logprobs is missing")
-        values = {_id_of(name): float(logprob) for name, logprob in row.items()}
-        values[actual] = float(value)
+        values = {_id_of(name): _number(logprob) for name, logprob in row.items()}
+        values[actual] = _number(value)
         # The API gives no rank: outside the entries it is at least the next.
         rank = sum(other >= values[actual] for other in values.values())
         found.append(_columns(values, actual, top_k, max(rank, 1)))
     return _stacked(found, top_k)
+
+
+def _number(logprob: Any) -> float:
+    try:
+        return float(logprob)
+    except (TypeError, ValueError, OverflowError):
+        raise MalformedAnswerError(f"a logprob is {logprob!r:.60}, and must be a number") from None
 
 
 def _id_of(name: str) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from openai.types import Completion
+from openai.types.completion_choice import Logprobs
 
 from labeler.teacher.openai.answers import read_completion
 from labeler.teacher.openai.calls import MalformedAnswerError, RefusedError
@@ -82,6 +83,17 @@ def test_rows_have_the_actual_token_first_and_the_largest_after_it() -> None:
 def test_what_is_no_answer_is_asked_again(changes: dict[str, Any]) -> None:
     with pytest.raises(MalformedAnswerError):
         read(**changes)
+
+
+@pytest.mark.parametrize("logprob", [None, "x", -(10**400)])
+def test_a_written_row_with_a_logprob_that_is_none_is_asked_again(logprob: Any) -> None:
+    """The client makes its objects of an answer without a look at their types."""
+    logprobs = copy.deepcopy(ANSWER["choices"][0]["logprobs"])
+    logprobs["top_logprobs"][0]["token_id:3"] = logprob
+    built = Completion.model_validate(ANSWER)
+    built.choices[0].logprobs = Logprobs.model_construct(**logprobs)
+    with pytest.raises(MalformedAnswerError, match=r"a logprob is .*, and must be a number"):
+        read_completion(built, [5, 6], 2, with_given=True, with_written=True)
 
 
 def test_a_filter_of_the_server_is_a_refusal() -> None:
