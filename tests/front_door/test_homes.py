@@ -90,7 +90,7 @@ def test_what_is_rendered_and_sent_leaves_a_home_to_the_shell_there(tmp_path: Pa
     cluster = one_kind(docker={"env_file": "~/keys.env"}, python="~/venv/bin/python")
     assert "--env-file ~/keys.env" in render(cluster, "ray-on-premise", None, job_file="job.toml")
     batch = script(cluster, "job.toml", a_job())
-    assert "~/venv/bin/python -m ray" in batch
+    assert "~/venv/bin/python -P -m ray" in batch
     assert "'~/" not in batch
     job = a_job()
     sent = prepare(job, SubmitOptions("same", "~/venv/bin/python"), tmp_path, owner="me@here")

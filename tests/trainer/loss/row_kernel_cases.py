@@ -143,8 +143,9 @@ def test_the_whole_loss_is_that_of_torch(kind, seed, temperature, chunk_rows, wi
         values = [getattr(output, name) for name in ("loss", "distillation", "cross_entropy")]
         metrics = [getattr(output.metrics, field.name) for field in dataclasses.fields(output.metrics)]
         made.append((values, metrics, torch.autograd.grad(output.loss, wanted)))
-    for found, expected in zip(made[1], made[0], strict=True):
-        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+    for place, (found, expected) in enumerate(zip(made[1], made[0], strict=True)):
+        is_metrics = place == 1  # without a tail the teacher's mass is NaN
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6, equal_nan=is_metrics)
 
 
 def test_bfloat16_weights_without_a_teacher():
