@@ -35,8 +35,9 @@ class Hub:
                 return
             with connection:
                 connection.recv(65536)
-                connection.sendall(self._answers[min(self.num_asked, len(self._answers) - 1)])
-                self.num_asked += 1
+                answer = self._answers[min(self.num_asked, len(self._answers) - 1)]
+                self.num_asked += 1  # before the client has its answer and looks
+                connection.sendall(answer)
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
