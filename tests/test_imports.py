@@ -34,7 +34,7 @@ ALLOWED_PREFIXES = {
 """What a package may import of ours. What `cluster` imports must also be light, as a test of its own proves."""
 
 VLLM_ROOM = "labeler/teacher/vllm/"
-"""The only room of the product whose modules may import vllm; `capture.py` runs inside the engine's worker."""
+"""The only room of the product whose modules may import vllm; `capture/` runs inside the engine's worker."""
 
 
 Import = ast.Import | ast.ImportFrom

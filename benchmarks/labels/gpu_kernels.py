@@ -28,7 +28,7 @@ from benchmarks.report.earlier_gpu import beside_earlier
 from benchmarks.report.results import Figure, Result, ResultTable, save, show_table
 from benchmarks.students import gpu_losses
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm import given_capture, reduction
+from labeler.teacher.vllm.capture import given_capture, reduction
 from logitstore.common.options import positive
 from trainer.loss.kernel_losses import takes_kernels
 
@@ -198,7 +198,7 @@ def capture_timings(rows: int, vocab_size: int, top_ks: Sequence[int], device: s
 def _capture_lines(
     logits_NV: torch.Tensor, label_ids_N: torch.Tensor, top_ks: Sequence[int]
 ) -> Iterator[Line]:
-    from labeler.teacher.vllm import capture_kernel
+    from labeler.teacher.vllm.capture import capture_kernel
 
     yield "one read (amax)", lambda: logits_NV.amax(dim=1)
     yield "log_softmax", lambda: torch.log_softmax(logits_NV, -1)

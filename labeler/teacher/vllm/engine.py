@@ -114,7 +114,7 @@ def engine_args(
         seed=0,
     )
     if in_engine:
-        arguments["worker_extension_cls"] = "labeler.teacher.vllm.capture.CaptureExtension"
+        arguments["worker_extension_cls"] = "labeler.teacher.vllm.capture.installing.CaptureExtension"
     if head != "model" or teacher_config.head_dtype == "model":
         overrides = dict(arguments.get("hf_overrides") or {})
         arguments["hf_overrides"] = overrides | {"head_dtype": "model" if head == "model" else "float32"}

@@ -23,7 +23,7 @@ from labeler.teacher.label_rows import (
     rows_from_logprobs,
 )
 from labeler.teacher.protocol import check_given, check_prompt, labeled_sequence, sample_seed
-from labeler.teacher.vllm.given_arguments import given_arguments
+from labeler.teacher.vllm.capture.given_arguments import given_arguments
 from logitstore.errors import InvalidLabelsError
 from logitstore.records import LabeledSequence, LabelRows
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from labeler.records import TokenizedPrompt
-from labeler.teacher.vllm.capture import watch_preemptions
+from labeler.teacher.vllm.capture.installing import watch_preemptions
 from labeler.teacher.vllm.feed import Preemptions
 from tests.labeler import engines
 from tests.labeler.teacher.vllm.v2_steps import V2Steps

@@ -231,7 +231,7 @@ def test_the_v2_runners_function_returns_its_types() -> None:
     import torch
     from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 
-    from labeler.teacher.vllm import capture as vllm_capture
+    from labeler.teacher.vllm.capture import installing as vllm_capture
 
     layout = ColumnLayout(16, (1.0, 2.0))
     logits_NV = torch.randn(6, 2048, generator=torch.Generator().manual_seed(1)) * 4
@@ -252,7 +252,7 @@ def test_the_v2_runners_function_returns_its_types() -> None:
 def test_the_v2_runner_is_given_the_capture_in_every_importer(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 
-    from labeler.teacher.vllm import capture as vllm_capture
+    from labeler.teacher.vllm.capture import installing as vllm_capture
 
     modules = [importlib.import_module(name) for name in vllm_capture.V2_IMPORTERS]
     for module in modules:

@@ -28,8 +28,8 @@ class V2Steps:
         from vllm import SamplingParams
         from vllm.v1.worker.gpu.sample import logprob, prompt_logprob
 
-        from labeler.teacher.vllm import capture, given_capture
-        from labeler.teacher.vllm.given_arguments import given_arguments
+        from labeler.teacher.vllm.capture import given_capture, installing
+        from labeler.teacher.vllm.capture.given_arguments import given_arguments
 
         rng = np.random.default_rng(3)
         self.layout = ColumnLayout(4, (1.0, 2.0))
@@ -47,7 +47,7 @@ class V2Steps:
                 prompt_logprobs_worker=self.worker, device=torch.device("cpu"), model_config=model
             )
             reduce = given_capture.install(runner, "v2", self.layout).reduce
-        wrapped = capture.wrap_v2(logprob.compute_topk_scores, self.layout, reduce)
+        wrapped = installing.wrap_v2(logprob.compute_topk_scores, self.layout, reduce)
         monkeypatch.setattr(prompt_logprob, "compute_topk_scores", wrapped)
         self._parameters = {}
         for name in "ab":

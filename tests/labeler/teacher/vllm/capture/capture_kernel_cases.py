@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits
-from labeler.teacher.vllm import capture_kernel, given_capture, reduction
+from labeler.teacher.vllm.capture import capture_kernel, given_capture, reduction
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TEMPERATURES = ((1.0,), (1.0, 2.0, 4.0), (1.0, 1.5, 3.0, 7.0), (1.0, 2.0))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeler.teacher.label_rows import CapturedColumns, ColumnLayout, columns_from_logits, rows_from_columns
-from labeler.teacher.vllm import capture_kernel, given_capture, reduction
+from labeler.teacher.vllm.capture import capture_kernel, given_capture, reduction
 from logitstore.errors import InvalidLabelsError
 from tests.devices import PeakBytes
 from tests.labeler.teacher.vllm.capture.capture_kernel_cases import assert_same

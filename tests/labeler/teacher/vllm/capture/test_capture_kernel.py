@@ -11,7 +11,7 @@ from tests.triton_runs import assert_cases_pass, assert_compiles
 
 CASES = [Path(__file__).parent / f"capture_kernel_{name}.py" for name in ("cases", "edges")]
 COMPILE = """
-from labeler.teacher.vllm import capture_kernel as kernels
+from labeler.teacher.vllm.capture import capture_kernel as kernels
 from tests.triton_compile import PLACES, assembly
 
 rows = ("row_stride", "vocab_size")

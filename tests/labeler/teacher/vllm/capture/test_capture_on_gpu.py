@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from labeler.teacher.label_rows import ColumnLayout, columns_from_logits
-from labeler.teacher.vllm import given_capture, reduction
+from labeler.teacher.vllm.capture import given_capture, reduction
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,8 +18,8 @@ from labeler.teacher.label_rows import (  # noqa: E402
     columns_from_logits,
     rows_from_columns,
 )
-from labeler.teacher.vllm.given_arguments import given_arguments, given_rows  # noqa: E402
-from labeler.teacher.vllm.given_capture import StepIds, reduce_at_ids  # noqa: E402
+from labeler.teacher.vllm.capture.given_arguments import given_arguments, given_rows  # noqa: E402
+from labeler.teacher.vllm.capture.given_capture import StepIds, reduce_at_ids  # noqa: E402
 from logitstore.errors import InvalidLabelsError  # noqa: E402
 
 TEMPERATURES = (1.0, 2.0, 4.0)

@@ -17,8 +17,8 @@ from labeler.teacher.label_rows import (  # noqa: E402
     columns_from_logits,
     rows_from_columns,
 )
-from labeler.teacher.vllm import capture as vllm_capture  # noqa: E402
-from labeler.teacher.vllm import reduction  # noqa: E402
+from labeler.teacher.vllm.capture import installing as vllm_capture  # noqa: E402
+from labeler.teacher.vllm.capture import reduction  # noqa: E402
 
 VOCAB = 20_011
 """Not a multiple of the chunk, and large enough for the two-level top-K."""

@@ -23,8 +23,8 @@ import torch
 
 from labeler.teacher.known_vllm import Runner
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm.given_arguments import given_rows
-from labeler.teacher.vllm.reduction import (
+from labeler.teacher.vllm.capture.given_arguments import given_rows
+from labeler.teacher.vllm.capture.reduction import (
     LogitsForm,
     ReducedRows,
     Reduction,
@@ -59,7 +59,7 @@ def choose_at_ids(form: LogitsForm, layout: ColumnLayout) -> tuple[ReduceAtIds, 
     given_NK[1, layout.top_k // 2 :] = -1
 
     def by_kernel(logits_NV: torch.Tensor) -> ReducedRows:
-        from labeler.teacher.vllm import capture_kernel
+        from labeler.teacher.vllm.capture import capture_kernel
 
         return capture_kernel.reduce_at_ids(logits_NV, label_ids_N, given_NK, layout)
 
@@ -68,7 +68,7 @@ def choose_at_ids(form: LogitsForm, layout: ColumnLayout) -> tuple[ReduceAtIds, 
     )
     if fault is not None:
         return reduce_at_ids, f"torch, because the Triton kernels {fault}"
-    from labeler.teacher.vllm import capture_kernel
+    from labeler.teacher.vllm.capture import capture_kernel
 
     return capture_kernel.reduce_at_ids, "triton"
 

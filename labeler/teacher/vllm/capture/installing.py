@@ -25,8 +25,8 @@ import torch
 
 from labeler.teacher.known_vllm import REPLACED, Runner, capture_refusal
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm import given_capture
-from labeler.teacher.vllm.reduction import LogitsForm, Reduce, choose_reduction, reduce_logits
+from labeler.teacher.vllm.capture import given_capture
+from labeler.teacher.vllm.capture.reduction import LogitsForm, Reduce, choose_reduction, reduce_logits
 
 if TYPE_CHECKING:
     from vllm.v1.outputs import LogprobsTensors

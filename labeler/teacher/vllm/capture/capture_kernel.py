@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from labeler.teacher.label_rows import ColumnLayout
-from labeler.teacher.vllm.reduction import ReducedRows, finish_rows
+from labeler.teacher.vllm.capture.reduction import ReducedRows, finish_rows
 
 GROUP = 64
 """Columns per group."""

@@ -71,14 +71,14 @@ def choose_reduction(form: LogitsForm, layout: ColumnLayout) -> Reduction:
     label_ids_N = torch.arange(4, device=form.device) % form.vocab_size
 
     def by_kernel(logits_NV: torch.Tensor) -> ReducedRows:
-        from labeler.teacher.vllm import capture_kernel
+        from labeler.teacher.vllm.capture import capture_kernel
 
         return capture_kernel.reduce_logits(logits_NV, label_ids_N, layout)
 
     fault = kernel_fault(form, by_kernel, lambda logits_NV: reduce_logits(logits_NV, label_ids_N, layout))
     if fault is not None:
         return Reduction(reduce_logits, f"torch, because the Triton kernels {fault}")
-    from labeler.teacher.vllm import capture_kernel
+    from labeler.teacher.vllm.capture import capture_kernel
 
     return Reduction(capture_kernel.reduce_logits, "triton")
 
