@@ -144,7 +144,7 @@ def test_scratch_memory_of_a_step_is_what_is_set_aside(top_k, vocab_size, monkey
         def __getitem__(self, grid):
             return lambda *arguments, **constants: None
 
-    for name in ("_group_statistics", "_group_columns", "_tail_masses"):
+    for name in ("group_statistics_kernel", "group_columns_kernel", "tail_masses_kernel"):
         monkeypatch.setattr(capture_kernel, name, NoKernel())
     monkeypatch.setattr(capture_kernel, "_inverses", lambda temperatures, device: None)
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())

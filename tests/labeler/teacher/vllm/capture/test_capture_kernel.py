@@ -11,25 +11,25 @@ from tests.triton_runs import assert_cases_pass, assert_compiles
 
 CASES = [Path(__file__).parent / f"capture_kernel_{name}.py" for name in ("cases", "edges")]
 COMPILE = """
-from labeler.teacher.vllm.capture import capture_kernel as kernels
+from labeler.teacher.vllm.capture import capture_kernel as sizes, kernels
 from tests.triton_compile import PLACES, assembly
 
 rows = ("row_stride", "vocab_size")
 types = {"label_ids_ptr": "*i64", "counts_ptr": "*i32", "keys_ptr": "*i64", "groups_ptr": "*i64"}
-groups = {"GROUP": kernels.GROUP}
-columns = groups | {"CHOSEN_GROUPS": kernels.CHOSEN_GROUPS}
-statistics = groups | {"PROGRAM_GROUPS": kernels.PROGRAM_GROUPS, "NUM_TEMPERATURES": 3, "SQUARED": 3}
-masses = {"NUM_TEMPERATURES": 3, "HEAD_BLOCK": 64, "BLOCK": kernels.MASS_BLOCK}
+groups = {"GROUP": sizes.GROUP}
+columns = groups | {"CHOSEN_GROUPS": sizes.CHOSEN_GROUPS}
+statistics = groups | {"PROGRAM_GROUPS": sizes.PROGRAM_GROUPS, "NUM_TEMPERATURES": 3, "SQUARED": 3}
+masses = {"NUM_TEMPERATURES": 3, "HEAD_BLOCK": 64, "BLOCK": sizes.MASS_BLOCK}
 for capability, dtype in PLACES:
     given = types | {"logits_ptr": f"*{dtype}"}
-    for kernel, constants in ((kernels._group_statistics, statistics), (kernels._group_columns, columns)):
+    for kernel, constants in ((kernels.group_statistics_kernel, statistics), (kernels.group_columns_kernel, columns)):
         text = assembly(kernel, constants, given, capability=capability, aligned=rows)
         assert capability == "gfx942" or "ld.global.v4" in text, (kernel, dtype)  # 16 bytes at a time
-    assembly(kernels._tail_masses, masses, {}, capability=capability)
+    assembly(kernels.tail_masses_kernel, masses, {}, capability=capability)
 for temperatures, head in ((1, 1), (8, 256)):
     constants = statistics | {"NUM_TEMPERATURES": temperatures, "SQUARED": 0}
-    assembly(kernels._group_statistics, constants, types)  # rows at any address
-    assembly(kernels._tail_masses, masses | {"NUM_TEMPERATURES": temperatures, "HEAD_BLOCK": head}, {})
+    assembly(kernels.group_statistics_kernel, constants, types)  # rows at any address
+    assembly(kernels.tail_masses_kernel, masses | {"NUM_TEMPERATURES": temperatures, "HEAD_BLOCK": head}, {})
 print("compiled")
 """
 
