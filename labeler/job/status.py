@@ -23,6 +23,7 @@ from logitstore.records import Reject
 from logitstore.store import LogitStore
 
 RATE_WINDOW_SEC = 30.0
+SETTLED_SHARE = 0.8
 MAX_CAUSES = 10
 
 
@@ -127,9 +128,13 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """None before the rate is known."""
+        """None before the rate is known. Until a first unit is there that takes most of the rate's window: an
+        engine that has just begun has many responses at work and few that are done."""
         rate = self.tokens_per_second
         if not rate or not self.units_total:
+            return None
+        heard_sec = self._samples[-1][0] - self._samples[0][0]
+        if not self.units_of_run and heard_sec < RATE_WINDOW_SEC * SETTLED_SHARE:
             return None
         if self.units_done:
             tokens_left = self.tokens / self.units_done * (self.units_total - self.units_done)

@@ -102,10 +102,20 @@ def test_tokens_of_a_worker_that_died_stay_counted():
 def test_time_left_is_what_remains_at_the_present_rate():
     tally = Tally(units_total=4, tokens_total=400)
     tally.heard("a", beat(0), 0.0)
-    tally.heard("a", beat(100), 10.0)
+    tally.heard("a", beat(250), 25.0)
     assert tally.seconds_left == pytest.approx(40)
     tally.count_result(result(0))
     assert tally.seconds_left == pytest.approx(30)
+
+
+def test_no_time_is_guessed_from_the_first_seconds_of_an_engine():
+    """The demo began with "57:26 left", of three minutes: nothing was finished yet."""
+    tally = Tally(units_total=4, tokens_total=400)
+    tally.heard("a", beat(0), 0.0)
+    tally.heard("a", beat(1), 10.0)
+    assert tally.seconds_left is None
+    tally.count_result(result(0))
+    assert tally.seconds_left is not None, "a unit that is done tells more"
 
 
 def test_only_the_latest_causes_are_kept_and_all_are_counted():
