@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,3 +50,13 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], dict | list):
         return [_without_nulls(inner) for inner in value]
     return value
+
+
+def columns_of_one_name(columns: Sequence[str]) -> str:
+    """Why a table with these columns is not read; "" where their names differ."""
+    twice = next((name for name, count in Counter(columns).items() if count > 1), None)
+    return (
+        ""
+        if twice is None
+        else f"two of its columns are called {twice!r}, of which one would be lost; rename one"
+    )

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from logitstore.inputs.raw_record import RawRecord
+from logitstore.inputs.raw_record import RawRecord, columns_of_one_name
 from logitstore.manifest.strict_json import SURROGATE_ESCAPE, distinct_keys
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -39,19 +39,34 @@ OTHER_FORMS = {
 """What a file is that begins so, and is called a text."""
 
 
+_EMPTY = "the file is empty, as a compressed file never is; it was cut off: restore it"
+
+
 def read_gzip(file: BinaryIO, name: str) -> Iterator[RawRecord]:
+    if _is_empty(file):
+        yield RawRecord(name, 0, None, _EMPTY)
+        return
     with gzip.GzipFile(fileobj=file) as plain:
         yield from read_lines(io.BufferedReader(plain), name)  # type: ignore[arg-type]
 
 
 def read_zstandard(file: BinaryIO, name: str) -> Iterator[RawRecord]:
+    if _is_empty(file):
+        yield RawRecord(name, 0, None, _EMPTY)
+        return
     # Arrow's stream, unlike zstandard's reader, takes a cut-off file for an error and not for its end.
     with pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd") as plain:
         yield from read_lines(io.BufferedReader(plain), name)  # type: ignore[arg-type]
 
 
+def _is_empty(file: BinaryIO) -> bool:
+    is_empty = not file.read(1)
+    file.seek(0)
+    return is_empty
+
+
 def read_lines(file: BinaryIO, name: str) -> Iterator[RawRecord]:
-    number = 0
+    number, is_begun = 0, False
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if number == 1:
@@ -62,9 +77,10 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[RawRecord]:
                 yield RawRecord(name, 0, None, _NOT_UTF8)
                 return
             line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.lstrip().startswith(b"["):
-                yield from _read_array(line, file, name)
-                return
+        if not is_begun and line.lstrip().startswith(b"["):
+            yield from _read_array(line, file, name)
+            return
+        is_begun = is_begun or bool(line.strip())
         if len(line) > MAX_LINE_BYTES:
             while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
                 pass
@@ -162,8 +178,7 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[RawRecord]:
             reason = f"its columns are separated by {other!r}, and those of a CSV file must be by commas"
             yield RawRecord(name, 0, None, f"{reason}; save it anew so, or as JSONL or Parquet")
             return
-        if twice := [column for column in head if list(head).count(column) > 1]:
-            reason = f"two of its columns are called {twice[0]!r}, of which one would be lost; rename one"
+        if reason := columns_of_one_name(head):
             yield RawRecord(name, 0, None, reason)
             return
         for row in rows:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,6 +36,23 @@ def test_a_json_array_is_read_element_by_element(tmp_path: Path, indent: int | N
     (tmp_path / "a.json").write_text(json.dumps(RECORDS, indent=indent, ensure_ascii=False), encoding="utf-8")
     assert read(tmp_path / "a.json") == RECORDS
     assert [raw.line for raw in iter_records(str(tmp_path / "a.json"))] == [1, 2, 3]
+
+
+def test_blank_lines_before_a_json_array_are_none_of_its_records(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('\n  \n[\n{"prompt": "a"},\n{"prompt": "b"}\n]\n')
+    found = list(iter_records(str(tmp_path / "data.json")))
+    assert [(raw.line, raw.record, raw.error) for raw in found] == [
+        (1, {"prompt": "a"}, None),
+        (2, {"prompt": "b"}, None),
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_compressed_file_without_a_byte_was_cut_off(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    (raw,) = iter_records(str(tmp_path / name))
+    assert (raw.line, raw.record) == (0, None)
+    assert "the file is empty" in str(raw.error)
 
 
 def test_an_array_longer_than_a_chunk_and_one_cut_off(tmp_path: Path) -> None:
@@ -222,3 +240,39 @@ def test_fields_that_only_other_rows_of_a_table_have_are_no_content(tmp_path: Pa
     assert first.content == rows[0]
     assert second.content == rows[1]
     assert third.content == {"call": {"zip": None}}, "what JSON says is meant"
+
+
+BAD_CELLS: dict[str, pa.Array] = {
+    "no UTF-8": pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 3, 4], "<i4")), pa.py_buffer(b"a\xff\xfec")]
+    ),
+    "a far year": pa.array([0, 2**60, 0], pa.timestamp("us")),
+}
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("cells", BAD_CELLS)
+def test_a_cell_that_is_no_value_costs_its_row_alone(tmp_path: Path, form: str, cells: str) -> None:
+    table = pa.table({"prompt": ["a", "b", "c"], "odd": BAD_CELLS[cells]})
+    _write_table(table, tmp_path / f"t.{form}")
+    found = list(iter_records(str(tmp_path / f"t.{form}")))
+    assert [raw.line for raw in found] == [1, 2, 3]
+    assert [raw.record and raw.record["prompt"] for raw in found] == ["a", None, "c"]
+    assert "its column 'odd' holds what cannot be read as a value" in str(found[1].error)
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_table_with_two_columns_of_one_name_is_one_clear_error(tmp_path: Path, form: str) -> None:
+    table = pa.Table.from_arrays([pa.array(["a", "b"]), pa.array(["c", "d"])], names=["prompt", "prompt"])
+    _write_table(table, tmp_path / f"t.{form}")
+    (raw,) = iter_records(str(tmp_path / f"t.{form}"))
+    assert (raw.line, raw.record) == (0, None)
+    assert "two of its columns are called 'prompt'" in str(raw.error)
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
