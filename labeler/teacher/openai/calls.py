@@ -12,29 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from labeler.config.loading import TeacherConfig
 from labeler.errors import LabelerError, RejectError
 from labeler.records import Billed
+from labeler.teacher.openai.refusals import Refusal, refusal_by_status, refusal_within
 from logitstore.common.terminal import first_line
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, OpenAI
+    from openai import OpenAI
 
 FIRST_PAUSE_SEC = 0.5
-TOO_LONG_WORDS = (
-    "context length",
-    "context size",
-    "maximum context",
-    "maximum allowed input",
-    "max_model_len",
-    "too long",
-)
-"""Words of OpenAI's, vLLM's, SGLang's and llama.cpp's servers."""
 NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout")
-MAYBE_BILLED_STATUSES = (408, 500, 502, 504)
-"""With which a server, or a gateway before it, ends a request that its model may have answered; other
-refusals come before any work and are not billed."""
-LATER_STATUSES = (408, 409, 425, 429, 502, 504, 529)
-"""With which a server, or a gateway before it, says that it is busy, overloaded or out of reach: it would
-take the same request at another time. Any other with Retry-After says so too."""
-SPENT_CODES = ("insufficient_quota", "billing_hard_limit_reached")
 
 Answer = TypeVar("Answer")
 
@@ -111,10 +96,15 @@ class Caller:
             self._pace(num_tokens)
             asked_pause_sec = 0.0
             try:
-                return read(self._billed_answer(request))
-            except openai.APIStatusError as error:
-                reason, asked_pause_sec = self._why(error), _retry_after_sec(error)
-                failures.append(_kind_of(error))
+                answer = self._billed_answer(request)
+                if isinstance(answer, str):
+                    raise MalformedAnswerError(
+                        f"the answer is no JSON but {answer!r:.80}; check teacher.api.base_url"
+                    )
+                if not isinstance(answer, Refusal):
+                    return read(answer)
+                reason, asked_pause_sec = self._why(answer), answer.pause_sec
+                failures.append(ServerFailedError if answer.is_later else RequestFailedError)
             except (openai.APIError, MalformedAnswerError, ValueError) as error:
                 # Connections, timeouts, and bodies that are no JSON or none of this API.
                 if isinstance(error, RefusedError):
@@ -131,17 +121,17 @@ class Caller:
         )
 
     def _billed_answer(self, request: dict[str, Any]) -> Any:
-        """One try. What the server says that it took and wrote is counted, whatever comes of the answer."""
+        """One try: the answer, or a `Refusal`. What the server says that it took and wrote is counted,
+        whatever comes of the answer."""
         import openai
 
         self._count(Billed(num_on_the_way=1))
         try:
             ask = self._client.chat.completions if "messages" in request else self._client.completions
             answer = ask.create(**request)
+            refusal = refusal_within(answer)
         except openai.APIStatusError as error:
-            maybe_billed = error.status_code in MAYBE_BILLED_STATUSES
-            self._count(Billed(num_on_the_way=-1, num_lost=1 if maybe_billed else 0))
-            raise
+            answer, refusal = None, refusal_by_status(error)
         except BaseException as error:
             self._count(Billed(num_on_the_way=-1, num_lost=0 if _never_arrived(error) else 1))
             raise
@@ -150,8 +140,9 @@ class Caller:
         if isinstance(given, int) and isinstance(written, int | None):
             self._count(Billed(given, written or 0, num_answers=1, num_on_the_way=-1))
         else:
-            self._count(Billed(num_lost=1, num_on_the_way=-1))
-        return answer
+            maybe_billed = refusal is None or refusal.is_maybe_billed
+            self._count(Billed(num_lost=1 if maybe_billed else 0, num_on_the_way=-1))
+        return answer if refusal is None else refusal
 
     def _count(self, more: Billed) -> None:
         with self._lock:
@@ -173,41 +164,33 @@ class Caller:
         if self.closing.wait(seconds) or self.closing.is_set():
             raise ServerFailedError("the teacher was closed; its units are labeled by another")
 
-    def _why(self, error: APIStatusError) -> str:
+    def _why(self, refusal: Refusal) -> str:
         """Why a try failed that may be made again; raises for what may not."""
-        status, said = error.status_code, first_line(error)
-        code = str(error.code or "")
-        text = f"{code} {said}".lower()
-        if status in (401, 403) or code in SPENT_CODES:
-            remedy = (
-                "the account's money is spent; what is labeled stays"
-                if code in SPENT_CODES
-                else f"set the key in the environment variable {self._api.key_variable}"
+        server = f"the server at {self._api.base_url}"
+        if refusal.is_spent:
+            remedy = "the account's money is spent; what is labeled stays"
+            raise ServerFailedError(f"{server} refuses with {refusal}; {remedy}")
+        if refusal.may_be_tried_again:
+            return str(refusal)
+        if refusal.is_of_filter:
+            raise RefusedError(f"the server's filter refuses it: {refusal.said}", "content_filter")
+        if refusal.status in (401, 403):
+            remedy = f"set the key in the environment variable {self._api.key_variable}"
+            raise ServerFailedError(f"{server} refuses with {refusal}; {remedy}")
+        if refusal.status == 404:
+            raise ServerFailedError(
+                f"{server} has no such thing ({refusal.said}); check teacher.api.base_url and "
+                "teacher.api.model"
             )
-            raise ServerFailedError(
-                f"the server at {self._api.base_url} refuses with {status}: {said}; {remedy}"
-            ) from None
-        if status == 404:
-            raise ServerFailedError(
-                f"the server at {self._api.base_url} has no such thing ({said}); check teacher.api.base_url "
-                "and teacher.api.model"
-            ) from None
-        if status in (408, 409, 425, 429) or status >= 500:
-            return f"{status}: {said}"
-        if "content_filter" in text or "content management policy" in text:
-            raise RefusedError(f"the server's filter refuses it: {said}", "content_filter") from None
-        if any(words in text for words in TOO_LONG_WORDS):
-            raise RefusedError(f"the server takes no prompt of that length: {said}", "too_long") from None
-        raise RefusedError(f"the server refuses it with {status}: {said}", "bad_prompt") from None
+        if refusal.is_of_length:
+            raise RefusedError(f"the server takes no prompt of that length: {refusal.said}", "too_long")
+        raise RefusedError(f"the server refuses it with {refusal}", "bad_prompt")
 
 
 def _kind_of(error: Exception) -> type[ServerFailedError]:
-    """Whether the server failed at the request, or was busy, late or out of reach for any."""
+    """Whether the server failed at the request, or was late or out of reach for any."""
     import openai
 
-    if isinstance(error, openai.APIStatusError):
-        is_later = error.status_code in LATER_STATUSES or "retry-after" in error.response.headers
-        return ServerFailedError if is_later else RequestFailedError
     if isinstance(error, openai.APIConnectionError):  # timeouts too
         return ServerFailedError
     return StillMalformedError if isinstance(error, MalformedAnswerError) else RequestFailedError
@@ -221,11 +204,3 @@ def _never_arrived(error: BaseException) -> bool:
     """
     cause = type(error.__cause__)
     return cause.__module__.partition(".")[0] in ("httpx", "httpx2") and cause.__name__ in NO_CONNECTION
-
-
-def _retry_after_sec(error: APIStatusError) -> float:
-    """What the server asks for, in seconds; 0 where it says nothing or names a date."""
-    try:
-        return max(float(error.response.headers.get("retry-after", "0")), 0.0)
-    except ValueError:
-        return 0.0
