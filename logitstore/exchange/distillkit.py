@@ -27,7 +27,7 @@ import numpy as np
 
 from logitstore.errors import CorruptManifestError, UnsupportedInputError
 from logitstore.exchange.importing import Source
-from logitstore.exchange.rows import rows_from_logprobs
+from logitstore.exchange.rows import rows_from_logprobs, whole_numbers
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import LabelSpec
@@ -221,16 +221,32 @@ def _sequence(raw: RawRecord, config: CompressionConfig) -> LabeledSequence:
     if raw.record is None:
         raise UnsupportedInputError(f"{where}: {raw.error}")
     try:
-        token_ids_T = np.array(raw.record["input_ids"], np.int64).astype(np.int32)
-        ids_NK = decode_ids(np.array(raw.record["bytepacked_indices"], np.uint8), config)
-        logprobs_NK = decode_logprobs(np.array(raw.record["compressed_logprobs"], np.uint8), config)
+        token_ids_T = whole_numbers(np.array(raw.record["input_ids"]), f"{where}: input_ids")
+        ids_NK = decode_ids(_bytes_of(raw.record["bytepacked_indices"]), config)
+        logprobs_NK = decode_logprobs(_bytes_of(raw.record["compressed_logprobs"]), config)
+        num_rows = len(ids_NK)
+        if token_ids_T.ndim != 1 or len(logprobs_NK) != num_rows or num_rows > len(token_ids_T):
+            raise ValueError(
+                f"input_ids of the shape {token_ids_T.shape} have {num_rows} rows of ids and "
+                f"{len(logprobs_NK)} of log-probabilities"
+            )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, UnsupportedInputError):
+            raise
         raise UnsupportedInputError(
             f"{where} does not fit DistillKit's layout ({type(error).__name__}: {error}); are the "
             "configuration and the files of one capture?"
         ) from error
-    num_rows = min(len(token_ids_T), len(ids_NK))
     label_N = np.append(token_ids_T[1:], -1)[:num_rows]
-    rows = rows_from_logprobs(logprobs_NK[:num_rows], ids_NK[:num_rows], label_N, vocab_size=config.d)
+    rows = rows_from_logprobs(logprobs_NK, ids_NK, label_N, vocab_size=config.d)
     mask_N = np.ones(num_rows, bool)
     return LabeledSequence(where, 0, token_ids_T, 0, 1, rows, mask_N, "scored")
+
+
+def _bytes_of(lists: Any) -> np.ndarray:
+    """uint8 [N, X] of the lists of a record. Raises ValueError for numbers that are no bytes."""
+    values = np.array(lists)
+    is_rows = values.ndim == 2 and values.dtype.kind in "iu"
+    if not is_rows or (values.size and not 0 <= values.min() <= values.max() <= 255):
+        raise ValueError(f"{values.dtype} of the shape {values.shape} are no rows of bytes")
+    return values.astype(np.uint8)

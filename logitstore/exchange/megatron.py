@@ -18,17 +18,19 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+import warnings
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
 
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source
-from logitstore.exchange.rows import rows_from_logprobs
+from logitstore.exchange.rows import rows_from_logprobs, whole_numbers
 from logitstore.exchange.torch_archive import read_archive
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence
@@ -73,10 +75,17 @@ def _list_tars(path: Path) -> list[list[Path]]:
         raise UnsupportedInputError(
             f"{path} was written with context parallelism, which splits samples over files; only cp0 is read"
         )
-    groups: dict[int, list[Path]] = {}
-    for match, item in sorted(matched, key=lambda pair: (int(pair[0][3]), int(pair[0][2]))):
-        groups.setdefault(int(match[3]), []).append(item)
-    return list(groups.values())
+    groups: dict[int, dict[int, Path]] = {}
+    for match, item in matched:
+        groups.setdefault(int(match[3]), {})[int(match[2])] = item
+    num_ranks = 1 + max(rank for group in groups.values() for rank in group)
+    for first, group in groups.items():
+        if missing := set(range(num_ranks)) - group.keys():
+            raise UnsupportedInputError(
+                f"{path} lacks cp0_dp{min(missing)}__{first}.tar, of {num_ranks} ranks: the tokens of its "
+                "samples would be taken for those of others; fetch it too"
+            )
+    return [[group[rank] for rank in range(num_ranks)] for _, group in sorted(groups.items())]
 
 
 def _load_tokens(path: Path | None) -> np.ndarray:
@@ -95,11 +104,23 @@ def _load_tokens(path: Path | None) -> np.ndarray:
 
 
 def _all_microbatches(groups: list[list[Path]]) -> Iterator[Microbatch]:
-    """In the order of iterations, of ranks within one, of microbatches within a rank."""
+    """In the order of iterations, of ranks within one, of microbatches within a rank.
+
+    Raises UnsupportedInputError for another order, by which samples would have the tokens of others.
+    """
+    last = -1
     for group in groups:
-        for ranks in zip(*(_iterations(tar) for tar in group), strict=True):
-            if len({iteration for iteration, _ in ranks}) != 1:
+        for ranks in zip_longest(*map(_iterations, group), fillvalue=(None, ())):
+            iterations = [iteration for iteration, _ in ranks]
+            first = iterations[0]
+            if first is None or any(one != first for one in iterations):
                 raise UnsupportedInputError(f"{group[0]} and its siblings hold different iterations")
+            if first <= last:
+                raise UnsupportedInputError(
+                    f"{group[0]} holds iteration {first} after {last}, and the samples of --tokens are in "
+                    "the order of the run; write its members in that order"
+                )
+            last = first
             for _, microbatches in ranks:
                 yield from microbatches
 
@@ -128,7 +149,7 @@ def _decode_member(data: bytes, where: str) -> list[Microbatch]:
     try:
         parts = zip(saved["values"], saved["indices_low"], saved["bit_17"], strict=True)
         return [_microbatch(*part) for part in parts]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnsupportedInputError(
             f"{where} does not hold values, indices_low and bit_17: {error}"
         ) from error
@@ -137,6 +158,8 @@ def _decode_member(data: bytes, where: str) -> list[Microbatch]:
 def _microbatch(values: Any, low: Any, high: Any) -> Microbatch:
     if not values.shape == low.shape == high.shape or values.ndim != 3:
         raise ValueError(f"tensors of shapes {values.shape}, {low.shape} and {high.shape}, not [S, B, K]")
+    if values.dtype.kind != "f" or low.dtype != np.uint16 or high.dtype.itemsize != 1:
+        raise ValueError(f"tensors of {values.dtype}, {low.dtype} and {high.dtype}, not floats, uint16, bool")
     ids_SBK = low.astype(np.int32) | (high.astype(np.int32) << 16)
     return values.astype(np.float32), ids_SBK
 
@@ -152,7 +175,7 @@ def _sequences(
                     f"--tokens has shape {tokens.shape}, but sample {sample} has {values_SBK.shape[0]} "
                     "positions; give the samples this capture was made of"
                 )
-            token_ids_T = np.asarray(tokens[sample]).astype(np.int32)
+            token_ids_T = whole_numbers(np.asarray(tokens[sample]), f"--tokens of sample {sample}")
             label_N = np.append(token_ids_T[1:], -1)
             rows = rows_from_logprobs(
                 values_SBK[:, place], ids_SBK[:, place], label_N, vocab_size=labels.vocab_size
@@ -160,3 +183,10 @@ def _sequences(
             mask_N = np.ones(rows.num_rows, bool)
             yield LabeledSequence(f"sample-{sample}", 0, token_ids_T, 0, 1, rows, mask_N, "scored")
             sample += 1
+    if sample < len(tokens):
+        warnings.warn(
+            f"--tokens has {len(tokens):,} samples, and the capture the first {sample:,} of them; where "
+            "files of it are missing, samples have the tokens of others",
+            StoreWarning,
+            stacklevel=2,
+        )

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -40,17 +41,12 @@ def export_npz(
     """Write a capture of the selected sequences; the number of rows. Memory stays at one block, and beside
     the file its arrays lie on the disk until it is whole.
 
-    Segments have no place in a capture, as masks and flags have none, and the labels mean the same without:
-    they are left out with a StoreWarning. Raises UnsupportedInputError for features that change the meaning.
+    What has no place in a capture is left out with a StoreWarning: segments, flags, the tokens before the
+    first row's context, sequences without rows; and rows that no loss counts are there like the others.
+    Raises UnsupportedInputError for features that change the meaning of the labels.
     """
     check_replaceable(path)
     labels = cut_labels(store.manifest.labels, top_k)
-    if SEGMENTS in store.manifest.features:
-        warnings.warn(
-            f"{path} holds no segments, for which an npz capture has no place; parquet, arrow and jsonl have",
-            StoreWarning,
-            stacklevel=2,
-        )
     if lost := [name for name in store.manifest.features if name not in (MIXED, SEGMENTS, RECORD_PARTS)]:
         raise UnsupportedInputError(
             f"{store.uri} has the features {', '.join(lost)}, for which an npz capture "
@@ -58,6 +54,7 @@ def export_npz(
         )
     names: list[str] = []
     samples: list[int] = []
+    left_out = Counter[str]()
     with (
         naming_full_disk(path),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder,
@@ -69,6 +66,9 @@ def export_npz(
             }
             found = (selection or Selection()).sequences(store)
             for sequence in cut_sequences(found, store.manifest.labels, top_k):
+                left_out += _without_place(sequence)
+                if not sequence.rows.num_rows:  # an import would look for its rows
+                    continue
                 _append(columns, len(names), sequence)
                 names.append(sequence.record_id)
                 samples.append(sequence.sample_index)
@@ -82,7 +82,28 @@ def export_npz(
             }
             _write_archive(Path(folder, "npz"), columns, whole)
         Path(folder, "npz").replace(path)
+    if left_out:
+        told = ", ".join(f"{what} ({count:,})" for what, count in left_out.items())
+        warnings.warn(
+            f"{path}: an npz capture has no place for what is left out here: {told}; parquet, arrow and "
+            "jsonl have",
+            StoreWarning,
+            stacklevel=2,
+        )
     return columns["document_N"].num_rows
+
+
+def _without_place(sequence: LabeledSequence) -> Counter[str]:
+    """What of a sequence a capture does not hold, and how much."""
+    num_rows = sequence.rows.num_rows
+    found = {
+        "sequences without label rows": int(not num_rows),
+        "tokens before the context of a first row": sequence.label_start - 1 if num_rows else 0,
+        "marks of rows that no loss counts": int((~sequence.loss_mask_N).sum()),
+        "segments of sequences": int(sequence.segments_T is not None),
+        "flags": len(sequence.flags),
+    }
+    return Counter({what: count for what, count in found.items() if count})
 
 
 def _write_archive(path: Path, columns: Mapping[str, _Column], whole: Mapping[str, np.ndarray]) -> None:

@@ -14,15 +14,32 @@ import numpy as np
 
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Source, choose_value_kind, label_statistics
+from logitstore.exchange.rows import whole_numbers
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
 
 PROBE_ROWS = 65_536
 SMALLEST_TAIL = 2.0**-24
 """Stands for a tail that the capture's float32 normalisers cannot tell from nothing."""
-_ROW_ARRAYS = ("logits_NK", "token_ids_NK", "logsumexp_NT", "document_N", "input_token_N")
-_OPTIONAL_ROW_ARRAYS = ("log_tail_mass_NT", "label_token_N")
-_REQUIRED = (*_ROW_ARRAYS, "temperatures", "vocab_size")
+_LAYOUT = {
+    "logits_NK": ("f", "NK"),
+    "token_ids_NK": ("iu", "NK"),
+    "logsumexp_NT": ("f", "NT"),
+    "log_tail_mass_NT": ("f", "NT"),
+    "document_N": ("iu", "N"),
+    "input_token_N": ("iu", "N"),
+    "label_token_N": ("iu", "N"),
+    "temperatures": ("fiu", "T"),
+    "vocab_size": ("iu", ""),
+    "record_id": ("Uiu", "S"),
+    "sample_index": ("iu", "S"),
+}
+"""Of each array the kinds of type, as numpy names them, and the axes: a cast would make other numbers of
+others."""
+_NUMBERS = {"f": "floats", "iu": "whole numbers", "fiu": "numbers", "Uiu": "texts or whole numbers"}
+_OPTIONAL = ("log_tail_mass_NT", "label_token_N", "record_id", "sample_index")
+_REQUIRED = tuple(name for name in _LAYOUT if name not in _OPTIONAL)
+_ROW_ARRAYS = tuple(name for name, (_, axes) in _LAYOUT.items() if axes.startswith("N"))
 
 
 def read_npz(path: Path, *, top_k: int | None = None, value_kind: str | None = None) -> Source:
@@ -98,9 +115,25 @@ class _Capture:
             raise UnsupportedInputError(
                 f"{path} lacks the array {missing[0]!r}; a capture has {', '.join(_REQUIRED)}"
             )
-        lengths = {name: self.shape(name)[0] for name in _ROW_ARRAYS}
-        if len(set(lengths.values())) != 1:
-            raise UnsupportedInputError(f"{path}: arrays of different lengths {lengths}; make the file again")
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        sizes: dict[str, tuple[int, str]] = {}
+        for name in (name for name in _LAYOUT if name in self.names):
+            kinds, axes = _LAYOUT[name]
+            array = self.rows(name)
+            if array.dtype.kind not in kinds or len(array.shape) != len(axes):
+                raise UnsupportedInputError(
+                    f"{self._path}: array {name} is {array.dtype} of the shape {array.shape}, where a "
+                    f"capture has {_NUMBERS[kinds]} of the axes ({', '.join(axes)}); make the file again"
+                )
+            for axis, size in zip(axes, array.shape, strict=True):
+                known, other = sizes.setdefault(axis, (size, name))
+                if size != known:
+                    raise UnsupportedInputError(
+                        f"{self._path}: arrays of different lengths: {other} has {known} of axis {axis}, and "
+                        f"{name} {size}; make the file again"
+                    )
 
     def rows(self, name: str) -> _Rows:
         return _Rows(self._archive.open(f"{name}.npy"), self._path, name)
@@ -125,7 +158,7 @@ def _sequences(capture: _Capture, labels: LabelSpec) -> Iterator[LabeledSequence
             "document_N comes back to an earlier document; the rows of one sequence must lie together"
         )
     names, samples = _names(capture, documents)
-    present = [name for name in (*_ROW_ARRAYS, *_OPTIONAL_ROW_ARRAYS) if name in capture.names]
+    present = [name for name in _ROW_ARRAYS if name in capture.names]
     readers = {name: capture.rows(name) for name in present}
     for index, document in enumerate(documents):
         end = starts[index + 1] if index + 1 < len(documents) else len(document_N)
@@ -150,14 +183,14 @@ def _names(capture: _Capture, documents: list[int]) -> tuple[dict[int, str], dic
 
 
 def _sequence(name: str, sample: int, part: dict[str, np.ndarray], labels: LabelSpec) -> LabeledSequence:
-    token_N = part["input_token_N"].astype(np.int32)
-    label_N = (
-        part["label_token_N"].astype(np.int32) if "label_token_N" in part else np.append(token_N[1:], -1)
-    )
+    token_N = whole_numbers(part["input_token_N"], f"the tokens of {name!r:.120}")
+    label_N = np.append(token_N[1:], -1)
+    if "label_token_N" in part:
+        label_N = whole_numbers(part["label_token_N"], f"the labels of {name!r:.120}")
     # The last label closes the sequence where it is known.
     token_ids_T = np.append(token_N, label_N[-1:][label_N[-1:] >= 0]).astype(np.int32)
     logits_NK = part["logits_NK"].astype(np.float32)
-    ids_NK = part["token_ids_NK"].astype(np.int32)
+    ids_NK = whole_numbers(part["token_ids_NK"], f"the ids of {name!r:.120}")
     logprob_N, rank_N = label_statistics(logits_NK, ids_NK, part["logsumexp_NT"][:, 0], label_N)
     top_k = labels.top_k
     tail_NM = cut_log_tail(logits_NK, part["logsumexp_NT"], part.get("log_tail_mass_NT"), labels)

@@ -199,7 +199,9 @@ def pieces(tokenizer: Path, sequence: LabeledSequence) -> list[str]:
 
 def test_a_capture_says_that_it_leaves_them_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("export", folder / "one", "--to", "npz", folder / "labels.npz")
-    assert "labels.npz holds no segments" in capsys.readouterr().err
+    assert "left out here: tokens before the context of a first row (4), segments of sequences (3)" in (
+        capsys.readouterr().err
+    )
     run("import", "--from", "npz", folder / "labels.npz", folder / "made")
     made = list(LogitStore.open(folder / "made").iter_sequences())
     before = list(LogitStore.open(folder / "one").iter_sequences())

@@ -215,7 +215,7 @@ def test_a_student_with_its_own_prompt_has_it_as_context(tmp_path: Path) -> None
 def test_a_capture_leaves_segments_out_and_says_so(tmp_path: Path) -> None:
     """`label run --out x.npz` ends with this export, and jobs with a chat template make segments."""
     store = make_store(tmp_path / "store")
-    with pytest.warns(StoreWarning, match=r"x\.npz holds no segments"):
+    with pytest.warns(StoreWarning, match=r"x\.npz: an npz capture has no place .* segments of sequences"):
         num_rows = export_npz(store, tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz") as arrays:
         expected = np.concatenate([sequence.rows.token_ids_NK for sequence in store.iter_sequences()])
