@@ -30,6 +30,8 @@ OPTIONAL_FIELDS_BY_KIND: dict[str, tuple[str, ...]] = {
 `loss_mask` has a 0 or 1 for each of the given ids, `segments` one of "context", "reasoning", "answer", "tool"
 and "end" (or its number, 0 to 4). Those that begin with `student_` are what a student shall
 see in place of the teacher's prompt: to answer as if it had seen what only the teacher did."""
+SET_FOR_TEMPLATES = ("messages", "conversation", "tools", "documents", "add_generation_prompt")
+"""Variables of a chat template that the labeler sets itself."""
 STUDENT_ROLES = ("student_messages", "student_prompt", "student_token_ids")
 
 
@@ -118,6 +120,11 @@ class InputConfig(Section):
             raise ValueError(
                 f"slice = {self.slice!r} is none of {parts} slices, whose numbers are 0 to {parts - 1}; "
                 f"{first} is too large"
+            )
+        if owned := [name for name in SET_FOR_TEMPLATES if name in self.chat_template_kwargs]:
+            raise ValueError(
+                f"chat_template_kwargs sets {owned[0]!r}, which is set for every record from what it holds; "
+                "remove it"
             )
         if self.chat_template_kwargs and not self.chat_template:
             raise ValueError("chat_template_kwargs needs chat_template = true or the path of a template")

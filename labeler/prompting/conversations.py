@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from labeler.errors import BadRecordError
 from labeler.prompting.bad_records import field_value, shown
 from labeler.prompting.tokenization import Conversation, Message
 from logitstore.inputs.identity import lookup_field
+from logitstore.inputs.text_files import RECORD
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 """Roles of ShareGPT that chat templates call otherwise; others keep their name."""
@@ -60,10 +60,18 @@ def exchange_of(record: dict[str, Any], config: InputConfig, mode: Literal["scor
             config.list_of_texts,
             with_response=config.kind == "prompt_response" and mode == "score",
         )
-    system = _optional_text(record, names.get("system")) or config.system_prompt
-    if system is None or exchange.given.messages[0]["role"] in SYSTEM_ROLES:
+    given, own = exchange.given, _optional_text(record, names.get("system"))
+    system = own or config.system_prompt
+    if system is None:
         return exchange
-    given = exchange.given
+    if given.messages[0]["role"] in SYSTEM_ROLES:
+        if own is not None and own.strip() != str(given.messages[0]["content"]).strip():
+            raise BadRecordError(
+                f"field {names['system']!r} is {shown(own)}, and the messages begin with another system "
+                "message, so the teacher would see one of the two alone; remove the other",
+                "bad_prompt",
+            )
+        return exchange
     messages = ({"role": "system", "content": system}, *given.messages)
     return Exchange(Conversation(messages, given.tools, given.documents), exchange.response)
 
@@ -185,9 +193,10 @@ def _optional_list(record: dict[str, Any], name: str) -> list[Any] | None:
     value = lookup_field(record, name)
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except ValueError:
-            raise BadRecordError(f"field {name!r} is {shown(value)}, it must be a list", "bad_type") from None
+            value = RECORD.decode(value)
+        except ValueError as error:
+            reason = f"field {name!r} is {shown(value)}, it must be a list ({error!s:.200})"
+            raise BadRecordError(reason, "bad_type") from None
     if value is None or value == [] or value == "":
         return None
     if not isinstance(value, list):
@@ -246,7 +255,7 @@ def _tool_calls(value: Any, name: str) -> list[dict[str, Any]]:
     calls = value
     if isinstance(calls, str):
         with contextlib.suppress(ValueError):
-            calls = json.loads(calls)
+            calls = RECORD.decode(calls)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise BadRecordError(
             f'field {name!r} holds the tool_calls {shown(value)}; they must be a list of {{"type": '
@@ -260,7 +269,7 @@ def _function_call(message: Mapping[str, Any], name: str) -> Message:
     """ShareGPT's turn of the assistant that calls tools: JSON of {"name", "arguments"}, or a list of them."""
     calls = message["value"]
     try:
-        calls = json.loads(calls) if isinstance(calls, str) else calls
+        calls = RECORD.decode(calls) if isinstance(calls, str) else calls
     except ValueError:
         calls = None
     calls = [calls] if isinstance(calls, dict) else calls
@@ -316,7 +325,7 @@ def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"] or "{}")
+        arguments = RECORD.decode(function["arguments"] or "{}")
     except ValueError:
         return call
     return {**call, "function": {**function, "arguments": arguments}}

@@ -22,8 +22,8 @@ from labeler.prompting.rendering import (
     end_texts,
     first_marker,
     shown,
+    up_to_its_end,
     with_bos,
-    without_trailing_space,
 )
 from labeler.prompting.segment_marks import REASONING_KEYS, SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
@@ -125,7 +125,7 @@ class ExchangeIds:
         self._probe.check(whole)
         self.num_changed_texts += not is_whole
         prompt_ids, response_ids = self._as_a_whole(prompt_text, response_text)
-        return prompt_ids, without_trailing_space(self._tokenizer, response_ids)
+        return prompt_ids, up_to_its_end(self._tokenizer, response_ids)
 
     def all_turns(self, exchange: Exchange) -> tuple[list[int], list[int], np.ndarray]:
         """Ids up to the first answer, the others, and which of all of them the assistant wrote."""
@@ -134,7 +134,7 @@ class ExchangeIds:
         self._count_ends(messages)
         whole, text = shown(self._tokenizer, Conversation(messages, given.tools, given.documents))
         whole_ids = self._tokenizer.encode(text)
-        ids = without_trailing_space(self._tokenizer, whole_ids)
+        ids = up_to_its_end(self._tokenizer, whole_ids)
         self._probe.check(whole)
         self.num_changed_texts += not self._probe.check_contents(whole, text)
         all_count = all(is_learned(message) for message in messages)
@@ -160,7 +160,7 @@ class ExchangeIds:
             before = Conversation(whole.messages[:place], whole.tools, whole.documents)
             after = Conversation(whole.messages[: place + 1], whole.tools, whole.documents)
             start_ids = self._tokenizer.encode(self._render(before, add_generation_prompt=True))
-            end_ids = without_trailing_space(self._tokenizer, self._tokenizer.encode(self._render(after)))
+            end_ids = up_to_its_end(self._tokenizer, self._tokenizer.encode(self._render(after)))
             if ids[: len(start_ids)] != start_ids or ids[: len(end_ids)] != end_ids:
                 raise BadRecordError(
                     f"the chat template renders turn {place + 1} otherwise in the middle of the conversation "

@@ -48,6 +48,13 @@ class PromptBuilder:
 
     def build(self, record_id: str, record: dict[str, Any]) -> TokenizedPrompt:
         """The record's ids. Raises BadRecordError."""
+        try:
+            return self._built(record_id, record)
+        except RecursionError:
+            reason = "its values, or JSON text in them, are nested too deeply to be read; make them flatter"
+            raise BadRecordError(reason, "bad_type") from None
+
+    def _built(self, record_id: str, record: dict[str, Any]) -> TokenizedPrompt:
         mask_T = None
         if self._turns == "all":
             prompt_ids, response_ids, mask_T = self.exchanges.all_turns(

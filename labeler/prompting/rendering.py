@@ -75,13 +75,17 @@ def continuation(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text)
 
 
-def without_trailing_space(tokenizer: Tokenizer, response_ids: list[int]) -> list[int]:
-    """Up to the end-of-turn token: the white space that templates put after it is never generated."""
-    ends = tokenizer.ends
-    last = next((i for i in reversed(range(len(response_ids))) if response_ids[i] in ends.token_ids), None)
-    if last is None or tokenizer.decode(response_ids[last + 1 :]).strip():
-        return response_ids
-    return response_ids[: last + 1]
+def up_to_its_end(tokenizer: Tokenizer, response_ids: list[int]) -> list[int]:
+    """Up to the token that ends the turn. What templates put behind it is never generated: white space, or
+    the end of the whole text, as Phi-3's does."""
+    ends = {end.token_id for end in tokenizer.ends.tokens if end.text.strip()}
+    stop = len(response_ids)
+    for place in reversed(range(len(response_ids))):
+        if response_ids[place] in ends:
+            stop = place + 1
+        elif tokenizer.decode(response_ids[place : place + 1]).strip():
+            break
+    return response_ids[:stop]
 
 
 def with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:

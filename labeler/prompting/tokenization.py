@@ -155,7 +155,7 @@ class HuggingFaceTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self._chat_template_kwargs,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from None
         return str(text)
 

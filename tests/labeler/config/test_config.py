@@ -34,6 +34,10 @@ def load(*overrides, environ=None):
         (f"labels.temperatures={[1.0 + n for n in range(17)]}", ["17 temperatures", "than the 16"]),
         ("input.kind=prompt", ["no response to score", 'labels.mode = "generate"']),
         ("input.fields.prompts=x", ["role 'prompts'", "prompt, response"]),
+        (
+            "input.chat_template_kwargs={add_generation_prompt = false}",
+            ["'add_generation_prompt', which is set for every record", "remove it"],
+        ),
         ("input.kind=chat", ["input.kind = 'chat'", "'messages'"]),
         ("teacher.model=", ["model is missing", "teacher.model"]),
         ("sampling.top_p=1.5", ["sampling.top_p = 1.5", "less than or equal to 1"]),

@@ -76,6 +76,10 @@ _HARMONY = (
     "<|start|>assistant<|channel|>final<|message|>{{ m['content'] }}{{ '<|return|>' if loop.last else '<|end|>' }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
+_PHI3 = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
 
 TEMPLATES: dict[str, str] = {
     "chatml": _CHATML,
@@ -87,6 +91,7 @@ TEMPLATES: dict[str, str] = {
     "tools": _TOOLS,
     "dated": _DATED,
     "harmony": _HARMONY,
+    "phi3": _PHI3,
 }
 UNSTABLE = ("harmony", "qwen3", "r1")
 """Shapes that render an earlier turn of the assistant's otherwise than a last one."""
@@ -101,6 +106,7 @@ END_OF_TURN = {
     "tools": "<|im_end|>",
     "dated": "<|end|>",
     "harmony": "<|return|>",
+    "phi3": "<|end|>",
 }
 
 

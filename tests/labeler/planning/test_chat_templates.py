@@ -46,7 +46,8 @@ def test_scored_conversations_are_those_of_apply_chat_template(shape: str) -> No
     reference = expected(tokenizer, CHAT, **given)
     ids = whole_ids(prompt)
     assert ids == reference[: len(ids)]
-    assert tokenizer.decode(reference[len(ids) :]).strip() == ""
+    behind = tokenizer.decode(reference[len(ids) :]).strip()
+    assert behind == ("<|endoftext|>" if shape == "phi3" else "")
     assert tokenizer.decode(ids[-1:]) == END_OF_TURN[shape]
     assert builder.exchanges.num_split_borders == 0
 
@@ -199,6 +200,46 @@ def test_sharegpt_parts_and_the_records_own_system_are_understood() -> None:
     prompt = own.build("r", {"messages": CHAT[:2], "system_prompt": "Be brief."})
     system = {"role": "system", "content": "Be brief."}
     assert whole_ids(prompt) == expected(tokenizer, [system, *CHAT[:2]])
+
+
+def test_of_two_different_system_prompts_none_is_lost_in_silence() -> None:
+    builder = builder_for(tokenizer_of("chatml"), "input.fields.system=sys", "input.system_prompt=Be fast.")
+    record = {"messages": [{"role": "system", "content": "Be kind."}, *CHAT], "sys": "Be brief."}
+    error = refused(builder, record)
+    assert error.kind == "bad_prompt"
+    assert "field 'sys' is 'Be brief.', and the messages begin with another system message" in error.reason
+    same = builder.build("r", {**record, "sys": "Be kind. "})
+    assert whole_ids(same) == whole_ids(builder.build("r", {**record, "sys": None}))
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": CHAT, "tools": DEEP},
+        {"messages": [CHAT[0], {"role": "assistant", "content": None, "tool_calls": DEEP}, *CHAT[2:]]},
+        {"messages": [CHAT[0], {"from": "function_call", "value": DEEP}, *CHAT[2:]]},
+        {
+            "messages": [
+                TOOL_CHAT[0],
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]},
+                *TOOL_CHAT[2:],
+            ]
+        },
+    ],
+    ids=["tools", "tool_calls", "function_call", "arguments"],
+)
+def test_json_text_that_is_nested_too_deeply_rejects_its_record(record: dict[str, Any]) -> None:
+    error = refused(builder_for(tokenizer_of("tools")), record)
+    assert (error.kind, "nested too deeply" in error.reason) == ("bad_type", True)
+
+
+def test_of_two_values_of_one_name_in_json_text_none_is_lost_in_silence() -> None:
+    error = refused(builder_for(tokenizer_of("tools")), {"messages": CHAT, "tools": '[{"a": 1, "a": 2}]'})
+    assert "must be a list" in error.reason
+    assert "'a'" in error.reason
 
 
 def test_alpacas_input_follows_its_instruction() -> None:
