@@ -6,11 +6,9 @@ import contextlib
 from pathlib import Path
 
 from labeler.config.loading import InputConfig, TeacherConfig
+from logitstore.models.hub import ANSWER_SEC, request_error
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import files_in, licence_in, put_tokenizer, stored_tokenizer
-
-ANSWER_SEC = 10.0
-"""How long the hub may take to say a model's licence."""
 
 
 def leave_tokenizer(objects: Objects, teacher: TeacherConfig, chat: InputConfig) -> None:
@@ -43,11 +41,10 @@ def _licence_on_hub(teacher: TeacherConfig) -> str:
     """What the hub says of the licence; "" for folders and where the hub does not answer."""
     if Path(teacher.model).is_dir():
         return ""
-    import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    with contextlib.suppress(httpx2.TransportError, HfHubHTTPError, OfflineModeIsEnabled):
+    with contextlib.suppress(request_error(), OfflineModeIsEnabled):
         card = HfApi().model_info(teacher.model, revision=teacher.revision, timeout=ANSWER_SEC).card_data
         return str((card.get("license") if card is not None else None) or "")
     return ""

@@ -28,48 +28,59 @@ def check_model_name(name: str, *, revision: str | None, setting: str) -> None:
             f"{setting} = {name!r} is no folder here; correct the path, or give a Hugging Face id such as "
             "Qwen/Qwen3-0.6B"
         )
-    import httpx2
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.constants import ENDPOINT
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             return
         if HfApi().model_info(name, revision=revision, timeout=ANSWER_SEC).gated:
             HfApi().auth_check(name)  # of its files: what the page says of it is open to all
-    except HFValidationError as error:
+    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, request_error()) as error:
+        if problem := _problem(error, name, revision, setting):
+            raise ConfigError(f"{setting} = {name!r} {problem}") from None
+
+
+def request_error() -> type[Exception]:
+    """What a request to the hub raises that gets no answer: an error of httpx2, or of httpx, which
+    huggingface_hub used before its version 2. Its own errors of answers are of this type too."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(one for one in HfHubHTTPError.__bases__ if one.__name__ == "HTTPError")
+
+
+def _problem(error: Exception, name: str, revision: str | None, setting: str) -> str:
+    """Why the model cannot be had, after its name; "" for trouble of the hub's own, which passes: libraries
+    try again."""
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, HFValidationError):
         section = setting.removesuffix(".model")
         has_more = section != setting and any(sign in name for sign in "@:")
         hint = f" A revision is given as {section}.revision" if has_more else ""
-        raise ConfigError(
-            f"{setting} = {name!r} is no folder here and no name of a model: {error}{hint}"
-        ) from None
-    except GatedRepoError:
-        raise ConfigError(
-            f"{setting} = {name!r} is a model whose terms must be accepted before its files can be fetched: "
-            f"do so on its page, {ENDPOINT}/{name}, and set HF_TOKEN to a token of that account"
-        ) from None
-    except RevisionNotFoundError:
-        raise ConfigError(
-            f"{setting} = {name!r} has no revision {revision!r} on the Hugging Face hub; correct it"
-        ) from None
-    except RepositoryNotFoundError as error:
-        raise ConfigError(
-            f"{setting} = {name!r} is no folder here, and the Hugging Face hub has no such model that "
-            f"you may see ({first_line(error)}); correct the name, or set HF_TOKEN if access is limited"
-        ) from None
-    except HfHubHTTPError:
-        return  # the hub is there and has trouble of its own, which passes: libraries try again
-    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
-        raise ConfigError(
-            f"{setting} = {name!r} is no folder here and not in the cache of Hugging Face, and its hub "
-            f"cannot be reached ({first_line(error)}); correct the name or path, or the network"
-        ) from None
+        return f"is no folder here and no name of a model: {error}{hint}"
+    if isinstance(error, GatedRepoError):
+        return (
+            "is a model whose terms must be accepted before its files can be fetched: do so on its page, "
+            f"{ENDPOINT}/{name}, and set HF_TOKEN to a token of that account"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no revision {revision!r} on the Hugging Face hub; correct it"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "is no folder here, and the Hugging Face hub has no such model that you may see "
+            f"({first_line(error)}); correct the name, or set HF_TOKEN if access is limited"
+        )
+    if isinstance(error, HfHubHTTPError):
+        return ""
+    return (
+        "is no folder here and not in the cache of Hugging Face, and its hub cannot be reached "
+        f"({first_line(error)}); correct the name or path, or the network"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -76,6 +77,15 @@ def test_a_wrong_name_is_asked_for_once(hub: Hub, says: str) -> None:
         check_model_name("no-such/model", revision="v9", setting="teacher.model")
     assert says in str(refused.value)
     assert hub.num_asked <= 2, "a client may open a broken connection once more; from_pretrained asks 6 times"
+
+
+@pytest.mark.parametrize("hub", [b""], indirect=True)
+def test_the_hub_is_asked_by_whatever_its_library_uses(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub 1, which transformers 5.19 takes too, asks by httpx and brings no httpx2."""
+    assert hub.num_asked == 0
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(ConfigError, match="its hub cannot be reached"):
+        check_model_name("no-such/model", revision=None, setting="teacher.model")
 
 
 INFO = b'{"id": "some/model", "gated": "manual"}'
