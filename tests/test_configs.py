@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from cluster.describe.settings.cluster import ClusterConfig, load_cluster
 from cluster.rounds.config import RoundsFile, load_rounds
 from labeler.config.loading import JobConfig, load_job
-from labeler.curation.recipe import checked_recipe
+from labeler.curation.recipe_file import checked_recipe
 from logitstore.common.config_file import ConfigError
 from trainer.run.config import TrainConfig, load_config
 

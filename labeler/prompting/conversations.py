@@ -1,12 +1,10 @@
-"""Records to conversations: messages with all their keys, tools and documents, and the given response.
+"""Records to conversations: messages, tools and documents, and the given response.
 
-Understood as well: ShareGPT's messages ({"from": ..., "value": ...}), content in parts of text, a system
-text and a context (Alpaca's `input`) in fields of their own.
+Understood as well: a system text and a context (Alpaca's `input`) in fields of their own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,19 +13,12 @@ from typing import Any, Literal
 from labeler.config.loading import InputConfig
 from labeler.errors import BadRecordError
 from labeler.prompting.bad_records import field_value, shown
+from labeler.prompting.messages import messages_of
 from labeler.prompting.tokenization import Conversation, Message
 from logitstore.inputs.identity import lookup_field
 from logitstore.inputs.text_files import RECORD
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
-"""Roles of ShareGPT that chat templates call otherwise; others keep their name."""
 SYSTEM_ROLES = ("system", "developer")
-REASONING_NAMES = ("reasoning_content", "reasoning")
-"""Two names of the same: templates read the one or the other, and a message that has one is given both."""
-TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of content parts that are text; the last two are those of OpenAI's Responses."""
-INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""Keys that may stand in a message without content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +75,7 @@ def student_exchange(record: dict[str, Any], config: InputConfig, exchange: Exch
     names = config.field_names()
     given, response = exchange.given, exchange.response
     if "student_messages" in names:
-        messages = _messages(record, names["student_messages"], config.ignore_keys)
+        messages = messages_of(record, names["student_messages"], config.ignore_keys)
         if messages[-1]["role"] == "assistant":
             raise BadRecordError(
                 f"field {names['student_messages']!r} ends with an answer; it must end with what the student "
@@ -171,7 +162,7 @@ def _of_messages(
     record: dict[str, Any], names: Mapping[str, str], mode: str, ignored: Sequence[str]
 ) -> Exchange:
     name = names["messages"]
-    messages = _messages(record, name, ignored)
+    messages = messages_of(record, name, ignored)
     tools = _optional_list(record, names.get("tools", "tools"))
     documents = _optional_list(record, names.get("documents", "documents"))
     response: Message | None = None
@@ -202,130 +193,3 @@ def _optional_list(record: dict[str, Any], name: str) -> list[Any] | None:
     if not isinstance(value, list):
         raise BadRecordError(f"field {name!r} is {shown(value)}, it must be a list or null", "bad_type")
     return value
-
-
-def _messages(record: dict[str, Any], name: str, ignored: Sequence[str]) -> list[Message]:
-    value = field_value(record, name)
-    if not isinstance(value, list):
-        raise BadRecordError(
-            f"field {name!r} is {shown(value)}, it must be a list of messages; correct input.fields",
-            "bad_type",
-        )
-    if not value:
-        raise BadRecordError(f"field {name!r} is empty; give it a message", "empty")
-    messages = [_with_both_names(_message(message, name), ignored) for message in value]
-    last = messages[-1]
-    if not any(last.get(key) for key in INSTEAD_OF_CONTENT) and not _visible(last["content"]):
-        raise BadRecordError(f"the last message of field {name!r} is empty; give it text", "empty")
-    return messages
-
-
-def _visible(content: Any) -> bool:
-    return bool(content.strip()) if isinstance(content, str) else bool(content)
-
-
-def _message(message: Any, name: str) -> Message:
-    """One message with all its keys but the null ones, which Parquet gives to every message of a column."""
-    if not isinstance(message, dict):
-        raise _bad_message(message, name)
-    if "role" not in message and isinstance(message.get("from"), str) and "value" in message:
-        if message["from"] == "function_call":
-            return _function_call(message, name)
-        role = SHAREGPT_ROLES.get(message["from"], message["from"])
-        others = {key: value for key, value in message.items() if key not in ("from", "value")}
-        message = {"role": role, "content": message["value"], **others}
-    kept = {key: value for key, value in message.items() if value is not None}
-    kept["content"] = message.get("content")
-    if not isinstance(kept.get("role"), str):
-        raise _bad_message(message, name)
-    if kept["content"] is None:
-        if not any(kept.get(key) for key in INSTEAD_OF_CONTENT):
-            raise _bad_message(message, name)
-    elif isinstance(kept["content"], list):
-        kept["content"] = _parts(kept["content"], name)
-    elif not isinstance(kept["content"], str):
-        raise _bad_message(message, name)
-    if kept.get("tool_calls"):
-        kept["tool_calls"] = [_with_parsed_arguments(call) for call in _tool_calls(kept["tool_calls"], name)]
-    return kept
-
-
-def _tool_calls(value: Any, name: str) -> list[dict[str, Any]]:
-    """The calls of a message: a list of objects, also as JSON text as files of tool traces often hold it."""
-    calls = value
-    if isinstance(calls, str):
-        with contextlib.suppress(ValueError):
-            calls = RECORD.decode(calls)
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise BadRecordError(
-            f'field {name!r} holds the tool_calls {shown(value)}; they must be a list of {{"type": '
-            '"function", "function": {"name": text, "arguments": object}}, or that as JSON text',
-            "bad_type",
-        )
-    return calls
-
-
-def _function_call(message: Mapping[str, Any], name: str) -> Message:
-    """ShareGPT's turn of the assistant that calls tools: JSON of {"name", "arguments"}, or a list of them."""
-    calls = message["value"]
-    try:
-        calls = RECORD.decode(calls) if isinstance(calls, str) else calls
-    except ValueError:
-        calls = None
-    calls = [calls] if isinstance(calls, dict) else calls
-    if not isinstance(calls, list) or not all(isinstance(one, dict) and "name" in one for one in calls):
-        raise BadRecordError(
-            f'field {name!r} holds {shown(message)}; the value of a function_call is {{"name": text, '
-            '"arguments": object} as JSON, or a list of them',
-            "bad_type",
-        )
-    tool_calls = [_with_parsed_arguments({"type": "function", "function": one}) for one in calls]
-    others = {
-        key: value for key, value in message.items() if key not in ("from", "value") and value is not None
-    }
-    return {"role": "assistant", "content": None, "tool_calls": tool_calls, **others}
-
-
-def _with_both_names(message: Message, ignored: Sequence[str]) -> Message:
-    given = [key for key in REASONING_NAMES if message.get(key)]
-    if len(given) != 1 or given[0] in ignored:
-        return message
-    return {**message, **dict.fromkeys(REASONING_NAMES, message[given[0]])}
-
-
-def _bad_message(message: Any, name: str) -> BadRecordError:
-    return BadRecordError(
-        f'field {name!r} holds {shown(message)}; a message is {{"role": text, "content": text}}', "bad_type"
-    )
-
-
-def _parts(parts: list[Any], name: str) -> str:
-    texts: list[str] = []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-        elif (
-            isinstance(part, dict)
-            and part.get("type", "text") in TEXT_PARTS
-            and isinstance(part.get("text"), str)
-        ):
-            texts.append(part["text"])
-        else:
-            raise BadRecordError(
-                f"field {name!r} holds the content part {shown(part)}; only parts of text can be labeled",
-                "bad_type",
-            )
-    return "\n".join(texts)
-
-
-def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """The call with its arguments as an object: OpenAI's files hold them as JSON text, which templates would
-    quote once more."""
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = RECORD.decode(function["arguments"] or "{}")
-    except ValueError:
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}

@@ -9,7 +9,7 @@ from typing import Any
 
 from labeler.errors import BadRecordError, ChatTemplateError
 from labeler.prompting.bad_records import shown
-from labeler.prompting.conversations import REASONING_NAMES
+from labeler.prompting.messages import REASONING_NAMES
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
 from logitstore.inputs.parts import LEARNING_KEYS
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cluster.rounds.config import RoundsConfig
-from labeler.curation.recipe import RecipeSettings
+from labeler.curation.recipe_file import RecipeSettings
 from logitstore.common.command import Program, new_parser
 from logitstore.common.exit_status import ExitStatus
 from logitstore.common.penumbra import main

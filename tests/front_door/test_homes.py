@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import labeler.curation.recipe  # noqa: F401
+import labeler.curation.recipe_file  # noqa: F401
 import trainer.run.config  # noqa: F401
 from cluster.arguments import build_parser
 from cluster.describe.render import render

@@ -39,7 +39,8 @@ judge, label, check. One ledger, recipe.json in recipe.out, remembers what is do
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
-    from labeler.curation.recipe import checked_recipe, run_recipe
+    from labeler.curation.recipe import run_recipe
+    from labeler.curation.recipe_file import checked_recipe
 
     recipe = checked_recipe(job_document(arguments.recipe, arguments.set), arguments.recipe)
     last = run_recipe(recipe, quiet=arguments.quiet, say=_silent if arguments.quiet else print)

@@ -18,7 +18,8 @@ from labeler.__main__ import main
 from labeler.config.loading import JobConfig
 from labeler.curation.asking import AskPaths, asking_job
 from labeler.curation.expand import sampling_of, text_of
-from labeler.curation.recipe import checked_recipe, run_recipe
+from labeler.curation.recipe import run_recipe
+from labeler.curation.recipe_file import checked_recipe
 from labeler.curation.settings import ExpandSettings
 from labeler.driver.run import RunOptions
 from labeler.prompting.byte_tokenizer import ByteTokenizer

@@ -12,7 +12,8 @@ import pytest
 import labeler.curation.recipe as recipe_module
 import labeler.driver.run as run_module
 from labeler.config.loading import JobConfig
-from labeler.curation.recipe import Recipe, checked_recipe, run_recipe
+from labeler.curation.recipe import run_recipe
+from labeler.curation.recipe_file import Recipe, checked_recipe
 from labeler.curation.sifting import Source
 from labeler.driver.run import RunOptions
 from logitstore.common.config_file import ConfigError
