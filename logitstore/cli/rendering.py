@@ -51,8 +51,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         kept = f"tokens   {len(found.tokenizer.files)} files of the tokenizer are kept here{licence}"
         console.print(printable(kept), highlight=False, markup=False, soft_wrap=True)
     if found.retokenized is not None:
-        unfinished = "not finished: repeat `penumbra store retokenize`"
-        told = report_lines(found.kept)[0] if found.kept else unfinished
+        told = report_lines(found.kept)[0] if found.kept else _without_report(found)
         console.print(printable(f"mapped   {told}"), highlight=False, markup=False, soft_wrap=True)
     if found.num_inspected_rows == found.num_silent_rows:
         console.print(
@@ -65,6 +64,13 @@ def print_inspection(found: Inspection, console: Console) -> None:
     console.print(_mass(found))
     if labels["support"] == "top":
         console.print(_advice(found), highlight=False)
+
+
+def _without_report(found: Inspection) -> str:
+    """The store that `retokenize` makes keeps a report; what is made of that store has none."""
+    if found.is_being_mapped:
+        return "not finished: repeat `penumbra store retokenize`"
+    return "from another tokenizer than the teacher's; how much was kept, the store says that was retokenized"
 
 
 def _columns(found: Inspection) -> Table:

@@ -56,8 +56,7 @@ def retokenize_store(
     teacher = dataclasses.replace(teacher, vocab_size=width)
     equal_V = equal_ids(teacher, student, pairs or {})
     manifest = _manifest(source, teacher, student, dict(pairs or {}), merge_spans)
-    folder = Path(student.path)
-    files = files_in(folder if folder.is_dir() else folder.parent)
+    files = _tokenizer_files(Path(student.path))
     kept = stored_tokenizer(source.objects)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
     carry_deletions([source], target)
@@ -170,6 +169,13 @@ class _Job:
         rows = (sequence.rows for sequence in sequences)
         books = train_codebooks(rows, self.row_map.labels, expected_rows=CODEBOOK_USES * num_rows)
         self.target.set_codebooks(books)
+
+
+def _tokenizer_files(path: Path) -> dict[str, bytes]:
+    """Those of a folder, or of a tokenizer's file; beside one of another name may lie another's."""
+    if path.is_dir() or path.name == "tokenizer.json":
+        return files_in(path if path.is_dir() else path.parent)
+    return {"tokenizer.json": path.read_bytes()}
 
 
 def _reject(entry: ShardEntry, place: int, sequence: LabeledSequence, error: UnwritableTextError) -> Reject:

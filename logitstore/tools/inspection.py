@@ -72,7 +72,9 @@ class Inspection:
     retokenized: Retokenized | None
     """Whence a store for another tokenizer than the teacher's was made."""
     kept: Report | None
-    """What of its source's labels it has; None where `retokenize` has not finished."""
+    """What of its source's labels it has; None where `retokenize` has not finished, or did not make it."""
+    is_being_mapped: bool
+    """Whether `retokenize` made it and has not finished."""
     tokenizer: StoredTokenizer | None
     """The tokenizer's files and the teacher's licence, as far as the store keeps them."""
     codebooks: str | None
@@ -223,7 +225,7 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
         name: int(shards.column(name).sum())
         for name in ("num_sequences", "num_rows", "num_tokens", "num_rejects", "num_bytes")
     }
-    other = _other_bytes(store)
+    other, kept = _other_bytes(store), read_report(store)
     num_rows = max(1, totals["num_rows"])
     names = [f"{temperature:g}" for temperature in manifest.labels.temperatures]
     mass_by_k = _mass_by_k(sums, listed_k, names)
@@ -236,7 +238,8 @@ def _summary(store: LogitStore, sums: _Sums, listed_k: list[int], target_mass: f
         f"{manifest.teacher.dtype}, capture {manifest.teacher.capture})",
         labels=_labels(manifest.labels),
         retokenized=manifest.retokenized,
-        kept=read_report(store),
+        kept=kept,
+        is_being_mapped="retokenize" in manifest.config and kept is None,
         tokenizer=stored_tokenizer(store.objects),
         codebooks=manifest.codebooks,
         num_units=len(shards),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from logitstore.__main__ import main
+from logitstore.decoding.tokenizer_choice import choose_texts
 from logitstore.errors import (
     CorruptManifestError,
     StoreChangedError,
@@ -17,6 +18,9 @@ from logitstore.errors import (
 )
 from logitstore.exchange.merge import merge_stores
 from logitstore.manifest import reading
+from logitstore.objects.opening import Objects
+from logitstore.publishing.card import CardSettings
+from logitstore.publishing.publish import publish_store
 from logitstore.store import LogitStore
 from logitstore.tools.deletion import delete_records
 from logitstore.tools.inspection import inspect_store
@@ -123,3 +127,33 @@ def test_the_deletions_of_the_source_are_those_of_the_mapping(
     target = mapped(labels.store, teacher, student, tmp_path / "after")
     assert [one.record_id for one in target] == rest
     assert target.deletions.records == labels.store.deletions.records
+
+
+def test_inspect_calls_nothing_unfinished_that_is_made_of_a_mapped_store(
+    tmp_path: Path, teacher: str, student: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It advised to repeat `retokenize`, which would have refused the place, or written another store."""
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS[:1], top_k=9)
+    target = mapped(labels.store, teacher, student, tmp_path / "out")
+    merge_stores([target], str(tmp_path / "merged"))
+    publish_store(target, Objects(tmp_path / "public"), CardSettings(), allow_paths=True)
+    for name in ("merged", "public"):
+        assert main(["inspect", str(tmp_path / name)]) == 0
+        said = capsys.readouterr().out
+        assert "the store says that was retokenized" in said
+        assert "not finished" not in said
+    (tmp_path / "out" / "retokenized.json").unlink()
+    assert main(["inspect", target.uri]) == 0
+    assert "not finished: repeat `penumbra store retokenize`" in capsys.readouterr().out
+
+
+def test_the_tokenizer_that_was_named_is_the_one_that_is_kept(
+    tmp_path: Path, teacher: str, student: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a file of another name lay the teacher's tokenizer.json, and the store kept that one."""
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS[:1], top_k=9)
+    named = Path(teacher, "for-student.json")
+    named.write_bytes(Path(student, "tokenizer.json").read_bytes())
+    target = mapped(labels.store, teacher, str(named), tmp_path / "out")
+    assert choose_texts(target, None)[1] == ""
+    assert choose_texts(target, None)[0].known
