@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,7 +90,18 @@ def dataset_card(manifest: Manifest, contents: Contents, settings: CardSettings)
 
 def _title(manifest: Manifest) -> str:
     kind = "Texts" if manifest.labels.support == "none" else "Labels"
-    return f"{kind} of {manifest.teacher.model}"
+    return f"{kind} of {_teacher(manifest)}"
+
+
+def _teacher(manifest: Manifest) -> str:
+    """Its name, in one line."""
+    return " ".join(manifest.teacher.model.split())
+
+
+def _quoted(text: str) -> str:
+    """A text of YAML. (JSON writes an emoji as two halves of a character, which YAML takes for two.)"""
+    plain = (one if one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text)
+    return f'"{"".join(plain)}"'
 
 
 def _what_it_holds(manifest: Manifest) -> str:
@@ -138,11 +148,11 @@ def _front_matter(manifest: Manifest, contents: Contents, settings: CardSettings
     elif _LICENCE_ID.fullmatch(licence):
         lines = [f"license: {licence}"]
     else:
-        lines = ["license: other", f"license_name: {json.dumps(licence[:80])}"]
+        lines = ["license: other", f"license_name: {_quoted(licence[:80])}"]
     digits = len(str(max(contents.num_sequences, 1)))
     return [
         "---",
-        f"pretty_name: {json.dumps(_title(manifest))}",
+        f"pretty_name: {_quoted(_title(manifest))}",
         *lines,
         "task_categories:",
         "- text-generation",
@@ -217,7 +227,7 @@ def _example(labels: LabelSpec, repository: str) -> list[str]:
 def _licence_note(manifest: Manifest, licence: str) -> str:
     says = f"`{_cell(licence)}`" if licence else "not known to the store"
     return (
-        f"The licence of the teacher, {manifest.teacher.model}, or of these labels: {says}. Labels are "
+        f"The licence of the teacher, {_teacher(manifest)}, or of these labels: {says}. Labels are "
         "outputs of a model, over texts of an input: the terms of both apply, and some forbid to train other "
         "models on outputs."
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 from huggingface_hub import DatasetCard
 
 from logitstore.manifest.fields import STUDENT_PROMPTS
@@ -127,3 +128,12 @@ def test_licences_that_the_hub_does_not_know_are_named_beside(
     assert data["license"] == expected
     assert data.get("license_name") == (licence if expected == "other" else None)
     assert data["pretty_name"] == 'Labels of a "quoted": teacher | x'
+
+
+def test_a_name_of_any_characters_is_one_line_that_yaml_reads() -> None:
+    manifest = make_manifest(model='org/模型😀 "q" \\ \x7f\u2028é\n---\nevil: 1')
+    card = dataset_card(manifest, Contents.of([], 0), CardSettings(licence="Mine 😀"))
+    data = yaml.safe_load(card.split("---\n")[1])
+    title = 'Labels of org/模型😀 "q" \\ \x7f é --- evil: 1'
+    assert (data["pretty_name"], data["license_name"]) == (title, "Mine 😀")
+    assert f"\n# {title}\n" in card
