@@ -127,6 +127,14 @@ def _check_shard(
         # Listed before the commits, so look again: it may be younger than the listing.
         try:
             info = store.objects.stat(entry.name)
+        except AccessRefusedError:
+            findings.error(
+                "missing_shard",
+                entry.name,
+                f"the server refuses the shard of unit {entry.unit_id}, as one that lists nothing may do for "
+                f"what is not there; correct its rights or restore it from a copy, or {_without(entry)}",
+            )
+            return
         except ObjectNotFoundError:
             findings.error(
                 "missing_shard",
@@ -212,9 +220,13 @@ def _check_deleted(
 def _remedy(entry: ShardEntry) -> str:
     return (
         "restore it from a copy of the store, or let the job label the unit again after "
-        "`penumbra store uncommit STORE --bad`, or go on without the unit: "
-        f"`merge STORE --out NEW --where 'unit_index != {entry.unit_index}'`"
+        f"`penumbra store uncommit STORE --bad`, or {_without(entry)}"
     )
+
+
+def _without(entry: ShardEntry) -> str:
+    where = f"unit_index != {entry.unit_index}"
+    return f"go on without the unit: `merge STORE --out NEW --where '{where}'`"
 
 
 def _check_tokens(sequence: LabeledSequence, vocab_size: int, entry: ShardEntry, findings: Findings) -> None:

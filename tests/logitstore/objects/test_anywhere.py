@@ -393,3 +393,15 @@ def test_options_that_a_file_system_needs_are_named(monkeypatch: pytest.MonkeyPa
         Objects("webdav://store")
     with pytest.raises(UnsupportedInputError, match="unexpected keyword argument 'base_uri'"):
         Objects("webdav://store", {"base_uri": "https://h"})
+
+
+def test_a_shard_that_is_gone_where_nothing_is_listed_is_one_problem(store: LogitStore) -> None:
+    """S3 refuses a key that may not list what is not there, which ended the whole check."""
+    gone = store.shards()[0]
+    with dialect_of(store, "no lists") as server:
+        del server.data[f"store/{gone.name}"]
+        findings = verify_store(LogitStore.open("s3://b/store", storage_options=server.storage_options))
+    assert [(one.kind, one.where) for one in findings.errors] == [("missing_shard", gone.name)]
+    assert f"merge STORE --out NEW --where 'unit_index != {gone.unit_index}'" in findings.errors[0].message
+    assert findings.num_units - 1 == len(findings.labeled.digests) > 0
+    assert not findings.bad_shards, "whether it is there is not known, so nothing is labeled anew for it"
