@@ -151,6 +151,11 @@ def may_open(uri: str) -> bool:
     return "::" not in uri and (is_local_uri(uri) or uri.startswith(("s3://", "s3a://")))
 
 
+def _json_bytes(value: Json) -> bytes:
+    """Raises ValueError for what JSON has no form for, as a file of jobs may hold: NaN, half a character."""
+    return script_json(value).encode()
+
+
 class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SEC
     protocol_version = "HTTP/1.1"
@@ -185,24 +190,24 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if numbers and numbers[0] >= len(self.server.views):
                 raise IndexError(f"no store {numbers[0]}: this page shows {len(self.server.views)}")
-            value = answer(self.server, numbers, query)
+            body = _json_bytes(answer(self.server, numbers, query))
         except IndexError as error:
             self._reply_json(HTTPStatus.NOT_FOUND, {"error": str(error)})
         except UnsupportedInputError as error:
             self._reply_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except (StoreError, OSError) as error:
             self._reply_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self._reply_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         else:
-            self._reply_json(HTTPStatus.OK, value)
+            self._reply(HTTPStatus.OK, "application/json", body)
 
     def _is_local(self) -> bool:
         port = self.server.server_port
         return self.headers.get("Host", "") in [f"{host}:{port}" for host in LOOPBACK_HOSTS]
 
     def _reply_json(self, status: HTTPStatus, value: Json) -> None:
-        self._reply(status, "application/json", script_json(value).encode())
+        self._reply(status, "application/json", _json_bytes(value))
 
     def _reply(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)
