@@ -9,6 +9,7 @@ from logitstore.cli import context
 from logitstore.cli.arguments.making import EXPORT_FORMS, TABLE_FORMS, TEXT_FORMS
 from logitstore.cli.selecting import selection_of, warn_of_top_k, warn_of_unmet
 from logitstore.common.options import read_storage_options
+from logitstore.common.whole_file import check_place
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.by_suffix import SUFFIXES
 from logitstore.exchange.npz.export import export_npz
@@ -30,8 +31,7 @@ def export(args: argparse.Namespace) -> int:
     ignored = ("file_bytes", "out_storage_options")
     context.refuse_unused(args, ignored, f"is for several files, in a folder or at a URL, and {place} is one")
     path = Path(place)
-    if not path.resolve().parent.is_dir():
-        raise UnsupportedInputError(f"{path.parent} is no folder; make it, or export to another place")
+    check_place(path)
     if args.to in TEXT_FORMS:
         return _export_texts(args, store, path)
     _refuse_tokenizer(args)
@@ -56,7 +56,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def _form_of_suffix(place: str) -> str:
-    suffix = Path(place).suffix
+    suffix = Path(place).suffix.lower()
     if suffix not in SUFFIXES:
         raise UnsupportedInputError(
             f"no form is named by the ending of {place}; give --to ({', '.join(EXPORT_FORMS)}), or a file "

@@ -11,6 +11,7 @@ from logitstore.cli.selecting import selection_of, warn_of_top_k, warn_of_unmet
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.common.options import read_storage_options
+from logitstore.common.whole_file import check_place
 from logitstore.errors import StoreChangedError, UnsupportedInputError
 from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, Source, import_source
@@ -160,6 +161,8 @@ def codebook(args: argparse.Namespace) -> int:
     if args.copy_from is not None:
         ignored = ("max_codebooks", "expected_rows")
         context.refuse_unused(args, ignored, "is for training a set, and --copy-from takes one")
+    if args.out is not None:
+        check_place(args.out)
     existing = store.codebooks()
     if existing is not None and args.copy_from is None and args.out is None:
         context.say(args, f"the store uses {existing.hash} ({existing.num_codebooks} codebooks) already")

@@ -65,3 +65,12 @@ def check_replaceable(path: Path) -> None:
         raise UnsupportedInputError(
             f"{path} is {what}, in whose place a file would be put; name a file, or a folder's new file"
         )
+
+
+def check_place(path: Path) -> None:
+    """As `check_replaceable`, and where no file can be put: asked before the work that makes the file."""
+    check_replaceable(path)
+    if path.is_dir():
+        raise UnsupportedInputError(f"{path} is a folder; name a file in it")
+    if not path.resolve().parent.is_dir():
+        raise UnsupportedInputError(f"{path.parent} is no folder; make it, or write to another place")

@@ -43,7 +43,8 @@ def export_texts(
     teacher had them but for the tokens that end a response. Where students see another prompt than the
     teacher, it is theirs: who trains on the text must not see what only the teacher may.
 
-    Raises UnsupportedInputError where the store keeps no tokenizer, or no sequence could be written.
+    Raises UnsupportedInputError where the store keeps no tokenizer, no sequence could be written, or a
+    sample's id is that of another record.
     """
     check_replaceable(path)
     texts, reason = choose_texts(store, tokenizer)
@@ -53,6 +54,7 @@ def export_texts(
     record_of = _messages_record(store, texts, turns) if form == "messages" else _pair_record(texts, turns)
     total = int(store.shards().column("num_sequences").sum())
     written = left_out = 0
+    names = set[str]()
     temporary = path.with_name(f".{path.name}.part")
     try:
         with naming_full_disk(path), temporary.open("w", encoding="utf-8") as file:
@@ -63,6 +65,7 @@ def export_texts(
                     left_out += 1
                 else:
                     written += 1
+                    _refuse_again(record["id"], names)
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 if progress:
                     progress("sequences", written + left_out, total)
@@ -112,6 +115,18 @@ def _answer(prompt: str, text: str) -> dict[str, str]:
 def _head(sequence: LabeledSequence) -> dict[str, Any]:
     name = sequence.record_id + (f"#{sequence.sample_index}" if sequence.sample_index else "")
     return {"id": name, "finish_reason": sequence.finish_reason, "flags": list(sequence.flags)}
+
+
+def _refuse_again(name: str, names: set[str]) -> None:
+    """Raises UnsupportedInputError for an id that one of `names` has; only those with a # can come again."""
+    if "#" not in name:
+        return
+    if name in names:
+        raise UnsupportedInputError(
+            f"a sample and a record of its name would both have the id {name!r:.120}; leave one of the two "
+            "out, by --without-ids or --where"
+        )
+    names.add(name)
 
 
 def prompt_and_answer(

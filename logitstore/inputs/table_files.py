@@ -28,14 +28,22 @@ def parquet_batches(file: BinaryIO, rows_at_once: int) -> Iterator[pa.RecordBatc
     yield from pq.ParquetFile(file).iter_batches(batch_size=rows_at_once)
 
 
-def arrow_batches(file: BinaryIO, rows_at_once: int) -> Iterator[pa.RecordBatch]:
-    """The batches of an IPC file, or of a stream as `datasets` writes it."""
+def open_arrow(file: BinaryIO) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
+    """An IPC file, or a stream as `datasets` writes it."""
     if file.read(6) == b"ARROW1":
-        reader = pa.ipc.open_file(file)
-        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-    else:
-        file.seek(0)
-        batches = iter(pa.ipc.open_stream(file))
+        return pa.ipc.open_file(file)
+    file.seek(0)
+    return pa.ipc.open_stream(file)
+
+
+def arrow_batches(file: BinaryIO, rows_at_once: int) -> Iterator[pa.RecordBatch]:
+    """The batches of an IPC file or stream."""
+    reader = open_arrow(file)
+    batches = (
+        (reader.get_batch(index) for index in range(reader.num_record_batches))
+        if isinstance(reader, pa.RecordBatchFileReader)
+        else iter(reader)
+    )
     for batch in batches:
         for start in range(0, batch.num_rows, rows_at_once):
             yield batch.slice(start, rows_at_once)

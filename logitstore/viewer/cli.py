@@ -12,6 +12,7 @@ from logitstore.cli.context import refuse_unused, warn
 from logitstore.cli.selecting import add_selection, selection_of
 from logitstore.common.exit_status import EXIT_STATUSES
 from logitstore.common.options import add_storage_options, count, positive, read_storage_options
+from logitstore.common.whole_file import check_place
 from logitstore.errors import StoreError, UnsupportedInputError
 from logitstore.manifest.folders import refuse_in_store
 
@@ -77,6 +78,7 @@ def _write(args: argparse.Namespace) -> int:
     from logitstore.viewer.static import write_static_page
 
     refuse_in_store(args.out, "the page")
+    check_place(args.out)
     size = write_static_page(
         args.stores,
         args.out,

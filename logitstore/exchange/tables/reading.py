@@ -17,7 +17,7 @@ from logitstore.exchange.tables.from_arrow import batch_of, sequences_of
 from logitstore.inputs.listing import form_of, list_files, open_file
 from logitstore.inputs.raw_record import MANIFEST_KEY
 from logitstore.inputs.reading import iter_records
-from logitstore.inputs.table_files import arrow_batches, parquet_batches
+from logitstore.inputs.table_files import arrow_batches, open_arrow, parquet_batches
 from logitstore.manifest.fields import Manifest
 from logitstore.manifest.reading import decode_manifest
 from logitstore.records import LabeledSequence
@@ -89,12 +89,13 @@ def _read_manifest(path: Path) -> Manifest:
     metadata: dict[bytes, bytes] = {}
     if path.is_dir():
         path = Path(list_files(str(path))[0][0].removeprefix("file://"))
+    form = form_of(path.name)
     try:
-        if path.suffix == ".parquet":
+        if form == "parquet":
             metadata = pq.read_schema(path).metadata or {}
-        elif path.suffix == ".arrow":
-            with pa.ipc.open_file(path) as reader:
-                metadata = reader.schema.metadata or {}
+        elif form == "arrow":
+            with path.open("rb") as file:
+                metadata = open_arrow(file).schema.metadata or {}
         else:
             first = next(iter_records(str(path), manifests=True), None)
             if first is not None and first.is_manifest and first.record is not None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.common.whole_file import naming_full_disk, write_whole
+from logitstore.common.whole_file import check_place, naming_full_disk, write_whole
+from logitstore.errors import UnsupportedInputError
 
 
 def test_a_file_is_replaced_and_nothing_stays_beside_it(tmp_path: Path) -> None:
@@ -51,3 +52,13 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"a\.html") as refused:
             write_whole(path, "text")
         assert refused.value.filename == str(path)
+
+
+def test_a_place_where_no_file_can_be_put_is_told_of_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    wrong = {"none/a.html": "is no folder; make it", ".": "is a folder", "link": "a link", "pipe": "a pipe"}
+    for name, says in wrong.items():
+        with pytest.raises(UnsupportedInputError, match=says):
+            check_place(tmp_path / name)
+    check_place(tmp_path / "a.html")

@@ -101,6 +101,7 @@ def test_a_question_in_other_words_is_found_by_meaning(
         (["--found", "x.jsonl"], "belongs to --decontaminate"),
         (["--decontaminate", "EVAL", "--by", "magic"], "must be ngram, cosine"),
         (["--decontaminate", "EVAL", "--found", "x.txt"], "must end in .jsonl"),
+        (["--decontaminate", "EVAL", "--found", "none/x.jsonl"], "none is no folder; make it"),
         (["--decontaminate", "no/such/file.jsonl"], "no/such/file.jsonl"),
         (["--decontaminate", "EVAL", "--eval-field", "nothing"], "must be read whole"),
     ],

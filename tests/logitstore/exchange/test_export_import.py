@@ -117,6 +117,23 @@ def test_tables_carry_everything(store: LogitStore, tmp_path: Path, form: str) -
     assert not list(tmp_path.glob(".*.part"))
 
 
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("parquet", "OUT.PARQUET"), ("parquet", "out.pq"), ("arrow", "out.feather"), ("jsonl", "out.ndjson")],
+)
+def test_a_table_is_known_by_each_ending_that_an_input_may_have(
+    store: LogitStore, tmp_path: Path, form: str, name: str
+) -> None:
+    """They "carried no manifest", though they do."""
+    assert main(["export", store.uri, str(tmp_path / name), "--to", form, "--quiet"]) == 0
+    assert read_table(tmp_path / name).teacher == store.manifest.teacher
+
+
+def test_an_ending_in_capitals_says_the_form_of_an_export(store: LogitStore, tmp_path: Path) -> None:
+    assert main(["export", store.uri, str(tmp_path / "OUT.PARQUET"), "--quiet"]) == 0
+    assert pq.read_table(tmp_path / "OUT.PARQUET").num_rows == 6
+
+
 def test_tables_of_others_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')

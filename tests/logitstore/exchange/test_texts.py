@@ -19,8 +19,9 @@ from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.texts import TextForm, export_texts
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, Segment
+from logitstore.rows.where import parse_selection
 from logitstore.store import LogitStore
-from logitstore.tokenizer_objects import put_tokenizer
+from logitstore.tokenizer_objects import copy_tokenizer, put_tokenizer
 from tests.trainer.stores import label_rows, manifest
 
 CHATML = (
@@ -290,3 +291,19 @@ def load(form: str, path: Path) -> list[dict[str, Any]]:
 
 def without_none(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in message.items() if value is not None} for message in messages]
+
+
+def test_a_sample_and_a_record_of_its_name_are_told_of(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", [("Why?", "So."), ("Why?", "So."), ("Why?", "So.")], None)
+    sequences = [
+        replace(one, record_id=name, sample_index=sample)
+        for one, (name, sample) in zip(store.iter_sequences(), [("a", 0), ("a", 1), ("a#1", 0)], strict=True)
+    ]
+    made = LogitStore.create(tmp_path / "made", store.manifest)
+    made.commit_unit("u", 0, sequences, seconds=0.0, worker="w")
+    copy_tokenizer(store.objects, made.objects)
+    with pytest.raises(UnsupportedInputError, match="would both have the id 'a#1'"):
+        export_texts(made, tmp_path / "p.jsonl", "prompt-completion")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+    chosen = parse_selection("record_id != 'a#1'")
+    assert export_texts(made, tmp_path / "p.jsonl", "prompt-completion", selection=chosen) == (2, 0)
