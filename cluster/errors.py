@@ -17,6 +17,12 @@ class ClusterUnreachableError(ClusterError, ConnectionError):
     exit_status = ExitStatus.UNREACHABLE
 
 
+class WrongAccessError(ClusterError, ValueError):
+    """An address, header, token or certificate that could be none of any cluster."""
+
+    exit_status = ExitStatus.WRONG
+
+
 class ClusterTroubleError(ClusterUnreachableError):
     """The cluster, or a proxy before it, does not answer now and may in a while."""
 

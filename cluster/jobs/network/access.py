@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from cluster.errors import ClusterUnreachableError
+from cluster.errors import WrongAccessError
 from logitstore.objects.system import lock_file
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
@@ -27,7 +27,7 @@ def token_path() -> Path:
 def find_token() -> str | None:
     """The token of the environment or of Ray's file; None where there is none.
 
-    Raises ClusterUnreachableError, without it, for what no header could carry: a library would show it.
+    Raises WrongAccessError, without it, for what no header could carry: a library would show it.
     """
     given = os.environ.get(TOKEN_VARIABLE, "").strip()
     if given:
@@ -47,8 +47,8 @@ def _checked(token: str, where: str) -> str:
     return token
 
 
-def _no_token(where: str) -> ClusterUnreachableError:
-    return ClusterUnreachableError(
+def _no_token(where: str) -> WrongAccessError:
+    return WrongAccessError(
         f"what {where} holds is no token, which is one word of plain letters and digits; look for what was "
         "copied along with it, or saved in another encoding"
     )

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from cluster.errors import ClusterUnreachableError
+from cluster.errors import ClusterUnreachableError, WrongAccessError
 from cluster.jobs.network.headers import headers_of
 
 CONNECT_TIMEOUT_SEC = 5.0
@@ -46,7 +46,7 @@ def find_way(
     below them.
 
     Raises:
-        ClusterUnreachableError: an address, header or certificate that is none.
+        WrongAccessError: an address, header or certificate that is none.
     """
     found = headers_of(headers, environ)
     parts = _parts(address)
@@ -61,7 +61,7 @@ def normalise_address(address: str) -> str:
     at its end, and a user and password go.
 
     Raises:
-        ClusterUnreachableError: the text is no such address.
+        WrongAccessError: the text is no such address.
     """
     parts = _parts(address)
     name = parts.hostname or ""
@@ -107,13 +107,15 @@ def refuse_silent_address(way: Way) -> None:
 
 
 def _parts(address: str) -> SplitResult:
-    """Raises ClusterUnreachableError, without a password in it."""
-    with contextlib.suppress(ValueError):  # no IPv6 address between brackets, no port
+    """Raises WrongAccessError, without a password in it."""
+    with contextlib.suppress(ValueError):  # no IPv6 address between brackets, no port, no name of a machine
         parts = urlsplit(_with_scheme(address))
+        (parts.hostname or "").encode("idna")  # as the resolver does, whose error would end the command
         is_place = parts.hostname and parts.port != 0 and not parts.query and not parts.fragment
-        if parts.scheme in ("http", "https") and is_place:
+        # A newline would be left out, and another machine be asked.
+        if parts.scheme in ("http", "https") and is_place and address.isprintable():
             return parts
-    raise ClusterUnreachableError(
+    raise WrongAccessError(
         f"address {shown(address)!r} is not the dashboard of a Ray cluster; it must look like "
         "http://HEAD:8265, or http://HOST/PATH where a proxy gives it a path"
     )
@@ -153,7 +155,7 @@ def _verify(given: str | None) -> bool | str:
     if given.lower() in ("false", "0"):
         return False
     if not os.path.exists(given):
-        raise ClusterUnreachableError(
+        raise WrongAccessError(
             f"--verify {given!r} is neither true, false nor a file or folder of certificates here"
         )
     return given

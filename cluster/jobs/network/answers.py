@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-from cluster.errors import ClusterError, ClusterTroubleError, ClusterUnreachableError
+from cluster.errors import ClusterError, ClusterTroubleError, ClusterUnreachableError, WrongAccessError
 from cluster.jobs.network import access
 from cluster.jobs.network.address import PROXY_VARIABLES
 
@@ -123,7 +123,7 @@ def _elsewhere(address: str, location: str) -> str:
     return ""
 
 
-def _not_answered(address: str, error: RequestException) -> ClusterUnreachableError:
+def _not_answered(address: str, error: RequestException) -> ClusterError:
     """What a request without an answer, or with one that is no JSON, means."""
     from requests import exceptions
 
@@ -170,8 +170,8 @@ def _proxy_is_silent(address: str) -> ClusterUnreachableError:
     )
 
 
-def _bad_header(address: str) -> ClusterUnreachableError:
-    return ClusterUnreachableError(
+def _bad_header(address: str) -> WrongAccessError:
+    return WrongAccessError(
         f"{address} cannot be asked: the token or a header has a newline, or a letter that no header can "
         f"carry; {access.HELP}"
     )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.errors import ClusterUnreachableError
+from cluster.errors import WrongAccessError
 
 HEADERS_VARIABLE = "RAY_JOB_HEADERS"
 """A JSON table of headers, as for `ray job`."""
@@ -23,7 +23,7 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 def headers_of(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """`NAME=VALUE`, or `@FILE` with such lines, above those of RAY_JOB_HEADERS.
 
-    Raises ClusterUnreachableError for what is no header.
+    Raises WrongAccessError for what is no header.
     """
     found = _of_variable(environ.get(HEADERS_VARIABLE, ""))
     for header in given:
@@ -32,7 +32,7 @@ def headers_of(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, st
             continue
         name, separator, value = header.partition("=")
         if not separator or not name.strip():
-            raise ClusterUnreachableError(f"--header {name!r} must look like NAME=VALUE or @FILE")
+            raise WrongAccessError(f"--header {name!r} must look like NAME=VALUE or @FILE")
         found |= _checked({name.strip(): value.strip()}, "--header")
     return found
 
@@ -45,7 +45,7 @@ def _of_variable(text: str) -> dict[str, str]:
     except ValueError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ClusterUnreachableError(
+        raise WrongAccessError(
             f'{HEADERS_VARIABLE} must hold a JSON table of headers, such as {{"X-Team": "nlp"}}'
         )
     return _checked(found, HEADERS_VARIABLE)
@@ -56,7 +56,7 @@ def _of_file(path: str) -> dict[str, str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ClusterUnreachableError(f"--header @{path} cannot be read: {error}") from None
+        raise WrongAccessError(f"--header @{path} cannot be read: {error}") from None
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -64,7 +64,7 @@ def _of_file(path: str) -> dict[str, str]:
         # A name of a header has neither of the two, a value may have both.
         match = re.fullmatch(r"\s*([^\s:=]+)\s*[:=]\s*(.*?)\s*", line)
         if match is None:  # the line may hold a secret
-            raise ClusterUnreachableError(f"--header @{path}: line {number} must look like NAME=VALUE")
+            raise WrongAccessError(f"--header @{path}: line {number} must look like NAME=VALUE")
         found |= _checked({match[1]: match[2]}, f"--header @{path}, line {number}")
     return found
 
@@ -72,12 +72,12 @@ def _of_file(path: str) -> dict[str, str]:
 def _checked(headers: dict[str, str], where: str) -> dict[str, str]:
     for name, value in headers.items():
         if not _NAME.fullmatch(name):
-            raise ClusterUnreachableError(
+            raise WrongAccessError(
                 f"{where}: {name!r} is no name of a header, which has letters, digits and '-'; write it as "
                 "X-Team"
             )
         if not _VALUE.fullmatch(value):
-            raise ClusterUnreachableError(
+            raise WrongAccessError(
                 f"{where}: the value of {name} has a newline, a control character or a letter that no header "
                 "can carry; look for what was copied along with it"
             )

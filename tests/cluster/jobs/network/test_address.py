@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterUnreachableError
+from cluster.errors import ClusterUnreachableError, WrongAccessError
 from cluster.jobs.network.address import (
     Way,
     find_way,
@@ -16,6 +16,7 @@ from cluster.jobs.network.address import (
     refuse_silent_address,
     shown,
 )
+from logitstore.common.exit_status import ExitStatus
 
 
 @pytest.mark.parametrize(
@@ -45,12 +46,14 @@ def test_addresses_are_completed(text: str, whole: str, near: bool) -> None:
         *("ftp://head", "http://", "http://head:port", "http://head:0", "http://head?x=1"),
         *("http://me:secret@:1:2", "me:secret@[::zz]:8265", "http://me:secret@[head]:8265"),
         *("http://me:secret/s@head:8265", "http://me:secret?s@head", "me:secret#s@head:x"),
+        *("a..b", "x" * 64, "http://secret\udcff@head", "http://he\nad", "[fe80::1%\udcff]:9", "\u202ehead"),
     ],
 )
 def test_what_is_no_address_is_told_without_its_password(text: str) -> None:
-    with pytest.raises(ClusterUnreachableError, match="must look like http://HEAD:8265") as refused:
-        normalise_address(text)
+    with pytest.raises(WrongAccessError, match="must look like http://HEAD:8265") as refused:
+        find_way(text, environ={})
     assert "secret" not in str(refused.value)
+    assert refused.value.exit_status == ExitStatus.WRONG
 
 
 def test_users_headers_and_certificates(tmp_path: Path) -> None:
@@ -70,7 +73,7 @@ def test_users_headers_and_certificates(tmp_path: Path) -> None:
         ({"verify": "/nowhere/ca.pem"}, "neither true, false nor"),
         ({"environ": {"RAY_JOB_HEADERS": "X: 1"}}, "JSON table"),
     ):
-        with pytest.raises(ClusterUnreachableError, match=says):
+        with pytest.raises(WrongAccessError, match=says):
             find_way("head", **{"environ": {}, **arguments})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterUnreachableError
+from cluster.errors import WrongAccessError
 from cluster.jobs.network.access import bearer_headers, find_token
 from cluster.jobs.network.address import find_way
 
@@ -23,10 +23,10 @@ def test_a_secret_header_stands_in_a_file(tmp_path: Path) -> None:
         "X-Other": "2",
     }
     file.write_text("X-A=1\nhunter2-alone\n")
-    with pytest.raises(ClusterUnreachableError, match="line 2 must look like NAME=VALUE") as refused:
+    with pytest.raises(WrongAccessError, match="line 2 must look like NAME=VALUE") as refused:
         find_way("head", [f"@{file}"], environ={})
     assert "hunter2" not in str(refused.value)
-    with pytest.raises(ClusterUnreachableError, match="cannot be read"):
+    with pytest.raises(WrongAccessError, match="cannot be read"):
         find_way("head", ["@/nowhere"], environ={})
 
 
@@ -45,7 +45,7 @@ def test_a_secret_header_stands_in_a_file(tmp_path: Path) -> None:
 )
 def test_what_no_header_can_carry_is_refused_without_being_shown(given: str, variable: str) -> None:
     """A library would refuse it too, in a message with the whole value."""
-    with pytest.raises(ClusterUnreachableError, match=r"no name of a header|no header can carry") as refused:
+    with pytest.raises(WrongAccessError, match=r"no name of a header|no header can carry") as refused:
         find_way("head", [given], environ={"RAY_JOB_HEADERS": variable})
     assert SECRET not in str(refused.value)
     assert find_way("head", ["X-A=\u00e4 b=c"], environ={}).headers == {"X-A": "\u00e4 b=c"}
@@ -71,7 +71,7 @@ def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_file_that_holds_no_token_is_named_without_what_it_holds(token_file: Path, content: bytes) -> None:
     token_file.write_bytes(content)
-    with pytest.raises(ClusterUnreachableError, match="is no token, which is one word") as refused:
+    with pytest.raises(WrongAccessError, match="is no token, which is one word") as refused:
         find_token()
     assert str(token_file) in str(refused.value)
     assert SECRET not in str(refused.value)
@@ -85,7 +85,7 @@ def test_a_token_may_end_with_a_newline_and_spaces_alone_are_none(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "  ")
     assert find_token() == "abc"
     monkeypatch.setenv("RAY_AUTH_TOKEN", f"{SECRET}\nX: 1")
-    with pytest.raises(ClusterUnreachableError, match="RAY_AUTH_TOKEN holds is no token"):
+    with pytest.raises(WrongAccessError, match="RAY_AUTH_TOKEN holds is no token"):
         find_token()
 
 
