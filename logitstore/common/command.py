@@ -71,6 +71,15 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """An empty text or path, as an unset variable of the shell is, would be taken for one that was not
+        given: `stop "$ID"` for a stop of whatever is at work. Types of our own decide for themselves."""
+        if action.type in (None, Path) and action.nargs != argparse.PARSER and "" in arg_strings:
+            raise argparse.ArgumentError(
+                action, "it is empty, as an unset variable of the shell is; give a value, or leave it out"
+            )
+        return super()._get_values(action, arg_strings)  # pyright: ignore[reportAttributeAccessIssue]
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Names the nearest choice of a subcommand or option; argparse names all and not the nearest."""
         if action.choices is not None and value not in action.choices:

@@ -123,6 +123,25 @@ def test_no_option_takes_a_number_that_cannot_be() -> None:
     assert anything == set()
 
 
+def test_an_empty_text_or_path_is_refused_and_never_taken_for_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`penumbra cluster stop "$ID"` with an unset variable stopped whatever job was at work."""
+    tried = 0
+    for program, name, parser in parsers():
+        for action in parser._actions:
+            if action.nargs == 0 or action.type not in (None, Path):
+                continue
+            given = [f"{action.option_strings[0]}="] if action.option_strings else ["", ""]
+            with pytest.raises(SystemExit) as ended:
+                parser.parse_args(given)
+            err = capsys.readouterr().err
+            assert ended.value.code == ExitStatus.WRONG, (program, name, given)
+            assert "it is empty, as an unset variable" in err or "invalid choice: ''" in err, err
+            tried += 1
+    assert tried > 200
+
+
 def told(capsys: pytest.CaptureFixture[str], program: str) -> str:
     err = capsys.readouterr().err
     assert "Traceback" not in err

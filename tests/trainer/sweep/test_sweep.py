@@ -93,12 +93,13 @@ def test_an_axis_has_three_to_eight_numbers() -> None:
 
 
 def test_the_student_that_an_axis_replaces_may_be_nowhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was refused, though no run of the sweep has it; each of those that have been given is looked for."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     make_store(tmp_path / "store")
     base = ["--student", "./nowhere", "--labels", f"{tmp_path}/store", "--out", f"{tmp_path}/out", "--quiet"]
-    assert main(["sweep", *base, "--over", "student.model=./one,./two", "--address", ""]) == 2
+    assert main(["sweep", *base, "--over", "student.model=./one,./two"]) == 2
     told = capsys.readouterr().err
     assert "student.model = './one' is no folder here" in told
     assert "./nowhere" not in told

@@ -108,9 +108,12 @@ def test_seeds_of_the_order_are_no_settings() -> None:
     assert "<h2>data.seed" not in written
 
 
-def test_seeds_are_said_in_one_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_are_said_in_one_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their number was ignored where an axis named them."""
-    base = ["sweep", "--student", "m", "--labels", "s", "--out", str(tmp_path), "--dry-run", "--address", ""]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    base = ["sweep", "--student", "m", "--labels", "s", "--out", str(tmp_path), "--dry-run"]
     make_store(tmp_path / "s", (6,))
     base[4] = str(tmp_path / "s")
     assert main([*base, "--seeds", "3", "--over", "training.seed=0,1"]) == 2
