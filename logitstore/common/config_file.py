@@ -47,7 +47,7 @@ def read_document(path: str, *, what: str) -> dict[str, Any]:
             f"{path}: not a valid {what} file: byte {error.start} is {error.object[error.start]:#04x}, which "
             "is not UTF-8; correct the file, or save it as UTF-8 text"
         ) from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of the syntax, and of numbers with thousands of digits
         raise ConfigError(f"{path}: not a valid {what} file: {error}; correct the syntax") from None
     if not isinstance(document, dict):
         raise ConfigError(
@@ -68,7 +68,7 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         )
     try:
         value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     table = document
     for depth, key in enumerate(keys[:-1]):

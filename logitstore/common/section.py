@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path, or a name that may be one: `~/x` is a place in the user's home, as in a shell."""
+
+
+INTEGER_BITS = 64
+"""Of the whole numbers that TOML defines; larger ones are read by Python alone, and by few who count."""
 
 
 class Section(BaseModel):
@@ -17,6 +21,17 @@ class Section(BaseModel):
     TOML has `inf` and `nan`, which no setting means and JSON does not hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _of_64_bits(self) -> Self:
+        """What is reckoned with it would end in an error that nobody foresaw."""
+        for name, value in self:
+            if isinstance(value, int) and value.bit_length() >= INTEGER_BITS:
+                raise ValueError(
+                    f"{name} has {value.bit_length()} bits; a whole number of TOML has at most "
+                    f"{INTEGER_BITS} with its sign, so write a smaller one"
+                )
+        return self
 
 
 def of_form(pattern: str, form: str) -> AfterValidator:

@@ -38,6 +38,9 @@ GROUP = '[[groups]]\nname = "g"\ncount = 1\n'
         (f'name = "c"\n{GROUP}[slurm.gpu_types]\nH100 = "h 100"', r"gpu_types\.H100 = 'h 100'.*one word"),
         (f'name = "c"\n{GROUP}[kubernetes]\nnamespace = "My_Space"', "a namespace is named by"),
         (f'name = "c"\n{GROUP}[cache]\nbucket = "s3://a b"', "a bucket is s3://NAME/PATH"),
+        (f'name = "c"\ndisk_gb = 1{"0" * 400}\n{GROUP}', "disk_gb has 1329 bits; .* write a smaller one"),
+        (f'name = "c"\n{GROUP}cores = {2**63}', r"groups\.0: cores has 64 bits; .* write a smaller one"),
+        (f'name = "c"\ndisk_gb = 1{"0" * 5000}\n{GROUP}', r"cluster\.toml: not a valid .*4300 digits"),
     ],
 )
 def test_the_rule_and_the_remedy_are_words(text: str, says: str, tmp_path: Path) -> None:

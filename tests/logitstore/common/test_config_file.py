@@ -2,7 +2,7 @@
 
 import pytest
 
-from logitstore.common.config_file import ConfigError, read_document
+from logitstore.common.config_file import ConfigError, apply_override, read_document
 
 
 @pytest.mark.parametrize(("name", "text"), [("run.toml", 'a = "é"\r\n'), ("run.json", '{"a": "é"}')])
@@ -28,3 +28,11 @@ def test_a_file_that_is_not_there_gets_a_remedy_that_every_command_has(tmp_path)
     with pytest.raises(ConfigError, match=r"no cluster file at '.*none\.toml': correct the path") as refused:
         read_document(str(tmp_path / "none.toml"), what="cluster")
     assert "--set" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 5000])
+def test_what_no_toml_can_hold_is_a_text_in_an_override(value):
+    """Thousands of digits, or of brackets, ended the command in words of Python's, or as a defect."""
+    document = {}
+    apply_override(document, f"labels.top_k={value}")
+    assert document == {"labels": {"top_k": value}}
