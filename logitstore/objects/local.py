@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from logitstore.common.whole_file import naming_full_disk
 from logitstore.errors import ObjectNotFoundError, ObjectStoreError, UnsafeObjectError
 from logitstore.objects.opening import MAX_TAGGED_BYTES, TEMPORARY_PREFIX, ObjectInfo, is_temporary
 from logitstore.objects.system import OWN_FLAGS, PLAIN_FILE_FLAGS, lock_file, require_locks
@@ -143,14 +144,15 @@ class LocalBackend:
     def _temporary(self, name: str) -> Iterator[tuple[Path, Path]]:
         """Where a file beside the target may be written; the caller links or renames it."""
         target = self._path(name)
-        if not target.parent.is_dir():
-            _make_directories(target.parent)
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
-        try:
-            yield temporary, target
-            _sync_directory(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with naming_full_disk(target):
+            if not target.parent.is_dir():
+                _make_directories(target.parent)
+            try:
+                yield temporary, target
+                _sync_directory(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

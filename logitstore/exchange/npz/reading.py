@@ -6,7 +6,9 @@ Shape legend: N label rows, K stored entries, T temperatures of the file (M else
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -63,11 +65,29 @@ def read_npz(path: Path, *, top_k: int | None = None, value_kind: str | None = N
     return Source("npz", path.name, labels, sequences, num_rows=capture.shape("logits_NK")[0])
 
 
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """What a damaged, encrypted or strangely compressed archive raises while it is read, in words."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise UnsupportedInputError(f"{where} cannot be read ({error}); make the file again") from error
+
+
 class _Rows:
     """One array of an npz, read front to back in parts, so that captures may exceed memory."""
 
     def __init__(self, member: IO[bytes], path: Path, name: str) -> None:
         self._member, self._where = member, f"{path}: array {name}"
+        with _told(self._where):
+            self._read_head()
+        self._left = self.shape[0] if self.shape else 0
+        if self.dtype.hasobject:
+            raise UnsupportedInputError(f"{self._where} holds Python objects; save it as plain numbers")
+        self._rest = self._read_by_columns() if self._lies_by_columns else None
+
+    def _read_head(self) -> None:
+        member = self._member
         try:
             version = np.lib.format.read_magic(member)
             read_header = (
@@ -75,27 +95,28 @@ class _Rows:
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            self.shape, by_columns, self.dtype = read_header(member)
+            self.shape, self._lies_by_columns, self.dtype = read_header(member)
         except ValueError as error:
             raise UnsupportedInputError(f"{self._where} is not a numpy array: {error}") from error
-        if self.dtype.hasobject:
-            raise UnsupportedInputError(f"{self._where} holds Python objects; save it as plain numbers")
-        self._rest = self._read_by_columns() if by_columns else None
 
     def take(self, count: int) -> np.ndarray:
         """The next rows, at most `count`."""
         if self._rest is not None:
             part, self._rest = self._rest[:count], self._rest[count:]
             return part
-        width = int(np.prod(self.shape[1:]))
-        data = self._member.read(count * width * self.dtype.itemsize)
-        if len(data) % max(1, width * self.dtype.itemsize):
+        count = min(count, self._left)
+        num_bytes = count * int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        with _told(self._where):
+            data = self._member.read(num_bytes)
+        self._left -= count
+        if len(data) != num_bytes:
             raise UnsupportedInputError(f"{self._where} is cut off; make the file again")
-        return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
     def _read_by_columns(self) -> np.ndarray:
         """Whole, since its rows are spread over the file."""
-        data = self._member.read()
+        with _told(self._where):
+            data = self._member.read()
         if len(data) != int(np.prod(self.shape)) * self.dtype.itemsize:
             raise UnsupportedInputError(f"{self._where} is cut off; make the file again")
         return np.frombuffer(data, self.dtype).reshape(self.shape, order="F")
@@ -106,6 +127,8 @@ class _Capture:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if not path.is_file():  # a pipe would make the reader wait for ever
+            raise UnsupportedInputError(f"{path} is no file; give the npz file of a capture")
         try:
             self._archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
@@ -136,13 +159,17 @@ class _Capture:
                     )
 
     def rows(self, name: str) -> _Rows:
-        return _Rows(self._archive.open(f"{name}.npy"), self._path, name)
+        return _Rows(self._member(name), self._path, name)
+
+    def _member(self, name: str) -> IO[bytes]:
+        with _told(f"{self._path}: array {name}"):
+            return self._archive.open(f"{name}.npy")
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.rows(name).shape
 
     def whole(self, name: str) -> np.ndarray:
-        with self._archive.open(f"{name}.npy") as member:
+        with self._member(name) as member, _told(f"{self._path}: array {name}"):
             try:
                 return np.lib.format.read_array(member, allow_pickle=False)  # type: ignore[arg-type]
             except ValueError as error:

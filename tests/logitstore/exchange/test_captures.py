@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import tarfile
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +70,49 @@ def test_an_array_that_a_cast_would_change_is_refused(
     np.savez(tmp_path / "bad.npz", **{**arrays, name: change(arrays[name])})
     with pytest.raises(UnsupportedInputError, match=message):
         list(read_npz(tmp_path / "bad.npz").sequences)
+
+
+def _with_flags(data: bytes, at: int, value: int) -> bytes:
+    """The archive with another byte in the head of each member; `at` counts in the local one."""
+    changed = bytearray(data)
+    for sign, place in ((b"PK\x03\x04", at), (b"PK\x01\x02", at + 2)):
+        for found in re.finditer(re.escape(sign), data):
+            changed[found.start() + place] = value
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:300] + bytes([data[300] ^ 255]) + data[301:], "cannot be read .*CRC"),
+        (lambda data: _with_flags(data, 6, 1), "is encrypted"),
+        (lambda data: _with_flags(data, 8, 99), "compression method is not supported"),
+    ],
+)
+def test_a_damaged_archive_is_told_of(
+    tmp_path: Path, arrays: dict[str, np.ndarray], damage: Callable[[bytes], bytes], message: str
+) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UnsupportedInputError, match=message):
+        list(read_npz(path).sequences)
+
+
+def test_a_member_of_fewer_rows_than_its_head_says_and_a_pipe_are_told_of(
+    tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as archive:
+        for name, values in arrays.items():
+            member = io.BytesIO()
+            np.save(member, values)
+            cut = values[:1].nbytes if name == "logits_NK" else 0
+            archive.writestr(f"{name}.npy", member.getvalue()[: len(member.getvalue()) - cut])
+    with pytest.raises(UnsupportedInputError, match="array logits_NK is cut off"):
+        list(read_npz(tmp_path / "short.npz").sequences)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(UnsupportedInputError, match="is no file"):
+        read_npz(tmp_path / "pipe.npz")
 
 
 def test_a_capture_without_what_it_has_no_place_for_comes_back_and_says_so(tmp_path: Path) -> None:

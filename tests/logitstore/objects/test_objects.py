@@ -1,6 +1,8 @@
 """One set of promises, kept by a local directory and by a real S3 server."""
 
+import errno
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -247,6 +249,23 @@ def test_errors_hold_no_secrets_and_come_soon(s3_place: Place) -> None:
     dead = {**options, "client_kwargs": {"endpoint_url": "http://127.0.0.1:9", "region_name": "us-east-1"}}
     with pytest.raises(ObjectStoreError, match="bounded retries"):
         Objects(s3_place.uri, dead).get("a")
+
+
+def test_a_full_disk_is_told_with_the_object_that_found_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error of writing names no file: of a copy or merge it was not said which disk is full."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    objects = Objects(tmp_path / "store")
+    for put in (objects.put, objects.put_if_absent):
+        with pytest.raises(OSError, match="No space left") as refused:
+            put("manifest.json", b"{}")
+        assert refused.value.filename == str(tmp_path / "store" / "manifest.json")
+    assert objects.list_temporary() == []
 
 
 def test_uris() -> None:
