@@ -133,8 +133,10 @@ def calibration_in_words(student: Mapping[str, Any]) -> str:
     if abs(temperature - 1) < 1e-6:
         return "no other temperature gives the actual tokens more probability"
     beyond = ", the last one tried" if student["is_at_the_end"] else ""
+    error, before = student["calibration_error"], student["calibration_error_before"]
+    against = "and" if error < before else "no less than"
     return (
-        f"divided by {temperature:.2f}{beyond}, the student's logits have a calibration error of "
-        f"{student['calibration_error']:.4f} instead of {student['calibration_error_before']:.4f} (fitted on "
-        f"these rows, 1/T in steps of {STEP})"
+        f"divided by {temperature:.2f}{beyond}, the student's logits give the actual tokens the least "
+        f"cross-entropy ({student['cross_entropy']:.4f}; fitted on these rows, 1/T in steps of {STEP}); "
+        f"their calibration error is then {error:.4f}, {against} {before:.4f} as they are"
     )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trainer.hf.evaluation.calibration import NUM_BINS, CalibrationSums
+from trainer.run.result.model_card import calibration_in_words
 
 
 def drawn(scale: float, num_rows: int = 3000, vocab_size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,3 +45,17 @@ def test_the_temperature_is_the_one_that_the_logits_were_scaled_by(scale: float,
 
 def test_without_rows_nothing_is_found() -> None:
     assert CalibrationSums().calibration() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(0.0454, "0.0454, no less than 0.0274"), (0.01, "0.0100, and 0.0274")]
+)
+def test_what_the_temperature_gains_is_told_apart_from_what_it_does_not(error: float, said: str) -> None:
+    """It has the least cross-entropy, which is not the least calibration error: 0.0454 "instead of" 0.0274
+    read as a gain."""
+    figures = {"temperature": 0.95, "is_at_the_end": False, "cross_entropy": 2.5, "calibration_error": error}
+    words = calibration_in_words(figures | {"calibration_error_before": 0.0274})
+    assert words.startswith(
+        "divided by 0.95, the student's logits give the actual tokens the least cross-entropy"
+    )
+    assert f"calibration error is then {said} as they are" in words
