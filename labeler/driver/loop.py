@@ -168,6 +168,7 @@ class LabelingLoop:
             case LeaseFailed(worker_id, lease_id, reason):
                 self._log.write("unit_failed", lease=lease_id, worker=worker_id, reason=reason)
                 self._tally.count_failure("unit_failed", reason)
+                self._note(f"a unit failed on {worker_id}: {reason}")
                 self._scheduler.failed_unit(lease_id, reason, now)
                 self._count_failure_in_row(reason)
             case ReplicasWait(reason):
@@ -211,6 +212,7 @@ class LabelingLoop:
             leases=[lease.unit.unit_id for lease in self._scheduler.leases_of(event.worker_id)],
         )
         self._tally.count_failure(kind, f"{event.worker_id}: {event.reason}")
+        self._note(f"{event.worker_id} is lost and what it held is labeled anew: {event.reason}")
         self._close_account(event.worker_id)
         if event.engine:
             self._scheduler.engine_died(event.worker_id, event.culprits, event.reason, now)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
+from labeler.errors import EngineDiedError
 from labeler.on_ray.lacking import remedy_of
 
 MAX_LENGTH = 600
+
+
+def left_actor_alive(error: Exception) -> bool:
+    """Whether a call failed and its actor lives: our code raised there, or the answer cannot be fetched.
+    All else that Ray raises tells of the actor's end, in classes of their own where a node lacks memory."""
+    if isinstance(error, RayActorError | EngineDiedError):
+        return False
+    return isinstance(error, RayTaskError | ObjectLostError | GetTimeoutError)
 
 
 def first_cause(error: Exception) -> str:
@@ -22,6 +31,8 @@ def first_cause(error: Exception) -> str:
 def _first_cause(error: Exception) -> str:
     if isinstance(error, RayActorError):
         return actor_death(str(error))
+    if isinstance(error, OutOfMemoryError):
+        return lack_of_memory(str(error))
     cause: BaseException = error
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         cause = error.cause
@@ -43,6 +54,16 @@ def actor_death(text: str) -> str:
         return f"its process {process[1]}{where} was killed or crashed; dmesg there tells of lack of memory"
     details = [line for line in lines if not line.startswith(("class_name:", "actor_id:", "namespace:"))]
     return "; ".join(details[:4])[:MAX_LENGTH]
+
+
+def lack_of_memory(text: str) -> str:
+    """Ray's account of an actor that it ended for its node's sake."""
+    used = re.search(r"was ([\d.]+ ?\w+ used / [\d.]+ ?\w+) limit", text)
+    amount = f": {used[1]}" if used is not None else ""
+    return (
+        f"Ray ended it{_where(text)}, whose memory was nearly full{amount}. End what else runs there, put "
+        "fewer replicas on a node (workers.cores, workers.resources), or raise RAY_memory_usage_threshold"
+    )
 
 
 def _where(text: str) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from labeler.config.loading import JobConfig
 from labeler.driver.actors.pool_events import (
@@ -29,7 +29,7 @@ from labeler.driver.actors.room_watch import RoomWatch, waited_sec
 from labeler.driver.actors.slots import Call, CallKind, Slot
 from labeler.errors import EngineDiedError
 from labeler.on_ray.cores import CoreBook
-from labeler.on_ray.failure_causes import first_cause
+from labeler.on_ray.failure_causes import first_cause, left_actor_alive
 from labeler.on_ray.head_watch import HeadWatch
 from labeler.on_ray.node_probes import NodeProbes
 from labeler.on_ray.node_states import NodeStates
@@ -46,6 +46,11 @@ HEARTBEATS_PER_SEC = 100
 DRAIN_POLL_SEC = 5.0
 LONGEST_PAUSE_SEC = 30.0
 LEAVE_SEC = 10.0
+
+Fault = Literal["engine", "memory", "elsewhere"]
+"""Whose it is that an actor is lost. "engine": what it held may be the cause, and the death counts against
+the replica. "memory": Ray ended it as its node was low on memory, which all on the node take: no unit is
+suspected, but the death counts. "elsewhere": neither."""
 
 
 class ActorPool:
@@ -134,7 +139,7 @@ class ActorPool:
             self._ask_for_heartbeat(slot, now)
             if slot.state == "loading" and now - slot.since_sec > self._job.workers.start_sec:
                 reason = f"the engine did not load within workers.start_sec = {self._job.workers.start_sec:g}"
-                events += self._lost(slot, reason, engine_failed=True)
+                events += self._lost(slot, reason, "engine")
             if slot.state == "leaving" and (not slot.leases or now >= slot.leave_by_sec):
                 events.append(WorkerLeft(slot.worker_id, slot.node_name))
                 self._vacate(slot, pause_sec=0.0)
@@ -154,12 +159,12 @@ class ActorPool:
 
     def end(self, worker_id: str, reason: str) -> list[PoolEvent]:
         """End a worker that no longer gets on, and start another in its place."""
-        return self._lost(self._slot_of(worker_id), reason, engine_failed=True)
+        return self._lost(self._slot_of(worker_id), reason, "engine")
 
     def give_up(self, worker_id: str, reason: str) -> list[PoolEvent]:
         """End a worker that is of no use, and start no other in its place."""
         slot = self._slot_of(worker_id)
-        events = self._lost(slot, reason, engine_failed=False)
+        events = self._lost(slot, reason, "elsewhere")
         slot.state = "given_up"
         return [*events, ReplicaGivenUp(worker_id, reason)]
 
@@ -232,7 +237,7 @@ class ActorPool:
             self._probe_or_load(slot)
         elif call.kind == "probe" and self._probes is not None:
             if lack := self._probes.take(call.node_id, value):
-                yield from self._lost(slot, lack, engine_failed=True)
+                yield from self._lost(slot, lack, "engine")
             else:
                 self._probe_or_load(slot)
         elif call.kind == "start":
@@ -258,24 +263,23 @@ class ActorPool:
     def _failed(self, call: Call, error: Exception) -> list[PoolEvent]:
         slot, lease_id = call.slot, call.lease_id
         reason = first_cause(error)
-        died = isinstance(error, RayActorError | EngineDiedError)
-        if call.kind == "label" and not died:
+        if call.kind == "label" and left_actor_alive(error):
             slot.leases.pop(lease_id, None)
             return [LeaseFailed(slot.worker_id, lease_id, reason)]
+        if isinstance(error, OutOfMemoryError):
+            return self._lost(slot, reason, "memory")
         culprits = error.culprits if isinstance(error, EngineDiedError) else ()
         may_be_node = isinstance(error, RayActorError) or len(slot.node_ids) > 1
-        engine_failed = not may_be_node or self._nodes.are_alive(slot.node_ids)
-        return self._lost(slot, reason, engine_failed=engine_failed, culprits=culprits)
+        is_elsewhere = may_be_node and not self._nodes.are_alive(slot.node_ids)
+        return self._lost(slot, reason, "elsewhere" if is_elsewhere else "engine", culprits)
 
-    def _lost(
-        self, slot: Slot, reason: str, *, engine_failed: bool, culprits: tuple[int, ...] = ()
-    ) -> list[PoolEvent]:
-        """The slot's actor is gone or unfit; `engine_failed` where the fault is not its node's or ours."""
+    def _lost(self, slot: Slot, reason: str, fault: Fault, culprits: tuple[int, ...] = ()) -> list[PoolEvent]:
+        """The slot's actor is gone or unfit."""
         worker_id, was_ready = slot.worker_id, slot.state in ("ready", "leaving")
         if not culprits and slot.heartbeat is not None:
             culprits = slot.heartbeat.in_engine
         on_trial = any(lease.trial is not None for lease in slot.leases.values())
-        if engine_failed and not on_trial:
+        if fault == "memory" or (fault == "engine" and not on_trial):
             slot.deaths_in_row += 1
             if not self._any_was_ready:
                 # What fails before any engine ever loaded will rarely load the third time.
@@ -284,7 +288,7 @@ class ActorPool:
         self._vacate(slot, pause)
         events: list[PoolEvent] = []
         if was_ready:
-            events.append(WorkerDied(worker_id, reason, engine_failed, culprits))
+            events.append(WorkerDied(worker_id, reason, fault == "engine", culprits))
         if slot.deaths_in_row > self._job.workers.restarts:
             slot.state = "given_up"
             events.append(ReplicaGivenUp(worker_id, reason))

@@ -21,7 +21,7 @@ class WorkerDied:
     worker_id: str
     reason: str
     engine: bool
-    """Whether its work may be the cause; False where its node or network went."""
+    """Whether its work may be the cause; False where its node, that one's memory or the network went."""
     culprits: tuple[int, ...]
     """The leases that were in the engine, oldest first, as far as known."""
 

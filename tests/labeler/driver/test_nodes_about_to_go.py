@@ -74,9 +74,9 @@ def test_the_time_of_an_engine_that_never_gets_ready_counts(
     for slot in pool._slots:
         slot.state, slot.handle, slot.held_since_sec = "loading", _Actor(), now - 100.0
     assert pool.held_sec == pytest.approx(200.0, abs=5.0), "while they load"
-    pool._lost(first, "CUDA out of memory", engine_failed=True)
+    pool._lost(first, "CUDA out of memory", "engine")
     assert first.held_since_sec is None
     assert pool.held_sec == pytest.approx(200.0, abs=5.0), "and once one is gone"
     first.state, first.handle = "placing", _Actor()
-    pool._lost(first, "no room", engine_failed=False)
+    pool._lost(first, "no room", "elsewhere")
     assert pool.held_sec == pytest.approx(200.0, abs=5.0), "it held none"
