@@ -160,6 +160,24 @@ def _counts(name: str, mode: Any) -> bool:
     return not name.startswith(_CHANGEABLE) and not (mode == "score" and is_of_responses)
 
 
+def settings_without_effect(job: JobConfig) -> str:
+    """A sentence on settings that are not as they come and change nothing in this job; "" without any."""
+    if job.labels.mode != "score":
+        return ""
+    of_responses = flatten({name: resolved(job)[name] for name in ("sampling", "filters")})
+    names = [
+        name
+        for name, value in of_responses.items()
+        if name not in _OF_GIVEN_RESPONSES and value != _default_of(name)
+    ]
+    if not names:
+        return ""
+    return (
+        f'without effect: {", ".join(names)}; labels.mode = "score" labels the responses that are there, '
+        "all of them and as they are"
+    )
+
+
 def input_place(uri: str, known_as: str = "") -> str:
     """The place by which a store knows its input, of these two settings."""
     if known_as:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from labeler.config.loading import JobConfig, resolved, with_absolute_paths
+from labeler.config.loading import JobConfig, resolved, settings_without_effect, with_absolute_paths
 from labeler.driver.in_flight import units_in_flight
 from labeler.driver.plan_pass import PlanPass, contents_in_words, why_nothing
 from labeler.driver.progress import ProgressView
@@ -63,6 +63,8 @@ def run(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
     with ProgressView(quiet=options.quiet) as view, StopRequest() as stop:
         if lack := check_engine_here(job):
             view.note(lack, trouble=True)
+        if unused := settings_without_effect(job):
+            view.note(unused, trouble=True)
         prepared = prepare(job)
         if prepared.unnamed_labels:
             view.note(prepared.unnamed_labels, trouble=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labeler.config.loading import JobConfig, resolved
+from labeler.config.loading import JobConfig, resolved, settings_without_effect
 from labeler.driver.plan_pass import (
     anew_in_words,
     contents_in_words,
@@ -71,6 +71,7 @@ class Estimate:
             "plan": self.plan_record(),
             "first_rejects": list(self.first_rejects),
             "unnamed_labels": self.unnamed_labels,
+            "without_effect": settings_without_effect(self.job),
             "seen_by_teacher": list(self.seen),
         }
 
@@ -105,7 +106,7 @@ class Estimate:
                 f"{duration(found.expected_seconds)}, {found.cost}",
             ]
         lines += [f"  {reject}" for reject in self.first_rejects]
-        return [*lines, self.unnamed_labels] if self.unnamed_labels else lines
+        return [*lines, *filter(None, (settings_without_effect(job), self.unnamed_labels))]
 
 
 def _price_in_words(job: JobConfig, totals: PlanTotals) -> list[str]:

@@ -204,3 +204,16 @@ def test_the_dry_run_of_a_job_that_goes_on_says_what_is_new_and_what_is_refused(
     assert "30 records read: 30 in 5 units (10 new, 20 planned before), 0 rejected" in capsys.readouterr().out
     assert tried("labels.top_k=16") == 2
     assert "labels.top_k: 8 in the store, 16 now" in capsys.readouterr().err
+
+
+def test_settings_that_change_nothing_where_the_teacher_writes_nothing_are_named(tmp_path, capsys):
+    """A limit on responses beside a mode that was found had no effect, and nobody said so."""
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "2 + 2", "response": "4"}) + "\n")
+    settings = ["teacher.engine=fake", f"input.uri='{tmp_path}/in.jsonl'", f"output.uri='{tmp_path}/store'"]
+    unused = ["sampling.max_tokens=48", "filters.min_tokens=3"]
+    counted = ["sampling.stop=['<end>']", "filters.duplicate_prompts=drop"]
+    arguments = ["--dry-run", *(part for one in settings + unused + counted for part in ("--set", one))]
+    assert main(["run", *arguments]) == 0
+    assert "without effect: sampling.max_tokens, filters.min_tokens; labels.mode" in capsys.readouterr().out
+    assert main(["run", *arguments, "--set", "labels.mode=generate"]) == 0
+    assert "without effect" not in capsys.readouterr().out
