@@ -22,6 +22,14 @@ class JobFailedError(LabelerError, RuntimeError):
     """The job cannot go on; the message says why and what to do."""
 
 
+class OwnJobError(JobFailedError):
+    """A job that another command makes for itself did not reach its end; the command ends with its status."""
+
+    def __init__(self, message: str, exit_status: ExitStatus = ExitStatus.FAILED) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class ClusterLostError(JobFailedError):
     """The Ray cluster is gone: nothing can be asked of it any more, not even to end."""
 

@@ -19,9 +19,10 @@ from typing import Any
 from labeler.config.found import find_settings
 from labeler.config.loading import JobConfig, checked_job
 from labeler.curation.sifting import Source
-from labeler.errors import JobFailedError
+from labeler.errors import OwnJobError
 from logitstore import LogitStore
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.contamination.prompt_texts import PromptText, Unreadable
 from logitstore.inputs.json_text import json_text
 
@@ -109,7 +110,7 @@ def ask(
         also_counted: stores whose money counts for `limits.max_cost` too.
 
     Raises:
-        JobFailedError: the job ended before its end; the same command goes on.
+        OwnJobError: the job ended before its end.
     """
     from labeler.driver.run import RunOptions, run
 
@@ -122,11 +123,14 @@ def ask(
     job = asking_job(document, paths, sampling, rows=rows)
     status, _ = run(job, RunOptions(quiet=quiet, also_counted=tuple(also_counted)))
     if status:
-        raise JobFailedError(
-            f"the teacher did not answer everything (exit status {int(status)}, see above); give the same "
-            f"command again and it goes on from {paths.store}"
-        )
+        raise unfinished("the teacher did not answer everything", status, "the same command")
     return job, LogitStore.open(str(paths.store))
+
+
+def unfinished(what: str, status: ExitStatus, command: str) -> OwnJobError:
+    """The error of a step whose job ended with `status`; `command` is what goes on, or will once it can."""
+    remedy = "correct what is said there and give" if status is ExitStatus.WRONG else "to go on, give"
+    return OwnJobError(f"{what} (exit status {int(status)}, see above); {remedy} {command} again", status)
 
 
 def asking_job(

@@ -54,7 +54,7 @@ def expand(
         also_counted: stores whose money counts for `limits.max_cost` too.
 
     Raises:
-        JobFailedError: the teacher did not answer everything; the same command goes on.
+        OwnJobError: the teacher did not answer everything.
     """
     paths = AskPaths(out)
     questions, dropped = read_questions(source)

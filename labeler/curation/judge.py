@@ -93,7 +93,7 @@ def judge(
 
     Raises:
         ConfigError: the teacher is a server that gives texts alone.
-        JobFailedError: the teacher did not answer everything; the same command goes on.
+        OwnJobError: the teacher did not answer everything.
     """
     paths = AskPaths(out)
     others = {} if compare is None else _read_scores(compare)

@@ -16,9 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from labeler.config.found import find_settings
+from labeler.config.found import find_input, find_settings
 from labeler.config.loading import JobConfig, checked_job, identity
-from labeler.curation.asking import AskPaths
+from labeler.curation.asking import AskPaths, unfinished
 from labeler.curation.check import CheckSettings, check_responses, program_digest
 from labeler.curation.check_records import read_records
 from labeler.curation.expand import expand
@@ -33,8 +33,8 @@ from labeler.curation.settings import (
     JudgeSettings,
 )
 from labeler.curation.sifting import Source, decontaminate, dedupe
-from labeler.errors import JobFailedError
 from logitstore.common.config_file import ConfigError, flatten
+from logitstore.contamination.prompt_texts import PromptText
 from logitstore.store import LogitStore
 
 Say = Callable[[str], None]
@@ -45,10 +45,11 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
 
     Raises:
         ConfigError: the ledger is damaged, or a step left nothing.
-        JobFailedError: a job of the teacher did not reach its end; the same recipe goes on.
+        OwnJobError: a job of the teacher did not reach its end.
     """
     folder = Path(recipe.settings.out)
     folder.mkdir(parents=True, exist_ok=True)
+    recipe = _with_kind_of_seeds(recipe, say)
     ledger = read_ledger(recipe.ledger)
     source = Source(recipe.settings.seeds, recipe.settings.field, limit=recipe.settings.limit)
     digest, last = f"{source.fingerprint()}:{source.limit}", Path(recipe.settings.seeds)
@@ -84,6 +85,33 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False, say: Say = print) -> Path
     return last
 
 
+def _with_kind_of_seeds(recipe: Recipe, say: Say) -> Recipe:
+    """The recipe with the kind and the fields of its seeds, where they reach the step `label` as they are and
+    neither the recipe nor a field `prompt` tells them: the steps before it look for the usual names too.
+
+    Raises ConfigError for seeds that cannot be labeled, before the steps whose work would be for nothing.
+    """
+    told, field = recipe.document.get("input", {}), recipe.settings.field
+    fields = {**({"prompt": field} if field else {}), **told.get("fields", {})}
+    made = "label" not in recipe.steps or "expand" in recipe.sections
+    if made or "kind" in told or "prompt" in told.get("fields", {}) or field == "prompt":
+        return recipe
+    first = next(
+        (one for one in Source(recipe.settings.seeds).prompts() if isinstance(one, PromptText)), None
+    )
+    if first is None or (field is None and "prompt" in first.record):
+        return recipe
+    found = {"id": None, **told, "kind": "auto", "fields": fields}
+    document = deepcopy(
+        label_document(replace(recipe, document={**recipe.document, "input": found}), recipe.settings.seeds)
+    )
+    for line in find_input(document):
+        say(f"label: {line}")
+    checked_job(document, None)
+    found |= {name: document["input"][name] for name in ("kind", "fields") if name in document["input"]}
+    return replace(recipe, document={**recipe.document, "input": found})
+
+
 def _do(recipe: Recipe, name: str, source: Source, out: Path, *, quiet: bool, say: Say) -> dict[str, Any]:
     settings = recipe.sections.get(name)
     if isinstance(settings, ExpandSettings):
@@ -107,16 +135,13 @@ def _do(recipe: Recipe, name: str, source: Source, out: Path, *, quiet: bool, sa
 def _label(recipe: Recipe, source: Source, *, quiet: bool, say: Say) -> dict[str, Any]:
     from labeler.driver.run import RunOptions, run
 
-    document = deepcopy(label_document(recipe, Path(source.uri)))
+    document = deepcopy(label_document(recipe, source.uri))
     for line in find_settings(document):
         say(line)
     options = RunOptions(quiet=quiet, also_counted=tuple(recipe.stores_of_others("label")))
     status, job_status = run(checked_job(document, None), options)
     if status:
-        raise JobFailedError(
-            f"not everything was labeled (exit status {int(status)}, see above); give the recipe again and "
-            "it goes on"
-        )
+        raise unfinished("not everything was labeled", status, "the recipe")
     return {"num_sequences": job_status.sequences}
 
 

@@ -131,7 +131,7 @@ def _check_check(recipe: Recipe, where: str) -> None:
     command_parts(settings.program)
     if "label" not in recipe.steps:
         raise ConfigError(f"{where}: [check] looks at responses, and no step writes any; give [labels] too")
-    if settings.records and not label_document(recipe, Path())["input"].get("id"):
+    if settings.records and not label_document(recipe, "")["input"].get("id"):
         raise ConfigError(
             f"{where}: check.records = true finds problems by their own ids; set input.id to the field that "
             "holds them, or check.records = false"
@@ -152,15 +152,18 @@ def job_of(recipe: Recipe, name: str, where: str | None = None) -> JobConfig:
         return asking_job(recipe.document, AskPaths(prompts), sampling_of(settings), rows=False, where=where)
     if isinstance(settings, JudgeSettings):
         return asking_job(recipe.document, AskPaths(prompts), JUDGE_SAMPLING, rows=True, where=where)
-    return checked_job(label_document(recipe, prompts), where)
+    return checked_job(label_document(recipe, str(prompts)), where)
 
 
-def label_document(recipe: Recipe, prompts: Path) -> dict[str, Any]:
+def label_document(recipe: Recipe, prompts: str) -> dict[str, Any]:
+    """Settings of the job that labels the file or URL `prompts`."""
     told = dict(recipe.document)
-    ids = {"id": "id"} if "expand" in recipe.sections else {}
+    given: dict[str, Any] = {"id": "id"} if "expand" in recipe.sections else {}
+    if recipe.labeled_prompts == recipe.settings.seeds and recipe.settings.limit is not None:
+        given["limit"] = recipe.settings.limit
     return {
         **told,
-        "input": {"kind": "prompt", **ids, **told.get("input", {}), "uri": str(prompts)},
+        "input": {"kind": "prompt", **given, **told.get("input", {}), "uri": prompts},
         "labels": {"mode": "generate", **told.get("labels", {})},
         "output": {**told.get("output", {}), "uri": str(recipe.output_of("label"))},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import labeler.curation.recipe as recipe_module
 import labeler.driver.run as run_module
 from labeler.config.loading import JobConfig
 from labeler.curation.recipe import run_recipe
-from labeler.curation.recipe_file import Recipe, checked_recipe
+from labeler.curation.recipe_file import Recipe, checked_recipe, label_document
 from labeler.curation.sifting import Source
 from labeler.driver.run import RunOptions
+from labeler.errors import OwnJobError
 from logitstore.common.config_file import ConfigError
 from logitstore.common.exit_status import ExitStatus
 from logitstore.job_objects import JobStatus
@@ -142,3 +144,93 @@ def test_what_an_earlier_version_recorded_as_done_is_not_made_again(
     document["filters"] = {"min_tokens": 3}
     with pytest.raises(ConfigError, match="labels was made from other seeds or settings"):
         run_recipe(checked_recipe(document, "recipe.toml"), say=said.append)
+
+
+QUESTION = {"question": "Why is the grass green?", "answer": "Chlorophyll."}
+
+
+@pytest.mark.parametrize(
+    ("seed", "recipe", "told", "kind", "fields"),
+    [
+        ({"prompt": "Why?"}, {}, {}, "prompt", {}),
+        (QUESTION, {}, {}, "prompt_response", {"prompt": "question", "response": "answer"}),
+        (
+            {"instruction": "Add.", "input": "1, 2"},
+            {},
+            {},
+            "prompt",
+            {"prompt": "instruction", "context": "input"},
+        ),
+        ({"messages": [{"role": "user", "content": "Why?"}]}, {}, {}, "messages", {}),
+        ({"prompt": "Why?", "other": "Who?"}, {"field": "other"}, {}, "prompt", {"prompt": "other"}),
+        (QUESTION, {}, {"fields": {"prompt": "answer"}}, "prompt", {"prompt": "answer"}),
+    ],
+)
+def test_seeds_are_labeled_by_the_fields_that_the_steps_before_have_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: dict[str, Any],
+    recipe: dict[str, Any],
+    told: dict[str, Any],
+    kind: str,
+    fields: dict[str, str],
+) -> None:
+    """Steps were done, and paid, whose prompts the last one found in no field `prompt`."""
+    document = recipe_of(tmp_path, dedupe={"by": ["minhash"]}, labels={"top_k": 8}, input=told)
+    (tmp_path / "seeds.jsonl").write_text(json.dumps(seed))
+    document["recipe"] |= recipe
+    jobs = list[JobConfig]()
+
+    def labeled(job: JobConfig, options: RunOptions) -> tuple[ExitStatus, JobStatus]:
+        jobs.append(job)
+        return ExitStatus.DONE, JobStatus("finished")
+
+    monkeypatch.setattr(run_module, "run", labeled)
+    for _ in range(2):
+        run_recipe(checked_recipe(document, "recipe.toml"), say=lambda _: None)
+    assert {(job.input.kind, job.labels.mode) for job in jobs} == {(kind, "generate")}
+    assert {role: name for role, name in jobs[0].input.fields.items() if role != name} == {
+        role: name for role, name in fields.items() if role != name
+    }
+
+
+def test_seeds_that_cannot_be_labeled_are_told_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = done_at_once(monkeypatch)
+    document = recipe_of(tmp_path, dedupe={}, labels={"top_k": 8})
+    (tmp_path / "seeds.jsonl").write_text(json.dumps({"text": "A page of a book."}))
+    with pytest.raises(ConfigError, match="has no prompt to answer"):
+        run_recipe(checked_recipe(document, "recipe.toml"), say=lambda _: None)
+    assert done == []
+
+
+def test_the_first_seeds_alone_are_labeled_where_no_step_comes_before(tmp_path: Path) -> None:
+    document = recipe_of(tmp_path, labels={"top_k": 8})
+    document["recipe"] |= {"seeds": "s3://bucket/seeds.jsonl", "limit": 2}
+    recipe = checked_recipe(document, "recipe.toml")
+    told = label_document(recipe, str(recipe.labeled_prompts))["input"]
+    assert (told["uri"], told["limit"]) == ("s3://bucket/seeds.jsonl", 2)
+    later = checked_recipe({**document, "dedupe": {}}, "recipe.toml")
+    assert "limit" not in label_document(later, str(later.labeled_prompts))["input"]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (
+            ExitStatus.WRONG,
+            r"exit status 2, see above\); correct what is said there and give the recipe again",
+        ),
+        (ExitStatus.STOPPED, r"exit status 4, see above\); to go on, give the recipe again"),
+    ],
+)
+def test_a_recipe_ends_with_the_status_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: ExitStatus, words: str
+) -> None:
+    """It said that it goes on, whatever was wrong, and ended with 1."""
+    monkeypatch.setattr(run_module, "run", lambda *_: (status, JobStatus("stopped")))
+    document = recipe_of(tmp_path, labels={"top_k": 8})
+    with pytest.raises(OwnJobError, match=words) as caught:
+        run_recipe(checked_recipe(document, "recipe.toml"), say=lambda _: None)
+    assert pickle.loads(pickle.dumps(caught.value)).exit_status is status
