@@ -8,13 +8,14 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from labeler.config.found_ids import ID_FIELDS
+from logitstore.contamination.prompt_texts import CHAT_FIELDS, TEXT_FIELDS
 from logitstore.inputs.identity import lookup_field
 from logitstore.inputs.parts import is_answer
 
 FIELDS_OF_ROLE: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "conversations", "conversation", "body.messages"),
+    "messages": (*CHAT_FIELDS, "body.messages"),
     "token_ids": ("token_ids", "input_ids"),
-    "prompt": ("prompt", "question", "instruction", "query", "problem", "turns", "body.prompt"),
+    "prompt": (*TEXT_FIELDS, "turns", "body.prompt"),
     "response": ("response", "completion", "answer", "output", "solution"),
     "text": ("text",),
     "system": ("system", "system_prompt"),

@@ -251,7 +251,13 @@ def _part(path: Path) -> Path:
 
 
 def _opened_at(path: Path, num_bytes: int) -> BinaryIO:
-    """The part of an output, cut to what the report counts, to go on at its end."""
+    """The part of an output, cut to what the report counts, to go on at its end. Raises ConfigError."""
+    size = path.stat().st_size if path.exists() else 0
+    if size < num_bytes:
+        raise ConfigError(
+            f"{path} has {size:,} of the {num_bytes:,} bytes which it was counted to have: it was removed, "
+            "or lost its end in a crash; give --restart to begin anew"
+        )
     file = open(path, "r+b" if num_bytes else "w+b")  # noqa: SIM115
     file.truncate(num_bytes)
     file.seek(num_bytes)

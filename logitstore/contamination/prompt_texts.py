@@ -12,7 +12,11 @@ from logitstore.inputs.identity import lookup_field
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 
-PROMPT_FIELDS = ("prompt", "question", "instruction", "text", "turns", "messages", "conversations")
+TEXT_FIELDS = ("prompt", "question", "instruction", "query", "problem")
+"""Names that data sets give to a prompt, the usual one first."""
+CHAT_FIELDS = ("messages", "conversations", "conversation")
+"""Names that they give to a list of messages."""
+PROMPT_FIELDS = (*TEXT_FIELDS, "text", "turns", *CHAT_FIELDS)
 """Fields that may hold the prompt, in the order in which they are looked for."""
 CONTEXT_FIELDS = ("input", "context")
 """Fields that belong to an `instruction` or a `prompt`, as in Alpaca's files."""
@@ -69,11 +73,11 @@ def _prompt_of(raw: RawRecord, field: str | None, field_option: str) -> PromptTe
     if raw.record is None:
         return Unreadable(place, raw.error or "", None, raw.text)
     try:
-        text = _text_of(raw.record, field, field_option)
+        text = _text_of(raw.content, field, field_option)
     except UnsupportedInputError as error:
-        return Unreadable(place, str(error), raw.record, None)
+        return Unreadable(place, str(error), raw.content, None)
     record_id = raw.record.get("id")
-    return PromptText(place, None if record_id is None else str(record_id), raw.record, text)
+    return PromptText(place, None if record_id is None else str(record_id), raw.content, text)
 
 
 def _text_of(record: Mapping[str, Any], field: str | None, field_option: str) -> str:

@@ -40,7 +40,7 @@ def add_step(
 def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="what is kept")
     parser.add_argument(
-        "--field", help="field of the text; default: prompt, question, instruction, text, turns or messages"
+        "--field", help="field of the text; default: prompt, question, text, messages or another usual name"
     )
     parser.add_argument("--quiet", action="store_true", help="show trouble only")
 

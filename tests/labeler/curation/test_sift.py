@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import labeler.curation.sift as sift_module
@@ -193,6 +195,9 @@ def test_what_cannot_be_read_is_counted_and_written_down(
     [
         {"question": "Why is the sky blue on a clear day?"},
         {"instruction": "Why is the sky blue", "input": "on a clear day?"},
+        {"problem": "Why is the sky blue on a clear day?"},
+        {"query": "Why is the sky blue on a clear day?"},
+        {"conversation": [{"role": "user", "content": "Why is the sky blue on a clear day?"}]},
         {"turns": ["Why is the sky blue", "on a clear day?"]},
         {
             "messages": [
@@ -322,3 +327,41 @@ def test_what_json_has_no_form_for_is_written_as_json(form: str, tmp_path: Path)
     assert (first["method"], first["text"], first["record"]) == ("unreadable", half, None)
     assert "has \\ud800, half of a character" in first["reason"]
     assert second["text"] == "7"
+
+
+def test_a_row_of_a_table_is_kept_without_the_fields_that_only_other_rows_have(tmp_path: Path) -> None:
+    """In JSON lines an argument of another row's call would be one that is null."""
+    records = [
+        {"prompt": QUESTIONS[0], "calls": [{"city": "Rome"}]},
+        {"prompt": QUESTIONS[3], "calls": [{"year": 1999}]},
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "in.parquet")
+    out = tmp_path / "out.jsonl"
+    assert main(["dedupe", str(tmp_path / "in.parquet"), "--by", "minhash", "--out", str(out)]) == 0
+    assert read(out) == records
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.part", "out.dropped.jsonl.part"])
+def test_a_part_that_lost_its_end_is_not_filled_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """As a crash of the machine leaves it, where the counts reached the disk and the records did not."""
+    monkeypatch.setattr(sift_module, "BLOCK_RECORDS", 4)
+    source = write(tmp_path / "in.jsonl", prompts([*QUESTIONS[:2], *QUESTIONS]))
+    command = ["dedupe", source, "--by", "minhash", "--out", str(tmp_path / "out.jsonl")]
+    real = sift_module._write_report
+
+    def killed_after(*given: Any) -> None:
+        real(*given)
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sift_module, "_write_report", killed_after)
+        with pytest.raises(KilledError):
+            main(command)
+    with open(tmp_path / name, "r+b") as part:
+        part.truncate(5)
+    assert main(command) == 2
+    assert "bytes which it was counted to have" in capsys.readouterr().err
+    assert main([*command, "--restart"]) == 0
+    assert len(read(tmp_path / "out.jsonl")) == len(QUESTIONS)
