@@ -93,10 +93,10 @@ REFUSED: dict[str, Refusal] = {
         (False,), "the dataset's batch_size is fixed; lower it and per_device_train_batch_size instead"
     ),
     "bf16_full_eval": Refusal(
-        (False,), "the student is evaluated in the precision of its weights; leave it off"
+        (False,), "the student is evaluated in the precision that it is trained in; leave it off"
     ),
     "fp16_full_eval": Refusal(
-        (False,), "the student is evaluated in the precision of its weights; leave it off"
+        (False,), "the student is evaluated in the precision that it is trained in; leave it off"
     ),
     "use_cache": Refusal((False,), "with a cache, packed documents would not be kept apart; leave it off"),
     "prediction_loss_only": Refusal(

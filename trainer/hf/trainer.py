@@ -6,6 +6,7 @@ again), saves the dataset's place in every checkpoint and goes on from it on any
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from trainer.hf.checks.labels import check_labels
 from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import length_limit, student_context
 from trainer.hf.checks.optimizer import check_optimizer, check_schedule
-from trainer.hf.checks.packing_check import settle_packing
+from trainer.hf.checks.packing_check import settle_packing, uses_flash_attention
 from trainer.hf.checks.processes import check_dataset, check_processes
 from trainer.hf.epochs import next_place
 from trainer.hf.evaluation.evaluating import EvaluationSets, check_types, evaluation_sets
@@ -190,7 +191,8 @@ class OfflineDistillationTrainer(ResumingTrainer):
             store_temperatures=tuple(own.temperature if own.alpha > 0 else None for own in self.store_losses),
             student_vocab_size=student_ids(model),
         )
-        with self.autocast_smart_context_manager():  # FlashAttention takes no float32
+        # FlashAttention takes no float32; in it, what others compute is judged by the sharpest tolerances.
+        with self.accelerator.autocast() if uses_flash_attention(model) else contextlib.nullcontext():
             self.router_loss_coef = router_loss_coef(model)
             self.head: Head | None = find_head(model) if self.args.fused else None
             check_causal(model)

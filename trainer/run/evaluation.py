@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from logitstore.models.hub import check_model_name
 from trainer.batch.collate import DistillationCollator
 from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import check_lengths, length_limit, student_context
+from trainer.hf.checks.packing_check import uses_flash_attention
 from trainer.hf.evaluation.calibration import Calibration, CalibrationSums
 from trainer.hf.evaluation.evaluate import (
     Evaluation,
@@ -79,9 +81,12 @@ def evaluate_model(
     )
     model: Any = load_student(student, tokenizer, vocab_size=None, seed=0)
     check_has_head(model)
-    check_causal(model)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
+    autocast = _autocast(config.training.precision, model.device)
+    with autocast if uses_flash_attention(model) else contextlib.nullcontext():
+        check_causal(model)
+        head = find_head(model) if config.loss.fused else None
     if tell is not None:
         for note in notes_on_held_out(held_out.sources):
             tell(f"note: {note}")
@@ -90,12 +95,20 @@ def evaluate_model(
     settings = replace(given, max_length=length_limit(given, context), student_vocab_size=student_ids(model))
     limit = config.evaluation.max_sequences
     sums = CalibrationSums()
-    evaluation = evaluate(
-        model,
-        evaluation_batches(held_out, DistillationCollator(settings), limit),
-        head=find_head(model) if config.loss.fused else None,
-        vocab_size=real_size(config, held_out, model),
-        tokenizer_size=tokenizer_size_of(held_out),
-        calibration=sums,
-    )
+    with autocast:
+        evaluation = evaluate(
+            model,
+            evaluation_batches(held_out, DistillationCollator(settings), limit),
+            head=head,
+            vocab_size=real_size(config, held_out, model),
+            tokenizer_size=tokenizer_size_of(held_out),
+            calibration=sums,
+        )
     return Judged(evaluation, sums.calibration(), teacher_figures(held_out, settings, limit))
+
+
+def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """As the student is evaluated while it is trained; a CPU trains none in "fp16"."""
+    if precision == "fp32" or (precision == "fp16" and device.type == "cpu"):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.integrations.flash_attention import get_target_dtype
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.devices import DEVICES, no_gpu
 from tests.trainer.stores import label_spec, labeled_sequence
@@ -129,3 +132,36 @@ def test_packed_documents_are_those_apart(
             model, {name: value.to(device) for name, value in batch.items()}, LossSettings()
         ).loss.item()
     assert mixed != pytest.approx(loss(), rel=tolerance)
+
+
+def flash_attention_of_tests(module, query, key, value, attention_mask, **given):  # noqa: ANN001, ANN201
+    """SDPA that takes what FlashAttention takes, by transformers' own choice of a precision."""
+    dtype = get_target_dtype(query, module) or query.dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    given["is_causal"] = True
+    query, key, value = (part.to(dtype) for part in (query, key, value))
+    return sdpa_attention_forward(module, query, key, value, None, **given)
+
+
+def test_flash_attention_trains_float32_weights_in_mixed_precision(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash_attention_of_tests
+    )
+    student = tiny_student()
+    student.config._attn_implementation = "flash_attention_2"
+    trainer: Any = tiny_trainer(small_store, tmp_path, model=student, bf16=True, max_steps=1)
+    before = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    assert 0 < trainer.evaluate()["eval_kl"] < before
+
+
+def test_a_student_is_judged_in_one_precision_before_and_after_training(
+    small_store: Path, tmp_path: Path
+) -> None:
+    trainer: Any = tiny_trainer(small_store, tmp_path, bf16=True, learning_rate=0.0, max_steps=1)
+    before = trainer.evaluate_student()
+    trainer.train()
+    assert trainer.evaluate_student() == before, "weights that did not change have one KL"

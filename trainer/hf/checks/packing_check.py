@@ -116,8 +116,13 @@ def packing_fault(model: Any, way: PackedAttention, *, pack_length: int) -> str 
     return None
 
 
+def uses_flash_attention(model: Any) -> bool:
+    """Whether its attention is FlashAttention of any version, which computes in half precision alone."""
+    return "flash" in _implementation(model)
+
+
 def _ways(model: Any) -> tuple[PackedAttention, ...]:
-    if "flash" in _implementation(model):  # takes no mask of four dimensions, and on a GPU may die of one
+    if uses_flash_attention(model):  # takes no mask of four dimensions, and on a GPU may die of one
         return ("position_ids", "position_ids_one_row")
     return ("position_ids", "block_diagonal", "block_diagonal_additive")
 

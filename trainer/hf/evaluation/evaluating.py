@@ -96,16 +96,20 @@ class EvaluatingTrainer(Trainer):
         eval_dataset: StreamingLogitDataset | str | None = None,
         calibration: CalibrationSums | None = None,
     ) -> Evaluation:
-        """Evaluates on the held-out records; `calibration` gets the same rows."""
+        """Evaluates on the held-out records; `calibration` gets the same rows.
+
+        In the precision of training, also before it: accelerate has the student compute so once it trains.
+        """
         dataset = self._evaluation_set(eval_dataset)
-        return evaluate(
-            self.model,
-            self._evaluation_batches(dataset),
-            head=self.head,
-            vocab_size=self.loss_settings.vocab_size,
-            tokenizer_size=tokenizer_size_of(dataset),
-            calibration=calibration,
-        )
+        with self.accelerator.autocast():
+            return evaluate(
+                self.model,
+                self._evaluation_batches(dataset),
+                head=self.head,
+                vocab_size=self.loss_settings.vocab_size,
+                tokenizer_size=tokenizer_size_of(dataset),
+                calibration=calibration,
+            )
 
     def predict(  # type: ignore[override]  # as above
         self,
