@@ -134,7 +134,7 @@ def test_packed_documents_are_those_apart(
     assert mixed != pytest.approx(loss(), rel=tolerance)
 
 
-def flash_attention_of_tests(module, query, key, value, attention_mask, **given):  # noqa: ANN001, ANN201
+def flash_attention_of_tests(module, query, key, value, attention_mask, **given):
     """SDPA that takes what FlashAttention takes, by transformers' own choice of a precision."""
     dtype = get_target_dtype(query, module) or query.dtype
     if dtype not in (torch.bfloat16, torch.float16):

@@ -20,6 +20,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<bot> ' }}{{ m.content }} "
     "{% if m.role == 'assistant' %}<eos> {% endif %}{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
 )
+USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 
 def tokenizer(template=None):
@@ -111,9 +112,66 @@ def test_the_same_text_is_read_once_and_other_text_is_another_store(tmp_path):
         ({"messages": [{"role": "user", "content": "a"}]}, "messages", TEMPLATE, "must be the assistant's"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", None, "has no chat template"),
         ({"text": ""}, "text", None, "no token is left to learn"),
+        ({"messages": ["a", "b"]}, "messages", TEMPLATE, "must be the assistant's"),
+        ({"messages": ["a", ANSWER]}, "messages", TEMPLATE, "message 1 is 'a', and must be an object"),
+        ({"messages": [{"content": "a"}, ANSWER]}, "messages", TEMPLATE, "must be an object with a role"),
+        ({"messages": [ANSWER]}, "messages", TEMPLATE, "refuses the messages .*empty conversation"),
+        (
+            {"messages": [{"role": "user", "content": None}, ANSWER]},
+            "messages",
+            TEMPLATE.replace("m.content }}", "m.content + '' }}"),
+            "refuses the messages .*NoneType",
+        ),
+        (
+            {"messages": [{"role": "system", "content": "a"}, USER, ANSWER]},
+            "messages",
+            "{{ raise_exception('no system here') }}",
+            r"refuses the messages \(no system here\)",
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "reasoning_content": "c"}]},
+            "messages",
+            TEMPLATE,
+            "does not read 'reasoning_content' of message 2, of 'assistant'",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]},
+            "messages",
+            TEMPLATE,
+            "does not read 'tool_calls'",
+        ),
+        (
+            {"messages": [{"role": "system", "content": "a"}, USER, ANSWER]},
+            "messages",
+            TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
+            "does not read 'content' of message 1, of 'system'",
+        ),
+        (
+            {"messages": [USER, ANSWER], "tools": [{"name": "f"}]},
+            "messages",
+            TEMPLATE,
+            "does not read the record's tools",
+        ),
     ],
 )
 def test_a_record_that_cannot_be_used_is_named(tmp_path, record, kind, template, words):
     with pytest.raises(ConfigError, match=r"in.jsonl record 1.*" + words):
         written(tmp_path, record, kind, template)
     assert not list((tmp_path / "texts").iterdir())
+
+
+def test_a_record_that_the_template_refuses_is_dropped_where_such_are(tmp_path):
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"messages": one}) + "\n" for one in ([ANSWER], [USER, ANSWER]))
+    )
+    source = TextSource(uri=str(tmp_path / "in.jsonl"), kind="messages", bad_records="drop")
+    store = LogitStore.open(str(text_store(source, tokenizer(TEMPLATE), tmp_path / "texts", vocab_size=8)))
+    assert [reject.line for reject in store.rejects()] == [1]
+    assert len(list(store.iter_sequences())) == 1
+
+
+def test_tools_of_a_record_are_written_by_the_template(tmp_path):
+    template = "{% if tools %}{{ tools[0].name }} {% endif %}" + TEMPLATE
+    record = {"messages": [USER, ANSWER], "tools": [{"name": "c"}]}
+    (sequence,) = LogitStore.open(str(written(tmp_path, record, "messages", template))).iter_sequences()
+    assert sequence.token_ids_T[0] == WORDS["c"]

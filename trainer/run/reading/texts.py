@@ -28,6 +28,7 @@ from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.records import LabeledSequence, Reject, Segment
 from logitstore.rows.silent_rows import text_rows
 from logitstore.store import LogitStore
+from trainer.run.reading.text_template import TemplateRefusesError, TextTemplate
 from trainer.run.settings.data import TextSource
 
 if TYPE_CHECKING:
@@ -106,9 +107,10 @@ def _sequences(
     first = next(records, None)
     if first is None:
         raise ConfigError(f"data.texts: {source.uri} holds no record; remove it or give another")
+    template = TextTemplate(tokenizer)
     for raw in chain([first], records):
         try:
-            sequence = _sequence(raw, source, tokenizer)
+            sequence = _sequence(raw, source, tokenizer, template)
         except _BadRecordError as error:
             if source.bad_records == "refuse":
                 raise
@@ -125,11 +127,13 @@ def _segmented(sequence: LabeledSequence, tokenizer: PreTrainedTokenizerBase) ->
     return replace(sequence, segments_T=segments_T)
 
 
-def _sequence(raw: RawRecord, source: TextSource, tokenizer: PreTrainedTokenizerBase) -> LabeledSequence:
+def _sequence(
+    raw: RawRecord, source: TextSource, tokenizer: PreTrainedTokenizerBase, template: TextTemplate
+) -> LabeledSequence:
     where = f"data.texts: {source.uri}, {raw.file} record {raw.line}"
     if raw.record is None:
         raise _BadRecordError(f"{where}: {raw.error}")
-    token_ids, prompt_length = _tokens(raw, source, tokenizer, where)
+    token_ids, prompt_length = _tokens(raw, source, tokenizer, template, where)
     label_start = max(prompt_length, 1)
     if len(token_ids) <= label_start:
         raise _BadRecordError(f"{where}: no token is left to learn; remove the record")
@@ -137,7 +141,11 @@ def _sequence(raw: RawRecord, source: TextSource, tokenizer: PreTrainedTokenizer
 
 
 def _tokens(
-    raw: RawRecord, source: TextSource, tokenizer: PreTrainedTokenizerBase, where: str
+    raw: RawRecord,
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    template: TextTemplate,
+    where: str,
 ) -> tuple[list[int], int]:
     """(token ids, how many of them are the prompt)."""
     record: Mapping[str, Any] = raw.record or {}
@@ -154,7 +162,8 @@ def _tokens(
         return [*tokenizer(record["text"])["input_ids"], *end], 0  # type: ignore[misc]  # a list of ids
     if source.kind == "messages":
         messages = record["messages"]
-        if not messages or messages[-1].get("role") != "assistant":
+        last = messages[-1] if messages else None
+        if not isinstance(last, Mapping) or last.get("role") != "assistant":
             raise _BadRecordError(f"{where}: the last message must be the assistant's, which is learned")
     else:
         messages = [
@@ -169,15 +178,10 @@ def _tokens(
         prompt: Any = tokenizer(record["prompt"])["input_ids"]
         response: Any = tokenizer(record["response"], add_special_tokens=False)["input_ids"]
         return [*prompt, *response, *end], len(prompt)
-    template: dict[str, Any] = {"tokenize": True, "return_dict": False}
-    begun: Any = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **template)
-    whole: Any = tokenizer.apply_chat_template(messages, **template)
-    if whole[: len(begun)] != begun:
-        raise _BadRecordError(
-            f"{where}: the chat template writes the beginning of the conversation otherwise once the answer "
-            "is there, so its tokens cannot be told apart; use kind = 'text' with it written out"
-        )
-    return list(whole), len(begun)
+    try:
+        return template.tokens(messages, record.get("tools") or None)
+    except TemplateRefusesError as error:
+        raise _BadRecordError(f"{where}: {error}") from error
 
 
 def _as_sequence(
