@@ -17,7 +17,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
 from trainer.data.dataset import StreamingLogitDataset
@@ -107,12 +107,18 @@ def take_up_place(folder: Path, dataset: StreamingLogitDataset) -> None:
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     """The newest complete checkpoint below a folder, or None."""
-    complete = [
-        path
-        for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (path / DATASET_STATE_NAME).exists() and (path / "trainer_state.json").exists()
-    ]
+    complete = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_complete(path)]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default="")) or None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The Trainer's state is written last; a full disk may have left it empty or cut."""
+    try:
+        for name in (DATASET_STATE_NAME, TRAINER_STATE_NAME):
+            json.loads((checkpoint / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def open_to_readers(folder: Path) -> None:

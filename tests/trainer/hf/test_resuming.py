@@ -165,6 +165,16 @@ def test_checkpoint_folders_hold_the_place_before_anything_else(small_store, tmp
     shutil.rmtree(folder)
 
 
+def test_a_checkpoint_whose_last_file_was_cut_is_none(tmp_path):
+    """By a full disk, say; the one before it is gone on from."""
+    for step, state in ((2, '{"global_step": 2}'), (4, '{"global_'), (6, "")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / DATASET_STATE_NAME).write_text("{}")
+        (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
 def test_a_resumed_run_has_the_intervals_of_its_arguments(small_store, tmp_path):
     """It went on with those of the checkpoint, whatever was given."""
     made: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps"}
