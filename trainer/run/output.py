@@ -78,7 +78,7 @@ class RunMetrics:
     num_parameters: int
     num_trainable_parameters: int
     num_tokens: int
-    """Tokens of the batches trained on, padding included; of this process, since its last start."""
+    """Tokens of the batches trained on, padding included; of all processes, since the last start."""
     train_seconds: float
     """Since the last start, evaluation excluded."""
     alignment_nll: dict[str, float]

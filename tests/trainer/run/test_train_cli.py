@@ -72,6 +72,7 @@ def test_a_run_goes_on_with_its_own_settings_only(config, tmp_path, capsys):
     assert f"going on from {tmp_path}/run/checkpoints/checkpoint-4\n" in capsys.readouterr().err
     longer = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert longer["num_steps"] == 6
+    assert 0 < longer["num_tokens"] < first["num_tokens"], "of its own two steps of half the batch"
     assert longer["history"][0] == first["history"][0]
     # Begun anew, nothing of it is left to go on from.
     checkpoints = tmp_path / "run" / "checkpoints"

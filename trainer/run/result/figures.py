@@ -48,7 +48,7 @@ def run_metrics(
         num_steps=trainer.state.global_step,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        num_tokens=int(trainer.state.num_input_tokens_seen),
+        num_tokens=int(trainer.state.num_input_tokens_seen) - figures.tokens_before,
         train_seconds=times.train_seconds,
         alignment_nll={f"{offset:+d}": nll for offset, nll in trainer.alignments[0].nll_by_offset.items()},
         started=times.started.isoformat(timespec="seconds"),

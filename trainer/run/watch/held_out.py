@@ -25,6 +25,8 @@ class HeldOutFigures(TrainerCallback):
         self.calibration = CalibrationSums()
         self.ended_sec = time.monotonic()
         """`time.monotonic()` when the last step was done; before that, of the beginning."""
+        self.tokens_before = 0
+        """Tokens of the batches that earlier starts of the run have trained on."""
         self._trainer = trainer
         self._before = before
         self._evaluated_at: int | None = None
@@ -32,6 +34,7 @@ class HeldOutFigures(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.tokens_before = int(state.num_input_tokens_seen)
         if state.global_step == 0 and self._before is not None:
             self._draw(self._before, args, state, control)
 
