@@ -52,7 +52,10 @@ def steps_to_end(args: Any, dataset: StreamingLogitDataset, place: Place) -> int
     last = math.ceil(args.num_train_epochs) - 1
     if place.epoch > last:
         return 0
-    steps = sum(_updates(args, dataset, epoch) for epoch in range(place.epoch + 1, last + 1))
+    if dataset.packing is None:  # all are alike, and may be as many as patience is left to end
+        steps = (last - place.epoch) * _updates(args, dataset, last)
+    else:
+        steps = sum(_updates(args, dataset, epoch) for epoch in range(place.epoch + 1, last + 1))
     steps += _updates(args, dataset, place.epoch, place.consumed)
     whole = _updates(args, dataset, last)
     return max(0, steps - whole + steps_of_last_epoch(args.num_train_epochs, whole))
@@ -71,6 +74,8 @@ def epochs_to_begin(args: Any, dataset: StreamingLogitDataset, place: Place, max
     """Number of the last epoch that `max_steps` reach into, counted from 1."""
     epoch, left = place.epoch, max_steps - place.num_steps
     left -= _updates(args, dataset, epoch, place.consumed)
+    if dataset.packing is None:  # all are alike
+        return epoch + 1 + max(0, -(-left // max(1, _updates(args, dataset, epoch + 1))))
     while left > 0:
         epoch += 1
         left -= max(1, _updates(args, dataset, epoch))

@@ -14,7 +14,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.packed_rows import Packing
 from trainer.data.sources import HeldOut
 from trainer.hf.checkpoints import DATASET_STATE_NAME
-from trainer.hf.epochs import Place, steps_to_end
+from trainer.hf.epochs import Place, epochs_to_begin, steps_to_end
 
 ROW = 24
 """Tokens of a packed row."""
@@ -103,13 +103,30 @@ def test_parts_of_epochs_are_rounded_as_transformers_does_it_from_every_place(ac
     """A part of the last one, rounded alone, was a step more: of 2.1 epochs of 10 steps 22, and not 21."""
     for whole in range(1, 40):
         steps = whole * accumulation
-        dataset: Any = SimpleNamespace(steps_from=lambda _, consumed=0, steps=steps: steps - consumed)
+        dataset: Any = SimpleNamespace(
+            packing=None, steps_from=lambda _, consumed=0, steps=steps: steps - consumed
+        )
         for num_epochs in (number / 100 for number in range(1, 400, 3)):
             args = SimpleNamespace(num_train_epochs=num_epochs, gradient_accumulation_steps=accumulation)
             end = math.ceil(num_epochs * whole)
             for done in {0, whole // 2, end // 2, end - 1, end}:
                 place = Place(done, done // whole, done % whole * accumulation)
                 assert done + steps_to_end(args, dataset, place) == max(end, done), (num_epochs, whole, done)
+
+
+def test_epochs_without_end_are_counted_at_once():
+    """As given where patience is to end a training."""
+    dataset: Any = SimpleNamespace(packing=None, steps_from=lambda _, consumed=0: 10 - consumed)
+    args = SimpleNamespace(num_train_epochs=1e15, gradient_accumulation_steps=1)
+    assert steps_to_end(args, dataset, Place(13, 1, 3)) == 10**16 - 13
+    assert epochs_to_begin(args, dataset, Place(13, 1, 3), 10**16) == 10**15
+    assert [epochs_to_begin(args, dataset, Place(), steps) for steps in (1, 10, 11, 20, 21)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+    ]
 
 
 @pytest.mark.slow
