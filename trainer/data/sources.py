@@ -34,6 +34,8 @@ from trainer.errors import CacheFullError, SettingError
 CUT = "length"
 """`finish_reason` of an answer that its limit of tokens ended."""
 NOTHING_DELETED = DeletedRecords(frozenset(), has_parts=False)
+MAX_WEIGHT = 10_000
+"""Readings of each shard that an epoch is planned with, at most."""
 OUTLINE_THREADS = 16
 """Shards whose outlines are read side by side."""
 
@@ -97,8 +99,11 @@ class StoreSpec:
         return selection
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight {self.weight} of {self.uri} must be finite and at least 0")
+        if not 0 <= self.weight <= MAX_WEIGHT:
+            raise ValueError(
+                f"weight {self.weight:g} of {self.uri} must lie in 0..{MAX_WEIGHT:,}, how often an epoch has "
+                "its sequences; for more, train more epochs, or give other stores less"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ class TrainingConfig(Section):
     """DeepSpeed's configuration, or its file; ZeRO stage 1 or 2."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of new weights, those of adapters too, and of dropout."""
     logging_steps: int = Field(default=5, ge=1)
     """Steps between two lines of the log."""

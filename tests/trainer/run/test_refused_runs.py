@@ -153,6 +153,7 @@ def test_a_student_is_not_written_into_a_store(command, place, config, tmp_path,
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ('data.stores=[{uri="a",weight=1e300}]', "weight 1e+300 of a must lie in 0..10,000"),
         ("loss.alpha=1.5", "loss.alpha = 1.5"),
         ("output.folder=", "output.folder = '': it names no folder"),
         ("loss.alhpa=0.5", "loss.alhpa is not a setting"),
@@ -171,6 +172,8 @@ def test_a_student_is_not_written_into_a_store(command, place, config, tmp_path,
         ("training.report_to=wandb", "'wandb': it should be a list; ['wandb'] is one of it alone"),
         ("student.small=3", "student.small = 3: it should be a table"),
         ("training.schedule_args=3", "training.schedule_args = 3: it should be a table"),
+        ("training.seed=-1", "training.seed = -1: Input should be greater than or equal to 0"),
+        (f"training.seed={10**23}", f"training.seed = {10**23}: Input should be less than 4294967296"),
         ("data.texts=some.jsonl", "data.texts = 'some.jsonl': it should be a list"),
     ],
 )
