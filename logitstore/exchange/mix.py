@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -22,12 +22,15 @@ from logitstore.exchange.mixed_manifest import mixed_manifest
 from logitstore.exchange.mixed_rows import mix_sequences
 from logitstore.index.deletions import DeletedRecords
 from logitstore.manifest.fields import Manifest, ShardEntry
-from logitstore.records import LabeledSequence
+from logitstore.records import LabeledSequence, Reject
+from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import copy_tokenizer
 from logitstore.tools.carried_deletions import carry_deletions, deleted_in
 
 Progress = Callable[[str, int, int], None]
+MixedUnit = tuple[str, int, list[LabeledSequence], Counter[str]]
+"""Name, unit index, sequences, and what is not mixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +85,11 @@ def mix_stores(
     carry_deletions(stores, target)
     for source in stores:
         copy_tokenizer(source.objects, target.objects)
-    num_rows = int(shards.column("num_rows").sum())
-    counts = Counter[str]()
     alone = _name_of(made_from)  # a unit of rejects, where there is nothing to be mixed
     deleted = deleted_in(stores)
     rejects = {next(iter(named), alone): [one for one in stores[0].rejects() if one.record_id not in deleted]}
-    for done, (name, unit_index, mixed, counted) in enumerate(chain(first, units), start=len(committed)):
-        if progress:
-            progress("units", done, len(named))
-        if mixed and target.codebooks() is None:
-            rows = (one.rows for one in mixed)
-            books = train_codebooks(rows, manifest.labels, expected_rows=CODEBOOK_USES * num_rows)
-            target.set_codebooks(books)
-        target.commit_unit(name, unit_index, mixed, rejects.get(name, []), seconds=0.0, worker="mix")
-        counts += counted
+    num_rows = int(shards.column("num_rows").sum())
+    counts = _commit_units(target, chain(first, units), rejects, num_rows, len(named), progress)
     if not named and rejects[alone] and alone not in committed:
         target.commit_unit(alone, 0, [], rejects[alone], seconds=0.0, worker="mix")
     if progress:
@@ -106,6 +100,31 @@ def mix_stores(
         done_before = {k: v for k, v in named.items() if k in committed}
         report(_not_mixed(stores, second, target, counts, done_before))
     return target
+
+
+def _commit_units(
+    target: LogitStore,
+    units: Iterator[MixedUnit],
+    rejects: Mapping[str, list[Reject]],
+    num_rows: int,
+    num_units: int,
+    progress: Progress | None,
+) -> Counter[str]:
+    """What is not mixed of the units, which come behind those that the target has.
+
+    `num_rows` and `num_units` are those of the whole mixture.
+    """
+    counts = Counter[str]()
+    for done, (name, unit_index, mixed, counted) in enumerate(units, start=len(target.committed_units())):
+        if progress:
+            progress("units", done, num_units)
+        if mixed and target.codebooks() is None:
+            rows = (one.rows for one in mixed)
+            labels = target.manifest.labels
+            target.set_codebooks(train_codebooks(rows, labels, expected_rows=CODEBOOK_USES * num_rows))
+        target.commit_unit(name, unit_index, mixed, rejects.get(name, []), seconds=0.0, worker="mix")
+        counts += counted
+    return counts
 
 
 def _not_mixed(
@@ -122,8 +141,8 @@ def _not_mixed(
         for name, entry in done.items():
             own, num_deleted = _living(stores[0], entry, deleted)
             counts["deleted"] += num_deleted
-            for one, mixed in zip(own, _sequences(target, made[name]), strict=True):
-                counts += _counted(one, mixed, second.get(one))
+            for three in zip(own, _sequences(target, made[name]), second.of(own), strict=True):
+                counts += _counted(*three)
     num_here, num_there = (int(store.shards().column("num_sequences").sum()) for store in stores)
     num_mixed = num_here - counts["deleted"]
     num_deleted_here = second.count_of(
@@ -145,14 +164,13 @@ def _mixed_units(
     weights: tuple[float, float],
     manifest: Manifest,
     wanted: Mapping[str, ShardEntry],
-) -> Iterator[tuple[str, int, list[LabeledSequence], Counter[str]]]:
-    """(name, unit index, sequences, what is not mixed) of the mixture of each of the first store's shards."""
+) -> Iterator[MixedUnit]:
+    """The mixture of each of the first store's shards."""
     deleted = deleted_in(stores)
     for name, entry in wanted.items():
         own, num_deleted = _living(stores[0], entry, deleted)
         mixed, counted = list[LabeledSequence](), Counter(deleted=num_deleted)
-        for one in own:
-            other = second.get(one)
+        for one, other in zip(own, second.of(own), strict=True):
             mixed.append(mix_sequences(one, other, weights, manifest))
             counted += _counted(one, mixed[-1], other)
         yield name, entry.unit_index, mixed, counted
@@ -187,47 +205,41 @@ def _has_other_segments(one: LabeledSequence, other: LabeledSequence) -> bool:
 
 
 class _SequencesByKey:
-    """The second store's sequences by record and sample; one shard of it is in memory."""
+    """The second store's sequences by record and sample, in whatever order it has them."""
 
     def __init__(self, store: LogitStore) -> None:
         self._store = store
-        self._shards: list[ShardEntry] = [entry for entry in store.shards() if entry.name]
-        self._places: dict[tuple[str, int], tuple[int, int]] = {}
-        self._open: tuple[int, list[LabeledSequence]] = (-1, [])
-        for shard, entry in enumerate(self._shards):
-            with store.open_shard(entry) as reader:
-                place = 0
-                for block in range(reader.num_blocks):
-                    plain = reader.plain_columns(block)
-                    for key in zip(plain.record_id, plain.sample_index.tolist(), strict=True):
-                        self._places[key] = (shard, place)
-                        place += 1
+        self._numbers = {key: number for number, key in enumerate(Selection().names(store))}
 
     def count_of(self, deleted: DeletedRecords) -> int:
         """Sequences whose records are among these."""
-        return sum(record_id in deleted for record_id, _ in self._places)
+        return sum(record_id in deleted for record_id, _ in self._numbers)
 
-    def get(self, sequence: LabeledSequence) -> LabeledSequence:
-        """The other labels of these tokens. Raises InvalidLabelsError."""
-        found = self._places.get((sequence.record_id, sequence.sample_index))
-        name = f"record {sequence.record_id!r:.120} (sample {sequence.sample_index})"
-        if found is None:
+    def of(self, sequences: Sequence[LabeledSequence]) -> list[LabeledSequence]:
+        """The other labels of these tokens; each block that holds some is read once. Raises
+        InvalidLabelsError."""
+        others = self._store.lookup().read([self._number(one) for one in sequences])
+        for one, other in zip(sequences, others, strict=True):
+            if not np.array_equal(other.token_ids_T, one.token_ids_T):
+                raise InvalidLabelsError(
+                    f"{_name(one)} has other tokens in {self._store.uri}: let the second teacher score the "
+                    'first one\'s text (labels.mode = "score", input.kind = "token_ids")'
+                )
+            _check_student_prompts(one, other, _name(one), self._store.uri)
+        return others
+
+    def _number(self, sequence: LabeledSequence) -> int:
+        number = self._numbers.get((sequence.record_id, sequence.sample_index))
+        if number is None:
             raise InvalidLabelsError(
-                f"{name} is not in {self._store.uri}: only what both teachers labeled can be mixed; label it "
-                "there, or merge a selection of the first store with --where"
+                f"{_name(sequence)} is not in {self._store.uri}: only what both teachers labeled can be "
+                "mixed; label it there, or merge a selection of the first store with --where"
             )
-        shard, place = found
-        if self._open[0] != shard:
-            with self._store.open_shard(self._shards[shard], whole=True) as reader:
-                self._open = (shard, list(reader.iter_sequences()))
-        other = self._open[1][place]
-        if not np.array_equal(other.token_ids_T, sequence.token_ids_T):
-            raise InvalidLabelsError(
-                f"{name} has other tokens in {self._store.uri}: let the second teacher score the first one's "
-                'text (labels.mode = "score", input.kind = "token_ids")'
-            )
-        _check_student_prompts(sequence, other, name, self._store.uri)
-        return other
+        return number
+
+
+def _name(sequence: LabeledSequence) -> str:
+    return f"record {sequence.record_id!r:.120} (sample {sequence.sample_index})"
 
 
 def _check_student_prompts(one: LabeledSequence, other: LabeledSequence, name: str, uri: str) -> None:
