@@ -28,6 +28,7 @@ from cluster.describe.slurm import script
 from labeler.config.found import load_input_found
 from labeler.config.loading import JobConfig
 from logitstore.common.config_file import ConfigError
+from logitstore.common.whole_file import check_place, write_whole
 
 DEFAULT_JOB_FILE = "job.toml"
 CLOUDS = {"ray-aws": "aws", "ray-gcp": "gcp"}
@@ -62,16 +63,26 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
     prices = read_prices(args.prices) if args.prices else LIST_PRICES
+    if args.out is not None:
+        _check_out(args.out, [args.cluster, args.job, args.prices])
     text = render(
         cluster, args.kind, job, job_file=args.job or DEFAULT_JOB_FILE, overrides=args.set, prices=prices
     )
     if args.out is None:
         sys.stdout.write(text)
     else:
-        args.out.write_text(text, encoding="utf-8")
+        write_whole(args.out, text)
         if not args.quiet:
             print(f"wrote {args.out}")
     return 0
+
+
+def _check_out(out: Path, inputs: Sequence[str | Path | None]) -> None:
+    """Raises ConfigError where what is rendered would take the place of what it is rendered from, and
+    UnsupportedInputError where no file can be put."""
+    check_place(out)
+    if any(one is not None and out.exists() and out.samefile(one) for one in inputs):
+        raise ConfigError(f"--out {out} is what is rendered from, and would be lost; name another file")
 
 
 def render(

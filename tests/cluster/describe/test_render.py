@@ -177,7 +177,22 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.Ca
     file = tmp_path / "cluster.toml"
     file.write_text('name = "a"\n[[groups]]\nname = "cpu"\ncount = 2\n')
     assert main(["render", str(file), "--kind", "grafana", "--out", str(tmp_path / "none" / "file")]) == 2
-    assert "none/file" in capsys.readouterr().err
+    assert f"{tmp_path}/none is no folder" in capsys.readouterr().err
+
+
+def test_what_is_rendered_never_takes_the_place_of_its_description(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`render cluster.toml --out cluster.toml` wrote over the only description there was."""
+    file = tmp_path / "cluster.toml"
+    file.write_text('name = "a"\n[[groups]]\nname = "cpu"\ncount = 2\n')
+    before = file.read_bytes()
+    assert main(["render", str(file), "--kind", "grafana", "--out", f"{tmp_path}/./cluster.toml"]) == 2
+    assert "is what is rendered from, and would be lost; name another file" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert main(["render", str(file), "--kind", "grafana", "--out", str(tmp_path)]) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["cluster.toml"]
 
 
 def test_grafana_panels_do_not_overlap_and_have_queries() -> None:
