@@ -35,7 +35,8 @@ which the bucket is nearest in stored labels."""
 
 def with_preset(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with what their `preset` stands for; those that are given explicitly stay."""
-    preset = PRESETS.get(settings.get("preset"))  # type: ignore[arg-type]  # any other word is refused later
-    if preset is None:
+    name = settings.get("preset")
+    preset = PRESETS.get(name) if isinstance(name, str) else None
+    if preset is None:  # no name of one is refused later
         return settings
     return {"divergence": "generalized_jsd", "tail": "bucket", **preset, **settings}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 
 def check_interpreter(python: str) -> str:
     """Raises ValueError for a command with arguments, or nothing: it would be looked for as one file."""
     words = python.split()
-    if (
-        not words
-        or python.startswith("-")
-        or (len(words) > 1 and ("/" not in words[0] or words[1].startswith("-")))
-    ):
+    # A folder's name may have a space, so that the words before and after it are parts of one path.
+    is_path = len(words) < 2 or ("/" in words[0] and "/" in words[-1] and not words[1].startswith("-"))
+    if not words or not is_path or python != python.strip() or re.match(r"-|\w*=|.*/$", python):
         raise ValueError(
             "it is one program, without arguments; name the interpreter of the environment, as "
             "/opt/conda/envs/penumbra/bin/python, or activate that before (slurm.setup)"

@@ -92,6 +92,5 @@ class KubernetesConfig(OneLineSection):
     @model_validator(mode="before")
     @classmethod
     def _labels_of_platform(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("platform") not in NODE_LABELS:
-            return given
-        return {**NODE_LABELS[given["platform"]], **given}
+        platform = given.get("platform") if isinstance(given, dict) else None
+        return {**NODE_LABELS.get(platform, {}), **given} if isinstance(platform, str) else given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Self
 
 from pydantic import model_validator
@@ -17,10 +18,13 @@ class OneLineSection(Section):
     def _of_one_line(self) -> Self:
         """A newline in a setting would begin a line of the description that nobody meant."""
         for name, value in self:
-            if name not in SCRIPTS and (text := _unprintable(value)) is not None:
-                raise ValueError(
-                    f"{name} = {text!r} holds a newline or control character; write it in one line"
-                )
+            is_script = name in SCRIPTS
+            shown = re.sub(r"[\n\t]", "", value) if is_script else value
+            if (text := _unprintable(shown)) is not None:
+                what = "a control or invisible character; leave it out"
+                if not is_script:
+                    what = "a newline or control character; write it in one line"
+                raise ValueError(f"{name} = {text!r} holds {what}")
         return self
 
 

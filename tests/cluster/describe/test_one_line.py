@@ -50,6 +50,15 @@ def test_a_newline_in_any_field_is_refused(
         ClusterConfig.model_validate({"name": "c", "groups": [GROUP]} | value)
 
 
+@pytest.mark.parametrize("setup", ["module load \x00cuda", "echo \udcff", "module\u00a0load cuda"])
+def test_a_script_has_lines_and_no_character_that_cannot_be_seen(setup: str) -> None:
+    """Half of a letter, as JSON may hold, ended `render` as a defect."""
+    with pytest.raises(ValidationError, match="holds a control or invisible character; leave it out"):
+        ClusterConfig.model_validate({"name": "c", "groups": [GROUP], "slurm": {"setup": setup}})
+    lines = {"setup": "module load cuda\n\techo 'ü'\n"}
+    ClusterConfig.model_validate({"name": "c", "groups": [GROUP], "slurm": lines})
+
+
 @pytest.mark.parametrize(
     "setting", [{"ray_version": '2.60.0" && touch /x && echo "'}, {"slurm": {"partition": "gpu --wrap=x"}}]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat
@@ -12,16 +13,17 @@ from logitstore.common.section import HomePath, Section
 _BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-def parse_bytes(value: int | str | None) -> int | None:
+def parse_bytes(value: object) -> int | None:
     """Bytes of a size like 5000000, "500mb" or "2GiB"; None stays None."""
     if value is None or isinstance(value, int):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", value.lower())
+    text = value.lower() if isinstance(value, str) else ""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text)
     if match is None or match[2] not in _BYTE_UNITS:
         raise ValueError(
             f"{value!r} is not a size; write a number of bytes, or for example '500mb' or '20gib'"
         )
-    return int(float(match[1]) * _BYTE_UNITS[match[2]])
+    return int(Decimal(match[1]) * _BYTE_UNITS[match[2]])
 
 
 class StoreSource(Section):
