@@ -73,7 +73,7 @@ class ViewerServer(ThreadingHTTPServer):
         if self.jobs_file is None or not self.jobs_file.is_file():
             return []
         jobs = json.loads(self.jobs_file.read_text(encoding="utf-8"))
-        if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        if not isinstance(jobs, list) or not all(map(_is_job, jobs)):
             raise ValueError(
                 f"{self.jobs_file} is no list of jobs; give a file that `cluster dashboard` writes"
             )
@@ -149,6 +149,10 @@ def may_open(uri: str) -> bool:
     Whoever may submit jobs could otherwise make it ask any server that it reaches.
     """
     return "::" not in uri and (is_local_uri(uri) or uri.startswith(("s3://", "s3a://")))
+
+
+def _is_job(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("id", "state"))
 
 
 def _json_bytes(value: Json) -> bytes:

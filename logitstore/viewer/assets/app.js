@@ -5,7 +5,7 @@ const LOOKING_MILLISECONDS = 500;
 
 const places = Object.fromEntries(["overview", "list", "sequence"].map((name) => [name, document.getElementById(name)]));
 const notice = document.getElementById("notice");
-const state = { overview: null, view: null, pages: 1, drawing: 0, isFitted: true, isLooking: false, list: null };
+const state = { overview: null, view: null, pages: 1, drawing: 0, isFitted: true, isLooking: false, isEnd: true, list: null };
 
 function parseRoute() {
   const isBare = !location.href.includes("#");
@@ -82,7 +82,8 @@ async function drawOverview() {
 async function refresh() {
   const route = parseRoute();
   const isList = route.store !== null && route.sequence === null && route.record === null;
-  const isAwaited = route.store === null || (isList && (state.isLooking || !places.list.querySelector("table")));
+  const isTyped = document.activeElement?.id === "jump"; // the field would be made anew
+  const isAwaited = route.store === null || (isList && !isTyped && (state.isLooking || state.isEnd));
   if (source.live && !document.hidden && isAwaited) await draw();
   const slower = state.overview && !isRunning(state.overview) ? 5 : 1;
   setTimeout(refresh, isList && state.isLooking ? LOOKING_MILLISECONDS : slower * REFRESH_MILLISECONDS);

@@ -1,6 +1,7 @@
 /* The list of a store's sequences, a page at a time. */
 
 const PAGE_SIZE = 50;
+let drawnList = "";
 const EMPTY = "No sequence is committed yet. A unit appears here when its worker has finished it.";
 
 /** What the address asks for, without what it leaves open. */
@@ -14,6 +15,9 @@ async function showList(place, route, go) {
   const page = route.page || 0;
   const question = questionOf(route);
   const answer = await source.sequences(store, page * PAGE_SIZE, PAGE_SIZE, question);
+  const text = JSON.stringify([store, page, question, answer]);
+  if (text === drawnList) return {}; // what a person has marked or focused stays
+  drawnList = text;
   const pages = Math.max(1, Math.ceil(answer.total / PAGE_SIZE));
   const first = answer.start + 1;
   const range = answer.sequences.length
@@ -54,7 +58,8 @@ async function showList(place, route, go) {
   parts.forEach((part, at) => {
     if (place.children[at] !== part) place.insertBefore(part, place.children[at] || null);
   });
-  return { pages, isLooking };
+  // Where a store that is still filled would show more.
+  return { pages, isLooking, isEnd: !answer.sequences.length || (!isAsked && page + 1 >= pages) };
 }
 
 /** How far the search is, and what a file does not hold. */

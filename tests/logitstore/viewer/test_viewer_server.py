@@ -372,9 +372,10 @@ def test_a_store_that_a_job_named_elsewhere_is_not_opened(
 
 def test_a_jobs_file_of_another_form_is_said(server: ViewerServer) -> None:
     assert server.jobs_file is not None
-    server.jobs_file.write_text('{"not": "a list"}')
-    status, _, body = get(server, "/api/overview")
-    assert (status, b"is no list of jobs" in body) == (400, True)
+    for jobs in ('{"not": "a list"}', '["job"]', '[{"id": "job"}]', '[{"id": 1, "state": "RUNNING"}]'):
+        server.jobs_file.write_text(jobs)
+        status, _, body = get(server, "/api/overview")
+        assert (status, b"is no list of jobs" in body) == (400, True)
 
 
 @pytest.mark.parametrize("jobs", ['[{"id": NaN}]', '[{"id": "\\ud800"}]', "[" * 100_000])

@@ -79,6 +79,28 @@ def test_a_job_is_watched_to_its_end_without_reloading(page: Page, stored: Store
         page.goto("about:blank")  # so that it does not miss the server
 
 
+def test_the_end_of_a_list_grows_with_its_store(page: Page, stored: Stored, tmp_path: Path) -> None:
+    """It showed the sequences that were there when it was opened, until the page was loaded anew."""
+    store = LogitStore.create(str(tmp_path / "growing"), stored.store.manifest)
+    store.commit_unit("u0", 0, stored.sequences[:1], seconds=1.0, worker="test")
+    with serving(ViewerServer([StoreView(store.uri)], 0)) as server:
+        page.goto(f"{server.address}#store=0&page=0")
+        page.get_by_text("1 to 1 of 1").wait_for()
+        page.locator("#jump").fill("1")
+        page.locator("h2").first.click()
+        table = page.locator("table.sequences").element_handle()
+        store.commit_unit("u1", 1, stored.sequences[1:3], seconds=1.0, worker="test")
+        page.get_by_text("1 to 3 of 3").wait_for()
+        assert page.locator("table.sequences tbody tr").count() == 3
+        assert not table.evaluate("one => one.isConnected")
+        shown = page.locator("table.sequences").element_handle()
+        with page.expect_response(re.compile("/sequences")) as answered:
+            pass
+        answered.value.finished()
+        assert shown.evaluate("one => one.isConnected"), "what is as it was is not drawn anew"
+        page.goto("about:blank")
+
+
 def test_a_large_store_is_searched_sorted_and_linked_to(page: Page, tmp_path: Path, stored: Stored) -> None:
     store = LogitStore.create(str(tmp_path / "store"), replace(stored.store.manifest, codebooks=None))
     fill_large_store(store, 12, 50, stored.tokenizer.encode("abcdefghijklm ").ids)
