@@ -36,7 +36,7 @@ MAX_SCANNED_ROWS = 1 << 20
 MAX_TRAINING_RANKS = 128
 """Entries of a row beyond these only count towards the global order."""
 ASSIGN_RANKS = 32
-"""Entries by which a row is assigned; the writer chooses by as many."""
+"""Entries by which a row is assigned; the writer chooses by CHOICE_RANKS of them, twice as many."""
 SMOOTHING_COUNTS = 1000.0
 """Weight of the global distribution in each codebook, in counts."""
 SEED_COUNTS = 20.0

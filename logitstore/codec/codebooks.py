@@ -10,6 +10,7 @@ Shape legend: C codebooks, H head length, V vocabulary, N label rows, K stored e
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ def complete_order(listed: np.ndarray, vocab_size: int) -> np.ndarray:
     return np.concatenate([listed, np.flatnonzero(missing)]).astype(np.int32)
 
 
+@functools.lru_cache(maxsize=2)
 def identity_codebook(vocab_size: int) -> CodebookSet:
     """The set of a shard without codebooks: positions are ids."""
     if not 0 < vocab_size <= MAX_VOCAB_SIZE:

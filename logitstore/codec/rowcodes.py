@@ -49,20 +49,20 @@ def from_float24(codes: np.ndarray) -> np.ndarray:
 
 def encode_normalizers(rows: LabelRows, temperatures: Sequence[float]) -> list[np.ndarray]:
     """Three planes per temperature of logsumexp(l / T) - top / T."""
-    streams: list[np.ndarray] = []
+    top_MN = rows.logits_NK[:, 0].astype(np.float64) / np.asarray(temperatures, np.float64)[:, None]
+    above_MN = np.maximum(rows.logsumexp_NM.T - top_MN, 0)
     for index, temperature in enumerate(temperatures):
-        top_N = rows.logits_NK[:, 0].astype(np.float64) / temperature
-        above_N = np.maximum(rows.logsumexp_NM[:, index] - top_N, 0)
         # Where nearly all mass is on the top entry the difference of two float32 is mostly rounding;
         # there the same number follows from the other entries and the tail.
-        peaked = np.flatnonzero(above_N < _PEAKED)
+        peaked = np.flatnonzero(above_MN[index] < _PEAKED)
+        if not peaked.size:
+            continue
         gaps_PK = rows.logits_NK[peaked, 1:] - rows.logits_NK[peaked, :1]
         gaps_PK[np.arange(1, rows.logits_NK.shape[1]) >= rows.count_N[peaked, None]] = -np.inf
-        others_N = np.exp(gaps_PK / np.float32(temperature)).sum(axis=1, dtype=np.float64)
-        tail_N = np.exp(rows.log_tail_mass_NM[peaked, index].astype(np.float64))
-        above_N[peaked] = np.log1p(others_N) - np.log1p(-np.minimum(tail_N, 0.5))
-        streams += to_planes(to_float24(above_N.astype(np.float32)), 3)
-    return streams
+        others_P = np.exp(gaps_PK / np.float32(temperature)).sum(axis=1, dtype=np.float64)
+        tail_P = np.exp(rows.log_tail_mass_NM[peaked, index].astype(np.float64))
+        above_MN[index, peaked] = np.log1p(others_P) - np.log1p(-np.minimum(tail_P, 0.5))
+    return [plane for codes_N in to_float24(above_MN) for plane in to_planes(codes_N, 3)]
 
 
 def decode_normalizers(unpacker: Unpacker, num_rows: int, num_temperatures: int, loops: Loops) -> np.ndarray:
@@ -75,11 +75,9 @@ def decode_normalizers(unpacker: Unpacker, num_rows: int, num_temperatures: int,
 
 def encode_tails(log_tail_mass_NM: np.ndarray) -> list[np.ndarray]:
     """Three planes per temperature of -log(tail mass)."""
-    with np.errstate(invalid="ignore"):
-        steps = np.rint(-log_tail_mass_NM.astype(np.float64) * TAIL_STEPS_PER_NAT)
-    steps = np.where(np.isposinf(steps), NO_TAIL, steps)
-    codes_NM = np.clip(steps, 0, NO_TAIL).astype(np.uint32)
-    return [plane for column in codes_NM.T for plane in to_planes(column, 3)]
+    steps_MN = np.rint(log_tail_mass_NM.T.astype(np.float64) * -TAIL_STEPS_PER_NAT)
+    codes_MN = np.minimum(np.maximum(steps_MN, 0), NO_TAIL).astype(np.uint32)  # infinity becomes NO_TAIL
+    return [plane for codes_N in codes_MN for plane in to_planes(codes_N, 3)]
 
 
 def decode_tails(unpacker: Unpacker, num_rows: int, num_temperatures: int, loops: Loops) -> np.ndarray:

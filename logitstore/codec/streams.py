@@ -25,6 +25,8 @@ ZSTD_LEVEL = 1
 
 _MIN_SAVING = 1 / 64
 """Share that compression must save for a stream not to be stored as it is."""
+_LEAST_FRAME_BYTES = 10
+"""A zstd frame that declares its content size is no shorter."""
 _of_thread = threading.local()
 _FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -35,15 +37,16 @@ def damaged(found: str) -> CorruptShardError:
 
 
 def pack(streams: Sequence[np.ndarray]) -> bytes:
-    """Packs uint8 streams into one column value."""
-    compressor = _compressor()
+    """Packs contiguous uint8 streams into one column value."""
+    compress = _compressor().compress
     table: list[int] = []
-    parts: list[bytes] = []
+    parts: list[memoryview | bytes] = []
     for stream in streams:
-        raw = stream.tobytes()
-        stored = compressor.compress(raw) if raw else raw
-        if len(stored) >= len(raw) * (1 - _MIN_SAVING):
-            stored = raw
+        raw = stored = stream.data
+        if len(raw) > _LEAST_FRAME_BYTES:
+            frame = compress(raw)
+            if len(frame) < len(raw) * (1 - _MIN_SAVING):
+                stored = frame
         table += [len(raw), len(stored)]
         parts.append(stored)
     body = struct.pack(f"<{len(table)}I", *table) + b"".join(parts)
@@ -127,7 +130,7 @@ class Unpacker:
 def to_planes(values: np.ndarray, num_planes: int) -> list[np.ndarray]:
     """The low `num_planes` bytes of unsigned integers as separate streams, lowest first."""
     little = np.ascontiguousarray(values, dtype="<u4").view(np.uint8).reshape(-1, 4)
-    return [np.ascontiguousarray(little[:, plane]) for plane in range(num_planes)]
+    return list(np.ascontiguousarray(little[:, :num_planes].T))
 
 
 def take_planes(

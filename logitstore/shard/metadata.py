@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import Any
@@ -17,25 +18,27 @@ from logitstore.shard.schema import KNOWN_FEATURES, SHARD_FORMAT, SHARD_VERSION,
 _DECIMAL = re.compile(r"[0-9]{1,18}")
 
 
-def metadata_of(labels: LabelSpec, codebooks: CodebookSet | None) -> dict[str, str]:
-    """Schema metadata: everything that decoding needs beside the codebooks themselves."""
-    values = _values(labels, codebooks)
-    return {
-        "format": SHARD_FORMAT,
-        "version": str(SHARD_VERSION),
-        "features": json.dumps(list(labels.shard_features)),
-        **{name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()},
-    }
+@functools.lru_cache(maxsize=64)
+def schema_to_write(labels: LabelSpec, codebook_hash: str, has_choice: bool) -> pa.Schema:
+    """The schema of a shard, with the metadata that decoding needs beside the codebooks themselves.
+
+    `codebook_hash` is "" for a shard without codebooks.
+    """
+    values = _values(labels, codebook_hash)
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return shard_schema(labels, has_choice).with_metadata(
+        {"format": SHARD_FORMAT, "version": str(SHARD_VERSION), **texts}
+    )
 
 
-def _values(labels: LabelSpec, codebooks: CodebookSet | None) -> dict[str, Any]:
+def _values(labels: LabelSpec, codebook_hash: str) -> dict[str, Any]:
     return {
+        "features": list(labels.shard_features),
         "vocab_size": labels.vocab_size,
         "top_k": labels.top_k,
         "temperatures": list(labels.temperatures),
         "value_kind": labels.value_kind,
-        "codebooks": codebooks.hash if codebooks else "",
-        "features": list(labels.shard_features),
+        "codebooks": codebook_hash,
     }
 
 
@@ -44,7 +47,7 @@ def check_schema(schema: pa.Schema, labels: LabelSpec, codebooks: CodebookSet | 
     found = _parse_metadata(schema.metadata or {})
     if found["codebooks"] == "":
         codebooks = None
-    for name, value in _values(labels, codebooks).items():
+    for name, value in _values(labels, codebooks.hash if codebooks else "").items():
         if found[name] != value:
             raise damaged(
                 f"the shard says {name} {found[name]!r:.120}, its store {value!r}: it is of another store, "

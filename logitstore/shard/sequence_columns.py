@@ -94,15 +94,16 @@ class PlainColumns:
 
         Made from buffers: `pa.array` of a list imports pandas where it is installed, which takes seconds.
         """
+        num_sequences = len(self.record_id)
+        bounds = pa.py_buffer(np.array([0, num_sequences], "<i4"))
         arrays: list[pa.Array] = []
         for values, (_, dtype) in zip(self.in_order(), SEQUENCE_COLUMNS, strict=True):
             if isinstance(values, np.ndarray):
-                child = pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
+                buffers = [None, pa.py_buffer(values)]
             else:
-                encoded = [value.encode() for value in values]
-                child = pa.Array.from_buffers(pa.utf8(), len(values), _binary_buffers(encoded))
-            offsets = pa.py_buffer(np.array([0, len(values)], "<i4"))
-            arrays.append(pa.Array.from_buffers(dtype, 1, [None, offsets], children=[child]))
+                buffers = _binary_buffers([value.encode() for value in values])
+            child = pa.Array.from_buffers(dtype.value_type, num_sequences, buffers)
+            arrays.append(pa.Array.from_buffers(dtype, 1, [None, bounds], children=[child]))
         return arrays
 
     def check(self, index: int, labels: LabelSpec) -> None:

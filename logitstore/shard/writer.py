@@ -21,13 +21,12 @@ from logitstore.codec.writing_loops import writing_loops_for
 from logitstore.errors import InvalidLabelsError
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
-from logitstore.shard.metadata import check_codebooks, metadata_of
+from logitstore.shard.metadata import check_codebooks, schema_to_write
 from logitstore.shard.schema import (
     BLOCK_ENTRIES,
     BLOCK_ROWS,
     MAX_BLOCK_ENTRIES,
     MAX_BLOCK_TOKENS,
-    shard_schema,
 )
 from logitstore.shard.segments import encode_segments
 from logitstore.shard.sequence_columns import PlainColumns, to_binary_array
@@ -67,8 +66,7 @@ def write_shard(
             return write_shard(file, sequences, labels, codebooks)
     codec = BlockCodec(labels, codebooks or identity_codebook(labels.vocab_size))
     check_codebooks(codec.codebooks, labels)
-    schema = shard_schema(labels, codec.codebooks.num_codebooks > 1)
-    schema = schema.with_metadata(metadata_of(labels, codebooks))
+    schema = schema_to_write(labels, codebooks.hash if codebooks else "", codec.codebooks.num_codebooks > 1)
     sink = _HashingWriter(path_or_file)
     num_sequences = num_rows = num_tokens = 0
     with (
