@@ -66,7 +66,7 @@ MODULES = {
     "agreement": "benchmarks.labels.agreement",
     "storm": "benchmarks.jobs.storm",
     "leases": "benchmarks.jobs.leases",
-    "gpu": "benchmarks.labels.gpu_kernels",
+    "gpu": "benchmarks.gpu.kernels",
     "sources": "benchmarks.labels.vllm_sources",
     "demo": "benchmarks.demo.demo",
     "prompted": "benchmarks.demo.prompted",

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu import losses
+from benchmarks.gpu.earlier import beside_earlier
 from benchmarks.report.devices import need_gpu
-from benchmarks.report.earlier_gpu import beside_earlier
 from benchmarks.report.results import Figure, Result, ResultTable, save, show_table
-from benchmarks.students import gpu_losses
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm.capture import given_capture, reduction
 from logitstore.common.options import positive
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     card = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if has_gpu else "CPU"
     tables: list[ResultTable] = []
     sizes = REHEARSAL if args.rehearse else FULL
-    notes = [*gpu_losses.missing(), *taken(device, sizes.vocab_size)]
+    notes = [*losses.missing(), *taken(device, sizes.vocab_size)]
     num_failed = 0
     for title, measured in sections(sizes, args.top_k, device):
         try:
@@ -135,7 +135,7 @@ def sections(
         shape = f"vocabulary {sizes.vocab_size:,}, hidden {hidden_size:,}, bf16"
         yield (
             f"loss, {sizes.loss_tokens:,} tokens, {shape}",
-            lambda title, hidden_size=hidden_size: gpu_losses.table(
+            lambda title, hidden_size=hidden_size: losses.table(
                 title, hidden_size, sizes.loss_tokens, sizes.vocab_size, device
             ),
         )

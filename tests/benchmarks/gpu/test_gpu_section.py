@@ -10,22 +10,21 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.labels import gpu_kernels
-from benchmarks.labels.gpu_kernels import Timing, build_result, table_of
+from benchmarks.gpu import kernels, losses
+from benchmarks.gpu.earlier import EARLIER, EARLIER_CARD, beside_earlier
+from benchmarks.gpu.kernels import Timing, build_result, table_of
 from benchmarks.report import environment
-from benchmarks.report.earlier_gpu import EARLIER, EARLIER_CARD, beside_earlier
 from benchmarks.report.results import ResultTable, load_all, publish
 from benchmarks.report.results_page import write_page
-from benchmarks.students import gpu_losses
 
 PAGE = Path(__file__).parents[3] / "benchmarks" / "RESULTS.md"
 
 
 def test_the_section_names_the_card_and_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_gpu_model", lambda: "NVIDIA H100, driver 580.65.06")
-    kernels = table_of("2,048 rows", [Timing("one read (amax)", 0.3), Timing("log_softmax", 1.25)])
-    losses = ResultTable.of("loss", ("what", "ms", "GiB"), [("dense", 57.5, 13.9), ("big", None, None)])
-    result = build_result([kernels, losses], "NVIDIA H100, CUDA 13.0", ["Liger is not installed."])
+    capture = table_of("2,048 rows", [Timing("one read (amax)", 0.3), Timing("log_softmax", 1.25)])
+    loss = ResultTable.of("loss", ("what", "ms", "GiB"), [("dense", 57.5, 13.9), ("big", None, None)])
+    result = build_result([capture, loss], "NVIDIA H100, CUDA 13.0", ["Liger is not installed."])
     assert {figure.name: figure.value for figure in result.figures} == {
         "2_048_rows_one_read_amax": 0.3,
         "2_048_rows_log_softmax": 1.25,
@@ -55,9 +54,9 @@ def test_a_section_that_fails_is_named_and_the_others_are_saved_as_they_come(
         return table_of(title, [Timing("one read", 0.3)])
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(gpu_kernels, "need_gpu", lambda: None)
+    monkeypatch.setattr(kernels, "need_gpu", lambda: None)
     monkeypatch.setattr(
-        gpu_kernels, "sections", lambda *_: [(title, measured) for title in ("first", "broken", "last")]
+        kernels, "sections", lambda *_: [(title, measured) for title in ("first", "broken", "last")]
     )
     assert main(["gpu", "--out", str(tmp_path)]) == 0
     assert saved == [0, 1, 1]
@@ -72,12 +71,12 @@ def test_a_section_that_fails_is_named_and_the_others_are_saved_as_they_come(
 
 
 def test_earlier_figures_stand_beside_the_lines_that_are_measured() -> None:
-    titles = {title for title, _ in gpu_kernels.sections(gpu_kernels.FULL, [64], "cuda")}
+    titles = {title for title, _ in kernels.sections(kernels.FULL, [64], "cuda")}
     assert titles >= set(EARLIER)
     head: Any = SimpleNamespace(
         hidden_1TH=torch.empty(1, 2, 1), labels_1T=torch.empty(1, 2), dense=None, dense_cross_entropy=None
     )
-    measured = {name for name, _ in gpu_losses.losses(head)} | {
+    measured = {name for name, _ in losses.losses(head)} | {
         "Liger, fused cross-entropy",  # where they are installed
         "Apple, cut cross-entropy",
     }
@@ -94,7 +93,7 @@ def test_a_line_that_fails_says_why_and_has_no_figure() -> None:
     def fails() -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    timing = gpu_kernels.timed(("big", fails), "cpu")
+    timing = kernels.timed(("big", fails), "cpu")
     assert (timing.name, timing.millis) == ("big (out of memory)", None)
     (row,) = table_of("t", [timing]).rows
     assert row == ("big (out of memory)", None)

@@ -1,0 +1,1 @@
+"""What runs on a GPU: kernels of the capture and the loss, and heads."""
