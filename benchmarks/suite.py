@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     only = {"recommend": _recommend_options(args)}
     failed = measure(args.parts, args.out, _common_options(args), only)
     if has_kernels:
-        failed += measure((GPU,), args.out, [])
+        failed += measure((GPU,), args.out, ["--parts", "capture,loss,head"])
     if args.reference:
         parts = [part for part in args.parts if part in REFERENCE_PARTS]
         failed += [f"{part} --quick" for part in measure(parts, args.reference, ["--quick", "--quiet"])]

@@ -1,35 +1,21 @@
-"""Times of the kernels that run on a GPU, and of the loss, beside what they are made of. Needs a CUDA device.
+"""Times of the capture's kernels and of the head on a GPU, beside what they are made of.
 
-Figures are milliseconds, the median of ten runs on synthetic logits; compare them within one run. The result
-names the card and the driver; the page of results has a section of it once it lies in `benchmarks/results`.
-Beside each line stands what an H200 took before there were these kernels.
-Each section is printed and saved as soon as it is measured, and one that fails is named and left out, so that
-a machine that is lent for minutes leaves what it got to. `--rehearse` runs all of it at small sizes, without
-a GPU under Triton's interpreter, before such a machine is had.
+Figures are milliseconds, the median of ten runs on synthetic logits; compare them within one run.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import losses
-from benchmarks.gpu.earlier import beside_earlier
-from benchmarks.report.devices import need_gpu
-from benchmarks.report.results import Figure, Result, ResultTable, save, show_table
+from benchmarks.report.results import ResultTable
 from labeler.teacher.label_rows import ColumnLayout
 from labeler.teacher.vllm.capture import given_capture, reduction
-from logitstore.common.options import positive
 from trainer.loss.kernel_losses import takes_kernels
 
 WARM_UPS, REPETITIONS = 3, 10
@@ -39,114 +25,12 @@ Line = tuple[str, Callable[[], object]]
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """What is measured."""
-
-    steps: tuple[tuple[int, int], ...]
-    """Rows and vocabulary of a step."""
-    hidden_sizes: tuple[int, ...]
-    head_rows: int
-    loss_tokens: int
-    vocab_size: int
-    """Ids of head and loss."""
-
-
-FULL = Sizes(
-    steps=((2048, 151_936), (256, 151_936), (2048, 49_152)),  # Qwen3's, a small step of it, and SmolLM2's
-    hidden_sizes=(4096, 1024),
-    head_rows=2048,
-    loss_tokens=8192,
-    vocab_size=151_936,
-)
-REHEARSAL = Sizes(((4, 1000),), hidden_sizes=(32,), head_rows=4, loss_tokens=8, vocab_size=640)
-
-
-@dataclass(frozen=True, slots=True)
 class Timing:
     """A line of the table."""
 
     name: str
     millis: float | None
     """None where it failed, which the name then says."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--top-k", type=positive, nargs="+", default=[16, 64, 128], help="K (default 16 64 128)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the JSON")
-    parser.add_argument(
-        "--rehearse", action="store_true", help="run every section at small sizes, on a CPU too; save nothing"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    if not args.rehearse:
-        need_gpu()
-    has_gpu = torch.cuda.is_available()
-    if not has_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        return _interpreted(args)
-    device = "cuda" if has_gpu else "cpu"
-    card = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if has_gpu else "CPU"
-    tables: list[ResultTable] = []
-    sizes = REHEARSAL if args.rehearse else FULL
-    notes = [*losses.missing(), *taken(device, sizes.vocab_size)]
-    num_failed = 0
-    for title, measured in sections(sizes, args.top_k, device):
-        try:
-            table = beside_earlier(measured(title))
-        except Exception as error:  # noqa: BLE001  whatever it is, the other sections go on
-            notes.append(f"{title}: not measured, {in_words(error)}.")
-            num_failed += 1
-            continue
-        num_failed += sum(row[1] is None for row in table.rows)
-        tables.append(table)
-        show_table(table)
-        if not args.rehearse:
-            save(build_result(tables, card, notes), args.out)
-    if tables and not args.rehearse:
-        save(build_result(tables, card, notes), args.out)
-    for note in notes:
-        print(f"  {note}")
-    meaning = "; the figures of a rehearsal say only that it runs" if args.rehearse else ""
-    print(f"{len(tables)} sections on {card}; {num_failed} sections or lines failed{meaning}")
-    return int(not tables or (args.rehearse and num_failed > 0))
-
-
-def _interpreted(args: argparse.Namespace) -> int:
-    """The same rehearsal where Triton interprets: it looks at the environment when it is imported."""
-    options = ["--rehearse", "--top-k", *map(str, args.top_k), "--out", str(args.out)]
-    command = [sys.executable, "-P", "-m", "benchmarks", "gpu", *options]
-    return subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}).returncode
-
-
-def sections(
-    sizes: Sizes, top_ks: Sequence[int], device: str
-) -> Iterator[tuple[str, Callable[[str], ResultTable]]]:
-    """Titles, and what makes the table of each: the largest step and the losses first."""
-
-    def capture(rows: int, vocab_size: int) -> tuple[str, Callable[[str], ResultTable]]:
-        title = f"{rows:,} rows of {vocab_size:,} logits, fp32"
-        return title, lambda title: table_of(title, capture_timings(rows, vocab_size, top_ks, device))
-
-    first, *others = sizes.steps
-    yield capture(*first)
-    for hidden_size in sizes.hidden_sizes:
-        shape = f"vocabulary {sizes.vocab_size:,}, hidden {hidden_size:,}, bf16"
-        yield (
-            f"loss, {sizes.loss_tokens:,} tokens, {shape}",
-            lambda title, hidden_size=hidden_size: losses.table(
-                title, hidden_size, sizes.loss_tokens, sizes.vocab_size, device
-            ),
-        )
-        yield (
-            f"head, {sizes.head_rows:,} rows, {shape} weights",
-            lambda title, hidden_size=hidden_size: table_of(
-                title, head_timings(sizes.head_rows, hidden_size, sizes.vocab_size, device)
-            ),
-        )
-    for step in others:
-        yield capture(*step)
 
 
 def taken(device: str, vocab_size: int) -> Iterator[str]:
@@ -161,31 +45,6 @@ def taken(device: str, vocab_size: int) -> Iterator[str]:
 
 def table_of(title: str, timings: Sequence[Timing]) -> ResultTable:
     return ResultTable.of(title, ("what", "ms"), [(timing.name, timing.millis) for timing in timings])
-
-
-def build_result(tables: Sequence[ResultTable], card: str, notes: Sequence[str]) -> Result:
-    """The tables as they are printed, and a figure in milliseconds for each line that was measured."""
-    figures = [
-        Figure.of(_slug(f"{table.title} {name}"), float(millis), "ms")
-        for table in tables
-        for name, millis, *_ in table.rows
-        if isinstance(millis, float)
-    ]
-    first, *more = tables
-    return Result.of(
-        "gpu",
-        meaning=f"Kernels of the capture and losses on one {card}; {first.title} in the first table.",
-        columns=first.columns,
-        rows=first.rows,
-        more_tables=more,
-        figures=figures,
-        notes=("Medians of ten runs on synthetic logits; the losses are the best of some steps.", *notes),
-        details={"card": card},
-    )
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def capture_timings(rows: int, vocab_size: int, top_ks: Sequence[int], device: str) -> list[Timing]:

@@ -12,7 +12,10 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.gpu import kernels, losses
 from benchmarks.gpu.earlier import EARLIER, EARLIER_CARD, beside_earlier
-from benchmarks.gpu.kernels import Timing, build_result, table_of
+from benchmarks.gpu.engines import rows_of
+from benchmarks.gpu.kept import Measured, build_result
+from benchmarks.gpu.kernels import Timing, table_of
+from benchmarks.gpu.sections import FULL, sections
 from benchmarks.report import environment
 from benchmarks.report.results import ResultTable, load_all, publish
 from benchmarks.report.results_page import write_page
@@ -22,14 +25,21 @@ PAGE = Path(__file__).parents[3] / "benchmarks" / "RESULTS.md"
 
 def test_the_section_names_the_card_and_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_gpu_model", lambda: "NVIDIA H100, driver 580.65.06")
-    capture = table_of("2,048 rows", [Timing("one read (amax)", 0.3), Timing("log_softmax", 1.25)])
-    loss = ResultTable.of("loss", ("what", "ms", "GiB"), [("dense", 57.5, 13.9), ("big", None, None)])
-    result = build_result([capture, loss], "NVIDIA H100, CUDA 13.0", ["Liger is not installed."])
+    tables = (
+        table_of("2,048 rows", [Timing("one read (amax)", 0.3), Timing("log_softmax", 1.25)]),
+        ResultTable.of("loss", ("what", "ms", "GiB"), [("dense", 57.5, 13.9), ("big", None, None)]),
+        ResultTable.of("labeling", ("what", "tokens/s", "of the bound"), [("our rows, K=64", 4e4, 0.97)]),
+    )
+    measured = {table.title: Measured(table, "", "2026-01-01T00:00:00+00:00", 3.0) for table in tables}
+    here = {"card": "NVIDIA H100, CUDA 13.0"}
+    result = build_result(measured, here, ["Liger is not installed."])
     assert {figure.name: figure.value for figure in result.figures} == {
         "2_048_rows_one_read_amax": 0.3,
         "2_048_rows_log_softmax": 1.25,
         "loss_dense": 57.5,
+        "labeling_our_rows_k_64": 4e4,
     }
+    assert [figure.unit for figure in result.figures] == ["ms", "ms", "ms", "tokens/s"]
     publish(result, tmp_path, quiet=True)
     write_page(load_all(tmp_path), (), tmp_path, tmp_path / "RESULTS.md")
     page = (tmp_path / "RESULTS.md").read_text()
@@ -40,38 +50,8 @@ def test_the_section_names_the_card_and_every_line(tmp_path: Path, monkeypatch: 
     assert "Nothing was measured on a GPU" not in page
 
 
-def test_a_section_that_fails_is_named_and_the_others_are_saved_as_they_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A machine that is lent for minutes leaves what it got to."""
-    saved: list[int] = []
-
-    def measured(title: str) -> ResultTable:
-        found = load_all(tmp_path).get("gpu")
-        saved.append(len(found.tables) if found else 0)
-        if title == "broken":
-            raise RuntimeError("no kernel image\nand more")
-        return table_of(title, [Timing("one read", 0.3)])
-
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(kernels, "need_gpu", lambda: None)
-    monkeypatch.setattr(
-        kernels, "sections", lambda *_: [(title, measured) for title in ("first", "broken", "last")]
-    )
-    assert main(["gpu", "--out", str(tmp_path)]) == 0
-    assert saved == [0, 1, 1]
-    result = load_all(tmp_path)["gpu"]
-    assert [table.title for table in result.tables] == ["", "last"]
-    assert "first in the first table" in result.meaning
-    note = "broken: not measured, RuntimeError: no kernel image."
-    assert note in result.notes
-    output = capsys.readouterr().out
-    assert note in output
-    assert "2 sections" in output
-
-
 def test_earlier_figures_stand_beside_the_lines_that_are_measured() -> None:
-    titles = {title for title, _ in kernels.sections(kernels.FULL, [64], "cuda")}
+    titles = {section.title for section in sections(FULL, [64], "cuda")}
     assert titles >= set(EARLIER)
     head: Any = SimpleNamespace(
         hidden_1TH=torch.empty(1, 2, 1), labels_1T=torch.empty(1, 2), dense=None, dense_cross_entropy=None
@@ -82,6 +62,12 @@ def test_earlier_figures_stand_beside_the_lines_that_are_measured() -> None:
     }
     title, other = "loss, 8,192 tokens, vocabulary 151,936, hidden 4,096, bf16", "2,048 rows of other logits"
     assert measured >= set(EARLIER[title])
+    rates = dict.fromkeys(
+        ("one", "none", "vllm_k64", "k16", "k64", "k128", "job", "decode_one", "decode_rows"), 1.0
+    )
+    lines = [name for name, *_ in rows_of({"rates": rates, "ratios": rates}, FULL.runs)]
+    for labeled in (title for title in EARLIER if title.startswith("labeling")):
+        assert lines == list(EARLIER[labeled])
     now = ResultTable.of(title, ("what", "ms", "GiB"), [("distillation, T=1", 60.0, 2.5), ("new", 1.0, 1.0)])
     beside = beside_earlier(now)
     assert beside.columns == ("what", "ms", "GiB", f"ms, {EARLIER_CARD}", f"GiB, {EARLIER_CARD}")
@@ -102,13 +88,27 @@ def test_a_line_that_fails_says_why_and_has_no_figure() -> None:
 @pytest.mark.slow
 def test_every_section_runs_in_a_rehearsal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """So that the first try on a GPU is no first try of the code; here the kernels are interpreted."""
-    assert main(["gpu", "--rehearse", "--top-k", "4", "--out", str(tmp_path)]) == 0
+    parts = ["--parts", "capture,loss,head"]
+    assert main(["gpu", "--rehearse", "--top-k", "4", *parts, "--out", str(tmp_path)]) == 0
     output = capfd.readouterr().out
     assert "label columns, K=4, T=1,2,4: Triton" in output
     assert "label columns at 4 given ids, T=1,2,4: Triton" in output
     assert "distillation, T=2" in output
-    assert " 0 sections or lines failed" in output
+    assert "3 of 3 sections on CPU, 0 left for lack of time, 0 failed" in output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_an_engine_runs_in_a_rehearsal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A model without weights and tokenizer, its rows, a job and responses, on vLLM's CPU engine."""
+    parts = ["--parts", "labeling"]
+    assert main(["gpu", "--rehearse", "--top-k", "4", *parts, "--out", str(tmp_path)]) == 0
+    output = capfd.readouterr().out
+    for line in ("the bound", "our rows, K=4", "a whole job to disk", "tokens decoded, our rows"):
+        assert line in output
+    assert "1 of 1 sections on CPU" in output
 
 
 def test_a_page_without_it_says_so(tmp_path: Path) -> None:
