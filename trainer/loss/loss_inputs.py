@@ -167,7 +167,7 @@ def select_rows(
         )
     if weights_BT is not None:
         rows = replace(rows, weight_N=weights_BT.flatten()[index_N])
-    _check_labels(rows, vocab_size)
+    _check_labels(rows, settings.ignore_index, vocab_size)
     return _without_padding_ids(_handle_foreign_ids(rows, settings, vocab_size))
 
 
@@ -181,10 +181,15 @@ def _check(labels_BT: Tensor, targets: TeacherTargets | None, settings: LossSett
         )
 
 
-def _check_labels(rows: LossRows, vocab_size: int) -> None:
+def _check_labels(rows: LossRows, ignore_index: int, vocab_size: int) -> None:
     if torch.compiler.is_compiling() or not len(rows):
         return
-    largest = int(rows.labels_N.max())
+    smallest, largest = torch.stack(rows.labels_N.aminmax()).tolist()  # one wait for the device
+    if smallest < 0:  # a GPU would end at an assertion of its own, and with it the process
+        raise ValueError(
+            f"The label {smallest} is no id and not the ignore_index of the loss, {ignore_index}; give "
+            "labels that do not count that value, or set ignore_index to theirs."
+        )
     if largest >= vocab_size:
         raise ValueError(
             f"The label {largest} is beyond the {vocab_size} ids of the student that take part in the loss. "
@@ -198,12 +203,9 @@ def _handle_foreign_ids(rows: LossRows, settings: LossSettings, vocab_size: int)
         return rows
     foreign_NK = rows.mask_NK & (rows.token_ids_NK >= vocab_size)
     if settings.foreign_ids == "error":
-        if not torch.compiler.is_compiling() and bool(foreign_NK.any()):
-            raise ValueError(
-                f"Stored id {int(rows.token_ids_NK[foreign_NK].max())} is beyond the student's {vocab_size} "
-                "ids. If the teacher's vocabulary is only padded, set foreign_ids='tail'; otherwise the "
-                "tokenizers differ."
-            )
+        wrong_NK = foreign_NK | (rows.mask_NK & (rows.token_ids_NK < 0))
+        if not torch.compiler.is_compiling() and bool(wrong_NK.any()):
+            _refuse_ids(rows.token_ids_NK[wrong_NK], vocab_size)
         return rows
     lost_N = torch.logsumexp(rows.logprobs_NK.masked_fill(~foreign_NK, -torch.inf), dim=1)
     return replace(
@@ -211,6 +213,19 @@ def _handle_foreign_ids(rows: LossRows, settings: LossSettings, vocab_size: int)
         logprobs_NK=rows.logprobs_NK.masked_fill(foreign_NK, -torch.inf),
         tail_logprob_N=torch.logaddexp(rows.tail_logprob_N, lost_N),
         mask_NK=rows.mask_NK & ~foreign_NK,
+    )
+
+
+def _refuse_ids(wrong_ids: Tensor, vocab_size: int) -> None:
+    largest = int(wrong_ids.max())
+    if largest < 0:
+        raise ValueError(
+            f"Stored id {largest} is no id, and mask_BTK says that it is an entry; let the mask be False "
+            "where a row has no entry."
+        )
+    raise ValueError(
+        f"Stored id {largest} is beyond the student's {vocab_size} ids. If the teacher's vocabulary is only "
+        "padded, set foreign_ids='tail'; otherwise the tokenizers differ."
     )
 
 

@@ -125,3 +125,17 @@ def test_stored_ids_beyond_the_student_are_refused_or_moved_to_the_tail():
     assert (lost > 0).any()
     expected = reference_loss(student, labels, folded, LossSettings(alpha=1.0))
     assert output.loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_labels_and_ids_below_0_are_refused():
+    """On a GPU an index below 0 is an assertion of the device, after which the process can do nothing more."""
+    case = make_case(43)
+    labels = case.labels.clone()
+    labels[1, 3] = -1
+    with pytest.raises(ValueError, match=r"The label -1 is no id and not the ignore_index of the loss, -100"):
+        topk_distillation_loss(case.student_logits, labels, case.targets, LossSettings())
+    ids = case.targets.token_ids_BTK.clone()
+    ids[0, 1, 2] = -1
+    broken = dataclasses.replace(case.targets, token_ids_BTK=ids)
+    with pytest.raises(ValueError, match=r"Stored id -1 is no id.*let the mask be False"):
+        topk_distillation_loss(case.student_logits, case.labels, broken, LossSettings())
