@@ -16,7 +16,7 @@ Shape legend: N label rows, K stored entries, M temperatures, V vocabulary, C co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,8 @@ from numpy.typing import ArrayLike
 from logitstore.errors import InvalidLabelsError
 from logitstore.records import LabelRows
 
+SMALLEST_IN_HALVES = 2.0**-16
+"""From here on fp16 holds every bf16 number; nearer to 0 its numbers are 2^-24 apart."""
 CHECKSUM_MASK = 0xFFFFFF
 """Checksums have 24 bits, so that a float32 column carries them exactly."""
 
@@ -130,6 +132,16 @@ def rows_from_columns(captured: CapturedColumns, layout: ColumnLayout, vocab_siz
     _refuse(~np.isfinite(logsumexp_NM).all(axis=1), "have a logsumexp that is not finite")
     _refuse(~(log_tail_mass_NM <= 0).all(axis=1), "have a tail mass above 1 or NaN")
     return _label_rows(captured, layout.top_k, vocab_size, logsumexp_NM, log_tail_mass_NM)
+
+
+def fit_in_halves(rows: LabelRows) -> LabelRows:
+    """The rows of a bf16 teacher as fp16 holds them: only logits next to 0 change, by at most 2^-25."""
+    tiny_NK = np.abs(rows.logits_NK) < SMALLEST_IN_HALVES
+    if not tiny_NK.any():
+        return rows
+    logits_NK = rows.logits_NK.copy()
+    logits_NK[tiny_NK] = logits_NK[tiny_NK].astype(np.float16)
+    return replace(rows, logits_NK=logits_NK)
 
 
 def rows_from_logprobs(captured: CapturedColumns, top_k: int, vocab_size: int) -> LabelRows:

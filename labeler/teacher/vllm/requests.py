@@ -19,6 +19,7 @@ from labeler.teacher.label_rows import (
     ColumnLayout,
     check_given_ids,
     concatenate,
+    fit_in_halves,
     rows_from_columns,
     rows_from_logprobs,
 )
@@ -77,6 +78,8 @@ class Requests:
     """Whether rows stay arrays in vLLM's front end."""
     decode: Callable[[list[int]], str] | None = None
     """Ids to text, where there are stop texts to find."""
+    value_kind: Literal["logit_f16", "gap_f16"] = "gap_f16"
+    """How a store holds the logits: as they are, or as their distance to the top one."""
 
     @property
     def num_logprobs(self) -> int:
@@ -216,7 +219,8 @@ class Requests:
             check_given_ids(captured, work.prompt.given_ids_NK)
         if self.layout is None:
             return rows_from_logprobs(captured, self.labels.top_k, self.limits.vocab_size)
-        return rows_from_columns(captured, self.layout, self.limits.vocab_size)
+        rows = rows_from_columns(captured, self.layout, self.limits.vocab_size)
+        return fit_in_halves(rows) if self.value_kind == "logit_f16" else rows
 
 
 def again(work: Work, reason: str) -> Work | PromptError:

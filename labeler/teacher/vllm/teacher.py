@@ -148,8 +148,10 @@ class VllmTeacher:
             )
         has_tokenizer = labels.mode == "generate" and self._sampling.stop  # as `engine_args` asks for it
         decode = self._engine.get_tokenizer().decode if has_tokenizer else None
+        in_halves = layout is not None and self._dtype_of_logits() in ("bfloat16", "float16")
+        value_kind = "logit_f16" if in_halves else "gap_f16"
         self._requests = Requests(
-            labels, self._sampling, layout, limits, self._ends.token_ids, keeps_arrays, decode
+            labels, self._sampling, layout, limits, self._ends.token_ids, keeps_arrays, decode, value_kind
         )
 
     def _start_everywhere(self, arguments: dict[str, Any]) -> Any:
@@ -206,30 +208,32 @@ class VllmTeacher:
             return f"the self-test failed: {result.reason}"
         return mass_fault(result.rows, requests.exact_temperatures)
 
+    def _dtype_of_logits(self) -> str:
+        config = self._engine.vllm_config.model_config
+        model_dtype, head_dtype = (
+            str(dtype).removeprefix("torch.") for dtype in (config.dtype, config.head_dtype)
+        )
+        return self._head.dtype_of_logits(model_dtype, head_dtype)
+
     def _describe(self) -> TeacherDescription:
         import vllm
 
         model, requests = self._engine.vllm_config.model_config, self._requests
-        in_engine = requests.layout is not None
-        model_dtype, head_dtype = (
-            str(dtype).removeprefix("torch.") for dtype in (model.dtype, model.head_dtype)
-        )
-        dtype = self._head.dtype_of_logits(model_dtype, head_dtype)
         return TeacherDescription(
             info=TeacherInfo(
                 model=model_name(self._teacher.model),
                 revision=self._teacher.revision,
                 fingerprint=model_fingerprint(self._folder),
-                dtype=dtype,
+                dtype=self._dtype_of_logits(),
                 quantization=model.quantization,
                 engine="vllm",
                 engine_version=vllm.__version__,
-                capture="in_engine" if in_engine else "public_api",
+                capture="public_api" if requests.layout is None else "in_engine",
             ),
             vocab_size=requests.limits.vocab_size,
             max_model_len=requests.limits.max_tokens,
             exact_temperatures=requests.exact_temperatures,
-            value_kind="logit_f16" if in_engine and dtype in ("bfloat16", "float16") else "gap_f16",
+            value_kind=requests.value_kind,
         )
 
     def describe(self) -> TeacherDescription:

@@ -12,9 +12,11 @@ from labeler.teacher.label_rows import (
     ColumnLayout,
     columns_from_logits,
     concatenate,
+    fit_in_halves,
     rows_from_columns,
     rows_from_logprobs,
 )
+from logitstore.codec.values import to_patterns
 from logitstore.errors import InvalidLabelsError
 
 LAYOUT = ColumnLayout(8, (1.0, 2.0, 4.0))
@@ -153,3 +155,23 @@ def test_raw_logits_are_not_taken_for_logprobs() -> None:
     public = CapturedColumns(captured.token_ids_NC[:, :9], captured.values_NC[:, :9], captured.ranks_N)
     with pytest.raises(InvalidLabelsError, match="whole probability"):
         rows_from_logprobs(public, 8, V)
+
+
+def test_bf16_logits_next_to_0_are_rounded_to_what_a_store_holds() -> None:
+    """bf16 has numbers far below fp16's; rows at given ids, and flat ones, have such logits."""
+    rng = np.random.default_rng(6)
+    wide_NV = (rng.normal(0, 3, (40, 100)) * 10.0 ** -rng.uniform(0, 12, (40, 100))).astype(np.float32)
+    logits_NV = (wide_NV.view(np.uint32) & 0xFFFF0000).view(np.float32)  # what bf16 holds
+    layout = ColumnLayout(64, (1.0,))
+    rows = rows_from_columns(columns_from_logits(logits_NV, np.zeros(40, int), layout), layout, 100)
+    is_real_NK = np.ones(rows.logits_NK.shape, bool)
+    with pytest.raises(InvalidLabelsError, match="not exact in fp16"):
+        to_patterns(rows.logits_NK, is_real_NK, "logit_f16")
+    fitting = fit_in_halves(rows)
+    to_patterns(fitting.logits_NK, is_real_NK, "logit_f16")
+    assert np.abs(fitting.logits_NK - rows.logits_NK).max() <= 2.0**-25
+    is_large_NK = np.abs(rows.logits_NK) >= 2.0**-16
+    np.testing.assert_array_equal(fitting.logits_NK[is_large_NK], rows.logits_NK[is_large_NK])
+    assert (np.diff(fitting.logits_NK, axis=1) <= 0).all()
+    large = dataclasses.replace(rows, logits_NK=rows.logits_NK + 20)
+    assert fit_in_halves(large) is large
