@@ -63,7 +63,10 @@ class GroupStatistics:
 @functools.cache
 def _inverses(temperatures: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """1 / T on the device. Made once: a copy from the host waits for all that the GPU has still to do."""
-    return torch.tensor([1.0 / temperature for temperature in temperatures], device=device)
+    inverses = [1.0 / temperature for temperature in temperatures]
+    return torch.tensor(
+        inverses, dtype=torch.float32, device=device
+    )  # whatever the model's code made default
 
 
 def group_statistics(

@@ -1,6 +1,6 @@
 """Runs inside vLLM's workers: rows at ids that were given, with exact normalisers and tails.
 
-The functions that `capture.py` replaces see rows of logits and not whose they are. So the function that
+The functions that `installing.py` replaces see rows of logits and not whose they are. So the function that
 calls them is watched: it is known from the step which rows it will score, in which order, and the ids that
 came with their requests are laid out like that before it runs.
 

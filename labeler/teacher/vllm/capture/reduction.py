@@ -7,6 +7,7 @@ Shape legend: N rows, B rows of a block, V vocabulary, K stored entries, C colum
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ DEVICE_BLOCK_BYTES = 256 << 20
 """Scratch memory of a block on an accelerator."""
 CHUNK = 64
 """Columns per chunk of the two-level top-K."""
+PADDING = 64
+"""vLLM makes heads a multiple of it wide, and hands over rows of logits with what is too much cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,12 @@ def kernel_fault(
     # All different in float32, as neither code promises the other's order of equal logits.
     num_values = 1 << (4 * form.vocab_size - 1).bit_length()
     places_NV = torch.arange(4 * form.vocab_size, device=form.device).view(4, -1) * 7919 % num_values
-    for dtype in dict.fromkeys((torch.float32, form.dtype)):
-        logits_NV = (places_NV * (32 / num_values)).to(dtype)
+    # Triton compiles for rows that lie apart by a multiple of 16 as well as for others.
+    padded = -(-form.vocab_size // PADDING) * PADDING
+    forms = itertools.product((torch.float32, form.dtype), (form.vocab_size, padded))
+    for dtype, row_stride in dict.fromkeys(forms):
+        wide_NV = torch.empty((4, row_stride), dtype=dtype, device=form.device)
+        logits_NV = wide_NV[:, : form.vocab_size].copy_(places_NV * (32 / num_values))
         try:
             rows = by_kernel(logits_NV)
         except Exception as error:  # noqa: BLE001
