@@ -48,7 +48,8 @@ class WorkersConfig(Section):
     """Machines of a replica, for a teacher too large for one: a Ray placement group holds them. The stages of
     `teacher.pipeline_parallel_size` are divided among them evenly."""
     gpus: float = Field(default=0, ge=0)
-    """GPUs of a replica on each of its machines; 0 runs on the CPU."""
+    """GPUs of a replica on each of its machines; 0 runs on the CPU. Below 1, replicas share a GPU: each takes
+    that part of its memory, unless `gpu_memory_utilization` in `teacher.engine_args` says otherwise."""
     cores: int = Field(default=1, ge=1)
     """CPU cores of a replica on each of its machines. Without GPUs an engine on one machine is bound to cores
     of its own."""

@@ -17,6 +17,9 @@ from labeler.config.teacher_settings import TeacherConfig
 from logitstore.common.secrets import redact_uri
 from logitstore.common.section import Section
 
+DEFAULT_UTILIZATION = 0.92
+"""Share of a GPU's memory that vLLM takes unless `gpu_memory_utilization` says otherwise."""
+
 
 class JobConfig(Section):
     """A labeling job."""
@@ -242,7 +245,12 @@ class JobConfig(Section):
             )
         name, devices = ("gpus", self.workers.gpus) if self.workers.gpus else ("cores", self.workers.cores)
         ranks = teacher.num_ranks // machines
-        if ranks > devices:
+        if devices > 1 and devices != int(devices):
+            raise ValueError(
+                f"workers.gpus = {devices:g} is neither whole nor a part of one GPU, and Ray gives out no "
+                "other amounts; set it to a whole number, or below 1 for replicas that share a GPU"
+            )
+        if ranks > devices and not self.shares_gpu:
             stages = teacher.pipeline_parallel_size // machines
             sizes = f"teacher.tensor_parallel_size = {teacher.tensor_parallel_size}"
             if stages > 1:
@@ -293,6 +301,18 @@ class JobConfig(Section):
             return "all"
         without_response = "response_token_ids" not in self.input.fields and self.labels.mode == "score"
         return "all" if self.input.kind == "token_ids" and without_response else "response"
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether a replica, an engine of one rank, has a part of a GPU."""
+        return 0 < self.workers.gpus < 1 and self.teacher.num_ranks == 1
+
+    @property
+    def gpu_memory_utilization(self) -> float:
+        """Share of a GPU's memory that an engine takes: replicas that share one have their parts of it."""
+        given = self.teacher.engine_args.get("gpu_memory_utilization")
+        share = self.workers.gpus if self.shares_gpu else 1.0
+        return DEFAULT_UTILIZATION * share if given is None else float(given)
 
     @property
     def labels_per_record(self) -> int:

@@ -114,8 +114,12 @@ class Worker:
         labels = self._job.labels
         if not labels.rows:  # The least that an engine gives; it is left out of the store.
             labels = labels.model_copy(update={"top_k": 1, "temperatures": (1.0,), "label_at": "decode"})
+        teacher = self._job.teacher
+        if self._job.shares_gpu:  # vLLM's own default is of a whole GPU
+            share = {"gpu_memory_utilization": self._job.gpu_memory_utilization}
+            teacher = teacher.model_copy(update={"engine_args": share | teacher.engine_args})
         return build_teacher(
-            self._job.teacher,
+            teacher,
             labels,
             self._job.sampling,
             cores=cores,

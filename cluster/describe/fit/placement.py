@@ -144,7 +144,9 @@ def shares_of_a_machine(group: GroupConfig, workers: WorkersConfig, cores: int) 
         return 0  # a GPU is not paid for to idle
     limits = [float(cores // workers.cores)]
     if workers.gpus:
-        limits.append(group.gpus / workers.gpus)
+        # A part of a GPU is of one: two GPUs hold two replicas of 0.6, not three.
+        of_gpus = group.gpus / workers.gpus if workers.gpus >= 1 else group.gpus * int(1 / workers.gpus)
+        limits.append(of_gpus)
     part = workers.resources.get(f"group-{group.name}")
     if part:
         limits.append(1 / part)

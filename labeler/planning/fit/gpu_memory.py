@@ -26,8 +26,6 @@ from logitstore.common.config_file import ConfigError
 from logitstore.models.hub import check_model_name
 
 GB = 1e9
-DEFAULT_UTILIZATION = 0.9
-"""Share of a GPU's memory that vLLM takes unless `gpu_memory_utilization` says otherwise."""
 DEFAULT_CONTEXT = 4096
 DEFAULT_STEP_TOKENS = 2048
 """Tokens of an engine's step, of which a float32 copy of the logits is made for the labels."""
@@ -94,7 +92,7 @@ def memory_need(job: JobConfig) -> MemoryNeed | None:
     if not job.workers.gpus or teacher.engine == "fake":
         return None
     arguments, ranks = teacher.engine_args, teacher.num_ranks
-    utilization = float(arguments.get("gpu_memory_utilization", DEFAULT_UTILIZATION))
+    utilization = job.gpu_memory_utilization
     config = _config_of(teacher.model, teacher.revision)
     if config is None:
         named = _by_name(teacher.model, teacher.dtype, teacher.quantization)

@@ -9,6 +9,7 @@ import gc
 import os
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from labeler.teacher.engine_sizes import (
 )
 from labeler.teacher.model_identity import own_dtype, read_model_config
 from labeler.teacher.output_head import Head, HeadChoice, choose_head
+from labeler.teacher.vllm.gpu_turns import turns_on_gpus
 from labeler.teacher.vllm.orphans import start_guard
 
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -158,7 +160,8 @@ def start_engine(arguments: dict[str, Any]) -> Any:
         # Takes effect also where torch was imported before the environment was set.
         set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
-        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        with nullcontext() if current_platform.is_cpu() else turns_on_gpus():
+            engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     finally:
         # A CPU worker inside this process leaves a stub in its place.
         torch.set_num_threads = set_num_threads

@@ -44,6 +44,7 @@ def load(*overrides, environ=None):
         ("teacher.tensor_parallel_size=2", ["tensor_parallel_size = 2", "workers.cores is 1", "at least 2"]),
         ("teacher.pipeline_parallel_size=2", ["= 1 and 2 stages", "workers.cores is 1", "at least 2"]),
         ("workers.machines=2", ["pipeline_parallel_size = 1", "to 2 or a multiple of it"]),
+        ("workers.gpus=1.5", ["workers.gpus = 1.5", "neither whole nor a part of one", "share a GPU"]),
         ("teacher.engine_args.nnodes=2", ["'nnodes'", "set workers.machines instead"]),
         ("teacher.engine_args.enable_lora=true", ["'enable_lora' is not supported", "merge_and_unload"]),
         ("teacher.engine_args.data_parallel_size=2", ["set workers.replicas instead"]),
@@ -59,6 +60,13 @@ def test_a_wrong_value_is_named_with_its_rule(override, words):
         load(override)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_replicas_of_one_rank_may_share_a_gpu():
+    assert load("workers.gpus=0.5").shares_gpu
+    assert not load("workers.gpus=1").shares_gpu
+    with pytest.raises(ConfigError, match=r"need as many gpus as 2 there, workers\.gpus is 0\.5"):
+        load_job(None, [*MINIMAL, "workers.gpus=0.5", "teacher.tensor_parallel_size=2"], {})
 
 
 def test_a_missing_section_says_how_to_give_it():

@@ -32,15 +32,16 @@ def job_overrides(folder: Path, device: str, *more: str, gpus: float = 1) -> lis
     if device == "cpu":
         return overrides_for(folder, "teacher.fake.seconds_per_token=0.0005", *common)
     model = engines.write_even_model(folder / "model")
-    share = 0.8 * min(gpus, 1)
+    # Those that share a GPU are given their parts of its memory.
+    memory = ["teacher.engine_args={gpu_memory_utilization = 0.8}"] if gpus == 1 else []
     return overrides_for(
         folder,
         "teacher.engine=vllm",
         f"teacher.model='{model}'",
         "teacher.dtype=bfloat16",
         "teacher.max_model_len=256",
-        f"teacher.engine_args={{gpu_memory_utilization = {share}}}",
         f"workers.gpus={gpus}",
+        *memory,
         *common,
     )
 

@@ -236,3 +236,16 @@ def test_a_store_goes_on_however_the_place_of_its_input_is_written(tmp_path, mon
         label_and_commit(worker, Lease(number, units[number], "w"))
     assert len(list(store_of(tmp_path).iter_sequences())) == 12
     assert store_of(tmp_path).manifest.input.uri == f"{tmp_path}/in.jsonl"
+
+
+@pytest.mark.parametrize(("gpus", "arguments"), [(0, {}), (1, {}), (0.5, {"gpu_memory_utilization": 0.46})])
+def test_an_engine_on_a_part_of_a_gpu_takes_that_part_of_its_memory(tmp_path, monkeypatch, gpus, arguments):
+    given = []
+
+    def build(teacher, *_, **others):
+        given.append(teacher.engine_args)
+        return build_teacher(teacher, *_, **others)
+
+    monkeypatch.setattr("labeler.worker.actor.build_teacher", build)
+    set_up(tmp_path, records(1), f"workers.gpus={gpus}")
+    assert given == [arguments]

@@ -33,6 +33,9 @@ def test_replicas_fit_or_the_rule_is_named() -> None:
     ]
     only = check_placement(two_kinds(), a_job(replicas=2, gpus=8, resources={"group-h100": 0.001}), CORES)
     assert only[0] == "group h100: up to 1 on each of 2 machines"
+    parts = [a_job(replicas=2, gpus=share, tensor_parallel=1) for share in (0.6, 0.5, 0.3)]
+    held = [check_placement(two_kinds(), job, CORES)[1] for job in parts]
+    assert held == [f"group h100: up to {count} on each of 2 machines" for count in (8, 16, 24)]
     with pytest.raises(ConfigError, match="room for 16"):
         check_placement(two_kinds(), a_job(replicas=17), CORES)
     with pytest.raises(ConfigError, match="no group can hold one"):

@@ -42,7 +42,7 @@ def test_weights_cache_and_logits_are_added_up(model: Path) -> None:
     cache = 8192 * 2 * 32 * 8 * 128 * 2
     logits = 2048 * 128256 * 4
     assert need.bytes_per_gpu == pytest.approx(need.weight_bytes + cache + logits, rel=1e-6)
-    assert need.gpu_bytes == pytest.approx(need.bytes_per_gpu / 0.9)
+    assert need.gpu_bytes == pytest.approx(need.bytes_per_gpu / 0.92)
     halved = memory_need(a_job(model, "teacher.max_model_len=8192", ranks=2))
     assert halved is not None
     assert halved.bytes_per_gpu == pytest.approx((need.weight_bytes + cache) / 2 + logits, rel=1e-6)
@@ -70,6 +70,16 @@ def test_a_quantisation_in_a_file_of_its_own_counts(model: Path) -> None:
     assert need is not None
     assert need.is_sure
     assert 5e9 < need.weight_bytes < 6.5e9
+
+
+def test_replicas_that_share_a_gpu_have_their_parts_of_its_memory(model: Path) -> None:
+    whole, shared = a_job(model), a_job(model, "workers.gpus=0.25", "workers.replicas=4")
+    assert (whole.gpu_memory_utilization, shared.gpu_memory_utilization) == (0.92, 0.23)
+    need = memory_need(shared)
+    assert need is not None
+    assert need.gpu_bytes == pytest.approx(need.bytes_per_gpu / 0.23)
+    own = a_job(model, "workers.gpus=0.25", "teacher.engine_args={gpu_memory_utilization = 0.2}")
+    assert own.gpu_memory_utilization == 0.2
 
 
 def test_a_smaller_cache_and_weights_beside_the_gpu_count(model: Path) -> None:
