@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,17 @@ from typing import TYPE_CHECKING
 
 from labeler.config.input_settings import FIELDS_BY_KIND
 from labeler.config.loading import JobConfig, TeacherConfig
+from labeler.errors import ChatTemplateError
 from labeler.planning.given_store import check_given
 from labeler.planning.unnamed_labels import check_unnamed_labels
 from labeler.prompting.prompts import ContextLimits
-from labeler.prompting.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from labeler.prompting.tokenization import (
+    PROBE_QUESTION,
+    Conversation,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from labeler.teacher.protocol import usable_tokens
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_text, redact_uri
@@ -63,7 +71,7 @@ def prepare(job: JobConfig) -> Prepared:
             "ids; set it to at most that"
         )
     tokenizer = load_tokenizer(job.teacher, job.input, job.sampling)
-    _check_chat_template(job, tokenizer)
+    check_chat_template(job, tokenizer)
     check_given(job, tokenizer.info)
     info = input_info(job)
     unnamed_labels = check_unnamed_labels(job, objects)
@@ -193,10 +201,16 @@ def _check_local_folder(folder: Path) -> None:
         )
 
 
-def _check_chat_template(job: JobConfig, tokenizer: Tokenizer) -> None:
+def check_chat_template(job: JobConfig, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError where messages cannot be rendered, whatever they are."""
     needs_template = job.input.chat_template and job.input.kind in ("messages", "prompt", "prompt_response")
     if needs_template and isinstance(tokenizer, HuggingFaceTokenizer) and not tokenizer.has_chat_template:
         raise ConfigError(
             f"teacher.model = {job.teacher.model!r} has no chat template; set input.chat_template = false to "
             "join plain text, or take the model's instruction-tuned version"
         )
+    if needs_template:
+        with contextlib.suppress(ChatTemplateError):  # it may want other messages, and has its say on each
+            tokenizer.render_chat(
+                Conversation(({"role": "user", "content": PROBE_QUESTION},)), add_generation_prompt=True
+            )

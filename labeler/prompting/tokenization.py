@@ -75,7 +75,8 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
     def render_chat(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
-        """The conversation in the chat template. Raises ChatTemplateError."""
+        """The conversation in the chat template. Raises ChatTemplateError for a conversation that it refuses,
+        ConfigError for a template that is none."""
         ...
 
     def answers_marked(self, conversation: Conversation) -> tuple[list[int], list[int]] | None:
@@ -143,7 +144,7 @@ class HuggingFaceTokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def render_chat(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
 
         try:
             text = self._tokenizer.apply_chat_template(
@@ -155,6 +156,11 @@ class HuggingFaceTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self._chat_template_kwargs,
             )
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"the chat template is no valid Jinja (line {error.lineno}: {error.message}); correct it, or "
+                "set input.chat_template to another one"
+            ) from None
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from None
         return str(text)
@@ -199,7 +205,7 @@ class HuggingFaceTokenizer:
         )
         try:
             text = self.render_chat(Conversation(messages), add_generation_prompt=False)
-        except ChatTemplateError:
+        except (ChatTemplateError, ConfigError):  # told where the job needs the template
             return None
         _, found, after = text.rpartition(PROBE_ANSWER)
         ids = self.encode(after.strip()) if found else []

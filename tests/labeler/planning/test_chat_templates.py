@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from labeler.config.loading import load_job
+from labeler.planning.preflight import check_chat_template
 from labeler.prompting.tokenization import HuggingFaceTokenizer
+from logitstore.common.config_file import ConfigError
 from tests.labeler.planning.conversations import (
     CHAT,
     TOOL_CHAT,
@@ -162,6 +165,17 @@ def test_a_template_file_stands_in_for_the_tokenizers_own(tmp_path: Any) -> None
     )
     reference = expected(tokenizer_of("chatml"), CHAT, chat_template=TEMPLATES["gemma"])
     assert whole_ids(prompt) == reference[: prompt.num_tokens]
+
+
+def test_a_template_that_is_none_is_told_at_the_start_and_not_of_each_record() -> None:
+    tokenizer = copy(tokenizer_of("chatml"))
+    tokenizer.chat_template = "{% for m in messages %}\n{{ m['content'] }"
+    settings = ["teacher.engine=fake", "input.uri=in", "output.uri=out", "input.kind=messages"]
+    job = load_job(None, settings, {})
+    with pytest.raises(ConfigError, match=r"no valid Jinja \(line 2: .*\); correct it"):
+        check_chat_template(job, HuggingFaceTokenizer(tokenizer))
+    plain = load_job(None, [*settings, "input.chat_template=false"], {})
+    check_chat_template(plain, HuggingFaceTokenizer(tokenizer))
 
 
 def test_a_template_that_opens_reasoning_gives_what_the_teacher_would_write() -> None:
