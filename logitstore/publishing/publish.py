@@ -106,11 +106,7 @@ def publish_store(
     stored = stored_tokenizer(source.objects)
     tokenizer = public_tokenizer(source.objects, stored) if stored is not None else {}
     card = replace(card, licence=card.licence or (stored.licence if stored is not None else ""))
-    finder = None if allow_paths else PlaceFinder(source.manifest, source.uri)
-    if finder is not None:
-        without_counts = dataset_card(manifest, Contents.of([], 0), card).encode()
-        head = {MANIFEST_NAME: encode_manifest(manifest), CARD_NAME: without_counts}
-        finder.refuse_in_files({**head, **tokenizer})
+    finder = None if allow_paths else _place_finder(source, manifest, card, tokenizer)
     target.put(MANIFEST_NAME, encode_manifest(manifest))
     joined = plan_shards(source, shard_bytes)
     known = _known_entries(target)
@@ -154,6 +150,19 @@ def _refuse_another(source: LogitStore, target: Objects, manifest: Manifest) -> 
         return decode_pointer(target.get(INDEX_NAME, max_bytes=MAX_INDEX_BYTES)).generation
     except ObjectNotFoundError:
         return 0
+
+
+def _place_finder(
+    source: LogitStore, manifest: Manifest, card: CardSettings, tokenizer: Mapping[str, bytes]
+) -> PlaceFinder:
+    """What finds the places that the source names; the head, the card and the tokenizer say none of them.
+
+    Raises UnsupportedInputError.
+    """
+    finder = PlaceFinder(source.manifest, source.uri)
+    without_counts = dataset_card(manifest, Contents.of([], 0), card).encode()
+    finder.refuse_in_files({MANIFEST_NAME: encode_manifest(manifest), CARD_NAME: without_counts, **tokenizer})
+    return finder
 
 
 def _known_entries(target: Objects) -> dict[str, ShardEntry]:

@@ -82,14 +82,7 @@ def export_npz(
             }
             _write_archive(Path(folder, "npz"), columns, whole)
         Path(folder, "npz").replace(path)
-    if left_out:
-        told = ", ".join(f"{what} ({count:,})" for what, count in left_out.items())
-        warnings.warn(
-            f"{path}: an npz capture has no place for what is left out here: {told}; parquet, arrow and "
-            "jsonl have",
-            StoreWarning,
-            stacklevel=2,
-        )
+    _warn_of(left_out, path)
     return columns["document_N"].num_rows
 
 
@@ -104,6 +97,17 @@ def _without_place(sequence: LabeledSequence) -> Counter[str]:
         "flags": len(sequence.flags),
     }
     return Counter({what: count for what, count in found.items() if count})
+
+
+def _warn_of(left_out: Counter[str], path: Path) -> None:
+    if left_out:
+        told = ", ".join(f"{what} ({count:,})" for what, count in left_out.items())
+        warnings.warn(
+            f"{path}: an npz capture has no place for what is left out here: {told}; parquet, arrow and "
+            "jsonl have",
+            StoreWarning,
+            stacklevel=3,
+        )
 
 
 def _write_archive(path: Path, columns: Mapping[str, _Column], whole: Mapping[str, np.ndarray]) -> None:
