@@ -19,6 +19,18 @@ SYSTEM, USER, ANSWER, NEXT = "Qsystemq", "Quserq", "Qanswerq", "Qnextq"
 """Contents whose places show what the template puts around contents."""
 THINK, THINK_END = "<think>", "</think>"
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_ABSENT: dict[str, Any] = {"tools": None, "documents": None}
+"""What transformers gives every template, also where there are none: None is told from what is not given."""
+_OF_PROGRAMS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a template raises beside errors of its own: it is a program, and may be anybody's."""
 _MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 """What templates write at the borders of turns: <|im_start|>, </s>, [INST]."""
 
@@ -99,6 +111,7 @@ def renderer(template: str, special_tokens: Mapping[str, str], variables: Mappin
     """
     try:
         from jinja2 import TemplateError
+        from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ModuleNotFoundError as error:
         raise UnsupportedInputError(
@@ -109,26 +122,35 @@ def renderer(template: str, special_tokens: Mapping[str, str], variables: Mappin
     def refuse(text: str) -> None:
         raise TemplateError(text)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    refused = (TemplateError, *_OF_PROGRAMS)
     try:
         compiled = environment.from_string(_GENERATION.sub("", template))
-    except TemplateError as error:
-        raise UnsupportedInputError(f"the store's chat template is none ({error}); it is damaged") from None
+    except refused as error:
+        raise UnsupportedInputError(
+            f"the store's chat template is none ({_said(error)}); it is damaged"
+        ) from None
 
     def render(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         try:
             return compiled.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
-                **{**special_tokens, **variables},
+                **{**_ABSENT, **special_tokens, **variables},
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise UnsupportedInputError(f"the chat template refuses the messages ({error})") from None
+        except refused as error:
+            raise UnsupportedInputError(f"the chat template refuses the messages ({_said(error)})") from None
 
     return render
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def reasoning_apart(prompt: str, answer: str) -> tuple[str | None, str]:

@@ -179,10 +179,11 @@ def render_of(store: LogitStore, folder: Path | None = None) -> Render | None:
     if settings.get("chat_template") is False:
         return None
     files = dict(_stored_files(store)) or ({} if folder is None else files_in(folder))
-    config = json.loads(files.get("tokenizer_config.json", b"{}"))
-    template = files.get("chat_template.jinja", b"").decode("utf-8") or config.get("chat_template")
+    config = _object_of(files.get("tokenizer_config.json", b"{}"))
+    template = files.get("chat_template.jinja", b"").decode("utf-8", "replace") or config.get("chat_template")
     if isinstance(template, list):
-        template = next((one["template"] for one in template if one.get("name") == "default"), None)
+        named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+        template = named[0].get("template") if named else None
     if not isinstance(template, str):
         raise UnsupportedInputError(
             f"{store.uri} keeps no chat template, by which messages are told apart; export --to "
@@ -191,6 +192,15 @@ def render_of(store: LogitStore, folder: Path | None = None) -> Render | None:
     special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
     variables = settings.get("chat_template_kwargs")
     return renderer(template, special, variables if isinstance(variables, dict) else {})
+
+
+def _object_of(data: bytes) -> dict[str, Any]:
+    """What a JSON file of a tokenizer holds; nothing of one that is damaged, which says no chat template."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _stored_files(store: LogitStore) -> Iterator[tuple[str, bytes]]:

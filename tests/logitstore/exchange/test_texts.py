@@ -10,13 +10,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart, renderer
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.mix import mix_stores
-from logitstore.exchange.texts import TextForm, export_texts
+from logitstore.exchange.texts import TextForm, export_texts, render_of
 from logitstore.manifest.fields import SEGMENTS, STUDENT_PROMPTS, LabelSpec
 from logitstore.records import LabeledSequence, Segment
 from logitstore.rows.where import parse_selection
@@ -307,3 +308,46 @@ def test_a_sample_and_a_record_of_its_name_are_told_of(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
     chosen = parse_selection("record_id != 'a#1'")
     assert export_texts(made, tmp_path / "p.jsonl", "prompt-completion", selection=chosen) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}<|s|>{{ m.content }}{% endfor %}",
+        "{% if tools is not none %}{{ tools | length }} tools{% endif %}{{ messages[0].content }}<|s|>",
+        "{% if documents is none %}none{% endif %}{{ messages | tojson(indent=1) }}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    ],
+)
+def test_a_template_gives_what_it_gives_in_transformers(template: str) -> None:
+    """Those that end a loop were called damaged, and `tools` that nobody gave were not none."""
+    messages = [SYSTEM, USER, {"role": "assistant", "content": "Größe 😀"}]
+    theirs, _ = render_jinja_template([messages], chat_template=template)
+    assert renderer(template, {}, {})(messages, False) == theirs[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ('{{ "a" * (10 ** 14) }}', "MemoryError"),
+        ("{{ 2.0 ** 100000 }}", "out of range"),
+        ("{{ 10 ** 9999 }}", "is none .*digits"),
+    ],
+)
+def test_a_template_that_ends_as_programs_do_is_refused(template: str, says: str) -> None:
+    """It is anybody's program: the page of a store that kept such a one could not be opened."""
+    with pytest.raises(UnsupportedInputError, match=says):
+        renderer(template, {}, {})([USER], True)
+
+
+@pytest.mark.parametrize(
+    "config", [b"[1]", b"{", b'{"chat_template": [1, {"name": "default"}]}', b"[" * 99_999]
+)
+def test_a_damaged_file_of_a_tokenizer_names_no_template(config: bytes, tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", [("Why?", "So.")], None)
+    made = LogitStore.create(tmp_path / "made", store.manifest)
+    put_tokenizer(made.objects, {"tokenizer_config.json": config})
+    with pytest.raises(UnsupportedInputError, match="keeps no chat template"):
+        render_of(made)
