@@ -36,7 +36,7 @@ which the bucket is nearest in stored labels."""
 def with_preset(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with what their `preset` stands for; those that are given explicitly stay."""
     name = settings.get("preset")
-    preset = PRESETS.get(name) if isinstance(name, str) else None
+    preset = PRESETS.get(name) if isinstance(name, str) else None  # type: ignore[arg-type]
     if preset is None:  # no name of one is refused later
         return settings
     return {"divergence": "generalized_jsd", "tail": "bucket", **preset, **settings}
