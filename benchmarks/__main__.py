@@ -159,10 +159,7 @@ def parse_fields(text: str) -> dict[str, str]:
 
 def parse_top_k(text: str) -> tuple[int, ...]:
     """ "8,16" -> (8, 16)."""
-    values = tuple(sorted({int(word) for word in text.split(",")}))
-    if values[0] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a K below 1; give positive numbers such as 8,16,32")
-    return values
+    return tuple(sorted({positive(word) for word in text.split(",")}))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ class Estimate:
 
 
 def estimate(scale: Scale, rates: Rates, prices: Prices) -> Estimate:
-    """The model of the module's docstring. ValueError for a scale that is not positive."""
+    """The model of the module's docstring. ValueError for a scale that is not positive, and for one beyond
+    the largest number."""
     for name in ("tokens", "replicas", "unit_tokens", "availability"):
         if not 0 < getattr(scale, name) < math.inf:
             raise ValueError(f"{name} = {getattr(scale, name)} must be a positive number; correct it")
@@ -106,6 +107,12 @@ def estimate(scale: Scale, rates: Rates, prices: Prices) -> Estimate:
     requests += units * scale.reads * prices.per_million_gets / 1e6
     read_cost = store_bytes / 1e9 * scale.reads * prices.per_gb_egress
     decode = rates.decode_tokens_per_sec
+    total_cost = label_cost + storage_cost + requests + read_cost
+    if not math.isfinite(total_cost + store_bytes + label_hours):
+        raise ValueError(
+            f"{scale.tokens:g} rows of {rates.bytes_per_token:g} B at {rates.tokens_per_sec:g} rows/s come "
+            "to more than can be reckoned with; correct the tokens, the rate or the prices"
+        )
     return Estimate(
         store_bytes=store_bytes,
         units=units,
@@ -115,7 +122,7 @@ def estimate(scale: Scale, rates: Rates, prices: Prices) -> Estimate:
         storage_cost=storage_cost,
         request_cost=requests,
         read_cost=read_cost,
-        total_cost=label_cost + storage_cost + requests + read_cost,
+        total_cost=total_cost,
         read_core_hours=scale.tokens * scale.reads / decode / 3600 if decode else None,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from logitstore.common.options import above_zero, amount, positive, share
 
 RESULTS = Path(__file__).parents[1] / "results"
 TOLERANCE = 0.15
+TOP_K = 64
+"""Of the estimate, where none is given."""
 GPU_HOUR, CORE_HOUR = 2.5, 0.05
 """Default prices."""
 
@@ -51,8 +54,17 @@ def rates_of_results(directory: Path, top_k: int, tokens_per_sec: float, start_s
         tokens_per_sec=tokens_per_sec,
         start_sec=start_sec,
         decode_tokens_per_sec=interpolate(decode, top_k) if decode else None,
-        origin=f"sizes measured {results['storage'].date[:10]}, rate as given",
+        origin=f"sizes measured {results['storage'].date[:10]}{_reach(sizes, top_k)}, rate as given",
     )
+
+
+def _reach(by_top_k: Mapping[int, float], top_k: int) -> str:
+    """What a size rests on where it was measured at no such K."""
+    if top_k in by_top_k:
+        return ""
+    low, high = min(by_top_k), max(by_top_k)
+    how = "between those" if low < top_k < high else f"extrapolated from those of K={low} to {high}"
+    return f" at other K, {how}"
 
 
 def _first_found(results: Mapping[str, Result], part: str, quantity: str) -> dict[int, float]:
@@ -91,7 +103,12 @@ def compare(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     number = parser.add_argument
     number("--tokens", type=above_zero, default=1e12, help="label rows wanted (default: 1e12)")
-    number("--top-k", type=positive, default=64, metavar="K", help="stored entries per row (default: 64)")
+    number(
+        "--top-k",
+        type=positive,
+        metavar="K",
+        help=f"stored entries per row, for the committed measurement (default: {TOP_K})",
+    )
     number("--gpus", type=positive, default=64, help="GPUs that label (default: 64)")
     number("--gpus-per-replica", type=positive, default=1, help="GPUs of one engine (default: 1)")
     number(
@@ -162,7 +179,14 @@ def run(args: argparse.Namespace) -> int:
     rates = _rates(args)
     if args.against:
         return _run_comparison(rates, read_store(args.against), as_json=args.json)
-    replicas = max(args.gpus // args.gpus_per_replica, 1)
+    replicas, left = divmod(args.gpus, args.gpus_per_replica)
+    if not replicas:
+        raise ValueError(
+            f"--gpus {args.gpus} hold no replica, which takes --gpus-per-replica {args.gpus_per_replica}; "
+            "give as many GPUs as one takes, or more"
+        )
+    if left:
+        print(f"{left} of {args.gpus} GPUs are left over, and not counted", file=sys.stderr)
     scale, prices = (
         scale_of(args, replicas=replicas, devices_per_replica=args.gpus_per_replica),
         prices_of(args),
@@ -177,6 +201,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rates(args: argparse.Namespace) -> Rates:
+    other = "--from-store" if args.from_store else "--bytes-per-token" if args.bytes_per_token else ""
+    if args.top_k is not None and other:
+        raise ValueError(
+            f"--top-k {args.top_k} chooses the committed size of a row, but {other} says it; give one of them"
+        )
     if args.from_store:
         small = read_store(args.from_store)
         return Rates(
@@ -194,7 +223,7 @@ def _rates(args: argparse.Namespace) -> Rates:
         )
     if args.bytes_per_token:
         return Rates(args.bytes_per_token, args.rate, args.start_sec, None, "as given")
-    return rates_of_results(args.results, args.top_k, args.rate, args.start_sec)
+    return rates_of_results(args.results, args.top_k or TOP_K, args.rate, args.start_sec)
 
 
 def _run_comparison(rates: Rates, actual: LabeledStore, *, as_json: bool) -> int:

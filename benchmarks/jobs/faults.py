@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         notes=[
             f"{num_records} records in units of {UNIT_SIZE}, two actors with the stand-in teacher: a real "
             "model's loading comes on top for the actor.",
-            "Afterwards every record was there exactly once (`logitstore verify --against`).",
+            "Afterwards every record was there exactly once (`penumbra store verify --against`).",
             "Work goes on when a replacement of the actor is ready, or when the second driver leases a unit; "
             "each was measured once.",
             "The second driver runs on the same machine, so it need not wait for the lease of the first.",

@@ -101,6 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     reference = load_all(args.reference)
+    if args.parts and (unknown := sorted({*args.parts} - reference.keys())):
+        raise ValueError(
+            f"--parts {', '.join(unknown)}: {args.reference} has no such part; it has "
+            f"{', '.join(reference) or 'none'}"
+        )
     if args.parts:
         reference = {name: result for name, result in reference.items() if name in args.parts}
     if not reference:

@@ -75,3 +75,34 @@ def test_the_calculator_prints_what_it_assumes(capsys: pytest.CaptureFixture[str
 def test_a_rate_must_come_from_somewhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--tokens", "1e9"]) == 2
     assert "--rate is missing" in capsys.readouterr().err
+
+
+GIVEN = ("plan", "--tokens", "1e9", "--rate", "1000")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--gpus", "1", "--gpus-per-replica", "8"), "--gpus 1 hold no replica, which takes"),
+        (("--top-k", "8", "--bytes-per-token", "9"), "--top-k 8 chooses the committed size of a row, but"),
+        (("--bytes-per-token", "1e300"), "come to more than can be reckoned with"),
+    ],
+)
+def test_an_estimate_of_something_else_than_was_asked_is_refused(
+    more: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One GPU was taken for the eight of a replica, and a K was ignored beside a size."""
+    assert main([*GIVEN, *more]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_what_an_estimate_leaves_out_and_guesses_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GIVEN, "--gpus", "10", "--gpus-per-replica", "4", "--top-k", "1000", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "2 of 10 GPUs are left over, and not counted\n"
+    origin = json.loads(captured.out)["rates"]["origin"]
+    assert "at other K, extrapolated from those of K=8 to 128, rate as given" in origin
+    assert main([*GIVEN, "--top-k", "40", "--json"]) == 0
+    assert "at other K, between those, rate" in json.loads(capsys.readouterr().out)["rates"]["origin"]
+    assert main([*GIVEN, "--json"]) == 0
+    assert "at other K" not in json.loads(capsys.readouterr().out)["rates"]["origin"]

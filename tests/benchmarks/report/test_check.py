@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.report.check import compare_figures, compare_results
 from benchmarks.report.results import Better, Figure, Result
 
@@ -72,3 +73,9 @@ def test_rates_are_not_compared_and_missing_figures_are_lost() -> None:
     assert lost.failed
     (unmeasured,) = compare_results(reference, [{}])
     assert unmeasured.failed
+
+
+def test_a_part_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was left out in silence, and alone said that the folder had no results."""
+    assert main(["check", "--parts", "decode,decod"]) == 2
+    assert "--parts decod: " in capsys.readouterr().err
