@@ -17,6 +17,7 @@ import numpy as np
 from labeler.config.loading import InputConfig, JobConfig
 from labeler.errors import BadRecordError
 from labeler.prompting.conversations import Exchange
+from labeler.prompting.messages import REASONING_NAMES
 from labeler.prompting.rendering import (
     continuation,
     end_texts,
@@ -25,7 +26,7 @@ from labeler.prompting.rendering import (
     up_to_its_end,
     with_bos,
 )
-from labeler.prompting.segment_marks import REASONING_KEYS, SegmentMarks, find_marks
+from labeler.prompting.segment_marks import SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
 from logitstore.inputs.parts import is_learned
@@ -120,7 +121,7 @@ class ExchangeIds:
             is_whole = is_whole and (not isinstance(answer, str) or answer.strip() in response_text)
         else:
             response_text, read = self._raw_answer(prompt_text, response)
-            rest = {k: value for k, value in response.items() if k not in REASONING_KEYS or value != read}
+            rest = {k: value for k, value in response.items() if k not in REASONING_NAMES or value != read}
             whole = replace(whole, messages=(*whole.messages[:-1], rest))
         self._probe.check(whole)
         self.num_changed_texts += not is_whole
@@ -183,7 +184,7 @@ class ExchangeIds:
         opened = prompt_text.rstrip().endswith(start)
         if opened and isinstance(answer, str):
             if end not in answer:
-                given = (response.get(key) for key in REASONING_KEYS)
+                given = (response.get(key) for key in REASONING_NAMES)
                 reasoning = next((value for value in given if isinstance(value, str) and value), "")
                 answer = f"{reasoning}\n{end}\n\n{answer}" if reasoning else answer
             if answer.lstrip().startswith(start):

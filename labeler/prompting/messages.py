@@ -16,11 +16,12 @@ from logitstore.inputs.text_files import RECORD
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 """Roles of ShareGPT that chat templates call otherwise; others keep their name."""
-REASONING_NAMES = ("reasoning_content", "reasoning")
-"""Two names of the same: templates read the one or the other, and a message that has one is given both."""
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+"""Names of the same: templates read one of them, gpt-oss's "thinking", and a message that has one is given
+all."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text; the last two are those of OpenAI's Responses."""
-INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+INSTEAD_OF_CONTENT = ("tool_calls", "function_call", *REASONING_NAMES)
 """Keys that may stand in a message without content."""
 
 
@@ -34,7 +35,7 @@ def messages_of(record: dict[str, Any], name: str, ignored: Sequence[str]) -> li
         )
     if not value:
         raise BadRecordError(f"field {name!r} is empty; give it a message", "empty")
-    messages = [_with_both_names(_message(message, name), ignored) for message in value]
+    messages = [_with_all_names(_message(message, name), ignored) for message in value]
     last = messages[-1]
     if not any(last.get(key) for key in INSTEAD_OF_CONTENT) and not _visible(last["content"]):
         raise BadRecordError(f"the last message of field {name!r} is empty; give it text", "empty")
@@ -107,11 +108,16 @@ def _function_call(message: Mapping[str, Any], name: str) -> Message:
     return {"role": "assistant", "content": None, "tool_calls": tool_calls, **others}
 
 
-def _with_both_names(message: Message, ignored: Sequence[str]) -> Message:
-    given = [key for key in REASONING_NAMES if message.get(key)]
-    if len(given) != 1 or given[0] in ignored:
+def _with_all_names(message: Message, ignored: Sequence[str]) -> Message:
+    given = {key: message[key] for key in REASONING_NAMES if message.get(key)}
+    texts = {value for value in given.values() if isinstance(value, str)}
+    if (
+        len(texts) != 1
+        or not all(isinstance(value, str) for value in given.values())
+        or set(given) & set(ignored)
+    ):
         return message
-    return {**message, **dict.fromkeys(REASONING_NAMES, message[given[0]])}
+    return {**message, **dict.fromkeys(REASONING_NAMES, texts.pop())}
 
 
 def _bad_message(message: Any, name: str) -> BadRecordError:

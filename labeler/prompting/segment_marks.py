@@ -8,6 +8,7 @@ from typing import Any
 
 from labeler.config.label_settings import ReasoningMarks
 from labeler.errors import ChatTemplateError
+from labeler.prompting.messages import REASONING_NAMES
 from labeler.prompting.tokenization import PROBE_ANSWER, PROBE_QUESTION, Conversation, Tokenizer
 
 KNOWN_REASONING = (
@@ -18,8 +19,6 @@ KNOWN_REASONING = (
     ("<reasoning>", "</reasoning>"),
 )
 """Marks looked for in templates that do not print a message's reasoning."""
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which templates look for a message's reasoning."""
 PROBE_REASONING, PROBE_FUNCTION = "penumbra reasoning", "penumbra_function"
 
 
@@ -94,7 +93,7 @@ def _turn(tokenizer: Tokenizer, answer: Mapping[str, Any], tools: list[Any] | No
 
 def _reasoning(tokenizer: Tokenizer) -> tuple[str, str] | None:
     """As the template prints a message's reasoning; else a known pair that the template names."""
-    for key in REASONING_KEYS:
+    for key in REASONING_NAMES:
         turn = _turn(tokenizer, {"content": PROBE_ANSWER, key: PROBE_REASONING}) or ""
         before, found, after = turn.partition(PROBE_REASONING)
         if found and PROBE_ANSWER in after:

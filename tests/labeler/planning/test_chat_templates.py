@@ -8,6 +8,7 @@ import pytest
 
 from labeler.config.loading import load_job
 from labeler.planning.preflight import check_chat_template
+from labeler.prompting.messages import REASONING_NAMES
 from labeler.prompting.tokenization import HuggingFaceTokenizer
 from logitstore.common.config_file import ConfigError
 from tests.labeler.planning.conversations import (
@@ -131,9 +132,10 @@ def test_reasoning_reaches_a_template_that_reads_it_also_where_it_drops_that_of_
     assert response_text(tokenizer, prompt).startswith("<think>\nb b\n</think>\n\nIt is 5.")
 
 
-def test_reasoning_under_either_name_is_what_a_template_reads() -> None:
-    """vLLM's servers write "reasoning", and most templates read "reasoning_content"."""
-    for read, named in (("reasoning_content", "reasoning"), ("reasoning", "reasoning_content")):
+@pytest.mark.parametrize("read", REASONING_NAMES)
+def test_reasoning_under_any_name_is_what_a_template_reads(read: str) -> None:
+    """vLLM's servers write "reasoning", most templates read "reasoning_content", and gpt-oss's "thinking"."""
+    for named in set(REASONING_NAMES) - {read}:
         tokenizer = copy(tokenizer_of("qwen3"))
         tokenizer.chat_template = TEMPLATES["qwen3"].replace("reasoning_content", read)
         chat = [CHAT[0], {**CHAT[1], named: "2 and 2"}]
