@@ -15,7 +15,7 @@ from typing import Any
 from logitstore.common.command import Program, new_parser, run_program
 from logitstore.common.config_file import ConfigError
 from logitstore.common.exit_status import ExitStatus
-from logitstore.common.options import amount, positive
+from logitstore.common.options import amount, positive, seeds
 from logitstore.common.settings_list import add_form, listed
 from trainer.parity.arguments import add_parity
 from trainer.run.config import TrainConfig, checked_config, config_document, resolved
@@ -122,7 +122,7 @@ sure it is."""
     )
     parser.add_argument(
         "--seeds",
-        type=positive,
+        type=seeds,
         metavar="N",
         help=f"training.seed and data.seed = 0..N-1 (default {DEFAULT_SEEDS})",
     )

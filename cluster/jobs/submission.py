@@ -23,6 +23,7 @@ from cluster.errors import JobRefusedError
 from cluster.jobs.environment import parse_env
 from labeler.config.loading import JobConfig, is_local_path, resolved, with_absolute_paths
 from labeler.job.person import OWNER_VARIABLE
+from logitstore.common.config_file import flatten
 from logitstore.common.secrets import blanked_places
 from logitstore.errors import StoreError
 from logitstore.inputs.listing import list_files
@@ -85,6 +86,7 @@ def prepare(
     document = resolved(with_absolute_paths(job))
     refuse_secrets(document)
     parse_env([f"{name}={value}" for name, value in options.env_vars])
+    _refuse_bytes(document, options)
     if job.workers.address is not None:
         raise JobRefusedError(
             f"workers.address is {job.workers.address!r}, but the job runs on the cluster it is submitted "
@@ -162,6 +164,20 @@ def refuse_secrets(document: dict[str, Any]) -> None:
             f"{place} {what}, and a job's settings are shown to everyone who reaches the cluster: remove it "
             "and set AWS_ACCESS_KEY_ID and the like on the cluster's nodes"
         )
+
+
+def _refuse_bytes(document: dict[str, Any], options: SubmitOptions) -> None:
+    """Raise JobRefusedError for half of a letter, as names of files have that are no UTF-8: Ray would
+    die of it, and the job end without a log."""
+    given = flatten(document) | {f"--env {name}": value for name, value in options.env_vars}
+    for place, value in {**given, "--python": options.python}.items():
+        try:
+            json.dumps([place, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise JobRefusedError(
+                f"{place} = {value!r} holds bytes that are no UTF-8, which Ray cannot carry to the cluster; "
+                "rename what is named so"
+            ) from None
 
 
 def _ship_input(document: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -67,9 +67,17 @@ def seconds(text: str) -> float:
     return _number(text, math.isfinite, "a number of seconds")
 
 
-def _whole(text: str, *, least: int) -> int:
+def seeds(text: str) -> int:
+    """How many seeds are tried: each takes a run, and all are listed before the first."""
+    return _whole(text, least=1, most=10_000)
+
+
+def _whole(text: str, *, least: int, most: int = 2**63 - 1) -> int:
+    """Raises ArgumentTypeError beyond `most`, by default the largest number that counts things here."""
     with contextlib.suppress(ValueError):
-        if (value := int(text)) >= least:
+        if (value := int(text)) > most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at most {most:,}")
+        if value >= least:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
 

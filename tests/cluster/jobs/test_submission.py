@@ -276,6 +276,22 @@ def test_a_variable_that_says_what_an_option_says_is_refused(name: str, remedy: 
         parse_env([f"{name}=1"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "env_vars", "says"),
+    [
+        ([], (("A", "\udcff"),), "--env A = .* holds bytes that are no UTF-8"),
+        (["input.system_prompt=\udcff"], (), "input.system_prompt = .* no UTF-8, .*; rename what is"),
+    ],
+)
+def test_bytes_that_ray_dies_of_are_refused(
+    settings: list[str], env_vars: tuple[tuple[str, str], ...], says: str, tmp_path: Path, send: Path
+) -> None:
+    """Ray's worker died of them as if memory had run out, and the job's log was empty."""
+    job = load_job(job_file(tmp_path), settings, environ={})
+    with pytest.raises(JobRefusedError, match=says):
+        prepare(job, options("same", env_vars=env_vars), send, owner="me@here")
+
+
 @pytest.mark.parametrize("python", ["python3 -u", "-c", " ", "python -I"])
 def test_an_interpreter_with_arguments_is_refused_before_it_is_looked_for(python: str) -> None:
     with pytest.raises(JobRefusedError, match=r"--python .* one program, without arguments"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from logitstore.common.options import above_zero, amount, count, positive, seconds, share
+from logitstore.common.options import above_zero, amount, count, positive, seconds, seeds, share
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,8 @@ from logitstore.common.options import above_zero, amount, count, positive, secon
         (positive, "0", "a whole number of at least 1"),
         (positive, "1.5", "a whole number of at least 1"),
         (positive, "many", "a whole number of at least 1"),
+        (positive, "9223372036854775808", "a whole number of at most 9,223,372,036,854,775,807"),
+        (seeds, "10001", "a whole number of at most 10,000"),
         (count, "-1", "a whole number of at least 0"),
         (count, "", "a whole number of at least 0"),
         (share, "0", "a number in (0, 1]"),
