@@ -24,6 +24,10 @@ from logitstore.records import LabeledSequence
 from logitstore.rows.silent_rows import no_rows
 
 PROBE_TEXT = "Say yes."
+TRIAL_TOKENS = 16
+"""Most tokens of a trial's answer; models that reason first refuse to write fewer."""
+NEWER_LIMIT = "max_completion_tokens"
+"""What some servers call `max_tokens`, which their newer models do not take."""
 OFF_BY_DEFAULT: Mapping[str, float] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Settings of sampling that are no part of OpenAI's API and are sent only where they do something."""
 
@@ -55,6 +59,7 @@ class TextTeacher:
         self._sampling = sampling_config
         self._where = f"the server at {teacher_config.api.base_url}"
         self._tokenizer = tokenizer
+        self._limit = "max_tokens"
         self._parser = PromptParser(self._rendered) if teacher_config.api.endpoint == "chat" else None
         ends = tokenizer.ends.tokens
         of_template = [end for end in ends if "chat template" in end.named_by]
@@ -63,8 +68,12 @@ class TextTeacher:
     def self_test(self) -> None:
         """Raises RuntimeError, ServerFailedError: the server gives no texts."""
         try:
-            self._caller.complete(self.trial(), 1, _read_text)
+            self._caller.complete(self.trial(), TRIAL_TOKENS, _read_text)
         except RefusedError as error:
+            if NEWER_LIMIT in error.reason and self._limit != NEWER_LIMIT:
+                self._limit = NEWER_LIMIT
+                self.self_test()
+                return
             raise RuntimeError(f"{self._where} writes no text: {error.reason}") from None
 
     def trial(self) -> dict[str, Any]:
@@ -72,12 +81,16 @@ class TextTeacher:
         place: dict[str, Any] = {"messages": [{"role": "user", "content": PROBE_TEXT}]}
         if self._parser is None:
             place = {"prompt": PROBE_TEXT}
-        return {"model": self._served, **place, "max_tokens": 1}
+        return {"model": self._served, **place, self._limit: TRIAL_TOKENS}
 
     def written(self, prompt: TokenizedPrompt, sample_index: int) -> LabeledSequence | PromptError:
         """What the model answers, without label rows."""
-        text = self._tokenizer.decode(prompt.prompt_token_ids.tolist())
-        place: dict[str, Any] = {"prompt": text}
+        given = prompt.prompt_token_ids.tolist()
+        text = self._tokenizer.decode(given)
+        # The server puts the beginning before a text itself, as the tokenizer does.
+        bos = list(self._tokenizer.bos_ids)
+        begins = bool(bos) and given[: len(bos)] == bos
+        place: dict[str, Any] = {"prompt": self._tokenizer.decode(given[len(bos) :]) if begins else text}
         if self._parser is not None:
             messages = self._parser.messages(text)
             if messages is None:
@@ -106,7 +119,7 @@ class TextTeacher:
         sampling = self._sampling
         extra = {name: getattr(sampling, name) for name in OFF_BY_DEFAULT}
         return {
-            "max_tokens": sampling.max_tokens,
+            self._limit: sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "presence_penalty": sampling.presence_penalty,

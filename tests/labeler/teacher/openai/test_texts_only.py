@@ -16,7 +16,7 @@ from labeler.config.loading import SamplingConfig, TeacherConfig, load_job
 from labeler.prompting.tokenization import Conversation, HuggingFaceTokenizer
 from labeler.records import Lease, TokenizedPrompt
 from labeler.teacher.openai.calls import ServerFailedError
-from labeler.teacher.openai.texts import Answer, TextTeacher, response_text
+from labeler.teacher.openai.texts import NEWER_LIMIT, TRIAL_TOKENS, Answer, TextTeacher, response_text
 from logitstore.__main__ import main
 from logitstore.common.config_file import ConfigError
 from logitstore.errors import CorruptManifestError, InvalidLabelsError, UnsupportedInputError
@@ -99,7 +99,7 @@ def test_a_limit_that_lets_short_requests_through_rejects_no_text(tmp_path: Path
     (tmp_path / "in.jsonl").write_text(json.dumps({"uid": "0", "prompt": "why?"}))
 
     def reply(path: str, body: dict[str, Any]) -> Reply:
-        if body["max_tokens"] > 1:
+        if body["max_tokens"] > TRIAL_TOKENS:
             return 429, {"error": {"message": "tokens per min (TPM)", "code": "rate_limit_exceeded"}}
         return chat_reply(path, body)
 
@@ -112,11 +112,52 @@ def test_a_limit_that_lets_short_requests_through_rejects_no_text(tmp_path: Path
     assert not LogitStore.open(tmp_path / "store").shards()
 
 
+def test_a_server_that_calls_the_limit_otherwise_is_asked_so(tmp_path: Path) -> None:
+    """OpenAI's models that reason take no `max_tokens`."""
+    (tmp_path / "in.jsonl").write_text(json.dumps({"uid": "0", "prompt": "why?"}))
+    asked = list[dict[str, Any]]()
+
+    def reply(path: str, body: dict[str, Any]) -> Reply:
+        if "max_tokens" in body:
+            words = f"Unsupported parameter: 'max_tokens'. Use '{NEWER_LIMIT}' instead."
+            return 400, {"error": {"message": words, "code": "unsupported_parameter"}}
+        return chat_reply(path, {**body, "max_tokens": body[NEWER_LIMIT]})
+
+    with chat_server(asked, reply) as url:
+        worker, units = started_worker(
+            load_job(None, job_settings(tmp_path, *api_settings(tmp_path, url)), {})
+        )
+        assert label_and_commit(worker, Lease(0, units[0], "w")).won
+        worker.close()
+    (item,) = LogitStore.open(tmp_path / "store").iter_sequences()
+    assert text_of(item) == "?yhw<|e|>"
+    assert [body.get(NEWER_LIMIT) for body in asked] == [None, TRIAL_TOKENS, 20]
+
+
 class _OneAnswer:
     """Stands where requests are made: the text of any answer is "Yes"."""
 
-    def complete(self, *_: object) -> Answer:
+    def __init__(self) -> None:
+        self.asked = list[dict[str, Any]]()
+
+    def complete(self, request: dict[str, Any], *_: object) -> Answer:
+        self.asked.append(request)
         return Answer("Yes", "", "stop")
+
+
+@pytest.mark.parametrize("bos", ["<s>", None])
+def test_a_prompt_sent_as_text_leaves_its_beginning_to_the_server(bos: str | None) -> None:
+    """Which would put a second one before it."""
+    tokenizer = HuggingFaceTokenizer(byte_tokenizer(bos=bos), chat_template=TEMPLATES["mistral"])
+    api = {"base_url": "http://h/v1"}
+    config = TeacherConfig.model_validate({"engine": "openai", "model": "m", "api": api})
+    server = _OneAnswer()
+    teacher = TextTeacher(server, "m", config, SamplingConfig(), tokenizer)  # type: ignore[arg-type]
+    ids = np.array(tokenizer.encode("<s>[INST] q[/INST]"), np.int32)
+    found = teacher.written(TokenizedPrompt("r", ids, None, len(ids)), 0)
+    assert server.asked[0]["prompt"] == ("[INST] q[/INST]" if bos else "<s>[INST] q[/INST]")
+    assert isinstance(found, LabeledSequence)
+    assert found.token_ids_T[: len(ids)].tolist() == ids.tolist(), "the store has it"
 
 
 def test_no_space_comes_between_a_prompt_and_its_answer() -> None:
