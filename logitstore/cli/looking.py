@@ -177,9 +177,10 @@ def _input_info(store: LogitStore, args: argparse.Namespace) -> InputInfo:
 def _limit_of_job(store: LogitStore, first: int | None) -> int | None:
     """The job's `input.limit` of its last run; the manifest has that of its first, which may be lower."""
     try:
-        return json.loads(store.objects.get(JOB_NAME))["input"]["limit"]
-    except (*NOT_THERE, ValueError, KeyError, TypeError):
+        limit = json.loads(store.objects.get(JOB_NAME))["input"]["limit"]
+    except (*NOT_THERE, ValueError, KeyError, TypeError, RecursionError):
         return first
+    return limit if limit is None or type(limit) is int else first
 
 
 def _problem_lines(findings: Findings, *, only_errors: bool) -> Iterator[str]:

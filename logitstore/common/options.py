@@ -32,7 +32,7 @@ def read_storage_options(path: Path | None) -> dict[str, Any] | None:
         return None
     try:
         options = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedInputError(
             f"--storage-options {path} cannot be read as JSON ({type(error).__name__}); give a file that "
             'holds an object such as {"client_kwargs": {"endpoint_url": "https://..."}}'

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from logitstore.decoding.tokens import TokenTexts, load_token_texts
+from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.fields import Manifest
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.store import LogitStore
@@ -21,6 +22,7 @@ def choose_texts(store: LogitStore, given: str | None) -> tuple[TokenTexts, str]
 
     Raises:
         FileNotFoundError: nothing at the given path.
+        UnsupportedInputError: what is there is no tokenizer.
     """
     manifest = store.manifest
     path = given or tokenizer_folder(store)
@@ -33,6 +35,10 @@ def choose_texts(store: LogitStore, given: str | None) -> tuple[TokenTexts, str]
         texts = load_token_texts(path)
     except ModuleNotFoundError as error:
         return TokenTexts(), f"{error}."
+    except UnsupportedInputError as error:
+        if given is not None:
+            raise
+        return TokenTexts(), f"{error}."  # as of a newer version of the package: ids can be shown
     expected = manifest.tokenizer.fingerprint
     if expected and tokenizer_fingerprint(texts.vocabulary()) != expected:
         return TokenTexts(), (

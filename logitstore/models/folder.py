@@ -151,5 +151,5 @@ def _data_bytes(header: bytes) -> int | None:
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
         return max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError, OverflowError):
         return None

@@ -64,7 +64,7 @@ def _texts_of(name: str, data: bytes) -> list[str]:
     if name.endswith(".json"):
         try:
             value = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
             if name == "tokenizer.json":

@@ -57,7 +57,7 @@ def _without_origin(name: str, data: bytes) -> bytes:
         return data
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return data
     kept = _kept(value)
     return data if kept == value else json.dumps(kept, indent=2, ensure_ascii=False).encode()

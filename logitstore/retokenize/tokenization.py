@@ -278,7 +278,7 @@ def _json_object(file: Path) -> dict[str, object]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedInputError(f"{file} cannot be read as JSON: {error}; mend or remove it") from error
     return value if isinstance(value, dict) else {}
 

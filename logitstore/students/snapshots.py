@@ -26,6 +26,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,20 @@ FORMAT = "penumbra-snapshots"
 VERSION = 1
 MAX_BYTES = 1 << 30
 """Most bytes of all arrays together; a larger file is refused before it is read."""
+
+
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,  # encrypted members, unknown compression and JSON that is too deep
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading raises of an archive that is damaged, or another's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +165,7 @@ def read_snapshots(folder: Path) -> Snapshots:
             raise ValueError(f"its arrays take {size:,} bytes, at most {MAX_BYTES:,} are read")
         with np.load(path, allow_pickle=False) as arrays:
             return _snapshots_of(json.loads(arrays["head"].tobytes()), arrays)
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise UnsupportedFormatError(
             f"{path} is not what this version writes ({error}); train again, or remove the file"
         ) from None
@@ -190,6 +205,8 @@ def _snapshots_of(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Sna
     if head["format"] != FORMAT or head["version"] != VERSION:
         raise ValueError(f"it is {head['format']!r} version {head['version']!r}, not {FORMAT!r} {VERSION}")
     steps = tuple(int(step) for step in head["steps"])
+    if head["sequences"] and not steps:
+        raise ValueError("it has sequences and no snapshot of them")
     sequences = tuple(
         _sequence_of(described, {name: arrays[f"{name}_{place}"] for name in ("token_ids", "count")}
         | {name: arrays[f"{name}_{place}"] for name, _, _ in _ROW_FIELDS}, len(steps))

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from logitstore.decoding.tokenizer_choice import choose_texts
-from logitstore.errors import CorruptManifestError
+from logitstore.errors import CorruptManifestError, UnsupportedInputError
 from logitstore.exchange.merge import merge_stores
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.store import LogitStore
@@ -104,3 +104,14 @@ def test_the_licence_of_a_folder(tmp_path: Path) -> None:
     assert licence_in(tmp_path) == "Apache License"
     (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: 'gemma'\n---\n# license: none\n")
     assert licence_in(tmp_path) == "gemma"
+
+
+def test_a_kept_tokenizer_that_cannot_be_read_here_leaves_ids(store: LogitStore, tmp_path: Path) -> None:
+    """As one of a newer version of the package: the store's page could not be opened at all."""
+    put_tokenizer(store.objects, {"tokenizer.json": b'{"version": "9.0"}'})
+    texts, note = choose_texts(store, None)
+    assert (texts.known, texts.piece(5)) == (False, "⟨5⟩")
+    assert "is no tokenizer that this machine reads" in note
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(UnsupportedInputError, match="is no tokenizer"):
+        choose_texts(store, str(tmp_path))

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from logitstore.common.options import above_zero, amount, count, positive, seconds, seeds, share
+from logitstore.common.options import (
+    above_zero,
+    amount,
+    count,
+    positive,
+    read_storage_options,
+    seconds,
+    seeds,
+    share,
+)
+from logitstore.errors import UnsupportedInputError
 
 
 @pytest.mark.parametrize(
@@ -48,3 +59,10 @@ def test_what_an_option_cannot_be_is_refused_with_the_rule(
 def test_the_least_that_is_allowed_is_taken(kind: Callable[[str], float], text: str, value: float) -> None:
     assert kind(text) == value
     assert type(kind(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, "\x00"])
+def test_storage_options_that_are_no_object_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "options.json").write_text(text)
+    with pytest.raises(UnsupportedInputError, match="JSON"):
+        read_storage_options(tmp_path / "options.json")

@@ -143,6 +143,13 @@ def test_a_cut_file_beside_the_teachers_weights_is_named(tmp_path: Path) -> None
         model_file(TeacherConfig(model=str(tmp_path)), "generation_config.json")
 
 
+def test_a_header_that_is_too_deep_is_no_header(tmp_path: Path) -> None:
+    header = b"[" * 100_000
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ConfigError, match="no whole safetensors header"):
+        check_weights(tmp_path, "teacher.model")
+
+
 def test_students_of_other_forms_pass(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "config.json").write_text("{}")

@@ -20,7 +20,7 @@ from logitstore.publishing.card import CardSettings
 from logitstore.publishing.publish import publish_store
 from logitstore.records import Reject
 from logitstore.store import LogitStore
-from logitstore.tokenizer_objects import put_tokenizer, read_file, stored_tokenizer
+from logitstore.tokenizer_objects import put_tokenizer, read_file, replace_tokenizer, stored_tokenizer
 from logitstore.tools.deletion import delete_records
 from logitstore.tools.verify import verify_store
 from tests.logitstore.random_labels import make_manifest, make_sequence
@@ -179,6 +179,18 @@ def test_ids_that_are_paths_are_refused_and_words_of_a_tokenizer_are_not(tmp_pat
         publish_store(store, Objects(tmp_path / "public"), CardSettings())
     result = publish_store(store, Objects(tmp_path / "public"), CardSettings(), allow_paths=True)
     assert result.num_sequences == 3
+
+
+def test_a_file_of_a_tokenizer_that_is_no_json_is_published_as_it_is(
+    store: LogitStore, tmp_path: Path
+) -> None:
+    files = {"tokenizer_config.json": b"[" * 100_000, "special_tokens_map.json": b"{"}
+    replace_tokenizer(store.objects, files, "")
+    target = Objects(tmp_path / "public")
+    publish_store(store, target, CardSettings())
+    found = stored_tokenizer(target)
+    assert found is not None
+    assert {one.name: read_file(target, one) for one in found.files} == files
 
 
 def test_a_tokenizer_published_before_is_replaced_by_the_one_of_now(

@@ -57,7 +57,7 @@ def test_a_step_taken_again_replaces_what_came_after() -> None:
     assert len(again.sequences[0].snapshots) == 2
 
 
-@pytest.mark.parametrize("change", ["version", "shape", "missing", "text", "steps"])
+@pytest.mark.parametrize("change", ["version", "shape", "missing", "text", "steps", "none", "inf", "deep"])
 def test_what_is_no_such_file_is_refused_in_words(tmp_path: Path, change: str) -> None:
     path = tmp_path / SNAPSHOTS_NAME
     write_snapshots(some_snapshots(), tmp_path)
@@ -71,7 +71,13 @@ def test_what_is_no_such_file_is_refused_in_words(tmp_path: Path, change: str) -
         del arrays["logits_0"]
     elif change == "steps":
         head["steps"] = [0]
-    arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+    elif change == "none":
+        head["steps"] = []
+        arrays |= {name: one[:0] for name, one in arrays.items() if name.startswith(("lo", "la", "ow"))}
+    elif change == "inf":
+        head["sequences"][0]["vocab_size"] = float("inf")
+    text = "[" * 100_000 if change == "deep" else json.dumps(head)
+    arrays["head"] = np.frombuffer(text.encode(), np.uint8)
     np.savez(path, **arrays)
     if change == "text":
         path.write_text("no archive")
@@ -86,3 +92,18 @@ def test_a_file_that_would_fill_the_memory_is_refused(
     monkeypatch.setattr("logitstore.students.snapshots.MAX_BYTES", 100)
     with pytest.raises(UnsupportedFormatError, match="at most 100"):
         read_snapshots(tmp_path)
+
+
+def test_an_archive_that_is_damaged_within_is_refused_in_words(tmp_path: Path) -> None:
+    write_snapshots(some_snapshots(), tmp_path)
+    path = tmp_path / SNAPSHOTS_NAME
+    whole = path.read_bytes()
+    for local, central, value in ((6, 8, 1), (8, 10, 99)):  # encrypted, and of an unknown compression
+        data = bytearray(whole)
+        for sign, at in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+            start = -1
+            while (start := whole.find(sign, start + 1)) >= 0:
+                data[start + at] = value
+        path.write_bytes(data)
+        with pytest.raises(UnsupportedFormatError, match="train again"):
+            read_snapshots(tmp_path)
