@@ -38,10 +38,10 @@ OF_THE_OPTIMIZER = (
 """Arguments that a checkpoint's optimizer has itself: it would go on with its own, whatever is given."""
 
 
-def write_place(folder: Path, dataset: StreamingLogitDataset) -> None:
-    """Before anything else of a checkpoint, so that none is ever complete but for this."""
+def write_place(folder: Path, state: Mapping[str, Any]) -> None:
+    """The dataset's state, before anything else of a checkpoint, so that none is complete but for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / DATASET_STATE_NAME).write_text(json.dumps(dataset.state_dict()))
+    (folder / DATASET_STATE_NAME).write_text(json.dumps(state))
 
 
 def settings_of_training(
@@ -161,13 +161,28 @@ class LogToTheEnd(TrainerCallback):
     on_epoch_end = on_step_end
 
 
-class TrueEpoch(TrainerCallback):
-    """Keeps `state.epoch` at the dataset's place, which is right on any number of processes."""
+class DataFollower(TrainerCallback):
+    """Keeps the dataset's state after the last whole step, and `state.epoch` at its place, which is right on
+    any number of processes.
+
+    A checkpoint may be saved within a step (`enable_jit_checkpoint`), when the batches of that step are read
+    and not learned yet. Goes before all callbacks that may save one.
+    """
 
     def __init__(self, dataset: StreamingLogitDataset) -> None:
         self.dataset = dataset
+        self.saved = dataset.state_dict()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.saved = self.dataset.state_dict()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.saved = self.dataset.state_dict()
         state.epoch = self.dataset.epoch + self.dataset.consumed / self.dataset.epoch_length
+
+    # What is left out at the end of an epoch is passed then.
+    on_epoch_end = on_train_begin

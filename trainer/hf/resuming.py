@@ -11,6 +11,7 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trainer.hf.checkpoints import (
+    DataFollower,
     check_resumable,
     settings_of_training,
     take_up_patience,
@@ -33,6 +34,7 @@ class ResumingTrainer(EvaluatingTrainer):
     store_losses: tuple[LossSettings, ...]
     _beginning: Place
     """Where the dataset stood when the Trainer was made."""
+    _follower: DataFollower
     _makes_optimizer: bool
     """Whether the optimizer is that of the arguments, and not one that was given."""
 
@@ -119,7 +121,7 @@ class ResumingTrainer(EvaluatingTrainer):
             folder = Path(
                 self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
-            write_place(folder, self.logit_dataset)
+            write_place(folder, self._follower.saved)
             write_settings(folder, self._settings_of_training())
         super()._save_checkpoint(model, trial)
 

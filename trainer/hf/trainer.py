@@ -26,7 +26,7 @@ from trainer.batch.collate_settings import LABEL_WEIGHTS
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
-from trainer.hf.checkpoints import LogToTheEnd, TrueEpoch, open_to_readers
+from trainer.hf.checkpoints import DataFollower, LogToTheEnd, open_to_readers
 from trainer.hf.checks.adapters import check_no_own_loss
 from trainer.hf.checks.disk import saves_in_parts
 from trainer.hf.checks.given import check_given
@@ -128,7 +128,8 @@ class OfflineDistillationTrainer(ResumingTrainer):
         self._given_settings = data_collator.settings
         self._beginning = next_place(train_dataset)
         self._means = TokenMeans()
-        self.add_callback(TrueEpoch(train_dataset))
+        self._follower = DataFollower(train_dataset)
+        self.callback_handler.callbacks.insert(0, self._follower)
         self.add_callback(LogToTheEnd())
         self._take_student(self.model)
         self._makes_optimizer = optimizers == (None, None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.modules.module import _IncompatibleKeys
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from logitstore.errors import StoreChangedError
 from tests.trainer.stores import make_store
@@ -242,3 +242,22 @@ def test_a_checkpoint_without_its_optimizer_is_refused(small_store, tmp_path):
     tiny_trainer(small_store, tmp_path, max_steps=2, **saved).train()
     with pytest.raises(SettingError, match=r"holds no optimizer .*give the checkpoint as the model"):
         tiny_trainer(small_store, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_checkpoint_within_a_step_reads_its_batches_again(small_store, tmp_path):
+    """As transformers saves one at SIGTERM: those batches were read, and nothing was learned from them."""
+    whole = tiny_trainer(small_store, tmp_path / "whole", max_steps=6)
+    whole.train()
+
+    class Stop(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **_):
+            if state.global_step == 3:
+                trainer._save_checkpoint(trainer.model, trial=None)
+                control.should_training_stop = True
+
+    trainer = tiny_trainer(small_store, tmp_path, max_steps=6)
+    trainer.add_callback(Stop)
+    trainer.train()
+    again = tiny_trainer(small_store, tmp_path, max_steps=6)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert torch.equal(weights(again.model), weights(whole.model))
