@@ -22,6 +22,7 @@ from trainer.run.config import TrainConfig, checked_config, config_document, res
 from trainer.run.found import find_settings
 from trainer.run.settings.student import check_names
 from trainer.run.watch.hushing import hush_libraries
+from trainer.run.watch.sigterm import StoppedError, stopping_at_sigterm
 from trainer.sweep.grid import DEFAULT_SEEDS, SEED, Axis, points_of, read_axis
 from trainer.sweep.summary import FIGURES, record
 
@@ -38,8 +39,8 @@ PROGRAM = Program(
   penumbra train settings
 
 A run that was stopped goes on from its last checkpoint when the same command is given again, also with more
-steps or other machines; other settings that change the student are refused without --restart, and a finished
-student is never replaced without it.
+steps or other machines; at SIGTERM it saves one first. Other settings that change the student are refused
+without --restart, and a finished student is never replaced without it.
 """,
     interrupted="interrupted; the same command goes on from checkpoints, finished runs and answers so far",
 )
@@ -48,7 +49,13 @@ student is never replaced without it.
 def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         arguments = build_parser().parse_args(argv)
-        return arguments.command(arguments)
+        try:
+            with stopping_at_sigterm():
+                return arguments.command(arguments)
+        except StoppedError as stopped:
+            if _is_first_process():
+                print(f"{PROGRAM.title}: {stopped}", file=sys.stderr)
+            return ExitStatus.STOPPED
 
     return run_program(PROGRAM, command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,12 @@ def _sentence_of_worker(error: Exception) -> str | None:
     text = str(error.args[0]) if error.args else ""
     found = _FROM_WORKER.match(text)
     return re.split(rf"(?m)^(?:\w+\.)*{found[1]}: ", text)[-1].rstrip() if found else None
+
+
+def _outlive_one_sigterm(_: int) -> None:
+    """Slurm sends SIGTERM to every process of a job, and the one that trains may want to save where it
+    stands; without its workers it would fail first. The second one ends a worker."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class LogitDataLoader(DataLoader[Any]):
@@ -59,6 +66,7 @@ class LogitDataLoader(DataLoader[Any]):
             prefetch_factor=prefetch_factor,
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context,
+            worker_init_fn=_outlive_one_sigterm,
             # Each iteration draws a seed for its workers. From torch's own random numbers it would shift the
             # student's dropout, and a resumed run, which begins one iteration more, would be another.
             generator=torch.Generator(),

@@ -49,8 +49,8 @@ def notes_on_run(config: TrainConfig) -> tuple[str, ...]:
     notes = []
     if config.training.save_steps is None:
         notes.append(
-            "no checkpoints are saved, so a run that is stopped begins anew; --set training.save_steps=100 "
-            "saves one every 100 steps"
+            "no checkpoints are saved but at SIGTERM, so a run that is killed or interrupted begins anew; "
+            "--set training.save_steps=100 saves one every 100 steps"
         )
     student, is_sharded_by_deepspeed = config.student, config.training.deepspeed is not None
     if student.dtype == "bfloat16" and student.lora is None and not is_sharded_by_deepspeed:

@@ -46,7 +46,9 @@ from trainer.run.student import load_student, load_tokenizer, quantization_of
 from trainer.run.watch.held_out import HeldOutFigures
 from trainer.run.watch.progress import show_progress
 from trainer.run.watch.samples import SampledAnswers, held_out_prompts
+from trainer.run.watch.sigterm import asked_by_sigterm
 from trainer.run.watch.snapshots import SnapshotTaker
+from trainer.run.watch.stopping import SavingStop
 from trainer.run.watch.trackers import prepare_trackers, tracker_errors
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ def train(config: TrainConfig, *, restart: bool = False, quiet: bool = False) ->
     """Run it, or go on from the last checkpoint in the output folder, or return what a finished run left.
 
     Raises ConfigError and GuardError before anything is trained, and StoreError for a store that cannot
-    be read; RunBusyError while another process writes into the folder.
+    be read; RunBusyError while another process writes into the folder; StoppedError where SIGTERM came while
+    it trained, once a checkpoint is saved.
     """
     folder = Path(config.output.folder)
     check_place(folder)
@@ -107,17 +110,19 @@ def _train(
     figures = HeldOutFigures(trainer, before)
     trainer.callback_handler.callbacks.insert(0, figures)
     started, clock = datetime.now(UTC), time.monotonic()
-    try:
-        with tracker_errors(config):
-            trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        if progress is not None:
-            progress.close()
-    times = RunTimes(started, round(figures.ended_sec - clock, 3))
-    metrics = run_metrics(config, trainer, train_set, held_out, before, figures, times)
-    _save_student(config, trainer, folder)
-    if trainer.is_world_process_zero():
-        save_run(folder, config, train_set, metrics)
+    with asked_by_sigterm() as asked:
+        trainer.callback_handler.callbacks.insert(0, SavingStop(asked))
+        try:
+            with tracker_errors(config):
+                trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            if progress is not None:
+                progress.close()
+        times = RunTimes(started, round(figures.ended_sec - clock, 3))
+        metrics = run_metrics(config, trainer, train_set, held_out, before, figures, times)
+        _save_student(config, trainer, folder)
+        if trainer.is_world_process_zero():
+            save_run(folder, config, train_set, metrics)
     if board is not None:
         board.close()
     return metrics

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logitstore.common.config_file import ConfigError
+from logitstore.common.exit_status import ExitStatus
 from logitstore.common.whole_file import write_whole
 from trainer.sweep.grid import Point
 from trainer.sweep.runs import (
@@ -77,7 +78,8 @@ class RunHere:
 class Ended:
     """What a task found."""
 
-    kind: Literal["finished", "failed", "no shared folder"]
+    kind: Literal["finished", "failed", "stopped", "no shared folder"]
+    """"stopped" is by SIGTERM, as of a node that is taken away."""
     node: str
     metrics: dict[str, Any] | None = None
     error: str = ""
@@ -163,20 +165,17 @@ class _Tasks:
         from ray.exceptions import RayError, RayTaskError
 
         run = self._running.pop(ref)
-        point, starts = run.point, self._starts[run.point.name]
+        point = run.point
         try:
             ended = ray.get(ref)
         except RayTaskError as error:  # a run's own errors are told, not raised: our code is not there
             self.end(Outcome(point, "failed", None, f"a worker cannot begin it: {last_line(str(error))}"))
             return
         except RayError as error:  # its worker or node is gone
-            why = " ".join(str(error).split())[:300]
-            if starts < TRIES:
-                print(f"{point.name}: its worker ended ({why}); it is tried again", file=sys.stderr)
-                has_begun = begun_ns(point) != self._begun_before[point.name]
-                self.start(replace(run, restart=run.restart and not has_begun))
-            else:
-                self.end(Outcome(point, "failed", None, f"its worker ended {TRIES} times: {why}"))
+            self._try_again(run, " ".join(str(error).split())[:300])
+            return
+        if ended.kind == "stopped":
+            self._try_again(run, ended.error)
             return
         if ended.kind == "no shared folder":
             raise ConfigError(
@@ -185,6 +184,15 @@ class _Tasks:
                 "Lustre), or leave out --address and RAY_ADDRESS to run on this machine"
             )
         self.end(Outcome(point, ended.kind, ended.metrics, ended.error))
+
+    def _try_again(self, run: RunHere, why: str) -> None:
+        point = run.point
+        if self._starts[point.name] == TRIES:
+            self.end(Outcome(point, "failed", None, f"its worker ended {TRIES} times: {why}"))
+            return
+        print(f"{point.name}: its worker ended ({why}); it is tried again", file=sys.stderr)
+        has_begun = begun_ns(point) != self._begun_before[point.name]
+        self.start(replace(run, restart=run.restart and not has_begun))
 
 
 def run_here(run: RunHere) -> Ended:
@@ -214,7 +222,8 @@ def run_here(run: RunHere) -> Ended:
     metrics = finished_metrics(run.point) if status == 0 else None
     if metrics is None:
         error = last_line(err.getvalue() or out.getvalue()) or f"exit status {status}"
-        return Ended("failed", node, error=f"{error} (on {where})")
+        kind = "stopped" if status == ExitStatus.STOPPED else "failed"
+        return Ended(kind, node, error=f"{error} (on {where})")
     return Ended("finished", node, metrics)
 
 

@@ -9,6 +9,7 @@ from tests.trainer.conftest import NUM_SEQUENCES
 from tests.trainer.hf.large.processes import run_processes
 from tests.trainer.students import tiny_student, tiny_trainer, weights
 from trainer.data.dataset import StreamingLogitDataset
+from trainer.hf.checkpoints import last_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[3]
@@ -104,3 +105,10 @@ def test_one_process_goes_on_where_two_stopped(seen, small_store, tmp_path):
 def test_two_processes_resumed_drop_out_what_the_unbroken_ones_do(seen):
     for rank in seen[0]:
         assert rank["resumed"] == rank["dropped"]
+
+
+def test_all_stop_after_one_step_where_one_is_asked_to(seen):
+    ranks, folder = seen
+    for rank in ranks:
+        assert rank["stopped"].startswith("stopped by SIGTERM after step 2 of 9")
+    assert last_checkpoint(folder / "stop") == str(folder / "stop" / "checkpoint-2")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from trainer.hf.heads import batch_loss, find_head
 from trainer.loss.fused_linear import fused_linear_topk_distillation_loss
 from trainer.loss.loss_settings import LossSettings
 from trainer.loss.losses import topk_distillation_loss
+from trainer.run.watch.sigterm import StoppedError
+from trainer.run.watch.stopping import SavingStop
 
 
 def record_numbers(samples: Any) -> dict[str, torch.Tensor]:
@@ -93,7 +96,18 @@ def trainer_scenarios(store: str, folder: Path) -> dict[str, Any]:
         Path(store), folder / "again", **{**dropping, "model": tiny_student(dropout=0.3, seed=3)}
     )
     resumed.train(resume_from_checkpoint=str(folder / "drop" / "checkpoint-5"))
+    asked = threading.Event()
+    stopping = tiny_trainer(Path(store), folder / "stop", batch_size=2, **common)
+    stopping.callback_handler.callbacks.insert(0, SavingStop(asked))
+    if torch.distributed.get_rank():  # as where one node alone is taken away
+        asked.set()
+    try:
+        stopping.train()
+        stopped = "silent"
+    except StoppedError as error:
+        stopped = str(error)
     return {
+        "stopped": stopped,
         "uneven": uneven,
         "dropped": weights(dropped.model).tolist(),
         "resumed": weights(resumed.model).tolist(),

@@ -85,7 +85,7 @@ def test_an_unknown_architecture_has_no_size(tmp_path: Path) -> None:
 
 def test_a_run_without_checkpoints_is_told_how_to_have_them(config: Path) -> None:
     (line,) = notes_on_run(load_config(str(config), ["training.save_steps=null"]))
-    assert "a run that is stopped begins anew" in line
+    assert "a run that is killed or interrupted begins anew" in line
     found = re.search(r"--set (\S+)", line)
     assert found is not None
     assert notes_on_run(load_config(str(config), ["training.save_steps=null", found[1]])) == ()
