@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from labeler.config.loading import JobConfig
 from labeler.driver.actors.pool_events import (
@@ -269,7 +269,8 @@ class ActorPool:
         if isinstance(error, OutOfMemoryError):
             return self._lost(slot, reason, "memory")
         culprits = error.culprits if isinstance(error, EngineDiedError) else ()
-        may_be_node = isinstance(error, RayActorError) or len(slot.node_ids) > 1
+        is_of_our_code = isinstance(error, RayTaskError) and not isinstance(error, RayActorError)
+        may_be_node = not is_of_our_code or len(slot.node_ids) > 1
         is_elsewhere = may_be_node and not self._nodes.are_alive(slot.node_ids)
         return self._lost(slot, reason, "elsewhere" if is_elsewhere else "engine", culprits)
 
