@@ -101,12 +101,15 @@ class CalibrationSums:
     def _add(self, logits_NV: Tensor, labels_N: Tensor) -> None:
         highest_N, top_N = logits_NV.max(dim=1)
         below_NV = logits_NV - highest_N[:, None]
-        label_N = below_NV.gather(1, labels_N[:, None])[:, 0].cpu().double()
-        sums_JN = _sums_of_powers(below_NV).cpu().double()
+        label_1N = below_NV.gather(1, labels_N[:, None]).t()
+        right_1N = (top_N == labels_N).to(label_1N)[None]
+        # At once, as each copy waits for the device.
+        found = torch.cat([label_1N, right_1N, _sums_of_powers(below_NV)]).cpu().double()
+        label_N, right_N, sums_JN = found[0], found[1], found[2:]
         inverse_J = torch.arange(FIRST, LAST + 1, dtype=torch.float64) * STEP
         self.nll_J += (sums_JN.log() - inverse_J[:, None] * label_N).sum(dim=1)
         confidence_JN = 1 / sums_JN
-        right_JN = (top_N == labels_N).cpu().double().expand_as(confidence_JN)
+        right_JN = right_N.expand_as(confidence_JN)
         bin_JN = (confidence_JN * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         for row, values_JN in enumerate((torch.ones_like(confidence_JN), right_JN, confidence_JN)):
             self.bins_J3C[:, row].scatter_add_(1, bin_JN, values_JN)

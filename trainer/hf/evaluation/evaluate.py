@@ -82,31 +82,37 @@ class _Sums:
     ) -> None:
         """Rows of one piece; its first label has its prediction in the piece before and does not count."""
         output = topk_distillation_loss(logits_TV[None], labels_T[None], targets, settings)
-        metrics, count = output.metrics, int(output.metrics.num_rows)
-        if not count:
+        index_N = (labels_T[1:] != settings.ignore_index).nonzero().squeeze(1)
+        if not len(index_N):
             return
-        means = (output.distillation, output.cross_entropy, metrics.top1_agreement, metrics.teacher_mass)
-        counts_T = labels_T[1:] != settings.ignore_index
-        logits_NV = logits_TV[:-1][counts_T]
-        beyond = self._mass_beyond(logits_NV)
+        logits_NV, labels_N = logits_TV[:-1][index_N], labels_T[1:][index_N]
         probability_NV = logits_NV[:, : settings.vocab_size].softmax(dim=1)
-        accepted = _acceptance(probability_NV, targets, counts_T)
-        means_9 = [torch.ones(()), *means, metrics.student_mass, beyond, *accepted]
-        self.rows_9 += count * torch.stack([mean.cpu() for mean in means_9]).double()
+        metrics = output.metrics
+        means_8 = (
+            output.distillation,
+            output.cross_entropy,
+            metrics.top1_agreement,
+            metrics.teacher_mass,
+            metrics.student_mass,
+            self._mass_beyond(logits_NV),
+            *_acceptance(probability_NV, targets, index_N),
+        )
+        means_9 = torch.cat([torch.ones(1), torch.stack(means_8).cpu()])
+        self.rows_9 += len(index_N) * means_9.double()
         if not self.rows_9.isfinite().all():
             return  # such confidences are in no bin; `evaluation` refuses, on every process
         if self.calibration is not None:
-            self.calibration.add(logits_NV[:, : settings.vocab_size], labels_T[1:][counts_T])
+            self.calibration.add(logits_NV[:, : settings.vocab_size], labels_N)
         confidence_N, top_N = probability_NV.max(dim=1)
-        bin_N = (confidence_N * NUM_BINS).long().clamp(max=NUM_BINS - 1).cpu()
-        right_N = (top_N == labels_T[1:][counts_T]).double().cpu()
-        for row, values_N in enumerate((torch.ones_like(right_N), right_N, confidence_N.double().cpu())):
+        sure_N, right_N = torch.stack([confidence_N, (top_N == labels_N).to(confidence_N)]).cpu().double()
+        bin_N = (sure_N.float() * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+        for row, values_N in enumerate((torch.ones_like(right_N), right_N, sure_N)):
             self.bins_3C[row].index_add_(0, bin_N, values_N)
 
     def _mass_beyond(self, logits_NV: Tensor) -> Tensor:
         """Mean over rows; exactly 0 for a student without such ids."""
         if self.tokenizer_size is None or self.tokenizer_size >= logits_NV.shape[1]:
-            return torch.zeros(())
+            return logits_NV.new_zeros(())
         beyond_N = logits_NV[:, self.tokenizer_size :].logsumexp(dim=1) - logits_NV.logsumexp(dim=1)
         return beyond_N.exp().mean()
 
@@ -154,17 +160,19 @@ class _Sums:
         )
 
 
-def _acceptance(probability_NV: Tensor, targets: TeacherTargets, counts_T: Tensor) -> tuple[Tensor, Tensor]:
+def _acceptance(probability_NV: Tensor, targets: TeacherTargets, index_N: Tensor) -> tuple[Tensor, Tensor]:
     """Bounds of the mean of sum min(p, q): over stored ids, and with the smaller of both tails.
+
+    `index_N` has the places of the rows in the targets without their first.
 
     Teacher's entries that the student has no id for belong to the teacher's tail.
     """
-    ids_NK, logprobs_NK = targets.token_ids_BTK[0, 1:][counts_T], targets.logprobs_BTK[0, 1:][counts_T]
-    p_NK = torch.where(targets.mask_BTK[0, 1:][counts_T], logprobs_NK.exp(), 0.0)
+    ids_NK, logprobs_NK = targets.token_ids_BTK[0, 1:][index_N], targets.logprobs_BTK[0, 1:][index_N]
+    p_NK = torch.where(targets.mask_BTK[0, 1:][index_N], logprobs_NK.exp(), 0.0)
     is_shared_NK = (ids_NK < probability_NV.shape[1]) & (p_NK > 0)
     q_NK = probability_NV.gather(1, torch.where(is_shared_NK, ids_NK, 0)) * is_shared_NK
     lower_N = torch.minimum(p_NK, q_NK).sum(dim=1)
-    tail_p_N = targets.tail_logprob_BT[0, 1:][counts_T].exp() + (p_NK * ~is_shared_NK).sum(dim=1)
+    tail_p_N = targets.tail_logprob_BT[0, 1:][index_N].exp() + (p_NK * ~is_shared_NK).sum(dim=1)
     tail_q_N = (1 - q_NK.sum(dim=1)).clamp(min=0)
     return lower_N.mean(), (lower_N + torch.minimum(tail_p_N, tail_q_N)).mean()
 
