@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from logitstore.errors import UnsupportedInputError
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+DEAD_AFTER_SEC = 3600.0
+"""An unfinished file that was not written to for so long is of a process that was killed."""
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
@@ -21,7 +24,7 @@ def write_whole(path: Path, text: str) -> None:
 
     Raises OSError of `path`, and then leaves the earlier file and nothing beside it.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = _part_of(path)
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -46,6 +49,39 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         if error.errno in DISK_FULL_ERRNOS and error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new name beside `path`, for a file that takes its place when the block ends.
+
+    Nothing stays of one that raises, nor of earlier ones whose processes were killed. Several at once are
+    each whole, and the last one stays.
+    """
+    _remove_dead_parts(path)
+    part = _part_of(path)
+    try:
+        with naming_full_disk(path):
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _remove_dead_parts(path: Path) -> None:
+    oldest_live = time.time() - DEAD_AFTER_SEC
+    name = re.compile(rf"\.{re.escape(path.name)}\.(?:[0-9a-f]{{8}}\.)?part")  # without: of earlier versions
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if name.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest_live:
+                os.unlink(entry.path)
 
 
 def remove_parts(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from logitstore.common.whole_file import check_replaceable, naming_full_disk
+from logitstore.common.whole_file import check_replaceable, replacing
 from logitstore.decoding.tokenizer_choice import choose_texts
 from logitstore.decoding.tokens import TokenTexts
 from logitstore.errors import UnsupportedInputError
@@ -55,9 +55,8 @@ def export_texts(
     total = int(store.shards().column("num_sequences").sum())
     written = left_out = 0
     names = set[str]()
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with naming_full_disk(path), temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as part:
+        with part.open("w", encoding="utf-8") as file:
             chosen = (selection or Selection()).sequences(store, top_k=store.manifest.labels.fewest_entries)
             for sequence in chosen:
                 record = record_of(sequence.for_student())
@@ -74,9 +73,6 @@ def export_texts(
                 f"{store.uri}: of {left_out} sequences none is a prompt by the chat template with an answer; "
                 "export --to prompt-completion"
             )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return written, left_out
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore.common.whole_file import check_replaceable, naming_full_disk
+from logitstore.common.whole_file import DEAD_AFTER_SEC, check_replaceable, replacing
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.tables.ahead import made_ahead
 from logitstore.exchange.tables.arrays import (
@@ -55,8 +55,6 @@ _PLANES = tuple(
 """Columns that Parquet writes byte by byte: half the size, and less to compress."""
 _PART_NAME = re.compile(r"part-\d{5}-of-(\d{5})\.(parquet|arrow|jsonl)")
 _UNFINISHED_NAME = re.compile(TEMPORARY_PREFIX + r"\d+-[0-9a-f]{16}")
-DEAD_AFTER_SEC = 3600.0
-"""An unfinished file that was not written to for so long is of an export that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,18 +163,13 @@ def export_table(
     table = _Table(store, form, selection or Selection(), top_k)
     parts = table.selection.parts(store)
     table.require_room(str(path.parent), parts, announce)
-    temporary = path.with_name(f".{path.name}.part")
     counter = _Counter(store, progress)
-    try:
-        with (
-            naming_full_disk(path),
-            pa.OSFile(os.fsencode(temporary), "wb") as file,
-            made_ahead(table.pieces, _groups(parts, TOGETHER_BYTES)) as pieces,
-        ):
-            table.write(file, map(counter.count, pieces))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as part,
+        pa.OSFile(os.fsencode(part), "wb") as file,
+        made_ahead(table.pieces, _groups(parts, TOGETHER_BYTES)) as pieces,
+    ):
+        table.write(file, map(counter.count, pieces))
     return counter.done
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from logitstore.common.whole_file import check_place, naming_full_disk, write_whole
+from logitstore.common.whole_file import (
+    DEAD_AFTER_SEC,
+    check_place,
+    naming_full_disk,
+    replacing,
+    write_whole,
+)
 from logitstore.errors import UnsupportedInputError
 
 
@@ -62,3 +69,20 @@ def test_a_place_where_no_file_can_be_put_is_told_of_before_the_work(tmp_path: P
         with pytest.raises(UnsupportedInputError, match=says):
             check_place(tmp_path / name)
     check_place(tmp_path / "a.html")
+
+
+def test_what_killed_processes_left_of_a_file_goes_with_its_next_writing(tmp_path: Path) -> None:
+    names = {"a.jsonl": [".a.jsonl.part", ".a.jsonl.0123abcd.part"], "b.jsonl": [".b.jsonl.0123abcd.part"]}
+    for name in (name for parts in names.values() for name in parts):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, time.time() - DEAD_AFTER_SEC - 60))
+    (tmp_path / ".a.jsonl.89ef4567.part").write_text("of one that is at work")
+    with replacing(tmp_path / "a.jsonl") as part:
+        part.write_text("whole")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a.jsonl", ".a.jsonl.89ef4567.part", *names["b.jsonl"]}
+    assert (tmp_path / "a.jsonl").read_text() == "whole"
+    with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "a.jsonl") as part:
+        part.write_text("half \ud800", encoding="utf-8")
+    assert (tmp_path / "a.jsonl").read_text() == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == left

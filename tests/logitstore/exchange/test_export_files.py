@@ -301,3 +301,24 @@ def test_the_estimate_of_texts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UnsupportedInputError, match="the merge needs about"):
         merge_stores([store], str(tmp_path / "merged"))
     assert len(merge_stores([store], str(tmp_path / "few"), selection=few)) == len(store) // 3
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_two_exports_to_one_file_at_once_are_each_whole(tmp_path: Path, form: str) -> None:
+    """They wrote into one another's unfinished file, and what was left was of neither."""
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    for unit in range(3):
+        name, sequences = make_unit(unit)
+        store.commit_unit(name, unit, sequences, seconds=0.0, worker="test")
+    path, others = tmp_path / f"labels.{form}", list[int]()
+
+    def export_meanwhile(*_: object) -> None:
+        if not others:
+            others.append(0)
+            others[0] = export_table(store, path, form, selection=parse_selection("unit_index = 0"))
+
+    assert export_table(store, path, form, progress=export_meanwhile) == 9
+    assert others == [3]
+    found = [one.record_id for one in read_table(path).sequences]
+    assert found == [one.record_id for one in store]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [path.name, "store"]
