@@ -19,12 +19,21 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.labels.labeling_path import RunningWorker, measure_own_code
 from benchmarks.labels.labeling_result import build_result
-from benchmarks.labels.labeling_sizes import ON_CPU, ON_GPU, WHOLE_PATH_TOP_K, read_prompts, sizes_for
+from benchmarks.labels.labeling_sizes import (
+    DEFAULT_UNIT_PROMPTS,
+    ON_CPU,
+    ON_GPU,
+    WHOLE_PATH_TOP_K,
+    Sizes,
+    read_prompts,
+    sizes_for,
+)
 from benchmarks.report.devices import need_gpu
 from benchmarks.report.results import publish
 from labeler.config.loading import (
@@ -89,9 +98,7 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as folder:
             worker = start_worker(teacher, prompts, args, sizes.unit_prompts, Path(folder))
             rates, ratios = measure_rates(teacher, prompts, args, worker)
-        own_code = measure_own_code(
-            captured_rows(teacher, prompts), prompts, LAYOUT, label_spec(teacher), args.repetitions
-        )
+        own_code = measure_units(teacher, args, sizes)
         rescore = [] if args.quick else measure_rescoring(teacher, prompts, args.repetitions)
     finally:
         teacher.close()
@@ -201,6 +208,18 @@ def start_worker(
 def run_job(teacher: Any, worker: RunningWorker) -> None:
     teacher.change_labels(LabelsConfig(top_k=WHOLE_PATH_TOP_K, temperatures=TEMPERATURES))
     worker.label_round()
+
+
+def measure_units(teacher: Any, args: argparse.Namespace, sizes: Sizes) -> dict[int, dict[str, list[float]]]:
+    """What `measure_own_code` finds, by the sequences of a unit: the job's, and as many as units have unless
+    they are set otherwise."""
+    largest = sizes.prompts if args.quick else max(sizes.prompts, DEFAULT_UNIT_PROMPTS)
+    prompts = read_prompts(args, replace(sizes, prompts=largest))
+    rows, spec = captured_rows(teacher, prompts), label_spec(teacher)
+    return {
+        unit_prompts: measure_own_code(rows, prompts, LAYOUT, spec, unit_prompts, args.repetitions)
+        for unit_prompts in sorted({sizes.unit_prompts, min(largest, DEFAULT_UNIT_PROMPTS)})
+    }
 
 
 def captured_rows(teacher: Any, prompts: list[TokenizedPrompt]) -> list[CapturedColumns]:

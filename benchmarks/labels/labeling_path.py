@@ -22,6 +22,7 @@ from labeler.teacher.protocol import labeled_sequence
 from labeler.teacher.response_ends import ResponseEnds
 from labeler.worker.actor import Worker
 from logitstore.codec.codebook_training import train_codebooks
+from logitstore.codec.loops import use_compiled_loops
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, TokenizerInfo
 from logitstore.objects.opening import Objects
 from logitstore.shard.writer import write_shard
@@ -91,18 +92,20 @@ def measure_own_code(
     prompts: Sequence[TokenizedPrompt],
     layout: ColumnLayout,
     labels: LabelSpec,
+    unit_prompts: int,
     repetitions: int,
 ) -> dict[str, list[float]]:
     """CPU microseconds per token of each step between the engine's tensors and a shard's bytes.
 
     The engine costs nothing here: its tensors are those of an earlier run on the same prompts. Shards are
-    coded with shared codebooks, as a job does after its first units.
+    coded with shared codebooks and compiled loops, as a job does after its first units.
     """
     import torch
     from vllm.v1.outputs import LogprobsTensors
 
     from labeler.teacher.vllm.outputs import ArrayLogprobsProcessor, columns_of
 
+    use_compiled_loops()
     tensors = [
         LogprobsTensors(
             torch.from_numpy(rows.token_ids_NC),
@@ -131,7 +134,8 @@ def measure_own_code(
             if prompt.response_token_ids is not None
         ]
         clock.append(time.process_time())
-        write_shard(io.BytesIO(), sequences, labels, codebooks)
+        for start in range(0, len(sequences), unit_prompts):
+            write_shard(io.BytesIO(), sequences[start : start + unit_prompts], labels, codebooks)
         clock.append(time.process_time())
         for name, seconds in zip(steps, np.diff(clock), strict=True):
             steps[name].append(float(seconds) / num_rows * 1e6)

@@ -27,8 +27,9 @@ class Sizes:
     """Sequences of a unit of the whole job."""
 
 
+DEFAULT_UNIT_PROMPTS = OutputConfig.model_fields["unit_size"].default
 ON_CPU = Sizes(prompts=6, prompt_tokens=256, unit_prompts=2)
-ON_GPU = Sizes(prompts=256, prompt_tokens=512, unit_prompts=OutputConfig.model_fields["unit_size"].default)
+ON_GPU = Sizes(prompts=256, prompt_tokens=512, unit_prompts=DEFAULT_UNIT_PROMPTS)
 QUICK_PROMPTS = {ON_CPU: 2, ON_GPU: 64}
 
 
