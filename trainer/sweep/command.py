@@ -19,7 +19,7 @@ from trainer.run.settings.student import check_names
 from trainer.sweep.grid import Axis, points_of
 from trainer.sweep.on_ray import RayPlace, run_on_ray
 from trainer.sweep.page import page
-from trainer.sweep.runs import Outcome, refuse_secrets, run_points
+from trainer.sweep.runs import Outcome, refuse_changed_stores, refuse_secrets, run_points
 from trainer.sweep.summary import (
     best_of,
     failures,
@@ -73,6 +73,8 @@ def sweep(
     with only_run(Path(folder)):
         for place in filter(Path.is_dir, (Path(folder), Path(folder) / "runs")):
             remove_parts(place)
+        if not options.restart:
+            refuse_changed_stores(points)
         if options.ray is not None:
             return run_on_ray(points, options.ray, jobs=options.jobs, restart=options.restart, tell=tell)
         gpus = _gpus()

@@ -21,6 +21,7 @@ from logitstore.processes.with_parent import ending_with_this
 from logitstore.store import LogitStore
 from trainer.run.config import resolved
 from trainer.run.file_names import CONFIG_NAME, METRICS_NAME
+from trainer.run.settings.data import StoreSource
 from trainer.sweep.grid import Point, what_is_trained
 
 
@@ -126,6 +127,20 @@ def failure(status: int, told: str) -> str:
     return last_line(told) or f"exit status {status}"
 
 
+def refuse_changed_stores(points: Sequence[Point]) -> None:
+    """Raises ConfigError where runs were finished with other contents of a store than it has now, which each
+    of them would refuse by itself, and StoreError for a store that cannot be read."""
+    finished = [(point, metrics) for point in points if (metrics := finished_metrics(point)) is not None]
+    changed = [(point, uri) for point, metrics in finished for uri in _changed_stores(metrics, point)]
+    if changed:
+        runs = {point.name for point, _ in changed}
+        raise ConfigError(
+            f"{len(runs)} of {len(points)} runs were finished before {changed[0][1]} had what it holds now, "
+            "and their figures cannot be compared with those of runs to come; give --restart, which runs "
+            "them again, choose another folder (--out), or restore the store"
+        )
+
+
 def finished_before(point: Point) -> dict[str, Any] | None:
     """Its metrics where it finished, with these settings and what the stores hold now.
 
@@ -153,13 +168,23 @@ def is_of_these_stores(metrics: Mapping[str, Any], point: Point) -> bool:
 
     A run that is started again finds out for itself. Raises StoreError for a store that cannot be read.
     """
-    data, evaluation = point.config.data, point.config.evaluation
-    stores = [*data.stores, *(evaluation.stores or ())]
-    if data.texts or any(store.ids or store.without_ids for store in stores):
+    stores = _stores_of(point)
+    if point.config.data.texts or any(store.ids or store.without_ids for store in stores):
         return False
-    read = [*metrics["stores"], *metrics.get("evaluation_stores", ())]
-    return [store["digest"] for store in read] == [
-        LogitStore.open(store.uri, storage_options=store.storage_options).digest for store in stores
+    return not _changed_stores(metrics, point)
+
+
+def _stores_of(point: Point) -> list[StoreSource]:
+    return [*point.config.data.stores, *(point.config.evaluation.stores or ())]
+
+
+def _changed_stores(metrics: Mapping[str, Any], point: Point) -> list[str]:
+    """URIs of those that hold something else than the run read. What comes after its stores are texts."""
+    read = [*metrics["stores"][: len(point.config.data.stores)], *metrics.get("evaluation_stores", ())]
+    return [
+        store.uri
+        for then, store in zip(read, _stores_of(point), strict=False)  # earlier versions kept fewer
+        if then["digest"] != LogitStore.open(store.uri, storage_options=store.storage_options).digest
     ]
 
 

@@ -22,6 +22,7 @@ from logitstore.store import LogitStore
 from tests.killing import run_killed
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
+from trainer.run.config import resolved
 from trainer.sweep import runs
 from trainer.sweep.grid import points_of, read_axis
 from trainer.sweep.page import page, ticks
@@ -50,6 +51,14 @@ def test_settings_of_which_the_last_word_is_the_same_keep_their_names() -> None:
     first, *_ = points_of(base, [read_axis(text) for text in over], "out", None)
     assert first.name == "loss.alpha=0.5_student.lora.alpha=8_temperature=2"
     assert settings_name(first.values) == "loss.alpha=0.5 student.lora.alpha=8 temperature=2"
+
+
+def test_values_of_any_length_make_a_folder_that_can_be() -> None:
+    names = [str([f"model.layers.{layer}.self_attn.q_proj" for layer in range(n)]) for n in (20, 21)]
+    axes = [read_axis(f"student.lora.target_modules={','.join(names)}")]
+    first, second = points_of(BASE, axes, "out", None)
+    assert first.name != second.name
+    assert len(first.name) == len(second.name) == 200
 
 
 def test_a_page_says_how_much_has_run_and_shows_all_figures_in_a_table() -> None:
@@ -164,6 +173,24 @@ def test_an_interrupted_sweep_goes_on_and_shows_its_runs(
     assert f"{kls[1]:.4f}" in page
     next_command = out.strip().splitlines()[-1].partition("penumbra train ")[2].split()
     assert next_command == ["eval", f"{tmp_path}/sweep/runs/learning_rate=0.01_seed=0/train.json"]
+
+
+def test_a_store_that_has_grown_is_refused_before_any_run(tmp_path: Path) -> None:
+    """Each run that had finished refused it by itself, one after the other."""
+    store = make_store(tmp_path / "store", (6,), fingerprint="f", tokenizer_size=64)
+    document = {**BASE, "data": {"stores": str(tmp_path / "store"), "texts": [{"uri": "some.jsonl"}]}}
+    points = points_of(document, [read_axis("training.seed=0,1,2")], str(tmp_path / "sweep"), None)
+    for point in points[:2]:
+        folder = Path(point.config.output.folder)
+        folder.mkdir(parents=True)
+        (folder / "train.json").write_text(json.dumps(resolved(point.config)))
+        read = [{"digest": store.digest}, {"digest": "of texts"}]
+        (folder / "metrics.json").write_text(json.dumps({"stores": read}))
+    runs.refuse_changed_stores(points)
+    shutil.rmtree(tmp_path / "store")
+    make_store(tmp_path / "store", (6, 3), fingerprint="f", tokenizer_size=64)
+    with pytest.raises(ConfigError, match=rf"2 of 3 runs were finished before {tmp_path}/store had what it"):
+        runs.refuse_changed_stores(points)
 
 
 @pytest.mark.slow
