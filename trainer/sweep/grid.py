@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import re
@@ -23,6 +24,8 @@ JUDGED_ON = ("data.held_out_fraction", "evaluation.max_sequences")
 DEFAULT_SEEDS = 2
 """Seeds of every setting where nothing names any."""
 MAX_RUNS = 10_000
+LONGEST_NAME = 200
+"""Characters of a run's folder, of the 255 that file systems allow."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9.=_-]+")
 
 
@@ -80,6 +83,45 @@ def points_of(
     Raises ConfigError for a value that a run would refuse, before anything runs.
     """
     names = [axis.name for axis in axes]
+    _check_axes(axes)
+    points: list[Point] = []
+    known: dict[str, str] = {}
+    shorts = short_names(names)
+    same_start = not any(name.startswith("student.") for name in names) and "model" in document.get(
+        "student", {}
+    )
+    for values in itertools.product(*(axis.values for axis in axes)):
+        own = copy.deepcopy(dict(document))
+        for name, value in zip(names, values, strict=True):
+            _set(own, name, value)
+            if name == SEED and ORDER_SEED not in names:
+                _set(own, ORDER_SEED, value)
+        label = "_".join(f"{short}={value}" for short, value in zip(shorts, values, strict=True))
+        name = _file_name(label)
+        _set(own, "output.folder", f"{folder}/runs/{name}")
+        if points and same_start:
+            _set(own, "evaluation.before", False)
+        points.append(Point(name, dict(zip(names, values, strict=True)), checked_config(own, path)))
+        same = known.setdefault(json.dumps(what_is_trained(resolved(points[-1].config))), name)
+        if len(known) < len(points):
+            raise ConfigError(
+                f"--over names a value twice, in {same} and {name}; every value is tried once for each seed"
+            )
+    if len({point.name for point in points}) != len(points):
+        raise ConfigError("two combinations of --over would have one folder; give values of other names")
+    return points
+
+
+def what_is_trained(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings without its folder, and without what only its place in a sweep says: whether the
+    student is evaluated before training."""
+    evaluation = {name: value for name, value in settings.get("evaluation", {}).items() if name != "before"}
+    return {**settings, "output": None, "evaluation": evaluation}
+
+
+def _check_axes(axes: Sequence[Axis]) -> None:
+    """Raises ConfigError for settings that no sweep can be over, and for too many runs."""
+    names = [axis.name for axis in axes]
     if len(set(names)) != len(names):
         raise ConfigError(
             f"--over names {next(n for n in names if names.count(n) > 1)!r} twice; list all values"
@@ -100,39 +142,15 @@ def points_of(
         raise ConfigError(
             f"--over makes {num_runs:,} runs, at most {MAX_RUNS:,} are taken; give fewer values"
         )
-    points: list[Point] = []
-    known: dict[str, str] = {}
-    shorts = short_names(names)
-    same_start = not any(name.startswith("student.") for name in names) and "model" in document.get(
-        "student", {}
-    )
-    for values in itertools.product(*(axis.values for axis in axes)):
-        own = copy.deepcopy(dict(document))
-        for name, value in zip(names, values, strict=True):
-            _set(own, name, value)
-            if name == SEED and ORDER_SEED not in names:
-                _set(own, ORDER_SEED, value)
-        label = "_".join(f"{short}={value}" for short, value in zip(shorts, values, strict=True))
-        name = _UNSAFE.sub("-", label)
-        _set(own, "output.folder", f"{folder}/runs/{name}")
-        if points and same_start:
-            _set(own, "evaluation.before", False)
-        points.append(Point(name, dict(zip(names, values, strict=True)), checked_config(own, path)))
-        same = known.setdefault(json.dumps(what_is_trained(resolved(points[-1].config))), name)
-        if len(known) < len(points):
-            raise ConfigError(
-                f"--over names a value twice, in {same} and {name}; every value is tried once for each seed"
-            )
-    if len({point.name for point in points}) != len(points):
-        raise ConfigError("two combinations of --over would have one folder; give values of other names")
-    return points
 
 
-def what_is_trained(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings without its folder, and without what only its place in a sweep says: whether the
-    student is evaluated before training."""
-    evaluation = {name: value for name, value in settings.get("evaluation", {}).items() if name != "before"}
-    return {**settings, "output": None, "evaluation": evaluation}
+def _file_name(label: str) -> str:
+    """Of at most LONGEST_NAME characters, the last of them a digest where some are left out."""
+    name = _UNSAFE.sub("-", label)
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.blake2b(label.encode(), digest_size=4).hexdigest()
+    return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
 
 
 def _set(document: dict[str, Any], name: str, value: Any) -> None:
