@@ -22,7 +22,7 @@ from trainer.hf.checkpoints import (
 from trainer.hf.checks.course import check_course
 from trainer.hf.checks.disk import bytes_saved, check_disk, saves_in_parts
 from trainer.hf.checks.given import check_trainable
-from trainer.hf.checks.processes import check_unchanged
+from trainer.hf.checks.processes import check_one_place, check_unchanged
 from trainer.hf.epochs import Place, epochs_to_begin, next_place, place_of, saves_to_come, total_steps
 from trainer.hf.evaluation.evaluating import EvaluatingTrainer, evaluation_sets
 from trainer.loss.loss_settings import LossSettings
@@ -54,7 +54,7 @@ class ResumingTrainer(EvaluatingTrainer):
         """
         is_saved_twice = self.is_fsdp_enabled and not saves_in_parts(self.accelerator)
         saved = bytes_saved(self.args, self.model, self._given_optimizer, is_saved_twice=is_saved_twice)
-        saves = saves_to_come(self.args, self.logit_dataset, place_of(checkpoint) or self._place_of_data())
+        saves = saves_to_come(self.args, self.logit_dataset, self.place_of_start(checkpoint))
         check_disk(self.args, saved, saves, student_bytes=student_bytes, is_restart=is_restart)
         self._disk_is_checked = True
 
@@ -66,10 +66,17 @@ class ResumingTrainer(EvaluatingTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        self._place = place_of(resume_from_checkpoint) or self._place_of_data()
+        self._place = self.place_of_start(resume_from_checkpoint)
         return super()._inner_training_loop(
             batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval
         )
+
+    def place_of_start(self, checkpoint: str | None) -> Place:
+        """Where a training begins that goes on from this checkpoint. Raises ReshardingError where processes
+        were given those of unlike places."""
+        place = place_of(checkpoint) or self._place_of_data()
+        check_one_place(place, self.args.device)
+        return place
 
     def _place_of_data(self) -> Place:
         """Where a training without a checkpoint begins."""

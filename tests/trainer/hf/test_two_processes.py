@@ -112,3 +112,9 @@ def test_all_stop_after_one_step_where_one_is_asked_to(seen):
     for rank in ranks:
         assert rank["stopped"].startswith("stopped by SIGTERM after step 2 of 9")
     assert last_checkpoint(folder / "stop") == str(folder / "stop" / "checkpoint-2")
+
+
+def test_processes_that_see_other_checkpoints_are_refused(seen):
+    """As where each machine has an output folder of its own; they trained on, each from its place."""
+    for rank, steps in zip(seen[0], (0, 5), strict=True):
+        assert f"this one after {steps} steps, some after 0 and some after 5" in rank["places"]

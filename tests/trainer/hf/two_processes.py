@@ -99,14 +99,22 @@ def trainer_scenarios(store: str, folder: Path) -> dict[str, Any]:
     asked = threading.Event()
     stopping = tiny_trainer(Path(store), folder / "stop", batch_size=2, **common)
     stopping.callback_handler.callbacks.insert(0, SavingStop(asked))
-    if torch.distributed.get_rank():  # as where one node alone is taken away
+    rank = torch.distributed.get_rank()
+    if rank:  # as where one node alone is taken away
         asked.set()
     try:
         stopping.train()
         stopped = "silent"
     except StoppedError as error:
         stopped = str(error)
+    apart = tiny_trainer(Path(store), folder / "apart", batch_size=2, **common)
+    try:
+        apart.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-5") if rank else None)
+        places = "silent"
+    except ReshardingError as error:
+        places = str(error)
     return {
+        "places": places,
         "stopped": stopped,
         "uneven": uneven,
         "dropped": weights(dropped.model).tolist(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from accelerate.utils import DistributedType
 
 from trainer.batch.collate_settings import CollateSettings
@@ -11,6 +12,7 @@ from trainer.data.dataset import StreamingLogitDataset
 from trainer.errors import ReshardingError
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checks.lengths import WARNED_SHARE
+from trainer.hf.epochs import Place
 from trainer.loss.loss_settings import LossSettings
 
 DEFAULT_EVAL_BATCH_SIZE = 8
@@ -84,6 +86,23 @@ def _check_every_process_gets_some(dataset: StreamingLogitDataset) -> None:
             f"epoch, as they are too few for a step of all {processes} processes; start fewer processes, or "
             "leave it if that is meant",
             stacklevel=3,
+        )
+
+
+def check_one_place(place: Place, device: torch.device) -> None:
+    """Raises ReshardingError, on all processes alike, where they would train on from different places."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    own = torch.tensor([place.num_steps, place.epoch, place.consumed], device=device)
+    first, last = own.clone(), own.clone()
+    torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(last, torch.distributed.ReduceOp.MAX)
+    if not torch.equal(first, last):
+        raise ReshardingError(
+            f"the processes would train on from different places: this one after {place.num_steps} steps, "
+            f"some after {int(first[0])} and some after {int(last[0])}. They do not see the same "
+            "checkpoints; give an output_dir (in a configuration output.folder) on storage that all machines "
+            "share"
         )
 
 
