@@ -10,11 +10,24 @@ from __future__ import annotations
 import math
 import time
 
-from logitstore.errors import AccessRefusedError, IndexLostError
+from logitstore.errors import (
+    NOT_THERE,
+    AccessRefusedError,
+    CorruptManifestError,
+    IndexLostError,
+    StoreExistsError,
+    UnsupportedFormatError,
+)
 from logitstore.index import segments as index_segments
 from logitstore.index.commits import COMMITS_PREFIX, SHARDS_PREFIX, shard_place
 from logitstore.index.committed import CommittedUnits
-from logitstore.index.pointer import INDEX_NAME, INDEX_PREFIX, MAX_SEGMENT_BYTES
+from logitstore.index.pointer import (
+    INDEX_NAME,
+    INDEX_PREFIX,
+    MAX_INDEX_BYTES,
+    MAX_SEGMENT_BYTES,
+    decode_pointer,
+)
 from logitstore.manifest.reading import MANIFEST_NAME
 from logitstore.objects.opening import ObjectInfo, Objects
 
@@ -39,6 +52,25 @@ def refuse_lost_manifest(objects: Objects) -> None:
         raise IndexLostError(
             f"{objects.uri} holds {' and '.join(present)} but no {MANIFEST_NAME}, which no store is "
             f"without: restore {MANIFEST_NAME} from the copy that has it, or choose another place"
+        )
+
+
+def refuse_foreign_index(objects: Objects, manifest: str) -> None:
+    """Raise StoreExistsError where there is an `index.json` that is not of the store with this manifest hash.
+
+    Asked of a place without a manifest, where it would be replaced: many programs have a file of that name.
+    """
+    try:
+        pointer = decode_pointer(objects.get(INDEX_NAME, max_bytes=MAX_INDEX_BYTES))
+        is_own = pointer.manifest == manifest
+    except NOT_THERE:
+        return
+    except (CorruptManifestError, UnsupportedFormatError):
+        is_own = False
+    if not is_own:
+        raise StoreExistsError(
+            f"{objects.uri} has an {INDEX_NAME} and no {MANIFEST_NAME}, so it is of something else and would "
+            "be replaced; choose another place, or move it away"
         )
 
 

@@ -18,10 +18,11 @@ from logitstore.codebook_objects import CURRENT_CODEBOOKS, codebook_name
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.errors import AccessRefusedError, ObjectNotFoundError, ObjectStoreError, StoreExistsError
 from logitstore.index import segments as index_segments
+from logitstore.index.absence import refuse_foreign_index
 from logitstore.index.changes.compaction import write_segment_objects
-from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, place_of
+from logitstore.index.commits import SHARDS_PREFIX, CommitRecord, place_of, shard_place
 from logitstore.index.ids.building import IdBuilder
-from logitstore.index.ids.id_index import ids_name
+from logitstore.index.ids.id_index import ids_name, segment_of
 from logitstore.index.pointer import (
     INDEX_NAME,
     INDEX_PREFIX,
@@ -139,6 +140,7 @@ def _refuse_another(source: LogitStore, target: Objects, manifest: Manifest) -> 
     refuse_own_place(source.objects, target, "publish")
     found = manifest_there(target)
     if found is None:
+        refuse_foreign_index(target, manifest_hash(manifest))
         return 0
     published = LogitStore(target, found)
     if manifest_hash(found) != manifest_hash(manifest) or any(
@@ -232,6 +234,12 @@ def _put_codebooks(source: LogitStore, target: Objects) -> None:
             target.put(name, source.objects.get(name))
 
 
+def _is_of_a_store(name: str) -> bool:
+    """Whether a shard, or a part of an index, is called so: what else lies there is somebody's own."""
+    is_of_index = index_segments.valid_segment_name(name) or segment_of(name) is not None
+    return is_of_index or shard_place(name) is not None
+
+
 def _put_index(
     target: Objects,
     entries: list[ShardEntry],
@@ -253,7 +261,7 @@ def _put_index(
     living |= {name for info in segments for name in (info.name, ids_name(info.name))}
     old = [name for prefix in (SHARDS_PREFIX, INDEX_PREFIX) for name in target.list(prefix)]
     try:
-        target.delete_many(name for name in old if name not in living)
+        target.delete_many(name for name in old if name not in living and _is_of_a_store(name))
     except ObjectStoreError as error:
         return str(error), not_indexed
     return "", not_indexed

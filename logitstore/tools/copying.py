@@ -24,6 +24,7 @@ from logitstore.errors import (
     StoreExistsError,
 )
 from logitstore.index import segments as index_segments
+from logitstore.index.absence import refuse_foreign_index
 from logitstore.index.commits import shard_place
 from logitstore.index.ids.id_index import IdIndex, ids_name
 from logitstore.index.pointer import INDEX_NAME, encode_pointer
@@ -117,7 +118,9 @@ def _sizes_there(target: Objects) -> dict[str, int]:
 
 def _refuse_another(source: LogitStore, target: Objects) -> None:
     found = manifest_there(target)
-    if found is not None and manifest_hash(found) != manifest_hash(source.manifest):
+    if found is None:
+        refuse_foreign_index(target, manifest_hash(source.manifest))
+    elif manifest_hash(found) != manifest_hash(source.manifest):
         raise StoreExistsError(f"{target.uri} already holds another store; copy to another place")
 
 

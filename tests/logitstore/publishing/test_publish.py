@@ -13,6 +13,7 @@ import pytest
 
 from logitstore.__main__ import main
 from logitstore.errors import IndexLostError, StoreChangedError, StoreExistsError, UnsupportedInputError
+from logitstore.index.commits import shard_place
 from logitstore.job_objects import JobStatus
 from logitstore.objects.opening import Objects
 from logitstore.publishing import joining, publish
@@ -260,6 +261,31 @@ def test_bringing_it_up_to_date_takes_out_what_is_gone(store: LogitStore, tmp_pa
     assert (tmp_path / "public/README.md").read_text() == "my own words"
     assert publish_store(store, target, CardSettings(), shard_bytes=1, new_card=True).num_written == 0
     assert "Labels of teacher" in (tmp_path / "public/README.md").read_text()
+
+
+def test_what_somebody_has_in_folders_of_these_names_stays(store: LogitStore, tmp_path: Path) -> None:
+    """It was removed without a word, as what an earlier publication had left."""
+    for name in ("shards/mine.bin", "index/notes.txt", "shards/0.arrow", "index/sub/a.arrow"):
+        path = tmp_path / "public" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    for _ in range(2):
+        publish_store(store, Objects(tmp_path / "public"), CardSettings())
+        kept = [
+            path.name
+            for path in (tmp_path / "public").rglob("*")
+            if path.is_file() and path.read_bytes() == b"mine"
+        ]
+        assert sorted(kept) == ["0.arrow", "a.arrow", "mine.bin", "notes.txt"]
+        store.commit_unit("later", 99, [make_sequence("later")], seconds=0, worker="w")
+    living = {entry.name for entry in LogitStore.open(tmp_path / "public").shards()}
+    shards = [name for name in Objects(tmp_path / "public").list("shards/") if shard_place(name) is not None]
+    assert set(shards) == living
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.json").write_text("[]")
+    with pytest.raises(StoreExistsError, match="is of something else and would be replaced"):
+        publish_store(store, Objects(tmp_path / "site"), CardSettings())
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["index.json"]
 
 
 def test_a_record_that_was_deleted_where_it_is_published_does_not_come_back(

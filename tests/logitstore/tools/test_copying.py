@@ -161,6 +161,11 @@ def test_what_is_refused(store: LogitStore, tmp_path: Path) -> None:
     for target in (other.objects, store.objects):
         with pytest.raises(StoreExistsError, match="copy to another place"):
             copy_store(store, target)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.json").write_text('{"pages": []}')
+    with pytest.raises(StoreExistsError, match="is of something else and would be replaced"):
+        copy_store(store, Objects(tmp_path / "site"))
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["index.json"]
     shard = store.objects.local_path(store.shards()[0].name)
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
@@ -210,6 +215,9 @@ def test_a_damaged_copy_is_mended_by_copying_again(store: LogitStore, tmp_path: 
     copy_store(store, place)
     for name in place.list("index/"):
         place.put(name, b"damaged")
+    copy_store(store, place)
+    assert LogitStore.open(place.uri).digest == store.digest
+    place.delete("manifest.json")
     copy_store(store, place)
     assert LogitStore.open(place.uri).digest == store.digest
 
