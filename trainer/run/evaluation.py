@@ -32,6 +32,7 @@ from trainer.hf.heads import find_head
 from trainer.hf.student import student_ids
 from trainer.run.advice import notes_on_held_out
 from trainer.run.config import TrainConfig
+from trainer.run.file_names import CONFIG_NAME, METRICS_NAME
 from trainer.run.reading.datasets import collate_settings, datasets, real_size
 from trainer.run.student import load_student, load_tokenizer
 
@@ -74,6 +75,11 @@ def evaluate_model(
             f"{setting} = {model_path!r} holds no student; train one into it first (`penumbra train "
             "run`), or give the folder of one as --model"
         )
+    if tell is not None and setting == "output.folder" and _is_being_trained(Path(model_path)):
+        tell(
+            f"note: the run in {model_path} has not finished, so the student there is of an earlier one; "
+            "--model names a checkpoint of this one"
+        )
     tokenizer = load_tokenizer(config.student, config.data.stores)
     _, held_out = datasets(config, tokenizer)
     student = config.student.model_copy(
@@ -105,6 +111,11 @@ def evaluate_model(
             calibration=sums,
         )
     return Judged(evaluation, sums.calibration(), teacher_figures(held_out, settings, limit))
+
+
+def _is_being_trained(folder: Path) -> bool:
+    """A run writes its settings when it begins, and its figures when its student is saved."""
+    return (folder / CONFIG_NAME).is_file() and not (folder / METRICS_NAME).is_file()
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -108,8 +108,9 @@ def test_evaluation_may_have_stores_of_its_own(config, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are cut off")
 def test_an_evaluation_ends_where_the_students_context_does(config, capsys):
-    """As the run's own: a student says nonsense beyond it, and the teacher is judged on the same rows."""
-    given = settings("student.small.max_positions=10", "training.max_steps=2")
+    """As the run's own, in its precision: a student says nonsense beyond it, and the teacher is judged on the
+    same rows."""
+    given = settings("student.small.max_positions=10", "training.max_steps=2", "training.precision=bf16")
     assert main(["run", str(config), "--json", *given]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert main(["eval", str(config), "--json", *given]) == 0

@@ -40,6 +40,8 @@ def test_a_finished_student_is_never_replaced_without_restart(config, tmp_path, 
         assert "--restart" in said
     (tmp_path / "run" / "metrics.json").unlink()  # as in a run that was ended while it was done again
     assert run("--set", "loss.alpha=0.5") == 2
+    assert main(["eval", str(config)]) == 0
+    assert "has not finished, so the student there is of an earlier one" in capsys.readouterr().err
     (tmp_path / "run" / "train.json").unlink()
     assert run() == 2
     assert "holds a model, and no train.json says that this command made it" in capsys.readouterr().err
