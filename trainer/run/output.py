@@ -68,12 +68,13 @@ class RunMetrics:
     before: dict[str, float | int] | None
     """`trainer.hf.evaluation.evaluate.Evaluation` of the untrained student; None if not asked for."""
     after: dict[str, float | int]
-    history: list[dict[str, float | int]]
+    history: list[dict[str, float | int | None]]
     """By logged step: step, epoch, loss, distillation, cross_entropy, teacher_mass, student_mass,
     top1_agreement, num_rows, fill, num_cut_rows, grad_norm, learning_rate, over all processes. Loss terms are
     means per label since the last log, other means are over the rows with a teacher; where no row has one,
     what is of the teacher is absent, and teacher_mass where the loss has no tail. fill is the share of the
-    places in batches that hold tokens; num_cut_rows counts label rows beyond a limit on length."""
+    places in batches that hold tokens; num_cut_rows counts label rows beyond a limit on length. None is what
+    was not finite, as the gradient's norm while fp16 looks for its scale."""
     num_steps: int
     num_parameters: int
     num_trainable_parameters: int

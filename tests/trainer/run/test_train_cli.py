@@ -1,6 +1,7 @@
 """The command from configuration to a saved student that transformers loads."""
 
 import json
+import math
 import os
 import re
 
@@ -15,6 +16,7 @@ from logitstore.store import LogitStore
 from tests.trainer.run.conftest import VOCABULARY, settings
 from tests.trainer.stores import make_store
 from trainer.__main__ import main
+from trainer.hf.token_means import TokenMeans
 from trainer.run.config import load_config
 from trainer.run.settings.data import parse_bytes
 
@@ -306,3 +308,12 @@ def test_stdout_is_the_metrics_alone_and_stderr_tells_the_steps(config, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split(":")[0] for line in lines] == ["step 1/4", "step 2/4", "step 4/4"]
     assert re.search(r"loss \d+\.\d{3}, distillation \d+\.\d{3}, .*top-1 agreement \d+\.\d%", lines[-1])
+
+
+@pytest.mark.slow
+def test_figures_that_are_not_finite_are_null_in_json(config, tmp_path, monkeypatch):
+    """Python's Infinity is no JSON: jq and browsers read nothing of such a file."""
+    monkeypatch.setattr(TokenMeans, "take", lambda self: {"student_mass": math.inf})
+    assert main(["run", str(config), "--quiet", *settings("training.max_steps=1")]) == 0
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["history"][0]["student_mass"] is None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from logitstore.inputs.json_text import finite
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.hf.evaluation.teacher_figures import calibration_record, teacher_figures
 from trainer.hf.trainer import OfflineDistillationTrainer
@@ -44,7 +45,7 @@ def run_metrics(
         evaluation_stores=_describe_evaluation(config, held_out),
         before=before,
         after=figures.after,
-        history=[entry for entry in trainer.state.log_history if "loss" in entry],
+        history=finite([entry for entry in trainer.state.log_history if "loss" in entry]),
         num_steps=trainer.state.global_step,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
