@@ -10,6 +10,8 @@ from logitstore.common.whole_file import check_place
 from logitstore.contamination.evaluation_sets import DEFAULT_COSINE, DEFAULT_WORDS, Way
 from logitstore.contamination.store_check import ContaminationCheck, check_contamination, ids_path
 from logitstore.errors import UnsupportedInputError
+from logitstore.inputs.listing import list_files
+from logitstore.objects.addresses import is_local_uri
 from logitstore.store import LogitStore
 from logitstore.tools.findings import Findings
 
@@ -35,8 +37,11 @@ def contamination_of(args: argparse.Namespace) -> ContaminationCheck | None:
         return None
     if args.found is not None and args.found.suffix != ".jsonl":
         raise UnsupportedInputError(f"--found {args.found} must end in .jsonl, which is what is written")
-    for path in () if args.found is None else (args.found, ids_path(args.found)):
-        check_place(path)
+    if args.found is not None:
+        here = filter(is_local_uri, args.decontaminate)
+        sets = [path.removeprefix("file://") for uri in here for path, _ in list_files(uri)]
+        for path in (args.found, ids_path(args.found)):
+            check_place(path, sets)
     names = [name.strip() for name in (args.by or DEFAULT_WAYS).split(",")]
     if unknown := [name for name in names if name not in WAYS]:
         raise UnsupportedInputError(f"--by {unknown[0]!r:.60} must be ngram, cosine, or both with a comma")

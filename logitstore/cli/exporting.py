@@ -31,7 +31,7 @@ def export(args: argparse.Namespace) -> int:
     ignored = ("file_bytes", "out_storage_options")
     context.refuse_unused(args, ignored, f"is for several files, in a folder or at a URL, and {place} is one")
     path = Path(place)
-    check_place(path)
+    check_place(path, filter(None, (args.ids, args.without_ids, args.tokenizer)))
     if args.to in TEXT_FORMS:
         return _export_texts(args, store, path)
     _refuse_tokenizer(args)

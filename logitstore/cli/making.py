@@ -11,7 +11,7 @@ from logitstore.cli.selecting import selection_of, warn_of_top_k, warn_of_unmet
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.common.options import read_storage_options
-from logitstore.common.whole_file import check_place
+from logitstore.common.whole_file import check_place, replacing
 from logitstore.errors import StoreChangedError, UnsupportedInputError
 from logitstore.exchange.distillkit import read_distillkit
 from logitstore.exchange.importing import Origin, Source, import_source
@@ -183,7 +183,8 @@ def codebook(args: argparse.Namespace) -> int:
             expected_rows=args.expected_rows,
         )
     if args.out is not None:
-        args.out.write_bytes(codebooks.to_bytes())
+        with replacing(args.out) as part:
+            part.write_bytes(codebooks.to_bytes())
         context.say(args, f"{codebooks.hash} ({codebooks.num_codebooks} codebooks) to {args.out}")
         return context.OK
     winner = store.set_codebooks(codebooks)

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -103,9 +103,21 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def check_place(path: Path) -> None:
-    """As `check_replaceable`, and where no file can be put: asked before the work that makes the file."""
+def refuse_input(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Raises UnsupportedInputError for an output in whose place a file is that its command reads."""
+    if path.exists() and any(os.path.exists(one) and os.path.samefile(one, path) for one in inputs):
+        raise UnsupportedInputError(
+            f"{path} is a file of the input, which would be replaced; give another name"
+        )
+
+
+def check_place(path: Path, inputs: Iterable[str | Path] = ()) -> None:
+    """As `check_replaceable` and `refuse_input`, and where no file can be put.
+
+    Asked before the work that makes the file.
+    """
     check_replaceable(path)
+    refuse_input(path, inputs)
     if path.is_dir():
         raise UnsupportedInputError(f"{path} is a folder; name a file in it")
     if not path.resolve().parent.is_dir():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from logitstore.common.whole_file import replacing
 from logitstore.contamination.evaluation_sets import (
     Way,
     find_contaminated,
@@ -149,6 +150,7 @@ def _words_of_user(ids: Sequence[int], texts: TokenTexts, parser: PromptParser |
 
 def _write(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     lines = "".join(json_text(one) + "\n" for one in found)
-    path.write_text(lines, encoding="utf-8", errors="surrogatepass")
     ids = "".join(json.dumps(one["id"]) + "\n" for one in found)
-    ids_path(path).write_text(ids, encoding="utf-8")
+    for place, text in ((path, lines), (ids_path(path), ids)):
+        with replacing(place) as part:
+            part.write_text(text, encoding="utf-8", errors="surrogatepass")

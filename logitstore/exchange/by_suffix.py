@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from logitstore.common.whole_file import check_replaceable
+from logitstore.common.whole_file import check_replaceable, refuse_input
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.npz.export import export_npz
 from logitstore.exchange.tables.export import Progress, export_table
@@ -45,10 +45,7 @@ def refuse_taken(path: Path, store_uri: str, inputs: Sequence[str]) -> None:
     """
     if not path.exists():
         return
-    if any(os.path.exists(one) and os.path.samefile(one, path) for one in inputs):
-        raise UnsupportedInputError(
-            f"{path} is a file of the input, and the export would replace it; give another name"
-        )
+    refuse_input(path, inputs)
     if not os.path.exists(os.path.join(store_uri, MANIFEST_NAME)):
         raise UnsupportedInputError(
             f"{path} exists already, and the export would replace it: no store lies beside it at "

@@ -78,7 +78,7 @@ def _write(args: argparse.Namespace) -> int:
     from logitstore.viewer.static import write_static_page
 
     refuse_in_store(args.out, "the page")
-    check_place(args.out)
+    check_place(args.out, filter(None, (args.ids, args.without_ids, args.tokenizer)))
     size = write_static_page(
         args.stores,
         args.out,

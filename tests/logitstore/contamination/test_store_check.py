@@ -114,6 +114,18 @@ def test_what_cannot_be_compared_is_refused(
     assert words in capsys.readouterr().err
 
 
+def test_what_was_found_never_replaces_an_evaluation_set(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was emptied where nothing was found."""
+    before = Path(files[1]).read_bytes()
+    for named in (files[1], str(Path(files[1]).parent / "*.jsonl")):
+        command = ["verify", files[0], "--decontaminate", named, "--by", "ngram", "--found", files[1]]
+        assert main(command) == 2
+        assert "is a file of the input, which would be replaced" in capsys.readouterr().err
+        assert Path(files[1]).read_bytes() == before
+
+
 def test_the_field_of_an_evaluation_set_is_named_by_an_option_that_exists(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,7 @@ def test_the_prompts_are_kept_whatever_the_store_is_called(
     Path("p.jsonl").write_text('{"prompt": "Why?"}\n')
     LogitStore.create(tmp_path / "p", make_manifest())
     assert main(["run", "--set", "teacher.engine=fake", "--input", prompts, "--out", "p.jsonl"]) == 2
-    assert "p.jsonl is a file of the input, and the export would replace it" in capsys.readouterr().err
+    assert "p.jsonl is a file of the input, which would be replaced" in capsys.readouterr().err
     assert Path("p.jsonl").read_text() == '{"prompt": "Why?"}\n'
 
 

@@ -322,3 +322,16 @@ def test_two_exports_to_one_file_at_once_are_each_whole(tmp_path: Path, form: st
     found = [one.record_id for one in read_table(path).sequences]
     assert found == [one.record_id for one in store]
     assert sorted(one.name for one in tmp_path.iterdir()) == [path.name, "store"]
+
+
+def test_an_export_does_not_replace_the_ids_that_select_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    store.commit_unit("u", 0, [make_sequence("a")], seconds=0.0, worker="test")
+    (tmp_path / "ids.txt").write_text("a\n")
+    for option in ("--ids", "--without-ids"):
+        command = ["export", store.uri, str(tmp_path / "ids.txt"), "--to", "jsonl"]
+        assert main([*command, option, str(tmp_path / "ids.txt")]) == 2
+        assert "is a file of the input" in capsys.readouterr().err
+        assert (tmp_path / "ids.txt").read_text() == "a\n"
