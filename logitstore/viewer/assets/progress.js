@@ -188,7 +188,9 @@ function rejectList(total, index) {
         element("tr", {}, element("td", { class: "record" }, `${one.file}:${one.line}`), element("td", {}, one.kind), element("td", {}, one.reason)),
       );
     }
-    list.replaceChildren(element("p", { class: "quiet" }, kinds.join(", ")), element("table", {}, body));
+    const isCut = answer.rejects.length < answer.total;
+    const words = kinds.join(", ") + (isCut ? `; the first ${number(answer.rejects.length)} are shown` : "");
+    list.replaceChildren(element("p", { class: "quiet" }, words), element("table", {}, body));
   });
   return details;
 }

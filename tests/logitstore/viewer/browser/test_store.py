@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from benchmarks.servers.serving import serving
+from logitstore.records import Reject
 from logitstore.store import LogitStore
 from logitstore.viewer.overview import StoreView
 from logitstore.viewer.server import ViewerServer
@@ -68,13 +69,16 @@ def test_a_job_is_watched_to_its_end_without_reloading(page: Page, stored: Store
         say("running", 1)
         page.get_by_text("1 of 2 units").wait_for()
         page.get_by_text("Workers: 1").click()
-        store.commit_unit("u1", 1, stored.sequences[1:3], seconds=1.0, worker="test")
+        rejects = [Reject("in.jsonl", line, None, "why", "too_long") for line in range(1, 121)]
+        store.commit_unit("u1", 1, stored.sequences[1:3], rejects, seconds=1.0, worker="test")
         say("finished", 2)
         page.get_by_text("2 of 2 units").wait_for()
         # The counts may be from just before the status; the next look has both.
         expect(page.locator(".card")).to_contain_text(re.compile(r"sequences\s+3\b"), use_inner_text=True)
         assert page.locator(".badge").inner_text() == "finished"
         assert page.locator("details[open]").count() == 1, "a refresh closed what was open"
+        page.get_by_text("rejected records").last.click()
+        page.get_by_text("too_long: 120; the first 100 are shown").wait_for()
         keep(page, "watched")
         page.goto("about:blank")  # so that it does not miss the server
 
