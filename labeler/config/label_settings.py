@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -107,11 +107,11 @@ class SamplingConfig(Section):
     """Responses per prompt."""
     seed: int = Field(default=0, ge=0)
     """The same seed samples the same responses, whichever actor does it."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a response; one that is a marker of the tokenizer counts as its id."""
     stop_text: Literal["mask", "learn"] = "mask"
     """Whether the tokens of a stop string, which stay in the sequence, count in the loss."""
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Token ids that end a response, besides the model's own."""
 
     @model_validator(mode="after")

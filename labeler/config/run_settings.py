@@ -71,6 +71,18 @@ class WorkersConfig(Section):
     driver_lease_sec: float = Field(default=30, gt=0)
     """A driver that has not renewed its lease on the store for so long may be replaced by another."""
 
+    @field_validator("resources")
+    @classmethod
+    def _are_further_ones(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name, amount in resources.items():
+            if own := {"CPU": "workers.cores", "GPU": "workers.gpus"}.get(name):
+                raise ValueError(f"{name!r} is what {own} sets, and has no other amount here; remove it")
+            if amount < 0:
+                raise ValueError(
+                    f"{name!r} has the amount {amount:g}, which no node can give; make it 0 or more"
+                )
+        return resources
+
 
 class LimitsConfig(Section):
     max_reject_share: float = Field(default=0.05, ge=0, le=1)

@@ -70,6 +70,11 @@ def prepare(job: JobConfig) -> Prepared:
             f"labels.top_k = {job.labels.top_k} is above the teacher's vocabulary of {limits.vocab_size} "
             "ids; set it to at most that"
         )
+    if outside := [one for one in job.sampling.stop_token_ids if one >= limits.vocab_size]:
+        raise ConfigError(
+            f"sampling.stop_token_ids names {outside[0]}, and the teacher's vocabulary has "
+            f"{limits.vocab_size} ids; it would never come: correct it"
+        )
     tokenizer = load_tokenizer(job.teacher, job.input, job.sampling)
     check_chat_template(job, tokenizer)
     check_given(job, tokenizer.info)

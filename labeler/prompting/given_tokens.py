@@ -11,9 +11,8 @@ import numpy as np
 
 from labeler.errors import BadRecordError
 from labeler.prompting.bad_records import field_value, shown
+from labeler.teacher.response_ends import MAX_TOKEN_ID
 from logitstore.records import SEGMENT_NAMES, Segment
-
-MAX_TOKEN_ID = 2**31 - 1
 
 
 def given_mask(

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from logitstore.common.config_file import ConfigError
+
+MAX_TOKEN_ID = 2**31 - 1
 CONFIG_FILES = ("generation_config.json", "config.json")
 
 
@@ -46,14 +49,30 @@ class ResponseEnds:
 
 
 def named_in_files(read: Callable[[str], Mapping[str, Any] | None]) -> list[tuple[int, str]]:
-    """(id, file) for every end that the model's files name; `read` gives a file's content by name."""
+    """(id, file) for every end that the model's files name; `read` gives a file's content by name.
+
+    None and negative numbers name none. Raises ConfigError for what is no id.
+    """
     found: list[tuple[int, str]] = []
     for name in CONFIG_FILES:
         content = read(name) or {}
-        for section in (content, content.get("text_config") or {}):
-            ids = section.get("eos_token_id")
-            found += [(int(i), name) for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
+        for section in (content, content.get("text_config")):
+            ids = section.get("eos_token_id") if isinstance(section, Mapping) else None
+            found += [
+                (i, name) for one in (ids if isinstance(ids, list) else [ids]) if (i := _id(one, name)) >= 0
+            ]
     return found
+
+
+def _id(value: object, name: str) -> int:
+    if value is None:
+        return -1
+    if type(value) is not int or value > MAX_TOKEN_ID:
+        raise ConfigError(
+            f"teacher.model: eos_token_id of its {name} names {value!r:.40}, which is no token's id; correct "
+            "the file, or fetch the model again"
+        )
+    return value
 
 
 def union_of_ends(
