@@ -27,6 +27,15 @@ NORMALIZATION_TOLERANCE = 0.02
 """Most by which stored mass plus tail mass may miss 1."""
 CHECKED_ROWS = 512
 """Rows that are looked at together, to stay in cache."""
+_KINDS = {"integers": "iu", "booleans": "biu", "numbers": "iuf"}
+"""Kinds of numpy's types. A fraction would be cut off without a word where the format has an integer."""
+_INTEGERS = ("token_ids_T", "student_prompt_ids", "segments_T", "token_ids_NK", "count_N", "label_rank_N")
+_NUMBERS = ("logits_NK", "logsumexp_NM", "log_tail_mass_NM", "label_logprob_N")
+_WANTED = {
+    **dict.fromkeys(_INTEGERS, "integers"),
+    **dict.fromkeys(_NUMBERS, "numbers"),
+    "loss_mask_N": "booleans",
+}
 
 
 def check_spec(labels: LabelSpec) -> None:
@@ -86,6 +95,7 @@ def check_block(
 def check_frame(sequence: LabeledSequence, labels: LabelSpec) -> None:
     """The rules of a sequence, and those of the shapes of its rows. Raises InvalidLabelsError."""
     try:
+        _check_kinds(sequence)
         _check_shape(sequence)
         _require(
             labels.support != "none" or not sequence.rows.num_rows,
@@ -99,6 +109,19 @@ def check_frame(sequence: LabeledSequence, labels: LabelSpec) -> None:
         raise InvalidLabelsError(f"record {sequence.record_id!r}: {error}") from error
 
 
+def _check_kinds(sequence: LabeledSequence) -> None:
+    for name, wanted in _WANTED.items():
+        array = getattr(sequence.rows, name) if name in LabelRows.__slots__ else getattr(sequence, name)
+        if isinstance(array, np.ndarray) and (array.dtype.kind in _KINDS[wanted] or not array.size):
+            continue
+        if array is not None or name not in ("student_prompt_ids", "segments_T"):
+            found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise InvalidLabelsError(f"{name} of {found}; the format wants a numpy array of {wanted}")
+    for name in ("sample_index", "prompt_length", "label_start"):
+        value = getattr(sequence, name)
+        _require(isinstance(value, int | np.integer), f"{name} {value!r:.80}", "an integer")
+
+
 def _check_shape(sequence: LabeledSequence) -> None:
     texts = [("record_id", sequence.record_id), ("finish_reason", sequence.finish_reason)]
     for name, text in texts + [("a flag,", flag) for flag in sequence.flags]:
@@ -109,6 +132,9 @@ def _check_shape(sequence: LabeledSequence) -> None:
             raise InvalidLabelsError(
                 f"{name} {text!r:.80}; the format wants Unicode text ({error})"
             ) from error
+    _require(
+        sequence.token_ids_T.ndim == 1, f"token_ids_T of shape {sequence.token_ids_T.shape}", "one dimension"
+    )
     num_tokens, num_rows = len(sequence.token_ids_T), sequence.rows.num_rows
     start = sequence.label_start
     _require(start >= 1, f"label_start {start}", "at least 1 (position 0 has no label)")
@@ -212,6 +238,9 @@ def _check_row_shapes(rows: LabelRows, labels: LabelSpec) -> None:
     _require(1 <= width <= labels.top_k, f"{width} entries per row", f"1..{labels.top_k}, the store's top_k")
     low, high = int(rows.count_N.min()), int(rows.count_N.max())
     _require(1 <= low <= high <= width, f"entry counts {low}..{high}", f"1..{width}")
+    if not np.can_cast(rows.token_ids_NK.dtype, np.int32):
+        low, high = int(rows.token_ids_NK.min()), int(rows.token_ids_NK.max())
+        _require(-(1 << 31) <= low <= high < 1 << 31, f"ids {low}..{high}", "ids of 32 bits")
 
 
 def _check_values(rows: LabelRows, labels: LabelSpec) -> None:

@@ -225,6 +225,61 @@ def test_what_is_no_text_is_refused_by_the_writer(change):
         write_shard(io.BytesIO(), [replace(sequences[0], **change)], spec, None)
 
 
+def of_type(field, dtype, more=None):
+    def apply(rows):
+        value = getattr(rows, field).astype(dtype)
+        return replace(rows, **{field: value if more is None else value + more})
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of_type("token_ids_NK", np.float64, 0.5), "token_ids_NK of float64"),
+        (of_type("token_ids_NK", np.int64, 1 << 32), "ids of 32 bits"),
+        (of_type("token_ids_NK", object), "token_ids_NK of object"),
+        (of_type("count_N", np.float32, -0.5), "count_N of float32"),
+        (of_type("label_rank_N", np.float32, 0.5), "label_rank_N of float32"),
+        (of_type("logits_NK", str), "logits_NK of <U"),
+    ],
+)
+def test_rows_of_another_type_are_refused_and_not_cut(change, message):
+    spec, sequences = load_capture(16)
+    with pytest.raises(InvalidLabelsError, match=message):
+        write_shard(io.BytesIO(), [replace(sequences[0], rows=change(sequences[0].rows))], spec, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("token_ids_T", lambda ids_T: ids_T + 0.5),
+        ("token_ids_T", np.ndarray.tolist),
+        ("token_ids_T", lambda _: None),
+        ("token_ids_T", lambda ids_T: ids_T[None]),
+        ("loss_mask_N", lambda mask_N: mask_N * 0.5),
+        ("prompt_length", float),
+        ("label_start", lambda start: start + 0.5),
+        ("sample_index", str),
+    ],
+)
+def test_a_sequence_of_other_types_is_refused_and_not_cut(field, change):
+    spec, sequences = load_capture(16)
+    other = replace(sequences[0], **{field: change(getattr(sequences[0], field))})
+    with pytest.raises(InvalidLabelsError, match=f"{field} .*the format wants"):
+        write_shard(io.BytesIO(), [other], spec, None)
+
+
+def test_integers_of_other_widths_are_written_as_they_are():
+    spec, sequences = load_capture(16)
+    rows = of_type("token_ids_NK", np.uint64)(of_type("label_rank_N", ">i8")(sequences[0].rows))
+    other = replace(sequences[0], token_ids_T=sequences[0].token_ids_T.astype(">i8"), rows=rows)
+    buffers = io.BytesIO(), io.BytesIO()
+    for buffer, sequence in zip(buffers, (sequences[0], other), strict=True):
+        write_shard(buffer, [sequence], spec, None)
+    assert buffers[0].getvalue() == buffers[1].getvalue()
+
+
 def test_logits_that_fp16_cannot_hold_are_refused_with_the_remedy():
     spec, sequences = load_capture(16, "gap_f16")
     with pytest.raises(InvalidLabelsError, match='use "gap_f16"'):
