@@ -125,11 +125,11 @@ def _settings(prompts: Path, store: Path) -> list[str]:
     return [
         "teacher.engine=fake",
         f"teacher.fake.seconds_per_token={SECONDS_PER_TOKEN}",
-        f"input.uri='{prompts}'",
+        f"input.uri={prompts}",
         "input.kind=text",
         "input.id=id",
         "labels.top_k=8",
-        f"output.uri='{store}'",
+        f"output.uri={store}",
         f"output.unit_size={UNIT_SIZE}",
         "workers.replicas=2",
     ]

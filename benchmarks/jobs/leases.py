@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     uri = str((args.out / "store").absolute())
-    overrides = ["teacher.engine=fake", "input.uri=none", "input.kind=text", f"output.uri='{uri}'"]
+    overrides = ["teacher.engine=fake", "input.uri=none", "input.kind=text", f"output.uri={uri}"]
     job = load_job(None, [*overrides, f"workers.replicas={args.replicas}"], {})
     lease = acquire(Objects(uri), job.workers.driver_lease_sec, print)
     try:
@@ -120,7 +120,7 @@ class SharedActors:
     def options(self, **_options: Any) -> SharedActors:
         return self
 
-    def remote(self, *_arguments: Any) -> Any:
+    def remote(self, *_arguments: Any, **_named: Any) -> Any:
         self._next += 1
         return self._handles[self._next % len(self._handles)]
 

@@ -115,7 +115,8 @@ def build_result(found: dict[str, np.ndarray], num_sequences: int) -> Result:
     excess = float(found["excess"].max())
     return Result.of(
         "agreement",
-        meaning="The store's labels are those of transformers in float32 on the same token ids.",
+        meaning=f"{same_top:.2%} of the store's rows have the top id of transformers in float32 on the same "
+        f"token ids, and logits differ by at most {excess:.2g} beyond their rounding.",
         columns=("what", "value", "allowed"),
         rows=[
             ("sequences", num_sequences, None),

@@ -52,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _less(saved: float) -> str:
+    return f"{abs(saved):.0%} {'less' if saved >= 0 else 'more'}"
+
+
 def _result(
     args: argparse.Namespace,
     sources: Sequence[LabelSource],
@@ -63,8 +67,8 @@ def _result(
     saved, saved_of_tuned = (1 - largest.needed / largest.plain[layout.name] for layout in PLAIN_LAYOUTS[:2])
     return Result.of(
         "storage",
-        meaning=f"A row of K={largest.top_k} takes {largest.needed:.0f} B, {saved:.0%} less than plain "
-        f"Parquet and {saved_of_tuned:.0%} less than tuned; tokens, temperatures and exact tails are "
+        meaning=f"A row of K={largest.top_k} takes {largest.needed:.0f} B, {_less(saved)} than plain "
+        f"Parquet and {_less(saved_of_tuned)} than tuned; tokens, temperatures and exact tails are "
         f"{largest.file - largest.needed:.0f} B more.",
         columns=(
             "labels",
