@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ PROMPT_FIELDS = (*TEXT_FIELDS, "text", "turns", *CHAT_FIELDS)
 """Fields that may hold the prompt, in the order in which they are looked for."""
 CONTEXT_FIELDS = ("input", "context")
 """Fields that belong to an `instruction` or a `prompt`, as in Alpaca's files."""
+_WITHOUT_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+"""Thai, Lao, Burmese and Khmer."""
 USER_ROLES = ("user", "human")
 
 
@@ -125,4 +128,12 @@ def _user_text(message: Any) -> str | None:
 def words_of(text: str) -> list[str]:
     """The text's words for comparison: NFKC, without case and punctuation."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(sign if sign.isalnum() else " " for sign in folded).split()
+    return "".join(sign if sign.isalnum() or _is_in_word(sign) else " " for sign in folded).split()
+
+
+def _is_in_word(sign: str) -> bool:
+    """Whether a mark, such as a vowel sign of Hindi, is part of the word around it.
+
+    Where no spaces stand between words, as in Thai, a whole sentence would be one; there marks end them.
+    """
+    return unicodedata.category(sign).startswith("M") and not _WITHOUT_SPACES.match(sign)

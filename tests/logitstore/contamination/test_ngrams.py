@@ -10,6 +10,11 @@ CHINESE = "小明有五个苹果，吃了两个，又买了三个，请问他现
 JAPANESE = "りんごが五つあり、二つ食べて三つ買いました。いまいくつありますか。"
 
 
+INSTRUCTION = "निम्नलिखित प्रश्न का उत्तर दीजिए"
+HINDI = "भारत की राजधानी क्या है और वहाँ की जनसंख्या कितनी है?"
+THAI = "ปู่มีแอปเปิ้ลสิบห้าผลกินไปสี่ผลแล้วซื้อเพิ่มอีกเจ็ดผลตอนนี้ปู่มีแอปเปิ้ลทั้งหมดกี่ผล"
+
+
 def is_met(kept: str, text: str) -> bool:
     texts = NgramTexts(13)
     texts.start_block([kept])
@@ -32,8 +37,13 @@ def is_met(kept: str, text: str) -> bool:
         (JAPANESE, f"次の問いに答えなさい。{JAPANESE[4:22]}", True),
         (JAPANESE, "みかんが三つあります。一つ食べました。のこりはいくつでしょうか。", False),
         ("コンピュータ プログラミング", "コンピュータとプログラミング", False),
+        (f"{INSTRUCTION}: {HINDI}", f"{INSTRUCTION}: सबसे बड़ा ग्रह कौन सा है?", False),
+        (HINDI, f"{INSTRUCTION}: {HINDI}", True),
+        (HINDI, HINDI.replace("की", "का"), False),
+        (THAI, f"โจทย์คือ{THAI}ตอบด้วย", True),
     ],
 )
 def test_a_run_of_words_is_met_whatever_the_script(kept: str, text: str, met: bool) -> None:
-    """Whole sentences of Chinese and Japanese were one word, and met by an equal text alone."""
+    """Whole sentences of Chinese and Japanese were one word, and met by an equal text alone; words of Hindi were
+    cut at each vowel sign, so that five of them were the thirteen that two texts may not share."""
     assert is_met(kept, text) is met
