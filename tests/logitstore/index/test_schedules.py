@@ -19,7 +19,7 @@ from logitstore.objects import opening
 from logitstore.store import LogitStore
 from logitstore.tools.verify import verify_store
 
-QUICK_SEEDS, SLOW_SEEDS = 1, 60
+QUICK_SEEDS, SLOW_SEEDS = 1, 30
 
 
 @pytest.mark.parametrize("mix", MIXES)
