@@ -167,7 +167,7 @@ def select_rows(
         )
     if weights_BT is not None:
         rows = replace(rows, weight_N=weights_BT.flatten()[index_N])
-    _check_labels(rows, settings.ignore_index, vocab_size)
+    _check_ids(rows, settings, vocab_size)
     return _without_padding_ids(_handle_foreign_ids(rows, settings, vocab_size))
 
 
@@ -181,51 +181,48 @@ def _check(labels_BT: Tensor, targets: TeacherTargets | None, settings: LossSett
         )
 
 
-def _check_labels(rows: LossRows, ignore_index: int, vocab_size: int) -> None:
+def _check_ids(rows: LossRows, settings: LossSettings, vocab_size: int) -> None:
+    """Refuse what a GPU would end at by an assertion of its own, and with it the process; one wait for it."""
     if torch.compiler.is_compiling() or not len(rows):
         return
-    smallest, largest = torch.stack(rows.labels_N.aminmax()).tolist()  # one wait for the device
-    if smallest < 0:  # a GPU would end at an assertion of its own, and with it the process
+    found = [*rows.labels_N.long().aminmax()]
+    if rows.mask_NK.numel():
+        found += torch.where(rows.mask_NK, rows.token_ids_NK, 0).aminmax()
+    smallest_label, largest_label, *stored = torch.stack(found).tolist()
+    if smallest_label < 0:
         raise ValueError(
-            f"The label {smallest} is no id and not the ignore_index of the loss, {ignore_index}; give "
-            "labels that do not count that value, or set ignore_index to theirs."
+            f"The label {smallest_label} is no id and not the ignore_index of the loss, "
+            f"{settings.ignore_index}; give labels that do not count that value, or set ignore_index to it."
         )
-    if largest >= vocab_size:
+    if largest_label >= vocab_size:
         raise ValueError(
-            f"The label {largest} is beyond the {vocab_size} ids of the student that take part in the loss. "
-            "Give vocab_size the number of ids of the tokenizer, and a student that has as many logits."
+            f"The label {largest_label} is beyond the {vocab_size} ids of the student that take part in the "
+            "loss. Give vocab_size the number of ids of the tokenizer, and a student that has as many logits."
+        )
+    smallest_id, largest_id = stored or (0, 0)
+    if smallest_id < 0:
+        raise ValueError(
+            f"Stored id {smallest_id} is no id, and mask_BTK says that it is an entry; let the mask be False "
+            "where a row has no entry."
+        )
+    if largest_id >= vocab_size and settings.foreign_ids == "error":
+        raise ValueError(
+            f"Stored id {largest_id} is beyond the student's {vocab_size} ids. If the teacher's vocabulary "
+            "is only padded, set foreign_ids='tail'; otherwise the tokenizers differ."
         )
 
 
 def _handle_foreign_ids(rows: LossRows, settings: LossSettings, vocab_size: int) -> LossRows:
-    """Refuse stored ids that the student lacks, or fold their mass into the tail."""
-    if rows.mask_NK.numel() == 0:
+    """Fold the mass of stored ids that the student lacks into the tail, where that is asked for."""
+    if rows.mask_NK.numel() == 0 or settings.foreign_ids == "error":
         return rows
     foreign_NK = rows.mask_NK & (rows.token_ids_NK >= vocab_size)
-    if settings.foreign_ids == "error":
-        wrong_NK = foreign_NK | (rows.mask_NK & (rows.token_ids_NK < 0))
-        if not torch.compiler.is_compiling() and bool(wrong_NK.any()):
-            _refuse_ids(rows.token_ids_NK[wrong_NK], vocab_size)
-        return rows
     lost_N = torch.logsumexp(rows.logprobs_NK.masked_fill(~foreign_NK, -torch.inf), dim=1)
     return replace(
         rows,
         logprobs_NK=rows.logprobs_NK.masked_fill(foreign_NK, -torch.inf),
         tail_logprob_N=torch.logaddexp(rows.tail_logprob_N, lost_N),
         mask_NK=rows.mask_NK & ~foreign_NK,
-    )
-
-
-def _refuse_ids(wrong_ids: Tensor, vocab_size: int) -> None:
-    largest = int(wrong_ids.max())
-    if largest < 0:
-        raise ValueError(
-            f"Stored id {largest} is no id, and mask_BTK says that it is an entry; let the mask be False "
-            "where a row has no entry."
-        )
-    raise ValueError(
-        f"Stored id {largest} is beyond the student's {vocab_size} ids. If the teacher's vocabulary is only "
-        "padded, set foreign_ids='tail'; otherwise the tokenizers differ."
     )
 
 

@@ -320,7 +320,7 @@ def test_an_unknown_scheme_says_what_to_write(uri: str, says: str) -> None:
         LogitStore.open(uri)
 
 
-@pytest.mark.parametrize("uri", ["foo://x", "s3://key:word@bucket/store", ""])
+@pytest.mark.parametrize("uri", ["foo://x", "s3://key:word@bucket/store"])
 @pytest.mark.parametrize("command", [("inspect",), ("verify",), ("cat",), ("copy", "OUT")])
 def test_an_address_that_is_none_is_wrong_usage(
     uri: str, command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

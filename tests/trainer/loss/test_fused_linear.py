@@ -225,7 +225,8 @@ def test_a_step_waits_for_its_rows_alone(weighted):
             waits.found.clear()
             loss().loss.backward()
             first = waits.found.index("nonzero")
-            assert waits.found[first:] == ["nonzero", "_local_scalar_dense", "_local_scalar_dense"]
+            # And once for the ids' bounds, by tolist(), which does not show on a CPU.
+            assert waits.found[first:] == ["nonzero"]
 
 
 def test_only_rows_that_count_are_projected():
