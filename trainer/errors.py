@@ -7,6 +7,7 @@ message states the value found, the rule and the remedy.
 from __future__ import annotations
 
 from logitstore.common.exit_status import ExitStatus
+from logitstore.common.store_warning import StoreWarning
 
 
 class TrainerError(Exception):
@@ -53,3 +54,7 @@ class RunBusyError(TrainerError, RuntimeError):
     """Another process writes into the same folder."""
 
     exit_status = ExitStatus.BUSY
+
+
+class TrainingWarning(StoreWarning):
+    """What may not be meant, and is done all the same. Commands show it as a line of their own."""

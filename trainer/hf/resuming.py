@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from trainer.errors import TrainingWarning
 from trainer.hf.checkpoints import (
     DataFollower,
     check_resumable,
@@ -121,7 +122,7 @@ class ResumingTrainer(EvaluatingTrainer):
                 f"{num_steps} of {max_steps}"
             )
         if told:
-            warnings.warn(told, stacklevel=3)
+            warnings.warn(told, TrainingWarning, stacklevel=3)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:

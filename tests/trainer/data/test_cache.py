@@ -17,7 +17,7 @@ from trainer.data.cache.shard_cache import FOLDER_NAME, ShardCache
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.loader import LogitDataLoader
 from trainer.data.sources import StoreSpec
-from trainer.errors import CacheTooSmallError, SettingError
+from trainer.errors import CacheTooSmallError, SettingError, TrainingWarning
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(remote, tmp_path, monkeypa
         append(objects, entry, partial)
 
     monkeypatch.setattr(shard_cache, "continue_download", full_after_two)
-    with pytest.warns(RuntimeWarning, match="the disk of .* is full .* Free some space") as told:
+    with pytest.warns(TrainingWarning, match="the disk of .* is full .* Free some space") as told:
         names = epoch(remote, tmp_path / "c", 10**9)
     assert names == sorted(f"r{n}" for n in range(24))
     assert (len(told), len(calls)) == (1, 3)

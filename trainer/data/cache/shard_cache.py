@@ -27,7 +27,7 @@ from logitstore.manifest.fields import ShardEntry
 from logitstore.objects.system import lock_file
 from trainer.data.cache.download import checksum_of, continue_download
 from trainer.data.cache.locked_files import open_exclusive, open_own, open_shared, remove_unused
-from trainer.errors import CacheFullError, CacheTooSmallError, SettingError
+from trainer.errors import CacheFullError, CacheTooSmallError, SettingError, TrainingWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ class ShardCache:
             f"cache_dir: the disk of {self.directory} is full ({error.strerror}); shards are read from the "
             "store from now on. Free some space, or set cache_limit below what the disk has"
         )
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warnings.warn(message, TrainingWarning, stacklevel=2)
         raise CacheFullError(message) from error
 
     def _fetch(self, objects: Objects, entry: ShardEntry) -> None:

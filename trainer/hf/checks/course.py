@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.errors import SettingError
+from trainer.errors import SettingError, TrainingWarning
 from trainer.hf.epochs import total_steps
 from trainer.hf.evaluation.better import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from trainer.hf.evaluation.evaluate import tokenizer_size_of
@@ -65,6 +65,7 @@ def _warn_of_the_end(
                 f"early_stopping_patience={stop.early_stopping_patience} (in a configuration "
                 f"evaluation.patience) never stops: in {num_steps} steps there are {num_evaluations} "
                 "evaluations, the first of which is the best so far; evaluate more often, or lower it",
+                TrainingWarning,
                 stacklevel=2,
             )
     warmup_steps = args.get_warmup_steps(num_steps)
@@ -72,6 +73,7 @@ def _warn_of_the_end(
         warnings.warn(
             f"warmup_steps={args.warmup_steps:g} are more than the {num_steps} steps of training: the "
             f"learning rate ends at {num_steps / warmup_steps:.0%} of learning_rate={args.learning_rate:g}",
+            TrainingWarning,
             stacklevel=2,
         )
 

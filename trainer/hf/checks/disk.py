@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
-from trainer.errors import SettingError
+from trainer.errors import SettingError, TrainingWarning
 from trainer.hf.epochs import Saves
 
 _MOMENTS = 2
@@ -116,6 +116,7 @@ def check_disk(
     warnings.warn(
         f"{what}: that is too little for {lack}; make room, or lower save_total_limit, or save less often"
         f"{guess}",
+        TrainingWarning,
         stacklevel=2,
     )
 

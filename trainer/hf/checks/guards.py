@@ -19,7 +19,7 @@ from logitstore.rows import temperature as temperatures
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
-from trainer.errors import GuardError
+from trainer.errors import GuardError, TrainingWarning
 from trainer.loss.loss_settings import LossSettings
 
 OFFSETS: tuple[int, ...] = (-1, 0, 1)
@@ -177,6 +177,7 @@ def check_tokenizer(manifest: Manifest, vocabulary: Mapping[str, int], *, where:
         warnings.warn(
             f"{where} does not say which tokenizer made its ids (it was imported), so nothing tells whether "
             "the student's is the same; look at it with `penumbra store inspect`",
+            TrainingWarning,
             stacklevel=1,  # one place for every caller, so that it is said once
         )
         return

@@ -17,7 +17,7 @@ from trainer.batch.collate import DistillationCollator
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.order import share_of_epoch
-from trainer.errors import GuardError
+from trainer.errors import GuardError, TrainingWarning
 from trainer.hf.checks.lengths import check_lengths
 from trainer.hf.checks.processes import check_batch_size
 from trainer.hf.evaluation.evaluate import evaluation_batches
@@ -74,6 +74,7 @@ def check_learned(dataset: StreamingLogitDataset, settings: CollateSettings) -> 
             warnings.warn(
                 f"{source.uri} adds nothing to training: it is empty, its selection (where, ids) leaves none "
                 "of its sequences, or all are held out; leave it out if that is meant",
+                TrainingWarning,
                 stacklevel=2,
             )
         if length and weight and not any(share_of_epoch(length, weight)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.errors import GuardError
+from trainer.errors import GuardError, TrainingWarning
 
 WARNED_SHARE = 0.01
 """Share of the label rows that may be cut off, or of an epoch left out, without a warning."""
@@ -55,5 +55,9 @@ def check_lengths(
     if lost == total:
         raise GuardError(f"{message}: there is nothing to learn from; {remedy}")
     if lost > WARNED_SHARE * total:
-        warnings.warn(f"{message} ({lost / total:.1%}); {remedy}, or leave it if that is meant", stacklevel=2)
+        warnings.warn(
+            f"{message} ({lost / total:.1%}); {remedy}, or leave it if that is meant",
+            TrainingWarning,
+            stacklevel=2,
+        )
     return lost

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.errors import ReshardingError
+from trainer.errors import ReshardingError, TrainingWarning
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checks.lengths import WARNED_SHARE
 from trainer.hf.epochs import Place
@@ -85,6 +85,7 @@ def _check_every_process_gets_some(dataset: StreamingLogitDataset) -> None:
             f"{left_out} of the {dataset.epoch_length} {things} of an epoch are left out, others in each "
             f"epoch, as they are too few for a step of all {processes} processes; start fewer processes, or "
             "leave it if that is meant",
+            TrainingWarning,
             stacklevel=3,
         )
 

@@ -14,7 +14,7 @@ from transformers.trainer_utils import IntervalStrategy, PredictionOutput, speed
 
 from trainer.batch.collate import DistillationCollator
 from trainer.data.dataset import StreamingLogitDataset
-from trainer.errors import SettingError
+from trainer.errors import SettingError, TrainingWarning
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checks.course import check_metric
 from trainer.hf.evaluation.calibration import CalibrationSums
@@ -157,6 +157,7 @@ class EvaluatingTrainer(Trainer):
                 f"metric_for_best_model={metric!r} is a figure of compute_metrics: its "
                 f"{'highest' if self.args.greater_is_better else 'lowest'} value is taken for the best, as "
                 "greater_is_better is not given",
+                TrainingWarning,
                 stacklevel=2,
             )
 

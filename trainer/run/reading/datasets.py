@@ -14,6 +14,7 @@ from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.packed_rows import Packing
 from trainer.data.sources import HeldOut, StoreSpec
+from trainer.errors import TrainingWarning
 from trainer.hf.checks.guards import check_temperature, check_tokenizer, real_vocab_size
 from trainer.loss.loss_settings import LossSettings
 from trainer.run.config import TrainConfig
@@ -86,6 +87,7 @@ def _texts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Stor
             warnings.warn(
                 f"data.texts: {len(dropped)} records of {text.uri} are left out, the first of them: "
                 f"{dropped[0].reason}",
+                TrainingWarning,
                 stacklevel=2,
             )
         stores.append(StoreSpec(str(path), text.weight, is_text=True))

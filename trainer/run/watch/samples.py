@@ -19,6 +19,7 @@ from transformers import GenerationConfig, TrainerCallback, TrainerControl, Trai
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from trainer.data.dataset import StreamingLogitDataset
+from trainer.errors import TrainingWarning
 from trainer.run.file_names import SAMPLES_NAME
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def held_out_prompts(
     if len(found) < num_prompts:
         warnings.warn(
             f"evaluation.samples = {num_prompts}, but there are only {len(found)} held-out prompts{room}",
+            TrainingWarning,
             stacklevel=2,
         )
     return found
