@@ -82,7 +82,7 @@ def import_source(
     manifest = _manifest(source, origin)
     begun_store(uri, manifest, storage_options)
     origins = [] if like is None else [like]
-    living = Living(_each_once(source.sequences, source.uri), deleted_in(origins))
+    living = Living(_checked(source), deleted_in(origins))
     units = units_of(iter(living))
     first = list(islice(units, 1))  # before the store is made: a source that cannot be read leaves none
     store = LogitStore.create(uri, manifest, storage_options=storage_options)
@@ -107,10 +107,19 @@ def import_source(
     return store
 
 
-def _each_once(sequences: Iterator[LabeledSequence], uri: str) -> Iterator[LabeledSequence]:
-    """Raises InvalidLabelsError for a sequence that comes twice, as in tables that were put together."""
+def _checked(source: Source) -> Iterator[LabeledSequence]:
+    """Raises InvalidLabelsError for a sequence that comes twice, as in tables that were put together, and for
+    tokens that the teacher has no logit of, as of another tokenizer."""
     seen = set[tuple[str, int]]()
-    for sequence in sequences:
+    vocab_size, uri = source.labels.vocab_size, source.uri
+    for sequence in source.sequences:
+        highest = int(sequence.token_ids_T.max(initial=0))
+        if highest >= vocab_size:
+            raise InvalidLabelsError(
+                f"record {sequence.record_id!r:.120} of {uri} holds the token {highest}, and the vocabulary "
+                f"ends at {vocab_size - 1}; give the tokens that the labels are of, or the teacher's own "
+                "width (--vocab-size)"
+            )
         key = (sequence.record_id, sequence.sample_index)
         if key in seen:
             raise InvalidLabelsError(

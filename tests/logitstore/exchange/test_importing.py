@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logitstore.errors import StoreChangedError
+from logitstore.errors import InvalidLabelsError, StoreChangedError
 from logitstore.exchange.importing import Origin, Source, import_source, label_statistics
 from logitstore.exchange.rows import rows_from_logprobs
 from logitstore.records import LabeledSequence, Segment
@@ -81,3 +81,13 @@ def test_a_source_that_was_corrected_is_not_taken_for_the_old_one(
     assert imported(before) == digest
     with pytest.raises(StoreChangedError, match=r"begun with another input, .* or by an earlier version"):
         imported([change(one) for one in before])
+
+
+def test_tokens_of_another_tokenizer_are_refused_before_a_store_is_made(tmp_path: Path) -> None:
+    """`verify` called such a store damaged."""
+    one = labeled_sequence(np.random.default_rng(0), "r0", SPEC, 20, 3)
+    other = dataclasses.replace(one, token_ids_T=one.token_ids_T + SPEC.vocab_size)
+    source = Source("megatron", "logits", SPEC, iter([other]), None)
+    with pytest.raises(InvalidLabelsError, match=rf"the vocabulary ends at {SPEC.vocab_size - 1}"):
+        import_source(source, str(tmp_path / "store"), origin=Origin())
+    assert not (tmp_path / "store").exists()
