@@ -55,7 +55,7 @@ MODULES = {
     "training": "benchmarks.students.training",
     "fidelity": "benchmarks.students.fidelity",
     "faults": "benchmarks.jobs.faults",
-    "schedules": "benchmarks.jobs.schedules",
+    "schedules": "benchmarks.schedules.schedules",
     "curation": "benchmarks.labels.curation",
     "scale": "benchmarks.jobs.scale",
     "store": "benchmarks.jobs.large_store",

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from benchmarks.jobs.driver_schedules import lease_schedule, status_schedule
-from benchmarks.jobs.lossy_objects import LossyBackend, Memory, objects_over
+from benchmarks.schedules.driver_schedules import lease_schedule, status_schedule
+from benchmarks.schedules.lossy_objects import LossyBackend, Memory, objects_over
 from labeler.errors import PlanTakenError
 from labeler.planning.plan import Plan
 from logitstore.errors import ObjectStoreError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.jobs.lossy_objects import Fault, LossyBackend, Memory, objects_over
+from benchmarks.schedules.lossy_objects import Fault, LossyBackend, Memory, objects_over
 from labeler.config.loading import JobConfig
 from labeler.planning.plan import Plan, SegmentWriter, read_unit
 from labeler.planning.planner import Planner

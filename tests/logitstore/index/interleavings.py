@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.jobs.lossy_objects import Fault, LossyBackend, Memory
+from benchmarks.schedules.lossy_objects import Fault, LossyBackend, Memory
 from logitstore.errors import ObjectStoreError, StoreChangedError
 from logitstore.objects.opening import ObjectInfo
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.jobs.lossy_objects import LossyBackend
+from benchmarks.schedules.lossy_objects import LossyBackend
 from logitstore import committed_store
 from logitstore.errors import StoreChangedError
 from logitstore.index.changes import committing, compaction

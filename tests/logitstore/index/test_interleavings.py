@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 import pytest
 
-from benchmarks.jobs.lossy_objects import LossyBackend, Memory, objects_over
 from benchmarks.jobs.made_up_labels import MANIFEST
-from benchmarks.jobs.store_schedules import unit_of
+from benchmarks.schedules.lossy_objects import LossyBackend, Memory, objects_over
+from benchmarks.schedules.store_schedules import unit_of
 from logitstore.manifest.fields import ShardEntry
 from logitstore.manifest.reading import MANIFEST_NAME, encode_manifest
 from logitstore.store import LogitStore

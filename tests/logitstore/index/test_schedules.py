@@ -1,4 +1,4 @@
-"""Random schedules of faults over what changes a store (`benchmarks/jobs/store_schedules.py`), and over what makes one.
+"""Random schedules of faults over what changes a store (`benchmarks/schedules/store_schedules.py`), and over what makes one.
 
 They reach deep, by many operations and faults; `test_interleavings.py` tries every order of two.
 """
@@ -9,9 +9,9 @@ import random
 
 import pytest
 
-from benchmarks.jobs.lossy_objects import Fault, LossyBackend, Memory, objects_over
 from benchmarks.jobs.made_up_labels import MANIFEST
-from benchmarks.jobs.store_schedules import MIXES, NUM_UNITS, run_schedule, unit_of
+from benchmarks.schedules.lossy_objects import Fault, LossyBackend, Memory, objects_over
+from benchmarks.schedules.store_schedules import MIXES, NUM_UNITS, run_schedule, unit_of
 from logitstore.errors import ObjectStoreError
 from logitstore.exchange.importing import Origin, Source, import_source
 from logitstore.exchange.merge import merge_stores

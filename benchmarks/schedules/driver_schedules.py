@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 
-from benchmarks.jobs.lossy_objects import LossyBackend, Memory, objects_over
+from benchmarks.schedules.lossy_objects import LossyBackend, Memory, objects_over
 from labeler.errors import StoreBusyError
 from labeler.job.driver_lease import DriverLease, acquire
 from labeler.job.status_writer import write_status

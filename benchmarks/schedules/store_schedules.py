@@ -16,8 +16,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.jobs.lossy_objects import Fault, LossyBackend, Memory, objects_over
 from benchmarks.jobs.made_up_labels import MANIFEST, made_up_sequence
+from benchmarks.schedules.lossy_objects import Fault, LossyBackend, Memory, objects_over
 from logitstore.errors import ObjectStoreError, StoreChangedError
 from logitstore.index.changes import compaction
 from logitstore.index.changes.rebuild import rebuild_index

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.jobs import schedules
-from benchmarks.jobs.store_schedules import HarmError, run_schedule
 from benchmarks.report.results import load
+from benchmarks.schedules import schedules
+from benchmarks.schedules.store_schedules import HarmError, run_schedule
 
 
 def harmful(seed: int) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.jobs.driver_schedules import NUM_DRIVERS, lease_schedule, status_schedule
-from benchmarks.jobs.store_schedules import MIXES, HarmError, run_schedule
 from benchmarks.report.results import Figure, Result, publish
+from benchmarks.schedules.driver_schedules import NUM_DRIVERS, lease_schedule, status_schedule
+from benchmarks.schedules.store_schedules import MIXES, HarmError, run_schedule
 from logitstore.common.options import positive
 
 SCHEDULES = {False: 100, True: 12}
