@@ -176,10 +176,11 @@ class CommittedUnits:
             self.named_deletions, self._in_tail = deletions, {}
         empty = index_segments.ENTRY_SCHEMA.empty_table()
         self.compacted = ShardIndex(pa.concat_tables(segments.all_living() or [empty]))
+        moved = self.compacted.having((one.shard.unit_index, unit) for unit, one in self.tail.items())
         self.tail = {
             unit: record
             for unit, record in self.tail.items()
-            if rounds[unit] == before[unit] and not self.compacted.has(record.shard.unit_index, unit)
+            if rounds[unit] == before[unit] and unit not in moved
         }
         self._all = None
         return True

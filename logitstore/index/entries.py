@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -78,10 +78,13 @@ class ShardIndex(Sequence[ShardEntry]):
         attempt = self._rows(self._order[[position]]).column("attempt")[0].as_py().hex()
         return entry, attempt
 
-    def has(self, unit_index: int, unit_id: str) -> bool:
-        """Whether the unit is in its place."""
-        position = self._position(unit_index)
-        return position is not None and self[position].unit_id == unit_id
+    def having(self, units: Iterable[tuple[int, str]]) -> set[str]:
+        """Which of these units, each with its `unit_index`, are in their places."""
+        wanted = set(units)
+        places = np.fromiter((unit_index for unit_index, _ in wanted), np.int64, len(wanted))
+        found = self._rows(self._order[np.isin(self._unit_index, places)], ["unit_index", "unit_id"])
+        pairs = zip(found.column("unit_index").to_pylist(), found.column("unit_id").to_pylist(), strict=True)
+        return {unit_id for unit_index, unit_id in pairs if (unit_index, unit_id) in wanted}
 
     def _position(self, unit_index: int) -> int | None:
         position = int(np.searchsorted(self._unit_index, unit_index))

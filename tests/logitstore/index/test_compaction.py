@@ -17,7 +17,7 @@ from logitstore.index import segments as index_segments
 from logitstore.index.changes.compaction import compact
 from logitstore.index.commits import CommitRecord, commit_name, encode_commit, shard_name
 from logitstore.index.committed import CommittedUnits
-from logitstore.index.entries import attempts_of
+from logitstore.index.entries import ShardIndex, attempts_of
 from logitstore.index.pointer import IndexPointer, SegmentInfo, encode_pointer
 from logitstore.manifest.fields import ShardEntry
 from logitstore.manifest.reading import manifest_hash
@@ -70,6 +70,13 @@ def test_a_writer_sees_each_unit_once_after_others_compacted(tmp_path: Path) -> 
     assert [entry.unit_index for entry in writer.shards()] == [0, 1, 2, 3]
     writer.refresh()
     assert [entry.unit_index for entry in writer.shards()] == [0, 1, 2, 3]
+
+
+def test_only_units_in_their_own_places_are_found() -> None:
+    records = [make_record(unit_index) for unit_index in (7, 2, 5)]
+    index = ShardIndex(index_segments.entries_to_table(records))
+    assert index.having([(2, "u2"), (5, "u7"), (7, "u7"), (7, "another"), (8, "u8")]) == {"u2", "u7"}
+    assert index.having([]) == set()
 
 
 def test_attempts_are_numbers_of_their_digits() -> None:
