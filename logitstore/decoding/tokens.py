@@ -3,11 +3,14 @@
 A tokenizer's token is a string of bytes, and a byte-level token is often a part of a character. A
 sequence is therefore decoded as one stream of bytes, in which a character stands at the token that
 completes it; an alternative alone shows the bytes that make no character as hex.
+
+Shape legend: T tokens of a sequence, V ids of the tokenizer.
 """
 
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,6 +130,19 @@ class TokenTexts:
         raws = _all_byte_level(tokens) if "ByteLevel" in self._kinds else list(map(self._plain, tokens))
         added = {token_id: token.encode() for token_id, token in self._added.items()}
         return dict(zip(ids, raws, strict=True)) | added
+
+    def knows_all(self, token_ids_T: np.ndarray) -> bool:
+        """Whether the tokenizer has each of these ids."""
+        is_token_V = self._is_token_by_id
+        return bool(is_token_V[np.minimum(token_ids_T, len(is_token_V) - 1)].all())
+
+    @functools.cached_property
+    def _is_token_by_id(self) -> np.ndarray:
+        """bool by id, and one more: False."""
+        ids = np.array([*self.vocabulary().values(), *self._added], np.int64)
+        is_token_V = np.zeros(int(ids.max(initial=-1)) + 2, bool)
+        is_token_V[ids] = True
+        return is_token_V
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a marker, such as the end of a turn."""

@@ -6,12 +6,14 @@ The text is that of the store's ids, by the tokenizer that it keeps.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from logitstore.common.store_warning import StoreWarning
 from logitstore.common.whole_file import check_replaceable, replacing
 from logitstore.decoding.tokenizer_choice import choose_texts
 from logitstore.decoding.tokens import TokenTexts
@@ -25,6 +27,8 @@ from logitstore.tokenizer_objects import files_in, read_file, stored_tokenizer
 
 TextForm = Literal["messages", "prompt-completion"]
 Progress = Callable[[str, int, int], None]
+NO_CHARACTER = "\ufffd"
+"""What stands for bytes that are no character."""
 
 
 def export_texts(
@@ -53,7 +57,7 @@ def export_texts(
     turns = masks_tell_turns(store.manifest)
     record_of = _messages_record(store, texts, turns) if form == "messages" else _pair_record(texts, turns)
     total = int(store.shards().column("num_sequences").sum())
-    written = left_out = 0
+    written = left_out = num_odd = 0
     names = set[str]()
     with replacing(path) as part:
         with part.open("w", encoding="utf-8") as file:
@@ -65,7 +69,9 @@ def export_texts(
                 else:
                     written += 1
                     _refuse_again(record["id"], names)
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    line = json.dumps(record, ensure_ascii=False)
+                    num_odd += NO_CHARACTER in line or not texts.knows_all(sequence.token_ids_T)
+                    file.write(line + "\n")
                 if progress:
                     progress("sequences", written + left_out, total)
         if left_out and not written:
@@ -73,6 +79,13 @@ def export_texts(
                 f"{store.uri}: of {left_out} sequences none is a prompt by the chat template with an answer; "
                 "export --to prompt-completion"
             )
+    if num_odd:
+        warnings.warn(
+            f"{path}: {num_odd:,} sequences hold bytes that are no characters, as a response that was cut "
+            f"may end, or ids that are no tokens; they stand there as {NO_CHARACTER}, or as numbers",
+            StoreWarning,
+            stacklevel=2,
+        )
     return written, left_out
 
 

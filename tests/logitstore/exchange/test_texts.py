@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from logitstore.__main__ import main
+from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.chat_text import PromptParser, reasoning_apart, renderer
 from logitstore.exchange.merge import merge_stores
@@ -351,3 +352,22 @@ def test_a_damaged_file_of_a_tokenizer_names_no_template(config: bytes, tmp_path
     put_tokenizer(made.objects, {"tokenizer_config.json": config})
     with pytest.raises(UnsupportedInputError, match="keeps no chat template"):
         render_of(made)
+
+
+def test_what_is_no_character_or_no_token_is_counted(tmp_path: Path) -> None:
+    base = store_of(tmp_path / "base", [("Why?", "So é"), ("Why?", "So."), ("Why?", "No.")], None)
+    cut, whole, odd = base.iter_sequences()
+    cut = replace(cut, token_ids_T=cut.token_ids_T[:-1], finish_reason="length")
+    unknown = odd.token_ids_T.copy()
+    unknown[-1] = 257 + 1
+    spec = replace(SPEC, vocab_size=300)
+    store = LogitStore.create(tmp_path / "store", manifest(spec))
+    store.commit_unit("u", 0, [cut, whole, replace(odd, token_ids_T=unknown)], seconds=0.0, worker="test")
+    copy_tokenizer(base.objects, store.objects)
+    with pytest.warns(StoreWarning, match="2 sequences hold bytes that are no characters"):
+        assert export_texts(store, tmp_path / "p.jsonl", "prompt-completion") == (3, 0)
+    assert [row["completion"] for row in load("json", tmp_path / "p.jsonl")] == [
+        "So \ufffd",
+        "So.",
+        "No⟨258⟩",
+    ]
