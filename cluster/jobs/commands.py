@@ -132,6 +132,7 @@ def list_jobs(args: argparse.Namespace) -> int:
 def cost(args: argparse.Namespace) -> int:
     """An estimate for a job file; for a job or a store, what all runs of the store have cost so far."""
     if args.id is not None and args.id.endswith((".toml", ".json")):
+        _refuse_cluster_options(args, "a job file")
         try:
             job, lines = load_input_found(args.id, args.set, environ={})
             say_found(args, lines)
@@ -146,6 +147,8 @@ def cost(args: argparse.Namespace) -> int:
     if uri is None or not ("://" in uri or os.path.isdir(uri)):
         job = _chosen(client_of(args), args)
         uri, options = job.store, storage_options_of(job)
+    else:
+        _refuse_cluster_options(args, "a store")
     try:
         spent = store_cost(uri, options)
     except StoreError as error:
@@ -154,6 +157,16 @@ def cost(args: argparse.Namespace) -> int:
         raise ClusterError(f"nothing is known of the cost of {uri} yet: no run has held a device")
     print(json.dumps(spent.as_record()) if args.json else "\n".join(spent.in_words()))
     return 0
+
+
+def _refuse_cluster_options(args: argparse.Namespace, what: str) -> None:
+    """They would be passed over: no cluster is asked about what is read here."""
+    names = ("address", "header", "verify", "owner")
+    given = " and ".join(f"--{name}" for name in names if getattr(args, name))
+    if given:
+        raise JobRefusedError(
+            f"{given}: no cluster is asked about {what}, as {args.id!r} is; leave it out, or give a job's id"
+        )
 
 
 def _warn(line: str) -> None:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, JobRefusedError
 from cluster.jobs.client import ClusterClient, ClusterJob
 from cluster.jobs.network.address import find_way
 from logitstore.common.whole_file import write_whole
@@ -36,8 +36,14 @@ def serve(
 
     Raises:
         ClusterUnreachableError: nothing answers at an address.
+        JobRefusedError: options of a cluster are given for a store.
     """
     if not is_cluster_address(target):
+        if headers or verify:
+            raise JobRefusedError(
+                f"--header and --verify are for the requests to a cluster, and {target!r} is taken for a "
+                "store; write a cluster as http://HEAD:8265, or leave them out"
+            )
         return _run_viewer([target, *viewer_arguments], None)
     client = ClusterClient(find_way(target, headers, verify))
     with tempfile.TemporaryDirectory(prefix="penumbra-dashboard-") as folder:

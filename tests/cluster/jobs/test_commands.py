@@ -104,6 +104,24 @@ def test_a_jobs_cost_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixt
         assert "--set changes a setting of a job file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            ["cost", "job.toml", "--address", "h", "--owner", "me"],
+            "--address and --owner: no cluster is asked",
+        ),
+        (["cost", "STORE", "--verify", "false"], "--verify: no cluster is asked about a store"),
+        (["dashboard", "STORE", "--header", "X-Team=nlp"], "is taken for a store; write a cluster as http"),
+    ],
+)
+def test_what_no_cluster_is_asked_for_is_refused_and_not_passed_over(
+    command: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.replace("STORE", str(tmp_path)) for word in command]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_a_wrong_job_is_refused_before_any_cluster_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
