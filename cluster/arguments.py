@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cluster.describe import render
 from cluster.describe.settings.cluster import ClusterConfig
-from cluster.jobs import commands, local, node_check
+from cluster.jobs import commands, node_check
+from cluster.jobs.local_state import default_state_folder
 from cluster.rounds import command as round_commands
 from cluster.rounds.config import RoundsFile
 from logitstore.common.command import Program, new_parser
@@ -178,7 +179,7 @@ def _add_local(add: Add) -> None:
         sub.add_argument(
             "--state",
             type=Path,
-            default=local.default_state_folder(),
+            default=default_state_folder(),
             help="where `up` notes what runs (default: ~/.local/state/penumbra, or penumbra in "
             "XDG_STATE_HOME); other commands look there alone, else name the cluster by --address",
         )

@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from cluster.errors import ClusterError, JobRefusedError
+from cluster.errors import ClusterError
+from cluster.jobs.local_state import STATE_FILE, LocalCluster, LocalNode, read_state
 from cluster.jobs.network.access import bearer_headers, ensure_token, find_token
 from cluster.jobs.network.address import Way
 from cluster.jobs.network.connection import list_nodes
@@ -41,7 +42,6 @@ START_TRIES = 2
 """On a busy machine Ray itself gives up on a node after 15 to 30 seconds; the next try is usually quicker."""
 STOP_TIMEOUT_SEC = 20.0
 OBJECT_STORE_BYTES = 100_000_000
-STATE_FILE = "local-cluster.json"
 NODE_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's control store and nodes listen on every interface: only who has the token may use them.
@@ -52,38 +52,8 @@ NODE_ENVIRONMENT = {
 }
 
 
-class NoLocalClusterError(JobRefusedError):
-    """No local cluster is noted."""
-
-
 class NodeEndedError(ClusterError):
     """A node's process ended while it was starting."""
-
-
-@dataclass(frozen=True, slots=True)
-class LocalNode:
-    """One `ray start --block`; its children share a session with it, but for the drivers of jobs."""
-
-    ip: str
-    pid: int
-    started: str
-    """When the process began, so that another process of its id is not mistaken for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class LocalCluster:
-    address: str
-    """Address of the dashboard and the Jobs API."""
-    gcs_address: str
-    """For `ray.init(address=...)`."""
-    folder: str
-    """Logs and sockets."""
-    nodes: tuple[LocalNode, ...]
-
-
-def default_state_folder() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "penumbra"
 
 
 def up(num_nodes: int, state_folder: Path, *, cpus_per_node: int) -> LocalCluster:
@@ -167,35 +137,6 @@ def down(state_folder: Path) -> tuple[int, int]:
     (state_folder / STATE_FILE).unlink()
     shutil.rmtree(cluster.folder, ignore_errors=True)
     return num_running, len(cluster.nodes)
-
-
-def read_state(state_folder: Path) -> LocalCluster:
-    """What `up` has noted. Raises NoLocalClusterError, and JobRefusedError for a file that says nothing."""
-    state_file = state_folder / STATE_FILE
-    try:
-        raw = json.loads(state_file.read_text(encoding="utf-8"))
-        nodes = tuple(LocalNode(**node) for node in raw.pop("nodes"))
-        cluster = LocalCluster(**raw, nodes=nodes)
-    except FileNotFoundError:
-        raise NoLocalClusterError(
-            f"no local cluster is up: {state_file} does not exist; start one with: "
-            "penumbra cluster up --local 2"
-        ) from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise _damaged(state_file) from None
-    texts = (cluster.address, cluster.gcs_address, cluster.folder)
-    if not all(isinstance(text, str) and text for text in texts):
-        raise _damaged(state_file)
-    if not all(isinstance(one.pid, int) and one.pid > 1 and isinstance(one.started, str) for one in nodes):
-        raise _damaged(state_file)
-    return cluster
-
-
-def _damaged(state_file: Path) -> JobRefusedError:
-    return JobRefusedError(
-        f"{state_file} is cut off, or of another version, and does not say which local cluster is up; end "
-        "what `ps -ef` shows of `ray start --block`, if anything, and remove the file"
-    )
 
 
 def _start(ip: str, arguments: list[str], folder: Path) -> LocalNode:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cluster.describe.settings.interpreter import check_interpreter
 from cluster.errors import JobRefusedError
-from cluster.jobs import local
 from cluster.jobs.client import ClusterClient
 from cluster.jobs.environment import parse_env, read_runtime_env
+from cluster.jobs.local_state import NoLocalClusterError, default_state_folder, read_state
 from cluster.jobs.network.address import find_way
 from cluster.jobs.people import owner_here
 from cluster.jobs.submission import Submission, SubmitOptions, prepare
@@ -32,8 +32,8 @@ def _address(args: argparse.Namespace) -> str:
     if found:
         return found
     try:
-        return local.read_state(local.default_state_folder()).address
-    except local.NoLocalClusterError:
+        return read_state(default_state_folder()).address
+    except NoLocalClusterError:
         raise JobRefusedError(
             "no cluster is named: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, or start a "
             "local one with: penumbra cluster up --local 2"

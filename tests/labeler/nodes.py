@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from cluster.jobs import local
+from cluster.jobs.local_state import LocalCluster
 from cluster.jobs.network.access import bearer_headers, find_token
 from cluster.jobs.network.address import Way
 from cluster.jobs.network.connection import list_nodes
@@ -27,7 +28,7 @@ JOIN_TRY_SEC = 60.0
 class RayNodes:
     """A head without room for anything, and the nodes that have joined it."""
 
-    def __init__(self, cluster: local.LocalCluster) -> None:
+    def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 

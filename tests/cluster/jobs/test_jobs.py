@@ -22,6 +22,7 @@ from ray.job_submission import JobSubmissionClient
 
 from cluster.describe.grafana import PANELS
 from cluster.jobs import local
+from cluster.jobs.local_state import STATE_FILE, LocalCluster
 from cluster.jobs.network.access import bearer_headers, find_token
 from logitstore.store import LogitStore
 from tests.cluster.jobs.network.reverse_proxy import HEADER, ingress_before
@@ -43,7 +44,7 @@ PLANTED = "hunter2QZXV8r4Kd0mTn3Wb6Yc1"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     state = tmp_path_factory.mktemp("state")
     os.environ["AWS_SECRET_ACCESS_KEY"] = SECRET
     try:
@@ -51,12 +52,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalClu
     finally:
         del os.environ["AWS_SECRET_ACCESS_KEY"]
     yield started
-    if (state / local.STATE_FILE).exists():
+    if (state / STATE_FILE).exists():
         local.down(state)
 
 
 def test_a_submitted_job_is_followed_to_its_end(
-    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = ("--address", cluster.address)
     status, out, err = run(capsys, "submit", str(write_job(tmp_path)), *address, "--follow")
@@ -83,7 +84,7 @@ def test_a_submitted_job_is_followed_to_its_end(
 
 
 @pytest.fixture
-def entered_anew(cluster: local.LocalCluster, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def entered_anew(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Each deleted job is put back once, as by Ray when its look at the jobs falls between end and deletion."""
     from ray.dashboard.modules.job.common import JobInfoStorageClient, JobStatus
     from ray.dashboard.modules.job.job_manager import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
@@ -103,7 +104,7 @@ def entered_anew(cluster: local.LocalCluster, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nodes_are_looked_at_in_the_environment_that_a_job_would_have(
-    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], entered_anew: list[str]
+    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], entered_anew: list[str]
 ) -> None:
     """And nothing of it is left: no job, no store."""
     address, job = ("--address", cluster.address), str(write_job(tmp_path))
@@ -127,7 +128,7 @@ def test_nodes_are_looked_at_in_the_environment_that_a_job_would_have(
 
 
 def test_nobody_touches_anothers_job_without_naming_it(
-    cluster: local.LocalCluster,
+    cluster: LocalCluster,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -151,7 +152,7 @@ def test_nobody_touches_anothers_job_without_naming_it(
 
 
 def test_a_job_is_sent_and_followed_through_an_ingress(
-    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a path before the API, a header that it wants, and without WebSocket for the log."""
     with ingress_before(cluster.address) as address:
@@ -167,7 +168,7 @@ def test_a_job_is_sent_and_followed_through_an_ingress(
     assert stored_ids(tmp_path / "store") == ALL_IDS
 
 
-def assert_the_page_shows(cluster: local.LocalCluster, job_id: str, store: Path) -> None:
+def assert_the_page_shows(cluster: LocalCluster, job_id: str, store: Path) -> None:
     viewer = subprocess.Popen(
         [sys.executable, "-P", "-m", "cluster", "dashboard", cluster.address, "--port", "0"],
         stdout=subprocess.PIPE,
@@ -189,7 +190,7 @@ def assert_the_page_shows(cluster: local.LocalCluster, job_id: str, store: Path)
         viewer.wait(timeout=60)
 
 
-def assert_nowhere(secret: str, cluster: local.LocalCluster, job_id: str, store: Path, log: str) -> None:
+def assert_nowhere(secret: str, cluster: LocalCluster, job_id: str, store: Path, log: str) -> None:
     """Neither in what Ray tells of its jobs, nor in the job's log, nor in anything that the store holds."""
     ask = urllib.request.Request(f"{cluster.address}/api/jobs/", headers=bearer_headers(find_token()))
     told = urllib.request.urlopen(ask, timeout=60).read().decode() + log
@@ -203,7 +204,7 @@ def assert_nowhere(secret: str, cluster: local.LocalCluster, job_id: str, store:
 
 
 def test_without_the_token_nobody_gets_in(
-    cluster: local.LocalCluster,
+    cluster: LocalCluster,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -219,7 +220,7 @@ def test_without_the_token_nobody_gets_in(
 
 
 def test_where_ray_sends_the_token_itself_the_rest_of_the_client_has_it_too(
-    cluster: local.LocalCluster,
+    cluster: LocalCluster,
 ) -> None:
     """Ray's documentation has people export this, as a node's environment does."""
     code = (
@@ -237,7 +238,7 @@ def test_where_ray_sends_the_token_itself_the_rest_of_the_client_has_it_too(
 
 
 def test_stop_drains_and_resume_labels_only_the_rest(
-    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = ("--address", cluster.address)
     job = write_job(tmp_path, seconds_per_token=0.05)  # so that it is not over while commands are typed
@@ -283,7 +284,7 @@ HELD = {
 """Twelve secrets in the environment of the person who submits."""
 
 
-def test_no_process_shows_what_the_submitter_holds(cluster: local.LocalCluster, tmp_path: Path) -> None:
+def test_no_process_shows_what_the_submitter_holds(cluster: LocalCluster, tmp_path: Path) -> None:
     """No command line of this machine, and no environment of the cluster's processes, the job's among them."""
     job, store = write_job(tmp_path, seconds_per_token=0.02), tmp_path / "store"
     command = [sys.executable, "-P", "-m", "cluster", "submit", str(job), "--address", cluster.address]
@@ -322,7 +323,7 @@ def read(path: Path) -> str:
 
 
 def test_a_failing_job_says_why(
-    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = write_job(tmp_path)
     lines = (tmp_path / "in.jsonl").read_text().splitlines()
@@ -335,7 +336,7 @@ def test_a_failing_job_says_why(
 
 
 def test_a_running_job_is_measured_and_a_head_that_dies_under_it_is_told(
-    cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Last: it ends the cluster. The same job file then finishes on another cluster, here a private one."""
     job, store = write_job(tmp_path, seconds_per_token=0.15), tmp_path / "store"
@@ -377,7 +378,7 @@ def kill(pids: Iterable[int]) -> None:
             os.kill(pid, 9)
 
 
-def exported_metrics(cluster: local.LocalCluster) -> set[str]:
+def exported_metrics(cluster: LocalCluster) -> set[str]:
     """Names on the endpoints that Ray's own list for Prometheus gives."""
     text = ""
     listed = Path(cluster.folder) / "prom_metrics_service_discovery.json"

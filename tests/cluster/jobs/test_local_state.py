@@ -15,7 +15,7 @@ import pytest
 from cluster.__main__ import main
 from cluster.errors import JobRefusedError
 from cluster.jobs import local
-from cluster.jobs.local import STATE_FILE, LocalCluster, LocalNode, NoLocalClusterError, read_state
+from cluster.jobs.local_state import STATE_FILE, LocalCluster, LocalNode, NoLocalClusterError, read_state
 from labeler.job.processes import process_start
 
 NOTED = LocalCluster("http://127.0.0.1:1", "127.0.0.2:2", "/tmp/nowhere", (LocalNode("127.0.0.2", 77, ""),))

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cluster.jobs import local
+from cluster.jobs.local_state import LocalCluster
 from trainer.__main__ import main
 
 TASK = "ray::run_here"
@@ -53,7 +54,7 @@ def test_what_a_sweep_on_ray_lacks_is_named(
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     state = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in local.NODE_ENVIRONMENT.items():
@@ -78,7 +79,7 @@ def started(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def sweep_command(cluster: local.LocalCluster, *arguments: str) -> list[str]:
+def sweep_command(cluster: LocalCluster, *arguments: str) -> list[str]:
     command = [sys.executable, "-P", "-m", "trainer", "sweep", "--seeds", "1", *arguments]
     return [*command, "--address", cluster.gcs_address]
 
@@ -87,7 +88,7 @@ def sweep_command(cluster: local.LocalCluster, *arguments: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_whose_worker_is_killed_is_tried_again_and_a_finished_one_skipped(
-    cluster: local.LocalCluster, options: list[str], tmp_path: Path
+    cluster: LocalCluster, options: list[str], tmp_path: Path
 ) -> None:
     runs = tmp_path / "sweep/runs"
     first, blocked = (runs / f"learning_rate={rate}_seed=0" for rate in ("0.001", "0.1"))
@@ -129,7 +130,7 @@ def test_a_run_whose_worker_is_killed_is_tried_again_and_a_finished_one_skipped(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ctrl_c_ends_the_tasks_of_the_sweep_alone(
-    cluster: local.LocalCluster, options: list[str], tmp_path: Path
+    cluster: LocalCluster, options: list[str], tmp_path: Path
 ) -> None:
     over = ["--over", "loss.temperature=1,2", "--set", "training.max_steps=1000000"]
     neighbour = subprocess.Popen(
@@ -154,7 +155,7 @@ def test_ctrl_c_ends_the_tasks_of_the_sweep_alone(
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a folder that the cluster does not see")
 def test_a_folder_that_the_nodes_do_not_share_is_refused(
-    cluster: local.LocalCluster, options: list[str], tmp_path: Path
+    cluster: LocalCluster, options: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "sweep").mkdir()
     command = sweep_command(cluster, *options, "--over", "loss.temperature=1,2")
