@@ -5,6 +5,7 @@ What memory a GPU would need is counted on "meta", where tensors have sizes and 
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any
 
@@ -19,6 +20,12 @@ no_gpu = pytest.mark.skipif(
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])
 DEVICES = ["cpu", GPU]
 """For tests whose body is the same on both, so that it is no dead code where there is no GPU."""
+
+
+def give_back_gpu_memory() -> None:
+    """What this process's tests have left of a GPU's memory, for an engine that takes most of it."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 class PeakBytes(TorchDispatchMode):

@@ -61,6 +61,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(tmp_path)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(command, "need_gpu", lambda: None)
+    monkeypatch.setattr(kept, "card", lambda: "this card")
     monkeypatch.setattr(command, "taken", lambda *_: ())
     monkeypatch.setattr(command, "sections", lambda *_: made.sections)
     return made
@@ -77,7 +78,7 @@ def test_a_second_call_does_what_is_missing_or_has_failed_lines(
     assert note in load_all(bench.out)["gpu"].notes
     said = capsys.readouterr().out
     assert note in said
-    assert "1 of 3 sections on CPU, 0 left for lack of time, 2 failed" in said
+    assert "1 of 3 sections on this card, 0 left for lack of time, 2 failed" in said
     assert "Give the same command again" in said
     bench.faults = set()
     assert bench.run() == 0
@@ -112,7 +113,7 @@ def test_each_section_is_saved_before_the_next_begins(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("what", "other", "words"),
     [
-        ("card", lambda: "NVIDIA A100, CUDA 13.0", "card is NVIDIA A100, CUDA 13.0 and was CPU"),
+        ("card", lambda: "NVIDIA A100, CUDA 13.0", "card is NVIDIA A100, CUDA 13.0 and was this card"),
         ("code_digest", lambda: "0123456789ab", "code is 0123456789ab and was "),
     ],
 )
@@ -146,7 +147,7 @@ def test_another_choice_measures_anew_what_depends_on_it(bench: Bench) -> None:
 def test_parts_and_a_limit_choose_what_is_begun(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.run("--parts", "capture,labeling", "--limit", "200") == 1
     assert bench.times == {"first": 1}
-    assert "1 of 2 sections on CPU, 1 left for lack of time, 0 failed" in capsys.readouterr().out
+    assert "1 of 2 sections on this card, 1 left for lack of time, 0 failed" in capsys.readouterr().out
     assert bench.run("--limit", "200") == 1
     assert bench.times == {"second": 1}
     assert bench.run("--limit", "400") == 0

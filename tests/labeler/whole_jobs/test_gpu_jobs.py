@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.jobs.running_job import started, units_done, verify, wait_for
 from logitstore.store import LogitStore
-from tests.devices import DEVICES, GPU
+from tests.devices import DEVICES, GPU, give_back_gpu_memory
 from tests.labeler import engines
 from tests.labeler.jobs import assert_exactly_once, events, is_alive, overrides_for, run_job, write_records
 from tests.labeler.whole_jobs.processes import ray_parts
@@ -31,6 +31,7 @@ def job_overrides(folder: Path, device: str, *more: str, gpus: float = 1) -> lis
     common = ("output.unit_size=4", "workers.replicas=1", *more)
     if device == "cpu":
         return overrides_for(folder, "teacher.fake.seconds_per_token=0.0005", *common)
+    give_back_gpu_memory()
     model = engines.write_even_model(folder / "model")
     # Those that share a GPU are given their parts of its memory.
     memory = ["teacher.engine_args={gpu_memory_utilization = 0.8}"] if gpus == 1 else []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from benchmarks.labels import agreement
 from labeler.config.loading import TeacherConfig
+from labeler.teacher.vllm.teacher import VllmTeacher
 from tests.devices import no_gpu
 from tests.labeler import engines
 
@@ -20,8 +22,12 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@cache
-def teacher_on_gpu(dtype: Any) -> Any:
+@contextmanager
+def teacher_on(device: str, dtype: Any) -> Iterator[VllmTeacher]:
+    """On a GPU an engine as a job has it, in a process of its own: its memory is free again afterwards."""
+    if device == "cpu":
+        yield engines.score_teacher()
+        return
     config = TeacherConfig(
         model=str(engines.MODEL),
         dtype=dtype,
@@ -29,7 +35,11 @@ def teacher_on_gpu(dtype: Any) -> Any:
         capture="in_engine",
         engine_args={"gpu_memory_utilization": 0.3, "enforce_eager": True},
     )
-    return engines.start(config, engines.SCORE, engines.SAMPLING)
+    teacher = VllmTeacher(config, engines.SCORE, engines.SAMPLING)
+    try:
+        yield teacher
+    finally:
+        teacher.close()
 
 
 def reference_model(device: str, dtype: str, folder: Path = engines.MODEL) -> Any:
@@ -44,20 +54,28 @@ def reference_model(device: str, dtype: str, folder: Path = engines.MODEL) -> An
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "nats"),
+    ("device", "dtype", "nats", "runner"),
     [
-        ("cpu", "float32", 1e-3),
-        pytest.param("cuda", "float32", 1e-2, marks=[pytest.mark.gpu, no_gpu]),
+        ("cpu", "float32", 1e-3, "v1"),
+        pytest.param("cuda", "float32", 1e-2, "v2", marks=[pytest.mark.gpu, no_gpu]),
         # Layers in bf16 differ by what their kernels round.
-        pytest.param("cuda", "bfloat16", 0.25, marks=[pytest.mark.gpu, no_gpu]),
+        pytest.param("cuda", "bfloat16", 0.25, "v2", marks=[pytest.mark.gpu, no_gpu]),
+        pytest.param("cuda", "bfloat16", 0.25, "v1", marks=[pytest.mark.gpu, no_gpu]),
     ],
 )
-def test_labels_are_those_of_transformers(device: str, dtype: str, nats: float) -> None:
-    teacher = engines.score_teacher() if device == "cpu" else teacher_on_gpu(dtype)
+def test_labels_are_those_of_transformers(
+    device: str, dtype: str, nats: float, runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if runner == "v1":  # a GPU takes the other one where it can
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with teacher_on(device, dtype) as teacher:
+        labeled = engines.labeled(teacher, engines.text_prompts())
+        found_dtype = teacher.describe().info.dtype
+        assert teacher.engine.vllm_config.use_v2_model_runner == (runner == "v2")
     model = reference_model(device, dtype)
     off: list[float] = []
     same: list[bool] = []
-    for item in engines.labeled(teacher, engines.text_prompts()).values():
+    for item in labeled.values():
         found = agreement.compare(item, _logits(model, item, device), TEMPERATURES)
         off += [*found["normaliser"].tolist(), *found["label"].tolist()]
         same += found["same_top"].tolist()
@@ -75,7 +93,7 @@ def test_labels_are_those_of_transformers(device: str, dtype: str, nats: float) 
     assert np.mean(same) >= (agreement.LEAST_SAME_TOP if dtype == "float32" else 0.95)
     assert np.percentile(off, 99) < nats
     expected = "bfloat16_float32_sums" if dtype == "bfloat16" else "float32"
-    assert teacher.describe().info.dtype == expected
+    assert found_dtype == expected
 
 
 def _logits(model: Any, item: Any, device: str) -> np.ndarray:
