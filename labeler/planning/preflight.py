@@ -24,6 +24,7 @@ from labeler.prompting.tokenization import (
 from labeler.teacher.protocol import usable_tokens
 from logitstore.common.config_file import ConfigError
 from logitstore.common.secrets import redact_text, redact_uri
+from logitstore.common.terminal import first_line
 from logitstore.errors import InputNotFoundError, StoreError
 from logitstore.index.absence import refuse_lost_manifest
 from logitstore.inputs.listing import input_fingerprint
@@ -118,21 +119,20 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
         config = AutoConfig.from_pretrained(
             teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
+    except Exception as error:  # noqa: BLE001  # of any kind, for whatever stands in the model's files
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"teacher.model = {teacher.model!r} comes with Python code of its own, which is not run "
                 "unasked; read it, and set teacher.trust_remote_code = true"
             ) from None
-        if is_folder:
+        if is_folder or not isinstance(error, OSError | ValueError):
             raise ConfigError(
-                f"teacher.model = {teacher.model!r}: its config.json cannot be read ({first_line}); correct "
-                "the file, or upgrade transformers and vLLM where the model is newer than they are"
+                f"teacher.model = {teacher.model!r}: its config.json cannot be read ({first_line(error)}); "
+                "correct the file, or upgrade transformers and vLLM where the model is newer than they are"
             ) from None
         raise ConfigError(
             f"teacher.model = {teacher.model!r} is neither a folder here nor a model that Hugging Face can "
-            f"be asked for ({first_line}); check the path, the name, teacher.revision and the network"
+            f"be asked for ({first_line(error)}); check the path, the name, teacher.revision and the network"
         ) from None
     _refuse_encoder(config, teacher.model)
     text_config = config.get_text_config()
@@ -142,7 +142,13 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
         raise ConfigError(
             f"teacher.max_model_len = {wanted} is above the model's own {own_limit}; lower it or leave it out"
         )
-    return ContextLimits(int(text_config.vocab_size), usable_tokens(int(wanted or own_limit or 2**31 - 1)))
+    vocab_size = getattr(text_config, "vocab_size", None)
+    if not isinstance(vocab_size, int) or vocab_size < 1:
+        raise ConfigError(
+            f"teacher.model = {teacher.model!r}: its config.json has vocab_size = {vocab_size!r:.40}, and a "
+            "language model has a token at least; correct the file, or name a language model"
+        )
+    return ContextLimits(vocab_size, usable_tokens(int(wanted or own_limit or 2**31 - 1)))
 
 
 def _refuse_encoder(config: PretrainedConfig, model: str) -> None:

@@ -234,18 +234,24 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+        tokenizer("a", verbose=False)  # some of what stands in its files is looked at now alone
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"teacher.model = {config.model!r}: its tokenizer cannot be loaded ({first_line(error)}); "
             "give the folder or the Hugging Face id of a complete model"
         ) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # of any kind, for whatever stands in the model's files
         # The tokenizers library raises bare Exception for a file of a version that it does not know.
-        if "untagged enum" not in str(error):
-            raise
+        is_newer = "untagged enum" in str(error)
+        problem = "tokenizer.json is of a newer form than the installed tokenizers library reads"
         raise ConfigError(
-            f"teacher.model = {config.model!r}: its tokenizer.json is of a newer form than the installed "
-            f"tokenizers library reads ({first_line(error)}); upgrade tokenizers and transformers"
+            f"teacher.model = {config.model!r}: its {problem if is_newer else 'tokenizer cannot be read'} "
+            f"({first_line(error)}); "
+            + (
+                "upgrade tokenizers and transformers"
+                if is_newer
+                else "correct its files, or fetch them again"
+            )
         ) from None
     refuse_no_tokens(tokenizer, config.model, "teacher.model")
     named = named_in_files(lambda name: model_file(config, name))

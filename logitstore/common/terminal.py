@@ -17,7 +17,10 @@ def printable_line(text: str) -> str:
 
 def first_line(error: Exception) -> str:
     """What an error says, without the pages that libraries write after it; its kind where it says nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):  # which only says that it is told now
+        first = " ".join([first, *rest.strip().split("\n")[:1]]).rstrip()
+    return first or type(error).__name__
 
 
 def _escaped(letter: str) -> str:

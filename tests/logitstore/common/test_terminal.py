@@ -27,5 +27,7 @@ def test_a_note_about_a_hostile_record_is_shown_and_not_obeyed() -> None:
 
 def test_an_error_is_told_by_its_first_line_or_by_its_kind():
     assert first_line(ValueError("no model there\nTraceback and\nmore")) == "no model there"
+    assert first_line(ValueError("no valid field 'a':\n  it is 5\nmore")) == "no valid field 'a': it is 5"
+    assert first_line(ValueError("nothing behind:")) == "nothing behind:"
     assert first_line(ValueError("\n  late\nmore")) == "late"
     assert first_line(AssertionError()) == "AssertionError"
