@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from cluster.describe.fit.placement import shares_of_a_machine
 from cluster.describe.settings.cluster import ClusterConfig
@@ -11,8 +12,9 @@ from cluster.describe.settings.node_paths import checks_of, in_quotes
 from cluster.describe.shell_words import path_word
 from cluster.describe.slurm.container import ON_ALL_NODES, container_of
 from cluster.describe.slurm.directives import directives, turn_sec
+from cluster.jobs.submission import refuse_secrets
 from labeler.config.loading import JobConfig, WorkersConfig
-from logitstore.common.config_file import ConfigError
+from logitstore.common.config_file import ConfigError, apply_override
 
 PORT = 6379
 MOST_VAIN_RESTARTS = 2
@@ -32,6 +34,7 @@ def script(
     Raises:
         ConfigError: several groups, as one allocation has machines of one kind; a container without an
             image; an array without a job.
+        JobRefusedError: a secret in `overrides`.
     """
     group, *others = cluster.groups
     if others:
@@ -48,16 +51,10 @@ def script(
         "--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$(( port + 2000 )) "
         "--disable-usage-stats --block"
     )
-    arguments = " ".join([shlex.quote(job_file), *(f"--set {shlex.quote(one)}" for one in overrides)])
+    labeler = f"{python} -P -m labeler run {_arguments(job_file, overrides)}{_task(cluster, job)}"
     parts = {
         "directives": "\n".join(f"#SBATCH {line}" for line in directives(cluster, drain_sec)),
-        "setup": "\n".join(
-            [
-                slurm.setup or ":  # slurm.setup is empty",
-                checks_of([cluster.cache.host_path], "cache.host_path"),
-                checks_of(slurm.mounts, "slurm.mounts"),
-            ]
-        ).rstrip(),
+        "setup": _setup(cluster),
         "scratch_is_set": checks_of([slurm.scratch], "slurm.scratch"),
         "ray": f"{python} -P -m ray.scripts.scripts",
         "addresses": _ADDRESSES if not slurm.interface else f"ip -4 -o addr show dev {slurm.interface}",
@@ -74,11 +71,28 @@ def script(
         "step": inside.step,
         "here": inside.here,
         "note": inside.note,
-        "labeler": inside.driver(f"{python} -P -m labeler run {arguments}{_task(cluster, job)}"),
+        "labeler": inside.driver(labeler),
         "terminate": inside.terminate,
         "clean": inside.clean,
     }
     return _SCRIPT.format(**parts)
+
+
+def _arguments(job_file: str, overrides: Sequence[str]) -> str:
+    """The job's file and changed settings. Raises JobRefusedError for a secret, which Slurm keeps with the
+    script, and every user of the node sees in its list of processes; in the file it stays where it is."""
+    changed: dict[str, Any] = {}
+    for one in overrides:
+        apply_override(changed, one)
+    refuse_secrets(changed)
+    return " ".join([shlex.quote(job_file), *(f"--set {shlex.quote(one)}" for one in overrides)])
+
+
+def _setup(cluster: ClusterConfig) -> str:
+    """The site's own lines, and checks of the variables that paths name."""
+    own = cluster.slurm.setup or ":  # slurm.setup is empty"
+    cache = checks_of([cluster.cache.host_path], "cache.host_path")
+    return "\n".join([own, cache, checks_of(cluster.slurm.mounts, "slurm.mounts")]).rstrip()
 
 
 def part_store(uri: str, number: int | str) -> str:

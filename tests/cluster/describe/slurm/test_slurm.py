@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cluster.describe.render import render
 from cluster.describe.slurm.container import pyxis_image
 from cluster.describe.slurm.script import script
+from cluster.errors import JobRefusedError
 from labeler.config.loading import load_job
 from logitstore.common.config_file import ConfigError
 from tests.cluster.describe.descriptions import a_job, one_kind
@@ -36,6 +37,17 @@ def test_the_slurm_script_is_bash_and_drains_before_the_time_is_up(tmp_path: Pat
     ):
         assert f"#SBATCH {directive}\n" in head
     assert "'runs/my job.toml'" in text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ['output.storage_options={key="AKIA", secret="hunter2"}', "input.uri=https://me:hunter2@host/in.jsonl"],
+)
+def test_no_secret_stands_in_the_script(changed: str) -> None:
+    """Slurm keeps the script, and each user of a node sees the arguments of its processes."""
+    with pytest.raises(JobRefusedError, match=r"is a secret|a user name or password") as refused:
+        script(one_kind(), "job.toml", a_job(), [changed])
+    assert "hunter2" not in str(refused.value)
 
 
 def test_what_a_slurm_site_demands_can_be_said(tmp_path: Path) -> None:
