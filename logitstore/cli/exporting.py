@@ -36,9 +36,15 @@ def export(args: argparse.Namespace) -> int:
         return _export_texts(args, store, path)
     _refuse_tokenizer(args)
     selection = selection_of(args)
+
+    def announce(num_bytes: int) -> None:
+        _say_room(args, place, num_bytes)
+
     with context.progress_bar(args) as progress:
         if args.to == "npz":
-            count = export_npz(store, path, selection=selection, top_k=args.top_k, progress=progress)
+            count = export_npz(
+                store, path, selection=selection, top_k=args.top_k, announce=announce, progress=progress
+            )
         else:
             count = export_table(
                 store,
@@ -46,7 +52,7 @@ def export(args: argparse.Namespace) -> int:
                 args.to,
                 selection=selection,
                 top_k=args.top_k,
-                announce=lambda num_bytes: _say_room(args, place, num_bytes),
+                announce=announce,
                 progress=progress,
             )
     warn_of_unmet("export", selection, count)

@@ -21,12 +21,15 @@ from logitstore.common.store_warning import StoreWarning
 from logitstore.common.whole_file import check_replaceable, naming_full_disk
 from logitstore.errors import UnsupportedInputError
 from logitstore.manifest.fields import MIXED, RECORD_PARTS, SEGMENTS, LabelSpec
+from logitstore.objects.room import SELECT_LESS, require_room
 from logitstore.records import LabeledSequence
 from logitstore.rows.selection import Selection
 from logitstore.rows.temperature import cut_labels, cut_sequences
 from logitstore.store import LogitStore
 
 Progress = Callable[[str, int, int], None]
+Announce = Callable[[int], None]
+"""Called before anything is written with the bytes of disk that it needs, about."""
 COPY_BYTES = 2**20
 
 
@@ -36,6 +39,7 @@ def export_npz(
     *,
     selection: Selection | None = None,
     top_k: int | None = None,
+    announce: Announce | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Write a capture of the selected sequences; the number of rows. Memory stays at one block, and beside
@@ -43,7 +47,8 @@ def export_npz(
 
     What has no place in a capture is left out with a StoreWarning: segments, flags, the tokens before the
     first row's context, sequences without rows; and rows that no loss counts are there like the others.
-    Raises UnsupportedInputError for features that change the meaning of the labels.
+    Raises UnsupportedInputError for features that change the meaning of the labels, and where the disk has no
+    room.
     """
     check_replaceable(path)
     labels = cut_labels(store.manifest.labels, top_k)
@@ -52,6 +57,11 @@ def export_npz(
             f"{store.uri} has the features {', '.join(lost)}, for which an npz capture "
             "has no place: they would be lost; export as parquet, arrow or jsonl"
         )
+    chosen = selection or Selection()
+    num_bytes = _bytes_about(store, chosen, labels)
+    if announce:
+        announce(num_bytes)
+    require_room(str(path.parent), num_bytes, "the export", SELECT_LESS)
     names: list[str] = []
     samples: list[int] = []
     left_out = Counter[str]()
@@ -64,8 +74,7 @@ def export_npz(
                 name: _Column(opened.enter_context(Path(folder, name).open("w+b")), dtype, width)
                 for name, (dtype, width) in _layout(labels).items()
             }
-            found = (selection or Selection()).sequences(store)
-            for sequence in cut_sequences(found, store.manifest.labels, top_k):
+            for sequence in cut_sequences(chosen.sequences(store), store.manifest.labels, top_k):
                 left_out += _without_place(sequence)
                 if not sequence.rows.num_rows:  # an import would look for its rows
                     continue
@@ -84,6 +93,14 @@ def export_npz(
         Path(folder, "npz").replace(path)
     _warn_of(left_out, path)
     return columns["document_N"].num_rows
+
+
+def _bytes_about(store: LogitStore, selection: Selection, labels: LabelSpec) -> int:
+    """What the arrays take, and as much again: they lie beside the file until it is whole."""
+    num_rows = selection.count_about(store, selection.parts(store), "num_rows")
+    return (
+        2 * num_rows * sum(np.dtype(kind).itemsize * (width or 1) for kind, width in _layout(labels).values())
+    )
 
 
 def _without_place(sequence: LabeledSequence) -> Counter[str]:

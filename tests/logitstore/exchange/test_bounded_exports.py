@@ -145,8 +145,10 @@ def test_a_condition_does_not_open_every_shard_twice(tmp_path: Path, opened: Cou
 def test_a_capture_of_selected_sequences_reads_each_shard_once(tmp_path: Path, opened: Counter[str]) -> None:
     store = store_of(tmp_path / "store", 6, 3)
     selection = parse_selection("hash < 0.5")
-    num_rows = export_npz(store, tmp_path / "some.npz", selection=selection)
-    assert set(opened.values()) == {1}
+    said: list[int] = []
+    num_rows = export_npz(store, tmp_path / "some.npz", selection=selection, announce=said.append)
+    assert set(opened.values()) == {2}  # once to know the room that it needs
+    assert said[0] == 2 * num_rows * (8 * (4 + 2) + 2 * 3 * 4 + 8 + 4 + 4)
     chosen = list(selection.sequences(store))
     assert 0 < len(chosen) < 18
     assert num_rows == 11 * len(chosen)

@@ -236,3 +236,14 @@ def test_a_megatron_capture_that_a_cast_would_change_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedInputError, match=message):
         _read_megatron(_megatron(tmp_path / "logits", {"cp0_dp0__0.tar": ONE}, **change), tokens)
+
+
+def test_a_capture_that_the_disk_has_no_room_for_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LogitStore.create(tmp_path / "store", make_manifest())
+    store.commit_unit("unit", 0, [make_sequence("a")], seconds=0.0, worker="test")
+    monkeypatch.setattr("logitstore.objects.room.free_bytes", lambda _: 100)
+    with pytest.raises(UnsupportedInputError, match=r"the export needs about 1,936 bytes .* 100 are free"):
+        export_npz(store, tmp_path / "x.npz")
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
