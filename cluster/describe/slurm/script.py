@@ -15,6 +15,7 @@ from cluster.describe.slurm.directives import directives, turn_sec
 from cluster.jobs.submission import refuse_secrets
 from labeler.config.loading import JobConfig, WorkersConfig
 from logitstore.common.config_file import ConfigError, apply_override
+from logitstore.common.secrets import redacted
 
 PORT = 6379
 MOST_VAIN_RESTARTS = 2
@@ -84,7 +85,7 @@ def _arguments(job_file: str, overrides: Sequence[str]) -> str:
     changed: dict[str, Any] = {}
     for one in overrides:
         apply_override(changed, one)
-    refuse_secrets(changed)
+    refuse_secrets(redacted(changed))
     return " ".join([shlex.quote(job_file), *(f"--set {shlex.quote(one)}" for one in overrides)])
 
 
