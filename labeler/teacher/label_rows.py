@@ -129,8 +129,8 @@ def rows_from_columns(captured: CapturedColumns, layout: ColumnLayout, vocab_siz
     mid = tail + layout.num_temperatures
     logsumexp_NM = values_NC[:, tail:mid]
     log_tail_mass_NM = values_NC[:, mid : mid + layout.num_temperatures]
-    _refuse(~np.isfinite(logsumexp_NM).all(axis=1), "have a logsumexp that is not finite")
-    _refuse(~(log_tail_mass_NM <= 0).all(axis=1), "have a tail mass above 1 or NaN")
+    _refuse(~np.isfinite(logsumexp_NM), "have a logsumexp that is not finite")
+    _refuse(~(log_tail_mass_NM <= 0), "have a tail mass above 1 or NaN")
     return _label_rows(captured, layout.top_k, vocab_size, logsumexp_NM, log_tail_mass_NM)
 
 
@@ -174,11 +174,9 @@ def _label_rows(
 ) -> LabelRows:
     logits_NK = np.ascontiguousarray(captured.values_NC[:, 1 : top_k + 1])
     token_ids_NK = np.ascontiguousarray(captured.token_ids_NC[:, 1 : top_k + 1], dtype=np.int32)
-    _refuse(
-        ((token_ids_NK < 0) | (token_ids_NK >= vocab_size)).any(axis=1), "hold ids outside the vocabulary"
-    )
+    _refuse((token_ids_NK < 0) | (token_ids_NK >= vocab_size), "hold ids outside the vocabulary")
     # Written so that NaN fails too.
-    _refuse(~(logits_NK[:, 1:] <= logits_NK[:, :-1]).all(axis=1), "do not descend along the rank")
+    _refuse(~(logits_NK[:, 1:] <= logits_NK[:, :-1]), "do not descend along the rank")
     _refuse(~np.isfinite(logits_NK[:, 0]), "have no finite top logit")
     count_N = np.full(len(logits_NK), top_k, np.int32)
     if not np.isfinite(logits_NK[:, -1]).all():
@@ -196,8 +194,10 @@ def _label_rows(
 
 
 def _refuse(bad: ArrayLike, what: str) -> None:
-    bad_N = np.asarray(bad)
-    if bad_N.any():
+    """`bad` is of rows, or of the values in them."""
+    found = np.asarray(bad)
+    if found.any():
+        bad_N = np.asarray(found.reshape(len(found), -1).any(axis=1))
         raise InvalidLabelsError(
             f"{int(bad_N.sum())} of {len(bad_N)} label rows {what} (first: row {int(bad_N.argmax())}); "
             "the teacher's output is damaged and is not stored"
@@ -250,7 +250,7 @@ def check_given_ids(captured: CapturedColumns, given_NK: np.ndarray) -> None:
     """Raises InvalidLabelsError where a row is not at the ids that were given for it (-1 for none)."""
     ids_NK = captured.token_ids_NC[:, 1 : given_NK.shape[1] + 1]
     wrong_NK = np.sort(ids_NK, axis=1) != np.sort(np.maximum(given_NK, 0), axis=1)
-    _refuse(wrong_NK.any(axis=1), "are not at the ids that were given")
+    _refuse(wrong_NK, "are not at the ids that were given")
 
 
 def _logsumexp(x_NV: np.ndarray) -> np.ndarray:
