@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,10 +33,24 @@ def _sentence_of_worker(error: Exception) -> str | None:
     return re.split(rf"(?m)^(?:\w+\.)*{found[1]}: ", text)[-1].rstrip() if found else None
 
 
-def _outlive_one_sigterm(_: int) -> None:
+def _outlive_sigterm_of_others(_: int) -> None:
     """Slurm sends SIGTERM to every process of a job, and the one that trains may want to save where it
-    stands; without its workers it would fail first. The second one ends a worker."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    stands; without its workers it would fail first. A worker is ended by its parent's alone, at once, as by
+    torch's own handler, and ends by itself once its parent is gone.
+
+    Elsewhere than on Linux no process learns who sent it a signal, and a worker ends at any.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
 
 
 class LogitDataLoader(DataLoader[Any]):
@@ -66,7 +83,7 @@ class LogitDataLoader(DataLoader[Any]):
             prefetch_factor=prefetch_factor,
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context,
-            worker_init_fn=_outlive_one_sigterm,
+            worker_init_fn=_outlive_sigterm_of_others,
             # Each iteration draws a seed for its workers. From torch's own random numbers it would shift the
             # student's dropout, and a resumed run, which begins one iteration more, would be another.
             generator=torch.Generator(),

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 
 import pytest
 from safetensors.torch import load_file
@@ -19,8 +20,8 @@ def sigterm_in_step(step, monkeypatch):
     def send(self, args, state, control, **_):
         if state.global_step == step:
             sent_to.extend([os.getpid(), *(child.pid for child in multiprocessing.active_children())])
-            for process in reversed(sent_to):
-                os.kill(process, signal.SIGTERM)
+            # By another process, as Slurm does: a loader's worker is ended by one of its parent.
+            subprocess.run(["kill", *map(str, reversed(sent_to))], check=True)
 
     monkeypatch.setattr(TrainingProgress, "on_step_end", send)
     return sent_to
