@@ -97,12 +97,8 @@ class Caller:
             asked_pause_sec = 0.0
             try:
                 answer = self._billed_answer(request)
-                if isinstance(answer, str):
-                    raise MalformedAnswerError(
-                        f"the answer is no JSON but {answer!r:.80}; check teacher.api.base_url"
-                    )
                 if not isinstance(answer, Refusal):
-                    return read(answer)
+                    return _read(answer, read)
                 reason, asked_pause_sec = self._why(answer), answer.pause_sec
                 failures.append(ServerFailedError if answer.is_later else RequestFailedError)
             except (openai.APIError, MalformedAnswerError, ValueError) as error:
@@ -185,6 +181,16 @@ class Caller:
         if refusal.is_of_length:
             raise RefusedError(f"the server takes no prompt of that length: {refusal.said}", "too_long")
         raise RefusedError(f"the server refuses it with {refusal}", "bad_prompt")
+
+
+def _read(answer: Any, read: Callable[[Any], Answer]) -> Answer:
+    """Raises MalformedAnswerError also for what `read` looks for in vain: the client checks no form."""
+    if isinstance(answer, str):
+        raise MalformedAnswerError(f"the answer is no JSON but {answer!r:.80}; check teacher.api.base_url")
+    try:
+        return read(answer)
+    except (AttributeError, TypeError, LookupError, OverflowError) as error:
+        raise MalformedAnswerError(f"the answer is not of OpenAI's form ({error})") from None
 
 
 def _kind_of(error: Exception) -> type[ServerFailedError]:

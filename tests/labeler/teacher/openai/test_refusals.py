@@ -14,7 +14,13 @@ from openai import OpenAI
 from benchmarks.servers.serving import serving
 from labeler.config.loading import TeacherConfig
 from labeler.config.teacher_settings import ApiTeacherConfig
-from labeler.teacher.openai.calls import Caller, RefusedError, RequestFailedError, ServerFailedError
+from labeler.teacher.openai.calls import (
+    Caller,
+    RefusedError,
+    RequestFailedError,
+    ServerFailedError,
+    StillMalformedError,
+)
 from labeler.teacher.openai.refusals import pause_asked_for
 from tests.labeler.teacher.openai.json_server import json_server
 
@@ -109,6 +115,15 @@ def test_a_refusal_has_its_cause(case: str) -> None:
     assert caught.type is kind
     assert caller.num_tries == num_tries
     assert (caller.billed.num_on_the_way, caller.billed.num_answers) == (0, 0)
+
+
+@pytest.mark.parametrize("choices", [[5], ["text"], [], None, {"a": 1}, 5])
+def test_an_answer_of_another_form_is_asked_for_again(choices: Any) -> None:
+    """Its unit failed, and with it the answers to all others of the unit."""
+    with caller_at(200, {"choices": choices}) as caller, pytest.raises(StillMalformedError) as caught:
+        _ask(caller)
+    assert "the answer is not of OpenAI's form" in str(caught.value)
+    assert (caller.num_tries, caller.billed.num_lost) == (2, 2)
 
 
 def test_an_error_that_is_null_is_none() -> None:
