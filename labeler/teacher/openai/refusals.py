@@ -26,8 +26,12 @@ LATER_WORDS = ("rate_limit", "rate limit", "overloaded")
 """The same in an error without a status."""
 SPENT_CODES = ("insufficient_quota", "billing_hard_limit_reached")
 SPENT_STATUS = 402
-FILTER_WORDS = ("content_filter", "content management policy", "content_policy", "flagged")
+UNKNOWN_KEY_STATUS = 401
+FILTER_WORDS = ("content_filter", "content management policy", "content_policy")
 """Words of servers that will not have a model see a prompt, whatever the status."""
+FLAGGED = "flagged"
+"""Is of the prompt too, where it is not of who asks."""
+WHO_ASKS_WORDS = ("account", "organization", "api key", "api_key")
 TOO_LONG_WORDS = (
     "context length",
     "context size",
@@ -78,7 +82,11 @@ class Refusal:
 
     @property
     def is_of_filter(self) -> bool:
-        return any(words in self._text for words in FILTER_WORDS)
+        if self.status == UNKNOWN_KEY_STATUS:
+            return False
+        is_of_who_asks = any(words in self._text for words in WHO_ASKS_WORDS)
+        is_flagged = FLAGGED in self._text and not is_of_who_asks
+        return is_flagged or any(words in self._text for words in FILTER_WORDS)
 
     @property
     def is_of_length(self) -> bool:

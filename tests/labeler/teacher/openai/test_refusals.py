@@ -61,6 +61,20 @@ CASES: dict[str, tuple[int, dict[str, Any], type[Exception], str, int]] = {
         "the server's filter refuses it",
         1,
     ),
+    "a flagged account": (
+        403,
+        {"error": {"message": "This organization has been flagged by our systems"}},
+        ServerFailedError,
+        "set the key",
+        1,
+    ),
+    "a closed account": (
+        401,
+        {"error": {"message": "Your account was flagged for content_policy", "code": "account_deactivated"}},
+        ServerFailedError,
+        "set the key",
+        1,
+    ),
     "a wrong key": (403, {"error": {"message": "no"}}, ServerFailedError, "set the key", 1),
     "busy, within an answer": (
         200,
