@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.errors import CorruptManifestError, UnsupportedInputError
-from logitstore.exchange.importing import Source
+from logitstore.errors import UnsupportedInputError
+from logitstore.exchange.importing import Source, checked_labels
 from logitstore.exchange.rows import rows_from_logprobs, whole_numbers
 from logitstore.inputs.raw_record import RawRecord
 from logitstore.inputs.reading import iter_records
 from logitstore.manifest.fields import LabelSpec
-from logitstore.manifest.reading import check_labels
 from logitstore.records import LabeledSequence
 
 CONFIG_NAME = "compression_config.yaml"
@@ -74,10 +73,7 @@ def read_distillkit(path: Path, *, config_path: Path | None = None, vocab_size: 
     folder = path if path.is_dir() else path.parent
     config = load_config(config_path or folder / CONFIG_NAME)
     labels = LabelSpec(vocab_size or config.d, config.k, (1.0,), "gap_f16", "score", "all")
-    try:
-        check_labels(labels, what=f"{path}")
-    except CorruptManifestError as error:
-        raise UnsupportedInputError(str(error)) from error
+    checked_labels(labels, str(path))
     sequences = (_sequence(raw, config) for raw in iter_records(str(path)))
     return Source("distillkit", path.name, labels, sequences, num_rows=None)
 

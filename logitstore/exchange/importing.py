@@ -18,9 +18,14 @@ import numpy as np
 from logitstore import __version__
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.codec.codebooks import CodebookSet
-from logitstore.errors import InvalidLabelsError, StoreChangedError
+from logitstore.errors import (
+    CorruptManifestError,
+    InvalidLabelsError,
+    StoreChangedError,
+    UnsupportedInputError,
+)
 from logitstore.manifest.fields import InputInfo, LabelSpec, Manifest, Retokenized, TeacherInfo, TokenizerInfo
-from logitstore.manifest.reading import MANIFEST_NAME
+from logitstore.manifest.reading import MANIFEST_NAME, check_labels
 from logitstore.objects.opening import Objects
 from logitstore.records import LabeledSequence, LabelRows
 from logitstore.store import LogitStore
@@ -190,6 +195,15 @@ def units_of(sequences: Iterator[LabeledSequence]) -> Iterator[list[LabeledSeque
         num_rows += more
     if unit:
         yield unit
+
+
+def checked_labels(labels: LabelSpec, what: str) -> LabelSpec:
+    """The labels of a file that `what` names. Raises UnsupportedInputError for what no store holds."""
+    try:
+        check_labels(labels, what=what)
+    except CorruptManifestError as error:
+        raise UnsupportedInputError(str(error)) from error
+    return labels
 
 
 def choose_value_kind(logits_NK: np.ndarray) -> str:

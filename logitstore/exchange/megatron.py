@@ -29,7 +29,7 @@ import zstandard
 
 from logitstore.common.store_warning import StoreWarning
 from logitstore.errors import UnsupportedInputError
-from logitstore.exchange.importing import Source
+from logitstore.exchange.importing import Source, checked_labels
 from logitstore.exchange.rows import rows_from_logprobs, whole_numbers
 from logitstore.exchange.torch_archive import read_archive
 from logitstore.manifest.fields import LabelSpec
@@ -59,7 +59,7 @@ def read_megatron(path: Path, *, vocab_size: int | None, tokens_path: Path | Non
     if top_k == 0:
         raise UnsupportedInputError(f"{path} holds no label rows; the capture is empty")
     labels = LabelSpec(vocab_size, top_k, (1.0,), "gap_f16", "score", "all")
-    sequences = _sequences(_all_microbatches(groups), tokens, labels)
+    sequences = _sequences(_all_microbatches(groups), tokens, checked_labels(labels, str(path)))
     return Source("megatron", path.name, labels, sequences, num_rows=None)
 
 

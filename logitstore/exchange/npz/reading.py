@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from logitstore.errors import UnsupportedInputError
-from logitstore.exchange.importing import Source, choose_value_kind, label_statistics
+from logitstore.exchange.importing import Source, checked_labels, choose_value_kind, label_statistics
 from logitstore.exchange.rows import whole_numbers
 from logitstore.manifest.fields import LabelSpec
 from logitstore.records import LabeledSequence, LabelRows
@@ -61,7 +61,7 @@ def read_npz(path: Path, *, top_k: int | None = None, value_kind: str | None = N
         mode="score",
         positions="all",
     )
-    sequences = _sequences(capture, labels)
+    sequences = _sequences(capture, checked_labels(labels, str(path)))
     return Source("npz", path.name, labels, sequences, num_rows=capture.shape("logits_NK")[0])
 
 

@@ -59,6 +59,8 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         ("record_id", lambda one: one.astype(bytes), "record_id is |S1"),
         ("logits_NK", lambda one: one[:, 0], r"logits_NK is float32 of the shape \(22,\)"),
         ("temperatures", lambda one: one[0], r"temperatures is float32 of the shape \(\)"),
+        ("temperatures", lambda one: one * 2, r"bad\.npz: temperatures .* must ascend from 1\.0"),
+        ("vocab_size", lambda one: np.array(5), r"bad\.npz: top_k 8 must lie in 1\.\.vocab_size"),
         ("temperatures", lambda one: one[:2], "logsumexp_NT has 3 of axis T, and temperatures 2"),
         ("token_ids_NK", lambda one: one[:, :4], "logits_NK has 8 of axis K, and token_ids_NK 4"),
         ("label_token_N", lambda one: one[:3], "logits_NK has 22 of axis N, and label_token_N 3"),
