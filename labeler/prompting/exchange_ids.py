@@ -17,7 +17,6 @@ import numpy as np
 from labeler.config.loading import InputConfig, JobConfig
 from labeler.errors import BadRecordError
 from labeler.prompting.conversations import Exchange
-from labeler.prompting.messages import REASONING_NAMES
 from labeler.prompting.rendering import (
     continuation,
     end_texts,
@@ -29,6 +28,7 @@ from labeler.prompting.rendering import (
 from labeler.prompting.segment_marks import SegmentMarks, find_marks
 from labeler.prompting.template_probe import TemplateProbe
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
+from logitstore.inputs.chat_templates import REASONING_NAMES
 from logitstore.inputs.parts import is_learned
 
 THINK = ("<think>", "</think>")

@@ -12,13 +12,11 @@ from typing import Any
 from labeler.errors import BadRecordError
 from labeler.prompting.bad_records import field_value, shown
 from labeler.prompting.tokenization import Message
+from logitstore.inputs.chat_templates import REASONING_NAMES
 from logitstore.inputs.text_files import RECORD
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 """Roles of ShareGPT that chat templates call otherwise; others keep their name."""
-REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
-"""Names of the same: templates read one of them, gpt-oss's "thinking", and a message that has one is given
-all."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text; the last two are those of OpenAI's Responses."""
 INSTEAD_OF_CONTENT = ("tool_calls", "function_call", *REASONING_NAMES)

@@ -8,8 +8,8 @@ from typing import Any
 
 from labeler.config.label_settings import ReasoningMarks
 from labeler.errors import ChatTemplateError
-from labeler.prompting.messages import REASONING_NAMES
 from labeler.prompting.tokenization import PROBE_ANSWER, PROBE_QUESTION, Conversation, Tokenizer
+from logitstore.inputs.chat_templates import REASONING_NAMES
 
 KNOWN_REASONING = (
     ("<think>", "</think>"),

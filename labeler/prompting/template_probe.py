@@ -9,8 +9,8 @@ from typing import Any
 
 from labeler.errors import BadRecordError, ChatTemplateError
 from labeler.prompting.bad_records import shown
-from labeler.prompting.messages import REASONING_NAMES
 from labeler.prompting.tokenization import Conversation, Message, Tokenizer
+from logitstore.inputs.chat_templates import REASONING_NAMES
 from logitstore.inputs.parts import LEARNING_KEYS
 
 ALWAYS_READ = ("role", "content")

@@ -18,6 +18,7 @@ from labeler.prompting.byte_tokenizer import ByteTokenizer
 from labeler.teacher.response_ends import ResponseEnds, named_in_files, union_of_ends
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
+from logitstore.inputs.chat_templates import PROGRAM_ERRORS
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.models.folder import json_object, refuse_no_tokens
@@ -161,7 +162,7 @@ class HuggingFaceTokenizer:
                 f"the chat template is no valid Jinja (line {error.lineno}: {error.message}); correct it, or "
                 "set input.chat_template to another one"
             ) from None
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        except (TemplateError, *PROGRAM_ERRORS) as error:
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from None
         return str(text)
 

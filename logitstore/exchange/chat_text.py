@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from logitstore.errors import UnsupportedInputError
+from logitstore.inputs.chat_templates import PROGRAM_ERRORS
 
 Message = dict[str, str]
 Render = Callable[[Sequence[Mapping[str, str]], bool], str]
@@ -21,16 +22,6 @@ THINK, THINK_END = "<think>", "</think>"
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 _ABSENT: dict[str, Any] = {"tools": None, "documents": None}
 """What transformers gives every template, also where there are none: None is told from what is not given."""
-_OF_PROGRAMS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a template raises beside errors of its own: it is a program, and may be anybody's."""
 _MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 """What templates write at the borders of turns: <|im_start|>, </s>, [INST]."""
 
@@ -128,7 +119,7 @@ def renderer(template: str, special_tokens: Mapping[str, str], variables: Mappin
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    refused = (TemplateError, *_OF_PROGRAMS)
+    refused = (TemplateError, *PROGRAM_ERRORS)
     try:
         compiled = environment.from_string(_GENERATION.sub("", template))
     except refused as error:

@@ -8,9 +8,9 @@ import pytest
 
 from labeler.config.loading import load_job
 from labeler.planning.preflight import check_chat_template
-from labeler.prompting.messages import REASONING_NAMES
 from labeler.prompting.tokenization import HuggingFaceTokenizer
 from logitstore.common.config_file import ConfigError
+from logitstore.inputs.chat_templates import REASONING_NAMES
 from tests.labeler.planning.conversations import (
     CHAT,
     TOOL_CHAT,
