@@ -78,6 +78,8 @@ class Worker:
         self._store: LogitStore | None = None
         self._given: GivenIds | None = None
         self._leaving = threading.Event()
+        self._making = threading.Lock()
+        """Held by the first thread that needs what all share; `_state` is free, for the heartbeat."""
         self._state = threading.Condition()
         self._progress = 0
         self._buffered_bytes = 0
@@ -220,7 +222,7 @@ class Worker:
         )
 
     def _own_segmenter(self) -> Segmenter:
-        with self._state:
+        with self._making:
             if self._segmenter is None:
                 decode = None
                 if not self._marks.are_tokens:
@@ -270,7 +272,10 @@ class Worker:
         """The prompts with the ids at which their rows are wanted, if the job has such, and those without."""
         if not self._job.labels.given:
             return prompts, []
-        given = self._given = self._given or self._persistently(lambda: GivenIds(self._job, store.objects))
+        with self._making:
+            given = self._given = self._given or self._persistently(
+                lambda: GivenIds(self._job, store.objects)
+            )
         return self._persistently(lambda: given.of(prompts))
 
     def _wait_for_room(self) -> None:
@@ -280,11 +285,11 @@ class Worker:
                 self._state.wait(1.0)
 
     def _open_store(self) -> LogitStore:
-        with self._state:
+        output = self._job.output
+        with self._making:
             if self._store is None:
-                output = self._job.output
-                self._store = LogitStore.open(
-                    output.uri, storage_options=output.storage_options, writing=True
+                self._store = self._persistently(
+                    lambda: LogitStore.open(output.uri, storage_options=output.storage_options, writing=True)
                 )
             return self._store
 

@@ -141,6 +141,24 @@ def test_failing_storage_is_tried_again_with_the_labels_kept(tmp_path, monkeypat
     assert worker.heartbeat().num_sequences == 4, "labeled once"
 
 
+def test_a_store_that_cannot_be_opened_yet_is_tried_again_while_the_heart_beats(tmp_path, monkeypatch):
+    worker, units, _ = set_up(tmp_path, records(4))
+    open_store, beats = LogitStore.open, []
+
+    def flaky(*args, **kwargs):
+        if len(beats) < 2:
+            beat = threading.Thread(target=lambda: beats.append(worker.heartbeat()), daemon=True)
+            beat.start()
+            beat.join(30)
+            raise ObjectStoreError("503")
+        return open_store(*args, **kwargs)
+
+    monkeypatch.setattr(LogitStore, "open", flaky)
+    monkeypatch.setattr("labeler.patience.FIRST_PAUSE_SEC", 0.01)
+    label_and_commit(worker, Lease(0, units[0], "w"))
+    assert [beat.progress for beat in beats] == [0, 1], "waiting for storage keeps the lease"
+
+
 def test_storage_that_stays_away_fails_the_unit_in_set_time(tmp_path, monkeypatch):
     worker, units, _ = set_up(tmp_path, records(4), "output.retry_sec=0.2")
 
