@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from logitstore.common.config_file import ConfigError
@@ -88,6 +88,22 @@ def test_where_segments_are_weighted_what_is_learned_of_a_text_is_answer(tmp_pat
     assert sequence.segments_T is not None
     assert [SEGMENT_NAMES[number] for number in sequence.segments_T] == segments
     assert not verify_store(store).errors
+
+
+def test_what_a_template_writes_behind_the_end_is_end_too(tmp_path):
+    """As ChatML's line end, behind which no end was found."""
+    lines = tokenizer(TEMPLATE.replace("<eos> ", "<eos> \n "))
+    lines.backend_tokenizer.pre_tokenizer = Split(" ", "removed")
+    lines.add_tokens(["\n"])
+    record = {"messages": [USER, ANSWER]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    source = TextSource(uri=str(tmp_path / "in.jsonl"), kind="messages")
+    path = text_store(source, lines, tmp_path / "texts", vocab_size=9, with_segments=True)
+    (sequence,) = LogitStore.open(str(path)).iter_sequences()
+    assert sequence.token_ids_T.tolist()[-2:] == [WORDS["<eos>"], 8]
+    assert sequence.segments_T is not None
+    found = [SEGMENT_NAMES[number] for number in sequence.segments_T]
+    assert found == ["context"] * 3 + ["answer", "end", "end"]
 
 
 def test_the_same_text_is_read_once_and_other_text_is_another_store(tmp_path):

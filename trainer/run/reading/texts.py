@@ -122,8 +122,10 @@ def _sequences(
 def _segmented(sequence: LabeledSequence, tokenizer: PreTrainedTokenizerBase) -> LabeledSequence:
     segments_T = np.full(len(sequence.token_ids_T), Segment.ANSWER, np.uint8)
     segments_T[: sequence.prompt_length] = Segment.CONTEXT
-    if sequence.token_ids_T[-1] == tokenizer.eos_token_id:
-        segments_T[-1] = Segment.END
+    ends = np.flatnonzero(sequence.token_ids_T == tokenizer.eos_token_id)
+    # Templates of ChatML's form write a line's end behind it.
+    if len(ends) and not str(tokenizer.decode(sequence.token_ids_T[ends[-1] + 1 :].tolist())).strip():
+        segments_T[max(ends[-1], sequence.prompt_length) :] = Segment.END
     return replace(sequence, segments_T=segments_T)
 
 
