@@ -246,12 +246,7 @@ def _adapter(model: Any, max_tokens: int | None) -> Any:
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
         ) -> str:
             self._is_chat = True
-            return model.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+            return model.rendered(chat_history, begins_answer=add_generation_prompt)
 
         @property
         def tokenizer_name(self) -> str:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from logitstore.common.config_file import ConfigError
 from tests.trainer.parity.models import WITH_START, byte_model
 from trainer.errors import NotFiniteError
 from trainer.parity.models.answer_book import AnswerBook
 from trainer.parity.models.identity import identity_of
 from trainer.parity.models.judging import judged
+from trainer.parity.models.likelihood import prompt_of
 from trainer.parity.models.model import AnsweringModel
-from trainer.parity.records import Answer, Request
+from trainer.parity.records import Answer, Item, Request
 
 PROMPTS = ("Why?", "How many are there in all, then?", "So", "Tell me of it at length.", "x")
 
@@ -63,6 +65,18 @@ def test_a_model_whose_logits_are_no_numbers_is_refused(tmp_path: Path) -> None:
     model = model_of(name, AnswerBook(tmp_path / "b.jsonl"))
     with pytest.raises(NotFiniteError, match="its logits are not finite"):
         model.loglikelihoods([("Why?", " So")], is_chat=False)
+
+
+def test_messages_that_the_template_refuses_are_named(tmp_path: Path) -> None:
+    """Gemma's takes no system message; that was a defect."""
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + WITH_START
+    )
+    model = model_of(byte_model(tmp_path / "model", template=template), AnswerBook(tmp_path / "book"))
+    user = {"role": "user", "content": "Why?"}
+    assert "Why?" in prompt_of(model, Item("a", (user,), "b"))
+    with pytest.raises(ConfigError, match=r"refuses messages of system, user \(no system\): 'Why\?'"):
+        prompt_of(model, Item("a", ({"role": "system", "content": "Be brief."}, user), "b"))
 
 
 def test_an_end_that_the_model_names_still_ends(tmp_path: Path) -> None:

@@ -26,9 +26,7 @@ def judged(judge: AnsweringModel, asked: Sequence[tuple[str, str, str]]) -> list
     for question, reference, output in asked:
         text = QUESTION.format(question=question, reference=reference, output=output)
         if is_chat:
-            text = judge.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
+            text = judge.rendered([{"role": "user", "content": text}])
         else:
             text += "\nGrade: "
         pairs += [(text, grade) for grade in GRADES]

@@ -19,9 +19,7 @@ def prompt_of(model: AnsweringModel, item: Item) -> str:
     """The item's messages as the model is asked them, by its chat template where it has one."""
     if model.tokenizer.chat_template is None:
         return "\n\n".join(message["content"] for message in item.messages)
-    return model.tokenizer.apply_chat_template(
-        [dict(message) for message in item.messages], tokenize=False, add_generation_prompt=True
-    )
+    return model.rendered(item.messages)
 
 
 def bits_per_byte(model: AnsweringModel, told: Sequence[tuple[Item, str]]) -> list[float]:

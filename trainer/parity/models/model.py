@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from trainer.parity.models.answer_book import AnswerBook, key_of
 from trainer.parity.models.generation import greedy_answers, take_ends
 from trainer.parity.models.identity import identity_of
 from trainer.parity.records import Answer, Request
+from trainer.run.reading.text_template import template_errors
 
 Tell = Callable[[int, int], None]
 """(answered, of how many)"""
@@ -99,6 +100,26 @@ class AnsweringModel:
         cut = {context for (context, _), record in zip(pairs, known, strict=True) if record["is_prompt_cut"]}
         self.num_cut_prompts += len(cut)
         return [(record["logprob"], record["is_greedy"]) for record in known]
+
+    def rendered(self, messages: Sequence[Mapping[str, str]], *, begins_answer: bool = True) -> str:
+        """The messages by the chat template, with the beginning of an answer, or the last one left open.
+
+        Raises ConfigError for messages that the template refuses.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=begins_answer,
+                continue_final_message=not begins_answer,
+            )
+        except template_errors() as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ConfigError(
+                f"{self._what}: its chat template refuses messages of {roles} ({first_line(error)}): "
+                f"{str(messages[-1].get('content'))[:60]!r}; write the questions as it takes them, without a "
+                "system message, say"
+            ) from error
 
     def close(self) -> None:
         """Let go of the model's memory."""

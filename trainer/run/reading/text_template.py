@@ -15,6 +15,13 @@ SAID = ("content", "reasoning_content", "reasoning", "thinking", "tool_calls")
 OTHER_CONTENT = "penumbra other content"
 
 
+def template_errors() -> tuple[type[Exception], ...]:
+    """What rendering raises where a template refuses messages, or takes for text what is none."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+
+
 class TemplateRefusesError(ValueError):
     """The template cannot write these messages, or not all that they say."""
 
@@ -46,8 +53,6 @@ class TextTemplate:
         return whole, len(begun)
 
     def _ids(self, messages: Sequence[Any], tools: Any, *, begins_answer: bool = False) -> list[int]:
-        from jinja2 import TemplateError
-
         try:
             found: Any = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -56,7 +61,7 @@ class TextTemplate:
                 tokenize=True,
                 return_dict=False,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except template_errors() as error:
             raise TemplateRefusesError(
                 f"the chat template refuses the messages ({first_line(error)}); correct the record, or use "
                 "kind = 'text' with it written out"
