@@ -23,6 +23,8 @@ CONTEXT_FIELDS = ("input", "context")
 """Fields that belong to an `instruction` or a `prompt`, as in Alpaca's files."""
 _WITHOUT_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 """Thai, Lao, Burmese and Khmer."""
+_SHOWN_OTHERWISE = re.compile("[\u20d0-\u20ff\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Signs that say how the one before is drawn, as the emoji that a heart or a digit becomes."""
 USER_ROLES = ("user", "human")
 
 
@@ -127,12 +129,15 @@ def _user_text(message: Any) -> str | None:
 
 def words_of(text: str) -> list[str]:
     """The text's words for comparison: NFKC, without case and punctuation."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(sign if sign.isalnum() or _is_in_word(sign) else " " for sign in folded).split()
+    signs = [" "]
+    for sign in _SHOWN_OTHERWISE.sub("", unicodedata.normalize("NFKC", text).casefold()):
+        in_word = sign.isalnum() or (signs[-1] != " " and _is_mark_of_word(sign))
+        signs.append(sign if in_word else " ")
+    return "".join(signs).split()
 
 
-def _is_in_word(sign: str) -> bool:
-    """Whether a mark, such as a vowel sign of Hindi, is part of the word around it.
+def _is_mark_of_word(sign: str) -> bool:
+    """Whether a mark, such as a vowel sign of Hindi, is part of the word that it stands in.
 
     Where no spaces stand between words, as in Thai, a whole sentence would be one; there marks end them.
     """

@@ -93,6 +93,12 @@ class LabelSpec:
     that the first ones of them are no top-K (feature "given_entries"). "none": there are no rows, only the
     tokens that the teacher wrote (feature "texts_only"; `top_k` is 1 then, and the only temperature 1)."""
 
+    def __post_init__(self) -> None:
+        """Lists become tuples, so that a spec may be a key whoever made it."""
+        for name in ("temperatures", "extra_columns"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+
     @property
     def shard_features(self) -> tuple[str, ...]:
         """What the shards name as features: optional columns, and entries that are not the top ones."""

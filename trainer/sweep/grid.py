@@ -24,8 +24,8 @@ JUDGED_ON = ("data.held_out_fraction", "evaluation.max_sequences")
 DEFAULT_SEEDS = 2
 """Seeds of every setting where nothing names any."""
 MAX_RUNS = 10_000
-LONGEST_NAME = 200
-"""Characters of a run's folder, of the 255 that file systems allow."""
+LONGEST_NAME = 236
+"""Characters of a run's folder: 255, which file systems allow, less what ".json" and a part of it add."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9.=_-]+")
 
 

@@ -11,6 +11,8 @@ from logitstore.common.section import Section
 
 SCRIPTS = ("setup",)
 """Settings that are whole lines of a script; every other text is a word or a line of its own."""
+_NO_WRITING = re.compile(r"[^\t\x20-\x7e\x80-\ud7ff\ue000-\U0010ffff]")
+"""Control characters, as the end of a line that Windows writes, and halves of letters."""
 
 
 class OneLineSection(Section):
@@ -18,14 +20,23 @@ class OneLineSection(Section):
     def _of_one_line(self) -> Self:
         """A newline in a setting would begin a line of the description that nobody meant."""
         for name, value in self:
-            is_script = name in SCRIPTS
-            shown = re.sub(r"[\n\t]", "", value) if is_script else value
-            if (text := _unprintable(shown)) is not None:
-                what = "a control or invisible character; leave it out"
-                if not is_script:
-                    what = "a newline or control character; write it in one line"
-                raise ValueError(f"{name} = {text!r} holds {what}")
+            if name in SCRIPTS:
+                _check_script(name, value)
+            elif (text := _unprintable(value)) is not None:
+                raise ValueError(
+                    f"{name} = {text!r} holds a newline or control character; write it in one line"
+                )
         return self
+
+
+def _check_script(name: str, script: str) -> None:
+    """Comments may have any signs of writing."""
+    for number, line in enumerate(script.split("\n"), start=1):
+        if wrong := _NO_WRITING.search(line):
+            raise ValueError(
+                f"{name}: line {number}, {line!r}, holds {wrong[0]!r}, which is no character of a script; "
+                "leave it out"
+            )
 
 
 def _unprintable(value: object) -> str | None:

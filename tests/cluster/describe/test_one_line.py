@@ -50,12 +50,15 @@ def test_a_newline_in_any_field_is_refused(
         ClusterConfig.model_validate({"name": "c", "groups": [GROUP]} | value)
 
 
-@pytest.mark.parametrize("setup", ["module load \x00cuda", "echo \udcff", "module\u00a0load cuda"])
-def test_a_script_has_lines_and_no_character_that_cannot_be_seen(setup: str) -> None:
+@pytest.mark.parametrize("line", ["module load \x00cuda", "echo \udcff", "module load cuda\r"])
+def test_a_script_has_lines_and_no_control_character(line: str) -> None:
     """Half of a letter, as JSON may hold, ended `render` as a defect."""
-    with pytest.raises(ValidationError, match="holds a control or invisible character; leave it out"):
+    setup = f"set -e\n{line}\n"
+    with pytest.raises(
+        ValidationError, match=r"setup: line 2, .*, which is no character of a script; leave it out"
+    ):
         ClusterConfig.model_validate({"name": "c", "groups": [GROUP], "slurm": {"setup": setup}})
-    lines = {"setup": "module load cuda\n\techo 'ü'\n"}
+    lines = {"setup": "module load cuda\n\techo 'ü'  # no\u00a0break, 👩\u200d🔬\n"}
     ClusterConfig.model_validate({"name": "c", "groups": [GROUP], "slurm": lines})
 
 

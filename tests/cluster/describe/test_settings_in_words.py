@@ -31,6 +31,7 @@ GROUP = '[[groups]]\nname = "g"\ncount = 1\n'
         ),
         (f'name = "c"\npython = " "\n{GROUP}', "one program, without arguments"),
         (f'name = "c"\npython = "/opt/python -u"\n{GROUP}', "one program, without arguments"),
+        (f'name = "c"\npython = "/usr/bin/env /opt/python"\n{GROUP}', "one program, without arguments"),
         (f'name = "c"\n{GROUP}[kubernetes]\nspot_label = "spot"', "a label is written as name=value"),
         (f'name = "c"\n{GROUP}[kubernetes]\nsecret = "{"a" * 254}"', "at most 253 small letters"),
         (f'name = "c"\n{GROUP}[slurm]\npartition = "gpu h"', "one word of letters.*`sinfo`"),

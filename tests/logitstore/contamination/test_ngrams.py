@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from logitstore.contamination.ngrams import NgramTexts
+from logitstore.contamination.prompt_texts import words_of
 
 CHINESE = "小明有五个苹果，吃了两个，又买了三个，请问他现在一共有几个苹果？"
 JAPANESE = "りんごが五つあり、二つ食べて三つ買いました。いまいくつありますか。"
@@ -47,3 +48,17 @@ def test_a_run_of_words_is_met_whatever_the_script(kept: str, text: str, met: bo
     """Whole sentences of Chinese and Japanese were one word, and met by an equal text alone; words of Hindi were
     cut at each vowel sign, so that five of them were the thirteen that two texts may not share."""
     assert is_met(kept, text) is met
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("I \u2764\ufe0f you", ["i", "you"]),
+        ("\u2615\ufe0f\u2615\ufe0f", []),
+        ("1\ufe0f\u20e3 apple", ["1", "apple"]),
+        ("\u0301 e\u0301a \u0915\u0940", ["\u00e9a", "\u0915\u0940"]),
+    ],
+)
+def test_signs_of_an_emoji_are_no_words(text: str, words: list[str]) -> None:
+    """The variation selector behind most of them was a word, and hid a run of thirteen others."""
+    assert words_of(text) == words

@@ -58,7 +58,7 @@ def test_values_of_any_length_make_a_folder_that_can_be() -> None:
     axes = [read_axis(f"student.lora.target_modules={','.join(names)}")]
     first, second = points_of(BASE, axes, "out", None)
     assert first.name != second.name
-    assert len(first.name) == len(second.name) == 200
+    assert len(first.name) == len(second.name) == 236
 
 
 def test_a_page_says_how_much_has_run_and_shows_all_figures_in_a_table() -> None:

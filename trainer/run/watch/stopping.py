@@ -21,7 +21,7 @@ class SavingStop(TrainerCallback):
 
     def __init__(self, asked: threading.Event) -> None:
         self._asked = asked
-        self._asked_before: Tensor | None = None
+        self._asked_before: _Copied | None = None
         self._is_saved = False
 
     def on_step_end(
@@ -45,12 +45,29 @@ class SavingStop(TrainerCallback):
     def _is_asked(self, device: torch.device) -> bool:
         """The same on all processes: whether any was asked by the end of the step before, which no process
         has to wait for; of a process alone, by now."""
-        asked = torch.tensor(int(self._asked.is_set()), device=device)
         if not _is_distributed():
-            return bool(asked)
+            return self._asked.is_set()
+        asked = torch.full((), int(self._asked.is_set()), device=device)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        before, self._asked_before = self._asked_before, asked
-        return before is not None and bool(before)
+        before, self._asked_before = self._asked_before, _Copied(asked)
+        return before is not None and bool(before.value())
+
+
+class _Copied:
+    """A tensor on its way to the host, so that reading it later waits for what was asked until then alone."""
+
+    def __init__(self, there: Tensor) -> None:
+        self._here, self._is_here = there, None
+        if there.is_cuda:
+            self._here = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
+            self._here.copy_(there, non_blocking=True)
+            self._is_here = torch.cuda.Event()
+            self._is_here.record()
+
+    def value(self) -> Tensor:
+        if self._is_here is not None:
+            self._is_here.synchronize()
+        return self._here
 
 
 def _is_distributed() -> bool:
