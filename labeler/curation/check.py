@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,10 +21,11 @@ from labeler.curation.check_records import Records, record_of, refuse_missing
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from logitstore.decoding.tokenizer_choice import choose_texts
-from logitstore.errors import UnsupportedInputError
+from logitstore.errors import CorruptManifestError, UnsupportedInputError
 from logitstore.exchange.chat_text import reasoning_apart
 from logitstore.exchange.merge import merge_stores
 from logitstore.exchange.texts import prompt_and_answer
+from logitstore.manifest.strict_json import decode_known
 from logitstore.manifest.turns import masks_tell_turns
 from logitstore.objects.addresses import one_spelling
 from logitstore.rows.conditions import Columns, Outcome
@@ -65,11 +65,11 @@ class CheckReport:
 
     source: str
     """Digest of the store."""
-    settings: Mapping[str, Any]
+    settings: dict[str, object]
     """With digests of the program's files and of the records."""
     num_read: int = 0
     num_kept: int = 0
-    num_dropped: Mapping[str, int] = field(default_factory=dict)
+    num_dropped: dict[str, int] = field(default_factory=dict)
     """By reason; "worse" for right ones that others of their problem surpass."""
     num_problems: int = 0
     num_unsolved: int = 0
@@ -112,7 +112,7 @@ def check_responses(
         raise ConfigError(f"--out {out} is {what}; name a folder that is not there yet")
     if records is not None:
         refuse_missing(store, records)
-    begun = CheckReport(store.digest, asdict(settings) | _contents(settings, records))
+    begun = CheckReport(store.digest, {**asdict(settings), **_contents(settings, records)})
     report_path, verdicts_path = (out.with_name(out.name + end) for end in (".check.json", ".checks.jsonl"))
     before = _before(begun, report_path)
     known = _known(before, verdicts_path)
@@ -185,17 +185,16 @@ def program_digest(command: str) -> str:
 def _before(begun: CheckReport, path: Path) -> CheckReport | None:
     """The report of a check that was stopped, or is done. Raises ConfigError where it is another check's."""
     try:
-        before = CheckReport(**json.loads(path.read_bytes()))
+        before = decode_known(CheckReport, json.loads(path.read_bytes()), what="it")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError, CorruptManifestError) as error:
         raise ConfigError(
             f"{path} is damaged ({error!s:.100}); choose another place (--out, recipe.out)"
         ) from None
     if (before.source, before.settings) == (begun.source, begun.settings):
         return before
-    told = before.settings if isinstance(before.settings, dict) else {}
-    other = [name for name, value in begun.settings.items() if told.get(name) != value]
+    other = [name for name, value in begun.settings.items() if before.settings.get(name) != value]
     which = "another store" if before.source != begun.source else "this store"
     raise ConfigError(
         f"{path} is of {which}{' with other ' * bool(other)}{', '.join(other)} (of program and records the "

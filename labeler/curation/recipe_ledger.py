@@ -11,7 +11,9 @@ from typing import Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
+from logitstore.errors import CorruptManifestError
 from logitstore.manifest.reading import MANIFEST_NAME
+from logitstore.manifest.strict_json import decode_known
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class StepRecord:
     """Digest of its settings and of its input."""
     output: str
     output_digest: str
-    report: Mapping[str, Any]
+    report: dict[str, object]
 
 
 def digest_of(out: Path) -> str:
@@ -36,10 +38,11 @@ def digest_of(out: Path) -> str:
 
 def read_ledger(path: Path) -> dict[str, StepRecord]:
     try:
-        return {name: StepRecord(**record) for name, record in json.loads(path.read_bytes()).items()}
+        content: Any = json.loads(path.read_bytes())
+        return {name: decode_known(StepRecord, record, what=name) for name, record in content.items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError, CorruptManifestError) as error:
         raise ConfigError(
             f"{path} is damaged ({error!s:.100}); remove it and every step is looked at again"
         ) from None

@@ -20,7 +20,9 @@ from logitstore.common.config_file import ConfigError
 from logitstore.common.whole_file import write_whole
 from logitstore.contamination.near import Match, NearTexts, Partner
 from logitstore.contamination.prompt_texts import PromptText, Unreadable
+from logitstore.errors import CorruptManifestError
 from logitstore.inputs.json_text import json_text
+from logitstore.manifest.strict_json import decode_known
 
 BLOCK_RECORDS = 512
 SHOWN_CHARACTERS = 500
@@ -33,11 +35,11 @@ Record = TypeVar("Record")
 class SiftReport:
     """What a pass did; `*.sift.json`."""
 
-    settings: Mapping[str, Any]
+    settings: dict[str, object]
     """What the result depends on, the input's fingerprint included."""
     num_read: int = 0
     num_kept: int = 0
-    num_dropped: Mapping[str, int] = field(default_factory=dict)
+    num_dropped: dict[str, int] = field(default_factory=dict)
     """By method; "unreadable" for records that cannot be compared."""
     kept_bytes: int = 0
     dropped_bytes: int = 0
@@ -104,7 +106,7 @@ def sift(
 
 
 def _begun(paths: SiftPaths, settings: Mapping[str, Any], *, restart: bool) -> SiftReport:
-    fresh, known = SiftReport(settings=settings), _read_report(paths)
+    fresh, known = SiftReport(settings=dict(settings)), _read_report(paths)
     if restart:
         return fresh
     if known is None:
@@ -126,10 +128,10 @@ def _begun(paths: SiftPaths, settings: Mapping[str, Any], *, restart: bool) -> S
 
 def _read_report(paths: SiftPaths) -> SiftReport | None:
     try:
-        return SiftReport(**json.loads(paths.report.read_bytes()))
+        return decode_known(SiftReport, json.loads(paths.report.read_bytes()), what="it")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError, CorruptManifestError) as error:
         raise ConfigError(
             f"{paths.report} is damaged ({error!s:.100}); give --restart to begin anew"
         ) from error
