@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.engines import OWN_TOP_K, Runs
+from benchmarks.gpu.engines import Runs
 from benchmarks.labels.labeling import TEMPERATURES, label, measure_rates, start_worker
+from benchmarks.labels.labeling_sizes import WHOLE_PATH_TOP_K
 from labeler.config.loading import LabelsConfig, SamplingConfig, TeacherConfig
 from labeler.records import TokenizedPrompt
 from labeler.teacher.response_ends import ResponseEnds
@@ -49,7 +50,7 @@ def start_teacher(model: str, top_ks: list[int], runs: Runs, device: str) -> Any
     config = TeacherConfig(model=model, max_model_len=1024, capture="in_engine", engine_args=ENGINE_ARGS)
     cores = None if device == "cuda" else "0"
     prepare_process(config, cores)
-    labels = LabelsConfig(top_k=max(*top_ks, OWN_TOP_K), temperatures=TEMPERATURES)
+    labels = LabelsConfig(top_k=max(*top_ks, WHOLE_PATH_TOP_K), temperatures=TEMPERATURES)
     sampling = SamplingConfig(temperature=0.0, max_tokens=runs.new_tokens)
     return VllmTeacher(config, labels, sampling, cores=cores, ends=ResponseEnds())
 
@@ -99,7 +100,7 @@ def decoding_rates(teacher: Any, prompts: list[TokenizedPrompt], runs: Runs) -> 
         num_tokens = decode(teacher, openings, runs.new_tokens)
         rates["decode_one"].append(num_tokens / (time.perf_counter() - started))
         started = time.perf_counter()
-        sequences = label(teacher, openings, OWN_TOP_K, mode="generate", label_at="decode")
+        sequences = label(teacher, openings, WHOLE_PATH_TOP_K, mode="generate", label_at="decode")
         num_tokens = sum(sequence.rows.num_rows for sequence in sequences)
         rates["decode_rows"].append(num_tokens / (time.perf_counter() - started))
     return {name: values[1:] for name, values in rates.items()}

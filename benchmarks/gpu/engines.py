@@ -17,10 +17,9 @@ from pathlib import Path
 
 from benchmarks.gpu.geometries import Geometry, write_model
 from benchmarks.jobs.processes import end_session
+from benchmarks.labels.labeling_sizes import WHOLE_PATH_TOP_K
 from benchmarks.report.results import Cell, ResultTable
 
-OWN_TOP_K = 64
-"""Logprobs of vLLM's own, entries of the whole job, and of rows taken while decoding."""
 ENGINE_RUN = "benchmarks.gpu.engine_run"
 BOUND = "engine, one logprob: the bound"
 
@@ -88,13 +87,13 @@ def rows_of(found: Mapping[str, Mapping[str, float]], runs: Runs) -> list[tuple[
     names = {
         "one": BOUND,
         "none": "engine without logprobs",
-        f"vllm_k{OWN_TOP_K}": f"vLLM's own top-{OWN_TOP_K} logprobs",
-        "job": f"a whole job to disk, K={OWN_TOP_K}, units of {runs.unit_prompts}",
+        f"vllm_k{WHOLE_PATH_TOP_K}": f"vLLM's own top-{WHOLE_PATH_TOP_K} logprobs",
+        "job": f"a whole job to disk, K={WHOLE_PATH_TOP_K}, units of {runs.unit_prompts}",
         "decode_one": f"{runs.openings} x {runs.new_tokens} tokens decoded, one logprob",
         "decode_rows": f"{runs.openings} x {runs.new_tokens} tokens decoded, our rows",
     }
     ours = sorted((name for name in rates if name not in names), key=lambda name: int(name[1:]))
-    order = ["one", "none", f"vllm_k{OWN_TOP_K}", *ours, "job", "decode_one", "decode_rows"]
+    order = ["one", "none", f"vllm_k{WHOLE_PATH_TOP_K}", *ours, "job", "decode_one", "decode_rows"]
     return [
         (names.get(name, f"our rows, K={name[1:]}"), rates[name], ratios.get(name, 1.0)) for name in order
     ]

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.report.environment import describe_hardware
 from benchmarks.report.results import Figure, Result, ResultTable, load
+from benchmarks.report.results_page import GPU
 
-NAME = "gpu"
 MEASURED_PACKAGES = ("torch", "triton", "vllm", "liger-kernel", "cut-cross-entropy")
 MEASURED_CODE = ("labeler", "logitstore", "trainer", "benchmarks/gpu", "benchmarks/labels")
 NOTE = "Medians of ten runs on synthetic logits; the losses are the best of some steps."
@@ -68,7 +68,7 @@ def code_digest() -> str:
 
 def read_kept(out: Path, here: Mapping[str, str]) -> tuple[dict[str, Measured], str | None]:
     """Tables by title that an earlier call left in `out`; none, and why, where they do not hold here."""
-    path = out / f"{NAME}.json"
+    path = out / f"{GPU}.json"
     if not path.exists():
         return {}, None
     try:
@@ -103,7 +103,7 @@ def build_result(measured: Mapping[str, Measured], here: Mapping[str, str], note
         for title, one in measured.items()
     }
     return Result.of(
-        NAME,
+        GPU,
         meaning=f"What runs on one {here['card']}; {first.title} in the first table.",
         columns=first.columns,
         rows=first.rows,
