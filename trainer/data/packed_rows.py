@@ -18,7 +18,7 @@ import numpy as np
 
 from trainer.batch.packing import packed_rows
 from trainer.data.order import EpochOrder
-from trainer.data.sources import Outline
+from trainer.data.outlines import Outline
 
 LEAST_ROWS = 8
 """Rows of a split, about. The last part of each is no round number of rows, so with fewer rows they would be

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -29,10 +29,9 @@ from logitstore.store import LogitStore
 from logitstore.tools.carried_deletions import deleted_in
 from logitstore.unit_store import gone_shard
 from trainer.data.cache.shard_cache import ShardCache
+from trainer.data.outlines import CUT, Outline
 from trainer.errors import CacheFullError, SettingError
 
-CUT = "length"
-"""`finish_reason` of an answer that its limit of tokens ended."""
 NOTHING_DELETED = DeletedRecords(frozenset(), has_parts=False)
 MAX_WEIGHT = 10_000
 """Readings of each shard that an epoch is planned with, at most."""
@@ -104,45 +103,6 @@ class StoreSpec:
                 f"weight {self.weight:g} of {self.uri} must lie in 0..{MAX_WEIGHT:,}, how often an epoch has "
                 "its sequences; for more, train more epochs, or give other stores less"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """Which sequences of a shard take part (S), and how long they are. int32 [S] each, but the hashes."""
-
-    place_S: np.ndarray
-    """Place within the shard, ascending."""
-    num_tokens_S: np.ndarray
-    label_start_S: np.ndarray
-    num_labels_S: np.ndarray
-    """Label rows at tokens of the sequence; a row one past the last token is none."""
-    block_S: np.ndarray
-    """Block of the shard that holds it."""
-    is_cut_S: np.ndarray
-    """1 where the teacher's answer ended at its limit of tokens and not by itself, else 0."""
-    hash_S: np.ndarray
-    """uint64, `record_hash`."""
-    num_deleted_elsewhere: int = field(default=0, kw_only=True)
-    """Of these sequences, those whose record was deleted from a store that is read beside this one."""
-
-    @classmethod
-    def empty(cls) -> Outline:
-        empty_S = np.empty(0, dtype=np.int32)
-        return cls(empty_S, empty_S, empty_S, empty_S, empty_S, empty_S, empty_S.astype(np.uint64))
-
-    def only(self, keep_S: np.ndarray) -> Outline:
-        """That of the sequences for which the bool [S] is true."""
-        return replace(self, **{name: column_S[keep_S] for name, column_S in self.columns().items()})
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """The arrays by their names."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name.endswith("_S")}
-
-    def labels_within(self, max_tokens: int | None) -> int:
-        """Label rows at the first `max_tokens` tokens of their sequence; None counts all."""
-        if max_tokens is None:
-            return int(self.num_labels_S.sum())
-        return int(np.clip(max_tokens - self.label_start_S, 0, self.num_labels_S).sum())
 
 
 class Source:

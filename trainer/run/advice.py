@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from logitstore.tokenizer_objects import stored_tokenizer
-from trainer.data.sources import CUT, Source
+from trainer.data.outlines import CUT
+from trainer.data.sources import Source
 from trainer.run.config import TrainConfig
 from trainer.run.teacher_size import teacher_parameters
 

@@ -14,8 +14,9 @@ from trainer import (
     StreamingLogitDataset,
 )
 from trainer.data.order import EpochOrder, OrderKey
+from trainer.data.outlines import Outline
 from trainer.data.packed_rows import PackedLine, splits_worth_packing
-from trainer.data.sources import HeldOut, Outline
+from trainer.data.sources import HeldOut
 from trainer.errors import SettingError
 from trainer.hf.checks.processes import check_dataset
 from trainer.hf.heads import batch_loss
