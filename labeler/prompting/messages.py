@@ -12,7 +12,7 @@ from typing import Any
 from labeler.errors import BadRecordError
 from labeler.prompting.bad_records import field_value, shown
 from labeler.prompting.tokenization import Message
-from logitstore.inputs.chat_templates import REASONING_NAMES
+from logitstore.inputs.chat_templates import REASONING_NAMES, with_all_reasoning_names
 from logitstore.inputs.text_files import RECORD
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
@@ -107,15 +107,8 @@ def _function_call(message: Mapping[str, Any], name: str) -> Message:
 
 
 def _with_all_names(message: Message, ignored: Sequence[str]) -> Message:
-    given = {key: message[key] for key in REASONING_NAMES if message.get(key)}
-    texts = {value for value in given.values() if isinstance(value, str)}
-    if (
-        len(texts) != 1
-        or not all(isinstance(value, str) for value in given.values())
-        or set(given) & set(ignored)
-    ):
-        return message
-    return {**message, **dict.fromkeys(REASONING_NAMES, texts.pop())}
+    has_ignored = any(message.get(name) for name in REASONING_NAMES if name in ignored)
+    return message if has_ignored else dict(with_all_reasoning_names(message))
 
 
 def _bad_message(message: Any, name: str) -> BadRecordError:

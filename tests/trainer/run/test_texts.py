@@ -191,3 +191,30 @@ def test_tools_of_a_record_are_written_by_the_template(tmp_path):
     record = {"messages": [USER, ANSWER], "tools": [{"name": "c"}]}
     (sequence,) = LogitStore.open(str(written(tmp_path, record, "messages", template))).iter_sequences()
     assert sequence.token_ids_T[0] == WORDS["c"]
+
+
+LAST_REASONING = (
+    "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<bot> ' }}"
+    "{% if m.role == 'assistant' and loop.last and m.reasoning_content %}{{ m.reasoning_content }} {% endif %}"
+    "{{ m.content }} {% if m.role == 'assistant' %}<eos> {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<bot> {% endif %}"
+)
+
+
+@pytest.mark.parametrize("names", [("reasoning_content",), ("thinking",), ("reasoning", "reasoning_content")])
+def test_reasoning_is_read_by_any_of_its_names_and_of_the_last_turn_alone(tmp_path, names):
+    """As Qwen3's template does; vLLM answers with two of the names. What was refused hung on which record came
+    first."""
+    answer = {**ANSWER, **dict.fromkeys(names, "c")}
+    path = written(tmp_path, {"messages": [USER, answer, USER, answer]}, "messages", LAST_REASONING)
+    (sequence,) = LogitStore.open(str(path)).iter_sequences()
+    said = "<user> a <bot> b <eos> <user> a <bot> c b <eos>"
+    assert sequence.token_ids_T.tolist() == [WORDS[word] for word in said.split()]
+
+
+def test_a_template_that_divides_by_zero_refuses_the_record_and_one_that_is_none_the_run(tmp_path):
+    for template in ("{{ 1 / 0 }}", "{{ range(10 ** 12) | list }}"):
+        with pytest.raises(ConfigError, match=r"in.jsonl record 1.*the chat template refuses the messages"):
+            written(tmp_path, {"messages": [USER, ANSWER]}, "messages", template)
+    with pytest.raises(ConfigError, match=r"the student's tokenizer is no valid Jinja \(line 1: "):
+        written(tmp_path, {"messages": [USER, ANSWER]}, "messages", "{% if %}")

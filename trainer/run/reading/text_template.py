@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
+from logitstore.inputs.chat_templates import PROGRAM_ERRORS, REASONING_NAMES, with_all_reasoning_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SAID = ("content", "reasoning_content", "reasoning", "thinking", "tool_calls")
+SAID = ("content", "tool_calls", *REASONING_NAMES)
 """Keys of a message that hold what its author said."""
 OTHER_CONTENT = "penumbra other content"
 
@@ -19,7 +21,7 @@ def template_errors() -> tuple[type[Exception], ...]:
     """What rendering raises where a template refuses messages, or takes for text what is none."""
     from jinja2 import TemplateError
 
-    return (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+    return (TemplateError, *PROGRAM_ERRORS)
 
 
 class TemplateRefusesError(ValueError):
@@ -42,8 +44,9 @@ class TextTemplate:
                     f"message {place + 1} is {str(message)[:60]!r}, and must be an object with a role; "
                     "correct the record"
                 )
+        messages = [with_all_reasoning_names(message) for message in messages]
         whole = self._ids(messages, tools)
-        self._check_read(messages, tools, whole)
+        self._check_read(messages, tools)
         begun = self._ids(messages[:-1], tools, begins_answer=True)
         if whole[: len(begun)] != begun:
             raise TemplateRefusesError(
@@ -53,6 +56,8 @@ class TextTemplate:
         return whole, len(begun)
 
     def _ids(self, messages: Sequence[Any], tools: Any, *, begins_answer: bool = False) -> list[int]:
+        from jinja2 import TemplateSyntaxError
+
         try:
             found: Any = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -61,6 +66,11 @@ class TextTemplate:
                 tokenize=True,
                 return_dict=False,
             )
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"the chat template of the student's tokenizer is no valid Jinja (line {error.lineno}: "
+                f"{error.message}); correct it there, or use kind = 'text' with the records written out"
+            ) from None
         except template_errors() as error:
             raise TemplateRefusesError(
                 f"the chat template refuses the messages ({first_line(error)}); correct the record, or use "
@@ -68,33 +78,43 @@ class TextTemplate:
             ) from error
         return list(found)
 
-    def _check_read(self, messages: Sequence[Mapping[str, Any]], tools: Any, whole: Sequence[int]) -> None:
+    def _check_read(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> None:
         """Raises TemplateRefusesError for what is said and makes no difference to the text."""
         for place, message in enumerate(messages):
             for key in SAID:
                 known = (message["role"], key)
                 if not message.get(key) or known in self._read:
                     continue
-                other = {**message, key: OTHER_CONTENT} if key == "content" else _without(message, key)
-                if not self._differs([*messages[:place], other, *messages[place + 1 :]], tools, whole):
+                if not self._reads(messages, place, key, tools):
                     raise TemplateRefusesError(
                         f"the chat template does not read {key!r} of message {place + 1}, of "
                         f"{message['role']!r}, so it would be lost; leave it out of the record, or use "
                         "kind = 'text' with it written out"
                     )
                 self._read.add(known)
-        if tools and not self._differs(messages, None, whole):
+        if tools and self._text(messages, None) == self._text(messages, tools):
             raise TemplateRefusesError(
                 "the chat template does not read the record's tools; leave them out of the record, or use "
                 "kind = 'text' with them written out"
             )
 
-    def _differs(self, messages: Sequence[Mapping[str, Any]], tools: Any, whole: Sequence[int]) -> bool:
+    def _reads(self, messages: Sequence[Mapping[str, Any]], place: int, key: str, tools: Any) -> bool:
+        message = messages[place]
+        names = [name for name in REASONING_NAMES if message.get(name) == message[key]]
+        other = {**message, key: OTHER_CONTENT}
+        if key != "content":
+            left_out = names if key in names else [key]
+            other = {name: value for name, value in message.items() if name not in left_out}
+        # Templates leave out the reasoning of earlier turns: it is read where it is so of the last message.
+        return any(
+            self._text([*messages[:place], other, *messages[place + 1 : end]], tools)
+            != self._text(messages[:end], tools)
+            for end in (len(messages), place + 1)
+        )
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> list[int] | None:
+        """None where the template refuses them: it reads what is missing."""
         try:
-            return self._ids(messages, tools) != whole
-        except TemplateRefusesError:  # it reads what is missing now
-            return True
-
-
-def _without(message: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in message.items() if name != key}
+            return self._ids(messages, tools)
+        except TemplateRefusesError:
+            return None
