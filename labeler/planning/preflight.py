@@ -113,27 +113,7 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
     if is_folder and teacher.engine == "vllm":
         check_weights(Path(teacher.model), "teacher.model")
     check_model_name(teacher.model, revision=teacher.revision, setting="teacher.model")
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
-        )
-    except Exception as error:  # noqa: BLE001  # of any kind, for whatever stands in the model's files
-        if "trust_remote_code" in str(error):
-            raise ConfigError(
-                f"teacher.model = {teacher.model!r} comes with Python code of its own, which is not run "
-                "unasked; read it, and set teacher.trust_remote_code = true"
-            ) from None
-        if is_folder or not isinstance(error, OSError | ValueError):
-            raise ConfigError(
-                f"teacher.model = {teacher.model!r}: its config.json cannot be read ({first_line(error)}); "
-                "correct the file, or upgrade transformers and vLLM where the model is newer than they are"
-            ) from None
-        raise ConfigError(
-            f"teacher.model = {teacher.model!r} is neither a folder here nor a model that Hugging Face can "
-            f"be asked for ({first_line(error)}); check the path, the name, teacher.revision and the network"
-        ) from None
+    config = _model_config(teacher)
     _refuse_encoder(config, teacher.model)
     text_config = config.get_text_config()
     own_limit = getattr(text_config, "max_position_embeddings", None)
@@ -149,6 +129,31 @@ def context_limits(teacher: TeacherConfig) -> ContextLimits:
             "language model has a token at least; correct the file, or name a language model"
         )
     return ContextLimits(vocab_size, usable_tokens(int(wanted or own_limit or 2**31 - 1)))
+
+
+def _model_config(teacher: TeacherConfig) -> PretrainedConfig:
+    """Raises ConfigError, whatever the library finds wrong with it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+        )
+    except Exception as error:  # noqa: BLE001  # of any kind, for whatever stands in the model's files
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"teacher.model = {teacher.model!r} comes with Python code of its own, which is not run "
+                "unasked; read it, and set teacher.trust_remote_code = true"
+            ) from None
+        if os.path.isdir(teacher.model) or not isinstance(error, OSError | ValueError):
+            raise ConfigError(
+                f"teacher.model = {teacher.model!r}: its config.json cannot be read ({first_line(error)}); "
+                "correct the file, or upgrade transformers and vLLM where the model is newer than they are"
+            ) from None
+        raise ConfigError(
+            f"teacher.model = {teacher.model!r} is neither a folder here nor a model that Hugging Face can "
+            f"be asked for ({first_line(error)}); check the path, the name, teacher.revision and the network"
+        ) from None
 
 
 def _refuse_encoder(config: PretrainedConfig, model: str) -> None:
