@@ -369,17 +369,18 @@ def test_the_second_store_is_read_once_for_a_unit_where_its_order_is_another(
 ) -> None:
     first = merge_stores([make_store(tmp_path / "parts", "one", 8)], str(tmp_path / "one"))  # of one unit
     second = make_store(tmp_path / "two", "two", 8, names=("a", "c", "b", "d"))
-    opened: list[str] = []
+    opened: list[tuple[str, bool]] = []
     open_shard = LogitStore.open_shard
 
     def counted(store: LogitStore, entry: ShardEntry, *, whole: bool = False) -> ShardReader:
-        opened.extend([entry.name] if store.uri == second.uri else [])
+        opened.extend([(entry.name, whole)] if store.uri == second.uri else [])
         return open_shard(store, entry, whole=whole)
 
     monkeypatch.setattr(LogitStore, "open_shard", counted)
     mix_stores((first, second), str(tmp_path / "mixture"))
     names = [entry.name for entry in second.shards()]
-    assert sorted(opened) == sorted(2 * names)  # for its ids, and for its labels; not again for each sequence
+    # For its ids, and by one request for its labels; not again for each sequence.
+    assert sorted(opened) == sorted((name, whole) for name in names for whole in (False, True))
 
 
 def test_inspect_knows_no_rank_of_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
