@@ -87,7 +87,11 @@ def load_rounds(path: str) -> tuple[RoundsFile, Documents]:
         read_document(str(_beside(path, name)), what=what)
         for name, what in ((found.rounds.job, "job"), (found.rounds.train, "run"))
     ]
+    for document, name in zip(documents, (found.rounds.job, found.rounds.train), strict=True):
+        _check_tables(document, name)
     _check_student(documents[1], found.rounds.train)
+    if "data" not in documents[1]:
+        raise ConfigError(f"{found.rounds.train}: data.stores is missing: name the teacher's own text")
     _check_overrides("rounds.answer_set", found.rounds.answer_set, OF_ANSWERS)
     _check_overrides("rounds.score_set", found.rounds.score_set, OF_SCORES)
     return found, Documents(job=documents[0], train=documents[1])
@@ -96,6 +100,13 @@ def load_rounds(path: str) -> tuple[RoundsFile, Documents]:
 def _beside(path: str, name: str) -> Path:
     """`name` where it lies from here, else beside the file that names it."""
     return Path(name) if Path(name).exists() else Path(path).parent / name
+
+
+def _check_tables(document: dict[str, Any], where: str) -> None:
+    """The steps' own documents are made from the sections of this one."""
+    for name, value in document.items():
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {name} = {value!r:.80} should be a table; write it as [{name}]")
 
 
 def _check_student(train: dict[str, Any], where: str) -> None:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cluster.errors import ClusterError, JobRefusedError
 from cluster.rounds import documents as made
 from cluster.rounds.config import Documents, RoundsConfig
 from cluster.rounds.support import outside_by_k
-from labeler.config.loading import checked_job
+from labeler.config.loading import JobConfig, checked_job
 from labeler.job.status import read_status
-from logitstore.common.config_file import ConfigError
+from logitstore.common.config_file import ConfigError, explain_problem
 from logitstore.common.whole_file import write_whole
 from logitstore.manifest.fields import STUDENT_PROMPTS, Manifest
 from logitstore.manifest.reading import teacher_identity
@@ -89,6 +91,7 @@ class Rounds:
             self.documents, self.config, answers=places.texts, out=places.scores, own_prompts=False
         )
         checked_job(scores, f"{job}, as the teacher is to score it")
+        _refuse_unknown(self.documents.job, job)
         run = made.training_run(
             self.documents, self.config, student=student, scores=[places.scores], out=places.student
         )
@@ -216,3 +219,15 @@ def _counts(uri: str) -> dict[str, Any]:
     """What a labeling job stored; and by kind what it rejected, of its input or of what its engine wrote."""
     status = read_status(uri)
     return {"sequences": status.sequences, "rejects": dict(status.rejects_by_kind)}
+
+
+def _refuse_unknown(document: dict[str, Any], where: str) -> None:
+    """Raises ConfigError for what is no setting of a job: the steps leave out what rounds say themselves, and
+    with it what is misspelt there."""
+    try:
+        JobConfig.model_validate(document)
+    except ValidationError as error:
+        unknown = [one for one in error.errors() if one["type"] == "extra_forbidden"]
+        if unknown:
+            lines = [explain_problem(one, JobConfig, what="job") for one in unknown]
+            raise ConfigError(f"{where}: {'; '.join(lines)}") from None

@@ -93,3 +93,22 @@ def test_wrong_settings_are_known_before_anything_runs(
         run_rounds(file, changed, command=command)
     assert all("--dry-run" in arguments for arguments in told)
     assert read_ledger(begun / "rounds") is None, "the settings may be corrected"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("job.toml", JOB.replace("[teacher]\nengine", "teacher = 3\n[x]\nengine"), "teacher = 3 should be a"),
+        ("job.toml", f"{JOB}[labels]\ntopk = 8", "labels.topk is not a setting; did you mean labels.top_k"),
+        ("train.toml", TRAIN.replace("[data]\nstores", "loss = 1\n[x]\nstores"), "data.stores is missing"),
+        ("train.toml", f"loss = []\n{TRAIN}", r"loss = \[\] should be a table; write it as \[loss\]"),
+    ],
+)
+def test_files_that_no_step_could_be_made_from_are_refused(
+    file: str, text: str, says: str, begun: Path
+) -> None:
+    """Other kinds of sections ended as defects, and a misspelt label setting was passed over."""
+    (begun / file).write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        run_rounds(*load_rounds(rounds_file(begun, begun)), command=lambda _: "")
+    assert read_ledger(begun) is None
