@@ -28,10 +28,10 @@ from trainer.data.loader import LogitDataLoader
 from trainer.hf.arguments import OfflineDistillationConfig
 from trainer.hf.checkpoints import DataFollower, LogToTheEnd, open_to_readers
 from trainer.hf.checks.adapters import check_no_own_loss
+from trainer.hf.checks.alignment import Alignment
 from trainer.hf.checks.disk import saves_in_parts
 from trainer.hf.checks.given import check_given
 from trainer.hf.checks.guards import (
-    Alignment,
     check_one_tokenizer,
     check_stores,
     check_student,

@@ -13,8 +13,8 @@ from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
 from trainer.data.samples import Sample
 from trainer.errors import GuardError
+from trainer.hf.checks.alignment import check_alignment
 from trainer.hf.checks.guards import (
-    check_alignment,
     check_collation,
     check_student,
     check_temperature,
