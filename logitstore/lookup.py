@@ -61,10 +61,10 @@ class Lookup:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def read(self, numbers: Iterable[int], *, whole: bool = False) -> list[LabeledSequence]:
-        """The sequences with these numbers, in their order; each block that holds some is decoded once.
+    def read(self, numbers: Iterable[int]) -> list[LabeledSequence]:
+        """The sequences with these numbers, in their order; each block that holds some is decoded once, and a
+        shard of which most are asked for is fetched by one request.
 
-        `whole` fetches each shard by one request, for numbers that are most of a shard's.
         Raises IndexError for a number that the store does not have.
         """
         asked = list(numbers)
@@ -77,7 +77,7 @@ class Lookup:
         for shard, wanted in by_shard.items():
             entry = self._shards[shard]
             first = int(self._ends[shard]) - entry.num_sequences
-            with self._store.open_shard(entry, whole=whole) as reader:
+            with self._store.open_shard(entry, whole=2 * len(wanted) > entry.num_sequences) as reader:
                 blocks: dict[int, list[int]] = {}
                 for number in wanted:
                     block = bisect.bisect_right(reader.block_starts, number - first) - 1

@@ -67,6 +67,10 @@ def named_in_files(read: Callable[[str], Mapping[str, Any] | None]) -> list[tupl
 def _id(value: object, name: str) -> int:
     if value is None:
         return -1
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:20])
     if type(value) is not int or value > MAX_TOKEN_ID:
         raise ConfigError(
             f"teacher.model: eos_token_id of its {name} names {value!r:.40}, which is no token's id; correct "

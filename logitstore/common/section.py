@@ -26,12 +26,20 @@ class Section(BaseModel):
     def _of_64_bits(self) -> Self:
         """What is reckoned with it would end in an error that nobody foresaw."""
         for name, value in self:
-            if isinstance(value, int) and value.bit_length() >= INTEGER_BITS:
+            if (number := _beyond(value)) is not None:
                 raise ValueError(
-                    f"{name} has {value.bit_length()} bits; a whole number of TOML has at most "
+                    f"{name} has {number.bit_length()} bits; a whole number of TOML has at most "
                     f"{INTEGER_BITS} with its sign, so write a smaller one"
                 )
         return self
+
+
+def _beyond(value: object) -> int | None:
+    """The first whole number of a value, or of the lists and tables in it, that TOML does not have."""
+    if isinstance(value, int):
+        return None if -(2 ** (INTEGER_BITS - 1)) <= value < 2 ** (INTEGER_BITS - 1) else value
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return next((found for item in items if (found := _beyond(item)) is not None), None)
 
 
 def of_form(pattern: str, form: str) -> AfterValidator:

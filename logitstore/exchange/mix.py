@@ -218,7 +218,7 @@ class _SequencesByKey:
     def of(self, sequences: Sequence[LabeledSequence]) -> list[LabeledSequence]:
         """The other labels of these tokens; each block that holds some is read once. Raises
         InvalidLabelsError."""
-        others = self._store.lookup().read([self._number(one) for one in sequences], whole=True)
+        others = self._store.lookup().read([self._number(one) for one in sequences])
         for one, other in zip(sequences, others, strict=True):
             if not np.array_equal(other.token_ids_T, one.token_ids_T):
                 raise InvalidLabelsError(

@@ -24,7 +24,10 @@ def errors_of(module: str) -> list[type[Exception]]:
     return [
         one
         for one in found
-        if isinstance(one, type) and issubclass(one, Exception) and one.__module__ == module
+        if isinstance(one, type)
+        and issubclass(one, Exception)
+        and not issubclass(one, Warning)
+        and one.__module__ == module
     ]
 
 

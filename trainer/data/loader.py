@@ -38,7 +38,8 @@ def _outlive_sigterm_of_others(_: int) -> None:
     stands; without its workers it would fail first. A worker is ended by its parent's alone, at once, as by
     torch's own handler, and ends by itself once its parent is gone.
 
-    Elsewhere than on Linux no process learns who sent it a signal, and a worker ends at any.
+    Elsewhere than on Linux no process learns who sent it a signal, and a worker ends at any; so may one
+    that is not forked, as threads of its imports take the signal.
     """
     if not hasattr(signal, "sigwaitinfo"):
         return

@@ -8,6 +8,7 @@ import pytest
 from labeler.config.label_settings import MOVED_TO_SAMPLING, SamplingConfig
 from labeler.config.loading import describe_difference, identity, load_job, resolved
 from logitstore.common.config_file import ConfigError
+from tests.labeler.jobs import overrides_for
 
 MINIMAL = ["teacher.model=m", "input.uri=in.jsonl", "input.kind=prompt_response", "output.uri=out"]
 
@@ -276,3 +277,12 @@ def test_an_input_in_the_users_home_is_the_same_from_everywhere(monkeypatch, tmp
     earlier = here | {"input.uri": "/folder/of/that/run/~/in.jsonl"}
     assert describe_difference(earlier, here) == [], "as an earlier version wrote it"
     assert len(describe_difference(here | {"input.uri": "/folder/in.jsonl"}, here)) == 1
+
+
+def test_whole_numbers_of_toml_are_those_of_lists_and_tables_too(tmp_path):
+    """The least of them is one that TOML has."""
+    overrides = overrides_for(tmp_path)
+    for value in (f"{{max_num_seqs={2**63}}}", f"{{sizes=[1, {-(2**63) - 1}]}}"):
+        with pytest.raises(ConfigError, match=r"engine_args has 64 bits; .* write a smaller one"):
+            load_job(None, [*overrides, f"teacher.engine_args={value}"], {})
+    load_job(None, [*overrides, f"teacher.engine_args={{least={-(2**63)}}}"], {})

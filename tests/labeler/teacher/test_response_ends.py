@@ -23,6 +23,7 @@ FILE = "generation_config.json"
         ({"eos_token_id": [2, None, 7]}, [2, 7]),
         ({"eos_token_id": -1}, []),
         ({"eos_token_id": [2, -1]}, [2]),
+        ({"eos_token_id": [2.0, "3"]}, [2, 3]),  # as some tools of conversion write them
         ({"eos_token_id": None, "text_config": {"eos_token_id": 5}}, [5]),
         ({"text_config": "none"}, []),
         ({}, []),
@@ -33,7 +34,7 @@ def test_a_models_file_names_ends_or_none(content: dict[str, Any], ids: list[int
     assert named_in_files(read) == [(i, FILE) for i in ids]
 
 
-@pytest.mark.parametrize("value", ["</s>", True, 2.0, [[2]], {"id": 2}, 10**11])
+@pytest.mark.parametrize("value", ["</s>", True, 2.5, "²", [[2]], {"id": 2}, 10**11])
 def test_what_is_no_id_in_a_models_file_is_refused_in_words(value: object) -> None:
     with pytest.raises(ConfigError, match=f"eos_token_id of its {FILE} names .* which is no token's id"):
         named_in_files({FILE: {"eos_token_id": value}}.get)

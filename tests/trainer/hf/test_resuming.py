@@ -252,6 +252,7 @@ def test_a_checkpoint_within_a_step_reads_its_batches_again(small_store, tmp_pat
     class Stop(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, **_):
             if state.global_step == 3:
+                assert trainer.model is not None
                 trainer._save_checkpoint(trainer.model, trial=None)
                 control.should_training_stop = True
 

@@ -212,6 +212,14 @@ def test_reasoning_is_read_by_any_of_its_names_and_of_the_last_turn_alone(tmp_pa
     assert sequence.token_ids_T.tolist() == [WORDS[word] for word in said.split()]
 
 
+def test_a_message_that_a_longer_conversation_loses_is_named(tmp_path):
+    losing = TEMPLATE.replace(
+        "{{ m.content }}", "{% if not (loop.first and messages | length > 2) %}{{ m.content }}{% endif %}"
+    )
+    with pytest.raises(ConfigError, match="does not read 'content' of message 1, of 'user'"):
+        written(tmp_path, {"messages": [USER, ANSWER, USER, ANSWER]}, "messages", losing)
+
+
 def test_a_template_that_divides_by_zero_refuses_the_record_and_one_that_is_none_the_run(tmp_path):
     for template in ("{{ 1 / 0 }}", "{{ range(10 ** 12) | list }}"):
         with pytest.raises(ConfigError, match=r"in.jsonl record 1.*the chat template refuses the messages"):

@@ -109,7 +109,7 @@ class TextTemplate:
         return any(
             self._text([*messages[:place], other, *messages[place + 1 : end]], tools)
             != self._text(messages[:end], tools)
-            for end in (len(messages), place + 1)
+            for end in ((len(messages), place + 1) if key in names else (len(messages),))
         )
 
     def _text(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> list[int] | None:
