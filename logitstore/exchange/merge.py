@@ -49,7 +49,7 @@ def merge_stores(
     selection = selection or Selection()
     manifest = dataclasses.replace(manifest, labels=cut_labels(manifest.labels, top_k))
     begun = begun_store(uri, manifest, storage_options)
-    _require_room(uri, begun, sources, selection, manifest.labels.top_k)
+    require_room_anew("the merge", uri, begun, sources, selection, manifest.labels.top_k, SELECT_LESS)
     deleted = deleted_in(sources)
     if len(sources) > 1:
         warn_of_deleted(_refuse_shared(sources, selection, deleted), uri)
@@ -78,12 +78,19 @@ def merge_stores(
     return target
 
 
-def _require_room(
-    uri: str, begun: LogitStore | None, sources: Sequence[LogitStore], selection: Selection, top_k: int
+def require_room_anew(
+    what: str,
+    uri: str,
+    begun: LogitStore | None,
+    sources: Sequence[LogitStore],
+    selection: Selection,
+    top_k: int,
+    less: str = "",
 ) -> None:
     """Raise UnsupportedInputError where a local disk has no room for what is still to be written.
 
-    Labels are coded anew, with one set of codebooks, at about the size that they have.
+    Labels are coded anew, with one set of codebooks, at about the size that they have. `less` is as in
+    `require_room`.
     """
     if not is_local_uri(normalise_uri(uri)):
         return
@@ -95,7 +102,7 @@ def _require_room(
         selected = selection.count_about(source, selection.parts(source), measure)
         share = min(1.0, top_k / source.manifest.labels.top_k)
         needed += int(size * share * selected / max(1, total))
-    require_room(normalise_uri(uri), max(0, needed), "the merge", SELECT_LESS)
+    require_room(normalise_uri(uri), max(0, needed), what, less)
 
 
 def merged_manifest(sources: Sequence[LogitStore]) -> Manifest:

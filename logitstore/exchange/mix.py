@@ -18,6 +18,7 @@ import numpy as np
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import InvalidLabelsError, UnsupportedInputError
 from logitstore.exchange.importing import CODEBOOK_USES, begun_store, check_no_others
+from logitstore.exchange.merge import require_room_anew
 from logitstore.exchange.mixed_manifest import mixed_manifest
 from logitstore.exchange.mixed_rows import mix_sequences
 from logitstore.index.deletions import DeletedRecords
@@ -73,6 +74,7 @@ def mix_stores(
     begun = begun_store(uri, manifest, storage_options)
     if begun is not None:
         carry_deletions(stores, begun)
+    require_room_anew("the mixture", uri, begun, stores[:1], Selection(), manifest.labels.top_k)
     committed = begun.committed_units() if begun is not None else set[str]()
     shards = stores[0].shards()
     made_from = f"{stores[1].digest} {weights!r}"

@@ -13,7 +13,8 @@ from typing import Any
 
 from logitstore.codec.codebook_training import train_codebooks
 from logitstore.errors import UnsupportedInputError
-from logitstore.exchange.importing import CODEBOOK_USES, check_no_others
+from logitstore.exchange.importing import CODEBOOK_USES, begun_store, check_no_others
+from logitstore.exchange.merge import require_room_anew
 from logitstore.job_objects import RETOKENIZED_NAME
 from logitstore.manifest import strict_json
 from logitstore.manifest.fields import RETOKENIZED, Manifest, Retokenized, ShardEntry
@@ -23,6 +24,7 @@ from logitstore.retokenize.boundaries import UnwritableTextError, Writer, Writin
 from logitstore.retokenize.mapping import Kept, RowMap
 from logitstore.retokenize.report import Report, report_name, sum_reports
 from logitstore.retokenize.tokenization import NO_ID, Tokenization, equal_ids
+from logitstore.rows.selection import Selection
 from logitstore.store import LogitStore
 from logitstore.tokenizer_objects import files_in, put_tokenizer, stored_tokenizer
 from logitstore.tools.carried_deletions import carry_deletions
@@ -58,6 +60,9 @@ def retokenize_store(
     manifest = _manifest(source, teacher, student, dict(pairs or {}), merge_spans)
     files = _tokenizer_files(Path(student.path))
     kept = stored_tokenizer(source.objects)
+    begun = begun_store(uri, manifest, storage_options)
+    top_k = min(manifest.labels.top_k, source.manifest.labels.top_k)
+    require_room_anew("the mapping", uri, begun, [source], Selection(), top_k)
     target = LogitStore.create(uri, manifest, storage_options=storage_options)
     carry_deletions([source], target)
     licence = "" if kept is None else kept.licence  # the teacher's, from which the labels still are

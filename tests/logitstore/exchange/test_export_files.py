@@ -20,6 +20,7 @@ from logitstore.__main__ import main
 from logitstore.errors import UnsupportedInputError
 from logitstore.exchange.importing import Origin, import_source
 from logitstore.exchange.merge import merge_stores
+from logitstore.exchange.mix import mix_stores
 from logitstore.exchange.tables.arrays import record_batch
 from logitstore.exchange.tables.columns import table_schema
 from logitstore.exchange.tables.export import export_files, export_table
@@ -268,11 +269,13 @@ def test_what_has_no_room_is_refused_before_anything_is_written(
         "the copy": lambda: copy_store(store, Objects(out)),
         "the publication": lambda: publish_store(store, Objects(out), CardSettings()),
         "the merge": lambda: merge_stores([store], str(tmp_path / "merged")),
+        "the mixture": lambda: mix_stores((store, store), str(tmp_path / "mixed")),
     }
     for what, attempt in attempts.items():
         with pytest.raises(UnsupportedInputError, match=f"{what} needs about .* are free; make room") as told:
             attempt()
         assert ("--top-k" in str(told.value)) == (what in ("the export", "the merge"))
+        assert not (tmp_path / "mixed").exists()
     with pytest.raises(UnsupportedInputError, match="are free"):
         export_table(store, tmp_path / "t.parquet", "parquet")
     assert not list(tmp_path.rglob("*.parquet*"))

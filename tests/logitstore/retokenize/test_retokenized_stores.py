@@ -157,3 +157,13 @@ def test_the_tokenizer_that_was_named_is_the_one_that_is_kept(
     target = mapped(labels.store, teacher, str(named), tmp_path / "out")
     assert choose_texts(target, None)[1] == ""
     assert choose_texts(target, None)[0].known
+
+
+def test_a_mapping_without_room_is_refused_before_a_store_is_made(
+    tmp_path: Path, teacher: str, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = label_texts(str(tmp_path / "store"), teacher, TEXTS[:1], top_k=9)
+    monkeypatch.setattr("logitstore.objects.room.free_bytes", lambda _: 10)
+    with pytest.raises(UnsupportedInputError, match=r"the mapping needs about .* 10 are free; make room, or"):
+        mapped(labels.store, teacher, student, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
