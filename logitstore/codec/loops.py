@@ -10,9 +10,11 @@ Shape legend: N label rows, K stored entries, G ranks at once.
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -74,25 +76,29 @@ def use_compiled_loops() -> bool:
 
 @functools.cache
 def compiled_loops() -> Loops | None:
-    """None where numba is not installed (the extra `fast`) or finds no place for what it compiles."""
+    """None where they cannot be had: see `import_compiled`."""
+    compiled = import_compiled("compiled_loops")
+    if compiled is None:
+        return None
+    return Loops(
+        compiled.join, compiled.expand, compiled.look_up, compiled.subtract_gaps, compiled.read_label
+    )
+
+
+def import_compiled(name: str) -> ModuleType | None:
+    """A module of compiled loops of this room; None where numba is not installed (the extra `fast`) or finds
+    no place for what it compiles."""
     try:
-        from logitstore.codec import compiled_loops
+        return importlib.import_module(f"logitstore.codec.{name}")
     except ImportError:
         return None
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         warnings.warn(
-            f"the loops of decoding cannot be compiled, so numpy reads at half the speed ({error}); set "
-            "NUMBA_CACHE_DIR to a folder that can be written",
+            f"the codec's loops cannot be compiled, so numpy reads and writes, at half the speed ({error}); "
+            "set NUMBA_CACHE_DIR to a folder that can be written and has room",
             stacklevel=2,
         )
         return None
-    return Loops(
-        compiled_loops.join,
-        compiled_loops.expand,
-        compiled_loops.look_up,
-        compiled_loops.subtract_gaps,
-        compiled_loops.read_label,
-    )
 
 
 def _join(low: np.ndarray, middle: np.ndarray, high: np.ndarray, out: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from logitstore.codec.bytecodes import split_integers
-from logitstore.codec.loops import NUMPY_LOOPS, loops_for
+from logitstore.codec.loops import NUMPY_LOOPS, import_compiled, loops_for
 from logitstore.codec.values import to_patterns
 
 WRITTEN_AS_READ = 4
@@ -67,8 +67,10 @@ def writing_loops_for(num_entries: int) -> WritingLoops:
 
 @functools.cache
 def compiled_writing() -> WritingLoops:
-    """The compiled form. Raises ImportError without numba."""
-    from logitstore.codec import compiled_writing as compiled
+    """The compiled form, or numpy's where it cannot be had."""
+    compiled = import_compiled("compiled_writing")
+    if compiled is None:
+        return NUMPY_WRITING
 
     def steps(logits_NK: np.ndarray, count_N: np.ndarray, value_kind: str) -> np.ndarray:
         find = compiled.gap_steps if value_kind == "gap_f16" else compiled.logit_steps

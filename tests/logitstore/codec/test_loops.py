@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -18,6 +19,7 @@ from logitstore.codec.bytecodes import NUM_STREAMS, IntegerReader, encode_intege
 from logitstore.codec.codebooks import CodebookSet
 from logitstore.codec.loops import NUMPY_LOOPS, Loops, use_compiled_loops
 from logitstore.codec.streams import Unpacker, pack
+from logitstore.codec.writing_loops import NUMPY_WRITING, compiled_writing
 from logitstore.shard.reader import ShardReader
 from tests.golden.v1.make_golden import FOLDER, golden_sequences
 
@@ -133,6 +135,20 @@ def test_without_numba_reading_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "logitstore.codec.compiled_loops", None)
     monkeypatch.delattr("logitstore.codec.compiled_loops", raising=False)
     assert loops.compiled_loops.__wrapped__() is None
+
+
+def test_a_full_disk_of_machine_code_stops_neither_reading_nor_writing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where numba keeps what it compiled is another disk than the store's, such as a home with a quota."""
+
+    def no_room(name: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loops.importlib, "import_module", no_room)
+    for form, plain in ((loops.compiled_loops, None), (compiled_writing, NUMPY_WRITING)):
+        with pytest.warns(UserWarning, match=r"No space left .*set NUMBA_CACHE_DIR"):
+            assert form.__wrapped__() is plain
 
 
 @pytest.mark.slow
