@@ -42,7 +42,7 @@ from trainer.hf.checks.language_model import check_causal, check_has_head
 from trainer.hf.checks.lengths import length_limit, student_context
 from trainer.hf.checks.optimizer import check_optimizer, check_schedule
 from trainer.hf.checks.packing_check import settle_packing, uses_flash_attention
-from trainer.hf.checks.processes import check_dataset, check_processes
+from trainer.hf.checks.processes import check_dataset, check_launched, check_processes
 from trainer.hf.epochs import next_place
 from trainer.hf.evaluation.evaluating import EvaluationSets, check_types, evaluation_sets
 from trainer.hf.heads import Head, batch_loss, find_head, total_weight
@@ -101,6 +101,7 @@ class OfflineDistillationTrainer(ResumingTrainer):
             store_losses=store_losses,
         )
         check_types(train_dataset, eval_dataset)
+        check_launched(args)
         if isinstance(model, str):
             check_model_name(model, revision=None, setting="model")
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)

@@ -6,6 +6,7 @@ import warnings
 
 import torch
 from accelerate.utils import DistributedType
+from transformers.training_args import ParallelMode
 
 from trainer.batch.collate_settings import CollateSettings
 from trainer.data.dataset import StreamingLogitDataset
@@ -17,6 +18,15 @@ from trainer.loss.loss_settings import LossSettings
 
 DEFAULT_EVAL_BATCH_SIZE = 8
 """transformers' own; whoever leaves it means the dataset's."""
+
+
+def check_launched(args: OfflineDistillationConfig) -> None:
+    """Raises ValueError where one process alone shall shard, before transformers says that it cannot."""
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ValueError(
+            f"fsdp={args.fsdp!r} (in a configuration training.fsdp) shards the student among processes, and "
+            "this is one alone; start several by `torchrun --nproc-per-node N ...`, or leave it out"
+        )
 
 
 def check_processes(args: OfflineDistillationConfig, distributed_type: DistributedType) -> None:
