@@ -21,7 +21,7 @@ import pyarrow as pa
 from logitstore.errors import NOT_THERE
 from logitstore.index.entries import attempts_of
 from logitstore.index.ids.building import id_hashes
-from logitstore.index.ids.id_index import IdIndex
+from logitstore.index.ids.id_index import IdIndex, are_among
 from logitstore.records import LabeledSequence
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Lookup:
         gone = np.array([int(attempt, 16) for attempt in self._deletions.attempts], np.uint64)
         deleted = {
             row: self._deletions.places(f"{int(attempts[row]):016x}")
-            for row in np.flatnonzero(here & np.isin(attempts, gone)).tolist()
+            for row in np.flatnonzero(here & are_among(attempts, gone)).tolist()
         }
         return _SegmentIds(index, starts, table.column("num_sequences").to_numpy(), deleted, place[here])
 
@@ -228,7 +228,7 @@ class _Known:
 
     def find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hashes and numbers of the living sequences with one of the wanted hashes, ascending ones."""
-        loose = np.isin(self.hashes, wanted) & (self.numbers >= 0)
+        loose = are_among(self.hashes, wanted) & (self.numbers >= 0)
         found = [*(index.find(wanted) for index in self.indexes), (self.hashes[loose], self.numbers[loose])]
         return np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
 

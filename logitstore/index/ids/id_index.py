@@ -43,6 +43,11 @@ def ids_name(segment_name: str) -> str:
     return segment_name.removesuffix(".arrow") + "-ids.bin"
 
 
+def are_among(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """bool, which of these uint64 are wanted. By sorting: numpy 2.0.0 fails at its table of such numbers."""
+    return np.isin(values, wanted, kind="sort")
+
+
 def segment_of(name: str) -> str | None:
     """The segment beside which an id index of this name lies; None for another object."""
     match = _NAME.fullmatch(name)
@@ -109,7 +114,7 @@ class IdIndex:
         spans = self._spans(wanted)
         parts = [self._checked(bucket) for bucket in self._buckets(spans)]
         entries = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
-        return entries[np.isin(entries["hash"], hashes)]
+        return entries[are_among(entries["hash"], hashes)]
 
     def check_places(self, entries: np.ndarray, lengths: np.ndarray) -> None:
         """Raises CorruptManifestError for entries beyond the segment's rows or their shards' sequences.
