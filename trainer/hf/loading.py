@@ -11,12 +11,10 @@ from safetensors import SafetensorError
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
 
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError, EOFError)
-"""What `from_pretrained` raises at a model that is not there, not whole or not known."""
-
 
 def not_loaded(error: Exception, what: str, remedy: str) -> ConfigError:
-    """The error to raise for one of `LOAD_ERRORS`; `what` names setting and model.
+    """The error to raise for one of `from_pretrained`, which may be of any kind for whatever stands in a
+    model's files; `what` names setting and model.
 
     Raises the error itself where it says nothing of the model's files.
     """
@@ -30,10 +28,15 @@ def not_loaded(error: Exception, what: str, remedy: str) -> ConfigError:
             f"{what} has a *.bin file that is no whole one of weights; fetch the model again, or give a "
             "folder with its weights as safetensors"
         )
-    if not isinstance(error, RuntimeError):
+    if isinstance(error, OSError | ValueError | SafetensorError):
         return ConfigError(f"{what}: no model there ({first_line(error)}); {remedy}")
-    if "ignore_mismatched_sizes" not in str(error):
+    if isinstance(error, RuntimeError | MemoryError) and "ignore_mismatched_sizes" not in str(error):
         raise error
+    if not isinstance(error, RuntimeError):
+        return ConfigError(
+            f"{what}: its files cannot be read ({first_line(error)}); correct its config.json, or upgrade "
+            "transformers where the model is newer than it is"
+        )
     return ConfigError(
         f"{what} has weights of other sizes than its config.json says, as the table above shows; fetch the "
         "model again, or correct the file"

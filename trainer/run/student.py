@@ -14,7 +14,7 @@ from logitstore.models.folder import refuse_no_tokens
 from logitstore.objects.opening import Objects
 from logitstore.tokenizer_objects import unpacked_tokenizer
 from trainer.hf.checks.adapters import check_mergeable
-from trainer.hf.loading import LOAD_ERRORS, not_loaded, refuse_fresh_weights
+from trainer.hf.loading import not_loaded, refuse_fresh_weights
 from trainer.hf.quantize import WeightQuantization
 from trainer.hf.student import with_adapters
 from trainer.run.settings.data import StoreSource
@@ -42,7 +42,7 @@ def load_tokenizer(config: StudentConfig, stores: Sequence[StoreSource]) -> PreT
     check_names(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of any kind, for whatever stands in its files
         raise ConfigError(
             f"student.tokenizer = {name!r}: no tokenizer there ({first_line(error)}); "
             "give the teacher's Hugging Face id or a folder that holds tokenizer.json"
@@ -139,7 +139,7 @@ def _load(name: str, config: StudentConfig, dtype: torch.dtype) -> PreTrainedMod
             output_loading_info=True,
             **in_4_bits,
         )
-    except LOAD_ERRORS as error:
+    except Exception as error:
         if config.attn_implementation is not None and "ttention" in str(error):
             raise  # the model is there
         raise not_loaded(

@@ -40,6 +40,14 @@ def is_of_another_size(folder: Path) -> None:
     changed_config(folder, intermediate_size=24)
 
 
+def has_a_null(folder: Path) -> None:
+    changed_config(folder, max_position_embeddings=None)
+
+
+def has_a_list_of_layers(folder: Path) -> None:
+    changed_config(folder, num_hidden_layers=[2])
+
+
 def is_cut(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
@@ -62,6 +70,8 @@ def has_own_code(folder: Path) -> None:
         (lacks_head, "lacks 1 of its weights, such as 'lm_head.weight', which would start at random"),
         (is_of_another_size, "weights of other sizes than its config.json says"),
         (is_cut, "no model there"),
+        (has_a_null, "its files cannot be read (Validation error for field"),
+        (has_a_list_of_layers, "its files cannot be read (Validation error for field"),
         (is_pickled_in_part, "no whole one of weights"),
         (has_own_code, "student.trust_remote_code = true"),
     ],

@@ -20,7 +20,7 @@ from logitstore.models.folder import check_loadable, refuse_no_tokens
 from logitstore.models.hub import check_model_name
 from trainer.errors import NotFiniteError
 from trainer.hf.checks.lengths import student_context
-from trainer.hf.loading import LOAD_ERRORS, not_loaded, refuse_fresh_weights
+from trainer.hf.loading import not_loaded, refuse_fresh_weights
 from trainer.parity.models.answer_book import AnswerBook, key_of
 from trainer.parity.models.generation import greedy_answers, take_ends
 from trainer.parity.models.identity import identity_of
@@ -50,7 +50,7 @@ class AnsweringModel:
         self._model: Any = None
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of any kind, for whatever stands in its files
             raise ConfigError(
                 f"{self._what}: no tokenizer there ({first_line(error)}); give a Hugging Face id or a "
                 "folder that holds model and tokenizer"
@@ -134,7 +134,7 @@ class AnsweringModel:
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     self.name, dtype="auto", output_loading_info=True
                 )
-            except LOAD_ERRORS as error:
+            except Exception as error:
                 remedy = "give a Hugging Face id or a folder that holds config.json and weights"
                 raise not_loaded(error, self._what, remedy) from error
             model, loading = loaded
