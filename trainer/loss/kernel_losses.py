@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from trainer.errors import TrainingWarning
 from trainer.loss.chunk_losses import (
     ChunkLosses,
     Slopes,
@@ -75,7 +76,9 @@ def _kernels_work(device: torch.device) -> bool:
     reason = _why_not(device)
     if reason is not None:
         warnings.warn(
-            f"the loss does without its Triton kernels on {device}, which is slower: {reason}", stacklevel=2
+            f"the loss does without its Triton kernels on {device}, which is slower: {reason}",
+            TrainingWarning,
+            stacklevel=2,
         )
     return reason is None
 
