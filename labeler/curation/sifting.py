@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from labeler.curation.settings import DecontaminateSettings, DedupeSettings
-from labeler.curation.sift import Sieve, SiftReport, sift
+from labeler.curation.sift import Sieve, SiftPaths, SiftReport, sift
+from logitstore.common.whole_file import refuse_input
 from logitstore.contamination.evaluation_sets import near_texts, read_evaluation_sets
 from logitstore.contamination.near import EMBEDDING, Method, NearTexts
 from logitstore.contamination.prompt_texts import PromptText, Unreadable, read_prompts
@@ -45,6 +46,7 @@ def dedupe(
     source: Source, out: Path, settings: DedupeSettings, *, restart: bool = False, show: Show = lambda _: None
 ) -> SiftReport:
     """Write to `out` the records of `source` that are near none before them. See `sift`."""
+    _refuse_inputs(out, [source.uri])
     methods = [_near_texts(way, jaccard=settings.jaccard, cosine=settings.cosine) for way in settings.by]
     return sift(
         source.prompts(),
@@ -69,6 +71,7 @@ def decontaminate(
     Raises:
         UnsupportedInputError: an evaluation set cannot be read whole.
     """
+    _refuse_inputs(out, [source.uri, *settings.against])
     partners = read_evaluation_sets(settings.against, settings.against_field, source.storage_options)
     digests = [content_fingerprint(uri, source.storage_options) for uri in settings.against]
     methods = [near_texts(way, cosine=settings.cosine, words=settings.words) for way in settings.by]
@@ -80,6 +83,14 @@ def decontaminate(
         restart=restart,
         show=show,
     )
+
+
+def _refuse_inputs(out: Path, uris: Sequence[str]) -> None:
+    """Raises UnsupportedInputError where a file that is read would be replaced, also by --restart."""
+    here = [path.removeprefix("file://") for uri in filter(is_local_uri, uris) for path, _ in list_files(uri)]
+    paths = SiftPaths(out)
+    for path in (paths.kept, paths.dropped, paths.report):
+        refuse_input(path, here)
 
 
 def _whole(source: Source, settings: Mapping[str, Any]) -> dict[str, Any]:

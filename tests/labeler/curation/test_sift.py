@@ -365,3 +365,25 @@ def test_a_part_that_lost_its_end_is_not_filled_up(
     assert "bytes which it was counted to have" in capsys.readouterr().err
     assert main([*command, "--restart"]) == 0
     assert len(read(tmp_path / "out.jsonl")) == len(QUESTIONS)
+
+
+@pytest.mark.parametrize("out", ["in.jsonl", "in.dropped.jsonl"])
+def test_no_file_that_is_read_is_replaced_not_even_when_begun_anew(tmp_path, capsys, out):
+    """The advice was to give --restart, which replaced the prompts by those of them that were kept."""
+    lines = "".join(json.dumps({"prompt": "What is the sum of two and two?"}) + "\n" for _ in range(3))
+    (tmp_path / out).write_text(lines)
+    for command in (
+        ["dedupe", "--by", "minhash"],
+        ["decontaminate", "--by", "ngram", "--against", str(tmp_path / out)],
+    ):
+        arguments = [
+            command[0],
+            str(tmp_path / out),
+            *command[1:],
+            "--out",
+            str(tmp_path / "in.jsonl"),
+            "--restart",
+        ]
+        assert main(arguments) == 2
+        assert "is a file of the input, which would be replaced" in capsys.readouterr().err
+    assert (tmp_path / out).read_text() == lines
