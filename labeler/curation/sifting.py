@@ -46,8 +46,8 @@ def dedupe(
     source: Source, out: Path, settings: DedupeSettings, *, restart: bool = False, show: Show = lambda _: None
 ) -> SiftReport:
     """Write to `out` the records of `source` that are near none before them. See `sift`."""
-    _refuse_inputs(out, [source.uri])
     methods = [_near_texts(way, jaccard=settings.jaccard, cosine=settings.cosine) for way in settings.by]
+    _refuse_inputs(out, [source.uri])
     return sift(
         source.prompts(),
         Sieve(methods, among_themselves=True),
@@ -71,10 +71,10 @@ def decontaminate(
     Raises:
         UnsupportedInputError: an evaluation set cannot be read whole.
     """
-    _refuse_inputs(out, [source.uri, *settings.against])
     partners = read_evaluation_sets(settings.against, settings.against_field, source.storage_options)
     digests = [content_fingerprint(uri, source.storage_options) for uri in settings.against]
     methods = [near_texts(way, cosine=settings.cosine, words=settings.words) for way in settings.by]
+    _refuse_inputs(out, [source.uri, *settings.against])
     return sift(
         source.prompts(),
         Sieve(methods, partners),

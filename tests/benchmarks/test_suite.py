@@ -56,7 +56,7 @@ def test_a_part_that_fails_loses_nothing_of_the_others(
     assert main([*arguments, *missing]) == 1
     said = capfd.readouterr().err
     assert "FAILED: storage; their older results, if any, stand" in said
-    assert "missing.npz is not an npz file" in said
+    assert "missing.npz is no file; give the npz file of a capture" in said
     assert load(tmp_path / "storage.json") == before
     page = (tmp_path / "RESULTS.md").read_text()
     assert "Failed in the last run, so missing or older than the rest: storage." in page

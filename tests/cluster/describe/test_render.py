@@ -167,10 +167,10 @@ def test_commands_in_a_rendered_file_can_be_typed_as_they_stand() -> None:
     ]
     for kind, command in said:
         assert command in comments(render(two_kinds(), kind, None, job_file="job.toml"))
-    entrypoint = kuberay.ray_job(two_kinds(python="/opt/my python"), a_job(), "0a1b2c")[1]["spec"][
+    entrypoint = kuberay.ray_job(two_kinds(python="/opt/my env/bin/python"), a_job(), "0a1b2c")[1]["spec"][
         "entrypoint"
     ]
-    assert entrypoint == "'/opt/my python' -P -m labeler run /etc/penumbra/job.json"
+    assert entrypoint == "'/opt/my env/bin/python' -P -m labeler run /etc/penumbra/job.json"
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
