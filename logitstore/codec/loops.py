@@ -18,6 +18,8 @@ from types import ModuleType
 
 import numpy as np
 
+from logitstore.common.store_warning import StoreWarning
+
 WIDE_CLASS = 224
 """First class with two low bytes (bytecodes.py)."""
 LOAD_AFTER_ENTRIES = 1 << 26
@@ -96,6 +98,7 @@ def import_compiled(name: str) -> ModuleType | None:
         warnings.warn(
             f"the codec's loops cannot be compiled, so numpy reads and writes, at half the speed ({error}); "
             "set NUMBA_CACHE_DIR to a folder that can be written and has room",
+            StoreWarning,
             stacklevel=2,
         )
         return None

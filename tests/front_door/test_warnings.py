@@ -3,20 +3,25 @@
 import ast
 from pathlib import Path
 
+import pytest
+
+import cluster
+import labeler
+import logitstore
 import trainer
 
 OF_COMMANDS = ("TrainingWarning", "StoreWarning")
 
 
-def test_every_warning_is_of_a_kind_that_commands_show_as_a_line():
-    root = Path(trainer.__file__).parent
+@pytest.mark.parametrize("package", [logitstore, labeler, trainer, cluster], ids=lambda one: one.__name__)
+def test_every_warning_is_of_a_kind_that_commands_show_as_a_line(package):
     calls = [
         (path, call)
-        for path in root.rglob("*.py")
+        for path in Path(package.__file__).parent.rglob("*.py")
         for call in ast.walk(ast.parse(path.read_text()))
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "warnings.warn"
     ]
-    assert len(calls) > 10
+    assert calls or package in (labeler, cluster), "the calls are not found"
     others = [
         f"{path}:{call.lineno}"
         for path, call in calls
