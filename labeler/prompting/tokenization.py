@@ -18,7 +18,7 @@ from labeler.prompting.byte_tokenizer import ByteTokenizer
 from labeler.teacher.response_ends import ResponseEnds, named_in_files, union_of_ends
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
-from logitstore.inputs.chat_templates import PROGRAM_ERRORS
+from logitstore.inputs.chat_templates import template_errors
 from logitstore.manifest.fields import TokenizerInfo
 from logitstore.manifest.tokenizer_identity import tokenizer_fingerprint
 from logitstore.models.folder import json_object, refuse_no_tokens
@@ -145,7 +145,7 @@ class HuggingFaceTokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def render_chat(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError, TemplateSyntaxError
+        from jinja2 import TemplateSyntaxError
 
         try:
             text = self._tokenizer.apply_chat_template(
@@ -162,7 +162,7 @@ class HuggingFaceTokenizer:
                 f"the chat template is no valid Jinja (line {error.lineno}: {error.message}); correct it, or "
                 "set input.chat_template to another one"
             ) from None
-        except (TemplateError, *PROGRAM_ERRORS) as error:
+        except template_errors() as error:
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from None
         return str(text)
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from logitstore.errors import UnsupportedInputError
-from logitstore.inputs.chat_templates import PROGRAM_ERRORS
+from logitstore.inputs.chat_templates import template_errors
 
 Message = dict[str, str]
 Render = Callable[[Sequence[Mapping[str, str]], bool], str]
@@ -119,7 +119,7 @@ def renderer(template: str, special_tokens: Mapping[str, str], variables: Mappin
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    refused = (TemplateError, *PROGRAM_ERRORS)
+    refused = template_errors()
     try:
         compiled = environment.from_string(_GENERATION.sub("", template))
     except refused as error:

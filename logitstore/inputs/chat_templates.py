@@ -7,16 +7,25 @@ from typing import Any
 
 REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 """Names of the same in a message: templates read one of them, gpt-oss's "thinking"."""
-PROGRAM_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a template raises beside jinja2's TemplateError: it is a program, and may be anybody's."""
+
+
+def template_errors() -> tuple[type[Exception], ...]:
+    """What rendering raises where a template refuses messages; loads jinja2, which a store does not need.
+
+    Beside jinja2's own: a template is a program, and may be anybody's.
+    """
+    from jinja2 import TemplateError
+
+    return (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    )
 
 
 def with_all_reasoning_names(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -216,8 +216,13 @@ def test_a_message_that_a_longer_conversation_loses_is_named(tmp_path):
     losing = TEMPLATE.replace(
         "{{ m.content }}", "{% if not (loop.first and messages | length > 2) %}{{ m.content }}{% endif %}"
     )
-    with pytest.raises(ConfigError, match="does not read 'content' of message 1, of 'user'"):
-        written(tmp_path, {"messages": [USER, ANSWER, USER, ANSWER]}, "messages", losing)
+    first, long = {"role": "user", "content": "d"}, [USER, ANSWER]
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"messages": one}) + "\n" for one in (long, [first, ANSWER, *long]))
+    )
+    source = TextSource(uri=str(tmp_path / "in.jsonl"), kind="messages")
+    with pytest.raises(ConfigError, match=r"record 2.*does not read 'content' of message 1, of 'user'"):
+        text_store(source, tokenizer(losing), tmp_path / "texts", vocab_size=8)
 
 
 def test_a_template_that_divides_by_zero_refuses_the_record_and_one_that_is_none_the_run(tmp_path):

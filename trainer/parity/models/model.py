@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
+from logitstore.inputs.chat_templates import template_errors
 from logitstore.models.folder import check_loadable, refuse_no_tokens
 from logitstore.models.hub import check_model_name
 from trainer.errors import NotFiniteError
@@ -25,7 +26,6 @@ from trainer.parity.models.answer_book import AnswerBook, key_of
 from trainer.parity.models.generation import greedy_answers, take_ends
 from trainer.parity.models.identity import identity_of
 from trainer.parity.records import Answer, Request
-from trainer.run.reading.text_template import template_errors
 
 Tell = Callable[[int, int], None]
 """(answered, of how many)"""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore.common.config_file import ConfigError
 from logitstore.common.terminal import first_line
-from logitstore.inputs.chat_templates import PROGRAM_ERRORS, REASONING_NAMES, with_all_reasoning_names
+from logitstore.inputs.chat_templates import REASONING_NAMES, template_errors, with_all_reasoning_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 SAID = ("content", "tool_calls", *REASONING_NAMES)
 """Keys of a message that hold what its author said."""
 OTHER_CONTENT = "penumbra other content"
-
-
-def template_errors() -> tuple[type[Exception], ...]:
-    """What rendering raises where a template refuses messages, or takes for text what is none."""
-    from jinja2 import TemplateError
-
-    return (TemplateError, *PROGRAM_ERRORS)
 
 
 class TemplateRefusesError(ValueError):
@@ -56,14 +49,18 @@ class TextTemplate:
         return whole, len(begun)
 
     def _ids(self, messages: Sequence[Any], tools: Any, *, begins_answer: bool = False) -> list[int]:
+        return list(self._applied(messages, tools, begins_answer=begins_answer, tokenize=True))
+
+    def _applied(self, messages: Sequence[Any], tools: Any, *, begins_answer: bool, tokenize: bool) -> Any:
+        """Token ids or text."""
         from jinja2 import TemplateSyntaxError
 
         try:
-            found: Any = self._tokenizer.apply_chat_template(
+            return self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=tools,
                 add_generation_prompt=begins_answer,
-                tokenize=True,
+                tokenize=tokenize,
                 return_dict=False,
             )
         except TemplateSyntaxError as error:
@@ -76,14 +73,13 @@ class TextTemplate:
                 f"the chat template refuses the messages ({first_line(error)}); correct the record, or use "
                 "kind = 'text' with it written out"
             ) from error
-        return list(found)
 
     def _check_read(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> None:
         """Raises TemplateRefusesError for what is said and makes no difference to the text."""
+        text = self._text(messages, tools) or ""
         for place, message in enumerate(messages):
             for key in SAID:
-                known = (message["role"], key)
-                if not message.get(key) or known in self._read:
+                if not message.get(key) or self._is_known(message, key, text):
                     continue
                 if not self._reads(messages, place, key, tools):
                     raise TemplateRefusesError(
@@ -91,12 +87,19 @@ class TextTemplate:
                         f"{message['role']!r}, so it would be lost; leave it out of the record, or use "
                         "kind = 'text' with it written out"
                     )
-                self._read.add(known)
-        if tools and self._text(messages, None) == self._text(messages, tools):
+                self._read.add((message["role"], key))
+        if tools and self._text(messages, None) == text:
             raise TemplateRefusesError(
                 "the chat template does not read the record's tools; leave them out of the record, or use "
                 "kind = 'text' with them written out"
             )
+
+    def _is_known(self, message: Mapping[str, Any], key: str, text: str) -> bool:
+        """Whether the template reads such a key; of a content, which it may leave out by place, also here."""
+        if (message["role"], key) not in self._read:
+            return False
+        content = message["content"] if key == "content" else None
+        return not isinstance(content, str) or content.strip() in text
 
     def _reads(self, messages: Sequence[Mapping[str, Any]], place: int, key: str, tools: Any) -> bool:
         message = messages[place]
@@ -112,9 +115,9 @@ class TextTemplate:
             for end in ((len(messages), place + 1) if key in names else (len(messages),))
         )
 
-    def _text(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> list[int] | None:
+    def _text(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> str | None:
         """None where the template refuses them: it reads what is missing."""
         try:
-            return self._ids(messages, tools)
+            return self._applied(messages, tools, begins_answer=False, tokenize=False)
         except TemplateRefusesError:
             return None
