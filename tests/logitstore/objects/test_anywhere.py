@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,14 +12,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow.parquet as pq
 import pytest
-from fsspec import AbstractFileSystem
-from fsspec.registry import _registry
 
 from benchmarks.servers.serving import serving
 from benchmarks.servers.web import WebHabits, run_web_server
 from logitstore.__main__ import main
 from logitstore.common.store_warning import StoreWarning
-from logitstore.errors import AccessRefusedError, ObjectStoreError, StoreNotFoundError, UnsupportedInputError
+from logitstore.errors import AccessRefusedError, ObjectStoreError
 from logitstore.exchange.npz.reading import read_npz
 from logitstore.objects import ranged_file
 from logitstore.objects.opening import Objects
@@ -226,19 +223,6 @@ def test_a_file_system_gets_the_host_of_its_url(store: LogitStore) -> None:
         assert verify_store(copy).errors == []
 
 
-@pytest.mark.parametrize(
-    ("url", "what"), [("s3://", "bucket"), ("s3:///x", "bucket"), ("http:///x", "server")]
-)
-def test_a_url_without_a_host_is_refused_in_words(url: str, what: str) -> None:
-    with pytest.raises(UnsupportedInputError, match=f"names no {what}; write it after"):
-        LogitStore.open(url)
-
-
-def test_a_fragment_is_refused_in_words() -> None:
-    with pytest.raises(UnsupportedInputError, match="has a fragment, '#part', which no server is sent"):
-        LogitStore.open("https://example.org/labels#part")
-
-
 def test_a_place_without_index_that_refuses_to_be_listed_is_no_empty_store(tmp_path: Path) -> None:
     store = LogitStore.create(tmp_path / "store", make_manifest())
     Path(store.uri, "index.json").unlink()
@@ -294,42 +278,6 @@ def test_a_key_that_may_get_and_not_list(store: LogitStore) -> None:
             LogitStore.open("s3://b/nothing", storage_options=server.storage_options)
 
 
-@pytest.mark.parametrize(
-    ("uri", "package", "says"),
-    [
-        ("gs://bucket/store", "gcsfs", "pip install gcsfs"),
-        ("az://container/store", "adlfs", "pip install adlfs"),
-        ("hf://datasets/a/b", "huggingface_hub", "pip install huggingface_hub"),
-        ("s3://bucket/store", "s3fs", "pip install s3fs"),
-    ],
-)
-def test_a_missing_package_is_named(uri: str, package: str, says: str, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(_registry, uri.partition(":")[0], raising=False)
-    assert main(["inspect", uri]) == 2  # as any command that lacks a package: nothing was asked of a server
-    said = capsys.readouterr().err
-    assert says in said
-    assert "retries" not in said
-
-
-@pytest.mark.parametrize(
-    ("uri", "says"), [("r2://b/store", "s3://b/store"), ("htps://h/store", "did you mean 'https'")]
-)
-def test_an_unknown_scheme_says_what_to_write(uri: str, says: str) -> None:
-    with pytest.raises(UnsupportedInputError, match=says), contextlib.suppress(StoreNotFoundError):
-        LogitStore.open(uri)
-
-
-@pytest.mark.parametrize("uri", ["foo://x", "s3://key:word@bucket/store"])
-@pytest.mark.parametrize("command", [("inspect",), ("verify",), ("cat",), ("copy", "OUT")])
-def test_an_address_that_is_none_is_wrong_usage(
-    uri: str, command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = [str(tmp_path / "out") for _ in command[1:]]
-    assert main([command[0], uri, *more]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
 @pytest.mark.slow
 def test_each_address_may_have_its_own_options(store: LogitStore, tmp_path: Path) -> None:
     """They were no file of options where the target's were given: a defect, by the command's own words."""
@@ -380,19 +328,6 @@ def test_a_web_server_that_takes_nothing_says_so(
             assert "write to the folder that it serves" in said
         assert main(["merge", store.uri, "--out", place]) == 2
         assert "write to a folder of this machine" in capsys.readouterr().err
-
-
-class _NeedsAServer(AbstractFileSystem):
-    def __init__(self, base_url: str) -> None:
-        super().__init__(base_url=base_url)
-
-
-def test_options_that_a_file_system_needs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_registry, "webdav", _NeedsAServer)
-    with pytest.raises(UnsupportedInputError, match=r"'base_url'.*--storage-options FILE with .\"base_url"):
-        Objects("webdav://store")
-    with pytest.raises(UnsupportedInputError, match="unexpected keyword argument 'base_uri'"):
-        Objects("webdav://store", {"base_uri": "https://h"})
 
 
 def test_a_shard_that_is_gone_where_nothing_is_listed_is_one_problem(store: LogitStore) -> None:
