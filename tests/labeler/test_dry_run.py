@@ -217,3 +217,7 @@ def test_settings_that_change_nothing_where_the_teacher_writes_nothing_are_named
     assert "without effect: sampling.max_tokens, filters.min_tokens; labels.mode" in capsys.readouterr().out
     assert main(["run", *arguments, "--set", "labels.mode=generate"]) == 0
     assert "without effect" not in capsys.readouterr().out
+    # And a run says so before anything else, to --quiet too.
+    gone = ["--set", f"input.uri='{tmp_path}/gone.jsonl'", "--set", "input.kind=prompt_response", "--quiet"]
+    assert main(["run", *arguments[1:], *gone]) == 2
+    assert capsys.readouterr().err.startswith("without effect: sampling.max_tokens, filters.min_tokens; ")

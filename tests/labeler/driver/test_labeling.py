@@ -197,6 +197,23 @@ def test_why_an_engine_did_not_start_is_said_before_it_is_tried_again(tmp_path: 
     assert list(driver.tally.causes) == ["start_failed: worker-0.0: ValueError: no such attention"]
 
 
+def test_the_cause_of_each_failure_is_said_when_it_happens(
+    tmp_path: Path, description: TeacherDescription
+) -> None:
+    """Where lines and no live picture are shown there was but a count until the end of the job."""
+    driver = Driver(
+        tmp_path,
+        [WorkerReady("worker-0.0", description, 1.0)],
+        [LeaseFailed("worker-0.0", 0, "OSError: disk full")],
+        [WorkerDied("worker-0.0", "its node has died", engine=False, culprits=())],
+    )
+    driver.run()
+    assert driver.said[-2:] == [
+        "a unit failed on worker-0.0: OSError: disk full",
+        "worker-0.0 is lost and what it held is labeled anew: its node has died",
+    ]
+
+
 def test_a_job_ends_with_the_reason_once_every_replica_is_given_up(tmp_path: Path) -> None:
     given_up: list[PoolEvent] = [
         ReplicaGivenUp("worker-0.0", "no such model"),
